@@ -1,0 +1,31 @@
+"""Foreign wire forms <-> our records, pure; one file for each form."""
+
+from __future__ import annotations
+
+import re
+
+_PATH = re.compile(r" - at `(key in )?\$(.*)`$")
+_QUOTED = re.compile(r"'([^']{40})[^']*'")
+
+
+def explain(error: str) -> str:
+    """
+    A decoder's message with the field first: ``span 3: prompt_tokens: Expected `int`, got `str```.
+
+    Values quoted in it are cut to 40 characters: an error text must not carry what redaction would take out.
+    """
+    message = _QUOTED.sub(r"'\1…'", error)
+    match = _PATH.search(message)
+    if match is None:
+        return message
+    key, path = match.groups()
+    reason = message[: match.start()]
+    where = []
+    index = re.match(r"\[(\d+)\]", path)
+    if index is not None:
+        where.append(f"span {index[1]}")
+        path = path[index.end() :]
+    field = path.lstrip(".").replace("[...]", "")
+    if field:
+        where.append(f"a key of {field}" if key else field)
+    return ": ".join([*where, reason])

@@ -1,0 +1,203 @@
+"""The MIST span and its envelope (SPEC A.2, A.3): what Go tools post to ``/mist``."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+
+from tokentrace.dialect import explain
+from tokentrace.dialect.docs import score_of
+from tokentrace.errors import Rejected, shorten
+from tokentrace.records import KINDS, Span, check_span
+from tokentrace.records.span import MAX_INSTANT_NS, MAX_LATENCY_NS, MIN_INSTANT_NS, is_id
+from tokentrace.units import is_number, ms_to_ns, ns_to_ms, nusd_to_usd, usd_to_nusd
+
+TYPE = "trace.span"
+_MAPPED = ("model", "provider", "tokens_in", "tokens_out", "cost_usd", "error", "caller", "ttft_ms", "type")
+
+
+class Message(msgspec.Struct, kw_only=True):
+    """
+    The envelope of every MIST message; unknown keys are passed over, as the Go tools do.
+
+    Attributes:
+        checksum: CRC32-IEEE of the raw payload bytes; 0 = do not check.
+    """
+
+    version: str = ""
+    id: str = ""
+    source: str = ""
+    type: str = ""
+    timestamp_ns: int = 0
+    payload: msgspec.Raw = msgspec.Raw(b"null")
+    checksum: int | None = 0
+
+
+class TraceSpan(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A MIST span; end_ns 0 = not ended."""
+
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str = ""
+    operation: str = ""
+    start_ns: int = 0
+    end_ns: int = 0
+    status: str = ""
+    attrs: dict[str, Any] | None = None
+
+
+_message = msgspec.json.Decoder(Message)
+_payload = msgspec.json.Decoder(TraceSpan)
+
+
+def decode_message(body: bytes) -> Span:
+    """
+    The span of one MIST message.
+
+    Raises:
+        Rejected: In the words of the Go handler: ``invalid message: …``, ``expected type trace.span, got …``,
+            ``invalid span payload: …``.
+    """
+    try:
+        message = _message.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        raise Rejected(f"invalid message: {explain(str(exc))}") from exc
+    if message.type != TYPE:
+        raise Rejected(f"expected type {TYPE}, got {shorten(message.type)}")
+    if message.version not in ("", "1"):
+        raise Rejected(f"invalid message: version {shorten(message.version)!r} is not supported, only '1' is")
+    payload = bytes(message.payload)
+    if message.checksum and zlib.crc32(payload) != message.checksum:
+        raise Rejected("invalid message: checksum does not match the payload")
+    try:
+        foreign = _payload.decode(payload)
+        span = parse_span(foreign, message.source)
+        check_span(span)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, Rejected) as exc:
+        raise Rejected(f"invalid span payload: {explain(str(exc))}") from exc
+    return span
+
+
+def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
+    """
+    Our record of a MIST span (SPEC A.8).
+
+    Ids that could forge a log line are dropped, so that ingest makes new ones. Instants outside 2000-2100, as from a
+    tool whose clock starts at zero, keep their duration and count from arrival.
+    """
+    attrs = dict(foreign.attrs or {})
+    if "" in attrs:
+        raise Rejected("attrs: a key is empty")
+    operation = foreign.operation
+    if operation.startswith("matchspec.") or envelope_source == "matchspec":
+        _map_matchspec(attrs)
+    has_model = bool(_text(attrs, "model")) or is_number(attrs.get("tokens_in")) or is_number(attrs.get("tokens_out"))
+    kind = attrs.get("type")
+    if kind not in KINDS:
+        kind = "llm" if has_model or operation == "infermux.infer" else "custom"
+    prompt, completion = _count(attrs, "tokens_in"), _count(attrs, "tokens_out")
+    cost = attrs.get("cost_usd")
+    latency = max(foreign.end_ns - foreign.start_ns, 0) if foreign.end_ns else 0
+    if latency > MAX_LATENCY_NS:
+        raise Rejected("end_ns: over 30 days after start_ns")
+    known_time = MIN_INSTANT_NS <= foreign.start_ns <= MAX_INSTANT_NS and foreign.end_ns <= MAX_INSTANT_NS
+    ttft = attrs.get("ttft_ms")
+    fields: dict[str, Any] = {
+        "trace_id": foreign.trace_id if is_id(foreign.trace_id) else "",
+        "span_id": foreign.span_id if is_id(foreign.span_id) else "",
+        "parent_span_id": foreign.parent_id if is_id(foreign.parent_id) else None,
+        "name": operation,
+        "kind": kind,
+        "caller": _text(attrs, "caller") or envelope_source,
+        "model": _text(attrs, "model") or "",
+        "provider": _text(attrs, "provider") or "",
+        "status": _status(foreign.status, attrs),
+        "started_ns": foreign.start_ns if known_time else 0,
+        "ended_ns": max(foreign.end_ns, foreign.start_ns) if known_time and foreign.end_ns else 0,
+        "latency_ns": latency,
+        "ttft_ns": ms_to_ns(ttft) if is_number(ttft) and ttft > 0 else 0,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "cost_nusd": usd_to_nusd(cost) if is_number(cost) else None,
+        "error": _text(attrs, "error") or "",
+        "session_id": _text(attrs, "session_id"),
+        "user_id": _text(attrs, "user_id"),
+        "score": score_of(attrs),
+        "attributes": {key: value for key, value in attrs.items() if not _is_mapped(key, value)},
+        "source": "mist",
+    }
+    try:
+        return msgspec.convert(fields, Span)
+    except msgspec.ValidationError as exc:
+        raise Rejected(explain(str(exc))) from exc
+
+
+def _map_matchspec(attrs: dict[str, Any]) -> None:
+    score = attrs.get("score")
+    if "eval.score" not in attrs and is_number(score) and 0 <= score <= 1:
+        attrs["eval.score"] = attrs.pop("score")
+    if "eval.suite" not in attrs and isinstance(attrs.get("suite"), str):
+        attrs["eval.suite"] = attrs.pop("suite")
+
+
+def _status(status: str, attrs: dict[str, Any]) -> str:
+    if status == "timeout" or attrs.get("timeout") is True:
+        return "timeout"
+    if status in ("", "ok"):
+        return "ok"
+    if status != "error":
+        attrs["mist.status"] = status
+    return "error"
+
+
+def _count(attrs: dict[str, Any], key: str) -> int:
+    """Only JSON numbers count; a fraction is cut off, as Go does."""
+    value = attrs.get(key)
+    return int(value) if is_number(value) else 0
+
+
+def _text(attrs: dict[str, Any], key: str) -> str | None:
+    value = attrs.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _is_mapped(key: str, value: Any) -> bool:
+    """True when *key* has become a field of the span; a value of a foreign type stays an attribute."""
+    if key not in _MAPPED:
+        return False
+    if key in ("tokens_in", "tokens_out", "cost_usd", "ttft_ms"):
+        return is_number(value)
+    return isinstance(value, str) and (key != "type" or value in KINDS)
+
+
+def render_span(span: Span) -> dict[str, Any]:
+    """*span* as MTTP JSON: nanoseconds, everything else among the attrs."""
+    attrs: dict[str, Any] = dict(span.attributes)
+    fields: dict[str, Any] = {
+        "model": span.model,
+        "provider": span.provider,
+        "tokens_in": span.prompt_tokens,
+        "tokens_out": span.completion_tokens,
+        "cost_usd": nusd_to_usd(span.cost_nusd) if span.cost_nusd else None,
+        "error": span.error,
+        "caller": span.caller,
+        "ttft_ms": ns_to_ms(span.ttft_ns),
+    }
+    attrs.update((key, value) for key, value in fields.items() if value)
+    if span.kind not in ("llm", "custom"):
+        attrs["type"] = span.kind
+    status = attrs.pop("mist.status", span.status)
+    shown = {
+        "trace_id": span.trace_id,
+        "span_id": span.span_id,
+        "parent_id": span.parent_span_id,
+        "operation": span.name,
+        "start_ns": span.started_ns,
+        "end_ns": span.ended_ns,
+        "status": status,
+        "attrs": attrs,
+    }
+    return {key: value for key, value in shown.items() if value or key not in ("parent_id", "attrs")}

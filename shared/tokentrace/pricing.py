@@ -1,0 +1,318 @@
+"""
+Tokens to money: rates from the bundled ``genai-prices`` tables, overrides from configuration, exact integers throughout.
+
+``genai_prices.calc_price`` takes tens of microseconds a call, so each model's rates become integer vectors once; a
+span's cost is one exact sum rounded once, half to even. ``calc_price`` stays the oracle of the property tests and
+prices the rare span with a ``usage`` map itself. Nothing here ever opens a network connection.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from bisect import bisect_left
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from genai_prices import Usage
+from genai_prices import __version__ as PRICES_VERSION
+from genai_prices.data_snapshot import DataSnapshot
+from genai_prices.decompose import is_descendant_or_self
+from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, Provider, TieredPrices
+from genai_prices.units import UnitDef, UnitRegistry
+
+from tokentrace.records import Span, event_time
+from tokentrace.records.span import MAX_COST_NUSD
+from tokentrace.units import NUSD_PER_USD, SECOND
+
+#: The units a span carries as fields of its own, in the order of a rate vector.
+FIELD_UNITS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "output_reasoning_tokens",
+)
+_MAX_PLANS = 10_000
+
+
+@dataclass(frozen=True)
+class Rate:
+    """
+    A price from configuration, in USD per million tokens.
+
+    Attributes:
+        cache_read_per_1m: For cached input; None = the prompt rate.
+    """
+
+    prompt_per_1m: Decimal
+    completion_per_1m: Decimal
+    cache_read_per_1m: Decimal | None = None
+
+
+class Quote(NamedTuple):
+    """
+    What a span costs and why.
+
+    Attributes:
+        cost_nusd: Nano-dollars; None = nobody could price it.
+        source: As ``Span.cost_source``.
+        model: As ``Span.cost_model``.
+        reason: As ``Span.unpriced_reason``.
+    """
+
+    cost_nusd: int | None
+    source: str
+    model: str
+    reason: str
+
+
+class _Vector(NamedTuple):
+    """Nano-dollars per unit as numerators over one denominator, for one tier; constant is per request."""
+
+    rates: tuple[int, int, int, int, int, int]
+    constant: int
+    denominator: int
+    prices_input: bool
+    prices_output: bool
+
+
+class _Version(NamedTuple):
+    """The rates of one period: vectors[i] holds above starts[i - 1] prompt tokens."""
+
+    constraint: Any
+    starts: tuple[int, ...]
+    vectors: tuple[_Vector, ...]
+
+
+class _Plan(NamedTuple):
+    versions: tuple[_Version, ...]  # the last active one wins; the first is the fallback
+    source: str
+    model: str
+    provider: Provider | None
+    info: ModelInfo | None
+
+
+class Pricer:
+    """
+    Prices spans.
+
+    Args:
+        overrides: Model name, any case -> rate; wins over the tables, whatever the provider.
+        trust_zero: Providers whose reported cost of 0 is kept.
+    """
+
+    def __init__(self, overrides: Mapping[str, Rate] | None = None, trust_zero: Collection[str] = ()) -> None:
+        self._tables = _bundled_tables()
+        self._registry = _bundled_units()
+        self._overrides = {model.lower(): rate for model, rate in (overrides or {}).items()}
+        self._trust_zero = frozenset(provider.lower() for provider in trust_zero)
+        self._plans: dict[tuple[str, str], _Plan | None] = {}
+
+    def quote(self, span: Span) -> Quote:
+        """The cost that *span* reports, else what its model's rates make of its tokens at its event time."""
+        reported = span.cost_nusd
+        has_tokens = bool(span.total_tokens or span.prompt_tokens or span.completion_tokens)
+        if reported is not None and (reported > 0 or not has_tokens or span.provider.lower() in self._trust_zero):
+            return Quote(reported, "reported", span.cost_model, "")
+        if not has_tokens and not span.usage:
+            return Quote(0, "", "", "")
+        key = (span.provider, span.model)
+        try:
+            plan = self._plans[key]
+        except KeyError:
+            plan = self._remember(key)
+        if plan is None:
+            return Quote(None, "unpriced", "", "unknown_model" if span.model else "no_model")
+        if not span.prompt_tokens and not span.completion_tokens and span.total_tokens:
+            return Quote(None, "unpriced", plan.model, "no_split")
+        cost, reason = self._by_table(plan, span) if span.usage else _by_vector(plan, span)
+        if cost is None or cost > MAX_COST_NUSD:
+            return Quote(None, "unpriced", plan.model, reason or "over_bounds")
+        source = "partly_priced" if reason else ("zero_ignored" if reported == 0 else plan.source)
+        return Quote(cost, source, plan.model, reason)
+
+    def _remember(self, key: tuple[str, str]) -> _Plan | None:
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        plan = self._plans[key] = self._plan(*key)
+        return plan
+
+    def _plan(self, provider_id: str, model: str) -> _Plan | None:
+        override = self._overrides.get(model.lower())
+        if override is not None:
+            return _Plan((_override_version(override),), "overridden", f"{model}@configuration", None, None)
+        if not model:
+            return None
+        try:
+            provider, info = self._tables.find_provider_model(model, None, provider_id or None, None)
+        except LookupError:
+            return None
+        prices = info.prices if isinstance(info.prices, list) else [ConditionalPrice(prices=info.prices)]
+        versions = tuple(self._version(price) for price in prices)
+        name = f"{provider.id}:{info.id}@genai-prices-{PRICES_VERSION}"
+        return _Plan(versions, "priced", name, provider, info)
+
+    def _version(self, price: ConditionalPrice) -> _Version:
+        priced = self._priced_units(price.prices)
+        starts = sorted({tier.start for _, value in priced if isinstance(value, TieredPrices) for tier in value.tiers})
+        # A tier holds for counts strictly above its start; the base for everything up to the first one.
+        vectors = tuple(_vector(priced, self._registry, tokens) for tokens in [0, *(start + 1 for start in starts)])
+        return _Version(price.constraint, tuple(starts), vectors)
+
+    def _priced_units(self, prices: ModelPrice) -> list[tuple[UnitDef, Decimal | TieredPrices]]:
+        return [
+            (self._registry.unit_for_price_key(key), value)
+            for key, value in vars(prices).items()
+            if value is not None and not key.startswith("_")
+        ]
+
+    def _by_table(self, plan: _Plan, span: Span) -> tuple[int | None, str]:
+        """A span with a ``usage`` map: the package's own arithmetic, and which of its units have no price."""
+        if plan.info is None or plan.provider is None:
+            cost, reason = _by_vector(plan, span)
+            return cost, reason or "no_rate:" + ",".join(sorted(span.usage or ()))[:200]
+        counts: dict[str, Any] = {**(span.usage or {}), **_field_counts(span)}
+        at = datetime.fromtimestamp(event_time(span) // SECOND, tz=UTC)
+        known = {name: count for name, count in counts.items() if name in self._registry.units}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                price = plan.info.calc_price(Usage(**known), plan.provider, genai_request_timestamp=at)
+        except (ValueError, UserWarning):
+            return None, "usage_contradicts_itself"
+        unpriced = self._without_rate(counts, plan.info.get_prices(at))
+        with localcontext() as context:
+            context.prec = 60
+            nusd = int((price.total_price * NUSD_PER_USD).to_integral_value(rounding=ROUND_HALF_EVEN))
+        return nusd, f"no_rate:{','.join(unpriced)}"[:256] if unpriced else ""
+
+    def _without_rate(self, counts: Mapping[str, int], prices: ModelPrice) -> list[str]:
+        priced = [unit for unit, _ in self._priced_units(prices)]
+        missing = []
+        for name, count in counts.items():
+            unit = self._registry.units.get(name)
+            if count and (unit is None or not any(is_descendant_or_self(rate, unit) for rate in priced)):
+                missing.append(name)
+        return sorted(missing)
+
+
+def _bundled_tables() -> DataSnapshot:
+    from genai_prices.data import providers
+
+    return DataSnapshot(providers=providers, from_auto_update=False)
+
+
+def _bundled_units() -> UnitRegistry:
+    from genai_prices.data_units import unit_data
+
+    return UnitRegistry(unit_data)
+
+
+def _field_counts(span: Span) -> dict[str, int]:
+    counts = dict(zip(FIELD_UNITS, _amounts(span), strict=True))
+    return {name: count for name, count in counts.items() if count or name in FIELD_UNITS[:2]}
+
+
+def _amounts(span: Span) -> tuple[int, int, int, int, int, int]:
+    return (
+        span.prompt_tokens,
+        span.completion_tokens,
+        span.cache_read_tokens,
+        span.cache_write_tokens,
+        span.cache_write_1h_tokens,
+        span.reasoning_tokens,
+    )
+
+
+def _by_vector(plan: _Plan, span: Span) -> tuple[int | None, str]:
+    version = plan.versions[-1] if len(plan.versions) == 1 else _active(plan.versions, event_time(span))
+    prompt, completion = span.prompt_tokens, span.completion_tokens
+    vector = version.vectors[bisect_left(version.starts, prompt) if version.starts else 0]
+    rates = vector.rates
+    total = rates[0] * prompt + rates[1] * completion + vector.constant
+    if span.cache_read_tokens or span.cache_write_tokens or span.reasoning_tokens:
+        total += sum(rate * count for rate, count in zip(rates[2:], _amounts(span)[2:], strict=True))
+    if total < 0:
+        return None, "usage_contradicts_itself"
+    if (prompt and not vector.prices_input) or (completion and not vector.prices_output):
+        missing = "input_tokens" if prompt and not vector.prices_input else "output_tokens"
+        if not vector.prices_input and not vector.prices_output:
+            return None, "no_token_rate"
+        return _round_half_even(total, vector.denominator), f"no_rate:{missing}"
+    return _round_half_even(total, vector.denominator), ""
+
+
+def _active(versions: tuple[_Version, ...], at_ns: int) -> _Version:
+    at = datetime.fromtimestamp(at_ns // SECOND, tz=UTC)
+    for version in reversed(versions):
+        if version.constraint is None or version.constraint.active(at):
+            return version
+    return versions[0]
+
+
+def _round_half_even(numerator: int, denominator: int) -> int:
+    whole, rest = divmod(numerator, denominator)
+    twice = 2 * rest
+    return whole + (twice > denominator or (twice == denominator and whole & 1))
+
+
+def _vector(
+    priced: list[tuple[UnitDef, Decimal | TieredPrices]], registry: UnitRegistry, prompt_tokens: int
+) -> _Vector:
+    """
+    What one more of each field's unit adds, in nano-dollars.
+
+    A unit is charged for what its more specific priced units leave over, which is linear in the counts: so the
+    charge for one of a unit alone is that unit's rate, and may be a difference of two prices.
+    """
+    units = sorted((unit for unit, _ in priced if unit.usage_key != "requests"), key=lambda unit: -len(unit.dimensions))
+    price_of = {unit.usage_key: _per_unit(unit, value, prompt_tokens) for unit, value in priced}
+    rates = []
+    for field in FIELD_UNITS:
+        left: dict[str, int] = {}
+        for unit in units:
+            below = (left[u.usage_key] for u in units if u is not unit and u.usage_key in left and is_descendant_or_self(unit, u))
+            left[unit.usage_key] = int(unit.usage_key == field) - sum(below)
+        rates.append(sum((count * price_of[name] for name, count in left.items()), Fraction(0)))
+    constant = price_of.get("requests", Fraction(0))
+    denominator = math.lcm(*(rate.denominator for rate in [*rates, constant]))
+    numerators = [int(rate * denominator) for rate in rates]
+    return _Vector(
+        rates=(numerators[0], numerators[1], numerators[2], numerators[3], numerators[4], numerators[5]),
+        constant=int(constant * denominator),
+        denominator=denominator,
+        prices_input=any(is_descendant_or_self(unit, registry.units["input_tokens"]) for unit in units),
+        prices_output=any(is_descendant_or_self(unit, registry.units["output_tokens"]) for unit in units),
+    )
+
+
+def _per_unit(unit: UnitDef, value: Decimal | TieredPrices, prompt_tokens: int) -> Fraction:
+    if isinstance(value, TieredPrices):
+        price = value.base
+        for tier in value.tiers:
+            if prompt_tokens > tier.start:
+                price = tier.price
+    else:
+        price = value
+    return Fraction(price) * NUSD_PER_USD / unit.per
+
+
+def _override_version(rate: Rate) -> _Version:
+    prompt = Fraction(rate.prompt_per_1m) * NUSD_PER_USD / 1_000_000
+    completion = Fraction(rate.completion_per_1m) * NUSD_PER_USD / 1_000_000
+    cached = prompt if rate.cache_read_per_1m is None else Fraction(rate.cache_read_per_1m) * NUSD_PER_USD / 1_000_000
+    denominator = math.lcm(prompt.denominator, completion.denominator, cached.denominator)
+    vector = _Vector(
+        rates=(int(prompt * denominator), int(completion * denominator), int((cached - prompt) * denominator), 0, 0, 0),
+        constant=0,
+        denominator=denominator,
+        prices_input=True,
+        prices_output=True,
+    )
+    return _Version(None, (), (vector,))

@@ -1,0 +1,164 @@
+"""
+Quantiles of integers: exact below 100 values, then a mergeable histogram with a stated error.
+
+The histogram's buckets are those of OpenTelemetry's exponential and Prometheus' native histograms at scale 6: bucket i
+holds the values in (2**((i-1)/64), 2**(i/64)]. Zero has a bucket of its own, negatives mirror the positives, and two
+histograms merge by adding counts, so the order of merging never matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+SCALE = 6
+_PER_OCTAVE = 2**SCALE
+#: A value read from a bucket differs from the true one by at most this fraction: (b - 1) / (b + 1), b = 2**(1/64).
+RELATIVE_ERROR = (2 ** (1 / _PER_OCTAVE) - 1) / (2 ** (1 / _PER_OCTAVE) + 1)
+#: A summary keeps its raw values up to here.
+RAW_LIMIT = 100
+#: |bin| of the largest int64.
+MAX_BIN = 63 * _PER_OCTAVE + 1
+
+
+def bins_of(values: Ints) -> Ints:
+    """The bucket of each value: 0 for 0, 1 for 1, negative for negative; |bin| <= MAX_BIN."""
+    size = np.abs(values.astype(np.float64))
+    exponent = np.ceil(np.log2(np.maximum(size, 1.0)) * _PER_OCTAVE)
+    return (np.sign(values) * (exponent + 1) * (size > 0)).astype(np.int64)
+
+
+def _middles() -> NDArray[np.float64]:
+    edges = 2.0 ** (np.arange(-1, MAX_BIN, dtype=np.float64) / _PER_OCTAVE)
+    middles = 2 * edges[:-1] * edges[1:] / (edges[:-1] + edges[1:])
+    # Bucket 1 holds the integer 1 and nothing else.
+    middles[0] = 1.0
+    return np.concatenate([[0.0], middles])
+
+
+_MIDDLES = _middles()
+
+
+def values_of(bins: Ints) -> NDArray[np.float64]:
+    """The value that stands for each bucket, within RELATIVE_ERROR of everything in it."""
+    return np.sign(bins) * _MIDDLES[np.abs(bins)]
+
+
+def percentile(ascending: Sequence[float], q: float) -> float:
+    """
+    Value below which a fraction *q* of the data lies, by linear interpolation.
+
+    Args:
+        ascending: Sorted values, any unit, length n >= 1.
+        q: 0 <= q <= 1.
+
+    Returns:
+        Same unit as *ascending*.
+
+    Raises:
+        ValueError: *ascending* is empty.
+
+    Source:
+        SPEC C.2 (exact below 100 values); the definition is numpy's default, ``linear``.
+    """
+    if not len(ascending):
+        raise ValueError("no values")
+    rank = q * (len(ascending) - 1)
+    low = int(rank)
+    high = min(low + 1, len(ascending) - 1)
+    return ascending[low] + (ascending[high] - ascending[low]) * (rank - low)
+
+
+class Summary(msgspec.Struct, frozen=True, array_like=True):
+    """
+    What is known of the distribution of some integers.
+
+    Attributes:
+        values: Raw values, ascending, int64 little endian; empty once there are buckets.
+        bins: Buckets in use, ascending, int16 little endian.
+        counts: How many values each holds, int64 little endian.
+    """
+
+    values: bytes = b""
+    bins: bytes = b""
+    counts: bytes = b""
+
+    @classmethod
+    def of(cls, values: Ints | Sequence[int]) -> Summary:
+        """The summary of *values*: raw up to RAW_LIMIT of them, buckets beyond."""
+        array = np.asarray(values, dtype=np.int64)
+        return cls.merged([array], [])
+
+    @classmethod
+    def merged(cls, raw: Iterable[Ints], binned: Iterable[tuple[Ints, Ints]]) -> Summary:
+        """The summary of raw values and (bins, counts) together."""
+        values = np.concatenate([np.empty(0, np.int64), *raw])
+        histograms = [pair for pair in binned if len(pair[0])]
+        if not histograms and len(values) <= RAW_LIMIT:
+            return cls(values=np.sort(values).astype("<i8").tobytes())
+        own = tally(bins_of(values))
+        bins = np.concatenate([own[0], *(pair[0] for pair in histograms)])
+        counts = np.concatenate([own[1], *(pair[1] for pair in histograms)])
+        bins, counts = add_up(bins, counts)
+        return cls(bins=bins.astype("<i2").tobytes(), counts=counts.astype("<i8").tobytes())
+
+    def raw(self) -> Ints:
+        """The raw values, ascending."""
+        return np.frombuffer(self.values, "<i8").astype(np.int64)
+
+    def histogram(self) -> tuple[Ints, Ints]:
+        """(bins, counts)."""
+        return np.frombuffer(self.bins, "<i2").astype(np.int64), np.frombuffer(self.counts, "<i8").astype(np.int64)
+
+    @property
+    def count(self) -> int:
+        """How many values were summarised."""
+        return len(self.values) // 8 + int(self.histogram()[1].sum())
+
+    @property
+    def exact(self) -> bool:
+        """True when a quantile of it has no error."""
+        return not self.bins
+
+    def quantile(self, q: float) -> float | None:
+        """The *q* quantile, linearly interpolated between ranks; None when empty; off by RELATIVE_ERROR unless exact."""
+        if self.exact:
+            raw = self.raw()
+            return percentile([float(value) for value in raw], q) if len(raw) else None
+        bins, counts = self.histogram()
+        upto = np.cumsum(counts)
+        rank = q * (int(upto[-1]) - 1)
+        low = int(rank)
+        at = np.searchsorted(upto, [low, min(low + 1, int(upto[-1]) - 1)], side="right")
+        below, above = values_of(bins[at])
+        return float(below + (above - below) * (rank - low))
+
+
+def merge(summaries: Iterable[Summary]) -> Summary:
+    """One summary of everything that *summaries* summarise."""
+    parts = list(summaries)
+    return Summary.merged([part.raw() for part in parts], [part.histogram() for part in parts])
+
+
+def tally(keys: Ints) -> tuple[Ints, Ints]:
+    """Ascending distinct *keys* and how often each occurs."""
+    if not len(keys):
+        return keys, keys
+    keys = np.sort(keys)
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[starts], np.diff(starts, append=len(keys))
+
+
+def add_up(keys: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Ascending distinct *keys* and the sum of the counts of each."""
+    if not len(keys):
+        return keys, counts
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[starts], np.add.reduceat(counts, starts)

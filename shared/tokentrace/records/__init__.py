@@ -1,0 +1,25 @@
+"""What travels between the services: frozen msgspec structs, array-like on the wire, fields only ever appended."""
+
+from tokentrace.records.alert import AlertEvent
+from tokentrace.records.batch import Batch, ReporterStats, decode_batches, encode_batches
+from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
+from tokentrace.records.span import KINDS, ROLLUP_KINDS, Span, check_span, counts_as_cost, event_time
+
+__all__ = [
+    "KINDS",
+    "ROLLUP_KINDS",
+    "AlertEvent",
+    "Batch",
+    "ChatMessage",
+    "ReporterStats",
+    "Score",
+    "SessionEnd",
+    "Span",
+    "Started",
+    "Tombstone",
+    "check_span",
+    "counts_as_cost",
+    "decode_batches",
+    "encode_batches",
+    "event_time",
+]

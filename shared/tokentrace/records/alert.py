@@ -1,0 +1,41 @@
+"""What the alerter publishes on ``tokentrace.alerts.<project>.<rule>``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A rule began, kept or stopped firing; JSON with the ten documented keys and a few more.
+
+    Attributes:
+        alert: The rule's name.
+        fired_at: The instant that was evaluated, RFC 3339 with milliseconds.
+        value: The metric at that instant, in its documented unit; None when there was no data.
+        window: As the rule wrote it, such as ``1h``.
+        span_count: Spans that contributed to value.
+        rule_id: ``alert_`` and 8 hex digits.
+        message: ``<metric> <op> <value> (threshold: <threshold>)``.
+        starts_at, ends_at: The episode's, RFC 3339; ends_at is None while it lasts.
+        group: Which instance of a grouped rule; empty for a plain one.
+    """
+
+    alert: str
+    fired_at: str
+    metric: str
+    op: Literal["gt", "gte", "lt", "lte"]
+    value: float | None
+    threshold: float
+    window: str
+    span_count: int
+    filter: dict[str, str]
+    rule_id: str
+    level: str = "warning"
+    message: str = ""
+    status: Literal["firing", "resolved"] = "firing"
+    starts_at: str = ""
+    ends_at: str | None = None
+    group: dict[str, str] = {}

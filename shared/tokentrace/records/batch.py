@@ -1,0 +1,153 @@
+"""A batch: spans in one NATS message, with the identity that lets every reader fold it exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from tokentrace.errors import Rejected, shorten
+from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
+from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
+
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """
+    A reporter's own account, cumulative since it was made, in spans.
+
+    Attributes:
+        sent: Handed to the network at least once.
+        acked: Accepted by the pipeline.
+        dropped: Thrown away because the queue was full or the program ended.
+        failed: Refused for good.
+        queue_depth: Waiting now.
+    """
+
+    sent: Count = 0
+    acked: Count = 0
+    dropped: Count = 0
+    failed: Count = 0
+    queue_depth: Count = 0
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """
+    Spans, and rarely other records, that are folded together or not at all.
+
+    Attributes:
+        id: ``<project>.<source>.<128 random bits>`` of a reporter, or the id of one HTTP request.
+        sequence: A reporter's batch number, from 1; 0 = the id stands alone.
+        part: Which piece of a batch that ingest had to split, from 0.
+        arrived_ns: When the pipeline took it in, Unix nanoseconds; 0 = not yet.
+        source: What the reporter calls itself; fills in a span's missing caller.
+        reporter: The reporter's account when it sent this; None for HTTP.
+    """
+
+    id: Annotated[str, Meta(min_length=1, max_length=400)]
+    sequence: Count = 0
+    part: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    arrived_ns: Instant = 0
+    source: Name = ""
+    spans: list[Span] = []
+    reporter: ReporterStats | None = None
+    started: list[Started] = []
+    scores: list[Score] = []
+    messages: list[ChatMessage] = []
+    session_ends: list[SessionEnd] = []
+    tombstones: list[Tombstone] = []
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A batch whose records are still bytes, for saving the good ones from the bad."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=400)]
+    sequence: Count = 0
+    part: Annotated[int, Meta(ge=0, le=2**20)] = 0
+    arrived_ns: Instant = 0
+    source: Name = ""
+    spans: list[msgspec.Raw] = []
+    reporter: ReporterStats | None = None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Batch])
+_envelopes = msgspec.msgpack.Decoder(list[_Envelope])
+_span = msgspec.msgpack.Decoder(Span)
+
+
+def encode_batches(batches: Sequence[Batch]) -> bytes:
+    """One NATS message that carries *batches*."""
+    return _encoder.encode(batches)
+
+
+def decode_batches(payload: bytes) -> list[Batch]:
+    """
+    The batches of one NATS message.
+
+    Raises:
+        Rejected: Not msgpack, not batches, or a value out of bounds.
+    """
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Rejected(f"batch: {exc}") from exc
+
+
+def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, str]]]]:
+    """
+    What can be saved of a message that ``decode_batches`` refuses.
+
+    Returns:
+        Per batch: the batch with its good spans, and (index, bytes, reason) of each bad one.
+
+    Raises:
+        Rejected: Not even the envelope can be read.
+    """
+    try:
+        envelopes = _envelopes.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Rejected(f"batch: {exc}") from exc
+    result = []
+    for envelope in envelopes:
+        good: list[Span] = []
+        bad: list[tuple[int, bytes, str]] = []
+        for index, raw in enumerate(envelope.spans):
+            try:
+                good.append(_span.decode(raw))
+            except (msgspec.DecodeError, RecursionError) as exc:
+                bad.append((index, bytes(raw), name_fields(str(exc))))
+        kept: dict[str, Any] = {name: getattr(envelope, name) for name in envelope.__struct_fields__}
+        result.append((Batch(**{**kept, "spans": good}), bad))
+    return result
+
+
+def name_fields(message: str) -> str:
+    """An array-like span's ``$[13]`` by its name: ``prompt_tokens``."""
+    start = message.rfind("`$[")
+    if start < 0:
+        return message
+    digits = message[start + 3 :].partition("]")[0]
+    if not digits.isdigit() or int(digits) >= len(SPAN_FIELDS):
+        return message
+    return f"{SPAN_FIELDS[int(digits)]}: {message[:start].removesuffix(' - at ')}"
+
+
+def check_batch_id(text: str) -> str:
+    """
+    *text* as a batch id: printable ASCII, so that it can stand in a header and a log.
+
+    Raises:
+        Rejected: It is not.
+    """
+    if not (text and len(text) <= 400 and text.isascii() and text.isprintable()):
+        raise Rejected(f"batch id: {shorten(text)!r} is not 1-400 printable ASCII characters")
+    return text
+
+
+def split_spans(spans: Sequence[Span], size: int) -> Iterable[Sequence[Span]]:
+    """*spans* cut by index into runs of *size*: the same cut however often it is done."""
+    return (spans[start : start + size] for start in range(0, len(spans), size))

@@ -1,0 +1,138 @@
+"""
+What must never pass ingest: one pure function over every text a span carries.
+
+Two rules. A value under a sensitive key is replaced whole; inside free text, ``key: value`` pairs of those keys,
+e-mail addresses and phone numbers are replaced where they stand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from msgspec.structs import replace
+
+from tokentrace.records import Span
+
+DEFAULT_KEYS = (
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "apikey",
+    "password",
+    "secret",
+    "token",
+    "email",
+    "phone",
+    "ssn",
+    "credit_card",
+)
+REDACTED = "[REDACTED]"
+EMAIL_REDACTED = "[EMAIL_REDACTED]"
+PHONE_REDACTED = "[PHONE_REDACTED]"
+
+_EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b")
+_PHONE = re.compile(r"(?<![\w.])\d{3}[-. ]?\d{3}[-. ]?\d{4}(?![\w.]\w|\d)")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_WORD = re.compile(r"[a-z0-9]+")
+_SUSPICIOUS = re.compile(r"[@:=]|\d{3}")
+
+
+def _words(key: str) -> tuple[str, ...]:
+    """``userApiKey``, ``x-api-key`` and ``API_KEY`` as their words: a key matches by whole words, not by letters."""
+    return tuple(_WORD.findall(_CAMEL.sub("_", key).lower()))
+
+
+class Redactor:
+    """
+    Takes secrets out of spans.
+
+    Args:
+        extra_keys: More sensitive keys, any case and separator.
+        replace_keys: True = *extra_keys* instead of the default ones.
+        enabled: False = let everything pass.
+    """
+
+    def __init__(self, extra_keys: Collection[str] = (), *, replace_keys: bool = False, enabled: bool = True) -> None:
+        keys = list(dict.fromkeys([*(() if replace_keys else DEFAULT_KEYS), *extra_keys]))
+        self.enabled = enabled
+        self._words = [_words(key) for key in keys if _words(key)]
+        self._sensitive: dict[str, bool] = {}
+        flat = {"".join(words) for words in self._words}
+        self._emails = "email" in flat
+        self._phones = "phone" in flat
+        names = "|".join(sorted((r"[-_ ]?".join(map(re.escape, words)) for words in self._words), key=len, reverse=True))
+        self._pair = (
+            re.compile(
+                rf"(?<![A-Za-z0-9])(?P<key>[A-Za-z0-9]*[-_]?(?:{names}))(?P<quote>[\"']?)(?P<sep>\s*[:=]\s*)"
+                rf"(?P<value>\"(?:[^\"\\]|\\.)*\"|'[^']*'|(?:[Bb]earer|[Bb]asic)\s+[^\s,;]+|[^\s,;\"'}}]+)",
+                re.IGNORECASE,
+            )
+            if names
+            else None
+        )
+
+    def text(self, text: str) -> str:
+        """*text* without the secrets that can be seen in it; the same object when there are none."""
+        if not self.enabled or not text or _SUSPICIOUS.search(text) is None:
+            return text
+        clean = text
+        if self._pair is not None and (":" in clean or "=" in clean):
+            clean = self._pair.sub(_hide_pair, clean)
+        if self._emails and "@" in clean:
+            clean = _EMAIL.sub(EMAIL_REDACTED, clean)
+        if self._phones:
+            clean = _PHONE.sub(PHONE_REDACTED, clean)
+        return clean if clean != text else text
+
+    def value(self, key: str, value: Any) -> Any:
+        """The value of *key*, without secrets, at any depth; the same object when there are none."""
+        if isinstance(value, str):
+            return REDACTED if value and self.is_sensitive(key) else self.text(value)
+        if isinstance(value, dict):
+            if self.is_sensitive(key):
+                return REDACTED
+            clean = {inner: self.value(inner, item) for inner, item in value.items()}
+            return clean if any(clean[inner] is not value[inner] for inner in value) else value
+        if isinstance(value, list):
+            items = [self.value(key, item) for item in value]
+            return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        # A number is a secret only under exactly the key (phone: 5551234567), not in email_count: 3.
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and _words(key) in self._words:
+            return REDACTED
+        return value
+
+    def span(self, span: Span) -> Span:
+        """*span* without secrets in attributes, error and stack; the same object when there are none."""
+        if not self.enabled or not (span.attributes or span.error or span.error_stack):
+            return span
+        attributes: dict[str, Any] = self._mapping(span.attributes)
+        error, stack = self.text(span.error), self.text(span.error_stack)
+        if attributes is span.attributes and error is span.error and stack is span.error_stack:
+            return span
+        return replace(span, attributes=attributes, error=error, error_stack=stack)
+
+    def _mapping(self, mapping: dict[str, Any]) -> dict[str, Any]:
+        clean = {key: self.value(key, value) for key, value in mapping.items()}
+        return clean if any(clean[key] is not mapping[key] for key in mapping) else mapping
+
+    def is_sensitive(self, key: str) -> bool:
+        """True when *key* contains the words of a sensitive key: ``user_email`` is, ``max_tokens`` is not."""
+        known = self._sensitive.get(key)
+        if known is None:
+            if len(self._sensitive) > 10_000:
+                self._sensitive.clear()
+            words = _words(key)
+            joined = "".join(words)
+            known = self._sensitive[key] = any(
+                any(words[at : at + len(secret)] == secret for at in range(len(words))) or joined == "".join(secret)
+                for secret in self._words
+            )
+        return known
+
+
+def _hide_pair(match: re.Match[str]) -> str:
+    value = match["value"]
+    hidden = f"{value[0]}{REDACTED}{value[0]}" if value[0] in "\"'" else REDACTED
+    return f"{match['key']}{match['quote']}{match['sep']}{hidden}"

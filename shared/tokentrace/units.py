@@ -1,0 +1,152 @@
+"""
+Conversions between the numbers people write and the integers we keep: the only place that knows them.
+
+Instants and durations are int nanoseconds, money is int nano-dollars (nusd), scores are int 1e-9.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+
+from tokentrace.errors import Rejected, shorten
+
+US = 1_000
+MS = 1_000_000
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+NUSD_PER_USD = 1_000_000_000
+SCORE_ONE = 1_000_000_000
+
+_DURATION_UNITS = {"ns": 1, "us": US, "µs": US, "μs": US, "ms": MS, "s": SECOND, "m": MINUTE, "h": HOUR, "d": DAY}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d)", re.ASCII)
+_MAX_DURATION = 2**63 - 1
+_INSTANT = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_duration(text: str) -> int:
+    """
+    A Go duration such as ``2h30m``, ``1.5s`` or ``500ms``, with ``d`` for 24 h, as nanoseconds >= 0.
+
+    Raises:
+        Rejected: Not a duration, negative, or beyond 292 years.
+    """
+    if text == "0":
+        return 0
+    total, at = Decimal(0), 0
+    for part in _DURATION_PART.finditer(text):
+        if part.start() != at:
+            break
+        total += Decimal(part[1]) * _DURATION_UNITS[part[2]]
+        at = part.end()
+    if at != len(text) or not text:
+        raise Rejected(f"duration: {shorten(text)!r} is not a duration such as 90s, 2h30m or 7d")
+    if total > _MAX_DURATION:
+        raise Rejected(f"duration: {shorten(text)!r} is longer than 292 years")
+    return int(total)
+
+
+def render_duration(ns: int) -> str:
+    """*ns* in the largest units that divide it: ``90m`` is ``1h30m``, ``1500ms`` is ``1s500ms``."""
+    if ns == 0:
+        return "0s"
+    parts = []
+    for unit, size in (("d", DAY), ("h", HOUR), ("m", MINUTE), ("s", SECOND), ("ms", MS), ("us", US), ("ns", 1)):
+        count, ns = divmod(ns, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts)
+
+
+def parse_instant(text: str) -> int:
+    """
+    An RFC 3339 instant, any offset, up to nanoseconds, as Unix nanoseconds.
+
+    Raises:
+        Rejected: Not RFC 3339 (a time zone is part of it), or no such day.
+    """
+    match = _INSTANT.fullmatch(text)
+    if match is None:
+        raise Rejected(f"instant: {shorten(text)!r} is not RFC 3339 such as 2026-03-15T14:23:01.441Z")
+    year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
+    leap = second == "60"
+    try:
+        moment = datetime(int(year), int(month), int(day), int(hour), int(minute), 59 if leap else int(second), tzinfo=UTC)
+    except ValueError as exc:
+        raise Rejected(f"instant: {shorten(text)!r}: {exc}") from exc
+    since = moment - _EPOCH
+    ns = (since.days * 86_400 + since.seconds + leap) * SECOND + int((fraction or "0").ljust(9, "0"))
+    if sign:
+        offset = int(off_h) * HOUR + int(off_m) * MINUTE
+        ns += -offset if sign == "+" else offset
+    return ns
+
+
+def render_instant(ns: int) -> str:
+    """Unix nanoseconds as ``2026-03-15T14:23:01.441Z``, cut to the millisecond."""
+    ms = ns // MS
+    seconds, rest = divmod(ms, 1000)
+    moment = datetime.fromtimestamp(seconds, tz=UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+
+
+def _scaled(value: float | int | Decimal, scale: int) -> int:
+    """*value* x *scale* rounded half to even, where a float means the shortest decimal that reads back as it."""
+    if isinstance(value, int):
+        return value * scale
+    if isinstance(value, float):
+        near = value * scale
+        whole = round(near)
+        # The product is off by at most half an ulp; below 2**50 that cannot move it across a quarter.
+        if abs(near) < 2**50 and abs(near - whole) < 0.25:
+            return whole
+        value = Decimal(repr(value))
+    with localcontext() as context:
+        context.prec = 60
+        return int((value * scale).to_integral_value(rounding=ROUND_HALF_EVEN))
+
+
+def usd_to_nusd(usd: float | int | Decimal) -> int:
+    """US dollars as whole nano-dollars, rounded half to even."""
+    return _scaled(usd, NUSD_PER_USD)
+
+
+def nusd_to_usd(nusd: int) -> float:
+    """Nano-dollars as the nearest float of US dollars."""
+    return nusd / NUSD_PER_USD
+
+
+def score_to_int(score: float | int | Decimal) -> int:
+    """A score or numeric attribute as an integer of 1e-9, rounded half to even."""
+    return _scaled(score, SCORE_ONE)
+
+
+def int_to_score(value: int) -> float:
+    """An integer of 1e-9 as the nearest float."""
+    return value / SCORE_ONE
+
+
+def ms_to_ns(ms: float | int) -> int:
+    """Milliseconds, whole or not, as nanoseconds."""
+    return _scaled(ms, MS)
+
+
+def ns_to_ms(ns: float) -> float | int:
+    """Nanoseconds as milliseconds: an int when whole, as the documents show it, else a float."""
+    ms = ns / MS
+    return int(ms) if ms.is_integer() else ms
+
+
+def is_number(value: object) -> bool:
+    """True for a finite int or float; a bool is no number."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
