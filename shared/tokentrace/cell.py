@@ -85,7 +85,24 @@ class Table:
 
 
 #: Columns of a row, one row per span.
-CELL, SECOND_OF, ARRIVED, COST, PARTLY, PROMPT, COMPLETION, TOTAL, READ, WRITE, WRITE_1H, REASONING, LATENCY, TTFT, SCORE, WALL = range(16)
+(
+    CELL,
+    SECOND_OF,
+    ARRIVED,
+    COST,
+    PARTLY,
+    PROMPT,
+    COMPLETION,
+    TOTAL,
+    READ,
+    WRITE,
+    WRITE_1H,
+    REASONING,
+    LATENCY,
+    TTFT,
+    SCORE,
+    WALL,
+) = range(16)
 
 #: What a cell counts and adds up, in this order.
 COUNTED = ("spans", "errors", "timeouts", "unpriced", "partly_priced", "latency_n", "ttft_n", "score_n")
@@ -105,7 +122,13 @@ ADDED = {
 }
 WIDTH = len(COUNTED) + 2 * len(ADDED)
 #: Distributions kept, by name -> (column, smallest value that counts).
-FIELDS = {"latency": (LATENCY, 1), "ttft": (TTFT, 1), "prompt": (PROMPT, 0), "completion": (COMPLETION, 0), "score": (SCORE, 0)}
+FIELDS = {
+    "latency": (LATENCY, 1),
+    "ttft": (TTFT, 1),
+    "prompt": (PROMPT, 0),
+    "completion": (COMPLETION, 0),
+    "score": (SCORE, 0),
+}
 
 
 _ROW = struct.Struct("16q")

@@ -4,6 +4,7 @@ Everything tokentrace raises on purpose.
     TokentraceError
     ├── Rejected      the input is wrong: the same input fails every time; counted, dead-lettered, HTTP 4xx
     ├── Unavailable   the world is away: worth another try; retried in place, HTTP 503 + Retry-After
+    ├── Conflict      somebody else wrote first: read again, decide again
     └── ConfigError   the configuration is wrong: the program does not start, exit code 2
 """
 
@@ -38,6 +39,10 @@ class Unavailable(TokentraceError):
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Conflict(TokentraceError):
+    """A compare-and-set lost: what was expected is no longer what is there."""
 
 
 class ConfigError(TokentraceError):

@@ -1,5 +1,5 @@
 """
-Tokens to money: rates from the bundled ``genai-prices`` tables, overrides from configuration, exact integers throughout.
+Tokens to money: rates from the bundled ``genai-prices`` tables, overrides from configuration, exact integers.
 
 ``genai_prices.calc_price`` takes tens of microseconds a call, so each model's rates become integer vectors once; a
 span's cost is one exact sum rounded once, half to even. ``calc_price`` stays the oracle of the property tests and
@@ -18,11 +18,19 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import genai_prices
 from genai_prices import Usage
-from genai_prices import __version__ as PRICES_VERSION
 from genai_prices.data_snapshot import DataSnapshot
 from genai_prices.decompose import is_descendant_or_self
-from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, Provider, TieredPrices
+from genai_prices.types import (
+    ConditionalPrice,
+    ModelInfo,
+    ModelPrice,
+    Provider,
+    StartDateConstraint,
+    TieredPrices,
+    TimeOfDateConstraint,
+)
 from genai_prices.units import UnitDef, UnitRegistry
 
 from tokentrace.records import Span, event_time
@@ -85,7 +93,7 @@ class _Vector(NamedTuple):
 class _Version(NamedTuple):
     """The rates of one period: vectors[i] holds above starts[i - 1] prompt tokens."""
 
-    constraint: Any
+    constraint: StartDateConstraint | TimeOfDateConstraint | None
     starts: tuple[int, ...]
     vectors: tuple[_Vector, ...]
 
@@ -155,7 +163,7 @@ class Pricer:
             return None
         prices = info.prices if isinstance(info.prices, list) else [ConditionalPrice(prices=info.prices)]
         versions = tuple(self._version(price) for price in prices)
-        name = f"{provider.id}:{info.id}@genai-prices-{PRICES_VERSION}"
+        name = f"{provider.id}:{info.id}@genai-prices-{genai_prices.__version__}"
         return _Plan(versions, "priced", name, provider, info)
 
     def _version(self, price: ConditionalPrice) -> _Version:
@@ -277,8 +285,8 @@ def _vector(
     for field in FIELD_UNITS:
         left: dict[str, int] = {}
         for unit in units:
-            below = (left[u.usage_key] for u in units if u is not unit and u.usage_key in left and is_descendant_or_self(unit, u))
-            left[unit.usage_key] = int(unit.usage_key == field) - sum(below)
+            below = [other for other in units if other.usage_key in left and is_descendant_or_self(unit, other)]
+            left[unit.usage_key] = int(unit.usage_key == field) - sum(left[other.usage_key] for other in below)
         rates.append(sum((count * price_of[name] for name, count in left.items()), Fraction(0)))
     constant = price_of.get("requests", Fraction(0))
     denominator = math.lcm(*(rate.denominator for rate in [*rates, constant]))

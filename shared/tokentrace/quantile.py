@@ -30,7 +30,8 @@ def bins_of(values: Ints) -> Ints:
     """The bucket of each value: 0 for 0, 1 for 1, negative for negative; |bin| <= MAX_BIN."""
     size = np.abs(values.astype(np.float64))
     exponent = np.ceil(np.log2(np.maximum(size, 1.0)) * _PER_OCTAVE)
-    return (np.sign(values) * (exponent + 1) * (size > 0)).astype(np.int64)
+    bins: Ints = (np.sign(values) * (exponent + 1) * (size > 0)).astype(np.int64)
+    return bins
 
 
 def _middles() -> NDArray[np.float64]:
@@ -126,7 +127,7 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         return not self.bins
 
     def quantile(self, q: float) -> float | None:
-        """The *q* quantile, linearly interpolated between ranks; None when empty; off by RELATIVE_ERROR unless exact."""
+        """The *q* quantile, linearly interpolated between ranks; None when empty; see RELATIVE_ERROR."""
         if self.exact:
             raw = self.raw()
             return percentile([float(value) for value in raw], q) if len(raw) else None

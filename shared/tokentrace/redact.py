@@ -62,7 +62,9 @@ class Redactor:
         flat = {"".join(words) for words in self._words}
         self._emails = "email" in flat
         self._phones = "phone" in flat
-        names = "|".join(sorted((r"[-_ ]?".join(map(re.escape, words)) for words in self._words), key=len, reverse=True))
+        names = "|".join(
+            sorted((r"[-_ ]?".join(map(re.escape, words)) for words in self._words), key=len, reverse=True)
+        )
         self._pair = (
             re.compile(
                 rf"(?<![A-Za-z0-9])(?P<key>[A-Za-z0-9]*[-_]?(?:{names}))(?P<quote>[\"']?)(?P<sep>\s*[:=]\s*)"

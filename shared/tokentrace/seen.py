@@ -103,6 +103,10 @@ class Seen:
         for request in old:
             del self._requests[request]
 
+    def reporters(self) -> set[str]:
+        """The ids of the reporters that are remembered."""
+        return {key.partition("#")[0] for key in self._reporters}
+
     def __len__(self) -> int:
         """How many intervals and ids are held."""
         return sum(len(reporter.starts) for reporter in self._reporters.values()) + len(self._requests)
@@ -114,7 +118,9 @@ class Seen:
     @classmethod
     def restore(cls, state: bytes) -> Seen:
         """A reader's memory from ``snapshot``."""
-        stride, given_up, reporters, requests = msgspec.msgpack.decode(state, type=tuple[int, int, dict[str, _Reporter], dict[str, int]])
+        stride, given_up, reporters, requests = msgspec.msgpack.decode(
+            state, type=tuple[int, int, dict[str, _Reporter], dict[str, int]]
+        )
         seen = cls(stride)
         seen.given_up = given_up
         seen._reporters = reporters

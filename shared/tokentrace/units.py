@@ -10,6 +10,7 @@ import math
 import re
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from typing import TypeGuard
 
 from tokentrace.errors import Rejected, shorten
 
@@ -79,7 +80,9 @@ def parse_instant(text: str) -> int:
     year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
     leap = second == "60"
     try:
-        moment = datetime(int(year), int(month), int(day), int(hour), int(minute), 59 if leap else int(second), tzinfo=UTC)
+        moment = datetime(
+            int(year), int(month), int(day), int(hour), int(minute), 59 if leap else int(second), tzinfo=UTC
+        )
     except ValueError as exc:
         raise Rejected(f"instant: {shorten(text)!r}: {exc}") from exc
     since = moment - _EPOCH
@@ -145,7 +148,7 @@ def ns_to_ms(ns: float) -> float | int:
     return int(ms) if ms.is_integer() else ms
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """True for a finite int or float; a bool is no number."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)

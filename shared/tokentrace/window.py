@@ -15,8 +15,9 @@ import numpy as np
 from sortedcontainers import SortedDict
 
 from tokentrace.cell import ARRIVED, CELL, FIELDS, SECOND_OF, WIDTH, Sums, Table, add_by, sums_of
+from tokentrace.lifetime import Lifetime
 from tokentrace.quantile import RAW_LIMIT, Ints, Summary, add_up, bins_of, tally
-from tokentrace.units import DAY, HOUR, MINUTE, SECOND
+from tokentrace.units import DAY, SECOND
 
 
 class Tier(NamedTuple):
@@ -188,6 +189,7 @@ class Rollup:
         self._pending: list[Ints] = []
         self._pending_rows = 0
         self._clock_s = 0
+        self.lifetime = Lifetime()
         self.late = 0
 
     def fold(self, rows: Ints) -> None:
@@ -208,6 +210,7 @@ class Rollup:
         sums = sums_of(rows, self._table)
         self._clock_s = max(self._clock_s, int(rows[:, ARRIVED].max()))
         self.late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - TIERS[-1].keep_s).sum())
+        self.lifetime.add(rows, sums, len(self._table))
         for index, tier in enumerate(TIERS):
             self._settle_tier(index, tier, rows, sums)
         self.evict(self._clock_s * SECOND)
@@ -271,10 +274,16 @@ class Rollup:
         self.settle()
         return {
             "late": self.late,
+            "lifetime": self.lifetime.snapshot(),
             "clock_s": self._clock_s,
             "tiers": [
                 [
-                    (at, bucket.cells.tobytes(), bucket.sums.tobytes(), {n: s.arrays() for n, s in bucket.sketches.items()})
+                    (
+                        at,
+                        bucket.cells.tobytes(),
+                        bucket.sums.tobytes(),
+                        {n: s.arrays() for n, s in bucket.sketches.items()},
+                    )
                     for at, bucket in buckets.items()
                 ]
                 for buckets in self._tiers
@@ -286,6 +295,7 @@ class Rollup:
         """A rollup from ``snapshot``."""
         rollup = cls(table)
         rollup.late = state["late"]
+        rollup.lifetime = Lifetime.restore(state["lifetime"])
         rollup._clock_s = state["clock_s"]
         for buckets, saved in zip(rollup._tiers, state["tiers"], strict=True):
             for at, cells, sums, sketches in saved:
@@ -322,9 +332,3 @@ def _summaries(name: str, buckets: Sequence[_Bucket], groups: Ints, size: int) -
         Summary.merged([raw_values[a:b]], [(bins[c:d], bin_counts[c:d])])
         for a, b, c, d in zip(raw_from, raw_to, bin_from, bin_to, strict=True)
     ]
-
-
-#: Windows people ask for by name; any Go duration works as well.
-WINDOWS = {"1h": HOUR, "6h": 6 * HOUR, "24h": DAY, "7d": 7 * DAY, "30d": 30 * DAY}
-MIN_WINDOW_NS = SECOND
-FUTURE_S = 5 * MINUTE // SECOND

@@ -136,6 +136,16 @@ def name_fields(message: str) -> str:
     return f"{SPAN_FIELDS[int(digits)]}: {message[:start].removesuffix(' - at ')}"
 
 
+def join_encoded(batches: Sequence[bytes]) -> bytes:
+    """One NATS message of batches that are encoded already, each by ``encode_batch``."""
+    return _encoder.encode([msgspec.Raw(batch) for batch in batches])
+
+
+def encode_batch(batch: Batch) -> bytes:
+    """One batch for ``join_encoded``."""
+    return _encoder.encode(batch)
+
+
 def check_batch_id(text: str) -> str:
     """
     *text* as a batch id: printable ASCII, so that it can stand in a header and a log.

@@ -15,7 +15,18 @@ Status = Literal["ok", "error", "timeout"]
 #: Where a cost comes from: see ``Span.cost_source``.
 CostSource = Literal["", "reported", "priced", "overridden", "partly_priced", "unpriced", "zero_ignored"]
 
-KINDS: tuple[str, ...] = ("llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain")
+KINDS: tuple[str, ...] = (
+    "llm",
+    "embedding",
+    "tool",
+    "retrieval",
+    "database",
+    "custom",
+    "http",
+    "agent",
+    "workflow",
+    "chain",
+)
 #: Their cost is the sum of what happened below them: shown, never added.
 ROLLUP_KINDS = frozenset({"http", "agent", "workflow", "chain"})
 _MODEL_KINDS = frozenset({"llm", "embedding"})
@@ -199,7 +210,9 @@ def check_attributes(attributes: dict[str, Any]) -> None:
         if key.startswith("eval.") and is_number(value) and not 0 <= value <= 1:
             raise Rejected(f"attributes: {shorten(key)!r} is {shorten(value)}, a score lies between 0 and 1")
         if isinstance(value, str):
-            if len(value) > MAX_VALUE_BYTES or (len(value) > MAX_VALUE_BYTES // 4 and len(value.encode()) > MAX_VALUE_BYTES):
+            if len(value) > MAX_VALUE_BYTES or (
+                len(value) > MAX_VALUE_BYTES // 4 and len(value.encode()) > MAX_VALUE_BYTES
+            ):
                 raise Rejected(f"attributes: {shorten(key)!r} is longer than {MAX_VALUE_BYTES} bytes")
         elif isinstance(value, (dict, list)):
             _check_nested(key, value, MAX_DEPTH)

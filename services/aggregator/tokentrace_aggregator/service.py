@@ -1,0 +1,112 @@
+"""The aggregator as a service: a pump for each shard it holds, and answers to ``tokentrace.query.metrics``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from starlette.routing import BaseRoute
+
+from tokentrace.bus import Bus, subjects
+from tokentrace.http import Health, Sample, health_routes
+from tokentrace.metric.query import decode_query, encode_partial
+from tokentrace.pump import Pump
+from tokentrace.settings import Settings, own_shards
+from tokentrace.units import SECOND
+from tokentrace_aggregator.machine import Shard
+
+NAME = "aggregator"
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    What an aggregator has to know.
+
+    Attributes:
+        shards: How many there are.
+        own: Which of them this one holds.
+        snapshot_every_s: At least this often, seconds.
+    """
+
+    shards: int
+    own: tuple[int, ...]
+    snapshot_every_s: float = 60.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Config:
+        """The aggregator's part of *settings*."""
+        return cls(
+            shards=settings.nats.shards,
+            own=tuple(own_shards(settings.nats)),
+            snapshot_every_s=settings.storage.snapshot_interval / SECOND,
+        )
+
+
+@dataclass
+class Aggregator:
+    """The shards this worker holds, and how far each is."""
+
+    bus: Bus
+    config: Config
+    machines: list[Shard] = field(default_factory=list)
+    pumps: list[Pump] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for shard in self.config.own:
+            machine = Shard(shard, self.config.shards)
+            self.machines.append(machine)
+            self.pumps.append(
+                Pump(
+                    self.bus,
+                    machine,
+                    stream=subjects.SPANS,
+                    filters=[subjects.shard_spans(shard)],
+                    service=NAME,
+                    shard=shard,
+                    save_every_s=self.config.snapshot_every_s,
+                )
+            )
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Fold and answer until *stopping* is set."""
+        async with self.bus.serve(subjects.QUERY_METRICS, self._answer), asyncio.TaskGroup() as tasks:
+            for pump in self.pumps:
+                tasks.create_task(pump.run(stopping))
+
+    async def _answer(self, payload: bytes) -> list[bytes]:
+        query = decode_query(payload)
+        return [
+            encode_partial(machine.answer(query, pump.progress.caught_up))
+            for machine, pump in zip(self.machines, self.pumps, strict=True)
+        ]
+
+    def health(self) -> Health:
+        """Ready when every shard has read what there was."""
+        missing = [] if self.bus.connected else ["nats"]
+        missing += [
+            f"shard {m.shard}" for m, p in zip(self.machines, self.pumps, strict=True) if not p.progress.caught_up
+        ]
+        details = {
+            "shards": [machine.shard for machine in self.machines],
+            "lost": {str(m.shard): [[loss.first, loss.last] for loss in m.losses] for m in self.machines if m.losses},
+            "trouble": [pump.progress.trouble for pump in self.pumps if pump.progress.trouble],
+            "too_many_models": [machine.shard for machine in self.machines if machine.too_many_models],
+        }
+        return Health(missing, {key: value for key, value in details.items() if value or key == "shards"})
+
+    def samples(self) -> Iterator[Sample]:
+        """Its own metrics."""
+        for machine, pump in zip(self.machines, self.pumps, strict=True):
+            labels = {"shard": str(machine.shard)}
+            yield Sample("tokentrace_aggregator_spans_total", "Spans folded.", machine.spans, labels)
+            yield Sample("tokentrace_aggregator_batches_total", "Batches folded.", machine.batches, labels)
+            yield Sample("tokentrace_aggregator_repeated_total", "Batches known already.", machine.repeated, labels)
+            yield Sample("tokentrace_aggregator_late_total", "Spans behind every tier.", machine.late, labels)
+            yield Sample("tokentrace_aggregator_rejected_total", "Messages not read.", pump.progress.rejected, labels)
+            yield Sample("tokentrace_aggregator_lag_messages", "Messages still to read.", pump.progress.pending, labels)
+
+    def routes(self) -> list[BaseRoute]:
+        """Its HTTP side."""
+        return list(health_routes(self.health, self.samples))

@@ -1,0 +1,42 @@
+"""Asking the aggregators: one question to all, one answer for each shard, merged."""
+
+from __future__ import annotations
+
+from tokentrace.bus import Bus, subjects
+from tokentrace.errors import Unavailable
+from tokentrace.metric.query import Answer, Partial, Query, decode_partial, encode_query, merge_partials
+
+TIMEOUT_S = 0.5
+
+
+class Aggregators:
+    """
+    All aggregators there are.
+
+    Args:
+        shards: How many shards they hold between them.
+    """
+
+    def __init__(self, bus: Bus, shards: int) -> None:
+        self._bus, self._shards = bus, shards
+
+    async def ask(self, query: Query) -> Answer:
+        """
+        The answer to *query*; ``missing_shards`` names what nobody answered for within half a second.
+
+        Raises:
+            Unavailable: Nobody answered at all.
+        """
+        partials: list[Partial] = []
+
+        def enough(answers: list[bytes]) -> bool:
+            partials.extend(decode_partial(answer) for answer in answers[len(partials) :])
+            return len({partial.shard for partial in partials}) >= self._shards
+
+        answers = await self._bus.gather(
+            subjects.QUERY_METRICS, encode_query(query), timeout_s=TIMEOUT_S, enough=enough
+        )
+        enough(answers)
+        if not partials:
+            raise Unavailable("no aggregator answers")
+        return merge_partials(partials, self._shards, query)

@@ -1,0 +1,115 @@
+"""A span as a row of the store, and back: nothing is lost on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tokentrace.records import Span, event_time
+
+#: Column -> DuckDB type. What is rarely set travels in ``rest``.
+COLUMNS = {
+    "ordinal": "BIGINT",
+    "sequence": "BIGINT",
+    "shard": "INTEGER",
+    "event_ns": "BIGINT",
+    "trace_id": "VARCHAR",
+    "span_id": "VARCHAR",
+    "parent_span_id": "VARCHAR",
+    "name": "VARCHAR",
+    "kind": "VARCHAR",
+    "caller": "VARCHAR",
+    "model": "VARCHAR",
+    "provider": "VARCHAR",
+    "status": "VARCHAR",
+    "started_ns": "BIGINT",
+    "ended_ns": "BIGINT",
+    "latency_ns": "BIGINT",
+    "ttft_ns": "BIGINT",
+    "prompt_tokens": "BIGINT",
+    "completion_tokens": "BIGINT",
+    "total_tokens": "BIGINT",
+    "cost_nusd": "BIGINT",
+    "score": "BIGINT",
+    "error": "VARCHAR",
+    "arrived_ns": "BIGINT",
+    "session_id": "VARCHAR",
+    "user_id": "VARCHAR",
+    "cost_source": "VARCHAR",
+    "cost_model": "VARCHAR",
+    "unpriced_reason": "VARCHAR",
+    "source": "VARCHAR",
+    "attributes": "VARCHAR",
+    "rest": "BLOB",
+}
+_REST = (
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "reasoning_tokens",
+    "usage",
+    "error_stack",
+)
+_OWN = ("ordinal", "sequence", "shard", "event_ns", "attributes", "rest")
+_FIELDS = tuple(name for name in COLUMNS if name not in _OWN)
+_json = msgspec.json.Encoder()
+_pack = msgspec.msgpack.Encoder()
+
+
+def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_ordinal: int) -> dict[str, Any]:
+    """
+    *spans* as numpy columns that DuckDB inserts from.
+
+    Args:
+        origins: (stream sequence, shard) of each span.
+        first_ordinal: Number of the first row.
+    """
+    count = len(spans)
+    columns: dict[str, Any] = {
+        "ordinal": np.arange(first_ordinal, first_ordinal + count, dtype=np.int64),
+        "sequence": np.array([origin[0] for origin in origins], np.int64),
+        "shard": np.array([origin[1] for origin in origins], np.int32),
+        "event_ns": np.array([event_time(span) for span in spans], np.int64),
+    }
+    for name in _FIELDS:
+        values = [getattr(span, name) for span in spans]
+        if COLUMNS[name] == "VARCHAR":
+            columns[name] = np.array(values, dtype=object)
+        elif name in ("cost_nusd", "score"):
+            missing = [value is None for value in values]
+            columns[name] = np.ma.masked_array([value or 0 for value in values], mask=missing, dtype=np.int64)
+        else:
+            columns[name] = np.array(values, np.int64)
+    encode = _json.encode
+    columns["attributes"] = np.array(
+        [encode(span.attributes).decode() if span.attributes else None for span in spans], dtype=object
+    )
+    columns["rest"] = np.array([_rest(span) for span in spans], dtype=object)
+    return columns
+
+
+def _rest(span: Span) -> bytes | None:
+    if not (
+        span.cache_read_tokens
+        or span.cache_write_tokens
+        or span.cache_write_1h_tokens
+        or span.reasoning_tokens
+        or span.usage
+        or span.error_stack
+    ):
+        return None
+    return _pack.encode([getattr(span, name) for name in _REST])
+
+
+def span_of(row: Sequence[Any]) -> Span:
+    """The span that *row*, in the order of COLUMNS, was made of."""
+    values = dict(zip(COLUMNS, row, strict=True))
+    fields = {name: values[name] for name in _FIELDS}
+    if values["rest"] is not None:
+        fields.update(zip(_REST, msgspec.msgpack.decode(values["rest"]), strict=True))
+    if values["attributes"] is not None:
+        fields["attributes"] = msgspec.json.decode(values["attributes"])
+    return Span(**fields)

@@ -1,0 +1,1 @@
+"""The HTTP side of the api, one file for each subject."""

@@ -1,0 +1,73 @@
+"""``GET /health``: is the whole pipeline well, as far as the api can see."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from tokentrace.bus import subjects
+from tokentrace.errors import TokentraceError, Unavailable
+from tokentrace.http import reply
+from tokentrace.metric.query import Query
+from tokentrace.pump import backlog
+from tokentrace.units import SECOND, render_instant
+from tokentrace.version import __version__
+
+if TYPE_CHECKING:
+    from tokentrace_api.service import Api
+
+
+def routes(api: Api) -> list[BaseRoute]:
+    """The route of the pipeline's health."""
+
+    async def health(_: Request) -> Response:
+        troubles: list[str] = list(api.health().missing)
+        shown: dict[str, Any] = {
+            "status": "ok",
+            "version": __version__,
+            "uptime_s": int(time.monotonic() - api.started),
+            "span_count": 0,
+            "transport": "nats",
+            "queue_depth": api.queue_depth,
+        }
+        try:
+            answer = await api.aggregators.ask(Query(what="lifetime"))
+            shown["span_count"] = answer.total.sums.spans
+            troubles += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
+        except Unavailable as exc:
+            troubles.append(str(exc))
+        try:
+            shown |= await _log(api)
+        except TokentraceError as exc:
+            troubles.append(str(exc))
+        shown |= api.details()
+        if troubles:
+            shown["status"] = "unhealthy"
+            shown["error"] = "; ".join(dict.fromkeys(troubles))
+        return reply(shown, 503 if troubles else 200)
+
+    return [Route(api.config.health_path, health)]
+
+
+async def _log(api: Api) -> dict[str, Any]:
+    """What the stream covers, and which readers are more than half of it behind."""
+    state = await api.bus.state(subjects.SPANS)
+    entries = await api.bus.kv(subjects.META).items()
+    readers = {key: entry.value for key, entry in entries.items() if key.startswith("reader.")}
+    behind = {reader: round(part, 3) for reader, part in backlog(state, readers, time.time_ns()).items() if part > 0.5}
+    covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
+    shown: dict[str, Any] = {
+        "log": {
+            "from": render_instant(state.first_time_ns) if state.messages else None,
+            "covers_s": covered,
+            "bytes": state.bytes,
+            "max_bytes": state.max_bytes,
+        }
+    }
+    if behind:
+        shown["warnings"] = [f"{reader} is {part:.0%} of the log behind" for reader, part in behind.items()]
+    return shown

@@ -1,0 +1,231 @@
+"""The api as a service: follows the spans into its store, asks the aggregators, answers people."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from starlette.routing import BaseRoute
+
+from tokentrace.bus import Bus, subjects
+from tokentrace.errors import TokentraceError, Unavailable
+from tokentrace.http import Health, Sample, health_routes
+from tokentrace.pump import encode_position
+from tokentrace.settings import Settings
+from tokentrace_api.ask import Aggregators
+from tokentrace_api.store import Item, Store
+
+log = logging.getLogger("tokentrace.api")
+
+NAME = "api"
+_FLUSH_S = 0.1
+_FLUSH_BYTES = 8 * 1024 * 1024
+_QUEUE = 64
+_PRUNE_EVERY_S = 60.0
+_TELL_EVERY_S = 2.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    What the api has to know.
+
+    Attributes:
+        shards: How many there are.
+        directory: Where the store's files are.
+        max_spans: Rows shown; 0 = no limit.
+        keep_ns: How long spans are shown.
+        metrics_path, prometheus_path, health_path: Where people find them.
+    """
+
+    shards: int
+    directory: Path
+    max_spans: int
+    keep_ns: int
+    memory_limit_mb: int
+    metrics_path: str
+    prometheus_path: str
+    health_path: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Config:
+        """The api's part of *settings*."""
+        http = settings.http_server
+        return cls(
+            shards=settings.nats.shards,
+            directory=Path(settings.storage.dir) / "spans",
+            max_spans=settings.retention.max_spans,
+            keep_ns=int(settings.retention.memory_window),
+            memory_limit_mb=settings.storage.memory_limit_mb,
+            metrics_path=http.metrics_path.rstrip("/"),
+            prometheus_path=http.prometheus_path,
+            health_path=http.health_path,
+        )
+
+
+class Api:
+    """The span store and everything that can be asked."""
+
+    def __init__(self, bus: Bus, config: Config) -> None:
+        self.bus, self.config = bus, config
+        self.aggregators = Aggregators(bus, config.shards)
+        self.started = time.monotonic()
+        self.trouble = ""
+        self.lost: list[tuple[int, int, int]] = []
+        self._store: Store | None = None
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="store-read")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._queue: asyncio.Queue[Item] = asyncio.Queue(_QUEUE * 256)
+        self._caught_up = [False] * config.shards
+        self._pending = [0] * config.shards
+        self._behind = [0] * config.shards
+        self.stored = 0
+
+    @property
+    def store(self) -> Store:
+        """The open store; Unavailable before it is."""
+        if self._store is None:
+            raise Unavailable("span store: not open yet")
+        return self._store
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Store spans until *stopping* is set; what has been read is stored first."""
+        config = self.config
+        self._store = await self._in_writer(
+            lambda: Store(
+                config.directory,
+                shards=config.shards,
+                max_spans=config.max_spans,
+                keep_ns=config.keep_ns,
+                memory_limit_mb=config.memory_limit_mb,
+            )
+        )
+        tasks = [asyncio.create_task(self._follow(shard)) for shard in range(config.shards)]
+        tasks += [asyncio.create_task(self._write()), asyncio.create_task(self._look_after())]
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in [*tasks, stop]:
+                task.cancel()
+            await asyncio.gather(*tasks, stop, return_exceptions=True)
+            self._readers.shutdown()
+            await self._in_writer(self._store.close)
+            self._writer.shutdown()
+        for task in done:
+            task.result()
+
+    async def _in_writer(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+    async def read(self, work: Callable[[Store], T]) -> T:
+        """*work* on the store in a thread of its own."""
+        store = self.store
+        return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(store))
+
+    async def _follow(self, shard: int) -> None:
+        feed = self.bus.follow(subjects.SPANS, [subjects.shard_spans(shard)], self.store.position(shard))
+        async with contextlib.aclosing(feed):
+            async for chunk in feed:
+                if chunk.missing is not None:
+                    log.error("shard %d: messages %d to %d are gone from the stream", shard, *chunk.missing)
+                    self.lost = [*self.lost, (shard, *chunk.missing)][-20:]
+                for message in chunk.messages:
+                    await self._queue.put(Item(shard, chunk.created_ns, message))
+                self._pending[shard] = chunk.pending
+                if chunk.pending == 0:
+                    self._caught_up[shard] = True
+
+    async def _write(self) -> None:
+        while True:
+            items = [await self._queue.get()]
+            await asyncio.sleep(_FLUSH_S)
+            size = len(items[0].message.payload)
+            while not self._queue.empty() and size < _FLUSH_BYTES:
+                items.append(self._queue.get_nowait())
+                size += len(items[-1].message.payload)
+            await self._store_all(items)
+
+    async def _store_all(self, items: list[Item]) -> None:
+        pause = 0.1
+        store = self.store
+        while True:
+            try:
+                self.stored += await self._in_writer(lambda: store.append(items))
+                self.trouble = ""
+                return
+            except Unavailable as exc:
+                if not self.trouble:
+                    log.error("%s", exc)
+                self.trouble = str(exc)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+
+    async def _look_after(self) -> None:
+        pruned = 0.0
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            store = self.store
+            try:
+                for shard in range(self.config.shards):
+                    position = store.position(shard)
+                    if position is not None:
+                        await self.bus.kv(subjects.META).put(f"reader.{NAME}.{shard}", encode_position(position))
+                if time.monotonic() - pruned > _PRUNE_EVERY_S:
+                    pruned = time.monotonic()
+                    await self._in_writer(partial(store.prune, time.time_ns()))
+            except TokentraceError as exc:
+                log.info("%s", exc)
+
+    @property
+    def queue_depth(self) -> int:
+        """Messages read or known of and not yet stored."""
+        return self._queue.qsize() + sum(self._pending)
+
+    def health(self) -> Health:
+        """Ready when the store holds what the stream had."""
+        missing = [] if self.bus.connected else ["nats"]
+        if self._store is None:
+            missing.append("span store")
+        missing += [f"shard {shard}" for shard, done in enumerate(self._caught_up) if not done]
+        if self.trouble:
+            missing.append(self.trouble)
+        return Health(missing, self.details())
+
+    def details(self) -> dict[str, object]:
+        """What is gone or damaged, for people."""
+        found: dict[str, object] = {}
+        if self.lost:
+            found["lost"] = [{"shard": shard, "first": first, "last": last} for shard, first, last in self.lost]
+        if self._store is not None and self._store.damaged:
+            found["damaged"] = self._store.damaged
+        return found
+
+    def samples(self) -> Iterator[Sample]:
+        """Its own metrics."""
+        yield Sample("tokentrace_api_stored_spans_total", "Spans stored since start.", self.stored)
+        yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.queue_depth)
+        if self._store is not None:
+            yield Sample("tokentrace_api_repeated_batches_total", "Batches known already.", self._store.repeated)
+            yield Sample("tokentrace_api_rejected_messages_total", "Messages not read.", self._store.rejected)
+            yield Sample("tokentrace_api_disk_bytes", "Size of the span store.", self._store.disk_bytes())
+
+    def routes(self) -> list[BaseRoute]:
+        """Its HTTP side."""
+        from tokentrace_api.routes import health, metrics, traces
+
+        return [
+            *metrics.routes(self),
+            *traces.routes(self),
+            *health.routes(self),
+            *health_routes(self.health, self.samples),
+        ]

@@ -1,0 +1,239 @@
+"""Ingest as a service: the hop from ``TT_RAW`` to ``TT_SPANS``, the HTTP ways in, the guard of the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from starlette.routing import BaseRoute
+
+from tokentrace.bus import Bus, Delivery, subjects
+from tokentrace.errors import Rejected, TokentraceError, Unavailable
+from tokentrace.http import Health, Sample, health_routes
+from tokentrace.pricing import Pricer, Rate
+from tokentrace.pump import backlog, until_available
+from tokentrace.records import Batch
+from tokentrace.redact import Redactor
+from tokentrace.settings import Settings
+from tokentrace_ingest.commit import Committer
+from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, undecoded
+
+log = logging.getLogger("tokentrace.ingest")
+
+MAX_DELIVERIES = 5
+_FETCH = 128
+#: A message whose worker died is given to another one after this long, seconds.
+PATIENCE_S = 5.0
+_GUARD_EVERY_S = 2.0
+_STOP_AT = 0.9
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    What ingest has to know.
+
+    Attributes:
+        shards: How many there are.
+        project: Which one HTTP requests belong to.
+        max_batch_size: Spans in one request.
+        max_body_bytes: Of one request, after decompression.
+        spans_path: Where spans are posted.
+    """
+
+    shards: int
+    project: str
+    max_batch_size: int
+    max_body_bytes: int
+    spans_path: str
+    redactor: Redactor
+    pricer: Pricer
+
+    @classmethod
+    def of(cls, settings: Settings) -> Config:
+        """Ingest's part of *settings*."""
+        rates = {
+            model: Rate(rate.prompt_per_1m, rate.completion_per_1m, rate.cache_read_per_1m)
+            for model, rate in settings.pricing.models.items()
+        }
+        redaction = settings.redaction
+        return cls(
+            shards=settings.nats.shards,
+            project=settings.nats.project,
+            max_batch_size=settings.http_server.max_batch_size,
+            max_body_bytes=settings.http_server.max_body_bytes,
+            spans_path=settings.http_server.ingest_path,
+            redactor=Redactor(redaction.keys, replace_keys=redaction.replace, enabled=redaction.mode == "redact"),
+            pricer=Pricer(rates, settings.pricing.trust_zero),
+        )
+
+
+class Ingest:
+    """Everything that comes in goes through here."""
+
+    def __init__(self, bus: Bus, config: Config) -> None:
+        self.bus, self.config = bus, config
+        self._cleaner = Cleaner(config.redactor, config.pricer)
+        self._committer = Committer(bus, config.shards)
+        self._blocked = ""
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._behind: dict[str, float] = {}
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Consume raw batches until *stopping* is set; what is under way is finished."""
+        async with asyncio.TaskGroup() as tasks:
+            hop = tasks.create_task(self._hop(stopping))
+            guard = tasks.create_task(self._guard())
+            await stopping.wait()
+            guard.cancel()
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(asyncio.shield(hop), PATIENCE_S)
+            hop.cancel()
+
+    async def accept(self, batch: Batch, way: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
+        """
+        Take in one batch of an HTTP request; returns once the broker has acknowledged it.
+
+        Args:
+            way: Which way in, for the counters.
+            strict: A bad span refuses the whole batch; else it becomes a dead letter.
+
+        Raises:
+            Rejected: Names the index and the field.
+            Unavailable: Nothing was acknowledged; try again.
+        """
+        if self._blocked:
+            raise Unavailable(self._blocked, retry_after_s=5)
+        cleaned = self._cleaner.clean(batch, batch.arrived_ns or time.time_ns(), size_bytes)
+        if strict and cleaned.letters:
+            raise Rejected(f"span {cleaned.letters[0].position}: {cleaned.letters[0].reason}")
+        await self._dead_letter(self.config.project, cleaned.letters, way)
+        await self._committer.commit(self.config.project, cleaned.parts)
+        self._counts["spans", way] += cleaned.spans
+        return cleaned
+
+    # -- the hop
+
+    async def _hop(self, stopping: asyncio.Event) -> None:
+        created_ns = (await until_available(lambda: self.bus.state(subjects.RAW))).created_ns
+        feed = self.bus.consume(subjects.RAW, subjects.INGEST, batch=_FETCH, patience_s=PATIENCE_S)
+        under_way: set[asyncio.Task[None]] = set()
+        stopped: asyncio.Task[object] = asyncio.create_task(stopping.wait())
+        try:
+            async with contextlib.aclosing(feed):
+                while not stopping.is_set():
+                    pull = asyncio.ensure_future(anext(feed))
+                    await asyncio.wait([pull, stopped], return_when=asyncio.FIRST_COMPLETED)
+                    if not pull.done():
+                        pull.cancel()
+                        with contextlib.suppress(asyncio.CancelledError):
+                            await pull
+                        break
+                    while self._blocked and not stopping.is_set():
+                        await asyncio.sleep(0.2)
+                    under_way.add(asyncio.create_task(self._pass_on(pull.result(), created_ns)))
+                    # Two fetches under way: one is cleaned while the other waits for its acknowledgement.
+                    if len(under_way) > 1:
+                        done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                        for task in done:
+                            task.result()
+            await asyncio.gather(*under_way)
+        finally:
+            stopped.cancel()
+            for task in under_way:
+                task.cancel()
+
+    async def _pass_on(self, deliveries: Sequence[Delivery], created_ns: int) -> None:
+        turn = time.perf_counter() + 0.005
+        passing = []
+        for delivery in deliveries:
+            passing.append(asyncio.create_task(self._pass_one(delivery, created_ns)))
+            if time.perf_counter() > turn:
+                await asyncio.sleep(0)
+                turn = time.perf_counter() + 0.005
+        await asyncio.gather(*passing)
+
+    async def _pass_one(self, delivery: Delivery, created_ns: int) -> None:
+        message = delivery.message
+        try:
+            project = subjects.parse_project(message.subject)
+            if delivery.deliveries > MAX_DELIVERIES:
+                letter = undecoded(message, f"given out {MAX_DELIVERIES} times without success")
+                await until_available(lambda: self._dead_letter(project, [letter], "nats"))
+                await delivery.term(letter.id)
+                return
+            batches, letters = self._cleaner.read(message, created_ns)
+            cleaned = [self._cleaner.clean(batch, message.time_ns, len(message.payload)) for batch in batches]
+            for one in cleaned:
+                letters = letters + one.letters
+                try:
+                    parts = one.parts
+                    await until_available(lambda parts=parts: self._committer.commit(project, parts))  # type: ignore[misc]
+                    self._counts["spans", "nats"] += one.spans
+                except Rejected as exc:
+                    letters.append(undecoded(message, str(exc)))
+            await until_available(lambda: self._dead_letter(project, letters, "nats"))
+            await delivery.ack()
+        except Unavailable as exc:
+            # Not acknowledged: it will be given to somebody again, and readers know its batches by id.
+            log.info("raw message %d: %s", message.sequence, exc)
+
+    async def _dead_letter(self, project: str, letters: Sequence[Letter], way: str) -> None:
+        for letter in letters:
+            await self.bus.publish(subjects.rejected(project), letter.body, id=letter.id)
+        self._counts["rejected", way] += len(letters)
+
+    # -- the guard
+
+    async def _guard(self) -> None:
+        """Refuse to take more in before the log would lose what somebody has not read."""
+        while True:
+            await asyncio.sleep(_GUARD_EVERY_S)
+            try:
+                state = await self.bus.state(subjects.SPANS)
+                entries = await self.bus.kv(subjects.META).items()
+            except TokentraceError as exc:
+                log.debug("guard: %s", exc)
+                continue
+            readers = {key: entry.value for key, entry in entries.items() if key.startswith("reader.")}
+            self._behind = backlog(state, readers, time.time_ns())
+            worst = max(self._behind, key=lambda reader: self._behind[reader], default="")
+            if worst and self._behind[worst] >= _STOP_AT:
+                part = f"{self._behind[worst]:.0%}"
+                self._blocked = f"{worst} is {part} of the log behind; nothing is taken in that it would lose"
+                log.error(self._blocked)
+            else:
+                self._blocked = ""
+
+    def health(self) -> Health:
+        """Ready when the broker is there and the log has room."""
+        missing = [] if self.bus.connected else ["nats"]
+        if self._blocked:
+            missing.append(self._blocked)
+        behind = {reader: round(part, 3) for reader, part in self._behind.items() if part >= 0.5}
+        return Health(missing, {"behind": behind} if behind else {})
+
+    def samples(self) -> Iterator[Sample]:
+        """Its own metrics."""
+        for (what, way), count in sorted(self._counts.items()):
+            text = "Spans accepted." if what == "spans" else "Spans refused."
+            yield Sample(f"tokentrace_ingest_{what}_total", text, count, {"way": way})
+        for reader, part in self._behind.items():
+            yield Sample(
+                "tokentrace_ingest_reader_behind", "Part of the log a reader is behind.", part, {"reader": reader}
+            )
+
+    def count_refused(self, way: str, spans: int = 1) -> None:
+        """Note a request that was refused whole."""
+        self._counts["rejected", way] += spans
+
+    def routes(self) -> list[BaseRoute]:
+        """Its HTTP side."""
+        from tokentrace_ingest.routes import routes
+
+        return [*routes(self), *health_routes(self.health, self.samples)]

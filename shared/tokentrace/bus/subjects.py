@@ -1,0 +1,162 @@
+"""The subjects, streams and buckets of DESIGN 2: built and taken apart here and nowhere else."""
+
+from __future__ import annotations
+
+import re
+
+from tokentrace.bus import Stream
+from tokentrace.errors import Rejected, shorten
+from tokentrace.units import DAY, MINUTE
+
+RAW = "TT_RAW"
+SPANS = "TT_SPANS"
+REJECTED = "TT_REJECTED"
+ALERTS = "TT_ALERTS"
+META = "tt_meta"
+RULES = "tt_rules"
+OPEN_SPANS = "tt_open_spans"
+REQUESTS = "tt_requests"
+SNAPSHOTS = "tt_snapshots"
+
+INGEST = "ingest"
+QUERY_METRICS = "tokentrace.query.metrics"
+QUERY_ALERTS = "tokentrace.query.alerts"
+ALL_SPANS = "tokentrace.spans.>"
+ALL_ALERTS = "tokentrace.alerts.>"
+
+DEFAULT_PROJECT = "default"
+MIB = 1024 * 1024
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPED = re.compile(r"=([0-9A-F]{2})")
+
+
+def escape(token: str) -> str:
+    """*token* as one token of a subject: bytes that are not [A-Za-z0-9_-] become ``=XX``; empty becomes ``=``."""
+    if _PLAIN.fullmatch(token):
+        return token
+    if not token:
+        return "="
+    return "".join(chr(b) if _PLAIN.fullmatch(chr(b)) and b < 128 else f"={b:02X}" for b in token.encode())
+
+
+def unescape(token: str) -> str:
+    """The text that ``escape`` made *token* of."""
+    if token == "=":
+        return ""
+    data = bytearray()
+    at = 0
+    for match in _ESCAPED.finditer(token):
+        data += token[at : match.start()].encode()
+        data.append(int(match[1], 16))
+        at = match.end()
+    data += token[at:].encode()
+    return data.decode(errors="replace")
+
+
+def raw(project: str, shard: int) -> str:
+    """Where a reporter publishes."""
+    return f"tokentrace.raw.{escape(project)}.{shard}"
+
+
+def spans(project: str, shard: int) -> str:
+    """Where ingest publishes."""
+    return f"tokentrace.spans.{escape(project)}.{shard}"
+
+
+def shard_spans(shard: int) -> str:
+    """What a reader of one shard follows, of every project."""
+    return f"tokentrace.spans.*.{shard}"
+
+
+def rejected(project: str) -> str:
+    """Where dead letters go."""
+    return f"tokentrace.rejected.{escape(project)}"
+
+
+def alerts(project: str, rule: str) -> str:
+    """Where a rule's events go."""
+    return f"tokentrace.alerts.{escape(project)}.{escape(rule)}"
+
+
+def parse_project(subject: str) -> str:
+    """
+    The project of a raw, spans, rejected or alerts subject.
+
+    Raises:
+        Rejected: It is none of them.
+    """
+    parts = subject.split(".")
+    if len(parts) < 3 or parts[0] != "tokentrace":
+        raise Rejected(f"subject: {shorten(subject)!r} is not tokentrace.<what>.<project>…")
+    return unescape(parts[2])
+
+
+def parse_shard(subject: str) -> int:
+    """
+    The shard of a raw or spans subject.
+
+    Raises:
+        Rejected: It has none.
+    """
+    last = subject.rpartition(".")[2]
+    if not last.isdigit():
+        raise Rejected(f"subject: {shorten(subject)!r} does not end with a shard number")
+    return int(last)
+
+
+def streams(
+    *,
+    raw_bytes: int = 1024 * MIB,
+    spans_bytes: int = 8192 * MIB,
+    spans_age_ns: int = 7 * DAY,
+    duplicate_window_ns: int = 2 * MINUTE,
+) -> list[Stream]:
+    """Every stream and bucket there is, with its limits."""
+    window = duplicate_window_ns
+    return [
+        Stream(
+            name=RAW, subjects=("tokentrace.raw.>",), work_queue=True, max_bytes=raw_bytes, duplicate_window_ns=window
+        ),
+        Stream(
+            name=SPANS,
+            subjects=(ALL_SPANS,),
+            max_bytes=spans_bytes,
+            max_age_ns=spans_age_ns,
+            duplicate_window_ns=window,
+        ),
+        Stream(
+            name=REJECTED,
+            subjects=("tokentrace.rejected.>",),
+            max_bytes=256 * MIB,
+            max_age_ns=7 * DAY,
+            duplicate_window_ns=window,
+            durable=False,
+        ),
+        Stream(
+            name=ALERTS, subjects=(ALL_ALERTS,), max_bytes=256 * MIB, max_age_ns=30 * DAY, duplicate_window_ns=window
+        ),
+        bucket(META),
+        bucket(RULES),
+        bucket(OPEN_SPANS, max_bytes=256 * MIB, max_age_ns=DAY),
+        bucket(REQUESTS, max_bytes=256 * MIB, max_age_ns=DAY),
+        Stream(
+            name=f"OBJ_{SNAPSHOTS}",
+            subjects=(f"$O.{SNAPSHOTS}.C.>", f"$O.{SNAPSHOTS}.M.>"),
+            max_bytes=2048 * MIB,
+            durable=False,
+            kind="objects",
+        ),
+    ]
+
+
+def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0) -> Stream:
+    """The stream of a key-value bucket."""
+    return Stream(
+        name=f"KV_{name}",
+        subjects=(f"$KV.{name}.>",),
+        max_bytes=max_bytes,
+        max_age_ns=max_age_ns,
+        per_subject=1,
+        kind="kv",
+    )

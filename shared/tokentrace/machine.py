@@ -1,0 +1,90 @@
+"""
+What a stateful service is: a pure core that takes messages in and says what is to be done.
+
+A machine does no I/O and knows no clock. The pump around it reads the stream, hands over the time and performs the
+effects; effects are plain data whose ids derive from content, so performing one twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from tokentrace.records.position import Position
+
+
+class Message(NamedTuple):
+    """One message of a stream; time_ns is when the broker stored it, Unix nanoseconds."""
+
+    subject: str
+    payload: bytes
+    sequence: int
+    time_ns: int
+    headers: Mapping[str, str]
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """
+    Store a message on a stream.
+
+    Attributes:
+        id: Makes a repetition harmless.
+        expect_last: Sequence that must be the subject's last; None = no matter.
+    """
+
+    subject: str
+    payload: bytes
+    id: str
+    expect_last: int | None = None
+    headers: Mapping[str, str] = {}
+
+
+Effect = Publish
+
+
+class Machine(Protocol):
+    """One shard of a service's state."""
+
+    @property
+    def position(self) -> Position | None:
+        """The last message it contains."""
+        ...
+
+    def fold(self, message: Message, created_ns: int) -> None:
+        """
+        Take one message in.
+
+        Args:
+            created_ns: Of the stream, for the position.
+
+        Raises:
+            Rejected: It cannot be read; it counts as taken in.
+        """
+        ...
+
+    def lost(self, first: int, last: int, created_ns: int) -> None:
+        """The stream no longer has the messages *first* to *last*, and this machine has not seen them."""
+        ...
+
+    def rewound(self, created_ns: int) -> None:
+        """The stream was made anew or lost its end; its messages come again from the first one."""
+        ...
+
+    def tick(self, now_ns: int) -> Sequence[Effect]:
+        """What is due at *now_ns*; called often, and after every restart again."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """Everything that ``restore`` needs, position included."""
+        ...
+
+    def restore(self, state: bytes) -> None:
+        """
+        Become what ``snapshot`` saw.
+
+        Raises:
+            Rejected: Not a snapshot of this service and version.
+        """
+        ...

@@ -1,0 +1,34 @@
+"""Latency: quantiles of the wall clock of calls, in milliseconds; a latency of 0 is unset and left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokentrace.metric.query import Figures
+from tokentrace.quantile import RELATIVE_ERROR
+from tokentrace.units import MS
+
+FIELDS = ("latency",)
+
+
+def quantile_ms(figures: Figures, field: str, q: float) -> float | int | None:
+    """A quantile of *field* in milliseconds; None without values."""
+    value = figures.summaries[field].quantile(q)
+    if value is None:
+        return None
+    ms = round(value / MS, 6)
+    return int(ms) if ms.is_integer() else ms
+
+
+def render_latency(figures: Figures) -> dict[str, Any]:
+    """The group ``latency`` of ``GET /metrics``."""
+    return {
+        "p50_ms": quantile_ms(figures, "latency", 0.50),
+        "p95_ms": quantile_ms(figures, "latency", 0.95),
+        "p99_ms": quantile_ms(figures, "latency", 0.99),
+    }
+
+
+def quantile_error(figures: Figures, field: str) -> float:
+    """The largest relative error of a quantile of *field*: 0 below 100 values."""
+    return 0.0 if figures.summaries[field].exact else RELATIVE_ERROR

@@ -1,0 +1,32 @@
+"""Quality: ``eval.score`` of the spans that have one, whatever their kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokentrace.metric.query import Figures
+from tokentrace.units import SCORE_ONE
+
+FIELDS = ("score",)
+
+
+def score_avg(figures: Figures) -> float | None:
+    """Mean score, 0 to 1; None when nothing is scored."""
+    sums = figures.sums
+    return sums.score / sums.score_n / SCORE_ONE if sums.score_n else None
+
+
+def score_quantile(figures: Figures, q: float) -> float | None:
+    """A quantile of the scores; None when nothing is scored."""
+    value = figures.summaries["score"].quantile(q)
+    return None if value is None else value / SCORE_ONE
+
+
+def render_quality(figures: Figures) -> dict[str, Any]:
+    """The group ``quality`` of ``GET /metrics``."""
+    return {
+        "score_avg": score_avg(figures),
+        "score_p10": score_quantile(figures, 0.10),
+        "score_p50": score_quantile(figures, 0.50),
+        "scored_span_count": figures.sums.score_n,
+    }

@@ -1,0 +1,50 @@
+"""What every service does to the broker before it begins: streams, buckets, the shard count."""
+
+from __future__ import annotations
+
+import logging
+
+from tokentrace.bus import Bus, subjects
+from tokentrace.errors import ConfigError, Conflict
+from tokentrace.pump import until_available
+from tokentrace.settings import Settings
+
+log = logging.getLogger("tokentrace.provision")
+
+_SHARDS = "shards"
+
+
+async def provision(bus: Bus, settings: Settings) -> None:
+    """
+    Make or update everything of DESIGN 2; safe to do from any number of services at once.
+
+    Raises:
+        ConfigError: The streams were made for another number of shards.
+    """
+    nats = settings.nats
+    wanted = subjects.streams(
+        raw_bytes=nats.raw_max_bytes,
+        spans_bytes=nats.spans_max_bytes,
+        spans_age_ns=nats.spans_max_age,
+        duplicate_window_ns=nats.duplicate_window,
+    )
+    for stream in wanted:
+        await until_available(lambda stream=stream: bus.ensure(stream))  # type: ignore[misc]
+    await _agree_on_shards(bus, nats.shards)
+
+
+async def _agree_on_shards(bus: Bus, shards: int) -> None:
+    meta = bus.kv(subjects.META)
+    try:
+        await until_available(lambda: meta.create(_SHARDS, str(shards).encode()))
+        return
+    except Conflict:
+        entry = await until_available(lambda: meta.get(_SHARDS))
+    stored = entry.value.decode("ascii", "replace") if entry else str(shards)
+    if stored != str(shards):
+        raise ConfigError(
+            f"nats.shards: {shards}, but the streams were made for {stored}, and state is kept per shard. "
+            f"Set it back to {stored}; or, to reshard, stop all services, delete the key '{_SHARDS}' of the bucket "
+            f"{subjects.META} and the objects of {subjects.SNAPSHOTS}, and start again: state is rebuilt from what "
+            f"{subjects.SPANS} still holds"
+        )

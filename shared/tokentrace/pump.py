@@ -1,0 +1,256 @@
+"""The loop around a machine: restore, follow, fold, tick, perform, save."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+
+from tokentrace.bus import Bus, Chunk, Position, StreamState, subjects
+from tokentrace.errors import Rejected, TokentraceError, Unavailable
+from tokentrace.machine import Effect, Machine
+from tokentrace.units import DAY
+
+log = logging.getLogger("tokentrace.pump")
+
+SAVE_EVERY_S = 60.0
+SAVE_EVERY_BYTES = 256 * 1024 * 1024
+KEEP_SNAPSHOTS = 3
+TELL_EVERY_S = 2.0
+#: How long the loop may be held before others get a turn.
+TURN_S = 0.005
+
+
+class Snapshots:
+    """
+    The saved states of one service's shard, the last three of them.
+
+    Args:
+        service: Such as ``aggregator``; part of every object's name.
+    """
+
+    def __init__(self, bus: Bus, service: str, shard: int) -> None:
+        self._objects = bus.objects(subjects.SNAPSHOTS)
+        self._prefix = f"{service}.{shard}."
+
+    async def load_into(self, machine: Machine) -> str | None:
+        """
+        Restore the newest snapshot that can be read.
+
+        Returns:
+            What is wrong with the ones that could not; None when all is well.
+        """
+        trouble = None
+        for name in reversed(await self._names()):
+            try:
+                data = await self._objects.get(name)
+                if data is None:
+                    continue
+                machine.restore(data)
+            except Rejected as exc:
+                trouble = f"snapshot {name}: {exc}"
+                log.error("%s; falling back to the one before", trouble)
+                continue
+            return trouble
+        return trouble
+
+    async def save(self, data: bytes) -> None:
+        """Write a new snapshot under a new name, then let the oldest go."""
+        await self._objects.put(f"{self._prefix}{time.time_ns():020d}", data)
+        for name in (await self._names())[:-KEEP_SNAPSHOTS]:
+            await self._objects.delete(name)
+
+    async def _names(self) -> list[str]:
+        return [name for name in await self._objects.names() if name.startswith(self._prefix)]
+
+
+class Progress(msgspec.Struct):
+    """
+    How far a pump is, for /readyz, /health and the broker's guard.
+
+    Attributes:
+        caught_up: It has applied everything there was when it last looked.
+        pending: Messages still to come.
+        trouble: What went wrong and has not been mended; "" = nothing.
+    """
+
+    caught_up: bool = False
+    pending: int = 0
+    trouble: str = ""
+    folded: int = 0
+    rejected: int = 0
+
+
+class Pump:
+    """
+    Runs one machine on one stream.
+
+    Args:
+        stream, filters: What to follow.
+        service, shard: Name of the snapshots and of the reader's position.
+        perform: Carries out one effect; Unavailable is tried again, Rejected is logged and dropped.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        machine: Machine,
+        *,
+        stream: str,
+        filters: Sequence[str],
+        service: str,
+        shard: int,
+        perform: Callable[[Effect], Awaitable[None]] | None = None,
+        save_every_s: float = SAVE_EVERY_S,
+    ) -> None:
+        self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
+        self._perform = perform
+        self._snapshots = Snapshots(bus, service, shard)
+        self._meta = bus.kv(subjects.META)
+        self._reader = f"reader.{service}.{shard}"
+        self._save_every_s = save_every_s
+        self._saved_at = time.monotonic()
+        self._unsaved_bytes = 0
+        self._unsaved = False
+        self.progress = Progress()
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Pump until *stopping* is set; then save once more."""
+        trouble = await until_available(lambda: self._snapshots.load_into(self._machine))
+        self.progress.trouble = trouble or ""
+        tasks = [
+            asyncio.create_task(self._follow(), name=f"follow {self._reader}"),
+            asyncio.create_task(self._look_after(), name=f"look after {self._reader}"),
+        ]
+        stop = asyncio.create_task(stopping.wait())
+        try:
+            done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in [*tasks, stop]:
+                task.cancel()
+            await asyncio.gather(*tasks, stop, return_exceptions=True)
+        for task in done:
+            task.result()
+        if self._unsaved:
+            with contextlib.suppress(Unavailable):
+                await self._save()
+
+    async def _follow(self) -> None:
+        feed = self._bus.follow(self._stream, self._filters, self._machine.position)
+        async with contextlib.aclosing(feed):
+            async for chunk in feed:
+                await self._apply(chunk)
+
+    async def _apply(self, chunk: Chunk) -> None:
+        machine, progress = self._machine, self.progress
+        if chunk.rewound:
+            log.warning("%s: the stream was made anew or lost its end; reading it from the first message", self._reader)
+            machine.rewound(chunk.created_ns)
+        if chunk.missing is not None:
+            log.error("%s: messages %d to %d are gone from %s", self._reader, *chunk.missing, self._stream)
+            machine.lost(*chunk.missing, chunk.created_ns)
+        turn = time.perf_counter() + TURN_S
+        for message in chunk.messages:
+            try:
+                machine.fold(message, chunk.created_ns)
+            except Rejected as exc:
+                progress.rejected += 1
+                log.warning("%s: message %d: %s", self._reader, message.sequence, exc)
+            progress.folded += 1
+            self._unsaved_bytes += len(message.payload)
+            if time.perf_counter() > turn:
+                await asyncio.sleep(0)
+                turn = time.perf_counter() + TURN_S
+        self._unsaved = self._unsaved or bool(chunk.messages)
+        progress.pending = chunk.pending
+        if chunk.pending == 0:
+            progress.caught_up = True
+        await self._tick()
+
+    async def _tick(self) -> None:
+        for effect in self._machine.tick(time.time_ns()):
+            if self._perform is None:
+                raise AssertionError(f"{self._reader}: nobody performs {effect}")
+            try:
+                await until_available(partial(self._perform, effect))
+            except Rejected as exc:
+                log.error("%s: %s", self._reader, exc)
+
+    async def _look_after(self) -> None:
+        """What has to happen although no message comes: ticks, snapshots, telling the position."""
+        told = 0.0
+        while True:
+            await asyncio.sleep(0.2)
+            await self._tick()
+            now = time.monotonic()
+            try:
+                if self._unsaved and (
+                    now - self._saved_at >= self._save_every_s or self._unsaved_bytes >= SAVE_EVERY_BYTES
+                ):
+                    await self._save()
+                if now - told >= TELL_EVERY_S and self._machine.position is not None:
+                    await self._meta.put(self._reader, encode_position(self._machine.position))
+                    told = now
+            except TokentraceError as exc:
+                log.info("%s: %s", self._reader, exc)
+
+    async def _save(self) -> None:
+        self._unsaved, self._unsaved_bytes, self._saved_at = False, 0, time.monotonic()
+        data = self._machine.snapshot()
+        try:
+            await self._snapshots.save(data)
+        except TokentraceError:
+            self._unsaved = True
+            raise
+
+
+T = TypeVar("T")
+
+
+async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
+    """What *attempt* returns, tried again with growing pauses while the world is away."""
+    pause = 0.05
+    while True:
+        try:
+            return await attempt()
+        except Unavailable as exc:
+            log.debug("trying again: %s", exc)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+
+def encode_position(position: Position) -> bytes:
+    """A reader's position as it stands in ``tt_meta`` under ``reader.<service>.<shard>``."""
+    return msgspec.json.encode([position.created_ns, position.sequence, time.time_ns()])
+
+
+def backlog(state: StreamState, positions: dict[str, bytes], now_ns: int, forget_ns: int = 7 * DAY) -> dict[str, float]:
+    """
+    How much of the stream each reader has still to read, as a fraction of its ceiling in bytes.
+
+    Args:
+        positions: reader -> ``encode_position``.
+        forget_ns: A reader that has told nothing for this long is gone.
+    """
+    if state.max_bytes <= 0 or state.messages == 0:
+        return {}
+    full = state.bytes / state.max_bytes
+    span = max(state.last_sequence - state.first_sequence + 1, 1)
+    behind = {}
+    for reader, value in positions.items():
+        try:
+            created_ns, sequence, told_ns = msgspec.json.decode(value, type=tuple[int, int, int])
+        except msgspec.DecodeError:
+            continue
+        if told_ns < now_ns - forget_ns:
+            continue
+        read = sequence if created_ns == state.created_ns else 0
+        unread = max(state.last_sequence - max(read, state.first_sequence - 1), 0)
+        behind[reader] = full * unread / span
+    return behind

@@ -1,0 +1,346 @@
+"""
+``tokentrace.yml``: one schema for all programs; each validates the whole file and uses its part.
+
+Order: defaults < file < environment < flags. Unknown keys are errors, and an error names the key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import yaml
+
+from tokentrace.dialect import explain
+from tokentrace.errors import ConfigError, Rejected
+from tokentrace.units import parse_duration
+
+DEFAULT_FILE = "tokentrace.yml"
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
+
+
+class Duration(int):
+    """Nanoseconds; written as ``30s``, ``2h30m`` or ``7d``."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class FileTransport(_Section, frozen=True, kw_only=True):
+    """Spans as JSON lines in a file."""
+
+    path: str = "./traces.jsonl"
+    rotate: bool = False
+    max_size_mb: int = 100
+    max_files: int = 7
+    sync: bool = False
+    buffer_size_kb: int = 256
+
+
+class HttpTransport(_Section, frozen=True, kw_only=True):
+    """Spans posted to an endpoint."""
+
+    endpoint: str
+    batch_size: int = 100
+    flush_interval: Duration = Duration(2_000_000_000)
+    timeout: Duration = Duration(10_000_000_000)
+    max_retries: int = 3
+    retry_backoff: Duration = Duration(500_000_000)
+    compression: Literal["none", "gzip"] = "none"
+    max_queue_size: int = 10_000
+    headers: dict[str, str] = {}
+
+
+class OneTransport(_Section, frozen=True, kw_only=True):
+    """A child of a multi transport."""
+
+    type: Literal["file", "http", "stdout", "noop"] = "stdout"
+    file: FileTransport | None = None
+    http: HttpTransport | None = None
+
+
+class Transport(_Section, frozen=True, kw_only=True):
+    """Where an application's own tracer sends its spans."""
+
+    type: Literal["file", "http", "stdout", "multi", "noop"] = "stdout"
+    file: FileTransport | None = None
+    http: HttpTransport | None = None
+    multi: list[OneTransport] = []
+
+
+class HttpServer(_Section, frozen=True, kw_only=True):
+    """The HTTP API: paths, limits, token."""
+
+    enabled: bool = False
+    addr: str = ":9090"
+    metrics_path: str = "/metrics"
+    prometheus_path: str = "/metrics/prometheus"
+    ingest_path: str = "/spans"
+    health_path: str = "/health"
+    read_timeout: Duration = Duration(5_000_000_000)
+    write_timeout: Duration = Duration(10_000_000_000)
+    auth_token: str = ""
+    max_batch_size: int = 1000
+    max_body_bytes: int = 8 * 1024 * 1024
+
+
+class Retention(_Section, frozen=True, kw_only=True):
+    """How long spans are kept: the store's days, and rotated files of a file transport."""
+
+    memory_window: Duration = Duration(7 * 86_400_000_000_000)
+    disk_days: int = 30
+    max_spans: int = 0
+
+
+class Delivery(_Section, frozen=True, kw_only=True):
+    """Where a rule's events go besides the alert subject."""
+
+    type: Literal["http", "stdout"] = "stdout"
+    url: str = ""
+    timeout: Duration = Duration(5_000_000_000)
+    headers: dict[str, str] = {}
+    max_retries: int = 2
+
+
+class AlertRule(_Section, frozen=True, kw_only=True):
+    """A rule as SPEC D.1 writes it; what its words mean is the alerter's to say."""
+
+    name: str
+    metric: str
+    op: Literal["gt", "gte", "lt", "lte", ">", ">=", "<", "<="]
+    threshold: float
+    window: str
+    eval_interval: str | None = None
+    cooldown: str | None = None
+    min_spans: int = 0
+    filter: dict[str, str] = {}
+    delivery: Delivery | None = None
+    level: Literal["warning", "critical"] = "warning"
+    silenced: bool = False
+
+
+class CustomMetric(_Section, frozen=True, kw_only=True):
+    """A metric of one's own (SPEC C.3)."""
+
+    name: str
+    type: Literal["sum", "count", "avg", "p95"]
+    field: str = ""
+    filter_key: str = ""
+    filter_val: str | None = None
+
+
+class ModelRate(_Section, frozen=True, kw_only=True):
+    """USD per million tokens."""
+
+    prompt_per_1m: Decimal
+    completion_per_1m: Decimal
+    cache_read_per_1m: Decimal | None = None
+
+
+class Pricing(_Section, frozen=True, kw_only=True):
+    """What overrides the bundled price tables."""
+
+    models: dict[str, ModelRate] = {}
+    trust_zero: list[str] = []
+
+
+class Nats(_Section, frozen=True, kw_only=True):
+    """The broker, and the sizes of its streams."""
+
+    url: str = "nats://127.0.0.1:4222"
+    project: str = "default"
+    shards: int = 1
+    own_shards: str = ""
+    raw_max_bytes: int = 1024 * 1024 * 1024
+    spans_max_bytes: int = 8 * 1024 * 1024 * 1024
+    spans_max_age: Duration = Duration(7 * 86_400_000_000_000)
+    duplicate_window: Duration = Duration(120_000_000_000)
+
+
+class Storage(_Section, frozen=True, kw_only=True):
+    """Where files are kept, and what they may cost."""
+
+    dir: str = "./tokentrace-data"
+    memory_limit_mb: int = 512
+    snapshot_interval: Duration = Duration(60_000_000_000)
+
+
+class Redaction(_Section, frozen=True, kw_only=True):
+    """What is taken out of every span before it is stored."""
+
+    mode: Literal["redact", "off"] = "redact"
+    keys: list[str] = []
+    replace: bool = False
+
+
+class Mist(_Section, frozen=True, kw_only=True):
+    """The MIST way in."""
+
+    require_auth: bool = False
+    accept_eval_result: bool = False
+
+
+class Settings(_Section, frozen=True, kw_only=True):
+    """Everything ``tokentrace.yml`` may say (SPEC F.1 and ours)."""
+
+    transport: Transport = Transport()
+    http_server: HttpServer = HttpServer()
+    retention: Retention = Retention()
+    alerts: list[AlertRule] = []
+    alert_cooldown: str | None = None
+    custom_metrics: list[CustomMetric] = []
+    pricing: Pricing = Pricing()
+    nats: Nats = Nats()
+    storage: Storage = Storage()
+    redaction: Redaction = Redaction()
+    mist: Mist = Mist()
+
+
+#: Environment variable -> path of the setting it overrides.
+ENVIRONMENT = {
+    "TOKENTRACE_NATS_URL": "nats.url",
+    "TOKENTRACE_PROJECT": "nats.project",
+    "TOKENTRACE_SHARD_COUNT": "nats.shards",
+    "TOKENTRACE_SHARDS": "nats.own_shards",
+    "TOKENTRACE_DUPLICATE_WINDOW": "nats.duplicate_window",
+    "TOKENTRACE_SPANS_MAX_BYTES": "nats.spans_max_bytes",
+    "TOKENTRACE_DATA_DIR": "storage.dir",
+    "TOKENTRACE_SNAPSHOT_INTERVAL": "storage.snapshot_interval",
+    "TOKENTRACE_MAX_SPANS": "retention.max_spans",
+    "TOKENTRACE_AUTH_TOKEN": "http_server.auth_token",
+}
+
+
+def load(
+    path: str | None, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object] | None = None
+) -> Settings:
+    """
+    The settings of a program.
+
+    Args:
+        path: The file; None = ``./tokentrace.yml`` if it is there.
+        overrides: Flags, by the path of the setting: ``{"nats.url": …}``; None values are not given.
+
+    Raises:
+        ConfigError: Names the file and the key.
+    """
+    tree: dict[str, Any] = {}
+    file = Path(path or DEFAULT_FILE)
+    if path is not None or file.exists():
+        tree = parse_yaml(_read(file), str(file), environ)
+    for name, key in ENVIRONMENT.items():
+        if environ.get(name):
+            _set(tree, key, environ[name])
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _set(tree, key, value)
+    return build(tree, str(file))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{file}: cannot be read: {exc}") from exc
+
+
+def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """
+    YAML with ``${VAR}`` replaced in its values.
+
+    Raises:
+        ConfigError: Not YAML, not a mapping, or a ``${VAR:?message}`` without a value.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as exc:
+        raise ConfigError(f"{name}: not YAML: {exc}") from exc
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: a mapping is expected at the top, not a {type(tree).__name__}")
+    return {str(key): _substitute(value, str(key), environ) for key, value in tree.items()}
+
+
+def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _substitute(item, f"{key}.{name}", environ) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, f"{key}[{index}]", environ) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name, operator, rest = match.groups()
+        found = environ.get(name, "")
+        if not found and operator == ":?":
+            raise ConfigError(f"{key}: {name}: {rest or 'is not set'}")
+        return found or (rest if operator == ":-" else "")
+
+    return _VARIABLE.sub(lookup, value)
+
+
+def _set(tree: dict[str, Any], key: str, value: object) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def build(tree: Mapping[str, Any], name: str) -> Settings:
+    """
+    Settings from plain data.
+
+    Raises:
+        ConfigError: Names the key that is unknown, missing or of the wrong kind.
+    """
+    try:
+        settings = msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{name}: {explain(str(exc))}") from exc
+    if not 1 <= settings.nats.shards <= 256:
+        raise ConfigError(f"{name}: nats.shards: {settings.nats.shards} is not between 1 and 256")
+    own_shards(settings.nats)
+    for key in ("metrics_path", "prometheus_path", "ingest_path", "health_path"):
+        if not getattr(settings.http_server, key).startswith("/"):
+            raise ConfigError(f"{name}: http_server.{key}: must start with /")
+    if settings.http_server.max_batch_size < 1:
+        raise ConfigError(f"{name}: http_server.max_batch_size: must be over 0")
+    if settings.retention.max_spans < 0:
+        raise ConfigError(f"{name}: retention.max_spans: must be over 0, or 0 for no limit")
+    return settings
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Duration:
+        try:
+            return Duration(parse_duration(str(value)))
+        except Rejected as exc:
+            raise ValueError(str(exc)) from exc
+    raise NotImplementedError(kind)
+
+
+def own_shards(nats: Nats) -> list[int]:
+    """
+    The shards this worker holds: ``nats.own_shards`` such as ``0-1`` or ``0,3``; all when it is empty.
+
+    Raises:
+        ConfigError: Not a range of existing shards.
+    """
+    if not nats.own_shards:
+        return list(range(nats.shards))
+    found: set[int] = set()
+    for part in nats.own_shards.split(","):
+        low, _, high = part.strip().partition("-")
+        if not low.isdigit() or not (high or low).isdigit():
+            raise ConfigError(f"nats.own_shards: {nats.own_shards!r} is not such as 0-1 or 0,3")
+        found.update(range(int(low), int(high or low) + 1))
+    if not found or max(found) >= nats.shards:
+        raise ConfigError(f"nats.own_shards: {nats.own_shards!r} names a shard beyond {nats.shards - 1}")
+    return sorted(found)

@@ -1,0 +1,338 @@
+"""One suite, two buses: whatever holds for the twin in memory holds for JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from conftest import Broker
+from tokentrace.bus import Bus, Position, Stream, jetstream
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.errors import Conflict, Rejected, Unavailable
+
+LOG = Stream(name="LOG", subjects=("log.>",), max_bytes=64 * 1024 * 1024)
+QUEUE = Stream(name="QUEUE", subjects=("queue.>",), work_queue=True, max_bytes=1024 * 1024)
+KV = Stream(name="KV_box", subjects=("$KV.box.>",), per_subject=1, max_bytes=1024 * 1024, kind="kv")
+OBJ = Stream(
+    name="OBJ_shelf", subjects=("$O.shelf.C.>", "$O.shelf.M.>"), max_bytes=64 * 1024 * 1024, kind="objects", durable=False
+)
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "memory":
+            made: Bus = MemoryBus(MemoryBroker())
+        else:
+            server: Broker = request.getfixturevalue("broker")
+            made = await stack.enter_async_context(jetstream.connect(server.url, name="contract"))
+        for stream in (LOG, QUEUE, KV, OBJ):
+            await made.ensure(stream)
+        yield made
+
+
+async def test_a_published_message_is_acknowledged_with_ascending_sequences(bus: Bus) -> None:
+    acks = [await bus.publish("log.a", b"x") for _ in range(3)]
+    assert [ack.sequence for ack in acks] == [1, 2, 3]
+    assert not any(ack.duplicate for ack in acks)
+
+
+async def test_the_same_id_is_stored_once(bus: Bus) -> None:
+    first = await bus.publish("log.a", b"x", id="one")
+    again = await bus.publish("log.a", b"x", id="one")
+    assert again == (first.sequence, True)
+    assert (await bus.state("LOG")).messages == 1
+
+
+async def test_a_compare_and_set_publish_lets_one_of_two_win(bus: Bus) -> None:
+    await bus.publish("log.rule", b"1", expect_last=0)
+    with pytest.raises(Conflict):
+        await bus.publish("log.rule", b"2", expect_last=0)
+    assert (await bus.publish("log.rule", b"2", expect_last=1)).sequence == 2
+
+
+async def test_a_subject_that_no_stream_takes_is_unavailable(bus: Bus) -> None:
+    with pytest.raises(Unavailable):
+        await bus.publish("nowhere.at.all", b"")
+
+
+async def test_a_message_over_the_limit_is_refused_for_good(bus: Bus) -> None:
+    with pytest.raises(Rejected):
+        await bus.publish("log.a", bytes(bus.max_payload + 1))
+
+
+async def test_ensure_twice_changes_nothing(bus: Bus) -> None:
+    await bus.publish("log.a", b"x")
+    before = await bus.state("LOG")
+    await bus.ensure(LOG)
+    assert await bus.state("LOG") == before
+
+
+async def test_ensure_brings_a_stream_to_new_settings(bus: Bus) -> None:
+    await bus.ensure(Stream(name="LOG", subjects=("log.>", "more.>"), max_bytes=64 * 1024 * 1024))
+    assert (await bus.publish("more.a", b"x")).sequence == 1
+
+
+async def _read(bus: Bus, after: Position | None, want: int, subject: str = "log.>") -> list[bytes]:
+    got: list[bytes] = []
+    async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", [subject], after)) as feed:
+        async for chunk in feed:
+            got += [message.payload for message in chunk.messages]
+            if len(got) >= want and chunk.pending == 0:
+                return got
+    return got
+
+
+async def test_a_follower_reads_everything_in_order(bus: Bus) -> None:
+    sent = [str(n).encode() for n in range(700)]
+    await asyncio.gather(*(bus.publish("log.a", body) for body in sent))
+    assert sorted(await _read(bus, None, 700)) == sorted(sent)
+    assert await _read(bus, None, 700) == await _read(bus, None, 700)
+
+
+async def test_a_follower_continues_behind_its_position(bus: Bus) -> None:
+    for n in range(10):
+        await bus.publish("log.a", str(n).encode())
+    created = (await bus.state("LOG")).created_ns
+    assert await _read(bus, Position(created, 7), 3) == [b"7", b"8", b"9"]
+
+
+async def test_a_follower_of_one_subject_sees_no_other(bus: Bus) -> None:
+    for n in range(6):
+        await bus.publish(f"log.{n % 2}", str(n).encode())
+    assert await _read(bus, None, 3, "log.1") == [b"1", b"3", b"5"]
+
+
+async def test_a_follower_of_an_empty_stream_learns_that_it_is_caught_up(bus: Bus) -> None:
+    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], None)) as feed:
+        chunk = await anext(feed)
+    assert (list(chunk.messages), chunk.pending) == ([], 0)
+
+
+async def test_a_follower_hears_what_is_published_later(bus: Bus) -> None:
+    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], None)) as feed:
+        await anext(feed)
+        await bus.publish("log.a", b"later")
+        assert (await anext(feed)).messages[0].payload == b"later"
+
+
+async def test_a_stream_made_anew_is_rewound(bus: Bus) -> None:
+    await bus.publish("log.a", b"x")
+    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(12345, 7))) as feed:
+        chunk = await anext(feed)
+        assert chunk.rewound
+        position = chunk.after(Position(12345, 7))
+        while not chunk.messages:
+            chunk = await anext(feed)
+            position = chunk.after(position)
+    assert position == Position((await bus.state("LOG")).created_ns, 1)
+
+
+async def test_a_reader_beyond_the_end_is_rewound(bus: Bus) -> None:
+    await bus.publish("log.a", b"x")
+    created = (await bus.state("LOG")).created_ns
+    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(created, 99))) as feed:
+        assert (await anext(feed)).rewound
+
+
+async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
+    await bus.ensure(Stream(name="LOG", subjects=("log.>",), max_bytes=4096))
+    for _ in range(40):
+        await bus.publish("log.a", bytes(300))
+    state = await bus.state("LOG")
+    assert state.first_sequence > 1
+    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(state.created_ns, 0))) as feed:
+        assert (await anext(feed)).missing == (1, state.first_sequence - 1)
+
+
+async def _take(bus: Bus, want: int, patience_s: float = 30.0) -> list[object]:
+    got: list[object] = []
+    async with asyncio.timeout(10), contextlib.aclosing(bus.consume("QUEUE", "ingest", batch=8, patience_s=patience_s)) as feed:
+        async for deliveries in feed:
+            got += deliveries
+            if len(got) >= want:
+                return got
+    return got
+
+
+async def test_an_acknowledged_message_leaves_the_queue(bus: Bus) -> None:
+    await bus.publish("queue.a", b"x")
+    (delivery,) = await _take(bus, 1)
+    assert (delivery.message.payload, delivery.deliveries) == (b"x", 1)
+    await delivery.ack()
+    await asyncio.sleep(0.1)
+    assert (await bus.state("QUEUE")).messages == 0
+
+
+async def test_a_message_given_back_comes_again(bus: Bus) -> None:
+    await bus.publish("queue.a", b"x")
+    (delivery,) = await _take(bus, 1)
+    await delivery.nak()
+    (again,) = await _take(bus, 1)
+    assert (again.message.payload, again.deliveries) == (b"x", 2)
+    await again.ack()
+
+
+async def test_an_unacknowledged_message_comes_again_when_patience_ends(bus: Bus) -> None:
+    await bus.publish("queue.a", b"x")
+    await _take(bus, 1, patience_s=0.5)
+    (again,) = await _take(bus, 1, patience_s=0.5)
+    assert again.deliveries == 2
+
+
+async def test_a_terminated_message_never_comes_again(bus: Bus) -> None:
+    await bus.publish("queue.a", b"x")
+    (delivery,) = await _take(bus, 1)
+    await delivery.term("bad")
+    await asyncio.sleep(0.1)
+    assert (await bus.state("QUEUE")).messages == 0
+
+
+async def test_a_full_queue_refuses_and_keeps_what_it_has(bus: Bus) -> None:
+    with pytest.raises(Unavailable):
+        for _ in range(20):
+            await bus.publish("queue.a", bytes(100_000))
+    assert (await bus.state("QUEUE")).messages >= 5
+
+
+async def test_a_request_is_answered(bus: Bus) -> None:
+    async def echo(payload: bytes) -> list[bytes]:
+        return [payload + b"!"]
+
+    async with bus.serve("ask.me", echo):
+        assert await bus.request("ask.me", b"hi", timeout_s=2) == b"hi!"
+
+
+async def test_a_request_to_nobody_is_unavailable_at_once(bus: Bus) -> None:
+    with pytest.raises(Unavailable):
+        await bus.request("ask.nobody", b"", timeout_s=5)
+
+
+async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> None:
+    async def answer(payload: bytes) -> list[bytes]:
+        return [payload]
+
+    async with (
+        bus.serve("ask.all", answer),
+        bus.serve("ask.all", answer),
+        bus.serve("ask.all", answer, group="g"),
+        bus.serve("ask.all", answer, group="g"),
+    ):
+        got = await bus.gather("ask.all", b"x", timeout_s=1, enough=lambda answers: len(answers) >= 3)
+    assert got == [b"x"] * 3
+
+
+async def test_an_answer_over_the_limit_arrives_whole(bus: Bus) -> None:
+    big = bytes(range(256)) * (bus.max_payload // 256 * 2)
+
+    async def answer(payload: bytes) -> list[bytes]:
+        return [big, b"small"]
+
+    async with bus.serve("ask.big", answer):
+        got = await bus.gather("ask.big", b"", timeout_s=10, enough=lambda answers: len(answers) >= 2)
+    assert sorted(got, key=len) == [b"small", big]
+
+
+async def test_a_key_is_written_only_over_the_revision_that_was_read(bus: Bus) -> None:
+    box = bus.kv("box")
+    assert await box.get("k") is None
+    revision = await box.create("k", b"1")
+    with pytest.raises(Conflict):
+        await box.create("k", b"2")
+    newer = await box.update("k", b"2", revision)
+    with pytest.raises(Conflict):
+        await box.update("k", b"3", revision)
+    assert await box.get("k") == (b"2", newer)
+    await box.delete("k")
+    assert await box.get("k") is None
+    await box.create("k", b"4")
+    await box.put("other.key", b"5")
+    assert {key: entry.value for key, entry in (await box.items()).items()} == {"k": b"4", "other.key": b"5"}
+
+
+async def test_a_bucket_is_followed_as_a_stream(bus: Bus) -> None:
+    await bus.kv("box").put("k", b"1")
+    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("KV_box", ["$KV.box.>"], None)) as feed:
+        chunk = await anext(feed)
+        while not chunk.messages:
+            chunk = await anext(feed)
+    assert chunk.messages[0].payload == b"1"
+
+
+@pytest.mark.parametrize("size", [0, 1, 128 * 1024, 3_000_000])
+async def test_an_object_comes_back_as_it_was(bus: Bus, size: int) -> None:
+    shelf = bus.objects("shelf")
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    await shelf.put("a.0.17", data)
+    assert await shelf.names() == ["a.0.17"]
+    assert await shelf.get("a.0.17") == data
+    await shelf.delete("a.0.17")
+    assert await shelf.get("a.0.17") is None
+    assert await shelf.names() == []
+
+
+async def test_a_follower_outlives_a_killed_broker_and_misses_nothing(tmp_path: Path) -> None:
+    broker = Broker(tmp_path / "nats")
+    broker.start()
+    try:
+        async with jetstream.connect(broker.url, name="kill") as bus:
+            await bus.ensure(LOG)
+            sent = 0
+
+            async def write() -> None:
+                nonlocal sent
+                while sent < 2000:
+                    try:
+                        await bus.publish("log.a", str(sent).encode(), id=str(sent))
+                        sent += 1
+                    except Unavailable:
+                        await asyncio.sleep(0.05)
+
+            got: list[bytes] = []
+
+            async def read() -> None:
+                async with contextlib.aclosing(bus.follow("LOG", ["log.>"], None)) as feed:
+                    async for chunk in feed:
+                        got.extend(message.payload for message in chunk.messages)
+                        if len(got) >= 2000:
+                            return
+
+            async with asyncio.timeout(60):
+                tasks = [asyncio.create_task(write()), asyncio.create_task(read())]
+                for _ in range(3):
+                    await asyncio.sleep(0.15)
+                    broker.kill()
+                    await asyncio.sleep(0.1)
+                    broker.start()
+                await asyncio.gather(*tasks)
+            assert got == [str(n).encode() for n in range(2000)]
+    finally:
+        broker.stop()
+
+
+async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_path: Path) -> None:
+    broker = Broker(tmp_path / "nats")
+    broker.start()
+    try:
+        async with jetstream.connect(broker.url, name="away") as bus:
+            await bus.ensure(LOG)
+            broker.kill()
+            with pytest.raises(Unavailable):
+                async with asyncio.timeout(8):
+                    await bus.publish("log.a", b"x")
+            broker.start()
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await bus.publish("log.a", b"x")
+                        break
+                    except Unavailable:
+                        await asyncio.sleep(0.05)
+    finally:
+        broker.stop()
+
+

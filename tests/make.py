@@ -1,0 +1,48 @@
+"""Builders: a span and a batch that are valid as they stand, so that a test names only what it is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokentrace.records import Batch, Span
+from tokentrace.units import MS
+
+#: The example of SPEC A.1: 2026-03-15T14:23:01.441Z to 14:23:02.681Z.
+STARTED_NS = 1_773_584_581_441_000_000
+ENDED_NS = STARTED_NS + 1240 * MS
+
+
+def make_span(**overrides: Any) -> Span:
+    """A finished call to gpt-4o: 512 + 128 tokens in 1240 ms. The total follows the parts unless it is given."""
+    fields: dict[str, Any] = {
+        "trace_id": "7f3a1c2b-0000-4000-8000-000000000001",
+        "span_id": "a1b2c3d4-0000-4000-8000-000000000002",
+        "name": "summarize-document",
+        "kind": "llm",
+        "model": "gpt-4o",
+        "provider": "openai",
+        "status": "ok",
+        "started_ns": STARTED_NS,
+        "ended_ns": ENDED_NS,
+        "latency_ns": 1240 * MS,
+        "prompt_tokens": 512,
+        "completion_tokens": 128,
+        "arrived_ns": ENDED_NS,
+        "source": "spans",
+        **overrides,
+    }
+    fields.setdefault("total_tokens", fields["prompt_tokens"] + fields["completion_tokens"])
+    return Span(**fields)
+
+
+def make_batch(*spans: Span, **overrides: Any) -> Batch:
+    """The first batch of a reporter; one span in it unless others are given."""
+    fields: dict[str, Any] = {
+        "id": "shop.web.0123456789abcdef0123456789abcdef",
+        "sequence": 1,
+        "arrived_ns": ENDED_NS,
+        "source": "web",
+        "spans": list(spans) or [make_span()],
+        **overrides,
+    }
+    return Batch(**fields)

@@ -1,0 +1,236 @@
+"""Quantiles against exact arithmetic on the raw values, and against numpy."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from random import Random
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tokentrace.quantile import MAX_BIN, RAW_LIMIT, RELATIVE_ERROR, Summary, bins_of, merge, percentile, values_of
+
+LOW, HIGH = -(2**63), 2**63 - 1
+EXTREME = st.sampled_from([LOW, LOW + 1, HIGH, HIGH - 1, 0, 1, -1])
+ANY = st.one_of(st.integers(-5, 5), st.integers(LOW, HIGH), st.integers(0, 10**6), EXTREME)
+POSITIVE = st.one_of(st.integers(0, 5), st.integers(0, HIGH), st.integers(1, 30 * 86_400 * 10**9))
+FRACTION = st.one_of(st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0]), st.floats(0, 1))
+Torn = tuple[list[int], list[list[int]]]
+FEW = st.lists(ANY, min_size=1, max_size=RAW_LIMIT)
+MANY = arrays(np.int64, st.integers(RAW_LIMIT + 1, 400), elements=ANY)
+
+
+def neighbours(values: list[int], q: float) -> tuple[int, int, Fraction]:
+    """The two ranks that *q* lies between, and how far it is from the first to the second."""
+    ascending = sorted(values)
+    rank = Fraction(q) * (len(ascending) - 1)
+    low = math.floor(rank)
+    return ascending[low], ascending[min(low + 1, len(ascending) - 1)], rank - low
+
+
+def assert_close(got: float | None, values: list[int], q: float, error: float) -> None:
+    """*got* is off by at most *error* of what it is interpolated from."""
+    assert got is not None
+    below, above, weight = neighbours(values, q)
+    want = below + (above - below) * weight
+    # A rank in floating point is off by some ulps, and so is what it lies between.
+    rounding = Fraction(1, 2**50) * len(values) * max(abs(below), abs(above))
+    assert abs(Fraction(got) - want) <= Fraction(error) * (abs(below) * (1 - weight) + abs(above) * weight) + rounding
+
+
+# ---- exact
+
+
+@settings(deadline=None)
+@given(FEW, FRACTION)
+def test_up_to_a_hundred_values_are_exact(values: list[int], q: float) -> None:
+    summary = Summary.of(values)
+    assert summary.exact
+    assert summary.count == len(values)
+    assert_close(summary.quantile(q), values, q, 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-(2**50), 2**50), min_size=1, max_size=RAW_LIMIT), FRACTION)
+def test_exact_means_what_numpy_says(values: list[int], q: float) -> None:
+    want = float(np.quantile(np.array(values, np.float64), q, method="linear"))
+    assert Summary.of(values).quantile(q) == pytest.approx(want, rel=1e-12, abs=1e-13 * max(map(abs, values)))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=400), FRACTION)
+def test_a_percentile_of_any_length_is_what_numpy_says(values: list[int], q: float) -> None:
+    want = float(np.quantile(np.array(values, np.float64), q))
+    assert percentile(sorted(values), q) == pytest.approx(want, rel=1e-12, abs=1e-12 * max(map(abs, values)))
+
+
+def test_the_median_of_two_lies_halfway() -> None:
+    assert Summary.of([10, 20]).quantile(0.5) == 15.0
+
+
+def test_the_hundredth_value_is_the_last_exact_one() -> None:
+    values = list(range(1, 102))
+    assert Summary.of(values[:100]).exact
+    assert Summary.of(values[:100]).quantile(0.5) == 50.5
+    assert not Summary.of(values).exact
+
+
+def test_of_nothing_there_is_no_quantile() -> None:
+    assert Summary.of([]).quantile(0.5) is None
+    assert Summary.of([]).count == 0
+    assert merge([]) == merge([Summary(), Summary()]) == Summary.of([]) == Summary()
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+@settings(deadline=None)
+@given(ANY, FRACTION, st.integers(1, 300))
+def test_one_value_however_often_is_every_quantile(value: int, q: float, times: int) -> None:
+    got = Summary.of([value] * times).quantile(q)
+    if times <= RAW_LIMIT or abs(value) <= 1:
+        assert got == float(value)
+    else:
+        assert got is not None
+        assert abs(Fraction(got) - value) <= Fraction(RELATIVE_ERROR + 1e-9) * abs(value)
+
+
+# ---- within the error
+
+
+@settings(deadline=None)
+@given(MANY, FRACTION)
+def test_beyond_a_hundred_the_error_is_the_stated_one(values: np.ndarray, q: float) -> None:
+    summary = Summary.of(values)
+    assert not summary.exact
+    assert summary.count == len(values)
+    assert_close(summary.quantile(q), values.tolist(), q, RELATIVE_ERROR + 1e-9)
+
+
+@settings(deadline=None)
+@given(arrays(np.int64, st.integers(RAW_LIMIT + 1, 400), elements=POSITIVE), FRACTION, st.sampled_from([1, -1]))
+def test_of_one_sign_the_error_is_a_fraction_of_what_numpy_says(values: np.ndarray, q: float, sign: int) -> None:
+    want = float(np.quantile(values.astype(np.float64) * sign, q))
+    got = Summary.of(values * sign).quantile(q)
+    assert got == pytest.approx(want, rel=RELATIVE_ERROR + 1e-9, abs=1e-12 * float(values.max()))
+
+
+@settings(deadline=None)
+@given(MANY)
+def test_quantiles_ascend(values: np.ndarray) -> None:
+    summary = Summary.of(values)
+    found = [summary.quantile(q) for q in np.linspace(0, 1, 21).tolist()]
+    assert found == sorted(found)
+
+
+@settings(deadline=None)
+@given(MANY, FRACTION)
+def test_a_mirror_image_has_mirrored_quantiles(values: np.ndarray, q: float) -> None:
+    values = np.maximum(values, -HIGH)
+    got, mirrored = Summary.of(values).quantile(q), Summary.of(-values).quantile(1 - q)
+    assert got is not None
+    assert mirrored is not None
+    # 1 - q is rounded: allow for a rank next to an edge.
+    below, above, weight = neighbours(values.tolist(), q)
+    near_edge = min(weight, 1 - weight) < Fraction(1, 10**9)
+    if not near_edge:
+        assert got == pytest.approx(-mirrored, rel=1e-9, abs=1e-9 * max(abs(below), abs(above)))
+
+
+def test_zeros_stay_zero_among_many() -> None:
+    #   -3 x 60    0 x 81    7 x 60
+    summary = Summary.of([-3] * 60 + [0] * 81 + [7] * 60)
+    assert [summary.quantile(q) for q in (0.31, 0.5, 0.69)] == [0.0, 0.0, 0.0]
+    assert summary.quantile(0.0) == pytest.approx(-3, rel=RELATIVE_ERROR)
+    assert summary.quantile(1.0) == pytest.approx(7, rel=RELATIVE_ERROR)
+
+
+def test_the_whole_range_of_int64_fits() -> None:
+    summary = Summary.of([LOW] * 101 + [HIGH] * 101)
+    assert summary.count == 202
+    assert summary.quantile(0.0) == pytest.approx(LOW, rel=RELATIVE_ERROR + 1e-9)
+    assert summary.quantile(1.0) == pytest.approx(HIGH, rel=RELATIVE_ERROR + 1e-9)
+    assert bins_of(np.array([LOW, HIGH])).tolist() == [-MAX_BIN, MAX_BIN]
+
+
+# ---- merging
+
+
+@st.composite
+def torn(draw: st.DrawFn) -> Torn:
+    """Values, and the same values shuffled and torn into parts, some of them empty."""
+    values = draw(arrays(np.int64, st.integers(0, 350), elements=ANY)).tolist()
+    shuffled = np.random.default_rng(draw(st.integers(0, 2**32))).permutation(np.array(values, np.int64)).tolist()
+    cuts = sorted(draw(st.lists(st.integers(0, len(values)), max_size=6)))
+    return values, [shuffled[a:b] for a, b in zip([0, *cuts], [*cuts, len(values)], strict=True)]
+
+
+@settings(deadline=None)
+@given(torn(), st.randoms(use_true_random=False))
+@example(([0] * 101, [[0] * 100, [0]]), Random(0))
+def test_merging_in_any_order_and_grouping_gives_the_same_bytes(case: Torn, random: Random) -> None:
+    values, parts = case
+    summaries = [Summary.of(part) for part in parts]
+    while len(summaries) > 1:
+        size = random.randint(2, len(summaries))
+        random.shuffle(summaries)
+        summaries = [merge(summaries[:size]), *summaries[size:]]
+    assert msgspec.msgpack.encode(summaries[0]) == msgspec.msgpack.encode(Summary.of(values))
+
+
+@settings(deadline=None)
+@given(MANY)
+def test_a_summary_survives_the_wire(values: np.ndarray) -> None:
+    for summary in (Summary.of(values), Summary.of(values[:50])):
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(summary), type=Summary) == summary
+        assert merge([summary]) == summary == merge([summary, Summary()])
+
+
+# ---- buckets
+
+
+@settings(deadline=None)
+@given(st.lists(ANY, min_size=1, max_size=50))
+def test_buckets_follow_the_order_of_the_values(values: list[int]) -> None:
+    bins = bins_of(np.array(sorted(values), np.int64))
+    assert (np.diff(bins) >= 0).all()
+    assert (np.diff(values_of(bins)) >= 0).all()
+    assert (np.abs(bins) <= MAX_BIN).all()
+
+
+@settings(deadline=None)
+@given(st.lists(ANY, min_size=1, max_size=50))
+def test_a_value_has_its_bucket_whatever_stands_beside_it(values: list[int]) -> None:
+    together = bins_of(np.array(values, np.int64)).tolist()
+    assert together == [int(bins_of(np.array([value], np.int64))[0]) for value in values]
+
+
+def test_every_bucket_stands_for_a_greater_value_than_the_one_before() -> None:
+    assert (np.diff(values_of(np.arange(-MAX_BIN, MAX_BIN + 1))) > 0).all()
+
+
+@settings(deadline=None)
+@given(ANY)
+def test_what_stands_for_a_bucket_is_near_everything_in_it(value: int) -> None:
+    [stands] = values_of(bins_of(np.array([value], np.int64))).tolist()
+    assert abs(Fraction(stands) - value) <= Fraction(RELATIVE_ERROR + 1e-9) * abs(value)
+
+
+def test_a_bucket_ends_with_its_upper_edge() -> None:
+    #   bucket i + 1 holds (2**((i-1)/64), 2**(i/64)]: to the integer up to 2**32, beyond it to a float's rounding
+    edges = []
+    for i in range(1, 32 * 64 + 1):
+        edge = 1 << i
+        for _ in range(6):
+            edge = math.isqrt(edge)  # six roots of two: floor(2**(i/64))
+        edges.append(edge)
+    below, above = bins_of(np.array(edges)), bins_of(np.array(edges) + 1)
+    upto = np.arange(1, 32 * 64 + 1) + 1
+    assert (below <= upto).all()
+    assert (above > upto).all()
+    assert below[63::64].tolist() == upto[63::64].tolist()  # the powers of two lie on an edge
+    assert bins_of(-np.array(edges)).tolist() == (-below).tolist()
