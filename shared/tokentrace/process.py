@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
@@ -106,13 +105,3 @@ async def _with_signals(service: Callable[[asyncio.Event], Awaitable[None]]) -> 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     await service(stopping)
-
-
-def arguments(tool: str, what: str) -> argparse.ArgumentParser:
-    """The flags that every service has."""
-    parser = argparse.ArgumentParser(prog=tool, description=what)
-    parser.add_argument("--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml if it is there)")
-    parser.add_argument("--nats", metavar="URL", help="NATS server (default nats://127.0.0.1:4222)")
-    parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen")
-    parser.add_argument("--data-dir", metavar="DIR", help="where to keep files (default ./tokentrace-data)")
-    return parser

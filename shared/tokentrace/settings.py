@@ -201,6 +201,11 @@ class Settings(_Section, frozen=True, kw_only=True):
     redaction: Redaction = Redaction()
     mist: Mist = Mist()
 
+    @property
+    def open_paths(self) -> tuple[str, ...]:
+        """Paths that need no bearer token: health checks, and ``/mist``, whose Go clients cannot send one."""
+        return ("/healthz", "/readyz") if self.mist.require_auth else ("/healthz", "/readyz", "/mist")
+
 
 #: Environment variable -> path of the setting it overrides.
 ENVIRONMENT = {

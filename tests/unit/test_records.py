@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from make import ENDED_NS, make_batch, make_span
 
+from make import ENDED_NS, make_batch, make_span
 from tokentrace.errors import Rejected
 from tokentrace.records import (
     KINDS,
@@ -96,7 +96,7 @@ def test_a_mist_tool_may_leave_out_what_it_does_not_know():
 
 @pytest.mark.parametrize("field", ["trace_id", "span_id", "parent_span_id"])
 @pytest.mark.parametrize(
-    "bad", ["a\nb", "a\r", "\x00", "\x7f", "\x1b[31m", "é", "a\u2028b", "\u202eabc", "x" * 257, "١", " "]
+    "bad", ["a\nb", "a\r", "\x00", "\x7f", "\x1b[31m", "é", "a\u2028b", "\u202eabc", "x" * 257, "١", "\u00a0"]
 )
 def test_an_id_that_could_forge_a_line_of_a_log_is_rejected(field, bad):
     message = refusal(make_span(**{field: bad}))
@@ -274,7 +274,9 @@ scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False), text
 )
 values = st.recursive(
-    scalars, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)), max_leaves=6
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(text, inner, max_size=3)),
+    max_leaves=6,
 )
 spans = st.builds(
     Span,
@@ -320,7 +322,8 @@ batches = st.builds(
     arrived_ns=instants,
     source=text,
     spans=st.lists(spans, max_size=3),
-    reporter=st.none() | st.builds(ReporterStats, sent=st.integers(0, 2**63 - 1), queue_depth=st.integers(0, 2**63 - 1)),
+    reporter=st.none()
+    | st.builds(ReporterStats, sent=st.integers(0, 2**63 - 1), queue_depth=st.integers(0, 2**63 - 1)),
     started=st.lists(st.builds(Started, trace_id=ids, span_id=ids, metadata=st.dictionaries(text, values)), max_size=2),
     scores=st.lists(
         st.builds(Score, trace_id=ids, span_id=ids, name=text, value=st.none() | st.integers(0, 10**9)), max_size=2
@@ -328,7 +331,8 @@ batches = st.builds(
     messages=st.lists(st.builds(ChatMessage, message_id=ids, session_id=ids, content=text), max_size=2),
     session_ends=st.lists(st.builds(SessionEnd, session_id=ids, ended_ns=instants), max_size=2),
     tombstones=st.lists(
-        st.builds(Tombstone, target=st.sampled_from(["trace", "session", "user"]), id=ids, deleted_ns=instants), max_size=2
+        st.builds(Tombstone, target=st.sampled_from(["trace", "session", "user"]), id=ids, deleted_ns=instants),
+        max_size=2,
     ),
 )
 
@@ -337,10 +341,6 @@ batches = st.builds(
 @given(st.lists(batches, max_size=2))
 def test_what_was_encoded_decodes_to_itself(many):
     assert decode_batches(encode_batches(many)) == many
-
-
-def every_field_is_set(struct: msgspec.Struct) -> bool:
-    return all(getattr(struct, field.name) != field.default for field in msgspec.structs.fields(struct))
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,9 @@ def test_a_value_out_of_bounds_is_rejected_and_its_field_is_named(field, value):
     assert len(reason) < 200
 
 
-@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x00", b"\x80", b"null", b"{}", b"\x91\x90", b"\x91\x91\xa0", b"\x91"])
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xc1", b"\x00", b"\x80", b"null", b"{}", b"\x91\x90", b"\x91\x91\xa0", b"\x91"]
+)
 def test_what_is_no_batch_is_rejected(payload):
     for decode in (decode_batches, salvage_batches):
         with pytest.raises(Rejected, match=r"^batch: "):
@@ -407,10 +409,9 @@ def test_a_message_may_carry_no_batch():
 
 def test_an_endlessly_nested_message_is_rejected():
     payload = wire({"attributes": {"key": "PLACEHOLDER"}}).replace(b"\xabPLACEHOLDER", b"\x91" * 100_000 + b"\xc0")
-    with pytest.raises(Rejected):
-        decode_batches(payload)
-    [(_, bad)] = salvage_batches(payload)
-    assert len(bad) == 1
+    for decode in (decode_batches, salvage_batches):
+        with pytest.raises(Rejected):
+            decode(payload)
 
 
 PLACE = b"\xabPLACEHOLDER"
@@ -435,11 +436,22 @@ PLACE = b"\xabPLACEHOLDER"
         b"\xdf\xff\xff\xff\xff",
     ],
     ids=[
-        "not utf-8", "half a character", "a key not utf-8", "a map as key", "a list as key", "nil as key", "a timestamp",
-        "an impossible timestamp", "an extension", "bytes", "a reserved byte", "4 billion items", "4 GB of text",
+        "not utf-8",
+        "half a character",
+        "a key not utf-8",
+        "a map as key",
+        "a list as key",
+        "nil as key",
+        "a timestamp",
+        "an impossible timestamp",
+        "an extension",
+        "bytes",
+        "a reserved byte",
+        "4 billion items",
+        "4 GB of text",
         "4 billion keys",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("field", ["attributes", "name"])
 def test_strange_msgpack_is_rejected_or_refused_by_the_check_and_never_crashes(field, inside):
     value = {"key": "PLACEHOLDER"} if field == "attributes" else "PLACEHOLDER"
@@ -452,7 +464,9 @@ def test_strange_msgpack_is_rejected_or_refused_by_the_check_and_never_crashes(f
         check_span(batch.spans[0])
 
 
-@pytest.mark.parametrize("inside", [b"\xa2\xff\xfe", b"\x81\x80\x01", b"\x81\xa1\xff\x01"], ids=["text", "map key", "key"])
+@pytest.mark.parametrize(
+    "inside", [b"\xa2\xff\xfe", b"\x81\x80\x01", b"\x81\xa1\xff\x01"], ids=["text", "map key", "key"]
+)
 def test_a_span_that_cannot_be_read_does_not_take_its_neighbours_along(inside):
     good = make_span(span_id="good")
     payload = encode_batches([make_batch(good, make_span(attributes={"key": "PLACEHOLDER"}), good)])

@@ -414,6 +414,18 @@ def test_a_day_of_thousands_in_one_bucket_keeps_its_sums_and_its_error() -> None
             assert_reads(reading, [s for s in within(spans, stretches) if (s.model or "unknown") == model])
 
 
+def test_a_quiet_cell_stays_exact_beside_a_crowded_one() -> None:
+    #   one bucket: 5,000 spans of one cell, and among them exactly 100 of another
+    spans = [at(NOON_S, NOON_S, shape=n % 50 == 0, size=6 * n + 1) for n in range(5_000)]
+    shard = Shard()
+    for first in range(0, len(spans), 500):
+        shard.fold(spans[first : first + 500], NOON_S * SECOND)
+        shard.rollup.settle()
+    quiet = shard.read_by(asked(NOON_S * SECOND, HOUR), "model")["m2"]
+    assert quiet.summaries["prompt"].exact
+    assert_reads(quiet, spans[::50])
+
+
 # ---- edges, one at a time
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
-from tokentrace.http import Health, Sample, health_routes
+from tokentrace.http import Health, Sample
 from tokentrace.metric.query import decode_query, encode_partial
 from tokentrace.pump import Pump
 from tokentrace.settings import Settings, own_shards
@@ -108,5 +108,5 @@ class Aggregator:
             yield Sample("tokentrace_aggregator_lag_messages", "Messages still to read.", pump.progress.pending, labels)
 
     def routes(self) -> list[BaseRoute]:
-        """Its HTTP side."""
-        return list(health_routes(self.health, self.samples))
+        """Its HTTP side: nothing but health, which every program adds."""
+        return []

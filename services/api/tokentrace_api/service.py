@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import TokentraceError, Unavailable
-from tokentrace.http import Health, Sample, health_routes
+from tokentrace.http import Health, Sample
 from tokentrace.pump import encode_position
 from tokentrace.settings import Settings
 from tokentrace_api.ask import Aggregators
@@ -223,9 +223,4 @@ class Api:
         """Its HTTP side."""
         from tokentrace_api.routes import health, metrics, traces
 
-        return [
-            *metrics.routes(self),
-            *traces.routes(self),
-            *health.routes(self),
-            *health_routes(self.health, self.samples),
-        ]
+        return [*metrics.routes(self), *traces.routes(self), *health.routes(self)]

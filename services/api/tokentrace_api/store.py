@@ -37,7 +37,8 @@ _MAX_FOLDED = 50_000
 _TABLES = (
     f"CREATE TABLE IF NOT EXISTS {{day}}.spans ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())})",
     "CREATE TABLE IF NOT EXISTS {day}.position (shard INTEGER, created_ns BIGINT, sequence BIGINT)",
-    "CREATE TABLE IF NOT EXISTS {day}.folded (shard INTEGER, id VARCHAR, sequence BIGINT, part INTEGER, time_ns BIGINT)",
+    "CREATE TABLE IF NOT EXISTS {day}.folded "
+    "(shard INTEGER, id VARCHAR, sequence BIGINT, part INTEGER, time_ns BIGINT)",
     "CREATE TABLE IF NOT EXISTS {day}.seen (shard INTEGER, state BLOB)",
     "CREATE TABLE IF NOT EXISTS {day}.schema_version (version INTEGER)",
 )
@@ -102,6 +103,11 @@ class Store:
         self.rejected = 0
         self._open()
 
+    def _run(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """A statement of the writer, its result read to the end, as DuckDB asks before the next one."""
+        rows: list[tuple[Any, ...]] = self._database.execute(sql, list(parameters)).fetchall()
+        return rows
+
     # -- opening
 
     def _open(self) -> None:
@@ -114,32 +120,31 @@ class Store:
 
     def _attach(self, file: Path) -> None:
         day = _day_name(file)
-        self._database.execute(f"ATTACH '{file}' AS {day}")
+        self._run(f"ATTACH '{file}' AS {day}")
         try:
             for statement in _TABLES:
-                self._database.execute(statement.format(day=day))
-            version = self._database.execute(f"SELECT max(version) FROM {day}.schema_version").fetchone()
-            found = version[0] if version is not None else None
+                self._run(statement.format(day=day))
+            found = self._run(f"SELECT max(version) FROM {day}.schema_version")[0][0]
             if found is None:
-                self._database.execute(f"INSERT INTO {day}.schema_version VALUES ({SCHEMA_VERSION})")
+                self._run(f"INSERT INTO {day}.schema_version VALUES ({SCHEMA_VERSION})")
             elif found != SCHEMA_VERSION:
                 raise Rejected(f"schema version {found}, this program reads {SCHEMA_VERSION}")
         except (duckdb.Error, Rejected):
-            self._database.execute(f"DETACH {day}")
+            self._run(f"DETACH {day}")
             raise
         self._days = sorted([*self._days, day])
 
     def _load(self, day: str) -> None:
         """Take over the reader's state of *day*; loaded in order, the newest one wins and contains the others'."""
-        query = self._database.execute
-        newest = query(f"SELECT max(ordinal) FROM {day}.spans").fetchone()
-        self._ordinal = max(self._ordinal, (newest[0] if newest else None) or 0)
-        for shard, created_ns, sequence in query(f"SELECT shard, created_ns, sequence FROM {day}.position").fetchall():
+        query = self._run
+        newest = query(f"SELECT max(ordinal) FROM {day}.spans")[0][0]
+        self._ordinal = max(self._ordinal, newest or 0)
+        for shard, created_ns, sequence in query(f"SELECT shard, created_ns, sequence FROM {day}.position"):
             if shard >= self._shards:
                 continue
-            state = query(f"SELECT state FROM {day}.seen WHERE shard = ?", [shard]).fetchone()
-            seen = Seen.restore(state[0]) if state is not None else Seen(self._shards)
-            folded = query(f"SELECT id, sequence, part, time_ns FROM {day}.folded WHERE shard = ?", [shard]).fetchall()
+            states = query(f"SELECT state FROM {day}.seen WHERE shard = ?", [shard])
+            seen = Seen.restore(states[0][0]) if states else Seen(self._shards)
+            folded = query(f"SELECT id, sequence, part, time_ns FROM {day}.folded WHERE shard = ?", [shard])
             seen.note(folded)
             self._readers[shard] = _Reader(Position(created_ns, sequence), seen, unsaved=len(folded))
 
@@ -147,7 +152,7 @@ class Store:
         name = f"{file.name}.damaged-{int(time.time())}"
         log.error("%s cannot be read (%s); it is kept as %s and rebuilt from the stream", file.name, why, name)
         with contextlib.suppress(duckdb.Error):
-            self._database.execute(f"DETACH {_day_name(file)}")
+            self._run(f"DETACH {_day_name(file)}")
         self._days = [day for day in self._days if day != _day_name(file)]
         for part in (file, file.with_name(file.name + ".wal")):
             if part.exists():
@@ -177,7 +182,7 @@ class Store:
                     stored += self._append_day(day, group)
                 except duckdb.Error as exc:
                     with contextlib.suppress(duckdb.Error):
-                        self._database.execute("ROLLBACK")
+                        self._run("ROLLBACK")
                     self._reload()
                     raise Unavailable(f"span store: {type(exc).__name__}: {str(exc)[:200]}") from exc
             return stored
@@ -194,7 +199,7 @@ class Store:
             for batch in self._new_batches(item):
                 spans += batch.spans
                 rows += [(item.message.sequence, item.shard)] * len(batch.spans)
-        query = self._database.execute
+        query = self._run
         query("BEGIN")
         if spans:
             columns = columns_of(spans, rows, self._ordinal + 1)
@@ -224,11 +229,11 @@ class Store:
                 self.repeated += 1
 
     def _write_reader(self, day: str, shard: int, position: Position, fresh: bool) -> None:
-        query, reader = self._database.execute, self._readers[shard]
+        query, reader = self._run, self._readers[shard]
         query(f"DELETE FROM {day}.position WHERE shard = ?", [shard])
         query(f"INSERT INTO {day}.position VALUES (?, ?, ?)", [shard, position.created_ns, position.sequence])
-        known = query(f"SELECT count(*) FROM {day}.seen WHERE shard = ?", [shard]).fetchone()
-        if fresh or known is None or known[0] == 0 or reader.unsaved + len(reader.folded) > _MAX_FOLDED:
+        known = query(f"SELECT count(*) FROM {day}.seen WHERE shard = ?", [shard])[0][0]
+        if fresh or known == 0 or reader.unsaved + len(reader.folded) > _MAX_FOLDED:
             reader.seen.forget(time.time_ns())
             query(f"DELETE FROM {day}.seen WHERE shard = ?", [shard])
             query(f"DELETE FROM {day}.folded WHERE shard = ?", [shard])
@@ -242,7 +247,7 @@ class Store:
     def _insert(self, table: str, columns: Mapping[str, Any]) -> None:
         self._database.register("columns", columns)
         try:
-            self._database.execute(f"INSERT INTO {table} SELECT * FROM columns")
+            self._run(f"INSERT INTO {table} SELECT * FROM columns")
         finally:
             self._database.unregister("columns")
 
@@ -257,13 +262,12 @@ class Store:
         gone = []
         with self._lock:
             for day in self._days[:-1]:
-                newest = self._database.execute(f"SELECT max(ordinal), max(arrived_ns) FROM {day}.spans").fetchone()
-                ordinal, arrived = newest if newest is not None else (None, None)
+                ordinal, arrived = self._run(f"SELECT max(ordinal), max(arrived_ns) FROM {day}.spans")[0]
                 hidden = self._max_spans and (ordinal or 0) <= self._ordinal - self._max_spans
                 if hidden or (arrived or 0) < now_ns - self._keep_ns:
                     file = self._directory / f"spans-{day[1:5]}-{day[5:7]}-{day[7:]}.duckdb"
                     self._days.remove(day)
-                    self._database.execute(f"DETACH {day}")
+                    self._run(f"DETACH {day}")
                     file.unlink(missing_ok=True)
                     gone.append(file.name)
         return gone

@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, Delivery, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
-from tokentrace.http import Health, Sample, health_routes
+from tokentrace.http import Health, Sample
 from tokentrace.pricing import Pricer, Rate
 from tokentrace.pump import backlog, until_available
 from tokentrace.records import Batch
@@ -236,4 +236,4 @@ class Ingest:
         """Its HTTP side."""
         from tokentrace_ingest.routes import routes
 
-        return [*routes(self), *health_routes(self.health, self.samples)]
+        return routes(self)

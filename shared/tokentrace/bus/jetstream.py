@@ -736,10 +736,8 @@ class JetStreamObjects:
 
     async def names(self) -> list[str]:
         """As ``Objects.names``."""
-        found = []
-        for subject in await self._bus.subjects(self._stream, f"$O.{self._bucket}.M.>"):
-            found.append(base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode())
-        return sorted(found)
+        subjects = await self._bus.subjects(self._stream, f"$O.{self._bucket}.M.>")
+        return sorted(base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode() for subject in subjects)
 
     async def delete(self, name: str) -> None:
         """As ``Objects.delete``."""
@@ -759,7 +757,7 @@ class _Meta(NamedTuple):
 
 
 def _meta(reply: str) -> _Meta:
-    """``$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<ns>.<pending>``; more with a domain."""
+    """``$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<ns>.<pending>``, or longer."""
     t = reply.split(".")
     at = 4 if len(t) == 9 else 6
     return _Meta(int(t[at]), int(t[at + 1]), int(t[at + 2]), int(t[at + 3]), int(t[at + 4]))

@@ -1,0 +1,151 @@
+"""``tokentrace serve``: every service in one process, and a nats-server of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokentrace.bus import Bus, jetstream, subjects
+from tokentrace.errors import TokentraceError, Unavailable
+from tokentrace.http import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
+from tokentrace.provision import provision
+from tokentrace.settings import Settings, load
+from tokentrace_aggregator.service import Aggregator
+from tokentrace_aggregator.service import Config as AggregatorConfig
+from tokentrace_api.service import Api
+from tokentrace_api.service import Config as ApiConfig
+from tokentrace_ingest.service import Config as IngestConfig
+from tokentrace_ingest.service import Ingest
+from tokentrace_standalone.broker import Broker, private_broker
+
+log = logging.getLogger("tokentrace.serve")
+
+DEFAULT_ADDR, DEFAULT_ALSO = ":8700", ":9090"
+_PROBE_EVERY_S = 2.0
+#: Refused writes in a row, with room on the disk, after which JetStream is taken to be stuck.
+_STUCK = 5
+_ROOM_BYTES = 64 * 1024 * 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``serve``."""
+    parser.add_argument("--addr", default=DEFAULT_ADDR, metavar="HOST:PORT", help="where to listen (default :8700)")
+    parser.add_argument(
+        "--also", default=None, metavar="HOST:PORT|none", help="a second address (default :9090 when it is free)"
+    )
+    parser.add_argument("--max-spans", type=int, metavar="N", help="spans kept for /traces; 0 = no limit (default)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where everything is kept (default ./tokentrace-data)")
+    parser.add_argument("--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml if it is there)")
+    parser.add_argument("--nats", metavar="URL", help="use this NATS server instead of a private one")
+    parser.add_argument("--nats-port", type=int, default=4222, metavar="PORT", help="of the private one (default 4222)")
+
+
+class Pipeline:
+    """All services on one bus."""
+
+    def __init__(self, bus: Bus, settings: Settings) -> None:
+        self.ingest = Ingest(bus, IngestConfig.of(settings))
+        self.aggregator = Aggregator(bus, AggregatorConfig.of(settings))
+        self.api = Api(bus, ApiConfig.of(settings))
+        self._services = (self.ingest, self.aggregator, self.api)
+
+    def health(self) -> Health:
+        """Ready when every service is."""
+        missing: list[str] = []
+        details: dict[str, object] = {}
+        for service in self._services:
+            health = service.health()
+            missing += [item for item in health.missing if item not in missing]
+            details |= health.details
+        return Health(missing, details)
+
+    def samples(self) -> Iterator[Sample]:
+        """Everybody's own metrics."""
+        for service in self._services:
+            yield from service.samples()
+
+    async def run(self, settings: Settings, sockets: list[socket.socket], stopping: asyncio.Event) -> None:
+        """Serve until *stopping* is set."""
+        routes = [route for service in self._services for route in service.routes()]
+        routes += health_routes(self.health, self.samples)
+        app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+        async with asyncio.TaskGroup() as tasks:
+            for service in self._services:
+                tasks.create_task(service.run(stopping))
+            tasks.create_task(serve_http(app, sockets, stopping=stopping))
+
+    async def ready(self) -> None:
+        """Return once every service is."""
+        while self.health().missing:
+            await asyncio.sleep(0.02)
+
+
+async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
+    """Run the pipeline until *stopping* is set."""
+    settings = load(
+        given.config,
+        overrides={"nats.url": given.nats, "storage.dir": given.data_dir, "retention.max_spans": given.max_spans},
+    )
+    sockets = _sockets(given.addr, given.also)
+    async with contextlib.AsyncExitStack() as stack:
+        broker: Broker | None = None
+        url = settings.nats.url
+        if given.nats is None:
+            directory = Path(settings.storage.dir) / "nats"
+            broker = await stack.enter_async_context(private_broker(directory, given.nats_port))
+            url = broker.url
+        bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
+        await provision(bus, settings)
+        pipeline = Pipeline(bus, settings)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(pipeline.run(settings, sockets, stopping))
+            announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
+            watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
+            await running
+            announcing.cancel()
+            if watching is not None:
+                watching.cancel()
+
+
+def _sockets(addr: str, also: str | None) -> list[socket.socket]:
+    sockets = [bind(parse_addr(addr, 8700))]
+    if also == "none":
+        return sockets
+    try:
+        sockets.append(bind(parse_addr(also or DEFAULT_ALSO, 9090)))
+    except Unavailable as exc:
+        if also is not None:
+            raise
+        print(f"tokentrace: {exc}; serving on the first address only", file=sys.stderr)
+    return sockets
+
+
+async def _announce(pipeline: Pipeline, sockets: list[socket.socket], url: str, settings: Settings) -> None:
+    await pipeline.ready()
+    names = [f"http://{host}:{port}" for host, port, *_ in (sock.getsockname() for sock in sockets)]
+    print(f"tokentrace: spans to {url}, data in {settings.storage.dir}", flush=True)
+    print(f"tokentrace listening on {' and '.join(names)}", flush=True)
+
+
+async def _unstick(bus: Bus, broker: Broker) -> None:
+    """After a full disk JetStream goes on refusing although there is room again: start it anew then."""
+    refused = 0
+    while True:
+        await asyncio.sleep(_PROBE_EVERY_S)
+        try:
+            await bus.kv(subjects.META).put("probe", b"")
+            refused = 0
+        except TokentraceError as exc:
+            room = shutil.disk_usage(broker.directory).free
+            refused = refused + 1 if bus.connected and room > _ROOM_BYTES else 0
+            if refused >= _STUCK:
+                log.error("NATS refuses writes although the disk has room (%s); starting it again", exc)
+                refused = 0
+                await broker.restart()

@@ -1,0 +1,401 @@
+"""The reporter: hands spans over to the pipeline without ever holding up the program that makes them."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import NamedTuple, Self
+
+import msgspec
+from msgspec.structs import replace
+
+from tokentrace.bus.subjects import DEFAULT_PROJECT, escape
+from tokentrace.client.carrier import Carrier, SenderLoop, open_carrier
+from tokentrace.errors import ConfigError, Rejected, Unavailable
+from tokentrace.records import ReporterStats, Span
+from tokentrace.redact import Redactor
+
+log = logging.getLogger("tokentrace.reporter")
+
+BATCH_SPANS = 256
+BATCH_BYTES = 512 * 1024
+BATCH_AGE_S = 0.2
+MAX_QUEUE_SPANS = 100_000
+MAX_QUEUE_BYTES = 64 * 1024 * 1024
+_IN_FLIGHT = 16
+_EXIT_S = 5.0
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Span)
+
+
+class Stats(NamedTuple):
+    """
+    A reporter's account, in spans, since it was made.
+
+    Attributes:
+        sent: Handed to the network at least once.
+        acked: Accepted by the pipeline.
+        dropped: Thrown away: the queue was full, or the program ended before they were accepted.
+        failed: Refused for good, or impossible to encode.
+        queue_depth: Waiting or under way now.
+    """
+
+    sent: int
+    acked: int
+    dropped: int
+    failed: int
+    queue_depth: int
+
+
+class _RawBatch(msgspec.Struct, array_like=True):
+    """``records.Batch`` with spans that are encoded already."""
+
+    id: str
+    sequence: int
+    part: int
+    arrived_ns: int
+    source: str
+    spans: list[msgspec.Raw]
+    reporter: ReporterStats
+
+
+class Reporter:
+    """
+    Reports spans to a tokentrace pipeline.
+
+    ``report`` never blocks, never raises and does no I/O: a thread of its own batches, publishes and retries. Usable
+    from any number of threads and from async programs; a forked child starts afresh; what is left is sent when the
+    interpreter exits.
+
+    Args:
+        source: What this program is called; fills in the caller of spans that name none.
+        url: ``nats://host:port`` (the main path) or ``http(s)://host:port``; None = the environment variable
+            ``TOKENTRACE_URL``; empty = report nothing, silently.
+        project: Whose spans they are.
+        shards: Spreads raw subjects; the pipeline decides by itself where a span belongs.
+        token: Bearer token for ``http(s)://``.
+        redactor: Takes secrets out before anything leaves this process; ingest does it again.
+        max_queue_spans, max_queue_bytes: Beyond either, new spans are dropped and counted.
+
+    Raises:
+        ConfigError: *url* has another scheme.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        url: str | None = None,
+        *,
+        project: str = DEFAULT_PROJECT,
+        shards: int = 1,
+        token: str = "",
+        redactor: Redactor | None = None,
+        max_queue_spans: int = MAX_QUEUE_SPANS,
+        max_queue_bytes: int = MAX_QUEUE_BYTES,
+    ) -> None:
+        self._url = os.environ.get("TOKENTRACE_URL", "") if url is None else url
+        if self._url and self._url.partition("://")[0] not in ("nats", "tls", "http", "https"):
+            raise ConfigError("reporter: the URL must start with nats://, tls://, http:// or https://")
+        self.source, self._project, self._shards, self._token = source, project, shards, token
+        self._redactor = redactor or Redactor()
+        self._max_spans, self._max_bytes = max_queue_spans, max_queue_bytes
+        self._begin()
+        _reporters.add(self)
+
+    def _begin(self) -> None:
+        """The state of a reporter that has reported nothing; also what a forked child starts with."""
+        self.id = f"{escape(self._project)}.{escape(self.source)[:128]}.{os.urandom(16).hex()}"
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._queue_bytes = 0
+        self._depth = 0
+        self._sent = self._acked = self._dropped = self._failed = 0
+        self._sequence = 0
+        self._idle = True
+        self._urgent = False
+        self._closing = False
+        self._deadline = 0.0
+        self._thread: threading.Thread | None = None
+        self._loop: SenderLoop | None = None
+        self._wake: asyncio.Event | None = None
+
+    # -- the caller's side
+
+    def report(self, span: Span) -> None:
+        """Queue *span*; it is copied here, so the caller may go on changing its attributes."""
+        if not self._url:
+            return
+        try:
+            encoded = _encoder.encode(span if span.ended_ns else replace(span, ended_ns=time.time_ns()))
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            log.warning("a span cannot be encoded and is not reported: %s", exc)
+            with self._lock:
+                self._failed += 1
+            return
+        has_text = bool(span.attributes or span.error or span.error_stack)
+        with self._lock:
+            if self._closing or self._depth >= self._max_spans or self._queue_bytes + len(encoded) > self._max_bytes:
+                self._dropped += 1
+                return
+            self._queue.append((encoded, has_text))
+            self._queue_bytes += len(encoded)
+            self._depth += 1
+            due = self._idle or len(self._queue) % BATCH_SPANS == 0
+            self._idle = False
+        if due:
+            self._wake_sender()
+
+    def _wake_sender(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="tokentrace-reporter", daemon=True)
+                self._thread.start()
+                return
+            loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just closed: close() is under way
+                loop.call_soon_threadsafe(wake.set)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """
+        Wait until everything reported so far is accepted, refused or dropped.
+
+        Args:
+            timeout: Seconds; None = as long as it takes.
+
+        Returns:
+            False when the time was over first.
+        """
+        with self._lock:
+            if self._depth == 0:
+                return True
+            self._urgent = True
+        self._wake_sender()
+        with self._changed:
+            return self._changed.wait_for(lambda: self._depth == 0, timeout)
+
+    async def aflush(self, timeout: float | None = None) -> bool:
+        """``flush`` for async programs."""
+        return await asyncio.to_thread(self.flush, timeout)
+
+    def close(self, timeout: float = _EXIT_S) -> None:
+        """Send what is left, at most *timeout* seconds long; what is not accepted by then is dropped and counted."""
+        with self._lock:
+            self._closing = True
+            self._deadline = time.monotonic() + timeout
+            thread = self._thread
+        if thread is None:
+            return
+        self._wake_sender()
+        thread.join(timeout + 2.0)
+
+    async def aclose(self, timeout: float = _EXIT_S) -> None:
+        """``close`` for async programs."""
+        await asyncio.to_thread(self.close, timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def stats(self) -> Stats:
+        """The account so far."""
+        with self._lock:
+            return Stats(self._sent, self._acked, self._dropped, self._failed, self._depth)
+
+    @property
+    def dropped(self) -> int:
+        """Spans that never arrived: dropped or refused."""
+        with self._lock:
+            return self._dropped + self._failed
+
+    # -- the sender's thread
+
+    def _run(self) -> None:
+        loop = SenderLoop()
+        try:
+            asyncio.set_event_loop(loop)
+            with self._lock:
+                self._loop, self._wake = loop, asyncio.Event()
+            loop.run_until_complete(self._main())
+        finally:
+            self._give_up()
+            with self._lock:
+                self._loop = None
+            loop.close()
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._dropped += self._depth
+            self._depth = self._queue_bytes = 0
+            self._queue.clear()
+            self._changed.notify_all()
+
+    async def _main(self) -> None:
+        pause = 0.05
+        while True:
+            try:
+                async with open_carrier(
+                    self._url,
+                    name=f"reporter {self.source}",
+                    project=self._project,
+                    shards=self._shards,
+                    token=self._token,
+                ) as carrier:
+                    await self._send_all(carrier)
+                return
+            except Unavailable as exc:
+                log.info("%s", exc)
+                if self._over():
+                    return
+                await asyncio.sleep(
+                    min(pause, max(self._deadline - time.monotonic(), 0.01)) if self._closing else pause
+                )
+                pause = min(pause * 2, 2.0)
+
+    def _over(self) -> bool:
+        return self._closing and time.monotonic() >= self._deadline
+
+    async def _send_all(self, carrier: Carrier) -> None:
+        """Send batches until the reporter is closed and empty, or its time is over."""
+        under_way: set[asyncio.Task[None]] = set()
+        assert self._wake is not None
+        try:
+            while True:
+                while len(under_way) < _IN_FLIGHT and self._due():
+                    task = asyncio.create_task(self._deliver(carrier, *self._take()))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                    await asyncio.sleep(0)
+                if self._closing and not self._queue and not under_way:
+                    return
+                if self._over():
+                    return
+                await self._rest(under_way)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    def _due(self) -> bool:
+        with self._lock:
+            if not self._queue:
+                self._urgent = False
+                return False
+            return len(self._queue) >= BATCH_SPANS or self._queue_bytes >= BATCH_BYTES or self._urgent or self._closing
+
+    async def _rest(self, under_way: set[asyncio.Task[None]]) -> None:
+        """Until there is a whole batch, a batch is old enough, or somebody is in a hurry."""
+        assert self._wake is not None
+        with self._lock:
+            self._idle = not self._queue
+        wake = asyncio.ensure_future(self._wake.wait())
+        limit = 0.05 if self._closing else None if self._idle and not under_way else BATCH_AGE_S
+        try:
+            await asyncio.wait([wake, *under_way], timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            wake.cancel()
+        woken = self._wake.is_set()
+        self._wake.clear()
+        if woken and not self._due():
+            # The first span of a batch woke us: give the rest of it time to come.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BATCH_AGE_S):
+                    await self._wake.wait()
+        with self._lock:
+            self._urgent = self._urgent or (bool(self._queue) and len(under_way) < _IN_FLIGHT)
+
+    def _take(self) -> tuple[list[tuple[bytes, bool]], int, ReporterStats]:
+        with self._lock:
+            taken: list[tuple[bytes, bool]] = []
+            size = 0
+            while self._queue and len(taken) < BATCH_SPANS:
+                size += len(self._queue[0][0])
+                if taken and size > BATCH_BYTES:
+                    break
+                taken.append(self._queue.popleft())
+            self._queue_bytes -= sum(len(encoded) for encoded, _ in taken)
+            self._sequence += 1
+            self._sent += len(taken)
+            account = ReporterStats(
+                sent=self._sent,
+                acked=self._acked,
+                dropped=self._dropped,
+                failed=self._failed,
+                queue_depth=self._depth,
+            )
+            return taken, self._sequence, account
+
+    async def _deliver(
+        self, carrier: Carrier, spans: list[tuple[bytes, bool]], sequence: int, account: ReporterStats
+    ) -> None:
+        """One batch, tried again under the same id until it is accepted or refused."""
+        clean = [msgspec.Raw(self._without_secrets(encoded) if has_text else encoded) for encoded, has_text in spans]
+        payload = _encoder.encode([_RawBatch(self.id, sequence, 0, 0, self.source, clean, account)])
+        pause = 0.05
+        while True:
+            try:
+                await carrier.send(payload, f"{self.id}:{sequence}", sequence)
+            except Unavailable as exc:
+                log.debug("batch %d: %s", sequence, exc)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            except Rejected as exc:
+                log.error("batch %d is refused, %d spans are lost: %s", sequence, len(spans), exc)
+                self._settle(len(spans), accepted=False)
+                return
+            else:
+                self._settle(len(spans), accepted=True)
+                return
+
+    def _settle(self, count: int, *, accepted: bool) -> None:
+        with self._changed:
+            if accepted:
+                self._acked += count
+            else:
+                self._failed += count
+            self._depth -= count
+            if self._depth == 0:
+                self._changed.notify_all()
+
+    def _without_secrets(self, encoded: bytes) -> bytes:
+        try:
+            span = _decoder.decode(encoded)
+        except msgspec.ValidationError:
+            return encoded  # out of bounds: ingest makes it a dead letter, redacted
+        clean = self._redactor.span(span)
+        return encoded if clean is span else _encoder.encode(clean)
+
+
+_reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for reporter in list(_reporters):
+        reporter.close(_EXIT_S)
+
+
+def _after_fork() -> None:
+    for reporter in list(_reporters):
+        reporter._begin()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

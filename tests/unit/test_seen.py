@@ -1,0 +1,259 @@
+"""What has been folded, against a plain set."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from make import ENDED_NS, make_batch
+from tokentrace.records import Batch
+from tokentrace.seen import MAX_INTERVALS, Seen
+from tokentrace.units import DAY, HOUR
+
+NOW = ENDED_NS
+
+
+def numbered(sequence: int, reporter: str = "shop.web.1", part: int = 0) -> Batch:
+    return make_batch(id=reporter, sequence=sequence, part=part)
+
+
+def request(key: str, part: int = 0) -> Batch:
+    return make_batch(id=key, sequence=0, part=part)
+
+
+reporters = st.sampled_from(["a", "b", "shop.web.1"])
+small = st.integers(1, 12)
+parts = st.sampled_from([0, 0, 0, 1, 2])
+batches = st.one_of(
+    st.tuples(reporters, small, parts),
+    st.tuples(reporters, st.integers(1, 10**12), parts),
+    st.tuples(st.sampled_from(["a", "b", "req-1", "req-2", "req-3"]), st.just(0), parts),
+)
+steps = st.one_of(batches, batches, batches, st.just("restart"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, max_size=60), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7))
+@example([("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("a", 2, 0)], 1, 0)
+@example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
+@example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
+def test_a_batch_is_new_once_whatever_comes_between(history, stride, shard):
+    # A shard sees every stride-th number of a reporter; which ones depends on the shard.
+    seen, model = Seen(stride), set()
+    for step in history:
+        if step == "restart":
+            seen = Seen.restore(seen.snapshot())
+            continue
+        key, number, part = step
+        sequence = number * stride + shard % stride if number else 0
+        identity = (key, sequence, part)
+        assert seen.add(make_batch(id=key, sequence=sequence, part=part), NOW) is (identity not in model)
+        model.add(identity)
+    assert seen.given_up == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.sampled_from([1, 4]), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_any_order_leaves_one_interval(count, stride, shard, random):
+    numbers = [number * stride + shard % stride for number in range(1, count + 1)]
+    random.shuffle(numbers)
+    seen = Seen(stride)
+    assert all(seen.add(numbered(number), NOW) for number in numbers)
+    assert len(seen) == 1
+    random.shuffle(numbers)
+    assert not any(seen.add(numbered(number), NOW) for number in numbers)
+    assert len(seen) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
+def test_noting_rows_is_the_same_as_having_added_them(rows, cut):
+    whole, resumed = Seen(), Seen()
+    for key, sequence, part, after in rows:
+        whole.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
+    for key, sequence, part, after in rows[:cut]:
+        resumed.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
+    resumed = Seen.restore(resumed.snapshot())
+    resumed.note([(key, sequence, part, NOW + after) for key, sequence, part, after in rows[cut:]])
+    assert resumed.snapshot() == whole.snapshot()
+
+
+def test_a_snapshot_restores_to_the_same_snapshot():
+    seen = Seen(4)
+    for number in (4, 8, 20, 400):
+        seen.add(numbered(number), NOW)
+    seen.add(request("r", 3), NOW)
+    assert Seen.restore(seen.snapshot()).snapshot() == seen.snapshot()
+    assert len(Seen.restore(seen.snapshot())) == len(seen) == 4
+
+
+def test_a_restored_memory_keeps_its_stride():
+    seen = Seen.restore(Seen(4).snapshot())
+    assert [seen.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
+    assert len(seen) == 1
+
+
+def test_a_part_is_not_another_part_nor_the_whole():
+    seen = Seen()
+    assert [seen.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
+    assert [seen.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
+
+
+def test_a_reporter_and_a_request_of_one_name_are_two():
+    seen = Seen()
+    assert seen.add(numbered(1, "x"), NOW)
+    assert seen.add(request("x"), NOW)
+
+
+@pytest.mark.parametrize("sequence", [0, 1])
+def test_an_id_that_looks_like_a_part_is_its_own(sequence):
+    seen = Seen()
+    assert seen.add(make_batch(id="a", sequence=sequence, part=1), NOW)
+    assert seen.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
+
+
+def test_the_largest_number_is_a_number():
+    seen = Seen()
+    last = 2**63 - 1
+    assert [seen.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
+    assert [Seen.restore(seen.snapshot()).add(numbered(number), NOW) for number in (last, 1, 2)] == [False, False, True]
+
+
+# --- bounds ----------------------------------------------------------------------------------------------------------
+
+
+def test_holes_are_bounded_and_the_oldest_is_given_up():
+    #  1  3  5  7 ...            every second number is missing
+    #  [1 2 3] 5 7 ...           the hole at 2 is given up when there are too many
+    seen = Seen()
+    for number in range(1, 2 * MAX_INTERVALS + 1, 2):
+        assert seen.add(numbered(number), NOW)
+    assert (len(seen), seen.given_up) == (MAX_INTERVALS, 0)
+    assert seen.add(numbered(2 * MAX_INTERVALS + 1), NOW)
+    assert (len(seen), seen.given_up) == (MAX_INTERVALS, 1)
+    assert not seen.add(numbered(2), NOW)
+    assert seen.add(numbered(4), NOW)
+
+
+def test_numbers_given_up_are_counted_one_by_one():
+    seen = Seen()
+    for number in range(10, 10 * MAX_INTERVALS + 1, 10):
+        seen.add(numbered(number), NOW)
+    seen.add(numbered(5), NOW)
+    assert (len(seen), seen.given_up) == (MAX_INTERVALS, 4)
+    assert [seen.add(numbered(number), NOW) for number in (5, 6, 9, 10, 4)] == [False, False, False, False, True]
+    assert Seen.restore(seen.snapshot()).given_up == 4
+
+
+def test_given_up_batches_are_never_folded_twice_and_memory_stays_bounded():
+    random, seen, folded = Random(1), Seen(), set()
+    for _ in range(3 * MAX_INTERVALS):
+        number = random.randrange(1, 10**9)
+        if seen.add(numbered(number), NOW):
+            assert number not in folded
+            folded.add(number)
+    assert len(seen) <= MAX_INTERVALS
+    assert not any(seen.add(numbered(number), NOW) for number in folded)
+
+
+def test_a_long_run_takes_no_more_memory_than_a_short_one():
+    seen = Seen(4)
+    for number in range(1, 20_000):
+        seen.add(numbered(number * 4), NOW)
+    assert len(seen) == 1
+    assert len(seen.snapshot()) < 100
+
+
+# --- forgetting ------------------------------------------------------------------------------------------------------
+
+
+def test_a_reporter_is_forgotten_after_8_days_of_silence():
+    seen = Seen()
+    seen.add(numbered(1), NOW)
+    seen.forget(NOW + 8 * DAY)
+    assert not seen.add(numbered(1), NOW)
+    seen.forget(NOW + 8 * DAY + 1)
+    assert len(seen) == 0
+    assert seen.add(numbered(1), NOW + 8 * DAY + 1)
+
+
+def test_a_reporter_that_speaks_is_remembered_from_its_first_batch():
+    seen = Seen()
+    for day in range(0, 40, 5):
+        assert seen.add(numbered(day + 1), NOW + day * DAY)
+        seen.forget(NOW + day * DAY)
+    assert not seen.add(numbered(1), NOW + 36 * DAY)
+
+
+def test_a_duplicate_is_a_sign_of_life():
+    seen = Seen()
+    seen.add(numbered(1), NOW)
+    assert not seen.add(numbered(1), NOW + 7 * DAY)
+    seen.forget(NOW + 14 * DAY)
+    assert not seen.add(numbered(1), NOW + 14 * DAY)
+
+
+def test_a_late_message_does_not_make_a_reporter_older():
+    seen = Seen()
+    seen.add(numbered(2), NOW + 7 * DAY)
+    seen.add(numbered(1), NOW)
+    seen.forget(NOW + 14 * DAY)
+    assert not seen.add(numbered(2), NOW + 14 * DAY)
+
+
+def test_a_request_is_forgotten_after_24_hours():
+    seen = Seen()
+    seen.add(request("r"), NOW)
+    seen.forget(NOW + 24 * HOUR)
+    assert not seen.add(request("r"), NOW)
+    seen.forget(NOW + 24 * HOUR + 1)
+    assert len(seen) == 0
+    assert seen.add(request("r"), NOW + 24 * HOUR + 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
+def test_requests_of_the_last_day_are_known_and_older_ones_take_no_memory(steps):
+    seen, model, now = Seen(), {}, NOW
+    for number, later, restart in steps:
+        now += later
+        seen.forget(now)
+        model = {key: at for key, at in model.items() if at >= now - 24 * HOUR}
+        assert len(seen) == len(model)
+        assert seen.add(request(f"r{number}"), now) is (number not in model)
+        model.setdefault(number, now)
+        if restart:
+            seen = Seen.restore(seen.snapshot())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
+def test_reporters_of_the_last_8_days_are_known_and_others_take_no_memory(steps):
+    seen, now = Seen(), NOW
+    numbers: dict[str, set[int]] = {}
+    spoke: dict[str, int] = {}
+    for key, number, later, restart in steps:
+        now += later
+        seen.forget(now)
+        for silent in [name for name, at in spoke.items() if at < now - 8 * DAY]:
+            del numbers[silent], spoke[silent]
+        assert (len(seen) == 0) is (not numbers)
+        known = numbers.setdefault(key, set())
+        assert seen.add(numbered(number, key), now) is (number not in known)
+        known.add(number)
+        spoke[key] = now
+        if restart:
+            seen = Seen.restore(seen.snapshot())
+    assert seen.reporters() == set(numbers)
+
+
+def test_a_steady_stream_of_requests_is_held_for_a_day_and_no_longer():
+    seen = Seen()
+    for number in range(5_000):
+        now = NOW + number * HOUR // 10
+        seen.forget(now)
+        assert seen.add(request(f"request-{number}"), now)
+        assert len(seen) <= 24 * 10 + 1
