@@ -43,8 +43,9 @@ class Table:
     """
     The cells of one shard, numbered in order of appearance.
 
-    Beyond ``MAX_CELLS`` a new combination gives up its name, then its caller; kind, model, provider and status are
-    never given up, so totals and figures by model stay exact whatever overflows. A number, once given, stays.
+    When three quarters of ``MAX_CELLS`` are taken a new combination gives up its name, when all are its caller too;
+    kind, model, provider and status are never given up, so totals and figures by model stay exact whatever overflows.
+    A number, once given, stays.
     """
 
     def __init__(self, cells: Iterable[Sequence[str]] = ()) -> None:
@@ -61,15 +62,18 @@ class Table:
             return known
         kind, model, provider, caller, name, status = cell
         full = Dimensions(kind, model or UNKNOWN, provider or UNKNOWN, caller or UNKNOWN, name or UNKNOWN, status)
-        for candidate in (full, full._replace(name=OTHER), full._replace(name=OTHER, caller=OTHER)):
+        no_name = full._replace(name=OTHER)
+        for candidate, limit in ((full, MAX_CELLS * 3 // 4), (no_name, MAX_CELLS)):
             known = self._numbers.get(candidate)
+            if known is None and len(self.cells) < limit:
+                known = self._add(candidate)
             if known is not None:
                 break
-            if len(self.cells) < MAX_CELLS:
-                known = self._add(candidate)
-                break
         else:
-            known = self._add(full._replace(name=OTHER, caller=OTHER))
+            nobody = full._replace(name=OTHER, caller=OTHER)
+            known = self._numbers.get(nobody)
+            if known is None:
+                known = self._add(nobody)
         if full != cell and len(self._numbers) < 4 * MAX_CELLS:
             self._numbers[cell] = known
         return known

@@ -8,6 +8,7 @@ the coarsest buckets that fit and finer ones at its edges, so it covers exactly 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -39,6 +40,8 @@ HORIZON_NS = 31 * DAY
 MAX_PENDING = 8192
 _BIN_BITS = 16
 _BIN_ZERO = 1 << (_BIN_BITS - 1)
+#: Buckets outlive what their tier promises by this much: a question fixes its interval a moment before it arrives.
+_SLACK_S = 600
 #: How many raw values come in before a sketch looks which cells have more than they may keep.
 _CHECK_RAW = 20 * RAW_LIMIT
 
@@ -143,7 +146,15 @@ def plan(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     """
     edge = _finest(from_s, now_s)
     start = from_s // TIERS[edge].width_s * TIERS[edge].width_s
-    end_edge = _finest(to_s, now_s)
+    # The last stretch begins where a coarser bucket would no longer fit: all of it has to be kept still.
+    end_edge = next(
+        (
+            index
+            for index, (fine, coarse) in enumerate(pairwise(TIERS))
+            if max(start, to_s // coarse.width_s * coarse.width_s) >= now_s - fine.keep_s
+        ),
+        len(TIERS) - 1,
+    )
     end = -(-to_s // TIERS[end_edge].width_s) * TIERS[end_edge].width_s
     stretches: list[Stretch] = []
 
@@ -194,6 +205,8 @@ class Rollup:
 
     def fold(self, rows: Ints) -> None:
         """Take in *rows* as ``cell.rows_of`` makes them."""
+        if not len(rows):
+            return
         self._pending.append(rows)
         self._pending_rows += len(rows)
         if self._pending_rows >= MAX_PENDING:
@@ -238,7 +251,7 @@ class Rollup:
     def evict(self, now_ns: int) -> None:
         """Forget the buckets that lie wholly behind what their tier keeps."""
         for tier, buckets in zip(TIERS, self._tiers, strict=True):
-            floor = now_ns // SECOND - tier.keep_s - tier.width_s
+            floor = now_ns // SECOND - tier.keep_s - tier.width_s - _SLACK_S
             while buckets and buckets.peekitem(0)[0] <= floor:
                 buckets.popitem(0)
 

@@ -178,6 +178,8 @@ class Shard:
             return self._lifetime(caught_up)
         now_s = query.now_s
         oldest = now_s - HORIZON_NS // SECOND
+        if max(query.from_s, oldest) >= query.to_s:
+            raise Rejected("query: its interval is empty or lies behind everything that is kept")
         stretches = plan(max(query.from_s, oldest), query.to_s, now_s)
         reader = _Reader(self._rollup, self._table, query)
         total, groups = reader.read(stretches)

@@ -1,0 +1,215 @@
+"""A real ``tokentrace serve`` in a process group of its own, and what one asks it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+TRACE = ROOT.parent / "shared" / "data" / "AzureLLMInferenceTrace_conv.csv"
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Answer:
+    """An HTTP answer, whatever its status."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def http(method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
+    """One HTTP request, without raising for a status."""
+    request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return Answer(response.status, dict(response.headers), response.read())
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return Answer(exc.code, dict(exc.headers), exc.read())
+
+
+class Pipeline:
+    """``tokentrace serve`` as a person would start it."""
+
+    def __init__(self, directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self.port, self.nats_port = free_port(), free_port()
+        self.flags = flags
+        self.env = {**os.environ, "TOKENTRACE_DUPLICATE_WINDOW": "1s", "TOKENTRACE_SNAPSHOT_INTERVAL": "1s", **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log = directory / "serve.log"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def nats_url(self) -> str:
+        return f"nats://127.0.0.1:{self.nats_port}"
+
+    def start(self, *, wait: bool = True) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "tokentrace_standalone",
+                    "serve",
+                    "--addr",
+                    f"127.0.0.1:{self.port}",
+                    "--also",
+                    "none",
+                    "--data-dir",
+                    str(self.data),
+                    "--nats-port",
+                    str(self.nats_port),
+                    *self.flags,
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=self.env,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        self.until(lambda: self.get("/readyz").status == 200, "ready")
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+        """Wait for *condition*; a pipeline that is away makes it false."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
+            with contextlib.suppress(OSError, AssertionError, KeyError):
+                if condition():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"not {what} within {seconds} s:\n{self.log.read_text()[-3000:]}")
+
+    def get(self, path: str) -> Answer:
+        return http("GET", self.url + path)
+
+    def post(self, path: str, body: bytes | Any, headers: Mapping[str, str] | None = None) -> Answer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return http("POST", self.url + path, data, {"Content-Type": "application/json", **(headers or {})})
+
+    def metrics(self, window: str = "30d") -> Any:
+        return self.get(f"/metrics?window={window}").json()
+
+    def kill(self) -> None:
+        """kill -9 of the whole process group, and wait until its nats-server has followed."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def nats_pid(self) -> int:
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid if self.process else 0), "nats-server"], capture_output=True, check=True
+        )
+        return int(found.stdout.split()[0])
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.process.returncode
+
+
+def replay(pipeline: Pipeline, *flags: str) -> subprocess.Popen[bytes]:
+    """``tokentrace replay`` of the hour of real traffic."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "tokentrace_standalone",
+            "replay",
+            str(TRACE),
+            "--url",
+            pipeline.nats_url,
+            "--model",
+            "gpt-4o",
+            "--provider",
+            "openai",
+            "--caller",
+            "chat",
+            "--ms-per-prompt-token",
+            "0.25",
+            "--ms-per-token",
+            "20",
+            *flags,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(sending: subprocess.Popen[bytes], seconds: float = 120) -> str:
+    """What the replay printed, once it has ended well."""
+    try:
+        output, _ = sending.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        sending.kill()
+        output, _ = sending.communicate()
+    assert sending.returncode == 0, output.decode()
+    return output.decode()
+
+
+def assert_exact(pipeline: Pipeline) -> None:
+    """The known totals of the hour, everywhere they are shown."""
+    pipeline.until(lambda: pipeline.get("/readyz").status == 200, "ready")
+    pipeline.until(lambda: pipeline.metrics()["span_count"] >= 19366, "all in /metrics")
+    pipeline.until(lambda: pipeline.get("/traces?limit=1").json()["total"] >= 19366, "all in /traces")
+    metrics, stats = pipeline.metrics(), pipeline.get("/stats").json()
+    assert metrics["span_count"] == 19366
+    assert metrics["tokens"]["prompt_total"] == 22361870
+    assert metrics["tokens"]["completion_total"] == 4088665
+    assert metrics["cost"]["total_usd"] == 96.791325
+    assert metrics["cost"]["by_model"] == {"gpt-4o": 96.791325}
+    assert stats["total_spans"] == 19366
+    assert stats["total_tokens_in"] == 22361870
+    assert stats["total_tokens_out"] == 4088665
+    assert stats["total_cost_usd"] == 96.791325
+    assert pipeline.get("/traces?limit=1").json()["total"] == 19366
+    assert sum_of_store(pipeline) == (19366, 96791325000)
+
+
+def sum_of_store(pipeline: Pipeline) -> tuple[int, int]:
+    """(Spans, nano-dollars) added up over every page of ``GET /traces``."""
+    count, cost, offset = 0, 0, 0
+    while True:
+        page = pipeline.get(f"/traces?limit=200&offset={offset}").json()
+        if not page["traces"]:
+            return count, cost
+        count += sum(trace["span_count"] for trace in page["traces"])
+        cost += sum(round(trace["total_cost_usd"] * 1e9) for trace in page["traces"])
+        offset += 200
