@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from conftest import Broker
+
 ROOT = Path(__file__).parent.parent
-TRACE = ROOT.parent / "shared" / "data" / "AzureLLMInferenceTrace_conv.csv"
+TRACE = ROOT / "tests" / "data" / "AzureLLMInferenceTrace_conv.csv"
 
 
 def free_port() -> int:
@@ -143,6 +145,54 @@ class Pipeline:
             except subprocess.TimeoutExpired:
                 self.kill()
         return self.process.returncode
+
+
+class Apart(Pipeline):
+    """The same services as processes of their own, on a broker of their own; asked through the api."""
+
+    SERVICES = ("ingest", "aggregator", "api")
+
+    def __init__(self, directory: Path, *, env: Mapping[str, str] | None = None) -> None:
+        super().__init__(directory, env=env)
+        self.broker = Broker(directory / "nats")
+        self.ports = {name: free_port() for name in self.SERVICES}
+        self.port = self.ports["api"]
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def nats_url(self) -> str:
+        return self.broker.url
+
+    def start(self, *, wait: bool = True) -> None:
+        self.broker.start()
+        for name in self.SERVICES:
+            self.start_one(name)
+        if wait:
+            self.wait_ready()
+
+    def start_one(self, name: str) -> None:
+        flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
+        with self.log.open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", f"tokentrace_{name}", *flags],
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=self.env,
+                start_new_session=True,
+            )
+
+    def kill_one(self, name: str) -> None:
+        self.running[name].kill()
+        self.running[name].wait()
+
+    def stop(self) -> int:
+        for process in self.running.values():
+            if process.poll() is None:
+                process.terminate()
+        codes = [process.wait(40) for process in self.running.values()]
+        self.broker.stop()
+        return max(codes, key=abs)
 
 
 def replay(pipeline: Pipeline, *flags: str) -> subprocess.Popen[bytes]:

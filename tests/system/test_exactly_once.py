@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import os
@@ -11,10 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import numpy as np
 import pytest
+from nats.aio.msg import Msg
 
-from pipeline import TRACE, Pipeline, assert_exact, finish, replay
+from pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay
 
 
 @pytest.fixture
@@ -62,3 +65,121 @@ def test_kills_of_the_broker_alone_leave_exact_totals(pipeline: Pipeline) -> Non
         pipeline.until(lambda: pipeline.nats_pid() > 0, "nats-server restarted")
     finish(sending)
     assert_exact(pipeline)
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[Apart]:
+    services = Apart(tmp_path)
+    services.start()
+    yield services
+    services.stop()
+
+
+def test_ingest_may_be_away_longer_than_the_duplicate_window(apart: Apart) -> None:
+    sending = replay(apart, "--speed", "600")
+    for _ in range(3):
+        time.sleep(0.7)
+        apart.kill_one("ingest")
+        time.sleep(2.0)
+        apart.start_one("ingest")
+    finish(sending)
+    assert_exact(apart)
+
+
+def test_each_service_may_be_killed_alone(apart: Apart) -> None:
+    sending = replay(apart, "--speed", "600")
+    for name in ("aggregator", "api", "ingest", "aggregator", "api"):
+        time.sleep(0.8)
+        apart.kill_one(name)
+        apart.start_one(name)
+    finish(sending)
+    assert_exact(apart)
+
+
+async def test_every_batch_sent_again_from_elsewhere_counts_once(pipeline: Pipeline) -> None:
+    """The duplicate window is 1 s here, so the broker has forgotten: only the readers know better."""
+    batches: list[tuple[str, bytes, dict[str, str]]] = []
+    client = await nats.connect(pipeline.nats_url)
+
+    async def record(message: Msg) -> None:
+        batches.append((message.subject, message.data, dict(message.headers or {})))
+
+    await client.subscribe("tokentrace.raw.>", cb=record)
+    await client.flush()
+    sending = replay(pipeline, "--speed", "max")
+    await asyncio.to_thread(finish, sending)
+    await asyncio.to_thread(assert_exact, pipeline)
+    await asyncio.sleep(3)
+    await client.close()
+    again = await nats.connect(pipeline.nats_url)
+    repeated = list(batches)
+    assert len(repeated) >= 76
+    for subject, payload, headers in repeated:
+        ack = await again.jetstream().publish(subject, payload, headers=headers)
+        assert not ack.duplicate
+    await again.close()
+
+    def known() -> bool:
+        lines = pipeline.get("/internal/metrics").body.decode().splitlines()
+        found = [line for line in lines if line.startswith("tokentrace_aggregator_repeated_total")]
+        return float(found[0].rpartition(" ")[2]) >= len(repeated)
+
+    await asyncio.to_thread(pipeline.until, known, "all repetitions read")
+    await asyncio.to_thread(assert_exact, pipeline)
+
+
+async def test_a_corrupted_newest_snapshot_falls_back_to_the_one_before(pipeline: Pipeline) -> None:
+    await asyncio.to_thread(finish, replay(pipeline, "--speed", "1200"))
+    await asyncio.to_thread(assert_exact, pipeline)
+    await asyncio.sleep(2)
+    client = await nats.connect(pipeline.nats_url)
+    store = await client.jetstream().object_store("tt_snapshots")
+    names = sorted(info.name for info in await store.list() if info.name.startswith("aggregator.0."))
+    assert 2 <= len(names) <= 3
+    newest = await store.get_info(names[-1])
+    # Same name, later generation, rubbish inside: what a reader finds first.
+    await store.put(f"aggregator.0.{'9' * 20}", b"rubbish" * 100)
+    await store.delete(newest.name)
+    await client.close()
+    pipeline.kill()
+    pipeline.start()
+    await asyncio.to_thread(assert_exact, pipeline)
+    assert "aggregator.0.9999" in pipeline.get("/readyz").body.decode()
+
+
+def test_a_lost_database_file_is_rebuilt_from_the_stream(pipeline: Pipeline) -> None:
+    finish(replay(pipeline, "--speed", "max"))
+    assert_exact(pipeline)
+    pipeline.kill()
+    files = sorted((pipeline.data / "spans").glob("spans-*.duckdb*"))
+    assert files
+    for file in files:
+        file.unlink()
+    pipeline.start()
+    assert_exact(pipeline)
+
+
+async def test_what_the_stream_no_longer_has_is_said(pipeline: Pipeline) -> None:
+    await asyncio.to_thread(finish, replay(pipeline, "--speed", "max"))
+    await asyncio.to_thread(assert_exact, pipeline)
+    client = await nats.connect(pipeline.nats_url)
+    await client.jetstream().purge_stream("TT_SPANS", keep=1)
+    await client.close()
+    pipeline.kill()
+    for file in (pipeline.data / "spans").glob("spans-*.duckdb*"):
+        file.unlink()
+    pipeline.start()
+    health = pipeline.get("/health").json()
+    assert health["lost"][0]["first"] == 1
+    assert pipeline.metrics()["span_count"] == 19366
+
+
+def test_a_damaged_database_file_is_set_aside_and_rebuilt(pipeline: Pipeline) -> None:
+    finish(replay(pipeline, "--speed", "max"))
+    assert_exact(pipeline)
+    pipeline.kill()
+    (newest,) = (pipeline.data / "spans").glob("spans-*.duckdb")
+    newest.write_bytes(b"not a database" * 1000)
+    pipeline.start()
+    assert_exact(pipeline)
+    assert pipeline.get("/health").json()["damaged"]

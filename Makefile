@@ -1,0 +1,41 @@
+# Two commands do all the set-up: `make serve` and `make test`. No virtual environment has to be active.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test test-fast check fmt bench
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## make the virtual environment in .venv and install everything into it
+
+$(READY): pyproject.toml
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo "Python 3.11 or later is needed: make PYTHON=python3.12 …"; exit 1; fi
+	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
+	$(BIN)/tokentrace serve $(ARGS)
+
+test: $(READY) ## run all tests; ARGS="-k name" for flags
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY) ## run the tests that need no broker
+	$(BIN)/python -m pytest tests/unit tests/golden $(ARGS)
+
+check: $(READY) ## lint, types, architecture
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check shared services bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(READY) ## format the code
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format --quiet .
+
+bench: $(READY) ## measure the budgets; exits 1 where one is missed
+	$(BIN)/python -m bench $(ARGS)
