@@ -122,10 +122,16 @@ class Pricer:
         self._trust_zero = frozenset(provider.lower() for provider in trust_zero)
         self._plans: dict[tuple[str, str], _Plan | None] = {}
 
-    def quote(self, span: Span) -> Quote:
-        """The cost that *span* reports, else what its model's rates make of its tokens at its event time."""
+    def quote(self, span: Span, at_ns: int | None = None) -> Quote:
+        """
+        The cost that *span* reports, else what its model's rates make of its tokens.
+
+        Args:
+            at_ns: When it counts, Unix nanoseconds, which decides between prices; None = its event time.
+        """
         reported = span.cost_nusd
-        has_tokens = bool(span.total_tokens or span.prompt_tokens or span.completion_tokens)
+        prompt, completion = span.prompt_tokens, span.completion_tokens
+        has_tokens = prompt or completion or span.total_tokens
         if reported is not None and (reported > 0 or not has_tokens or span.provider.lower() in self._trust_zero):
             return Quote(reported, "reported", span.cost_model, "")
         if not has_tokens and not span.usage:
@@ -137,9 +143,15 @@ class Pricer:
             plan = self._remember(key)
         if plan is None:
             return Quote(None, "unpriced", "", "unknown_model" if span.model else "no_model")
-        if not span.prompt_tokens and not span.completion_tokens and span.total_tokens:
+        if not prompt and not completion and span.total_tokens:
             return Quote(None, "unpriced", plan.model, "no_split")
-        cost, reason = self._by_table(plan, span) if span.usage else _by_vector(plan, span)
+        if span.usage:
+            cost, reason = self._by_table(plan, span, event_time(span) if at_ns is None else at_ns)
+        else:
+            version = plan.versions[0]
+            if len(plan.versions) > 1:
+                version = _active(plan.versions, event_time(span) if at_ns is None else at_ns)
+            cost, reason = _by_vector(version, span)
         if cost is None or cost > MAX_COST_NUSD:
             return Quote(None, "unpriced", plan.model, reason or "over_bounds")
         source = "partly_priced" if reason else ("zero_ignored" if reported == 0 else plan.source)
@@ -147,7 +159,9 @@ class Pricer:
 
     def _remember(self, key: tuple[str, str]) -> _Plan | None:
         if len(self._plans) >= _MAX_PLANS:
+            # The tables remember every name they were asked for, too.
             self._plans.clear()
+            self._tables = _bundled_tables()
         plan = self._plans[key] = self._plan(*key)
         return plan
 
@@ -180,14 +194,16 @@ class Pricer:
             if value is not None and not key.startswith("_")
         ]
 
-    def _by_table(self, plan: _Plan, span: Span) -> tuple[int | None, str]:
+    def _by_table(self, plan: _Plan, span: Span, at_ns: int) -> tuple[int | None, str]:
         """A span with a ``usage`` map: the package's own arithmetic, and which of its units have no price."""
         if plan.info is None or plan.provider is None:
-            cost, reason = _by_vector(plan, span)
-            return cost, reason or "no_rate:" + ",".join(sorted(span.usage or ()))[:200]
+            cost, reason = _by_vector(plan.versions[0], span)
+            unpriced = sorted(name for name, count in (span.usage or {}).items() if count)
+            return cost, reason or (f"no_rate:{','.join(unpriced)}"[:256] if unpriced else "")
         counts: dict[str, Any] = {**(span.usage or {}), **_field_counts(span)}
-        at = datetime.fromtimestamp(event_time(span) // SECOND, tz=UTC)
-        known = {name: count for name, count in counts.items() if name in self._registry.units}
+        at = datetime.fromtimestamp(at_ns // SECOND, tz=UTC)
+        # Every span is one request: the package counts it by itself and warns of being told.
+        known = {name: count for name, count in counts.items() if name in self._registry.units and name != "requests"}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -195,6 +211,8 @@ class Pricer:
         except (ValueError, UserWarning):
             return None, "usage_contradicts_itself"
         unpriced = self._without_rate(counts, plan.info.get_prices(at))
+        if unpriced and len(unpriced) == sum(1 for count in counts.values() if count):
+            return None, f"no_rate:{','.join(unpriced)}"[:256]
         with localcontext() as context:
             context.prec = 60
             nusd = int((price.total_price * NUSD_PER_USD).to_integral_value(rounding=ROUND_HALF_EVEN))
@@ -238,8 +256,7 @@ def _amounts(span: Span) -> tuple[int, int, int, int, int, int]:
     )
 
 
-def _by_vector(plan: _Plan, span: Span) -> tuple[int | None, str]:
-    version = plan.versions[-1] if len(plan.versions) == 1 else _active(plan.versions, event_time(span))
+def _by_vector(version: _Version, span: Span) -> tuple[int | None, str]:
     prompt, completion = span.prompt_tokens, span.completion_tokens
     vector = version.vectors[bisect_left(version.starts, prompt) if version.starts else 0]
     rates = vector.rates
@@ -248,12 +265,16 @@ def _by_vector(plan: _Plan, span: Span) -> tuple[int | None, str]:
         total += sum(rate * count for rate, count in zip(rates[2:], _amounts(span)[2:], strict=True))
     if total < 0:
         return None, "usage_contradicts_itself"
+    reason = ""
     if (prompt and not vector.prices_input) or (completion and not vector.prices_output):
-        missing = "input_tokens" if prompt and not vector.prices_input else "output_tokens"
         if not vector.prices_input and not vector.prices_output:
             return None, "no_token_rate"
-        return _round_half_even(total, vector.denominator), f"no_rate:{missing}"
-    return _round_half_even(total, vector.denominator), ""
+        reason = "no_rate:input_tokens" if prompt and not vector.prices_input else "no_rate:output_tokens"
+    whole, rest = divmod(total, vector.denominator)
+    twice = 2 * rest
+    if twice > vector.denominator or (twice == vector.denominator and whole & 1):
+        whole += 1
+    return whole, reason
 
 
 def _active(versions: tuple[_Version, ...], at_ns: int) -> _Version:
@@ -262,12 +283,6 @@ def _active(versions: tuple[_Version, ...], at_ns: int) -> _Version:
         if version.constraint is None or version.constraint.active(at):
             return version
     return versions[0]
-
-
-def _round_half_even(numerator: int, denominator: int) -> int:
-    whole, rest = divmod(numerator, denominator)
-    twice = 2 * rest
-    return whole + (twice > denominator or (twice == denominator and whole & 1))
 
 
 def _vector(

@@ -32,11 +32,24 @@ REDACTED = "[REDACTED]"
 EMAIL_REDACTED = "[EMAIL_REDACTED]"
 PHONE_REDACTED = "[PHONE_REDACTED]"
 
+SSN_REDACTED = "[SSN_REDACTED]"
+CARD_REDACTED = "[CARD_REDACTED]"
+
 _EMAIL = re.compile(r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*\.[A-Za-z]{2,24}\b")
 _PHONE = re.compile(r"(?<![\w.])\d{3}[-. ]?\d{3}[-. ]?\d{4}(?![\w.]\w|\d)")
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_WORD = re.compile(r"[a-z0-9]+")
+_SSN = re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])")
+_CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])")
+_CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=\d)(?=[A-Z])")
+_WORD = re.compile(r"[^\W_]+")
 _SUSPICIOUS = re.compile(r"[@:=]|\d{3}")
+#: What may follow ``key:`` in a text: quoted (perhaps cut off, perhaps escaped), a scheme and its credentials, digits
+#: in groups, or one word.
+_QUOTED = r"b?(?P<open>\\*[\"'])(?:(?!(?P=open))(?:\\.|.))*(?:(?P=open)|$)"
+_VALUE = (
+    _QUOTED + r"|(?:bearer|basic|digest|token|apikey)\s+[^\r\n,;\"']+"
+    r"|\d[\d ().-]*\d(?=[\s,;\"'}]|$)"
+    r"|[^\s,;\"'}]+"
+)
 
 
 def _words(key: str) -> tuple[str, ...]:
@@ -62,34 +75,36 @@ class Redactor:
         flat = {"".join(words) for words in self._words}
         self._emails = "email" in flat
         self._phones = "phone" in flat
-        names = "|".join(
-            sorted((r"[-_ ]?".join(map(re.escape, words)) for words in self._words), key=len, reverse=True)
-        )
-        self._pair = (
-            re.compile(
-                rf"(?<![A-Za-z0-9])(?P<key>[A-Za-z0-9]*[-_]?(?:{names}))(?P<quote>[\"']?)(?P<sep>\s*[:=]\s*)"
-                rf"(?P<value>\"(?:[^\"\\]|\\.)*\"|'[^']*'|(?:[Bb]earer|[Bb]asic)\s+[^\s,;]+|[^\s,;\"'}}]+)",
-                re.IGNORECASE,
-            )
-            if names
-            else None
-        )
+        self._ssns = "ssn" in flat
+        self._cards = "creditcard" in flat
+        names = [r"[-_ ]?".join(map(re.escape, words)) for words in self._words if words != ("authorization",)]
+        self._pair = _pair_pattern(names, _VALUE) if names else None
+        # A header's credentials go on to the end of the line.
+        whole_line = ("authorization",) in self._words
+        self._header = _pair_pattern(["authorization"], _QUOTED + r"|[^\r\n]+") if whole_line else None
 
     def text(self, text: str) -> str:
         """*text* without the secrets that can be seen in it; the same object when there are none."""
         if not self.enabled or not text or _SUSPICIOUS.search(text) is None:
             return text
         clean = text
-        if self._pair is not None and (":" in clean or "=" in clean):
-            clean = self._pair.sub(_hide_pair, clean)
+        if ":" in clean or "=" in clean:
+            for pattern in (self._header, self._pair):
+                clean = pattern.sub(_hide_pair, clean) if pattern is not None else clean
         if self._emails and "@" in clean:
             clean = _EMAIL.sub(EMAIL_REDACTED, clean)
+        if self._ssns:
+            clean = _SSN.sub(SSN_REDACTED, clean)
+        if self._cards:
+            clean = _CARD.sub(_hide_card, clean)
         if self._phones:
             clean = _PHONE.sub(PHONE_REDACTED, clean)
         return clean if clean != text else text
 
     def value(self, key: str, value: Any) -> Any:
         """The value of *key*, without secrets, at any depth; the same object when there are none."""
+        if not self.enabled:
+            return value
         if isinstance(value, str):
             return REDACTED if value and self.is_sensitive(key) else self.text(value)
         if isinstance(value, dict):
@@ -134,7 +149,21 @@ class Redactor:
         return known
 
 
+def _pair_pattern(names: list[str], value: str) -> re.Pattern[str]:
+    longest_first = "|".join(sorted(names, key=len, reverse=True))
+    return re.compile(
+        rf"(?<![^\W_])(?P<key>[^\W_]*[-_]?(?:{longest_first}))(?P<quote>(?:\\*[\"'])?)(?P<sep>\s*[:=]\s*)"
+        rf"(?P<value>{value})",
+        re.IGNORECASE | re.DOTALL,
+    )
+
+
 def _hide_pair(match: re.Match[str]) -> str:
-    value = match["value"]
-    hidden = f"{value[0]}{REDACTED}{value[0]}" if value[0] in "\"'" else REDACTED
-    return f"{match['key']}{match['quote']}{match['sep']}{hidden}"
+    quote = match["open"] or ""
+    return f"{match['key']}{match['quote']}{match['sep']}{quote}{REDACTED}{quote}"
+
+
+def _hide_card(match: re.Match[str]) -> str:
+    digits = [int(char) for char in match[0] if char.isdigit()]
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return CARD_REDACTED if (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0 else match[0]

@@ -55,12 +55,12 @@ class Seen:
             True when it is new and has to be folded.
         """
         if batch.sequence == 0:
-            key = batch.id if batch.part == 0 else f"{batch.id}#{batch.part}"
+            key = _key(batch)
             if key in self._requests:
                 return False
             self._requests[key] = now_ns
             return True
-        return self._add_number(_reporter_key(batch), batch.sequence // self._stride, now_ns)
+        return self._add_number(_key(batch), batch.sequence // self._stride, now_ns)
 
     def _add_number(self, key: str, number: int, now_ns: int) -> bool:
         reporter = self._reporters.get(key)
@@ -105,7 +105,7 @@ class Seen:
 
     def reporters(self) -> set[str]:
         """The ids of the reporters that are remembered."""
-        return {key.partition("#")[0] for key in self._reporters}
+        return {key.rpartition("#")[0] for key in self._reporters}
 
     def __len__(self) -> int:
         """How many intervals and ids are held."""
@@ -133,8 +133,9 @@ class Seen:
             self.add(_bare(key, sequence, part), now_ns)
 
 
-def _reporter_key(batch: Batch) -> str:
-    return batch.id if batch.part == 0 else f"{batch.id}#{batch.part}"
+def _key(batch: Batch) -> str:
+    """Each part of a split batch is a sequence of its own, so that the numbers of the first ones stay without holes."""
+    return f"{batch.id}#{batch.part}"
 
 
 def _bare(key: str, sequence: int, part: int) -> Any:

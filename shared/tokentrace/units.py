@@ -88,6 +88,8 @@ def parse_instant(text: str) -> int:
     since = moment - _EPOCH
     ns = (since.days * 86_400 + since.seconds + leap) * SECOND + int((fraction or "0").ljust(9, "0"))
     if sign:
+        if int(off_h) > 23 or int(off_m) > 59:
+            raise Rejected(f"instant: {shorten(text)!r}: no such offset")
         offset = int(off_h) * HOUR + int(off_m) * MINUTE
         ns += -offset if sign == "+" else offset
     return ns
@@ -107,13 +109,12 @@ def _scaled(value: float | int | Decimal, scale: int) -> int:
         return value * scale
     if isinstance(value, float):
         near = value * scale
-        whole = round(near)
         # The product is off by at most half an ulp; below 2**50 that cannot move it across a quarter.
-        if abs(near) < 2**50 and abs(near - whole) < 0.25:
-            return whole
+        if abs(near) < 2**50 and abs(near - round(near)) < 0.25:
+            return round(near)
         value = Decimal(repr(value))
     with localcontext() as context:
-        context.prec = 60
+        context.prec = 400
         return int((value * scale).to_integral_value(rounding=ROUND_HALF_EVEN))
 
 
@@ -139,7 +140,7 @@ def int_to_score(value: int) -> float:
 
 def ms_to_ns(ms: float | int) -> int:
     """Milliseconds, whole or not, as nanoseconds."""
-    return _scaled(ms, MS)
+    return int(ms) * MS if ms < 2**53 and ms == int(ms) else _scaled(ms, MS)
 
 
 def ns_to_ms(ns: float) -> float | int:

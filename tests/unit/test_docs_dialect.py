@@ -472,8 +472,8 @@ keys = st.text(min_size=1, max_size=20).filter(lambda key: not key.startswith(("
 @st.composite
 def valid_spans(draw):
     cached, written, reasoning = (draw(st.integers(0, 2**30)) for _ in range(3))
-    prompt = draw(st.integers(max(1, cached + written), 2**40))
-    completion = draw(st.integers(reasoning, 2**40))
+    prompt = draw(st.integers(max(1, cached + written), 2**39))
+    completion = draw(st.integers(reasoning, 2**39))
     return make_span(
         trace_id=draw(ascii_ids),
         span_id=draw(ascii_ids),

@@ -19,6 +19,7 @@ from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, check_span, decode_batches
 from tokentrace.records.batch import check_batch_id, salvage_batches, split_spans
+from tokentrace.records.span import FUTURE_NS
 from tokentrace.redact import Redactor
 
 #: A batch is split by index in runs of this many raw spans: never by size, so that a retry splits alike.
@@ -72,13 +73,14 @@ class Cleaner:
     def __init__(self, redactor: Redactor, pricer: Pricer) -> None:
         self._redactor, self._pricer = redactor, pricer
 
-    def clean(self, batch: Batch, arrived_ns: int, size_bytes: int = 0) -> Cleaned:
+    def clean(self, batch: Batch, arrived_ns: int, size_bytes: int = 0, *, checked: bool = False) -> Cleaned:
         """
         Clean *batch*; bad spans become dead letters, their neighbours stay.
 
         Args:
             arrived_ns: Stream time of the raw message, or when the request was read; the same on every retry.
             size_bytes: Of the raw message; decides whether it is split.
+            checked: Its spans have passed ``check_span`` already, in a dialect.
         """
         key = f"{batch.id}:{batch.sequence}"
         whole = len(batch.spans) <= _WHOLE_SPANS and size_bytes <= _WHOLE_BYTES
@@ -91,7 +93,7 @@ class Cleaner:
             for offset, span in enumerate(run):
                 index = part * RUN + offset
                 try:
-                    spans.append(self.finish(span, key, index, arrived_ns, batch.source))
+                    spans.append(self.finish(span, key, index, arrived_ns, batch.source, checked=checked))
                 except Rejected as exc:
                     letters.append(self.letter(key, index, str(exc), span))
             good += len(spans)
@@ -101,14 +103,19 @@ class Cleaner:
                 parts.append(Batch(id=batch.id, sequence=batch.sequence, part=part, arrived_ns=arrived_ns, spans=spans))
         return Cleaned(parts, letters, good)
 
-    def finish(self, span: Span, key: str, index: int, arrived_ns: int, source: str = "") -> Span:
+    def finish(
+        self, span: Span, key: str, index: int, arrived_ns: int, source: str = "", *, checked: bool = False
+    ) -> Span:
         """
         *span* as it is stored.
 
         Raises:
             Rejected: Names the field.
         """
-        check_span(span)
+        if not checked:
+            if span.source:
+                span = replace(span, source="")  # which way in it took is ours to say
+            check_span(span)
         trace_id, span_id = span.trace_id, span.span_id
         if not trace_id or not span_id:
             digest = hashlib.sha256(f"{key}:{index}".encode()).hexdigest()
@@ -118,23 +125,19 @@ class Cleaner:
             ended = started + span.latency_ns if started else arrived_ns
         if not started:
             started = ended - span.latency_ns
-        span = self._redactor.span(
-            replace(
-                span,
-                trace_id=trace_id,
-                span_id=span_id,
-                started_ns=started,
-                ended_ns=ended,
-                arrived_ns=arrived_ns,
-                caller=span.caller or source,
-                total_tokens=span.total_tokens or span.prompt_tokens + span.completion_tokens,
-                score=docs.score_of(span.attributes) if span.attributes and span.score is None else span.score,
-                source=span.source or "reporter",
-            )
-        )
-        quote = self._pricer.quote(span)
+        span = self._redactor.span(span)
+        quote = self._pricer.quote(span, ended if ended <= arrived_ns + FUTURE_NS else arrived_ns)
         return replace(
             span,
+            trace_id=trace_id,
+            span_id=span_id,
+            started_ns=started,
+            ended_ns=ended,
+            arrived_ns=arrived_ns,
+            caller=span.caller or source,
+            total_tokens=span.total_tokens or span.prompt_tokens + span.completion_tokens,
+            score=docs.score_of(span.attributes) if span.attributes and span.score is None else span.score,
+            source=span.source or "reporter",
             cost_nusd=quote.cost_nusd,
             cost_source=quote.source,
             cost_model=quote.model,
@@ -157,7 +160,7 @@ class Cleaner:
             created_ns: Of the raw stream, part of the id of a message that has none.
         """
         payload = message.payload
-        if payload[:1].isspace() or payload[:1] in (b"{", b"["):
+        if is_json(payload):
             return self._read_json(message, created_ns)
         try:
             batches = decode_batches(payload)
@@ -197,6 +200,11 @@ class Cleaner:
             except Rejected as exc:
                 letters.append(_letter(key, index, {"reason": str(exc), **_fingerprint(item)}))
         return [Batch(id=key, spans=spans)] if spans else [], letters
+
+
+def is_json(payload: bytes) -> bool:
+    """True when a raw message is JSON in the documented span form, not a reporter's msgpack."""
+    return payload[:1].isspace() or payload[:1] in (b"{", b"[")
 
 
 def _readable(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tokentrace.records import Batch
 from tokentrace.redact import Redactor
 from tokentrace.settings import Settings
 from tokentrace_ingest.commit import Committer
-from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, undecoded
+from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json, undecoded
 
 log = logging.getLogger("tokentrace.ingest")
 
@@ -101,7 +101,8 @@ class Ingest:
 
         Args:
             way: Which way in, for the counters.
-            strict: A bad span refuses the whole batch; else it becomes a dead letter.
+            strict: Its spans were checked by a dialect, and a bad one refuses the whole batch; else they are checked
+                here, and a bad one becomes a dead letter.
 
         Raises:
             Rejected: Names the index and the field.
@@ -109,7 +110,7 @@ class Ingest:
         """
         if self._blocked:
             raise Unavailable(self._blocked, retry_after_s=5)
-        cleaned = self._cleaner.clean(batch, batch.arrived_ns or time.time_ns(), size_bytes)
+        cleaned = self._cleaner.clean(batch, batch.arrived_ns or time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.letters:
             raise Rejected(f"span {cleaned.letters[0].position}: {cleaned.letters[0].reason}")
         await self._dead_letter(self.config.project, cleaned.letters, way)
@@ -168,7 +169,9 @@ class Ingest:
                 await delivery.term(letter.id)
                 return
             batches, letters = self._cleaner.read(message, created_ns)
-            cleaned = [self._cleaner.clean(batch, message.time_ns, len(message.payload)) for batch in batches]
+            size = len(message.payload)
+            checked = is_json(message.payload)
+            cleaned = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
             for one in cleaned:
                 letters = letters + one.letters
                 try:

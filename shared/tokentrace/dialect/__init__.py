@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _PATH = re.compile(r" - at `(key in )?\$(.*)`$")
-_QUOTED = re.compile(r"'([^']{40})[^']*'")
+_QUOTED = re.compile(r"""(['"`])(.{40}).+\1""", re.DOTALL)
 
 
 def explain(error: str) -> str:
@@ -14,12 +14,11 @@ def explain(error: str) -> str:
 
     Values quoted in it are cut to 40 characters: an error text must not carry what redaction would take out.
     """
-    message = _QUOTED.sub(r"'\1…'", error)
-    match = _PATH.search(message)
+    match = _PATH.search(error)
     if match is None:
-        return message
+        return _cut(error)
     key, path = match.groups()
-    reason = message[: match.start()]
+    reason = _cut(error[: match.start()])
     where = []
     index = re.match(r"\[(\d+)\]", path)
     if index is not None:
@@ -29,3 +28,7 @@ def explain(error: str) -> str:
     if field:
         where.append(f"a key of {field}" if key else field)
     return ": ".join([*where, reason])
+
+
+def _cut(message: str) -> str:
+    return _QUOTED.sub(r"\1\2…\1", message)

@@ -11,6 +11,7 @@ from tokentrace.dialect import explain
 from tokentrace.dialect.docs import score_of
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import KINDS, Span, check_span
+from tokentrace.records.batch import name_fields
 from tokentrace.records.span import MAX_INSTANT_NS, MAX_LATENCY_NS, MIN_INSTANT_NS, is_id
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, nusd_to_usd, usd_to_nusd
 
@@ -96,7 +97,7 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
     has_model = bool(_text(attrs, "model")) or is_number(attrs.get("tokens_in")) or is_number(attrs.get("tokens_out"))
     kind = attrs.get("type")
     if kind not in KINDS:
-        kind = "llm" if has_model or operation == "infermux.infer" else "custom"
+        kind = _inferred_kind(operation, has_model=has_model)
     prompt, completion = _count(attrs, "tokens_in"), _count(attrs, "tokens_out")
     cost = attrs.get("cost_usd")
     latency = max(foreign.end_ns - foreign.start_ns, 0) if foreign.end_ns else 0
@@ -130,9 +131,13 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
         "source": "mist",
     }
     try:
-        return msgspec.convert(fields, Span)
+        return msgspec.convert(msgspec.to_builtins(Span(**fields)), Span)
     except msgspec.ValidationError as exc:
-        raise Rejected(explain(str(exc))) from exc
+        raise Rejected(name_fields(str(exc))) from exc
+
+
+def _inferred_kind(operation: str, *, has_model: bool) -> str:
+    return "llm" if has_model or operation == "infermux.infer" else "custom"
 
 
 def _map_matchspec(attrs: dict[str, Any]) -> None:
@@ -185,11 +190,17 @@ def render_span(span: Span) -> dict[str, Any]:
         "error": span.error,
         "caller": span.caller,
         "ttft_ms": ns_to_ms(span.ttft_ns),
+        "session_id": span.session_id,
+        "user_id": span.user_id,
     }
     attrs.update((key, value) for key, value in fields.items() if value)
-    if span.kind not in ("llm", "custom"):
+    has_model = bool(span.model or span.prompt_tokens or span.completion_tokens)
+    if span.kind != _inferred_kind(span.name, has_model=has_model):
         attrs["type"] = span.kind
-    status = attrs.pop("mist.status", span.status)
+    foreign = attrs.get("mist.status")
+    status = span.status
+    if status == "error" and isinstance(foreign, str):
+        status = attrs.pop("mist.status")
     shown = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,

@@ -71,6 +71,11 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     source: Name = ""
     spans: list[msgspec.Raw] = []
     reporter: ReporterStats | None = None
+    started: list[Started] = []
+    scores: list[Score] = []
+    messages: list[ChatMessage] = []
+    session_ends: list[SessionEnd] = []
+    tombstones: list[Tombstone] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -93,7 +98,7 @@ def decode_batches(payload: bytes) -> list[Batch]:
     """
     try:
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(f"batch: {exc}") from exc
 
 
@@ -109,7 +114,7 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
     """
     try:
         envelopes = _envelopes.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(f"batch: {exc}") from exc
     result = []
     for envelope in envelopes:
@@ -118,7 +123,7 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
         for index, raw in enumerate(envelope.spans):
             try:
                 good.append(_span.decode(raw))
-            except (msgspec.DecodeError, RecursionError) as exc:
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
                 bad.append((index, bytes(raw), name_fields(str(exc))))
         kept: dict[str, Any] = {name: getattr(envelope, name) for name in envelope.__struct_fields__}
         result.append((Batch(**{**kept, "spans": good}), bad))

@@ -160,10 +160,10 @@ def check_span(span: Span) -> None:
             raise Rejected(f"model: required when kind is {span.kind} and status is ok")
         if not span.total_tokens and not span.prompt_tokens and not span.completion_tokens and not span.usage:
             raise Rejected("prompt_tokens, comp_tokens or total_tokens: at least one must be over 0 when status is ok")
-    if span.started_ns and span.started_ns < MIN_INSTANT_NS:
-        raise Rejected("started_at: before the year 2000")
-    if span.ended_ns and span.ended_ns < MIN_INSTANT_NS:
-        raise Rejected("ended_at: before the year 2000")
+    if span.started_ns and not MIN_INSTANT_NS <= span.started_ns <= MAX_INSTANT_NS:
+        raise Rejected("started_at: not between the years 2000 and 2100")
+    if span.ended_ns and not MIN_INSTANT_NS <= span.ended_ns <= MAX_INSTANT_NS:
+        raise Rejected("ended_at: not between the years 2000 and 2100")
     if span.cache_read_tokens or span.cache_write_tokens or span.cache_write_1h_tokens or span.reasoning_tokens:
         _check_parts(span)
     if span.prompt_tokens + span.completion_tokens > span.total_tokens > 0:
@@ -210,9 +210,7 @@ def check_attributes(attributes: dict[str, Any]) -> None:
         if key.startswith("eval.") and is_number(value) and not 0 <= value <= 1:
             raise Rejected(f"attributes: {shorten(key)!r} is {shorten(value)}, a score lies between 0 and 1")
         if isinstance(value, str):
-            if len(value) > MAX_VALUE_BYTES or (
-                len(value) > MAX_VALUE_BYTES // 4 and len(value.encode()) > MAX_VALUE_BYTES
-            ):
+            if len(value) > MAX_VALUE_BYTES or len(_utf8(key, value)) > MAX_VALUE_BYTES:
                 raise Rejected(f"attributes: {shorten(key)!r} is longer than {MAX_VALUE_BYTES} bytes")
         elif isinstance(value, (dict, list)):
             _check_nested(key, value, MAX_DEPTH)
@@ -222,17 +220,28 @@ def check_attributes(attributes: dict[str, Any]) -> None:
             _check_scalar(key, value)
 
 
+def _utf8(key: str, text: str) -> bytes:
+    """*text* in UTF-8; Python makes strings that have none, of file names for instance."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        raise Rejected(f"attributes: {shorten(key)!r} is not text that UTF-8 can carry") from exc
+
+
 def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise Rejected(f"attributes: key {shorten(key)} is not a string")
     if not key:
         raise Rejected("attributes: a key is empty")
-    if len(key.encode()) > MAX_KEY_BYTES:
+    if len(_utf8(key, key)) > MAX_KEY_BYTES:
         raise Rejected(f"attributes: key {shorten(key)!r} is longer than {MAX_KEY_BYTES} bytes")
 
 
 def _check_scalar(key: str, value: object) -> None:
-    if value is None or isinstance(value, (bool, str)):
+    if isinstance(value, str):
+        _utf8(key, value)
+        return
+    if value is None or isinstance(value, bool):
         return
     if not isinstance(value, (int, float)):
         raise Rejected(f"attributes: {shorten(key)!r} is a {type(value).__name__}, not a string, number or bool")
@@ -249,6 +258,7 @@ def _check_nested(key: str, value: object, depth: int) -> None:
         for inner, item in value.items():
             if not isinstance(inner, str):
                 raise Rejected(f"attributes: {shorten(key)!r} has a key that is not a string")
+            _utf8(key, inner)
             _check_nested(key, item, depth - 1)
     elif isinstance(value, list):
         for item in value:

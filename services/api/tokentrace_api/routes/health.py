@@ -31,6 +31,7 @@ def routes(api: Api) -> list[BaseRoute]:
             "version": __version__,
             "uptime_s": int(time.monotonic() - api.started),
             "span_count": 0,
+            "stored_spans": 0,
             "transport": "nats",
             "queue_depth": api.queue_depth,
         }
@@ -43,6 +44,10 @@ def routes(api: Api) -> list[BaseRoute]:
         try:
             shown |= await _log(api)
         except TokentraceError as exc:
+            troubles.append(str(exc))
+        try:
+            shown["stored_spans"] = await api.read(lambda store: store.count(time.time_ns()))
+        except Unavailable as exc:
             troubles.append(str(exc))
         shown |= api.details()
         if troubles:

@@ -1,0 +1,1 @@
+"""Budgets of DESIGN 9, measured: ``make bench``."""

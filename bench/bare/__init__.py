@@ -1,0 +1,1 @@
+"""The same work with nothing around it: what the rows are compared with."""

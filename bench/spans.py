@@ -1,0 +1,68 @@
+"""Spans like those of a busy service, for every row."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from tokentrace.records import Batch, Span
+
+MODELS = (("gpt-4o", "openai"), ("gpt-4o-mini", "openai"), ("claude-sonnet-4-5", "anthropic"))
+CALLERS = ("checkout", "search", "support")
+
+
+def make_spans(count: int, *, seed: int = 1, ended_ns: int | None = None, spread_ns: int = 50_000_000) -> list[Span]:
+    """*count* finished calls that ended within *spread_ns* before *ended_ns* (default now)."""
+    dice = random.Random(seed)
+    end = ended_ns or time.time_ns()
+    spans = []
+    for index in range(count):
+        model, provider = dice.choice(MODELS)
+        prompt, completion = dice.randrange(20, 6000), dice.randrange(5, 800)
+        latency = int(dice.lognormvariate(0.2, 0.6) * 1e9)
+        ended = end - spread_ns + spread_ns * index // max(count, 1)
+        spans.append(
+            Span(
+                trace_id=f"{dice.getrandbits(128):032x}",
+                span_id=f"{dice.getrandbits(64):016x}",
+                name="chat",
+                model=model,
+                provider=provider,
+                caller=dice.choice(CALLERS),
+                status="error" if dice.random() < 0.01 else "ok",
+                prompt_tokens=prompt,
+                completion_tokens=completion,
+                total_tokens=prompt + completion,
+                latency_ns=latency,
+                started_ns=ended - latency,
+                ended_ns=ended,
+            )
+        )
+    return spans
+
+
+def make_batches(count: int, size: int, *, per_second: int = 50_000, priced: bool = True) -> list[Batch]:
+    """*count* consecutive batches of one reporter, *size* spans each, at *per_second* spans a second."""
+    now = time.time_ns()
+    step = size * 10**9 // per_second
+    batches = []
+    for index in range(count):
+        ended = now + index * step
+        spans = make_spans(size, seed=index, ended_ns=ended, spread_ns=step)
+        if priced:
+            spans = [_priced(span, ended) for span in spans]
+        batches.append(Batch(id="default.bench.0", sequence=index + 1, spans=spans, arrived_ns=ended))
+    return batches
+
+
+def _priced(span: Span, arrived_ns: int) -> Span:
+    from msgspec.structs import replace
+
+    return replace(
+        span,
+        arrived_ns=arrived_ns,
+        cost_nusd=span.prompt_tokens * 2500,
+        cost_source="priced",
+        cost_model="openai:gpt-4o@genai-prices",
+        source="reporter",
+    )
