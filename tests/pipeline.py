@@ -58,7 +58,12 @@ class Pipeline:
         self.data = directory / "data"
         self.port, self.nats_port = free_port(), free_port()
         self.flags = flags
-        self.env = {**os.environ, "TOKENTRACE_DUPLICATE_WINDOW": "1s", "TOKENTRACE_SNAPSHOT_INTERVAL": "1s", **(env or {})}
+        self.env = {
+            **os.environ,
+            "TOKENTRACE_DUPLICATE_WINDOW": "1s",
+            "TOKENTRACE_SNAPSHOT_INTERVAL": "1s",
+            **(env or {}),
+        }
         self.process: subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "serve.log"
@@ -130,7 +135,9 @@ class Pipeline:
 
     def nats_pid(self) -> int:
         found = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid if self.process else 0), "nats-server"], capture_output=True, check=True
+            ["pgrep", "-P", str(self.process.pid if self.process else 0), "nats-server"],
+            capture_output=True,
+            check=True,
         )
         return int(found.stdout.split()[0])
 

@@ -140,7 +140,7 @@ def int_to_score(value: int) -> float:
 
 def ms_to_ns(ms: float | int) -> int:
     """Milliseconds, whole or not, as nanoseconds."""
-    return int(ms) * MS if ms < 2**53 and ms == int(ms) else _scaled(ms, MS)
+    return int(ms) * MS if -(2**53) < ms < 2**53 and ms == int(ms) else _scaled(ms, MS)
 
 
 def ns_to_ms(ns: float) -> float | int:

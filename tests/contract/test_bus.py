@@ -18,7 +18,11 @@ LOG = Stream(name="LOG", subjects=("log.>",), max_bytes=64 * 1024 * 1024)
 QUEUE = Stream(name="QUEUE", subjects=("queue.>",), work_queue=True, max_bytes=1024 * 1024)
 KV = Stream(name="KV_box", subjects=("$KV.box.>",), per_subject=1, max_bytes=1024 * 1024, kind="kv")
 OBJ = Stream(
-    name="OBJ_shelf", subjects=("$O.shelf.C.>", "$O.shelf.M.>"), max_bytes=64 * 1024 * 1024, kind="objects", durable=False
+    name="OBJ_shelf",
+    subjects=("$O.shelf.C.>", "$O.shelf.M.>"),
+    max_bytes=64 * 1024 * 1024,
+    kind="objects",
+    durable=False,
 )
 
 
@@ -145,13 +149,19 @@ async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
         await bus.publish("log.a", bytes(300))
     state = await bus.state("LOG")
     assert state.first_sequence > 1
-    async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(state.created_ns, 0))) as feed:
+    async with (
+        asyncio.timeout(5),
+        contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(state.created_ns, 0))) as feed,
+    ):
         assert (await anext(feed)).missing == (1, state.first_sequence - 1)
 
 
 async def _take(bus: Bus, want: int, patience_s: float = 30.0) -> list[object]:
     got: list[object] = []
-    async with asyncio.timeout(10), contextlib.aclosing(bus.consume("QUEUE", "ingest", batch=8, patience_s=patience_s)) as feed:
+    async with (
+        asyncio.timeout(10),
+        contextlib.aclosing(bus.consume("QUEUE", "ingest", batch=8, patience_s=patience_s)) as feed,
+    ):
         async for deliveries in feed:
             got += deliveries
             if len(got) >= want:
@@ -334,5 +344,3 @@ async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_p
                         await asyncio.sleep(0.05)
     finally:
         broker.stop()
-
-

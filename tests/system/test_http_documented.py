@@ -95,7 +95,7 @@ def counted(serving: Pipeline, caller: str, **more: str) -> int:
 def settle(serving: Pipeline, caller: str) -> None:
     """Wait until everything sent so far is in metrics and traces: what is sent last is stored last."""
     mark = fresh("mark")
-    accepted(serving.post("/spans", make(caller=caller, name=mark, kind="custom")))
+    accepted(serving.post("/spans", {"caller": caller, "name": mark, "kind": "custom"}))
     serving.until(lambda: counted(serving, caller, name=mark) == 1, "folded")
     serving.until(lambda: serving.get(f"/traces?name={mark}").json()["total"] == 1, "stored")
 
@@ -662,7 +662,9 @@ def test_filters_combine_on_one_span(pipeline: Pipeline) -> None:
 def test_a_filtered_trace_is_shown_whole(pipeline: Pipeline) -> None:
     trace, caller = fresh("trace"), fresh("caller")
     spans = [
-        make(trace_id=trace, span_id="1", name="root", cost_usd=0.5, started_at=ago(minutes=9), ended_at=ago(minutes=8)),
+        make(
+            trace_id=trace, span_id="1", name="root", cost_usd=0.5, started_at=ago(minutes=9), ended_at=ago(minutes=8)
+        ),
         make(
             trace_id=trace,
             span_id="2",
@@ -984,10 +986,22 @@ def test_sigterm_ends_with_0_and_keeps_what_was_acknowledged(start: Callable[...
         accepted(serving.post("/spans", make(caller="steady", trace_id=f"t{number}", span_id="1")))
     assert serving.stop() == 0
     serving.start()
+    settle(serving, "steady")
     assert counted_llm(serving, "steady") == 50
-    page = serving.get("/traces?caller=steady&limit=200").json()
+    page = serving.get("/traces?caller=steady&kind=llm&limit=200").json()
     assert sorted(page["trace_ids"]) == sorted(f"t{number}" for number in range(50))
-    assert serving.get("/stats").json()["total_spans"] == 50
+    assert serving.get("/stats").json()["total_spans"] == 51
+
+
+def test_ready_means_that_everything_acknowledged_before_is_shown(start: Callable[..., Pipeline]) -> None:
+    serving = start()
+    for number in range(20):
+        accepted(serving.post("/spans", make(trace_id=f"t{number}", span_id="1")))
+    serving.kill()
+    serving.start()
+    assert serving.get("/traces").json()["total"] == 20
+    assert serving.get("/stats").json()["total_spans"] == 20
+    assert serving.get("/metrics").json()["span_count"] == 20
 
 
 def test_sigterm_amid_requests_loses_nothing_acknowledged(start: Callable[..., Pipeline]) -> None:
@@ -1013,9 +1027,11 @@ def test_sigterm_amid_requests_loses_nothing_acknowledged(start: Callable[..., P
         os.kill(serving.process.pid, signal.SIGTERM)
     assert serving.process.wait(40) == 0
     serving.start()
+    settle(serving, "busy")
     stored: set[str] = set()
     for offset in range(0, 1600, 200):
-        stored.update(serving.get(f"/traces?caller=busy&limit=200&offset={offset}").json()["trace_ids"])
+        page = serving.get(f"/traces?caller=busy&kind=llm&limit=200&offset={offset}").json()
+        stored.update(page["trace_ids"])
     assert set(acknowledged) - stored == set()
     assert counted_llm(serving, "busy") == len(stored)
 

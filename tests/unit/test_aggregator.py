@@ -1,0 +1,260 @@
+"""Whatever arrives, in whatever order, on however many shards: the figures equal an independent recount."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokentrace.errors import Rejected
+from tokentrace.machine import Message
+from tokentrace.metric.cost import render_cost
+from tokentrace.metric.query import Answer, Query, decode_partial, encode_partial, merge_partials
+from tokentrace.metric.registry import GROUPS
+from tokentrace.quantile import RELATIVE_ERROR
+from tokentrace.records import Batch, Span, encode_batches
+from tokentrace_aggregator.machine import Shard
+from tokentrace_ingest.commit import shard_of
+
+NOW_S = 1_790_000_000
+SECOND = 10**9
+CREATED = 7
+FIELDS = ["latency", "score"]
+
+spans = st.builds(
+    dict,
+    age_s=st.one_of(
+        st.integers(-200, 130), st.integers(0, 1300), st.integers(0, 4 * 3600), st.integers(0, 40 * 86400), st.just(0)
+    ),
+    kind=st.sampled_from(["llm", "llm", "llm", "embedding", "tool", "agent"]),
+    model=st.sampled_from(["gpt-4o", "o3", ""]),
+    provider=st.sampled_from(["openai", ""]),
+    caller=st.sampled_from(["a", "b"]),
+    name=st.sampled_from(["x", "y"]),
+    status=st.sampled_from(["ok", "ok", "error", "timeout"]),
+    prompt_tokens=st.sampled_from([0, 1, 374, 2**40]),
+    completion_tokens=st.sampled_from([0, 44, 2**40]),
+    cost_nusd=st.sampled_from([None, 0, 1, 1_375_000, 10**15]),
+    latency_ns=st.sampled_from([0, 1, 10**6, 1_234_567_890, 30 * 86400 * SECOND]),
+    score=st.sampled_from([None, None, 0, 333_333_333, 10**9]),
+)
+
+
+def make_messages(
+    dicts: list[dict[str, Any]], shards: int, dice: random.Random
+) -> tuple[list[list[Message]], list[Span]]:
+    """Batches of random sizes, some of them sent twice, in each shard's stream order; and every span once."""
+    made = []
+    for number, fields in enumerate(dicts):
+        age = fields.pop("age_s")
+        arrived = NOW_S - dice.choice([0, 0, 1, 60]) if age < 1000 else NOW_S - dice.randrange(0, 30)
+        ended = (NOW_S - age) * SECOND + dice.randrange(SECOND)
+        total = fields["prompt_tokens"] + fields["completion_tokens"]
+        made.append(
+            Span(
+                trace_id=f"{number:032x}",
+                span_id="1",
+                ended_ns=ended,
+                started_ns=ended - 5,
+                arrived_ns=arrived * SECOND,
+                total_tokens=total,
+                **fields,
+            )
+        )
+    rest, batches = list(made), []
+    while rest:
+        size = dice.choice([1, 2, 5, 40])
+        batches.append(Batch(id=f"default.r{dice.randrange(2)}.0", sequence=len(batches) + 1, spans=rest[:size]))
+        rest = rest[size:]
+    sent = batches + [batch for batch in batches if dice.random() < 0.3]
+    dice.shuffle(sent)
+    streams: list[list[Message]] = [[] for _ in range(shards)]
+    for batch in sent:
+        shard = shard_of(batch, shards)
+        stream = streams[shard]
+        time_ns = (NOW_S - 100) * SECOND + len(stream) * 10**7
+        stream.append(
+            Message(f"tokentrace.spans.default.{shard}", encode_batches([batch]), len(stream) + 1, time_ns, {})
+        )
+    return streams, made
+
+
+def ask(machines: list[Shard], query: Query) -> Answer:
+    partials = [decode_partial(encode_partial(machine.answer(query, True))) for machine in machines]
+    return merge_partials(partials, len(machines), query)
+
+
+def fold(messages: list[list[Message]], dice: random.Random, *, restart: bool = False) -> list[Shard]:
+    machines = []
+    for shard, stream in enumerate(messages):
+        machine = Shard(shard, len(messages))
+        cut = dice.randrange(len(stream) + 1) if restart else -1
+        for index, message in enumerate(stream):
+            if index == cut:
+                state = machine.snapshot()
+                machine.fold(message, CREATED)  # folded after the snapshot, lost in the crash, replayed below
+                machine = Shard(shard, len(messages))
+                machine.restore(state)
+                assert machine.position is None or machine.position.sequence == index
+            machine.fold(message, CREATED)
+            if dice.random() < 0.1:
+                machine.tick(message.time_ns)
+        machines.append(machine)
+    return machines
+
+
+def recount(every: list[Span], answer: Answer, query: Query, group: str | None = None) -> dict[str, Any]:
+    """The same figures from the spans themselves, with Decimal and numpy."""
+    inside = []
+    for span in every:
+        event = span.ended_ns if span.ended_ns <= span.arrived_ns + 300 * SECOND else span.arrived_ns
+        if answer.from_s <= event // SECOND < answer.to_s:
+            inside.append(span)
+    matching = [s for s in inside if all((getattr(s, k) or "unknown") == v for k, v in query.filters.items())]
+    if group is not None:
+        matching = [s for s in matching if (getattr(s, query.groupby) or "unknown") == group]
+    calls = [s for s in matching if query.kind in ("all", s.kind)]
+    wide = calls if query.only_kind else matching
+    paid = [s for s in wide if s.kind not in ("http", "agent", "workflow", "chain")]
+    latencies = [s.latency_ns for s in calls if s.latency_ns]
+    scores = [s.score for s in wide if s.score is not None]
+    return {
+        "spans": len(calls),
+        "cost": sum((Decimal(s.cost_nusd) for s in paid if s.cost_nusd is not None), Decimal(0)),
+        "unpriced": sum(s.cost_nusd is None for s in paid),
+        "prompt": sum(s.prompt_tokens for s in calls),
+        "completion": sum(s.completion_tokens for s in calls),
+        "total": sum(s.total_tokens for s in calls),
+        "errors": sum(s.status == "error" for s in calls),
+        "timeouts": sum(s.status == "timeout" for s in calls),
+        "latency_n": len(latencies),
+        "latency": sum(latencies),
+        "score": sum(scores),
+        "score_n": len(scores),
+        "quantiles": {"latency": latencies, "score": scores},
+    }
+
+
+def assert_equal(figures: Any, expected: dict[str, Any]) -> None:
+    for name, value in expected.items():
+        if name != "quantiles":
+            assert getattr(figures.sums, name) == value, name
+    for field, values in expected["quantiles"].items():
+        for q in (0.0, 0.1, 0.5, 0.95, 0.99, 1.0):
+            got = figures.summaries[field].quantile(q)
+            if not values:
+                assert got is None
+                continue
+            error = 1e-12 if len(values) <= 100 else RELATIVE_ERROR + 1e-9
+            assert got == pytest.approx(float(np.quantile(np.array(values, float), q)), rel=error, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(spans, max_size=260),
+    st.integers(0, 2**32),
+    st.sampled_from([1, 10, 60, 1200, 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400]),
+    st.sampled_from(["llm", "tool", "agent", "all"]),
+    st.sampled_from([{}, {"model": "gpt-4o"}, {"status": "error", "caller": "a"}, {"provider": "unknown"}]),
+    st.sampled_from(["model", "caller", "provider", "status", "kind", "name"]),
+)
+def test_every_figure_equals_an_independent_recount(
+    dicts: list[dict[str, Any]], seed: int, window_s: int, kind: str, filters: dict[str, str], groupby: str
+) -> None:
+    dice = random.Random(seed)
+    only_kind = kind in ("tool", "agent")
+    query = Query(
+        from_s=NOW_S - window_s,
+        to_s=NOW_S + 1,
+        now_s=NOW_S,
+        kind=kind,
+        only_kind=only_kind,
+        filters=filters,
+        groupby=groupby,
+        fields=FIELDS,
+    )
+    copies = [[dict(fields) for fields in dicts] for _ in range(3)]
+    for variant, shards, restart in ((copies[0], 1, False), (copies[1], 3, False), (copies[2], 3, True)):
+        streams, every = make_messages(variant, shards, random.Random(seed))
+        answer = ask(fold(streams, dice, restart=restart), query)
+        assert answer.from_s <= NOW_S - window_s
+        assert answer.to_s == NOW_S + 1
+        assert_equal(answer.total, recount(every, answer, query))
+        for name, figures in answer.groups.items():
+            assert_equal(figures, recount(every, answer, query, name))
+        assert sum(figures.sums.cost for figures in answer.groups.values()) == answer.total.sums.cost
+        for group in GROUPS.values():
+            group.render(answer.total)
+        render_cost(answer.total, answer.groups)
+
+
+def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) -> None:
+    dicts = [
+        {
+            "age_s": age,
+            "kind": "llm",
+            "name": "x",
+            "cost_nusd": 5,
+            "prompt_tokens": 3,
+            "completion_tokens": 0,
+            "status": "error" if age % 2 else "ok",
+        }
+        for age in (0, 1, 5000, 100_000, 40 * 86400, 300 * 86400)
+    ]
+    streams, _ = make_messages(dicts, 3, make_dice)
+    answer = ask(fold(streams, make_dice), Query(what="lifetime"))
+    assert (answer.total.sums.spans, answer.total.sums.cost, answer.total.sums.prompt) == (6, 30, 18)
+    assert answer.by_operation == {"x": (6, 1)}
+
+
+def test_two_workers_with_the_same_shard_count_once_and_the_furthest_wins(make_dice: random.Random) -> None:
+    dicts = [{"age_s": 1, "kind": "llm", "cost_nusd": 1, "prompt_tokens": 1, "completion_tokens": 0} for _ in range(9)]
+    (stream,), _ = make_messages(dicts, 1, make_dice)
+    ahead, behind = Shard(0, 1), Shard(0, 1)
+    for message in stream:
+        ahead.fold(message, CREATED)
+    behind.fold(stream[0], CREATED)
+    query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
+    answer = merge_partials([behind.answer(query, True), ahead.answer(query, True)], 1, query)
+    assert answer.total.sums.spans == 9
+
+
+def test_a_missing_shard_is_named() -> None:
+    query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
+    answer = merge_partials([Shard(1, 3).answer(query, True)], 3, query)
+    assert answer.missing_shards == [0, 2]
+    assert not answer.caught_up
+
+
+def test_what_was_never_seen_moves_since(make_dice: random.Random) -> None:
+    dicts = [{"age_s": 1, "kind": "llm", "prompt_tokens": 1, "completion_tokens": 0} for _ in range(3)]
+    (stream,), _ = make_messages(dicts, 1, make_dice)
+    machine = Shard(0, 1)
+    machine.lost(1, 20, CREATED)
+    machine.fold(stream[0]._replace(sequence=21), CREATED)
+    query = Query(from_s=NOW_S - 3600, to_s=NOW_S + 1, now_s=NOW_S)
+    assert machine.answer(query, True).since_ns == stream[0].time_ns
+    again = Shard(0, 1)
+    again.restore(machine.snapshot())
+    assert again.answer(query, True).since_ns == stream[0].time_ns
+    assert again.losses == machine.losses
+
+
+@pytest.mark.parametrize("state", [b"", b"rubbish", b"x\x9c" + bytes(20)])
+def test_a_damaged_snapshot_is_rejected_and_leaves_a_fresh_shard(state: bytes) -> None:
+    machine = Shard(0, 1)
+    with pytest.raises(Rejected):
+        machine.restore(state)
+    assert machine.position is None
+    with pytest.raises(Rejected, match="shard 0 of 1"):
+        Shard(1, 2).restore(Shard(0, 1).snapshot())
+
+
+@pytest.fixture
+def make_dice() -> random.Random:
+    return random.Random(7)
