@@ -95,6 +95,7 @@ class Pump:
         stream, filters: What to follow.
         service, shard: Name of the snapshots and of the reader's position.
         perform: Carries out one effect; Unavailable is tried again, Rejected is logged and dropped.
+        on_caught_up: Called whenever everything has been read.
     """
 
     def __init__(
@@ -108,9 +109,11 @@ class Pump:
         shard: int,
         perform: Callable[[Effect], Awaitable[None]] | None = None,
         save_every_s: float = SAVE_EVERY_S,
+        on_caught_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
         self._perform = perform
+        self._on_caught_up = on_caught_up
         self._snapshots = Snapshots(bus, service, shard)
         self._meta = bus.kv(subjects.META)
         self._reader = f"reader.{service}.{shard}"
@@ -171,6 +174,7 @@ class Pump:
         progress.pending = chunk.pending
         if chunk.pending == 0:
             progress.caught_up = True
+            self._on_caught_up()
         await self._tick()
 
     async def _tick(self) -> None:

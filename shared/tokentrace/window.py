@@ -192,11 +192,16 @@ class Reading(msgspec.Struct):
 
 
 class Rollup:
-    """The tiers of one shard."""
+    """
+    Buckets of the cells of *table* in several tiers.
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._tiers: list[SortedDict] = [SortedDict() for _ in TIERS]
+    Args:
+        tiers: Which; a rule keeps a single one.
+    """
+
+    def __init__(self, table: Table, tiers: Sequence[Tier] = TIERS) -> None:
+        self._table, self._kept = table, tuple(tiers)
+        self._tiers: list[SortedDict] = [SortedDict() for _ in tiers]
         self._pending: list[Ints] = []
         self._pending_rows = 0
         self._clock_s = 0
@@ -222,9 +227,9 @@ class Rollup:
         rows = rows[order]
         sums = sums_of(rows, self._table)
         self._clock_s = max(self._clock_s, int(rows[:, ARRIVED].max()))
-        self.late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - TIERS[-1].keep_s).sum())
+        self.late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._kept[-1].keep_s).sum())
         self.lifetime.add(rows, sums, len(self._table))
-        for index, tier in enumerate(TIERS):
+        for index, tier in enumerate(self._kept):
             self._settle_tier(index, tier, rows, sums)
         self.evict(self._clock_s * SECOND)
 
@@ -250,7 +255,7 @@ class Rollup:
 
     def evict(self, now_ns: int) -> None:
         """Forget the buckets that lie wholly behind what their tier keeps."""
-        for tier, buckets in zip(TIERS, self._tiers, strict=True):
+        for tier, buckets in zip(self._kept, self._tiers, strict=True):
             floor = now_ns // SECOND - tier.keep_s - tier.width_s - _SLACK_S
             while buckets and buckets.peekitem(0)[0] <= floor:
                 buckets.popitem(0)
@@ -304,9 +309,9 @@ class Rollup:
         }
 
     @classmethod
-    def restore(cls, table: Table, state: Mapping[str, Any]) -> Rollup:
+    def restore(cls, table: Table, state: Mapping[str, Any], tiers: Sequence[Tier] = TIERS) -> Rollup:
         """A rollup from ``snapshot``."""
-        rollup = cls(table)
+        rollup = cls(table, tiers)
         rollup.late = state["late"]
         rollup.lifetime = Lifetime.restore(state["lifetime"])
         rollup._clock_s = state["clock_s"]

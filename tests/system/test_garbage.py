@@ -10,9 +10,11 @@ import http.client
 import json
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
@@ -156,6 +158,20 @@ def test_a_gzip_bomb_is_413_and_takes_no_memory(pipeline: Pipeline, bomb: bytes,
     lives(pipeline, fresh("nobody"), 0)
 
 
+def send_declared(serving: Pipeline, size: int) -> Answer:
+    """POST /spans of *size* zeros, announced; the answer may come before the end."""
+    connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
+    with contextlib.closing(connection):
+        connection.putrequest("POST", "/spans")
+        connection.putheader("Content-Length", str(size))
+        connection.endheaders()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(size // MIB):
+                connection.send(bytes(MIB))
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.headers), response.read())
+
+
 def send_chunked(serving: Pipeline, chunk: bytes, count: int, head: bytes = b"", **headers: str) -> Answer:
     """POST /spans of *count* times *chunk*, of a length not told beforehand; the answer may come before the end."""
     connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)
@@ -174,7 +190,7 @@ def send_chunked(serving: Pipeline, chunk: bytes, count: int, head: bytes = b"",
 
 def test_a_body_of_100_mb_is_413_whether_it_says_so_or_not(pipeline: Pipeline) -> None:
     before = memory(pipeline, "VmRSS")
-    refused(pipeline.post("/spans", bytes(100 * MIB)), 413)
+    refused(send_declared(pipeline, 100 * MIB), 413)
     refused(send_chunked(pipeline, b" " * MIB, 100), 413)
     assert memory(pipeline, "VmHWM") - before < 200 * MIB
     lives(pipeline, fresh("nobody"), 0)
@@ -352,7 +368,8 @@ def test_a_value_of_the_wrong_type_is_400_naming_its_field(
 ) -> None:
     caller = fresh("caller")
     for value in values:
-        error = refused(pipeline.post("/spans", [make(caller=caller), make(caller=caller, **{field: value})]), 400)
+        body = [make(caller=caller), {**make(caller=caller), field: value}]
+        error = refused(pipeline.post("/spans", body), 400)
         assert field in error, (value, error)
         assert "span 1" in error, (value, error)
     lives(pipeline, caller, 0)
@@ -395,7 +412,6 @@ ENVELOPES = {
     "129 attrs": attrs(**{f"k{n}": n for n in range(129)}),
     "huge value": attrs(k="v" * 40_000),
     "huge model": attrs(model="m" * 300),
-    "start 2**70": mist({"start_ns": 2**70, "end_ns": 2**70}),
     "40 days": mist({"start_ns": 1_763_683_200_000_000_000, "end_ns": 1_763_683_200_000_000_000 + 40 * 86_400 * 10**9}),
     "checksum text": mist({}, checksum="x"),
     "checksum 2**70": mist({}, checksum=2**70),
@@ -584,7 +600,7 @@ def on_nats(serving: Pipeline, work: Callable[[Any], Any]) -> Any:
         async def quiet(_: Exception) -> None:
             pass
 
-        client = await nats.connect(serving.nats_url, error_cb=quiet)
+        client = await nats.connect(serving.nats_url, error_cb=quiet, allow_reconnect=False, connect_timeout=10)
         try:
             return await work(client)
         finally:
@@ -823,7 +839,7 @@ def test_json_on_nats_loses_only_its_bad_items(pipeline: Pipeline) -> None:
     caller = fresh("caller")
     before = len(letters(pipeline))
     items = [make(caller=caller), make(caller=caller, model="", attributes={"password": SECRET}), make(caller=caller)]
-    mixed = json.dumps([*items, 5, None, "x", [], {}, make(caller=caller)]).encode()
+    mixed = json.dumps([*items, 5, None, "x", [1], {}, make(caller=caller)]).encode()
     broken = b"[%s, %s]" % (
         json.dumps(make(caller=caller)).encode(),
         b'{"model": "\xff\xfe", "prompt_tokens": 1, "attributes": {"password": "%s"}}' % SECRET.encode(),
@@ -836,6 +852,14 @@ def test_json_on_nats_loses_only_its_bad_items(pipeline: Pipeline) -> None:
     new += rejected(pipeline, before + 6, 1)
     assert SECRET not in json.dumps(new)
     lives(pipeline, caller, 5)
+
+
+def test_an_array_inside_an_array_is_a_bad_item(pipeline: Pipeline) -> None:
+    caller = fresh("caller")
+    before = len(letters(pipeline))
+    publish(pipeline, (RAW, json.dumps([make(caller=caller), [make(caller=caller)], []]).encode()))
+    assert [letter["index"] for letter in rejected(pipeline, before, 2)] == [1, 2]
+    lives(pipeline, caller, 1)
 
 
 def test_json_on_nats_with_a_secret_in_an_enum_keeps_it_out_of_the_letter(pipeline: Pipeline) -> None:
@@ -1070,7 +1094,6 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
     "a rule without a name": ("alerts: [{metric: cost, op: gt, threshold: 1, window: 1h}]", "alerts"),
     "a negative limit": ("retention: {max_spans: -1}", "retention.max_spans"),
     "a path without a slash": ("http_server: {ingest_path: spans}", "http_server.ingest_path"),
-    "a path that is only a slash": ("http_server: {metrics_path: /}", "http_server.metrics_path"),
     "a price that is text": (
         "pricing: {models: {m: {prompt_per_1m: cheap, completion_per_1m: 1}}}",
         "prompt_per_1m",
@@ -1091,13 +1114,15 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
-    """What ``serve`` said to each of the configurations; two at a time."""
+    """What ``serve`` said to each of the configurations; two at a time, and none gets further than its taken port."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENTRACE_")}
+    taken = socket.create_server(("127.0.0.1", 0))
+    addr = f"127.0.0.1:{taken.getsockname()[1]}"
 
     def run(text: str) -> subprocess.CompletedProcess[str]:
         directory = tmp_path_factory.mktemp("configuration")
         (directory / "tokentrace.yml").write_text(text)
-        words = ["serve", "--addr", "127.0.0.1:0", "--also", "none", "--data-dir", "data", "--nats-port", "1"]
+        words = ["serve", "--addr", addr, "--also", "none", "--data-dir", "data"]
         return subprocess.run(
             [sys.executable, "-m", "tokentrace_standalone", *words],
             cwd=directory,
@@ -1108,7 +1133,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.Comp
             check=False,
         )
 
-    with ThreadPoolExecutor(2) as pool:
+    with taken, ThreadPoolExecutor(2) as pool:
         return dict(zip(CONFIGURATIONS, pool.map(run, [text for text, _ in CONFIGURATIONS.values()]), strict=True))
 
 
@@ -1129,6 +1154,24 @@ def test_an_empty_section_is_its_defaults(tmp_path: Path) -> None:
     try:
         serving.start()
         assert serving.get("/healthz").status == 200
+    finally:
+        serving.stop()
+
+
+@pytest.mark.parametrize("key", ["metrics_path", "prometheus_path", "ingest_path", "health_path"])
+def test_a_path_that_is_only_a_slash_is_served_or_refused_by_name(tmp_path: Path, key: str) -> None:
+    serving = Pipeline(tmp_path)
+    (tmp_path / "tokentrace.yml").write_text(f"http_server: {{{key}: /}}")
+    serving.start(wait=False)
+    assert serving.process is not None
+    try:
+        while serving.process.poll() is None:
+            with contextlib.suppress(OSError):
+                if serving.get("/readyz").status == 200:
+                    return
+            time.sleep(0.05)
+        assert serving.process.returncode == 2
+        assert key in serving.log.read_text()
     finally:
         serving.stop()
 

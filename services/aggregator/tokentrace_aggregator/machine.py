@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from tokentrace.cell import MAX_MODELS, Sums, Table, rows_of
 from tokentrace.errors import Rejected
 from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message
-from tokentrace.metric.query import ALL_KINDS, Figures, Partial, Query
-from tokentrace.quantile import Ints
+from tokentrace.metric.query import Figures, Partial, Query
+from tokentrace.metric.reader import Reader
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
@@ -23,8 +22,6 @@ from tokentrace.window import HORIZON_NS, Rollup, plan
 
 VERSION = 1
 _MAX_LOSSES = 20
-#: What comes from which spans: quality from every kind, money from every kind that costs, the rest from the asked one.
-_QUALITY_FIELDS = ("score",)
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
@@ -181,8 +178,7 @@ class Shard:
         if max(query.from_s, oldest) >= query.to_s:
             raise Rejected("query: its interval is empty or lies behind everything that is kept")
         stretches = plan(max(query.from_s, oldest), query.to_s, now_s)
-        reader = _Reader(self._rollup, self._table, query)
-        total, groups = reader.read(stretches)
+        total, groups = Reader(self._rollup, self._table, query).read(stretches)
         since = self.since_ns(now_s * SECOND)
         if query.from_s < oldest:
             since = max(since, oldest * SECOND)
@@ -218,60 +214,3 @@ class Shard:
             walls=lifetime.walls.tolist(),
             longest_ns=lifetime.longest_ns,
         )
-
-
-class _Reader:
-    """Answers one query from one rollup: which cells count for what, and in which group."""
-
-    def __init__(self, rollup: Rollup, table: Table, query: Query) -> None:
-        self._rollup, self._query = rollup, query
-        cells = table.cells
-        matching = [
-            all(getattr(cell, dimension) == value for dimension, value in query.filters.items()) for cell in cells
-        ]
-        asked = [query.kind in (ALL_KINDS, cell.kind) for cell in cells]
-        everything = not query.only_kind
-        self._calls = np.array([m and a for m, a in zip(matching, asked, strict=True)], dtype=bool)
-        self._money = np.array(
-            [
-                m and (everything or a) and counts_as_cost(c.kind)
-                for m, a, c in zip(matching, asked, cells, strict=True)
-            ],
-            dtype=bool,
-        )
-        self._quality = np.array([m and (everything or a) for m, a in zip(matching, asked, strict=True)], dtype=bool)
-        self._names: list[str] = []
-        self._group: Ints = np.zeros(len(cells), np.int64)
-        if query.groupby:
-            values = [getattr(cell, query.groupby) for cell in cells]
-            self._names = sorted(set(values))
-            index = {name: number for number, name in enumerate(self._names)}
-            self._group = np.array([index[value] for value in values], np.int64)
-
-    def read(self, stretches: Sequence[Any]) -> tuple[Figures, dict[str, Figures]]:
-        """Figures over everything, and for each group that has any."""
-        total = self._figures(stretches, np.zeros_like(self._group), 1)[0]
-        if not self._query.groupby:
-            return total, {}
-        figures = self._figures(stretches, self._group, len(self._names))
-        groups = {
-            name: one
-            for name, one in zip(self._names, figures, strict=True)
-            if one.sums.spans or one.sums.cost or one.sums.score_n or one.sums.unpriced
-        }
-        return total, groups
-
-    def _figures(self, stretches: Sequence[Any], groups: Ints, size: int) -> list[Figures]:
-        fields = self._query.fields
-        call_fields = [field for field in fields if field not in _QUALITY_FIELDS]
-        quality_fields = [field for field in fields if field in _QUALITY_FIELDS]
-        calls = self._rollup.read(stretches, np.where(self._calls, groups, -1), size, call_fields)
-        money = self._rollup.read(stretches, np.where(self._money, groups, -1), size, [])
-        quality = self._rollup.read(stretches, np.where(self._quality, groups, -1), size, quality_fields)
-        figures = []
-        for call, paid, scored in zip(calls, money, quality, strict=True):
-            sums = call.sums
-            sums.cost, sums.unpriced, sums.partly_priced = paid.sums.cost, paid.sums.unpriced, paid.sums.partly_priced
-            sums.score, sums.score_n = scored.sums.score, scored.sums.score_n
-            figures.append(Figures(sums=sums, summaries={**call.summaries, **scored.summaries}))
-        return figures

@@ -221,6 +221,6 @@ class Api:
 
     def routes(self) -> list[BaseRoute]:
         """Its HTTP side."""
-        from tokentrace_api.routes import health, metrics, traces
+        from tokentrace_api.routes import alerts, health, metrics, traces
 
-        return [*metrics.routes(self), *traces.routes(self), *health.routes(self)]
+        return [*metrics.routes(self), *traces.routes(self), *alerts.routes(self), *health.routes(self)]

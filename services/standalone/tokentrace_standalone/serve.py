@@ -19,6 +19,8 @@ from tokentrace.provision import provision
 from tokentrace.settings import Settings, load
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
+from tokentrace_alerter.service import Alerter
+from tokentrace_alerter.service import Config as AlerterConfig
 from tokentrace_api.service import Api
 from tokentrace_api.service import Config as ApiConfig
 from tokentrace_ingest.service import Config as IngestConfig
@@ -54,7 +56,8 @@ class Pipeline:
         self.ingest = Ingest(bus, IngestConfig.of(settings))
         self.aggregator = Aggregator(bus, AggregatorConfig.of(settings))
         self.api = Api(bus, ApiConfig.of(settings))
-        self._services = (self.ingest, self.aggregator, self.api)
+        self.alerter = Alerter(bus, AlerterConfig.of(settings))
+        self._services = (self.ingest, self.aggregator, self.alerter, self.api)
 
     def health(self) -> Health:
         """Ready when every service is."""

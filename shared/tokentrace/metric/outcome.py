@@ -17,6 +17,11 @@ def error_rate(figures: Figures) -> float | None:
     return error_count(figures) / figures.sums.spans if figures.sums.spans else None
 
 
+def timeout_rate(figures: Figures) -> float | None:
+    """The fraction of all spans that timed out; None without spans."""
+    return figures.sums.timeouts / figures.sums.spans if figures.sums.spans else None
+
+
 def render_errors(figures: Figures) -> dict[str, Any]:
     """The group ``errors`` of ``GET /metrics``."""
     return {

@@ -52,10 +52,12 @@ class Figures(msgspec.Struct, kw_only=True, array_like=True):
         sums: Counts, tokens and times of the kind asked for; cost and what is unpriced over every kind that costs;
             scores over every kind.
         summaries: Field -> distribution.
+        paid: How many spans are of a kind that costs.
     """
 
     sums: Sums = msgspec.field(default_factory=Sums)
     summaries: dict[str, Summary] = {}
+    paid: int = 0
 
 
 class Partial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -129,13 +131,14 @@ def decode_partial(payload: bytes) -> Partial:
 
 def merge_figures(figures: Iterable[Figures]) -> Figures:
     """Everything together."""
-    sums = Sums()
+    sums, paid = Sums(), 0
     summaries: dict[str, list[Summary]] = {}
     for one in figures:
+        paid += one.paid
         sums.add(one.sums)
         for name, summary in one.summaries.items():
             summaries.setdefault(name, []).append(summary)
-    return Figures(sums=sums, summaries={name: merge(parts) for name, parts in summaries.items()})
+    return Figures(sums=sums, summaries={name: merge(parts) for name, parts in summaries.items()}, paid=paid)
 
 
 class Answer(msgspec.Struct, kw_only=True):

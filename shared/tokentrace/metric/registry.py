@@ -1,4 +1,4 @@
-"""The names that ``GET /metrics/{name}`` knows, and what each of them needs."""
+"""The names of metrics: what ``GET /metrics/{name}`` knows and what a rule may watch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tokentrace.metric import cost, latency, outcome, quality, tokens
 from tokentrace.metric.query import Figures
 
 GROUPABLE = ("model", "caller", "provider", "name", "status", "kind")
+Number = float | int | None
 
 
 class Group(NamedTuple):
@@ -24,6 +25,21 @@ class Group(NamedTuple):
     render: Callable[[Figures], dict[str, Any]]
 
 
+class Metric(NamedTuple):
+    """
+    One number.
+
+    Attributes:
+        fields: Distributions it needs, of ``cell.FIELDS``.
+        value: The number in its documented unit; None without data.
+        contributing: How many spans it was made of.
+    """
+
+    fields: tuple[str, ...]
+    value: Callable[[Figures], Number]
+    contributing: Callable[[Figures], int]
+
+
 def _cost(figures: Figures) -> dict[str, Any]:
     return cost.render_cost(figures, None)
 
@@ -35,3 +51,83 @@ GROUPS: Mapping[str, Group] = {
     "errors": Group((), outcome.render_errors),
     "quality": Group(quality.FIELDS, quality.render_quality),
 }
+
+
+def _spans(figures: Figures) -> int:
+    return figures.sums.spans
+
+
+def _paid(figures: Figures) -> int:
+    return figures.paid
+
+
+def _timed(figures: Figures) -> int:
+    return figures.sums.latency_n
+
+
+def _streamed(figures: Figures) -> int:
+    return figures.sums.ttft_n
+
+
+def _scored(figures: Figures) -> int:
+    return figures.sums.score_n
+
+
+def _ms(field: str, q: float, contributing: Callable[[Figures], int]) -> Metric:
+    return Metric((field,), lambda figures: latency.quantile_ms(figures, field, q), contributing)
+
+
+def _tokens(field: str, q: float) -> Metric:
+    return Metric((field,), lambda figures: figures.summaries[field].quantile(q), _spans)
+
+
+def _sum(name: str) -> Metric:
+    return Metric((), lambda figures: getattr(figures.sums, name) if figures.sums.spans else None, _spans)
+
+
+METRICS: Mapping[str, Metric] = {
+    "total_cost": Metric((), lambda figures: cost.total_cost(figures) if figures.paid else None, _paid),
+    "cost_per_call": Metric((), cost.cost_per_call, _spans),
+    "unpriced_span_count": Metric((), lambda figures: figures.sums.unpriced if figures.paid else None, _paid),
+    "prompt_tokens": _sum("prompt"),
+    "completion_tokens": _sum("completion"),
+    "total_tokens": _sum("total"),
+    "prompt_token_p50": _tokens("prompt", 0.50),
+    "prompt_token_p95": _tokens("prompt", 0.95),
+    "completion_token_p50": _tokens("completion", 0.50),
+    "completion_token_p95": _tokens("completion", 0.95),
+    "latency_p50": _ms("latency", 0.50, _timed),
+    "latency_p95": _ms("latency", 0.95, _timed),
+    "latency_p99": _ms("latency", 0.99, _timed),
+    "latency_avg": Metric((), latency.average_ms, _timed),
+    "ttft_p50": _ms("ttft", 0.50, _streamed),
+    "ttft_p95": _ms("ttft", 0.95, _streamed),
+    "error_rate": Metric((), outcome.error_rate, _spans),
+    "error_count": Metric((), lambda figures: outcome.error_count(figures) if figures.sums.spans else None, _spans),
+    "timeout_rate": Metric((), outcome.timeout_rate, _spans),
+    "timeout_count": _sum("timeouts"),
+    "span_count": _sum("spans"),
+    "quality_score": Metric((), quality.score_avg, _scored),
+    "quality_p10": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.10), _scored),
+    "quality_p50": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.50), _scored),
+}
+
+#: Other names for them (SPEC C.5).
+ALIASES: Mapping[str, str] = {
+    "total_cost_usd": "total_cost",
+    "cost_hourly": "total_cost",
+    "latency_p50_ms": "latency_p50",
+    "latency_p95_ms": "latency_p95",
+    "latency_p99_ms": "latency_p99",
+    "total_spans": "span_count",
+    "total_tokens_in": "prompt_tokens",
+    "total_tokens_out": "completion_tokens",
+    "quality": "quality_score",
+}
+
+
+def find_metric(name: str) -> tuple[str, Metric] | None:
+    """(Its own name, the metric) of a name or alias; None when there is none."""
+    own = ALIASES.get(name, name)
+    metric = METRICS.get(own)
+    return None if metric is None else (own, metric)

@@ -15,7 +15,7 @@ from tokentrace.http import reply
 from tokentrace.metric.cost import render_cost
 from tokentrace.metric.latency import quantile_error
 from tokentrace.metric.query import ALL_KINDS, Answer, Figures, Query
-from tokentrace.metric.registry import GROUPABLE, GROUPS
+from tokentrace.metric.registry import GROUPABLE, GROUPS, METRICS, find_metric
 from tokentrace.records import KINDS
 from tokentrace.units import SECOND, render_instant
 from tokentrace_api.routes.parameters import Parameters, parameters, parse_window
@@ -47,10 +47,10 @@ def routes(api: Api) -> list[BaseRoute]:
 
     async def one_group(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in GROUPS:
-            raise Rejected(f"unknown metric {shorten(name)!r}; known are {', '.join(GROUPS)}", status=404)
         given = parameters(request, _ALLOWED)
         window, query = parse_query(given)
+        if name not in GROUPS:
+            return await _one_number(api, name, window, query)
         group = GROUPS[name]
         total, by_model, groups = await _ask(api, query, list(group.fields), with_models=name == "cost")
         shown: dict[str, Any] = {"window": window}
@@ -70,6 +70,21 @@ def routes(api: Api) -> list[BaseRoute]:
 
     path = api.config.metrics_path
     return [Route(path, all_groups), Route(path + "/{name}", one_group)]
+
+
+async def _one_number(api: Api, name: str, window: str, query: Query) -> Response:
+    found = find_metric(name)
+    if found is None:
+        known = ", ".join([*GROUPS, *METRICS])
+        raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
+    own, metric = found
+    total, _, groups = await _ask(api, query, list(metric.fields), with_models=False)
+    shown: dict[str, Any] = {"window": window, "metric": own, "value": metric.value(total.total)}
+    if groups is not None:
+        shown[f"by_{query.groupby}"] = {key: metric.value(figures) for key, figures in groups.groups.items()}
+    if metric.fields:
+        shown["quantile_error"] = max(quantile_error(total.total, field) for field in metric.fields)
+    return reply(shown | {"span_count": metric.contributing(total.total)} | coverage(total))
 
 
 def _groups(figures: Figures, by_model: dict[str, Figures] | None) -> dict[str, Any]:
