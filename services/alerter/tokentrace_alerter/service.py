@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from starlette.routing import BaseRoute
@@ -19,7 +20,7 @@ from tokentrace.http import Health, Sample
 from tokentrace.machine import Effect
 from tokentrace.pump import Pump
 from tokentrace.records import AlertEvent
-from tokentrace.settings import Settings
+from tokentrace.settings import AlertRule, Settings
 from tokentrace.units import SECOND
 from tokentrace_alerter.channel import to_stdout
 from tokentrace_alerter.machine import Alerter as Machine
@@ -53,12 +54,19 @@ class Config:
         Raises:
             ConfigError: Names the rule and the key.
         """
-        given = [msgspec.to_builtins(rule) for rule in settings.alerts]
+        given = [_plain(rule) for rule in settings.alerts]
         rules = [parse_rule(one, f"alerts[{n}]", settings.alert_cooldown) for n, one in enumerate(given)]
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
             raise ConfigError(f"alerts: the name {repeated[0]!r} is used twice")
         return cls(tuple(rules), settings.nats.project, settings.storage.snapshot_interval / SECOND)
+
+
+def _plain(rule: AlertRule) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(rule)
+    if rule.delivery is not None:
+        fields["delivery"] = msgspec.structs.asdict(rule.delivery)
+    return fields
 
 
 class Alerter:

@@ -19,7 +19,7 @@ from tokentrace.units import SECOND, ms_to_ns, parse_instant
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 #: Spans waiting in one reporter before the replay waits: well below where a reporter drops.
 _MAX_WAITING = 20_000
-_GIVE_UP_S = 120.0
+_GIVE_UP_S = 60.0
 
 
 class Call(NamedTuple):
@@ -164,7 +164,7 @@ def _paced(spans: Sequence[Span], speed: float | None, bar: _Bar) -> Iterator[Sp
 
 
 def _wait_for_all(reporters: Sequence[Reporter], bar: _Bar) -> bool:
-    """False when for two minutes nothing more was accepted."""
+    """False when for a minute nothing more was accepted."""
     progress, since = -1, time.monotonic()
     while not all(reporter.flush(0.1) for reporter in reporters):
         bar.draw()

@@ -1,0 +1,177 @@
+"""Names in, one token out, and back: whatever a project is called, its subject stays inside its stream."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tokentrace.bus import subjects
+from tokentrace.bus.memory import matches
+from tokentrace.bus.subjects import escape, parse_project, parse_shard, unescape
+from tokentrace.errors import Rejected
+
+#: What UTF-8 can carry: everything but lone surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+BUILDERS = [
+    lambda project: subjects.raw(project, 0),
+    lambda project: subjects.spans(project, 3),
+    lambda project: subjects.rejected(project),
+    lambda project: subjects.alerts(project, "rule"),
+]
+
+
+@given(TEXT)
+@example("")
+@example("=")
+@example("=41")
+@example("a.b")
+@example("*")
+@example(">")
+@example(" \t\r\n\0")
+@example("日本語")
+@example("\N{NO-BREAK SPACE}é²٣")
+def test_unescape_undoes_escape(text: str) -> None:
+    assert unescape(escape(text)) == text
+
+
+@given(TEXT)
+@example("a.b c*>\r\n\0")
+@example("²٣é")
+def test_an_escaped_name_is_one_token_of_plain_ascii(text: str) -> None:
+    token = escape(text)
+    assert token
+    assert token.isascii()
+    assert all(char.isalnum() or char in "_-=" for char in token)
+
+
+@given(TEXT, TEXT)
+@example("", "=")
+@example("a", "=61")
+@example("é", "e\u0301")
+def test_different_names_are_different_tokens(one: str, other: str) -> None:
+    assert (escape(one) == escape(other)) == (one == other)
+
+
+@pytest.mark.parametrize("plain", ["default", "A-Z_09", "-", "_", "0"])
+def test_a_plain_name_stays_readable(plain: str) -> None:
+    assert escape(plain) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "token"),
+    [("", "="), (".", "=2E"), ("a b", "a=20b"), ("=", "=3D"), ("é", "=C3=A9"), (">", "=3E"), ("*", "=2A")],
+)
+def test_what_escape_writes_is_fixed(text: str, token: str) -> None:
+    assert escape(text) == token
+
+
+@pytest.mark.parametrize("bent", ["=FF", "=4", "==", "=zz", "a=C3", "=ff"])
+def test_a_token_that_escape_never_wrote_is_still_read_as_something(bent: str) -> None:
+    assert isinstance(unescape(bent), str)
+
+
+@given(TEXT, st.integers(0, 255))
+def test_project_and_shard_are_read_back_from_a_subject(project: str, shard: int) -> None:
+    for subject in (subjects.raw(project, shard), subjects.spans(project, shard)):
+        assert parse_project(subject) == project
+        assert parse_shard(subject) == shard
+        assert len(subject.split(".")) == 4
+
+
+@given(TEXT, TEXT)
+def test_project_is_read_back_from_rejected_and_alerts(project: str, rule: str) -> None:
+    assert parse_project(subjects.rejected(project)) == project
+    alert = subjects.alerts(project, rule)
+    assert parse_project(alert) == project
+    assert unescape(alert.split(".")[3]) == rule
+
+
+@pytest.mark.parametrize("wrong", ["", "tokentrace", "tokentrace.raw", "other.raw.default.0", "$KV.tt_meta.shards"])
+def test_a_foreign_subject_has_no_project(wrong: str) -> None:
+    with pytest.raises(Rejected):
+        parse_project(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "tokentrace.rejected.default", "tokentrace.raw.default.", "tokentrace.raw.default.-1", "a.1x", "a.²"]
+)
+def test_a_subject_that_ends_without_a_number_has_no_shard(wrong: str) -> None:
+    with pytest.raises(Rejected):
+        parse_shard(wrong)
+
+
+def test_a_refused_subject_is_shown_shortened() -> None:
+    for parse in (parse_project, parse_shard):
+        with pytest.raises(Rejected) as refused:
+            parse("x" * 10_000)
+        assert len(str(refused.value)) < 200
+
+
+# -- streams
+
+
+@given(TEXT)
+@example("")
+@example(">")
+@example("a.b")
+def test_every_subject_is_taken_by_exactly_the_stream_meant_for_it(project: str) -> None:
+    wanted = [subjects.RAW, subjects.SPANS, subjects.REJECTED, subjects.ALERTS]
+    for build, name in zip(BUILDERS, wanted, strict=True):
+        takers = [
+            stream.name
+            for stream in subjects.streams()
+            if any(matches(pattern, build(project)) for pattern in stream.subjects)
+        ]
+        assert takers == [name]
+
+
+def test_no_stream_captures_all_of_tokentrace() -> None:
+    for stream in subjects.streams():
+        for pattern in stream.subjects:
+            assert pattern not in ("tokentrace.>", ">", "*.>", "tokentrace.*", "tokentrace.*.>")
+            assert not matches(pattern, subjects.QUERY_METRICS)
+            assert not matches(pattern, subjects.QUERY_ALERTS)
+            assert not matches(pattern, "tokentrace.anything")
+
+
+def test_no_two_streams_overlap() -> None:
+    literal = [
+        (stream.name, pattern.replace("*", "x").replace(">", "x.y"))
+        for stream in subjects.streams()
+        for pattern in stream.subjects
+    ]
+    for name, subject in literal:
+        for other in subjects.streams():
+            assert (other.name == name) == any(matches(pattern, subject) for pattern in other.subjects)
+
+
+@given(TEXT, st.integers(0, 255), st.integers(0, 255))
+def test_a_reader_of_one_shard_sees_that_shard_of_every_project(project: str, shard: int, other: int) -> None:
+    assert matches(subjects.shard_spans(shard), subjects.spans(project, shard))
+    assert matches(subjects.shard_spans(shard), subjects.spans(project, other)) == (shard == other)
+    assert not matches(subjects.shard_spans(shard), subjects.raw(project, shard))
+
+
+def test_the_streams_are_those_of_the_design_with_its_limits() -> None:
+    made = {stream.name: stream for stream in subjects.streams()}
+    gib, day = 1024**3, 86_400 * 10**9
+    assert made["TT_RAW"].work_queue
+    assert made["TT_RAW"].max_bytes == gib
+    assert (made["TT_SPANS"].max_bytes, made["TT_SPANS"].max_age_ns) == (8 * gib, 7 * day)
+    assert (made["TT_REJECTED"].max_bytes, made["TT_REJECTED"].max_age_ns) == (gib // 4, 7 * day)
+    assert made["TT_ALERTS"].max_age_ns == 30 * day
+    assert made["KV_tt_open_spans"].max_age_ns == day
+    assert {stream.duplicate_window_ns for stream in made.values()} == {120 * 10**9}
+    assert {name for name in made if name.startswith("KV_")} >= {"KV_tt_meta", "KV_tt_rules", "KV_tt_open_spans"}
+    assert made["OBJ_tt_snapshots"].kind == "objects"
+
+
+def test_limits_come_from_the_arguments() -> None:
+    made = {
+        stream.name: stream
+        for stream in subjects.streams(raw_bytes=1, spans_bytes=2, spans_age_ns=3, duplicate_window_ns=4)
+    }
+    assert made["TT_RAW"].max_bytes == 1
+    assert (made["TT_SPANS"].max_bytes, made["TT_SPANS"].max_age_ns) == (2, 3)
+    assert made["TT_SPANS"].duplicate_window_ns == made["TT_RAW"].duplicate_window_ns == 4
