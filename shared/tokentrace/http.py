@@ -114,10 +114,23 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):
         raise Rejected(f"Content-Encoding: {encoding[:40]!r} is not supported, only gzip is", status=415)
+    return await _read(request, limit, zlib.decompressobj(31) if "gzip" in encoding else None)
+
+
+async def read_raw(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """
+    The body as it came, never holding more than *limit* bytes of it.
+
+    Raises:
+        Rejected: 413 over the limit.
+    """
+    return await _read(request, limit, None)
+
+
+async def _read(request: Request, limit: int, unpack: Any) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise Rejected(f"body: {declared} bytes, at most {limit} are taken", status=413)
-    unpack = zlib.decompressobj(31) if "gzip" in encoding else None
     chunks: list[bytes] = []
     size = 0
     try:
@@ -287,6 +300,7 @@ __all__ = [
     "make_app",
     "parse_addr",
     "read_body",
+    "read_raw",
     "render_samples",
     "reply",
     "serve_http",

@@ -86,6 +86,7 @@ class HttpServer(_Section, frozen=True, kw_only=True):
     read_timeout: Duration = Duration(5_000_000_000)
     write_timeout: Duration = Duration(10_000_000_000)
     auth_token: str = ""
+    ingest_url: str = ""
     max_batch_size: int = 1000
     max_body_bytes: int = 8 * 1024 * 1024
 
@@ -219,6 +220,7 @@ ENVIRONMENT = {
     "TOKENTRACE_SNAPSHOT_INTERVAL": "storage.snapshot_interval",
     "TOKENTRACE_MAX_SPANS": "retention.max_spans",
     "TOKENTRACE_AUTH_TOKEN": "http_server.auth_token",
+    "TOKENTRACE_INGEST_URL": "http_server.ingest_url",
 }
 
 

@@ -505,7 +505,7 @@ def test_another_file_may_be_named_and_must_then_be_there(here: Path) -> None:
 
 def test_a_file_that_is_not_text_is_a_config_error(here: Path) -> None:
     (here / "tokentrace.yml").write_bytes(b"nats: {project: '\xff\xfe'}\n")
-    with pytest.raises(ConfigError, match="tokentrace.yml"):
+    with pytest.raises(ConfigError, match=r"tokentrace\.yml"):
         load(None, {})
 
 

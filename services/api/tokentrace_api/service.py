@@ -45,6 +45,7 @@ class Config:
         max_spans: Rows shown; 0 = no limit.
         keep_ns: How long spans are shown.
         metrics_path, prometheus_path, health_path: Where people find them.
+        ingest_url: Where what is posted here goes; "" = nothing can be posted here.
     """
 
     shards: int
@@ -55,6 +56,9 @@ class Config:
     metrics_path: str
     prometheus_path: str
     health_path: str
+    ingest_url: str
+    ingest_path: str
+    max_body_bytes: int
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -69,6 +73,9 @@ class Config:
             metrics_path=http.metrics_path.rstrip("/"),
             prometheus_path=http.prometheus_path,
             health_path=http.health_path,
+            ingest_url=http.ingest_url,
+            ingest_path=http.ingest_path,
+            max_body_bytes=http.max_body_bytes,
         )
 
 
@@ -221,6 +228,12 @@ class Api:
 
     def routes(self) -> list[BaseRoute]:
         """Its HTTP side."""
-        from tokentrace_api.routes import alerts, health, metrics, traces
+        from tokentrace_api.routes import alerts, forward, health, metrics, traces
 
-        return [*metrics.routes(self), *traces.routes(self), *alerts.routes(self), *health.routes(self)]
+        return [
+            *metrics.routes(self),
+            *traces.routes(self),
+            *alerts.routes(self),
+            *forward.routes(self),
+            *health.routes(self),
+        ]

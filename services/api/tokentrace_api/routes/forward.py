@@ -1,0 +1,42 @@
+"""``POST /spans`` and ``POST /mist`` passed on to ingest, so that one base URL serves everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from tokentrace.errors import Rejected, Unavailable
+from tokentrace.http import read_raw
+
+if TYPE_CHECKING:
+    from tokentrace_api.service import Api
+
+_PASSED = ("content-type", "content-encoding", "idempotency-key", "authorization")
+_RETURNED = ("content-type", "retry-after")
+_TIMEOUT_S = 15.0
+
+
+def routes(api: Api) -> list[BaseRoute]:
+    """The routes that ingest answers; none when nobody said where ingest is."""
+    config = api.config
+    if not config.ingest_url:
+        return []
+    client = httpx.AsyncClient(base_url=config.ingest_url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=64))
+
+    async def forward(request: Request) -> Response:
+        body = await read_raw(request, config.max_body_bytes)
+        headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
+        try:
+            answer = await client.post(request.url.path, content=body, headers=headers)
+        except httpx.TransportError as exc:
+            raise Unavailable(f"ingest does not answer: {type(exc).__name__}") from exc
+        except httpx.InvalidURL as exc:
+            raise Rejected(f"ingest: {exc}") from exc
+        returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
+        return Response(answer.content, answer.status_code, returned)
+
+    return [Route(path, forward, methods=["POST"]) for path in (config.ingest_path, "/mist")]
