@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check fmt bench
+.PHONY: help setup serve test test-fast check fmt bench up down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,3 +39,9 @@ fmt: $(READY) ## format the code
 
 bench: $(READY) ## measure the budgets; exits 1 where one is missed
 	$(BIN)/python -m bench $(ARGS)
+
+up: ## build and start the containers: docker compose
+	docker compose up -d --build --wait
+
+down: ## stop the containers; their data stays
+	docker compose down

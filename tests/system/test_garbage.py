@@ -112,11 +112,12 @@ def lives(serving: Pipeline, caller: str, spans: int) -> None:
     answer = serving.post("/spans", make(caller=mark, trace_id=mark))
     assert answer.status == 202, answer.body
     serving.until(lambda: counted(serving, mark) == 1, "neighbour counted", 10)
-    serving.until(lambda: serving.get(f"/traces/{mark}").json()["span_count"] == 1, "neighbour stored", 10)
-    serving.until(lambda: counted(serving, caller) >= spans, f"{spans} neighbours counted", 10)
-    serving.until(lambda: stored(serving, caller) >= spans, f"{spans} neighbours stored", 10)
+    if spans:
+        serving.until(lambda: serving.get(f"/traces/{mark}").json()["span_count"] == 1, "neighbour stored", 10)
+        serving.until(lambda: counted(serving, caller) >= spans, f"{spans} neighbours counted", 10)
+        serving.until(lambda: stored(serving, caller) >= spans, f"{spans} neighbours stored", 10)
+        assert stored(serving, caller) == spans
     assert counted(serving, caller) == spans
-    assert stored(serving, caller) == spans
     assert serving.get("/healthz").status == 200
     assert serving.get("/readyz").status == 200
     serving.poisoned = False  # type: ignore[attr-defined]
@@ -600,7 +601,16 @@ def on_nats(serving: Pipeline, work: Callable[[Any], Any]) -> Any:
         async def quiet(_: Exception) -> None:
             pass
 
-        client = await nats.connect(serving.nats_url, error_cb=quiet, allow_reconnect=False, connect_timeout=10)
+        try:
+            client = await nats.connect(
+                serving.nats_url,
+                error_cb=quiet,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0.1,
+            )
+        except nats.errors.Error as exc:
+            raise ConnectionError(f"NATS: {exc}") from exc
         try:
             return await work(client)
         finally:
@@ -690,7 +700,7 @@ NOT_BATCHES = {
     "spaces": b"   ",
     "gzip": gzip.compress(GOOD),
     "a megabyte of noise": random.Random(3).randbytes(MIB),
-    **{f"noise {number}": DICE.randbytes(DICE.randrange(1, 300)) for number in range(12)},
+    **{f"noise {number}": DICE.randbytes(DICE.randrange(1, 300)) for number in range(6)},
 }
 
 

@@ -71,5 +71,5 @@ def test_the_python_of_the_readme_runs(pipeline: Pipeline, tmp_path: Path) -> No
 
 def test_make_help_lists_every_target() -> None:
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("help", "setup", "serve", "test", "test-fast", "check", "fmt", "bench"):
+    for target in ("help", "setup", "serve", "test", "test-fast", "check", "fmt", "bench", "up", "down"):
         assert f"make {target} " in shown

@@ -34,6 +34,12 @@ from tokentrace.errors import ConfigError
 from tokentrace.records import Batch, Span, decode_batches
 from tokentrace.redact import REDACTED
 
+# A connection that is accepted and never greeted is dropped unclosed, and which test is running when the collector
+# finds it is chance: test_a_peer_that_never_greets_leaves_nothing_open makes it certain, the others look away.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
+)
+
 NOTHING = Stats(sent=0, acked=0, dropped=0, failed=0, queue_depth=0)
 SOON = 40.0
 
@@ -761,14 +767,13 @@ def test_the_thread_ends_with_close(url: str) -> None:
     assert not any(thread is reporter._thread for thread in threading.enumerate())
 
 
-@pytest.mark.parametrize("timeout", [0.5, 5.0])
-def test_an_unreachable_pipeline_and_close_drop_every_span(nowhere: str, timeout: float) -> None:
+def test_an_unreachable_pipeline_and_close_drop_every_span(nowhere: str) -> None:
     reporter = Reporter("unreachable", nowhere)
     for _ in range(3):
         reporter.report(make_span())
     # The sender has had its first look and found nobody.
     time.sleep(0.2)
-    reporter.close(timeout)
+    reporter.close(1)
     assert (reporter.dropped, reporter.stats().queue_depth) == (3, 0)
 
 
@@ -778,6 +783,27 @@ def test_close_gives_up_on_a_peer_that_never_answers(silent: str) -> None:
     time.sleep(0.2)
     reporter.close(0.5)
     assert (reporter.dropped, reporter.stats().queue_depth) == (1, 0)
+
+
+def test_a_peer_that_never_greets_leaves_nothing_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = script(
+            "import asyncio, gc, warnings\n"
+            "warnings.simplefilter('always')\n"
+            "from tokentrace.bus import jetstream\n"
+            "from tokentrace.errors import Unavailable\n"
+            "async def main():\n"
+            "    try:\n"
+            "        async with jetstream.connect(url, name='x', wait_s=0.5):\n"
+            "            pass\n"
+            "    except Unavailable:\n"
+            "        print('unavailable')\n"
+            "asyncio.run(main())\n"
+            "gc.collect()\n",
+            f"nats://127.0.0.1:{server.getsockname()[1]}",
+        )
+    assert_well(done)
+    assert done.stdout == "unavailable\n"
 
 
 def test_flush_returns_when_close_gives_up(nowhere: str) -> None:
@@ -895,8 +921,11 @@ def test_a_reporter_made_while_atexit_runs_sends_its_span(url: str) -> None:
     assert names(raw(url)) == Counter(["late"])
 
 
-def test_a_program_ends_although_a_reporter_nobody_holds_has_spans_for_nobody(nowhere: str) -> None:
-    done = script("Reporter('garbage', url).report(Span(name='x', kind='custom'))\nprint('end')\n", nowhere)
+def test_a_program_ends_although_a_reporter_nobody_holds_has_spans_for_nobody() -> None:
+    done = script(
+        "Reporter('garbage', url).report(Span(name='x', kind='custom'))\nprint('end')\n",
+        f"nats://127.0.0.1:{free_port()}",
+    )
     assert_well(done)
     assert done.stdout == "end\n"
 
@@ -1107,8 +1136,6 @@ def test_a_wrong_token_counts_as_failed(pipeline: Pipeline, token: str) -> None:
     assert counted(pipeline) == before
 
 
-# nats-py leaves a stream unclosed when a server accepts its connection and says nothing, as a proxy to nobody does.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", ["nats", "http"])
 def test_what_is_sent_again_after_a_restart_of_everything_counts_once(pipeline: Pipeline, way: str) -> None:
     """The answer is lost on the way back, the pipeline is killed, and the same batches come again."""
