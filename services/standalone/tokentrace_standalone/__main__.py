@@ -16,6 +16,8 @@ usage: tokentrace COMMAND [flags]
 
 commands:
   serve     run the whole pipeline on this machine, a NATS server included
+  demo      send lifelike traffic until interrupted
+  tail      show spans and alerts as they happen
   replay    send a trace file through reporters
   version   print the version
   help      print this
@@ -34,18 +36,25 @@ def main(argv: list[str] | None = None) -> int:
     if command in ("version", "--version"):
         print(f"tokentrace {__version__}")
         return 0
-    if command == "serve":
-        return _serve(words[1:])
-    if command == "replay":
-        return _replay(words[1:])
-    print(f"unknown command: {command}\n\n{USAGE}", end="", file=sys.stderr)
-    return 1
+    run = COMMANDS.get(command)
+    if run is None:
+        print(f"unknown command: {command}\n\n{USAGE}", end="", file=sys.stderr)
+        return 1
+    try:
+        return run(words[1:])
+    except TokentraceError as exc:
+        print(f"tokentrace: {exc}", file=sys.stderr)
+        return process.EXIT_CONFIG
+
+
+def _parser(command: str, what: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"tokentrace {command}", description=what)
 
 
 def _serve(words: list[str]) -> int:
     from tokentrace_standalone import serve
 
-    parser = argparse.ArgumentParser(prog="tokentrace serve", description="Run the whole pipeline on this machine.")
+    parser = _parser("serve", "Run the whole pipeline on this machine.")
     serve.add_arguments(parser)
     given = parser.parse_args(words)
     return process.run("tokentrace", lambda stopping: serve.serve(given, stopping))
@@ -54,15 +63,29 @@ def _serve(words: list[str]) -> int:
 def _replay(words: list[str]) -> int:
     from tokentrace_standalone import replay
 
-    parser = argparse.ArgumentParser(prog="tokentrace replay", description="Send a trace file through reporters.")
+    parser = _parser("replay", "Send a trace file through reporters.")
     replay.add_arguments(parser)
-    given = parser.parse_args(words)
-    try:
-        return replay.replay(given)
-    except TokentraceError as exc:
-        print(f"tokentrace: {exc}", file=sys.stderr)
-        return 2
+    return replay.replay(parser.parse_args(words))
 
+
+def _demo(words: list[str]) -> int:
+    from tokentrace_standalone import demo
+
+    parser = _parser("demo", "Send lifelike traffic until interrupted.")
+    demo.add_arguments(parser)
+    return demo.demo(parser.parse_args(words))
+
+
+def _tail(words: list[str]) -> int:
+    from tokentrace_standalone import tail
+
+    parser = _parser("tail", "Show spans and alerts as they happen.")
+    tail.add_arguments(parser)
+    given = parser.parse_args(words)
+    return process.run("tokentrace", lambda stopping: tail.tail(given, stopping))
+
+
+COMMANDS = {"serve": _serve, "replay": _replay, "demo": _demo, "tail": _tail}
 
 if __name__ == "__main__":
     sys.exit(main())
