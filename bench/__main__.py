@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import bus, core, freshness, http, store
+from bench import bus, core, freshness, http, store, throughput
 from bench.table import Row, render
 
 GROUPS = {
@@ -13,6 +13,7 @@ GROUPS = {
     "store": store.rows,
     "http": http.rows,
     "freshness": freshness.rows,
+    "throughput": throughput.rows,
 }
 
 

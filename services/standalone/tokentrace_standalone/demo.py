@@ -14,7 +14,6 @@ from tokentrace.errors import ConfigError
 from tokentrace.units import SECOND, parse_duration
 from tokentrace_standalone.traffic import SERVICES, Request, make_request, mood
 
-
 _COLUMNS = (("requests", 10), ("spans", 10), ("tokens", 13), ("errors", 8))
 
 
