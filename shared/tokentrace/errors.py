@@ -8,6 +8,10 @@ Everything tokentrace raises on purpose.
     └── ConfigError   the configuration is wrong: the program does not start, exit code 2
 """
 
+import re
+
+_QUOTED = re.compile(r"""(['"`])(.{40}).+\1""", re.DOTALL)
+
 
 class TokentraceError(Exception):
     """Base of all errors raised here on purpose."""
@@ -53,3 +57,8 @@ def shorten(value: object, limit: int = 40) -> str:
     """*value* as it may stand in an error text: printable, at most *limit* characters."""
     text = ascii(value) if not isinstance(value, str) else value.encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def cut_quoted(message: str) -> str:
+    """A decoder's *message* with every quoted value cut to 40 characters: no secret travels in an error."""
+    return _QUOTED.sub(r"\1\2…\1", message)

@@ -28,6 +28,8 @@ from tokentrace.errors import ConfigError, Conflict, Rejected, Unavailable
 log = logging.getLogger("tokentrace.http")
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
+#: How much of a body over the limit is read and thrown away before the connection is cut.
+_MAX_DRAINED = 128 * 1024 * 1024
 OPEN_PATHS = ("/healthz", "/readyz")
 _encoder = msgspec.json.Encoder()
 
@@ -109,12 +111,13 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     The body, gzip undone, never holding more than *limit* bytes of it.
 
     Raises:
-        Rejected: 413 over the limit, counted after decompression; 415 for another encoding; 400 for broken gzip.
+        Rejected: 413 over the limit, counted before and after decompression; 415 other encodings; 400 broken gzip.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):
         raise Rejected(f"Content-Encoding: {encoding[:40]!r} is not supported, only gzip is", status=415)
-    return await _read(request, limit, zlib.decompressobj(31) if "gzip" in encoding else None)
+    packed = await _read(request, limit)
+    return _inflate(packed, limit) if "gzip" in encoding else packed
 
 
 async def read_raw(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
@@ -124,34 +127,48 @@ async def read_raw(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     Raises:
         Rejected: 413 over the limit.
     """
-    return await _read(request, limit, None)
+    return await _read(request, limit)
 
 
-async def _read(request: Request, limit: int, unpack: Any) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise Rejected(f"body: {declared} bytes, at most {limit} are taken", status=413)
     chunks: list[bytes] = []
     size = 0
     try:
-        async for received in request.stream():
-            chunk = received if unpack is None else _inflate(unpack, received, limit - size + 1)
+        async for chunk in request.stream():
             size += len(chunk)
-            if size > limit:
-                raise Rejected(f"body: over {limit} bytes, which is the limit after decompression", status=413)
-            chunks.append(chunk)
+            if size <= limit:
+                chunks.append(chunk)
+            elif size > _MAX_DRAINED:
+                break
+            else:
+                # Read on without keeping it: a client that is cut off while it sends never sees the answer.
+                chunks.clear()
     except ClientDisconnect as exc:
         raise Rejected("body: the client went away in the middle of it") from exc
-    if unpack is not None and not unpack.eof:
-        raise Rejected("body: gzip data ends too early")
+    if size > limit:
+        raise Rejected(f"body: {declared or 'over ' + str(limit)} bytes, at most {limit} are taken", status=413)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _inflate(unpack: Any, data: bytes, room: int) -> bytes:
-    try:
-        return bytes(unpack.decompress(data, room))
-    except zlib.error as exc:
-        raise Rejected(f"body: not gzip ({exc})") from exc
+def _inflate(packed: bytes, limit: int) -> bytes:
+    """All members of a gzip body, stopping one byte past *limit*."""
+    parts: list[bytes] = []
+    room, rest = limit, packed
+    while rest:
+        unpack = zlib.decompressobj(31)
+        try:
+            part = unpack.decompress(rest, room + 1)
+        except zlib.error as exc:
+            raise Rejected(f"body: not gzip ({exc})") from exc
+        room -= len(part)
+        if room < 0:
+            raise Rejected(f"body: over {limit} bytes, which is the limit after decompression", status=413)
+        if not unpack.eof:
+            raise Rejected("body: gzip data ends too early")
+        parts.append(part)
+        rest = unpack.unused_data
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Health(NamedTuple):

@@ -110,11 +110,13 @@ class Redactor:
         if isinstance(value, dict):
             if self.is_sensitive(key):
                 return REDACTED
-            clean = {inner: self.value(inner, item) for inner, item in value.items()}
+            clean = {inner: self.value(str(inner), item) for inner, item in value.items()}
             return clean if any(clean[inner] is not value[inner] for inner in value) else value
         if isinstance(value, list):
             items = [self.value(key, item) for item in value]
             return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+        if isinstance(value, (bytes, bytearray)):
+            return REDACTED if self.is_sensitive(key) else value
         # A number is a secret only under exactly the key (phone: 5551234567), not in email_count: 3.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and _words(key) in self._words:
             return REDACTED
@@ -131,7 +133,7 @@ class Redactor:
         return replace(span, attributes=attributes, error=error, error_stack=stack)
 
     def _mapping(self, mapping: dict[str, Any]) -> dict[str, Any]:
-        clean = {key: self.value(key, value) for key, value in mapping.items()}
+        clean = {key: self.value(str(key), value) for key, value in mapping.items()}
         return clean if any(clean[key] is not mapping[key] for key in mapping) else mapping
 
     def is_sensitive(self, key: str) -> bool:

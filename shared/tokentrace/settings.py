@@ -6,6 +6,7 @@ Order: defaults < file < environment < flags. Unknown keys are errors, and an er
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import msgspec
 import yaml
 
 from tokentrace.dialect import explain
-from tokentrace.errors import ConfigError, Rejected
+from tokentrace.errors import ConfigError, Rejected, shorten
 from tokentrace.units import parse_duration
 
 DEFAULT_FILE = "tokentrace.yml"
@@ -266,13 +267,13 @@ def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, An
     """
     try:
         tree = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as exc:
+        if tree is None:
+            return {}
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{name}: a mapping is expected at the top, not a {type(tree).__name__}")
+        return {str(key): _substitute(value, str(key), environ) for key, value in tree.items()}
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"{name}: not YAML: {exc}") from exc
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{name}: a mapping is expected at the top, not a {type(tree).__name__}")
-    return {str(key): _substitute(value, str(key), environ) for key, value in tree.items()}
 
 
 def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
@@ -296,7 +297,11 @@ def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
 def _set(tree: dict[str, Any], key: str, value: object) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{parent}: a mapping is expected, not a {type(tree).__name__}")
     tree[last] = value
 
 
@@ -317,11 +322,30 @@ def build(tree: Mapping[str, Any], name: str) -> Settings:
     for key in ("metrics_path", "prometheus_path", "ingest_path", "health_path"):
         if not getattr(settings.http_server, key).startswith("/"):
             raise ConfigError(f"{name}: http_server.{key}: must start with /")
-    if settings.http_server.max_batch_size < 1:
-        raise ConfigError(f"{name}: http_server.max_batch_size: must be over 0")
+    for key in ("max_batch_size", "max_body_bytes"):
+        if getattr(settings.http_server, key) < 1:
+            raise ConfigError(f"{name}: http_server.{key}: must be over 0")
+    if settings.http_server.metrics_path == "/":
+        raise ConfigError(f"{name}: http_server.metrics_path: must name more than /")
+    _check_numbers(settings, name)
     if settings.retention.max_spans < 0:
         raise ConfigError(f"{name}: retention.max_spans: must be over 0, or 0 for no limit")
     return settings
+
+
+def _check_numbers(settings: Settings, name: str) -> None:
+    for model, rate in settings.pricing.models.items():
+        for key, price in msgspec.structs.asdict(rate).items():
+            if price is not None and not (price.is_finite() and 0 <= price <= 1_000_000):
+                raise ConfigError(f"{name}: pricing.models.{model}.{key}: must be a price of 0 to 1000000 USD")
+    for index, rule in enumerate(settings.alerts):
+        if not math.isfinite(rule.threshold):
+            raise ConfigError(f"{name}: alerts[{index}].threshold: must be a finite number")
+    transports: list[Transport | OneTransport] = [settings.transport, *settings.transport.multi]
+    for index, one in enumerate(transports):
+        if one.type == "http" and one.http is None:
+            where = "transport" if index == 0 else f"transport.multi[{index - 1}]"
+            raise ConfigError(f"{name}: {where}.http.endpoint: required when the type is http")
 
 
 def _decode(kind: type, value: Any) -> Any:
@@ -344,10 +368,10 @@ def own_shards(nats: Nats) -> list[int]:
         return list(range(nats.shards))
     found: set[int] = set()
     for part in nats.own_shards.split(","):
-        low, _, high = part.strip().partition("-")
-        if not low.isdigit() or not (high or low).isdigit():
-            raise ConfigError(f"nats.own_shards: {nats.own_shards!r} is not such as 0-1 or 0,3")
-        found.update(range(int(low), int(high or low) + 1))
-    if not found or max(found) >= nats.shards:
-        raise ConfigError(f"nats.own_shards: {nats.own_shards!r} names a shard beyond {nats.shards - 1}")
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"nats.own_shards: {shorten(nats.own_shards)!r} is not such as 0-1 or 0,3")
+        if int(match[2] or match[1]) >= nats.shards:
+            raise ConfigError(f"nats.own_shards: {shorten(nats.own_shards)!r} names a shard beyond {nats.shards - 1}")
+        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(found)

@@ -460,7 +460,7 @@ def test_the_event_has_the_documented_keys_and_values() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["fired_at"])
 
 
-def test_an_event_says_what_was_written_even_where_it_means_something_else() -> None:
+def test_an_event_says_the_window_as_written_and_the_metric_by_its_own_name() -> None:
     event = fire(make_rule(metric="latency_p99_ms", op=">", window="60m", filter={"model": "o3"}, level="critical"), 11)
     assert (event.metric, event.op, event.window) == ("latency_p99", "gt", "60m")
     assert (event.filter, event.level) == ({"model": "o3"}, "critical")

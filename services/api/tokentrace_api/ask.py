@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from tokentrace.bus import Bus, subjects
-from tokentrace.errors import Unavailable
+from tokentrace.errors import Rejected, Unavailable
 from tokentrace.metric.query import Answer, Partial, Query, decode_partial, encode_query, merge_partials
+
+log = logging.getLogger("tokentrace.api")
 
 TIMEOUT_S = 0.5
 
@@ -28,9 +32,16 @@ class Aggregators:
             Unavailable: Nobody answered at all.
         """
         partials: list[Partial] = []
+        read = 0
 
         def enough(answers: list[bytes]) -> bool:
-            partials.extend(decode_partial(answer) for answer in answers[len(partials) :])
+            nonlocal read
+            for answer in answers[read:]:
+                try:
+                    partials.append(decode_partial(answer))
+                except Rejected as exc:
+                    log.warning("an answer on the bus cannot be read: %s", exc)
+            read = len(answers)
             return len({partial.shard for partial in partials}) >= self._shards
 
         answers = await self._bus.gather(

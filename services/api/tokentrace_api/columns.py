@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from tokentrace.errors import shorten
 from tokentrace.records import Span, event_time
+
+log = logging.getLogger("tokentrace.api.store")
 
 #: Column -> DuckDB type. What is rarely set travels in ``rest``.
 COLUMNS = {
@@ -83,12 +87,18 @@ def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_
             columns[name] = np.ma.masked_array([value or 0 for value in values], mask=missing, dtype=np.int64)
         else:
             columns[name] = np.array(values, np.int64)
-    encode = _json.encode
-    columns["attributes"] = np.array(
-        [encode(span.attributes).decode() if span.attributes else None for span in spans], dtype=object
-    )
+    columns["attributes"] = np.array([_attributes(span) if span.attributes else None for span in spans], dtype=object)
     columns["rest"] = np.array([_rest(span) for span in spans], dtype=object)
     return columns
+
+
+def _attributes(span: Span) -> str | None:
+    try:
+        return _json.encode(span.attributes).decode()
+    except (TypeError, ValueError, RecursionError):
+        # Ingest lets nothing through that JSON cannot say; whoever wrote to the log past it loses the attributes only.
+        log.warning("span %s: its attributes cannot be stored", shorten(span.span_id))
+        return None
 
 
 def _rest(span: Span) -> bytes | None:

@@ -70,7 +70,7 @@ class Config:
             max_spans=settings.retention.max_spans,
             keep_ns=int(settings.retention.memory_window),
             memory_limit_mb=settings.storage.memory_limit_mb,
-            metrics_path=http.metrics_path.rstrip("/"),
+            metrics_path=http.metrics_path,
             prometheus_path=http.prometheus_path,
             health_path=http.health_path,
             ingest_url=http.ingest_url,
@@ -92,7 +92,8 @@ class Api:
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="store-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._queue: asyncio.Queue[Item] = asyncio.Queue(_QUEUE * 256)
-        self._caught_up = [False] * config.shards
+        self._queued = [0] * config.shards
+        self._targets: list[int | None] = [None] * config.shards
         self._pending = [0] * config.shards
         self._behind = [0] * config.shards
         self.stored = 0
@@ -105,7 +106,7 @@ class Api:
         return self._store
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Store spans until *stopping* is set; what has been read is stored first."""
+        """Store spans until *stopping* is set; what is not stored by then is read again at the next start."""
         config = self.config
         self._store = await self._in_writer(
             lambda: Store(
@@ -148,9 +149,10 @@ class Api:
                     self.lost = [*self.lost, (shard, *chunk.missing)][-20:]
                 for message in chunk.messages:
                     await self._queue.put(Item(shard, chunk.created_ns, message))
+                    self._queued[shard] = message.sequence
                 self._pending[shard] = chunk.pending
-                if chunk.pending == 0:
-                    self._caught_up[shard] = True
+                if chunk.pending == 0 and self._targets[shard] is None:
+                    self._targets[shard] = self._queued[shard]
 
     async def _write(self) -> None:
         while True:
@@ -203,10 +205,18 @@ class Api:
         missing = [] if self.bus.connected else ["nats"]
         if self._store is None:
             missing.append("span store")
-        missing += [f"shard {shard}" for shard, done in enumerate(self._caught_up) if not done]
+        missing += [f"shard {shard}" for shard in range(self.config.shards) if not self._caught_up(shard)]
         if self.trouble:
             missing.append(self.trouble)
         return Health(missing, self.details())
+
+    def _caught_up(self, shard: int) -> bool:
+        """The store holds what the stream had when it was first read to the end."""
+        target = self._targets[shard]
+        if target is None or self._store is None:
+            return False
+        position = self._store.position(shard)
+        return target == 0 or (position is not None and position.sequence >= target)
 
     def details(self) -> dict[str, object]:
         """What is gone or damaged, for people."""

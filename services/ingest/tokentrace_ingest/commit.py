@@ -70,7 +70,7 @@ class _Lane:
         size = 0
         while self._waiting and len(group) < _GROUP_BATCHES:
             size += len(self._waiting[0][0])
-            if group and size > _GROUP_BYTES:
+            if group and size > min(_GROUP_BYTES, self._bus.max_payload - HEADROOM_BYTES):
                 break
             group.append(self._waiting.popleft())
         return group

@@ -14,19 +14,29 @@ import msgspec
 from msgspec.structs import replace
 
 from tokentrace.dialect import docs
-from tokentrace.errors import Rejected
+from tokentrace.errors import Rejected, shorten
 from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, check_span, decode_batches
 from tokentrace.records.batch import check_batch_id, salvage_batches, split_spans
-from tokentrace.records.span import FUTURE_NS
+from tokentrace.records.span import (
+    FUTURE_NS,
+    MAX_ATTRIBUTES,
+    MAX_DEPTH,
+    MAX_INSTANT_NS,
+    MAX_KEY_BYTES,
+    MAX_VALUE_BYTES,
+)
 from tokentrace.redact import Redactor
+from tokentrace.units import is_number
 
 #: A batch is split by index in runs of this many raw spans: never by size, so that a retry splits alike.
 RUN = 64
 _WHOLE_SPANS = 256
 _WHOLE_BYTES = 512 * 1024
 MAX_SPAN_BYTES = 512 * 1024
+MAX_LETTER_BYTES = 64 * 1024
+_EMPTY: tuple[Any, ...] = ("", 0, None, {})
 
 
 class Letter(NamedTuple):
@@ -125,7 +135,13 @@ class Cleaner:
             ended = started + span.latency_ns if started else arrived_ns
         if not started:
             started = ended - span.latency_ns
-        span = self._redactor.span(span)
+        clean = self._redactor.span(span)
+        if clean is not span:
+            # What stands in for a secret may be longer than it, and a text over its bound could not be read again.
+            error, stack = clean.error[:MAX_VALUE_BYTES], clean.error_stack[:MAX_VALUE_BYTES]
+            span = replace(clean, error=error, error_stack=stack)
+        if ended > MAX_INSTANT_NS:
+            raise Rejected("ended_at: not between the years 2000 and 2100")
         quote = self._pricer.quote(span, ended if ended <= arrived_ns + FUTURE_NS else arrived_ns)
         return replace(
             span,
@@ -146,11 +162,15 @@ class Cleaner:
 
     def letter(self, key: str, index: int, reason: str, span: Span) -> Letter:
         """The dead letter of a span that was read and is not valid."""
-        record = msgspec.to_builtins(self._redactor.span(replace(span, attributes=_readable(span.attributes))))
-        shown = dict(zip(span.__struct_fields__, record, strict=True))
-        return _letter(
-            key, index, {"reason": reason, "span": {k: v for k, v in shown.items() if v not in ("", 0, None, {})}}
-        )
+        try:
+            record = msgspec.to_builtins(self._redactor.span(replace(span, attributes=_readable(span.attributes))))
+            shown = dict(zip(span.__struct_fields__, record, strict=True))
+            found: dict[str, Any] = {"span": {key: value for key, value in shown.items() if value not in _EMPTY}}
+            if len(msgspec.json.encode(found)) > MAX_LETTER_BYTES:
+                found = _fingerprint(msgspec.json.encode(found))
+        except (TypeError, ValueError, RecursionError):
+            found = {"span": {"trace_id": shorten(span.trace_id), "span_id": shorten(span.span_id)}}
+        return _letter(key, index, {"reason": reason, **found})
 
     def read(self, message: Message, created_ns: int) -> tuple[list[Batch], list[Letter]]:
         """
@@ -163,17 +183,30 @@ class Cleaner:
         if is_json(payload):
             return self._read_json(message, created_ns)
         try:
+            return self.read_batches(payload)
+        except Rejected as exc:
+            return [], [undecoded(message, str(exc))]
+
+    def read_batches(self, payload: bytes) -> tuple[list[Batch], list[Letter]]:
+        """
+        A reporter's batches; spans that are out of bounds become dead letters, their neighbours stay.
+
+        Raises:
+            Rejected: Nothing can be read.
+        """
+        try:
             batches = decode_batches(payload)
             for batch in batches:
                 check_batch_id(batch.id)
             return batches, []
         except Rejected as exc:
-            try:
-                salvaged = salvage_batches(payload)
-                for batch, _ in salvaged:
-                    check_batch_id(batch.id)
-            except Rejected:
-                return [], [undecoded(message, str(exc))]
+            reason = str(exc)
+        try:
+            salvaged = salvage_batches(payload)
+            for batch, _ in salvaged:
+                check_batch_id(batch.id)
+        except Rejected:
+            raise Rejected(reason) from None
         letters = [
             _letter(f"{batch.id}:{batch.sequence}", index, {"reason": reason, **_fingerprint(raw)})
             for batch, bad in salvaged
@@ -196,6 +229,8 @@ class Cleaner:
         letters: list[Letter] = []
         for index, item in enumerate(items):
             try:
+                if bytes(item)[:1] != b"{":
+                    raise Rejected(f"span {index}: not an object")
                 spans += docs.decode_spans(bytes(item), source="nats")
             except Rejected as exc:
                 letters.append(_letter(key, index, {"reason": str(exc), **_fingerprint(item)}))
@@ -207,11 +242,16 @@ def is_json(payload: bytes) -> bool:
     return payload[:1].isspace() or payload[:1] in (b"{", b"[")
 
 
-def _readable(attributes: dict[str, Any]) -> dict[str, Any]:
-    """*attributes* as far as JSON can show them: the reason a span is bad may be in here."""
-    return {
-        str(key): value for key, value in attributes.items() if isinstance(value, (str, int, float, bool, dict, list))
-    }
+def _readable(value: Any, depth: int = 0) -> Any:
+    """*value* as far as JSON can show it: the reason a span is bad may be in here."""
+    if isinstance(value, dict):
+        items = list(value.items())[:MAX_ATTRIBUTES] if depth < MAX_DEPTH else []
+        return {shorten(key, MAX_KEY_BYTES): _readable(item, depth + 1) for key, item in items}
+    if isinstance(value, list):
+        return [_readable(item, depth + 1) for item in value[:MAX_ATTRIBUTES]] if depth < MAX_DEPTH else []
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    return value if is_number(value) and abs(value) < 2**63 else type(value).__name__
 
 
 def _fingerprint(data: bytes | msgspec.Raw) -> dict[str, Any]:

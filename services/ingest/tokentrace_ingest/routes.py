@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -15,8 +14,8 @@ from tokentrace.bus import subjects
 from tokentrace.dialect import docs, mist
 from tokentrace.errors import Conflict, Rejected
 from tokentrace.http import read_body, reply
-from tokentrace.records import Batch, Span, decode_batches
-from tokentrace.records.batch import check_batch_id, encode_batch
+from tokentrace.records import Batch, Span
+from tokentrace.records.batch import encode_batch
 from tokentrace_ingest.machine import MAX_SPAN_BYTES
 
 if TYPE_CHECKING:
@@ -34,14 +33,15 @@ def routes(ingest: Ingest) -> list[BaseRoute]:
         try:
             body = await read_body(request, ingest.config.max_body_bytes)
             if request.headers.get("content-type", "").startswith(BATCH_TYPE):
-                return await _post_batches(ingest, body)
+                accepted, rejected = await ingest.accept_batches(body)
+                return reply({"accepted": accepted, "rejected": rejected}, 202)
             spans = docs.decode_spans(body)
             _check_size(spans, len(body), ingest.config.max_batch_size)
         except Rejected:
             ingest.count_refused("spans")
             raise
         key = await _request_id(ingest, request, body, spans)
-        await ingest.accept(Batch(id=key, arrived_ns=time.time_ns(), spans=spans), "spans", size_bytes=len(body))
+        await ingest.accept(Batch(id=key, spans=spans), "spans", size_bytes=len(body))
         return reply({"accepted": len(spans)}, 202)
 
     async def post_mist(request: Request) -> Response:
@@ -53,25 +53,13 @@ def routes(ingest: Ingest) -> list[BaseRoute]:
             ingest.count_refused("mist")
             raise
         key = await _request_id(ingest, request, body, [span])
-        await ingest.accept(Batch(id=key, arrived_ns=time.time_ns(), spans=[span]), "mist", size_bytes=len(body))
+        await ingest.accept(Batch(id=key, spans=[span]), "mist", size_bytes=len(body))
         return Response(status_code=202)
 
     return [
         Route(ingest.config.spans_path, post_spans, methods=["POST"]),
         Route("/mist", post_mist, methods=["POST"]),
     ]
-
-
-async def _post_batches(ingest: Ingest, body: bytes) -> Response:
-    batches = decode_batches(body)
-    accepted = rejected = 0
-    for batch in batches:
-        check_batch_id(batch.id)
-    for batch in batches:
-        cleaned = await ingest.accept(batch, "spans", size_bytes=len(body), strict=False)
-        accepted += cleaned.spans
-        rejected += len(cleaned.letters)
-    return reply({"accepted": accepted, "rejected": rejected}, 202)
 
 
 def _check_size(spans: list[Span], body_bytes: int, limit: int) -> None:

@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.routing import BaseRoute
 
-from tokentrace.bus import Bus, Delivery, subjects
+from tokentrace.bus import Bus, Delivery, Message, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
 from tokentrace.pricing import Pricer, Rate
@@ -95,6 +96,18 @@ class Ingest:
                 await asyncio.wait_for(asyncio.shield(hop), PATIENCE_S)
             hop.cancel()
 
+    async def accept_batches(self, body: bytes) -> tuple[int, int]:
+        """
+        Take in what a reporter posted, as the hop does from NATS.
+
+        Returns:
+            (Spans accepted, spans that became dead letters).
+        """
+        batches, letters = self._cleaner.read_batches(body)
+        cleaned = [await self.accept(batch, "spans", size_bytes=len(body), strict=False) for batch in batches]
+        await self._dead_letter(self.config.project, letters, "spans")
+        return sum(one.spans for one in cleaned), len(letters) + sum(len(one.letters) for one in cleaned)
+
     async def accept(self, batch: Batch, way: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
         """
         Take in one batch of an HTTP request; returns once the broker has acknowledged it.
@@ -110,7 +123,7 @@ class Ingest:
         """
         if self._blocked:
             raise Unavailable(self._blocked, retry_after_s=5)
-        cleaned = self._cleaner.clean(batch, batch.arrived_ns or time.time_ns(), size_bytes, checked=strict)
+        cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.letters:
             raise Rejected(f"span {cleaned.letters[0].position}: {cleaned.letters[0].reason}")
         await self._dead_letter(self.config.project, cleaned.letters, way)
@@ -129,11 +142,13 @@ class Ingest:
             async with contextlib.aclosing(feed):
                 while not stopping.is_set():
                     pull = asyncio.ensure_future(anext(feed))
-                    await asyncio.wait([pull, stopped], return_when=asyncio.FIRST_COMPLETED)
-                    if not pull.done():
-                        pull.cancel()
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await pull
+                    try:
+                        await asyncio.wait([pull, stopped], return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        if not pull.done():
+                            pull.cancel()
+                            await asyncio.wait([pull])
+                    if pull.cancelled():
                         break
                     while self._blocked and not stopping.is_set():
                         await asyncio.sleep(0.2)
@@ -163,28 +178,44 @@ class Ingest:
         message = delivery.message
         try:
             project = subjects.parse_project(message.subject)
+            if len(subjects.escape(project)) > subjects.MAX_PROJECT:
+                raise Rejected("subject: the project's name is too long")
             if delivery.deliveries > MAX_DELIVERIES:
-                letter = undecoded(message, f"given out {MAX_DELIVERIES} times without success")
-                await until_available(lambda: self._dead_letter(project, [letter], "nats"))
-                await delivery.term(letter.id)
-                return
-            batches, letters = self._cleaner.read(message, created_ns)
-            size = len(message.payload)
-            checked = is_json(message.payload)
-            cleaned = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
-            for one in cleaned:
-                letters = letters + one.letters
-                try:
-                    parts = one.parts
-                    await until_available(lambda parts=parts: self._committer.commit(project, parts))  # type: ignore[misc]
-                    self._counts["spans", "nats"] += one.spans
-                except Rejected as exc:
-                    letters.append(undecoded(message, str(exc)))
-            await until_available(lambda: self._dead_letter(project, letters, "nats"))
+                raise Rejected(f"given out {MAX_DELIVERIES} times without success")
+        except Rejected as exc:
+            await self._give_up(delivery, str(exc))
+            return
+        try:
+            await self._clean_and_commit(project, message, created_ns)
             await delivery.ack()
         except Unavailable as exc:
             # Not acknowledged: it will be given to somebody again, and readers know its batches by id.
             log.info("raw message %d: %s", message.sequence, exc)
+        except Exception as exc:
+            log.exception("raw message %d", message.sequence)
+            await self._give_up(delivery, f"ingest failed on it: {type(exc).__name__}")
+
+    async def _clean_and_commit(self, project: str, message: Message, created_ns: int) -> None:
+        batches, letters = self._cleaner.read(message, created_ns)
+        size, checked = len(message.payload), is_json(message.payload)
+        cleaned = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
+        for one in cleaned:
+            letters = letters + one.letters
+            try:
+                await until_available(partial(self._committer.commit, project, one.parts))
+                self._counts["spans", "nats"] += one.spans
+            except Rejected as exc:
+                letters.append(undecoded(message, str(exc)))
+        await until_available(partial(self._dead_letter, project, letters, "nats"))
+
+    async def _give_up(self, delivery: Delivery, reason: str) -> None:
+        """Dead-letter a message undecoded and take it off the queue."""
+        letter = undecoded(delivery.message, reason)
+        try:
+            await until_available(partial(self._dead_letter, self.config.project, [letter], "nats"))
+            await delivery.term(reason)
+        except (Unavailable, Rejected) as exc:
+            log.info("raw message %d: %s", delivery.message.sequence, exc)
 
     async def _dead_letter(self, project: str, letters: Sequence[Letter], way: str) -> None:
         for letter in letters:

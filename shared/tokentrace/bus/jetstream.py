@@ -107,6 +107,7 @@ async def connect(
         async with asyncio.timeout(wait_s):
             client = await link.open(inbox_prefix)
     except (nats.errors.Error, OSError, TimeoutError) as exc:
+        await link.abandon()
         raise Unavailable(
             f"no NATS server at {_without_secret(url)} ({link.last_error or type(exc).__name__})"
         ) from exc
@@ -135,10 +136,11 @@ class _Link:
     def __init__(self, url: str, name: str) -> None:
         self._url, self._name = url, name
         self.last_error = ""
+        self._client: Client | None = None
         self.on_down: Callable[[], None] = lambda: None
 
     async def open(self, inbox_prefix: str) -> Client:
-        client = Client()
+        client = self._client = Client()
         await client.connect(
             self._url,
             name=self._name,
@@ -154,6 +156,15 @@ class _Link:
             pending_size=0,
         )
         return client
+
+    async def abandon(self) -> None:
+        """Let go of a connection that was never made."""
+        if self._client is None:
+            return
+        _abort(self._client)
+        with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(1):
+                await self._client.close()
 
     async def _on_error(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -177,10 +188,14 @@ class _Link:
             stuck = stuck + 1 if client.is_reconnecting else 0
             if stuck == 5:
                 stuck = 0
-                transport = getattr(client, "_transport", None)
-                writer = getattr(transport, "_io_writer", None)
-                if writer is not None:
-                    writer.transport.abort()
+                _abort(client)
+
+
+def _abort(client: Client) -> None:
+    """Cut the socket under *client*; nats-py has no call for it."""
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
 
 
 class JetStream:

@@ -19,6 +19,7 @@ REQUESTS = "tt_requests"
 SNAPSHOTS = "tt_snapshots"
 
 INGEST = "ingest"
+MAX_PROJECT = 128
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
 ALL_SPANS = "tokentrace.spans.>"
@@ -100,7 +101,7 @@ def parse_shard(subject: str) -> int:
         Rejected: It has none.
     """
     last = subject.rpartition(".")[2]
-    if not last.isdigit():
+    if not (last.isascii() and last.isdigit()):
         raise Rejected(f"subject: {shorten(subject)!r} does not end with a shard number")
     return int(last)
 

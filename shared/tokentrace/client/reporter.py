@@ -7,18 +7,20 @@ import atexit
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from typing import NamedTuple, Self
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec.structs import replace
 
-from tokentrace.bus.subjects import DEFAULT_PROJECT, escape
+from tokentrace.bus.subjects import DEFAULT_PROJECT, MAX_PROJECT, escape
 from tokentrace.client.carrier import Carrier, SenderLoop, open_carrier
-from tokentrace.errors import ConfigError, Rejected, Unavailable
+from tokentrace.errors import ConfigError, Unavailable, cut_quoted
 from tokentrace.records import ReporterStats, Span
 from tokentrace.redact import Redactor
 
@@ -31,6 +33,8 @@ MAX_QUEUE_SPANS = 100_000
 MAX_QUEUE_BYTES = 64 * 1024 * 1024
 _IN_FLIGHT = 16
 _EXIT_S = 5.0
+#: How long a sender that was told to stop may take to do so.
+_GRACE_S = 0.5
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Span)
@@ -102,9 +106,14 @@ class Reporter:
         max_queue_bytes: int = MAX_QUEUE_BYTES,
     ) -> None:
         self._url = os.environ.get("TOKENTRACE_URL", "") if url is None else url
-        if self._url and self._url.partition("://")[0] not in ("nats", "tls", "http", "https"):
-            raise ConfigError("reporter: the URL must start with nats://, tls://, http:// or https://")
-        self.source, self._project, self._shards, self._token = source, project, shards, token
+        if self._url:
+            check_url(self._url)
+        if len(escape(project)) > MAX_PROJECT:
+            raise ConfigError(f"reporter: the project's name is longer than {MAX_PROJECT} characters")
+        token = token.strip()
+        if not (token.isascii() and (token.isprintable() or not token)):
+            raise ConfigError("reporter: the token is not printable ASCII")
+        self.source, self._project, self._shards, self._token = source[:256], project, max(shards, 1), token
         self._redactor = redactor or Redactor()
         self._max_spans, self._max_bytes = max_queue_spans, max_queue_bytes
         self._begin()
@@ -113,7 +122,8 @@ class Reporter:
     def _begin(self) -> None:
         """The state of a reporter that has reported nothing; also what a forked child starts with."""
         self.id = f"{escape(self._project)}.{escape(self.source)[:128]}.{os.urandom(16).hex()}"
-        self._lock = threading.Lock()
+        # Re-entrant: a finaliser or a signal handler may report while this very thread holds it.
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._queue: deque[tuple[bytes, bool]] = deque()
         self._queue_bytes = 0
@@ -123,10 +133,12 @@ class Reporter:
         self._idle = True
         self._urgent = False
         self._closing = False
+        self._given_up = False
         self._deadline = 0.0
         self._thread: threading.Thread | None = None
         self._loop: SenderLoop | None = None
         self._wake: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
 
     # -- the caller's side
 
@@ -136,7 +148,7 @@ class Reporter:
             return
         try:
             encoded = _encoder.encode(span if span.ended_ns else replace(span, ended_ns=time.time_ns()))
-        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as exc:
             log.warning("a span cannot be encoded and is not reported: %s", exc)
             with self._lock:
                 self._failed += 1
@@ -155,11 +167,17 @@ class Reporter:
             self._wake_sender()
 
     def _wake_sender(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="tokentrace-reporter", daemon=True)
-                self._thread.start()
+        if self._thread is None:
+            fresh = threading.Thread(target=self._run, name="tokentrace-reporter", daemon=True)
+            with self._lock:
+                first = self._thread is None
+                if first:
+                    self._thread = fresh
+            if first:
+                _close_at_exit_of_child()
+                fresh.start()
                 return
+        with self._lock:
             loop, wake = self._loop, self._wake
         if loop is not None and wake is not None:
             with contextlib.suppress(RuntimeError):  # the loop has just closed: close() is under way
@@ -189,14 +207,30 @@ class Reporter:
 
     def close(self, timeout: float = _EXIT_S) -> None:
         """Send what is left, at most *timeout* seconds long; what is not accepted by then is dropped and counted."""
+        self._begin_close(timeout)
+        self._end_close()
+
+    def _begin_close(self, timeout: float) -> None:
         with self._lock:
             self._closing = True
             self._deadline = time.monotonic() + timeout
-            thread = self._thread
-        if thread is None:
-            return
-        self._wake_sender()
-        thread.join(timeout + 2.0)
+            loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has just closed by itself
+                loop.call_soon_threadsafe(self._end_at_deadline)
+        if self._thread is not None:
+            self._wake_sender()
+
+    def _end_at_deadline(self) -> None:
+        """In the sender's thread: whatever it waits for then, a connection even, it waits no longer."""
+        if self._loop is not None and self._task is not None:
+            self._loop.call_later(max(self._deadline - time.monotonic(), 0.0), self._task.cancel)
+
+    def _end_close(self) -> None:
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.ident is not None:
+            thread.join(max(self._deadline - time.monotonic(), 0.0) + _GRACE_S)
+        self._give_up()
 
     async def aclose(self, timeout: float = _EXIT_S) -> None:
         """``close`` for async programs."""
@@ -233,7 +267,12 @@ class Reporter:
             asyncio.set_event_loop(loop)
             with self._lock:
                 self._loop, self._wake = loop, asyncio.Event()
-            loop.run_until_complete(self._main())
+                self._task = loop.create_task(self._main())
+                closing = self._closing
+            if closing:
+                self._end_at_deadline()
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(self._task)
         finally:
             self._give_up()
             with self._lock:
@@ -242,6 +281,7 @@ class Reporter:
 
     def _give_up(self) -> None:
         with self._changed:
+            self._given_up = True
             self._dropped += self._depth
             self._depth = self._queue_bytes = 0
             self._queue.clear()
@@ -330,7 +370,8 @@ class Reporter:
                 if taken and size > BATCH_BYTES:
                     break
                 taken.append(self._queue.popleft())
-            self._queue_bytes -= sum(len(encoded) for encoded, _ in taken)
+            taken_bytes = sum(len(encoded) for encoded, _ in taken)
+            self._queue_bytes -= taken_bytes
             self._sequence += 1
             self._sent += len(taken)
             account = ReporterStats(
@@ -346,7 +387,11 @@ class Reporter:
         self, carrier: Carrier, spans: list[tuple[bytes, bool]], sequence: int, account: ReporterStats
     ) -> None:
         """One batch, tried again under the same id until it is accepted or refused."""
-        clean = [msgspec.Raw(self._without_secrets(encoded) if has_text else encoded) for encoded, has_text in spans]
+        clean = [raw for encoded, has_text in spans if (raw := self._without_secrets(encoded, has_text)) is not None]
+        if len(clean) < len(spans):
+            self._settle(len(spans) - len(clean), accepted=False)
+        if not clean:
+            return
         payload = _encoder.encode([_RawBatch(self.id, sequence, 0, 0, self.source, clean, account)])
         pause = 0.05
         while True:
@@ -356,16 +401,18 @@ class Reporter:
                 log.debug("batch %d: %s", sequence, exc)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
-            except Rejected as exc:
-                log.error("batch %d is refused, %d spans are lost: %s", sequence, len(spans), exc)
-                self._settle(len(spans), accepted=False)
+            except Exception as exc:  # noqa: BLE001 - a refusal, or a fault of ours: these spans are lost, the next are not
+                log.error("batch %d is refused, %d spans are lost: %s", sequence, len(clean), exc)
+                self._settle(len(clean), accepted=False)
                 return
             else:
-                self._settle(len(spans), accepted=True)
+                self._settle(len(clean), accepted=True)
                 return
 
     def _settle(self, count: int, *, accepted: bool) -> None:
         with self._changed:
+            if self._given_up:
+                return
             if accepted:
                 self._acked += count
             else:
@@ -374,21 +421,54 @@ class Reporter:
             if self._depth == 0:
                 self._changed.notify_all()
 
-    def _without_secrets(self, encoded: bytes) -> bytes:
+    def _without_secrets(self, encoded: bytes, has_text: bool) -> msgspec.Raw | None:
+        """A span as it may leave this process; None for one that is out of bounds, which nobody could redact."""
+        if not has_text:
+            return msgspec.Raw(encoded)
         try:
             span = _decoder.decode(encoded)
-        except msgspec.ValidationError:
-            return encoded  # out of bounds: ingest makes it a dead letter, redacted
-        clean = self._redactor.span(span)
-        return encoded if clean is span else _encoder.encode(clean)
+            clean = self._redactor.span(span)
+            return msgspec.Raw(encoded if clean is span else _encoder.encode(clean))
+        except (msgspec.DecodeError, TypeError, ValueError, RecursionError) as exc:
+            log.warning("a span is not valid and is not reported: %s", cut_quoted(str(exc)))
+            return None
 
 
 _reporters: weakref.WeakSet[Reporter] = weakref.WeakSet()
 
 
+def check_url(url: str) -> None:
+    """
+    Raises:
+        ConfigError: *url* is not a place a reporter can send to.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("nats", "tls", "http", "https") or not rest:
+        raise ConfigError("reporter: the URL must start with nats://, tls://, http:// or https://")
+    try:
+        port = urlsplit(url).port
+    except ValueError as exc:
+        raise ConfigError(f"reporter: {exc}") from exc
+    if port == 0:
+        raise ConfigError("reporter: port 0 is no place to send to")
+
+
 def _close_all() -> None:
-    for reporter in list(_reporters):
-        reporter.close(_EXIT_S)
+    reporters = list(_reporters)
+    for reporter in reporters:
+        reporter._begin_close(_EXIT_S)
+    for reporter in reporters:
+        reporter._end_close()
+
+
+def _close_at_exit_of_child() -> None:
+    """A child of ``multiprocessing`` ends without ``atexit``; it has finalisers of its own."""
+    process = sys.modules.get("multiprocessing.process")
+    if process is None or process.parent_process() is None:
+        return
+    from multiprocessing.util import Finalize
+
+    Finalize(None, _close_all, exitpriority=10)
 
 
 def _after_fork() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from tokentrace.errors import cut_quoted
+
 _PATH = re.compile(r" - at `(key in )?\$(.*)`$")
-_QUOTED = re.compile(r"""(['"`])(.{40}).+\1""", re.DOTALL)
 
 
 def explain(error: str) -> str:
@@ -16,9 +17,9 @@ def explain(error: str) -> str:
     """
     match = _PATH.search(error)
     if match is None:
-        return _cut(error)
+        return cut_quoted(error)
     key, path = match.groups()
-    reason = _cut(error[: match.start()])
+    reason = cut_quoted(error[: match.start()])
     where = []
     index = re.match(r"\[(\d+)\]", path)
     if index is not None:
@@ -28,7 +29,3 @@ def explain(error: str) -> str:
     if field:
         where.append(f"a key of {field}" if key else field)
     return ": ".join([*where, reason])
-
-
-def _cut(message: str) -> str:
-    return _QUOTED.sub(r"\1\2…\1", message)

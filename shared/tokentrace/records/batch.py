@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, cut_quoted, shorten
 from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
@@ -99,7 +99,7 @@ def decode_batches(payload: bytes) -> list[Batch]:
     try:
         return _decoder.decode(payload)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise Rejected(f"batch: {exc}") from exc
+        raise Rejected(f"batch: {cut_quoted(str(exc))}") from exc
 
 
 def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, str]]]]:
@@ -115,7 +115,7 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
     try:
         envelopes = _envelopes.decode(payload)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise Rejected(f"batch: {exc}") from exc
+        raise Rejected(f"batch: {cut_quoted(str(exc))}") from exc
     result = []
     for envelope in envelopes:
         good: list[Span] = []
@@ -134,11 +134,11 @@ def name_fields(message: str) -> str:
     """An array-like span's ``$[13]`` by its name: ``prompt_tokens``."""
     start = message.rfind("`$[")
     if start < 0:
-        return message
+        return cut_quoted(message)
     digits = message[start + 3 :].partition("]")[0]
-    if not digits.isdigit() or int(digits) >= len(SPAN_FIELDS):
-        return message
-    return f"{SPAN_FIELDS[int(digits)]}: {message[:start].removesuffix(' - at ')}"
+    if not (digits.isascii() and digits.isdigit()) or int(digits) >= len(SPAN_FIELDS):
+        return cut_quoted(message)
+    return f"{SPAN_FIELDS[int(digits)]}: {cut_quoted(message[:start].removesuffix(' - at '))}"
 
 
 def join_encoded(batches: Sequence[bytes]) -> bytes:
