@@ -73,7 +73,11 @@ class Machine(Protocol):
         ...
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
-        """What is due at *now_ns*; called often, and after every restart again."""
+        """What is due at *now_ns* and not yet performed; called often, and after every restart again."""
+        ...
+
+    def performed(self, effect: Effect) -> None:
+        """*effect* is done, or nobody can ever do it: ``tick`` need not name it again."""
         ...
 
     def snapshot(self) -> bytes:

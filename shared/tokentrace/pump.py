@@ -113,6 +113,7 @@ class Pump:
     ) -> None:
         self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
         self._perform = perform
+        self._performing = asyncio.Lock()
         self._on_caught_up = on_caught_up
         self._snapshots = Snapshots(bus, service, shard)
         self._meta = bus.kv(subjects.META)
@@ -178,13 +179,16 @@ class Pump:
         await self._tick()
 
     async def _tick(self) -> None:
-        for effect in self._machine.tick(time.time_ns()):
-            if self._perform is None:
-                raise AssertionError(f"{self._reader}: nobody performs {effect}")
-            try:
-                await until_available(partial(self._perform, effect))
-            except Rejected as exc:
-                log.error("%s: %s", self._reader, exc)
+        # One at a time and in order: an event must not overtake one that is still being tried.
+        async with self._performing:
+            for effect in self._machine.tick(time.time_ns()):
+                if self._perform is None:
+                    raise AssertionError(f"{self._reader}: nobody performs {effect}")
+                try:
+                    await until_available(partial(self._perform, effect))
+                except Rejected as exc:
+                    log.error("%s: %s", self._reader, exc)
+                self._machine.performed(effect)
 
     async def _look_after(self) -> None:
         """What has to happen although no message comes: ticks, snapshots, telling the position."""

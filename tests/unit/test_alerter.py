@@ -76,7 +76,10 @@ class Story:
 
     def tick(self, now: float) -> list[AlertEvent]:
         """What is published when the clock shows *now*."""
-        events = [read(effect) for effect in self.alerter.tick(ns(now))]
+        effects = self.alerter.tick(ns(now))
+        for effect in effects:
+            self.alerter.performed(effect)
+        events = [read(effect) for effect in effects]
         self.published += events
         return events
 

@@ -107,8 +107,8 @@ def test_the_default_interval_is_a_tenth_of_the_window_but_not_too_short(window:
 
 
 def test_the_cooldown_is_the_rules_own_then_the_common_one_then_the_window() -> None:
-    assert parse_rule(make_given(cooldown="7m"), "alerts[0]", "5m").cooldown_ns == 7 * MINUTE
-    assert parse_rule(make_given(), "alerts[0]", "5m").cooldown_ns == 5 * MINUTE
+    assert parse_rule(make_given(cooldown="7m"), "alerts[0]", 5 * MINUTE).cooldown_ns == 7 * MINUTE
+    assert parse_rule(make_given(), "alerts[0]", 5 * MINUTE).cooldown_ns == 5 * MINUTE
     assert parse_rule(make_given(), "alerts[0]").cooldown_ns == HOUR
     (rule,) = make_configured(make_given(), alert_cooldown="90s")
     assert rule.cooldown_ns == 90 * SECOND

@@ -119,6 +119,9 @@ class Shard:
         self._rollup.evict(now_ns)
         return ()
 
+    def performed(self, effect: Effect) -> None:
+        """As ``Machine.performed``: there never are any."""
+
     def snapshot(self) -> bytes:
         """As ``Machine.snapshot``."""
         state = {

@@ -17,10 +17,11 @@ DEFAULT_PORT = 8702
 
 async def run(settings: Settings, addr: str, stopping: asyncio.Event) -> None:
     """Serve until *stopping* is set."""
+    config = Config.of(settings)
     sock = bind(parse_addr(addr, DEFAULT_PORT))
     async with jetstream.connect(settings.nats.url, name="alerter", wait_s=60) as bus:
         await provision(bus, settings)
-        service = Alerter(bus, Config.of(settings))
+        service = Alerter(bus, config)
         routes = [*service.routes(), *health_routes(service.health, service.samples)]
         app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
         async with asyncio.TaskGroup() as tasks:

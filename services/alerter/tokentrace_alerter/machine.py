@@ -45,7 +45,10 @@ class Watch:
         self.next_ns = 0
         self._dimensions = {key: value for key, value in rule.filter.items() if key in DIMENSIONS}
         self._attributes = {key: value for key, value in rule.filter.items() if key not in DIMENSIONS}
-        self._tiers = (Tier(rule.bucket_s, rule.window_ns // SECOND + 2 * rule.bucket_s),)
+        width, lag_s = rule.bucket_s, rule.lag_ns // SECOND
+        ring = Tier(width, rule.window_s + lag_s + 1 + 2 * width)
+        # Wide buckets end where they end: the last seconds before an instant are read from buckets of one second.
+        self._tiers = (ring,) if width == 1 else (Tier(1, 2 * width + lag_s + 5), ring)
         self._rollup = Rollup(table, self._tiers)
 
     def fold(self, spans: Sequence[Span], rows: Any) -> None:
@@ -79,13 +82,14 @@ class Watch:
         return decision.event
 
     def _read(self, instant_ns: int) -> tuple[float | None, int]:
-        width = self.rule.bucket_s
-        end_s = instant_ns // SECOND
-        stretch = Stretch(0, (end_s - self.rule.window_ns // SECOND) // width * width, end_s)
+        width, end_s = self.rule.bucket_s, instant_ns // SECOND
+        edge_s = end_s // width * width
+        ring = Stretch(len(self._tiers) - 1, (end_s - self.rule.window_s) // width * width, edge_s)
+        stretches = [ring] if edge_s == end_s else [ring, Stretch(0, edge_s, end_s)]
         metric = self.rule.of()
         kind = self.rule.filter.get("kind", "")
         query = Query(kind=kind or "llm", only_kind=bool(kind), fields=list(metric.fields))
-        figures, _ = Reader(self._rollup, self._table, query).read([stretch])
+        figures, _ = Reader(self._rollup, self._table, query).read(stretches)
         return metric.value(figures), metric.contributing(figures)
 
     def start_at(self, now_ns: int) -> None:
@@ -96,12 +100,13 @@ class Watch:
     def take(self, event: AlertEvent) -> None:
         """The state that *event* says."""
         instant = parse_instant(event.fired_at)
+        if event.status == "firing":
+            self.state.fired_ns = max(self.state.fired_ns, instant)
         if instant < self.state.event_ns:
             return
         self.state.event_ns = instant
         self.state.firing = event.status == "firing"
         if self.state.firing:
-            self.state.fired_ns = instant
             self.state.starts_ns = parse_instant(event.starts_at) if event.starts_at else instant
 
     def snapshot(self) -> dict[str, Any]:
@@ -109,18 +114,22 @@ class Watch:
         return {
             "fingerprint": self.rule.fingerprint,
             "rollup": self._rollup.snapshot(),
-            "state": msgspec.to_builtins(self.state),
+            "seen": [self.state.evaluated_ns, self.state.value, self.state.span_count],
+            "interval_ns": self.rule.eval_interval_ns,
             "primed_ns": self.primed_ns,
             "next_ns": self.next_ns,
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on where ``snapshot`` was, if it watched the same."""
+        """Go on where ``snapshot`` was, if it watched the same; what fired is for the events to say."""
         if saved["fingerprint"] != self.rule.fingerprint:
             return
         self._rollup = Rollup.restore(self._table, saved["rollup"], self._tiers)
-        self.state = msgspec.convert(saved["state"], State)
+        evaluated_ns, value, span_count = saved["seen"]
+        self.state = State(evaluated_ns=evaluated_ns, value=value, span_count=span_count)
         self.primed_ns, self.next_ns = saved["primed_ns"], saved["next_ns"]
+        if self.next_ns and saved["interval_ns"] != self.rule.eval_interval_ns:
+            self.start_at(self.next_ns - saved["interval_ns"])
 
 
 class Alerter:
@@ -129,7 +138,8 @@ class Alerter:
     def __init__(self, rules: Sequence[Rule], project: str) -> None:
         self._project = project
         self._rules = list(rules)
-        self._events: dict[str, AlertEvent] = {}
+        #: Of each rule the last firing and the last event: together they are its state.
+        self._events: dict[str, dict[str, AlertEvent]] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -142,6 +152,12 @@ class Alerter:
         self.caught_up = False
         self.watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
         self.spans = 0
+        self._take_events()
+
+    def _take_events(self) -> None:
+        for name, watch in self.watches.items():
+            for event in self._events.get(name, {}).values():
+                watch.take(event)
 
     @property
     def position(self) -> Position | None:
@@ -195,12 +211,18 @@ class Alerter:
                     watch.primed_ns = self._began_ns or now_ns
                     watch.start_at(now_ns)
             self._evaluate(now_ns - SETTLED_NS)
-        effects, self._effects = self._effects, []
-        return effects
+        return list(self._effects)
+
+    def performed(self, effect: Effect) -> None:
+        """As ``Machine.performed``."""
+        self._effects.remove(effect)
 
     def learn(self, event: AlertEvent) -> None:
         """Somebody, perhaps this alerter before a restart, has published *event*."""
-        self._events[event.alert] = event
+        held = self._events.setdefault(event.alert, {})
+        if event.status == "firing":
+            held["firing"] = event
+        held["last"] = event
         watch = self.watches.get(event.alert)
         if watch is not None:
             watch.take(event)
@@ -214,6 +236,7 @@ class Alerter:
             "seen": self._seen.snapshot(),
             "forgot_ns": self._forgot_ns,
             "began_ns": self._began_ns,
+            "effects": self._effects,
             "watches": {name: watch.snapshot() for name, watch in self.watches.items()},
         }
         return zlib.compress(msgspec.msgpack.encode(state), level=1)
@@ -235,14 +258,33 @@ class Alerter:
             self.watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
             for name, watch in self.watches.items():
                 watch.restore(saved["watches"][name])
-                if name in self._events:
-                    watch.take(self._events[name])
+            self._take_events()
+            self._effects = [
+                effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)
+            ]
         except Rejected:
             self._reset()
             raise
-        except (zlib.error, msgspec.DecodeError, msgspec.ValidationError, ValueError, KeyError, TypeError) as exc:
+        except (
+            zlib.error,
+            msgspec.DecodeError,
+            msgspec.ValidationError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as exc:
             self._reset()
             raise Rejected(f"cannot be read: {exc}") from exc
+
+    def _owed(self, effect: Publish) -> bool:
+        """An event that was decided and had not been published when the snapshot was taken; it still holds."""
+        event = msgspec.json.decode(effect.payload, type=AlertEvent)
+        watch = self.watches.get(event.alert)
+        if watch is None or parse_instant(event.fired_at) <= watch.state.event_ns:
+            return False
+        watch.take(event)
+        return True
 
     def render(self, now_ns: int) -> list[dict[str, Any]]:
         """``GET /alerts``."""

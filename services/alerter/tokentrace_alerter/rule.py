@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
-from tokentrace.errors import ConfigError, Rejected
+from tokentrace.errors import ConfigError, Rejected, shorten
 from tokentrace.metric.registry import METRICS, Metric, find_metric
 from tokentrace.records import AlertEvent
-from tokentrace.units import HOUR, MINUTE, SECOND, parse_duration, render_duration, render_instant
+from tokentrace.units import HOUR, MINUTE, SECOND, is_number, parse_duration, render_duration, render_instant
 
 _OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
@@ -27,6 +27,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
     "lte": operator.le,
 }
 _SYMBOLS = {name: symbol for symbol, name in _OPERATORS.items()}
+LEVELS = ("warning", "critical")
 MAX_WINDOW_NS = 31 * 24 * HOUR
 #: A falling value is judged this much later: spans that are still on their way would have kept it up.
 LAGGING_NS = 5 * SECOND
@@ -76,6 +77,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return max(1, self.window_ns // SECOND // 100)
 
     @property
+    def window_s(self) -> int:
+        """The window in whole seconds, never shorter than asked."""
+        return -(-self.window_ns // SECOND)
+
+    @property
     def lag_ns(self) -> int:
         """How far behind the broker's clock it is judged."""
         return LAGGING_NS if self.op in ("lt", "lte") else 0
@@ -85,13 +91,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return METRICS[self.metric]
 
 
-def parse_rule(given: Mapping[str, Any], where: str, default_cooldown: str | None = None) -> Rule:
+def parse_rule(given: Mapping[str, Any], where: str, default_cooldown_ns: int | None = None) -> Rule:
     """
     A rule from its documented form, checked.
 
     Args:
         given: The keys of SPEC D.1.
         where: For the error, such as ``alerts[2]``.
+        default_cooldown_ns: For a rule that names none; None = its window.
 
     Raises:
         ConfigError: Names the key and what is allowed.
@@ -114,28 +121,37 @@ def parse_rule(given: Mapping[str, Any], where: str, default_cooldown: str | Non
     found = find_metric(str(given.get("metric") or ""))
     if found is None:
         raise ConfigError(f"{where}.metric: {given.get('metric')!r} is none of {', '.join(METRICS)}")
-    op = _OPERATORS.get(given["op"], given["op"])
+    written = str(given.get("op"))
+    op = _OPERATORS.get(written, written)
+    if op not in _COMPARE:
+        raise ConfigError(f"{where}.op: {shorten(written)!r} is none of {', '.join([*_COMPARE, *_OPERATORS])}")
+    threshold = given.get("threshold")
+    if not is_number(threshold):
+        raise ConfigError(f"{where}.threshold: {shorten(threshold)!r} is not a finite number")
+    level = given.get("level") or "warning"
+    if level not in LEVELS:
+        raise ConfigError(f"{where}.level: {shorten(level)!r} is none of {', '.join(LEVELS)}")
     window_ns = duration("window", HOUR)
     if not SECOND <= window_ns <= MAX_WINDOW_NS:
         raise ConfigError(f"{where}.window: must be between 1s and 31d")
     interval = duration("eval_interval", default_interval(window_ns))
     if interval < SECOND:
         raise ConfigError(f"{where}.eval_interval: must be 1s or more")
-    cooldown = duration("cooldown", parse_duration(default_cooldown) if default_cooldown else window_ns)
+    cooldown = duration("cooldown", window_ns if default_cooldown_ns is None else default_cooldown_ns)
     if int(given.get("min_spans") or 0) < 0:
         raise ConfigError(f"{where}.min_spans: must be 0 or more")
     return Rule(
         name=name,
         metric=found[0],
-        op=op,
-        threshold=float(given["threshold"]),
+        op=cast(Op, op),
+        threshold=float(threshold),
         window=str(given.get("window") or render_duration(window_ns)),
         window_ns=window_ns,
         eval_interval_ns=interval,
         cooldown_ns=cooldown,
         min_spans=int(given.get("min_spans") or 0),
         filter=dict(given.get("filter") or {}),
-        level=str(given.get("level") or "warning"),
+        level=level,
         silenced=bool(given.get("silenced")),
         stdout=(given.get("delivery") or {}).get("type") == "stdout",
     )

@@ -15,13 +15,13 @@ import msgspec
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
-from tokentrace.errors import ConfigError, Conflict
+from tokentrace.errors import ConfigError, Conflict, Rejected
 from tokentrace.http import Health, Sample
 from tokentrace.machine import Effect
 from tokentrace.pump import Pump
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
-from tokentrace.units import SECOND
+from tokentrace.units import SECOND, parse_duration
 from tokentrace_alerter.channel import to_stdout
 from tokentrace_alerter.machine import Alerter as Machine
 from tokentrace_alerter.rule import Rule, parse_rule
@@ -54,8 +54,14 @@ class Config:
         Raises:
             ConfigError: Names the rule and the key.
         """
+        cooldown_ns = None
+        if settings.alert_cooldown is not None:
+            try:
+                cooldown_ns = parse_duration(settings.alert_cooldown)
+            except Rejected as exc:
+                raise ConfigError(f"alert_cooldown: {exc}") from exc
         given = [_plain(rule) for rule in settings.alerts]
-        rules = [parse_rule(one, f"alerts[{n}]", settings.alert_cooldown) for n, one in enumerate(given)]
+        rules = [parse_rule(one, f"alerts[{n}]", cooldown_ns) for n, one in enumerate(given)]
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
             raise ConfigError(f"alerts: the name {repeated[0]!r} is used twice")
@@ -140,7 +146,7 @@ class Alerter:
         self._last[effect.subject] = max(ack.sequence, self._last.get(effect.subject, 0))
         if not ack.duplicate:
             self.published += 1
-            if rule.stdout:
+            if rule.stdout and effect.id.endswith("@firing"):
                 to_stdout(effect.payload)
 
     async def _answer(self, payload: bytes) -> list[bytes]:

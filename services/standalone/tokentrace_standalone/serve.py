@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.errors import TokentraceError, Unavailable
@@ -49,14 +50,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nats-port", type=int, default=4222, metavar="PORT", help="of the private one (default 4222)")
 
 
+class Configs(NamedTuple):
+    """What each service has to know: made, and so checked, before anything is started."""
+
+    ingest: IngestConfig
+    aggregator: AggregatorConfig
+    alerter: AlerterConfig
+    api: ApiConfig
+
+    @classmethod
+    def of(cls, settings: Settings) -> Configs:
+        """Everybody's part of *settings*."""
+        return cls(
+            IngestConfig.of(settings), AggregatorConfig.of(settings), AlerterConfig.of(settings), ApiConfig.of(settings)
+        )
+
+
 class Pipeline:
     """All services on one bus."""
 
-    def __init__(self, bus: Bus, settings: Settings) -> None:
-        self.ingest = Ingest(bus, IngestConfig.of(settings))
-        self.aggregator = Aggregator(bus, AggregatorConfig.of(settings))
-        self.api = Api(bus, ApiConfig.of(settings))
-        self.alerter = Alerter(bus, AlerterConfig.of(settings))
+    def __init__(self, bus: Bus, configs: Configs) -> None:
+        self.ingest = Ingest(bus, configs.ingest)
+        self.aggregator = Aggregator(bus, configs.aggregator)
+        self.alerter = Alerter(bus, configs.alerter)
+        self.api = Api(bus, configs.api)
         self._services = (self.ingest, self.aggregator, self.alerter, self.api)
 
     def health(self) -> Health:
@@ -96,6 +113,7 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
         given.config,
         overrides={"nats.url": given.nats, "storage.dir": given.data_dir, "retention.max_spans": given.max_spans},
     )
+    configs = Configs.of(settings)
     sockets = _sockets(given.addr, given.also)
     async with contextlib.AsyncExitStack() as stack:
         broker: Broker | None = None
@@ -106,7 +124,7 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
             url = broker.url
         bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
         await provision(bus, settings)
-        pipeline = Pipeline(bus, settings)
+        pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(pipeline.run(settings, sockets, stopping))
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))

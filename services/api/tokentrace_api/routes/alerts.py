@@ -35,7 +35,7 @@ def routes(api: Api) -> list[BaseRoute]:
                 return reply(rule)
         raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
 
-    return [Route("/alerts", listed), Route("/alerts/{name}/status", status)]
+    return [Route("/alerts", listed), Route("/alerts/{name:path}/status", status)]
 
 
 async def _rules(api: Api) -> list[dict[str, Any]]:
