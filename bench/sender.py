@@ -1,4 +1,4 @@
-"""Spans through one reporter at a fixed rate: ``python -m bench.sender URL RATE SECONDS SEED`` prints its account as JSON."""
+"""Spans through one reporter at a fixed rate: ``python -m bench.sender URL RATE SECONDS SEED`` prints its account."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ class Stack:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.files = ["compose.yaml", self.override("network", {name: {"build": {"network": "host"}} for name in BUILT})]
+        on_host = {name: {"build": {"network": "host"}} for name in BUILT}
+        self.files = ["compose.yaml", self.override("network", on_host)]
 
     def override(self, name: str, services: dict[str, Any]) -> str:
         file = self.directory / f"{name}.yaml"

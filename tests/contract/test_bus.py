@@ -203,9 +203,12 @@ async def test_a_terminated_message_never_comes_again(bus: Bus) -> None:
 
 
 async def test_a_full_queue_refuses_and_keeps_what_it_has(bus: Bus) -> None:
-    with pytest.raises(Unavailable):
+    async def fill() -> None:
         for _ in range(20):
             await bus.publish("queue.a", bytes(100_000))
+
+    with pytest.raises(Unavailable):
+        await fill()
     assert (await bus.state("QUEUE")).messages >= 5
 
 
