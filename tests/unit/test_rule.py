@@ -429,7 +429,7 @@ def test_a_silenced_rule_is_evaluated_all_the_same() -> None:
     table = Table()
     watch = Watch(make_rule(silenced=True, window="10s"), table)
     spans = [make_span(cost_nusd=11 * 10**9, ended_ns=START_NS - SECOND, arrived_ns=START_NS - SECOND)]
-    watch.fold(spans, rows_of(spans, table, START_NS - SECOND))
+    watch.fold(spans, rows_of(spans, table, START_NS - SECOND), START_NS - SECOND)
     watch.start_at(START_NS - SECOND)
     assert watch.evaluate() is None
     assert (watch.state.value, watch.state.span_count, watch.state.breached) == (11.0, 1, True)
@@ -514,7 +514,7 @@ def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span
     at = START_NS - SECOND
     made = [make_span(ended_ns=at, arrived_ns=at, **fields) for fields in spans]
     if made:
-        watch.fold(made, rows_of(made, table, at))
+        watch.fold(made, rows_of(made, table, at), at)
     watch.start_at(at)
     watch.evaluate()
     return watch.state.span_count

@@ -13,22 +13,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from tokentrace.bus import subjects
-from tokentrace.cell import DIMENSIONS, UNKNOWN, Table, rows_of
+from tokentrace.cell import Table, rows_of
 from tokentrace.errors import Rejected
 from tokentrace.machine import Effect, Message, Publish
-from tokentrace.metric.query import Query
-from tokentrace.metric.reader import Reader
+from tokentrace.quantile import Ints
 from tokentrace.records import AlertEvent, Batch, Span, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
-from tokentrace.units import HOUR, SECOND, parse_instant, render_duration, render_instant
-from tokentrace.window import Rollup, Stretch, Tier
+from tokentrace.units import HOUR, parse_instant, render_duration, render_instant
+from tokentrace_alerter.measure import make_measure
 from tokentrace_alerter.rule import Rule, State, breaches, decide
 
-VERSION = 1
+VERSION = 2
 #: What is read is complete up to this long ago, once everything has been read.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
@@ -39,30 +37,14 @@ class Watch:
 
     def __init__(self, rule: Rule, table: Table) -> None:
         self.rule = rule
-        self._table = table
         self.state = State()
         self.primed_ns = 0
         self.next_ns = 0
-        self._dimensions = {key: value for key, value in rule.filter.items() if key in DIMENSIONS}
-        self._attributes = {key: value for key, value in rule.filter.items() if key not in DIMENSIONS}
-        width, lag_s = rule.bucket_s, rule.lag_ns // SECOND
-        ring = Tier(width, rule.window_s + lag_s + 1 + 2 * width)
-        # Wide buckets end where they end: the last seconds before an instant are read from buckets of one second.
-        self._tiers = (ring,) if width == 1 else (Tier(1, 2 * width + lag_s + 5), ring)
-        self._rollup = Rollup(table, self._tiers)
+        self._measure = make_measure(rule, table)
 
-    def fold(self, spans: Sequence[Span], rows: Any) -> None:
-        """Take in the rows of the spans that the filter lets through."""
-        if self.rule.filter:
-            kept = np.array([self._matches(span) for span in spans], dtype=bool)
-            rows = rows[kept]
-        self._rollup.fold(rows)
-
-    def _matches(self, span: Span) -> bool:
-        for key, value in self._dimensions.items():
-            if (getattr(span, key) or UNKNOWN) != value:
-                return False
-        return all(_text(span.attributes.get(key)) == value for key, value in self._attributes.items())
+    def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
+        """Take in the spans of a message of stream time *time_ns*; *rows* are theirs."""
+        self._measure.fold(spans, rows, time_ns)
 
     def due(self, upto_ns: int) -> bool:
         """An instant is waiting to be evaluated."""
@@ -72,7 +54,7 @@ class Watch:
         """Look at the next instant; returns what is to be published."""
         rule, instant = self.rule, self.next_ns
         self.next_ns += rule.eval_interval_ns
-        value, count = self._read(instant)
+        value, count = self._measure.read(instant)
         decision = decide(rule, self.state, instant, value, count)
         self.state.evaluated_ns, self.state.value, self.state.span_count = instant, value, count
         self.state.breached = breaches(rule, value, count)
@@ -80,17 +62,6 @@ class Watch:
         if decision.event is not None:
             self.take(decision.event)
         return decision.event
-
-    def _read(self, instant_ns: int) -> tuple[float | None, int]:
-        width, end_s = self.rule.bucket_s, instant_ns // SECOND
-        edge_s = end_s // width * width
-        ring = Stretch(len(self._tiers) - 1, (end_s - self.rule.window_s) // width * width, edge_s)
-        stretches = [ring] if edge_s == end_s else [ring, Stretch(0, edge_s, end_s)]
-        metric = self.rule.of()
-        kind = self.rule.filter.get("kind", "")
-        query = Query(kind=kind or "llm", only_kind=bool(kind), fields=list(metric.fields))
-        figures, _ = Reader(self._rollup, self._table, query).read(stretches)
-        return metric.value(figures), metric.contributing(figures)
 
     def start_at(self, now_ns: int) -> None:
         """Evaluate from the first aligned instant after *now_ns*."""
@@ -113,7 +84,7 @@ class Watch:
         """As plain data for ``restore``."""
         return {
             "fingerprint": self.rule.fingerprint,
-            "rollup": self._rollup.snapshot(),
+            "measure": self._measure.snapshot(),
             "seen": [self.state.evaluated_ns, self.state.value, self.state.span_count],
             "interval_ns": self.rule.eval_interval_ns,
             "primed_ns": self.primed_ns,
@@ -124,7 +95,7 @@ class Watch:
         """Go on where ``snapshot`` was, if it watched the same; what fired is for the events to say."""
         if saved["fingerprint"] != self.rule.fingerprint:
             return
-        self._rollup = Rollup.restore(self._table, saved["rollup"], self._tiers)
+        self._measure.restore(saved["measure"])
         evaluated_ns, value, span_count = saved["seen"]
         self.state = State(evaluated_ns=evaluated_ns, value=value, span_count=span_count)
         self.primed_ns, self.next_ns = saved["primed_ns"], saved["next_ns"]
@@ -181,7 +152,7 @@ class Alerter:
             self.spans += len(batch.spans)
             rows = rows_of(batch.spans, self._table, time_ns)
             for watch in self.watches.values():
-                watch.fold(batch.spans, rows)
+                watch.fold(batch.spans, rows, time_ns)
 
     def _evaluate(self, upto_ns: int) -> None:
         for watch in self.watches.values():
@@ -317,9 +288,3 @@ def _render(watch: Watch, now_ns: int) -> dict[str, Any]:
         "state": "firing" if state.firing else "warming" if warming else "inactive",
         "why_not_fired": state.why or None,
     }
-
-
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return str(value).lower() if isinstance(value, bool) else str(value)

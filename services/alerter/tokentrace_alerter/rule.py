@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 
 from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.registry import METRICS, Metric, find_metric
 from tokentrace.records import AlertEvent
 from tokentrace.units import HOUR, MINUTE, SECOND, is_number, parse_duration, render_duration, render_instant
@@ -41,7 +42,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     What is watched (SPEC D.1).
 
     Attributes:
-        metric: A name of ``metric.registry.METRICS``.
+        metric: A name of ``metric.registry.METRICS``, or of *custom*.
+        custom: The metric of one's own that it watches; None = everybody's.
         window: As written; window_ns the same in nanoseconds.
         filter: Dimension or attribute -> value, all of which a span must have.
     """
@@ -59,6 +61,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     level: str = "warning"
     silenced: bool = False
     stdout: bool = False
+    custom: CustomMetric | None = None
 
     @property
     def rule_id(self) -> str:
@@ -68,7 +71,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fingerprint(self) -> str:
         """The same as long as what it watches and keeps is the same."""
-        parts = [self.name, self.metric, self.window_ns, sorted(self.filter.items())]
+        parts = [self.name, self.metric, self.custom, self.window_ns, self.lag_ns, sorted(self.filter.items())]
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
     @property
@@ -91,13 +94,19 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return METRICS[self.metric]
 
 
-def parse_rule(given: Mapping[str, Any], where: str, default_cooldown_ns: int | None = None) -> Rule:
+def parse_rule(
+    given: Mapping[str, Any],
+    where: str,
+    default_cooldown_ns: int | None = None,
+    customs: Mapping[str, CustomMetric] = {},
+) -> Rule:
     """
     A rule from its documented form, checked.
 
     Args:
         given: The keys of SPEC D.1.
         where: For the error, such as ``alerts[2]``.
+        customs: Metrics of one's own, by name.
         default_cooldown_ns: For a rule that names none; None = its window.
 
     Raises:
@@ -118,9 +127,11 @@ def parse_rule(given: Mapping[str, Any], where: str, default_cooldown_ns: int | 
         raise ConfigError(f"{where}.name: required")
     if len(name) > 128:
         raise ConfigError(f"{where}.name: longer than 128 characters")
-    found = find_metric(str(given.get("metric") or ""))
-    if found is None:
-        raise ConfigError(f"{where}.metric: {given.get('metric')!r} is none of {', '.join(METRICS)}")
+    metric = str(given.get("metric") or "")
+    custom = customs.get(metric)
+    found = find_metric(metric)
+    if found is None and custom is None:
+        raise ConfigError(f"{where}.metric: {shorten(metric)!r} is none of {', '.join([*METRICS, *customs])}")
     written = str(given.get("op"))
     op = _OPERATORS.get(written, written)
     if op not in _COMPARE:
@@ -142,7 +153,8 @@ def parse_rule(given: Mapping[str, Any], where: str, default_cooldown_ns: int | 
         raise ConfigError(f"{where}.min_spans: must be 0 or more")
     return Rule(
         name=name,
-        metric=found[0],
+        metric=metric if found is None else found[0],
+        custom=custom,
         op=cast(Op, op),
         threshold=float(threshold),
         window=str(given.get("window") or render_duration(window_ns)),

@@ -1,0 +1,156 @@
+"""Metrics of one's own, alone and watched by rules."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokentrace
+from make import make_span
+from tokentrace.errors import ConfigError
+from tokentrace.machine import Message
+from tokentrace.metric.custom import Ring, parse_custom
+from tokentrace.quantile import RELATIVE_ERROR
+from tokentrace.records import AlertEvent, Batch, encode_batches
+from tokentrace.window import Stretch, Tier
+from tokentrace_alerter.machine import Alerter
+from tokentrace_alerter.rule import parse_rule
+
+SECOND = 10**9
+START = 1_790_000_000
+
+
+def metric(**fields: Any) -> Any:
+    return parse_custom({"name": "mine", "type": "sum", "field": "cost", **fields}, "custom_metrics[0]")
+
+
+@pytest.mark.parametrize(
+    ("field", "span", "value"),
+    [
+        ("cost", {"cost_nusd": 1_500_000_000}, 1.5),
+        ("prompt_tokens", {"prompt_tokens": 7}, 7),
+        ("comp_tokens", {"completion_tokens": 3}, 3),
+        ("latency_ms", {"latency_ns": 2_500_000}, 2.5),
+        ("ttft_ms", {"ttft_ns": 1_000_000}, 1.0),
+        ("attr.eval.score", {"attributes": {"eval.score": 0.25}}, 0.25),
+        ("attr.delta", {"attributes": {"delta": -3}}, -3),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sum", "avg", "p95"])
+def test_a_field_is_shown_in_its_own_unit(field: str, span: dict[str, Any], value: float, kind: str) -> None:
+    own = metric(field=field, type=kind)
+    ring = Ring((Tier(1, 60),))
+    made = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
+    measured = own.measure(made)
+    assert measured is not None
+    ring.fold(made, measured, made.arrived_ns)
+    at = made.ended_ns // SECOND
+    assert own.value(ring.read([Stretch(0, at, at + 1)])) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "span"),
+    [
+        ({"field": "latency_ms"}, {"latency_ns": 0}),
+        ({"field": "cost"}, {"cost_nusd": None}),
+        ({"field": "cost"}, {"cost_nusd": 5, "kind": "agent"}),
+        ({"field": "attr.step"}, {"attributes": {"step": "three"}}),
+        ({"field": "attr.step"}, {"attributes": {"step": True}}),
+        ({"filter_key": "document_type"}, {}),
+        ({"filter_key": "document_type", "filter_val": "legal"}, {"attributes": {"document_type": "news"}}),
+        ({"filter_key": "model", "filter_val": "o3"}, {"model": "gpt-4o"}),
+    ],
+)
+def test_a_span_that_does_not_match_or_has_no_value_adds_nothing(fields: dict[str, Any], span: dict[str, Any]) -> None:
+    assert metric(**fields).measure(make_span(**span)) is None
+
+
+def test_a_count_counts_spans_that_have_the_key() -> None:
+    steps = metric(type="count", field="", filter_key="step_name")
+    assert steps.measure(make_span(attributes={"step_name": "plan"})) == 0
+    assert steps.measure(make_span()) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"name": "no good"}, "name"),
+        ({"name": "total_cost"}, "name"),
+        ({"field": "costs"}, "field"),
+        ({"field": "attr."}, "field"),
+        ({"field": ""}, "field"),
+    ],
+)
+def test_a_metric_that_makes_no_sense_is_refused_by_its_key(fields: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"custom_metrics\[0\].{key}"):
+        metric(**fields)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 90), st.integers(-(10**15), 10**15)), max_size=700), st.integers(0, 2**32))
+def test_a_ring_equals_a_recount_before_and_after_a_restart(values: list[tuple[int, int]], seed: int) -> None:
+    dice = random.Random(seed)
+    ring = Ring((Tier(1, 30), Tier(10, 200)))
+    now = START + 100
+    for age, value in values:
+        span = make_span(ended_ns=(now - age) * SECOND, arrived_ns=now * SECOND)
+        ring.fold(span, value, now * SECOND)
+        if dice.random() < 0.01:
+            saved = msgspec.msgpack.decode(msgspec.msgpack.encode(ring.snapshot()), strict=False)
+            ring.restore(saved)
+    ring.evict(now * SECOND)
+    tally = ring.read([Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)])
+    inside = [value for age, value in values if ((now - age) // 10 * 10 >= now - 60 and age > 20) or age <= 20]
+    assert tally.size == len(inside)
+    assert tally.total == sum(inside)
+    if inside:
+        error = 1e-9 if len(inside) <= 100 else RELATIVE_ERROR + 1e-9
+        assert tally.summary.quantile(1.0) == pytest.approx(float(np.max(inside)), rel=error)
+
+
+def test_a_rule_on_a_metric_of_ones_own_fires() -> None:
+    own = metric(name="legal_doc_cost", filter_key="document_type", filter_val="legal")
+    given = tokentrace.cost_spike("legal", 1.0, "10s")
+    given["metric"] = "legal_doc_cost"
+    rule = parse_rule({**given, "eval_interval": "1s"}, "alerts[0]", None, {"legal_doc_cost": own})
+    alerter = Alerter([rule], "default")
+    alerter.caught_up = True
+    alerter.tick(START * SECOND)
+    for number, kind in enumerate(["legal", "news", "legal"]):
+        span = make_span(
+            ended_ns=(START + 1) * SECOND,
+            arrived_ns=(START + 1) * SECOND,
+            cost_nusd=600_000_000,
+            attributes={"document_type": kind},
+        )
+        payload = encode_batches([Batch(id=f"b{number}", spans=[span])])
+        alerter.fold(Message("tokentrace.spans.default.0", payload, number + 1, (START + 1) * SECOND + number, {}), 7)
+    (effect,) = alerter.tick((START + 3) * SECOND)
+    event = msgspec.json.decode(effect.payload, type=AlertEvent)
+    assert (event.metric, event.value, event.span_count) == ("legal_doc_cost", 1.2, 2)
+
+
+def test_the_named_rules_are_what_the_documents_say() -> None:
+    made = [
+        tokentrace.cost_spike("a", 10.0, "1h", cooldown="30m"),
+        tokentrace.latency_regression("b", 3000, "30m"),
+        tokentrace.latency_regression("c", 3000, "30m", percentile=99),
+        tokentrace.quality_drop("d", 0.75, "1h", min_spans=20),
+        tokentrace.error_rate_spike("e", 0.05, "15m", min_spans=10),
+    ]
+    rules = [parse_rule(given, f"alerts[{n}]") for n, given in enumerate(made)]
+    assert [(rule.metric, rule.op) for rule in rules] == [
+        ("total_cost", "gt"),
+        ("latency_p95", "gt"),
+        ("latency_p99", "gt"),
+        ("quality_score", "lt"),
+        ("error_rate", "gt"),
+    ]
+    with pytest.raises(ValueError, match="percentile"):
+        tokentrace.latency_regression("f", 1, "1h", percentile=42)
