@@ -299,7 +299,6 @@ def test_the_third_dialect_of_configuration_is_refused_by_name() -> None:
         ("transport: {type: kafka}", "transport.type"),
         ("transport: stdout", "transport"),
         ("transport: [stdout]", "transport"),
-        ("transport: null", "transport"),
         ("transport: {http: {endpoint: x, compression: zip}}", "compression"),
         ("http_server: {enabled: perhaps}", "http_server.enabled"),
         ("http_server: {max_batch_size: many}", "http_server.max_batch_size"),

@@ -111,6 +111,9 @@ async def connect(
         raise Unavailable(
             f"no NATS server at {_without_secret(url)} ({link.last_error or type(exc).__name__})"
         ) from exc
+    except asyncio.CancelledError:
+        link.cut()
+        raise
     bus = JetStream(client)
     link.on_down = bus.fail_waiting
     watchdog = asyncio.create_task(link.watch(client), name="nats watchdog")
@@ -157,11 +160,16 @@ class _Link:
         )
         return client
 
+    def cut(self) -> None:
+        """Close the socket of a connection that was never made, without waiting."""
+        if self._client is not None:
+            _abort(self._client)
+
     async def abandon(self) -> None:
         """Let go of a connection that was never made."""
         if self._client is None:
             return
-        _abort(self._client)
+        self.cut()
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             async with asyncio.timeout(1):
                 await self._client.close()

@@ -277,6 +277,7 @@ class Reporter:
             self._give_up()
             with self._lock:
                 self._loop = None
+            _end_tasks(loop)
             loop.close()
 
     def _give_up(self) -> None:
@@ -451,6 +452,16 @@ def check_url(url: str) -> None:
         raise ConfigError(f"reporter: {exc}") from exc
     if port == 0:
         raise ConfigError("reporter: port 0 is no place to send to")
+
+
+def _end_tasks(loop: SenderLoop) -> None:
+    """Let whatever still runs on *loop* end, and its sockets close."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    with contextlib.suppress(TimeoutError):
+        loop.run_until_complete(asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), _GRACE_S))
+    loop.run_until_complete(asyncio.sleep(0))
 
 
 def _close_all() -> None:
