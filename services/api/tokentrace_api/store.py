@@ -65,6 +65,37 @@ class TraceRow(NamedTuple):
     status: str
 
 
+class Search(NamedTuple):
+    """
+    Which traces are asked for.
+
+    Attributes:
+        columns: Column -> value; one span of the trace has to match all of these and all attributes.
+        attributes: Key -> value in text form.
+        since_ns, until_ns: The trace started at or after, at or before; None = whenever.
+    """
+
+    columns: Mapping[str, str] = {}
+    attributes: Mapping[str, str] = {}
+    since_ns: int | None = None
+    until_ns: int | None = None
+
+    def sql(self, source: str) -> tuple[str, str, list[Any]]:
+        """(WHERE, HAVING, their values)."""
+        conditions = [f"{column} = ?" for column in self.columns]
+        values: list[Any] = list(self.columns.values())
+        for key, value in self.attributes.items():
+            conditions.append("json_extract_string(attributes, ?) = ?")
+            values += ["/" + key.replace("~", "~0").replace("/", "~1"), value]
+        where = (
+            f"WHERE trace_id IN (SELECT trace_id FROM {source} WHERE {' AND '.join(conditions)})" if conditions else ""
+        )
+        bounds = [("started >= ?", self.since_ns), ("started <= ?", self.until_ns)]
+        having = " AND ".join(text for text, bound in bounds if bound is not None)
+        values += [bound for _, bound in bounds if bound is not None]
+        return where, f"HAVING {having}" if having else "", values
+
+
 @dataclass
 class _Reader:
     """What the store knows of one shard's stream."""
@@ -317,25 +348,15 @@ class Store:
             return []
         return [span_of(row) for row in self._query(f"SELECT * FROM {source} ORDER BY ordinal DESC LIMIT {int(limit)}")]
 
-    def traces(self, filters: Mapping[str, str], limit: int, offset: int, now_ns: int) -> tuple[list[TraceRow], int]:
-        """
-        A page of traces, newest start first, and how many there are.
-
-        Args:
-            filters: Column -> value; one span of the trace has to match all of them.
-        """
+    def traces(self, search: Search, limit: int, offset: int, now_ns: int) -> tuple[list[TraceRow], int]:
+        """A page of the traces that match *search*, newest start first, and how many there are."""
         source = self._source(now_ns)
         if not source:
             return [], 0
-        condition = " AND ".join(f"{column} = ?" for column in filters) or "true"
-        values = list(filters.values())
-        total = self._query(f"SELECT count(DISTINCT trace_id) FROM {source} WHERE {condition}", values)[0][0]
-        matching = f"WHERE trace_id IN (SELECT trace_id FROM {source} WHERE {condition})" if filters else ""
-        page = self._query(
-            f"SELECT trace_id, min(started_ns) AS started FROM {source} {matching} "
-            f"GROUP BY trace_id ORDER BY started DESC, trace_id LIMIT {int(limit)} OFFSET {int(offset)}",
-            values,
-        )
+        matching, having, values = search.sql(source)
+        grouped = f"SELECT trace_id, min(started_ns) AS started FROM {source} {matching} GROUP BY trace_id {having}"
+        total = self._query(f"SELECT count(*) FROM ({grouped})", values)[0][0]
+        page = self._query(f"{grouped} ORDER BY started DESC, trace_id LIMIT {int(limit)} OFFSET {int(offset)}", values)
         ids = [row[0] for row in page]
         if not ids:
             return [], total

@@ -16,8 +16,8 @@ from tokentrace.lifetime import histogram_quantile_ms
 from tokentrace.metric.query import Query
 from tokentrace.records import Span, counts_as_cost
 from tokentrace.units import MS, nusd_to_usd, render_instant
-from tokentrace_api.routes.parameters import parameters, parse_count
-from tokentrace_api.store import TraceRow
+from tokentrace_api.routes.parameters import parameters, parse_count, parse_moment
+from tokentrace_api.store import Search, TraceRow
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
@@ -32,13 +32,18 @@ def routes(api: Api) -> list[BaseRoute]:
     """The routes of the span store."""
 
     async def listed(request: Request) -> Response:
-        given = parameters(request, (*_FILTERS, "limit", "offset"))
+        given = parameters(request, (*_FILTERS, "since", "until", "limit", "offset"), prefix="attr.")
         limit = parse_count(given, "limit", DEFAULT_LIMIT, most=MAX_LIMIT)
         offset = parse_count(given, "offset", 0)
-        filters = {name: given[name] for name in _FILTERS if name in given}
-        if filters.get("status", "ok") not in _STATUSES:
-            raise Rejected(f"status: {shorten(filters['status'])!r} is none of {', '.join(_STATUSES)}")
-        rows, total = await api.read(lambda store: store.traces(filters, limit, offset, time.time_ns()))
+        if given.get("status", "ok") not in _STATUSES:
+            raise Rejected(f"status: {shorten(given['status'])!r} is none of {', '.join(_STATUSES)}")
+        search = Search(
+            columns={name: given[name] for name in _FILTERS if name in given},
+            attributes={name.removeprefix("attr."): value for name, value in given.items() if name.startswith("attr.")},
+            since_ns=parse_moment(given, "since"),
+            until_ns=parse_moment(given, "until"),
+        )
+        rows, total = await api.read(lambda store: store.traces(search, limit, offset, time.time_ns()))
         return reply(
             {
                 "traces": [render_row(row) for row in rows],
