@@ -1,40 +1,83 @@
-"""A service as a program: flags, settings, one run."""
+"""A service as a program: flags and settings in, one connection, one socket, its tasks, until it is stopped."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeVar
+
+from starlette.routing import BaseRoute
 
 from tokentrace import process
+from tokentrace.bus import Bus, jetstream
+from tokentrace.http import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
+from tokentrace.provision import provision
 from tokentrace.settings import Settings, load
 
-Service = Callable[[Settings, str, asyncio.Event], Awaitable[None]]
+#: How long a service waits for its first connection: in containers the broker may come up after it.
+_CONNECT_S = 60.0
+
+C = TypeVar("C")
 
 
-def arguments(tool: str, what: str) -> argparse.ArgumentParser:
-    """The flags that every service has."""
+class Service(Protocol):
+    """What a program runs."""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until *stopping* is set, then finish what is under way."""
+        ...
+
+    def routes(self) -> Sequence[BaseRoute]:
+        """Its HTTP side, health aside."""
+        ...
+
+    def health(self) -> Health:
+        """Whether it can do its work."""
+        ...
+
+    def samples(self) -> Iterable[Sample]:
+        """Its own metrics."""
+        ...
+
+
+def run_service(name: str, *, port: int, configure: Callable[[Settings], C], make: Callable[[Bus, C], Service]) -> int:
+    """
+    ``python -m tokentrace_<name>``: read flags, environment and file, and run one service.
+
+    Args:
+        port: Where it listens when nothing says otherwise.
+        configure: The service's part of the settings; ConfigError before anything is started.
+        make: The service itself.
+
+    Returns:
+        Exit code, as ``process.run``.
+    """
+    tool = f"tokentrace_{name}"
+    given = _arguments(tool, f"The {name} service of tokentrace.").parse_args()
+    addr = given.addr or os.environ.get("TOKENTRACE_ADDR") or f":{port}"
+
+    async def run(stopping: asyncio.Event) -> None:
+        settings = load(given.config, overrides={"nats.url": given.nats, "storage.dir": given.data_dir})
+        config = configure(settings)
+        sock = bind(parse_addr(addr, port))
+        async with jetstream.connect(settings.nats.url, name=name, wait_s=_CONNECT_S) as bus:
+            await provision(bus, settings)
+            service = make(bus, config)
+            routes = [*service.routes(), *health_routes(service.health, service.samples)]
+            app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(service.run(stopping))
+                tasks.create_task(serve_http(app, [sock], stopping=stopping))
+
+    return process.run(tool, run)
+
+
+def _arguments(tool: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=tool, description=what)
     parser.add_argument("--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml if it is there)")
     parser.add_argument("--nats", metavar="URL", help="NATS server (default nats://127.0.0.1:4222)")
     parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host this machine only")
     parser.add_argument("--data-dir", metavar="DIR", help="where to keep files (default ./tokentrace-data)")
     return parser
-
-
-def run_service(tool: str, what: str, service: Service, *, port: int) -> int:
-    """
-    Read flags, environment and file, and run *service*.
-
-    Returns:
-        Exit code, as ``process.run``.
-    """
-    given = arguments(tool, what).parse_args()
-    addr = given.addr or os.environ.get("TOKENTRACE_ADDR") or f":{port}"
-
-    async def run(stopping: asyncio.Event) -> None:
-        settings = load(given.config, overrides={"nats.url": given.nats, "storage.dir": given.data_dir})
-        await service(settings, addr, stopping)
-
-    return process.run(tool, run)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
-from tokentrace.bus import Bus, subjects
+from msgspec.structs import replace
+
+from tokentrace.bus import MIN_STREAM_BYTES, Bus, Stream, subjects
 from tokentrace.errors import ConfigError, Conflict
 from tokentrace.pump import until_available
 from tokentrace.settings import Settings
@@ -14,9 +17,13 @@ log = logging.getLogger("tokentrace.provision")
 _SHARDS = "shards"
 
 
-async def provision(bus: Bus, settings: Settings) -> None:
+async def provision(bus: Bus, settings: Settings, *, room_bytes: int | None = None) -> None:
     """
     Make or update everything of DESIGN 2; safe to do from any number of services at once.
+
+    Args:
+        room_bytes: What all streams may take together, where that is known: ceilings over it are cut in proportion,
+            because the broker sets aside what a stream may grow to.
 
     Raises:
         ConfigError: The streams were made for another number of shards.
@@ -28,9 +35,21 @@ async def provision(bus: Bus, settings: Settings) -> None:
         spans_age_ns=nats.spans_max_age,
         duplicate_window_ns=nats.duplicate_window,
     )
-    for stream in wanted:
+    for stream in fit(wanted, room_bytes) if room_bytes is not None else wanted:
         await until_available(lambda stream=stream: bus.ensure(stream))  # type: ignore[misc]
     await _agree_on_shards(bus, nats.shards)
+
+
+def fit(streams: Sequence[Stream], room_bytes: int) -> list[Stream]:
+    """*streams* with ceilings that together stay within *room_bytes*, each at least ``MIN_STREAM_BYTES``."""
+    total = sum(stream.max_bytes for stream in streams)
+    if total <= room_bytes:
+        return list(streams)
+    cut = [max(stream.max_bytes * room_bytes // total, MIN_STREAM_BYTES) for stream in streams]
+    log.warning(
+        "the disk has room for %d MiB of streams, not %d: all are cut in proportion", room_bytes >> 20, total >> 20
+    )
+    return [replace(stream, max_bytes=size) for stream, size in zip(streams, cut, strict=True)]
 
 
 async def _agree_on_shards(bus: Bus, shards: int) -> None:

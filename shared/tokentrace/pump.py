@@ -23,6 +23,7 @@ SAVE_EVERY_S = 60.0
 SAVE_EVERY_BYTES = 256 * 1024 * 1024
 KEEP_SNAPSHOTS = 3
 TELL_EVERY_S = 2.0
+_COMPLAIN_EVERY_S = 5.0
 #: How long the loop may be held before others get a turn.
 TURN_S = 0.005
 
@@ -224,11 +225,14 @@ T = TypeVar("T")
 async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
     """What *attempt* returns, tried again with growing pauses while the world is away."""
     pause = 0.05
+    told = time.monotonic()
     while True:
         try:
             return await attempt()
         except Unavailable as exc:
-            log.debug("trying again: %s", exc)
+            if time.monotonic() - told > _COMPLAIN_EVERY_S:
+                told = time.monotonic()
+                log.warning("still trying: %s", exc)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 

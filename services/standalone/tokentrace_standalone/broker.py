@@ -85,7 +85,7 @@ class Broker:
             _CONFIG.format(
                 port=self.port,
                 directory=self.directory / "jetstream",
-                limit=self._room(),
+                limit=self.room(),
                 payload=MAX_PAYLOAD,
                 log=log_file,
             )
@@ -122,7 +122,7 @@ class Broker:
                         ) from exc
             await asyncio.sleep(0.1)
 
-    def _room(self) -> int:
+    def room(self) -> int:
         """What the streams may take together: most of what is free now, and what they have already."""
         store = self.directory / "jetstream"
         used = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) if store.exists() else 0

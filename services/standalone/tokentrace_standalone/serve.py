@@ -123,7 +123,7 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
             broker = await stack.enter_async_context(private_broker(directory, given.nats_port))
             url = broker.url
         bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
-        await provision(bus, settings)
+        await provision(bus, settings, room_bytes=None if broker is None else broker.room())
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(pipeline.run(settings, sockets, stopping))

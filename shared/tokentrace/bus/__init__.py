@@ -20,6 +20,7 @@ from tokentrace.units import MINUTE
 
 __all__ = [
     "HEADROOM_BYTES",
+    "MIN_STREAM_BYTES",
     "Bus",
     "Chunk",
     "Delivery",
@@ -36,6 +37,8 @@ __all__ = [
 
 #: Room left for subject and headers when a payload is cut to the broker's limit.
 HEADROOM_BYTES = 16 * 1024
+#: No stream is cut below this.
+MIN_STREAM_BYTES = 1024 * 1024
 
 
 class PubAck(NamedTuple):

@@ -27,6 +27,7 @@ from nats.aio.subscription import Subscription
 
 from tokentrace.bus import (
     HEADROOM_BYTES,
+    MIN_STREAM_BYTES,
     Chunk,
     Handler,
     Message,
@@ -47,7 +48,6 @@ _BEAT_S = 1.0
 _EXPIRES_S = 30.0
 _FETCH = 256
 _PART = "Tokentrace-Part"
-_MIN_STREAM_BYTES = 8 * 1024 * 1024
 
 _NO_STREAM = 10059
 _NO_SPACE = 10047
@@ -249,7 +249,7 @@ class JetStream:
                 await self._ensure(config)
                 return
             except _ApiError as exc:
-                if exc.code != _NO_SPACE or config["max_bytes"] <= _MIN_STREAM_BYTES:
+                if exc.code != _NO_SPACE or config["max_bytes"] <= MIN_STREAM_BYTES:
                     raise exc.translated() from exc
                 config["max_bytes"] //= 2
                 log.warning("stream %s: the disk cannot hold it, cut to %d bytes", stream.name, config["max_bytes"])
@@ -267,6 +267,9 @@ class JetStream:
         wanted = {**current, **config, "persist_mode": current.get("persist_mode", "default")}
         # A stream cut to a small disk stays cut: growing it again is the operator's decision.
         if 0 < current.get("max_bytes", -1) < config["max_bytes"] and info["state"]["bytes"] > 0:
+            wanted["max_bytes"] = current["max_bytes"]
+        # Nor is a stream cut below what it holds: that would throw away what somebody has not read.
+        if wanted["max_bytes"] < info["state"]["bytes"]:
             wanted["max_bytes"] = current["max_bytes"]
         if any(
             current.get(key) != value for key, value in wanted.items() if key != "persist_mode" or value != "default"
