@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
@@ -64,14 +65,20 @@ def run_service(name: str, *, port: int, configure: Callable[[Settings], C], mak
         sock = bind(parse_addr(addr, port))
         async with jetstream.connect(settings.nats.url, name=name, wait_s=_CONNECT_S) as bus:
             await provision(bus, settings)
-            service = make(bus, config)
-            routes = [*service.routes(), *health_routes(service.health, service.samples)]
-            app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(service.run(stopping))
-                tasks.create_task(serve_http(app, [sock], stopping=stopping))
+            await serve(make(bus, config), settings, [sock], stopping)
 
     return process.run(tool, run)
+
+
+async def serve(
+    service: Service, settings: Settings, sockets: Sequence[socket.socket], stopping: asyncio.Event
+) -> None:
+    """Run *service* and its HTTP side, health included, until *stopping* is set."""
+    routes = [*service.routes(), *health_routes(service.health, service.samples)]
+    app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(service.run(stopping))
+        tasks.create_task(serve_http(app, sockets, stopping=stopping))
 
 
 def _arguments(tool: str, what: str) -> argparse.ArgumentParser:

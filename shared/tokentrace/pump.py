@@ -24,6 +24,7 @@ SAVE_EVERY_BYTES = 256 * 1024 * 1024
 KEEP_SNAPSHOTS = 3
 TELL_EVERY_S = 2.0
 _COMPLAIN_EVERY_S = 5.0
+_READER = "reader."
 #: How long the loop may be held before others get a turn.
 TURN_S = 0.005
 
@@ -84,7 +85,6 @@ class Progress(msgspec.Struct):
     caught_up: bool = False
     pending: int = 0
     trouble: str = ""
-    folded: int = 0
     rejected: int = 0
 
 
@@ -118,7 +118,7 @@ class Pump:
         self._on_caught_up = on_caught_up
         self._snapshots = Snapshots(bus, service, shard)
         self._meta = bus.kv(subjects.META)
-        self._reader = f"reader.{service}.{shard}"
+        self._reader = reader_key(service, shard)
         self._save_every_s = save_every_s
         self._saved_at = time.monotonic()
         self._unsaved_bytes = 0
@@ -167,7 +167,6 @@ class Pump:
             except Rejected as exc:
                 progress.rejected += 1
                 log.warning("%s: message %d: %s", self._reader, message.sequence, exc)
-            progress.folded += 1
             self._unsaved_bytes += len(message.payload)
             if time.perf_counter() > turn:
                 await asyncio.sleep(0)
@@ -237,8 +236,13 @@ async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
             pause = min(pause * 2, 1.0)
 
 
+def reader_key(service: str, shard: int) -> str:
+    """Where a reader's position stands in ``tt_meta``."""
+    return f"{_READER}{service}.{shard}"
+
+
 def encode_position(position: Position) -> bytes:
-    """A reader's position as it stands in ``tt_meta`` under ``reader.<service>.<shard>``."""
+    """A reader's position as it stands in ``tt_meta`` under ``reader_key``."""
     return msgspec.json.encode([position.created_ns, position.sequence, time.time_ns()])
 
 
@@ -266,3 +270,16 @@ def backlog(state: StreamState, positions: dict[str, bytes], now_ns: int, forget
         unread = max(state.last_sequence - max(read, state.first_sequence - 1), 0)
         behind[reader] = full * unread / span
     return behind
+
+
+async def read_backlog(bus: Bus) -> tuple[StreamState, dict[str, float]]:
+    """
+    The span log, and how far each reader is behind in it.
+
+    Raises:
+        Unavailable: The broker is away.
+    """
+    state = await bus.state(subjects.SPANS)
+    entries = await bus.kv(subjects.META).items()
+    readers = {key: entry.value for key, entry in entries.items() if key.startswith(_READER)}
+    return state, backlog(state, readers, time.time_ns())

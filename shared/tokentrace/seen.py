@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any
 
 import msgspec
 
@@ -130,13 +129,9 @@ class Seen:
     def note(self, rows: Iterable[tuple[str, int, int, int]]) -> None:
         """Take note of (id, sequence, part, stream time) of batches that were folded after the last snapshot."""
         for key, sequence, part, now_ns in rows:
-            self.add(_bare(key, sequence, part), now_ns)
+            self.add(Batch(id=key, sequence=sequence, part=part), now_ns)
 
 
 def _key(batch: Batch) -> str:
     """Each part of a split batch is a sequence of its own, so that the numbers of the first ones stay without holes."""
     return f"{batch.id}#{batch.part}"
-
-
-def _bare(key: str, sequence: int, part: int) -> Any:
-    return Batch(id=key, sequence=sequence, part=part)

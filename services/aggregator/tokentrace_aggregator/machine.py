@@ -20,7 +20,7 @@ from tokentrace.seen import Seen
 from tokentrace.units import HOUR, SECOND
 from tokentrace.window import HORIZON_NS, Rollup, plan
 
-VERSION = 1
+VERSION = 2
 _MAX_LOSSES = 20
 
 
@@ -56,7 +56,6 @@ class Shard:
         self.spans = 0
         self.batches = 0
         self.repeated = 0
-        self.future = 0
 
     @property
     def position(self) -> Position | None:
@@ -135,7 +134,7 @@ class Shard:
             "forgot_ns": self._forgot_ns,
             "losses": self.losses,
             "reporters": self.reporters,
-            "counts": [self.spans, self.batches, self.repeated, self.future],
+            "counts": [self.spans, self.batches, self.repeated],
         }
         return zlib.compress(msgspec.msgpack.encode(state), level=1)
 
@@ -165,7 +164,7 @@ class Shard:
         self._forgot_ns = saved["forgot_ns"]
         self.losses = msgspec.convert(saved["losses"], list[Loss])
         self.reporters = msgspec.convert(saved["reporters"], dict[str, tuple[int, ReporterStats]])
-        self.spans, self.batches, self.repeated, self.future = saved["counts"]
+        self.spans, self.batches, self.repeated = saved["counts"]
 
     def since_ns(self, now_ns: int) -> int:
         """Before this instant something is missing; 0 = nothing is. Losses older than every window do not count."""

@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
-from tokentrace.pump import encode_position
+from tokentrace.pump import encode_position, reader_key
 from tokentrace.settings import Settings
 from tokentrace_api.ask import Aggregators
 from tokentrace_api.store import Item, Store
@@ -44,7 +44,7 @@ class Config:
         directory: Where the store's files are.
         max_spans: Rows shown; 0 = no limit.
         keep_ns: How long spans are shown.
-        metrics_path, prometheus_path, health_path: Where people find them.
+        metrics_path, health_path: Where people find them.
         ingest_url: Where what is posted here goes; "" = nothing can be posted here.
     """
 
@@ -54,7 +54,6 @@ class Config:
     keep_ns: int
     memory_limit_mb: int
     metrics_path: str
-    prometheus_path: str
     health_path: str
     ingest_url: str
     ingest_path: str
@@ -71,7 +70,6 @@ class Config:
             keep_ns=int(settings.retention.memory_window),
             memory_limit_mb=settings.storage.memory_limit_mb,
             metrics_path=http.metrics_path,
-            prometheus_path=http.prometheus_path,
             health_path=http.health_path,
             ingest_url=http.ingest_url,
             ingest_path=http.ingest_path,
@@ -188,7 +186,7 @@ class Api:
                 for shard in range(self.config.shards):
                     position = store.position(shard)
                     if position is not None:
-                        await self.bus.kv(subjects.META).put(f"reader.{NAME}.{shard}", encode_position(position))
+                        await self.bus.kv(subjects.META).put(reader_key(NAME, shard), encode_position(position))
                 if time.monotonic() - pruned > _PRUNE_EVERY_S:
                     pruned = time.monotonic()
                     await self._in_writer(partial(store.prune, time.time_ns()))

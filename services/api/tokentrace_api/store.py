@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
+import numpy as np
 
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.machine import Message
@@ -406,8 +407,6 @@ def _by_day(items: Sequence[Item]) -> list[tuple[str, list[Item]]]:
 
 
 def _folded_columns(shard: int, folded: Iterable[tuple[str, int, int, int]]) -> dict[str, Any]:
-    import numpy as np
-
     ids, sequences, parts, times = zip(*folded, strict=True)
     return {
         "shard": np.full(len(ids), shard, np.int32),

@@ -15,14 +15,12 @@ from tokentrace.dialect import docs, mist
 from tokentrace.errors import Conflict, Rejected
 from tokentrace.http import read_body, reply
 from tokentrace.records import Batch, Span
-from tokentrace.records.batch import encode_batch
+from tokentrace.records.batch import BATCH_TYPE, encode_batch
 from tokentrace_ingest.machine import MAX_SPAN_BYTES
 
 if TYPE_CHECKING:
     from tokentrace_ingest.service import Ingest
 
-#: What a Reporter posts: the batches of its NATS message, ids and numbers included.
-BATCH_TYPE = "application/vnd.tokentrace.batches+msgpack"
 _MAX_KEY = 256
 
 

@@ -17,7 +17,7 @@ from tokentrace.bus import Bus, Delivery, Message, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
 from tokentrace.pricing import Pricer, Rate
-from tokentrace.pump import backlog, until_available
+from tokentrace.pump import read_backlog, until_available
 from tokentrace.records import Batch
 from tokentrace.redact import Redactor
 from tokentrace.settings import Settings
@@ -229,13 +229,10 @@ class Ingest:
         while True:
             await asyncio.sleep(_GUARD_EVERY_S)
             try:
-                state = await self.bus.state(subjects.SPANS)
-                entries = await self.bus.kv(subjects.META).items()
+                _, self._behind = await read_backlog(self.bus)
             except TokentraceError as exc:
                 log.debug("guard: %s", exc)
                 continue
-            readers = {key: entry.value for key, entry in entries.items() if key.startswith("reader.")}
-            self._behind = backlog(state, readers, time.time_ns())
             worst = max(self._behind, key=lambda reader: self._behind[reader], default="")
             if worst and self._behind[worst] >= _STOP_AT:
                 part = f"{self._behind[worst]:.0%}"

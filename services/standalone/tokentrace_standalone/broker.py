@@ -65,6 +65,7 @@ class Broker:
         self._binary, self.directory, self.port = find_binary(), directory, port
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = True
+        self.room_bytes = 0
 
     @property
     def url(self) -> str:
@@ -79,13 +80,14 @@ class Broker:
             Unavailable: The port is taken, or it does not start.
         """
         await self._until_port_is_free()
+        self.room_bytes = self._room()
         config = self.directory / "nats.conf"
         log_file = self.directory / "nats.log"
         config.write_text(
             _CONFIG.format(
                 port=self.port,
                 directory=self.directory / "jetstream",
-                limit=self.room(),
+                limit=self.room_bytes,
                 payload=MAX_PAYLOAD,
                 log=log_file,
             )
@@ -122,7 +124,7 @@ class Broker:
                         ) from exc
             await asyncio.sleep(0.1)
 
-    def room(self) -> int:
+    def _room(self) -> int:
         """What the streams may take together: most of what is free now, and what they have already."""
         store = self.directory / "jetstream"
         used = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) if store.exists() else 0

@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from starlette.routing import BaseRoute
+
+from tokentrace import program
 from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.errors import TokentraceError, Unavailable
-from tokentrace.http import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
+from tokentrace.http import Health, Sample, bind, parse_addr
 from tokentrace.provision import provision
 from tokentrace.settings import Settings, load
 from tokentrace_aggregator.service import Aggregator
@@ -91,15 +94,15 @@ class Pipeline:
         for service in self._services:
             yield from service.samples()
 
-    async def run(self, settings: Settings, sockets: list[socket.socket], stopping: asyncio.Event) -> None:
-        """Serve until *stopping* is set."""
-        routes = [route for service in self._services for route in service.routes()]
-        routes += health_routes(self.health, self.samples)
-        app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+    def routes(self) -> list[BaseRoute]:
+        """Everybody's routes, all on one port."""
+        return [route for service in self._services for route in service.routes()]
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until *stopping* is set."""
         async with asyncio.TaskGroup() as tasks:
             for service in self._services:
                 tasks.create_task(service.run(stopping))
-            tasks.create_task(serve_http(app, sockets, stopping=stopping))
 
     async def ready(self) -> None:
         """Return once every service is."""
@@ -123,10 +126,10 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
             broker = await stack.enter_async_context(private_broker(directory, given.nats_port))
             url = broker.url
         bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
-        await provision(bus, settings, room_bytes=None if broker is None else broker.room())
+        await provision(bus, settings, room_bytes=None if broker is None else broker.room_bytes)
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(pipeline.run(settings, sockets, stopping))
+            running = tasks.create_task(program.serve(pipeline, settings, sockets, stopping))
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError, Rejected, Unavailable
+from tokentrace.records.batch import BATCH_TYPE
 
-BATCH_TYPE = "application/vnd.tokentrace.batches+msgpack"
 _HTTP_TIMEOUT_S = 10.0
 
 

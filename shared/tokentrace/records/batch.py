@@ -12,6 +12,9 @@ from tokentrace.errors import Rejected, cut_quoted, shorten
 from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
+#: The content type of ``encode_batches`` over HTTP: what a reporter posts, ids and numbers included.
+BATCH_TYPE = "application/vnd.tokentrace.batches+msgpack"
+
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 

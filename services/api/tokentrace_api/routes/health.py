@@ -9,11 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from tokentrace.bus import subjects
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.http import reply
 from tokentrace.metric.query import Query
-from tokentrace.pump import backlog
+from tokentrace.pump import read_backlog
 from tokentrace.units import SECOND, render_instant
 from tokentrace.version import __version__
 
@@ -60,10 +59,7 @@ def routes(api: Api) -> list[BaseRoute]:
 
 async def _log(api: Api) -> dict[str, Any]:
     """What the stream covers, and which readers are more than half of it behind."""
-    state = await api.bus.state(subjects.SPANS)
-    entries = await api.bus.kv(subjects.META).items()
-    readers = {key: entry.value for key, entry in entries.items() if key.startswith("reader.")}
-    behind = {reader: round(part, 3) for reader, part in backlog(state, readers, time.time_ns()).items() if part > 0.5}
+    state, behind = await read_backlog(api.bus)
     covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {
         "log": {
@@ -73,6 +69,7 @@ async def _log(api: Api) -> dict[str, Any]:
             "max_bytes": state.max_bytes,
         }
     }
-    if behind:
-        shown["warnings"] = [f"{reader} is {part:.0%} of the log behind" for reader, part in behind.items()]
+    late = {reader: part for reader, part in behind.items() if part > 0.5}
+    if late:
+        shown["warnings"] = [f"{reader} is {part:.0%} of the log behind" for reader, part in late.items()]
     return shown
