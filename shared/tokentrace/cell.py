@@ -1,20 +1,16 @@
 """
 Cells: the combinations of dimensions that rollups count by, and what one row of a span adds to them.
-
-A sum is held as two int64 columns, ``value & 0xffffffff`` and ``value >> 32``: whatever arrives within the bounds of a
-span, no sum of two thousand million spans can overflow, and the two join into an exact Python integer.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
+from tokentrace.exact import Totals
 from tokentrace.quantile import Ints
 from tokentrace.records import Span
 from tokentrace.records.span import FUTURE_NS
@@ -51,6 +47,7 @@ class Table:
     def __init__(self, cells: Iterable[Sequence[str]] = ()) -> None:
         self.cells: list[Dimensions] = [Dimensions(*cell) for cell in cells]
         self._numbers: dict[tuple[str, ...], int] = {cell: number for number, cell in enumerate(self.cells)}
+        self._columns: dict[str, tuple[Ints, dict[str, int]]] = {}
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -83,12 +80,21 @@ class Table:
         self.cells.append(cell)
         return number
 
+    def column(self, dimension: str) -> tuple[Ints, dict[str, int]]:
+        """(Code of every cell's value of *dimension*, value -> its code), codes in order of appearance."""
+        codes, known = self._columns.get(dimension, (np.empty(0, np.int64), {}))
+        if len(codes) < len(self.cells):
+            new = [known.setdefault(getattr(cell, dimension), len(known)) for cell in self.cells[len(codes) :]]
+            codes = np.concatenate([codes, np.array(new, np.int64)])
+            self._columns[dimension] = (codes, known)
+        return codes, known
+
     def distinct(self, dimension: str) -> int:
         """How many values *dimension* has taken."""
-        return len({getattr(cell, dimension) for cell in self.cells})
+        return len(self.column(dimension)[1])
 
 
-#: Columns of a row, one row per span.
+#: Columns of a row, one row per span; the first three are those of every schema.
 (
     CELL,
     SECOND_OF,
@@ -106,7 +112,8 @@ class Table:
     TTFT,
     SCORE,
     WALL,
-) = range(16)
+    STATUS,
+) = range(17)
 
 #: What a cell counts and adds up, in this order.
 COUNTED = ("spans", "errors", "timeouts", "unpriced", "partly_priced", "latency_n", "ttft_n", "score_n")
@@ -124,7 +131,7 @@ ADDED = {
     "score": SCORE,
     "wall": WALL,
 }
-WIDTH = len(COUNTED) + 2 * len(ADDED)
+WIDTH = len(COUNTED) + len(ADDED)
 #: Distributions kept, by name -> (column, smallest value that counts).
 FIELDS = {
     "latency": (LATENCY, 1),
@@ -135,12 +142,30 @@ FIELDS = {
 }
 
 
-_ROW = struct.Struct("16q")
-
-
-class Sums(msgspec.Struct, kw_only=True):
+class Schema(NamedTuple):
     """
-    What some spans come to.
+    What a rollup keeps of its rows.
+
+    Attributes:
+        width: How many sums.
+        sums_of: Rows -> what each adds, int64 of shape (rows, width).
+        fields: Distribution -> (column, smallest value that counts).
+    """
+
+    width: int
+    sums_of: Callable[[Ints], Ints]
+    fields: Mapping[str, tuple[int, int]]
+
+
+_ROW = struct.Struct("17q")
+_STATUSES = {"ok": 0, "error": 1, "timeout": 2}
+#: Added to the status of a span that claims to end too far in the future, and counts when it arrived.
+CLAMPED = 4
+
+
+class Sums:
+    """
+    What some spans come to, as exact integers of any size.
 
     Attributes:
         spans, errors, timeouts: How many, and how many of them ended with status error, timeout.
@@ -149,41 +174,53 @@ class Sums(msgspec.Struct, kw_only=True):
         cost: Nano-dollars. latency, ttft, wall: Nanoseconds; wall is ended - started. score: 1e-9. The rest: tokens.
     """
 
-    spans: int = 0
-    errors: int = 0
-    timeouts: int = 0
-    unpriced: int = 0
-    partly_priced: int = 0
-    latency_n: int = 0
-    ttft_n: int = 0
-    score_n: int = 0
-    cost: int = 0
-    prompt: int = 0
-    completion: int = 0
-    total: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-    cache_write_1h: int = 0
-    reasoning: int = 0
-    latency: int = 0
-    ttft: int = 0
-    score: int = 0
-    wall: int = 0
+    __slots__ = (*COUNTED, *ADDED)
+    __hash__ = None  # type: ignore[assignment]
+    spans: int
+    errors: int
+    timeouts: int
+    unpriced: int
+    partly_priced: int
+    latency_n: int
+    ttft_n: int
+    score_n: int
+    cost: int
+    prompt: int
+    completion: int
+    total: int
+    cache_read: int
+    cache_write: int
+    cache_write_1h: int
+    reasoning: int
+    latency: int
+    ttft: int
+    score: int
+    wall: int
+
+    def __init__(self, numbers: Iterable[int] = (), /, **named: int) -> None:
+        given = dict(zip(self.__slots__, numbers, strict=False)) | named
+        for name in self.__slots__:
+            setattr(self, name, given.get(name, 0))
+
+    def __eq__(self, other: object) -> bool:
+        return self.numbers() == other.numbers() if isinstance(other, Sums) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Sums({', '.join(f'{name}={getattr(self, name)}' for name in self.__slots__ if getattr(self, name))})"
+
+    def numbers(self) -> list[int]:
+        """All of them, in order."""
+        return [getattr(self, name) for name in self.__slots__]
 
     def add(self, other: Sums) -> None:
         """Add what *other* comes to."""
-        for name in self.__struct_fields__:
+        for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @classmethod
-    def of(cls, row: Ints) -> Sums:
+    def of(cls, totals: Totals, row: int = 0) -> Sums:
         """From one row of WIDTH columns."""
-        numbers = row.tolist()
-        sums = cls(**dict(zip(COUNTED, numbers, strict=False)))
-        for index, name in enumerate(ADDED):
-            low = numbers[len(COUNTED) + 2 * index]
-            setattr(sums, name, (numbers[len(COUNTED) + 2 * index + 1] << 32) + low)
-        return sums
+        return cls(totals.numbers(row))
 
 
 def rows_of(spans: Sequence[Span], table: Table, arrived_ns: int) -> Ints:
@@ -194,7 +231,7 @@ def rows_of(spans: Sequence[Span], table: Table, arrived_ns: int) -> Ints:
         arrived_ns: Stream time of the message, which decides what is late.
 
     Returns:
-        int64 array of shape (n, 16).
+        int64 array of shape (n, 17).
     """
     number, pack = table.number, _ROW.pack
     arrived_s = arrived_ns // SECOND
@@ -222,15 +259,16 @@ def rows_of(spans: Sequence[Span], table: Table, arrived_ns: int) -> Ints:
                 s.ttft_ns,
                 _NONE if score is None else score,
                 ended - s.started_ns if ended > s.started_ns else 0,
+                _STATUSES[s.status] if ended <= s.arrived_ns + FUTURE_NS else _STATUSES[s.status] + CLAMPED,
             )
         )
-    return np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), 16)
+    return np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), 17)
 
 
-def sums_of(rows: Ints, table: Table) -> Ints:
+def sums_of(rows: Ints) -> Ints:
     """What each row adds: int64 array of shape (n, WIDTH)."""
     sums = np.empty((len(rows), WIDTH), np.int64)
-    status = _statuses(table)[rows[:, CELL]]
+    status = rows[:, STATUS] % CLAMPED
     sums[:, 0] = 1
     sums[:, 1] = status == 1
     sums[:, 2] = status == 2
@@ -239,28 +277,13 @@ def sums_of(rows: Ints, table: Table) -> Ints:
     sums[:, 5] = rows[:, LATENCY] > 0
     sums[:, 6] = rows[:, TTFT] > 0
     sums[:, 7] = rows[:, SCORE] >= 0
-    for index, column in enumerate(ADDED.values()):
-        values = np.maximum(rows[:, column], 0)
-        sums[:, len(COUNTED) + 2 * index] = values & 0xFFFFFFFF
-        sums[:, len(COUNTED) + 2 * index + 1] = values >> 32
+    # But for the cost, which may be missing, what is added up lies side by side and in the same order.
+    np.maximum(rows[:, COST], 0, out=sums[:, len(COUNTED)])
+    sums[:, len(COUNTED) + 1 :] = rows[:, PROMPT : WALL + 1]
+    np.maximum(sums[:, _SCORE_AT], 0, out=sums[:, _SCORE_AT])
     return sums
 
 
-def _statuses(table: Table) -> NDArray[np.int8]:
-    codes = {"ok": 0, "error": 1, "timeout": 2}
-    return np.array([codes[cell.status] for cell in table.cells], dtype=np.int8)
-
-
-def add_by(groups: Ints, sums: Ints, size: int) -> Ints:
-    """Rows of *sums* added up by group: shape (size, WIDTH); rows of group < 0 are left out."""
-    out = np.zeros((size, sums.shape[1]), np.int64)
-    kept = groups >= 0
-    if not kept.all():
-        groups, sums = groups[kept], sums[kept]
-    if not len(groups):
-        return out
-    order = np.argsort(groups, kind="stable")
-    groups = groups[order]
-    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
-    out[groups[starts]] = np.add.reduceat(sums[order], starts, axis=0)
-    return out
+_SCORE_AT = len(COUNTED) + list(ADDED).index("score")
+#: What is kept of spans.
+SPANS = Schema(WIDTH, sums_of, FIELDS)

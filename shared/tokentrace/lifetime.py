@@ -7,44 +7,110 @@ from typing import Any
 
 import numpy as np
 
-from tokentrace.cell import CELL, WALL, WIDTH, add_by
+from tokentrace.cell import CELL, COMPLETION, LATENCY, PROMPT, TTFT, WALL, WIDTH
+from tokentrace.exact import Totals
 from tokentrace.quantile import Ints
 from tokentrace.units import MS
 
 #: Upper edges of the histogram that ``/stats`` interpolates in, milliseconds (SPEC C.4); the last bucket is open.
 WALL_EDGES_MS = (1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 _WALL_EDGES_NS = np.array(WALL_EDGES_MS, np.int64) * MS
+#: Upper edges of the documented histograms (SPEC C.1); the last bucket is open.
+LATENCY_EDGES_MS = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
+TOKEN_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_LATENCY_EDGES_NS = np.array(LATENCY_EDGES_MS, np.int64) * MS
+_TOKEN_EDGES = np.array(TOKEN_EDGES, np.int64)
+#: Histogram -> (column, smallest value that counts, upper edges in the unit of the column).
+HISTOGRAMS = {
+    "latency": (LATENCY, 1, _LATENCY_EDGES_NS),
+    "ttft": (TTFT, 1, _LATENCY_EDGES_NS),
+    "prompt": (PROMPT, 0, _TOKEN_EDGES),
+    "completion": (COMPLETION, 0, _TOKEN_EDGES),
+}
+PLACES = len(TOKEN_EDGES) + 1
 
 
-class Lifetime:
-    """Sums and fixed histograms, one row per cell."""
+class Counters:
+    """Sums over everything, one row per cell, of any schema."""
 
-    def __init__(self) -> None:
-        self.sums: Ints = np.zeros((0, WIDTH), np.int64)
-        self.walls: Ints = np.zeros(len(WALL_EDGES_MS) + 1, np.int64)
-        self.longest_ns = 0
+    def __init__(self, width: int) -> None:
+        self.totals = Totals.zeros(0, width)
 
-    def add(self, rows: Ints, sums: Ints, cells: int) -> None:
-        """Take in *rows* and what each adds; *cells* is how many cells there are."""
-        if len(self.sums) < cells:
-            self.sums = np.concatenate([self.sums, np.zeros((cells - len(self.sums), WIDTH), np.int64)])
-        self.sums += add_by(rows[:, CELL], sums, len(self.sums))
-        at = np.searchsorted(_WALL_EDGES_NS, rows[:, WALL], side="left")
-        self.walls += np.bincount(at, minlength=len(self.walls))
-        self.longest_ns = max(self.longest_ns, int(rows[:, WALL].max(initial=0)))
+    def add(self, rows: Ints, cells: Ints, totals: Totals, size: int) -> None:
+        """
+        Take in *rows*.
+
+        Args:
+            cells, totals: The distinct cells of the rows and what each of them adds.
+            size: How many cells there are.
+        """
+        known = len(self.totals)
+        if known < size:
+            self.totals = self.totals.spread(np.arange(known), size)
+        self.totals = self.totals.add_at(cells, totals)
 
     def snapshot(self) -> dict[str, Any]:
         """Everything as plain data for ``restore``."""
-        return {"sums": self.sums.tobytes(), "walls": self.walls.tolist(), "longest_ns": self.longest_ns}
+        low, high = self.totals
+        return {"low": low.tobytes(), "high": None if high is None else high.tobytes()}
 
-    @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> Lifetime:
-        """Counters from ``snapshot``."""
-        lifetime = cls()
-        lifetime.sums = np.frombuffer(state["sums"], np.int64).reshape(-1, WIDTH).copy()
-        lifetime.walls = np.array(state["walls"], np.int64)
-        lifetime.longest_ns = state["longest_ns"]
-        return lifetime
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what ``snapshot`` saw."""
+        width = self.totals.low.shape[1]
+        low, high = (
+            None if data is None else np.frombuffer(data, np.int64).reshape(-1, width).copy()
+            for data in (state["low"], state["high"])
+        )
+        if low is None:
+            raise ValueError("no sums")
+        self.totals = Totals(low, high)
+
+
+class Lifetime(Counters):
+    """The sums of spans, and the fixed histograms of each cell."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH)
+        self.histograms: Ints = np.zeros((0, len(HISTOGRAMS), PLACES), np.int64)
+        self.walls: Ints = np.zeros(len(WALL_EDGES_MS) + 1, np.int64)
+        self.longest_ns = 0
+
+    def add(self, rows: Ints, cells: Ints, totals: Totals, size: int) -> None:
+        """As ``Counters.add``."""
+        super().add(rows, cells, totals, size)
+        known = len(self.histograms)
+        if known < size:
+            self.histograms = np.concatenate(
+                [self.histograms, np.zeros((size - known, len(HISTOGRAMS), PLACES), np.int64)]
+            )
+        own = rows[:, CELL] * PLACES
+        for index, (column, least, edges) in enumerate(HISTOGRAMS.values()):
+            values = rows[:, column]
+            at = own + np.searchsorted(edges, values, side="left")
+            if least:
+                at = at[values >= least]
+            if len(at):
+                self.histograms[:, index] += np.bincount(at, minlength=size * PLACES).reshape(size, PLACES)
+        walls = rows[:, WALL]
+        self.walls += np.bincount(np.searchsorted(_WALL_EDGES_NS, walls, side="left"), minlength=len(self.walls))
+        self.longest_ns = max(self.longest_ns, int(walls.max(initial=0)))
+
+    def snapshot(self) -> dict[str, Any]:
+        """As ``Counters.snapshot``."""
+        return {
+            **super().snapshot(),
+            "histograms": self.histograms.tobytes(),
+            "walls": self.walls.tolist(),
+            "longest_ns": self.longest_ns,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As ``Counters.restore``."""
+        super().restore(state)
+        shape = (-1, len(HISTOGRAMS), PLACES)
+        self.histograms = np.frombuffer(state["histograms"], np.int64).reshape(shape).copy()
+        self.walls = np.array(state["walls"], np.int64)
+        self.longest_ns = state["longest_ns"]
 
 
 def histogram_quantile_ms(counts: Sequence[int], longest_ns: int, q: float) -> float:

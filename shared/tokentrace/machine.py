@@ -7,12 +7,13 @@ effects; effects are plain data whose ids derive from content, so performing one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from tokentrace.records.position import Position
+from tokentrace.window import Part
 
 
 class Message(NamedTuple):
@@ -42,6 +43,19 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 Effect = Publish
+
+
+class Saved(NamedTuple):
+    """
+    A snapshot: captured in a moment, made into bytes later and in any thread.
+
+    Attributes:
+        state: Makes everything that changes all the time.
+        parts: Name -> what rarely changes; a revision that was saved before need not be saved again.
+    """
+
+    state: Callable[[], bytes]
+    parts: Mapping[str, Part] = {}
 
 
 class Machine(Protocol):
@@ -80,13 +94,18 @@ class Machine(Protocol):
         """*effect* is done, or nobody can ever do it: ``tick`` need not name it again."""
         ...
 
-    def snapshot(self) -> bytes:
-        """Everything that ``restore`` needs, position included."""
+    def snapshot(self, saved: Mapping[str, int]) -> Saved:
+        """
+        Everything that ``restore`` needs, position included.
+
+        Args:
+            saved: Part -> the revision of it that is saved already.
+        """
         ...
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """
-        Become what ``snapshot`` saw.
+        Become what ``snapshot`` saw; every part is of revision 0 then.
 
         Raises:
             Rejected: Not a snapshot of this service and version.

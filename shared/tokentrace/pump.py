@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -14,8 +15,8 @@ import msgspec
 
 from tokentrace.bus import Bus, Chunk, Position, StreamState, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
-from tokentrace.machine import Effect, Machine
-from tokentrace.units import DAY
+from tokentrace.machine import Effect, Machine, Saved
+from tokentrace.units import DAY, MINUTE
 
 log = logging.getLogger("tokentrace.pump")
 
@@ -23,23 +24,42 @@ SAVE_EVERY_S = 60.0
 SAVE_EVERY_BYTES = 256 * 1024 * 1024
 KEEP_SNAPSHOTS = 3
 TELL_EVERY_S = 2.0
+_LOADS_AT_ONCE = 8
+_WRITING_NS = 10 * MINUTE
 _COMPLAIN_EVERY_S = 5.0
 _READER = "reader."
 #: How long the loop may be held before others get a turn.
 TURN_S = 0.005
 
 
+class _Manifest(msgspec.Struct, frozen=True):
+    """What a snapshot is made of: names of objects."""
+
+    state: str
+    parts: dict[str, str] = {}
+
+    def objects(self) -> set[str]:
+        return {self.state, *self.parts.values()}
+
+
 class Snapshots:
     """
-    The saved states of one service's shard, the last three of them.
+    The saved states of one service's shard, the last three of them; parts that did not change are shared.
 
     Args:
         service: Such as ``aggregator``; part of every object's name.
+
+    Attributes:
+        revisions: Part -> the revision of it that is saved.
     """
 
     def __init__(self, bus: Bus, service: str, shard: int) -> None:
         self._objects = bus.objects(subjects.SNAPSHOTS)
         self._prefix = f"{service}.{shard}."
+        self._pieces = f"{self._prefix}piece."
+        self._stored: dict[str, str] = {}
+        self._manifests: dict[str, _Manifest] = {}
+        self.revisions: dict[str, int] = {}
 
     async def load_into(self, machine: Machine) -> str | None:
         """
@@ -49,27 +69,96 @@ class Snapshots:
             What is wrong with the ones that could not; None when all is well.
         """
         trouble = None
-        for name in reversed(await self._names()):
+        for name in reversed(self._snapshots_in(await self._objects.names())):
             try:
-                data = await self._objects.get(name)
-                if data is None:
+                manifest = await self._manifest(name)
+                if manifest is None:
                     continue
-                machine.restore(data)
+                state, *pieces = await self._pieces_of([manifest.state, *manifest.parts.values()])
+                machine.restore(state, dict(zip(manifest.parts, pieces, strict=True)))
             except Rejected as exc:
                 trouble = f"snapshot {name}: {exc}"
                 log.error("%s; falling back to the one before", trouble)
                 continue
+            self._stored = dict(manifest.parts)
+            self.revisions = dict.fromkeys(manifest.parts, 0)
             return trouble
         return trouble
 
-    async def save(self, data: bytes) -> None:
-        """Write a new snapshot under a new name, then let the oldest go."""
-        await self._objects.put(f"{self._prefix}{time.time_ns():020d}", data)
-        for name in (await self._names())[:-KEEP_SNAPSHOTS]:
-            await self._objects.delete(name)
+    async def _manifest(self, name: str) -> _Manifest | None:
+        held = self._manifests.get(name)
+        if held is None:
+            data = await self._objects.get(name)
+            if data is None:
+                return None
+            try:
+                held = self._manifests[name] = msgspec.msgpack.decode(data, type=_Manifest)
+            except msgspec.DecodeError as exc:
+                raise Rejected(f"cannot be read: {exc}") from exc
+        return held
 
-    async def _names(self) -> list[str]:
-        return [name for name in await self._objects.names() if name.startswith(self._prefix)]
+    async def _pieces_of(self, names: Sequence[str]) -> list[bytes]:
+        turns = asyncio.Semaphore(_LOADS_AT_ONCE)
+
+        async def one(name: str) -> bytes:
+            async with turns:
+                data = await self._objects.get(name)
+            if data is None:
+                raise Rejected(f"object {name} is gone")
+            try:
+                return await asyncio.to_thread(zlib.decompress, data)
+            except zlib.error as exc:
+                raise Rejected(f"object {name} cannot be read: {exc}") from exc
+
+        tasks = [asyncio.ensure_future(one(name)) for name in names]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def save(self, saved: Saved) -> None:
+        """Write a new snapshot under new names, then let the oldest go."""
+        now_ns = time.time_ns()
+        stored = {name: self._stored[name] for name, part in saved.parts.items() if part.encode is None}
+        made = [(name, part.encode) for name, part in saved.parts.items() if part.encode is not None]
+        for number, (name, encode) in enumerate(made, start=1):
+            stored[name] = await self._put(f"{now_ns:020d}.{number}", encode)
+        manifest = _Manifest(await self._put(f"{now_ns:020d}.0", saved.state), stored)
+        name = f"{self._prefix}{now_ns:020d}"
+        await self._objects.put(name, msgspec.msgpack.encode(manifest))
+        self._manifests[name] = manifest
+        self._stored = stored
+        self.revisions = {part: value.revision for part, value in saved.parts.items()}
+        await self._clean(now_ns)
+
+    async def _put(self, name: str, encode: Callable[[], bytes]) -> str:
+        data = await asyncio.to_thread(lambda: zlib.compress(encode(), level=1))
+        await self._objects.put(self._pieces + name, data)
+        return self._pieces + name
+
+    async def _clean(self, now_ns: int) -> None:
+        """Let go of all snapshots but the last ones, and of the pieces that none of those is made of."""
+        names = await self._objects.names()
+        snapshots = self._snapshots_in(names)
+        kept: set[str] = set()
+        for name in snapshots[-KEEP_SNAPSHOTS:]:
+            with contextlib.suppress(Rejected):
+                manifest = await self._manifest(name)
+                kept |= manifest.objects() if manifest is not None else set()
+        for name in snapshots[:-KEEP_SNAPSHOTS]:
+            self._manifests.pop(name, None)
+            await self._objects.delete(name)
+        # Another worker of the same shard may be writing pieces whose snapshot is still to come.
+        too_young = f"{self._pieces}{now_ns - _WRITING_NS:020d}"
+        for name in names:
+            if name.startswith(self._pieces) and name not in kept and name < too_young:
+                await self._objects.delete(name)
+
+    def _snapshots_in(self, names: Sequence[str]) -> list[str]:
+        return sorted(
+            name for name in names if name.startswith(self._prefix) and name.removeprefix(self._prefix).isdigit()
+        )
 
 
 class Progress(msgspec.Struct):
@@ -132,6 +221,7 @@ class Pump:
         tasks = [
             asyncio.create_task(self._follow(), name=f"follow {self._reader}"),
             asyncio.create_task(self._look_after(), name=f"look after {self._reader}"),
+            asyncio.create_task(self._save_often(), name=f"save {self._reader}"),
         ]
         stop = asyncio.create_task(stopping.wait())
         try:
@@ -191,28 +281,34 @@ class Pump:
                 self._machine.performed(effect)
 
     async def _look_after(self) -> None:
-        """What has to happen although no message comes: ticks, snapshots, telling the position."""
+        """What has to happen although no message comes: ticks, telling the position."""
         told = 0.0
         while True:
             await asyncio.sleep(0.2)
             await self._tick()
             now = time.monotonic()
             try:
-                if self._unsaved and (
-                    now - self._saved_at >= self._save_every_s or self._unsaved_bytes >= SAVE_EVERY_BYTES
-                ):
-                    await self._save()
                 if now - told >= TELL_EVERY_S and self._machine.position is not None:
                     await self._meta.put(self._reader, encode_position(self._machine.position))
                     told = now
             except TokentraceError as exc:
                 log.info("%s: %s", self._reader, exc)
 
+    async def _save_often(self) -> None:
+        while True:
+            await asyncio.sleep(0.2)
+            late = time.monotonic() - self._saved_at >= self._save_every_s
+            if self._unsaved and (late or self._unsaved_bytes >= SAVE_EVERY_BYTES):
+                try:
+                    await self._save()
+                except TokentraceError as exc:
+                    log.info("%s: %s", self._reader, exc)
+
     async def _save(self) -> None:
         self._unsaved, self._unsaved_bytes, self._saved_at = False, 0, time.monotonic()
-        data = self._machine.snapshot()
+        saved = self._machine.snapshot(self._snapshots.revisions)
         try:
-            await self._snapshots.save(data)
+            await self._snapshots.save(saved)
         except TokentraceError:
             self._unsaved = True
             raise

@@ -204,6 +204,11 @@ class Settings(_Section, frozen=True, kw_only=True):
     mist: Mist = Mist()
 
     @property
+    def customs(self) -> list[dict[str, Any]]:
+        """``custom_metrics`` as plain data."""
+        return [msgspec.structs.asdict(metric) for metric in self.custom_metrics]
+
+    @property
     def open_paths(self) -> tuple[str, ...]:
         """Paths that need no bearer token: health checks, and ``/mist``, whose Go clients cannot send one."""
         return ("/healthz", "/readyz") if self.mist.require_auth else ("/healthz", "/readyz", "/mist")

@@ -1,13 +1,14 @@
 """
 Tiered rollups in event time: what any window is answered from.
 
-Every row of a batch is kept in five tiers at once, from buckets of one second to buckets of one hour. A window reads
+Every row of a batch is kept in six tiers at once, from buckets of one second to buckets of one day. A window reads
 the coarsest buckets that fit and finer ones at its edges, so it covers exactly an interval that it can name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,9 +16,13 @@ import msgspec
 import numpy as np
 from sortedcontainers import SortedDict
 
-from tokentrace.cell import ARRIVED, CELL, FIELDS, SECOND_OF, WIDTH, Sums, Table, add_by, sums_of
-from tokentrace.lifetime import Lifetime
-from tokentrace.quantile import RAW_LIMIT, Ints, Summary, add_up, bins_of, tally
+from tokentrace.cell import ARRIVED, CELL, SECOND_OF, SPANS, Schema, Sums, Table
+from tokentrace.errors import Rejected
+from tokentrace.exact import Packed, Totals, add_by, add_runs, pack
+from tokentrace.lifetime import Counters
+from tokentrace.newest import Newest
+from tokentrace.quantile import RAW_LIMIT, Ints, Summary
+from tokentrace.sketch import Sketch, count_up, decode_put, encode_put, keys_of, merged, split
 from tokentrace.units import DAY, SECOND
 
 
@@ -27,6 +32,11 @@ class Tier(NamedTuple):
     width_s: int
     keep_s: int
 
+    @property
+    def segment_s(self) -> int:
+        """How much of it is saved as one piece: a whole number of buckets, and about a sixteenth of the tier."""
+        return -(-self.keep_s // (16 * self.width_s)) * self.width_s
+
 
 TIERS = (
     Tier(1, 20 * 60),
@@ -34,96 +44,120 @@ TIERS = (
     Tier(60, 36 * 3600),
     Tier(600, 8 * 86400),
     Tier(3600, 31 * 86400),
+    Tier(86400, 31 * 86400),
 )
+#: Those that may be the finest of a window; whole days are only for its middle.
+_EDGES = TIERS[:-1]
 HORIZON_NS = 31 * DAY
 #: Rows wait until there are this many, or somebody asks: grouping a few thousand at once is what makes folding cheap.
 MAX_PENDING = 8192
-_BIN_BITS = 16
-_BIN_ZERO = 1 << (_BIN_BITS - 1)
 #: Buckets outlive what their tier promises by this much: a question fixes its interval a moment before it arrives.
 _SLACK_S = 600
-#: How many raw values come in before a sketch looks which cells have more than they may keep.
-_CHECK_RAW = 20 * RAW_LIMIT
-
-
-class _Sketch:
-    """The distribution of one field in one bucket, for all its cells."""
-
-    __slots__ = ("bin_counts", "bin_keys", "check_at", "raw_cells", "raw_values")
-
-    def __init__(self) -> None:
-        self.raw_cells: Ints = np.empty(0, np.int64)
-        self.raw_values: Ints = np.empty(0, np.int64)
-        self.bin_keys: Ints = np.empty(0, np.int64)
-        self.bin_counts: Ints = np.empty(0, np.int64)
-        self.check_at = _CHECK_RAW
-
-    def add(self, cells: Ints, values: Ints) -> None:
-        self.raw_cells = np.concatenate([self.raw_cells, cells])
-        self.raw_values = np.concatenate([self.raw_values, values])
-        if len(self.raw_cells) >= self.check_at:
-            self._bin_crowded()
-
-    def _bin_crowded(self) -> None:
-        crowded = np.bincount(self.raw_cells) > RAW_LIMIT
-        moving = crowded[self.raw_cells]
-        if moving.any():
-            keys = (self.raw_cells[moving] << _BIN_BITS) + bins_of(self.raw_values[moving]) + _BIN_ZERO
-            keys, counts = tally(keys)
-            if len(self.bin_keys):
-                keys, counts = add_up(np.concatenate([self.bin_keys, keys]), np.concatenate([self.bin_counts, counts]))
-            self.bin_keys, self.bin_counts = keys, counts
-            self.raw_cells, self.raw_values = self.raw_cells[~moving], self.raw_values[~moving]
-        self.check_at = len(self.raw_cells) + _CHECK_RAW
-
-    def arrays(self) -> list[bytes]:
-        return [array.tobytes() for array in (self.raw_cells, self.raw_values, self.bin_keys, self.bin_counts)]
-
-    @classmethod
-    def of(cls, arrays: Sequence[bytes]) -> _Sketch:
-        sketch = cls()
-        sketch.raw_cells, sketch.raw_values, sketch.bin_keys, sketch.bin_counts = map(_ints, arrays)
-        sketch.check_at = len(sketch.raw_cells) + _CHECK_RAW
-        return sketch
+#: A bucket that ended this long ago is put away in little room; what comes later still finds its place.
+_SETTLED_S = 30
+#: Wide buckets remember what they came to for the last few groupings asked for; they hardly ever change.
+_REMEMBERS_S = 86400
+_MAX_REMEMBERED = 32
+_CELL_BITS = 24
 
 
 class _Bucket:
     """One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
 
-    __slots__ = ("cells", "sketches", "sums")
+    __slots__ = ("cells", "remembered", "sketches", "totals")
 
     def __init__(self) -> None:
         self.cells: Ints = np.empty(0, np.int64)
-        self.sums: Ints = np.empty((0, WIDTH), np.int64)
-        self.sketches: dict[str, _Sketch] = {}
+        self.totals: Totals | Packed | None = None
+        self.sketches: dict[str, Sketch] = {}
+        self.remembered: dict[tuple[str, bytes], tuple[Ints, Ints]] = {}
 
-    def add(self, rows: Ints, sums: Ints) -> None:
-        """Take in *rows* and what each adds; both ordered by cell."""
-        cells = rows[:, CELL]
-        starts = np.flatnonzero(np.concatenate([[True], cells[1:] != cells[:-1]]))
-        self._add_sums(cells[starts], np.add.reduceat(sums, starts, axis=0))
-        for name, (column, least) in FIELDS.items():
-            values = rows[:, column]
-            counted = values >= least
-            if counted.any():
-                sketch = self.sketches.get(name)
-                if sketch is None:
-                    sketch = self.sketches[name] = _Sketch()
-                sketch.add(cells[counted], values[counted])
-
-    def _add_sums(self, cells: Ints, sums: Ints) -> None:
-        if not len(self.cells):
-            self.cells, self.sums = cells.copy(), sums
+    def add(self, cells: Ints, totals: Totals) -> None:
+        """Take in what ascending distinct *cells* add."""
+        self.remembered.clear()
+        if self.totals is None:
+            self.cells, self.totals = cells, totals
             return
+        held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
         at = np.searchsorted(self.cells, cells)
         known = self.cells[np.minimum(at, len(self.cells) - 1)] == cells
         if not known.all():
             everything = np.union1d(self.cells, cells)
-            wider = np.zeros((len(everything), WIDTH), np.int64)
-            wider[np.searchsorted(everything, self.cells)] = self.sums
-            self.cells, self.sums = everything, wider
+            held = held.spread(np.searchsorted(everything, self.cells), len(everything))
+            self.cells = everything
             at = np.searchsorted(everything, cells)
-        self.sums[at] += sums
+        self.totals = held.add_at(at, totals)
+
+    def add_keys(self, field: str, keys: Ints) -> None:
+        """Take in values of a distribution."""
+        sketch = self.sketches.get(field)
+        if sketch is None:
+            sketch = self.sketches[field] = Sketch()
+        sketch.add(keys)
+
+    def put_away(self) -> None:
+        """Take as little room as possible."""
+        if isinstance(self.totals, Totals):
+            self.totals = pack(self.totals)
+        for sketch in self.sketches.values():
+            sketch.settle()
+
+    def reduced(self, field: str, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, Ints] | None:
+        """(Keys, counts) of a distribution by group; None when it has none."""
+        sketch = self.sketches.get(field)
+        if sketch is None:
+            return None
+        put = sketch.settle()
+        if not remember:
+            return put.reduced(groups, size)
+        name = (field, groups[put.cells].tobytes())
+        found = self.remembered.get(name)
+        if found is None:
+            found = put.reduced(groups, size)
+            while len(self.remembered) >= _MAX_REMEMBERED:
+                del self.remembered[next(iter(self.remembered))]
+            self.remembered[name] = found
+        return found
+
+    def capture(self) -> Any:
+        """What it is now, in parts that nothing changes later."""
+        totals = self.totals
+        if isinstance(totals, Totals):
+            totals = Totals(totals.low.copy(), None if totals.high is None else totals.high.copy())
+        sketches = {field: (sketch.put, tuple(sketch.waiting)) for field, sketch in self.sketches.items()}
+        return self.cells, totals, sketches
+
+
+def _encode_bucket(captured: Any) -> list[Any]:
+    cells, totals, sketches = captured
+    packed = pack(totals) if isinstance(totals, Totals) else totals
+    return [
+        cells.astype(np.int32).tobytes(),
+        packed.small_columns.tobytes(),
+        packed.small.tobytes(),
+        packed.large_columns.tobytes(),
+        packed.large.tobytes(),
+        None if packed.high is None else packed.high.tobytes(),
+        {field: encode_put(merged(put, waiting)) for field, (put, waiting) in sketches.items()},
+    ]
+
+
+def _decode_bucket(data: Sequence[Any], width: int) -> _Bucket:
+    cells, small_columns, small, large_columns, large, high, sketches = data
+    bucket = _Bucket()
+    bucket.cells = np.frombuffer(cells, np.int32).astype(np.int64)
+    narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
+    rows = len(bucket.cells)
+    bucket.totals = Packed(
+        narrow,
+        np.frombuffer(small, np.uint32).reshape(rows, len(narrow)),
+        wide,
+        np.frombuffer(large, np.int64).reshape(rows, len(wide)),
+        None if high is None else np.frombuffer(high, np.int64).reshape(rows, width),
+        width,
+    )
+    bucket.sketches = {field: Sketch(decode_put(put)) for field, put in sketches.items()}
+    return bucket
 
 
 class Stretch(NamedTuple):
@@ -150,12 +184,36 @@ def plan(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     end_edge = next(
         (
             index
-            for index, (fine, coarse) in enumerate(pairwise(TIERS))
+            for index, (fine, coarse) in enumerate(pairwise(_EDGES))
             if max(start, to_s // coarse.width_s * coarse.width_s) >= now_s - fine.keep_s
         ),
-        len(TIERS) - 1,
+        len(_EDGES) - 1,
     )
     end = -(-to_s // TIERS[end_edge].width_s) * TIERS[end_edge].width_s
+    return _cover(start, end)
+
+
+def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[tuple[int, list[Stretch]]]:
+    """
+    The same interval as ``plan`` in steps that begin at multiples of *step_s*; the first and the last may be shorter.
+
+    Returns:
+        (Start, stretches) of each step.
+
+    Raises:
+        Rejected: *step_s* is no multiple of the buckets kept at *from_s*.
+    """
+    finest = finest_step_s(from_s, now_s)
+    if step_s <= 0 or step_s % finest:
+        raise Rejected(f"step: {step_s}s is no multiple of {finest}s, the finest buckets kept at the start")
+    whole = plan(from_s, to_s, now_s)
+    start, end = whole[0].start_s, whole[-1].end_s
+    cuts = [start, *range((start // step_s + 1) * step_s, end, step_s), end]
+    return [(low, _cover(low, high)) for low, high in pairwise(cuts)]
+
+
+def _cover(start: int, end: int) -> list[Stretch]:
+    """The fewest buckets that make up [start, end)."""
     stretches: list[Stretch] = []
 
     def cover(tier: int, low: int, high: int) -> None:
@@ -177,11 +235,16 @@ def plan(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     return stretches
 
 
+def finest_step_s(from_s: int, now_s: int) -> int:
+    """Width of the finest buckets that are still kept at *from_s*."""
+    return TIERS[_finest(from_s, now_s)].width_s
+
+
 def _finest(at_s: int, now_s: int) -> int:
-    for index, tier in enumerate(TIERS):
+    for index, tier in enumerate(_EDGES):
         if at_s >= now_s - tier.keep_s:
             return index
-    return len(TIERS) - 1
+    return len(_EDGES) - 1
 
 
 class Reading(msgspec.Struct):
@@ -191,25 +254,49 @@ class Reading(msgspec.Struct):
     summaries: dict[str, Summary]
 
 
+class Part(NamedTuple):
+    """
+    A piece of a rollup to be saved.
+
+    Attributes:
+        revision: Rises with every change; 0 = as it was restored.
+        encode: Makes its bytes, in any thread, from what it was when it was captured; None = that revision is saved.
+    """
+
+    revision: int
+    encode: Callable[[], bytes] | None
+
+
 class Rollup:
     """
     Buckets of the cells of *table* in several tiers.
 
     Args:
         tiers: Which; a rule keeps a single one.
+        schema: What is kept of a row.
+        lifetime: Counts everything as well; None = nobody asks.
     """
 
-    def __init__(self, table: Table, tiers: Sequence[Tier] = TIERS) -> None:
-        self._table, self._kept = table, tuple(tiers)
+    def __init__(
+        self,
+        table: Table,
+        tiers: Sequence[Tier] = TIERS,
+        schema: Schema = SPANS,
+        lifetime: Counters | None = None,
+    ) -> None:
+        self._table, self._kept, self._schema, self._lifetime = table, tuple(tiers), schema, lifetime
         self._tiers: list[SortedDict] = [SortedDict() for _ in tiers]
+        self._open: list[set[int]] = [set() for _ in tiers]
+        self._revisions: list[dict[int, int]] = [{} for _ in tiers]
+        self._changes = 0
+        self._newest: dict[str, Newest] = {}
         self._pending: list[Ints] = []
         self._pending_rows = 0
         self._clock_s = 0
-        self.lifetime = Lifetime()
         self.late = 0
 
     def fold(self, rows: Ints) -> None:
-        """Take in *rows* as ``cell.rows_of`` makes them."""
+        """Take in *rows* as the schema has them."""
         if not len(rows):
             return
         self._pending.append(rows)
@@ -223,46 +310,156 @@ class Rollup:
             return
         rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
         self._pending, self._pending_rows = [], 0
-        order = np.lexsort((rows[:, CELL], rows[:, SECOND_OF]))
-        rows = rows[order]
-        sums = sums_of(rows, self._table)
+        keys = (rows[:, SECOND_OF] << _CELL_BITS) + rows[:, CELL]
+        order = np.argsort(keys, kind="stable")
+        rows, keys = rows[order], keys[order]
         self._clock_s = max(self._clock_s, int(rows[:, ARRIVED].max()))
         self.late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._kept[-1].keep_s).sum())
-        self.lifetime.add(rows, sums, len(self._table))
+        values = self._values(rows)
+        totals = Totals(self._schema.sums_of(rows))
+        starts_s: Ints = rows[:, SECOND_OF]
         for index, tier in enumerate(self._kept):
-            self._settle_tier(index, tier, rows, sums)
+            # Each tier is added up from the one before: most rows meet others of their cell in the first step.
+            starts_s, keys, totals = _coarser(keys, totals, tier.width_s)
+            self._settle_tier(index, tier, starts_s, keys, totals, values)
+        if self._lifetime is not None:
+            cells = keys & ((1 << _CELL_BITS) - 1)
+            distinct = np.unique(cells)
+            by_cell = add_by(np.searchsorted(distinct, cells), totals, len(distinct))
+            self._lifetime.add(rows, distinct, by_cell, len(self._table))
         self.evict(self._clock_s * SECOND)
 
-    def _settle_tier(self, index: int, tier: Tier, rows: Ints, sums: Ints) -> None:
-        bucket = rows[:, SECOND_OF] // tier.width_s
-        kept = (bucket + 1) * tier.width_s > rows[:, ARRIVED] - tier.keep_s
-        if not kept.all():
-            rows, sums, bucket = rows[kept], sums[kept], bucket[kept]
-            if not len(rows):
-                return
-        if tier.width_s > 1:
-            order = np.lexsort((rows[:, CELL], bucket))
-            rows, sums, bucket = rows[order], sums[order], bucket[order]
-        starts = np.flatnonzero(np.concatenate([[True], bucket[1:] != bucket[:-1]]))
-        ends = np.append(starts[1:], len(bucket))
-        buckets = self._tiers[index]
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-            at = int(bucket[start]) * tier.width_s
-            held = buckets.get(at)
-            if held is None:
-                held = buckets[at] = _Bucket()
-            held.add(rows[start:end], sums[start:end])
+    def _values(self, rows: Ints) -> dict[str, tuple[Ints, Ints]]:
+        """Distribution -> (seconds, keys) of its values, by second; the newest of them are kept raw."""
+        found = {}
+        all_cells, all_seconds = rows[:, CELL].copy(), rows[:, SECOND_OF].copy()
+        for field, (column, least) in self._schema.fields.items():
+            values = np.ascontiguousarray(rows[:, column])
+            counted = values >= least
+            cells, seconds = all_cells, all_seconds
+            if not counted.all():
+                cells, seconds, values = cells[counted], seconds[counted], values[counted]
+            if len(values):
+                self._newest.setdefault(field, Newest()).add(cells, seconds, values)
+                found[field] = (seconds, keys_of(cells, values))
+        return found
+
+    def _settle_tier(
+        self,
+        index: int,
+        tier: Tier,
+        starts_s: Ints,
+        keys: Ints,
+        totals: Totals,
+        values: Mapping[str, tuple[Ints, Ints]],
+    ) -> None:
+        floor_s = self._clock_s - tier.keep_s - _SLACK_S - tier.width_s
+        changes = np.flatnonzero(np.concatenate([[True], starts_s[1:] != starts_s[:-1]]))
+        ends = np.append(changes[1:], len(starts_s)).tolist()
+        times = starts_s[changes]
+        edges = {
+            field: (
+                np.searchsorted(seconds, times).tolist(),
+                np.searchsorted(seconds, times + tier.width_s).tolist(),
+            )
+            for field, (seconds, _) in values.items()
+        }
+        buckets, revisions, open_ = self._tiers[index], self._revisions[index], self._open[index]
+        for number, (start, end, at) in enumerate(zip(changes.tolist(), ends, times.tolist(), strict=True)):
+            if at <= floor_s:
+                continue
+            bucket = buckets.get(at)
+            if bucket is None:
+                bucket = buckets[at] = _Bucket()
+            cells = keys[start:end] & ((1 << _CELL_BITS) - 1)
+            high = totals.high
+            bucket.add(cells, Totals(totals.low[start:end].copy(), None if high is None else high[start:end].copy()))
+            for field, (_, found) in values.items():
+                lows, highs = edges[field]
+                if lows[number] < highs[number]:
+                    bucket.add_keys(field, found[lows[number] : highs[number]].copy())
+            open_.add(at)
+            self._changes += 1
+            revisions[at // tier.segment_s] = self._changes
 
     def evict(self, now_ns: int) -> None:
-        """Forget the buckets that lie wholly behind what their tier keeps."""
-        for tier, buckets in zip(self._kept, self._tiers, strict=True):
-            floor = now_ns // SECOND - tier.keep_s - tier.width_s - _SLACK_S
+        """Forget the buckets that lie wholly behind what their tier keeps; put away those that have ended."""
+        now_s = now_ns // SECOND
+        for tier, buckets, open_, revisions in zip(self._kept, self._tiers, self._open, self._revisions, strict=True):
+            floor = now_s - tier.keep_s - tier.width_s - _SLACK_S
             while buckets and buckets.peekitem(0)[0] <= floor:
-                buckets.popitem(0)
+                at, _ = buckets.popitem(0)
+                open_.discard(at)
+                if not buckets or buckets.peekitem(0)[0] // tier.segment_s != at // tier.segment_s:
+                    revisions.pop(at // tier.segment_s, None)
+            ended = [at for at in open_ if at + tier.width_s <= self._clock_s - _SETTLED_S]
+            for at in ended:
+                buckets[at].put_away()
+                open_.discard(at)
+
+    def totals(self, stretches: Sequence[Stretch]) -> Totals:
+        """What every cell of the table comes to over *stretches*, one row per cell."""
+        self.settle()
+        buckets = [bucket for _, bucket in self._buckets(stretches)]
+        size, width = len(self._table), self._schema.width
+        if not buckets:
+            return Totals.zeros(size, width)
+        low = np.zeros((sum(len(bucket.cells) for bucket in buckets), width), np.int64)
+        high: Ints | None = None
+        at = 0
+        for bucket in buckets:
+            held, end = bucket.totals, at + len(bucket.cells)
+            if isinstance(held, Packed):
+                held.into(low[at:end])
+            elif held is not None:
+                low[at:end] = held.low
+            if held is not None and held.high is not None:
+                high = np.zeros_like(low) if high is None else high
+                high[at:end] = held.high
+            at = end
+        return add_by(np.concatenate([bucket.cells for bucket in buckets]), Totals(low, high), size)
+
+    def summaries(self, stretches: Sequence[Stretch], groups: Ints, size: int, field: str) -> list[Summary]:
+        """
+        One distribution of each group of cells over *stretches*.
+
+        Args:
+            groups: Group number of every cell of the table, -1 = none; shape (cells,).
+            size: How many groups there are.
+        """
+        self.settle()
+        found = []
+        for tier, bucket in self._buckets(stretches):
+            part = bucket.reduced(field, groups, size, remember=tier.width_s >= _REMEMBERS_S)
+            if part is not None:
+                found.append(part)
+        if not found:
+            return [Summary()] * size
+        keys, counts = count_up(np.concatenate([k for k, _ in found]), np.concatenate([c for _, c in found]), size)
+        own, bins = split(keys)
+        edges = np.searchsorted(own, np.arange(size + 1))
+        sums = np.concatenate([[0], np.cumsum(counts)])[edges]
+        sizes = np.diff(sums)
+        raw = self._raw(stretches, groups, sizes, field)
+        return [
+            raw.get(number) or Summary.merged([], [(bins[low:high], counts[low:high])])
+            for number, (low, high) in enumerate(pairwise(edges.tolist()))
+        ]
+
+    def _raw(self, stretches: Sequence[Stretch], groups: Ints, sizes: Ints, field: str) -> dict[int, Summary]:
+        """The summaries of the groups with few values, all of which are still known."""
+        few = (sizes > 0) & (sizes <= RAW_LIMIT)
+        newest = self._newest.get(field)
+        if newest is None or not few.any():
+            return {}
+        asked = np.where((groups >= 0) & few[np.maximum(groups, 0)], groups, -1)
+        own, values = newest.within(stretches[0].start_s, stretches[-1].end_s, asked)
+        whole = few & (np.bincount(own, minlength=len(sizes)) == sizes)
+        return {number: Summary.of(values[own == number]) for number in np.flatnonzero(whole).tolist()}
 
     def read(self, stretches: Sequence[Stretch], groups: Ints, size: int, fields: Sequence[str]) -> list[Reading]:
         """
-        What the cells of each group come to over *stretches*.
+        What the cells of each group come to over *stretches*, sums and distributions; the schema is that of spans.
 
         Args:
             groups: Group number of every cell of the table, -1 = none; shape (cells,).
@@ -272,81 +469,76 @@ class Rollup:
         Returns:
             One reading per group.
         """
-        self.settle()
-        buckets = list(self._buckets(stretches))
-        if not buckets:
-            return [Reading(Sums(), {name: Summary() for name in fields}) for _ in range(size)]
-        cells = np.concatenate([bucket.cells for bucket in buckets])
-        sums = add_by(groups[cells], np.concatenate([bucket.sums for bucket in buckets]), size)
-        summaries = {name: _summaries(name, buckets, groups, size) for name in fields}
-        return [Reading(Sums.of(sums[n]), {name: summaries[name][n] for name in fields}) for n in range(size)]
+        sums = add_by(groups, self.totals(stretches), size)
+        summaries = {name: self.summaries(stretches, groups, size, name) for name in fields}
+        return [Reading(Sums.of(sums, n), {name: summaries[name][n] for name in fields}) for n in range(size)]
 
-    def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[_Bucket]:
+    def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, _Bucket]]:
         for stretch in stretches:
             buckets = self._tiers[stretch.tier]
             for at in buckets.irange(stretch.start_s, stretch.end_s, inclusive=(True, False)):
-                yield buckets[at]
+                yield self._kept[stretch.tier], buckets[at]
 
-    def snapshot(self) -> dict[str, Any]:
-        """Everything as plain data for ``restore``."""
+    def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
+        """
+        Everything for ``restore``: a little plain data, and the buckets in parts of which most never change again.
+
+        Args:
+            saved: Part -> the revision of it that needs no saving.
+        """
         self.settle()
-        return {
+        state = {
             "late": self.late,
-            "lifetime": self.lifetime.snapshot(),
             "clock_s": self._clock_s,
-            "tiers": [
-                [
-                    (
-                        at,
-                        bucket.cells.tobytes(),
-                        bucket.sums.tobytes(),
-                        {n: s.arrays() for n, s in bucket.sketches.items()},
-                    )
-                    for at, bucket in buckets.items()
-                ]
-                for buckets in self._tiers
-            ],
+            "newest": {field: newest.snapshot() for field, newest in self._newest.items()},
         }
+        parts: dict[str, Part] = {}
+        for index, (tier, buckets, revisions) in enumerate(zip(self._kept, self._tiers, self._revisions, strict=True)):
+            for segment, revision in revisions.items():
+                name = f"{index}-{segment}"
+                if saved.get(name) == revision:
+                    parts[name] = Part(revision, None)
+                    continue
+                times = buckets.irange(segment * tier.segment_s, (segment + 1) * tier.segment_s, (True, False))
+                captured = [(at, buckets[at].capture()) for at in times]
+                parts[name] = Part(revision, partial(_encode_segment, captured))
+        return state, parts
 
     @classmethod
-    def restore(cls, table: Table, state: Mapping[str, Any], tiers: Sequence[Tier] = TIERS) -> Rollup:
-        """A rollup from ``snapshot``."""
-        rollup = cls(table, tiers)
-        rollup.late = state["late"]
-        rollup.lifetime = Lifetime.restore(state["lifetime"])
-        rollup._clock_s = state["clock_s"]
-        for buckets, saved in zip(rollup._tiers, state["tiers"], strict=True):
-            for at, cells, sums, sketches in saved:
-                bucket = buckets[at] = _Bucket()
-                bucket.cells, bucket.sums = _ints(cells), _ints(sums).reshape(-1, WIDTH)
-                bucket.sketches = {name: _Sketch.of(arrays) for name, arrays in sketches.items()}
+    def restore(
+        cls,
+        table: Table,
+        state: Mapping[str, Any],
+        parts: Mapping[str, bytes],
+        tiers: Sequence[Tier] = TIERS,
+        schema: Schema = SPANS,
+        lifetime: Counters | None = None,
+    ) -> Rollup:
+        """A rollup from ``snapshot``, *lifetime* restored already."""
+        rollup = cls(table, tiers, schema, lifetime)
+        rollup.late, rollup._clock_s = state["late"], state["clock_s"]
+        rollup._newest = {field: Newest.restore(saved) for field, saved in state["newest"].items()}
+        for name, data in parts.items():
+            index, _, segment = name.partition("-")
+            rollup._revisions[int(index)][int(segment)] = 0
+            for at, bucket in msgspec.msgpack.decode(data):
+                rollup._tiers[int(index)][at] = _decode_bucket(bucket, schema.width)
         return rollup
 
 
-def _ints(data: bytes) -> Ints:
-    return np.frombuffer(data, np.int64).copy()
+def _encode_segment(held: Sequence[tuple[int, Any]]) -> bytes:
+    return msgspec.msgpack.encode([(at, _encode_bucket(captured)) for at, captured in held])
 
 
-def _summaries(name: str, buckets: Sequence[_Bucket], groups: Ints, size: int) -> list[Summary]:
-    sketches = [bucket.sketches[name] for bucket in buckets if name in bucket.sketches]
-    if not sketches:
-        return [Summary()] * size
-    raw_groups = groups[np.concatenate([sketch.raw_cells for sketch in sketches])]
-    raw_values = np.concatenate([sketch.raw_values for sketch in sketches])
-    bin_keys = np.concatenate([sketch.bin_keys for sketch in sketches])
-    bin_counts = np.concatenate([sketch.bin_counts for sketch in sketches])
-    bin_groups = groups[bin_keys >> _BIN_BITS]
-    bins = (bin_keys & ((1 << _BIN_BITS) - 1)) - _BIN_ZERO
-    if size == 1:
-        raw, binned = raw_groups >= 0, bin_groups >= 0
-        return [Summary.merged([raw_values[raw]], [(bins[binned], bin_counts[binned])])]
-    raw_order, bin_order = np.argsort(raw_groups, kind="stable"), np.argsort(bin_groups, kind="stable")
-    raw_groups, raw_values = raw_groups[raw_order], raw_values[raw_order]
-    bin_groups, bins, bin_counts = bin_groups[bin_order], bins[bin_order], bin_counts[bin_order]
-    numbers = np.arange(size)
-    raw_from, raw_to = np.searchsorted(raw_groups, numbers), np.searchsorted(raw_groups, numbers, side="right")
-    bin_from, bin_to = np.searchsorted(bin_groups, numbers), np.searchsorted(bin_groups, numbers, side="right")
-    return [
-        Summary.merged([raw_values[a:b]], [(bins[c:d], bin_counts[c:d])])
-        for a, b, c, d in zip(raw_from, raw_to, bin_from, bin_to, strict=True)
-    ]
+def _coarser(keys: Ints, totals: Totals, width_s: int) -> tuple[Ints, Ints, Totals]:
+    """(Start, key, totals) of every distinct (bucket of *width_s*, cell), ascending."""
+    starts_s = keys >> _CELL_BITS
+    if width_s > 1:
+        starts_s = starts_s // width_s * width_s
+        keys = (starts_s << _CELL_BITS) + (keys & ((1 << _CELL_BITS) - 1))
+        order = np.argsort(keys, kind="stable")
+        keys, totals = keys[order], totals.take(order)
+    firsts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    if len(firsts) < len(keys):
+        keys, totals = keys[firsts], add_runs(totals, firsts)
+    return keys >> _CELL_BITS, keys, totals

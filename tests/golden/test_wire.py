@@ -72,7 +72,7 @@ BATCH = make_batch(
     sequence=7,
     part=2,
     arrived_ns=ENDED_NS + 2,
-    reporter=ReporterStats(sent=5, acked=4, dropped=3, failed=2, queue_depth=1),
+    reporter=ReporterStats(sent=5, acked=4, dropped=3, failed=2, queue_depth=1, newly_dropped=6, newly_failed=8),
     started=[
         Started(
             trace_id="t",

@@ -90,7 +90,7 @@ class Story:
         for event in self.published:
             self.alerter.learn(event)
         if snapshot is not None:
-            self.alerter.restore(snapshot)
+            self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
         for message in self.log[done:]:
             self.alerter.fold(message, CREATED)
@@ -479,7 +479,7 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
             story.tick(SETTLED + message[0].stored + dice.random() * (upto - message[0].stored))
         if dice.random() < 0.4:
             story.tick(0)
-            restarted(story, story.alerter.snapshot(), caught_up=dice.random() < 0.7)
+            restarted(story, story.alerter.snapshot({}).state(), caught_up=dice.random() < 0.7)
     story.alerter.caught_up = True
     story.tick(messages[-1][0].stored + 90)
     assert said(story.published) == tell(RULES, messages)
@@ -499,7 +499,7 @@ def test_a_kill_after_any_publication_leaves_the_rest_to_be_published_and_nothin
         story.send(message[0].stored, *(one.span for one in message))
         if number == saved_at:
             story.tick(0)
-            snapshot = story.alerter.snapshot()
+            snapshot = story.alerter.snapshot({}).state()
             before = len(story.published)
     story.tick(message[0].stored + SETTLED)
     pending = story.published[before:]
@@ -526,7 +526,7 @@ def test_batches_that_come_again_change_nothing(stream: Stream, seed: int) -> No
             story.send(message[0].stored, *spans, **again)
             if dice.random() < 0.2:
                 story.tick(0)
-                restarted(story, story.alerter.snapshot(), caught_up=True)
+                restarted(story, story.alerter.snapshot({}).state(), caught_up=True)
     story.tick(messages[-1][0].stored + 90)
     assert said(story.published) == tell(RULES, messages)
 
@@ -536,7 +536,7 @@ def test_the_same_batch_again_counts_once() -> None:
     for stored in (0.5, 0.5, 0.9):
         story.send(stored, call(0.4), call(0.4), id="default.web.1", sequence=1)
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing", 2)]
-    story.restart(story.alerter.snapshot())
+    story.restart(story.alerter.snapshot({}).state())
     story.send(1.5, call(0.4), call(0.4), id="default.web.1", sequence=1)
     assert brief(story.tick(2 + SETTLED)) == [(2, "firing", 2)]
 
@@ -553,7 +553,7 @@ def test_a_firing_that_the_snapshot_does_not_know_holds_for_its_cooldown() -> No
     #   0  1  2  3  4  5  6  7  8  9  10 11 12
     #   |S |F           killed                 F    cooldown 10 s
     story = Story(make_rule(cooldown="10s", window="5s"))
-    snapshot = story.alerter.snapshot()
+    snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5, 1.5, 2.5])
     assert brief(story.tick(3.3)) == [(1, "firing", 1)]
     story.restart(snapshot)
@@ -567,7 +567,7 @@ def test_a_firing_that_was_resolved_still_holds_for_its_cooldown_after_a_kill(tw
     #   0  1  2  3  4 killed  6 ...      31
     #   |S |F    |R           breach     F       window 2 s, cooldown 30 s
     story = Story(make_rule(cooldown="30s", window="2s"))
-    snapshot = story.alerter.snapshot()
+    snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5])
     assert brief(story.tick(4.3)) == [(1, "firing", 1), (3, "resolved", 0)]
     story.restart(snapshot)
@@ -582,7 +582,7 @@ def test_a_firing_that_was_resolved_still_holds_for_its_cooldown_after_a_kill(tw
 
 def test_nothing_is_published_for_what_lies_before_the_last_event() -> None:
     story = Story(make_rule())
-    snapshot = story.alerter.snapshot()
+    snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5, 1.5, 2.5])
     assert len(story.tick(3.3)) == 3
     story.restart(snapshot)
@@ -597,7 +597,7 @@ def test_a_snapshot_between_deciding_and_publishing_loses_no_event(event: str) -
     if event == "resolved":
         assert len(story.tick(1 + SETTLED)) == 1
     story.send(9.5, call(9.4))
-    snapshot = story.alerter.snapshot()
+    snapshot = story.alerter.snapshot({}).state()
     story.restart(snapshot)
     expected = [(1, "firing", 1)] if event == "firing" else []
     assert brief(story.tick(9.5)) == [*expected, (3, "resolved", 0)]
@@ -607,7 +607,7 @@ def test_a_snapshot_while_an_event_is_being_published_loses_no_event() -> None:
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, call(0.5))
     assert len(story.tick(1 + SETTLED)) == 1
-    snapshot = story.alerter.snapshot()
+    snapshot = story.alerter.snapshot({}).state()
     story.published.clear()
     story.restart(snapshot)
     assert [event.status for event in story.tick(2 + SETTLED)] == ["firing"]
@@ -621,7 +621,7 @@ def test_events_learnt_before_a_snapshot_that_cannot_be_read_still_hold() -> Non
     for event in story.published:
         story.alerter.learn(event)
     with pytest.raises(Rejected):
-        story.alerter.restore(b"rubbish")
+        story.alerter.restore(b"rubbish", {})
     for message in story.log:
         story.alerter.fold(message, CREATED)
     story.alerter.caught_up = True
@@ -710,7 +710,7 @@ def test_a_new_rule_is_primed_by_what_was_read_and_does_not_fire_for_the_past() 
     story = Story(old)
     breach(story, [0.5, 1.5, 2.5])
     assert len(story.tick(3.5)) == 1
-    story.restart(story.alerter.snapshot(), old, new, caught_up=False)
+    story.restart(story.alerter.snapshot({}).state(), old, new, caught_up=False)
     assert story.alerter.position is not None
     assert story.alerter.position.sequence == 3
     assert story.tick(20.5) == []
@@ -727,7 +727,7 @@ def test_a_new_rule_is_warming_until_its_window_is_covered() -> None:
     story = Story(make_rule(name="old"))
     breach(story, [0.5])
     story.tick(5)
-    story.restart(story.alerter.snapshot(), new)
+    story.restart(story.alerter.snapshot({}).state(), new)
     for now, state in ((6, "warming"), (60.4, "warming"), (60.6, "inactive")):
         story.tick(now)
         (shown,) = story.alerter.render(ns(now))
@@ -739,7 +739,7 @@ def test_a_rule_that_stays_keeps_its_firings_when_another_comes() -> None:
     story = Story(old)
     breach(story, [0.5])
     assert len(story.tick(1.5)) == 1
-    story.restart(story.alerter.snapshot(), old, make_rule(name="new", threshold=99))
+    story.restart(story.alerter.snapshot({}).state(), old, make_rule(name="new", threshold=99))
     story.tick(5)
     assert story.tick(30.9 + SETTLED) == []
     assert [at(event) for event in story.tick(40)] == [31]
@@ -750,7 +750,7 @@ def test_a_rule_that_goes_leaves_the_others_where_they_were() -> None:
     story = Story(stays, make_rule(name="goes"))
     breach(story, [0.5])
     story.tick(1.5)
-    story.restart(story.alerter.snapshot(), stays)
+    story.restart(story.alerter.snapshot({}).state(), stays)
     assert story.alerter.position is not None
     assert story.alerter.position.sequence == 1
     assert [at(event) for event in story.tick(40)] == [31]
@@ -762,7 +762,7 @@ def test_a_rule_with_another_interval_is_looked_at_at_its_own_instants(
 ) -> None:
     story = Story(make_rule(eval_interval=before, window="60s"))
     breach(story, [0.5])
-    story.restart(story.alerter.snapshot(), make_rule(eval_interval=after, window="60s"))
+    story.restart(story.alerter.snapshot({}).state(), make_rule(eval_interval=after, window="60s"))
     story.tick(0.9)
     assert [at(event) for event in story.tick(16)] == instants
 
@@ -771,7 +771,7 @@ def test_another_threshold_needs_no_second_reading() -> None:
     story = Story(make_rule(threshold=99))
     breach(story, [0.5])
     story.tick(1.5)
-    story.restart(story.alerter.snapshot(), make_rule(threshold=1))
+    story.restart(story.alerter.snapshot({}).state(), make_rule(threshold=1))
     assert brief(story.tick(2.5)) == [(2, "firing", 1)]
 
 
@@ -840,7 +840,7 @@ def test_what_is_no_snapshot_is_refused_and_leaves_an_alerter_that_works(state: 
     story = Story(make_rule(), begin=None)
     try:
         with pytest.raises(Rejected):
-            story.alerter.restore(state)
+            story.alerter.restore(state, {})
     finally:
         assert story.alerter.position is None
     story.alerter.caught_up = True
@@ -853,10 +853,10 @@ def test_a_truncated_snapshot_is_refused() -> None:
     story = Story(*RULES)
     breach(story, [0.5, 1.5])
     story.tick(2.5)
-    snapshot = story.alerter.snapshot()
+    snapshot = story.alerter.snapshot({}).state()
     for size in range(0, len(snapshot), max(1, len(snapshot) // 40)):
         with pytest.raises(Rejected):
-            Alerter(RULES, "default").restore(snapshot[:size])
+            Alerter(RULES, "default").restore(snapshot[:size], {})
 
 
 # --- what is shown

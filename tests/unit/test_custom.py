@@ -15,7 +15,8 @@ import tokentrace
 from make import make_span
 from tokentrace.errors import ConfigError
 from tokentrace.machine import Message
-from tokentrace.metric.custom import Ring, parse_custom
+from tokentrace.metric.custom import Measured, parse_custom
+from tokentrace.metric.query import Query
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.records import AlertEvent, Batch, encode_batches
 from tokentrace.window import Stretch, Tier
@@ -45,13 +46,11 @@ def metric(**fields: Any) -> Any:
 @pytest.mark.parametrize("kind", ["sum", "avg", "p95"])
 def test_a_field_is_shown_in_its_own_unit(field: str, span: dict[str, Any], value: float, kind: str) -> None:
     own = metric(field=field, type=kind)
-    ring = Ring((Tier(1, 60),))
+    measured = Measured(own, (Tier(1, 60),))
     made = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
-    measured = own.measure(made)
-    assert measured is not None
-    ring.fold(made, measured, made.arrived_ns)
+    measured.fold([made], made.arrived_ns)
     at = made.ended_ns // SECOND
-    assert own.value(ring.read([Stretch(0, at, at + 1)])) == pytest.approx(value)
+    assert own.value(measured.read([Stretch(0, at, at + 1)], Query())[0]) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -94,24 +93,40 @@ def test_a_metric_that_makes_no_sense_is_refused_by_its_key(fields: dict[str, An
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(-(10**15), 10**15)), max_size=700), st.integers(0, 2**32))
-def test_a_ring_equals_a_recount_before_and_after_a_restart(values: list[tuple[int, int]], seed: int) -> None:
+def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
+    values: list[tuple[int, int]], seed: int
+) -> None:
     dice = random.Random(seed)
-    ring = Ring((Tier(1, 30), Tier(10, 200)))
+    tiers = (Tier(1, 30), Tier(10, 200))
+    own = metric(type="p95", field="attr.size")
+    measured = Measured(own, tiers)
     now = START + 100
     for age, value in values:
-        span = make_span(ended_ns=(now - age) * SECOND, arrived_ns=now * SECOND)
-        ring.fold(span, value, now * SECOND)
+        span = make_span(
+            ended_ns=(now - age) * SECOND,
+            arrived_ns=now * SECOND,
+            model=f"m{value % 3}",
+            attributes={"size": value / 10**9},
+        )
+        measured.fold([span], now * SECOND)
         if dice.random() < 0.01:
-            saved = msgspec.msgpack.decode(msgspec.msgpack.encode(ring.snapshot()), strict=False)
-            ring.restore(saved)
-    ring.evict(now * SECOND)
-    tally = ring.read([Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)])
+            state, parts = measured.snapshot({})
+            made = {name: part.encode() for name, part in parts.items() if part.encode}
+            state, made = msgspec.msgpack.decode(msgspec.msgpack.encode((state, made)))
+            measured = Measured(own, tiers)
+            assert measured.restore(state, made)
+    measured.tick(now * SECOND)
+    stretches = [Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)]
+    total, groups = measured.read(stretches, Query(groupby="model"))
     inside = [value for age, value in values if ((now - age) // 10 * 10 >= now - 60 and age > 20) or age <= 20]
-    assert tally.size == len(inside)
-    assert tally.total == sum(inside)
+    assert (total.size, total.total) == (len(inside), sum(inside))
+    assert measured.lived().total == sum(value for _, value in values)
+    for model, tally in groups.items():
+        mine = [value for value in inside if f"m{value % 3}" == model]
+        assert (tally.size, tally.total) == (len(mine), sum(mine))
     if inside:
         error = 1e-9 if len(inside) <= 100 else RELATIVE_ERROR + 1e-9
-        assert tally.summary.quantile(1.0) == pytest.approx(float(np.max(inside)), rel=error)
+        assert total.summary.quantile(1.0) == pytest.approx(float(np.max(inside)), rel=error)
 
 
 def test_a_rule_on_a_metric_of_ones_own_fires() -> None:

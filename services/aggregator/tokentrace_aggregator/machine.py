@@ -1,27 +1,34 @@
-"""The aggregator's state, shard by shard: rollups, lifetime counters, what was folded."""
+"""The aggregator's state, shard by shard: rollups, lifetime counters, metrics of one's own, what was folded."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from tokentrace.cell import MAX_MODELS, Sums, Table, rows_of
+from tokentrace.cell import CLAMPED, MAX_MODELS, OTHER, SPANS, STATUS, Sums, Table, rows_of
 from tokentrace.errors import Rejected
+from tokentrace.exact import add_by
 from tokentrace.lifetime import Lifetime
-from tokentrace.machine import Effect, Message
-from tokentrace.metric.query import Figures, Partial, Query
+from tokentrace.machine import Effect, Message, Saved
+from tokentrace.metric.custom import CustomMetric, Measured, measured_figures, with_custom
+from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query
 from tokentrace.metric.reader import Reader
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
-from tokentrace.units import HOUR, SECOND
-from tokentrace.window import HORIZON_NS, Rollup, plan
+from tokentrace.units import HOUR, MINUTE, SECOND
+from tokentrace.window import HORIZON_NS, TIERS, Part, Rollup, plan, split_at
 
-VERSION = 2
+VERSION = 3
 _MAX_LOSSES = 20
+#: Rows wait this long for company before they are put into their buckets.
+_SETTLE_NS = SECOND // 10
+#: A reporter that has told nothing for this long has nothing waiting.
+_QUIET_NS = 2 * MINUTE
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
@@ -38,21 +45,30 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Shard:
-    """``Machine`` of one shard."""
+    """
+    ``Machine`` of one shard.
 
-    def __init__(self, shard: int, shards: int) -> None:
+    Args:
+        custom: Metrics of one's own, measured beside the others.
+    """
+
+    def __init__(self, shard: int, shards: int, custom: Sequence[CustomMetric] = ()) -> None:
         self.shard = shard
-        self._shards = shards
+        self._shards, self._custom = shards, tuple(custom)
         self._reset()
 
     def _reset(self) -> None:
         self._position: Position | None = None
         self._table = Table()
-        self._rollup = Rollup(self._table)
+        self._lifetime = Lifetime()
+        self._rollup = Rollup(self._table, TIERS, SPANS, self._lifetime)
+        self._measured = {metric.name: Measured(metric) for metric in self._custom}
         self._seen = Seen(self._shards)
-        self._forgot_ns = 0
+        self._forgot_ns = self._settled_ns = self._time_ns = 0
         self.losses: list[Loss] = []
-        self.reporters: dict[str, tuple[int, ReporterStats]] = {}
+        #: Id -> number of its last batch, stream time of it, spans that waited then.
+        self._queues: dict[str, tuple[int, int, int]] = {}
+        self._sent = self._dropped = self._failed = self._clamped = 0
         self.spans = 0
         self.batches = 0
         self.repeated = 0
@@ -80,8 +96,10 @@ class Shard:
             self.losses.append(Loss(last.first, last.last, message.time_ns))
         for batch in decode_batches(message.payload):
             self._fold_batch(batch, message.time_ns)
+        self._time_ns = max(self._time_ns, message.time_ns)
         if message.time_ns - self._forgot_ns > HOUR:
-            self._forget(message.time_ns)
+            self._forgot_ns = message.time_ns
+            self._seen.forget(message.time_ns)
 
     def _fold_batch(self, batch: Batch, time_ns: int) -> None:
         if not self._seen.add(batch, time_ns):
@@ -89,19 +107,22 @@ class Shard:
             return
         self.batches += 1
         if batch.reporter is not None:
-            held = self.reporters.get(batch.id)
-            if held is None or held[0] <= batch.sequence:
-                self.reporters[batch.id] = (batch.sequence, batch.reporter)
+            self._account(batch, batch.reporter, time_ns)
         if batch.spans:
             self.spans += len(batch.spans)
+            self._sent += len(batch.spans) if batch.sequence else 0
             rows = rows_of(batch.spans, self._table, time_ns)
+            self._clamped += int((rows[:, STATUS] >= CLAMPED).sum())
             self._rollup.fold(rows)
+            for measured in self._measured.values():
+                measured.fold(batch.spans, time_ns)
 
-    def _forget(self, now_ns: int) -> None:
-        self._forgot_ns = now_ns
-        self._seen.forget(now_ns)
-        known = self._seen.reporters()
-        self.reporters = {key: value for key, value in self.reporters.items() if key in known}
+    def _account(self, batch: Batch, stats: ReporterStats, time_ns: int) -> None:
+        self._dropped += stats.newly_dropped
+        self._failed += stats.newly_failed
+        held = self._queues.get(batch.id)
+        if held is None or held[0] <= batch.sequence:
+            self._queues[batch.id] = (batch.sequence, time_ns, stats.queue_depth)
 
     def lost(self, first: int, last: int, created_ns: int) -> None:
         """As ``Machine.lost``."""
@@ -114,57 +135,88 @@ class Shard:
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
         """As ``Machine.tick``: nothing is due, only old buckets go."""
-        self._rollup.settle()
-        self._rollup.evict(now_ns)
+        if now_ns - self._settled_ns >= _SETTLE_NS:
+            self._settled_ns = now_ns
+            self._rollup.settle()
+            self._rollup.evict(now_ns)
+            for measured in self._measured.values():
+                measured.tick(now_ns)
+            quiet = [name for name, (_, told_ns, _) in self._queues.items() if told_ns < now_ns - _QUIET_NS]
+            for name in quiet:
+                del self._queues[name]
         return ()
 
     def performed(self, effect: Effect) -> None:
         """As ``Machine.performed``: there never are any."""
 
-    def snapshot(self) -> bytes:
-        """As ``Machine.snapshot``."""
+    def snapshot(self, saved: Mapping[str, int]) -> Saved:
+        """As ``Machine.snapshot``; a part is a stretch of a tier."""
+        rollup, parts = self._rollup.snapshot({name: revision for name, revision in saved.items() if ":" not in name})
+        named: dict[str, Part] = dict(parts)
+        custom = {}
+        for name, measured in self._measured.items():
+            custom[name], parts = measured.snapshot(_below(f"{name}:", saved))
+            named |= {f"{name}:{part}": value for part, value in parts.items()}
         state = {
             "version": VERSION,
             "shard": self.shard,
             "shards": self._shards,
             "position": self._position,
-            "cells": self._table.cells,
-            "rollup": self._rollup.snapshot(),
+            "cells": list(self._table.cells),
+            "lifetime": self._lifetime.snapshot(),
+            "rollup": rollup,
+            "custom": custom,
             "seen": self._seen.snapshot(),
             "forgot_ns": self._forgot_ns,
+            "time_ns": self._time_ns,
             "losses": self.losses,
-            "reporters": self.reporters,
-            "counts": [self.spans, self.batches, self.repeated],
+            "queues": dict(self._queues),
+            "counts": [self.spans, self.batches, self.repeated, self._sent, self._dropped, self._failed, self._clamped],
         }
-        return zlib.compress(msgspec.msgpack.encode(state), level=1)
+        return Saved(partial(msgspec.msgpack.encode, state), named)
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """As ``Machine.restore``."""
         try:
-            saved = msgspec.msgpack.decode(zlib.decompress(state))
+            saved = msgspec.msgpack.decode(state)
             if saved["version"] != VERSION:
                 raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
             if (saved["shard"], saved["shards"]) != (self.shard, self._shards):
                 raise Rejected(
                     f"of shard {saved['shard']} of {saved['shards']}, this is {self.shard} of {self._shards}"
                 )
-            self._restore(saved)
+            self._restore(saved, parts)
         except Rejected:
             self._reset()
             raise
-        except (zlib.error, msgspec.DecodeError, msgspec.ValidationError, ValueError, KeyError, TypeError) as exc:
+        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, KeyError, TypeError, IndexError) as exc:
             self._reset()
             raise Rejected(f"cannot be read: {exc}") from exc
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore(self, saved: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
         self._position = msgspec.convert(saved["position"], Position | None)
         self._table = Table(saved["cells"])
-        self._rollup = Rollup.restore(self._table, saved["rollup"])
+        self._lifetime.restore(saved["lifetime"])
+        own = {name: data for name, data in parts.items() if ":" not in name}
+        self._rollup = Rollup.restore(self._table, saved["rollup"], own, TIERS, SPANS, self._lifetime)
+        self._time_ns = saved["time_ns"]
+        for name, measured in self._measured.items():
+            held = saved["custom"].get(name)
+            if held is None or not measured.restore(held, _below(f"{name}:", parts)):
+                measured.since_ns = self._time_ns
         self._seen = Seen.restore(saved["seen"])
         self._forgot_ns = saved["forgot_ns"]
         self.losses = msgspec.convert(saved["losses"], list[Loss])
-        self.reporters = msgspec.convert(saved["reporters"], dict[str, tuple[int, ReporterStats]])
-        self.spans, self.batches, self.repeated = saved["counts"]
+        self._queues = msgspec.convert(saved["queues"], dict[str, tuple[int, int, int]])
+        (
+            self.spans,
+            self.batches,
+            self.repeated,
+            self._sent,
+            self._dropped,
+            self._failed,
+            self._clamped,
+        ) = saved["counts"]
 
     def since_ns(self, now_ns: int) -> int:
         """Before this instant something is missing; 0 = nothing is. Losses older than every window do not count."""
@@ -172,47 +224,113 @@ class Shard:
         return max((until for until in recent if until > now_ns - HORIZON_NS), default=0)
 
     def answer(self, query: Query, caught_up: bool) -> Partial:
-        """This shard's part of the answer to *query*."""
+        """This shard's part of the answer to *query*, a window or a lifetime."""
         if query.what == "lifetime":
-            return self._lifetime(caught_up)
-        now_s = query.now_s
-        oldest = now_s - HORIZON_NS // SECOND
-        if max(query.from_s, oldest) >= query.to_s:
-            raise Rejected("query: its interval is empty or lies behind everything that is kept")
-        stretches = plan(max(query.from_s, oldest), query.to_s, now_s)
-        total, groups = Reader(self._rollup, self._table, query).read(stretches)
-        since = self.since_ns(now_s * SECOND)
-        if query.from_s < oldest:
-            since = max(since, oldest * SECOND)
+            self._rollup.settle()
+            return Partial(
+                shard=self.shard,
+                position=self._position,
+                caught_up=caught_up,
+                total=Figures(sums=self._lifetime_sums()),
+                lived=self._lived(),
+            )
+        from_s, since_ns = self._bounds(query)
+        stretches = plan(from_s, query.to_s, query.now_s)
+        total, groups, models = Reader(self._rollup, self._table, query).read(stretches)
+        total, groups = with_custom(total, groups, measured_figures(self._measured, query.custom, stretches, query))
         return Partial(
             shard=self.shard,
             position=self._position,
             caught_up=caught_up,
             from_s=stretches[0].start_s,
             to_s=stretches[-1].end_s,
-            since_ns=since,
+            since_ns=since_ns,
             total=total,
             groups=groups,
+            models=models,
         )
 
-    def _lifetime(self, caught_up: bool) -> Partial:
-        self._rollup.settle()
-        lifetime: Lifetime = self._rollup.lifetime
-        total = Sums()
-        by_operation: dict[str, tuple[int, int]] = {}
-        for cell, row in zip(self._table.cells, lifetime.sums, strict=False):
-            sums = Sums.of(row)
-            if not counts_as_cost(cell.kind):
-                sums.cost = sums.unpriced = sums.partly_priced = 0
-            total.add(sums)
-            count, errors = by_operation.get(cell.name, (0, 0))
-            by_operation[cell.name] = (count + sums.spans, errors + sums.errors)
-        return Partial(
+    def series(self, query: Query, caught_up: bool) -> Iterator[Partial | None]:
+        """The answer to a series: None after each step, so that others get a turn, at last the answer."""
+        from_s, since_ns = self._bounds(query)
+        reader, points = Reader(self._rollup, self._table, query), []
+        steps = split_at(from_s, query.to_s, query.now_s, query.step_s)
+        for start_s, stretches in steps:
+            total, groups, _ = reader.read(stretches)
+            total, groups = with_custom(total, groups, measured_figures(self._measured, query.custom, stretches, query))
+            points.append(Point(start_s=start_s, total=total, groups=groups))
+            yield None
+        yield Partial(
             shard=self.shard,
             position=self._position,
             caught_up=caught_up,
-            total=Figures(sums=total),
+            from_s=steps[0][1][0].start_s,
+            to_s=steps[-1][1][-1].end_s,
+            since_ns=since_ns,
+            points=points,
+        )
+
+    def _bounds(self, query: Query) -> tuple[int, int]:
+        """(From when there is something to read, Unix seconds; since when nothing is missing, ns, 0 = always)."""
+        oldest = query.now_s - HORIZON_NS // SECOND
+        if max(query.from_s, oldest) >= query.to_s:
+            raise Rejected("query: its interval is empty or lies behind everything that is kept")
+        since = self.since_ns(query.now_s * SECOND)
+        if query.from_s < oldest:
+            since = max(since, oldest * SECOND)
+        own = [self._measured[name].since_ns for name in query.custom if name in self._measured]
+        return max(query.from_s, oldest), max([since, *(at for at in own if at > query.from_s * SECOND)])
+
+    def _lifetime_sums(self) -> Sums:
+        """Over every kind; money over those that cost."""
+        totals, table = self._lifetime.totals, self._table
+        everything = Sums.of(add_by(np.zeros(len(totals), np.int64), totals, 1))
+        paying = np.array([0 if counts_as_cost(cell.kind) else -1 for cell in table.cells[: len(totals)]], np.int64)
+        paid = Sums.of(add_by(paying, totals, 1))
+        everything.cost, everything.unpriced, everything.partly_priced = paid.cost, paid.unpriced, paid.partly_priced
+        return everything
+
+    def _lived(self) -> Lived:
+        lifetime, table = self._lifetime, self._table
+        by_operation: dict[str, tuple[int, int]] = {}
+        counters: dict[tuple[str, str, str, str], Counter] = {}
+        shown = _at_most(table, "model", MAX_MODELS)
+        for number in range(len(lifetime.totals)):
+            cell, sums = table.cells[number], Sums.of(lifetime.totals, number)
+            count, errors = by_operation.get(cell.name, (0, 0))
+            by_operation[cell.name] = (count + sums.spans, errors + sums.errors)
+            key = (shown[cell.model], cell.provider, cell.caller, cell.status)
+            counter = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
+            cost = sums.cost if counts_as_cost(cell.kind) else 0
+            counter.sums.add(sums if cell.kind == "llm" else Sums(cost=cost))
+        return Lived(
             by_operation=by_operation,
             walls=lifetime.walls.tolist(),
             longest_ns=lifetime.longest_ns,
+            counters=list(counters.values()),
+            histograms=self._histograms(shown),
+            custom={name: measured.lived() for name, measured in self._measured.items()},
+            sent=self._sent,
+            dropped=self._dropped,
+            failed=self._failed,
+            queues={name: (number, depth) for name, (number, _, depth) in self._queues.items()},
+            clamped=self._clamped,
         )
+
+    def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:
+        """The documented histograms of model calls, by model."""
+        histograms = self._lifetime.histograms
+        models = [shown[cell.model] if cell.kind == "llm" else "" for cell in self._table.cells[: len(histograms)]]
+        own = np.array(models, dtype=object)
+        return {model: histograms[own == model].sum(axis=0).tolist() for model in sorted({*models} - {""})}
+
+
+def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """What is named *prefix* and more, without it."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
+def _at_most(table: Table, dimension: str, most: int) -> dict[str, str]:
+    """Value of *dimension* -> the label it is shown under: its own for the first *most* that ever came, else other."""
+    _, known = table.column(dimension)
+    return {value: value if code < most else OTHER for value, code in known.items()}

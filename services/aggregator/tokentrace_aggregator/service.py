@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,8 +11,9 @@ from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.http import Health, Sample
+from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.metric.query import decode_query, encode_partial
-from tokentrace.pump import Pump
+from tokentrace.pump import TURN_S, Pump
 from tokentrace.settings import Settings, own_shards
 from tokentrace.units import SECOND
 from tokentrace_aggregator.machine import Shard
@@ -28,11 +30,13 @@ class Config:
         shards: How many there are.
         own: Which of them this one holds.
         snapshot_every_s: At least this often, seconds.
+        custom: Metrics of one's own.
     """
 
     shards: int
     own: tuple[int, ...]
     snapshot_every_s: float = 60.0
+    custom: tuple[CustomMetric, ...] = ()
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -41,6 +45,7 @@ class Config:
             shards=settings.nats.shards,
             own=tuple(own_shards(settings.nats)),
             snapshot_every_s=settings.storage.snapshot_interval / SECOND,
+            custom=tuple(parse_customs(settings.customs).values()),
         )
 
 
@@ -55,7 +60,7 @@ class Aggregator:
 
     def __post_init__(self) -> None:
         for shard in self.config.own:
-            machine = Shard(shard, self.config.shards)
+            machine = Shard(shard, self.config.shards, self.config.custom)
             self.machines.append(machine)
             self.pumps.append(
                 Pump(
@@ -77,10 +82,19 @@ class Aggregator:
 
     async def _answer(self, payload: bytes) -> list[bytes]:
         query = decode_query(payload)
-        return [
-            encode_partial(machine.answer(query, pump.progress.caught_up))
-            for machine, pump in zip(self.machines, self.pumps, strict=True)
-        ]
+        answers = []
+        for machine, pump in zip(self.machines, self.pumps, strict=True):
+            if query.what != "series":
+                answers.append(encode_partial(machine.answer(query, pump.progress.caught_up)))
+                continue
+            turn = time.perf_counter() + TURN_S
+            for found in machine.series(query, pump.progress.caught_up):
+                if found is not None:
+                    answers.append(encode_partial(found))
+                elif time.perf_counter() > turn:
+                    await asyncio.sleep(0)
+                    turn = time.perf_counter() + TURN_S
+        return answers
 
     def health(self) -> Health:
         """Ready when every shard has read what there was."""

@@ -8,8 +8,7 @@ and in a backtest the same stream gives the same firings.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ import msgspec
 from tokentrace.bus import subjects
 from tokentrace.cell import Table, rows_of
 from tokentrace.errors import Rejected
-from tokentrace.machine import Effect, Message, Publish
+from tokentrace.machine import Effect, Message, Publish, Saved
 from tokentrace.quantile import Ints
 from tokentrace.records import AlertEvent, Batch, Span, decode_batches
 from tokentrace.records.position import Position
@@ -26,7 +25,7 @@ from tokentrace.units import HOUR, parse_instant, render_duration, render_instan
 from tokentrace_alerter.measure import make_measure
 from tokentrace_alerter.rule import Rule, State, breaches, decide
 
-VERSION = 2
+VERSION = 3
 #: What is read is complete up to this long ago, once everything has been read.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
@@ -80,16 +79,17 @@ class Watch:
         if self.state.firing:
             self.state.starts_ns = parse_instant(event.starts_at) if event.starts_at else instant
 
-    def snapshot(self) -> dict[str, Any]:
-        """As plain data for ``restore``."""
-        return {
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Captured now, made into plain data for ``restore`` later and in any thread."""
+        measure = self._measure.snapshot()
+        state = {
             "fingerprint": self.rule.fingerprint,
-            "measure": self._measure.snapshot(),
             "seen": [self.state.evaluated_ns, self.state.value, self.state.span_count],
             "interval_ns": self.rule.eval_interval_ns,
             "primed_ns": self.primed_ns,
             "next_ns": self.next_ns,
         }
+        return lambda: {**state, "measure": measure()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on where ``snapshot`` was, if it watched the same; what fired is for the events to say."""
@@ -198,24 +198,26 @@ class Alerter:
         if watch is not None:
             watch.take(event)
 
-    def snapshot(self) -> bytes:
-        """As ``Machine.snapshot``."""
+    def snapshot(self, saved: Mapping[str, int]) -> Saved:
+        """As ``Machine.snapshot``, in one piece."""
+        watches = {name: watch.snapshot() for name, watch in self.watches.items()}
         state = {
             "version": VERSION,
             "position": self._position,
-            "cells": self._table.cells,
+            "cells": list(self._table.cells),
             "seen": self._seen.snapshot(),
             "forgot_ns": self._forgot_ns,
             "began_ns": self._began_ns,
-            "effects": self._effects,
-            "watches": {name: watch.snapshot() for name, watch in self.watches.items()},
+            "effects": list(self._effects),
         }
-        return zlib.compress(msgspec.msgpack.encode(state), level=1)
+        return Saved(
+            lambda: msgspec.msgpack.encode({**state, "watches": {name: watch() for name, watch in watches.items()}})
+        )
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """As ``Machine.restore``; a rule that is new or watches something else has everything read again."""
         try:
-            saved = msgspec.msgpack.decode(zlib.decompress(state))
+            saved = msgspec.msgpack.decode(state)
             if saved["version"] != VERSION:
                 raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
             known = {entry["fingerprint"] for entry in saved["watches"].values()}
@@ -237,7 +239,6 @@ class Alerter:
             self._reset()
             raise
         except (
-            zlib.error,
             msgspec.DecodeError,
             msgspec.ValidationError,
             ValueError,

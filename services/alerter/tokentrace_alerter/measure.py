@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from tokentrace.cell import Table
-from tokentrace.metric.custom import CustomMetric, Ring, value_text
+from tokentrace.cell import SPANS, Table
+from tokentrace.metric.custom import CustomMetric, Measured, value_text
 from tokentrace.metric.query import Query
 from tokentrace.metric.reader import Reader
 from tokentrace.quantile import Ints
 from tokentrace.records import Span
 from tokentrace.units import SECOND
-from tokentrace.window import Rollup, Stretch, Tier
+from tokentrace.window import Part, Rollup, Stretch, Tier
 from tokentrace_alerter.rule import Rule
 
 
@@ -29,7 +29,9 @@ class Measure(Protocol):
         """(Value, contributing spans) of the window that ends at *instant_ns*; the value is None without data."""
         ...
 
-    def snapshot(self) -> Any: ...
+    def snapshot(self) -> Callable[[], Any]:
+        """Captured now, made into plain data for ``restore`` later and in any thread."""
+        ...
 
     def restore(self, saved: Any) -> None: ...
 
@@ -66,7 +68,9 @@ class _Everybodys:
     def __init__(self, rule: Rule, table: Table) -> None:
         self._rule, self._table, self._window = rule, table, _Window(rule)
         self._metric = rule.of()
-        self._rollup = Rollup(table, self._window.tiers)
+        needed = {name: SPANS.fields[name] for name in self._metric.fields}
+        self._schema = SPANS._replace(fields=needed)
+        self._rollup = Rollup(table, self._window.tiers, self._schema)
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         if self._rule.filter:
@@ -76,34 +80,35 @@ class _Everybodys:
     def read(self, instant_ns: int) -> tuple[float | None, int]:
         kind = self._rule.filter.get("kind", "")
         query = Query(kind=kind or "llm", only_kind=bool(kind), fields=list(self._metric.fields))
-        figures, _ = Reader(self._rollup, self._table, query).read(self._window.stretches(instant_ns))
+        figures = Reader(self._rollup, self._table, query).read(self._window.stretches(instant_ns))[0]
         return self._metric.value(figures), self._metric.contributing(figures)
 
-    def snapshot(self) -> Any:
-        return self._rollup.snapshot()
+    def snapshot(self) -> Callable[[], Any]:
+        return _later(*self._rollup.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        self._rollup = Rollup.restore(self._table, saved, self._window.tiers)
+        state, parts = saved
+        self._rollup = Rollup.restore(self._table, state, parts, self._window.tiers, self._schema)
 
 
 class _Own:
     def __init__(self, rule: Rule, metric: CustomMetric) -> None:
-        self._rule, self._metric, self._window = rule, metric, _Window(rule)
-        self._ring = Ring(self._window.tiers)
+        self._rule, self._window = rule, _Window(rule)
+        self._measured = Measured(metric, self._window.tiers)
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        for span in spans:
-            value = self._metric.measure(span)
-            if value is not None and passes(self._rule, span):
-                self._ring.fold(span, value, time_ns)
+        self._measured.fold([span for span in spans if passes(self._rule, span)], time_ns)
 
     def read(self, instant_ns: int) -> tuple[float | None, int]:
-        self._ring.evict(instant_ns)
-        tally = self._ring.read(self._window.stretches(instant_ns))
-        return self._metric.value(tally), tally.size
+        tally, _ = self._measured.read(self._window.stretches(instant_ns), Query())
+        return self._measured.metric.value(tally), tally.size
 
-    def snapshot(self) -> Any:
-        return self._ring.snapshot()
+    def snapshot(self) -> Callable[[], Any]:
+        return _later(*self._measured.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        self._ring.restore(saved)
+        self._measured.restore(*saved)
+
+
+def _later(state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
+    return lambda: (state, {name: part.encode() for name, part in parts.items() if part.encode is not None})

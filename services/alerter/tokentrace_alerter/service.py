@@ -18,7 +18,7 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected
 from tokentrace.http import Health, Sample
 from tokentrace.machine import Effect
-from tokentrace.metric.custom import parse_custom
+from tokentrace.metric.custom import parse_customs
 from tokentrace.pump import Pump
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
@@ -62,10 +62,7 @@ class Config:
             except Rejected as exc:
                 raise ConfigError(f"alert_cooldown: {exc}") from exc
         given = [_plain(rule) for rule in settings.alerts]
-        own = [msgspec.structs.asdict(metric) for metric in settings.custom_metrics]
-        customs = {one["name"]: parse_custom(one, f"custom_metrics[{n}]") for n, one in enumerate(own)}
-        if len(customs) < len(own):
-            raise ConfigError("custom_metrics: a name is used twice")
+        customs = parse_customs(settings.customs)
         rules = [parse_rule(one, f"alerts[{n}]", cooldown_ns, customs) for n, one in enumerate(given)]
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:

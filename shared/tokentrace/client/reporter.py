@@ -129,6 +129,7 @@ class Reporter:
         self._queue_bytes = 0
         self._depth = 0
         self._sent = self._acked = self._dropped = self._failed = 0
+        self._told_dropped = self._told_failed = 0
         self._sequence = 0
         self._idle = True
         self._urgent = False
@@ -381,7 +382,10 @@ class Reporter:
                 dropped=self._dropped,
                 failed=self._failed,
                 queue_depth=self._depth,
+                newly_dropped=self._dropped - self._told_dropped,
+                newly_failed=self._failed - self._told_failed,
             )
+            self._told_dropped, self._told_failed = self._dropped, self._failed
             return taken, self._sequence, account
 
     async def _deliver(
@@ -392,6 +396,7 @@ class Reporter:
         if len(clean) < len(spans):
             self._settle(len(spans) - len(clean), accepted=False)
         if not clean:
+            self._untell(account)
             return
         payload = _encoder.encode([_RawBatch(self.id, sequence, 0, 0, self.source, clean, account)])
         pause = 0.05
@@ -405,6 +410,7 @@ class Reporter:
             except Exception as exc:  # noqa: BLE001 - a refusal, or a fault of ours: these spans are lost, the next are not
                 log.error("batch %d is refused, %d spans are lost: %s", sequence, len(clean), exc)
                 self._settle(len(clean), accepted=False)
+                self._untell(account)
                 return
             else:
                 self._settle(len(clean), accepted=True)
@@ -421,6 +427,12 @@ class Reporter:
             self._depth -= count
             if self._depth == 0:
                 self._changed.notify_all()
+
+    def _untell(self, account: ReporterStats) -> None:
+        """The batch that carried *account* never arrives: a later one has to tell what is new in it."""
+        with self._lock:
+            self._told_dropped -= account.newly_dropped
+            self._told_failed -= account.newly_failed
 
     def _without_secrets(self, encoded: bytes, has_text: bool) -> msgspec.Raw | None:
         """A span as it may leave this process; None for one that is out of bounds, which nobody could redact."""

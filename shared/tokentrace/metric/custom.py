@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from tokentrace.cell import DIMENSIONS, UNKNOWN
+from tokentrace.cell import DIMENSIONS, UNKNOWN, Schema, Table
 from tokentrace.errors import ConfigError, shorten
-from tokentrace.metric.registry import ALIASES, METRICS
-from tokentrace.quantile import RAW_LIMIT, Summary, bins_of, tally
+from tokentrace.exact import Totals, add_by
+from tokentrace.lifetime import Counters
+from tokentrace.metric.query import Figures, Query, Tally
+from tokentrace.metric.reader import grouped, matching
+from tokentrace.metric.registry import ALIASES, METRICS, Metric
+from tokentrace.quantile import Ints, Summary
 from tokentrace.records import Span, counts_as_cost, event_time
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
-from tokentrace.window import Stretch, Tier
+from tokentrace.window import TIERS, Part, Rollup, Stretch, Tier
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 #: Field as written -> (field of a span, what a unit of it is divided by, whether 0 means unset).
@@ -83,6 +87,14 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         found = tally.summary.quantile(0.95)
         return None if found is None else found / self.divisor
 
+    def as_metric(self) -> Metric:
+        """Like a metric that everybody has: of figures in which it was asked for."""
+        return Metric(
+            (),
+            lambda figures: self.value(figures.custom.get(self.name, Tally())),
+            lambda figures: figures.custom.get(self.name, Tally()).size,
+        )
+
 
 def value_text(span: Span, key: str) -> str | None:
     """A dimension or attribute of *span* as text: what filters compare with; None when it has none."""
@@ -118,76 +130,133 @@ def parse_custom(given: Mapping[str, Any], where: str) -> CustomMetric:
     return metric
 
 
-class Tally(NamedTuple):
-    """How many values, their sum and their distribution."""
-
-    size: int
-    total: int
-    summary: Summary
-
-
-class _Bucket(msgspec.Struct, array_like=True):
-    count: int = 0
-    total: int = 0
-    raw: list[int] = []
-    bins: dict[int, int] = {}
-
-    def add(self, value: int) -> None:
-        self.count += 1
-        self.total += value
-        self.raw.append(value)
-        if len(self.raw) > 4 * RAW_LIMIT:
-            bins, counts = tally(bins_of(np.array(self.raw, np.int64)))
-            for found, count in zip(bins.tolist(), counts.tolist(), strict=True):
-                self.bins[found] = self.bins.get(found, 0) + count
-            self.raw = []
-
-
-class Ring:
+def parse_customs(given: Sequence[Mapping[str, Any]]) -> dict[str, CustomMetric]:
     """
-    The values of one metric in buckets of event time.
+    The metrics of a configuration by name.
 
-    Args:
-        tiers: Widths, and how long each is kept.
+    Raises:
+        ConfigError: As ``parse_custom``, or a name is used twice.
+    """
+    found = {one["name"]: parse_custom(one, f"custom_metrics[{index}]") for index, one in enumerate(given)}
+    if len(found) < len(given):
+        raise ConfigError("custom_metrics: a name is used twice")
+    return found
+
+
+#: Columns of a row after those of every schema: the value measured.
+_VALUE = 3
+
+
+def _sums_of(rows: Ints) -> Ints:
+    sums = np.ones((len(rows), 2), np.int64)
+    sums[:, 1] = rows[:, _VALUE]
+    return sums
+
+
+VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))})
+
+
+class Measured:
+    """
+    What one metric of one's own measured, by cell and in tiers, like everything else.
+
+    Attributes:
+        since_ns: It was not measured before; 0 = always.
     """
 
-    def __init__(self, tiers: Sequence[Tier]) -> None:
-        self._tiers = tuple(tiers)
-        self._buckets: list[dict[int, _Bucket]] = [{} for _ in tiers]
+    def __init__(self, metric: CustomMetric, tiers: Sequence[Tier] = TIERS) -> None:
+        self.metric, self._tiers = metric, tiers
+        self.since_ns = 0
+        self._table = Table()
+        self._counters = Counters(VALUES.width)
+        self._rollup = Rollup(self._table, tiers, VALUES, self._counters)
 
-    def fold(self, span: Span, value: int, arrived_ns: int) -> None:
-        """Take in one value, unless its bucket is no longer kept when it arrives."""
-        second = event_time(span) // SECOND
-        for tier, buckets in zip(self._tiers, self._buckets, strict=True):
-            at = second // tier.width_s * tier.width_s
-            if at + tier.width_s > arrived_ns // SECOND - tier.keep_s:
-                buckets.setdefault(at, _Bucket()).add(value)
+    def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
+        """Take in what *spans* add."""
+        measure, rows = self.metric.measure, []
+        for span in spans:
+            value = measure(span)
+            if value is not None:
+                cell = (span.kind, span.model, span.provider, span.caller, span.name, span.status)
+                rows.append((self._table.number(cell), event_time(span) // SECOND, arrived_ns // SECOND, value))
+        if rows:
+            self._rollup.fold(np.array(rows, np.int64))
 
-    def evict(self, now_ns: int) -> None:
-        """Forget the buckets that lie behind what their tier keeps."""
-        for tier, buckets in zip(self._tiers, self._buckets, strict=True):
-            floor = now_ns // SECOND - tier.keep_s - tier.width_s
-            for at in [at for at in buckets if at <= floor]:
-                del buckets[at]
+    def tick(self, now_ns: int) -> None:
+        """Forget what is behind what the tiers keep."""
+        self._rollup.settle()
+        self._rollup.evict(now_ns)
 
-    def read(self, stretches: Sequence[Stretch]) -> Tally:
-        """What the buckets of *stretches* come to."""
-        found = [
-            bucket
-            for stretch in stretches
-            for at, bucket in self._buckets[stretch.tier].items()
-            if stretch.start_s <= at < stretch.end_s
-        ]
-        raw = [np.array(bucket.raw, np.int64) for bucket in found]
-        bins = [
-            (np.array(list(bucket.bins), np.int64), np.array(list(bucket.bins.values()), np.int64)) for bucket in found
-        ]
-        return Tally(sum(b.count for b in found), sum(b.total for b in found), Summary.merged(raw, bins))
+    def read(self, stretches: Sequence[Stretch], query: Query) -> tuple[Tally, dict[str, Tally]]:
+        """(Everything, each group that has any) of the cells that *query* lets through, every kind unless it says."""
+        wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
+        total = self._tallies(stretches, np.where(wanted, 0, -1), 1)[0]
+        if not query.groupby:
+            return total, {}
+        groups = grouped(self._table, query.groupby)
+        tallies = self._tallies(stretches, np.where(wanted, groups.numbers, -1), len(groups.names))
+        return total, {name: tally for name, tally in zip(groups.names, tallies, strict=True) if tally.size}
 
-    def snapshot(self) -> list[dict[int, _Bucket]]:
-        """Everything as plain data for ``restore``."""
-        return self._buckets
+    def _tallies(self, stretches: Sequence[Stretch], groups: Ints, size: int) -> list[Tally]:
+        sums = add_by(groups, self._rollup.totals(stretches), size)
+        summaries = (
+            self._rollup.summaries(stretches, groups, size, "value") if self.metric.type == "p95" else [None] * size
+        )
+        return [_tally(sums, number, summary) for number, summary in enumerate(summaries)]
 
-    def restore(self, saved: Any) -> None:
-        """Become what ``snapshot`` saw."""
-        self._buckets = msgspec.convert(saved, list[dict[int, _Bucket]])
+    def lived(self) -> Tally:
+        """Everything it ever measured, without the distribution."""
+        self._rollup.settle()
+        size = len(self._counters.totals)
+        return _tally(add_by(np.zeros(size, np.int64), self._counters.totals, 1), 0)
+
+    def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
+        """As ``Rollup.snapshot``."""
+        rollup, parts = self._rollup.snapshot(saved)
+        state = {
+            "metric": self.metric,
+            "since_ns": self.since_ns,
+            "cells": self._table.cells,
+            "counters": self._counters.snapshot(),
+            "rollup": rollup,
+        }
+        return state, parts
+
+    def restore(self, state: Mapping[str, Any], parts: Mapping[str, bytes]) -> bool:
+        """Go on where ``snapshot`` was; False, and unchanged, if that measured something else."""
+        if msgspec.convert(state["metric"], CustomMetric) != self.metric:
+            return False
+        self.since_ns = state["since_ns"]
+        self._table = Table(state["cells"])
+        self._counters.restore(state["counters"])
+        self._rollup = Rollup.restore(self._table, state["rollup"], parts, self._tiers, VALUES, self._counters)
+        return True
+
+
+def _tally(totals: Totals, row: int, summary: Summary | None = None) -> Tally:
+    size, total = totals.numbers(row)
+    return Tally(size, total, summary)
+
+
+def measured_figures(
+    measured: Mapping[str, Measured], names: Sequence[str], stretches: Sequence[Stretch], query: Query
+) -> tuple[dict[str, Tally], dict[str, dict[str, Tally]]]:
+    """(Name -> everything, group -> name -> its part) of the metrics called *names*; unknown names are left out."""
+    total: dict[str, Tally] = {}
+    groups: dict[str, dict[str, Tally]] = {}
+    for name in names:
+        if name in measured:
+            total[name], parts = measured[name].read(stretches, query)
+            for group, tally in parts.items():
+                groups.setdefault(group, {})[name] = tally
+    return total, groups
+
+
+def with_custom(
+    total: Figures, groups: dict[str, Figures], custom: tuple[dict[str, Tally], dict[str, dict[str, Tally]]]
+) -> tuple[Figures, dict[str, Figures]]:
+    """The same figures with what was measured besides."""
+    total.custom = custom[0]
+    for group, tallies in custom[1].items():
+        groups.setdefault(group, Figures()).custom = tallies
+    return total, groups

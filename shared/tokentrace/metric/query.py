@@ -6,8 +6,8 @@ The api fixes the interval once and asks; every aggregator answers for each shar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -24,24 +24,46 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     What some spans come to.
 
     Attributes:
-        what: ``window`` or ``lifetime`` (everything since the stream began, from_s to_s unused).
+        what: ``window``; ``series``, the window in steps; or ``lifetime``, everything since the stream began.
         from_s, to_s, now_s: Unix seconds; the interval is widened to the buckets that are kept.
+        step_s: Of a series: a multiple of the buckets kept at from_s, which is a multiple of it.
         kind: Whose counts, tokens and latencies; ``all`` = every kind. Money and quality ask for more kinds by
             themselves unless ``only_kind`` is set.
         filters: Dimension -> value.
         groupby: Dimension, or "" for totals only.
+        by_model: Sums by model as well.
         fields: Which distributions, of ``cell.FIELDS``.
+        custom: Which metrics of one's own.
     """
 
-    what: Literal["window", "lifetime"] = "window"
+    what: Literal["window", "lifetime", "series"] = "window"
     from_s: int = 0
     to_s: int = 0
     now_s: int = 0
+    step_s: int = 0
     kind: str = "llm"
     only_kind: bool = False
     filters: dict[str, str] = {}
     groupby: str = ""
+    by_model: bool = False
     fields: list[str] = []
+    custom: list[str] = []
+
+
+class Tally:
+    """
+    What a metric of one's own measured.
+
+    Attributes:
+        size: How many values.
+        total: Their sum, an integer of any size in the unit of ``CustomMetric.divisor``.
+        summary: Their distribution.
+    """
+
+    __slots__ = ("size", "summary", "total")
+
+    def __init__(self, size: int = 0, total: int = 0, summary: Summary | None = None) -> None:
+        self.size, self.total, self.summary = size, total, summary or Summary()
 
 
 class Figures(msgspec.Struct, kw_only=True, array_like=True):
@@ -53,11 +75,65 @@ class Figures(msgspec.Struct, kw_only=True, array_like=True):
             scores over every kind.
         summaries: Field -> distribution.
         paid: How many spans are of a kind that costs.
+        custom: Name of a metric of one's own -> what it measured.
     """
 
     sums: Sums = msgspec.field(default_factory=Sums)
     summaries: dict[str, Summary] = {}
     paid: int = 0
+    custom: dict[str, Tally] = {}
+
+
+class Point(msgspec.Struct, kw_only=True, array_like=True):
+    """One step of a series, from start_s on."""
+
+    start_s: int
+    total: Figures = msgspec.field(default_factory=Figures)
+    groups: dict[str, Figures] = {}
+
+
+class Counter(msgspec.Struct, kw_only=True, array_like=True):
+    """
+    What the spans of one combination of labels came to since the stream began.
+
+    Attributes:
+        sums: Of model calls; but for the cost, which is that of every kind that costs.
+    """
+
+    model: str
+    provider: str
+    caller: str
+    status: str
+    sums: Sums = msgspec.field(default_factory=Sums)
+
+
+class Lived(msgspec.Struct, kw_only=True, array_like=True):
+    """
+    Everything a shard has counted since the stream began.
+
+    Attributes:
+        by_operation: Name -> (spans, spans with status error).
+        walls: Histogram of ended - started over ``lifetime.WALL_EDGES_MS``.
+        longest_ns: The longest ended - started.
+        counters: By labels.
+        histograms: Model -> one list of counts for each of ``lifetime.HISTOGRAMS``, model calls only.
+        custom: Name of a metric of one's own -> how many values, and their sum.
+        sent, dropped, failed: Spans as their reporters tell.
+        queues: Reporter that was heard of lately -> (number of its last batch, spans waiting then).
+        clamped: Spans that claimed to end too far in the future.
+    """
+
+    by_operation: dict[str, tuple[int, int]] = {}
+    walls: list[int] = []
+    longest_ns: int = 0
+    counters: list[Counter] = []
+    histograms: dict[str, list[list[int]]] = {}
+    custom: dict[str, Tally] = {}
+    sent: int = 0
+    dropped: int = 0
+    failed: int = 0
+    queues: dict[str, tuple[int, int]] = {}
+    clamped: int = 0
 
 
 class Partial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -70,9 +146,9 @@ class Partial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         from_s, to_s: The interval it covers, exactly.
         since_ns: Before this instant something is missing, Unix nanoseconds; 0 = nothing is.
         groups: Value of the dimension asked for -> figures.
-        by_operation: Lifetime only: name -> (spans, spans with status error).
-        walls: Lifetime only: histogram of ended - started over ``lifetime.WALL_EDGES_MS``.
-        longest_ns: Lifetime only: the longest ended - started.
+        models: Model -> figures, when they were asked for.
+        points: Of a series, those with anything in them.
+        lived: Of a lifetime.
     """
 
     shard: int
@@ -83,14 +159,34 @@ class Partial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     since_ns: int = 0
     total: Figures = msgspec.field(default_factory=Figures)
     groups: dict[str, Figures] = {}
-    by_operation: dict[str, tuple[int, int]] = {}
-    walls: list[int] = []
-    longest_ns: int = 0
+    models: dict[str, Figures] = {}
+    points: list[Point] = []
+    lived: Lived | None = None
 
 
-_encoder = msgspec.msgpack.Encoder()
+def _plain(value: object) -> Any:
+    """Integers over 64 bits, which msgpack does not know, travel as text."""
+    if isinstance(value, Sums):
+        return [_short(number) for number in value.numbers()]
+    if isinstance(value, Tally):
+        return [value.size, _short(value.total), value.summary]
+    raise NotImplementedError(type(value))
+
+
+def _short(number: int) -> int | str:
+    return number if -(2**63) <= number < 2**63 else str(number)
+
+
+def _exact(kind: type, value: Any) -> Any:
+    if kind is Sums:
+        return Sums(int(number) for number in value)
+    size, total, summary = value
+    return Tally(size, int(total), msgspec.convert(summary, Summary))
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _queries = msgspec.msgpack.Decoder(Query)
-_partials = msgspec.msgpack.Decoder(Partial)
+_partials = msgspec.msgpack.Decoder(Partial, dec_hook=_exact)
 
 
 def encode_query(query: Query) -> bytes:
@@ -125,7 +221,7 @@ def decode_partial(payload: bytes) -> Partial:
     """
     try:
         return _partials.decode(payload)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, ValueError, TypeError) as exc:
         raise Rejected(f"partial answer: {exc}") from exc
 
 
@@ -133,21 +229,39 @@ def merge_figures(figures: Iterable[Figures]) -> Figures:
     """Everything together."""
     sums, paid = Sums(), 0
     summaries: dict[str, list[Summary]] = {}
+    custom: dict[str, list[Tally]] = {}
     for one in figures:
         paid += one.paid
         sums.add(one.sums)
         for name, summary in one.summaries.items():
             summaries.setdefault(name, []).append(summary)
-    return Figures(sums=sums, summaries={name: merge(parts) for name, parts in summaries.items()}, paid=paid)
+        for name, tally in one.custom.items():
+            custom.setdefault(name, []).append(tally)
+    return Figures(
+        sums=sums,
+        summaries={name: merge(parts) for name, parts in summaries.items()},
+        paid=paid,
+        custom={name: merge_tallies(parts) for name, parts in custom.items()},
+    )
+
+
+def merge_tallies(tallies: Sequence[Tally]) -> Tally:
+    """Everything together."""
+    summary = merge(tally.summary for tally in tallies)
+    return Tally(sum(tally.size for tally in tallies), sum(tally.total for tally in tallies), summary)
+
+
+def _merge_groups(parts: Sequence[Mapping[str, Figures]]) -> dict[str, Figures]:
+    names = sorted({name for part in parts for name in part})
+    return {name: merge_figures(part[name] for part in parts if name in part) for name in names}
 
 
 class Answer(msgspec.Struct, kw_only=True):
     """
-    The partial answers of all shards, merged.
+    The partial answers of all shards, merged; the attributes are those of ``Partial``.
 
     Attributes:
         from_s, to_s: The interval covered, Unix seconds, to_s not included.
-        since_ns: Before this instant something is missing; 0 = nothing is.
         missing_shards: Shards nobody answered for: the figures lack them.
         caught_up: Every shard had read everything there was.
     """
@@ -157,11 +271,11 @@ class Answer(msgspec.Struct, kw_only=True):
     since_ns: int = 0
     total: Figures = msgspec.field(default_factory=Figures)
     groups: dict[str, Figures] = {}
+    models: dict[str, Figures] = {}
+    points: list[Point] = []
     missing_shards: list[int] = []
     caught_up: bool = True
-    by_operation: dict[str, tuple[int, int]] = {}
-    walls: list[int] = []
-    longest_ns: int = 0
+    lived: Lived = msgspec.field(default_factory=Lived)
 
 
 def furthest(partials: Iterable[Partial]) -> dict[int, Partial]:
@@ -182,21 +296,77 @@ def merge_partials(partials: Sequence[Partial], shards: int, query: Query) -> An
     """The answer of *shards* shards from what came in, merged in the order of the shards."""
     best = furthest(partials)
     chosen = [best[shard] for shard in sorted(best)]
-    names = sorted({name for partial in chosen for name in partial.groups})
-    operations: dict[str, tuple[int, int]] = {}
-    for partial in chosen:
-        for name, (count, errors) in partial.by_operation.items():
-            had = operations.get(name, (0, 0))
-            operations[name] = (had[0] + count, had[1] + errors)
     return Answer(
         from_s=min((partial.from_s for partial in chosen), default=query.from_s),
         to_s=max((partial.to_s for partial in chosen), default=query.to_s),
         since_ns=max((partial.since_ns for partial in chosen), default=0),
         total=merge_figures(partial.total for partial in chosen),
-        groups={name: merge_figures(p.groups[name] for p in chosen if name in p.groups) for name in names},
+        groups=_merge_groups([partial.groups for partial in chosen]),
+        models=_merge_groups([partial.models for partial in chosen]),
+        points=_merge_points(chosen),
         missing_shards=[shard for shard in range(shards) if shard not in best],
         caught_up=len(best) == shards and all(partial.caught_up for partial in chosen),
-        by_operation=operations,
-        walls=[sum(column) for column in zip(*(p.walls for p in chosen if p.walls), strict=True)],
-        longest_ns=max((partial.longest_ns for partial in chosen), default=0),
+        lived=_merge_lived([partial.lived for partial in chosen if partial.lived is not None]),
+    )
+
+
+def _merge_points(partials: Sequence[Partial]) -> list[Point]:
+    at: dict[int, list[Point]] = {}
+    for partial in partials:
+        for point in partial.points:
+            at.setdefault(point.start_s, []).append(point)
+    return [
+        Point(
+            start_s=start_s,
+            total=merge_figures(point.total for point in points),
+            groups=_merge_groups([point.groups for point in points]),
+        )
+        for start_s, points in sorted(at.items())
+    ]
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _merge_maps(maps: Iterable[Mapping[K, V]], both: Callable[[V, V], V]) -> dict[K, V]:
+    merged: dict[K, V] = {}
+    for one in maps:
+        for key, value in one.items():
+            merged[key] = both(merged[key], value) if key in merged else value
+    return merged
+
+
+def _add_pairs(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _add_lists(one: list[int], other: list[int]) -> list[int]:
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
+def _merge_lived(parts: Sequence[Lived]) -> Lived:
+    counters: dict[tuple[str, str, str, str], Counter] = {}
+    for part in parts:
+        for one in part.counters:
+            key = (one.model, one.provider, one.caller, one.status)
+            held = counters.setdefault(
+                key, Counter(model=one.model, provider=one.provider, caller=one.caller, status=one.status)
+            )
+            held.sums.add(one.sums)
+    return Lived(
+        by_operation=_merge_maps((part.by_operation for part in parts), _add_pairs),
+        walls=[sum(column) for column in zip(*(part.walls for part in parts if part.walls), strict=True)],
+        longest_ns=max((part.longest_ns for part in parts), default=0),
+        counters=[counters[key] for key in sorted(counters)],
+        histograms=_merge_maps(
+            (part.histograms for part in parts),
+            lambda one, other: [_add_lists(a, b) for a, b in zip(one, other, strict=True)],
+        ),
+        custom=_merge_maps((part.custom for part in parts), lambda one, other: merge_tallies([one, other])),
+        sent=sum(part.sent for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        failed=sum(part.failed for part in parts),
+        queues=_merge_maps((part.queues for part in parts), max),
+        clamped=sum(part.clamped for part in parts),
     )

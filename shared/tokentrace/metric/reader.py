@@ -2,73 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tokentrace.cell import Table
+from tokentrace.cell import Sums, Table
+from tokentrace.exact import Totals, add_by
 from tokentrace.metric.query import ALL_KINDS, Figures, Query
-from tokentrace.quantile import Ints
+from tokentrace.quantile import Ints, Summary
 from tokentrace.records import counts_as_cost
 from tokentrace.window import Rollup, Stretch
 
+Mask = NDArray[np.bool_]
 #: What comes from which spans: quality from every kind, money from every kind that costs, the rest from the asked one.
 _QUALITY_FIELDS = ("score",)
+
+
+class Groups(NamedTuple):
+    """Which group each cell belongs to, and what the groups are called."""
+
+    numbers: Ints
+    names: Sequence[str]
+
+
+def matching(table: Table, filters: Mapping[str, str]) -> Mask:
+    """Which cells have every value of *filters*."""
+    mask = np.ones(len(table), bool)
+    for dimension, value in filters.items():
+        codes, known = table.column(dimension)
+        mask &= codes == known.get(value, -1)
+    return mask
+
+
+def grouped(table: Table, dimension: str) -> Groups:
+    """The cells of *table* by their value of *dimension*; one group of all for ""."""
+    if not dimension:
+        return Groups(np.zeros(len(table), np.int64), [""])
+    codes, known = table.column(dimension)
+    return Groups(codes, list(known))
 
 
 class Reader:
     """Answers one query from one rollup: which cells count for what, and in which group."""
 
     def __init__(self, rollup: Rollup, table: Table, query: Query) -> None:
-        self._rollup, self._query = rollup, query
-        cells = table.cells
-        matching = [
-            all(getattr(cell, dimension) == value for dimension, value in query.filters.items()) for cell in cells
-        ]
-        asked = [query.kind in (ALL_KINDS, cell.kind) for cell in cells]
+        self._rollup, self._table, self._query = rollup, table, query
+        found = matching(table, query.filters)
+        kinds, known = table.column("kind")
+        asked = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
         everything = not query.only_kind
-        self._calls = np.array([m and a for m, a in zip(matching, asked, strict=True)], dtype=bool)
-        self._money = np.array(
-            [
-                m and (everything or a) and counts_as_cost(c.kind)
-                for m, a, c in zip(matching, asked, cells, strict=True)
-            ],
-            dtype=bool,
-        )
-        self._quality = np.array([m and (everything or a) for m, a in zip(matching, asked, strict=True)], dtype=bool)
-        self._names: list[str] = []
-        self._group: Ints = np.zeros(len(cells), np.int64)
-        if query.groupby:
-            values = [getattr(cell, query.groupby) for cell in cells]
-            self._names = sorted(set(values))
-            index = {name: number for number, name in enumerate(self._names)}
-            self._group = np.array([index[value] for value in values], np.int64)
+        paying = np.isin(kinds, [code for kind, code in known.items() if counts_as_cost(kind)])
+        self._calls = found & asked
+        self._money = found & paying & (asked | everything)
+        self._quality = found & (asked | everything)
 
-    def read(self, stretches: Sequence[Stretch]) -> tuple[Figures, dict[str, Figures]]:
-        """Figures over everything, and for each group that has any."""
-        total = self._figures(stretches, np.zeros_like(self._group), 1)[0]
-        if not self._query.groupby:
-            return total, {}
-        figures = self._figures(stretches, self._group, len(self._names))
-        groups = {
-            name: one
-            for name, one in zip(self._names, figures, strict=True)
-            if one.sums.spans or one.sums.cost or one.sums.score_n or one.sums.unpriced
-        }
-        return total, groups
+    def read(self, stretches: Sequence[Stretch]) -> tuple[Figures, dict[str, Figures], dict[str, Figures]]:
+        """(Figures over everything, for each group that has any, sums only for each model that has any)."""
+        totals = self._rollup.totals(stretches)
+        query, table = self._query, self._table
+        total = self._figures(totals, stretches, grouped(table, ""), query.fields)[""]
+        groups = self._figures(totals, stretches, grouped(table, query.groupby), query.fields) if query.groupby else {}
+        models = self._figures(totals, stretches, grouped(table, "model"), ()) if query.by_model else {}
+        return total, _with_any(groups), _with_any(models)
 
-    def _figures(self, stretches: Sequence[Stretch], groups: Ints, size: int) -> list[Figures]:
-        fields = self._query.fields
-        call_fields = [field for field in fields if field not in _QUALITY_FIELDS]
-        quality_fields = [field for field in fields if field in _QUALITY_FIELDS]
-        calls = self._rollup.read(stretches, np.where(self._calls, groups, -1), size, call_fields)
-        money = self._rollup.read(stretches, np.where(self._money, groups, -1), size, [])
-        quality = self._rollup.read(stretches, np.where(self._quality, groups, -1), size, quality_fields)
-        figures = []
-        for call, paid, scored in zip(calls, money, quality, strict=True):
-            sums = call.sums
-            sums.cost, sums.unpriced, sums.partly_priced = paid.sums.cost, paid.sums.unpriced, paid.sums.partly_priced
-            sums.score, sums.score_n = scored.sums.score, scored.sums.score_n
-            summaries = {**call.summaries, **scored.summaries}
-            figures.append(Figures(sums=sums, summaries=summaries, paid=paid.sums.spans))
+    def _figures(
+        self, totals: Totals, stretches: Sequence[Stretch], groups: Groups, fields: Sequence[str]
+    ) -> dict[str, Figures]:
+        size = len(groups.names)
+
+        def of(mask: Mask) -> Ints:
+            return np.where(mask, groups.numbers, -1)
+
+        calls, money, quality = of(self._calls), of(self._money), of(self._quality)
+        call_sums, paid_sums, scored_sums = (add_by(mask, totals, size) for mask in (calls, money, quality))
+        summaries: dict[str, list[Summary]] = {}
+        for field in fields:
+            asked = quality if field in _QUALITY_FIELDS else calls
+            summaries[field] = self._rollup.summaries(stretches, asked, size, field)
+        figures = {}
+        for number, name in enumerate(groups.names):
+            sums, paid, scored = Sums.of(call_sums, number), Sums.of(paid_sums, number), Sums.of(scored_sums, number)
+            sums.cost, sums.unpriced, sums.partly_priced = paid.cost, paid.unpriced, paid.partly_priced
+            sums.score, sums.score_n = scored.score, scored.score_n
+            own = {field: found[number] for field, found in summaries.items()}
+            figures[name] = Figures(sums=sums, summaries=own, paid=paid.spans)
         return figures
+
+
+def _with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
+    def has_any(figures: Figures) -> bool:
+        sums = figures.sums
+        return bool(sums.spans or sums.cost or sums.score_n or sums.unpriced)
+
+    return {name: groups[name] for name in sorted(groups) if has_any(groups[name])}

@@ -28,6 +28,8 @@ class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         dropped: Thrown away because the queue was full or the program ended.
         failed: Refused for good.
         queue_depth: Waiting now.
+        newly_dropped, newly_failed: Of dropped and failed, what no accepted batch has told before: so whoever adds
+            these up over batches, in any order and on any number of workers, has the whole.
     """
 
     sent: Count = 0
@@ -35,6 +37,8 @@ class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     dropped: Count = 0
     failed: Count = 0
     queue_depth: Count = 0
+    newly_dropped: Count = 0
+    newly_failed: Count = 0
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

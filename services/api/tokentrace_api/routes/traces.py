@@ -83,17 +83,17 @@ def routes(api: Api) -> list[BaseRoute]:
             "total_spans": sums.spans,
             "error_count": sums.errors,
             "error_rate": sums.errors / sums.spans if sums.spans else 0,
-            "latency_p50_ms": histogram_quantile_ms(answer.walls, answer.longest_ns, 0.50),
-            "latency_p99_ms": histogram_quantile_ms(answer.walls, answer.longest_ns, 0.99),
+            "latency_p50_ms": histogram_quantile_ms(answer.lived.walls, answer.lived.longest_ns, 0.50),
+            "latency_p99_ms": histogram_quantile_ms(answer.lived.walls, answer.lived.longest_ns, 0.99),
             "latency_avg_ms": sums.wall / sums.spans / MS if sums.spans else 0,
             "total_tokens_in": sums.prompt,
             "total_tokens_out": sums.completion,
             "total_cost_usd": nusd_to_usd(sums.cost),
         }
-        if answer.by_operation:
+        if answer.lived.by_operation:
             shown["by_operation"] = {
                 name: {"count": count, "errors": errors}
-                for name, (count, errors) in sorted(answer.by_operation.items())
+                for name, (count, errors) in sorted(answer.lived.by_operation.items())
             }
         if answer.missing_shards:
             shown["incomplete"], shown["missing_shards"] = True, answer.missing_shards
