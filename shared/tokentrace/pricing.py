@@ -80,6 +80,41 @@ class Quote(NamedTuple):
     reason: str
 
 
+class Line(NamedTuple):
+    """
+    One line of a receipt.
+
+    Attributes:
+        unit: As genai-prices names it; ``reported`` for a cost that came with the span.
+        amount: How many of them were charged at this rate: what more specific lines leave over.
+        per: The rate is for so many of them.
+        rate_usd, cost_usd: US dollars, exact.
+    """
+
+    unit: str
+    amount: int
+    per: int
+    rate_usd: Decimal
+    cost_usd: Decimal
+
+
+class Receipt(NamedTuple):
+    """
+    How a cost came about.
+
+    Attributes:
+        lines: They add up to cost_usd together with the rounding to a whole nano-dollar.
+        tier: The rates hold above so many prompt tokens; 0 = the base, None = no tiers.
+        explained: False when the price tables have changed since, and one line stands for all.
+    """
+
+    lines: list[Line]
+    rounding_usd: Decimal
+    cost_usd: Decimal | None
+    tier: int | None
+    explained: bool
+
+
 class _Vector(NamedTuple):
     """Nano-dollars per unit as numerators over one denominator, for one tier; constant is per request."""
 
@@ -156,6 +191,40 @@ class Pricer:
             return Quote(None, "unpriced", plan.model, reason or "over_bounds")
         source = "partly_priced" if reason else ("zero_ignored" if reported == 0 else plan.source)
         return Quote(cost, source, plan.model, reason)
+
+    def receipt(self, span: Span) -> Receipt:
+        """How the cost that *span* carries came about; it was priced before, here or elsewhere."""
+        if span.cost_nusd is None:
+            return Receipt([], Decimal(0), None, None, True)
+        cost = Decimal(span.cost_nusd).scaleb(-9)
+        lines, tier = ([], None) if span.cost_source in ("", "reported") else self._lines(span)
+        added = _added(lines)
+        # Rounding moves a cost by half a nano-dollar at most; more than that is another price.
+        explained = span.cost_source in ("", "reported") or abs(cost - added) * 2 <= Decimal(1).scaleb(-9)
+        if span.cost_source == "reported" or not explained:
+            lines = [Line("reported" if explained else "as_priced_then", 1, 1, cost, cost)]
+            added = cost
+        return Receipt(lines, cost - added, cost, tier, explained)
+
+    def _lines(self, span: Span) -> tuple[list[Line], int | None]:
+        override = self._overrides.get(span.model.lower())
+        if override is not None:
+            return _override_lines(override, span), None
+        plan = self._plans.get((span.provider, span.model)) or self._remember((span.provider, span.model))
+        if plan is None or plan.info is None:
+            return [], None
+        prices = plan.info.get_prices(datetime.fromtimestamp(event_time(span) // SECOND, tz=UTC))
+        priced = self._priced_units(prices)
+        counts: dict[str, Any] = {**(span.usage or {}), **_field_counts(span)}
+        left = _left_over([unit for unit, _ in priced], counts)
+        lines = []
+        for unit, value in priced:
+            rate, amount = _rate(value, span.prompt_tokens), left[unit.usage_key]
+            if amount:
+                lines.append(Line(unit.usage_key, amount, unit.per, rate, _exactly(rate * amount, unit.per)))
+        starts = [tier.start for _, value in priced if isinstance(value, TieredPrices) for tier in value.tiers]
+        reached = max((start for start in starts if span.prompt_tokens > start), default=0)
+        return lines, reached if starts else None
 
     def _remember(self, key: tuple[str, str]) -> _Plan | None:
         if len(self._plans) >= _MAX_PLANS:
@@ -294,14 +363,13 @@ def _vector(
     A unit is charged for what its more specific priced units leave over, which is linear in the counts: so the
     charge for one of a unit alone is that unit's rate, and may be a difference of two prices.
     """
-    units = sorted((unit for unit, _ in priced if unit.usage_key != "requests"), key=lambda unit: -len(unit.dimensions))
-    price_of = {unit.usage_key: _per_unit(unit, value, prompt_tokens) for unit, value in priced}
+    units = [unit for unit, _ in priced if unit.usage_key != "requests"]
+    price_of = {
+        unit.usage_key: Fraction(_rate(value, prompt_tokens)) * NUSD_PER_USD / unit.per for unit, value in priced
+    }
     rates = []
     for field in FIELD_UNITS:
-        left: dict[str, int] = {}
-        for unit in units:
-            below = [other for other in units if other.usage_key in left and is_descendant_or_self(unit, other)]
-            left[unit.usage_key] = int(unit.usage_key == field) - sum(left[other.usage_key] for other in below)
+        left = _left_over(units, {field: 1})
         rates.append(sum((count * price_of[name] for name, count in left.items()), Fraction(0)))
     constant = price_of.get("requests", Fraction(0))
     denominator = math.lcm(*(rate.denominator for rate in [*rates, constant]))
@@ -315,15 +383,52 @@ def _vector(
     )
 
 
-def _per_unit(unit: UnitDef, value: Decimal | TieredPrices, prompt_tokens: int) -> Fraction:
-    if isinstance(value, TieredPrices):
-        price = value.base
-        for tier in value.tiers:
-            if prompt_tokens > tier.start:
-                price = tier.price
-    else:
-        price = value
-    return Fraction(price) * NUSD_PER_USD / unit.per
+def _left_over(units: list[UnitDef], counts: Mapping[str, int]) -> dict[str, int]:
+    """How many of each priced unit are charged as such: all but those that a more specific one charges."""
+    left: dict[str, int] = {}
+    for unit in sorted(units, key=lambda unit: -len(unit.dimensions)):
+        if unit.usage_key == "requests":
+            left["requests"] = 1
+            continue
+        below = [other for other in units if other.usage_key in left and is_descendant_or_self(unit, other)]
+        left[unit.usage_key] = counts.get(unit.usage_key, 0) - sum(left[other.usage_key] for other in below)
+    return left
+
+
+def _rate(value: Decimal | TieredPrices, prompt_tokens: int) -> Decimal:
+    if not isinstance(value, TieredPrices):
+        return value
+    price = value.base
+    for tier in value.tiers:
+        if prompt_tokens > tier.start:
+            price = tier.price
+    return price
+
+
+def _exactly(total: Decimal, per: int) -> Decimal:
+    with localcontext() as context:
+        context.prec = 60
+        return total / per
+
+
+def _added(lines: list[Line]) -> Decimal:
+    with localcontext() as context:
+        context.prec = 60
+        return sum((line.cost_usd for line in lines), Decimal(0))
+
+
+def _override_lines(rate: Rate, span: Span) -> list[Line]:
+    cached = 0 if rate.cache_read_per_1m is None else span.cache_read_tokens
+    charged = (
+        ("input_tokens", span.prompt_tokens - cached, rate.prompt_per_1m),
+        ("cache_read_tokens", cached, rate.cache_read_per_1m or Decimal(0)),
+        ("output_tokens", span.completion_tokens, rate.completion_per_1m),
+    )
+    return [
+        Line(unit, amount, 1_000_000, price, _exactly(price * amount, 1_000_000))
+        for unit, amount, price in charged
+        if amount
+    ]
 
 
 def _override_version(rate: Rate) -> _Version:

@@ -50,7 +50,7 @@ def values_of(bins: Ints) -> NDArray[np.float64]:
     return np.sign(bins) * _MIDDLES[np.abs(bins)]
 
 
-def percentile(ascending: Sequence[float], q: float) -> float:
+def percentile(ascending: Sequence[float] | NDArray[np.float64], q: float) -> float:
     """
     Value below which a fraction *q* of the data lies, by linear interpolation.
 
@@ -129,8 +129,8 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     def quantile(self, q: float) -> float | None:
         """The *q* quantile, linearly interpolated between ranks; None when empty; see RELATIVE_ERROR."""
         if self.exact:
-            raw = self.raw()
-            return percentile([float(value) for value in raw], q) if len(raw) else None
+            raw = self.raw().astype(np.float64)
+            return float(percentile(raw, q)) if len(raw) else None
         bins, counts = self.histogram()
         upto = np.cumsum(counts)
         rank = q * (int(upto[-1]) - 1)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import yaml
@@ -23,6 +23,9 @@ from tokentrace.units import parse_duration
 
 DEFAULT_FILE = "tokentrace.yml"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
+
+if TYPE_CHECKING:
+    from tokentrace.pricing import Rate
 
 
 class Duration(int):
@@ -150,6 +153,16 @@ class Pricing(_Section, frozen=True, kw_only=True):
 
     models: dict[str, ModelRate] = {}
     trust_zero: list[str] = []
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """The overrides as ``pricing.Pricer`` takes them."""
+        from tokentrace.pricing import Rate  # reading the price tables takes a moment: only who prices needs them
+
+        return {
+            model: Rate(rate.prompt_per_1m, rate.completion_per_1m, rate.cache_read_per_1m)
+            for model, rate in self.models.items()
+        }
 
 
 class Nats(_Section, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from tokentrace.exact import add_by
 from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message, Saved
 from tokentrace.metric.custom import CustomMetric, Measured, measured_figures, with_custom
-from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query
+from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query, Transport
 from tokentrace.metric.reader import Reader
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
@@ -232,6 +232,7 @@ class Shard:
                 position=self._position,
                 caught_up=caught_up,
                 total=Figures(sums=self._lifetime_sums()),
+                transport=self._transport(),
                 lived=self._lived(),
             )
         from_s, since_ns = self._bounds(query)
@@ -248,6 +249,7 @@ class Shard:
             total=total,
             groups=groups,
             models=models,
+            transport=self._transport(),
         )
 
     def series(self, query: Query, caught_up: bool) -> Iterator[Partial | None]:
@@ -281,6 +283,10 @@ class Shard:
         own = [self._measured[name].since_ns for name in query.custom if name in self._measured]
         return max(query.from_s, oldest), max([since, *(at for at in own if at > query.from_s * SECOND)])
 
+    def _transport(self) -> Transport:
+        queues = {name: (number, depth) for name, (number, _, depth) in self._queues.items()}
+        return Transport(sent=self._sent, dropped=self._dropped, failed=self._failed, queues=queues)
+
     def _lifetime_sums(self) -> Sums:
         """Over every kind; money over those that cost."""
         totals, table = self._lifetime.totals, self._table
@@ -310,10 +316,6 @@ class Shard:
             counters=list(counters.values()),
             histograms=self._histograms(shown),
             custom={name: measured.lived() for name, measured in self._measured.items()},
-            sent=self._sent,
-            dropped=self._dropped,
-            failed=self._failed,
-            queues={name: (number, depth) for name, (number, _, depth) in self._queues.items()},
             clamped=self._clamped,
         )
 

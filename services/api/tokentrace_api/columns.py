@@ -36,6 +36,10 @@ COLUMNS = {
     "prompt_tokens": "BIGINT",
     "completion_tokens": "BIGINT",
     "total_tokens": "BIGINT",
+    "cache_read_tokens": "BIGINT",
+    "cache_write_tokens": "BIGINT",
+    "cache_write_1h_tokens": "BIGINT",
+    "reasoning_tokens": "BIGINT",
     "cost_nusd": "BIGINT",
     "score": "BIGINT",
     "error": "VARCHAR",
@@ -49,14 +53,7 @@ COLUMNS = {
     "attributes": "VARCHAR",
     "rest": "BLOB",
 }
-_REST = (
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "cache_write_1h_tokens",
-    "reasoning_tokens",
-    "usage",
-    "error_stack",
-)
+_REST = ("usage", "error_stack")
 _OWN = ("ordinal", "sequence", "shard", "event_ns", "attributes", "rest")
 _FIELDS = tuple(name for name in COLUMNS if name not in _OWN)
 _json = msgspec.json.Encoder()
@@ -102,14 +99,7 @@ def _attributes(span: Span) -> str | None:
 
 
 def _rest(span: Span) -> bytes | None:
-    if not (
-        span.cache_read_tokens
-        or span.cache_write_tokens
-        or span.cache_write_1h_tokens
-        or span.reasoning_tokens
-        or span.usage
-        or span.error_stack
-    ):
+    if not (span.usage or span.error_stack):
         return None
     return _pack.encode([getattr(span, name) for name in _REST])
 
@@ -123,3 +113,22 @@ def span_of(row: Sequence[Any]) -> Span:
     if values["attributes"] is not None:
         fields["attributes"] = msgspec.json.decode(values["attributes"])
     return Span(**fields)
+
+
+def _pointer(*keys: str) -> str:
+    return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in keys)
+
+
+def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str, list[str]]:
+    """
+    SQL for what ``records.attribute`` finds, as text.
+
+    Args:
+        function: What to take of it instead, such as ``json_type``.
+
+    Returns:
+        (Expression, values of its parameters).
+    """
+    paths = [_pointer(key), _pointer(*key.split("."))] if "." in key else [_pointer(key)]
+    parts = [f"{function}(attributes, ?)"] * len(paths)
+    return parts[0] if len(parts) == 1 else f"coalesce({', '.join(parts)})", paths

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +18,11 @@ from starlette.routing import BaseRoute
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
-from tokentrace.pump import encode_position, reader_key
-from tokentrace.settings import Settings
+from tokentrace.metric.custom import CustomMetric, parse_customs
+from tokentrace.pricing import Pricer
+from tokentrace.pump import encode_position, reader_key, until_available
+from tokentrace.settings import Pricing, Settings
+from tokentrace_api.alert_counts import AlertCounts
 from tokentrace_api.ask import Aggregators
 from tokentrace_api.store import Item, Store
 
@@ -44,7 +47,9 @@ class Config:
         directory: Where the store's files are.
         max_spans: Rows shown; 0 = no limit.
         keep_ns: How long spans are shown.
-        metrics_path, health_path: Where people find them.
+        metrics_path, prometheus_path, health_path: Where people find them.
+        custom: Name -> metric of one's own.
+        pricing: What a receipt is explained with: the same as ingest's.
         ingest_url: Where what is posted here goes; "" = nothing can be posted here.
     """
 
@@ -54,10 +59,13 @@ class Config:
     keep_ns: int
     memory_limit_mb: int
     metrics_path: str
+    prometheus_path: str
     health_path: str
     ingest_url: str
     ingest_path: str
     max_body_bytes: int
+    custom: Mapping[str, CustomMetric] = field(default_factory=dict)
+    pricing: Pricing = field(default_factory=Pricing)
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -70,10 +78,13 @@ class Config:
             keep_ns=int(settings.retention.memory_window),
             memory_limit_mb=settings.storage.memory_limit_mb,
             metrics_path=http.metrics_path,
+            prometheus_path=http.prometheus_path,
             health_path=http.health_path,
             ingest_url=http.ingest_url,
             ingest_path=http.ingest_path,
             max_body_bytes=http.max_body_bytes,
+            custom=parse_customs(settings.customs),
+            pricing=settings.pricing,
         )
 
 
@@ -83,6 +94,8 @@ class Api:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self.aggregators = Aggregators(bus, config.shards)
+        self.alert_counts = AlertCounts(bus)
+        self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
         self.started = time.monotonic()
         self.trouble = ""
         self.lost: list[tuple[int, int, int]] = []
@@ -116,7 +129,11 @@ class Api:
             )
         )
         tasks = [asyncio.create_task(self._follow(shard)) for shard in range(config.shards)]
-        tasks += [asyncio.create_task(self._write()), asyncio.create_task(self._look_after())]
+        tasks += [
+            asyncio.create_task(self._write()),
+            asyncio.create_task(self._look_after()),
+            asyncio.create_task(self._count_alerts()),
+        ]
         stop = asyncio.create_task(stopping.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +146,9 @@ class Api:
             self._writer.shutdown()
         for task in done:
             task.result()
+
+    async def _count_alerts(self) -> None:
+        await until_available(self.alert_counts.follow)
 
     async def _in_writer(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
@@ -187,6 +207,7 @@ class Api:
                     position = store.position(shard)
                     if position is not None:
                         await self.bus.kv(subjects.META).put(reader_key(NAME, shard), encode_position(position))
+                await self.alert_counts.save()
                 if time.monotonic() - pruned > _PRUNE_EVERY_S:
                     pruned = time.monotonic()
                     await self._in_writer(partial(store.prune, time.time_ns()))
@@ -236,10 +257,12 @@ class Api:
 
     def routes(self) -> list[BaseRoute]:
         """Its HTTP side."""
-        from tokentrace_api.routes import alerts, forward, health, metrics, traces
+        from tokentrace_api.routes import alerts, forward, health, metrics, prometheus, receipt, traces
 
         return [
+            *prometheus.routes(self),
             *metrics.routes(self),
+            *receipt.routes(self),
             *traces.routes(self),
             *alerts.routes(self),
             *forward.routes(self),

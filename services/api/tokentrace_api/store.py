@@ -27,11 +27,11 @@ from tokentrace.records import Batch, Span, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace.units import DAY, SECOND
-from tokentrace_api.columns import COLUMNS, columns_of, span_of
+from tokentrace_api.columns import COLUMNS, attribute_text, columns_of, span_of
 
 log = logging.getLogger("tokentrace.api.store")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: Ids folded since the last whole memory was written; more are folded into a new one.
 _MAX_FOLDED = 50_000
 
@@ -86,8 +86,9 @@ class Search(NamedTuple):
         conditions = [f"{column} = ?" for column in self.columns]
         values: list[Any] = list(self.columns.values())
         for key, value in self.attributes.items():
-            conditions.append("json_extract_string(attributes, ?) = ?")
-            values += ["/" + key.replace("~", "~0").replace("/", "~1"), value]
+            text, paths = attribute_text(key)
+            conditions.append(f"{text} = ?")
+            values += [*paths, value]
         where = (
             f"WHERE trace_id IN (SELECT trace_id FROM {source} WHERE {' AND '.join(conditions)})" if conditions else ""
         )
@@ -321,13 +322,43 @@ class Store:
         condition = f"ordinal > {floor} AND arrived_ns >= {now_ns - self._keep_ns}"
         return "(" + " UNION ALL ".join(f"SELECT * FROM {day}.spans WHERE {condition}" for day in days) + ")"
 
-    def _query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def query(
+        self, sql: str, parameters: Sequence[Any], now_ns: int, *, limit_s: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """
+        The rows of *sql*, in which ``{spans}`` stands for the rows that people may see.
+
+        Args:
+            limit_s: Given up after so long; None = never.
+
+        Raises:
+            Unavailable: The disk refused, or it took too long.
+        """
+        source = self._source(now_ns)
+        if not source:
+            return []
+        return self._query(sql.replace("{spans}", source), parameters, limit_s)
+
+    def shown_since(self, now_ns: int) -> int:
+        """Before this instant of arrival nothing is shown, Unix nanoseconds."""
+        floor = now_ns - self._keep_ns
+        if self._max_spans and self._ordinal > self._max_spans:
+            oldest = self.query("SELECT min(arrived_ns) FROM {spans}", [], now_ns)
+            floor = max(floor, oldest[0][0] or 0) if oldest else floor
+        return floor
+
+    def _query(self, sql: str, parameters: Sequence[Any] = (), limit_s: float | None = None) -> list[tuple[Any, ...]]:
         cursor = self._database.cursor()
+        timer = threading.Timer(limit_s, cursor.interrupt) if limit_s else None
+        if timer:
+            timer.start()
         try:
             return cursor.execute(sql, list(parameters)).fetchall()
         except duckdb.Error as exc:
             raise Unavailable(f"span store: {type(exc).__name__}") from exc
         finally:
+            if timer:
+                timer.cancel()
             cursor.close()
 
     def trace(self, trace_id: str, now_ns: int) -> list[Span]:

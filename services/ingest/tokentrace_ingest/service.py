@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from tokentrace.bus import Bus, Delivery, Message, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
-from tokentrace.pricing import Pricer, Rate
+from tokentrace.pricing import Pricer
 from tokentrace.pump import read_backlog, until_available
 from tokentrace.records import Batch
 from tokentrace.redact import Redactor
@@ -58,10 +58,6 @@ class Config:
     @classmethod
     def of(cls, settings: Settings) -> Config:
         """Ingest's part of *settings*."""
-        rates = {
-            model: Rate(rate.prompt_per_1m, rate.completion_per_1m, rate.cache_read_per_1m)
-            for model, rate in settings.pricing.models.items()
-        }
         redaction = settings.redaction
         return cls(
             shards=settings.nats.shards,
@@ -70,7 +66,7 @@ class Config:
             max_body_bytes=settings.http_server.max_body_bytes,
             spans_path=settings.http_server.ingest_path,
             redactor=Redactor(redaction.keys, replace_keys=redaction.replace, enabled=redaction.mode == "redact"),
-            pricer=Pricer(rates, settings.pricing.trust_zero),
+            pricer=Pricer(settings.pricing.rates, settings.pricing.trust_zero),
         )
 
 

@@ -27,6 +27,11 @@ def render_cost(figures: Figures, by_model: Mapping[str, Figures] | None) -> dic
         shown["by_model"] = {
             name: total_cost(part) for name, part in by_model.items() if part.sums.cost or part.sums.spans
         }
+        shown["unpriced_by_model"] = {
+            name: {"unpriced_span_count": part.sums.unpriced, "partly_priced_span_count": part.sums.partly_priced}
+            for name, part in by_model.items()
+            if part.sums.unpriced or part.sums.partly_priced
+        }
     shown["unpriced_span_count"] = figures.sums.unpriced
     shown["partly_priced_span_count"] = figures.sums.partly_priced
     return shown

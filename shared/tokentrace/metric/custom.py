@@ -15,9 +15,9 @@ from tokentrace.exact import Totals, add_by
 from tokentrace.lifetime import Counters
 from tokentrace.metric.query import Figures, Query, Tally
 from tokentrace.metric.reader import grouped, matching
-from tokentrace.metric.registry import ALIASES, METRICS, Metric
+from tokentrace.metric.registry import ALIASES, GROUPS, METRICS, RESERVED, SPLITS, Metric
 from tokentrace.quantile import Ints, Summary
-from tokentrace.records import Span, counts_as_cost, event_time
+from tokentrace.records import Span, attribute, counts_as_cost, event_time
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
 from tokentrace.window import TIERS, Part, Rollup, Stretch, Tier
 
@@ -56,6 +56,16 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
             return 1
         return _FIELDS[self.field][1] if self.field in _FIELDS else SCORE_ONE
 
+    @property
+    def column(self) -> str:
+        """The field of a span that is measured, ``attributes`` for one of those; "" for spans as such."""
+        return _FIELDS[self.field][0] if self.field in _FIELDS else "attributes" if self.field else ""
+
+    @property
+    def zero_is_unset(self) -> bool:
+        """A value of 0 is no value."""
+        return self.field in _FIELDS and _FIELDS[self.field][2]
+
     def measure(self, span: Span) -> int | None:
         """What *span* adds, as an integer; None when it does not match or has no such value."""
         if self.filter_key:
@@ -70,9 +80,8 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
             if self.field == "cost" and not counts_as_cost(span.kind):
                 return None
             return None if value is None or (value == 0 and zero_is_unset) else value
-        given = span.attributes.get(self.field.removeprefix("attr."))
-        # A score of 1e9 and more has no meaning, and sums stay within what an int64 holds.
-        return score_to_int(given) if is_number(given) and abs(given) < 1e9 else None
+        given = attribute(span, self.field.removeprefix("attr."))
+        return attribute_to_int(given)
 
     def value(self, tally: Tally) -> float | None:
         """The metric in the unit of its field; None without data."""
@@ -100,10 +109,15 @@ def value_text(span: Span, key: str) -> str | None:
     """A dimension or attribute of *span* as text: what filters compare with; None when it has none."""
     if key in DIMENSIONS:
         return str(getattr(span, key) or UNKNOWN)
-    value = span.attributes.get(key.removeprefix("attr."), span.attributes.get(key))
-    if value is None:
-        return None
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    value = attribute(span, key.removeprefix("attr."))
+    if value is None or isinstance(value, str):
+        return value
+    return msgspec.json.encode(value).decode()
+
+
+def attribute_to_int(value: object) -> int | None:
+    """A numeric attribute as an integer of 1e-9; None for what is no number or, at 1e9 and more, fits no int64."""
+    return score_to_int(value) if is_number(value) and abs(value) < 1e9 else None
 
 
 def parse_custom(given: Mapping[str, Any], where: str) -> CustomMetric:
@@ -122,7 +136,7 @@ def parse_custom(given: Mapping[str, Any], where: str) -> CustomMetric:
     )
     if not _NAME.fullmatch(metric.name):
         raise ConfigError(f"{where}.name: {shorten(metric.name)!r} is not letters, digits and _")
-    if metric.name in METRICS or metric.name in ALIASES:
+    if metric.name in {*METRICS, *ALIASES, *GROUPS, *SPLITS, *RESERVED}:
         raise ConfigError(f"{where}.name: {metric.name!r} is a metric already")
     known = metric.field in _FIELDS or (metric.field.startswith("attr.") and len(metric.field) > len("attr."))
     if not known and not (metric.type == "count" and not metric.field):

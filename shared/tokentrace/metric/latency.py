@@ -8,12 +8,12 @@ from tokentrace.metric.query import Figures
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.units import MS
 
-FIELDS = ("latency",)
+FIELDS = ("latency", "ttft")
 
 
 def quantile_ms(figures: Figures, field: str, q: float) -> float | int | None:
     """A quantile of *field* in milliseconds; None without values."""
-    value = figures.summaries[field].quantile(q)
+    value = figures.summary(field).quantile(q)
     if value is None:
         return None
     ms = round(value / MS, 6)
@@ -32,9 +32,19 @@ def render_latency(figures: Figures) -> dict[str, Any]:
         "p50_ms": quantile_ms(figures, "latency", 0.50),
         "p95_ms": quantile_ms(figures, "latency", 0.95),
         "p99_ms": quantile_ms(figures, "latency", 0.99),
+        "avg_ms": average_ms(figures),
+        "ttft_p50_ms": quantile_ms(figures, "ttft", 0.50),
+        "ttft_p95_ms": quantile_ms(figures, "ttft", 0.95),
     }
+
+
+def render_split(figures: Figures) -> dict[str, Any] | None:
+    """An entry of ``latency_by_model``; None without calls that have a latency."""
+    if not figures.sums.latency_n:
+        return None
+    return {f"p{percent}_ms": quantile_ms(figures, "latency", percent / 100) for percent in (50, 95, 99)}
 
 
 def quantile_error(figures: Figures, field: str) -> float:
     """The largest relative error of a quantile of *field*: 0 below 100 values."""
-    return 0.0 if figures.summaries[field].exact else RELATIVE_ERROR
+    return 0.0 if figures.summary(field).exact else RELATIVE_ERROR

@@ -27,5 +27,6 @@ def render_errors(figures: Figures) -> dict[str, Any]:
     return {
         "rate": error_rate(figures),
         "count": error_count(figures),
+        "timeout_rate": timeout_rate(figures),
         "timeout_count": figures.sums.timeouts,
     }

@@ -18,7 +18,7 @@ def score_avg(figures: Figures) -> float | None:
 
 def score_quantile(figures: Figures, q: float) -> float | None:
     """A quantile of the scores; None when nothing is scored."""
-    value = figures.summaries["score"].quantile(q)
+    value = figures.summary("score").quantile(q)
     return None if value is None else value / SCORE_ONE
 
 

@@ -83,6 +83,10 @@ class Figures(msgspec.Struct, kw_only=True, array_like=True):
     paid: int = 0
     custom: dict[str, Tally] = {}
 
+    def summary(self, field: str) -> Summary:
+        """The distribution of *field*; an empty one when nothing is known of it."""
+        return self.summaries.get(field) or Summary()
+
 
 class Point(msgspec.Struct, kw_only=True, array_like=True):
     """One step of a series, from start_s on."""
@@ -107,6 +111,27 @@ class Counter(msgspec.Struct, kw_only=True, array_like=True):
     sums: Sums = msgspec.field(default_factory=Sums)
 
 
+class Transport(msgspec.Struct, kw_only=True, array_like=True):
+    """
+    What reporters tell of themselves, in spans since the stream began.
+
+    Attributes:
+        sent: Arrived.
+        dropped, failed: Never did: their queue was full, or they were refused for good.
+        queues: Reporter that was heard of lately -> (number of its last batch, spans waiting then).
+    """
+
+    sent: int = 0
+    dropped: int = 0
+    failed: int = 0
+    queues: dict[str, tuple[int, int]] = {}
+
+    @property
+    def queue_depth(self) -> int:
+        """Spans waiting in all reporters."""
+        return sum(depth for _, depth in self.queues.values())
+
+
 class Lived(msgspec.Struct, kw_only=True, array_like=True):
     """
     Everything a shard has counted since the stream began.
@@ -118,8 +143,6 @@ class Lived(msgspec.Struct, kw_only=True, array_like=True):
         counters: By labels.
         histograms: Model -> one list of counts for each of ``lifetime.HISTOGRAMS``, model calls only.
         custom: Name of a metric of one's own -> how many values, and their sum.
-        sent, dropped, failed: Spans as their reporters tell.
-        queues: Reporter that was heard of lately -> (number of its last batch, spans waiting then).
         clamped: Spans that claimed to end too far in the future.
     """
 
@@ -129,10 +152,6 @@ class Lived(msgspec.Struct, kw_only=True, array_like=True):
     counters: list[Counter] = []
     histograms: dict[str, list[list[int]]] = {}
     custom: dict[str, Tally] = {}
-    sent: int = 0
-    dropped: int = 0
-    failed: int = 0
-    queues: dict[str, tuple[int, int]] = {}
     clamped: int = 0
 
 
@@ -161,6 +180,7 @@ class Partial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     groups: dict[str, Figures] = {}
     models: dict[str, Figures] = {}
     points: list[Point] = []
+    transport: Transport = msgspec.field(default_factory=Transport)
     lived: Lived | None = None
 
 
@@ -275,6 +295,7 @@ class Answer(msgspec.Struct, kw_only=True):
     points: list[Point] = []
     missing_shards: list[int] = []
     caught_up: bool = True
+    transport: Transport = msgspec.field(default_factory=Transport)
     lived: Lived = msgspec.field(default_factory=Lived)
 
 
@@ -306,6 +327,7 @@ def merge_partials(partials: Sequence[Partial], shards: int, query: Query) -> An
         points=_merge_points(chosen),
         missing_shards=[shard for shard in range(shards) if shard not in best],
         caught_up=len(best) == shards and all(partial.caught_up for partial in chosen),
+        transport=_merge_transport([partial.transport for partial in chosen]),
         lived=_merge_lived([partial.lived for partial in chosen if partial.lived is not None]),
     )
 
@@ -345,6 +367,15 @@ def _add_lists(one: list[int], other: list[int]) -> list[int]:
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
+def _merge_transport(parts: Sequence[Transport]) -> Transport:
+    return Transport(
+        sent=sum(part.sent for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        failed=sum(part.failed for part in parts),
+        queues=_merge_maps((part.queues for part in parts), max),
+    )
+
+
 def _merge_lived(parts: Sequence[Lived]) -> Lived:
     counters: dict[tuple[str, str, str, str], Counter] = {}
     for part in parts:
@@ -364,9 +395,5 @@ def _merge_lived(parts: Sequence[Lived]) -> Lived:
             lambda one, other: [_add_lists(a, b) for a, b in zip(one, other, strict=True)],
         ),
         custom=_merge_maps((part.custom for part in parts), lambda one, other: merge_tallies([one, other])),
-        sent=sum(part.sent for part in parts),
-        dropped=sum(part.dropped for part in parts),
-        failed=sum(part.failed for part in parts),
-        queues=_merge_maps((part.queues for part in parts), max),
         clamped=sum(part.clamped for part in parts),
     )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tokentrace.metric import cost, latency, outcome, quality, tokens
 from tokentrace.metric.query import Figures
 
+#: Dimensions that figures are grouped and filtered by from the cells.
 GROUPABLE = ("model", "caller", "provider", "name", "status", "kind")
 Number = float | int | None
 
@@ -44,13 +45,32 @@ def _cost(figures: Figures) -> dict[str, Any]:
     return cost.render_cost(figures, None)
 
 
+class Split(NamedTuple):
+    """
+    Numbers by the values of a dimension or an attribute.
+
+    Attributes:
+        dimension: Which; "" = the attribute that is asked for.
+        fields: Distributions it needs, of ``cell.FIELDS``.
+        value: What is shown for each; None = nothing.
+    """
+
+    dimension: str
+    fields: tuple[str, ...]
+    value: Callable[[Figures], Any]
+
+
 GROUPS: Mapping[str, Group] = {
     "cost": Group((), _cost),
-    "tokens": Group((), tokens.render_tokens),
+    "tokens": Group(tokens.FIELDS, tokens.render_tokens),
     "latency": Group(latency.FIELDS, latency.render_latency),
     "errors": Group((), outcome.render_errors),
     "quality": Group(quality.FIELDS, quality.render_quality),
 }
+
+
+def _money(figures: Figures) -> Number:
+    return cost.total_cost(figures) if figures.paid else None
 
 
 def _spans(figures: Figures) -> int:
@@ -78,7 +98,7 @@ def _ms(field: str, q: float, contributing: Callable[[Figures], int]) -> Metric:
 
 
 def _tokens(field: str, q: float) -> Metric:
-    return Metric((field,), lambda figures: figures.summaries[field].quantile(q), _spans)
+    return Metric((field,), lambda figures: tokens.token_quantile(figures, field, q), _spans)
 
 
 def _sum(name: str) -> Metric:
@@ -86,7 +106,7 @@ def _sum(name: str) -> Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    "total_cost": Metric((), lambda figures: cost.total_cost(figures) if figures.paid else None, _paid),
+    "total_cost": Metric((), _money, _paid),
     "cost_per_call": Metric((), cost.cost_per_call, _spans),
     "unpriced_span_count": Metric((), lambda figures: figures.sums.unpriced if figures.paid else None, _paid),
     "prompt_tokens": _sum("prompt"),
@@ -111,6 +131,33 @@ METRICS: Mapping[str, Metric] = {
     "quality_p10": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.10), _scored),
     "quality_p50": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.50), _scored),
 }
+
+#: Maps from a value to numbers.
+SPLITS: Mapping[str, Split] = {
+    "cost_by_model": Split("model", (), _money),
+    "cost_by_caller": Split("caller", (), _money),
+    "cost_by_provider": Split("provider", (), _money),
+    "cost_by_attribute": Split("", (), _money),
+    "tokens_by_model": Split("model", (), tokens.render_split),
+    "latency_by_model": Split("model", ("latency",), latency.render_split),
+    "quality_by_model": Split("model", (), quality.score_avg),
+    "quality_by_attribute": Split("", (), quality.score_avg),
+}
+
+#: Other keys of ``GET /metrics`` and other paths below it, which no metric of one's own may take.
+RESERVED = (
+    "window",
+    "from",
+    "to",
+    "since",
+    "span_count",
+    "quantile_error",
+    "incomplete",
+    "missing_shards",
+    "transport",
+    "alerts",
+    "prometheus",
+)
 
 #: Other names for them (SPEC C.5).
 ALIASES: Mapping[str, str] = {

@@ -3,7 +3,7 @@
 from tokentrace.records.alert import AlertEvent
 from tokentrace.records.batch import Batch, ReporterStats, decode_batches, encode_batches
 from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
-from tokentrace.records.span import KINDS, ROLLUP_KINDS, Span, check_span, counts_as_cost, event_time
+from tokentrace.records.span import KINDS, ROLLUP_KINDS, Span, attribute, check_span, counts_as_cost, event_time
 
 __all__ = [
     "KINDS",
@@ -17,6 +17,7 @@ __all__ = [
     "Span",
     "Started",
     "Tombstone",
+    "attribute",
     "check_span",
     "counts_as_cost",
     "decode_batches",

@@ -136,6 +136,16 @@ def event_time(span: Span) -> int:
     return span.ended_ns if span.ended_ns <= span.arrived_ns + FUTURE_NS else span.arrived_ns
 
 
+def attribute(span: Span, key: str) -> Any:
+    """The attribute called *key*: literally, else *key* as a path with dots into nested ones; None = there is none."""
+    found = span.attributes.get(key)
+    if found is None and "." in key:
+        found = span.attributes
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
 def is_id(text: str) -> bool:
     """True for 1-256 printable ASCII characters: nothing that could forge a line of a log."""
     return 0 < len(text) <= 256 and text.isascii() and text.isprintable()

@@ -1,11 +1,11 @@
-"""``GET /metrics`` and ``GET /metrics/{group}``: numbers over a window."""
+"""``GET /metrics`` and everything below it in JSON: numbers over a window, by group and in steps."""
 
 from __future__ import annotations
 
-import asyncio
-import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -13,149 +13,267 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.errors import Rejected, shorten
 from tokentrace.http import reply
 from tokentrace.metric.cost import render_cost
+from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.latency import quantile_error
-from tokentrace.metric.query import ALL_KINDS, Answer, Figures, Query
-from tokentrace.metric.registry import GROUPABLE, GROUPS, METRICS, find_metric
-from tokentrace.records import KINDS
-from tokentrace.units import SECOND, render_instant
-from tokentrace_api.routes.parameters import Parameters, parameters, parse_window
+from tokentrace.metric.query import Answer, Figures, Query, Tally
+from tokentrace.metric.registry import GROUPS, METRICS, SPLITS, Metric, find_metric
+from tokentrace.units import SECOND, int_to_score, nusd_to_usd, parse_duration, render_duration, render_instant
+from tokentrace.window import finest_step_s
+from tokentrace_api.question import ALLOWED, Question, answer, parse_question, tail
+from tokentrace_api.recount import Where, tallies_by
+from tokentrace_api.routes.parameters import parameters
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
-_ALLOWED = ("window", "groupby", "kind", "model", "provider", "caller", "name", "status")
-_FILTERS = ("model", "provider", "caller", "name", "status")
+MAX_POINTS = 2000
+_AUTOMATIC_POINTS = 120
+_STEPS_S = (1, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400)
+#: Group or metric -> column whose largest values are the tail, and how one is shown.
+_TAILS: Mapping[str, tuple[str, str, Callable[[int], float]]] = {
+    "cost": ("cost_nusd", "cost_usd", nusd_to_usd),
+    "latency": ("latency_ns", "latency_ms", lambda ns: ns / 1e6),
+    "ttft": ("ttft_ns", "ttft_ms", lambda ns: ns / 1e6),
+}
+_TRANSPORT = {
+    "transport_sent": "sent",
+    "transport_failed": "failed",
+    "transport_dropped": "dropped",
+    "transport_queue_depth": "queue_depth",
+}
 
 
 def routes(api: Api) -> list[BaseRoute]:
     """The routes of the metrics."""
 
-    async def all_groups(request: Request) -> Response:
-        given = parameters(request, _ALLOWED)
-        window, query = parse_query(given)
+    async def everything(request: Request) -> Response:
+        question = parse_question(parameters(request, ALLOWED, prefix="attr."))
+        custom = list(api.config.custom.values())
         fields = sorted({field for group in GROUPS.values() for field in group.fields})
-        total, by_model, groups = await _ask(api, query, fields, with_models=True)
-        shown: dict[str, Any] = {"window": window, "span_count": total.total.sums.spans}
-        shown |= _groups(total.total, None if by_model is None else by_model.groups)
-        if groups is not None:
-            key = f"by_{query.groupby}"
-            shown[key] = {
-                name: {"span_count": figures.sums.spans, **_groups(figures, None)}
-                for name, figures in groups.groups.items()
+        found = await answer(api, question, fields, by_model=True, custom=custom)
+        shown: dict[str, Any] = {"window": question.window, "span_count": found.total.sums.spans}
+        shown |= _groups(found.total, found.models, custom)
+        if question.groupby:
+            shown[f"by_{question.groupby}"] = {
+                name: {"span_count": figures.sums.spans, **_groups(figures, None, custom)}
+                for name, figures in found.groups.items()
             }
-        return reply(shown | coverage(total))
+        shown["transport"] = {key: getattr(found.transport, key) for key in _TRANSPORT.values()}
+        shown["alerts"] = {"firings": api.alert_counts.firings, "delivery_failed": api.alert_counts.delivery_failed}
+        return reply(shown | coverage(found))
 
-    async def one_group(request: Request) -> Response:
+    async def one(request: Request) -> Response:
         name = request.path_params["name"]
-        given = parameters(request, _ALLOWED)
-        window, query = parse_query(given)
-        if name not in GROUPS:
-            return await _one_number(api, name, window, query)
-        group = GROUPS[name]
-        total, by_model, groups = await _ask(api, query, list(group.fields), with_models=name == "cost")
-        shown: dict[str, Any] = {"window": window}
-        if groups is not None and name != "cost":
-            shown[f"by_{query.groupby}"] = {key: group.render(figures) for key, figures in groups.groups.items()}
-        elif name == "cost":
-            shown |= render_cost(total.total, None if by_model is None else by_model.groups)
-            if groups is not None and query.groupby != "model":
-                shown[f"by_{query.groupby}"] = {
-                    key: group.render(figures)["total_usd"] for key, figures in groups.groups.items()
-                }
-        else:
-            shown |= group.render(total.total)
-        if group.fields:
-            shown["quantile_error"] = max(quantile_error(total.total, field) for field in group.fields)
-        return reply(shown | {"span_count": total.total.sums.spans} | coverage(total))
+        given = parameters(request, (*ALLOWED, "key"), prefix="attr.")
+        if "key" in given and SPLITS.get(name, SPLITS["cost_by_model"]).dimension:
+            raise Rejected("key: only metrics that end in _by_attribute have one")
+        question = parse_question(given)
+        if name in GROUPS:
+            return await _group(api, name, question)
+        if name in SPLITS:
+            return await _split(api, name, question, given.get("key", ""))
+        if name in _TRANSPORT:
+            found = await api.aggregators.ask(question.query)
+            return reply({"metric": name, "value": getattr(found.transport, _TRANSPORT[name])} | _missing(found))
+        if name in ("alert_firings", "alert_delivery_failed"):
+            counts = getattr(api.alert_counts, name.removeprefix("alert_"))
+            return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
+        if name.startswith("attr.") and len(name) > len("attr."):
+            return await _attribute(api, name, question)
+        return await _number(api, *_find(api, name), question)
+
+    async def series(request: Request) -> Response:
+        name = request.path_params["name"]
+        given = parameters(request, (*ALLOWED, "step"), prefix="attr.")
+        question = parse_question(given)
+        if question.attribute or question.filters:
+            raise Rejected("series: groups and filters are those of dimensions, not of attributes")
+        fields, render, custom = _rendered(api, name)
+        step_s = parse_step(given.get("step"), question.query)
+        found = await api.aggregators.ask(
+            replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
+        )
+        shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
+        shown["points"] = [_point(point.start_s, point.total, render) for point in found.points]
+        if question.groupby:
+            names = sorted({group for point in found.points for group in point.groups})
+            empty = Figures()
+            shown[f"by_{question.groupby}"] = {
+                group: [_point(point.start_s, point.groups.get(group, empty), render) for point in found.points]
+                for group in names
+            }
+        return reply(shown | coverage(found))
 
     path = api.config.metrics_path
-    return [Route(path, all_groups), Route(path + "/{name}", one_group)]
+    return [Route(path, everything), Route(path + "/{name}/series", series), Route(path + "/{name}", one)]
 
 
-async def _one_number(api: Api, name: str, window: str, query: Query) -> Response:
+def _find(api: Api, name: str) -> tuple[str, Metric, list[CustomMetric]]:
+    """(Its own name, the metric, what has to be asked for besides)."""
+    if name in api.config.custom:
+        own = api.config.custom[name]
+        return name, own.as_metric(), [own]
     found = find_metric(name)
     if found is None:
-        known = ", ".join([*GROUPS, *METRICS])
+        known = ", ".join([*GROUPS, *METRICS, *SPLITS, *_TRANSPORT, *api.config.custom, "attr.<key>"])
         raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
-    own, metric = found
-    total, _, groups = await _ask(api, query, list(metric.fields), with_models=False)
-    shown: dict[str, Any] = {"window": window, "metric": own, "value": metric.value(total.total)}
-    if groups is not None:
-        shown[f"by_{query.groupby}"] = {key: metric.value(figures) for key, figures in groups.groups.items()}
+    return *found, []
+
+
+def _rendered(api: Api, name: str) -> tuple[tuple[str, ...], Callable[[Figures], Any], list[str]]:
+    """(Distributions, how figures are shown, metrics of one's own) of a group or a number."""
+    if name in GROUPS:
+        return GROUPS[name].fields, GROUPS[name].render, []
+    _, metric, custom = _find(api, name)
+    return metric.fields, metric.value, [one.name for one in custom]
+
+
+def _point(start_s: int, figures: Figures, render: Callable[[Figures], Any]) -> dict[str, Any]:
+    return {"at": render_instant(start_s * SECOND), "value": render(figures), "span_count": figures.sums.spans}
+
+
+def parse_step(text: str | None, query: Query) -> int:
+    """
+    The step of a series in seconds; without one about a hundred steps.
+
+    Raises:
+        Rejected: Names the finest that can be had.
+    """
+    finest, length_s = finest_step_s(query.from_s, query.now_s), query.to_s - query.from_s
+    if text is None:
+        wanted = max(finest, length_s / _AUTOMATIC_POINTS)
+        return next((step for step in _STEPS_S if step >= wanted and step % finest == 0), _STEPS_S[-1])
+    try:
+        step_ns = parse_duration(text)
+    except Rejected as exc:
+        raise Rejected(f"step: {exc}") from exc
+    if step_ns < SECOND or step_ns % (finest * SECOND):
+        shown = render_duration(finest * SECOND)
+        raise Rejected(f"step: {shorten(text)!r} is no multiple of {shown}, the finest buckets kept at the start")
+    if length_s * SECOND > MAX_POINTS * step_ns:
+        least = -(-length_s // (MAX_POINTS * finest)) * finest
+        raise Rejected(
+            f"step: {shorten(text)!r} makes over {MAX_POINTS} points; the finest for this window is "
+            f"{render_duration(least * SECOND)}"
+        )
+    return step_ns // SECOND
+
+
+async def _group(api: Api, name: str, question: Question) -> Response:
+    group = GROUPS[name]
+    found = await answer(api, question, group.fields, by_model=name == "cost")
+    shown: dict[str, Any] = {"window": question.window}
+    key = f"by_{question.groupby}"
+    if name == "cost":
+        shown |= render_cost(found.total, found.models)
+        if question.groupby:
+            shown[key] = {value: group.render(figures)["total_usd"] for value, figures in found.groups.items()}
+    elif question.groupby:
+        shown[key] = {value: group.render(figures) for value, figures in found.groups.items()}
+    else:
+        shown |= group.render(found.total)
+    if group.fields:
+        shown["quantile_error"] = _error(found, group.fields)
+    shown |= {"span_count": found.total.sums.spans} | await _exemplars(api, name, question, found)
+    return reply(shown | coverage(found))
+
+
+async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric], question: Question) -> Response:
+    found = await answer(api, question, metric.fields, custom=custom)
+    shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(found.total)}
+    if question.groupby:
+        shown[f"by_{question.groupby}"] = {value: metric.value(figures) for value, figures in found.groups.items()}
     if metric.fields:
-        shown["quantile_error"] = max(quantile_error(total.total, field) for field in metric.fields)
-    return reply(shown | {"span_count": metric.contributing(total.total)} | coverage(total))
+        shown["quantile_error"] = _error(found, metric.fields)
+    shown |= {"span_count": metric.contributing(found.total)}
+    shown |= await _exemplars(api, name.partition("_")[0] if name != "total_cost" else "cost", question, found)
+    return reply(shown | coverage(found))
 
 
-def _groups(figures: Figures, by_model: dict[str, Figures] | None) -> dict[str, Any]:
+async def _split(api: Api, name: str, question: Question, key: str) -> Response:
+    split = SPLITS[name]
+    if question.groupby:
+        raise Rejected(f"groupby: {name} is grouped already")
+    if split.dimension:
+        asked = question._replace(query=replace(question.query, groupby=split.dimension))
+    elif key:
+        asked = question._replace(attribute=key.removeprefix("attr."))
+    else:
+        raise Rejected(f"key: {name} needs the attribute it is grouped by, such as ?key=workflow")
+    found = await answer(api, asked, split.fields)
+    values = {value: split.value(figures) for value, figures in found.groups.items()}
+    values = {value: number for value, number in values.items() if number is not None}
+    shown: dict[str, Any] = {"window": question.window, "metric": name, "value": values, f"by_{asked.groupby}": values}
+    if split.fields:
+        shown["quantile_error"] = _error(found, split.fields)
+    return reply(shown | {"span_count": found.total.sums.spans} | coverage(found))
+
+
+async def _attribute(api: Api, name: str, question: Question) -> Response:
+    """A numeric attribute of every kind of span, or of the one asked for."""
+    found = await answer(api, question)
+    metric = CustomMetric(name=name, type="p95", field=name)
+    where = Where(replace(question.query, from_s=found.from_s, to_s=found.to_s), question.filters)
+    now_ns = question.query.now_s * SECOND
+
+    async def tallies(key: str, *, attribute: bool) -> dict[str, Tally]:
+        return await api.read(lambda store: tallies_by(store, where, metric, key, now_ns, attribute=attribute))
+
+    shown: dict[str, Any] = {"window": question.window, "metric": name}
+    shown |= _tally((await tallies("", attribute=False)).get("", Tally()))
+    if question.groupby:
+        groups = await tallies(question.groupby, attribute=bool(question.attribute))
+        shown[f"by_{question.groupby}"] = {value: _tally(groups[value]) for value in sorted(groups)}
+    since_ns = await api.read(lambda store: store.shown_since(now_ns))
+    if since_ns > found.from_s * SECOND:
+        found.since_ns = max(found.since_ns, since_ns)
+    return reply(shown | coverage(found))
+
+
+def _tally(tally: Tally) -> dict[str, Any]:
+    p50, p95 = tally.summary.quantile(0.50), tally.summary.quantile(0.95)
+    return {
+        "count": tally.size,
+        "sum": int_to_score(tally.total) if tally.size else None,
+        "avg": int_to_score(tally.total) / tally.size if tally.size else None,
+        "p50": None if p50 is None else p50 / 1e9,
+        "p95": None if p95 is None else p95 / 1e9,
+    }
+
+
+def _groups(figures: Figures, by_model: Mapping[str, Figures] | None, custom: list[CustomMetric]) -> dict[str, Any]:
     return {
         name: render_cost(figures, by_model) if name == "cost" else group.render(figures)
         for name, group in GROUPS.items()
+    } | {metric.name: metric.value(figures.custom.get(metric.name, Tally())) for metric in custom}
+
+
+def _error(found: Answer, fields: tuple[str, ...]) -> float:
+    """The largest relative error of any quantile in the answer."""
+    every = [found.total, *found.groups.values()]
+    return max(quantile_error(figures, field) for figures in every for field in fields)
+
+
+async def _exemplars(api: Api, name: str, question: Question, found: Answer) -> dict[str, Any]:
+    if name not in _TAILS:
+        return {}
+    column, unit, shown = _TAILS[name]
+    return {
+        "exemplars": [
+            {"trace_id": one.trace_id, "span_id": one.span_id, unit: shown(one.value)}
+            for one in await tail(api, question, found, column)
+        ]
     }
 
 
-def parse_query(given: Parameters) -> tuple[str, Query]:
-    """
-    (The window as written, the question) of the parameters of a metric.
-
-    Raises:
-        Rejected: Names the parameter.
-    """
-    window, window_ns = parse_window(given)
-    kind = given.get("kind", "")
-    if kind and kind != ALL_KINDS and kind not in KINDS:
-        raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")
-    groupby = given.get("groupby", "").removeprefix("attr.")
-    if groupby and groupby not in GROUPABLE:
-        raise Rejected(f"groupby: {shorten(groupby)!r} is none of {', '.join(GROUPABLE)}")
-    now_ns = time.time_ns()
-    return window, Query(
-        from_s=(now_ns - window_ns) // SECOND,
-        # The running second is part of the window, so that what has just ended is seen.
-        to_s=now_ns // SECOND + 1,
-        now_s=now_ns // SECOND,
-        kind=kind or "llm",
-        only_kind=bool(kind) and kind != ALL_KINDS,
-        filters={name: given[name] for name in _FILTERS if name in given},
-        groupby=groupby,
-    )
-
-
-async def _ask(
-    api: Api, query: Query, fields: list[str], *, with_models: bool
-) -> tuple[Answer, Answer | None, Answer | None]:
-    """(Totals, money by model, the groups asked for): up to three questions about the same interval."""
-
-    def about(groupby: str, wanted: list[str]) -> Query:
-        return Query(
-            from_s=query.from_s,
-            to_s=query.to_s,
-            now_s=query.now_s,
-            kind=query.kind,
-            only_kind=query.only_kind,
-            filters=query.filters,
-            groupby=groupby,
-            fields=wanted,
-        )
-
-    questions = [about("", fields)]
-    if with_models:
-        questions.append(about("model", []))
-    if query.groupby:
-        questions.append(about(query.groupby, fields))
-    answers = list(await asyncio.gather(*(api.aggregators.ask(question) for question in questions)))
-    total = answers.pop(0)
-    return total, answers.pop(0) if with_models else None, answers.pop(0) if query.groupby else None
-
-
-def coverage(answer: Answer) -> dict[str, Any]:
+def coverage(found: Answer) -> dict[str, Any]:
     """What the numbers are about: the exact interval, from <= ended < to, and what is missing from it."""
-    shown: dict[str, Any] = {
-        "from": render_instant(answer.from_s * SECOND),
-        "to": render_instant(answer.to_s * SECOND),
-        "since": render_instant(answer.since_ns) if answer.since_ns else None,
-    }
-    if answer.missing_shards:
-        shown["incomplete"] = True
-        shown["missing_shards"] = answer.missing_shards
-    return shown
+    return {
+        "from": render_instant(found.from_s * SECOND),
+        "to": render_instant(found.to_s * SECOND),
+        "since": render_instant(found.since_ns) if found.since_ns else None,
+    } | _missing(found)
+
+
+def _missing(found: Answer) -> dict[str, Any]:
+    return {"incomplete": True, "missing_shards": found.missing_shards} if found.missing_shards else {}
