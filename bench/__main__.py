@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import bus, core, freshness, http, store, throughput
+from bench import bus, core, freshness, history, http, store, throughput
 from bench.table import Row, render
 
 GROUPS = {
@@ -12,6 +12,7 @@ GROUPS = {
     "bus": bus.rows,
     "store": store.rows,
     "http": http.rows,
+    "history": history.rows,
     "freshness": freshness.rows,
     "throughput": throughput.rows,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -39,8 +40,9 @@ def routes(api: Api) -> list[BaseRoute]:
         parameters(request, ())
         now_s = time.time_ns() // SECOND
         query = _window(now_s, [one.name for one in api.config.custom.values()])
-        lifetime = await api.aggregators.ask(replace(query, what="lifetime"))
-        window = await api.aggregators.ask(query)
+        lifetime, window = await asyncio.gather(
+            api.aggregators.ask(replace(query, what="lifetime")), api.aggregators.ask(query)
+        )
         for found in (lifetime, window):
             # A gap in a scrape is right, a counter that falls never is.
             if found.missing_shards:
@@ -195,9 +197,11 @@ class _Page(Collector):
         if metric.type in ("sum", "count"):
             lived = self._lifetime.lived.custom.get(metric.name, Tally())
             value = lived.total / metric.divisor if metric.type == "sum" else lived.size
-            family = CounterMetricFamily(f"tokentrace_custom_{metric.name}", f"Custom metric {metric.name}.")
-            family.add_metric((), value)
-            return family
+            text = f"Custom metric {metric.name}."
+            if metric.type == "sum" and metric.field.startswith("attr."):
+                # An attribute may be negative, and a counter that falls looks like a restart.
+                return _gauge(f"custom_{metric.name}", text, value)
+            return CounterMetricFamily(f"tokentrace_custom_{metric.name}", text, value=value)
         tally = self._window.total.custom.get(metric.name, Tally())
         return _gauge(f"custom_{metric.name}", f"Custom metric {metric.name}, last hour.", metric.value(tally))
 
