@@ -18,6 +18,8 @@ _ZERO = 1 << (_BITS - 1)
 _SPAN = 1 << _BITS
 #: Keys wait until there are this many, and as many as are put away already: so each is sorted only a few times.
 _MAX_WAITING = 4096
+#: The entries of up to so many cells are copied one by one, of more all at once.
+_MAX_SLICES = 64
 #: Up to this many places a dense count beats sorting.
 _MAX_DENSE = 1 << 21
 
@@ -53,21 +55,31 @@ class Put(NamedTuple):
         cells = np.repeat(self.cells.astype(np.int64), np.diff(self.ends, prepend=0))
         return (cells << _BITS) + (self.bins.astype(np.int64) + _ZERO), self.counts.astype(np.int64)
 
-    def reduced(self, groups: Ints, size: int) -> tuple[Ints, Ints]:
-        """(Keys, counts) by group instead of cell; cells of group < 0 are left out."""
+    def by_group(self, groups: Ints) -> tuple[Ints, NDArray[Any]]:
+        """(Keys, counts) by group instead of cell, not added up; cells of group < 0 are left out."""
         own = groups[self.cells]
-        lengths = np.diff(self.ends, prepend=0)
-        bins, counts = self.bins, self.counts
-        kept = own >= 0
-        if not kept.all():
-            if not kept.any():
+        starts = np.empty_like(self.ends)
+        starts[:1], starts[1:] = 0, self.ends[:-1]
+        bins, counts, ends = self.bins, self.counts, self.ends
+        kept = np.flatnonzero(own >= 0)
+        if len(kept) < len(own):
+            own, starts, ends = own[kept], starts[kept], ends[kept]
+            if len(kept) == 0:
                 return _NOTHING
-            chosen = np.repeat(kept, lengths)
-            bins, counts, own, lengths = bins[chosen], counts[chosen], own[kept], lengths[kept]
-        keys = bins.astype(np.int64) + _ZERO
-        if size > 1:
-            keys += np.repeat(own << _BITS, lengths)
-        return count_up(keys, counts, size)
+            if len(kept) <= _MAX_SLICES:
+                slices = [slice(*edges) for edges in zip(starts.tolist(), ends.tolist(), strict=True)]
+                bins, counts = (
+                    np.concatenate([bins[one] for one in slices]),
+                    np.concatenate([counts[o] for o in slices]),
+                )
+            else:
+                chosen = np.repeat(groups[self.cells] >= 0, np.diff(self.ends, prepend=0))
+                bins, counts = bins[chosen], counts[chosen]
+        keys = bins.astype(np.int64)
+        keys += _ZERO
+        if (own != 0).any():
+            keys += np.repeat(own << _BITS, ends - starts)
+        return keys, counts
 
 
 _NOTHING: tuple[Ints, Ints] = (np.empty(0, np.int64), np.empty(0, np.int64))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from sortedcontainers import SortedDict
 
 from tokentrace.cell import ARRIVED, CELL, SECOND_OF, SPANS, Schema, Sums, Table
@@ -102,18 +103,18 @@ class _Bucket:
         for sketch in self.sketches.values():
             sketch.settle()
 
-    def reduced(self, field: str, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, Ints] | None:
-        """(Keys, counts) of a distribution by group; None when it has none."""
+    def reduced(self, field: str, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, NDArray[Any]] | None:
+        """(Keys, counts) of a distribution by group, not necessarily added up; None when it has none."""
         sketch = self.sketches.get(field)
         if sketch is None:
             return None
         put = sketch.settle()
         if not remember:
-            return put.reduced(groups, size)
+            return put.by_group(groups)
         name = (field, groups[put.cells].tobytes())
         found = self.remembered.get(name)
         if found is None:
-            found = put.reduced(groups, size)
+            found = count_up(*put.by_group(groups), size)
             while len(self.remembered) >= _MAX_REMEMBERED:
                 del self.remembered[next(iter(self.remembered))]
             self.remembered[name] = found
