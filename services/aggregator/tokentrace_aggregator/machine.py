@@ -84,6 +84,11 @@ class Shard:
         return self._rollup.late
 
     @property
+    def clamped(self) -> int:
+        """Spans that claimed to end over five minutes after they arrived, and count when they did."""
+        return self._clamped
+
+    @property
     def too_many_models(self) -> bool:
         """More models than are ever folded together: memory grows with each."""
         return self._table.distinct("model") > MAX_MODELS

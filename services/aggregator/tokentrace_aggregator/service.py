@@ -118,6 +118,7 @@ class Aggregator:
             yield Sample("tokentrace_aggregator_batches_total", "Batches folded.", machine.batches, labels)
             yield Sample("tokentrace_aggregator_repeated_total", "Batches known already.", machine.repeated, labels)
             yield Sample("tokentrace_aggregator_late_total", "Spans behind every tier.", machine.late, labels)
+            yield Sample("tokentrace_aggregator_clamped_total", "Spans from the future.", machine.clamped, labels)
             yield Sample("tokentrace_aggregator_rejected_total", "Messages not read.", pump.progress.rejected, labels)
             yield Sample("tokentrace_aggregator_lag_messages", "Messages still to read.", pump.progress.pending, labels)
 
