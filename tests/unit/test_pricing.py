@@ -535,3 +535,84 @@ def test_an_hour_of_audio_is_priced_where_audio_is():
 def test_usage_cannot_replace_the_fields_of_a_span():
     usage = {"input_tokens": 10**9, "output_tokens": 10**9, "web_searches": 0}
     assert pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage=usage)).cost_nusd == 2_560_000
+
+
+#: Units that the tables know by name and no model has a price for: a span that reports them is partly priced.
+UNPRICED_UNITS = {
+    "cache_audio_write_1h_tokens",
+    "cache_audio_write_5m_tokens",
+    "cache_audio_write_tokens",
+    "cache_image_write_1h_tokens",
+    "cache_image_write_5m_tokens",
+    "cache_image_write_tokens",
+    "cache_text_read_tokens",
+    "cache_text_write_1h_tokens",
+    "cache_text_write_5m_tokens",
+    "cache_text_write_tokens",
+    "cache_video_read_tokens",
+    "cache_video_write_1h_tokens",
+    "cache_video_write_5m_tokens",
+    "cache_video_write_tokens",
+    "cache_write_5m_tokens",
+    "code_executions",
+    "input_audio_tool_tokens",
+    "input_image_tool_tokens",
+    "input_pixels",
+    "input_text_tokens",
+    "input_text_tool_tokens",
+    "input_tool_tokens",
+    "input_video_tool_tokens",
+    "output_audio_citation_tokens",
+    "output_audio_reasoning_tokens",
+    "output_audio_seconds",
+    "output_image_citation_tokens",
+    "output_image_reasoning_tokens",
+    "output_text_citation_tokens",
+    "output_text_reasoning_tokens",
+    "output_text_tokens",
+    "output_video_citation_tokens",
+    "output_video_reasoning_tokens",
+    "rerank_searches",
+    "social_searches",
+}
+
+
+def test_every_unit_that_any_model_has_a_price_for_is_priced_and_the_others_are_known():
+    units = pricing._bundled_units().units
+    priced_by: dict[str, list[tuple[Provider, ModelInfo]]] = {}
+    for provider, model in PAIRS:
+        if isinstance(model.prices, ModelPrice) and is_found(provider.id, model.id):
+            for unit, _ in pricer._priced_units(model.prices):
+                priced_by.setdefault(unit.usage_key, []).append((provider, model))
+    wrong: dict[str, list[object]] = {}
+    for name, pairs in priced_by.items():
+        if name in (*pricing.FIELD_UNITS, "requests"):
+            continue
+        for provider, model in pairs:
+            prompt = 5000 if has_rate(model.prices, "input_mtok") else 0
+            completion = 5000 if has_rate(model.prices, "output_mtok") else 0
+            counts = {name: 7, "input_tokens": prompt, "output_tokens": completion}
+            # A part of a part is counted in the part as well.
+            parents = [other for other in units.values() if pricing.is_descendant_or_self(other, units[name])]
+            counts |= {other.usage_key: max(counts.get(other.usage_key, 0), 7) for other in parents}
+            extra = {key: count for key, count in counts.items() if key not in pricing.FIELD_UNITS and count}
+            span = call(
+                provider.id,
+                model.id,
+                (counts["input_tokens"], counts["output_tokens"], counts.get("cache_read_tokens", 0), 0, 0, 0),
+                usage=extra,
+            )
+            try:
+                with localcontext() as context:
+                    context.prec = 60
+                    want = model.calc_price(Usage(**counts), provider, genai_request_timestamp=NOON).total_price
+            except ValueError:
+                continue
+            quote = pricer.quote(span)
+            if quote.cost_nusd != to_nusd(want):
+                wrong.setdefault(name, []).append((provider.id, model.id, quote, want))
+    print({name: found[0] for name, found in wrong.items()})
+    assert not wrong
+    unpriced = set(units) - set(priced_by) - set(pricing.FIELD_UNITS)
+    print("no model has a price for:", ", ".join(sorted(unpriced)))
+    assert unpriced == UNPRICED_UNITS
