@@ -5,7 +5,7 @@ Cells: the combinations of dimensions that rollups count by, and what one row of
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +79,12 @@ class Table:
         number = self._numbers[cell] = len(self.cells)
         self.cells.append(cell)
         return number
+
+    def folded(self, names: Collection[str]) -> tuple[Table, Ints]:
+        """(A table in which every other name is ``other``, the number there of every cell of this one)."""
+        table = Table()
+        cells = [cell if cell.name in names else cell._replace(name=OTHER) for cell in self.cells]
+        return table, np.array([table.number(cell) for cell in cells], np.int64)
 
     def column(self, dimension: str) -> tuple[Ints, dict[str, int]]:
         """(Code of every cell's value of *dimension*, value -> its code), codes in order of appearance."""

@@ -108,6 +108,15 @@ class Newest:
         own = np.broadcast_to(groups[self._cells[wanted]][:, None], inside.shape)
         return own[inside], self._values[wanted][inside]
 
+    def renumber(self, numbers: Ints) -> None:
+        """Cell n is called numbers[n] from now on; what several cells become is known no more."""
+        new = numbers[self._cells]
+        alone = np.flatnonzero(np.bincount(new, minlength=1)[new] == 1)
+        self._cells, self._filled, self._floor = new[alone], self._filled[alone], self._floor[alone]
+        self._seconds, self._values = self._seconds[alone], self._values[alone]
+        self._slot_of = np.full(int(new.max(initial=-1)) + 1, -1, np.int64)
+        self._slot_of[self._cells] = np.arange(len(self._cells))
+
     def snapshot(self) -> list[bytes]:
         """Everything as plain data for ``restore``; what is kept, without the room around it."""
         used = np.arange(_ROOM) < self._filled[:, None]

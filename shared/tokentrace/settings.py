@@ -106,11 +106,15 @@ class Retention(_Section, frozen=True, kw_only=True):
 class Delivery(_Section, frozen=True, kw_only=True):
     """Where a rule's events go besides the alert subject."""
 
-    type: Literal["http", "stdout"] = "stdout"
-    url: str = ""
-    timeout: Duration = Duration(5_000_000_000)
-    headers: dict[str, str] = {}
-    max_retries: int = 2
+    type: Literal["stdout", "http", "webhook", "alertmanager", "custom"] = "stdout"
+    url: str | None = None
+    target: str | None = None
+    timeout: str | None = None
+    headers: dict[str, str] | None = None
+    max_retries: int | None = None
+    send_resolved: bool | None = None
+    secret: str | None = None
+    format: Literal["tokentrace", "alertmanager"] | None = None
 
 
 class AlertRule(_Section, frozen=True, kw_only=True):
@@ -128,6 +132,11 @@ class AlertRule(_Section, frozen=True, kw_only=True):
     delivery: Delivery | None = None
     level: Literal["warning", "critical"] = "warning"
     silenced: bool = False
+    for_: str | None = msgspec.field(default=None, name="for")
+    recovery_threshold: float | None = None
+    no_data: Literal["ignore", "fire", "keep"] | None = None
+    group_by: str | None = None
+    change: Literal["absolute", "percent"] | None = None
 
 
 class CustomMetric(_Section, frozen=True, kw_only=True):

@@ -110,6 +110,13 @@ def _put(keys: Ints, counts: Ints) -> Put:
     )
 
 
+def renumbered(put: Put, numbers: Ints) -> Put:
+    """Cell n is called numbers[n] from now on."""
+    keys, counts = put.entries()
+    cells, bins = split(keys)
+    return _put(*add_up((numbers[cells] << _BITS) + bins + _ZERO, counts))
+
+
 def merged(put: Put, waiting: tuple[Ints, ...] | list[Ints]) -> Put:
     """*put* and the keys that wait, together."""
     if not waiting:

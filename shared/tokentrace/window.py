@@ -23,7 +23,7 @@ from tokentrace.exact import Packed, Totals, add_by, add_runs, pack
 from tokentrace.lifetime import Counters
 from tokentrace.newest import Newest
 from tokentrace.quantile import RAW_LIMIT, Ints, Summary
-from tokentrace.sketch import Sketch, count_up, decode_put, encode_put, keys_of, merged, split
+from tokentrace.sketch import Sketch, count_up, decode_put, encode_put, keys_of, merged, renumbered, split
 from tokentrace.units import DAY, SECOND
 
 
@@ -95,6 +95,16 @@ class _Bucket:
         if sketch is None:
             sketch = self.sketches[field] = Sketch()
         sketch.add(keys)
+
+    def renumber(self, numbers: Ints) -> None:
+        """Cell n is called numbers[n] from now on."""
+        self.remembered.clear()
+        if self.totals is not None:
+            held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
+            distinct, own = np.unique(numbers[self.cells], return_inverse=True)
+            self.cells, self.totals = distinct, add_by(own, held, len(distinct))
+        for field, sketch in self.sketches.items():
+            self.sketches[field] = Sketch(renumbered(sketch.settle(), numbers))
 
     def put_away(self) -> None:
         """Take as little room as possible."""
@@ -397,6 +407,16 @@ class Rollup:
             for at in ended:
                 buckets[at].put_away()
                 open_.discard(at)
+
+    def renumber(self, table: Table, numbers: Ints) -> None:
+        """Cell n is cell numbers[n] of *table* from now on; several may become one."""
+        self.settle()
+        self._table = table
+        for buckets in self._tiers:
+            for bucket in buckets.values():
+                bucket.renumber(numbers)
+        for newest in self._newest.values():
+            newest.renumber(numbers)
 
     def totals(self, stretches: Sequence[Stretch]) -> Totals:
         """What every cell of the table comes to over *stretches*, one row per cell."""

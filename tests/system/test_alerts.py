@@ -243,7 +243,7 @@ def test_what_fired_is_resolved_when_its_window_is_empty(pipeline: Pipeline) -> 
     assert last["ends_at"] == last["fired_at"]
     assert (last["value"], last["span_count"]) == (None, 0)
     assert (first["value"], first["span_count"], first["ends_at"]) == (1, 1, None)
-    pipeline.until(lambda: rule_of(pipeline, "burst")["state"] == "inactive", "inactive")
+    pipeline.until(lambda: rule_of(pipeline, "burst")["state"] == "resolved", "resolved")
     assert rule_of(pipeline, "burst")["last_fired"] == told[-2]["fired_at"]
 
 

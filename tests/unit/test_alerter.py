@@ -58,9 +58,12 @@ def call(ended: float, **overrides: Any) -> Span:
 class Story:
     """An alerter, the stream it reads, and what it has published: the stream of its events."""
 
-    def __init__(self, *rules: Rule, begin: float | None = 0) -> None:
+    def __init__(self, *rules: Rule, begin: float | None = 0, began: float = -40 * 86400) -> None:
+        #: The log began so long ago that every window is covered.
+        self.began = ns(began)
         self.rules = list(rules)
         self.alerter = Alerter(self.rules, "default")
+        self.alerter._began_ns = self.began
         self.published: list[AlertEvent] = []
         self.log: list[Message] = []
         if begin is not None:
@@ -87,6 +90,7 @@ class Story:
         """As the service starts: first its events, then the snapshot, then what came after it."""
         self.rules = list(rules) or self.rules
         self.alerter = Alerter(self.rules, "default")
+        self.alerter._began_ns = self.began
         for event in self.published:
             self.alerter.learn(event)
         if snapshot is not None:
@@ -724,7 +728,7 @@ def test_a_new_rule_is_primed_by_what_was_read_and_does_not_fire_for_the_past() 
 
 def test_a_new_rule_is_warming_until_its_window_is_covered() -> None:
     new = make_rule(name="new", window="60s", threshold=99)
-    story = Story(make_rule(name="old"))
+    story = Story(make_rule(name="old"), began=0.5)
     breach(story, [0.5])
     story.tick(5)
     story.restart(story.alerter.snapshot({}).state(), new)
@@ -879,7 +883,7 @@ def test_a_rule_shows_what_it_saw_last() -> None:
     assert shown["why_not_fired"] == "cooldown"
     story.tick(9.5)
     (shown,) = story.alerter.render(ns(9.5))
-    assert (shown["current_value"], shown["firing"], shown["state"]) == (None, False, "inactive")
+    assert (shown["current_value"], shown["firing"], shown["state"]) == (None, False, "resolved")
     assert shown["last_fired"] == render_instant(ns(1))
 
 

@@ -16,7 +16,10 @@ from tokentrace.metric.registry import ALIASES, METRICS
 from tokentrace.records import AlertEvent
 from tokentrace.settings import build
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, render_instant
+from tokentrace_alerter.channel import Channel
+from tokentrace_alerter.index import Index
 from tokentrace_alerter.machine import Watch
+from tokentrace_alerter.measure import choose
 from tokentrace_alerter.rule import Decision, Rule, State, breaches, decide, parse_rule
 from tokentrace_alerter.service import Config
 
@@ -83,7 +86,7 @@ def test_a_rule_with_nothing_but_the_required_keys_has_the_documented_defaults()
     assert (rule.window, rule.window_ns) == ("1h", HOUR)
     assert rule.eval_interval_ns == 6 * MINUTE
     assert rule.cooldown_ns == HOUR
-    assert (rule.min_spans, rule.filter, rule.level, rule.silenced, rule.stdout) == (0, {}, "warning", False, False)
+    assert (rule.min_spans, rule.filter, rule.level, rule.silenced, rule.delivery) == (0, {}, "warning", False, None)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +131,7 @@ def test_every_key_of_the_documented_form_is_taken() -> None:
     assert (rule.window, rule.window_ns, rule.eval_interval_ns) == ("15m", 15 * MINUTE, 10 * SECOND)
     assert (rule.cooldown_ns, rule.min_spans, rule.level) == (90 * MINUTE, 20, "critical")
     assert rule.filter == {"model": "gpt-4o", "step_name": "synthesize"}
-    assert (rule.silenced, rule.stdout) == (True, True)
+    assert (rule.silenced, rule.delivery) == (True, Channel(type="stdout"))
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
@@ -431,7 +434,7 @@ def test_a_silenced_rule_is_evaluated_all_the_same() -> None:
     spans = [make_span(cost_nusd=11 * 10**9, ended_ns=START_NS - SECOND, arrived_ns=START_NS - SECOND)]
     watch.fold(spans, rows_of(spans, table, START_NS - SECOND), START_NS - SECOND)
     watch.start_at(START_NS - SECOND)
-    assert watch.evaluate() is None
+    assert watch.evaluate() == []
     assert (watch.state.value, watch.state.span_count, watch.state.breached) == (11.0, 1, True)
     assert (watch.state.firing, watch.state.fired_ns, watch.state.why) == (False, 0, "silenced")
 
@@ -513,8 +516,8 @@ def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span
     watch = Watch(make_rule(metric=metric, window="10s", threshold=1e9, filter=filter_), table)
     at = START_NS - SECOND
     made = [make_span(ended_ns=at, arrived_ns=at, **fields) for fields in spans]
-    if made:
-        watch.fold(made, rows_of(made, table, at), at)
+    for _, indices in Index({"rule": filter_}).match(made):
+        watch.fold(*choose(made, rows_of(made, table, at), indices), at)
     watch.start_at(at)
     watch.evaluate()
     return watch.state.span_count
@@ -557,7 +560,7 @@ def test_only_spans_with_the_dimensions_of_the_filter_count(filter_: dict[str, s
         (3, "3.0", False),
         (0, "0", True),
         (0.5, "0.5", True),
-        (1e-7, "1e-07", True),
+        (1e-7, "1e-7", True),
         (2**63, "9223372036854775808", True),
         ("true", "true", True),
         ("3", "3", True),

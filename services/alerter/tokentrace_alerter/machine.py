@@ -8,7 +8,10 @@ and in a backtest the same stream gives the same firings.
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -21,46 +24,107 @@ from tokentrace.quantile import Ints
 from tokentrace.records import AlertEvent, Batch, Span, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
-from tokentrace.units import HOUR, parse_instant, render_duration, render_instant
-from tokentrace_alerter.measure import make_measure
+from tokentrace.units import HOUR, parse_instant
+from tokentrace_alerter.index import Index
+from tokentrace_alerter.measure import WHOLE, choose, make_measure
+from tokentrace_alerter.render import render_watch
 from tokentrace_alerter.rule import Rule, State, breaches, decide
+from tokentrace_alerter.rule import Seen as Found
 
-VERSION = 3
+VERSION = 4
 #: What is read is complete up to this long ago, once everything has been read.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
 
 
 class Watch:
-    """One rule, its ring and its state."""
+    """
+    One rule, its ring and the state of each of its instances.
+
+    Attributes:
+        primed_ns: From this stream time on it knows everything; 0 = there has been nothing to know.
+        next_ns: The next instant to look at; 0 = none yet.
+        priming: Older messages are still being read for it.
+        silenced_until_ns: Until then nothing is published.
+        spans: How many it has taken in.
+    """
 
     def __init__(self, rule: Rule, table: Table) -> None:
         self.rule = rule
-        self.state = State()
+        self.states: dict[str, State] = {}
         self.primed_ns = 0
         self.next_ns = 0
+        self.priming = False
+        self.silenced_until_ns = 0
+        self.spans = 0
         self._measure = make_measure(rule, table)
 
+    @property
+    def state(self) -> State:
+        """That of a rule that is not grouped."""
+        return self.states.setdefault(WHOLE, State())
+
+    @property
+    def late(self) -> int:
+        """Spans that came when no window could hold them any more."""
+        return self._measure.late
+
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        """Take in the spans of a message of stream time *time_ns*; *rows* are theirs."""
+        """Take in spans that pass its filter, of a message of stream time *time_ns*; *rows* are theirs."""
+        self.spans += len(spans)
         self._measure.fold(spans, rows, time_ns)
 
-    def due(self, upto_ns: int) -> bool:
-        """An instant is waiting to be evaluated."""
-        return 0 < self.next_ns <= upto_ns - self.rule.lag_ns
+    @property
+    def due_ns(self) -> int:
+        """The broker's clock when the next instant is to be evaluated; 0 = there is none."""
+        return self.next_ns + self.rule.lag_ns if self.next_ns else 0
 
-    def evaluate(self) -> AlertEvent | None:
+    def evaluate(self) -> list[AlertEvent]:
         """Look at the next instant; returns what is to be published."""
         rule, instant = self.rule, self.next_ns
         self.next_ns += rule.eval_interval_ns
-        value, count = self._measure.read(instant)
-        decision = decide(rule, self.state, instant, value, count)
-        self.state.evaluated_ns, self.state.value, self.state.span_count = instant, value, count
-        self.state.breached = breaches(rule, value, count)
-        self.state.why = decision.why
+        found = self._measure.read(instant)
+        busy = [name for name, state in self.states.items() if state.firing or state.pending_ns]
+        names = sorted({*found, *busy}) if rule.group_by else [WHOLE]
+        events = []
+        for name in names:
+            seen = found.get(name, Found(None, 0))
+            event = self._look(name, instant, seen.value, seen.span_count)
+            if event is not None:
+                events.append(event)
+        if rule.group_by:
+            self._forget(instant, found)
+        return events
+
+    def _look(self, name: str, instant: int, value: float | None, span_count: int) -> AlertEvent | None:
+        rule, state = self.rule, self.states.setdefault(name, State())
+        decision = decide(
+            rule,
+            state,
+            instant,
+            value,
+            span_count,
+            silenced=instant < self.silenced_until_ns,
+            warming=self.warming(instant),
+            group=name,
+        )
+        state.breached = breaches(rule, value, span_count, firing=state.firing)
+        state.evaluated_ns, state.value, state.span_count = instant, value, span_count
+        state.why, state.pending_ns = decision.why, decision.pending_ns
         if decision.event is not None:
             self.take(decision.event)
         return decision.event
+
+    def _forget(self, instant: int, found: Mapping[str, Found]) -> None:
+        """Instances without data, whose past no longer matters."""
+        for name, state in list(self.states.items()):
+            asleep = not state.firing and not state.pending_ns and name not in found
+            if asleep and state.fired_ns + self.rule.cooldown_ns < instant:
+                del self.states[name]
+
+    def warming(self, instant_ns: int) -> bool:
+        """What it looks at reaches back further than what it knows."""
+        return not self.primed_ns or instant_ns < self.primed_ns + self.rule.covers_ns
 
     def start_at(self, now_ns: int) -> None:
         """Evaluate from the first aligned instant after *now_ns*."""
@@ -69,25 +133,29 @@ class Watch:
 
     def take(self, event: AlertEvent) -> None:
         """The state that *event* says."""
+        state = self.states.setdefault(instance_of(event), State())
         instant = parse_instant(event.fired_at)
         if event.status == "firing":
-            self.state.fired_ns = max(self.state.fired_ns, instant)
-        if instant < self.state.event_ns:
+            state.fired_ns = max(state.fired_ns, instant)
+        if instant < state.event_ns:
             return
-        self.state.event_ns = instant
-        self.state.firing = event.status == "firing"
-        if self.state.firing:
-            self.state.starts_ns = parse_instant(event.starts_at) if event.starts_at else instant
+        state.event_ns = instant
+        state.firing = event.status == "firing"
+        if state.firing:
+            state.starts_ns = parse_instant(event.starts_at) if event.starts_at else instant
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
         """Captured now, made into plain data for ``restore`` later and in any thread."""
         measure = self._measure.snapshot()
         state = {
             "fingerprint": self.rule.fingerprint,
-            "seen": [self.state.evaluated_ns, self.state.value, self.state.span_count],
+            "seen": {
+                name: [one.evaluated_ns, one.value, one.span_count, one.pending_ns] for name, one in self.states.items()
+            },
             "interval_ns": self.rule.eval_interval_ns,
             "primed_ns": self.primed_ns,
             "next_ns": self.next_ns,
+            "spans": self.spans,
         }
         return lambda: {**state, "measure": measure()}
 
@@ -96,11 +164,18 @@ class Watch:
         if saved["fingerprint"] != self.rule.fingerprint:
             return
         self._measure.restore(saved["measure"])
-        evaluated_ns, value, span_count = saved["seen"]
-        self.state = State(evaluated_ns=evaluated_ns, value=value, span_count=span_count)
-        self.primed_ns, self.next_ns = saved["primed_ns"], saved["next_ns"]
+        self.states = {
+            name: State(evaluated_ns=evaluated_ns, value=value, span_count=span_count, pending_ns=pending_ns)
+            for name, (evaluated_ns, value, span_count, pending_ns) in saved["seen"].items()
+        }
+        self.primed_ns, self.next_ns, self.spans = saved["primed_ns"], saved["next_ns"], saved["spans"]
         if self.next_ns and saved["interval_ns"] != self.rule.eval_interval_ns:
             self.start_at(self.next_ns - saved["interval_ns"])
+
+
+def instance_of(event: AlertEvent) -> str:
+    """Which instance of its rule *event* is about."""
+    return next(iter(event.group.values()), WHOLE)
 
 
 class Alerter:
@@ -109,8 +184,9 @@ class Alerter:
     def __init__(self, rules: Sequence[Rule], project: str) -> None:
         self._project = project
         self._rules = list(rules)
-        #: Of each rule the last firing and the last event: together they are its state.
-        self._events: dict[str, dict[str, AlertEvent]] = {}
+        #: Of each instance of each rule the last firing and the last event: together they are its state.
+        self._events: dict[str, dict[str, dict[str, AlertEvent]]] = {}
+        self._silences: dict[str, int] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -121,49 +197,118 @@ class Alerter:
         self._effects: list[Effect] = []
         self._began_ns = 0
         self.caught_up = False
-        self.watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
         self.spans = 0
-        self._take_events()
+        self._watch_all({rule.name: Watch(rule, self._table) for rule in self._rules})
 
-    def _take_events(self) -> None:
-        for name, watch in self.watches.items():
-            for event in self._events.get(name, {}).values():
-                watch.take(event)
+    def _watch_all(self, watches: dict[str, Watch]) -> None:
+        self.watches = watches
+        self._due: list[tuple[int, int, str]] = []
+        self._order = count()
+        self._index = Index({name: watch.rule.filter for name, watch in watches.items()})
+        for name, watch in watches.items():
+            watch.silenced_until_ns = self._silences.get(name, 0)
+            for held in self._events.get(name, {}).values():
+                for event in held.values():
+                    watch.take(event)
+            self._schedule(watch)
+
+    def _schedule(self, watch: Watch) -> None:
+        if watch.due_ns:
+            heapq.heappush(self._due, (watch.due_ns, next(self._order), watch.rule.name))
 
     @property
     def position(self) -> Position | None:
         """As ``Machine.position``."""
         return self._position
 
+    # -- rules that come and go
+
+    def begin(self, rules: Sequence[Rule]) -> None:
+        """Watch these, before anything was read."""
+        self._rules = list(rules)
+        self._watch_all({rule.name: Watch(rule, self._table) for rule in self._rules})
+
+    def add(self, rule: Rule) -> None:
+        """Watch *rule* from the next message on; it is looked at once it is ``primed``."""
+        watch = Watch(rule, self._table)
+        watch.priming = True
+        self._rules = [one for one in self._rules if one.name != rule.name] + [rule]
+        self._watch_all({**self.watches, rule.name: watch})
+
+    def remove(self, name: str) -> None:
+        """Watch it no more; what it fired is forgotten."""
+        self._rules = [rule for rule in self._rules if rule.name != name]
+        self._events.pop(name, None)
+        self._watch_all({other: watch for other, watch in self.watches.items() if other != name})
+
+    def silence(self, name: str, until_ns: int) -> None:
+        """Publish nothing of it until *until_ns*; 0 ends a silence."""
+        self._silences[name] = until_ns
+        if name in self.watches:
+            self.watches[name].silenced_until_ns = until_ns
+
+    def prime(self, name: str, message: Message, seen: Seen) -> None:
+        """
+        Take in a message that lies behind, for one rule alone.
+
+        Args:
+            seen: What has been taken in for it so.
+
+        Raises:
+            Rejected: It cannot be read.
+        """
+        watch = self.watches.get(name)
+        if watch is None:
+            return
+        for batch in decode_batches(message.payload):
+            if batch.spans and seen.add(batch, message.time_ns):
+                self._fold_into({name: watch}, batch, message.time_ns)
+
+    def primed(self, name: str, since_ns: int, now_ns: int) -> None:
+        """It knows everything from stream time *since_ns* on, and is looked at from now on."""
+        watch = self.watches.get(name)
+        if watch is not None:
+            watch.priming, watch.primed_ns = False, since_ns
+            watch.start_at(now_ns)
+            self._schedule(watch)
+
+    # -- the machine
+
     def fold(self, message: Message, created_ns: int) -> None:
         """As ``Machine.fold``: first what was due before it, then the message."""
-        self._began_ns = self._began_ns or message.time_ns
+        if not self._began_ns:
+            self._began_ns = message.time_ns
+            for watch in self.watches.values():
+                watch.primed_ns = watch.primed_ns or message.time_ns
         self._evaluate(message.time_ns)
         self._position = Position(created_ns, message.sequence)
         for batch in decode_batches(message.payload):
-            if self._seen.add(batch, message.time_ns):
-                self._fold_batch(batch, message.time_ns)
+            if self._seen.add(batch, message.time_ns) and batch.spans and self.watches:
+                self.spans += len(batch.spans)
+                self._fold_into(self.watches, batch, message.time_ns)
         if message.time_ns - self._forgot_ns > HOUR:
             self._forgot_ns = message.time_ns
             self._seen.forget(message.time_ns)
 
-    def _fold_batch(self, batch: Batch, time_ns: int) -> None:
-        if batch.spans and self.watches:
-            self.spans += len(batch.spans)
-            rows = rows_of(batch.spans, self._table, time_ns)
-            for watch in self.watches.values():
-                watch.fold(batch.spans, rows, time_ns)
+    def _fold_into(self, watches: Mapping[str, Watch], batch: Batch, time_ns: int) -> None:
+        rows = rows_of(batch.spans, self._table, time_ns)
+        for name, indices in self._index.match(batch.spans):
+            watch = watches.get(name)
+            if watch is not None:
+                watch.fold(*choose(batch.spans, rows, indices), time_ns)
 
     def _evaluate(self, upto_ns: int) -> None:
-        for watch in self.watches.values():
-            while watch.due(upto_ns):
-                event = watch.evaluate()
-                if event is not None:
-                    self._effects.append(self._publish(watch.rule, event))
+        while self._due and self._due[0][0] <= upto_ns:
+            due_ns, _, name = heapq.heappop(self._due)
+            watch = self.watches.get(name)
+            if watch is None or watch.due_ns != due_ns:
+                continue
+            self._effects += [self._publish(watch.rule, event) for event in watch.evaluate()]
+            self._schedule(watch)
 
     def _publish(self, rule: Rule, event: AlertEvent) -> Publish:
         subject = subjects.alerts(self._project, rule.name)
-        return Publish(subject, _encode.encode(event), id=f"{rule.rule_id}@{event.fired_at}@{event.status}")
+        return Publish(subject, _encode.encode(event), id=event_id(event))
 
     def lost(self, first: int, last: int, created_ns: int) -> None:
         """As ``Machine.lost``."""
@@ -177,10 +322,11 @@ class Alerter:
         """As ``Machine.tick``: once everything is read, the clock may be trusted up to a moment ago."""
         if self.caught_up:
             for watch in self.watches.values():
-                if watch.next_ns == 0:
+                if watch.next_ns == 0 and not watch.priming:
                     # A rule seen for the first time was primed by what was read, and is judged from now on.
-                    watch.primed_ns = self._began_ns or now_ns
+                    watch.primed_ns = self._began_ns
                     watch.start_at(now_ns)
+                    self._schedule(watch)
             self._evaluate(now_ns - SETTLED_NS)
         return list(self._effects)
 
@@ -190,7 +336,7 @@ class Alerter:
 
     def learn(self, event: AlertEvent) -> None:
         """Somebody, perhaps this alerter before a restart, has published *event*."""
-        held = self._events.setdefault(event.alert, {})
+        held = self._events.setdefault(event.alert, {}).setdefault(instance_of(event), {})
         if event.status == "firing":
             held["firing"] = event
         held["last"] = event
@@ -198,9 +344,22 @@ class Alerter:
         if watch is not None:
             watch.take(event)
 
+    def episodes(self) -> list[AlertEvent]:
+        """The last event of every instance that fires now."""
+        every = [held["last"] for one in self._events.values() for held in one.values()]
+        return [event for event in every if event.status == "firing"]
+
+    def render(self, now_ns: int) -> list[dict[str, Any]]:
+        """``GET /alerts``."""
+        return [render_watch(watch, now_ns) for watch in self.watches.values()]
+
+    def heard(self, event: AlertEvent) -> AlertEvent | None:
+        """The last that was published about the same instance."""
+        return self._events.get(event.alert, {}).get(instance_of(event), {}).get("last")
+
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
         """As ``Machine.snapshot``, in one piece."""
-        watches = {name: watch.snapshot() for name, watch in self.watches.items()}
+        watches = {name: watch.snapshot() for name, watch in self.watches.items() if not watch.priming}
         state = {
             "version": VERSION,
             "position": self._position,
@@ -228,10 +387,10 @@ class Alerter:
             self._position = msgspec.convert(saved["position"], Position | None)
             self._seen = Seen.restore(saved["seen"])
             self._forgot_ns, self._began_ns = saved["forgot_ns"], saved["began_ns"]
-            self.watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
-            for name, watch in self.watches.items():
+            watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
+            for name, watch in watches.items():
                 watch.restore(saved["watches"][name])
-            self._take_events()
+            self._watch_all(watches)
             self._effects = [
                 effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)
             ]
@@ -253,39 +412,14 @@ class Alerter:
         """An event that was decided and had not been published when the snapshot was taken; it still holds."""
         event = msgspec.json.decode(effect.payload, type=AlertEvent)
         watch = self.watches.get(event.alert)
-        if watch is None or parse_instant(event.fired_at) <= watch.state.event_ns:
+        if watch is None or parse_instant(event.fired_at) <= watch.states.get(instance_of(event), State()).event_ns:
             return False
         watch.take(event)
         return True
 
-    def render(self, now_ns: int) -> list[dict[str, Any]]:
-        """``GET /alerts``."""
-        return [_render(watch, now_ns) for watch in self.watches.values()]
 
-
-def _render(watch: Watch, now_ns: int) -> dict[str, Any]:
-    rule, state = watch.rule, watch.state
-    warming = watch.next_ns == 0 or now_ns < watch.primed_ns + rule.window_ns
-    return {
-        "name": rule.name,
-        "metric": rule.metric,
-        "op": rule.op,
-        "threshold": rule.threshold,
-        "window": rule.window,
-        "last_evaluated": render_instant(state.evaluated_ns) if state.evaluated_ns else None,
-        "last_fired": render_instant(state.fired_ns) if state.fired_ns else None,
-        "current_value": state.value,
-        "firing": state.breached,
-        "silenced": rule.silenced,
-        "silenced_until": None,
-        "rule_id": rule.rule_id,
-        "level": rule.level,
-        "filter": rule.filter,
-        "min_spans": rule.min_spans,
-        "cooldown": render_duration(rule.cooldown_ns),
-        "eval_interval": render_duration(rule.eval_interval_ns),
-        "next_evaluation": render_instant(watch.next_ns) if watch.next_ns else None,
-        "span_count": state.span_count,
-        "state": "firing" if state.firing else "warming" if warming else "inactive",
-        "why_not_fired": state.why or None,
-    }
+def event_id(event: AlertEvent) -> str:
+    """Makes a repetition harmless: what, when, and which instance."""
+    own = f"{event.rule_id}@{event.fired_at}@{event.status}"
+    name = instance_of(event)
+    return f"{own}@{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else own

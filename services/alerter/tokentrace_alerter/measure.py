@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from tokentrace.cell import SPANS, Table
+from tokentrace.cell import CELL, OTHER, SPANS, Table
 from tokentrace.metric.custom import CustomMetric, Measured, value_text
 from tokentrace.metric.query import Query
 from tokentrace.metric.reader import Reader
@@ -15,18 +15,27 @@ from tokentrace.quantile import Ints
 from tokentrace.records import Span
 from tokentrace.units import SECOND
 from tokentrace.window import Part, Rollup, Stretch, Tier
-from tokentrace_alerter.rule import Rule
+from tokentrace_alerter.rule import MAX_GROUPS, Rule, Seen
+
+#: The one instance of a rule that is not grouped.
+WHOLE = ""
+Found = dict[str, Seen]
 
 
 class Measure(Protocol):
     """The spans of one rule's window and what they come to."""
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        """Take in the spans that the rule's filter lets through, of a message of stream time *time_ns*."""
+        """Take in spans that the rule's filter lets through, of a message of stream time *time_ns*."""
         ...
 
-    def read(self, instant_ns: int) -> tuple[float | None, int]:
-        """(Value, contributing spans) of the window that ends at *instant_ns*; the value is None without data."""
+    def read(self, instant_ns: int) -> Found:
+        """Instance -> what its window that ends at *instant_ns* comes to; the value is None without data."""
+        ...
+
+    @property
+    def late(self) -> int:
+        """Spans that came when no window could hold them any more."""
         ...
 
     def snapshot(self) -> Callable[[], Any]:
@@ -45,9 +54,10 @@ class _Window:
     """Which buckets a rule's window is made of."""
 
     def __init__(self, rule: Rule) -> None:
-        self._width, self._window_s = rule.bucket_s, rule.window_s
+        self._width, self._window_s, self._changes = rule.bucket_s, rule.window_s, bool(rule.change)
         lag_s = rule.lag_ns // SECOND
-        ring = Tier(self._width, rule.window_s + lag_s + 1 + 2 * self._width)
+        length_s = rule.window_s * (2 if rule.change else 1)
+        ring = Tier(self._width, length_s + lag_s + 1 + 2 * self._width)
         # Wide buckets end where they end: the last seconds before an instant are read from buckets of one second.
         self.tiers = (ring,) if self._width == 1 else (Tier(1, 2 * self._width + lag_s + 5), ring)
 
@@ -58,57 +68,164 @@ class _Window:
         ring = Stretch(len(self.tiers) - 1, (end_s - self._window_s) // self._width * self._width, edge_s)
         return [ring] if edge_s == end_s else [ring, Stretch(0, edge_s, end_s)]
 
+    def before(self, instant_ns: int) -> list[Stretch]:
+        """The window before that one, up to where it begins."""
+        end_s = (instant_ns // SECOND - self._window_s) // self._width * self._width
+        return [Stretch(len(self.tiers) - 1, (end_s - self._window_s) // self._width * self._width, end_s)]
 
-def passes(rule: Rule, span: Span) -> bool:
-    """*span* has every dimension and attribute that the rule's filter asks for."""
-    return all(value_text(span, key) == value for key, value in rule.filter.items())
+
+def _changed(rule: Rule, now: Found, before: Found) -> Found:
+    """The difference of each instance to the window before; None where there is nothing to compare with."""
+    found: Found = {}
+    for name in {*now, *before}:
+        value, count = now.get(name, Seen(None, 0))
+        old = before.get(name, Seen(None, 0)).value
+        if value is None or old is None or (rule.change == "percent" and old == 0):
+            found[name] = Seen(None, count)
+        else:
+            found[name] = Seen((value - old) / abs(old) * 100 if rule.change == "percent" else value - old, count)
+    return found
+
+
+class _Groups:
+    """The instances of a grouped rule; when there are too many, the heaviest half stays and the rest is ``other``."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._key = rule.group_by
+        self._known: set[str] = set()
+
+    def of(self, span: Span) -> str | None:
+        """The instance of *span*; None when it has none."""
+        value = value_text(span, self._key)
+        if value is None or value in self._known:
+            return value
+        if len(self._known) >= MAX_GROUPS:
+            return OTHER
+        self._known.add(value)
+        return value
+
+    def stay(self, found: Found) -> set[str] | None:
+        """The instances that stay when some have to go; None when all do."""
+        if len(self._known) < MAX_GROUPS:
+            return None
+        heaviest = sorted(found, key=lambda name: (-found[name].span_count, name))
+        self._known = set(heaviest[: MAX_GROUPS // 2]) - {OTHER}
+        return self._known
+
+    def know(self, names: Iterable[str]) -> None:
+        """These are told apart already."""
+        self._known = set(names) - {OTHER}
 
 
 class _Everybodys:
     def __init__(self, rule: Rule, table: Table) -> None:
-        self._rule, self._table, self._window = rule, table, _Window(rule)
+        self._rule, self._window = rule, _Window(rule)
+        self._groups = _Groups(rule) if rule.group_by else None
+        self._table = table if self._groups is None else Table()
         self._metric = rule.of()
-        needed = {name: SPANS.fields[name] for name in self._metric.fields}
-        self._schema = SPANS._replace(fields=needed)
-        self._rollup = Rollup(table, self._window.tiers, self._schema)
+        self._schema = SPANS._replace(fields={name: SPANS.fields[name] for name in self._metric.fields})
+        self._rollup = Rollup(self._table, self._window.tiers, self._schema)
+
+    @property
+    def late(self) -> int:
+        return self._rollup.late
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        if self._rule.filter:
-            rows = rows[np.array([passes(self._rule, span) for span in spans], dtype=bool)]
+        if self._groups is not None:
+            rows = rows.copy()
+            for index, span in enumerate(spans):
+                group = self._groups.of(span)
+                cell = -1 if group is None else self._table.number((span.kind, "", "", "", group, span.status))
+                rows[index, CELL] = cell
+            rows = rows[rows[:, CELL] >= 0]
         self._rollup.fold(rows)
 
-    def read(self, instant_ns: int) -> tuple[float | None, int]:
+    def read(self, instant_ns: int) -> Found:
+        found = self._read(self._window.stretches(instant_ns))
+        if self._rule.change:
+            found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
+        names = None if self._groups is None else self._groups.stay(found)
+        if names is not None:
+            self._table, numbers = self._table.folded(names)
+            self._rollup.renumber(self._table, numbers)
+        return found
+
+    def _read(self, stretches: Sequence[Stretch]) -> Found:
         kind = self._rule.filter.get("kind", "")
-        query = Query(kind=kind or "llm", only_kind=bool(kind), fields=list(self._metric.fields))
-        figures = Reader(self._rollup, self._table, query).read(self._window.stretches(instant_ns))[0]
-        return self._metric.value(figures), self._metric.contributing(figures)
+        query = Query(
+            kind=kind or "llm",
+            only_kind=bool(kind),
+            fields=list(self._metric.fields),
+            groupby="name" if self._groups else "",
+        )
+        total, groups, _ = Reader(self._rollup, self._table, query).read(stretches)
+        every = groups if self._groups is not None else {WHOLE: total}
+        return {
+            name: Seen(self._metric.value(figures), self._metric.contributing(figures))
+            for name, figures in every.items()
+        }
 
     def snapshot(self) -> Callable[[], Any]:
-        return _later(*self._rollup.snapshot({}))
+        cells = None if self._groups is None else list(self._table.cells)
+        return _later(cells, *self._rollup.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        state, parts = saved
+        cells, state, parts = saved
+        if cells is not None and self._groups is not None:
+            self._table = Table(cells)
+            self._groups.know(cell.name for cell in self._table.cells)
         self._rollup = Rollup.restore(self._table, state, parts, self._window.tiers, self._schema)
 
 
 class _Own:
     def __init__(self, rule: Rule, metric: CustomMetric) -> None:
         self._rule, self._window = rule, _Window(rule)
-        self._measured = Measured(metric, self._window.tiers)
+        self._groups = _Groups(rule) if rule.group_by else None
+        self._measured = Measured(metric, self._window.tiers, group=None if self._groups is None else self._groups.of)
+
+    @property
+    def late(self) -> int:
+        return self._measured.late
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        self._measured.fold([span for span in spans if passes(self._rule, span)], time_ns)
+        self._measured.fold(spans, time_ns)
 
-    def read(self, instant_ns: int) -> tuple[float | None, int]:
-        tally, _ = self._measured.read(self._window.stretches(instant_ns), Query())
-        return self._measured.metric.value(tally), tally.size
+    def read(self, instant_ns: int) -> Found:
+        found = self._read(self._window.stretches(instant_ns))
+        if self._rule.change:
+            found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
+        names = None if self._groups is None else self._groups.stay(found)
+        if names is not None:
+            self._measured.fold_names(names)
+        return found
+
+    def _read(self, stretches: Sequence[Stretch]) -> Found:
+        total, groups = self._measured.read(stretches, Query(groupby="name" if self._groups else ""))
+        every = groups if self._groups is not None else {WHOLE: total}
+        return {name: Seen(self._measured.metric.value(tally), tally.size) for name, tally in every.items()}
 
     def snapshot(self) -> Callable[[], Any]:
-        return _later(*self._measured.snapshot({}))
+        return _later(None, *self._measured.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        self._measured.restore(*saved)
+        _, state, parts = saved
+        self._measured.restore(state, parts)
+        if self._groups is not None:
+            self._groups.know(self._measured.groups)
 
 
-def _later(state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
-    return lambda: (state, {name: part.encode() for name, part in parts.items() if part.encode is not None})
+def _later(cells: Any, state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
+    made = {name: part.encode for name, part in parts.items() if part.encode is not None}
+    return lambda: (cells, state, {name: encode() for name, encode in made.items()})
+
+
+def passes(rule: Rule, span: Span) -> bool:
+    """*span* has every dimension and attribute that the rule's filter asks for."""
+    return all(value_text(span, key) == value for key, value in rule.filter.items())
+
+
+def choose(spans: Sequence[Span], rows: Ints, indices: Sequence[int] | None) -> tuple[Sequence[Span], Ints]:
+    """Some spans and their rows; all when *indices* is None."""
+    if indices is None:
+        return spans, rows
+    return [spans[index] for index in indices], rows[np.array(indices)]

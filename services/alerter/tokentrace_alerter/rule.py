@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import msgspec
 
@@ -19,6 +19,7 @@ from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.registry import METRICS, Metric, find_metric
 from tokentrace.records import AlertEvent
 from tokentrace.units import HOUR, MINUTE, SECOND, is_number, parse_duration, render_duration, render_instant
+from tokentrace_alerter.channel import Channel, parse_channel
 
 _OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
@@ -34,7 +35,24 @@ MAX_WINDOW_NS = 31 * 24 * HOUR
 LAGGING_NS = 5 * SECOND
 
 Op = Literal["gt", "gte", "lt", "lte"]
-Why = Literal["", "ok", "cooldown", "min_spans", "no_data", "silenced", "warming"]
+Why = Literal["", "ok", "cooldown", "min_spans", "no_data", "silenced", "pending", "warming"]
+NoData = Literal["ignore", "fire", "keep"]
+Change = Literal["", "absolute", "percent"]
+#: Values that grow with every span: too small as long as a window is not covered.
+_GROWING = frozenset(
+    {
+        "total_cost",
+        "unpriced_span_count",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "error_count",
+        "timeout_count",
+        "span_count",
+    }
+)
+#: So many values of what a rule is grouped by are told apart; the rest is ``other``.
+MAX_GROUPS = 1000
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +64,12 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         custom: The metric of one's own that it watches; None = everybody's.
         window: As written; window_ns the same in nanoseconds.
         filter: Dimension or attribute -> value, all of which a span must have.
+        for_ns: How long the condition must hold before it fires.
+        recovery_threshold: What a firing rule has to get back over; None = the threshold.
+        no_data: What no data means: what fired is over; a breach; what was stays.
+        group_by: Dimension or attribute: each of its values is an instance with a state of its own; "" = one for all.
+        change: The value is the difference to the window before, as it is or in percent of it; "" = it is not.
+        delivery: Where its events go besides the alert subject; None = nowhere.
     """
 
     name: str
@@ -60,8 +84,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     filter: dict[str, str] = {}
     level: str = "warning"
     silenced: bool = False
-    stdout: bool = False
     custom: CustomMetric | None = None
+    for_ns: int = 0
+    recovery_threshold: float | None = None
+    no_data: NoData = "ignore"
+    group_by: str = ""
+    change: Change = ""
+    delivery: Channel | None = None
 
     @property
     def rule_id(self) -> str:
@@ -71,7 +100,16 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fingerprint(self) -> str:
         """The same as long as what it watches and keeps is the same."""
-        parts = [self.name, self.metric, self.custom, self.window_ns, self.lag_ns, sorted(self.filter.items())]
+        parts: list[Any] = [
+            self.name,
+            self.metric,
+            self.custom,
+            self.window_ns,
+            self.lag_ns,
+            sorted(self.filter.items()),
+        ]
+        if self.group_by or self.change:
+            parts += [self.group_by, self.change]
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
     @property
@@ -87,7 +125,18 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def lag_ns(self) -> int:
         """How far behind the broker's clock it is judged."""
-        return LAGGING_NS if self.op in ("lt", "lte") else 0
+        return LAGGING_NS if self.op in ("lt", "lte") or self.no_data == "fire" else 0
+
+    @property
+    def covers_ns(self) -> int:
+        """How far back it looks."""
+        return 2 * self.window_ns if self.change else self.window_ns
+
+    @property
+    def trusts_half_a_window(self) -> bool:
+        """What it watches means the same although its window is not covered yet."""
+        growing = self.custom.type in ("sum", "count") if self.custom else self.metric in _GROWING
+        return not self.change and not (growing and self.op in ("lt", "lte"))
 
     def of(self) -> Metric:
         """The metric it watches."""
@@ -122,7 +171,12 @@ def parse_rule(
         except Rejected as exc:
             raise ConfigError(f"{where}.{key}: {exc}") from exc
 
-    name = str(given.get("name") or "")
+    unknown = sorted(set(given) - set(KEYS))
+    if unknown:
+        raise ConfigError(f"{where}.{shorten(unknown[0])}: unknown key; allowed are {', '.join(KEYS)}")
+    name = given.get("name") or ""
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}.name: {shorten(name)!r} is not text")
     if not name:
         raise ConfigError(f"{where}.name: required")
     if len(name) > 128:
@@ -149,8 +203,29 @@ def parse_rule(
     if interval < SECOND:
         raise ConfigError(f"{where}.eval_interval: must be 1s or more")
     cooldown = duration("cooldown", window_ns if default_cooldown_ns is None else default_cooldown_ns)
-    if int(given.get("min_spans") or 0) < 0:
-        raise ConfigError(f"{where}.min_spans: must be 0 or more")
+    min_spans = given.get("min_spans") or 0
+    if not isinstance(min_spans, int) or isinstance(min_spans, bool) or min_spans < 0:
+        raise ConfigError(f"{where}.min_spans: must be a whole number, 0 or more")
+    recovery = given.get("recovery_threshold")
+    if recovery is not None:
+        if not is_number(recovery):
+            raise ConfigError(f"{where}.recovery_threshold: {shorten(recovery)!r} is not a finite number")
+        if recovery != threshold and _COMPARE[op](recovery, threshold):
+            raise ConfigError(f"{where}.recovery_threshold: {recovery} is itself {written} {threshold}")
+    no_data = given.get("no_data") or "ignore"
+    if no_data not in get_args(NoData):
+        raise ConfigError(f"{where}.no_data: {shorten(no_data)!r} is none of {', '.join(get_args(NoData))}")
+    change = given.get("change") or ""
+    if change not in get_args(Change):
+        raise ConfigError(f"{where}.change: {shorten(change)!r} is neither absolute nor percent")
+    group_by = given.get("group_by") or ""
+    if not isinstance(group_by, str) or len(group_by) > 256:
+        raise ConfigError(f"{where}.group_by: {shorten(group_by)!r} is not a dimension or an attribute")
+    if change and window_ns > MAX_WINDOW_NS // 2:
+        raise ConfigError(f"{where}.window: at most 15d12h with change, which looks at the window before as well")
+    silenced = given.get("silenced") or False
+    if not isinstance(silenced, bool):
+        raise ConfigError(f"{where}.silenced: {shorten(silenced)!r} is neither true nor false")
     return Rule(
         name=name,
         metric=metric if found is None else found[0],
@@ -161,12 +236,28 @@ def parse_rule(
         window_ns=window_ns,
         eval_interval_ns=interval,
         cooldown_ns=cooldown,
-        min_spans=int(given.get("min_spans") or 0),
-        filter=dict(given.get("filter") or {}),
+        min_spans=min_spans,
+        filter=_filter(given.get("filter"), where),
         level=level,
-        silenced=bool(given.get("silenced")),
-        stdout=(given.get("delivery") or {}).get("type") == "stdout",
+        silenced=silenced,
+        for_ns=duration("for", 0),
+        recovery_threshold=None if recovery is None else float(recovery),
+        no_data=cast(NoData, no_data),
+        group_by=group_by,
+        change=cast(Change, change),
+        delivery=parse_channel(given.get("delivery"), f"{where}.delivery"),
     )
+
+
+def _filter(given: object, where: str) -> dict[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}.filter: {shorten(given)!r} is not a map of keys to values")
+    for key, value in given.items():
+        if not isinstance(key, str) or not key or not isinstance(value, str):
+            raise ConfigError(f"{where}.filter: {shorten(key)!r}: {shorten(value)!r} is not text")
+    return dict(given)
 
 
 def default_interval(window_ns: int) -> int:
@@ -175,11 +266,34 @@ def default_interval(window_ns: int) -> int:
     return max(window_ns // 10, least)
 
 
+#: What a rule may say.
+KEYS = (
+    "name",
+    "metric",
+    "op",
+    "threshold",
+    "window",
+    "eval_interval",
+    "cooldown",
+    "min_spans",
+    "filter",
+    "delivery",
+    "level",
+    "silenced",
+    "for",
+    "recovery_threshold",
+    "no_data",
+    "group_by",
+    "change",
+)
+
+
 class State(msgspec.Struct):
     """
-    What a rule's events say, and what was seen last.
+    What the events of a rule, or of one instance of it, say, and what was seen last.
 
     Attributes:
+        pending_ns: Since when the condition holds and has not fired; 0 = it does not.
         firing: The last event was a firing.
         fired_ns, starts_ns: Of the last firing and its episode; 0 = never.
         event_ns: Instant of the last event of any kind; what lies before it has been decided.
@@ -198,52 +312,83 @@ class State(msgspec.Struct):
     span_count: int = 0
     breached: bool = False
     why: Why = ""
+    pending_ns: int = 0
 
 
 class Decision(NamedTuple):
-    """What is to be published, or why nothing is."""
+    """
+    What is to be published, or why nothing is.
+
+    Attributes:
+        pending_ns: As ``State.pending_ns`` from now on.
+    """
 
     event: AlertEvent | None
     why: Why
+    pending_ns: int = 0
 
 
-def decide(rule: Rule, state: State, instant_ns: int, value: float | None, span_count: int) -> Decision:
+class Seen(NamedTuple):
+    """What was found at an instant: the value and how many spans it was made of; None and 0 without data."""
+
+    value: float | None
+    span_count: int
+
+
+def decide(
+    rule: Rule,
+    state: State,
+    instant_ns: int,
+    value: float | None,
+    span_count: int,
+    *,
+    silenced: bool = False,
+    warming: bool = False,
+    group: str = "",
+) -> Decision:
     """
     What *rule* does at *instant_ns*.
 
-    A breach fires unless the last firing is less than a cooldown ago; while it lasts it fires again after each cooldown
-    with the same start; once it is over, or there is nothing left to judge, what fired is resolved.
+    A breach fires once it has lasted for ``for``, unless the last firing is less than a cooldown ago; while it lasts it
+    fires again after each cooldown with the same start; once it is over what fired is resolved.
+
+    Args:
+        silenced: It is, at this instant, for whatever reason.
+        warming: What it looks at reaches back further than what it knows.
+        group: Which instance.
     """
     if instant_ns <= state.event_ns:
-        return Decision(None, "ok")
-    if value is None or span_count == 0:
-        return _quiet(rule, state, instant_ns, None, span_count, "no_data")
-    if span_count < rule.min_spans:
+        return Decision(None, "ok", state.pending_ns)
+    quiet = rule.silenced or silenced
+    no_data = value is None or span_count == 0
+    if no_data and rule.no_data == "keep":
+        return Decision(None, "no_data", state.pending_ns)
+    if not no_data and span_count < rule.min_spans:
         return Decision(None, "min_spans")
-    if not _COMPARE[rule.op](value, rule.threshold):
-        return _quiet(rule, state, instant_ns, value, span_count, "ok")
-    if rule.silenced:
-        return Decision(None, "silenced")
+    if not breaches(rule, value, span_count, firing=state.firing):
+        if not state.firing or quiet:
+            return Decision(None, "no_data" if no_data else "ok")
+        shown = None if no_data else value
+        return Decision(_event(rule, "resolved", instant_ns, shown, span_count, state.starts_ns, group), "")
+    if warming and (no_data or not rule.trusts_half_a_window):
+        return Decision(None, "warming")
+    since = (state.pending_ns or instant_ns) if rule.for_ns and not state.firing else 0
+    if quiet:
+        return Decision(None, "silenced", since)
+    if since and instant_ns < since + rule.for_ns:
+        return Decision(None, "pending", since)
     if state.fired_ns and instant_ns < state.fired_ns + rule.cooldown_ns:
-        return Decision(None, "cooldown")
+        return Decision(None, "cooldown", since)
     starts = state.starts_ns if state.firing else instant_ns
-    return Decision(_event(rule, "firing", instant_ns, value, span_count, starts), "")
+    return Decision(_event(rule, "firing", instant_ns, value, span_count, starts, group), "")
 
 
-def breaches(rule: Rule, value: float | None, span_count: int) -> bool:
-    """The condition holds."""
-    return (
-        value is not None
-        and span_count > 0
-        and span_count >= rule.min_spans
-        and _COMPARE[rule.op](value, rule.threshold)
-    )
-
-
-def _quiet(rule: Rule, state: State, instant_ns: int, value: float | None, span_count: int, why: Why) -> Decision:
-    if not state.firing or rule.silenced:
-        return Decision(None, why)
-    return Decision(_event(rule, "resolved", instant_ns, value, span_count, state.starts_ns), "")
+def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:
+    """The condition holds; of a *firing* rule, it has not recovered."""
+    if value is None or span_count == 0:
+        return rule.no_data == "fire"
+    limit = rule.threshold if not firing or rule.recovery_threshold is None else rule.recovery_threshold
+    return span_count >= rule.min_spans and _COMPARE[rule.op](value, limit)
 
 
 def _event(
@@ -253,6 +398,7 @@ def _event(
     value: float | None,
     span_count: int,
     starts_ns: int,
+    group: str,
 ) -> AlertEvent:
     shown = "no data" if value is None else f"{value:.4g}"
     return AlertEvent(
@@ -271,4 +417,5 @@ def _event(
         status=status,
         starts_at=render_instant(starts_ns),
         ends_at=render_instant(instant_ns) if status == "resolved" else None,
+        group={rule.group_by: group} if rule.group_by else {},
     )

@@ -1,4 +1,4 @@
-"""The alerter as a service: one machine over all shards, its events on the alert subject, answers about its rules."""
+"""The alerter as a service: one machine over all shards, rules that come and go, events, deliveries, answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,19 +18,24 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected
 from tokentrace.http import Health, Sample
 from tokentrace.machine import Effect
-from tokentrace.metric.custom import parse_customs
-from tokentrace.pump import Pump
+from tokentrace.metric.custom import CustomMetric, parse_customs
+from tokentrace.pump import Pump, until_available
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
 from tokentrace.units import SECOND, parse_duration
-from tokentrace_alerter.channel import to_stdout
+from tokentrace_alerter.deliver import Courier, load_target
 from tokentrace_alerter.machine import Alerter as Machine
+from tokentrace_alerter.prime import prime
 from tokentrace_alerter.rule import Rule, parse_rule
+from tokentrace_alerter.rulebook import Change, Rulebook
 
 log = logging.getLogger("tokentrace.alerter")
 
 NAME = "alerter"
+GROUP = "alerter"
 _events = msgspec.json.Decoder(AlertEvent)
+#: How long an event that lost a race waits to hear of the winner's.
+_HEAR_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,15 @@ class Config:
     Attributes:
         project: Whose alert subjects.
         snapshot_every_s: At least this often, seconds.
+        cooldown_ns: Of rules that name none; None = their window.
+        customs: Metrics of one's own, by name.
     """
 
     rules: tuple[Rule, ...]
     project: str
     snapshot_every_s: float = 60.0
+    cooldown_ns: int | None = None
+    customs: dict[str, CustomMetric] = field(default_factory=dict)
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -67,25 +76,31 @@ class Config:
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
             raise ConfigError(f"alerts: the name {repeated[0]!r} is used twice")
-        return cls(tuple(rules), settings.nats.project, settings.storage.snapshot_interval / SECOND)
+        for rule in rules:
+            if rule.delivery is not None and rule.delivery.type == "custom":
+                load_target(rule.delivery.target)
+        every_s = settings.storage.snapshot_interval / SECOND
+        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs)
 
 
 def _plain(rule: AlertRule) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(rule)
-    if rule.delivery is not None:
-        fields["delivery"] = msgspec.structs.asdict(rule.delivery)
-    return fields
+    """A rule of the file in its documented form."""
+    plain: dict[str, Any] = msgspec.to_builtins(rule)
+    return plain
 
 
 class Alerter:
-    """Watches, decides, publishes."""
+    """Watches, decides, publishes, delivers."""
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self.machine = Machine(config.rules, config.project)
-        self._subjects = {subjects.alerts(config.project, rule.name): rule for rule in config.rules}
+        self.rulebook = Rulebook(bus, config.rules, config.customs, config.cooldown_ns)
+        self.courier = Courier(bus, config.project, self.rulebook.rule, self.machine.episodes)
         self._last: dict[str, int] = {}
+        self._heard = asyncio.Condition()
         self._read_events = asyncio.Event()
+        self._priming: dict[str, asyncio.Task[None]] = {}
         self.published = 0
         self.pump = Pump(
             bus,
@@ -101,20 +116,30 @@ class Alerter:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Watch until *stopping* is set."""
-        async with self.bus.serve(subjects.QUERY_ALERTS, self._answer):
-            events = asyncio.create_task(self._follow_events())
+        # The rules people made at run time, and what was fired before, have to be known before anything is decided.
+        self.rulebook.apply_to(self.machine, await until_available(self.rulebook.open))
+        stop = asyncio.create_task(stopping.wait())
+        async with self.bus.serve(subjects.QUERY_ALERTS, self._answer, group=GROUP):
+            tasks = [
+                asyncio.create_task(self._follow_events()),
+                asyncio.create_task(self._follow_rules()),
+            ]
+            reading = asyncio.create_task(self._read_events.wait())
             try:
-                reading = asyncio.create_task(self._read_events.wait())
-                stop = asyncio.create_task(stopping.wait())
-                # What was fired before has to be known before anything is decided.
-                await asyncio.wait([reading, stop, events], return_when=asyncio.FIRST_COMPLETED)
-                reading.cancel()
-                stop.cancel()
+                await asyncio.wait([reading, stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 if not stopping.is_set():
-                    await self.pump.run(stopping)
+                    tasks.append(asyncio.create_task(self.courier.run()))
+                    tasks.append(asyncio.create_task(self.pump.run(stopping)))
+                    done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
+                    if stop in done:
+                        await tasks[-1]
+                    for task in done:
+                        task.result()
             finally:
-                events.cancel()
-                await asyncio.gather(events, return_exceptions=True)
+                others = [*tasks, *self._priming.values(), reading, stop]
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
 
     def _caught_up(self) -> None:
         self.machine.caught_up = True
@@ -122,10 +147,12 @@ class Alerter:
     async def _follow_events(self) -> None:
         async with contextlib.aclosing(self.bus.follow(subjects.ALERTS, [subjects.ALL_ALERTS], None)) as feed:
             async for chunk in feed:
-                for message in chunk.messages:
-                    if message.sequence > self._last.get(message.subject, 0):
-                        self._last[message.subject] = message.sequence
-                        self._learn(message.payload)
+                async with self._heard:
+                    for message in chunk.messages:
+                        if message.sequence > self._last.get(message.subject, 0):
+                            self._last[message.subject] = message.sequence
+                            self._learn(message.payload)
+                    self._heard.notify_all()
                 if chunk.pending == 0:
                     self._read_events.set()
 
@@ -135,36 +162,67 @@ class Alerter:
         except msgspec.DecodeError as exc:
             log.warning("an event on the alert subject cannot be read: %s", exc)
 
+    async def _follow_rules(self) -> None:
+        async for change in self.rulebook.changes():
+            self._change(change)
+
+    def _change(self, change: Change) -> None:
+        if change.rule is None and change.removed:
+            self.machine.remove(change.name)
+        elif change.rule is not None:
+            log.info("rule %s: watched from now on", change.name)
+            self.machine.add(change.rule)
+            before = self._priming.pop(change.name, None)
+            if before is not None:
+                before.cancel()
+            self._priming[change.name] = asyncio.create_task(prime(self.bus, self.machine, change.rule))
+        self.machine.silence(change.name, change.silenced_until_ns)
+
     async def _perform(self, effect: Effect) -> None:
-        rule = self._subjects[effect.subject]
-        try:
-            ack = await self.bus.publish(
-                effect.subject, effect.payload, id=effect.id, expect_last=self._last.get(effect.subject, 0)
-            )
-        except Conflict:
-            # Another alerter was first; its event is on the way through the feed and says what holds.
-            log.info("%s: somebody else was first", rule.name)
-            return
+        event = _events.decode(effect.payload)
+        before = self.machine.heard(event)
+        while True:
+            last = self._last.get(effect.subject, 0)
+            try:
+                ack = await self.bus.publish(effect.subject, effect.payload, id=effect.id, expect_last=last)
+                break
+            except Conflict:
+                # Somebody else was first; what they said is on the way through the feed. About the same instance it
+                # holds instead of ours; about another one ours is still to be said.
+                if not await self._hear(effect.subject, last):
+                    raise Rejected(f"{effect.subject}: refused, and nothing newer is heard of") from None
+                if self.machine.heard(event) is not before:
+                    log.info("%s: somebody else was first", effect.subject)
+                    return
         self._last[effect.subject] = max(ack.sequence, self._last.get(effect.subject, 0))
+        self.machine.learn(event)
         if not ack.duplicate:
             self.published += 1
-            if rule.stdout and effect.id.endswith("@firing"):
-                to_stdout(effect.payload)
+
+    async def _hear(self, subject: str, last: int) -> bool:
+        """An event later than *last* has come in; False if none does for a while."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEAR_S), self._heard:
+                await self._heard.wait_for(lambda: self._last.get(subject, 0) > last)
+        return self._last.get(subject, 0) > last
 
     async def _answer(self, payload: bytes) -> list[bytes]:
-        return [msgspec.json.encode(self.machine.render(time.time_ns()))]
+        return [await self.rulebook.answer(payload, self.machine, time.time_ns())]
 
     def health(self) -> Health:
         """Ready when it has read what there was."""
         missing = [] if self.bus.connected else ["nats"]
         if not self.pump.progress.caught_up:
             missing.append("alert rules")
-        return Health(missing, {"rules": len(self.config.rules)})
+        return Health(missing, {"rules": len(self.machine.watches)})
 
     def samples(self) -> Iterator[Sample]:
         """Its own metrics."""
         yield Sample("tokentrace_alerter_spans_total", "Spans seen.", self.machine.spans)
         yield Sample("tokentrace_alerter_events_total", "Events published.", self.published)
+        yield Sample("tokentrace_alerter_delivered_total", "Events delivered.", self.courier.delivered)
+        yield Sample("tokentrace_alerter_undelivered_total", "Events given up.", self.courier.failed)
+        yield Sample("tokentrace_alerter_expired_total", "Events that came too late to deliver.", self.courier.expired)
         yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.pump.progress.pending)
 
     def routes(self) -> list[BaseRoute]:

@@ -1,40 +1,50 @@
-"""How often each rule has fired since the beginning: counted from the events, and kept when those have aged away."""
+"""
+How often each rule has fired since the beginning, and what became of its deliveries.
+
+Counted from the events and the records of deliveries; the counts are kept when those have aged away.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+from collections import deque
 
 import msgspec
 
 from tokentrace.bus import Bus, Position, subjects
-from tokentrace.records import AlertEvent
+from tokentrace.machine import Message
+from tokentrace.pump import until_available
+from tokentrace.records import AlertEvent, DeliveryRecord
 
 log = logging.getLogger("tokentrace.api")
 
 _KEY = "alert_counts"
+_KEEP_RECORDS = 200
 
 
 class _Saved(msgspec.Struct):
     position: Position | None = None
     firings: dict[str, int] = {}
+    deliveries_position: Position | None = None
     delivery_failed: dict[str, int] = {}
 
 
 class AlertCounts:
-    """
-    Counts by rule.
-
-    Attributes:
-        firings: Events with status firing.
-        delivery_failed: Firings that could not be delivered, for good.
-    """
+    """Counts and the last records by rule."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus, self._meta = bus, bus.kv(subjects.META)
         self._state = _Saved()
-        self._saved: Position | None = None
-        self.caught_up = False
+        self._saved = b""
+        self._records: dict[str, deque[DeliveryRecord]] = {}
+        self._behind = {subjects.ALERTS, subjects.DELIVERIES}
+
+    @property
+    def caught_up(self) -> bool:
+        """It has counted everything there was."""
+        return not self._behind
 
     @property
     def firings(self) -> dict[str, int]:
@@ -43,33 +53,74 @@ class AlertCounts:
 
     @property
     def delivery_failed(self) -> dict[str, int]:
-        """Rule -> how many of its firings could not be delivered; every rule that ever fired is there."""
-        return {rule: self._state.delivery_failed.get(rule, 0) for rule in sorted(self._state.firings)}
+        """Rule -> how many of its events could not be delivered; every rule that ever fired is there."""
+        names = sorted({*self._state.firings, *self._state.delivery_failed})
+        return {name: self._state.delivery_failed.get(name, 0) for name in names}
 
-    async def follow(self) -> None:
-        """Count until cancelled."""
-        entry = await self._meta.get(_KEY)
-        if entry is not None:
-            try:
-                self._state = msgspec.json.decode(entry.value, type=_Saved)
-            except msgspec.DecodeError as exc:
-                log.error("%s in %s cannot be read, counting anew: %s", _KEY, subjects.META, exc)
+    def deliveries(self, rule: str) -> list[DeliveryRecord]:
+        """The last attempts to deliver events of *rule*, newest first."""
+        return list(reversed(self._records.get(rule, ())))
+
+    async def open_and_follow(self) -> None:
+        """Count and remember until cancelled."""
+        await self._open()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_events())
+            tasks.create_task(self._follow_deliveries())
+
+    async def _follow_events(self) -> None:
         feed = self._bus.follow(subjects.ALERTS, [subjects.ALL_ALERTS], self._state.position)
         async with contextlib.aclosing(feed):
             async for chunk in feed:
                 for message in chunk.messages:
-                    self._count(message.payload)
+                    self._count(message)
                     self._state.position = Position(chunk.created_ns, message.sequence)
-                self.caught_up = self.caught_up or chunk.pending == 0
+                if chunk.pending == 0:
+                    self._behind.discard(subjects.ALERTS)
 
-    def _count(self, payload: bytes) -> None:
+    async def _follow_deliveries(self) -> None:
+        counted = self._state.deliveries_position
+        feed = self._bus.follow(subjects.DELIVERIES, [subjects.ALL_DELIVERIES], None)
+        async with contextlib.aclosing(feed):
+            async for chunk in feed:
+                for message in chunk.messages:
+                    position = Position(chunk.created_ns, message.sequence)
+                    new = (
+                        counted is None or counted.created_ns != chunk.created_ns or counted.sequence < message.sequence
+                    )
+                    self._remember(message, new=new)
+                    if new:
+                        self._state.deliveries_position = position
+                if chunk.pending == 0:
+                    self._behind.discard(subjects.DELIVERIES)
+
+    async def _open(self) -> None:
+        entry = await until_available(lambda: self._meta.get(_KEY))
+        if entry is not None:
+            try:
+                self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
+            except msgspec.DecodeError as exc:
+                log.error("%s in %s cannot be read, counting anew: %s", _KEY, subjects.META, exc)
+
+    def _count(self, message: Message) -> None:
         try:
-            event = msgspec.json.decode(payload, type=AlertEvent)
+            event = msgspec.json.decode(message.payload, type=AlertEvent)
         except msgspec.DecodeError as exc:
             log.warning("an alert event cannot be read: %s", exc)
             return
         if event.status == "firing":
             self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
+
+    def _remember(self, message: Message, *, new: bool) -> None:
+        try:
+            record = msgspec.json.decode(message.payload, type=DeliveryRecord)
+        except msgspec.DecodeError as exc:
+            log.warning("the record of a delivery cannot be read: %s", exc)
+            return
+        self._records.setdefault(record.rule, deque(maxlen=_KEEP_RECORDS)).append(record)
+        if new and record.outcome == "dead":
+            failed = self._state.delivery_failed
+            failed[record.rule] = failed.get(record.rule, 0) + 1
 
     async def save(self) -> None:
         """
@@ -78,8 +129,7 @@ class AlertCounts:
         Raises:
             Unavailable: The broker is away; nothing is lost, the events are still there.
         """
-        position = self._state.position
-        if position is None or position == self._saved:
-            return
-        await self._meta.put(_KEY, msgspec.json.encode(self._state))
-        self._saved = position
+        data = msgspec.json.encode(self._state)
+        if self.caught_up and data != self._saved:
+            await self._meta.put(_KEY, data)
+            self._saved = data

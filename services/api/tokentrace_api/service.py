@@ -20,7 +20,7 @@ from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
 from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.pricing import Pricer
-from tokentrace.pump import encode_position, reader_key, until_available
+from tokentrace.pump import encode_position, reader_key
 from tokentrace.settings import Pricing, Settings
 from tokentrace_api.alert_counts import AlertCounts
 from tokentrace_api.ask import Aggregators
@@ -132,7 +132,7 @@ class Api:
         tasks += [
             asyncio.create_task(self._write()),
             asyncio.create_task(self._look_after()),
-            asyncio.create_task(self._count_alerts()),
+            asyncio.create_task(self.alert_counts.open_and_follow()),
         ]
         stop = asyncio.create_task(stopping.wait())
         try:
@@ -146,9 +146,6 @@ class Api:
             self._writer.shutdown()
         for task in done:
             task.result()
-
-    async def _count_alerts(self) -> None:
-        await until_available(self.alert_counts.follow)
 
     async def _in_writer(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)

@@ -193,6 +193,10 @@ class Bus(Protocol):
 
     async def state(self, stream: str) -> StreamState: ...
 
+    async def before(self, stream: str, time_ns: int) -> Position:
+        """Where a reader stands that has read everything stored before *time_ns*, Unix nanoseconds."""
+        ...
+
     async def publish(
         self,
         subject: str,

@@ -38,7 +38,7 @@ from tokentrace.bus import (
 )
 from tokentrace.bus.stores import JetStreamKeyValue, JetStreamObjects
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
-from tokentrace.units import SECOND, parse_instant
+from tokentrace.units import SECOND, parse_instant, render_instant
 
 log = logging.getLogger("tokentrace.bus")
 
@@ -282,6 +282,24 @@ class JetStream:
         """As ``Bus.state``."""
         with _border(stream):
             return _state(await self._api(f"STREAM.INFO.{stream}", {}))
+
+    async def before(self, stream: str, time_ns: int) -> Position:
+        """As ``Bus.before``: the broker counts what a reader from then on would get."""
+        # Counted before, so that what comes meanwhile only makes the answer earlier.
+        state = await self.state(stream)
+        with _border(stream):
+            name = uuid.uuid4().hex
+            config = {
+                "name": name,
+                "deliver_policy": "by_start_time",
+                "opt_start_time": render_instant(time_ns),
+                "ack_policy": "none",
+                "mem_storage": True,
+                "inactive_threshold": 5 * SECOND,
+            }
+            consumer = await self._api(f"CONSUMER.CREATE.{stream}.{name}", {"stream_name": stream, "config": config})
+            await self._api(f"CONSUMER.DELETE.{stream}.{name}", {})
+        return Position(state.created_ns, max(state.last_sequence - int(consumer["num_pending"]), 0))
 
     async def _api(self, call: str, body: Any) -> dict[str, Any]:
         with _without_api_errors(call):

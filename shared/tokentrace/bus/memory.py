@@ -128,6 +128,12 @@ class MemoryBus:
             log.created_ns, first, log.last_sequence, len(log.messages), log.bytes, log.spec.max_bytes, first_time
         )
 
+    async def before(self, stream: str, time_ns: int) -> Position:
+        """As ``Bus.before``."""
+        log = self._broker.log(stream)
+        first = next((number for number, message in log.messages.items() if message.time_ns >= time_ns), None)
+        return Position(log.created_ns, log.last_sequence if first is None else first - 1)
+
     async def publish(
         self,
         subject: str,

@@ -12,6 +12,7 @@ RAW = "TT_RAW"
 SPANS = "TT_SPANS"
 REJECTED = "TT_REJECTED"
 ALERTS = "TT_ALERTS"
+DELIVERIES = "TT_DELIVERIES"
 META = "tt_meta"
 RULES = "tt_rules"
 OPEN_SPANS = "tt_open_spans"
@@ -25,6 +26,7 @@ QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
 ALL_SPANS = "tokentrace.spans.>"
 ALL_ALERTS = "tokentrace.alerts.>"
+ALL_DELIVERIES = "tokentrace.deliveries.>"
 
 DEFAULT_PROJECT = "default"
 MIB = 1024 * 1024
@@ -79,6 +81,11 @@ def rejected(project: str) -> str:
 def alerts(project: str, rule: str) -> str:
     """Where a rule's events go."""
     return f"tokentrace.alerts.{escape(project)}.{escape(rule)}"
+
+
+def deliveries(project: str, rule: str) -> str:
+    """Where it is told what became of the events of *rule*."""
+    return f"tokentrace.deliveries.{escape(project)}.{escape(rule)}"
 
 
 def parse_project(subject: str) -> str:
@@ -137,6 +144,14 @@ def streams(
         ),
         Stream(
             name=ALERTS, subjects=(ALL_ALERTS,), max_bytes=256 * MIB, max_age_ns=30 * DAY, duplicate_window_ns=window
+        ),
+        Stream(
+            name=DELIVERIES,
+            subjects=(ALL_DELIVERIES,),
+            max_bytes=64 * MIB,
+            max_age_ns=30 * DAY,
+            duplicate_window_ns=window,
+            durable=False,
         ),
         bucket(META),
         bucket(RULES),

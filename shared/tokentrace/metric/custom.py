@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -174,12 +174,21 @@ class Measured:
     """
     What one metric of one's own measured, by cell and in tiers, like everything else.
 
+    Args:
+        group: Tells spans apart by this instead of by their dimensions, under ``name``; None of it leaves a span out.
+
     Attributes:
         since_ns: It was not measured before; 0 = always.
     """
 
-    def __init__(self, metric: CustomMetric, tiers: Sequence[Tier] = TIERS) -> None:
-        self.metric, self._tiers = metric, tiers
+    def __init__(
+        self,
+        metric: CustomMetric,
+        tiers: Sequence[Tier] = TIERS,
+        *,
+        group: Callable[[Span], str | None] | None = None,
+    ) -> None:
+        self.metric, self._tiers, self._group = metric, tiers, group
         self.since_ns = 0
         self._table = Table()
         self._counters = Counters(VALUES.width)
@@ -192,9 +201,30 @@ class Measured:
             value = measure(span)
             if value is not None:
                 cell = (span.kind, span.model, span.provider, span.caller, span.name, span.status)
+                if self._group is not None:
+                    group = self._group(span)
+                    if group is None:
+                        continue
+                    cell = (span.kind, "", "", "", group, span.status)
                 rows.append((self._table.number(cell), event_time(span) // SECOND, arrived_ns // SECOND, value))
         if rows:
             self._rollup.fold(np.array(rows, np.int64))
+
+    @property
+    def late(self) -> int:
+        """Values that came behind every tier."""
+        return self._rollup.late
+
+    @property
+    def groups(self) -> list[str]:
+        """The names that were told apart."""
+        return sorted({cell.name for cell in self._table.cells})
+
+    def fold_names(self, names: Collection[str]) -> None:
+        """Every other name is ``other`` from now on."""
+        self._table, numbers = self._table.folded(names)
+        self._rollup.renumber(self._table, numbers)
+        self._counters.totals = add_by(numbers[: len(self._counters.totals)], self._counters.totals, len(self._table))
 
     def tick(self, now_ns: int) -> None:
         """Forget what is behind what the tiers keep."""

@@ -1,6 +1,6 @@
 """What travels between the services: frozen msgspec structs, array-like on the wire, fields only ever appended."""
 
-from tokentrace.records.alert import AlertEvent
+from tokentrace.records.alert import AlertEvent, DeliveryRecord
 from tokentrace.records.batch import Batch, ReporterStats, decode_batches, encode_batches
 from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import KINDS, ROLLUP_KINDS, Span, attribute, check_span, counts_as_cost, event_time
@@ -11,6 +11,7 @@ __all__ = [
     "AlertEvent",
     "Batch",
     "ChatMessage",
+    "DeliveryRecord",
     "ReporterStats",
     "Score",
     "SessionEnd",

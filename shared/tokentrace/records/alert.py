@@ -1,4 +1,4 @@
-"""What the alerter publishes on ``tokentrace.alerts.<project>.<rule>``."""
+"""What the alerter publishes: events on ``tokentrace.alerts.>``, what became of them on ``tokentrace.deliveries.>``."""
 
 from __future__ import annotations
 
@@ -39,3 +39,29 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
     starts_at: str = ""
     ends_at: str | None = None
     group: dict[str, str] = {}
+
+
+class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One attempt to deliver an event, and its outcome; JSON.
+
+    Attributes:
+        key: The ``Idempotency-Key`` of every attempt.
+        destination: Where to, without secrets.
+        outcome: delivered; retry, it will be tried again; dead, it will not; expired, it came too late to wake anybody.
+        attempt: Which one, from 1.
+        at: When, RFC 3339. took_ms: How long it took.
+    """
+
+    rule: str
+    fired_at: str
+    status: Literal["firing", "resolved"]
+    group: dict[str, str]
+    key: str
+    channel: str
+    destination: str
+    outcome: Literal["delivered", "retry", "dead", "expired"]
+    attempt: int
+    error: str
+    at: str
+    took_ms: float | None

@@ -1,4 +1,4 @@
-"""``GET /alerts`` and ``GET /alerts/{name}/status``: what the alerter says of its rules."""
+"""``/alerts``: what the alerter says of its rules, and what people want of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.bus import subjects
-from tokentrace.errors import Rejected, Unavailable, shorten
-from tokentrace.http import reply
-from tokentrace_api.routes.parameters import parameters
+from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.http import read_body, reply
+from tokentrace_api.routes.parameters import parameters, parse_count
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
-_TIMEOUT_S = 1.0
+_TIMEOUT_S = 5.0
+_MAX_BODY_BYTES = 64 * 1024
+MAX_DELIVERIES = 200
 
 
 def routes(api: Api) -> list[BaseRoute]:
@@ -25,23 +27,76 @@ def routes(api: Api) -> list[BaseRoute]:
 
     async def listed(request: Request) -> Response:
         parameters(request, ())
-        return reply(await _rules(api))
+        return reply(await _ask(api, {"ask": "list"}))
+
+    async def create(request: Request) -> Response:
+        parameters(request, ())
+        return reply(await _ask(api, {"ask": "create", "rule": await _json(request)}), 201)
 
     async def status(request: Request) -> Response:
         parameters(request, ())
         name = request.path_params["name"]
-        for rule in await _rules(api):
+        for rule in await _ask(api, {"ask": "list"}):
             if rule["name"] == name:
                 return reply(rule)
         raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
 
-    return [Route("/alerts", listed), Route("/alerts/{name:path}/status", status)]
+    async def silence(request: Request) -> Response:
+        parameters(request, ())
+        given = await _json(request)
+        if not isinstance(given, dict) or set(given) != {"duration"}:
+            raise Rejected('body: {"duration": "2h"} is what a silence takes')
+        asked = {"ask": "silence", "name": request.path_params["name"], "duration": given["duration"]}
+        return reply(await _ask(api, asked))
+
+    async def delete(request: Request) -> Response:
+        parameters(request, ())
+        await _ask(api, {"ask": "delete", "name": request.path_params["name"]})
+        return Response(status_code=204)
+
+    async def deliveries(request: Request) -> Response:
+        given = parameters(request, ("limit",))
+        name = request.path_params["name"]
+        limit = parse_count(given, "limit", 100, most=MAX_DELIVERIES)
+        found = api.alert_counts.deliveries(name)
+        if not found and all(rule["name"] != name for rule in await _ask(api, {"ask": "list"})):
+            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+        return reply({"deliveries": [msgspec.to_builtins(record) for record in found[:limit]], "count": len(found)})
+
+    return [
+        Route("/alerts", listed, methods=["GET"]),
+        Route("/alerts", create, methods=["POST"]),
+        Route("/alerts/{name:path}/status", status),
+        Route("/alerts/{name:path}/deliveries", deliveries),
+        Route("/alerts/{name:path}/silence", silence, methods=["POST"]),
+        Route("/alerts/{name:path}", delete, methods=["DELETE"]),
+    ]
 
 
-async def _rules(api: Api) -> list[dict[str, Any]]:
+async def _json(request: Request) -> Any:
     try:
-        answer = await api.bus.request(subjects.QUERY_ALERTS, b"", timeout_s=_TIMEOUT_S)
+        return msgspec.json.decode(await read_body(request, _MAX_BODY_BYTES))
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise Rejected(f"body: {exc}") from exc
+
+
+async def _ask(api: Api, asked: dict[str, Any]) -> Any:
+    """
+    The answer of one of the alerters.
+
+    Raises:
+        Rejected, Conflict, Unavailable: As it says, or there is none.
+    """
+    try:
+        answer = await api.bus.request(subjects.QUERY_ALERTS, msgspec.json.encode(asked), timeout_s=_TIMEOUT_S)
     except Unavailable as exc:
         raise Unavailable("no alerter answers") from exc
-    rules: list[dict[str, Any]] = msgspec.json.decode(answer)
-    return rules
+    told = msgspec.json.decode(answer)
+    status, body = told["status"], told["body"]
+    if status < 300:
+        return body
+    if status == 409:
+        raise Conflict(body["error"])
+    if status >= 500:
+        raise Unavailable(body["error"])
+    raise Rejected(body["error"], status=status)

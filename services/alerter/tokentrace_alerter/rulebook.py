@@ -1,0 +1,233 @@
+"""
+The rules there are: those of the configuration, those made at run time, and what is silenced or deleted.
+
+What people change stands in ``tt_rules``, one entry for each rule, written with compare-and-set and followed as a
+stream by every alerter. An entry survives restarts; a deleted rule of the configuration comes back with one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tokentrace.bus import Bus, Entry, subjects
+from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
+from tokentrace.metric.custom import CustomMetric
+from tokentrace.units import DAY, parse_duration, render_instant
+from tokentrace_alerter.machine import Alerter
+from tokentrace_alerter.rule import Rule, parse_rule
+
+log = logging.getLogger("tokentrace.alerter")
+
+MAX_RULES = 10_000
+MAX_SILENCE_NS = 366 * DAY
+_TRIES = 8
+
+
+class _Kept(msgspec.Struct):
+    """
+    An entry of ``tt_rules``.
+
+    Attributes:
+        rule: As it was posted; None = that of the configuration.
+    """
+
+    name: str
+    rule: dict[str, Any] | None = None
+    deleted: bool = False
+    silenced_until_ns: int = 0
+
+
+class Change(NamedTuple):
+    """
+    What became of a rule.
+
+    Attributes:
+        rule: Watch this from now on; None = no other than before.
+        removed: It is gone.
+    """
+
+    name: str
+    rule: Rule | None
+    removed: bool
+    silenced_until_ns: int
+
+
+class Rulebook:
+    """
+    All rules, by name.
+
+    Args:
+        configured: Those of the configuration.
+        customs: Metrics of one's own, by name.
+        cooldown_ns: Of rules that name none; None = their window.
+    """
+
+    def __init__(
+        self, bus: Bus, configured: Sequence[Rule], customs: Mapping[str, CustomMetric], cooldown_ns: int | None
+    ) -> None:
+        self._bus, self._kv = bus, bus.kv(subjects.RULES)
+        self._configured = {rule.name: rule for rule in configured}
+        self._customs, self._cooldown_ns = customs, cooldown_ns
+        self._rules = dict(self._configured)
+        self._silences: dict[str, int] = {}
+
+    def rule(self, name: str) -> Rule | None:
+        """The rule called *name*, if there is one now."""
+        return self._rules.get(name)
+
+    async def open(self) -> list[Change]:
+        """
+        Read what people changed before.
+
+        Raises:
+            Unavailable: The broker is away.
+        """
+        changes = []
+        for key, entry in (await self._kv.items()).items():
+            kept = self._decode(key, entry.value)
+            if kept is None:
+                continue
+            if kept.deleted and kept.name in self._configured:
+                # A restart brings back what the configuration says.
+                await self._kv.delete(key)
+                continue
+            change = self._apply(kept)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def apply_to(self, machine: Alerter, changes: Sequence[Change]) -> None:
+        """Have a machine that has not read anything watch what there is."""
+        for change in changes:
+            machine.silence(change.name, change.silenced_until_ns)
+        machine.begin(list(self._rules.values()))
+
+    async def changes(self) -> AsyncIterator[Change]:
+        """What people change from now on, and in between."""
+        async with contextlib.aclosing(
+            self._bus.follow(f"KV_{subjects.RULES}", [f"$KV.{subjects.RULES}.>"], None)
+        ) as feed:
+            async for chunk in feed:
+                for message in chunk.messages:
+                    if not message.payload:
+                        continue
+                    kept = self._decode(message.subject, message.payload)
+                    change = self._apply(kept) if kept is not None else None
+                    if change is not None:
+                        yield change
+
+    def _decode(self, key: str, value: bytes) -> _Kept | None:
+        try:
+            return msgspec.json.decode(value, type=_Kept)
+        except msgspec.DecodeError as exc:
+            log.error("%s: %s cannot be read: %s", subjects.RULES, key, exc)
+            return None
+
+    def _apply(self, kept: _Kept) -> Change | None:
+        """Make *kept* hold; None when it holds already."""
+        before, silenced = self._rules.get(kept.name), self._silences.get(kept.name, 0)
+        rule = None if kept.deleted else self._configured.get(kept.name)
+        if kept.rule is not None and not kept.deleted:
+            try:
+                rule = parse_rule(kept.rule, kept.name, self._cooldown_ns, self._customs)
+            except ConfigError as exc:
+                log.error("a rule made at run time makes no sense here: %s", exc)
+                return None
+        self._silences[kept.name] = kept.silenced_until_ns
+        if rule is None:
+            self._rules.pop(kept.name, None)
+            return Change(kept.name, None, before is not None, 0)
+        self._rules[kept.name] = rule
+        if rule == before:
+            return (
+                None if silenced == kept.silenced_until_ns else Change(kept.name, None, False, kept.silenced_until_ns)
+            )
+        return Change(kept.name, rule, False, kept.silenced_until_ns)
+
+    # -- what people ask for
+
+    async def answer(self, payload: bytes, machine: Alerter, now_ns: int) -> bytes:
+        """The answer to a question on ``tokentrace.query.alerts``: JSON with the HTTP status it would have."""
+        try:
+            asked = msgspec.json.decode(payload) if payload else {"ask": "list"}
+            status, body = await self._do(asked, machine, now_ns)
+        except TokentraceError as exc:
+            status = exc.status if isinstance(exc, Rejected) else 409 if isinstance(exc, Conflict) else 503
+            status = 400 if isinstance(exc, ConfigError) else status
+            body = {"error": str(exc)}
+        except msgspec.DecodeError as exc:
+            status, body = 400, {"error": f"question: {exc}"}
+        return msgspec.json.encode({"status": status, "body": body})
+
+    async def _do(self, asked: Mapping[str, Any], machine: Alerter, now_ns: int) -> tuple[int, Any]:
+        ask, name = asked.get("ask"), str(asked.get("name", ""))
+        if ask == "list":
+            return 200, machine.render(now_ns)
+        if ask == "create":
+            return 201, await self._create(asked.get("rule"))
+        if name not in self._rules:
+            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+        if ask == "delete":
+            await self._write(name, lambda kept: _Kept(name, None, deleted=True))
+            return 204, None
+        if ask == "silence":
+            until_ns = now_ns + _duration(asked.get("duration"))
+            await self._write(name, lambda kept: _Kept(name, kept.rule, silenced_until_ns=until_ns))
+            return 200, {"silenced_until": render_instant(until_ns)}
+        raise Rejected(f"question: {shorten(ask)!r} is none of list, create, delete, silence")
+
+    async def _create(self, given: object) -> dict[str, Any]:
+        if not isinstance(given, dict):
+            raise Rejected("rule: not an object")
+        try:
+            rule = parse_rule(given, "rule", self._cooldown_ns, self._customs)
+        except ConfigError as exc:
+            raise Rejected(str(exc)) from exc
+        if rule.delivery is not None and rule.delivery.type == "custom":
+            raise Rejected("rule.delivery.type: custom comes from the configuration only")
+        if rule.name in self._rules:
+            raise Conflict(f"a rule is called {shorten(rule.name)!r} already")
+        if len(self._rules) >= MAX_RULES:
+            raise Rejected(f"there are {MAX_RULES} rules already")
+        kept = _Kept(rule.name, given)
+        await self._write(rule.name, lambda held: kept, fresh=True)
+        return {"rule_id": rule.rule_id, "name": rule.name}
+
+    async def _write(self, name: str, change: Any, *, fresh: bool = False) -> None:
+        key = _key(name)
+        for _ in range(_TRIES):
+            entry: Entry | None = await self._kv.get(key)
+            held = self._decode(key, entry.value) if entry is not None else None
+            if fresh and held is not None and not held.deleted and held.rule is not None:
+                raise Conflict(f"a rule is called {shorten(name)!r} already")
+            kept = change(held or _Kept(name))
+            try:
+                if entry is None:
+                    await self._kv.create(key, msgspec.json.encode(kept))
+                else:
+                    await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
+            except Conflict:
+                continue
+            return
+        raise Conflict(f"rule {shorten(name)!r} is being changed by somebody else")
+
+
+def _key(name: str) -> str:
+    """A key that any bucket takes, whatever the name is."""
+    return hashlib.sha256(name.encode()).hexdigest()[:32]
+
+
+def _duration(text: object) -> int:
+    try:
+        found = parse_duration(str(text))
+    except Rejected as exc:
+        raise Rejected(f"duration: {exc}") from exc
+    if not 0 < found <= MAX_SILENCE_NS:
+        raise Rejected(f"duration: {shorten(text)!r} is not between 1ns and 366d")
+    return found
