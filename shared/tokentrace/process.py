@@ -54,6 +54,8 @@ def set_up_logging(tool: str, level: str = "info") -> None:
     else:
         handler.setFormatter(_JsonLines(tool))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # It logs whole addresses, and the address of a webhook is a secret.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
@@ -71,6 +73,9 @@ def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
             runner.run(_with_signals(service))
     except (TokentraceError, BaseExceptionGroup) as exc:
         return _explain(tool, exc)
+    finally:
+        # What was frozen is collected at the end, or libraries complain that it was leaked.
+        gc.unfreeze()
     return EXIT_OK
 
 

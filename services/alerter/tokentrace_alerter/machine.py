@@ -321,13 +321,24 @@ class Alerter:
     def tick(self, now_ns: int) -> Sequence[Effect]:
         """As ``Machine.tick``: once everything is read, the clock may be trusted up to a moment ago."""
         if self.caught_up:
-            for watch in self.watches.values():
-                if watch.next_ns == 0 and not watch.priming:
-                    # A rule seen for the first time was primed by what was read, and is judged from now on.
-                    watch.primed_ns = self._began_ns
-                    watch.start_at(now_ns)
-                    self._schedule(watch)
+            self.start(now_ns)
             self._evaluate(now_ns - SETTLED_NS)
+        return list(self._effects)
+
+    def start(self, now_ns: int) -> None:
+        """Look from *now_ns* on at what is not looked at yet: it was primed by what was read."""
+        for watch in self.watches.values():
+            if watch.next_ns == 0 and not watch.priming:
+                watch.primed_ns = self._began_ns
+                watch.start_at(now_ns)
+                self._schedule(watch)
+
+    def look_until(self, upto_ns: int) -> None:
+        """Evaluate what is due at *upto_ns*: everything up to then has been read."""
+        self._evaluate(upto_ns)
+
+    def decided(self) -> list[Effect]:
+        """What waits to be published."""
         return list(self._effects)
 
     def performed(self, effect: Effect) -> None:

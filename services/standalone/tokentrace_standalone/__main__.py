@@ -19,6 +19,7 @@ commands:
   demo      send lifelike traffic until interrupted
   tail      show spans and alerts as they happen
   replay    send a trace file through reporters
+  rules     check alert rules, and see what they would have said
   version   print the version
   help      print this
 
@@ -85,7 +86,18 @@ def _tail(words: list[str]) -> int:
     return process.run("tokentrace", lambda stopping: tail.tail(given, stopping))
 
 
-COMMANDS = {"serve": _serve, "replay": _replay, "demo": _demo, "tail": _tail}
+def _rules(words: list[str]) -> int:
+    from tokentrace_standalone import rules
+
+    parser = _parser("rules", "Check alert rules, and see what they would have said.")
+    rules.add_arguments(parser)
+    given = parser.parse_args(words)
+    if given.what == "check":
+        return rules.check(given)
+    return process.run("tokentrace", lambda stopping: rules.run_backtest(given, stopping))
+
+
+COMMANDS = {"serve": _serve, "replay": _replay, "demo": _demo, "tail": _tail, "rules": _rules}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--speed", default="1", metavar="N|max", help="times as fast as it happened (default 1)")
     parser.add_argument(
         "--ending",
-        choices=("now", "file"),
+        choices=("now", "file", "sent"),
         default="now",
-        help="move times so that the last end is now (default), or keep them",
+        help="move times so that the last end is now (default), keep them, or have every call end as it is sent",
     )
     parser.add_argument(
         "--ms-per-prompt-token", type=float, default=0.0, metavar="X", help="latency; 0 = unset (default)"
@@ -87,7 +87,7 @@ def spans_of(calls: Sequence[Call], given: argparse.Namespace, now_ns: int) -> l
         for call in calls
     ]
     ends = [call.started_ns + latency for call, latency in zip(calls, latencies, strict=True)]
-    shift = now_ns - max(ends) if given.ending == "now" else 0
+    shift = 0 if given.ending == "file" else now_ns - max(ends)
     run = os.urandom(8).hex()
     return [
         Span(
@@ -127,6 +127,9 @@ def replay(given: argparse.Namespace) -> int:
             while reporter.stats().queue_depth > _MAX_WAITING:
                 bar.draw()
                 time.sleep(0.01)
+        if given.ending == "sent":
+            ended = time.time_ns()
+            span = replace(span, started_ns=ended - span.latency_ns, ended_ns=ended)
         reporter.report(span)
         if index % 1024 == 0:
             bar.draw()

@@ -29,6 +29,8 @@ class _Log:
     bytes: int = 0
     #: Sequences given out and not acknowledged -> (when to give again, times given); of the one work queue.
     pending: dict[int, tuple[float, int]] = field(default_factory=dict)
+    #: Sequences that are done with and stay, because the stream is a log for others.
+    done: set[int] = field(default_factory=set)
 
     def takes(self, subject: str) -> bool:
         return any(matches(pattern, subject) for pattern in self.spec.subjects)
@@ -38,6 +40,14 @@ class _Log:
         if message is not None:
             self.bytes -= len(message.payload)
         self.pending.pop(sequence, None)
+
+    def finish(self, sequence: int) -> None:
+        """The work on it is done."""
+        if self.spec.work_queue:
+            self.remove(sequence)
+        else:
+            self.pending.pop(sequence, None)
+            self.done.add(sequence)
 
     def last_of(self, subject: str) -> Message | None:
         return next((m for m in reversed(self.messages.values()) if m.subject == subject), None)
@@ -217,7 +227,7 @@ class MemoryBus:
             if log is not None:
                 for sequence, message in log.messages.items():
                     due, given = log.pending.get(sequence, (0.0, 0))
-                    if due <= now and len(taken) < batch:
+                    if due <= now and len(taken) < batch and sequence not in log.done:
                         log.pending[sequence] = (now + patience_s, given + 1)
                         taken.append(MemoryDelivery(self._broker, log, message, given + 1, patience_s))
             if taken:
@@ -295,7 +305,7 @@ class MemoryDelivery:
     async def ack(self) -> None:
         """As ``Delivery.ack``."""
         self._broker.check()
-        self._log.remove(self.message.sequence)
+        self._log.finish(self.message.sequence)
 
     async def nak(self, delay_s: float = 0.0) -> None:
         """As ``Delivery.nak``."""
@@ -304,7 +314,7 @@ class MemoryDelivery:
     async def term(self, reason: str) -> None:
         """As ``Delivery.term``."""
         self._broker.check()
-        self._log.remove(self.message.sequence)
+        self._log.finish(self.message.sequence)
 
     async def in_progress(self) -> None:
         """As ``Delivery.in_progress``."""
