@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace as change
+
 from tokentrace.client.reporter import Reporter
 from tokentrace.errors import ConfigError, Rejected
 from tokentrace.records import Span
@@ -129,7 +131,7 @@ def replay(given: argparse.Namespace) -> int:
                 time.sleep(0.01)
         if given.ending == "sent":
             ended = time.time_ns()
-            span = replace(span, started_ns=ended - span.latency_ns, ended_ns=ended)
+            span = change(span, started_ns=ended - span.latency_ns, ended_ns=ended)
         reporter.report(span)
         if index % 1024 == 0:
             bar.draw()
