@@ -1,0 +1,76 @@
+"""
+What rules would have said: the same machine over the same stream, with the stream's clock.
+
+A backtest publishes nothing and keeps nothing; its events are those that an alerter which had these rules would have
+published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from tokentrace.bus import Bus, subjects
+from tokentrace.errors import Rejected
+from tokentrace.records import AlertEvent
+from tokentrace.units import MINUTE, parse_instant
+from tokentrace_alerter.machine import Alerter
+from tokentrace_alerter.rule import Rule
+
+#: Spans arrive a little after they end.
+_SLACK_NS = 2 * MINUTE
+
+
+async def backtest(
+    bus: Bus, rules: Sequence[Rule], project: str, from_ns: int | None, to_ns: int
+) -> AsyncIterator[AlertEvent]:
+    """
+    What *rules* say of the instants in [from_ns, to_ns], in order.
+
+    Args:
+        from_ns: None = from the first message of the log on.
+
+    Raises:
+        Unavailable: The broker is away.
+    """
+    machine = Alerter(rules, project)
+    state = await bus.state(subjects.SPANS)
+    if not state.messages:
+        return
+    covers_ns = max(rule.covers_ns + rule.lag_ns for rule in rules)
+    began_ns = state.first_time_ns if from_ns is None else max(from_ns, state.first_time_ns)
+    start = await bus.before(subjects.SPANS, began_ns - covers_ns - _SLACK_NS)
+    started = False
+    async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
+        async for chunk in feed:
+            for message in chunk.messages:
+                if message.time_ns > to_ns:
+                    break
+                if not started and message.time_ns >= began_ns:
+                    started = True
+                    machine.start(began_ns)
+                with contextlib.suppress(Rejected):
+                    machine.fold(message, chunk.created_ns)
+                for event in _taken(machine):
+                    yield event
+            if chunk.pending == 0 or (chunk.messages and chunk.messages[-1].time_ns > to_ns):
+                break
+    if not started:
+        machine.start(began_ns)
+    machine.look_until(to_ns)
+    for event in _taken(machine):
+        if parse_instant(event.fired_at) <= to_ns:
+            yield event
+
+
+def _taken(machine: Alerter) -> list[AlertEvent]:
+    """The events that wait to be published, taken as published."""
+    effects = machine.decided()
+    for effect in effects:
+        machine.performed(effect)
+    events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
+    for event in events:
+        machine.learn(event)
+    return events
