@@ -51,13 +51,24 @@ def test_every_command_of_the_documents_works(pipeline: Pipeline) -> None:
                 ["bash", "-c", line + " --silent --fail"], capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, f"{line}: {done.stderr}"
-            assert done.stdout.startswith(("{", "# HELP"))
+            assert done.stdout.startswith(("{", "# HELP")) or "-X DELETE" in line
         elif words[0] == ".venv/bin/tokentrace":
-            program = [sys.executable, "-m", "tokentrace_standalone", *words[1:], "--url", pipeline.nats_url]
+            program = [sys.executable, "-m", "tokentrace_standalone", *words[1:]]
+            program += [] if words[1] == "rules" else ["--url", pipeline.nats_url]
             assert subprocess.run(program, cwd=ROOT, capture_output=True, check=False).returncode == 0
         else:
             raise AssertionError(f"no test knows how to run {line!r}")
     assert seen >= {"make", "curl"}
+
+
+def test_the_rules_of_the_readme_are_valid(tmp_path: Path) -> None:
+    (block,) = commands("yaml")
+    file = tmp_path / "tokentrace.yml"
+    file.write_text(block)
+    check = [sys.executable, "-m", "tokentrace_standalone", "rules", "check", str(file)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("2 rules are valid\n")
 
 
 def test_the_python_of_the_readme_runs(pipeline: Pipeline, tmp_path: Path) -> None:
