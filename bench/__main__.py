@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import bus, core, freshness, history, http, store, throughput
+from bench import alerts, bus, core, freshness, history, http, store, throughput
 from bench.table import Row, render
 
 GROUPS = {
@@ -14,6 +14,7 @@ GROUPS = {
     "http": http.rows,
     "history": history.rows,
     "freshness": freshness.rows,
+    "alerts": alerts.rows,
     "throughput": throughput.rows,
 }
 

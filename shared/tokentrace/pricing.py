@@ -47,6 +47,8 @@ FIELD_UNITS = (
     "output_reasoning_tokens",
 )
 _MAX_PLANS = 10_000
+#: Digits that money is computed with before it is rounded.
+_DIGITS = 100
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,16 @@ class Pricer:
 
     def receipt(self, span: Span) -> Receipt:
         """How the cost that *span* carries came about; it was priced before, here or elsewhere."""
+        with localcontext() as context:
+            context.prec = _DIGITS
+            return self._receipt(span)
+
+    def _receipt(self, span: Span) -> Receipt:
         if span.cost_nusd is None:
             return Receipt([], Decimal(0), None, None, True)
         cost = Decimal(span.cost_nusd).scaleb(-9)
         lines, tier = ([], None) if span.cost_source in ("", "reported") else self._lines(span)
-        added = _added(lines)
+        added = sum((line.cost_usd for line in lines), Decimal(0))
         # Rounding moves a cost by half a nano-dollar at most; more than that is another price.
         explained = span.cost_source in ("", "reported") or abs(cost - added) * 2 <= Decimal(1).scaleb(-9)
         if span.cost_source == "reported" or not explained:
@@ -221,7 +228,7 @@ class Pricer:
         for unit, value in priced:
             rate, amount = _rate(value, span.prompt_tokens), left[unit.usage_key]
             if amount:
-                lines.append(Line(unit.usage_key, amount, unit.per, rate, _exactly(rate * amount, unit.per)))
+                lines.append(Line(unit.usage_key, amount, unit.per, rate, _exactly(rate, amount, unit.per)))
         starts = [tier.start for _, value in priced if isinstance(value, TieredPrices) for tier in value.tiers]
         reached = max((start for start in starts if span.prompt_tokens > start), default=0)
         return lines, reached if starts else None
@@ -405,16 +412,11 @@ def _rate(value: Decimal | TieredPrices, prompt_tokens: int) -> Decimal:
     return price
 
 
-def _exactly(total: Decimal, per: int) -> Decimal:
-    with localcontext() as context:
-        context.prec = 60
-        return total / per
-
-
-def _added(lines: list[Line]) -> Decimal:
-    with localcontext() as context:
-        context.prec = 60
-        return sum((line.cost_usd for line in lines), Decimal(0))
+def _exactly(rate: Decimal, amount: int, per: int) -> Decimal:
+    """The cost of a line; a price for 3,600 of something may not end, and is cut far behind the nano-dollar."""
+    total = rate * amount
+    cost = total / per
+    return cost if cost * per == total else cost.quantize(Decimal(1).scaleb(-30), rounding=ROUND_HALF_EVEN)
 
 
 def _override_lines(rate: Rate, span: Span) -> list[Line]:
@@ -425,7 +427,7 @@ def _override_lines(rate: Rate, span: Span) -> list[Line]:
         ("output_tokens", span.completion_tokens, rate.completion_per_1m),
     )
     return [
-        Line(unit, amount, 1_000_000, price, _exactly(price * amount, 1_000_000))
+        Line(unit, amount, 1_000_000, price, _exactly(price, amount, 1_000_000))
         for unit, amount, price in charged
         if amount
     ]

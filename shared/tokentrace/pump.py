@@ -93,7 +93,7 @@ class Snapshots:
                 return None
             try:
                 held = self._manifests[name] = msgspec.msgpack.decode(data, type=_Manifest)
-            except msgspec.DecodeError as exc:
+            except (msgspec.DecodeError, ValueError, RecursionError) as exc:
                 raise Rejected(f"cannot be read: {exc}") from exc
         return held
 
@@ -117,9 +117,22 @@ class Snapshots:
             for task in tasks:
                 task.cancel()
 
+    async def look(self) -> None:
+        """Forget of what was saved what is no longer there: another worker of the same shard cleans up as well."""
+        there = set(await self._objects.names())
+        self._stored = {part: name for part, name in self._stored.items() if name in there}
+        self.revisions = {part: value for part, value in self.revisions.items() if part in self._stored}
+
     async def save(self, saved: Saved) -> None:
-        """Write a new snapshot under new names, then let the oldest go."""
-        now_ns = time.time_ns()
+        """
+        Write a new snapshot under new names, then let the oldest go.
+
+        Raises:
+            Unavailable: The broker is away, or somebody removed a piece meanwhile: save again.
+        """
+        newest = max(self._snapshots_in(await self._objects.names()), default="")
+        # A clock that was set back must not make the newest snapshot the oldest.
+        now_ns = max(time.time_ns(), int(newest.removeprefix(self._prefix) or 0) + 1)
         stored = {name: self._stored[name] for name, part in saved.parts.items() if part.encode is None}
         made = [(name, part.encode) for name, part in saved.parts.items() if part.encode is not None]
         for number, (name, encode) in enumerate(made, start=1):
@@ -127,6 +140,10 @@ class Snapshots:
         manifest = _Manifest(await self._put(f"{now_ns:020d}.0", saved.state), stored)
         name = f"{self._prefix}{now_ns:020d}"
         await self._objects.put(name, msgspec.msgpack.encode(manifest))
+        if not manifest.objects() <= set(await self._objects.names()):
+            await self._objects.delete(name)
+            await self.look()
+            raise Unavailable(f"snapshot {name}: a piece of it was removed meanwhile")
         self._manifests[name] = manifest
         self._stored = stored
         self.revisions = {part: value.revision for part, value in saved.parts.items()}
@@ -306,10 +323,10 @@ class Pump:
 
     async def _save(self) -> None:
         self._unsaved, self._unsaved_bytes, self._saved_at = False, 0, time.monotonic()
-        saved = self._machine.snapshot(self._snapshots.revisions)
         try:
-            await self._snapshots.save(saved)
-        except TokentraceError:
+            await self._snapshots.look()
+            await self._snapshots.save(self._machine.snapshot(self._snapshots.revisions))
+        except BaseException:
             self._unsaved = True
             raise
 

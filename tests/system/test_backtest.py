@@ -17,7 +17,7 @@ import nats
 import numpy as np
 import pytest
 
-from pipeline import Pipeline, replay
+from pipeline import Pipeline, finish, replay
 from tokentrace.records import AlertEvent, decode_batches
 from tokentrace.units import SECOND, parse_instant, render_instant
 
@@ -93,7 +93,7 @@ def test_a_backtest_says_what_was_said_live_and_both_are_a_recount_of_the_stream
 ) -> None:
     began_s = time.time_ns() // SECOND
     sending = replay(pipeline, "--speed", "60", "--ending", "sent")
-    assert sending.wait(120) == 0
+    finish(sending)
     pipeline.until(lambda: pipeline.get("/stats").json()["total_spans"] == 19366, "all seen")
     spans, _ = asyncio.run(read(pipeline))
     assert len(spans) == 19366

@@ -322,6 +322,7 @@ class Shard:
             histograms=self._histograms(shown),
             custom={name: measured.lived() for name, measured in self._measured.items()},
             clamped=self._clamped,
+            lost=[(self.shard, loss.first, loss.last) for loss in self.losses],
         )
 
     def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:

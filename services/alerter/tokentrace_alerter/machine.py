@@ -196,6 +196,8 @@ class Alerter:
         self._forgot_ns = 0
         self._effects: list[Effect] = []
         self._began_ns = 0
+        #: Stream time of the last message taken in.
+        self.time_ns = 0
         self.caught_up = False
         self.spans = 0
         self._watch_all({rule.name: Watch(rule, self._table) for rule in self._rules})
@@ -281,6 +283,7 @@ class Alerter:
             for watch in self.watches.values():
                 watch.primed_ns = watch.primed_ns or message.time_ns
         self._evaluate(message.time_ns)
+        self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
         for batch in decode_batches(message.payload):
             if self._seen.add(batch, message.time_ns) and batch.spans and self.watches:

@@ -224,6 +224,9 @@ class Alerter:
         yield Sample("tokentrace_alerter_undelivered_total", "Events given up.", self.courier.failed)
         yield Sample("tokentrace_alerter_expired_total", "Events that came too late to deliver.", self.courier.expired)
         yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.pump.progress.pending)
+        if self.machine.time_ns:
+            age_s = (time.time_ns() - self.machine.time_ns) / SECOND
+            yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message taken in.", age_s)
 
     def routes(self) -> list[BaseRoute]:
         """Its HTTP side: nothing but health, which every program adds."""

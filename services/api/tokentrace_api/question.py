@@ -58,6 +58,9 @@ def parse_question(given: Parameters, now_ns: int | None = None) -> Question:
         Rejected: Names the parameter.
     """
     window, window_ns = parse_window(given)
+    for name in ("kind", "groupby"):
+        if given.get(name) == "":
+            raise Rejected(f"{name}: is empty")
     kind = given.get("kind", "")
     if kind and kind != ALL_KINDS and kind not in KINDS:
         raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")

@@ -15,6 +15,7 @@ import numpy as np
 from tokentrace.cell import DIMENSIONS, UNKNOWN, Sums
 from tokentrace.metric.custom import CustomMetric, attribute_to_int
 from tokentrace.metric.query import ALL_KINDS, Figures, Query, Tally
+from tokentrace.metric.reader import with_any
 from tokentrace.quantile import Summary
 from tokentrace.records import ROLLUP_KINDS
 from tokentrace.units import SECOND
@@ -142,7 +143,7 @@ def figures_by(
             lists = row[len(names) + 1 :]
             summaries = {field: _raw(numbers or []) for field, numbers in zip(fields, lists, strict=True)}
             found[own] = Figures(sums=sums, paid=row[len(names)], summaries=summaries)
-    return found
+    return with_any(found) if key else found
 
 
 def tallies_by(

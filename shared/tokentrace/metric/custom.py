@@ -15,12 +15,14 @@ from tokentrace.exact import Totals, add_by
 from tokentrace.lifetime import Counters
 from tokentrace.metric.query import Figures, Query, Tally
 from tokentrace.metric.reader import grouped, matching
-from tokentrace.metric.registry import ALIASES, GROUPS, METRICS, RESERVED, SPLITS, Metric
+from tokentrace.metric.registry import ALERTS, ALIASES, GROUPS, METRICS, RESERVED, SPLITS, TRANSPORT, Metric
 from tokentrace.quantile import Ints, Summary
 from tokentrace.records import Span, attribute, counts_as_cost, event_time
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
 from tokentrace.window import TIERS, Part, Rollup, Stretch, Tier
 
+#: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.
+MAX_ATTRIBUTE = 9_200_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 #: Field as written -> (field of a span, what a unit of it is divided by, whether 0 means unset).
 _FIELDS = {
@@ -65,6 +67,17 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
     def zero_is_unset(self) -> bool:
         """A value of 0 is no value."""
         return self.field in _FIELDS and _FIELDS[self.field][2]
+
+    @property
+    def falls(self) -> bool:
+        """Its sum over all time may get smaller: an attribute may be negative."""
+        return self.type == "sum" and self.field.startswith("attr.")
+
+    @property
+    def prometheus(self) -> str:
+        """What Prometheus calls it; a counter ends in ``_total``."""
+        counter = self.type in ("sum", "count") and not self.falls
+        return f"tokentrace_custom_{self.name}" + ("_total" if counter else "")
 
     def measure(self, span: Span) -> int | None:
         """What *span* adds, as an integer; None when it does not match or has no such value."""
@@ -116,8 +129,8 @@ def value_text(span: Span, key: str) -> str | None:
 
 
 def attribute_to_int(value: object) -> int | None:
-    """A numeric attribute as an integer of 1e-9; None for what is no number or, at 1e9 and more, fits no int64."""
-    return score_to_int(value) if is_number(value) and abs(value) < 1e9 else None
+    """A numeric attribute as an integer of 1e-9; None for what is no number or fits no int64."""
+    return score_to_int(value) if is_number(value) and abs(value) < MAX_ATTRIBUTE else None
 
 
 def parse_custom(given: Mapping[str, Any], where: str) -> CustomMetric:
@@ -136,7 +149,8 @@ def parse_custom(given: Mapping[str, Any], where: str) -> CustomMetric:
     )
     if not _NAME.fullmatch(metric.name):
         raise ConfigError(f"{where}.name: {shorten(metric.name)!r} is not letters, digits and _")
-    if metric.name in {*METRICS, *ALIASES, *GROUPS, *SPLITS, *RESERVED}:
+    taken = {*METRICS, *ALIASES, *GROUPS, *SPLITS, *RESERVED, *TRANSPORT, *ALERTS}
+    if metric.name in taken or metric.name.startswith("by_"):
         raise ConfigError(f"{where}.name: {metric.name!r} is a metric already")
     known = metric.field in _FIELDS or (metric.field.startswith("attr.") and len(metric.field) > len("attr."))
     if not known and not (metric.type == "count" and not metric.field):
@@ -154,6 +168,11 @@ def parse_customs(given: Sequence[Mapping[str, Any]]) -> dict[str, CustomMetric]
     found = {one["name"]: parse_custom(one, f"custom_metrics[{index}]") for index, one in enumerate(given)}
     if len(found) < len(given):
         raise ConfigError("custom_metrics: a name is used twice")
+    shown: dict[str, str] = {}
+    for name, metric in found.items():
+        other = shown.setdefault(metric.prometheus, name)
+        if other != name:
+            raise ConfigError(f"custom_metrics: the names {other!r} and {name!r} are both {metric.prometheus}")
     return found
 
 

@@ -144,6 +144,7 @@ class Lived(msgspec.Struct, kw_only=True, array_like=True):
         histograms: Model -> one list of counts for each of ``lifetime.HISTOGRAMS``, model calls only.
         custom: Name of a metric of one's own -> how many values, and their sum.
         clamped: Spans that claimed to end too far in the future.
+        lost: (Shard, first, last) of the messages of the stream that were gone before they were read.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -153,6 +154,7 @@ class Lived(msgspec.Struct, kw_only=True, array_like=True):
     histograms: dict[str, list[list[int]]] = {}
     custom: dict[str, Tally] = {}
     clamped: int = 0
+    lost: list[tuple[int, int, int]] = []
 
 
 class Partial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -396,4 +398,5 @@ def _merge_lived(parts: Sequence[Lived]) -> Lived:
         ),
         custom=_merge_maps((part.custom for part in parts), lambda one, other: merge_tallies([one, other])),
         clamped=sum(part.clamped for part in parts),
+        lost=[one for part in parts for one in part.lost],
     )

@@ -65,7 +65,7 @@ class Reader:
         total = self._figures(totals, stretches, grouped(table, ""), query.fields)[""]
         groups = self._figures(totals, stretches, grouped(table, query.groupby), query.fields) if query.groupby else {}
         models = self._figures(totals, stretches, grouped(table, "model"), ()) if query.by_model else {}
-        return total, _with_any(groups), _with_any(models)
+        return total, with_any(groups), with_any(models)
 
     def _figures(
         self, totals: Totals, stretches: Sequence[Stretch], groups: Groups, fields: Sequence[str]
@@ -91,7 +91,9 @@ class Reader:
         return figures
 
 
-def _with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
+def with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
+    """The groups that have anything to show, by name."""
+
     def has_any(figures: Figures) -> bool:
         sums = figures.sums
         return bool(sums.spans or sums.cost or sums.score_n or sums.unpriced)

@@ -158,6 +158,14 @@ RESERVED = (
     "alerts",
     "prometheus",
 )
+#: What is counted since the beginning, below ``GET /metrics`` too.
+TRANSPORT: Mapping[str, str] = {
+    "transport_sent": "sent",
+    "transport_failed": "failed",
+    "transport_dropped": "dropped",
+    "transport_queue_depth": "queue_depth",
+}
+ALERTS: Mapping[str, str] = {"alert_firings": "firings", "alert_delivery_failed": "delivery_failed"}
 
 #: Other names for them (SPEC C.5).
 ALIASES: Mapping[str, str] = {

@@ -25,6 +25,7 @@ def routes(api: Api) -> list[BaseRoute]:
 
     async def health(_: Request) -> Response:
         troubles: list[str] = list(api.health().missing)
+        lost: list[dict[str, Any]] = []
         shown: dict[str, Any] = {
             "status": "ok",
             "version": __version__,
@@ -37,6 +38,10 @@ def routes(api: Api) -> list[BaseRoute]:
         try:
             answer = await api.aggregators.ask(Query(what="lifetime"))
             shown["span_count"] = answer.total.sums.spans
+            lost = [
+                {"service": "aggregator", "shard": shard, "first": first, "last": last}
+                for shard, first, last in answer.lived.lost
+            ]
             troubles += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
         except Unavailable as exc:
             troubles.append(str(exc))
@@ -49,6 +54,8 @@ def routes(api: Api) -> list[BaseRoute]:
         except Unavailable as exc:
             troubles.append(str(exc))
         shown |= api.details()
+        if lost:
+            shown["lost"] = [*shown.get("lost", []), *lost]
         if troubles:
             shown["status"] = "unhealthy"
             shown["error"] = "; ".join(dict.fromkeys(troubles))

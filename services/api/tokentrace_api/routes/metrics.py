@@ -16,9 +16,9 @@ from tokentrace.metric.cost import render_cost
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.latency import quantile_error
 from tokentrace.metric.query import Answer, Figures, Query, Tally
-from tokentrace.metric.registry import GROUPS, METRICS, SPLITS, Metric, find_metric
+from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPORT, Metric, find_metric
 from tokentrace.units import SECOND, int_to_score, nusd_to_usd, parse_duration, render_duration, render_instant
-from tokentrace.window import finest_step_s
+from tokentrace.window import HORIZON_NS, finest_step_s
 from tokentrace_api.question import ALLOWED, Question, answer, parse_question, tail
 from tokentrace_api.recount import Where, tallies_by
 from tokentrace_api.routes.parameters import parameters
@@ -34,12 +34,6 @@ _TAILS: Mapping[str, tuple[str, str, Callable[[int], float]]] = {
     "cost": ("cost_nusd", "cost_usd", nusd_to_usd),
     "latency": ("latency_ns", "latency_ms", lambda ns: ns / 1e6),
     "ttft": ("ttft_ns", "ttft_ms", lambda ns: ns / 1e6),
-}
-_TRANSPORT = {
-    "transport_sent": "sent",
-    "transport_failed": "failed",
-    "transport_dropped": "dropped",
-    "transport_queue_depth": "queue_depth",
 }
 
 
@@ -58,7 +52,7 @@ def routes(api: Api) -> list[BaseRoute]:
                 name: {"span_count": figures.sums.spans, **_groups(figures, None, custom)}
                 for name, figures in found.groups.items()
             }
-        shown["transport"] = {key: getattr(found.transport, key) for key in _TRANSPORT.values()}
+        shown["transport"] = {key: getattr(found.transport, key) for key in TRANSPORT.values()}
         shown["alerts"] = {"firings": api.alert_counts.firings, "delivery_failed": api.alert_counts.delivery_failed}
         return reply(shown | coverage(found))
 
@@ -72,11 +66,11 @@ def routes(api: Api) -> list[BaseRoute]:
             return await _group(api, name, question)
         if name in SPLITS:
             return await _split(api, name, question, given.get("key", ""))
-        if name in _TRANSPORT:
+        if name in TRANSPORT:
             found = await api.aggregators.ask(question.query)
-            return reply({"metric": name, "value": getattr(found.transport, _TRANSPORT[name])} | _missing(found))
-        if name in ("alert_firings", "alert_delivery_failed"):
-            counts = getattr(api.alert_counts, name.removeprefix("alert_"))
+            return reply({"metric": name, "value": getattr(found.transport, TRANSPORT[name])} | _missing(found))
+        if name in ALERTS:
+            counts = getattr(api.alert_counts, ALERTS[name])
             return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
         if name.startswith("attr.") and len(name) > len("attr."):
             return await _attribute(api, name, question)
@@ -86,8 +80,12 @@ def routes(api: Api) -> list[BaseRoute]:
         name = request.path_params["name"]
         given = parameters(request, (*ALLOWED, "step"), prefix="attr.")
         question = parse_question(given)
-        if question.attribute or question.filters:
-            raise Rejected("series: groups and filters are those of dimensions, not of attributes")
+        if question.attribute:
+            raise Rejected("groupby: a series is grouped by a dimension, not by one of the attributes")
+        if question.filters:
+            raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
+        if name in {*SPLITS, *TRANSPORT, *ALERTS} or (name.startswith("attr.") and name != "attr."):
+            raise Rejected(f"{shorten(name)} has no series; a number or group with groupby has", status=404)
         fields, render, custom = _rendered(api, name)
         step_s = parse_step(given.get("step"), question.query)
         found = await api.aggregators.ask(
@@ -115,7 +113,7 @@ def _find(api: Api, name: str) -> tuple[str, Metric, list[CustomMetric]]:
         return name, own.as_metric(), [own]
     found = find_metric(name)
     if found is None:
-        known = ", ".join([*GROUPS, *METRICS, *SPLITS, *_TRANSPORT, *api.config.custom, "attr.<key>"])
+        known = ", ".join([*GROUPS, *METRICS, *SPLITS, *TRANSPORT, *ALERTS, *api.config.custom, "attr.<key>"])
         raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
     return *found, []
 
@@ -139,7 +137,8 @@ def parse_step(text: str | None, query: Query) -> int:
     Raises:
         Rejected: Names the finest that can be had.
     """
-    finest, length_s = finest_step_s(query.from_s, query.now_s), query.to_s - query.from_s
+    from_s = max(query.from_s, query.now_s - HORIZON_NS // SECOND)
+    finest, length_s = finest_step_s(from_s, query.now_s), query.to_s - from_s
     if text is None:
         wanted = max(finest, length_s / _AUTOMATIC_POINTS)
         return next((step for step in _STEPS_S if step >= wanted and step % finest == 0), _STEPS_S[-1])
@@ -186,18 +185,19 @@ async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric
     if metric.fields:
         shown["quantile_error"] = _error(found, metric.fields)
     shown |= {"span_count": metric.contributing(found.total)}
-    shown |= await _exemplars(api, name.partition("_")[0] if name != "total_cost" else "cost", question, found)
+    if not custom:
+        shown |= await _exemplars(api, "cost" if name == "total_cost" else name.partition("_")[0], question, found)
     return reply(shown | coverage(found))
 
 
 async def _split(api: Api, name: str, question: Question, key: str) -> Response:
-    split = SPLITS[name]
+    split, key = SPLITS[name], key.removeprefix("attr.")
     if question.groupby:
         raise Rejected(f"groupby: {name} is grouped already")
     if split.dimension:
         asked = question._replace(query=replace(question.query, groupby=split.dimension))
     elif key:
-        asked = question._replace(attribute=key.removeprefix("attr."))
+        asked = question._replace(attribute=key)
     else:
         raise Rejected(f"key: {name} needs the attribute it is grouped by, such as ?key=workflow")
     found = await answer(api, asked, split.fields)

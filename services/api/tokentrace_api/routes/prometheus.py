@@ -198,7 +198,7 @@ class _Page(Collector):
             lived = self._lifetime.lived.custom.get(metric.name, Tally())
             value = lived.total / metric.divisor if metric.type == "sum" else lived.size
             text = f"Custom metric {metric.name}."
-            if metric.type == "sum" and metric.field.startswith("attr."):
+            if metric.falls:
                 # An attribute may be negative, and a counter that falls looks like a restart.
                 return _gauge(f"custom_{metric.name}", text, value)
             return CounterMetricFamily(f"tokentrace_custom_{metric.name}", text, value=value)

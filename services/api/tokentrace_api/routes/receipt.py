@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.errors import Rejected
 from tokentrace.http import reply
 from tokentrace.pricing import Receipt
-from tokentrace.records import Span, counts_as_cost
+from tokentrace.records import Span, counts_as_cost, event_time
 from tokentrace.units import nusd_to_usd, render_instant
 from tokentrace_api.routes.parameters import parameters
 
@@ -44,12 +44,12 @@ def routes(api: Api) -> list[BaseRoute]:
             raise Rejected("span not found", status=404)
         return reply(render_receipt(span, api.pricer.receipt(span)))
 
-    return [Route("/traces/{trace_id}/spans/{span_id}/receipt", receipt)]
+    return [Route("/traces/{trace_id:path}/spans/{span_id:path}/receipt", receipt)]
 
 
 def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
     """Amounts of money are decimal text, exact; ``lines`` and ``rounding`` add up to ``cost_usd``."""
-    source, _, version = span.cost_model.rpartition("@")
+    source, at, version = span.cost_model.rpartition("@")
     model = source.partition(":")[2] or source
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
@@ -63,9 +63,9 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "reason": span.unpriced_reason or None,
         "price": {
             "source": span.cost_model or None,
-            "version": version or None,
+            "version": version if at else None,
             "matched_model": model or None,
-            "priced_at": render_instant(span.ended_ns),
+            "priced_at": render_instant(event_time(span)),
             "tier": receipt.tier,
         },
         "lines": [
