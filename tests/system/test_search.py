@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from make import make_span
 from pipeline import Pipeline
+from tokentrace_api.routes.traces import depths
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,100 @@ def test_a_filter_that_makes_no_sense_is_a_400_that_names_it(pipeline: Pipeline,
     answer = pipeline.get(f"/traces?{query}")
     assert answer.status == 400
     assert query.partition("=")[0] in answer.json()["error"]
+
+
+TREE = [
+    {"span_id": "root", "kind": "agent", "name": "Ask", "at": 0, "ms": 900, "session_id": "s1", "user_id": "u1"},
+    {"span_id": "plan", "parent_span_id": "root", "name": "plan", "at": 100, "ms": 200, "cost_usd": 0.5},
+    {"span_id": "tool", "parent_span_id": "plan", "kind": "tool", "name": "look up", "at": 350, "ms": 50},
+    {"span_id": "fail", "parent_span_id": "root", "name": "answer", "at": 450, "ms": 400, "error": "Rate LIMIT hit"},
+    {"span_id": "lost", "parent_span_id": "nobody", "kind": "tool", "name": "late", "at": 500, "ms": 10},
+]
+
+
+@pytest.fixture(scope="module")
+def tree(pipeline: Pipeline) -> str:
+    """A trace of three levels, with a span whose parent is not there."""
+    spans = []
+    for node in TREE:
+        start, ms = node["at"], node["ms"]
+        span = {key: value for key, value in node.items() if key not in ("at", "ms")}
+        span |= {
+            "trace_id": "tree",
+            "model": "gpt-4o",
+            "prompt_tokens": 1,
+            "status": "error" if "error" in node else "ok",
+            "started_at": f"2026-03-16T10:00:00.{start:03}Z",
+            "ended_at": f"2026-03-16T10:00:00.{start + ms:03}Z",
+            "latency_ms": ms,
+        }
+        spans.append(span)
+    assert pipeline.post("/spans", spans).status == 202
+    pipeline.until(lambda: pipeline.get("/traces/tree").status == 200, "stored")
+    return "tree"
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("session=s1", True),
+        ("session=s2", False),
+        ("user=u1&kind=agent", True),
+        ("user=u1&kind=tool", False),
+        ("min_cost=0.5", True),
+        ("min_cost=0.500000001", False),
+        ("min_latency=900", True),
+        ("min_latency=900.5", False),
+        ("min_latency=400&status=error", True),
+        ("q=rate%20limit", True),
+        ("q=OOK%20U", True),
+        ("q=%25", False),
+        ("q=rate%20limit&kind=tool", False),
+    ],
+)
+def test_one_span_has_to_match_everything_that_is_asked(pipeline: Pipeline, tree: str, query: str, found: bool) -> None:
+    shown = pipeline.get(f"/traces?{query}").json()["trace_ids"]
+    assert (tree in shown) is found
+
+
+@pytest.mark.parametrize("query", ["min_cost=-1", "min_cost=nan", "min_latency=soon", "min_latency=", "min_cost=inf"])
+def test_a_bound_that_is_no_number_is_refused_by_name(pipeline: Pipeline, query: str) -> None:
+    answer = pipeline.get(f"/traces?{query}")
+    assert answer.status == 400
+    assert answer.json()["error"].startswith(query.partition("=")[0] + ":")
+
+
+def test_a_timeline_is_ready_to_be_drawn(pipeline: Pipeline, tree: str) -> None:
+    #   root  |=================================|        depth 0
+    #   plan      |=======|                              depth 1
+    #   tool               |=|                           depth 2
+    #   fail                  |===============|          depth 1
+    #   lost                    |                        its parent is not there: depth 0
+    shown = pipeline.get(f"/traces/{tree}/timeline").json()
+    assert (shown["started_at"], shown["duration_ms"]) == ("2026-03-16T10:00:00.000Z", 900)
+    rows = [(row["span_id"], row["depth"], row["start_ms"], row["duration_ms"]) for row in shown["rows"]]
+    assert rows == [
+        ("root", 0, 0, 900),
+        ("plan", 1, 100, 200),
+        ("tool", 2, 350, 50),
+        ("fail", 1, 450, 400),
+        ("lost", 0, 500, 10),
+    ]
+    whole = pipeline.get(f"/traces/{tree}").json()
+    assert {span["span_id"]: span["depth"] for span in whole["spans"]} == {row[0]: row[1] for row in rows}
+    assert pipeline.get("/traces/nope/timeline").status == 404
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 14)), max_size=40))
+def test_a_depth_counts_the_ancestors_that_are_there(pairs: list[tuple[int, int]]) -> None:
+    parents = {f"{own}": f"{parent}" for own, parent in pairs if own != parent}
+    spans = [make_span(span_id=own, parent_span_id=parent) for own, parent in parents.items()]
+    found = depths(spans)
+    assert set(found) == set(parents)
+    for own in parents:
+        chain, at = [own], parents[own]
+        while at in parents and at not in chain:
+            chain.append(at)
+            at = parents[at]
+        if at not in parents:  # no circle: every ancestor that is there counts
+            assert found[own] == len(chain) - 1

@@ -71,13 +71,17 @@ class Search(NamedTuple):
     Which traces are asked for.
 
     Attributes:
-        columns: Column -> value; one span of the trace has to match all of these and all attributes.
+        columns: Column -> value; one span of the trace has to match all of these and everything below but the last.
         attributes: Key -> value in text form.
+        least: Column -> smallest value.
+        text: What its name or error contains, whatever the case; "" = anything.
         since_ns, until_ns: The trace started at or after, at or before; None = whenever.
     """
 
     columns: Mapping[str, str] = {}
     attributes: Mapping[str, str] = {}
+    least: Mapping[str, int] = {}
+    text: str = ""
     since_ns: int | None = None
     until_ns: int | None = None
 
@@ -89,6 +93,12 @@ class Search(NamedTuple):
             text, paths = attribute_text(key)
             conditions.append(f"{text} = ?")
             values += [*paths, value]
+        for column, least in self.least.items():
+            conditions.append(f"{column} >= ?")
+            values.append(least)
+        if self.text:
+            conditions.append("(contains(lower(name), ?) OR contains(lower(error), ?))")
+            values += [self.text.lower()] * 2
         where = (
             f"WHERE trace_id IN (SELECT trace_id FROM {source} WHERE {' AND '.join(conditions)})" if conditions else ""
         )

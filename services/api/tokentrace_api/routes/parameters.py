@@ -66,6 +66,22 @@ def parse_count(given: Parameters, name: str, default: int, *, most: int | None 
     return int(text) if most is None else min(int(text), most)
 
 
+def parse_number(given: Parameters, name: str) -> float:
+    """
+    A number >= 0.
+
+    Raises:
+        Rejected: Anything else.
+    """
+    try:
+        number = float(given[name])
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e12:
+        raise Rejected(f"{name}: {shorten(given[name])!r} is not a number >= 0")
+    return number
+
+
 def parse_moment(given: Parameters, name: str) -> int | None:
     """
     An RFC 3339 instant as Unix nanoseconds; None when it is not given.
