@@ -26,6 +26,8 @@ KEEP_SNAPSHOTS = 3
 TELL_EVERY_S = 2.0
 _LOADS_AT_ONCE = 8
 _WRITING_NS = 10 * MINUTE
+#: A snapshot named further ahead than this was named by no clock at all.
+_ANY_CLOCK_NS = 366 * DAY
 _COMPLAIN_EVERY_S = 5.0
 _READER = "reader."
 #: How long the loop may be held before others get a turn.
@@ -130,9 +132,10 @@ class Snapshots:
         Raises:
             Unavailable: The broker is away, or somebody removed a piece meanwhile: save again.
         """
-        newest = max(self._snapshots_in(await self._objects.names()), default="")
+        now_ns = time.time_ns()
+        taken = [int(name.removeprefix(self._prefix)) for name in self._snapshots_in(await self._objects.names())]
         # A clock that was set back must not make the newest snapshot the oldest.
-        now_ns = max(time.time_ns(), int(newest.removeprefix(self._prefix) or 0) + 1)
+        now_ns = max([now_ns, *(at + 1 for at in taken if at < now_ns + _ANY_CLOCK_NS)])
         stored = {name: self._stored[name] for name, part in saved.parts.items() if part.encode is None}
         made = [(name, part.encode) for name, part in saved.parts.items() if part.encode is not None]
         for number, (name, encode) in enumerate(made, start=1):
@@ -158,18 +161,22 @@ class Snapshots:
         """Let go of all snapshots but the last ones, and of the pieces that none of those is made of."""
         names = await self._objects.names()
         snapshots = self._snapshots_in(names)
-        kept: set[str] = set()
-        for name in snapshots[-KEEP_SNAPSHOTS:]:
-            with contextlib.suppress(Rejected):
-                manifest = await self._manifest(name)
-                kept |= manifest.objects() if manifest is not None else set()
-        for name in snapshots[:-KEEP_SNAPSHOTS]:
-            self._manifests.pop(name, None)
-            await self._objects.delete(name)
+        kept: list[_Manifest] = []
+        for name in reversed(snapshots):
+            try:
+                manifest = await self._manifest(name) if len(kept) < KEEP_SNAPSHOTS else None
+            except Rejected:
+                manifest = None
+            if manifest is not None:
+                kept.append(manifest)
+            else:
+                self._manifests.pop(name, None)
+                await self._objects.delete(name)
+        needed = {piece for manifest in kept for piece in manifest.objects()}
         # Another worker of the same shard may be writing pieces whose snapshot is still to come.
         too_young = f"{self._pieces}{now_ns - _WRITING_NS:020d}"
         for name in names:
-            if name.startswith(self._pieces) and name not in kept and name < too_young:
+            if name.startswith(self._pieces) and name not in needed and name < too_young:
                 await self._objects.delete(name)
 
     def _snapshots_in(self, names: Sequence[str]) -> list[str]:

@@ -301,6 +301,8 @@ class Rollup:
         self._revisions: list[dict[int, int]] = [{} for _ in tiers]
         self._changes = 0
         self._newest: dict[str, Newest] = {}
+        #: The same of values that a clock ahead of ours dated: they must not push out those of windows that end now.
+        self._ahead: dict[str, Newest] = {}
         self._pending: list[Ints] = []
         self._pending_rows = 0
         self._clock_s = 0
@@ -344,6 +346,7 @@ class Rollup:
         """Distribution -> (seconds, keys) of its values, by second; the newest of them are kept raw."""
         found = {}
         all_cells, all_seconds = rows[:, CELL].copy(), rows[:, SECOND_OF].copy()
+        all_ahead = all_seconds > rows[:, ARRIVED]
         for field, (column, least) in self._schema.fields.items():
             values = np.ascontiguousarray(rows[:, column])
             counted = values >= least
@@ -351,9 +354,16 @@ class Rollup:
             if not counted.all():
                 cells, seconds, values = cells[counted], seconds[counted], values[counted]
             if len(values):
-                self._newest.setdefault(field, Newest()).add(cells, seconds, values)
+                self._keep_newest(field, cells, seconds, values, all_ahead if counted.all() else all_ahead[counted])
                 found[field] = (seconds, keys_of(cells, values))
         return found
+
+    def _keep_newest(self, field: str, cells: Ints, seconds: Ints, values: Ints, ahead: NDArray[np.bool_]) -> None:
+        if ahead.any():
+            self._ahead.setdefault(field, Newest()).add(cells[ahead], seconds[ahead], values[ahead])
+            cells, seconds, values = cells[~ahead], seconds[~ahead], values[~ahead]
+        if len(values):
+            self._newest.setdefault(field, Newest()).add(cells, seconds, values)
 
     def _settle_tier(
         self,
@@ -415,7 +425,7 @@ class Rollup:
         for buckets in self._tiers:
             for bucket in buckets.values():
                 bucket.renumber(numbers)
-        for newest in self._newest.values():
+        for newest in (*self._newest.values(), *self._ahead.values()):
             newest.renumber(numbers)
 
     def totals(self, stretches: Sequence[Stretch]) -> Totals:
@@ -470,11 +480,12 @@ class Rollup:
     def _raw(self, stretches: Sequence[Stretch], groups: Ints, sizes: Ints, field: str) -> dict[int, Summary]:
         """The summaries of the groups with few values, all of which are still known."""
         few = (sizes > 0) & (sizes <= RAW_LIMIT)
-        newest = self._newest.get(field)
-        if newest is None or not few.any():
+        held = [newest[field] for newest in (self._newest, self._ahead) if field in newest]
+        if not held or not few.any():
             return {}
         asked = np.where((groups >= 0) & few[np.maximum(groups, 0)], groups, -1)
-        own, values = newest.within(stretches[0].start_s, stretches[-1].end_s, asked)
+        found = [newest.within(stretches[0].start_s, stretches[-1].end_s, asked) for newest in held]
+        own, values = np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
         whole = few & (np.bincount(own, minlength=len(sizes)) == sizes)
         return {number: Summary.of(values[own == number]) for number in np.flatnonzero(whole).tolist()}
 
@@ -512,6 +523,7 @@ class Rollup:
             "late": self.late,
             "clock_s": self._clock_s,
             "newest": {field: newest.snapshot() for field, newest in self._newest.items()},
+            "ahead": {field: newest.snapshot() for field, newest in self._ahead.items()},
         }
         parts: dict[str, Part] = {}
         for index, (tier, buckets, revisions) in enumerate(zip(self._kept, self._tiers, self._revisions, strict=True)):
@@ -539,6 +551,7 @@ class Rollup:
         rollup = cls(table, tiers, schema, lifetime)
         rollup.late, rollup._clock_s = state["late"], state["clock_s"]
         rollup._newest = {field: Newest.restore(saved) for field, saved in state["newest"].items()}
+        rollup._ahead = {field: Newest.restore(saved) for field, saved in state["ahead"].items()}
         for name, data in parts.items():
             index, _, segment = name.partition("-")
             rollup._revisions[int(index)][int(segment)] = 0

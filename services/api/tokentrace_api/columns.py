@@ -129,6 +129,15 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
     Returns:
         (Expression, values of its parameters).
     """
-    paths = [_pointer(key), _pointer(*key.split("."))] if "." in key else [_pointer(key)]
-    parts = [f"{function}(attributes, ?)"] * len(paths)
-    return parts[0] if len(parts) == 1 else f"coalesce({', '.join(parts)})", paths
+    literal = _pointer(key)
+    found = f"{function}(attributes, ?)"
+    if "." not in key:
+        return found, [literal]
+    keys = key.split(".")
+    # A path leads into maps; of a list a pointer would take an element.
+    above = [_pointer(*keys[:depth]) for depth in range(1, len(keys)) if keys[depth].isdigit() or keys[depth] == "-"]
+    maps = "".join(" AND json_type(attributes, ?) = 'OBJECT'" for _ in above)
+    expression = (
+        f"CASE WHEN json_extract_string(attributes, ?) IS NOT NULL THEN {found} WHEN true{maps} THEN {found} END"
+    )
+    return expression, [literal, literal, *above, _pointer(*keys)]

@@ -70,7 +70,7 @@ def parse_question(given: Parameters, now_ns: int | None = None) -> Question:
         raise Rejected("groupby: attr. is followed by nothing")
     now_s = (time.time_ns() if now_ns is None else now_ns) // SECOND
     query = Query(
-        from_s=now_s - window_ns // SECOND,
+        from_s=now_s - -(-window_ns // SECOND),
         # The running second is part of the window, so that what has just ended is seen.
         to_s=now_s + 1,
         now_s=now_s,

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from tokentrace.cell import DIMENSIONS, UNKNOWN, Sums
-from tokentrace.metric.custom import CustomMetric, attribute_to_int
+from tokentrace.metric.custom import MAX_ATTRIBUTE, CustomMetric, attribute_to_int
 from tokentrace.metric.query import ALL_KINDS, Figures, Query, Tally
 from tokentrace.metric.reader import with_any
 from tokentrace.quantile import Summary
@@ -173,6 +173,20 @@ def tallies_by(
         if whole:
             found[own] = Tally(len(whole), sum(whole), _raw(whole))
     return found
+
+
+def left_out(store: Store, where: Where, key: str, now_ns: int) -> int:
+    """How many spans have a number for *key* that is too large to be counted."""
+    condition, values = where.sql()
+    (kind, paths), (text, _) = attribute_text(key, "json_type"), attribute_text(key)
+    sql = (
+        f"SELECT count(*) FROM {{spans}} WHERE {condition} AND {kind} IN {_NUMBERS} "
+        f"AND abs(TRY_CAST({text} AS DOUBLE)) >= {MAX_ATTRIBUTE}"
+    )
+    if where.query.only_kind:
+        sql += f" AND kind = '{where.query.kind}'"
+    found = store.query(sql, [*values, *paths, *paths], now_ns)
+    return int(found[0][0]) if found else 0
 
 
 def _measured(metric: CustomMetric) -> tuple[str, list[str]]:

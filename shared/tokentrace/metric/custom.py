@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import msgspec
@@ -125,7 +126,16 @@ def value_text(span: Span, key: str) -> str | None:
     value = attribute(span, key.removeprefix("attr."))
     if value is None or isinstance(value, str):
         return value
-    return msgspec.json.encode(value).decode()
+    return _number_text(value) if isinstance(value, float) else msgspec.json.encode(value).decode()
+
+
+def _number_text(value: float) -> str:
+    """The text of a number as the span store has it: the shortest that reads back, without an exponent up to 1e21."""
+    if value == 0 or 1e-6 <= abs(value) < 1e21:
+        text = format(Decimal(repr(value)), "f")
+        return text if "." in text else text + ".0"
+    mantissa, _, exponent = repr(value).partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if exponent else mantissa
 
 
 def attribute_to_int(value: object) -> int | None:

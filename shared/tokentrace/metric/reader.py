@@ -96,6 +96,6 @@ def with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
 
     def has_any(figures: Figures) -> bool:
         sums = figures.sums
-        return bool(sums.spans or sums.cost or sums.score_n or sums.unpriced)
+        return bool(sums.spans or figures.paid or sums.score_n)
 
     return {name: groups[name] for name in sorted(groups) if has_any(groups[name])}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -17,10 +17,11 @@ from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.latency import quantile_error
 from tokentrace.metric.query import Answer, Figures, Query, Tally
 from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPORT, Metric, find_metric
+from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.units import SECOND, int_to_score, nusd_to_usd, parse_duration, render_duration, render_instant
 from tokentrace.window import HORIZON_NS, finest_step_s
 from tokentrace_api.question import ALLOWED, Question, answer, parse_question, tail
-from tokentrace_api.recount import Where, tallies_by
+from tokentrace_api.recount import Where, left_out, tallies_by
 from tokentrace_api.routes.parameters import parameters
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def routes(api: Api) -> list[BaseRoute]:
                 name: {"span_count": figures.sums.spans, **_groups(figures, None, custom)}
                 for name, figures in found.groups.items()
             }
+        shown["quantile_error"] = _error(found, fields, custom)
         shown["transport"] = {key: getattr(found.transport, key) for key in TRANSPORT.values()}
         shown["alerts"] = {"firings": api.alert_counts.firings, "delivery_failed": api.alert_counts.delivery_failed}
         return reply(shown | coverage(found))
@@ -93,6 +95,9 @@ def routes(api: Api) -> list[BaseRoute]:
         )
         shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
         shown["points"] = [_point(point.start_s, point.total, render) for point in found.points]
+        if fields or custom:
+            own = [api.config.custom[one] for one in custom]
+            shown["quantile_error"] = _error(found, fields, own)
         if question.groupby:
             names = sorted({group for point in found.points for group in point.groups})
             empty = Figures()
@@ -182,8 +187,8 @@ async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric
     shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(found.total)}
     if question.groupby:
         shown[f"by_{question.groupby}"] = {value: metric.value(figures) for value, figures in found.groups.items()}
-    if metric.fields:
-        shown["quantile_error"] = _error(found, metric.fields)
+    if metric.fields or any(one.type == "p95" for one in custom):
+        shown["quantile_error"] = _error(found, metric.fields, custom)
     shown |= {"span_count": metric.contributing(found.total)}
     if not custom:
         shown |= await _exemplars(api, "cost" if name == "total_cost" else name.partition("_")[0], question, found)
@@ -221,6 +226,7 @@ async def _attribute(api: Api, name: str, question: Question) -> Response:
 
     shown: dict[str, Any] = {"window": question.window, "metric": name}
     shown |= _tally((await tallies("", attribute=False)).get("", Tally()))
+    shown["left_out"] = await api.read(lambda store: left_out(store, where, name.removeprefix("attr."), now_ns))
     if question.groupby:
         groups = await tallies(question.groupby, attribute=bool(question.attribute))
         shown[f"by_{question.groupby}"] = {value: _tally(groups[value]) for value in sorted(groups)}
@@ -248,10 +254,14 @@ def _groups(figures: Figures, by_model: Mapping[str, Figures] | None, custom: li
     } | {metric.name: metric.value(figures.custom.get(metric.name, Tally())) for metric in custom}
 
 
-def _error(found: Answer, fields: tuple[str, ...]) -> float:
+def _error(found: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] = ()) -> float:
     """The largest relative error of any quantile in the answer."""
     every = [found.total, *found.groups.values()]
-    return max(quantile_error(figures, field) for figures in every for field in fields)
+    for point in found.points:
+        every += [point.total, *point.groups.values()]
+    own = [figures.custom[one.name].summary for figures in every for one in custom if one.name in figures.custom]
+    errors = [quantile_error(figures, field) for figures in every for field in fields]
+    return max([0.0, *errors, *(0.0 if summary.exact else RELATIVE_ERROR for summary in own)])
 
 
 async def _exemplars(api: Api, name: str, question: Question, found: Answer) -> dict[str, Any]:
