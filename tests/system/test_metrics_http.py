@@ -397,7 +397,7 @@ def test_the_groups_are_what_their_spans_come_to(
         extra |= {"exemplars"} if group in ("cost", "latency") else set()
         assert set(alone) == {"window", "span_count", "from", "to", "since"} | extra
         assert alone["span_count"] == whole["span_count"]
-    known = {*GROUPS, *CUSTOM, "window", "span_count", "transport", "alerts", "from", "to", "since"}
+    known = {*GROUPS, *CUSTOM, "window", "span_count", "transport", "alerts", "quantile_error", "from", "to", "since"}
     assert set(whole) == known
 
 
@@ -598,7 +598,7 @@ def test_a_numeric_attribute_is_a_metric(pipeline: Pipeline, traffic: tuple[str,
             "p95": pytest.approx(np.quantile(values, 0.95)),
         }
         assert (shown.pop("window"), shown.pop("metric")) == ("1h", f"attr.{name}")
-        assert set(shown) == {"from", "to", "since"}
+        assert set(shown) == {"from", "to", "since", "left_out"}
     by_status = ask(pipeline, "/attr.depth", caller=caller, groupby="status")["by_status"]
     assert {status: found["sum"] for status, found in by_status.items()} == {"error": 4, "ok": -4}
     by_step = ask(pipeline, "/attr.depth", caller=caller, groupby="attr.step_name")["by_step_name"]
@@ -867,7 +867,7 @@ def test_a_series_covers_its_window_in_steps(
 ) -> None:
     caller, _ = traffic
     shown = ask(pipeline, f"/{name}/series", caller=caller, step="10m")
-    assert set(shown) == {"window", "metric", "step", "points", "from", "to", "since"}
+    assert set(shown) - {"quantile_error"} == {"window", "metric", "step", "points", "from", "to", "since"}
     assert (shown["window"], shown["metric"], shown["step"]) == ("1h", name, "10m")
     assert_coverage(shown)
     times = [moment(point["at"]) for point in shown["points"]]

@@ -95,8 +95,8 @@ def routes(api: Api) -> list[BaseRoute]:
         )
         shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
         shown["points"] = [_point(point.start_s, point.total, render) for point in found.points]
-        if fields or custom:
-            own = [api.config.custom[one] for one in custom]
+        own = [one for one in map(api.config.custom.__getitem__, custom) if one.type == "p95"]
+        if fields or own:
             shown["quantile_error"] = _error(found, fields, own)
         if question.groupby:
             names = sorted({group for point in found.points for group in point.groups})
