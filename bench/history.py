@@ -25,7 +25,7 @@ from tokentrace.bus.jetstream import connect
 from tokentrace.cell import Table
 from tokentrace.machine import Saved
 from tokentrace.provision import provision
-from tokentrace.pump import Snapshots
+from tokentrace.snapshots import Snapshots
 from tokentrace.settings import Nats, Settings
 from tokentrace_aggregator.machine import Shard
 

@@ -17,39 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from sortedcontainers import SortedDict
 
+from tokentrace.bucket import Bucket, decode_bucket, encode_bucket
 from tokentrace.cell import ARRIVED, CELL, SECOND_OF, SPANS, Schema, Sums, Table
-from tokentrace.errors import Rejected
-from tokentrace.exact import Packed, Totals, add_by, add_runs, pack
+from tokentrace.exact import Packed, Totals, add_by, add_runs
 from tokentrace.lifetime import Counters
 from tokentrace.newest import Newest
 from tokentrace.quantile import RAW_LIMIT, Ints, Summary
-from tokentrace.sketch import Sketch, count_up, decode_put, encode_put, keys_of, merged, renumbered, split
-from tokentrace.units import DAY, SECOND
+from tokentrace.sketch import count_up, keys_of, split
+from tokentrace.tier import TIERS, Stretch, Tier
+from tokentrace.units import SECOND
 
-
-class Tier(NamedTuple):
-    """Buckets of *width_s* seconds, kept for *keep_s* seconds."""
-
-    width_s: int
-    keep_s: int
-
-    @property
-    def segment_s(self) -> int:
-        """How much of it is saved as one piece: a whole number of buckets, and about a sixteenth of the tier."""
-        return -(-self.keep_s // (16 * self.width_s)) * self.width_s
-
-
-TIERS = (
-    Tier(1, 20 * 60),
-    Tier(10, 3 * 3600),
-    Tier(60, 36 * 3600),
-    Tier(600, 8 * 86400),
-    Tier(3600, 31 * 86400),
-    Tier(86400, 31 * 86400),
-)
-#: Those that may be the finest of a window; whole days are only for its middle.
-_EDGES = TIERS[:-1]
-HORIZON_NS = 31 * DAY
 #: Rows wait until there are this many, or somebody asks: grouping a few thousand at once is what makes folding cheap.
 MAX_PENDING = 8192
 #: Buckets outlive what their tier promises by this much: a question fixes its interval a moment before it arrives.
@@ -58,204 +35,7 @@ _SLACK_S = 600
 _SETTLED_S = 30
 #: Wide buckets remember what they came to for the last few groupings asked for; they hardly ever change.
 _REMEMBERS_S = 86400
-_MAX_REMEMBERED = 32
 _CELL_BITS = 24
-
-
-class _Bucket:
-    """One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
-
-    __slots__ = ("cells", "remembered", "sketches", "totals")
-
-    def __init__(self) -> None:
-        self.cells: Ints = np.empty(0, np.int64)
-        self.totals: Totals | Packed | None = None
-        self.sketches: dict[str, Sketch] = {}
-        self.remembered: dict[tuple[str, bytes], tuple[Ints, Ints]] = {}
-
-    def add(self, cells: Ints, totals: Totals) -> None:
-        """Take in what ascending distinct *cells* add."""
-        self.remembered.clear()
-        if self.totals is None:
-            self.cells, self.totals = cells, totals
-            return
-        held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
-        at = np.searchsorted(self.cells, cells)
-        known = self.cells[np.minimum(at, len(self.cells) - 1)] == cells
-        if not known.all():
-            everything = np.union1d(self.cells, cells)
-            held = held.spread(np.searchsorted(everything, self.cells), len(everything))
-            self.cells = everything
-            at = np.searchsorted(everything, cells)
-        self.totals = held.add_at(at, totals)
-
-    def add_keys(self, field: str, keys: Ints) -> None:
-        """Take in values of a distribution."""
-        sketch = self.sketches.get(field)
-        if sketch is None:
-            sketch = self.sketches[field] = Sketch()
-        sketch.add(keys)
-
-    def renumber(self, numbers: Ints) -> None:
-        """Cell n is called numbers[n] from now on."""
-        self.remembered.clear()
-        if self.totals is not None:
-            held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
-            distinct, own = np.unique(numbers[self.cells], return_inverse=True)
-            self.cells, self.totals = distinct, add_by(own, held, len(distinct))
-        for field, sketch in self.sketches.items():
-            self.sketches[field] = Sketch(renumbered(sketch.settle(), numbers))
-
-    def put_away(self) -> None:
-        """Take as little room as possible."""
-        if isinstance(self.totals, Totals):
-            self.totals = pack(self.totals)
-        for sketch in self.sketches.values():
-            sketch.settle()
-
-    def reduced(self, field: str, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, NDArray[Any]] | None:
-        """(Keys, counts) of a distribution by group, not necessarily added up; None when it has none."""
-        sketch = self.sketches.get(field)
-        if sketch is None:
-            return None
-        put = sketch.settle()
-        if not remember:
-            return put.by_group(groups)
-        name = (field, groups[put.cells].tobytes())
-        found = self.remembered.get(name)
-        if found is None:
-            found = count_up(*put.by_group(groups), size)
-            while len(self.remembered) >= _MAX_REMEMBERED:
-                del self.remembered[next(iter(self.remembered))]
-            self.remembered[name] = found
-        return found
-
-    def capture(self) -> Any:
-        """What it is now, in parts that nothing changes later."""
-        totals = self.totals
-        if isinstance(totals, Totals):
-            totals = Totals(totals.low.copy(), None if totals.high is None else totals.high.copy())
-        sketches = {field: (sketch.put, tuple(sketch.waiting)) for field, sketch in self.sketches.items()}
-        return self.cells, totals, sketches
-
-
-def _encode_bucket(captured: Any) -> list[Any]:
-    cells, totals, sketches = captured
-    packed = pack(totals) if isinstance(totals, Totals) else totals
-    return [
-        cells.astype(np.int32).tobytes(),
-        packed.small_columns.tobytes(),
-        packed.small.tobytes(),
-        packed.large_columns.tobytes(),
-        packed.large.tobytes(),
-        None if packed.high is None else packed.high.tobytes(),
-        {field: encode_put(merged(put, waiting)) for field, (put, waiting) in sketches.items()},
-    ]
-
-
-def _decode_bucket(data: Sequence[Any], width: int) -> _Bucket:
-    cells, small_columns, small, large_columns, large, high, sketches = data
-    bucket = _Bucket()
-    bucket.cells = np.frombuffer(cells, np.int32).astype(np.int64)
-    narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
-    rows = len(bucket.cells)
-    bucket.totals = Packed(
-        narrow,
-        np.frombuffer(small, np.uint32).reshape(rows, len(narrow)),
-        wide,
-        np.frombuffer(large, np.int64).reshape(rows, len(wide)),
-        None if high is None else np.frombuffer(high, np.int64).reshape(rows, width),
-        width,
-    )
-    bucket.sketches = {field: Sketch(decode_put(put)) for field, put in sketches.items()}
-    return bucket
-
-
-class Stretch(NamedTuple):
-    """A run of whole buckets of one tier: [start_s, end_s)."""
-
-    tier: int
-    start_s: int
-    end_s: int
-
-
-def plan(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
-    """
-    The fewest buckets that cover [from_s, to_s), widened to the finest buckets still kept at each edge.
-
-    Args:
-        from_s, to_s, now_s: Unix seconds; from_s < to_s; from_s no older than the last tier keeps.
-
-    Returns:
-        Stretches in order, without gap or overlap.
-    """
-    edge = _finest(from_s, now_s)
-    start = from_s // TIERS[edge].width_s * TIERS[edge].width_s
-    # The last stretch begins where a coarser bucket would no longer fit: all of it has to be kept still.
-    end_edge = next(
-        (
-            index
-            for index, (fine, coarse) in enumerate(pairwise(_EDGES))
-            if max(start, to_s // coarse.width_s * coarse.width_s) >= now_s - fine.keep_s
-        ),
-        len(_EDGES) - 1,
-    )
-    end = -(-to_s // TIERS[end_edge].width_s) * TIERS[end_edge].width_s
-    return _cover(start, end)
-
-
-def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[tuple[int, list[Stretch]]]:
-    """
-    The same interval as ``plan`` in steps that begin at multiples of *step_s*; the first and the last may be shorter.
-
-    Returns:
-        (Start, stretches) of each step.
-
-    Raises:
-        Rejected: *step_s* is no multiple of the buckets kept at *from_s*.
-    """
-    finest = finest_step_s(from_s, now_s)
-    if step_s <= 0 or step_s % finest:
-        raise Rejected(f"step: {step_s}s is no multiple of {finest}s, the finest buckets kept at the start")
-    whole = plan(from_s, to_s, now_s)
-    start, end = whole[0].start_s, whole[-1].end_s
-    cuts = [start, *range((start // step_s + 1) * step_s, end, step_s), end]
-    return [(low, _cover(low, high)) for low, high in pairwise(cuts)]
-
-
-def _cover(start: int, end: int) -> list[Stretch]:
-    """The fewest buckets that make up [start, end)."""
-    stretches: list[Stretch] = []
-
-    def cover(tier: int, low: int, high: int) -> None:
-        if low >= high:
-            return
-        if tier == 0 or low % TIERS[tier].width_s == 0 == high % TIERS[tier].width_s:
-            stretches.append(Stretch(tier, low, high))
-            return
-        width = TIERS[tier].width_s
-        inner_low, inner_high = -(-low // width) * width, high // width * width
-        if inner_low >= inner_high:
-            cover(tier - 1, low, high)
-            return
-        cover(tier - 1, low, inner_low)
-        cover(tier, inner_low, inner_high)
-        cover(tier - 1, inner_high, high)
-
-    cover(len(TIERS) - 1, start, end)
-    return stretches
-
-
-def finest_step_s(from_s: int, now_s: int) -> int:
-    """Width of the finest buckets that are still kept at *from_s*."""
-    return TIERS[_finest(from_s, now_s)].width_s
-
-
-def _finest(at_s: int, now_s: int) -> int:
-    for index, tier in enumerate(_EDGES):
-        if at_s >= now_s - tier.keep_s:
-            return index
-    return len(_EDGES) - 1
 
 
 class Reading(msgspec.Struct):
@@ -391,7 +171,7 @@ class Rollup:
                 continue
             bucket = buckets.get(at)
             if bucket is None:
-                bucket = buckets[at] = _Bucket()
+                bucket = buckets[at] = Bucket()
             cells = keys[start:end] & ((1 << _CELL_BITS) - 1)
             high = totals.high
             bucket.add(cells, Totals(totals.low[start:end].copy(), None if high is None else high[start:end].copy()))
@@ -505,7 +285,7 @@ class Rollup:
         summaries = {name: self.summaries(stretches, groups, size, name) for name in fields}
         return [Reading(Sums.of(sums, n), {name: summaries[name][n] for name in fields}) for n in range(size)]
 
-    def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, _Bucket]]:
+    def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, Bucket]]:
         for stretch in stretches:
             buckets = self._tiers[stretch.tier]
             for at in buckets.irange(stretch.start_s, stretch.end_s, inclusive=(True, False)):
@@ -556,12 +336,12 @@ class Rollup:
             index, _, segment = name.partition("-")
             rollup._revisions[int(index)][int(segment)] = 0
             for at, bucket in msgspec.msgpack.decode(data):
-                rollup._tiers[int(index)][at] = _decode_bucket(bucket, schema.width)
+                rollup._tiers[int(index)][at] = decode_bucket(bucket, schema.width)
         return rollup
 
 
 def _encode_segment(held: Sequence[tuple[int, Any]]) -> bytes:
-    return msgspec.msgpack.encode([(at, _encode_bucket(captured)) for at, captured in held])
+    return msgspec.msgpack.encode([(at, encode_bucket(captured)) for at, captured in held])
 
 
 def _coarser(keys: Ints, totals: Totals, width_s: int) -> tuple[Ints, Ints, Totals]:

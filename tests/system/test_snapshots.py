@@ -27,15 +27,16 @@ from hypothesis import strategies as st
 
 from make import make_span
 from pipeline import Pipeline
-from tokentrace import pump
+from tokentrace import snapshots
 from tokentrace.bus import Bus, Objects, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.machine import Message
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.query import Query
-from tokentrace.pump import KEEP_SNAPSHOTS, Pump, Snapshots
+from tokentrace.pump import Pump
 from tokentrace.records import Batch, encode_batches
+from tokentrace.snapshots import KEEP_SNAPSHOTS, Snapshots
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND
 from tokentrace_aggregator.machine import Shard
 
@@ -542,7 +543,7 @@ def fresh_numbers(world: World, upto: int | None = None) -> Any:
 async def world(monkeypatch: pytest.MonkeyPatch) -> World:
     made = World()
     clock = SimpleNamespace(time_ns=lambda: made.now_ns, monotonic=time.monotonic, perf_counter=time.perf_counter)
-    monkeypatch.setattr(pump, "time", clock)
+    monkeypatch.setattr(snapshots, "time", clock)
     await made.begin()
     return made
 
@@ -586,7 +587,7 @@ async def test_pieces_whose_snapshot_never_came_go_after_ten_minutes(
         await worker.save()
         assert (orphan in await pieces(world.objects)) is there, minutes
     assert other in await world.objects.names()
-    monkeypatch.setattr(pump, "_WRITING_NS", 0)
+    monkeypatch.setattr(snapshots, "_WRITING_NS", 0)
     young = f"{PIECES}{world.now_ns:020d}.99"
     await world.objects.put(young, b"half a snapshot")
     world.pass_by(1)
@@ -746,7 +747,7 @@ async def test_whatever_call_of_saving_fails_the_state_is_saved_or_the_one_befor
         broker = Fragile()
         world = World(broker)
         clock = SimpleNamespace(time_ns=lambda world=world: world.now_ns)
-        monkeypatch.setattr(pump, "time", clock)
+        monkeypatch.setattr(snapshots, "time", clock)
         await world.begin()
         worker = Worker(world)
         world.add(6 * DAY, 0)

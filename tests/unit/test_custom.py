@@ -19,7 +19,7 @@ from tokentrace.metric.custom import Measured, parse_custom
 from tokentrace.metric.query import Query
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.records import AlertEvent, Batch, encode_batches
-from tokentrace.window import Stretch, Tier
+from tokentrace.tier import Stretch, Tier
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import parse_rule
 

@@ -25,8 +25,9 @@ from tokentrace.cell import DIMENSIONS, FIELDS, Sums, Table, rows_of
 from tokentrace.quantile import RELATIVE_ERROR, Summary, merge
 from tokentrace.records import Span
 from tokentrace.records.span import MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS
+from tokentrace.tier import HORIZON_NS, TIERS, Stretch, plan
 from tokentrace.units import DAY, HOUR, MINUTE, SCORE_ONE, SECOND
-from tokentrace.window import HORIZON_NS, TIERS, Reading, Rollup, Stretch, plan
+from tokentrace.window import Reading, Rollup
 
 NOON_S = 1_800_057_600  # a whole number of days
 QUANTILES = (0.0, 0.1, 0.5, 0.95, 0.99, 1.0)

@@ -20,8 +20,9 @@ from tokentrace.metric.reader import Reader
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
+from tokentrace.tier import HORIZON_NS, TIERS, plan, split_at
 from tokentrace.units import HOUR, MINUTE, SECOND
-from tokentrace.window import HORIZON_NS, TIERS, Part, Rollup, plan, split_at
+from tokentrace.window import Part, Rollup
 
 VERSION = 3
 _MAX_LOSSES = 20

@@ -13,8 +13,9 @@ from tokentrace.metric.query import Query
 from tokentrace.metric.reader import Reader
 from tokentrace.quantile import Ints
 from tokentrace.records import Span
+from tokentrace.tier import Stretch, Tier
 from tokentrace.units import SECOND
-from tokentrace.window import Part, Rollup, Stretch, Tier
+from tokentrace.window import Part, Rollup
 from tokentrace_alerter.rule import MAX_GROUPS, Rule, Seen
 
 #: The one instance of a rule that is not grouped.

@@ -19,8 +19,9 @@ from tokentrace.metric.reader import grouped, matching
 from tokentrace.metric.registry import ALERTS, ALIASES, GROUPS, METRICS, RESERVED, SPLITS, TRANSPORT, Metric
 from tokentrace.quantile import Ints, Summary
 from tokentrace.records import Span, attribute, counts_as_cost, event_time
+from tokentrace.tier import TIERS, Stretch, Tier
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
-from tokentrace.window import TIERS, Part, Rollup, Stretch, Tier
+from tokentrace.window import Part, Rollup
 
 #: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.
 MAX_ATTRIBUTE = 9_200_000_000

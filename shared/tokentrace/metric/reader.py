@@ -13,7 +13,8 @@ from tokentrace.exact import Totals, add_by
 from tokentrace.metric.query import ALL_KINDS, Figures, Query
 from tokentrace.quantile import Ints, Summary
 from tokentrace.records import counts_as_cost
-from tokentrace.window import Rollup, Stretch
+from tokentrace.tier import Stretch
+from tokentrace.window import Rollup
 
 Mask = NDArray[np.bool_]
 #: What comes from which spans: quality from every kind, money from every kind that costs, the rest from the asked one.

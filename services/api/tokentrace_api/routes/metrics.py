@@ -18,8 +18,8 @@ from tokentrace.metric.latency import quantile_error
 from tokentrace.metric.query import Answer, Figures, Query, Tally
 from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPORT, Metric, find_metric
 from tokentrace.quantile import RELATIVE_ERROR
+from tokentrace.tier import HORIZON_NS, finest_step_s
 from tokentrace.units import SECOND, int_to_score, nusd_to_usd, parse_duration, render_duration, render_instant
-from tokentrace.window import HORIZON_NS, finest_step_s
 from tokentrace_api.question import ALLOWED, Question, answer, parse_question, tail
 from tokentrace_api.recount import Where, left_out, tallies_by
 from tokentrace_api.routes.parameters import parameters

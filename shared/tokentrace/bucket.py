@@ -1,0 +1,125 @@
+"""One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokentrace.exact import Packed, Totals, add_by, pack
+from tokentrace.quantile import Ints
+from tokentrace.sketch import Sketch, count_up, decode_put, encode_put, merged, renumbered
+
+#: So many groupings a bucket remembers what it came to for.
+_MAX_REMEMBERED = 32
+
+
+class Bucket:
+    """One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
+
+    __slots__ = ("cells", "remembered", "sketches", "totals")
+
+    def __init__(self) -> None:
+        self.cells: Ints = np.empty(0, np.int64)
+        self.totals: Totals | Packed | None = None
+        self.sketches: dict[str, Sketch] = {}
+        self.remembered: dict[tuple[str, bytes], tuple[Ints, Ints]] = {}
+
+    def add(self, cells: Ints, totals: Totals) -> None:
+        """Take in what ascending distinct *cells* add."""
+        self.remembered.clear()
+        if self.totals is None:
+            self.cells, self.totals = cells, totals
+            return
+        held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
+        at = np.searchsorted(self.cells, cells)
+        known = self.cells[np.minimum(at, len(self.cells) - 1)] == cells
+        if not known.all():
+            everything = np.union1d(self.cells, cells)
+            held = held.spread(np.searchsorted(everything, self.cells), len(everything))
+            self.cells = everything
+            at = np.searchsorted(everything, cells)
+        self.totals = held.add_at(at, totals)
+
+    def add_keys(self, field: str, keys: Ints) -> None:
+        """Take in values of a distribution."""
+        sketch = self.sketches.get(field)
+        if sketch is None:
+            sketch = self.sketches[field] = Sketch()
+        sketch.add(keys)
+
+    def renumber(self, numbers: Ints) -> None:
+        """Cell n is called numbers[n] from now on."""
+        self.remembered.clear()
+        if self.totals is not None:
+            held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
+            distinct, own = np.unique(numbers[self.cells], return_inverse=True)
+            self.cells, self.totals = distinct, add_by(own, held, len(distinct))
+        for field, sketch in self.sketches.items():
+            self.sketches[field] = Sketch(renumbered(sketch.settle(), numbers))
+
+    def put_away(self) -> None:
+        """Take as little room as possible."""
+        if isinstance(self.totals, Totals):
+            self.totals = pack(self.totals)
+        for sketch in self.sketches.values():
+            sketch.settle()
+
+    def reduced(self, field: str, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, NDArray[Any]] | None:
+        """(Keys, counts) of a distribution by group, not necessarily added up; None when it has none."""
+        sketch = self.sketches.get(field)
+        if sketch is None:
+            return None
+        put = sketch.settle()
+        if not remember:
+            return put.by_group(groups)
+        name = (field, groups[put.cells].tobytes())
+        found = self.remembered.get(name)
+        if found is None:
+            found = count_up(*put.by_group(groups), size)
+            while len(self.remembered) >= _MAX_REMEMBERED:
+                del self.remembered[next(iter(self.remembered))]
+            self.remembered[name] = found
+        return found
+
+    def capture(self) -> Any:
+        """What it is now, in parts that nothing changes later."""
+        totals = self.totals
+        if isinstance(totals, Totals):
+            totals = Totals(totals.low.copy(), None if totals.high is None else totals.high.copy())
+        sketches = {field: (sketch.put, tuple(sketch.waiting)) for field, sketch in self.sketches.items()}
+        return self.cells, totals, sketches
+
+
+def encode_bucket(captured: Any) -> list[Any]:
+    cells, totals, sketches = captured
+    packed = pack(totals) if isinstance(totals, Totals) else totals
+    return [
+        cells.astype(np.int32).tobytes(),
+        packed.small_columns.tobytes(),
+        packed.small.tobytes(),
+        packed.large_columns.tobytes(),
+        packed.large.tobytes(),
+        None if packed.high is None else packed.high.tobytes(),
+        {field: encode_put(merged(put, waiting)) for field, (put, waiting) in sketches.items()},
+    ]
+
+
+def decode_bucket(data: Sequence[Any], width: int) -> Bucket:
+    cells, small_columns, small, large_columns, large, high, sketches = data
+    bucket = Bucket()
+    bucket.cells = np.frombuffer(cells, np.int32).astype(np.int64)
+    narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
+    rows = len(bucket.cells)
+    bucket.totals = Packed(
+        narrow,
+        np.frombuffer(small, np.uint32).reshape(rows, len(narrow)),
+        wide,
+        np.frombuffer(large, np.int64).reshape(rows, len(wide)),
+        None if high is None else np.frombuffer(high, np.int64).reshape(rows, width),
+        width,
+    )
+    bucket.sketches = {field: Sketch(decode_put(put)) for field, put in sketches.items()}
+    return bucket
