@@ -42,9 +42,13 @@ class Table:
     When three quarters of ``MAX_CELLS`` are taken a new combination gives up its name, when all are its caller too;
     kind, model, provider and status are never given up, so totals and figures by model stay exact whatever overflows.
     A number, once given, stays.
+
+    Args:
+        most: Instead of ``MAX_CELLS``.
     """
 
-    def __init__(self, cells: Iterable[Sequence[str]] = ()) -> None:
+    def __init__(self, cells: Iterable[Sequence[str]] = (), *, most: int | None = None) -> None:
+        self._most = most
         self.cells: list[Dimensions] = [Dimensions(*cell) for cell in cells]
         self._numbers: dict[tuple[str, ...], int] = {cell: number for number, cell in enumerate(self.cells)}
         self._columns: dict[str, tuple[Ints, dict[str, int]]] = {}
@@ -60,7 +64,8 @@ class Table:
         kind, model, provider, caller, name, status = cell
         full = Dimensions(kind, model or UNKNOWN, provider or UNKNOWN, caller or UNKNOWN, name or UNKNOWN, status)
         no_name = full._replace(name=OTHER)
-        for candidate, limit in ((full, MAX_CELLS * 3 // 4), (no_name, MAX_CELLS)):
+        most = self._most or MAX_CELLS
+        for candidate, limit in ((full, most * 3 // 4), (no_name, most)):
             known = self._numbers.get(candidate)
             if known is None and len(self.cells) < limit:
                 known = self._add(candidate)
@@ -71,7 +76,7 @@ class Table:
             known = self._numbers.get(nobody)
             if known is None:
                 known = self._add(nobody)
-        if full != cell and len(self._numbers) < 4 * MAX_CELLS:
+        if full != cell and len(self._numbers) < 4 * most:
             self._numbers[cell] = known
         return known
 
@@ -82,7 +87,7 @@ class Table:
 
     def folded(self, names: Collection[str]) -> tuple[Table, Ints]:
         """(A table in which every other name is ``other``, the number there of every cell of this one)."""
-        table = Table()
+        table = Table(most=self._most)
         cells = [cell if cell.name in names else cell._replace(name=OTHER) for cell in self.cells]
         return table, np.array([table.number(cell) for cell in cells], np.int64)
 

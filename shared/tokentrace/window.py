@@ -86,7 +86,13 @@ class Rollup:
         self._pending: list[Ints] = []
         self._pending_rows = 0
         self._clock_s = 0
-        self.late = 0
+        self._late = 0
+
+    @property
+    def late(self) -> int:
+        """Rows that lay behind every tier when they arrived."""
+        self.settle()
+        return self._late
 
     def fold(self, rows: Ints) -> None:
         """Take in *rows* as the schema has them."""
@@ -107,7 +113,7 @@ class Rollup:
         order = np.argsort(keys, kind="stable")
         rows, keys = rows[order], keys[order]
         self._clock_s = max(self._clock_s, int(rows[:, ARRIVED].max()))
-        self.late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._kept[-1].keep_s).sum())
+        self._late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._kept[-1].keep_s).sum())
         values = self._values(rows)
         totals = Totals(self._schema.sums_of(rows))
         starts_s: Ints = rows[:, SECOND_OF]
@@ -300,7 +306,7 @@ class Rollup:
         """
         self.settle()
         state = {
-            "late": self.late,
+            "late": self._late,
             "clock_s": self._clock_s,
             "newest": {field: newest.snapshot() for field, newest in self._newest.items()},
             "ahead": {field: newest.snapshot() for field, newest in self._ahead.items()},
@@ -329,7 +335,7 @@ class Rollup:
     ) -> Rollup:
         """A rollup from ``snapshot``, *lifetime* restored already."""
         rollup = cls(table, tiers, schema, lifetime)
-        rollup.late, rollup._clock_s = state["late"], state["clock_s"]
+        rollup._late, rollup._clock_s = state["late"], state["clock_s"]
         rollup._newest = {field: Newest.restore(saved) for field, saved in state["newest"].items()}
         rollup._ahead = {field: Newest.restore(saved) for field, saved in state["ahead"].items()}
         for name, data in parts.items():

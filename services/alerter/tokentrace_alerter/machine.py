@@ -83,9 +83,11 @@ class Watch:
         """Look at the next instant; returns what is to be published."""
         rule, instant = self.rule, self.next_ns
         self.next_ns += rule.eval_interval_ns
-        found = self._measure.read(instant)
-        busy = [name for name, state in self.states.items() if state.firing or state.pending_ns]
-        names = sorted({*found, *busy}) if rule.group_by else [WHOLE]
+        busy = {name for name, state in self.states.items() if state.firing or state.pending_ns}
+        found = self._measure.read(instant, busy)
+        # Of instances that are gone only those matter that say something, unless no data does.
+        known = self.states if rule.no_data == "fire" else busy
+        names = sorted({*found, *known}) if rule.group_by else [WHOLE]
         events = []
         for name in names:
             seen = found.get(name, Found(None, 0))
@@ -118,9 +120,12 @@ class Watch:
     def _forget(self, instant: int, found: Mapping[str, Found]) -> None:
         """Instances without data, whose past no longer matters."""
         for name, state in list(self.states.items()):
-            asleep = not state.firing and not state.pending_ns and name not in found
-            if asleep and state.fired_ns + self.rule.cooldown_ns < instant:
+            if state.firing or state.pending_ns or name in found or self.rule.no_data == "fire":
+                continue
+            if state.fired_ns + self.rule.cooldown_ns <= instant:
                 del self.states[name]
+            else:
+                state.value, state.span_count, state.breached, state.why = None, 0, False, "no_data"
 
     def warming(self, instant_ns: int) -> bool:
         """What it looks at reaches back further than what it knows."""
@@ -133,8 +138,12 @@ class Watch:
 
     def take(self, event: AlertEvent) -> None:
         """The state that *event* says."""
+        if list(event.group) != ([self.rule.group_by] if self.rule.group_by else []):
+            return  # of when the rule was grouped by something else
         state = self.states.setdefault(instance_of(event), State())
         instant = parse_instant(event.fired_at)
+        if state.pending_ns <= instant:
+            state.pending_ns = 0
         if event.status == "firing":
             state.fired_ns = max(state.fired_ns, instant)
         if instant < state.event_ns:
@@ -241,6 +250,8 @@ class Alerter:
         """Watch it no more; what it fired is forgotten."""
         self._rules = [rule for rule in self._rules if rule.name != name]
         self._events.pop(name, None)
+        subject = subjects.alerts(self._project, name)
+        self._effects = [effect for effect in self._effects if effect.subject != subject]
         self._watch_all({other: watch for other, watch in self.watches.items() if other != name})
 
     def silence(self, name: str, until_ns: int) -> None:
@@ -346,7 +357,8 @@ class Alerter:
 
     def performed(self, effect: Effect) -> None:
         """As ``Machine.performed``."""
-        self._effects.remove(effect)
+        if effect in self._effects:
+            self._effects.remove(effect)
 
     def learn(self, event: AlertEvent) -> None:
         """Somebody, perhaps this alerter before a restart, has published *event*."""
@@ -360,8 +372,13 @@ class Alerter:
 
     def episodes(self) -> list[AlertEvent]:
         """The last event of every instance that fires now."""
-        every = [held["last"] for one in self._events.values() for held in one.values()]
-        return [event for event in every if event.status == "firing"]
+        lasting = []
+        for name, watch in self.watches.items():
+            for group, held in self._events.get(name, {}).items():
+                state = watch.states.get(group)
+                if held["last"].status == "firing" and state is not None and state.firing:
+                    lasting.append(held["last"])
+        return lasting
 
     def render(self, now_ns: int) -> list[dict[str, Any]]:
         """``GET /alerts``."""
@@ -434,6 +451,7 @@ class Alerter:
 
 def event_id(event: AlertEvent) -> str:
     """Makes a repetition harmless: what, when, and which instance."""
-    own = f"{event.rule_id}@{event.fired_at}@{event.status}"
+    # The broker knows ids of the whole stream, and eight digits of two names may be the same.
+    own = f"{event.rule_id}@{event.fired_at}@{event.status}@{hashlib.sha256(event.alert.encode()).hexdigest()[:24]}"
     name = instance_of(event)
     return f"{own}@{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else own

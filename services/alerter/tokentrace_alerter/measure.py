@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +30,13 @@ class Measure(Protocol):
         """Take in spans that the rule's filter lets through, of a message of stream time *time_ns*."""
         ...
 
-    def read(self, instant_ns: int) -> Found:
-        """Instance -> what its window that ends at *instant_ns* comes to; the value is None without data."""
+    def read(self, instant_ns: int, busy: Collection[str] = ()) -> Found:
+        """
+        Instance -> what its window that ends at *instant_ns* comes to; the value is None without data.
+
+        Args:
+            busy: Instances that must stay what they are however many there are.
+        """
         ...
 
     @property
@@ -88,6 +93,12 @@ def _changed(rule: Rule, now: Found, before: Found) -> Found:
     return found
 
 
+#: Stands before the name of an instance where it is the name of a cell: an empty one, or one called other, is its own.
+_MARK = "="
+#: An instance has a cell for each kind and status.
+_MOST_CELLS = 40 * MAX_GROUPS
+
+
 class _Groups:
     """The instances of a grouped rule; when there are too many, the heaviest half stays and the rest is ``other``."""
 
@@ -96,33 +107,40 @@ class _Groups:
         self._known: set[str] = set()
 
     def of(self, span: Span) -> str | None:
-        """The instance of *span*; None when it has none."""
+        """The name of the cells of *span*'s instance; None when it has none."""
         value = value_text(span, self._key)
-        if value is None or value in self._known:
-            return value
-        if len(self._known) >= MAX_GROUPS:
-            return OTHER
-        self._known.add(value)
-        return value
+        if value is None:
+            return None
+        if value not in self._known:
+            if len(self._known) >= MAX_GROUPS:
+                return OTHER
+            self._known.add(value)
+        return _MARK + value
 
-    def stay(self, found: Found) -> set[str] | None:
-        """The instances that stay when some have to go; None when all do."""
+    def named(self, found: Found) -> Found:
+        """What was found, by instance instead of by cell."""
+        return {name.removeprefix(_MARK): seen for name, seen in found.items()}
+
+    def stay(self, found: Found, busy: Collection[str]) -> set[str] | None:
+        """The names of the cells that stay when some have to go, those of *busy* first; None when all do."""
         if len(self._known) < MAX_GROUPS:
             return None
-        heaviest = sorted(found, key=lambda name: (-found[name].span_count, name))
-        self._known = set(heaviest[: MAX_GROUPS // 2]) - {OTHER}
-        return self._known
+        order = sorted(
+            self._known, key=lambda name: (name not in busy, -found.get(name, Seen(None, 0)).span_count, name)
+        )
+        self._known = set(order[: max(MAX_GROUPS // 2, min(len(busy), MAX_GROUPS - 1))])
+        return {_MARK + name for name in self._known}
 
-    def know(self, names: Iterable[str]) -> None:
-        """These are told apart already."""
-        self._known = set(names) - {OTHER}
+    def know(self, cells: Iterable[str]) -> None:
+        """The cells of these names are there already."""
+        self._known = {name.removeprefix(_MARK) for name in cells if name.startswith(_MARK)}
 
 
 class _Everybodys:
     def __init__(self, rule: Rule, table: Table) -> None:
         self._rule, self._window = rule, _Window(rule)
         self._groups = _Groups(rule) if rule.group_by else None
-        self._table = table if self._groups is None else Table()
+        self._table = table if self._groups is None else Table(most=_MOST_CELLS)
         self._metric = rule.of()
         self._schema = SPANS._replace(fields={name: SPANS.fields[name] for name in self._metric.fields})
         self._rollup = Rollup(self._table, self._window.tiers, self._schema)
@@ -141,11 +159,11 @@ class _Everybodys:
             rows = rows[rows[:, CELL] >= 0]
         self._rollup.fold(rows)
 
-    def read(self, instant_ns: int) -> Found:
+    def read(self, instant_ns: int, busy: Collection[str] = ()) -> Found:
         found = self._read(self._window.stretches(instant_ns))
         if self._rule.change:
             found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
-        names = None if self._groups is None else self._groups.stay(found)
+        names = None if self._groups is None else self._groups.stay(found, busy)
         if names is not None:
             self._table, numbers = self._table.folded(names)
             self._rollup.renumber(self._table, numbers)
@@ -161,10 +179,11 @@ class _Everybodys:
         )
         total, groups, _ = Reader(self._rollup, self._table, query).read(stretches)
         every = groups if self._groups is not None else {WHOLE: total}
-        return {
+        found = {
             name: Seen(self._metric.value(figures), self._metric.contributing(figures))
             for name, figures in every.items()
         }
+        return found if self._groups is None else self._groups.named(found)
 
     def snapshot(self) -> Callable[[], Any]:
         cells = None if self._groups is None else list(self._table.cells)
@@ -173,7 +192,7 @@ class _Everybodys:
     def restore(self, saved: Any) -> None:
         cells, state, parts = saved
         if cells is not None and self._groups is not None:
-            self._table = Table(cells)
+            self._table = Table(cells, most=_MOST_CELLS)
             self._groups.know(cell.name for cell in self._table.cells)
         self._rollup = Rollup.restore(self._table, state, parts, self._window.tiers, self._schema)
 
@@ -191,11 +210,11 @@ class _Own:
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         self._measured.fold(spans, time_ns)
 
-    def read(self, instant_ns: int) -> Found:
+    def read(self, instant_ns: int, busy: Collection[str] = ()) -> Found:
         found = self._read(self._window.stretches(instant_ns))
         if self._rule.change:
             found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
-        names = None if self._groups is None else self._groups.stay(found)
+        names = None if self._groups is None else self._groups.stay(found, busy)
         if names is not None:
             self._measured.fold_names(names)
         return found
@@ -203,7 +222,8 @@ class _Own:
     def _read(self, stretches: Sequence[Stretch]) -> Found:
         total, groups = self._measured.read(stretches, Query(groupby="name" if self._groups else ""))
         every = groups if self._groups is not None else {WHOLE: total}
-        return {name: Seen(self._measured.metric.value(tally), tally.size) for name, tally in every.items()}
+        found = {name: Seen(self._measured.metric.value(tally), tally.size) for name, tally in every.items()}
+        return found if self._groups is None else self._groups.named(found)
 
     def snapshot(self) -> Callable[[], Any]:
         return _later(None, *self._measured.snapshot({}))

@@ -18,7 +18,8 @@ _MAX_INSTANCES = 100
 def render_watch(watch: Watch, now_ns: int) -> dict[str, Any]:
     """The documented keys, and why it did not fire; a grouped rule shows the instance that is worst off."""
     rule = watch.rule
-    states = watch.states or {"": State()}
+    instances = watch.states
+    states = instances or {"": State()}
     state = max(states.values(), key=lambda one: (one.firing, one.pending_ns > 0, one.fired_ns, one.span_count))
     until_ns = watch.silenced_until_ns if watch.silenced_until_ns > now_ns else 0
     shown: dict[str, Any] = {
@@ -54,8 +55,8 @@ def render_watch(watch: Watch, now_ns: int) -> dict[str, Any]:
         "why_not_fired": ("warming" if watch.priming else state.why) or None,
     }
     if rule.group_by:
-        ordered = sorted(states.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
-        shown["instance_count"] = len(states)
+        ordered = sorted(instances.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
+        shown["instance_count"] = len(instances)
         shown["instances"] = [
             {
                 "group": name,

@@ -358,7 +358,7 @@ def decide(
         group: Which instance.
     """
     if instant_ns <= state.event_ns:
-        return Decision(None, "ok", state.pending_ns)
+        return Decision(None, "ok")
     quiet = rule.silenced or silenced
     no_data = value is None or span_count == 0
     if no_data and rule.no_data == "keep":
@@ -386,7 +386,7 @@ def decide(
 def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:
     """The condition holds; of a *firing* rule, it has not recovered."""
     if value is None or span_count == 0:
-        return rule.no_data == "fire"
+        return rule.no_data == "fire" or (rule.no_data == "keep" and firing)
     limit = rule.threshold if not firing or rule.recovery_threshold is None else rule.recovery_threshold
     return span_count >= rule.min_spans and _COMPARE[rule.op](value, limit)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tokentrace.cell import DIMENSIONS, UNKNOWN, Schema, Table
+from tokentrace.cell import DIMENSIONS, MAX_CELLS, UNKNOWN, Schema, Table
 from tokentrace.errors import ConfigError, shorten
 from tokentrace.exact import Totals, add_by
 from tokentrace.lifetime import Counters
@@ -220,9 +220,13 @@ class Measured:
     ) -> None:
         self.metric, self._tiers, self._group = metric, tiers, group
         self.since_ns = 0
-        self._table = Table()
+        self._table = self._empty_table()
         self._counters = Counters(VALUES.width)
         self._rollup = Rollup(self._table, tiers, VALUES, self._counters)
+
+    def _empty_table(self, cells: Sequence[Sequence[str]] = ()) -> Table:
+        # Whoever tells spans apart bounds how many there are.
+        return Table(cells, most=None if self._group is None else 20 * MAX_CELLS)
 
     def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
         """Take in what *spans* add."""
@@ -301,7 +305,7 @@ class Measured:
         if msgspec.convert(state["metric"], CustomMetric) != self.metric:
             return False
         self.since_ns = state["since_ns"]
-        self._table = Table(state["cells"])
+        self._table = self._empty_table(state["cells"])
         self._counters.restore(state["counters"])
         self._rollup = Rollup.restore(self._table, state["rollup"], parts, self._tiers, VALUES, self._counters)
         return True
