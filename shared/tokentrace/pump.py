@@ -54,6 +54,7 @@ class Pump:
         service, shard: Name of the snapshots and of the reader's position.
         perform: Carries out one effect; Unavailable is tried again, Rejected is logged and dropped.
         on_caught_up: Called whenever everything has been read.
+        on_loaded: Called once the machine is what its snapshot saw, before it takes anything in.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class Pump:
         perform: Callable[[Effect], Awaitable[None]] | None = None,
         save_every_s: float = SAVE_EVERY_S,
         on_caught_up: Callable[[], None] = lambda: None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
         self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
         self._perform = perform
         self._performing = asyncio.Lock()
-        self._on_caught_up = on_caught_up
+        self._on_caught_up, self._on_loaded = on_caught_up, on_loaded
         self._snapshots = Snapshots(bus, service, shard)
         self._meta = bus.kv(subjects.META)
         self._reader = reader_key(service, shard)
@@ -86,6 +88,7 @@ class Pump:
         """Pump until *stopping* is set; then save once more."""
         trouble = await until_available(lambda: self._snapshots.load_into(self._machine))
         self.progress.trouble = trouble or ""
+        self._on_loaded()
         tasks = [
             asyncio.create_task(self._follow(), name=f"follow {self._reader}"),
             asyncio.create_task(self._look_after(), name=f"look after {self._reader}"),

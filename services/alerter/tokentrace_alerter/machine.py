@@ -83,8 +83,8 @@ class Watch:
         """Look at the next instant; returns what is to be published."""
         rule, instant = self.rule, self.next_ns
         self.next_ns += rule.eval_interval_ns
-        busy = {name for name, state in self.states.items() if state.firing or state.pending_ns}
-        found = self._measure.read(instant, busy)
+        found = self._measure.read(instant)
+        busy = self._busy()
         # Of instances that are gone only those matter that say something, unless no data does.
         known = self.states if rule.no_data == "fire" else busy
         names = sorted({*found, *known}) if rule.group_by else [WHOLE]
@@ -96,7 +96,12 @@ class Watch:
                 events.append(event)
         if rule.group_by:
             self._forget(instant, found)
+            self._measure.bound(found, self._busy())
         return events
+
+    def _busy(self) -> set[str]:
+        """The instances that say something, or are about to."""
+        return {name for name, state in self.states.items() if state.firing or state.pending_ns}
 
     def _look(self, name: str, instant: int, value: float | None, span_count: int) -> AlertEvent | None:
         rule, state = self.rule, self.states.setdefault(name, State())
@@ -122,7 +127,7 @@ class Watch:
         for name, state in list(self.states.items()):
             if state.firing or state.pending_ns or name in found or self.rule.no_data == "fire":
                 continue
-            if state.fired_ns + self.rule.cooldown_ns <= instant:
+            if state.fired_ns + self.rule.cooldown_ns < instant:
                 del self.states[name]
             else:
                 state.value, state.span_count, state.breached, state.why = None, 0, False, "no_data"
@@ -169,9 +174,7 @@ class Watch:
         return lambda: {**state, "measure": measure()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on where ``snapshot`` was, if it watched the same; what fired is for the events to say."""
-        if saved["fingerprint"] != self.rule.fingerprint:
-            return
+        """Go on where ``snapshot`` was, which watched the same; what fired is for the events to say."""
         self._measure.restore(saved["measure"])
         self.states = {
             name: State(evaluated_ns=evaluated_ns, value=value, span_count=span_count, pending_ns=pending_ns)
@@ -343,7 +346,7 @@ class Alerter:
         """Look from *now_ns* on at what is not looked at yet: it was primed by what was read."""
         for watch in self.watches.values():
             if watch.next_ns == 0 and not watch.priming:
-                watch.primed_ns = self._began_ns
+                watch.primed_ns = self._began_ns or now_ns
                 watch.start_at(now_ns)
                 self._schedule(watch)
 
@@ -405,22 +408,22 @@ class Alerter:
         )
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
-        """As ``Machine.restore``; a rule that is new or watches something else has everything read again."""
+        """As ``Machine.restore``; a rule that is new or watches something else has to be primed."""
         try:
             saved = msgspec.msgpack.decode(state)
             if saved["version"] != VERSION:
                 raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
-            known = {entry["fingerprint"] for entry in saved["watches"].values()}
-            if not all(rule.fingerprint in known for rule in self._rules):
-                # Rings of new rules are filled by reading the log again; the events tell what fired already.
-                return
             self._table = Table(saved["cells"])
             self._position = msgspec.convert(saved["position"], Position | None)
             self._seen = Seen.restore(saved["seen"])
             self._forgot_ns, self._began_ns = saved["forgot_ns"], saved["began_ns"]
             watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
             for name, watch in watches.items():
-                watch.restore(saved["watches"][name])
+                held = saved["watches"].get(name)
+                if held is not None and held["fingerprint"] == watch.rule.fingerprint:
+                    watch.restore(held)
+                else:
+                    watch.priming = True
             self._watch_all(watches)
             self._effects = [
                 effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)

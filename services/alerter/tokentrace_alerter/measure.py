@@ -30,13 +30,12 @@ class Measure(Protocol):
         """Take in spans that the rule's filter lets through, of a message of stream time *time_ns*."""
         ...
 
-    def read(self, instant_ns: int, busy: Collection[str] = ()) -> Found:
-        """
-        Instance -> what its window that ends at *instant_ns* comes to; the value is None without data.
+    def read(self, instant_ns: int) -> Found:
+        """Instance -> what its window that ends at *instant_ns* comes to; the value is None without data."""
+        ...
 
-        Args:
-            busy: Instances that must stay what they are however many there are.
-        """
+    def bound(self, found: Found, busy: Collection[str]) -> None:
+        """When there are too many instances the lightest become one; those of *busy* stay what they are."""
         ...
 
     @property
@@ -93,7 +92,7 @@ def _changed(rule: Rule, now: Found, before: Found) -> Found:
     return found
 
 
-#: Stands before the name of an instance where it is the name of a cell: an empty one, or one called other, is its own.
+#: Stands before the name of an instance where it is the name of a cell: an empty one is its own.
 _MARK = "="
 #: An instance has a cell for each kind and status.
 _MOST_CELLS = 40 * MAX_GROUPS
@@ -109,8 +108,8 @@ class _Groups:
     def of(self, span: Span) -> str | None:
         """The name of the cells of *span*'s instance; None when it has none."""
         value = value_text(span, self._key)
-        if value is None:
-            return None
+        if value is None or value == OTHER:
+            return value
         if value not in self._known:
             if len(self._known) >= MAX_GROUPS:
                 return OTHER
@@ -159,15 +158,17 @@ class _Everybodys:
             rows = rows[rows[:, CELL] >= 0]
         self._rollup.fold(rows)
 
-    def read(self, instant_ns: int, busy: Collection[str] = ()) -> Found:
+    def read(self, instant_ns: int) -> Found:
         found = self._read(self._window.stretches(instant_ns))
         if self._rule.change:
             found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
+        return found
+
+    def bound(self, found: Found, busy: Collection[str]) -> None:
         names = None if self._groups is None else self._groups.stay(found, busy)
         if names is not None:
             self._table, numbers = self._table.folded(names)
             self._rollup.renumber(self._table, numbers)
-        return found
 
     def _read(self, stretches: Sequence[Stretch]) -> Found:
         kind = self._rule.filter.get("kind", "")
@@ -210,14 +211,16 @@ class _Own:
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         self._measured.fold(spans, time_ns)
 
-    def read(self, instant_ns: int, busy: Collection[str] = ()) -> Found:
+    def read(self, instant_ns: int) -> Found:
         found = self._read(self._window.stretches(instant_ns))
         if self._rule.change:
             found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
+        return found
+
+    def bound(self, found: Found, busy: Collection[str]) -> None:
         names = None if self._groups is None else self._groups.stay(found, busy)
         if names is not None:
             self._measured.fold_names(names)
-        return found
 
     def _read(self, stretches: Sequence[Stretch]) -> Found:
         total, groups = self._measured.read(stretches, Query(groupby="name" if self._groups else ""))

@@ -112,6 +112,7 @@ class Alerter:
             perform=self._perform,
             save_every_s=config.snapshot_every_s,
             on_caught_up=self._caught_up,
+            on_loaded=self._loaded,
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -140,6 +141,17 @@ class Alerter:
                 for task in others:
                     task.cancel()
                 await asyncio.gather(*others, return_exceptions=True)
+
+    def _loaded(self) -> None:
+        for watch in self.machine.watches.values():
+            if watch.priming:
+                self._prime(watch.rule)
+
+    def _prime(self, rule: Rule) -> None:
+        before = self._priming.pop(rule.name, None)
+        if before is not None:
+            before.cancel()
+        self._priming[rule.name] = asyncio.create_task(prime(self.bus, self.machine, rule))
 
     def _caught_up(self) -> None:
         self.machine.caught_up = True
@@ -172,10 +184,7 @@ class Alerter:
         elif change.rule is not None:
             log.info("rule %s: watched from now on", change.name)
             self.machine.add(change.rule)
-            before = self._priming.pop(change.name, None)
-            if before is not None:
-                before.cancel()
-            self._priming[change.name] = asyncio.create_task(prime(self.bus, self.machine, change.rule))
+            self._prime(change.rule)
         self.machine.silence(change.name, change.silenced_until_ns)
 
     async def _perform(self, effect: Effect) -> None:
