@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from tokentrace.bus import subjects
-from tokentrace.cell import Table, rows_of
+from tokentrace.cell import OTHER, Table, rows_of
 from tokentrace.errors import Rejected
 from tokentrace.machine import Effect, Message, Publish, Saved
 from tokentrace.quantile import Ints
@@ -96,7 +96,9 @@ class Watch:
                 events.append(event)
         if rule.group_by:
             self._forget(instant, found)
-            self._measure.bound(found, self._busy())
+            stay = self._measure.bound(found, self._busy())
+            if stay is not None:
+                self.states = {name: state for name, state in self.states.items() if name in stay or name == OTHER}
         return events
 
     def _busy(self) -> set[str]:
@@ -199,6 +201,8 @@ class Alerter:
         #: Of each instance of each rule the last firing and the last event: together they are its state.
         self._events: dict[str, dict[str, dict[str, AlertEvent]]] = {}
         self._silences: dict[str, int] = {}
+        #: Of rules that were removed: what was said up to then is not said by a later rule of the same name.
+        self._forgotten: dict[str, int] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -252,7 +256,8 @@ class Alerter:
     def remove(self, name: str) -> None:
         """Watch it no more; what it fired is forgotten."""
         self._rules = [rule for rule in self._rules if rule.name != name]
-        self._events.pop(name, None)
+        said = [event for held in self._events.pop(name, {}).values() for event in held.values()]
+        self._forgotten[name] = max([self._forgotten.get(name, 0), *(parse_instant(event.fired_at) for event in said)])
         subject = subjects.alerts(self._project, name)
         self._effects = [effect for effect in self._effects if effect.subject != subject]
         self._watch_all({other: watch for other, watch in self.watches.items() if other != name})
@@ -365,6 +370,8 @@ class Alerter:
 
     def learn(self, event: AlertEvent) -> None:
         """Somebody, perhaps this alerter before a restart, has published *event*."""
+        if parse_instant(event.fired_at) <= self._forgotten.get(event.alert, 0):
+            return
         held = self._events.setdefault(event.alert, {}).setdefault(instance_of(event), {})
         if event.status == "firing":
             held["firing"] = event
@@ -387,6 +394,15 @@ class Alerter:
         """``GET /alerts``."""
         return [render_watch(watch, now_ns) for watch in self.watches.values()]
 
+    def _forget(self, forgotten: Mapping[str, int]) -> None:
+        """What was said by rules that were removed up to these instants is not known any more."""
+        for name, instant_ns in forgotten.items():
+            self._forgotten[name] = max(instant_ns, self._forgotten.get(name, 0))
+        learnt = [event for one in self._events.values() for held in one.values() for event in held.values()]
+        self._events = {}
+        for event in sorted(learnt, key=lambda event: event.fired_at):
+            self.learn(event)
+
     def heard(self, event: AlertEvent) -> AlertEvent | None:
         """The last that was published about the same instance."""
         return self._events.get(event.alert, {}).get(instance_of(event), {}).get("last")
@@ -402,6 +418,7 @@ class Alerter:
             "forgot_ns": self._forgot_ns,
             "began_ns": self._began_ns,
             "effects": list(self._effects),
+            "forgotten": dict(self._forgotten),
         }
         return Saved(
             lambda: msgspec.msgpack.encode({**state, "watches": {name: watch() for name, watch in watches.items()}})
@@ -417,6 +434,7 @@ class Alerter:
             self._position = msgspec.convert(saved["position"], Position | None)
             self._seen = Seen.restore(saved["seen"])
             self._forgot_ns, self._began_ns = saved["forgot_ns"], saved["began_ns"]
+            self._forget(msgspec.convert(saved["forgotten"], dict[str, int]))
             watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
             for name, watch in watches.items():
                 held = saved["watches"].get(name)

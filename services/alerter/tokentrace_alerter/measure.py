@@ -34,8 +34,8 @@ class Measure(Protocol):
         """Instance -> what its window that ends at *instant_ns* comes to; the value is None without data."""
         ...
 
-    def bound(self, found: Found, busy: Collection[str]) -> None:
-        """When there are too many instances the lightest become one; those of *busy* stay what they are."""
+    def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
+        """When there are too many instances the lightest become one; those that stay, *busy* first; None when all do."""
         ...
 
     @property
@@ -121,14 +121,14 @@ class _Groups:
         return {name.removeprefix(_MARK): seen for name, seen in found.items()}
 
     def stay(self, found: Found, busy: Collection[str]) -> set[str] | None:
-        """The names of the cells that stay when some have to go, those of *busy* first; None when all do."""
+        """The instances that stay when some have to go, those of *busy* first; None when all do."""
         if len(self._known) < MAX_GROUPS:
             return None
         order = sorted(
             self._known, key=lambda name: (name not in busy, -found.get(name, Seen(None, 0)).span_count, name)
         )
         self._known = set(order[: max(MAX_GROUPS // 2, min(len(busy), MAX_GROUPS - 1))])
-        return {_MARK + name for name in self._known}
+        return self._known
 
     def know(self, cells: Iterable[str]) -> None:
         """The cells of these names are there already."""
@@ -164,11 +164,12 @@ class _Everybodys:
             found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
         return found
 
-    def bound(self, found: Found, busy: Collection[str]) -> None:
+    def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
         names = None if self._groups is None else self._groups.stay(found, busy)
         if names is not None:
-            self._table, numbers = self._table.folded(names)
+            self._table, numbers = self._table.folded({_MARK + name for name in names})
             self._rollup.renumber(self._table, numbers)
+        return names
 
     def _read(self, stretches: Sequence[Stretch]) -> Found:
         kind = self._rule.filter.get("kind", "")
@@ -217,10 +218,11 @@ class _Own:
             found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
         return found
 
-    def bound(self, found: Found, busy: Collection[str]) -> None:
+    def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
         names = None if self._groups is None else self._groups.stay(found, busy)
         if names is not None:
-            self._measured.fold_names(names)
+            self._measured.fold_names({_MARK + name for name in names})
+        return names
 
     def _read(self, stretches: Sequence[Stretch]) -> Found:
         total, groups = self._measured.read(stretches, Query(groupby="name" if self._groups else ""))
