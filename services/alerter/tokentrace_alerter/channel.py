@@ -93,6 +93,9 @@ def parse_channel(given: object, where: str) -> Channel | None:
         raise ConfigError(f"{where}.url: {shorten(url)!r} is not an http or https address")
     if kind == "custom" and not (isinstance(target, str) and _TARGET.fullmatch(target)):
         raise ConfigError(f"{where}.target: {shorten(target)!r} is not package.module:name")
+    secret = said.get("secret", "")
+    if not isinstance(secret, str):
+        raise ConfigError(f"{where}.secret: is not text")
     retries = said.get("max_retries", MAX_RETRIES)
     if not isinstance(retries, int) or isinstance(retries, bool) or not 0 <= retries <= 100:
         raise ConfigError(f"{where}.max_retries: {shorten(retries)!r} is not a whole number from 0 to 100")
@@ -110,7 +113,7 @@ def parse_channel(given: object, where: str) -> Channel | None:
         headers=_headers(said.get("headers", {}), where),
         max_retries=retries,
         send_resolved=resolved,
-        secret=str(said.get("secret", "")),
+        secret=secret,
         format=cast(Format, form),
     )
 

@@ -35,7 +35,7 @@ class Measure(Protocol):
         ...
 
     def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
-        """When there are too many instances the lightest become one; those that stay, *busy* first; None when all do."""
+        """When there are too many instances the lightest become one; returns those that stay, None when all do."""
         ...
 
     @property
