@@ -25,8 +25,8 @@ from tokentrace.bus.jetstream import connect
 from tokentrace.cell import Table
 from tokentrace.machine import Saved
 from tokentrace.provision import provision
-from tokentrace.snapshots import Snapshots
 from tokentrace.settings import Nats, Settings
+from tokentrace.snapshots import Snapshots
 from tokentrace_aggregator.machine import Shard
 
 SPANS = int(os.environ.get("BENCH_HISTORY_SPANS", "10000000"))
