@@ -19,8 +19,8 @@ from tokentrace.units import MINUTE, parse_instant
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import Rule
 
-#: Spans arrive a little after they end.
-_SLACK_NS = 2 * MINUTE
+#: Spans arrive a little after they end, or up to five minutes before they say they do.
+_SLACK_NS = 6 * MINUTE
 
 
 async def backtest(

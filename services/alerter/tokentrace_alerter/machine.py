@@ -55,6 +55,10 @@ class Watch:
         self.primed_ns = 0
         self.next_ns = 0
         self.priming = False
+        #: What lies up to here it has to be primed with.
+        self.began_at: Position | None = None
+        #: Instances that are counted with the rest now.
+        self._folded: set[str] = set()
         self.silenced_until_ns = 0
         self.spans = 0
         self._measure = make_measure(rule, table)
@@ -86,7 +90,8 @@ class Watch:
         found = self._measure.read(instant)
         busy = self._busy()
         # Of instances that are gone only those matter that say something, unless no data does.
-        known = self.states if rule.no_data == "fire" else busy
+        self._folded -= found.keys()
+        known = self.states.keys() - self._folded if rule.no_data == "fire" else busy
         names = sorted({*found, *known}) if rule.group_by else [WHOLE]
         events = []
         for name in names:
@@ -98,8 +103,16 @@ class Watch:
             self._forget(instant, found)
             stay = self._measure.bound(found, self._busy())
             if stay is not None:
-                self.states = {name: state for name, state in self.states.items() if name in stay or name == OTHER}
+                self._folded |= {name for name in self.states if name not in stay and name != OTHER}
+                cooling = {name for name in self._folded if self._is_cooling(name, instant)}
+                self._folded &= cooling
+                kept = stay | cooling | {OTHER}
+                self.states = {name: state for name, state in self.states.items() if name in kept}
         return events
+
+    def _is_cooling(self, name: str, instant: int) -> bool:
+        state = self.states.get(name)
+        return state is not None and state.fired_ns > 0 and instant <= state.fired_ns + self.rule.cooldown_ns
 
     def _busy(self) -> set[str]:
         """The instances that say something, or are about to."""
@@ -127,10 +140,12 @@ class Watch:
     def _forget(self, instant: int, found: Mapping[str, Found]) -> None:
         """Instances without data, whose past no longer matters."""
         for name, state in list(self.states.items()):
-            if state.firing or state.pending_ns or name in found or self.rule.no_data == "fire":
+            fires = self.rule.no_data == "fire" and name not in self._folded
+            if state.firing or state.pending_ns or name in found or fires:
                 continue
             if state.fired_ns + self.rule.cooldown_ns < instant:
                 del self.states[name]
+                self._folded.discard(name)
             else:
                 state.value, state.span_count, state.breached, state.why = None, 0, False, "no_data"
 
@@ -172,6 +187,7 @@ class Watch:
             "primed_ns": self.primed_ns,
             "next_ns": self.next_ns,
             "spans": self.spans,
+            "folded": sorted(self._folded),
         }
         return lambda: {**state, "measure": measure()}
 
@@ -183,6 +199,7 @@ class Watch:
             for name, (evaluated_ns, value, span_count, pending_ns) in saved["seen"].items()
         }
         self.primed_ns, self.next_ns, self.spans = saved["primed_ns"], saved["next_ns"], saved["spans"]
+        self._folded = set(saved["folded"])
         if self.next_ns and saved["interval_ns"] != self.rule.eval_interval_ns:
             self.start_at(self.next_ns - saved["interval_ns"])
 
@@ -249,7 +266,7 @@ class Alerter:
     def add(self, rule: Rule) -> None:
         """Watch *rule* from the next message on; it is looked at once it is ``primed``."""
         watch = Watch(rule, self._table)
-        watch.priming = True
+        watch.priming, watch.began_at = True, self._position
         self._rules = [one for one in self._rules if one.name != rule.name] + [rule]
         self._watch_all({**self.watches, rule.name: watch})
 
@@ -441,7 +458,7 @@ class Alerter:
                 if held is not None and held["fingerprint"] == watch.rule.fingerprint:
                     watch.restore(held)
                 else:
-                    watch.priming = True
+                    watch.priming, watch.began_at = True, self._position
             self._watch_all(watches)
             self._effects = [
                 effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)

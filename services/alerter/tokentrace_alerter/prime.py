@@ -16,13 +16,14 @@ from tokentrace_alerter.rule import Rule
 
 log = logging.getLogger("tokentrace.alerter")
 
-#: Spans arrive a little after they end.
-_SLACK_NS = 2 * MINUTE
+#: Spans arrive a little after they end, or up to five minutes before they say they do.
+_SLACK_NS = 6 * MINUTE
 
 
 async def prime(bus: Bus, machine: Alerter, rule: Rule) -> None:
     """Fill the ring of *rule*, which *machine* watches from its position on, with what lies before that."""
-    target = machine.position
+    watch = machine.watches.get(rule.name)
+    target = watch.began_at if watch is not None else None
     if target is not None:
         since_ns = time.time_ns() - rule.covers_ns - rule.lag_ns - _SLACK_NS
         start = await until_available(lambda: bus.before(subjects.SPANS, since_ns))

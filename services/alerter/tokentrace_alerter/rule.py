@@ -30,6 +30,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 }
 _SYMBOLS = {name: symbol for symbol, name in _OPERATORS.items()}
 LEVELS = ("warning", "critical")
+_MAX_THRESHOLD = 1e300
 MAX_WINDOW_NS = 31 * 24 * HOUR
 #: A falling value is judged this much later: spans that are still on their way would have kept it up.
 LAGGING_NS = 5 * SECOND
@@ -191,9 +192,10 @@ def parse_rule(
     if op not in _COMPARE:
         raise ConfigError(f"{where}.op: {shorten(written)!r} is none of {', '.join([*_COMPARE, *_OPERATORS])}")
     threshold = given.get("threshold")
-    if not is_number(threshold):
+    if not is_number(threshold) or abs(threshold) > _MAX_THRESHOLD:
         raise ConfigError(f"{where}.threshold: {shorten(threshold)!r} is not a finite number")
-    level = given.get("level") or "warning"
+    level = given.get("level")
+    level = "warning" if level is None else level
     if level not in LEVELS:
         raise ConfigError(f"{where}.level: {shorten(level)!r} is none of {', '.join(LEVELS)}")
     window_ns = duration("window", HOUR)
@@ -208,7 +210,7 @@ def parse_rule(
         raise ConfigError(f"{where}.min_spans: must be a whole number, 0 or more")
     recovery = given.get("recovery_threshold")
     if recovery is not None:
-        if not is_number(recovery):
+        if not is_number(recovery) or abs(recovery) > _MAX_THRESHOLD:
             raise ConfigError(f"{where}.recovery_threshold: {shorten(recovery)!r} is not a finite number")
         if recovery != threshold and _COMPARE[op](recovery, threshold):
             raise ConfigError(f"{where}.recovery_threshold: {recovery} is itself {written} {threshold}")

@@ -94,9 +94,10 @@ class Rulebook:
             if kept is None:
                 continue
             if kept.deleted and kept.name in self._configured:
-                # A restart brings back what the configuration says.
-                await self._kv.delete(key)
-                continue
+                # A restart brings back what the configuration says, and everybody hears of it.
+                kept = _Kept(kept.name)
+                with contextlib.suppress(Conflict):
+                    await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
             change = self._apply(kept)
             if change is not None:
                 changes.append(change)
@@ -125,7 +126,7 @@ class Rulebook:
     def _decode(self, key: str, value: bytes) -> _Kept | None:
         try:
             return msgspec.json.decode(value, type=_Kept)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
             log.error("%s: %s cannot be read: %s", subjects.RULES, key, exc)
             return None
 
@@ -136,7 +137,7 @@ class Rulebook:
         if kept.rule is not None and not kept.deleted:
             try:
                 rule = parse_rule(kept.rule, kept.name, self._cooldown_ns, self._customs)
-            except ConfigError as exc:
+            except (ConfigError, ValueError, TypeError, OverflowError, RecursionError) as exc:
                 log.error("a rule made at run time makes no sense here: %s", exc)
                 return None
         self._silences[kept.name] = kept.silenced_until_ns
@@ -156,12 +157,14 @@ class Rulebook:
         """The answer to a question on ``tokentrace.query.alerts``: JSON with the HTTP status it would have."""
         try:
             asked = msgspec.json.decode(payload) if payload else {"ask": "list"}
+            if not isinstance(asked, dict):
+                raise Rejected("question: not an object")
             status, body = await self._do(asked, machine, now_ns)
         except TokentraceError as exc:
             status = exc.status if isinstance(exc, Rejected) else 409 if isinstance(exc, Conflict) else 503
             status = 400 if isinstance(exc, ConfigError) else status
             body = {"error": str(exc)}
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as exc:
             status, body = 400, {"error": f"question: {exc}"}
         return msgspec.json.encode({"status": status, "body": body})
 
@@ -171,16 +174,28 @@ class Rulebook:
             return 200, machine.render(now_ns)
         if ask == "create":
             return 201, await self._create(asked.get("rule"))
-        if name not in self._rules:
+        if name not in self._rules and not await self._is_kept(name):
             raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
         if ask == "delete":
             await self._write(name, lambda kept: _Kept(name, None, deleted=True))
             return 204, None
         if ask == "silence":
             until_ns = now_ns + _duration(asked.get("duration"))
-            await self._write(name, lambda kept: _Kept(name, kept.rule, silenced_until_ns=until_ns))
+
+            def silenced(kept: _Kept) -> _Kept:
+                if kept.deleted:
+                    raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+                return _Kept(name, kept.rule, silenced_until_ns=until_ns)
+
+            await self._write(name, silenced)
             return 200, {"silenced_until": render_instant(until_ns)}
         raise Rejected(f"question: {shorten(ask)!r} is none of list, create, delete, silence")
+
+    async def _is_kept(self, name: str) -> bool:
+        """Somebody has made it a moment ago, and it has not been heard of here yet."""
+        entry = await self._kv.get(_key(name))
+        kept = None if entry is None else self._decode(name, entry.value)
+        return kept is not None and kept.rule is not None and not kept.deleted
 
     async def _create(self, given: object) -> dict[str, Any]:
         if not isinstance(given, dict):

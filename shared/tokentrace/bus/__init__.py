@@ -194,7 +194,11 @@ class Bus(Protocol):
     async def state(self, stream: str) -> StreamState: ...
 
     async def before(self, stream: str, time_ns: int) -> Position:
-        """Where a reader stands that has read everything stored before *time_ns*, Unix nanoseconds."""
+        """
+        Where a reader stands that has read everything stored before *time_ns*, Unix nanoseconds.
+
+        Only of a stream that loses nothing but its beginning: of a bucket the answer may be too late.
+        """
         ...
 
     async def publish(

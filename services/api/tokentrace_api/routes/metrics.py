@@ -173,7 +173,10 @@ async def _group(api: Api, name: str, question: Question) -> Response:
         if question.groupby:
             shown[key] = {value: group.render(figures)["total_usd"] for value, figures in found.groups.items()}
     elif question.groupby:
-        shown[key] = {value: group.render(figures) for value, figures in found.groups.items()}
+        counted = {"quality": "score_n"}.get(name, "spans")
+        shown[key] = {
+            value: group.render(figures) for value, figures in found.groups.items() if getattr(figures.sums, counted)
+        }
     else:
         shown |= group.render(found.total)
     if group.fields:

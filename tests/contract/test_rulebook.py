@@ -1,0 +1,766 @@
+"""Rules that people make, silence and delete, on both buses; and what a rule made at run time reads again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from conftest import Broker
+from make import make_span
+from tokentrace.bus import Bus, Entry, KeyValue, Position, Stream, jetstream, subjects
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.metric.custom import parse_customs
+from tokentrace.records import AlertEvent, Batch, Span, encode_batches
+from tokentrace.units import DAY, HOUR, MINUTE, SECOND, parse_instant
+from tokentrace_alerter import rulebook
+from tokentrace_alerter.machine import Alerter
+from tokentrace_alerter.prime import prime
+from tokentrace_alerter.rule import Rule, parse_rule
+from tokentrace_alerter.rulebook import Change, Rulebook
+
+MIB = 1024 * 1024
+STREAMS = [
+    subjects.bucket(subjects.RULES, max_bytes=MIB),
+    Stream(name=subjects.SPANS, subjects=(subjects.ALL_SPANS,), max_bytes=64 * MIB),
+    Stream(name="LOG", subjects=("log.>",), max_bytes=MIB),
+]
+CUSTOMS = parse_customs([{"name": "hops", "type": "sum", "field": "attr.hops"}])
+
+
+@pytest.fixture(params=["memory", "jetstream"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    async with contextlib.AsyncExitStack() as stack:
+        if request.param == "memory":
+            made: Bus = MemoryBus(MemoryBroker())
+        else:
+            server: Broker = request.getfixturevalue("broker")
+            made = await stack.enter_async_context(jetstream.connect(server.url, name="rules"))
+        for stream in STREAMS:
+            await made.ensure(stream)
+        yield made
+
+
+def written(name: str = "mine", **overrides: Any) -> dict[str, Any]:
+    given = {"name": name, "metric": "span_count", "op": "gt", "threshold": 5, "window": "10s"}
+    return {**given, **overrides}
+
+
+def make_rule(name: str = "configured", **overrides: Any) -> Rule:
+    return parse_rule(written(name, **overrides), "alerts[0]")
+
+
+class Desk:
+    """A rulebook and its machine as an alerter has them: what others change is followed."""
+
+    def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
+        self.book = Rulebook(bus, configured, CUSTOMS if customs else {}, None)
+        self.machine = Alerter(configured, "default")
+        self.changes: list[Change] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> Desk:
+        self.book.apply_to(self.machine, await self.book.open())
+        return self
+
+    async def __aenter__(self) -> Desk:
+        await self.open()
+        self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        async for change in self.book.changes():
+            self.changes.append(change)
+            if change.rule is None and change.removed:
+                self.machine.remove(change.name)
+            elif change.rule is not None:
+                self.machine.add(change.rule)
+            self.machine.silence(change.name, change.silenced_until_ns)
+
+    async def ask(self, asked: Any, now_ns: int | None = None) -> tuple[int, Any]:
+        payload = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
+        answer = msgspec.json.decode(await self.book.answer(payload, self.machine, now_ns or time.time_ns()))
+        return answer["status"], answer["body"]
+
+    async def create(self, name: str = "mine", **overrides: Any) -> tuple[int, Any]:
+        return await self.ask({"ask": "create", "rule": written(name, **overrides)})
+
+    async def delete(self, name: str = "mine") -> tuple[int, Any]:
+        return await self.ask({"ask": "delete", "name": name})
+
+    async def silence(self, name: str = "mine", duration: Any = "2h") -> tuple[int, Any]:
+        return await self.ask({"ask": "silence", "name": name, "duration": duration})
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(4):
+            while not holds():
+                await asyncio.sleep(0.005)
+
+    async def knows(self, name: str = "mine") -> None:
+        await self.until(lambda: name in self.machine.watches)
+
+    async def knows_not(self, name: str = "mine") -> None:
+        await self.until(lambda: name not in self.machine.watches and self.book.rule(name) is None)
+
+    async def names(self) -> list[str]:
+        status, shown = await self.ask({"ask": "list"})
+        assert status == 200
+        return sorted(one["name"] for one in shown)
+
+
+# --- making, deleting, silencing
+
+
+async def test_a_rule_that_is_made_is_watched_listed_and_survives(bus: Bus) -> None:
+    async with Desk(bus, make_rule()) as desk:
+        status, body = await desk.create(filter={"model": "o3"}, delivery={"type": "stdout"}, group_by="user")
+        assert (status, body["name"]) == (201, "mine")
+        assert body["rule_id"] == make_rule("mine").rule_id
+        await desk.knows()
+        assert await desk.names() == ["configured", "mine"]
+    again = await Desk(bus, make_rule()).open()
+    assert await again.names() == ["configured", "mine"]
+    rule = again.book.rule("mine")
+    assert rule is not None
+    assert (rule.filter, rule.group_by, rule.delivery is not None) == ({"model": "o3"}, "user", True)
+
+
+async def test_a_name_is_taken_once(bus: Bus) -> None:
+    async with Desk(bus, make_rule()) as desk:
+        assert (await desk.create())[0] == 201
+        assert (await desk.create(threshold=99))[0] == 409
+        await desk.knows()
+        assert (await desk.create(threshold=99))[0] == 409
+        status, body = await desk.create("configured")
+        assert (status, "configured" in body["error"]) == (409, True)
+    rule = (await Desk(bus).open()).book.rule("mine")
+    assert rule is not None
+    assert rule.threshold == 5
+
+
+async def test_names_of_all_kinds_are_different_rules(bus: Bus) -> None:
+    names = ["a", "A", "a b", "a.b", "a/b", "a*", ">", "ünïcode 🙂", "x" * 128, '"quoted"', "a\nb"]
+    async with Desk(bus) as desk:
+        for name in names:
+            assert (await desk.create(name))[0] == 201, name
+        await desk.until(lambda: len(desk.machine.watches) == len(names))
+        assert (await desk.silence("a b"))[0] == 200
+        assert (await desk.delete("a.b"))[0] == 204
+        await desk.knows_not("a.b")
+        assert await desk.names() == sorted(set(names) - {"a.b"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "key"),
+    [
+        ({"metric": "latency_p42"}, "metric"),
+        ({"metric": None}, "metric"),
+        ({"op": "!="}, "op"),
+        ({"threshold": "ten"}, "threshold"),
+        ({"threshold": True}, "threshold"),
+        ({"window": "soon"}, "window"),
+        ({"window": 5}, "window"),
+        ({"window": "32d"}, "window"),
+        ({"for": "-1s"}, "for"),
+        ({"colour": "red"}, "colour"),
+        ({"no_data": "panic"}, "no_data"),
+        ({"change": "relative"}, "change"),
+        ({"change": "percent", "window": "16d"}, "window"),
+        ({"recovery_threshold": 6}, "recovery_threshold"),
+        ({"recovery_threshold": "5"}, "recovery_threshold"),
+        ({"group_by": 3}, "group_by"),
+        ({"silenced": "no"}, "silenced"),
+        ({"filter": ["a"]}, "filter"),
+        ({"filter": {"a": 1}}, "filter"),
+        ({"min_spans": 1.5}, "min_spans"),
+        ({"delivery": {"type": "slack"}}, "delivery.type"),
+        ({"delivery": {"type": "http"}}, "delivery.url"),
+        ({"delivery": {"type": "http", "url": "http://a", "colour": 1}}, "delivery.colour"),
+        ({"delivery": {"type": "custom", "target": "a:b"}}, "delivery.type"),
+        ({"name": ""}, "name"),
+        ({"name": 3}, "name"),
+        ({"name": "n" * 129}, "name"),
+    ],
+)
+async def test_a_rule_that_makes_no_sense_is_a_400_that_names_the_key(rule: dict[str, Any], key: str) -> None:
+    desk = await Desk(await make_memory()).open()
+    status, body = await desk.ask({"ask": "create", "rule": {**written(), **rule}})
+    assert status == 400
+    assert body["error"].startswith(f"rule.{key}")
+    assert await desk.book._kv.items() == {}
+
+
+async def make_memory() -> MemoryBus:
+    bus = MemoryBus(MemoryBroker())
+    for stream in STREAMS:
+        await bus.ensure(stream)
+    return bus
+
+
+HUGE = b"1" + b"0" * 400
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"rubbish",
+        b"[]",
+        b"3",
+        b"null",
+        b'"list"',
+        b"\xff\xfe",
+        b'{"ask":"create","rule":{"name":"\xff"}}',
+        b"[" * 100_000,
+        b'{"ask":"create","rule":' * 5_000,
+        b'{"ask":"create"}',
+        b'{"ask":"create","rule":[]}',
+        b'{"ask":"create","rule":{"name":"a","metric":"span_count","op":"gt","window":"1m","threshold":' + HUGE + b"}}",
+        b'{"ask":"create","rule":{"name":"a","metric":"span_count","op":"lt","window":"1m","threshold":1,'
+        b'"recovery_threshold":' + HUGE + b"}}",
+        b'{"ask":"create","rule":{"name":"a","metric":"span_count","op":"gt","window":"1m","threshold":1e999}}',
+    ],
+    ids=lambda asked: repr(asked[:24]) + str(len(asked)),
+)
+async def test_a_question_that_makes_no_sense_is_a_400(asked: bytes) -> None:
+    desk = await Desk(await make_memory(), make_rule()).open()
+    assert (await desk.ask(asked))[0] == 400
+    assert await desk.names() == ["configured"]
+
+
+@pytest.mark.parametrize("ask", ["delete", "silence", "explode", None])
+async def test_a_rule_nobody_made_is_404(ask: str | None) -> None:
+    desk = await Desk(await make_memory(), make_rule()).open()
+    assert (await desk.ask({"ask": ask, "name": "nobody", "duration": "1h"}))[0] == 404
+
+
+async def test_what_is_asked_for_and_does_not_exist_is_400() -> None:
+    desk = await Desk(await make_memory(), make_rule()).open()
+    status, body = await desk.ask({"ask": "explode", "name": "configured"})
+    assert status == 400
+    assert "list, create, delete, silence" in body["error"]
+
+
+async def test_an_empty_question_lists(bus: Bus) -> None:
+    desk = await Desk(bus, make_rule()).open()
+    status, shown = await desk.ask(b"")
+    assert (status, [one["name"] for one in shown]) == (200, ["configured"])
+
+
+async def test_a_rule_that_is_deleted_is_gone_and_may_be_made_anew(bus: Bus) -> None:
+    async with Desk(bus) as desk:
+        await desk.create(threshold=1)
+        await desk.knows()
+        assert await desk.delete() == (204, None)
+        await desk.knows_not()
+        assert (await desk.delete())[0] == 404
+        assert (await Desk(bus).open()).book.rule("mine") is None
+        assert (await desk.create(threshold=2))[0] == 201
+        await desk.knows()
+        rule = desk.book.rule("mine")
+        assert rule is not None
+        assert rule.threshold == 2
+    assert await (await Desk(bus).open()).names() == ["mine"]
+
+
+async def test_a_rule_of_the_configuration_that_is_deleted_comes_back_with_the_next_start(bus: Bus) -> None:
+    async with Desk(bus, make_rule()) as desk:
+        assert await desk.delete("configured") == (204, None)
+        await desk.knows_not("configured")
+        assert await desk.names() == []
+    async with Desk(bus, make_rule()) as again:
+        assert await again.names() == ["configured"]
+        assert (await again.delete("configured"))[0] == 204
+        await again.knows_not("configured")
+    assert await (await Desk(bus, make_rule()).open()).names() == ["configured"]
+
+
+async def test_a_rule_that_takes_the_name_of_a_deleted_one_of_the_configuration_stays(bus: Bus) -> None:
+    async with Desk(bus, make_rule()) as desk:
+        await desk.delete("configured")
+        await desk.knows_not("configured")
+        assert (await desk.create("configured", threshold=77))[0] == 201
+        await desk.knows("configured")
+    again = await Desk(bus, make_rule()).open()
+    rule = again.book.rule("configured")
+    assert rule is not None
+    assert rule.threshold == 77
+
+
+async def test_when_one_alerter_starts_anew_all_agree_which_rules_there_are(bus: Bus) -> None:
+    """A deleted rule of the configuration comes back with a restart: for everybody, or for nobody."""
+    async with Desk(bus, make_rule()) as one:
+        await one.delete("configured")
+        await one.knows_not("configured")
+        async with Desk(bus, make_rule()) as other:
+            await asyncio.sleep(0.2)
+            assert await one.names() == await other.names()
+
+
+@pytest.mark.parametrize(("text", "ns"), [("2h", 2 * HOUR), ("90s", 90 * SECOND), ("1ns", 1), ("366d", 366 * DAY)])
+async def test_a_silence_is_told_kept_and_ends_by_its_time(text: str, ns: int) -> None:
+    bus = await make_memory()
+    now = time.time_ns() // SECOND * SECOND
+    async with Desk(bus, make_rule()) as desk:
+        status, body = await desk.ask({"ask": "silence", "name": "configured", "duration": text}, now)
+        assert status == 200
+        assert 0 <= now + ns - parse_instant(body["silenced_until"]) < SECOND // 1000
+        watch = desk.machine.watches["configured"]
+        await desk.until(lambda: watch.silenced_until_ns == now + ns)
+    again = await Desk(bus, make_rule()).open()
+    assert again.machine.watches["configured"].silenced_until_ns == now + ns
+    (shown,) = again.machine.render(now + ns - 1)
+    assert shown["silenced"] is True
+    (shown,) = again.machine.render(now + ns)
+    assert (shown["silenced"], shown["silenced_until"]) == (False, None)
+
+
+@pytest.mark.parametrize("duration", [None, "", "0", "0s", "-1h", "367d", "for ever", 5, [], "9" * 60 + "h"])
+async def test_a_silence_that_makes_no_sense_is_a_400(duration: Any) -> None:
+    desk = await Desk(await make_memory(), make_rule()).open()
+    status, body = await desk.silence("configured", duration)
+    assert status == 400
+    assert body["error"].startswith("duration")
+
+
+async def test_a_silence_survives_changes_of_the_machine_and_is_seen_by_all(bus: Bus) -> None:
+    async with Desk(bus) as one, Desk(bus) as other:
+        await one.create()
+        await one.knows()
+        await other.knows()
+        assert (await other.silence())[0] == 200
+        for desk in (one, other):
+            watches = desk.machine.watches
+            await desk.until(lambda watches=watches: watches["mine"].silenced_until_ns > time.time_ns())
+        await one.create("another")
+        await one.knows("another")
+        assert one.machine.watches["mine"].silenced_until_ns > 0
+        assert one.machine.watches["another"].silenced_until_ns == 0
+    assert (await Desk(bus).open()).machine.watches["mine"].silenced_until_ns > time.time_ns()
+
+
+async def test_a_rule_that_is_made_anew_is_not_silenced(bus: Bus) -> None:
+    async with Desk(bus) as desk:
+        await desk.create()
+        await desk.knows()
+        await desk.silence()
+        await desk.until(lambda: desk.machine.watches["mine"].silenced_until_ns > 0)
+        await desk.delete()
+        await desk.knows_not()
+        await desk.create()
+        await desk.knows()
+        await asyncio.sleep(0.05)
+        assert desk.machine.watches["mine"].silenced_until_ns == 0
+    assert (await Desk(bus).open()).machine.watches["mine"].silenced_until_ns == 0
+
+
+async def test_a_silence_does_not_have_the_rule_primed_again(bus: Bus) -> None:
+    async with Desk(bus) as desk:
+        await desk.create()
+        await desk.knows()
+        watch = desk.machine.watches["mine"]
+        await desk.silence()
+        await desk.until(lambda: watch.silenced_until_ns > 0)
+        assert desk.machine.watches["mine"] is watch
+        assert [change.rule is None for change in desk.changes] == [False, True]
+
+
+async def test_what_was_read_at_the_start_is_no_change(bus: Bus) -> None:
+    async with Desk(bus) as desk:
+        await desk.create()
+        await desk.knows()
+        await desk.silence()
+        await desk.until(lambda: len(desk.changes) == 2)
+    async with Desk(bus) as again:
+        await again.create("later")
+        await again.knows("later")
+        assert [change.name for change in again.changes] == ["later"]
+
+
+async def test_there_are_only_so_many_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rulebook, "MAX_RULES", 3)
+    async with Desk(await make_memory(), make_rule()) as desk:
+        for name in ("one", "two"):
+            assert (await desk.create(name))[0] == 201
+            await desk.knows(name)
+        status, body = await desk.create("three")
+        assert (status, "3 rules" in body["error"]) == (400, True)
+        await desk.delete("one")
+        await desk.knows_not("one")
+        assert (await desk.create("three"))[0] == 201
+
+
+# --- two at once
+
+
+async def test_of_two_that_make_a_rule_of_one_name_one_does(bus: Bus) -> None:
+    async with Desk(bus) as one, Desk(bus) as other:
+        for number in range(10):
+            name = f"rule {number}"
+            answers = await asyncio.gather(one.create(name, threshold=1), other.create(name, threshold=2))
+            assert sorted(status for status, _ in answers) == [201, 409]
+            await one.knows(name)
+            await other.knows(name)
+            mine, theirs = one.book.rule(name), other.book.rule(name)
+            assert mine is not None
+            assert mine == theirs
+            assert mine.threshold == (1 if answers[0][0] == 201 else 2)
+
+
+async def test_whatever_two_do_at_once_they_come_to_the_same_rules(bus: Bus) -> None:
+    async with Desk(bus, make_rule()) as one, Desk(bus, make_rule()) as other:
+        for round_ in range(6):
+            calls = []
+            for desk, threshold in ((one, round_ + 1), (other, round_ + 101)):
+                calls += [
+                    desk.create("a", threshold=threshold),
+                    desk.silence("a", f"{round_ + 1}h"),
+                    desk.delete("a" if round_ % 2 else "b"),
+                    desk.create("b", threshold=threshold),
+                    desk.silence("configured"),
+                ]
+            answers = await asyncio.gather(*calls)
+            assert {status for status, _ in answers} <= {200, 201, 204, 404, 409}
+        await one.create("last")
+        for desk in (one, other):
+            await desk.knows("last")
+        fresh = await Desk(bus, make_rule()).open()
+        for name in ("a", "b", "last", "configured"):
+            rules = [desk.book.rule(name) for desk in (one, other, fresh)]
+            assert rules[0] == rules[1] == rules[2], name
+            watches = [desk.machine.watches.get(name) for desk in (one, other, fresh)]
+            assert len({watch and watch.silenced_until_ns for watch in watches}) == 1, name
+
+
+async def test_a_rule_made_through_one_may_be_silenced_and_deleted_through_another_at_once(bus: Bus) -> None:
+    """What was acknowledged with 201 is there, whichever alerter is asked next."""
+    one, other = await Desk(bus).open(), await Desk(bus).open()
+    assert (await one.create())[0] == 201
+    assert (await other.silence())[0] == 200
+    assert (await one.silence())[0] == 200
+    assert (await other.delete())[0] == 204
+    assert (await one.delete())[0] == 404
+
+
+async def test_a_silence_does_not_bring_back_what_somebody_else_deleted(bus: Bus) -> None:
+    async with Desk(bus, make_rule()) as one:
+        other = await Desk(bus, make_rule()).open()
+        assert (await one.delete("configured"))[0] == 204
+        await one.knows_not("configured")
+        assert (await other.silence("configured"))[0] in (404, 409)
+        await asyncio.sleep(0.1)
+        assert one.book.rule("configured") is None
+
+
+class Between:
+    """A bus whose bucket lets somebody else in between reading everything and what follows."""
+
+    def __init__(self, bus: Bus, meanwhile: Callable[[], Any]) -> None:
+        self._bus, self._meanwhile = bus, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bus, name)
+
+    def kv(self, bucket: str) -> Any:
+        return _Between(self._bus.kv(bucket), self._meanwhile)
+
+
+class _Between:
+    def __init__(self, kv: KeyValue, meanwhile: Callable[[], Any]) -> None:
+        self._kv, self._meanwhile = kv, meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kv, name)
+
+    async def items(self) -> dict[str, Entry]:
+        found = await self._kv.items()
+        await self._meanwhile()
+        return found
+
+
+async def test_a_rule_that_is_made_while_another_alerter_starts_is_not_lost(bus: Bus) -> None:
+    """The name is that of a rule of the configuration that was deleted, which the start brings back."""
+    async with Desk(bus, make_rule()) as one:
+        await one.delete("configured")
+        await one.knows_not("configured")
+
+        async def meanwhile() -> None:
+            assert (await one.create("configured", threshold=77))[0] == 201
+
+        between: Any = Between(bus, meanwhile)
+        await Desk(between, make_rule()).open()
+    rule = (await Desk(bus, make_rule()).open()).book.rule("configured")
+    assert rule is not None
+    assert rule.threshold == 77
+
+
+# --- garbage in the bucket
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"rubbish",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b"3",
+        b'{"name":3}',
+        b'{"name":"\xff"}',
+        b'{"name":"bad","rule":3}',
+        b'{"name":"bad","rule":{}}',
+        b'{"name":"bad","rule":{"name":"bad","metric":"gone","op":"gt","threshold":1,"window":"1m"}}',
+        b'{"name":"bad","rule":{"name":"bad","metric":"span_count","op":"gt","threshold":' + HUGE + b',"window":"1m"}}',
+        b'{"name":"bad","rule":{"name":"bad","metric":"hops","op":"gt","threshold":1,"window":"1m","new_key":1}}',
+        b'{"name":"bad","rule":{"a":' + b"[" * 100_000,
+        b'{"name":"bad","deleted":"yes"}',
+        b'{"name":"bad","silenced_until_ns":"soon"}',
+        b'{"name":"bad","deleted":true}',
+        b'{"name":"bad","silenced_until_ns":5}',
+    ],
+    ids=lambda garbage: repr(garbage[:40]) + str(len(garbage)),
+)
+async def test_what_is_no_rule_hides_no_other_and_stops_nobody(garbage: bytes) -> None:
+    bus = await make_memory()
+    async with Desk(bus, make_rule()) as desk:
+        await desk.create("before")
+        await desk.knows("before")
+        await bus.kv(subjects.RULES).put("garbage", garbage)
+        await desk.create("behind")
+        await desk.knows("behind")
+        assert await desk.names() == ["before", "behind", "configured"]
+    assert await (await Desk(bus, make_rule()).open()).names() == ["before", "behind", "configured"]
+
+
+async def test_garbage_where_a_rule_is_to_be_is_written_over(bus: Bus) -> None:
+    async with Desk(bus) as desk:
+        await desk.create()
+        await desk.knows()
+        (key,) = await bus.kv(subjects.RULES).items()
+        await bus.kv(subjects.RULES).put(key, b"rubbish")
+        assert (await desk.delete())[0] == 204
+        await desk.knows_not()
+        assert (await desk.create())[0] == 201
+
+
+async def test_a_rule_on_a_metric_that_is_no_longer_configured_is_left_out_until_it_is(bus: Bus) -> None:
+    async with Desk(bus) as desk:
+        assert (await desk.create(metric="hops"))[0] == 201
+        await desk.knows()
+    assert await (await Desk(bus, customs=False).open()).names() == []
+    assert await (await Desk(bus).open()).names() == ["mine"]
+
+
+# --- where a reader stands that has read everything before a time
+
+
+async def test_before_on_an_empty_stream_is_its_beginning(bus: Bus) -> None:
+    created = (await bus.state("LOG")).created_ns
+    for at in (0, time.time_ns(), time.time_ns() + HOUR):
+        assert await bus.before("LOG", at) == Position(created, 0)
+
+
+async def fill(bus: Bus, count: int) -> list[int]:
+    """Stream times of *count* messages, a few milliseconds apart."""
+    for number in range(count):
+        await bus.publish("log.a", str(number).encode())
+        await asyncio.sleep(0.005)
+    times: list[int] = []
+    async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", ["log.>"], None)) as feed:
+        async for chunk in feed:
+            times += [message.time_ns for message in chunk.messages]
+            if len(times) >= count:
+                break
+    return times
+
+
+async def test_before_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus) -> None:
+    times = await fill(bus, 12)
+    created = (await bus.state("LOG")).created_ns
+    for asked in (0, *times, *(at + 1 for at in times), *(at - 1 for at in times), times[-1] + HOUR):
+        position = await bus.before("LOG", asked)
+        assert position.created_ns == created
+        assert position.sequence <= sum(at < asked for at in times)
+        assert position.sequence >= sum(at < asked - SECOND // 1000 for at in times)
+
+
+async def test_a_reader_goes_on_from_there(bus: Bus) -> None:
+    times = await fill(bus, 8)
+    position = await bus.before("LOG", times[5])
+    async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", ["log.>"], position)) as feed:
+        async for chunk in feed:
+            if chunk.messages:
+                assert not chunk.rewound
+                assert chunk.messages[0].sequence in (5, 6)
+                assert chunk.messages[-1].sequence == 8
+                break
+
+
+async def test_before_what_the_stream_still_has_is_where_it_begins(bus: Bus) -> None:
+    await bus.ensure(Stream(name="LOG", subjects=("log.>",), max_bytes=4096))
+    for _ in range(40):
+        await bus.publish("log.a", bytes(300))
+    state = await bus.state("LOG")
+    assert state.first_sequence > 1
+    for at in (0, state.first_time_ns - HOUR, state.first_time_ns):
+        position = await bus.before("LOG", at)
+        assert position.sequence <= state.first_sequence - 1
+    assert (await bus.before("LOG", time.time_ns() + HOUR)).sequence == 40
+
+
+# --- priming
+
+
+def spans_at(*ended_ns: int, **fields: Any) -> list[Span]:
+    return [make_span(ended_ns=at, arrived_ns=at, started_ns=at, **fields) for at in ended_ns]
+
+
+class Reader:
+    """A machine that reads the spans of a bus when it is told to."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus, self.machine = bus, Alerter([], "default")
+
+    async def publish(self, *spans: Span, id: str = "") -> int:
+        payload = encode_batches([Batch(id=id or f"request-{time.time_ns()}", spans=list(spans))])
+        return (await self.bus.publish(subjects.spans("default", 0), payload)).sequence
+
+    async def read(self, upto: int) -> None:
+        position = self.machine.position
+        if position is not None and position.sequence >= upto:
+            return
+        async with (
+            asyncio.timeout(10),
+            contextlib.aclosing(self.bus.follow(subjects.SPANS, [subjects.ALL_SPANS], position)) as feed,
+        ):
+            async for chunk in feed:
+                for message in chunk.messages:
+                    if message.sequence <= upto:
+                        self.machine.fold(message, chunk.created_ns)
+                if chunk.messages and chunk.messages[-1].sequence >= upto:
+                    return
+
+    def look(self, seconds: float = 3) -> AlertEvent:
+        """The first event when the clock has gone on by *seconds*."""
+        self.machine.caught_up = True
+        effects = self.machine.tick(time.time_ns() + round(seconds * SECOND))
+        return msgspec.json.decode(effects[0].payload, type=AlertEvent)
+
+
+def counting(**overrides: Any) -> Rule:
+    """Fires at once, and says how many spans there are."""
+    return make_rule(
+        "new", **{"op": "gte", "threshold": 0, "window": "60s", "eval_interval": "1s", "cooldown": "1h", **overrides}
+    )
+
+
+async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    for number in range(5):
+        last = await reader.publish(*spans_at(now - number * SECOND, now - 200 * SECOND))
+    await reader.read(last)
+    reader.machine.add(counting())
+    assert reader.machine.watches["new"].priming
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, counting())
+    assert not reader.machine.watches["new"].priming
+    event = reader.look()
+    assert event.span_count == 5
+    assert parse_instant(event.fired_at) > now
+
+
+async def test_what_was_not_read_yet_is_not_primed_but_read_later(bus: Bus) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    first = await reader.publish(*spans_at(now))
+    await reader.read(first)
+    second = await reader.publish(*spans_at(now, now))
+    reader.machine.add(counting())
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, counting())
+    await reader.read(second)
+    assert reader.look().span_count == 3
+
+
+async def test_what_is_read_before_priming_begins_counts_once(bus: Bus) -> None:
+    """The task that primes a rule begins when the loop gets to it; the pump may have its turn before."""
+    reader, now = Reader(bus), time.time_ns()
+    first = await reader.publish(*spans_at(now))
+    second = await reader.publish(*spans_at(now, now))
+    await reader.read(first)
+    reader.machine.add(counting())
+    await reader.read(second)
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, counting())
+    assert reader.look().span_count == 3
+
+
+async def test_what_comes_twice_counts_once(bus: Bus) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    first = await reader.publish(*spans_at(now), id="same")
+    await reader.read(first)
+    again = await reader.publish(*spans_at(now), id="same")
+    await reader.read(again)
+    reader.machine.add(counting())
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, counting())
+    later = await reader.publish(*spans_at(now), id="same")
+    await reader.read(later)
+    assert reader.look().span_count == 1
+
+
+async def test_a_rule_made_before_there_is_anything_is_judged_at_once(bus: Bus) -> None:
+    reader = Reader(bus)
+    reader.machine.add(counting())
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, counting())
+    now = time.time_ns()
+    await reader.read(await reader.publish(*spans_at(now)))
+    assert reader.look().span_count == 1
+
+
+async def test_a_rule_is_warming_as_long_as_the_log_does_not_reach_back_to_where_it_looks(bus: Bus) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    await reader.read(await reader.publish(*spans_at(now)))
+    rule = counting(op="lt", threshold=10, window="1h")
+    reader.machine.add(rule)
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, rule)
+    watch = reader.machine.watches["new"]
+    assert watch.warming(time.time_ns() + 50 * MINUTE)
+    assert not watch.warming(time.time_ns() + 61 * MINUTE)
+
+
+async def test_what_cannot_be_read_is_passed_over(bus: Bus) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    await reader.publish(*spans_at(now))
+    await bus.publish(subjects.spans("default", 0), b"\xc1rubbish")
+    last = await reader.publish(*spans_at(now))
+    with contextlib.suppress(Exception):
+        await reader.read(last)
+    with contextlib.suppress(Exception):
+        await reader.read(last)
+    reader.machine.add(counting())
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, counting())
+    assert reader.look().span_count == 2
+
+
+async def test_priming_a_rule_that_is_gone_meanwhile_does_no_harm(bus: Bus) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    await reader.read(await reader.publish(*spans_at(now)))
+    reader.machine.add(counting())
+    task = asyncio.create_task(prime(bus, reader.machine, counting()))
+    reader.machine.remove("new")
+    async with asyncio.timeout(10):
+        await task
+    assert reader.machine.watches == {}
