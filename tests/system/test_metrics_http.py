@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -1273,7 +1274,7 @@ def test_counters_survive_kills_and_never_fall(start: Callable[..., Pipeline]) -
 
     def scrape() -> None:
         while not stopping.wait(0.02):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, HTTPException):
                 answer = serving.get("/metrics/prometheus")
                 assert answer.status in (200, 503), answer.body
                 if answer.status == 200:
@@ -1282,7 +1283,7 @@ def test_counters_survive_kills_and_never_fall(start: Callable[..., Pipeline]) -
     def sure(span: dict[str, Any]) -> None:
         """Sent until it is acknowledged; a span with ids counts once however often it is sent."""
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, HTTPException):
                 if serving.post("/spans", span).status == 202:
                     return
             time.sleep(0.02)

@@ -1059,6 +1059,16 @@ def test_whoever_is_counted_with_the_rest_is_not_without_data(few: int, metric: 
     assert [(event.group["user"], at(event)) for event in story.published] == []
 
 
+@pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
+def test_instances_that_come_once_and_never_again_are_not_remembered_for_ever(few: int, no_data: str) -> None:
+    """Somebody groups by a session: there are never more instances than are told apart, and the rest."""
+    story = Story(make_rule(metric="span_count", threshold=1e9, group_by="user", no_data=no_data))
+    for second in range(1, 60):
+        story.send(second - 0.5, *of_users(second - 0.5, {f"session-{second}-{n}": 1 for n in range(3)}))
+        story.tick(second)
+    assert story.shown(60)["instance_count"] <= few + 1
+
+
 def test_an_instance_that_fires_is_not_resolved_because_others_are_heavier(few: int) -> None:
     """
     "Cost per user over 5 dollars": whoever spends them in one call is not over it because others call more often.
@@ -1069,6 +1079,53 @@ def test_an_instance_that_fires_is_not_resolved_because_others_are_heavier(few: 
     story.tick(10 + SETTLED)
     told = [(at(event), event.status) for event in story.published if event.group == {"user": "spender"}]
     assert told == [(1, "firing")]
+
+
+def test_a_cooldown_holds_for_an_instance_that_was_counted_with_the_rest_meanwhile(few: int) -> None:
+    story = Story(make_rule(group_by="user", cooldown="1h"))
+    for second in range(1, 12):
+        spans = [slow(second - 0.5, 300, attributes={"user": f"{second}-{n}"}) for n in range(12)]
+        if second in (1, 2, 8):
+            spans.insert(0, slow(second - 0.5, 300 if second == 2 else 600, attributes={"user": "alice"}))
+        story.send(second - 0.5, *spans)
+        story.tick(second + SETTLED)
+    told = [(at(event), event.status) for event in story.published if event.group == {"user": "alice"}]
+    assert told == [(1, "firing"), (2, "resolved")]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    stream=st.lists(
+        st.dictionaries(st.integers(0, 24), st.sampled_from([300, 600]), max_size=14), min_size=2, max_size=9
+    ),
+    written=st.fixed_dictionaries(
+        {
+            "cooldown": st.sampled_from(["0s", "2s", "60s"]),
+            "window": st.sampled_from(["1s", "3s"]),
+            "for": st.sampled_from(["0s", "0s", "2s"]),
+            "no_data": st.sampled_from(["ignore", "keep", "fire"]),
+        }
+    ),
+    killed=st.sets(st.integers(1, 9)),
+)
+def test_a_restart_leaves_the_same_events_however_many_instances_there_are(
+    stream: list[dict[int, int]], written: dict[str, Any], killed: set[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "MAX_GROUPS", FEW)
+        rule = make_rule(group_by="user", **written)
+        stories = [Story(rule), Story(rule)]
+        for second, latencies in enumerate(stream, start=1):
+            now = second - 0.5
+            spans = [slow(now, latency, attributes={"user": f"u{user}"}) for user, latency in latencies.items()]
+            for story in stories:
+                story.send(now, *spans)
+                story.tick(second)
+            if second in killed:
+                stories[1].restart(stories[1].snapshot())
+        for story in stories:
+            story.tick(len(stream) + 12)
+        assert told(stories[0].published) == told(stories[1].published)
 
 
 @pytest.mark.parametrize("metric", ["error_rate", "calls_of_somebody"])
