@@ -144,8 +144,10 @@ def _headers(given: object, where: str) -> dict[str, str]:
     for name, value in given.items():
         if not (isinstance(name, str) and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)):
             raise ConfigError(f"{where}.headers: {shorten(name)!r} is not the name of a header")
-        if not (isinstance(value, str) and value.isascii() and value.isprintable()):
-            raise ConfigError(f"{where}.headers.{name}: is not printable ASCII")
+        if name.lower() in ("content-length", "transfer-encoding", "host", "connection"):
+            raise ConfigError(f"{where}.headers.{name}: is not yours to set")
+        if not (isinstance(value, str) and value.isascii() and value.isprintable() and value == value.strip()):
+            raise ConfigError(f"{where}.headers.{name}: is not printable ASCII without spaces around it")
     return dict(given)
 
 
@@ -172,7 +174,7 @@ def labels_of(event: AlertEvent) -> dict[str, str]:
     """What tells one alert from another in an Alertmanager."""
     labels = {"alertname": event.alert, "metric": event.metric, "severity": event.level, "rule_id": event.rule_id}
     for key, value in (*event.filter.items(), *event.group.items()):
-        name = re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix("attr."))
+        name = re.sub(r"[^A-Za-z0-9_]", "_", key.removeprefix("attr.") or key)
         labels[name if name not in labels and not name[:1].isdigit() else f"filter_{name}"] = value
     return labels
 
@@ -193,7 +195,7 @@ def _version_4(event: AlertEvent) -> dict[str, Any]:
     ends = event.ends_at or "0001-01-01T00:00:00Z"
     return {
         "version": "4",
-        "groupKey": f'{{}}:{{alertname="{event.alert}"}}',
+        "groupKey": "{}:{alertname=" + _quoted(event.alert) + "}",
         "truncatedAlerts": 0,
         "status": event.status,
         "receiver": "tokentrace",
@@ -213,6 +215,12 @@ def _version_4(event: AlertEvent) -> dict[str, Any]:
             }
         ],
     }
+
+
+def _quoted(text: str) -> str:
+    """As an Alertmanager writes the value of a label."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
 
 
 def pushed(event: AlertEvent, now_ns: int) -> list[dict[str, Any]]:

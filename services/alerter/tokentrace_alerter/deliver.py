@@ -173,7 +173,14 @@ class Courier:
 
     def _is_stale(self, event: AlertEvent) -> bool:
         old = parse_instant(event.fired_at) < time.time_ns() - EXPIRES_NS
-        return old and not any(one.alert == event.alert and one.group == event.group for one in self._episodes())
+        return old and not self._lasts(event)
+
+    def _lasts(self, event: AlertEvent) -> bool:
+        """The episode of *event* is not over."""
+        return any(
+            (one.alert, one.group, one.starts_at) == (event.alert, event.group, event.starts_at)
+            for one in self._episodes()
+        )
 
     async def _send(self, channel: Channel, event: AlertEvent) -> None:
         """
@@ -200,14 +207,20 @@ class Courier:
     async def _post(self, channel: Channel, url: str, body: bytes, own: Mapping[str, str]) -> None:
         headers = {"Content-Type": "application/json", "User-Agent": "tokentrace", **channel.headers, **own}
         try:
-            async with asyncio.timeout(channel.timeout_ns / SECOND):
-                answer = await self._client.post(url, content=body, headers=headers, timeout=None)
+            async with (
+                asyncio.timeout(channel.timeout_ns / SECOND),
+                self._client.stream("POST", url, content=body, headers=headers, timeout=None) as answer,
+            ):
+                pass  # What else it says nobody reads.
         except TimeoutError as exc:
             raise Failed(f"no answer within {channel.timeout_ns / SECOND:g} s") from exc
-        except httpx.TransportError as exc:
-            raise Failed(f"{type(exc).__name__}: {shorten(str(exc), 100)}") from exc
-        except (httpx.InvalidURL, ValueError) as exc:
-            raise Refused(f"{type(exc).__name__}: {shorten(str(exc), 100)}") from exc
+        except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError) as exc:
+            # The text would repeat a header or an address, either of which may be a secret.
+            raise Refused(f"cannot be sent: {type(exc).__name__}") from exc
+        except httpx.HTTPError as exc:
+            raise Failed(f"no answer: {type(exc).__name__}") from exc
+        except Exception as exc:
+            raise Refused(f"cannot be sent: {type(exc).__name__}") from exc
         if answer.status_code >= 500:
             raise Failed(f"HTTP {answer.status_code}")
         if not answer.is_success:
@@ -226,7 +239,7 @@ class Courier:
                 name = (event.alert, key_of(event))
                 lasting.add(name)
                 due = self._pushed.setdefault(name, now + ALERTMANAGER_EVERY_NS / SECOND)
-                if now >= due:
+                if now >= due and self._lasts(event):
                     self._pushed[name] = now + ALERTMANAGER_EVERY_NS / SECOND
                     try:
                         await self._send(rule.delivery, event)
@@ -240,7 +253,7 @@ def _without_secrets(destination: str) -> str:
     try:
         url = httpx.URL(destination)
     except httpx.InvalidURL:
-        return destination
+        return "an address"
     if not url.host:
         return destination
     return str(url.copy_with(username=None, password=None, query=None))
@@ -272,10 +285,12 @@ async def _call(channel: Channel, event: AlertEvent) -> None:
     try:
         async with asyncio.timeout(channel.timeout_ns / SECOND):
             deliver = load_target(channel.target)
-            if inspect.iscoroutinefunction(deliver):
-                await deliver(payload)
-            else:
-                await asyncio.to_thread(deliver, payload)
+            asynchronous = inspect.iscoroutinefunction(deliver) or inspect.iscoroutinefunction(
+                getattr(deliver, "__call__", None)  # noqa: B004 - an object may be called asynchronously
+            )
+            answer = deliver(payload) if asynchronous else await asyncio.to_thread(deliver, payload)
+            if inspect.isawaitable(answer):
+                await answer
     except TimeoutError as exc:
         raise Failed(f"did not return within {channel.timeout_ns / SECOND:g} s") from exc
     except Exception as exc:

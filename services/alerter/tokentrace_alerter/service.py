@@ -22,7 +22,7 @@ from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.pump import Pump, until_available
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
-from tokentrace.units import SECOND, parse_duration
+from tokentrace.units import SECOND, parse_duration, parse_instant
 from tokentrace_alerter.deliver import Courier, load_target
 from tokentrace_alerter.machine import Alerter as Machine
 from tokentrace_alerter.prime import prime
@@ -190,6 +190,9 @@ class Alerter:
     async def _perform(self, effect: Effect) -> None:
         event = _events.decode(effect.payload)
         before = self.machine.heard(event)
+        if before is not None and parse_instant(before.fired_at) >= parse_instant(event.fired_at):
+            log.info("%s: somebody has said it already", effect.subject)
+            return
         while True:
             last = self._last.get(effect.subject, 0)
             try:

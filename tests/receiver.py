@@ -1,0 +1,358 @@
+"""Both ends of a delivery: a receiver that answers as a test says, and a courier on a broker in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+import nats
+
+from pipeline import Answer, Pipeline, http
+from tokentrace.bus import subjects
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.records import AlertEvent
+from tokentrace.units import SECOND, render_instant
+from tokentrace_alerter.deliver import Courier
+from tokentrace_alerter.rule import parse_rule
+
+
+class Sent(NamedTuple):
+    """A request as it arrived; *at* is monotonic, seconds."""
+
+    at: float
+    path: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+    def every(self, name: str) -> list[str]:
+        """All headers of that name."""
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    def header(self, name: str) -> str | None:
+        """The header of that name, which is there once; None when it is not there."""
+        (value,) = self.every(name) or [None]
+        return value
+
+    @property
+    def key(self) -> str:
+        """Its Idempotency-Key."""
+        (value,) = self.every("Idempotency-Key")
+        return value
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Reply(NamedTuple):
+    """
+    What is answered.
+
+    Attributes:
+        status: 0 = the connection is closed without a word.
+        after_s: So long after the request has arrived.
+        dribble_s: So long after the head comes the body.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = {}
+    body: bytes = b""
+    after_s: float = 0.0
+    dribble_s: float = 0.0
+
+
+class Receiver:
+    """An HTTP server on a port of its own that remembers what it was sent."""
+
+    def __init__(self, answer: Callable[[Sent], Reply] = lambda sent: Reply()) -> None:
+        self.answer = answer
+        self.sent: list[Sent] = []
+        self.at_once = self.most_at_once = 0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                receiver._take(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            block_on_close = False
+            request_queue_size = 256
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """Whoever asked has gone."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _take(self, handler: BaseHTTPRequestHandler) -> None:
+        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        sent = Sent(time.monotonic(), handler.path, list(handler.headers.items()), body)
+        with self._lock:
+            self.sent.append(sent)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            reply = self.answer(sent)
+        try:
+            self._closing.wait(reply.after_s)
+            if reply.status == 0:
+                handler.close_connection = True
+                return
+            handler.send_response(reply.status)
+            for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.flush()
+            self._closing.wait(reply.dribble_s)
+            handler.wfile.write(reply.body)
+        finally:
+            with self._lock:
+                self.at_once -= 1
+
+    def __enter__(self) -> Receiver:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+def make_rule(name: str = "rule", delivery: Mapping[str, Any] | None = None, **given: Any) -> dict[str, Any]:
+    """A rule as somebody posts it: valid as it stands."""
+    rule = {"name": name, "metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", **given}
+    return rule if delivery is None else {**rule, "delivery": dict(delivery)}
+
+
+def make_event(alert: str = "rule", at_ns: int | None = None, number: int = 0, **given: Any) -> AlertEvent:
+    """A firing of *alert*, now unless told otherwise; *number* tells those of one moment apart."""
+    at_ns = (time.time_ns() if at_ns is None else at_ns) // SECOND * SECOND + number * 1_000_000
+    fields: dict[str, Any] = {
+        "alert": alert,
+        "fired_at": render_instant(at_ns),
+        "metric": "span_count",
+        "op": "gte",
+        "value": 12.5,
+        "threshold": 1.0,
+        "window": "1h",
+        "span_count": 12,
+        "filter": {},
+        "rule_id": f"alert_{hashlib.sha256(alert.encode()).hexdigest()[:8]}",
+        "message": "span_count >= 12.5 (threshold: 1)",
+        "starts_at": render_instant(at_ns),
+        **given,
+    }
+    return AlertEvent(**fields)
+
+
+def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
+    """The resolution of *event*."""
+    at = render_instant(time.time_ns() if at_ns is None else at_ns)
+    return msgspec.structs.replace(event, status="resolved", fired_at=at, ends_at=at, value=None, span_count=0)
+
+
+class Desk:
+    """A courier at work on a broker in memory, and what it recorded."""
+
+    def __init__(self, *rules: Mapping[str, Any]) -> None:
+        self.broker = MemoryBroker()
+        self.bus = MemoryBus(self.broker)
+        self.rules = {given["name"]: parse_rule(given, "rule") for given in rules}
+        self.lasting: list[AlertEvent] = []
+        self.courier = Courier(self.bus, "default", self.rules.get, lambda: list(self.lasting))
+        self._work: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Desk:
+        for stream in subjects.streams():
+            await self.bus.ensure(stream)
+        self._work = asyncio.create_task(self.courier.run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._work is not None
+        self._work.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self._work
+
+    async def say(self, *events: AlertEvent) -> None:
+        """Publish *events* as an alerter does."""
+        for event in events:
+            await self.bus.publish(subjects.alerts("default", event.alert), msgspec.json.encode(event))
+
+    def told(self, rule: str | None = None) -> list[dict[str, Any]]:
+        """What is recorded of the deliveries, in order."""
+        every = [json.loads(one.payload) for one in self.broker.logs[subjects.DELIVERIES].messages.values()]
+        return [one for one in every if rule in (None, one["rule"])]
+
+    def outcomes(self, rule: str | None = None) -> list[str]:
+        return [record["outcome"] for record in self.told(rule)]
+
+    @property
+    def waiting(self) -> int:
+        """Events that are not done with."""
+        log = self.broker.logs[subjects.ALERTS]
+        return len(log.messages.keys() - log.done)
+
+    async def until(self, condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+        """Wait for *condition*; a courier that ends fails at once."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self._work is not None and self._work.done():
+                raise AssertionError(f"the courier has ended instead of: {what}") from self._work.exception()
+            assert time.monotonic() < deadline, f"not {what} within {seconds} s; told {self.told()[-5:]}"
+            await asyncio.sleep(0.01)
+
+    async def done(self, seconds: float = 10.0) -> None:
+        """Wait until every event is done with."""
+        await self.until(lambda: self.waiting == 0, "done with every event", seconds)
+
+
+# --- what the streams hold
+
+
+async def complain(error: Exception) -> None:
+    print(f"nats: {error!r}")
+
+
+async def _read(url: str, name: str) -> list[Any]:
+    client = await nats.connect(url, error_cb=complain)
+    try:
+        stream = client.jetstream()
+        state = (await stream.stream_info(name)).state
+        numbers = range(max(state.first_seq, 1), state.last_seq + 1)
+        stored = await asyncio.gather(*(stream.get_msg(name, number) for number in numbers))
+        return [json.loads(message.data or b"") for message in stored]
+    finally:
+        await client.close()
+
+
+def read(pipeline: Pipeline, name: str, rule: str) -> list[Any]:
+    """What the stream *name* holds of *rule*, in order."""
+    every = asyncio.run(_read(pipeline.nats_url, name))
+    return [one for one in every if rule in (one.get("alert"), one.get("rule"))]
+
+
+def events(pipeline: Pipeline, rule: str, status: str = "firing") -> list[Any]:
+    return [event for event in read(pipeline, subjects.ALERTS, rule) if event["status"] == status]
+
+
+def kept(directory: Path, name: str) -> list[Any]:
+    path = directory / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# --- rules over HTTP
+
+CALL = {"model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tokens": 128, "caller": "chat"}
+
+
+def path_of(name: str, what: str = "") -> str:
+    return f"/alerts/{quote(name, safe='')}{what}"
+
+
+def delete(pipeline: Pipeline, name: str) -> Answer:
+    return http("DELETE", pipeline.url + path_of(name))
+
+
+def assert_holds_at_once(services: Pipeline) -> None:
+    """Twenty rules: made, then at once shown, silenced, refused a second time, deleted, gone, and made again."""
+    wrong = Counter[str]()
+    for number in range(20):
+        name = f"at once {number}"
+        assert services.post("/alerts", make_rule(name)).status == 201
+        wrong["status after POST"] += services.get(path_of(name, "/status")).status != 200
+        wrong["silence"] += services.post(path_of(name, "/silence"), {"duration": "1h"}).status != 200
+        wrong["second POST"] += services.post("/alerts", make_rule(name)).status != 409
+        wrong["DELETE"] += delete(services, name).status != 204
+        wrong["status after DELETE"] += services.get(path_of(name, "/status")).status != 404
+        wrong["POST after DELETE"] += services.post("/alerts", make_rule(name)).status != 201
+        time.sleep(0.05)
+        delete(services, name)
+    assert +wrong == Counter()
+
+
+HOOKS = '''
+import asyncio
+import json
+import time
+
+
+def _keep(where, payload):
+    with open(where, "a") as file:
+        file.write(json.dumps(payload) + "\\n")
+
+
+def plain(payload):
+    _keep("plain.jsonl", payload)
+
+
+async def waits(payload):
+    await asyncio.sleep(0.01)
+    _keep("waits.jsonl", payload)
+
+
+def wrapped(payload):
+    """What a decorator that knows nothing of coroutines makes of one."""
+    return waits(payload)
+
+
+class _Object:
+    def deliver(self, payload):
+        _keep("object.jsonl", payload)
+
+
+class _Called:
+    async def __call__(self, payload):
+        _keep("called.jsonl", payload)
+
+
+one, called = _Object(), _Called()
+tries = []
+
+
+def raises(payload):
+    tries.append(payload)
+    if len(tries) <= 2:
+        raise RuntimeError(f"not today {len(tries)}")
+    _keep("raises.jsonl", payload)
+
+
+def hangs(payload):
+    time.sleep(60)
+
+
+not_callable = 5
+'''
+SECRETS = ("geheim-user", "geheim-word", "geheim-query", "geheim-header", "geheim-key")

@@ -1,0 +1,516 @@
+"""A real Alertmanager: what it is pushed, how long it believes it, and what it tells its own receivers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from debian import program
+from pipeline import Pipeline, free_port, http
+from receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
+from tokentrace.records import AlertEvent
+from tokentrace.units import MINUTE, SECOND
+from tokentrace_alerter import channel, deliver
+
+ZERO = "0001-01-01T00:00:00Z"
+#: Where Debian's Alertmanager looks for its templates, wherever its package was unpacked.
+TEMPLATES = "/usr/share/prometheus/alertmanager"
+
+
+def movable(binary: Path, directory: Path) -> Path:
+    """*binary*, or a copy of it in *directory* that finds the templates beside it when they are not installed."""
+    data = binary.read_bytes()
+    if Path(TEMPLATES).is_dir() or TEMPLATES.encode() not in data:
+        return binary
+    # A path of the same length, from the directory it is started in.
+    here = "./" * (len(TEMPLATES) // 2 - 1) + "am"
+    (directory / "am").symlink_to(binary.parents[1] / "share" / "prometheus" / "alertmanager")
+    copy = directory / binary.name
+    copy.write_bytes(data.replace(TEMPLATES.encode(), here.encode()))
+    copy.chmod(0o755)
+    return copy
+
+
+class Alertmanager:
+    """One process of its own, with nothing but a receiver that is told of everything."""
+
+    def __init__(self, directory: Path, told: Receiver) -> None:
+        self._directory = directory
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        self._binary = movable(program("prometheus-alertmanager", "prometheus-alertmanager"), directory)
+        self.log = directory / "alertmanager.log"
+        self._config = directory / "alertmanager.yml"
+        route = {"receiver": "local", "group_by": ["alertname"], "group_wait": "0s", "group_interval": "1s"}
+        local = {"name": "local", "webhook_configs": [{"url": told.url + "/own", "send_resolved": True}]}
+        self._config.write_text(json.dumps({"route": route, "receivers": [local]}))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    self._binary,
+                    f"--config.file={self._config}",
+                    f"--storage.path={self._directory / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{self.port}",
+                    "--cluster.listen-address=",
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if http("GET", self.url + "/-/ready").status == 200:
+                    return
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+        raise AssertionError(self.log.read_text()[-2000:])
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def alerts(self, name: str) -> list[Any]:
+        """The alerts called *name* that have not ended."""
+        answer = http("GET", self.url + "/api/v2/alerts")
+        assert answer.status == 200, answer.body
+        return [alert for alert in answer.json() if alert["labels"]["alertname"] == name]
+
+
+def instant(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+@pytest.fixture(scope="module")
+def told() -> Iterator[Receiver]:
+    """What the Alertmanager tells of everything, at /own; and what is told it directly, elsewhere."""
+    with Receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory, told: Receiver) -> Iterator[Alertmanager]:
+    alertmanager = Alertmanager(tmp_path_factory.mktemp("alertmanager"), told)
+    try:
+        alertmanager.start()
+        yield alertmanager
+    finally:
+        alertmanager.stop()
+
+
+def own(told: Receiver, name: str, status: str) -> list[Any]:
+    """The Alertmanager's own payloads about *name*."""
+    payloads = [sent.json() for sent in told.sent if sent.path == "/own"]
+    return [one for one in payloads if one["groupLabels"]["alertname"] == name and one["status"] == status]
+
+
+# --- the whole way, from a call to what an Alertmanager shows
+
+RULES = """
+alerts:
+  - name: short
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 3s
+    eval_interval: 1s
+    cooldown: 1s
+    level: critical
+    group_by: caller
+    filter: {{model: gpt-4o, team: on call}}
+    delivery: {{type: alertmanager, url: "{url}/"}}
+  - name: lasting
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    cooldown: 1h
+    filter: {{caller: lasting}}
+    delivery: {{type: alertmanager, url: "{url}"}}
+"""
+CALL = {"model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tokens": 128}
+
+
+class Watched(Pipeline):
+    """With a rule that has fired at the beginning and lasts."""
+
+    lasts_since = 0.0
+
+    def call(self, caller: str) -> None:
+        assert self.post("/spans", [{**CALL, "caller": caller, "attributes": {"team": "on call"}}]).status == 202
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, manager: Alertmanager) -> Iterator[Watched]:
+    directory = tmp_path_factory.mktemp("pipeline")
+    (directory / "tokentrace.yml").write_text(RULES.format(url=manager.url))
+    serving = Watched(directory)
+    try:
+        serving.start()
+        serving.call("lasting")
+        serving.until(lambda: len(manager.alerts("lasting")) == 1, "pushed", 10)
+        serving.lasts_since = time.monotonic()
+        yield serving
+    finally:
+        serving.stop()
+
+
+def test_what_fires_is_active_with_its_labels_until_its_episode_ends(
+    pipeline: Watched, manager: Alertmanager, told: Receiver
+) -> None:
+    for _ in range(2):
+        for caller in ("chat", "später"):
+            pipeline.call(caller)
+        pipeline.until(lambda: len(manager.alerts("short")) == 2, "both active", 10)
+    alerts = {alert["labels"]["caller"]: alert for alert in manager.alerts("short")}
+    assert set(alerts) == {"chat", "später"}
+    alert = alerts["chat"]
+    assert alert["status"]["state"] == "active"
+    assert alert["labels"] == {
+        "alertname": "short",
+        "metric": "span_count",
+        "severity": "critical",
+        "rule_id": alert["labels"]["rule_id"],
+        "model": "gpt-4o",
+        "team": "on call",
+        "caller": "chat",
+    }
+    assert alert["annotations"]["summary"].startswith("span_count >= ")
+    assert 230 < instant(alert["endsAt"]) - time.time() < 245
+
+    pipeline.until(lambda: manager.alerts("short") == [], "ended", 15)
+    pipeline.until(lambda: len(own(told, "short", "resolved")) >= 1, "told that it ended", 10)
+    last = own(told, "short", "resolved")[-1]["alerts"]
+    assert {one["status"] for one in last} == {"resolved"}
+    assert {instant(one["startsAt"]) for one in last} <= {instant(one["startsAt"]) for one in alerts.values()}
+    for one in last:
+        assert instant(one["endsAt"]) <= time.time()
+        assert instant(one["endsAt"]) - instant(one["startsAt"]) < 20
+
+
+# --- what is pushed
+
+
+def accepted(manager: Alertmanager, *events: AlertEvent) -> list[Any]:
+    """What the Alertmanager shows of *events* once it has been given them."""
+
+    async def give() -> list[str]:
+        rule = make_rule(events[0].alert, {"type": "alertmanager", "url": manager.url, "max_retries": 0})
+        async with Desk(rule) as desk:
+            await desk.say(*events)
+            await desk.done()
+        return [record["error"] or record["outcome"] for record in desk.told()]
+
+    assert asyncio.run(give()) == ["delivered"] * len(events)
+    return manager.alerts(events[0].alert)
+
+
+def test_any_filter_and_any_group_becomes_labels_that_are_accepted(manager: Alertmanager) -> None:
+    odd = {
+        "caller": 'a "quoted" \\ value\nof 日本',
+        "attr.step.name": "synthesize",
+        "1st": "digit",
+        "日本": "letters",
+        "a b": "1",
+        "a.b": "2",
+        "alertname": "somebody else",
+        "severity": "none",
+        "rule_id": "x",
+        "status": "",
+        "x" * 200: "y" * 2000,
+    }
+    (alert,) = accepted(manager, make_event("odd labels", filter=odd, group={"attr.user": "u-1"}, level="critical"))
+    labels = alert["labels"]
+    assert (labels["alertname"], labels["severity"], labels["metric"]) == ("odd labels", "critical", "span_count")
+    assert labels["rule_id"].startswith("alert_")
+    assert (labels["caller"], labels["step_name"], labels["user"]) == (odd["caller"], "synthesize", "u-1")
+    assert set(odd.values()) - {""} <= set(labels.values())
+
+
+def test_each_instance_is_an_alert_of_its_own(manager: Alertmanager) -> None:
+    cases = ["a", "b", "A", "a ", "", "a.b", "a_b", "日本"]
+    alerts = accepted(manager, *(make_event("instances", group={"attr.case": case}) for case in cases))
+    assert sorted(alert["labels"].get("case", "") for alert in alerts) == sorted(cases)
+
+
+@pytest.mark.parametrize("key", ["attr.", "attr.1", "__", "é", "²", "_", "a" * 256])
+def test_any_single_key_becomes_a_label_that_is_accepted(manager: Alertmanager, key: str) -> None:
+    (alert,) = accepted(manager, make_event(f"key {key[:20]}", filter={key: "x"}))
+    assert "x" in alert["labels"].values()
+
+
+@pytest.mark.parametrize("key", ["a b", "metric", "filter_metric", "alertname"])
+def test_a_group_that_is_called_like_a_filter_still_tells_instances_apart(manager: Alertmanager, key: str) -> None:
+    """Names that become the same label must not make two instances one alert."""
+    same = {"a.b": "x", "a-b": "y", "metric": "z"}
+    events = [make_event(f"same {key}", filter=same, group={key: case}) for case in ("1", "2")]
+    assert len(accepted(manager, *events)) == 2
+
+
+def test_an_event_without_a_value_is_pushed(manager: Alertmanager) -> None:
+    (alert,) = accepted(manager, make_event("no data", value=None, span_count=0))
+    assert alert["annotations"].get("value", "") == ""
+
+
+def test_an_address_with_a_prefix_is_kept() -> None:
+    async def give(url: str) -> None:
+        async with Desk(make_rule(delivery={"type": "alertmanager", "url": url, "headers": {"X-A": "b"}})) as desk:
+            await desk.say(make_event())
+            await desk.done()
+
+    with Receiver() as receiver:
+        asyncio.run(give(receiver.url + "/prefix/"))
+    (sent,) = receiver.sent
+    assert sent.path == "/prefix/api/v2/alerts"
+    assert (sent.header("X-A"), sent.header("Content-Type")) == ("b", "application/json")
+    (pushed,) = sent.json()
+    assert set(pushed) == {"labels", "annotations", "startsAt", "endsAt"}
+
+
+# --- while an episode lasts, and after it
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reminded every second, and believed for four."""
+    assert channel.ALERTMANAGER_EVERY_NS == MINUTE
+    assert channel.ALERTMANAGER_LASTS_NS == 4 * MINUTE
+    monkeypatch.setattr(deliver, "ALERTMANAGER_EVERY_NS", SECOND)
+    monkeypatch.setattr(channel, "ALERTMANAGER_LASTS_NS", 4 * SECOND)
+
+
+async def watch(manager: Alertmanager, name: str, seconds: float) -> list[list[Any]]:
+    """What is shown of *name*, looked at all the time."""
+    seen = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        seen.append(await asyncio.to_thread(manager.alerts, name))
+        await asyncio.sleep(0.1)
+    return seen
+
+
+@pytest.mark.usefixtures("quick")
+async def test_it_is_reminded_while_the_episode_lasts_and_told_when_it_is_over(manager: Alertmanager) -> None:
+    async with Desk(make_rule("reminded", {"type": "alertmanager", "url": manager.url})) as desk:
+        event = make_event("reminded")
+        desk.lasting = [event]
+        await desk.say(event)
+        await desk.done()
+        seen = await watch(manager, "reminded", 6)
+        assert {len(alerts) for alerts in seen} == {1}
+        ends = [instant(alerts[0]["endsAt"]) for alerts in seen]
+        assert ends == sorted(ends)
+        assert len(set(ends)) >= 3
+        assert ends[-1] - ends[0] > 3
+        assert {alerts[0]["startsAt"] for alerts in seen} == {seen[0][0]["startsAt"]}
+        assert instant(seen[0][0]["startsAt"]) == instant(event.starts_at)
+        desk.lasting = []
+        await desk.say(make_end(event))
+        await desk.done()
+        assert {len(alerts) for alerts in await watch(manager, "reminded", 2.5)} == {0}
+
+
+@pytest.mark.usefixtures("quick")
+async def test_whoever_was_restarted_reminds_of_what_lasts_and_what_nobody_reminds_of_ends(
+    manager: Alertmanager,
+) -> None:
+    async with Desk(make_rule("taken over", {"type": "alertmanager", "url": manager.url})) as desk:
+        desk.lasting = [make_event("taken over")]
+        await desk.until(lambda: len(manager.alerts("taken over")) == 1, "reminded", 5)
+    seen = await watch(manager, "taken over", 5)
+    assert (len(seen[0]), len(seen[-1])) == (1, 0)
+
+
+@pytest.mark.xfail(strict=True, reason="an Alertmanager that was away at the firing is told of it after the end")
+async def test_an_attempt_that_comes_after_the_end_lets_nothing_fire_again(tmp_path: Path, told: Receiver) -> None:
+    """The Alertmanager is away when it fires, and back when it is over: the next attempt must not say that it fires."""
+    late = Alertmanager(tmp_path / "late", told)
+    try:
+        async with Desk(make_rule("late", {"type": "alertmanager", "url": late.url})) as desk:
+            event = make_event("late")
+            desk.lasting = [event]
+            await desk.say(event)
+            await desk.until(lambda: len(desk.outcomes()) == 3, "tried three times")
+            await asyncio.to_thread(late.start)
+            desk.lasting = []
+            end = make_end(event)
+            await desk.say(end)
+            await desk.until(lambda: desk.waiting == 0, "done", 10)
+            assert {record["outcome"] for record in desk.told() if record["status"] == "resolved"} == {"delivered"}
+            seen = await watch(late, "late", 1)
+            assert {len(alerts) for alerts in seen} == {0}, "it fires for another four minutes"
+    finally:
+        late.stop()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.xfail(strict=True, reason="reminders go one after the other")
+async def test_another_alertmanager_that_hangs_delays_no_reminder(manager: Alertmanager) -> None:
+    with Receiver(lambda sent: Reply(after_s=30)) as hung:
+        rules = (
+            make_rule("hung", {"type": "alertmanager", "url": hung.url, "timeout": "1s"}),
+            make_rule("beside it", {"type": "alertmanager", "url": manager.url}),
+        )
+        async with Desk(*rules) as desk:
+            event = make_event("beside it")
+            desk.lasting = [*(make_event("hung", group={"case": str(n)}) for n in range(10)), event]
+            await desk.say(event)
+            await desk.done()
+            seen = await watch(manager, "beside it", 7)
+    assert {len(alerts) for alerts in seen} == {1}, "it was taken to be over"
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_reminder_that_was_held_up_lets_nothing_fire_again(manager: Alertmanager) -> None:
+    with Receiver(lambda sent: Reply(after_s=30)) as hung:
+        rules = (
+            make_rule("hung", {"type": "alertmanager", "url": hung.url, "timeout": "2s"}),
+            make_rule("held up", {"type": "alertmanager", "url": manager.url}),
+        )
+        async with Desk(*rules) as desk:
+            event = make_event("held up")
+            desk.lasting = [make_event("hung"), event]
+            await desk.say(event)
+            await desk.until(lambda: hung.at_once == 1, "reminding the one that hangs")
+            await asyncio.sleep(0.2)
+            desk.lasting = desk.lasting[:1]
+            await desk.say(make_end(event))
+            await desk.done()
+            seen = await watch(manager, "held up", 3)
+    assert {len(alerts) for alerts in seen[3:]} == {0}, "it fires again"
+
+
+# --- version 4 of its webhook's payload
+
+
+class _Alert(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    status: str
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    startsAt: datetime  # noqa: N815
+    endsAt: datetime  # noqa: N815
+    generatorURL: str  # noqa: N815
+    fingerprint: str
+
+
+class Payload(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """All that a receiver knows that only knows version 4."""
+
+    version: str
+    groupKey: str  # noqa: N815
+    truncatedAlerts: int  # noqa: N815
+    status: str
+    receiver: str
+    groupLabels: dict[str, str]  # noqa: N815
+    commonLabels: dict[str, str]  # noqa: N815
+    commonAnnotations: dict[str, str]  # noqa: N815
+    externalURL: str  # noqa: N815
+    alerts: list[_Alert]
+
+
+def shape(value: Any) -> Any:
+    """Keys and types; values of maps of names are all text."""
+    if isinstance(value, dict):
+        return {key: shape(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [shape(one) for one in value]
+    return type(value).__name__
+
+
+@pytest.mark.parametrize("name", ["same alert", 'odd "name" \\ {x="y"}, 日本'])
+async def test_our_payload_is_that_of_an_alertmanager(manager: Alertmanager, told: Receiver, name: str) -> None:
+    """The same alert, firing and ended, once by the Alertmanager and once by ourselves to the same receiver."""
+    ours = {"type": "webhook", "url": told.url + "/ours", "format": "alertmanager", "send_resolved": True}
+    event = make_event(name, filter={"caller": "chat"}, group={"model": "gpt-4o"}, level="critical")
+    end = make_end(event)
+    pairs = []
+    for one in (event, end):
+        before = len(told.sent)
+        for delivery in (ours, {"type": "alertmanager", "url": manager.url}):
+            async with Desk(make_rule(name, delivery)) as desk:
+                await desk.say(one)
+                await desk.done()
+        await until(lambda one=one: bool(own(told, name, one.status)), "told by the Alertmanager")
+        (sent,) = [sent for sent in told.sent[before:] if sent.path == "/ours"]
+        pairs.append((sent, own(told, name, one.status)[0]))
+    for (sent, theirs), one in zip(pairs, (event, end), strict=True):
+        mine = sent.json()
+        assert shape(mine) == shape(theirs)
+        assert mine["version"] == theirs["version"] == "4"
+        assert mine["groupKey"] == theirs["groupKey"]
+        same = ("status", "groupLabels", "commonLabels", "commonAnnotations", "truncatedAlerts")
+        assert {key: mine[key] for key in same} == {key: theirs[key] for key in same}
+        (my_alert,), (their_alert,) = mine["alerts"], theirs["alerts"]
+        assert my_alert["labels"] == their_alert["labels"]
+        assert my_alert["annotations"] == their_alert["annotations"]
+        assert my_alert["status"] == their_alert["status"] == one.status
+        assert instant(my_alert["startsAt"]) == instant(their_alert["startsAt"]) == instant(event.starts_at)
+        assert instant_or_zero(my_alert["endsAt"]) == instant_or_zero(their_alert["endsAt"])
+        assert (my_alert["endsAt"] == ZERO) == (one.status == "firing")
+        assert len(my_alert["fingerprint"]) == len(their_alert["fingerprint"]) == 16
+        payload = msgspec.json.decode(sent.body, type=Payload)
+        assert payload.alerts[0].startsAt == datetime.fromisoformat(event.starts_at).astimezone(UTC)
+    prints = {sent.json()["alerts"][0]["fingerprint"] for sent, _ in pairs}
+    assert len(prints) == 1, "an alert keeps its fingerprint"
+
+
+def instant_or_zero(text: str) -> float:
+    return 0.0 if text == ZERO else instant(text)
+
+
+async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.02)
+
+
+async def test_a_payload_of_version_4_is_signed_and_has_its_key_like_ours(told: Receiver) -> None:
+    answers: list[Sent] = []
+    given = {"type": "http", "url": told.url + "/signed", "format": "alertmanager", "secret": "s"}
+    async with Desk(make_rule(delivery=given)) as desk:
+        await desk.say(make_event(value=None, span_count=0))
+        await desk.done()
+    answers += [sent for sent in told.sent if sent.path == "/signed"]
+    (sent,) = answers
+    assert sent.key.startswith("alert_")
+    assert (sent.header("X-Tokentrace-Signature") or "").startswith("sha256=")
+    assert msgspec.json.decode(sent.body, type=Payload).alerts[0].annotations["value"] == ""
+
+
+# --- last, because it takes a minute since the pipeline began
+
+
+def test_after_a_minute_an_episode_that_lasts_is_believed_for_longer(pipeline: Watched, manager: Alertmanager) -> None:
+    (first,) = manager.alerts("lasting")
+    assert first["status"]["state"] == "active"
+    pipeline.until(lambda: manager.alerts("lasting")[0]["endsAt"] > first["endsAt"], "reminded", 70)
+    (later,) = manager.alerts("lasting")
+    assert 55 < instant(later["endsAt"]) - instant(first["endsAt"]) < 75
+    assert later["startsAt"] == first["startsAt"]
+    assert later["fingerprint"] == first["fingerprint"]
+    assert 225 < instant(later["endsAt"]) - time.time() < 245
