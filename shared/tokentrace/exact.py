@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokentrace.quantile import Ints
+from tokentrace.quantile import Ints, starts_of
 
 #: What a stored low part stays below; twice of it can be added without overflow.
 _ROOM = 2**61
@@ -87,7 +87,7 @@ def add_by(groups: Ints, totals: Totals, size: int) -> Totals:
         return Totals.zeros(size, totals.low.shape[1])
     order = np.argsort(groups, kind="stable")
     groups = groups[order]
-    starts = np.flatnonzero(np.concatenate([[True], groups[1:] != groups[:-1]]))
+    starts = starts_of(groups)
     return add_runs(totals.take(order), starts).spread(groups[starts], size)
 
 

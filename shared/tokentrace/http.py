@@ -32,6 +32,8 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 _MAX_DRAINED = 128 * 1024 * 1024
 _DRAIN_S = 3.0
 OPEN_PATHS = ("/healthz", "/readyz")
+#: Content type of Prometheus' text format.
+PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _encoder = msgspec.json.Encoder()
 
 
@@ -221,7 +223,7 @@ def health_routes(health: Callable[[], Health], samples: Callable[[], Iterable[S
         return reply(body, 503 if state.missing else 200)
 
     async def internal_metrics(_: Request) -> Response:
-        return Response(render_samples(samples()), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(render_samples(samples()), headers={"content-type": PROMETHEUS_TYPE})
 
     return [
         Route("/healthz", healthz),
@@ -247,8 +249,13 @@ class _Samples(Collector):
 
 def render_samples(samples: Iterable[Sample]) -> bytes:
     """*samples* in Prometheus' text format."""
+    return render_families(_Samples(samples))
+
+
+def render_families(collector: Collector) -> bytes:
+    """What *collector* collects in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Samples(samples))
+    registry.register(collector)
     return generate_latest(registry)
 
 
@@ -324,6 +331,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 __all__ = [
     "MAX_BODY_BYTES",
     "OPEN_PATHS",
+    "PROMETHEUS_TYPE",
     "Endpoint",
     "Health",
     "Sample",
@@ -334,6 +342,7 @@ __all__ = [
     "parse_addr",
     "read_body",
     "read_raw",
+    "render_families",
     "render_samples",
     "reply",
     "serve_http",

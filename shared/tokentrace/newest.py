@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tokentrace.quantile import RAW_LIMIT, Ints
+from tokentrace.quantile import RAW_LIMIT, Ints, starts_of
 
 #: So many are kept of each cell, by event time; more than a summary needs, because events come a little late and early.
 KEEP = RAW_LIMIT + 50
@@ -41,7 +41,7 @@ class Newest:
             return
         order = np.argsort(slots, kind="stable")
         slots, seconds, values = slots[order], seconds[order], values[order]
-        starts = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]]))
+        starts = starts_of(slots)
         ends = np.append(starts[1:], len(slots))
         # Of a crowd only the newest can stay.
         from_end = np.repeat(ends, ends - starts) - np.arange(len(slots))
@@ -49,7 +49,7 @@ class Newest:
         if crowd.any():
             kept = ~crowd
             slots, seconds, values = slots[kept], seconds[kept], values[kept]
-            starts = np.flatnonzero(np.concatenate([[True], slots[1:] != slots[:-1]]))
+            starts = starts_of(slots)
             ends = np.append(starts[1:], len(slots))
         touched, arriving = slots[starts], ends - starts
         full = touched[self._filled[touched] + arriving > _ROOM]

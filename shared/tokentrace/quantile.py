@@ -146,12 +146,19 @@ def merge(summaries: Iterable[Summary]) -> Summary:
     return Summary.merged([part.raw() for part in parts], [part.histogram() for part in parts])
 
 
+def starts_of(ascending: Ints) -> Ints:
+    """Where each run of equal numbers begins."""
+    if not len(ascending):
+        return np.empty(0, np.int64)
+    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
+
+
 def tally(keys: Ints) -> tuple[Ints, Ints]:
     """Ascending distinct *keys* and how often each occurs."""
     if not len(keys):
         return keys, keys
     keys = np.sort(keys)
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    starts = starts_of(keys)
     return keys[starts], np.diff(starts, append=len(keys))
 
 
@@ -161,5 +168,5 @@ def add_up(keys: Ints, counts: Ints) -> tuple[Ints, Ints]:
         return keys, counts
     order = np.argsort(keys, kind="stable")
     keys, counts = keys[order], counts[order]
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    starts = starts_of(keys)
     return keys[starts], np.add.reduceat(counts, starts)

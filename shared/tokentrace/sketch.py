@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.quantile import Ints, add_up, bins_of, tally
+from tokentrace.quantile import Ints, add_up, bins_of, starts_of, tally
 
 _BITS = 13
 _ZERO = 1 << (_BITS - 1)
@@ -99,12 +99,12 @@ def count_up(keys: Ints, counts: NDArray[Any], size: int) -> tuple[Ints, Ints]:
 
 def _put(keys: Ints, counts: Ints) -> Put:
     cells, bins = split(keys)
-    starts = np.flatnonzero(np.concatenate([[True], cells[1:] != cells[:-1]])) if len(cells) else cells
+    starts = starts_of(cells)
     most = int(counts.max(initial=0))
     narrow = next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if most <= np.iinfo(kind).max)
     return Put(
         cells[starts].astype(np.int32),
-        np.append(starts[1:], len(cells)).astype(np.int32) if len(cells) else np.empty(0, np.int32),
+        np.append(starts[1:], len(cells))[: len(starts)].astype(np.int32),
         bins.astype(np.int16),
         counts.astype(narrow),
     )

@@ -133,23 +133,23 @@ class Snapshots:
         manifest = _Manifest(await self._put(f"{now_ns:020d}.0", saved.state), stored)
         name = f"{self._prefix}{now_ns:020d}"
         await self._objects.put(name, msgspec.msgpack.encode(manifest))
-        if not manifest.objects() <= set(await self._objects.names()):
+        names = await self._objects.names()
+        if not manifest.objects() <= set(names):
             await self._objects.delete(name)
             await self.look()
             raise Unavailable(f"snapshot {name}: a piece of it was removed meanwhile")
         self._manifests[name] = manifest
         self._stored = stored
         self.revisions = {part: value.revision for part, value in saved.parts.items()}
-        await self._clean(now_ns)
+        await self._clean(names, now_ns)
 
     async def _put(self, name: str, encode: Callable[[], bytes]) -> str:
         data = await asyncio.to_thread(lambda: zlib.compress(encode(), level=1))
         await self._objects.put(self._pieces + name, data)
         return self._pieces + name
 
-    async def _clean(self, now_ns: int) -> None:
-        """Let go of all snapshots but the last ones, and of the pieces that none of those is made of."""
-        names = await self._objects.names()
+    async def _clean(self, names: Sequence[str], now_ns: int) -> None:
+        """Of *names* let go of all snapshots but the last ones, and of the pieces that none of those is made of."""
         snapshots = self._snapshots_in(names)
         kept: list[_Manifest] = []
         for name in reversed(snapshots):

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from sortedcontainers import SortedDict
 
 from tokentrace.bucket import Bucket, decode_bucket, encode_bucket
-from tokentrace.cell import ARRIVED, CELL, SECOND_OF, SPANS, Schema, Sums, Table
+from tokentrace.cell import ARRIVED, CELL, SECOND_OF, SPANS, Schema, Table
 from tokentrace.exact import Packed, Totals, add_by, add_runs
 from tokentrace.lifetime import Counters
 from tokentrace.newest import Newest
-from tokentrace.quantile import RAW_LIMIT, Ints, Summary
+from tokentrace.quantile import RAW_LIMIT, Ints, Summary, starts_of
 from tokentrace.sketch import count_up, keys_of, split
 from tokentrace.tier import TIERS, Stretch, Tier
 from tokentrace.units import SECOND
@@ -36,13 +36,6 @@ _SETTLED_S = 30
 #: Wide buckets remember what they came to for the last few groupings asked for; they hardly ever change.
 _REMEMBERS_S = 86400
 _CELL_BITS = 24
-
-
-class Reading(msgspec.Struct):
-    """What some cells come to in an interval: sums, and the distributions that were asked for."""
-
-    sums: Sums
-    summaries: dict[str, Summary]
 
 
 class Part(NamedTuple):
@@ -136,11 +129,11 @@ class Rollup:
         for field, (column, least) in self._schema.fields.items():
             values = np.ascontiguousarray(rows[:, column])
             counted = values >= least
-            cells, seconds = all_cells, all_seconds
+            cells, seconds, ahead = all_cells, all_seconds, all_ahead
             if not counted.all():
-                cells, seconds, values = cells[counted], seconds[counted], values[counted]
+                cells, seconds, values, ahead = cells[counted], seconds[counted], values[counted], ahead[counted]
             if len(values):
-                self._keep_newest(field, cells, seconds, values, all_ahead if counted.all() else all_ahead[counted])
+                self._keep_newest(field, cells, seconds, values, ahead)
                 found[field] = (seconds, keys_of(cells, values))
         return found
 
@@ -161,7 +154,7 @@ class Rollup:
         values: Mapping[str, tuple[Ints, Ints]],
     ) -> None:
         floor_s = self._clock_s - tier.keep_s - _SLACK_S - tier.width_s
-        changes = np.flatnonzero(np.concatenate([[True], starts_s[1:] != starts_s[:-1]]))
+        changes = starts_of(starts_s)
         ends = np.append(changes[1:], len(starts_s)).tolist()
         times = starts_s[changes]
         edges = {
@@ -275,22 +268,6 @@ class Rollup:
         whole = few & (np.bincount(own, minlength=len(sizes)) == sizes)
         return {number: Summary.of(values[own == number]) for number in np.flatnonzero(whole).tolist()}
 
-    def read(self, stretches: Sequence[Stretch], groups: Ints, size: int, fields: Sequence[str]) -> list[Reading]:
-        """
-        What the cells of each group come to over *stretches*, sums and distributions; the schema is that of spans.
-
-        Args:
-            groups: Group number of every cell of the table, -1 = none; shape (cells,).
-            size: How many groups there are.
-            fields: Which distributions to give, of ``cell.FIELDS``.
-
-        Returns:
-            One reading per group.
-        """
-        sums = add_by(groups, self.totals(stretches), size)
-        summaries = {name: self.summaries(stretches, groups, size, name) for name in fields}
-        return [Reading(Sums.of(sums, n), {name: summaries[name][n] for name in fields}) for n in range(size)]
-
     def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, Bucket]]:
         for stretch in stretches:
             buckets = self._tiers[stretch.tier]
@@ -358,7 +335,7 @@ def _coarser(keys: Ints, totals: Totals, width_s: int) -> tuple[Ints, Ints, Tota
         keys = (starts_s << _CELL_BITS) + (keys & ((1 << _CELL_BITS) - 1))
         order = np.argsort(keys, kind="stable")
         keys, totals = keys[order], totals.take(order)
-    firsts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    firsts = starts_of(keys)
     if len(firsts) < len(keys):
         keys, totals = keys[firsts], add_runs(totals, firsts)
     return keys >> _CELL_BITS, keys, totals

@@ -22,12 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokentrace.cell import DIMENSIONS, FIELDS, Sums, Table, rows_of
+from tokentrace.exact import add_by
 from tokentrace.quantile import RELATIVE_ERROR, Summary, merge
 from tokentrace.records import Span
 from tokentrace.records.span import MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS
 from tokentrace.tier import HORIZON_NS, TIERS, Stretch, plan
 from tokentrace.units import DAY, HOUR, MINUTE, SCORE_ONE, SECOND
-from tokentrace.window import Reading, Rollup
+from tokentrace.window import Rollup
 
 NOON_S = 1_800_057_600  # a whole number of days
 QUANTILES = (0.0, 0.1, 0.5, 0.95, 0.99, 1.0)
@@ -184,6 +185,22 @@ def asked(now_ns: int, window_ns: int) -> list[Stretch]:
     return plan((now_ns - window_ns) // SECOND, now_ns // SECOND + 1, now_ns // SECOND)
 
 
+class Reading(NamedTuple):
+    """What some cells come to in an interval: sums, and the distributions that were asked for."""
+
+    sums: Sums
+    summaries: dict[str, Summary]
+
+
+def readings_of(
+    rollup: Rollup, stretches: Sequence[Stretch], groups: Any, size: int, fields: Sequence[str]
+) -> list[Reading]:
+    """One for each group of cells."""
+    sums = add_by(groups, rollup.totals(stretches), size)
+    found = {name: rollup.summaries(stretches, groups, size, name) for name in fields}
+    return [Reading(Sums.of(sums, n), {name: found[name][n] for name in fields}) for n in range(size)]
+
+
 class Shard:
     """A rollup and its table."""
 
@@ -195,13 +212,13 @@ class Shard:
         self.rollup.fold(rows_of(spans, self.table, arrived_ns))
 
     def read(self, stretches: Sequence[Stretch]) -> Reading:
-        [reading] = self.rollup.read(stretches, np.zeros(len(self.table), np.int64), 1, list(FIELDS))
+        [reading] = readings_of(self.rollup, stretches, np.zeros(len(self.table), np.int64), 1, list(FIELDS))
         return reading
 
     def read_by(self, stretches: Sequence[Stretch], dimension: str) -> dict[str, Reading]:
         values = sorted({getattr(cell, dimension) for cell in self.table.cells})
         groups = np.array([values.index(getattr(cell, dimension)) for cell in self.table.cells], np.int64)
-        return dict(zip(values, self.rollup.read(stretches, groups, len(values), list(FIELDS)), strict=True))
+        return dict(zip(values, readings_of(self.rollup, stretches, groups, len(values), list(FIELDS)), strict=True))
 
     def restarted(self) -> Shard:
         rollup, parts = self.rollup.snapshot({})
@@ -544,18 +561,18 @@ def test_a_cell_in_no_group_is_left_out() -> None:
     shard.fold(spans, NOON_S * SECOND)
     stretches = asked(NOON_S * SECOND, MINUTE)
     only = [-1, 0, -1, 1]  # cells are numbered in order of appearance
-    readings = shard.rollup.read(stretches, np.array(only, np.int64), 3, list(FIELDS))
+    readings = readings_of(shard.rollup, stretches, np.array(only, np.int64), 3, list(FIELDS))
     assert_reads(readings[0], spans[1::4])
     assert_reads(readings[1], spans[3::4])
     assert_reads(readings[2], [])
-    [lone] = shard.rollup.read(stretches, np.array([-1, -1, 0, -1], np.int64), 1, list(FIELDS))
+    [lone] = readings_of(shard.rollup, stretches, np.array([-1, -1, 0, -1], np.int64), 1, list(FIELDS))
     assert_reads(lone, spans[2::4])
 
 
 def test_only_the_distributions_asked_for_are_given() -> None:
     shard = Shard()
     shard.fold([at(NOON_S, NOON_S)], NOON_S * SECOND)
-    [reading] = shard.rollup.read(asked(NOON_S * SECOND, MINUTE), np.zeros(1, np.int64), 1, ["ttft"])
+    [reading] = readings_of(shard.rollup, asked(NOON_S * SECOND, MINUTE), np.zeros(1, np.int64), 1, ["ttft"])
     assert set(reading.summaries) == {"ttft"}
 
 

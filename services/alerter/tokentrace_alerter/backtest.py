@@ -15,12 +15,9 @@ import msgspec
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent
-from tokentrace.units import MINUTE, parse_instant
+from tokentrace.units import parse_instant
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import Rule
-
-#: Spans arrive a little after they end, or up to five minutes before they say they do.
-_SLACK_NS = 6 * MINUTE
 
 
 async def backtest(
@@ -39,9 +36,8 @@ async def backtest(
     state = await bus.state(subjects.SPANS)
     if not state.messages:
         return
-    covers_ns = max(rule.covers_ns + rule.lag_ns for rule in rules)
     began_ns = state.first_time_ns if from_ns is None else max(from_ns, state.first_time_ns)
-    start = await bus.before(subjects.SPANS, began_ns - covers_ns - _SLACK_NS)
+    start = await bus.before(subjects.SPANS, began_ns - max(rule.reaches_ns for rule in rules))
     started = False
     async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
         async for chunk in feed:

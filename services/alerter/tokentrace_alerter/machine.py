@@ -300,7 +300,7 @@ class Alerter:
             return
         for batch in decode_batches(message.payload):
             if batch.spans and seen.add(batch, message.time_ns):
-                self._fold_into({name: watch}, batch, message.time_ns)
+                self._fold_into(Index({name: watch.rule.filter}), batch, message.time_ns)
 
     def primed(self, name: str, since_ns: int, now_ns: int) -> None:
         """It knows everything from stream time *since_ns* on, and is looked at from now on."""
@@ -324,17 +324,15 @@ class Alerter:
         for batch in decode_batches(message.payload):
             if self._seen.add(batch, message.time_ns) and batch.spans and self.watches:
                 self.spans += len(batch.spans)
-                self._fold_into(self.watches, batch, message.time_ns)
+                self._fold_into(self._index, batch, message.time_ns)
         if message.time_ns - self._forgot_ns > HOUR:
             self._forgot_ns = message.time_ns
             self._seen.forget(message.time_ns)
 
-    def _fold_into(self, watches: Mapping[str, Watch], batch: Batch, time_ns: int) -> None:
+    def _fold_into(self, index: Index, batch: Batch, time_ns: int) -> None:
         rows = rows_of(batch.spans, self._table, time_ns)
-        for name, indices in self._index.match(batch.spans):
-            watch = watches.get(name)
-            if watch is not None:
-                watch.fold(*choose(batch.spans, rows, indices), time_ns)
+        for name, indices in index.match(batch.spans):
+            self.watches[name].fold(*choose(batch.spans, rows, indices), time_ns)
 
     def _evaluate(self, upto_ns: int) -> None:
         while self._due and self._due[0][0] <= upto_ns:
@@ -362,7 +360,7 @@ class Alerter:
         if self.caught_up:
             self.start(now_ns)
             self._evaluate(now_ns - SETTLED_NS)
-        return list(self._effects)
+        return self.decided()
 
     def start(self, now_ns: int) -> None:
         """Look from *now_ns* on at what is not looked at yet: it was primed by what was read."""

@@ -245,11 +245,6 @@ def _later(cells: Any, state: Any, parts: Mapping[str, Part]) -> Callable[[], An
     return lambda: (cells, state, {name: encode() for name, encode in made.items()})
 
 
-def passes(rule: Rule, span: Span) -> bool:
-    """*span* has every dimension and attribute that the rule's filter asks for."""
-    return all(value_text(span, key) == value for key, value in rule.filter.items())
-
-
 def choose(spans: Sequence[Span], rows: Ints, indices: Sequence[int] | None) -> tuple[Sequence[Span], Ints]:
     """Some spans and their rows; all when *indices* is None."""
     if indices is None:

@@ -10,14 +10,10 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected
 from tokentrace.pump import until_available
 from tokentrace.seen import Seen
-from tokentrace.units import MINUTE
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import Rule
 
 log = logging.getLogger("tokentrace.alerter")
-
-#: Spans arrive a little after they end, or up to five minutes before they say they do.
-_SLACK_NS = 6 * MINUTE
 
 
 async def prime(bus: Bus, machine: Alerter, rule: Rule) -> None:
@@ -25,7 +21,7 @@ async def prime(bus: Bus, machine: Alerter, rule: Rule) -> None:
     watch = machine.watches.get(rule.name)
     target = watch.began_at if watch is not None else None
     if target is not None:
-        since_ns = time.time_ns() - rule.covers_ns - rule.lag_ns - _SLACK_NS
+        since_ns = time.time_ns() - rule.reaches_ns
         start = await until_available(lambda: bus.before(subjects.SPANS, since_ns))
         seen = Seen()
         if start.sequence < target.sequence:

@@ -31,6 +31,8 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 _SYMBOLS = {name: symbol for symbol, name in _OPERATORS.items()}
 LEVELS = ("warning", "critical")
 _MAX_THRESHOLD = 1e300
+#: Spans arrive a little after they end, or up to five minutes before they say they do.
+_SLACK_NS = 6 * MINUTE
 MAX_WINDOW_NS = 31 * 24 * HOUR
 #: A falling value is judged this much later: spans that are still on their way would have kept it up.
 LAGGING_NS = 5 * SECOND
@@ -132,6 +134,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def covers_ns(self) -> int:
         """How far back it looks."""
         return 2 * self.window_ns if self.change else self.window_ns
+
+    @property
+    def reaches_ns(self) -> int:
+        """How far back the log has to be read to know what its windows hold."""
+        return self.covers_ns + self.lag_ns + _SLACK_NS
 
     @property
     def trusts_half_a_window(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -48,6 +48,15 @@ class Question(NamedTuple):
     def groupby(self) -> str:
         """What the groups are called: ``by_<this>``; "" = none are asked for."""
         return self.attribute or self.query.groupby
+
+    @property
+    def now_ns(self) -> int:
+        """When it was asked."""
+        return self.query.now_s * SECOND
+
+    def where(self, found: Answer) -> Where:
+        """The stored spans that *found* is about."""
+        return Where(replace(self.query, from_s=found.from_s, to_s=found.to_s), self.filters)
 
 
 def parse_question(given: Parameters, now_ns: int | None = None) -> Question:
@@ -106,10 +115,7 @@ async def answer(
     found = await api.aggregators.ask(replace(question.query, fields=list(fields), by_model=by_model, custom=names))
     if not question.attribute and not question.filters:
         return found
-    where = Where(replace(question.query, from_s=found.from_s, to_s=found.to_s), question.filters)
-    key = question.groupby
-    by_attribute = bool(question.attribute)
-    now_ns = question.query.now_s * SECOND
+    where, now_ns, key = question.where(found), question.now_ns, question.groupby
 
     async def recount(key: str, fields: Sequence[str], *, attribute: bool = False) -> dict[str, Figures]:
         groups = await api.read(lambda store: figures_by(store, where, key, fields, now_ns, attribute=attribute))
@@ -124,18 +130,27 @@ async def answer(
         found.total = (await recount("", fields)).get("", Figures())
         found.models = await recount("model", ()) if by_model else {}
     if key:
-        found.groups = await recount(key, fields, attribute=by_attribute)
-    since_ns = await api.read(lambda store: store.shown_since(now_ns))
+        found.groups = await recount(key, fields, attribute=bool(question.attribute))
+    await note_since(api, question, found)
+    return found
+
+
+async def note_since(api: Api, question: Question, found: Answer) -> None:
+    """Say in *found* how far back the stored spans reach, of which part of it was counted."""
+    since_ns = await api.read(lambda store: store.shown_since(question.now_ns))
     if since_ns > found.from_s * SECOND:
         found.since_ns = max(found.since_ns, since_ns)
-    return found
 
 
 async def tail(api: Api, question: Question, found: Answer, column: str) -> list[Exemplar]:
     """Up to three spans with the largest *column*, each of another trace; none when finding them takes too long."""
-    where = Where(replace(question.query, from_s=found.from_s, to_s=found.to_s), question.filters)
-    now_ns = question.query.now_s * SECOND
+    where, now_ns = question.where(found), question.now_ns
     try:
         return await api.read(lambda store: exemplars(store, where, column, now_ns, _EXEMPLARS_S))
     except Unavailable:
         return []
+
+
+def missing(found: Answer) -> dict[str, Any]:
+    """What an answer says of the shards that nobody answered for."""
+    return {"incomplete": True, "missing_shards": found.missing_shards} if found.missing_shards else {}

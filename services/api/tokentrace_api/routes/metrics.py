@@ -20,8 +20,8 @@ from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPOR
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.tier import HORIZON_NS, finest_step_s
 from tokentrace.units import SECOND, int_to_score, nusd_to_usd, parse_duration, render_duration, render_instant
-from tokentrace_api.question import ALLOWED, Question, answer, parse_question, tail
-from tokentrace_api.recount import Where, left_out, tallies_by
+from tokentrace_api.question import ALLOWED, Question, answer, missing, note_since, parse_question, tail
+from tokentrace_api.recount import left_out, tallies_by
 from tokentrace_api.routes.parameters import parameters
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def routes(api: Api) -> list[BaseRoute]:
             return await _split(api, name, question, given.get("key", ""))
         if name in TRANSPORT:
             found = await api.aggregators.ask(question.query)
-            return reply({"metric": name, "value": getattr(found.transport, TRANSPORT[name])} | _missing(found))
+            return reply({"metric": name, "value": getattr(found.transport, TRANSPORT[name])} | missing(found))
         if name in ALERTS:
             counts = getattr(api.alert_counts, ALERTS[name])
             return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
@@ -221,8 +221,7 @@ async def _attribute(api: Api, name: str, question: Question) -> Response:
     """A numeric attribute of every kind of span, or of the one asked for."""
     found = await answer(api, question)
     metric = CustomMetric(name=name, type="p95", field=name)
-    where = Where(replace(question.query, from_s=found.from_s, to_s=found.to_s), question.filters)
-    now_ns = question.query.now_s * SECOND
+    where, now_ns = question.where(found), question.now_ns
 
     async def tallies(key: str, *, attribute: bool) -> dict[str, Tally]:
         return await api.read(lambda store: tallies_by(store, where, metric, key, now_ns, attribute=attribute))
@@ -233,9 +232,7 @@ async def _attribute(api: Api, name: str, question: Question) -> Response:
     if question.groupby:
         groups = await tallies(question.groupby, attribute=bool(question.attribute))
         shown[f"by_{question.groupby}"] = {value: _tally(groups[value]) for value in sorted(groups)}
-    since_ns = await api.read(lambda store: store.shown_since(now_ns))
-    if since_ns > found.from_s * SECOND:
-        found.since_ns = max(found.since_ns, since_ns)
+    await note_since(api, question, found)
     return reply(shown | coverage(found))
 
 
@@ -285,8 +282,4 @@ def coverage(found: Answer) -> dict[str, Any]:
         "from": render_instant(found.from_s * SECOND),
         "to": render_instant(found.to_s * SECOND),
         "since": render_instant(found.since_ns) if found.since_ns else None,
-    } | _missing(found)
-
-
-def _missing(found: Answer) -> dict[str, Any]:
-    return {"incomplete": True, "missing_shards": found.missing_shards} if found.missing_shards else {}
+    } | missing(found)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -17,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Unavailable
+from tokentrace.http import PROMETHEUS_TYPE, render_families
 from tokentrace.lifetime import HISTOGRAMS, LATENCY_EDGES_MS, TOKEN_EDGES
 from tokentrace.metric import cost, outcome, quality
 from tokentrace.metric.custom import CustomMetric
@@ -27,7 +27,6 @@ from tokentrace_api.routes.parameters import parameters
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: The window of the gauges, seconds (SPEC C.1).
 _WINDOW_S = 3600
 Labels = tuple[str, ...]
@@ -51,9 +50,7 @@ def routes(api: Api) -> list[BaseRoute]:
                 raise Unavailable("aggregator: still reading what there was before")
         if not api.alert_counts.caught_up:
             raise Unavailable("alerts: still reading what there was before")
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Page(api, lifetime, window))
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE})
+        return Response(render_families(_Page(api, lifetime, window)), headers={"content-type": PROMETHEUS_TYPE})
 
     return [Route(api.config.prometheus_path, scrape)]
 
@@ -189,7 +186,7 @@ class _Page(Collector):
             ("delivery_failed", "Firings that could not be delivered.", counts.delivery_failed),
         ):
             family = CounterMetricFamily(f"tokentrace_alert_{name}", text, labels=("rule",))
-            for rule, count in _in_order(by_rule):
+            for rule, count in by_rule.items():
                 family.add_metric((rule,), count)
             yield family
 
@@ -212,7 +209,3 @@ def _gauge(name: str, text: str, value: float | None) -> Metric:
     if value is not None:
         family.add_metric((), value)
     return family
-
-
-def _in_order(by_rule: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(by_rule.items())

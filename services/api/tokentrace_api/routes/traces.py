@@ -17,6 +17,7 @@ from tokentrace.lifetime import histogram_quantile_ms
 from tokentrace.metric.query import Query
 from tokentrace.records import Span, counts_as_cost
 from tokentrace.units import MS, ms_to_ns, ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
+from tokentrace_api.question import missing
 from tokentrace_api.routes.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
 from tokentrace_api.store import Search, TraceRow
 
@@ -75,9 +76,7 @@ def routes(api: Api) -> list[BaseRoute]:
         given = parameters(request, ("format",))
         if given.get("format", "docs") not in ("docs", "mist"):
             raise Rejected(f"format: {shorten(given['format'])!r} is neither docs nor mist")
-        spans = await api.read(lambda store: store.trace(trace_id, time.time_ns()))
-        if not spans:
-            raise Rejected("trace not found", status=404)
+        spans = await _spans_of(api, trace_id)
         if given.get("format") == "mist":
             return reply({"trace_id": trace_id, "spans": [mist.render_span(span) for span in spans]})
         return reply(render_trace(trace_id, spans))
@@ -85,9 +84,7 @@ def routes(api: Api) -> list[BaseRoute]:
     async def timeline(request: Request) -> Response:
         parameters(request, ())
         trace_id = request.path_params["trace_id"]
-        spans = await api.read(lambda store: store.trace(trace_id, time.time_ns()))
-        if not spans:
-            raise Rejected("trace not found", status=404)
+        spans = await _spans_of(api, trace_id)
         return reply(render_timeline(trace_id, spans))
 
     async def stats(request: Request) -> Response:
@@ -110,9 +107,7 @@ def routes(api: Api) -> list[BaseRoute]:
                 name: {"count": count, "errors": errors}
                 for name, (count, errors) in sorted(answer.lived.by_operation.items())
             }
-        if answer.missing_shards:
-            shown["incomplete"], shown["missing_shards"] = True, answer.missing_shards
-        return reply(shown)
+        return reply(shown | missing(answer))
 
     return [
         Route("/traces", listed),
@@ -121,6 +116,13 @@ def routes(api: Api) -> list[BaseRoute]:
         Route("/traces/{trace_id:path}", one),
         Route("/stats", stats),
     ]
+
+
+async def _spans_of(api: Api, trace_id: str) -> list[Span]:
+    spans = await api.read(lambda store: store.trace(trace_id, time.time_ns()))
+    if not spans:
+        raise Rejected("trace not found", status=404)
+    return spans
 
 
 def parse_search(given: Parameters) -> Search:
