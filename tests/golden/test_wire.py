@@ -23,6 +23,7 @@ if __name__ == "__main__":
 from make import ENDED_NS, STARTED_NS, make_batch, make_span  # noqa: E402
 from tokentrace.dialect import docs, mist  # noqa: E402
 from tokentrace.records import (  # noqa: E402
+    Annotation,
     Batch,
     ChatMessage,
     ReporterStats,
@@ -84,6 +85,8 @@ BATCH = make_batch(
             kind="tool",
             started_ns=STARTED_NS,
             metadata={"k": "v"},
+            caller="web",
+            arrived_ns=STARTED_NS + 1,
         )
     ],
     scores=[
@@ -101,6 +104,7 @@ BATCH = make_batch(
             status="error",
             ended_ns=ENDED_NS,
             arrived_ns=ENDED_NS + 1,
+            attributes={"k": 2},
         )
     ],
     messages=[
@@ -113,10 +117,13 @@ BATCH = make_batch(
             redacted=True,
             created_ns=ENDED_NS,
             metadata={"k": 1},
+            raw="hello, it is me",
+            length=15,
         )
     ],
     session_ends=[SessionEnd(session_id="c", ended_ns=ENDED_NS, error="gone")],
     tombstones=[Tombstone(target="session", id="c", deleted_ns=ENDED_NS)],
+    annotations=[Annotation(trace_id="t", span_id="s", attributes={"k": 3})],
 )
 
 #: SPEC A.1, as the documents print it.
@@ -151,7 +158,7 @@ def mist_span() -> Span:
     return mist.decode_message(MIST_EXAMPLE.encode())
 
 
-LAYOUTS = (Batch, Span, ReporterStats, Started, Score, ChatMessage, SessionEnd, Tombstone)
+LAYOUTS = (Batch, Span, ReporterStats, Started, Score, ChatMessage, SessionEnd, Tombstone, Annotation)
 FILES = (
     "batch.hex",
     "smallest_batch.hex",
@@ -205,7 +212,7 @@ def comparable(name: str, text: str) -> str:
 
 def test_every_field_of_the_golden_batch_has_a_value_of_its_own():
     records = [BATCH, *BATCH.spans, BATCH.reporter, *BATCH.started, *BATCH.scores, *BATCH.messages, *BATCH.session_ends]
-    for record in [*records, *BATCH.tombstones]:
+    for record in [*records, *BATCH.tombstones, *BATCH.annotations]:
         for field in msgspec.structs.fields(record):
             value = getattr(record, field.name)
             assert value != field.default, (type(record).__name__, field.name)
@@ -255,7 +262,7 @@ def test_a_span_of_an_older_writer_is_read_whatever_it_did_not_know():
 
 
 def test_the_rarer_records_of_an_older_writer_are_read_too():
-    required = {"reporter": 0, "started": 2, "scores": 4, "messages": 2, "session_ends": 2, "tombstones": 3}
+    required = {"reporter": 0, "started": 2, "scores": 4, "messages": 2, "session_ends": 2, "tombstones": 3, "annotations": 2}
     [fields] = msgspec.msgpack.decode(golden_bytes("batch.hex"))
     for name, least in required.items():
         at = Batch.__struct_fields__.index(name)

@@ -959,6 +959,20 @@ def is_shown(of: Spans) -> bool:
     return bool(of.calls or of.scored or usd(of.paid) or unpriced(of))
 
 
+def has_calls(of: Spans) -> bool:
+    """A group that has calls to tell of."""
+    return bool(of.calls)
+
+
+def has_scores(of: Spans) -> bool:
+    """A group that has scores to tell of."""
+    return bool(of.scored)
+
+
+#: Of a group of metrics, which values of what it is grouped by are there; of the others those with calls.
+SHOWN_BY = {"cost": is_shown, "quality": has_scores}
+
+
 def assert_groups(
     got: Mapping[str, Any],
     groups: Mapping[str, Spans],
@@ -1086,7 +1100,7 @@ class Checker:
                 else:
                     assert_all(got, recount(of), error, where)
 
-            assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, (ask, name))
+            assert_groups(body[f"by_{ask.key}"], truth.groups, SHOWN_BY.get(name, has_calls), check, (ask, name))
         self._assert_exemplars(name, body, truth)
 
     def _assert_exemplars(self, name: str, body: Mapping[str, Any], truth: Truth) -> None:

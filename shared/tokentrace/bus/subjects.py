@@ -16,6 +16,7 @@ DELIVERIES = "TT_DELIVERIES"
 META = "tt_meta"
 RULES = "tt_rules"
 OPEN_SPANS = "tt_open_spans"
+SCORES = "tt_scores"
 REQUESTS = "tt_requests"
 SNAPSHOTS = "tt_snapshots"
 
@@ -25,6 +26,7 @@ MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
 ALL_SPANS = "tokentrace.spans.>"
+ALL_TOMBSTONES = "tokentrace.spans.*.deleted"
 ALL_ALERTS = "tokentrace.alerts.>"
 ALL_DELIVERIES = "tokentrace.deliveries.>"
 
@@ -71,6 +73,11 @@ def spans(project: str, shard: int) -> str:
 def shard_spans(shard: int) -> str:
     """What a reader of one shard follows, of every project."""
     return f"tokentrace.spans.*.{shard}"
+
+
+def tombstones(project: str) -> str:
+    """Where deletions go: in the log of the spans, but on no shard, so that they can be read without the spans."""
+    return f"tokentrace.spans.{escape(project)}.deleted"
 
 
 def rejected(project: str) -> str:
@@ -156,6 +163,7 @@ def streams(
         bucket(META),
         bucket(RULES),
         bucket(OPEN_SPANS, max_bytes=256 * MIB, max_age_ns=DAY),
+        bucket(SCORES, max_bytes=256 * MIB, max_age_ns=8 * DAY),
         bucket(REQUESTS, max_bytes=256 * MIB, max_age_ns=DAY),
         Stream(
             name=f"OBJ_{SNAPSHOTS}",

@@ -2,13 +2,14 @@
 
 from tokentrace.records.alert import AlertEvent, DeliveryRecord
 from tokentrace.records.batch import Batch, ReporterStats, decode_batches, encode_batches
-from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
+from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import KINDS, ROLLUP_KINDS, Span, attribute, check_span, counts_as_cost, event_time
 
 __all__ = [
     "KINDS",
     "ROLLUP_KINDS",
     "AlertEvent",
+    "Annotation",
     "Batch",
     "ChatMessage",
     "DeliveryRecord",

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tokentrace.errors import Rejected, cut_quoted, shorten
-from tokentrace.records.session import ChatMessage, Score, SessionEnd, Started, Tombstone
+from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
 #: The content type of ``encode_batches`` over HTTP: what a reporter posts, ids and numbers included.
@@ -66,6 +66,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     messages: list[ChatMessage] = []
     session_ends: list[SessionEnd] = []
     tombstones: list[Tombstone] = []
+    annotations: list[Annotation] = []
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -83,6 +84,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     messages: list[ChatMessage] = []
     session_ends: list[SessionEnd] = []
     tombstones: list[Tombstone] = []
+    annotations: list[Annotation] = []
 
 
 _encoder = msgspec.msgpack.Encoder()

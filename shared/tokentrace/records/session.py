@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from tokentrace.records.span import Id, Instant, Kind, Name, Text
 from tokentrace.records.span import Score as ScoreValue
@@ -19,6 +20,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Attributes:
         started_ns: Unix nanoseconds.
         metadata: As given at the start; the end's metadata is merged over it.
+        caller: Calling service or function; "" = unknown.
+        arrived_ns: When the pipeline took it in, Unix nanoseconds.
     """
 
     trace_id: Id
@@ -30,6 +33,21 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     kind: Kind = "custom"
     started_ns: Instant = 0
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    caller: Name = ""
+    arrived_ns: Instant = 0
+
+
+class Annotation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """
+    What was said of a span after it had ended: shown with it, never counted.
+
+    Attributes:
+        attributes: Merged over those the span has.
+    """
+
+    trace_id: Id
+    span_id: Id
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -37,10 +55,11 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     A score given after the fact, with the span's dimensions, so that a rollup needs not know the span.
 
     Attributes:
-        name: Which score; ``eval.score`` is the one that metrics and rules use.
+        name: Which score, an attribute that starts with ``eval.``; ``eval.score`` is the one that metrics and rules use.
         value: The new value in 1e-9; None takes the score away.
         previous: The value it replaces; None = there was none.
         ended_ns, arrived_ns: The span's, Unix nanoseconds: the score counts where the span counts.
+        attributes: The span's, for whoever filters or groups by them.
     """
 
     trace_id: Id
@@ -56,6 +75,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     status: Literal["ok", "error", "timeout"] = "ok"
     ended_ns: Instant = 0
     arrived_ns: Instant = 0
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -63,9 +83,12 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     One message of a conversation.
 
     Attributes:
-        content: As it may be stored: redacted unless the operator chose otherwise.
+        span_id: The span it belongs to; "" = none in particular.
+        content: Without secrets; empty when only counts are kept.
         redacted: True when something was taken out of content.
         created_ns: Unix nanoseconds.
+        raw: What content was before, where the operator keeps it; "" = not kept, or the same.
+        length: Of the content as it came, characters.
     """
 
     message_id: Id
@@ -76,6 +99,8 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     redacted: bool = False
     created_ns: Instant = 0
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    raw: str = ""
+    length: Annotated[int, Meta(ge=0, le=2**40)] = 0
 
 
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
