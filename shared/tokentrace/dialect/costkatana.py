@@ -1,0 +1,126 @@
+"""
+The spans, sessions and messages of Cost Katana (SPEC A.4-A.8): JSON in camelCase, where ``traceId`` is a span's id.
+
+What is read are the inputs of its SDK (``StartSpanInput``, ``EndSpanInput``, ``RecordMessageInput``) and of its
+backend; unknown keys are passed over. What is rendered are the SDK's shapes with the backend's names beside them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokentrace.records import Span
+from tokentrace.records.session import ChatMessage, Started
+from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant
+
+_PREVIEW = 500
+#: Fields of theirs that are attributes of ours.
+TOOL = "tool"
+RESOURCE_IDS = "resource_ids"
+
+
+def render_node(span: Span, depth: int) -> dict[str, Any]:
+    """
+    A span that has ended as a ``TraceNode`` (SPEC A.7), the backend's ``label``, ``start``, ``end``, ``aiModel`` beside.
+
+    Left out when there is none: parentId, error, model, tool, resourceIds. costUSD is null when nobody could price it.
+
+    Args:
+        depth: 0 for a root.
+    """
+    node = _head(span.span_id, span.parent_span_id, span.session_id, span.name, span.kind, span.status, depth)
+    if span.error or span.error_stack:
+        node["error"] = {"message": span.error, **({"stack": span.error_stack} if span.error_stack else {})}
+    if span.model:
+        node["model"] = node["aiModel"] = span.model
+    started, ended = render_instant(span.started_ns), render_instant(span.ended_ns)
+    return {
+        **node,
+        "tokens": {"input": span.prompt_tokens, "output": span.completion_tokens},
+        "costUSD": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
+        **_attributes(span.attributes),
+        "startedAt": started,
+        "endedAt": ended,
+        "duration": ns_to_ms(span.latency_ns),
+        "start": started,
+        "end": ended,
+    }
+
+
+def render_open(started: Started, depth: int, status: str) -> dict[str, Any]:
+    """
+    A span that has not ended, in the shape of ``render_node``: endedAt, end, duration and costUSD are null.
+
+    Args:
+        status: pending or abandoned.
+    """
+    at = render_instant(started.started_ns)
+    return {
+        **_head(
+            started.span_id,
+            started.parent_span_id,
+            started.session_id,
+            started.name,
+            started.kind,
+            status,
+            depth,
+        ),
+        "tokens": {"input": 0, "output": 0},
+        "costUSD": None,
+        **_attributes(started.metadata),
+        "startedAt": at,
+        "endedAt": None,
+        "duration": None,
+        "start": at,
+        "end": None,
+    }
+
+
+def _head(
+    span_id: str, parent_id: str | None, session_id: str | None, name: str, kind: str, status: str, depth: int
+) -> dict[str, Any]:
+    return {
+        "id": span_id,
+        **({"parentId": parent_id} if parent_id else {}),
+        "sessionId": session_id or "",
+        "name": name,
+        "label": name,
+        "type": kind,
+        "status": status,
+        "depth": depth,
+    }
+
+
+def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
+    """``tool``, ``resourceIds`` and ``metadata`` of a node; values that are not theirs stay in the metadata."""
+    metadata = dict(attributes)
+    shown: dict[str, Any] = {}
+    if isinstance(metadata.get(TOOL), str):
+        shown["tool"] = metadata.pop(TOOL)
+    if isinstance(metadata.get(RESOURCE_IDS), list):
+        shown["resourceIds"] = metadata.pop(RESOURCE_IDS)
+    return {**shown, "metadata": metadata}
+
+
+def render_message(message: ChatMessage) -> dict[str, Any]:
+    """
+    A message as the SDK and as the backend show it (SPEC A.6).
+
+    ``content`` is what was said where the operator keeps that, else it is without secrets; ``contentPreview`` never has
+    any. ``fullContentStored`` is true when the preview is all there was.
+    """
+    at = render_instant(message.created_ns)
+    return {
+        "messageId": message.message_id,
+        "sessionId": message.session_id,
+        "traceId": message.span_id,
+        "role": message.role,
+        "content": message.raw or message.content,
+        **({"redactedContent": message.content} if message.redacted else {}),
+        "isRedacted": message.redacted,
+        "metadata": message.metadata,
+        "createdAt": at,
+        "timestamp": at,
+        "contentPreview": message.content[:_PREVIEW],
+        "fullContentStored": message.length <= _PREVIEW and (bool(message.content) or not message.length),
+    }
