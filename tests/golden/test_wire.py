@@ -119,6 +119,7 @@ BATCH = make_batch(
             metadata={"k": 1},
             raw="hello, it is me",
             length=15,
+            trace_id="t",
         )
     ],
     session_ends=[SessionEnd(session_id="c", ended_ns=ENDED_NS, error="gone")],

@@ -89,6 +89,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         created_ns: Unix nanoseconds.
         raw: What content was before, where the operator keeps it; "" = not kept, or the same.
         length: Of the content as it came, characters.
+        trace_id: Of that span; "" = nobody knows.
     """
 
     message_id: Id
@@ -101,6 +102,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     raw: str = ""
     length: Annotated[int, Meta(ge=0, le=2**40)] = 0
+    trace_id: Id = ""
 
 
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
