@@ -164,8 +164,8 @@ def check_span(span: Span) -> None:
         raise Rejected(f"span_id: {shorten(span.span_id)!r} is not 1-256 printable ASCII characters")
     if span.parent_span_id is not None and not is_id(span.parent_span_id):
         raise Rejected(f"parent_span_id: {shorten(span.parent_span_id)!r} is not 1-256 printable ASCII characters")
-    # A MIST tool may report a call whose tokens it does not know; the Go server takes it.
-    if span.kind in _MODEL_KINDS and span.status == "ok" and span.source != "mist":
+    # A MIST tool or a Cost Katana client may report a call whose tokens it does not know; their servers take it.
+    if span.kind in _MODEL_KINDS and span.status == "ok" and span.source not in ("mist", "costkatana"):
         if not span.model:
             raise Rejected(f"model: required when kind is {span.kind} and status is ok")
         if not span.total_tokens and not span.prompt_tokens and not span.completion_tokens and not span.usage:

@@ -1,27 +1,20 @@
-"""
-The spans, sessions and messages of Cost Katana (SPEC A.4-A.8): JSON in camelCase, where ``traceId`` is a span's id.
-
-What is read are the inputs of its SDK (``StartSpanInput``, ``EndSpanInput``, ``RecordMessageInput``) and of its
-backend; unknown keys are passed over. What is rendered are the SDK's shapes with the backend's names beside them.
-"""
+"""Our records as Cost Katana's clients expect them: the SDK's shapes with the backend's names beside (SPEC A.6, A.7)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tokentrace.dialect.costkatana.inputs import RESOURCE_IDS, TOOL
 from tokentrace.records import Span
 from tokentrace.records.session import ChatMessage, Started
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant
 
 _PREVIEW = 500
-#: Fields of theirs that are attributes of ours.
-TOOL = "tool"
-RESOURCE_IDS = "resource_ids"
 
 
 def render_node(span: Span, depth: int) -> dict[str, Any]:
     """
-    A span that has ended as a ``TraceNode`` (SPEC A.7), the backend's ``label``, ``start``, ``end``, ``aiModel`` beside.
+    A span that has ended as a ``TraceNode`` (SPEC A.7); the backend's label, start, end and aiModel stand beside.
 
     Left out when there is none: parentId, error, model, tool, resourceIds. costUSD is null when nobody could price it.
 

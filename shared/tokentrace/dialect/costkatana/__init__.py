@@ -1,0 +1,39 @@
+"""
+The spans, sessions and messages of Cost Katana (SPEC A.4-A.8): JSON in camelCase, where ``traceId`` is a span's id.
+
+``inputs`` reads what clients send, ``spans`` makes our records of it, ``render`` shows our records as clients expect.
+"""
+
+from tokentrace.dialect.costkatana.inputs import (
+    EndInput,
+    MessageInput,
+    SpanInput,
+    check_metadata,
+    decode_end,
+    decode_ingest,
+    decode_message,
+    decode_start,
+    has_ended,
+)
+from tokentrace.dialect.costkatana.render import render_message, render_node, render_open
+from tokentrace.dialect.costkatana.spans import Place, end_of, message_of, place, start_of
+
+__all__ = [
+    "EndInput",
+    "MessageInput",
+    "Place",
+    "SpanInput",
+    "check_metadata",
+    "decode_end",
+    "decode_ingest",
+    "decode_message",
+    "decode_start",
+    "end_of",
+    "has_ended",
+    "message_of",
+    "place",
+    "render_message",
+    "render_node",
+    "render_open",
+    "start_of",
+]
