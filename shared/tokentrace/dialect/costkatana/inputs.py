@@ -215,7 +215,7 @@ def instant_of(name: str, text: str | None) -> int:
     if not text:
         return 0
     try:
-        at = parseinstant_of(text)
+        at = parse_instant(text)
     except Rejected as exc:
         raise Rejected(f"{name}: {str(exc).removeprefix('instant: ')}") from exc
     if not MIN_INSTANT_NS <= at <= MAX_INSTANT_NS:

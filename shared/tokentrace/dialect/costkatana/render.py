@@ -1,4 +1,4 @@
-"""Our records as Cost Katana's clients expect them: the SDK's shapes with the backend's names beside (SPEC A.6, A.7)."""
+"""Our records as Cost Katana's clients expect them: the SDK's shapes, the backend's names beside (SPEC A.6, A.7)."""
 
 from __future__ import annotations
 
