@@ -124,7 +124,12 @@ def value_text(span: Span, key: str) -> str | None:
     """A dimension or attribute of *span* as text: what filters compare with; None when it has none."""
     if key in DIMENSIONS:
         return str(getattr(span, key) or UNKNOWN)
-    value = attribute(span, key.removeprefix("attr."))
+    return attribute_text_of(span, key.removeprefix("attr."))
+
+
+def attribute_text_of(span: Span, key: str) -> str | None:
+    """The attribute *key* of *span* as text, as the span store has it; None when it has none."""
+    value = attribute(span, key)
     if value is None or isinstance(value, str):
         return value
     return _number_text(value) if isinstance(value, float) else msgspec.json.encode(value).decode()
