@@ -32,6 +32,8 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 _MAX_DRAINED = 128 * 1024 * 1024
 _DRAIN_S = 3.0
 OPEN_PATHS = ("/healthz", "/readyz")
+#: Where Cost Katana's SDK is answered.
+SDK_PATHS = "/api/"
 #: Content type of Prometheus' text format.
 PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _encoder = msgspec.json.Encoder()
@@ -42,34 +44,35 @@ def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Response(_encoder.encode(body), status, media_type="application/json", headers=dict(headers or {}))
 
 
-def failure(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    """The error envelope of every service."""
-    return reply({"error": message}, status, headers)
+def failure(message: str, status: int, headers: Mapping[str, str] | None = None, *, path: str = "") -> Response:
+    """The error envelope of every service; under ``/api/`` it says the same as ``message``, where the SDK looks."""
+    body = {"error": message, "message": message} if path.startswith(SDK_PATHS) else {"error": message}
+    return reply(body, status, headers)
 
 
 async def _on_rejected(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Rejected)
-    return failure(str(exc), exc.status)
+    return failure(str(exc), exc.status, path=request.url.path)
 
 
 async def _on_unavailable(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, Unavailable)
-    return failure(str(exc), 503, {"Retry-After": str(exc.retry_after_s)})
+    return failure(str(exc), 503, {"Retry-After": str(exc.retry_after_s)}, path=request.url.path)
 
 
 async def _on_conflict(request: Request, exc: Exception) -> Response:
-    return failure(str(exc), 409)
+    return failure(str(exc), 409, path=request.url.path)
 
 
 async def _on_http(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     detail = {404: "not found", 405: "method not allowed"}.get(exc.status_code, exc.detail)
-    return failure(detail, exc.status_code, exc.headers)
+    return failure(detail, exc.status_code, exc.headers, path=request.url.path)
 
 
 async def _on_bug(request: Request, exc: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-    return failure("internal error", 500)
+    return failure("internal error", 500, path=request.url.path)
 
 
 def make_app(routes: Sequence[BaseRoute], *, token: str = "", open_paths: Collection[str] = OPEN_PATHS) -> ASGIApp:
@@ -103,7 +106,8 @@ class _Bearer:
         if scope["type"] == "http" and scope["path"] not in self._open:
             given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
             if not hmac.compare_digest(given, self._expected):
-                response = failure("missing or wrong bearer token", 401, {"WWW-Authenticate": "Bearer"})
+                asked = {"WWW-Authenticate": "Bearer"}
+                response = failure("missing or wrong bearer token", 401, asked, path=scope["path"])
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -23,6 +23,7 @@ from tokentrace.redact import Redactor
 from tokentrace.settings import Settings
 from tokentrace_ingest.commit import Committer
 from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json, undecoded
+from tokentrace_ingest.open_spans import OpenSpans
 
 log = logging.getLogger("tokentrace.ingest")
 
@@ -77,6 +78,7 @@ class Ingest:
         self.bus, self.config = bus, config
         self._cleaner = Cleaner(config.redactor, config.pricer)
         self._committer = Committer(bus, config.shards)
+        self.open_spans = OpenSpans(bus, self._cleaner, self._committer, config.project)
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._behind: dict[str, float] = {}
@@ -117,8 +119,7 @@ class Ingest:
             Rejected: Names the index and the field.
             Unavailable: Nothing was acknowledged; try again.
         """
-        if self._blocked:
-            raise Unavailable(self._blocked, retry_after_s=5)
+        self.check_room()
         cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.letters:
             raise Rejected(f"span {cleaned.letters[0].position}: {cleaned.letters[0].reason}")
@@ -255,12 +256,26 @@ class Ingest:
                 "tokentrace_ingest_reader_behind", "Part of the log a reader is behind.", part, {"reader": reader}
             )
 
+    def check_room(self) -> None:
+        """
+        Whether the log has room for more.
+
+        Raises:
+            Unavailable: Somebody is too far behind.
+        """
+        if self._blocked:
+            raise Unavailable(self._blocked, retry_after_s=5)
+
+    def count_accepted(self, way: str, spans: int = 1) -> None:
+        """Note spans that were stored without ``accept``."""
+        self._counts["spans", way] += spans
+
     def count_refused(self, way: str, spans: int = 1) -> None:
         """Note a request that was refused whole."""
         self._counts["rejected", way] += spans
 
     def routes(self) -> list[BaseRoute]:
         """Its HTTP side."""
-        from tokentrace_ingest.routes import routes
+        from tokentrace_ingest.routes import costkatana, mist, spans
 
-        return routes(self)
+        return [*spans.routes(self), *mist.routes(self), *costkatana.routes(self)]

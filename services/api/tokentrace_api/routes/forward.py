@@ -1,4 +1,4 @@
-"""``POST /spans`` and ``POST /mist`` passed on to ingest, so that one base URL serves everything."""
+"""What ingest answers, ``POST /spans``, ``/mist`` and ``/api/traces/*``, passed on: one base URL serves everything."""
 
 from __future__ import annotations
 
@@ -15,8 +15,16 @@ from tokentrace.http import read_raw
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
-_PASSED = ("content-type", "content-encoding", "idempotency-key", "authorization")
-_RETURNED = ("content-type", "retry-after")
+_PASSED = (
+    "content-type",
+    "content-encoding",
+    "idempotency-key",
+    "authorization",
+    "x-service-name",
+    "x-session-id",
+    "x-project-id",
+)
+_RETURNED = ("content-type", "retry-after", "x-trace-id", "x-session-id")
 _TIMEOUT_S = 15.0
 
 
@@ -31,7 +39,7 @@ def routes(api: Api) -> list[BaseRoute]:
         body = await read_raw(request, config.max_body_bytes)
         headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
         try:
-            answer = await client.post(request.url.path, content=body, headers=headers)
+            answer = await client.post(_target(request), content=body, headers=headers)
         except httpx.TransportError as exc:
             raise Unavailable(f"ingest does not answer: {type(exc).__name__}") from exc
         except httpx.InvalidURL as exc:
@@ -39,4 +47,11 @@ def routes(api: Api) -> list[BaseRoute]:
         returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
         return Response(answer.content, answer.status_code, returned)
 
-    return [Route(path, forward, methods=["POST"]) for path in (config.ingest_path, "/mist")]
+    return [Route(path, forward, methods=["POST"]) for path in (config.ingest_path, "/mist", "/api/traces/{rest:path}")]
+
+
+def _target(request: Request) -> httpx.URL:
+    """Path and query as they came: an id in the path may hold an escaped slash."""
+    path = request.scope.get("raw_path") or request.url.path.encode()
+    query = request.scope.get("query_string", b"")
+    return httpx.URL((path + b"?" + query if query else path).decode("ascii"))

@@ -1,0 +1,1 @@
+"""The HTTP ways in, one file for each form."""
