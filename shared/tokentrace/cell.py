@@ -80,6 +80,10 @@ class Table:
             self._numbers[cell] = known
         return known
 
+    def number_of(self, span: Span) -> int:
+        """The number of *span*'s cell."""
+        return self.number((span.kind, span.model, span.provider, span.caller, span.name, span.status))
+
     def _add(self, cell: Dimensions) -> int:
         number = self._numbers[cell] = len(self.cells)
         self.cells.append(cell)
@@ -161,11 +165,15 @@ class Schema(NamedTuple):
         width: How many sums.
         sums_of: Rows -> what each adds, int64 of shape (rows, width).
         fields: Distribution -> (column, smallest value that counts).
+        changing: The one of them of which values are taken away, and added for spans that were counted before.
+        changes_of: Rows of changes -> what each adds, as ``sums_of``.
     """
 
     width: int
     sums_of: Callable[[Ints], Ints]
     fields: Mapping[str, tuple[int, int]]
+    changing: str
+    changes_of: Callable[[Ints], Ints]
 
 
 _ROW = struct.Struct("17q")
@@ -296,5 +304,19 @@ def sums_of(rows: Ints) -> Ints:
 
 
 _SCORE_AT = len(COUNTED) + list(ADDED).index("score")
+_SCORED_AT = COUNTED.index("score_n")
+
+#: Columns of a change after the first three, which are those of a row: 1 or -1, and the value that comes or goes.
+SIGN, CHANGED = 3, 4
+
+
+def changes_of(rows: Ints) -> Ints:
+    """What each change of a score adds: int64 array of shape (n, WIDTH); numbers below 0 for what goes."""
+    sums = np.zeros((len(rows), WIDTH), np.int64)
+    sums[:, _SCORED_AT] = rows[:, SIGN]
+    sums[:, _SCORE_AT] = rows[:, SIGN] * rows[:, CHANGED]
+    return sums
+
+
 #: What is kept of spans.
-SPANS = Schema(WIDTH, sums_of, FIELDS)
+SPANS = Schema(WIDTH, sums_of, FIELDS, "score", changes_of)

@@ -26,6 +26,13 @@ class Totals(NamedTuple):
     high: Ints | None = None
 
     @classmethod
+    def of(cls, numbers: Ints) -> Totals:
+        """Rows of any int64."""
+        totals = cls(numbers)
+        fits = not numbers.size or (int(numbers.max()) < _ROOM and int(numbers.min()) > -_ROOM)
+        return totals if fits else _carried(totals)
+
+    @classmethod
     def zeros(cls, rows: int, columns: int) -> Totals:
         """Nothing, in *rows* rows."""
         return cls(np.zeros((rows, columns), np.int64))

@@ -36,18 +36,20 @@ class Counters:
     def __init__(self, width: int) -> None:
         self.totals = Totals.zeros(0, width)
 
-    def add(self, rows: Ints, cells: Ints, totals: Totals, size: int) -> None:
+    def add(self, cells: Ints, totals: Totals, size: int) -> None:
         """
-        Take in *rows*.
+        Take in what the distinct *cells* add.
 
         Args:
-            cells, totals: The distinct cells of the rows and what each of them adds.
             size: How many cells there are.
         """
         known = len(self.totals)
         if known < size:
             self.totals = self.totals.spread(np.arange(known), size)
         self.totals = self.totals.add_at(cells, totals)
+
+    def count(self, rows: Ints, size: int) -> None:
+        """Take in *rows*, whose sums are added already: sums are all there is."""
 
     def snapshot(self) -> dict[str, Any]:
         """Everything as plain data for ``restore``."""
@@ -75,9 +77,8 @@ class Lifetime(Counters):
         self.walls: Ints = np.zeros(len(WALL_EDGES_MS) + 1, np.int64)
         self.longest_ns = 0
 
-    def add(self, rows: Ints, cells: Ints, totals: Totals, size: int) -> None:
-        """As ``Counters.add``."""
-        super().add(rows, cells, totals, size)
+    def count(self, rows: Ints, size: int) -> None:
+        """As ``Counters.count``."""
         known = len(self.histograms)
         if known < size:
             self.histograms = np.concatenate(

@@ -1,6 +1,8 @@
 """
 Quantiles of integers: exact below 100 values, then a mergeable histogram with a stated error.
 
+Values may be taken away where they were never added: summaries are differences, and right once everything is merged.
+
 The histogram's buckets are those of OpenTelemetry's exponential and Prometheus' native histograms at scale 6: bucket i
 holds the values in (2**((i-1)/64), 2**(i/64)]. Zero has a bucket of its own, negatives mirror the positives, and two
 histograms merge by adding counts, so the order of merging never matters.
@@ -82,12 +84,14 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         values: Raw values, ascending, int64 little endian; empty once there are buckets.
         bins: Buckets in use, ascending, int16 little endian.
-        counts: How many values each holds, int64 little endian.
+        counts: How many values each holds, int64 little endian; below 0 where more were taken away than added.
+        gone: Raw values that were taken away and are not among *values*; they are added in another summary.
     """
 
     values: bytes = b""
     bins: bytes = b""
     counts: bytes = b""
+    gone: bytes = b""
 
     @classmethod
     def of(cls, values: Ints | Sequence[int]) -> Summary:
@@ -96,15 +100,18 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         return cls.merged([array], [])
 
     @classmethod
-    def merged(cls, raw: Iterable[Ints], binned: Iterable[tuple[Ints, Ints]]) -> Summary:
-        """The summary of raw values and (bins, counts) together."""
-        values = np.concatenate([np.empty(0, np.int64), *raw])
+    def merged(cls, raw: Iterable[Ints], binned: Iterable[tuple[Ints, Ints]], gone: Iterable[Ints] = ()) -> Summary:
+        """The summary of raw values and (bins, counts) together, without the raw values *gone*."""
+        values, away = np.concatenate([np.empty(0, np.int64), *raw]), np.concatenate([np.empty(0, np.int64), *gone])
+        if len(away):
+            values, away = _difference(values, away)
         histograms = [pair for pair in binned if len(pair[0])]
-        if not histograms and len(values) <= RAW_LIMIT:
-            return cls(values=np.sort(values).astype("<i8").tobytes())
-        own = tally(bins_of(values))
-        bins = np.concatenate([own[0], *(pair[0] for pair in histograms)])
-        counts = np.concatenate([own[1], *(pair[1] for pair in histograms)])
+        if not histograms and max(len(values), len(away)) <= RAW_LIMIT:
+            return cls(values=np.sort(values).astype("<i8").tobytes(), gone=np.sort(away).astype("<i8").tobytes())
+        added, taken = tally(bins_of(values)), tally(bins_of(away))
+        bins = np.concatenate([added[0], taken[0], *(pair[0] for pair in histograms)])
+        counts = np.concatenate([added[1], -taken[1], *(pair[1] for pair in histograms)])
+        # A bucket that comes to nothing stays: of what it held nobody knows that it was the same values.
         bins, counts = add_up(bins, counts)
         return cls(bins=bins.astype("<i2").tobytes(), counts=counts.astype("<i8").tobytes())
 
@@ -112,27 +119,37 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         """The raw values, ascending."""
         return np.frombuffer(self.values, "<i8").astype(np.int64)
 
+    def taken(self) -> Ints:
+        """The raw values that were taken away, ascending."""
+        return np.frombuffer(self.gone, "<i8").astype(np.int64)
+
     def histogram(self) -> tuple[Ints, Ints]:
         """(bins, counts)."""
         return np.frombuffer(self.bins, "<i2").astype(np.int64), np.frombuffer(self.counts, "<i8").astype(np.int64)
 
     @property
     def count(self) -> int:
-        """How many values were summarised."""
-        return len(self.values) // 8 + int(self.histogram()[1].sum())
+        """How many values were summarised, less those taken away."""
+        return (len(self.values) - len(self.gone)) // 8 + int(self.histogram()[1].sum())
 
     @property
     def exact(self) -> bool:
         """True when a quantile of it has no error."""
-        return not self.bins
+        return not self.bins and not self.gone
 
     def quantile(self, q: float) -> float | None:
-        """The *q* quantile, linearly interpolated between ranks; None when empty; see RELATIVE_ERROR."""
-        if self.exact:
+        """
+        The *q* quantile, linearly interpolated between ranks; None when empty; see RELATIVE_ERROR.
+
+        Where more was taken away than added, the rest was added in what is not merged yet; it counts as nothing.
+        """
+        if not self.bins:
             raw = self.raw().astype(np.float64)
             return float(percentile(raw, q)) if len(raw) else None
         bins, counts = self.histogram()
-        upto = np.cumsum(counts)
+        upto = np.cumsum(np.maximum(counts, 0))
+        if not upto[-1]:
+            return None
         rank = q * (int(upto[-1]) - 1)
         low = int(rank)
         at = np.searchsorted(upto, [low, min(low + 1, int(upto[-1]) - 1)], side="right")
@@ -143,7 +160,16 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
 def merge(summaries: Iterable[Summary]) -> Summary:
     """One summary of everything that *summaries* summarise."""
     parts = list(summaries)
-    return Summary.merged([part.raw() for part in parts], [part.histogram() for part in parts])
+    return Summary.merged(
+        [part.raw() for part in parts], [part.histogram() for part in parts], [part.taken() for part in parts]
+    )
+
+
+def _difference(values: Ints, away: Ints) -> tuple[Ints, Ints]:
+    """(What of *values* is not in *away*, what of *away* is not in *values*), as multisets."""
+    ones = np.repeat(np.array([1, -1], np.int64), [len(values), len(away)])
+    keys, counts = add_up(np.concatenate([values, away]), ones)
+    return np.repeat(keys, np.maximum(counts, 0)), np.repeat(keys, np.maximum(-counts, 0))
 
 
 def starts_of(ascending: Ints) -> Ints:

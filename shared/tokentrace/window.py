@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sortedcontainers import SortedDict
 
 from tokentrace.bucket import Bucket, decode_bucket, encode_bucket
-from tokentrace.cell import ARRIVED, CELL, SECOND_OF, SPANS, Schema, Table
+from tokentrace.cell import ARRIVED, CELL, CHANGED, SECOND_OF, SIGN, SPANS, Schema, Table
 from tokentrace.exact import Packed, Totals, add_by, add_runs
 from tokentrace.lifetime import Counters
 from tokentrace.newest import Newest
@@ -36,6 +36,8 @@ _SETTLED_S = 30
 #: Wide buckets remember what they came to for the last few groupings asked for; they hardly ever change.
 _REMEMBERS_S = 86400
 _CELL_BITS = 24
+#: After a distribution's name: the values that were taken away from it. Apart, so that counts stay unsigned.
+_GONE = "_gone"
 
 
 class Part(NamedTuple):
@@ -78,6 +80,7 @@ class Rollup:
         self._ahead: dict[str, Newest] = {}
         self._pending: list[Ints] = []
         self._pending_rows = 0
+        self._changing: list[Ints] = []
         self._clock_s = 0
         self._late = 0
 
@@ -96,20 +99,36 @@ class Rollup:
         if self._pending_rows >= MAX_PENDING:
             self.settle()
 
+    def change(self, rows: Ints) -> None:
+        """Take in *rows* of changes: values that come or go where a row was counted, here or in another shard."""
+        if not len(rows):
+            return
+        self._changing.append(rows)
+        self._pending_rows += len(rows)
+        if self._pending_rows >= MAX_PENDING:
+            self.settle()
+
     def settle(self) -> None:
         """Put the rows that wait into their buckets."""
-        if not self._pending:
+        pending, changing = self._pending, self._changing
+        if not pending and not changing:
             return
-        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-        self._pending, self._pending_rows = [], 0
-        keys = (rows[:, SECOND_OF] << _CELL_BITS) + rows[:, CELL]
-        order = np.argsort(keys, kind="stable")
-        rows, keys = rows[order], keys[order]
-        self._clock_s = max(self._clock_s, int(rows[:, ARRIVED].max()))
-        self._late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._kept[-1].keep_s).sum())
-        values = self._values(rows)
-        totals = Totals(self._schema.sums_of(rows))
-        starts_s: Ints = rows[:, SECOND_OF]
+        self._pending, self._changing, self._pending_rows = [], [], 0
+        self._clock_s = max(self._clock_s, *(int(rows[:, ARRIVED].max()) for rows in (*pending, *changing)))
+        if pending:
+            rows, keys = _ordered(pending)
+            self._late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._kept[-1].keep_s).sum())
+            self._put(keys, Totals.of(self._schema.sums_of(rows)), self._values(rows))
+            if self._lifetime is not None:
+                self._lifetime.count(rows, len(self._table))
+        if changing:
+            rows, keys = _ordered(changing)
+            self._put(keys, Totals.of(self._schema.changes_of(rows)), self._changed(rows))
+        self.evict(self._clock_s * SECOND)
+
+    def _put(self, keys: Ints, totals: Totals, values: Mapping[str, tuple[Ints, Ints]]) -> None:
+        """Add up *totals*, one row for each of the ascending *keys*, and *values* in every tier."""
+        starts_s = keys >> _CELL_BITS
         for index, tier in enumerate(self._kept):
             # Each tier is added up from the one before: most rows meet others of their cell in the first step.
             starts_s, keys, totals = _coarser(keys, totals, tier.width_s)
@@ -118,8 +137,7 @@ class Rollup:
             cells = keys & ((1 << _CELL_BITS) - 1)
             distinct = np.unique(cells)
             by_cell = add_by(np.searchsorted(distinct, cells), totals, len(distinct))
-            self._lifetime.add(rows, distinct, by_cell, len(self._table))
-        self.evict(self._clock_s * SECOND)
+            self._lifetime.add(distinct, by_cell, len(self._table))
 
     def _values(self, rows: Ints) -> dict[str, tuple[Ints, Ints]]:
         """Distribution -> (seconds, keys) of its values, by second; the newest of them are kept raw."""
@@ -135,6 +153,19 @@ class Rollup:
             if len(values):
                 self._keep_newest(field, cells, seconds, values, ahead)
                 found[field] = (seconds, keys_of(cells, values))
+        return found
+
+    def _changed(self, rows: Ints) -> dict[str, tuple[Ints, Ints]]:
+        """As ``_values``, of rows of changes: what comes, and apart from it what goes."""
+        field, found = self._schema.changing, {}
+        if field not in self._schema.fields:
+            return {}
+        for name, sign in ((field, 1), (field + _GONE, -1)):
+            some = rows[rows[:, SIGN] == sign]
+            if len(some):
+                cells, seconds, values = some[:, CELL].copy(), some[:, SECOND_OF].copy(), some[:, CHANGED].copy()
+                self._keep_newest(name, cells, seconds, values, seconds > some[:, ARRIVED])
+                found[name] = (seconds, keys_of(cells, values))
         return found
 
     def _keep_newest(self, field: str, cells: Ints, seconds: Ints, values: Ints, ahead: NDArray[np.bool_]) -> None:
@@ -231,33 +262,41 @@ class Rollup:
 
     def summaries(self, stretches: Sequence[Stretch], groups: Ints, size: int, field: str) -> list[Summary]:
         """
-        One distribution of each group of cells over *stretches*.
+        One distribution of each group of cells over *stretches*, without what was taken away from it.
 
         Args:
             groups: Group number of every cell of the table, -1 = none; shape (cells,).
             size: How many groups there are.
         """
         self.settle()
+        added = self._held(stretches, groups, size, field)
+        gone = self._held(stretches, groups, size, field + _GONE) if field == self._schema.changing else None
+        if added is None and gone is None:
+            return [Summary()] * size
+        nothing = [_Held(_NONE, _NONE, _NONE)] * size
+        return [_summary(*pair) for pair in zip(added or nothing, gone or nothing, strict=True)]
+
+    def _held(self, stretches: Sequence[Stretch], groups: Ints, size: int, field: str) -> list[_Held] | None:
+        """What each group holds of one distribution; None when nobody holds any."""
         found = []
         for tier, bucket in self._buckets(stretches):
             part = bucket.reduced(field, groups, size, remember=tier.width_s >= _REMEMBERS_S)
             if part is not None:
                 found.append(part)
         if not found:
-            return [Summary()] * size
+            return None
         keys, counts = count_up(np.concatenate([k for k, _ in found]), np.concatenate([c for _, c in found]), size)
         own, bins = split(keys)
         edges = np.searchsorted(own, np.arange(size + 1))
         sums = np.concatenate([[0], np.cumsum(counts)])[edges]
-        sizes = np.diff(sums)
-        raw = self._raw(stretches, groups, sizes, field)
+        raw = self._raw(stretches, groups, np.diff(sums), field)
         return [
-            raw.get(number) or Summary.merged([], [(bins[low:high], counts[low:high])])
+            _Held(bins[low:high], counts[low:high], _NONE if low == high else raw.get(number))
             for number, (low, high) in enumerate(pairwise(edges.tolist()))
         ]
 
-    def _raw(self, stretches: Sequence[Stretch], groups: Ints, sizes: Ints, field: str) -> dict[int, Summary]:
-        """The summaries of the groups with few values, all of which are still known."""
+    def _raw(self, stretches: Sequence[Stretch], groups: Ints, sizes: Ints, field: str) -> dict[int, Ints]:
+        """The values of the groups with few of them, all of which are still known."""
         few = (sizes > 0) & (sizes <= RAW_LIMIT)
         held = [newest[field] for newest in (self._newest, self._ahead) if field in newest]
         if not held or not few.any():
@@ -266,7 +305,7 @@ class Rollup:
         found = [newest.within(stretches[0].start_s, stretches[-1].end_s, asked) for newest in held]
         own, values = np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
         whole = few & (np.bincount(own, minlength=len(sizes)) == sizes)
-        return {number: Summary.of(values[own == number]) for number in np.flatnonzero(whole).tolist()}
+        return {number: values[own == number] for number in np.flatnonzero(whole).tolist()}
 
     def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, Bucket]]:
         for stretch in stretches:
@@ -321,6 +360,37 @@ class Rollup:
             for at, bucket in msgspec.msgpack.decode(data):
                 rollup._tiers[int(index)][at] = decode_bucket(bucket, schema.width)
         return rollup
+
+
+class _Held(NamedTuple):
+    """
+    What a group holds of a distribution.
+
+    Attributes:
+        bins, counts: Its histogram.
+        raw: The values themselves; None when not all are known.
+    """
+
+    bins: Ints
+    counts: Ints
+    raw: Ints | None
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _summary(added: _Held, gone: _Held) -> Summary:
+    if added.raw is not None and gone.raw is not None:
+        return Summary.merged([added.raw], [], [gone.raw])
+    return Summary.merged([], [(added.bins, added.counts), (gone.bins, -gone.counts)])
+
+
+def _ordered(pending: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """(Rows in order of second and cell, their keys)."""
+    rows = pending[0] if len(pending) == 1 else np.concatenate(pending)
+    keys = (rows[:, SECOND_OF] << _CELL_BITS) + rows[:, CELL]
+    order = np.argsort(keys, kind="stable")
+    return rows[order], keys[order]
 
 
 def _encode_segment(held: Sequence[tuple[int, Any]]) -> bytes:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from tokentrace.cell import CLAMPED, MAX_MODELS, OTHER, SPANS, STATUS, Sums, Table, rows_of
+from tokentrace.change import changes_in, score_rows
 from tokentrace.errors import Rejected
 from tokentrace.exact import add_by
 from tokentrace.lifetime import Lifetime
@@ -24,7 +25,7 @@ from tokentrace.tier import HORIZON_NS, TIERS, plan, split_at
 from tokentrace.units import HOUR, MINUTE, SECOND
 from tokentrace.window import Part, Rollup
 
-VERSION = 3
+VERSION = 4
 _MAX_LOSSES = 20
 #: Rows wait this long for company before they are put into their buckets.
 _SETTLE_NS = SECOND // 10
@@ -122,6 +123,11 @@ class Shard:
             self._rollup.fold(rows)
             for measured in self._measured.values():
                 measured.fold(batch.spans, time_ns)
+        if batch.scores:
+            changes = changes_in(batch.scores)
+            self._rollup.change(score_rows(changes, self._table.number_of, time_ns))
+            for measured in self._measured.values():
+                measured.change(changes, time_ns)
 
     def _account(self, batch: Batch, stats: ReporterStats, time_ns: int) -> None:
         self._dropped += stats.newly_dropped
@@ -309,8 +315,9 @@ class Shard:
         shown = _at_most(table, "model", MAX_MODELS)
         for number in range(len(lifetime.totals)):
             cell, sums = table.cells[number], Sums.of(lifetime.totals, number)
-            count, errors = by_operation.get(cell.name, (0, 0))
-            by_operation[cell.name] = (count + sums.spans, errors + sums.errors)
+            if sums.spans:  # a score of a span that another shard has counted makes a cell too
+                count, errors = by_operation.get(cell.name, (0, 0))
+                by_operation[cell.name] = (count + sums.spans, errors + sums.errors)
             key = (shown[cell.model], cell.provider, cell.caller, cell.status)
             counter = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
             cost = sums.cost if counts_as_cost(cell.kind) else 0

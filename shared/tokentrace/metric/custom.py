@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from tokentrace.cell import DIMENSIONS, MAX_CELLS, UNKNOWN, Schema, Table
+from tokentrace.cell import CHANGED, DIMENSIONS, MAX_CELLS, SIGN, UNKNOWN, Schema, Table
+from tokentrace.change import Change, change_rows
 from tokentrace.errors import ConfigError, shorten
 from tokentrace.exact import Totals, add_by
 from tokentrace.lifetime import Counters
@@ -72,8 +73,16 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def falls(self) -> bool:
-        """Its sum over all time may get smaller: an attribute may be negative."""
-        return self.type == "sum" and self.field.startswith("attr.")
+        """It may get smaller over all time: an attribute may be negative, and a score may be taken away."""
+        if self.type == "sum":
+            return self.field.startswith("attr.")
+        keys = (self.field, self.filter_key)
+        return self.follows_scores and any(key.removeprefix("attr.").startswith("eval.") for key in keys)
+
+    @property
+    def follows_scores(self) -> bool:
+        """It changes with scores given after the fact, which tell a span's attributes but not its cost or tokens."""
+        return self.field not in _FIELDS
 
     @property
     def prometheus(self) -> str:
@@ -100,7 +109,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
     def value(self, tally: Tally) -> float | None:
         """The metric in the unit of its field; None without data."""
-        if tally.size == 0:
+        if tally.size <= 0:
             return None
         if self.type == "count":
             return float(tally.size)
@@ -116,7 +125,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         return Metric(
             (),
             lambda figures: self.value(figures.custom.get(self.name, Tally())),
-            lambda figures: figures.custom.get(self.name, Tally()).size,
+            lambda figures: max(figures.custom.get(self.name, Tally()).size, 0),
         )
 
 
@@ -202,7 +211,11 @@ def _sums_of(rows: Ints) -> Ints:
     return sums
 
 
-VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))})
+def _changes_of(rows: Ints) -> Ints:
+    return np.stack([rows[:, SIGN], rows[:, SIGN] * rows[:, CHANGED]], axis=1)
+
+
+VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))}, "value", _changes_of)
 
 
 class Measured:
@@ -238,16 +251,23 @@ class Measured:
         measure, rows = self.metric.measure, []
         for span in spans:
             value = measure(span)
-            if value is not None:
-                cell = (span.kind, span.model, span.provider, span.caller, span.name, span.status)
-                if self._group is not None:
-                    group = self._group(span)
-                    if group is None:
-                        continue
-                    cell = (span.kind, "", "", "", group, span.status)
-                rows.append((self._table.number(cell), event_time(span) // SECOND, arrived_ns // SECOND, value))
+            number = None if value is None else self._number(span)
+            if number is not None:
+                rows.append((number, event_time(span) // SECOND, arrived_ns // SECOND, value))
         if rows:
             self._rollup.fold(np.array(rows, np.int64))
+
+    def change(self, changes: Sequence[Change], arrived_ns: int) -> None:
+        """Take in what scores given after the fact take away and add; a metric of cost, tokens or time stays."""
+        if self.metric.follows_scores:
+            self._rollup.change(change_rows(changes, self._number, self.metric.measure, arrived_ns))
+
+    def _number(self, span: Span) -> int | None:
+        """The number of *span*'s cell; None when it belongs to none."""
+        if self._group is None:
+            return self._table.number_of(span)
+        group = self._group(span)
+        return None if group is None else self._table.number((span.kind, "", "", "", group, span.status))
 
     @property
     def late(self) -> int:
@@ -278,7 +298,7 @@ class Measured:
             return total, {}
         groups = grouped(self._table, query.groupby)
         tallies = self._tallies(stretches, np.where(wanted, groups.numbers, -1), len(groups.names))
-        return total, {name: tally for name, tally in zip(groups.names, tallies, strict=True) if tally.size}
+        return total, {name: tally for name, tally in zip(groups.names, tallies, strict=True) if tally.holds_any}
 
     def _tallies(self, stretches: Sequence[Stretch], groups: Ints, size: int) -> list[Tally]:
         sums = add_by(groups, self._rollup.totals(stretches), size)

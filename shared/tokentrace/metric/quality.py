@@ -10,10 +10,15 @@ from tokentrace.units import SCORE_ONE
 FIELDS = ("score",)
 
 
+def scored(figures: Figures) -> int:
+    """How many spans are scored; below 0 only where a shard that counted them is missing, which shows as none."""
+    return max(figures.sums.score_n, 0)
+
+
 def score_avg(figures: Figures) -> float | None:
     """Mean score, 0 to 1; None when nothing is scored."""
     sums = figures.sums
-    return sums.score / sums.score_n / SCORE_ONE if sums.score_n else None
+    return sums.score / sums.score_n / SCORE_ONE if sums.score_n > 0 else None
 
 
 def score_quantile(figures: Figures, q: float) -> float | None:
@@ -28,5 +33,5 @@ def render_quality(figures: Figures) -> dict[str, Any]:
         "score_avg": score_avg(figures),
         "score_p10": score_quantile(figures, 0.10),
         "score_p50": score_quantile(figures, 0.50),
-        "scored_span_count": figures.sums.score_n,
+        "scored_span_count": scored(figures),
     }

@@ -65,6 +65,11 @@ class Tally:
     def __init__(self, size: int = 0, total: int = 0, summary: Summary | None = None) -> None:
         self.size, self.total, self.summary = size, total, summary or Summary()
 
+    @property
+    def holds_any(self) -> bool:
+        """There is something to show, or it changes what other shards have measured."""
+        return bool(self.size or self.total) or self.summary != Summary()
+
 
 class Figures(msgspec.Struct, kw_only=True, array_like=True):
     """
@@ -86,6 +91,17 @@ class Figures(msgspec.Struct, kw_only=True, array_like=True):
     def summary(self, field: str) -> Summary:
         """The distribution of *field*; an empty one when nothing is known of it."""
         return self.summaries.get(field) or Summary()
+
+    @property
+    def shows_any(self) -> bool:
+        """There is something to show."""
+        counts = (self.sums.spans, self.paid, self.sums.score_n, *(tally.size for tally in self.custom.values()))
+        return any(counts)
+
+    @property
+    def changes_any(self) -> bool:
+        """Scores given after the fact change what other shards have counted."""
+        return bool(self.sums.score) or self.summary("score") != Summary()
 
 
 class Point(msgspec.Struct, kw_only=True, array_like=True):
@@ -275,7 +291,8 @@ def merge_tallies(tallies: Sequence[Tally]) -> Tally:
 
 def _merge_groups(parts: Sequence[Mapping[str, Figures]]) -> dict[str, Figures]:
     names = sorted({name for part in parts for name in part})
-    return {name: merge_figures(part[name] for part in parts if name in part) for name in names}
+    merged = {name: merge_figures(part[name] for part in parts if name in part) for name in names}
+    return {name: figures for name, figures in merged.items() if figures.shows_any}
 
 
 class Answer(msgspec.Struct, kw_only=True):

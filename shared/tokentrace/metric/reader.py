@@ -93,10 +93,5 @@ class Reader:
 
 
 def with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
-    """The groups that have anything to show, by name."""
-
-    def has_any(figures: Figures) -> bool:
-        sums = figures.sums
-        return bool(sums.spans or figures.paid or sums.score_n)
-
-    return {name: groups[name] for name in sorted(groups) if has_any(groups[name])}
+    """The groups that have anything to show or to add, by name."""
+    return {name: groups[name] for name in sorted(groups) if groups[name].shows_any or groups[name].changes_any}

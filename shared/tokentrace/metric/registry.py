@@ -89,10 +89,6 @@ def _streamed(figures: Figures) -> int:
     return figures.sums.ttft_n
 
 
-def _scored(figures: Figures) -> int:
-    return figures.sums.score_n
-
-
 def _ms(field: str, q: float, contributing: Callable[[Figures], int]) -> Metric:
     return Metric((field,), lambda figures: latency.quantile_ms(figures, field, q), contributing)
 
@@ -127,10 +123,13 @@ METRICS: Mapping[str, Metric] = {
     "timeout_rate": Metric((), outcome.timeout_rate, _spans),
     "timeout_count": _sum("timeouts"),
     "span_count": _sum("spans"),
-    "quality_score": Metric((), quality.score_avg, _scored),
-    "quality_p10": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.10), _scored),
-    "quality_p50": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.50), _scored),
+    "quality_score": Metric((), quality.score_avg, quality.scored),
+    "quality_p10": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.10), quality.scored),
+    "quality_p50": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.50), quality.scored),
 }
+
+#: Those of scores: what scores given after the fact change.
+QUALITY = frozenset({"quality_score", "quality_p10", "quality_p50"})
 
 #: Maps from a value to numbers.
 SPLITS: Mapping[str, Split] = {
