@@ -9,6 +9,7 @@ Token-level observability for AI inference: report what your LLM calls cost, how
 
 from tokentrace.client.reporter import Reporter, Stats
 from tokentrace.client.rules import cost_spike, error_rate_spike, latency_regression, quality_drop
+from tokentrace.client.trace_client import TraceClient
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, Unavailable
 from tokentrace.records import Span
 from tokentrace.version import __version__
@@ -21,6 +22,7 @@ __all__ = [
     "Span",
     "Stats",
     "TokentraceError",
+    "TraceClient",
     "Unavailable",
     "__version__",
     "cost_spike",
