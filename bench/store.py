@@ -27,7 +27,7 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         store = Store(Path(name), shards=1)
         began = time.perf_counter()
-        stored = sum(store.append(items[at : at + _AT_ONCE]) for at in range(0, len(items), _AT_ONCE))
+        stored = sum(len(store.append(items[at : at + _AT_ONCE])) for at in range(0, len(items), _AT_ONCE))
         rate = stored / (time.perf_counter() - began)
         store.close()
         size = sum(file.stat().st_size for file in Path(name).iterdir())

@@ -101,6 +101,7 @@ class Retention(_Section, frozen=True, kw_only=True):
     memory_window: Duration = Duration(7 * 86_400_000_000_000)
     disk_days: int = 30
     max_spans: int = 0
+    max_bytes: int = 16 * 1024 * 1024 * 1024
 
 
 class Delivery(_Section, frozen=True, kw_only=True):
@@ -196,11 +197,12 @@ class Storage(_Section, frozen=True, kw_only=True):
 
 
 class Redaction(_Section, frozen=True, kw_only=True):
-    """What is taken out of every span before it is stored."""
+    """What is taken out of every record before it is stored."""
 
-    mode: Literal["redact", "off"] = "redact"
+    mode: Literal["redact", "metadata_only", "off"] = "redact"
     keys: list[str] = []
     replace: bool = False
+    store_raw_content: bool = False
 
 
 class Mist(_Section, frozen=True, kw_only=True):
@@ -249,7 +251,11 @@ ENVIRONMENT = {
     "TOKENTRACE_MAX_SPANS": "retention.max_spans",
     "TOKENTRACE_AUTH_TOKEN": "http_server.auth_token",
     "TOKENTRACE_INGEST_URL": "http_server.ingest_url",
+    "TOKENTRACE_REDACTION_MODE": "redaction.mode",
+    "TRACE_REDACT_KEYS": "redaction.keys",
 }
+#: Settings that are lists: a variable holds them with commas between.
+_LISTS = frozenset({"redaction.keys"})
 
 
 def load(
@@ -271,7 +277,8 @@ def load(
         tree = parse_yaml(_read(file), str(file), environ)
     for name, key in ENVIRONMENT.items():
         if environ.get(name):
-            _set(tree, key, environ[name])
+            given = environ[name]
+            _set(tree, key, [item.strip() for item in given.split(",") if item.strip()] if key in _LISTS else given)
     for key, value in (overrides or {}).items():
         if value is not None:
             _set(tree, key, value)
@@ -357,8 +364,9 @@ def build(tree: Mapping[str, Any], name: str) -> Settings:
     if settings.http_server.metrics_path == "/":
         raise ConfigError(f"{name}: http_server.metrics_path: must name more than /")
     _check_numbers(settings, name)
-    if settings.retention.max_spans < 0:
-        raise ConfigError(f"{name}: retention.max_spans: must be over 0, or 0 for no limit")
+    for key in ("max_spans", "max_bytes"):
+        if getattr(settings.retention, key) < 0:
+            raise ConfigError(f"{name}: retention.{key}: must be over 0, or 0 for no limit")
     return settings
 
 

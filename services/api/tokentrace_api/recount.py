@@ -19,7 +19,7 @@ from tokentrace.metric.reader import with_any
 from tokentrace.quantile import Summary
 from tokentrace.records import ROLLUP_KINDS
 from tokentrace.units import SECOND
-from tokentrace_api.columns import attribute_text
+from tokentrace_api.columns import attribute_is, attribute_text
 from tokentrace_api.store import Store
 
 #: Distribution -> (column, condition under which a value counts).
@@ -87,9 +87,9 @@ class Where(NamedTuple):
             conditions.append(f"{_shown(dimension)} = ?")
             given.append(value)
         for key, value in self.attributes.items():
-            text, paths = attribute_text(key)
-            conditions.append(f"{text} = ?")
-            given += [*paths, value]
+            text, own = attribute_is(key, value)
+            conditions.append(text)
+            given += own
         return " AND ".join(conditions), given
 
     def kinds(self) -> tuple[str, str, str]:

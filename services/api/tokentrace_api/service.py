@@ -16,15 +16,19 @@ from typing import TypeVar
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
-from tokentrace.errors import TokentraceError, Unavailable
+from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.http import Health, Sample
 from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.pricing import Pricer
-from tokentrace.pump import encode_position, reader_key
+from tokentrace.pump import encode_position, reader_key, until_available
+from tokentrace.records import Batch, Tombstone, decode_batches, encode_batches
+from tokentrace.records.batch import shard_of
 from tokentrace.settings import Pricing, Settings
+from tokentrace.units import DAY
 from tokentrace_api.alert_counts import AlertCounts
 from tokentrace_api.ask import Aggregators
 from tokentrace_api.store import Item, Store
+from tokentrace_api.tail import Tails
 
 log = logging.getLogger("tokentrace.api")
 
@@ -34,6 +38,9 @@ _FLUSH_BYTES = 8 * 1024 * 1024
 _QUEUE = 64
 _PRUNE_EVERY_S = 60.0
 _TELL_EVERY_S = 2.0
+#: How long what was just published may take to be stored, and what is asked for to arrive.
+_SETTLE_S = 10.0
+_FIND_S = 1.0
 T = TypeVar("T")
 
 
@@ -49,6 +56,9 @@ class Config:
         keep_ns: How long spans are shown.
         metrics_path, prometheus_path, health_path: Where people find them.
         custom: Name -> metric of one's own.
+        max_bytes: What the store's files may take; 0 = no limit.
+        project: Whose deletions and scores these are.
+        log_keeps_ns: How long the log keeps what is deleted here.
         pricing: What a receipt is explained with: the same as ingest's.
         ingest_url: Where what is posted here goes; "" = nothing can be posted here.
     """
@@ -64,6 +74,9 @@ class Config:
     ingest_url: str
     ingest_path: str
     max_body_bytes: int
+    max_bytes: int = 0
+    project: str = subjects.DEFAULT_PROJECT
+    log_keeps_ns: int = 7 * DAY
     custom: Mapping[str, CustomMetric] = field(default_factory=dict)
     pricing: Pricing = field(default_factory=Pricing)
 
@@ -83,6 +96,9 @@ class Config:
             ingest_url=http.ingest_url,
             ingest_path=http.ingest_path,
             max_body_bytes=http.max_body_bytes,
+            max_bytes=settings.retention.max_bytes,
+            project=settings.nats.project,
+            log_keeps_ns=int(settings.nats.spans_max_age),
             custom=parse_customs(settings.customs),
             pricing=settings.pricing,
         )
@@ -95,6 +111,8 @@ class Api:
         self.bus, self.config = bus, config
         self.aggregators = Aggregators(bus, config.shards)
         self.alert_counts = AlertCounts(bus)
+        self.tails = Tails()
+        self.stopping = asyncio.Event()
         self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
         self.started = time.monotonic()
         self.trouble = ""
@@ -119,22 +137,30 @@ class Api:
     async def run(self, stopping: asyncio.Event) -> None:
         """Store spans until *stopping* is set; what is not stored by then is read again at the next start."""
         config = self.config
-        self._store = await self._in_writer(
+        self.stopping = stopping
+        store = await self._in_writer(
             lambda: Store(
                 config.directory,
                 shards=config.shards,
                 max_spans=config.max_spans,
                 keep_ns=config.keep_ns,
+                max_bytes=config.max_bytes,
                 memory_limit_mb=config.memory_limit_mb,
             )
         )
+        # What was deleted has to be known before anything is read, or it would be shown again for a while.
+        buried = asyncio.Event()
+        burying = asyncio.create_task(self._bury(store, buried))
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait([asyncio.create_task(buried.wait()), burying, stop], return_when=asyncio.FIRST_COMPLETED)
+        self._store = store
         tasks = [asyncio.create_task(self._follow(shard)) for shard in range(config.shards)]
         tasks += [
+            burying,
             asyncio.create_task(self._write()),
             asyncio.create_task(self._look_after()),
             asyncio.create_task(self.alert_counts.open_and_follow()),
         ]
-        stop = asyncio.create_task(stopping.wait())
         try:
             done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -142,7 +168,7 @@ class Api:
                 task.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
             self._readers.shutdown()
-            await self._in_writer(self._store.close)
+            await self._in_writer(store.close)
             self._writer.shutdown()
         for task in done:
             task.result()
@@ -154,6 +180,21 @@ class Api:
         """*work* on the store in a thread of its own."""
         store = self.store
         return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: work(store))
+
+    async def _bury(self, store: Store, buried: asyncio.Event) -> None:
+        """Hear of deletions, from the beginning of the log on; *buried* is set when those are carried out."""
+        feed = self.bus.follow(subjects.SPANS, [subjects.ALL_TOMBSTONES], None)
+        async with contextlib.aclosing(feed):
+            async for chunk in feed:
+                stones = [stone for message in chunk.messages for stone in _tombstones_in(message.payload)]
+                if stones:
+                    await until_available(lambda stones=stones: self.bury(store, stones))  # type: ignore[misc]
+                if chunk.pending == 0:
+                    buried.set()
+
+    async def bury(self, store: Store, stones: list[Tombstone]) -> None:
+        """Carry out deletions in *store*; Unavailable when the disk refuses."""
+        await self._in_writer(lambda: store.bury(stones))
 
     async def _follow(self, shard: int) -> None:
         feed = self.bus.follow(subjects.SPANS, [subjects.shard_spans(shard)], self.store.position(shard))
@@ -184,7 +225,9 @@ class Api:
         store = self.store
         while True:
             try:
-                self.stored += await self._in_writer(lambda: store.append(items))
+                spans = await self._in_writer(lambda: store.append(items))
+                self.stored += len(spans)
+                self.tails.offer(spans, int(time.monotonic()))
                 self.trouble = ""
                 return
             except Unavailable as exc:
@@ -210,6 +253,34 @@ class Api:
                     await self._in_writer(partial(store.prune, time.time_ns()))
             except TokentraceError as exc:
                 log.info("%s", exc)
+
+    async def publish(self, batch: Batch) -> None:
+        """
+        Store what was decided here, and return when it is stored here as well.
+
+        Raises:
+            Unavailable: The broker is away, or the store takes too long; it may be tried again under the same id.
+        """
+        shard = shard_of(batch, self.config.shards)
+        ack = await self.bus.publish(subjects.spans(self.config.project, shard), encode_batches([batch]))
+        deadline = time.monotonic() + _SETTLE_S
+        while not self._holds(shard, ack.sequence):
+            if time.monotonic() > deadline:
+                raise Unavailable("span store: is behind")
+            await asyncio.sleep(0.02)
+
+    def _holds(self, shard: int, sequence: int) -> bool:
+        position = self.store.position(shard)
+        return position is not None and position.sequence >= sequence
+
+    async def find(self, work: Callable[[Store], list[T]]) -> list[T]:
+        """What *work* finds; nothing is believed not to be there before what arrived a moment ago could be stored."""
+        deadline = time.monotonic() + _FIND_S
+        while True:
+            found = await self.read(work)
+            if found or time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(0.1)
 
     @property
     def queue_depth(self) -> int:
@@ -251,17 +322,46 @@ class Api:
             yield Sample("tokentrace_api_repeated_batches_total", "Batches known already.", self._store.repeated)
             yield Sample("tokentrace_api_rejected_messages_total", "Messages not read.", self._store.rejected)
             yield Sample("tokentrace_api_disk_bytes", "Size of the span store.", self._store.disk_bytes())
+            yield Sample("tokentrace_api_disk_free_bytes", "Room left on its disk.", self._store.free_bytes())
+        yield Sample("tokentrace_api_tails", "Live tails that are followed now.", len(self.tails))
+        yield Sample("tokentrace_api_tail_dropped_total", "Spans that tails were too slow for.", self.tails.dropped)
 
     def routes(self) -> list[BaseRoute]:
         """Its HTTP side."""
-        from tokentrace_api.routes import alerts, forward, health, metrics, prometheus, receipt, traces
+        from tokentrace_api.routes import (
+            alerts,
+            deletions,
+            export,
+            forward,
+            health,
+            metrics,
+            prometheus,
+            receipt,
+            scores,
+            sessions,
+            tail,
+            traces,
+        )
 
         return [
             *prometheus.routes(self),
             *metrics.routes(self),
             *receipt.routes(self),
+            *tail.routes(self),
+            *deletions.routes(self),
             *traces.routes(self),
+            *export.routes(self),
+            *scores.routes(self),
+            *sessions.routes(self),
             *alerts.routes(self),
             *forward.routes(self),
             *health.routes(self),
         ]
+
+
+def _tombstones_in(payload: bytes) -> list[Tombstone]:
+    try:
+        return [stone for batch in decode_batches(payload) for stone in batch.tombstones]
+    except Rejected as exc:
+        log.warning("a deletion cannot be read: %s", exc)
+        return []

@@ -7,13 +7,12 @@ A caller waits until the broker has acknowledged the message that carries its ba
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import deque
 
 from tokentrace.bus import HEADROOM_BYTES, Bus, subjects
 from tokentrace.errors import Rejected, TokentraceError
 from tokentrace.records import Batch
-from tokentrace.records.batch import encode_batch, join_encoded
+from tokentrace.records.batch import encode_batch, join_encoded, shard_of
 
 _GROUP_BYTES = 1024 * 1024
 _GROUP_BATCHES = 1024
@@ -115,12 +114,3 @@ class Committer:
         if lane is None:
             lane = self._lanes[subject] = _Lane(self._bus, subject)
         return lane
-
-
-def shard_of(batch: Batch, shards: int) -> int:
-    """A reporter's batches go round the shards in turn; a request's shard is a hash of its id, so repeats meet."""
-    if shards == 1:
-        return 0
-    if batch.sequence:
-        return batch.sequence % shards
-    return int.from_bytes(hashlib.sha256(batch.id.encode()).digest()[:4], "big") % shards

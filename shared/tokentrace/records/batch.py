@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
@@ -79,18 +80,28 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     source: Name = ""
     spans: list[msgspec.Raw] = []
     reporter: ReporterStats | None = None
-    started: list[Started] = []
-    scores: list[Score] = []
-    messages: list[ChatMessage] = []
-    session_ends: list[SessionEnd] = []
-    tombstones: list[Tombstone] = []
-    annotations: list[Annotation] = []
+    started: list[msgspec.Raw] = []
+    scores: list[msgspec.Raw] = []
+    messages: list[msgspec.Raw] = []
+    session_ends: list[msgspec.Raw] = []
+    tombstones: list[msgspec.Raw] = []
+    annotations: list[msgspec.Raw] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Batch])
 _envelopes = msgspec.msgpack.Decoder(list[_Envelope])
-_span = msgspec.msgpack.Decoder(Span)
+#: Field of a batch -> the records it holds.
+_RECORDS: dict[str, type[msgspec.Struct]] = {
+    "spans": Span,
+    "started": Started,
+    "scores": Score,
+    "messages": ChatMessage,
+    "session_ends": SessionEnd,
+    "tombstones": Tombstone,
+    "annotations": Annotation,
+}
+_decoders = {field: msgspec.msgpack.Decoder(kind) for field, kind in _RECORDS.items()}
 
 
 def encode_batches(batches: Sequence[Batch]) -> bytes:
@@ -116,7 +127,8 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
     What can be saved of a message that ``decode_batches`` refuses.
 
     Returns:
-        Per batch: the batch with its good spans, and (index, bytes, reason) of each bad one.
+        Per batch: the batch with its good records, and (index, bytes, reason) of each bad one; the reason names the
+        list it stands in when that is not ``spans``.
 
     Raises:
         Rejected: Not even the envelope can be read.
@@ -125,29 +137,33 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
         envelopes = _envelopes.decode(payload)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(f"batch: {cut_quoted(str(exc))}") from exc
-    result = []
-    for envelope in envelopes:
-        good: list[Span] = []
-        bad: list[tuple[int, bytes, str]] = []
-        for index, raw in enumerate(envelope.spans):
+    return [_salvage(envelope) for envelope in envelopes]
+
+
+def _salvage(envelope: _Envelope) -> tuple[Batch, list[tuple[int, bytes, str]]]:
+    kept: dict[str, Any] = {name: getattr(envelope, name) for name in envelope.__struct_fields__}
+    bad: list[tuple[int, bytes, str]] = []
+    for field, decoder in _decoders.items():
+        good: list[Any] = []
+        for index, raw in enumerate(kept[field]):
             try:
-                good.append(_span.decode(raw))
+                good.append(decoder.decode(raw))
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-                bad.append((index, bytes(raw), name_fields(str(exc))))
-        kept: dict[str, Any] = {name: getattr(envelope, name) for name in envelope.__struct_fields__}
-        result.append((Batch(**{**kept, "spans": good}), bad))
-    return result
+                reason = name_fields(str(exc), _RECORDS[field].__struct_fields__)
+                bad.append((index, bytes(raw), reason if field == "spans" else f"{field}[{index}]: {reason}"))
+        kept[field] = good
+    return Batch(**kept), bad
 
 
-def name_fields(message: str) -> str:
-    """An array-like span's ``$[13]`` by its name: ``prompt_tokens``."""
+def name_fields(message: str, fields: Sequence[str] = SPAN_FIELDS) -> str:
+    """An array-like record's ``$[13]`` by its name, one of *fields*: ``prompt_tokens`` of a span."""
     start = message.rfind("`$[")
     if start < 0:
         return cut_quoted(message)
     digits = message[start + 3 :].partition("]")[0]
-    if not (digits.isascii() and digits.isdigit()) or int(digits) >= len(SPAN_FIELDS):
+    if not (digits.isascii() and digits.isdigit()) or int(digits) >= len(fields):
         return cut_quoted(message)
-    return f"{SPAN_FIELDS[int(digits)]}: {cut_quoted(message[:start].removesuffix(' - at '))}"
+    return f"{fields[int(digits)]}: {cut_quoted(message[:start].removesuffix(' - at '))}"
 
 
 def join_encoded(batches: Sequence[bytes]) -> bytes:
@@ -158,6 +174,15 @@ def join_encoded(batches: Sequence[bytes]) -> bytes:
 def encode_batch(batch: Batch) -> bytes:
     """One batch for ``join_encoded``."""
     return _encoder.encode(batch)
+
+
+def shard_of(batch: Batch, shards: int) -> int:
+    """A reporter's batches go round the shards in turn; a request's shard is a hash of its id, so repeats meet."""
+    if shards == 1:
+        return 0
+    if batch.sequence:
+        return batch.sequence % shards
+    return int.from_bytes(hashlib.sha256(batch.id.encode()).digest()[:4], "big") % shards
 
 
 def check_batch_id(text: str) -> str:

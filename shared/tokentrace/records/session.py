@@ -55,7 +55,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     A score given after the fact, with the span's dimensions, so that a rollup needs not know the span.
 
     Attributes:
-        name: Which score, an attribute that starts with ``eval.``; ``eval.score`` is the one that metrics and rules use.
+        name: Which score: an attribute that starts with ``eval.``; ``eval.score`` is what metrics and rules use.
         value: The new value in 1e-9; None takes the score away.
         previous: The value it replaces; None = there was none.
         ended_ns, arrived_ns: The span's, Unix nanoseconds: the score counts where the span counts.

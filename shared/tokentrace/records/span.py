@@ -38,6 +38,7 @@ MIN_INSTANT_NS = 946_684_800_000_000_000  # 2000-01-01T00:00:00Z
 MAX_INSTANT_NS = 4_102_444_800_000_000_000  # 2100-01-01T00:00:00Z
 MAX_ATTRIBUTES = 128
 MAX_KEY_BYTES = 256
+MAX_NAME = 256
 MAX_VALUE_BYTES = 32 * 1024
 MAX_DEPTH = 16
 FUTURE_NS = 5 * MINUTE
@@ -47,7 +48,7 @@ Cost = Annotated[int, Meta(ge=0, le=MAX_COST_NUSD)]
 Latency = Annotated[int, Meta(ge=0, le=MAX_LATENCY_NS)]
 Instant = Annotated[int, Meta(ge=0, le=MAX_INSTANT_NS)]
 Score = Annotated[int, Meta(ge=0, le=SCORE_ONE)]
-Name = Annotated[str, Meta(max_length=256)]
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
 Id = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=MAX_VALUE_BYTES)]
 

@@ -51,6 +51,13 @@ def routes(api: Api) -> list[BaseRoute]:
             troubles.append(str(exc))
         try:
             shown["stored_spans"] = await api.read(lambda store: store.count(time.time_ns()))
+            shown["disk"] = await api.read(
+                lambda store: {
+                    "store_bytes": store.disk_bytes(),
+                    "store_max_bytes": api.config.max_bytes or None,
+                    "free_bytes": store.free_bytes(),
+                }
+            )
         except Unavailable as exc:
             troubles.append(str(exc))
         shown |= api.details()

@@ -15,53 +15,46 @@ from tokentrace.errors import Rejected, shorten
 from tokentrace.http import reply
 from tokentrace.lifetime import histogram_quantile_ms
 from tokentrace.metric.query import Query
-from tokentrace.records import Span, counts_as_cost
-from tokentrace.units import MS, ms_to_ns, ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
+from tokentrace.records import Span, Started, counts_as_cost
+from tokentrace.units import DAY, MS, ns_to_ms, nusd_to_usd, render_instant
+from tokentrace_api.pages import TraceRow, encode_cursor, find_page, parse_cursor
 from tokentrace_api.question import missing
-from tokentrace_api.routes.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
-from tokentrace_api.store import Search, TraceRow
+from tokentrace_api.routes.parameters import parameters, parse_count
+from tokentrace_api.routes.searching import SEARCHED, parse_search
+from tokentrace_api.spans import open_spans
+from tokentrace_api.tree import depths
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
-#: Parameter -> column.
-_FILTERS = {
-    "model": "model",
-    "caller": "caller",
-    "status": "status",
-    "provider": "provider",
-    "name": "name",
-    "kind": "kind",
-    "session": "session_id",
-    "user": "user_id",
-}
-_SEARCHED = ("min_cost", "min_latency", "q", "since", "until")
-_STATUSES = ("ok", "error", "timeout")
 DEFAULT_LIMIT, MAX_LIMIT = 20, 200
 RECENT_LIMIT, MAX_RECENT = 100, 10_000
+#: A span that has not ended by then never will.
+ABANDONED_NS = DAY
 
 
 def routes(api: Api) -> list[BaseRoute]:
     """The routes of the span store."""
 
     async def listed(request: Request) -> Response:
-        given = parameters(request, (*_FILTERS, *_SEARCHED, "limit", "offset"), prefix="attr.")
+        given = parameters(request, (*SEARCHED, "limit", "offset", "cursor"), prefix="attr.")
         limit = parse_count(given, "limit", DEFAULT_LIMIT, most=MAX_LIMIT)
         offset = parse_count(given, "offset", 0)
-        if given.get("status", "ok") not in _STATUSES:
-            raise Rejected(f"status: {shorten(given['status'])!r} is none of {', '.join(_STATUSES)}")
         search = parse_search(given)
-        rows, total = await api.read(lambda store: store.traces(search, limit, offset, time.time_ns()))
-        return reply(
-            {
-                "traces": [render_row(row) for row in rows],
-                "trace_ids": [row.trace_id for row in rows],
-                "count": len(rows),
-                "total": total,
-                "limit": limit,
-                "offset": offset,
-            }
-        )
+        cursor = parse_cursor(given["cursor"]) if "cursor" in given else None
+        page = await api.read(lambda store: find_page(store, search, limit, offset, cursor, time.time_ns()))
+        shown: dict[str, Any] = {
+            "traces": [render_row(row) for row in page.rows],
+            "trace_ids": [row.trace_id for row in page.rows],
+            "count": len(page.rows),
+            "total": page.total,
+            "limit": limit,
+            "offset": offset,
+            "next_cursor": None if page.next is None else encode_cursor(page.next),
+        }
+        if page.searched_until_ns is not None:
+            shown["searched_until"] = render_instant(page.searched_until_ns)
+        return reply(shown)
 
     async def recent(request: Request) -> Response:
         text = request.query_params.get("limit", "")
@@ -76,16 +69,17 @@ def routes(api: Api) -> list[BaseRoute]:
         given = parameters(request, ("format",))
         if given.get("format", "docs") not in ("docs", "mist"):
             raise Rejected(f"format: {shorten(given['format'])!r} is neither docs nor mist")
-        spans = await _spans_of(api, trace_id)
+        spans, pending = await _spans_of(api, trace_id)
         if given.get("format") == "mist":
-            return reply({"trace_id": trace_id, "spans": [mist.render_span(span) for span in spans]})
-        return reply(render_trace(trace_id, spans))
+            shown = [mist.render_span(span) for span in spans] + [_mist_pending(one) for one in pending]
+            return reply({"trace_id": trace_id, "spans": shown})
+        return reply(render_trace(trace_id, spans, pending, time.time_ns()))
 
     async def timeline(request: Request) -> Response:
         parameters(request, ())
         trace_id = request.path_params["trace_id"]
-        spans = await _spans_of(api, trace_id)
-        return reply(render_timeline(trace_id, spans))
+        spans, pending = await _spans_of(api, trace_id)
+        return reply(render_timeline(trace_id, spans, pending, time.time_ns()))
 
     async def stats(request: Request) -> Response:
         parameters(request, ())
@@ -118,73 +112,59 @@ def routes(api: Api) -> list[BaseRoute]:
     ]
 
 
-async def _spans_of(api: Api, trace_id: str) -> list[Span]:
-    spans = await api.read(lambda store: store.trace(trace_id, time.time_ns()))
-    if not spans:
+async def _spans_of(api: Api, trace_id: str) -> tuple[list[Span], list[Started]]:
+    """(Those that have ended, those that have not)."""
+    now_ns = time.time_ns()
+    spans = await api.read(lambda store: store.trace(trace_id, now_ns))
+    pending = await api.read(lambda store: open_spans(store, "trace_id", trace_id, now_ns))
+    if not spans and not pending:
         raise Rejected("trace not found", status=404)
-    return spans
+    return spans, pending
 
 
-def parse_search(given: Parameters) -> Search:
-    """
-    Which traces the parameters ask for.
-
-    Raises:
-        Rejected: Names the parameter.
-    """
-    least = {}
-    for name, column, scale in (("min_cost", "cost_nusd", usd_to_nusd), ("min_latency", "latency_ns", ms_to_ns)):
-        if name in given:
-            least[column] = scale(parse_number(given, name))
-    return Search(
-        columns={column: given[name] for name, column in _FILTERS.items() if name in given},
-        attributes={name.removeprefix("attr."): value for name, value in given.items() if name.startswith("attr.")},
-        least=least,
-        text=given.get("q", ""),
-        since_ns=parse_moment(given, "since"),
-        until_ns=parse_moment(given, "until"),
-    )
-
-
-def depths(spans: Sequence[Span]) -> dict[str, int]:
-    """Span -> how many of its ancestors are in the trace; spans that are their own ancestors count from 0."""
-    parents = {span.span_id: span.parent_span_id for span in spans}
-    found: dict[str, int] = {}
-    for own in parents:
-        chain: list[str] = []
-        at: str | None = own
-        while at is not None and at in parents and at not in found and at not in chain:
-            chain.append(at)
-            at = parents[at]
-        below = found[at] + 1 if at is not None and at in found else 0
-        for offset, one in enumerate(reversed(chain)):
-            found[one] = below + offset
-    return found
-
-
-def render_timeline(trace_id: str, spans: Sequence[Span]) -> dict[str, Any]:
+def render_timeline(
+    trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0
+) -> dict[str, Any]:
     """A trace ready to be drawn: a row for each span, where it begins and how long it is, milliseconds."""
-    begin, depth = min(span.started_ns for span in spans), depths(spans)
+    every: list[Span | Started] = [*spans, *pending]
+    begin, depth = min(one.started_ns for one in every), depths(every)
+    ends = [span.ended_ns for span in spans] or [begin]
+
+    def row(one: Span | Started) -> dict[str, Any]:
+        return {
+            "span_id": one.span_id,
+            "parent_span_id": one.parent_span_id,
+            "name": one.name,
+            "kind": one.kind,
+            "depth": depth[one.span_id],
+            "start_ms": ns_to_ms(one.started_ns - begin),
+        }
+
+    rows = [
+        row(span)
+        | {
+            "model": span.model or None,
+            "status": span.status,
+            "duration_ms": ns_to_ms(max(span.ended_ns - span.started_ns, 0)),
+            "cost_usd": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
+        }
+        for span in spans
+    ]
+    rows += [
+        row(one) | {"model": None, "status": pending_status(one, now_ns), "duration_ms": None, "cost_usd": None}
+        for one in pending
+    ]
     return {
         "trace_id": trace_id,
         "started_at": render_instant(begin),
-        "duration_ms": ns_to_ms(max(span.ended_ns for span in spans) - begin),
-        "rows": [
-            {
-                "span_id": span.span_id,
-                "parent_span_id": span.parent_span_id,
-                "name": span.name,
-                "kind": span.kind,
-                "model": span.model or None,
-                "status": span.status,
-                "depth": depth[span.span_id],
-                "start_ms": ns_to_ms(span.started_ns - begin),
-                "duration_ms": ns_to_ms(max(span.ended_ns - span.started_ns, 0)),
-                "cost_usd": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
-            }
-            for span in spans
-        ],
+        "duration_ms": ns_to_ms(max(ends) - begin),
+        "rows": sorted(rows, key=lambda row: row["start_ms"]),
     }
+
+
+def pending_status(one: Started, now_ns: int) -> str:
+    """What a span that has not ended is called: after a day nobody waits for it any more."""
+    return "abandoned" if one.started_ns < now_ns - ABANDONED_NS else "pending"
 
 
 def render_row(row: TraceRow) -> dict[str, Any]:
@@ -201,21 +181,59 @@ def render_row(row: TraceRow) -> dict[str, Any]:
     }
 
 
-def render_trace(trace_id: str, spans: list[Span]) -> dict[str, Any]:
-    """A trace in the documents' form: sums, then every span."""
-    root = next((span for span in spans if span.parent_span_id is None), spans[0])
+def render_trace(
+    trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0
+) -> dict[str, Any]:
+    """A trace in the documents' form: sums over what has ended, then every span."""
+    every: list[Span | Started] = [*spans, *pending]
+    root = next((one for one in every if one.parent_span_id is None), every[0])
     cost = sum(span.cost_nusd or 0 for span in spans if counts_as_cost(span.kind))
-    shown, depth = [docs.render_span(span) for span in spans], depths(spans)
+    shown, depth = [docs.render_span(span) for span in spans], depths(every)
     for span in shown:
         del span["trace_id"]
         span["depth"] = depth[span["span_id"]]
+    shown += [_docs_pending(one, now_ns) | {"depth": depth[one.span_id]} for one in pending]
     return {
         "trace_id": trace_id,
         "name": root.name,
-        "started_at": render_instant(min(span.started_ns for span in spans)),
-        "ended_at": render_instant(max(span.ended_ns for span in spans)),
+        "started_at": render_instant(min(one.started_ns for one in every)),
+        "ended_at": render_instant(max(span.ended_ns for span in spans)) if spans else None,
         "total_cost_usd": nusd_to_usd(cost),
         "total_tokens": sum(span.total_tokens for span in spans),
         "span_count": len(spans),
         "spans": shown,
     }
+
+
+def _docs_pending(one: Started, now_ns: int) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "span_id": one.span_id,
+        "parent_span_id": one.parent_span_id,
+        "name": one.name,
+        "kind": one.kind,
+        "status": pending_status(one, now_ns),
+        "started_at": render_instant(one.started_ns),
+        "ended_at": None,
+    }
+    optional = {
+        "caller": one.caller,
+        "session_id": one.session_id,
+        "user_id": one.user_id,
+        "attributes": one.metadata,
+    }
+    return shown | {name: value for name, value in optional.items() if value}
+
+
+def _mist_pending(one: Started) -> dict[str, Any]:
+    """As MIST writes a span that has not ended: end_ns is 0."""
+    shown = {
+        "trace_id": one.trace_id,
+        "span_id": one.span_id,
+        "parent_id": one.parent_span_id,
+        "operation": one.name,
+        "start_ns": one.started_ns,
+        "end_ns": 0,
+        "status": "",
+        "attrs": one.metadata,
+    }
+    return {key: value for key, value in shown.items() if value or key not in ("parent_id", "attrs")}

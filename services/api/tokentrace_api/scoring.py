@@ -1,0 +1,111 @@
+"""
+Scores after the fact, each counted once whoever records it and whenever it is said again.
+
+What a score is now stands in ``tt_scores``, written with compare-and-set: so every change knows what it replaces, and
+its batch has an id of its own that every reader knows. A batch that a crash kept back is published by whoever comes
+next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokentrace.bus import KeyValue, subjects
+from tokentrace.errors import Conflict, Unavailable
+from tokentrace.records import Batch, Score, Span
+from tokentrace.units import is_number, score_to_int
+
+if TYPE_CHECKING:
+    from tokentrace_api.service import Api
+
+_TRIES = 16
+
+
+class _Held(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A score now.
+
+    Attributes:
+        value, previous: In 1e-9; None = there is, was none.
+        number: How often it has been changed.
+        published: Its batch is in the log for certain.
+    """
+
+    value: int | None
+    previous: int | None
+    number: int
+    published: bool = False
+
+
+async def record_score(api: Api, span: Span, name: str, value: int | None) -> None:
+    """
+    Make *value*, in 1e-9 or None for none, the score *name* of *span*; returns once it is stored and can be seen.
+
+    Raises:
+        Unavailable: Perhaps not recorded; saying it again does no harm.
+    """
+    scores, key = api.bus.kv(subjects.SCORES), _key(span, name)
+    for _ in range(_TRIES):
+        entry = await scores.get(key)
+        held = None if entry is None else msgspec.json.decode(entry.value, type=_Held)
+        if held is not None and not held.published:
+            await _publish(api, span, name, held)
+        before = _given(span, name) if held is None else held.value
+        if value == before:
+            if held is not None and entry is not None and not held.published:
+                await _settle(scores, key, held, entry.revision)
+            return
+        number = 1 if held is None else held.number + 1
+        now = _Held(value=value, previous=before, number=number)
+        try:
+            data = msgspec.json.encode(now)
+            revision = await (scores.create(key, data) if entry is None else scores.update(key, data, entry.revision))
+        except Conflict:
+            continue
+        await _publish(api, span, name, now)
+        await _settle(scores, key, now, revision)
+        return
+    raise Unavailable("score: is being changed by many at once")
+
+
+def _given(span: Span, name: str) -> int | None:
+    """The score that the span came with."""
+    value = span.attributes.get(name)
+    if name == "eval.score" and span.score is not None:
+        return span.score
+    return score_to_int(value) if is_number(value) and 0 <= value <= 1 else None
+
+
+def _key(span: Span, name: str) -> str:
+    """A key that any bucket takes, whatever the ids are."""
+    return hashlib.sha256("\n".join((span.trace_id, span.span_id, name)).encode()).hexdigest()
+
+
+async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
+    score = Score(
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        name=name,
+        value=held.value,
+        previous=held.previous,
+        kind=span.kind,
+        model=span.model,
+        provider=span.provider,
+        caller=span.caller,
+        span_name=span.name,
+        status=span.status,
+        ended_ns=span.ended_ns,
+        arrived_ns=span.arrived_ns,
+        attributes={key: value for key, value in span.attributes.items() if key != name},
+    )
+    await api.publish(Batch(id=f"score.{_key(span, name)}.{held.number}", scores=[score]))
+
+
+async def _settle(scores: KeyValue, key: str, held: _Held, revision: int) -> None:
+    """Note that its batch is in the log; who changed it meanwhile has seen to that as well."""
+    with contextlib.suppress(Conflict):
+        await scores.update(key, msgspec.json.encode(msgspec.structs.replace(held, published=True)), revision)

@@ -1,0 +1,90 @@
+"""The live tail: spans as they arrive, to whoever follows; whoever is too slow is told how many passed by."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from tokentrace.records import Span
+from tokentrace_api.search import Search
+
+#: Spans that wait for a follower to take them.
+_WAITING = 1000
+
+
+class Tail:
+    """
+    One follower.
+
+    Args:
+        search: Which spans.
+        rate: Spans a second at most; what comes faster is counted and passed over.
+        since_ns: What arrived before is no news.
+
+    Attributes:
+        dropped: Spans passed over.
+    """
+
+    def __init__(self, search: Search, rate: int, since_ns: int) -> None:
+        self._search, self._rate, self._since_ns = search, rate, since_ns
+        self._waiting: deque[Span] = deque()
+        self._wake = asyncio.Event()
+        self._second = 0
+        self._given = 0
+        self.dropped = 0
+
+    def offer(self, spans: Sequence[Span], now_s: int) -> int:
+        """Take what is asked for of *spans*; returns how many had to be dropped."""
+        if now_s != self._second:
+            self._second, self._given = now_s, 0
+        dropped = 0
+        for span in spans:
+            if span.arrived_ns < self._since_ns or not self._search.matches(span):
+                continue
+            if self._given >= self._rate or len(self._waiting) >= _WAITING:
+                dropped += 1
+                continue
+            self._given += 1
+            self._waiting.append(span)
+        self.dropped += dropped
+        if self._waiting or dropped:
+            self._wake.set()
+        return dropped
+
+    async def take(self, timeout_s: float) -> list[Span]:
+        """Everything that waits; empty when nothing came within *timeout_s*."""
+        if not self._waiting:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+
+class Tails:
+    """All followers there are."""
+
+    def __init__(self) -> None:
+        self._tails: set[Tail] = set()
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._tails)
+
+    @contextlib.contextmanager
+    def following(self, tail: Tail) -> Iterator[Tail]:
+        """*tail* hears of what arrives while inside."""
+        self._tails.add(tail)
+        try:
+            yield tail
+        finally:
+            self._tails.discard(tail)
+
+    def offer(self, spans: Sequence[Span], now_s: int) -> None:
+        """Tell everybody of *spans*, which have just been stored."""
+        for tail in self._tails:
+            self.dropped += tail.offer(spans, now_s)
