@@ -81,6 +81,30 @@ async def test_ensure_brings_a_stream_to_new_settings(bus: Bus) -> None:
     assert (await bus.publish("more.a", b"x")).sequence == 1
 
 
+async def test_an_erased_message_is_gone_and_its_neighbours_stay(bus: Bus) -> None:
+    for n in range(3):
+        await bus.publish("log.a", str(n).encode())
+    await bus.erase("LOG", 2)
+    await bus.erase("LOG", 2)
+    assert await _read(bus, None, 2) == [b"0", b"2"]
+    assert (await bus.publish("log.a", b"3")).sequence == 4
+
+
+async def test_an_erased_message_of_a_work_queue_is_given_to_nobody_again(bus: Bus) -> None:
+    for n in range(2):
+        await bus.publish("queue.a", str(n).encode())
+    feed = bus.consume("QUEUE", "crew", batch=1, patience_s=1.0)
+    async with asyncio.timeout(20), contextlib.aclosing(feed):
+        (first,) = await anext(feed)
+        await bus.erase("QUEUE", first.message.sequence)
+        await first.ack()
+        (later,) = await anext(feed)
+        await later.ack()
+    assert [first.message.payload, later.message.payload] == [b"0", b"1"]
+    while (await bus.state("QUEUE")).messages:
+        await asyncio.sleep(0.02)
+
+
 async def _read(bus: Bus, after: Position | None, want: int, subject: str = "log.>") -> list[bytes]:
     got: list[bytes] = []
     async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", [subject], after)) as feed:

@@ -390,7 +390,7 @@ def test_a_key_without_letters_hides_nothing(keys):
 
 
 def test_redaction_can_be_switched_off_altogether():
-    off = Redactor(enabled=False)
+    off = Redactor(mode="off")
     span = make_span(attributes={"password": SECRET, "n": {"token": "x"}}, error="password: hunter2")
     assert off.span(span) is span
     assert off.text("password: hunter2") == "password: hunter2"
@@ -446,8 +446,11 @@ def test_a_clean_span_stays_itself_and_the_original_is_never_changed(attributes)
     assert (clean is span) is (json.dumps(clean.attributes) == before)
 
 
-def test_what_is_remembered_about_keys_is_bounded():
+def test_what_is_remembered_about_keys_and_texts_is_bounded():
     fresh = Redactor()
     for number in range(25_000):
         assert not fresh.is_sensitive(f"k{number}")
-    assert max(len(held) for held in vars(fresh).values() if isinstance(held, dict)) <= 10_001
+        assert fresh.text(f"text {number}") == f"text {number}"
+    held = [each for owner in (fresh, fresh._keys) for each in vars(owner).values() if isinstance(each, (dict, set))]
+    assert sum(len(each) for each in held) > 100
+    assert max(len(each) for each in held) <= 10_001

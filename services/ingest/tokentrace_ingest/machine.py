@@ -17,18 +17,12 @@ from tokentrace.dialect import docs
 from tokentrace.errors import Rejected, shorten
 from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
-from tokentrace.records import Batch, Span, check_span, decode_batches
+from tokentrace.records import Batch, ChatMessage, Span, check_span, decode_batches
 from tokentrace.records.batch import check_batch_id, salvage_batches, split_spans
-from tokentrace.records.span import (
-    FUTURE_NS,
-    MAX_ATTRIBUTES,
-    MAX_DEPTH,
-    MAX_INSTANT_NS,
-    MAX_KEY_BYTES,
-    MAX_VALUE_BYTES,
-)
-from tokentrace.redact import Redactor
+from tokentrace.records.span import FUTURE_NS, MAX_ATTRIBUTES, MAX_DEPTH, MAX_INSTANT_NS, MAX_KEY_BYTES, MAX_NAME
+from tokentrace.redact import Redactor, Tally
 from tokentrace.units import is_number
+from tokentrace_ingest import rarer
 
 #: A batch is split by index in runs of this many raw spans: never by size, so that a retry splits alike.
 RUN = 64
@@ -46,14 +40,21 @@ class Letter(NamedTuple):
     Attributes:
         id: The same for the same bad record, so that it is stored once.
         body: JSON: the redacted record if it could be read, else its size and SHA-256, and the reason.
-        position: Index of the bad record in its batch.
+        position: Index of the bad record among those of its kind in its batch.
         reason: What is wrong with it.
+        kind: What it is.
     """
 
     id: str
     body: bytes
     position: int
     reason: str
+    kind: str = "span"
+
+    @property
+    def where(self) -> str:
+        """Which record of its request is bad, and why."""
+        return f"{self.kind} {self.position}: {self.reason}"
 
 
 class Cleaned(NamedTuple):
@@ -62,13 +63,15 @@ class Cleaned(NamedTuple):
 
     Attributes:
         parts: Batches to publish; together every good span, and what else the batch carried.
-        letters: One for each bad span.
-        spans: How many good ones.
+        letters: One for each bad record.
+        spans: How many good spans.
+        redactions: How many secrets of each kind were taken out.
     """
 
     parts: list[Batch]
     letters: list[Letter]
     spans: int
+    redactions: Tally
 
 
 class Cleaner:
@@ -85,7 +88,9 @@ class Cleaner:
 
     def clean(self, batch: Batch, arrived_ns: int, size_bytes: int = 0, *, checked: bool = False) -> Cleaned:
         """
-        Clean *batch*; bad spans become dead letters, their neighbours stay.
+        Clean *batch*; bad records become dead letters, their neighbours stay.
+
+        Every way in leads through here, and nothing is stored that did not come out of it.
 
         Args:
             arrived_ns: Stream time of the raw message, or when the request was read; the same on every retry.
@@ -96,6 +101,8 @@ class Cleaner:
         whole = len(batch.spans) <= _WHOLE_SPANS and size_bytes <= _WHOLE_BYTES
         parts: list[Batch] = []
         letters: list[Letter] = []
+        found: Tally = {}
+        source = self._redactor.text(batch.source, found)[:MAX_NAME]
         good = 0
         runs: Sequence[Sequence[Span]] = [batch.spans] if whole else list(split_spans(batch.spans, RUN))
         for part, run in enumerate(runs or [[]]):
@@ -103,18 +110,49 @@ class Cleaner:
             for offset, span in enumerate(run):
                 index = part * RUN + offset
                 try:
-                    spans.append(self.finish(span, key, index, arrived_ns, batch.source, checked=checked))
+                    spans.append(self.finish(span, key, index, arrived_ns, source, checked=checked, found=found))
                 except Rejected as exc:
-                    letters.append(self.letter(key, index, str(exc), span))
+                    letters.append(self.letter(key, index, str(exc), span, found))
             good += len(spans)
             if part == 0:
-                parts.append(replace(batch, part=0, arrived_ns=arrived_ns, spans=spans))
+                rare = self._rarer(batch, key, arrived_ns, source, letters, found)
+                parts.append(replace(batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, **rare))
             elif spans:
                 parts.append(Batch(id=batch.id, sequence=batch.sequence, part=part, arrived_ns=arrived_ns, spans=spans))
-        return Cleaned(parts, letters, good)
+        return Cleaned(parts, letters, good, found)
+
+    def _rarer(
+        self, batch: Batch, key: str, arrived_ns: int, source: str, letters: list[Letter], found: Tally
+    ) -> dict[str, list[Any]]:
+        """The batch's other lists, clean; their bad records are added to *letters*."""
+        kept: dict[str, list[Any]] = {}
+        for field, kind in rarer.KINDS.items():
+            given: list[Any] = getattr(batch, field)
+            good: list[Any] = []
+            for index, record in enumerate(given):
+                try:
+                    good.append(rarer.finish(record, kind, self._redactor, arrived_ns, source, found))
+                except Rejected as exc:
+                    letters.append(self._rare_letter(key, index, str(exc), record, kind, found))
+            if given:
+                kept[field] = good
+        for field in rarer.FORBIDDEN:
+            if given := getattr(batch, field):
+                reason = f"{field}: made by the api alone, not taken from outside"
+                letters.append(self._letter(key, 0, reason, _fingerprint(msgspec.msgpack.encode(given)), kind=field))
+                kept[field] = []
+        return kept
 
     def finish(
-        self, span: Span, key: str, index: int, arrived_ns: int, source: str = "", *, checked: bool = False
+        self,
+        span: Span,
+        key: str,
+        index: int,
+        arrived_ns: int,
+        source: str = "",
+        *,
+        checked: bool = False,
+        found: Tally | None = None,
     ) -> Span:
         """
         *span* as it is stored.
@@ -135,11 +173,7 @@ class Cleaner:
             ended = started + span.latency_ns if started else arrived_ns
         if not started:
             started = ended - span.latency_ns
-        clean = self._redactor.span(span)
-        if clean is not span:
-            # What stands in for a secret may be longer than it, and a text over its bound could not be read again.
-            error, stack = clean.error[:MAX_VALUE_BYTES], clean.error_stack[:MAX_VALUE_BYTES]
-            span = replace(clean, error=error, error_stack=stack)
+        span = self._redactor.span(span, found)
         if ended > MAX_INSTANT_NS:
             raise Rejected("ended_at: not between the years 2000 and 2100")
         quote = self._pricer.quote(span, ended if ended <= arrived_ns + FUTURE_NS else arrived_ns)
@@ -160,17 +194,39 @@ class Cleaner:
             unpriced_reason=quote.reason,
         )
 
-    def letter(self, key: str, index: int, reason: str, span: Span) -> Letter:
+    def letter(self, key: str, index: int, reason: str, span: Span, found: Tally | None = None) -> Letter:
         """The dead letter of a span that was read and is not valid."""
+        # What ingest decides itself may hold anything in a span that was never finished.
+        bare = replace(span, cost_model="", unpriced_reason="")
         try:
-            record = msgspec.to_builtins(self._redactor.span(replace(span, attributes=_readable(span.attributes))))
-            shown = dict(zip(span.__struct_fields__, record, strict=True))
-            found: dict[str, Any] = {"span": {key: value for key, value in shown.items() if value not in _EMPTY}}
-            if len(msgspec.json.encode(found)) > MAX_LETTER_BYTES:
-                found = _fingerprint(msgspec.json.encode(found))
+            clean = self._redactor.span(replace(bare, attributes=_readable(span.attributes)), found)
+            return self._letter(key, index, reason, _shown(clean, "span"))
         except (TypeError, ValueError, RecursionError):
-            found = {"span": {"trace_id": shorten(span.trace_id), "span_id": shorten(span.span_id)}}
-        return _letter(key, index, {"reason": reason, **found})
+            shown = {"trace_id": shorten(span.trace_id), "span_id": shorten(span.span_id)}
+            return self._letter(key, index, reason, {"span": shown})
+
+    def _rare_letter(
+        self, key: str, index: int, reason: str, record: rarer.Rare, kind: rarer.Kind, found: Tally
+    ) -> Letter:
+        try:
+            readable = {kind.attributes: _readable(getattr(record, kind.attributes))} if kind.attributes else {}
+            clean = kind.clean(self._redactor, replace(record, **readable), found)
+            if isinstance(clean, ChatMessage):
+                clean = replace(clean, raw="")
+            body = _shown(clean, kind.name)
+        except (TypeError, ValueError, RecursionError):
+            body = {}
+        return self._letter(key, index, reason, body, kind=kind.name)
+
+    def _letter(self, key: str, index: int, reason: str, body: dict[str, Any], *, kind: str = "span") -> Letter:
+        """A dead letter; not even its reason, which may quote the record, holds a secret."""
+        reason = self._redactor.text(reason)
+        content = msgspec.json.encode({"batch": key, "index": index, "reason": reason, **body}, order="deterministic")
+        return Letter(hashlib.sha256(content).hexdigest(), content, index, reason, kind)
+
+    def undecoded(self, message: Message, reason: str) -> Letter:
+        """The dead letter of a raw message that could not be read at all."""
+        return self._letter(f"{message.subject}@{message.time_ns}", 0, reason, _fingerprint(message.payload))
 
     def read(self, message: Message, created_ns: int) -> tuple[list[Batch], list[Letter]]:
         """
@@ -185,7 +241,7 @@ class Cleaner:
         try:
             return self.read_batches(payload)
         except Rejected as exc:
-            return [], [undecoded(message, str(exc))]
+            return [], [self.undecoded(message, str(exc))]
 
     def read_batches(self, payload: bytes) -> tuple[list[Batch], list[Letter]]:
         """
@@ -208,7 +264,7 @@ class Cleaner:
         except Rejected:
             raise Rejected(reason) from None
         letters = [
-            _letter(f"{batch.id}:{batch.sequence}", index, {"reason": reason, **_fingerprint(raw)})
+            self._letter(f"{batch.id}:{batch.sequence}", index, reason, _fingerprint(raw))
             for batch, bad in salvaged
             for index, raw, reason in bad
         ]
@@ -224,7 +280,7 @@ class Cleaner:
         try:
             items = msgspec.json.decode(message.payload, type=list[msgspec.Raw])
         except (msgspec.DecodeError, RecursionError):
-            return [], [undecoded(message, reason)]
+            return [], [self.undecoded(message, reason)]
         spans: list[Span] = []
         letters: list[Letter] = []
         for index, item in enumerate(items):
@@ -233,7 +289,7 @@ class Cleaner:
                     raise Rejected(f"span {index}: not an object")
                 spans += docs.decode_spans(bytes(item), source="nats")
             except Rejected as exc:
-                letters.append(_letter(key, index, {"reason": str(exc), **_fingerprint(item)}))
+                letters.append(self._letter(key, index, str(exc), _fingerprint(item)))
         return [Batch(id=key, spans=spans)] if spans else [], letters
 
 
@@ -254,15 +310,13 @@ def _readable(value: Any, depth: int = 0) -> Any:
     return value if is_number(value) and abs(value) < 2**63 else type(value).__name__
 
 
+def _shown(record: msgspec.Struct, name: str) -> dict[str, Any]:
+    """*record*, which holds no secret, as it stands in a dead letter."""
+    fields = dict(zip(record.__struct_fields__, msgspec.to_builtins(record), strict=True))
+    found: dict[str, Any] = {name: {key: value for key, value in fields.items() if value not in _EMPTY}}
+    encoded = msgspec.json.encode(found)
+    return found if len(encoded) <= MAX_LETTER_BYTES else _fingerprint(encoded)
+
+
 def _fingerprint(data: bytes | msgspec.Raw) -> dict[str, Any]:
     return {"size_bytes": len(bytes(data)), "sha256": hashlib.sha256(bytes(data)).hexdigest()}
-
-
-def _letter(key: str, index: int, body: dict[str, Any]) -> Letter:
-    content = msgspec.json.encode({"batch": key, "index": index, **body}, order="deterministic")
-    return Letter(hashlib.sha256(content).hexdigest(), content, index, body["reason"])
-
-
-def undecoded(message: Message, reason: str) -> Letter:
-    """The dead letter of a raw message that could not be read at all."""
-    return _letter(f"{message.subject}@{message.time_ns}", 0, {"reason": reason, **_fingerprint(message.payload)})

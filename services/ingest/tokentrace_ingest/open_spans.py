@@ -109,10 +109,9 @@ class OpenSpans:
             Rejected: 409 for an id that another span has.
             Unavailable: Perhaps not stored; try again.
         """
-        batch = self._cleaner.clean(
-            Batch(id=f"costkatana.{started.span_id}.start", started=[started]), started.arrived_ns
-        )
-        opened = OpenSpan(started=batch.parts[0].started[0], early=self._clean_early(early))
+        batch = Batch(id=f"costkatana.{started.span_id}.start", started=[started])
+        started = self._clean(batch, started.arrived_ns).started[0]
+        opened = OpenSpan(started=started, early=self._clean_early(early))
         try:
             await self._bucket.create(_key(started.span_id), self._encode(opened))
         except Conflict:
@@ -171,26 +170,26 @@ class OpenSpans:
     def _clean_early(self, early: Span | None) -> Span | None:
         if early is None:
             return None
-        cleaned = self._cleaner.clean(Batch(id="early", spans=[early]), early.ended_ns, checked=True)
-        if cleaned.letters:
-            raise Rejected(cleaned.letters[0].reason)
+        clean = self._clean(Batch(id="early", spans=[early]), early.ended_ns).spans[0]
         # Not the price we would give it: that is decided at the end, when its tokens are known.
-        return replace(cleaned.parts[0].spans[0], cost_nusd=early.cost_nusd, attributes={})
+        return replace(clean, cost_nusd=early.cost_nusd, attributes={})
 
-    def _finish(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Batch:
-        span = end_of(opened.started, end, arrived_ns, opened.early)
-        batch = Batch(id=f"costkatana.{span.span_id}.end", spans=[span])
+    def _clean(self, batch: Batch, arrived_ns: int) -> Batch:
         cleaned = self._cleaner.clean(batch, arrived_ns, checked=True)
         if cleaned.letters:
             raise Rejected(cleaned.letters[0].reason)
         return cleaned.parts[0]
+
+    def _finish(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Batch:
+        span = end_of(opened.started, end, arrived_ns, opened.early)
+        return self._clean(Batch(id=f"costkatana.{span.span_id}.end", spans=[span]), arrived_ns)
 
     def _merge(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Batch | None:
         """What *end* says that is new; None = nothing is."""
         started = opened.started
         said = Annotation(trace_id=started.trace_id, span_id=started.span_id, attributes=end.metadata or {})
         batch = Batch(id=f"costkatana.{started.span_id}.merge.{len(opened.journal)}", annotations=[said])
-        part = self._cleaner.clean(batch, arrived_ns).parts[0]
+        part = self._clean(batch, arrived_ns)
         known = opened.attributes
         new = {
             key: value

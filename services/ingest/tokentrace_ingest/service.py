@@ -22,7 +22,7 @@ from tokentrace.records import Batch
 from tokentrace.redact import Redactor
 from tokentrace.settings import Settings
 from tokentrace_ingest.commit import Committer
-from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json, undecoded
+from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json
 from tokentrace_ingest.open_spans import OpenSpans
 
 log = logging.getLogger("tokentrace.ingest")
@@ -66,7 +66,12 @@ class Config:
             max_batch_size=settings.http_server.max_batch_size,
             max_body_bytes=settings.http_server.max_body_bytes,
             spans_path=settings.http_server.ingest_path,
-            redactor=Redactor(redaction.keys, replace_keys=redaction.replace, enabled=redaction.mode == "redact"),
+            redactor=Redactor(
+                redaction.keys,
+                replace_keys=redaction.replace,
+                mode=redaction.mode,
+                keep_raw=redaction.store_raw_content,
+            ),
             pricer=Pricer(settings.pricing.rates, settings.pricing.trust_zero),
         )
 
@@ -81,6 +86,7 @@ class Ingest:
         self.open_spans = OpenSpans(bus, self._cleaner, self._committer, config.project)
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
+        self._redactions: Counter[tuple[str, str]] = Counter()
         self._behind: dict[str, float] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -122,11 +128,16 @@ class Ingest:
         self.check_room()
         cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.letters:
-            raise Rejected(f"span {cleaned.letters[0].position}: {cleaned.letters[0].reason}")
+            raise Rejected(cleaned.letters[0].where)
         await self._dead_letter(self.config.project, cleaned.letters, way)
         await self._committer.commit(self.config.project, cleaned.parts)
         self._counts["spans", way] += cleaned.spans
+        self._count_redactions(cleaned, way if strict else "reporter")
         return cleaned
+
+    def _count_redactions(self, cleaned: Cleaned, way: str) -> None:
+        for kind, count in cleaned.redactions.items():
+            self._redactions[kind, way] += count
 
     # -- the hop
 
@@ -183,7 +194,9 @@ class Ingest:
             await self._give_up(delivery, str(exc))
             return
         try:
-            await self._clean_and_commit(project, message, created_ns)
+            if await self._clean_and_commit(project, message, created_ns):
+                # An acknowledged message stays readable in the files of the queue; this one held what must not be.
+                await self.bus.erase(subjects.RAW, message.sequence)
             await delivery.ack()
         except Unavailable as exc:
             # Not acknowledged: it will be given to somebody again, and readers know its batches by id.
@@ -192,7 +205,8 @@ class Ingest:
             log.exception("raw message %d", message.sequence)
             await self._give_up(delivery, f"ingest failed on it: {type(exc).__name__}")
 
-    async def _clean_and_commit(self, project: str, message: Message, created_ns: int) -> None:
+    async def _clean_and_commit(self, project: str, message: Message, created_ns: int) -> bool:
+        """True when there was a secret in *message*, or may have been: nobody could read all of it."""
         batches, letters = self._cleaner.read(message, created_ns)
         size, checked = len(message.payload), is_json(message.payload)
         cleaned = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
@@ -202,14 +216,18 @@ class Ingest:
                 await until_available(partial(self._committer.commit, project, one.parts))
                 self._counts["spans", "nats"] += one.spans
             except Rejected as exc:
-                letters.append(undecoded(message, str(exc)))
+                letters.append(self._cleaner.undecoded(message, str(exc)))
+            self._count_redactions(one, "nats" if checked else "reporter")
         await until_available(partial(self._dead_letter, project, letters, "nats"))
+        return self.config.redactor.enabled and (bool(letters) or any(one.redactions for one in cleaned))
 
     async def _give_up(self, delivery: Delivery, reason: str) -> None:
         """Dead-letter a message undecoded and take it off the queue."""
-        letter = undecoded(delivery.message, reason)
+        letter = self._cleaner.undecoded(delivery.message, reason)
         try:
             await until_available(partial(self._dead_letter, self.config.project, [letter], "nats"))
+            if self.config.redactor.enabled:
+                await self.bus.erase(subjects.RAW, delivery.message.sequence)
             await delivery.term(reason)
         except (Unavailable, Rejected) as exc:
             log.info("raw message %d: %s", delivery.message.sequence, exc)
@@ -251,6 +269,9 @@ class Ingest:
         for (what, way), count in sorted(self._counts.items()):
             text = "Spans accepted." if what == "spans" else "Spans refused."
             yield Sample(f"tokentrace_ingest_{what}_total", text, count, {"way": way})
+        for (kind, way), count in sorted(self._redactions.items()):
+            labels = {"kind": kind, "way": way}
+            yield Sample("tokentrace_ingest_redactions_total", "Secrets taken out of what came in.", count, labels)
         for reader, part in self._behind.items():
             yield Sample(
                 "tokentrace_ingest_reader_behind", "Part of the log a reader is behind.", part, {"reader": reader}

@@ -229,6 +229,14 @@ class Bus(Protocol):
         """Take messages of a work queue that all consumers of *durable* share; given again after *patience_s*."""
         ...
 
+    async def erase(self, stream: str, sequence: int) -> None:
+        """
+        Remove one message and overwrite it on disk; one that is gone already is no error.
+
+        Raises:
+            Unavailable: Perhaps not erased.
+        """
+
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
         """The first answer."""
         ...

@@ -52,6 +52,7 @@ _PART = "Tokentrace-Part"
 _NO_STREAM = 10059
 _NO_SPACE = 10047
 _NO_MESSAGE = 10037
+_DELETE_FAILED = 10043
 _WRONG_LAST = (10071, 10164)
 #: Refusals that pass: a full stream drains, a leader is elected, a disk gets space again.
 _PASSING = (10077, 10023, 10008, 10074, 503)
@@ -529,6 +530,15 @@ class JetStream:
         with _border(stream):
             info = await self._api(f"STREAM.INFO.{stream}", {"subjects_filter": pattern})
         return sorted(info["state"].get("subjects") or {})
+
+    async def erase(self, stream: str, sequence: int) -> None:
+        """As ``Bus.erase``; what is merely acknowledged or purged stays readable in the files."""
+        with _border(stream):
+            try:
+                await self._api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence})
+            except _ApiError as exc:
+                if exc.code not in (_NO_MESSAGE, _DELETE_FAILED):
+                    raise
 
     async def purge(self, stream: str, subject: str) -> None:
         """Remove the messages of *subject*."""

@@ -285,6 +285,13 @@ class MemoryBus:
         finally:
             self._broker.servers.remove(entry)
 
+    async def erase(self, stream: str, sequence: int) -> None:
+        """As ``Bus.erase``."""
+        self._broker.check()
+        log = self._broker.logs[stream]
+        if sequence in log.messages:
+            log.remove(sequence)
+
     def kv(self, bucket: str) -> MemoryKeyValue:
         """As ``Bus.kv``."""
         return MemoryKeyValue(self, self._broker, bucket)

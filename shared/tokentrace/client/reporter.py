@@ -22,6 +22,7 @@ from tokentrace.bus.subjects import DEFAULT_PROJECT, MAX_PROJECT, escape
 from tokentrace.client.carrier import Carrier, SenderLoop, open_carrier
 from tokentrace.errors import ConfigError, Unavailable, cut_quoted
 from tokentrace.records import ReporterStats, Span
+from tokentrace.records.span import MAX_NAME
 from tokentrace.redact import Redactor
 
 log = logging.getLogger("tokentrace.reporter")
@@ -113,8 +114,9 @@ class Reporter:
         token = token.strip()
         if not (token.isascii() and (token.isprintable() or not token)):
             raise ConfigError("reporter: the token is not printable ASCII")
-        self.source, self._project, self._shards, self._token = source[:256], project, max(shards, 1), token
         self._redactor = redactor or Redactor()
+        self.source = self._redactor.text(source[:MAX_NAME])[:MAX_NAME]
+        self._project, self._shards, self._token = project, max(shards, 1), token
         self._max_spans, self._max_bytes = max_queue_spans, max_queue_bytes
         self._begin()
         _reporters.add(self)
@@ -125,7 +127,7 @@ class Reporter:
         # Re-entrant: a finaliser or a signal handler may report while this very thread holds it.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._queue: deque[bytes] = deque()
         self._queue_bytes = 0
         self._depth = 0
         self._sent = self._acked = self._dropped = self._failed = 0
@@ -154,12 +156,11 @@ class Reporter:
             with self._lock:
                 self._failed += 1
             return
-        has_text = bool(span.attributes or span.error or span.error_stack)
         with self._lock:
             if self._closing or self._depth >= self._max_spans or self._queue_bytes + len(encoded) > self._max_bytes:
                 self._dropped += 1
                 return
-            self._queue.append((encoded, has_text))
+            self._queue.append(encoded)
             self._queue_bytes += len(encoded)
             self._depth += 1
             due = self._idle or len(self._queue) % BATCH_SPANS == 0
@@ -363,16 +364,16 @@ class Reporter:
         with self._lock:
             self._urgent = self._urgent or (bool(self._queue) and len(under_way) < _IN_FLIGHT)
 
-    def _take(self) -> tuple[list[tuple[bytes, bool]], int, ReporterStats]:
+    def _take(self) -> tuple[list[bytes], int, ReporterStats]:
         with self._lock:
-            taken: list[tuple[bytes, bool]] = []
+            taken: list[bytes] = []
             size = 0
             while self._queue and len(taken) < BATCH_SPANS:
-                size += len(self._queue[0][0])
+                size += len(self._queue[0])
                 if taken and size > BATCH_BYTES:
                     break
                 taken.append(self._queue.popleft())
-            taken_bytes = sum(len(encoded) for encoded, _ in taken)
+            taken_bytes = sum(map(len, taken))
             self._queue_bytes -= taken_bytes
             self._sequence += 1
             self._sent += len(taken)
@@ -388,11 +389,9 @@ class Reporter:
             self._told_dropped, self._told_failed = self._dropped, self._failed
             return taken, self._sequence, account
 
-    async def _deliver(
-        self, carrier: Carrier, spans: list[tuple[bytes, bool]], sequence: int, account: ReporterStats
-    ) -> None:
+    async def _deliver(self, carrier: Carrier, spans: list[bytes], sequence: int, account: ReporterStats) -> None:
         """One batch, tried again under the same id until it is accepted or refused."""
-        clean = [raw for encoded, has_text in spans if (raw := self._without_secrets(encoded, has_text)) is not None]
+        clean = [raw for encoded in spans if (raw := self._without_secrets(encoded)) is not None]
         if len(clean) < len(spans):
             self._settle(len(spans) - len(clean), accepted=False)
         if not clean:
@@ -434,10 +433,8 @@ class Reporter:
             self._told_dropped -= account.newly_dropped
             self._told_failed -= account.newly_failed
 
-    def _without_secrets(self, encoded: bytes, has_text: bool) -> msgspec.Raw | None:
+    def _without_secrets(self, encoded: bytes) -> msgspec.Raw | None:
         """A span as it may leave this process; None for one that is out of bounds, which nobody could redact."""
-        if not has_text:
-            return msgspec.Raw(encoded)
         try:
             span = _decoder.decode(encoded)
             clean = self._redactor.span(span)

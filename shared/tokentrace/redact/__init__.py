@@ -1,0 +1,33 @@
+"""What must never be stored: taken out of every record, here and nowhere else."""
+
+from tokentrace.redact.keys import CONTENT_KEYS, DEFAULT_KEYS, REDACTED
+from tokentrace.redact.patterns import (
+    API_KEY_REDACTED,
+    CREDENTIALS_REDACTED,
+    JWT_REDACTED,
+    KEY_REDACTED,
+    TOKEN_REDACTED,
+    Tally,
+)
+from tokentrace.redact.people import CARD_REDACTED, EMAIL_REDACTED, PHONE_REDACTED, SSN_REDACTED
+from tokentrace.redact.redactor import DROPPED, FAILED, Mode, Redactor
+
+__all__ = [
+    "API_KEY_REDACTED",
+    "CARD_REDACTED",
+    "CONTENT_KEYS",
+    "CREDENTIALS_REDACTED",
+    "DEFAULT_KEYS",
+    "DROPPED",
+    "EMAIL_REDACTED",
+    "FAILED",
+    "JWT_REDACTED",
+    "KEY_REDACTED",
+    "PHONE_REDACTED",
+    "REDACTED",
+    "SSN_REDACTED",
+    "TOKEN_REDACTED",
+    "Mode",
+    "Redactor",
+    "Tally",
+]

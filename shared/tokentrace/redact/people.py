@@ -1,0 +1,93 @@
+"""Addresses and numbers of people in a text; each is looked for while its key is sensitive."""
+
+from __future__ import annotations
+
+import re
+
+from tokentrace.redact.patterns import Pattern, Tally
+
+EMAIL_REDACTED = "[EMAIL_REDACTED]"
+PHONE_REDACTED = "[PHONE_REDACTED]"
+SSN_REDACTED = "[SSN_REDACTED]"
+CARD_REDACTED = "[CARD_REDACTED]"
+
+#: Every number below holds nine digits, with at most two separators between any two.
+_NUMBER = re.compile(r"\d(?:[-. ()]{0,2}\d){8}")
+_ASCII_NUMBER = re.compile(r"[0-9](?:[-. ()]{0,2}[0-9]){8}")
+
+
+def _is_phone(match: re.Match[str]) -> bool:
+    """
+    False for ten digits in one piece that are rather an instant or part of an id.
+
+    Seconds since 1970 begin with a 1 until 2033, and no area code does.
+    """
+    number, start = match[0], match.start()
+    if not number.isdigit():
+        return True
+    before = match.string[start - 2 : start] if start >= 2 else ""
+    return number[0] != "1" and not (before[1:] == "-" and before[0].isalpha())
+
+
+def _is_card(match: re.Match[str]) -> bool:
+    """True when the check digit is right, and a network begins like that: instants and most ids do not."""
+    digits = [int(char) for char in match[0] if char.isdigit()]
+    if not (3 <= digits[0] <= 6 or (digits[0] == 2 and 2 <= digits[1] <= 7)):
+        return False
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+#: The part of an address that tells it from anything else, and the characters that may stand before it, read backwards.
+_DOMAIN = re.compile(r"@(?:[^\W_][\w-]{0,62}+\.)+[^\W\d_]{2,24}(?![^\W_])")
+_LOCAL = re.compile(r"[\w.%+-]++")
+_SSN = Pattern("ssn", (), re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), SSN_REDACTED)
+_CARD = Pattern("card", (), re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"), CARD_REDACTED, _is_card)
+_PHONES = (
+    Pattern(
+        "phone",
+        (),
+        re.compile(r"(?<![\w.])(?:\(\d{3}\) ?|\d{3}[-. ]?)\d{3}[-. ]?\d{4}(?![\w.]\w|\d)"),
+        PHONE_REDACTED,
+        _is_phone,
+    ),
+    Pattern("phone", (), re.compile(r"(?<![\w.])\+[1-9](?:[ .()-]{0,2}\d){8,14}(?![\w.]\w|\d)"), PHONE_REDACTED),
+)
+_NUMBERS = {"ssn": (_SSN,), "creditcard": (_CARD,), "phone": _PHONES}
+
+
+def _hide_addresses(text: str, found: Tally) -> str:
+    pieces: list[str] = []
+    shown = floor = 0
+    for match in _DOMAIN.finditer(text):
+        local = _LOCAL.match(text[floor : match.start()][::-1])
+        floor = match.end()
+        if local is not None:
+            pieces += [text[shown : match.start() - local.end()], EMAIL_REDACTED]
+            shown = floor
+    if not pieces:
+        return text
+    found["email"] = found.get("email", 0) + len(pieces) // 2
+    return "".join([*pieces, text[shown:]])
+
+
+class People:
+    """
+    What is looked for.
+
+    Args:
+        keys: Sensitive keys, lower case and without separators.
+    """
+
+    def __init__(self, keys: set[str]) -> None:
+        self._emails = "email" in keys
+        self._numbers = [pattern for key, patterns in _NUMBERS.items() if key in keys for pattern in patterns]
+
+    def clean(self, text: str, found: Tally) -> str:
+        """*text* without addresses and numbers; *found* is told what they were."""
+        if self._emails and "@" in text:
+            text = _hide_addresses(text, found)
+        if self._numbers and (_ASCII_NUMBER if text.isascii() else _NUMBER).search(text) is not None:
+            for pattern in self._numbers:
+                text = pattern.sub(text, found)
+        return text
