@@ -1,25 +1,44 @@
-"""The api's span store: appends."""
+"""The api's span store: appends, and what is asked of 1 and of 10 million spans over a week."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from bench.spans import make_batches
 from bench.table import Row
 from tokentrace.machine import Message
 from tokentrace.records import encode_batches
+from tokentrace.units import DAY, MS, SECOND
+from tokentrace_api.columns import COLUMNS, trace_hash
+from tokentrace_api.pages import find_page
+from tokentrace_api.search import Search
+from tokentrace_api.segment import Segment, day_of
 from tokentrace_api.store import Item, Store
 
+SPANS = [int(n) for n in os.environ.get("BENCH_STORE_SPANS", "1000000,10000000").split(",")]
 _SIZE = 256
 _BATCHES = 800
 #: Messages that come together within a quarter of a second at full speed.
 _AT_ONCE = 64
+_DAYS = 7
+_IN_A_TRACE = 3
+_TRIES = 15
+_CHUNK = 240_000
 
 
 def rows() -> list[Row]:
-    """Appends, decoding included, as the writer does them."""
+    """Appends, decoding included, as the writer does them; then questions."""
+    return [_append(), *(row for spans in SPANS for row in _questions(spans))]
+
+
+def _append() -> Row:
     items = [
         Item(0, 1, Message("tokentrace.spans.default.0", encode_batches([batch]), index + 1, batch.arrived_ns, {}))
         for index, batch in enumerate(make_batches(_BATCHES, _SIZE))
@@ -30,13 +49,115 @@ def rows() -> list[Row]:
         stored = sum(len(store.append(items[at : at + _AT_ONCE])) for at in range(0, len(items), _AT_ONCE))
         rate = stored / (time.perf_counter() - began)
         store.close()
-        size = sum(file.stat().st_size for file in Path(name).iterdir())
-    return [
-        Row(
-            "span store: append",
-            f"{rate:,.0f} rows/s, {size / stored:.0f} bytes a span",
-            "",
-            ">= 100,000 rows/s",
-            rate >= 100_000,
-        )
-    ]
+        size = sum(file.stat().st_size for file in Path(name).iterdir() if file.is_file())
+    measured = f"{rate:,.0f} rows/s, {size / stored:.0f} bytes a span"
+    return Row("span store: append", measured, "", ">= 100,000 rows/s", rate >= 100_000)
+
+
+def _questions(spans: int) -> Iterator[Row]:
+    """Each asked of a store that was just opened, and again; budgets hold for the slowest of all."""
+    with tempfile.TemporaryDirectory() as name:
+        now_ns = time.time_ns()
+        _fill(Path(name), spans, now_ns)
+        store = Store(Path(name), shards=1, keep_ns=8 * DAY)
+        some = [_trace_id(spans // _TRIES * number // _IN_A_TRACE) for number in range(_TRIES)]
+        asked: list[tuple[str, float, Callable[[int], object]]] = [
+            ("a trace by id", 0.1, lambda n: store.trace(some[n], now_ns)),
+            ("the newest page", 0.1, lambda n: find_page(store, Search(), 20, 0, None, now_ns)),
+            ("a filter that many match", 0.3, lambda n: _page(store, Search(columns={"model": "model-3"}), now_ns)),
+            ("a filter that nothing matches", 0.3, lambda n: _page(store, _nothing(n), now_ns)),
+            ("a text that nothing contains", 0.3, lambda n: _page(store, Search(text=f"nobody {n}"), now_ns)),
+        ]
+        for what, budget_s, ask in asked:
+            took = sorted(_timed(ask, number) for number in range(_TRIES))
+            yield Row(
+                f"span store, {spans / 1e6:.0f} million spans: {what}",
+                f"median {took[len(took) // 2] * 1e3:.0f} ms, worst {took[-1] * 1e3:.0f} ms",
+                "",
+                f"< {budget_s * 1e3:.0f} ms",
+                took[-1] < budget_s,
+            )
+        store.close()
+
+
+def _timed(ask: Callable[[int], object], number: int) -> float:
+    began = time.perf_counter()
+    ask(number)
+    return time.perf_counter() - began
+
+
+def _page(store: Store, search: Search, now_ns: int) -> object:
+    return find_page(store, search, 20, 0, None, now_ns)
+
+
+def _nothing(number: int) -> Search:
+    return Search(attributes={"workflow": f"none-{number}"}, columns={"status": "ok"})
+
+
+def _trace_id(number: int) -> str:
+    return f"{number * 2654435761 % 2**64:016x}{number:016x}"
+
+
+def _fill(directory: Path, spans: int, now_ns: int) -> None:
+    """Rows as the writer leaves them, made by SQL: of Python spans it would take minutes."""
+    store = Store(directory, shards=1)
+    step = _DAYS * DAY // spans
+    first_ns = now_ns - spans * step
+    days = [day_of(first_ns + n * _DAYS * DAY // 100) for n in range(100)]
+    for day in sorted({*days, day_of(now_ns)}):
+        store._attach(directory / Segment(day, 0).file_name)
+    wanted = ", ".join(f"{text} AS {name}" for name, text in _columns(first_ns, step).items())
+    for one in store._segments:
+        start = bisect_left(range(spans), one.day, key=lambda n: day_of(first_ns + n * step))
+        end = bisect_right(range(spans), one.day, key=lambda n: day_of(first_ns + n * step))
+        for low in range(start, end, _CHUNK):
+            high = min(low + _CHUNK, end)
+            traces = range(low // _IN_A_TRACE, high // _IN_A_TRACE + 1)
+            ids = [_trace_id(number) for number in traces]
+            held = {
+                "trace": np.array(traces, np.int64),
+                "tid": np.array(ids, dtype=object),
+                "crc": np.array([trace_hash(text) for text in ids], np.uint32),
+            }
+            store._database.register("held", held)
+            store._run(
+                f"INSERT INTO {one.name}.spans SELECT {wanted} FROM range(?, ?) AS t(i) "
+                f"JOIN held ON held.trace = i // {_IN_A_TRACE} ORDER BY i",
+                [low, high],
+            )
+            store._database.unregister("held")
+    store.close()
+
+
+def _columns(first_ns: int, step: int) -> dict[str, str]:
+    """What stands in each column of row *i*."""
+    ended, latency = f"({first_ns} + i * {step})", f"({MS} + i * 829304951 % {3 * SECOND})"
+    prompt, completion = "(100 + i * 17 % 3000)", "(i % 500)"
+    return {name: "''" if kind == "VARCHAR" else "0" for name, kind in COLUMNS.items()} | {
+        "ordinal": "i + 1",
+        "trace_hash": "crc",
+        "sequence": f"i // {_SIZE}",
+        "event_ns": ended,
+        "trace_id": "tid",
+        "span_id": "printf('%016x', hash(i))",
+        "parent_span_id": f"CASE WHEN i % {_IN_A_TRACE} = 0 THEN NULL ELSE 'root' END",
+        "name": "'task-' || (i * 7919 % 40)",
+        "kind": f"CASE WHEN i % {_IN_A_TRACE} = 0 THEN 'agent' ELSE 'llm' END",
+        "caller": "'caller-' || (i % 20)",
+        "model": "'model-' || (i * 31 % 10)",
+        "provider": "'vendor-' || (i % 5)",
+        "status": "CASE WHEN i % 50 = 0 THEN 'error' ELSE 'ok' END",
+        "started_ns": f"{ended} - {latency}",
+        "ended_ns": ended,
+        "latency_ns": latency,
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": f"{prompt} + {completion}",
+        "cost_nusd": "i * 977 % 10000000",
+        "score": "CASE WHEN i % 10 = 0 THEN i % 1000000000 END",
+        "arrived_ns": f"{ended} + {MS}",
+        "session_id": "CASE WHEN i % 4 = 0 THEN 's' || (i // 400) END",
+        "user_id": "'u' || (i * 31 % 1000)",
+        "attributes": """'{"step":' || (i % 7) || ',"workflow":"w' || (i % 13) || '"}'""",
+        "rest": "NULL",
+    }

@@ -930,7 +930,7 @@ def test_the_internal_metrics_are_prometheus_text(pipeline: Pipeline) -> None:
         ("POST", "/metrics/cost", 405),
         ("PUT", "/traces", 405),
         ("POST", "/traces/recent", 405),
-        ("DELETE", "/traces/x", 405),
+        ("DELETE", "/traces/x", 404),
         ("POST", "/stats", 405),
         ("POST", "/health", 405),
         ("POST", "/healthz", 405),
