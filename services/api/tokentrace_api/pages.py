@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.errors import Rejected, Unavailable, shorten
+from tokentrace.errors import Rejected, shorten
 from tokentrace.records import ROLLUP_KINDS
 from tokentrace_api.columns import trace_hash
 from tokentrace_api.search import Search
@@ -26,9 +26,8 @@ FEW = 50_000
 #: Rows a walk looks at in its first step, for each trace that is wanted, and in any step at most.
 _ROWS_A_TRACE = 8
 _MOST_ROWS = 20_000
-#: Work on one page, and on counting what there is besides, seconds.
+#: Work on one page, seconds.
 BUDGET_S = 0.2
-_COUNT_S = 0.1
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 _SUMS = (
     "coalesce(arg_min(name, (started_ns, ordinal)) FILTER (parent_span_id IS NULL), "
@@ -89,7 +88,7 @@ class Page(NamedTuple):
     Some traces.
 
     Attributes:
-        total: How many match in all; None when counting them would take too long.
+        total: How many match in all; None when so many do that counting them would take too long.
         next: Where the next page goes on; None = there are no more.
         searched_until_ns: The page ended early: of what started before, nothing is known; None = it did not.
     """
@@ -122,8 +121,7 @@ def find_page(
     if not counted or counted[0][0] <= FEW:
         return _through_matches(store, search, limit, offset, cursor, now_ns)
     rows, reached_ns = _walk(store, search, limit, offset, cursor, now_ns, deadline)
-    total = _count(store, search, now_ns)
-    return _cut(rows, limit, offset, total, reached_ns)
+    return _cut(rows, limit, offset, None, reached_ns)
 
 
 def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, reached_ns: int | None) -> Page:
@@ -217,14 +215,3 @@ def _summed(store: Store, trace_ids: set[str], condition: str, values: Sequence[
         now_ns,
     )
     return [_row(row) for row in rows]
-
-
-def _count(store: Store, search: Search, now_ns: int) -> int | None:
-    if search.since_ns is not None or search.until_ns is not None:
-        return None
-    condition, values = search.condition()
-    try:
-        sql = f"SELECT count(DISTINCT trace_id) FROM {{spans}} WHERE {condition or 'true'}"
-        return int(store.query(sql, values, now_ns, limit_s=_COUNT_S)[0][0])
-    except Unavailable:
-        return None
