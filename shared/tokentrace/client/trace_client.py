@@ -87,8 +87,8 @@ class TraceClient:
             "X-Project-ID": project_id,
             **(headers or {}),
         }
-        self._local = threading.local()
         self._lock = threading.Lock()
+        self._idle: list[http.client.HTTPConnection] = []
         self.failures = 0
 
     def start_span(
@@ -238,11 +238,11 @@ class TraceClient:
         return self._read("/api/sessions/summary", {"from": since, "to": until})
 
     def close(self) -> None:
-        """Close this thread's connection; the next call opens another one."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
+        """Close what is open; the next call opens another connection."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
             connection.close()
-            self._local.connection = None
 
     def __enter__(self) -> TraceClient:
         return self
@@ -292,42 +292,41 @@ class TraceClient:
             raise Unavailable("Trace API error: the answer is not a JSON object") from exc
 
     def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection, used = self._connection()
-        try:
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        if connection is not None:
             try:
-                return _ask(connection, method, path, body, headers)
-            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
-                # The service closed the connection while nobody used it. What is sent carries its own ids, so that
-                # sending it twice makes it no two.
-                connection.close()
-                if not used:
-                    raise
-                return _ask(connection, method, path, body, headers)
+                return self._ask(connection, method, path, body, headers)
+            except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as exc:
+                # The service closed it while nobody used it. What is sent carries its own ids, so that sending it
+                # twice makes it no two.
+                log.debug("%s %s: %s, once more", method, path, type(exc).__name__)
+        return self._ask(self._connect(), method, path, body, headers)
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+    ) -> tuple[int, bytes]:
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            answer = response.status, response.read()
         except BaseException:
             connection.close()
             raise
+        with self._lock:
+            self._idle.append(connection)
+        return answer
 
-    def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
-        """This thread's connection, and whether it was used before."""
-        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            return connection, connection.sock is not None
-        if self._tls:
-            connection = http.client.HTTPSConnection(
-                self._host, self._port, timeout=self._timeout_s, context=ssl.create_default_context()
-            )
-        else:
-            connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-        self._local.connection = connection
-        return connection, False
-
-
-def _ask(
-    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | None, headers: dict[str, str]
-) -> tuple[int, bytes]:
-    connection.request(method, path, body, headers)
-    response = connection.getresponse()
-    return response.status, response.read()
+    def _connect(self) -> http.client.HTTPConnection:
+        if not self._tls:
+            return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        tls = ssl.create_default_context()
+        return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=tls)
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
