@@ -21,9 +21,22 @@ from tokentrace.bus.memory import MAX_PAYLOAD, MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
-from tokentrace.records import Batch, ReporterStats, Span, check_span, decode_batches, encode_batches
+from tokentrace.records import (
+    Annotation,
+    Batch,
+    ChatMessage,
+    ReporterStats,
+    Score,
+    SessionEnd,
+    Span,
+    Started,
+    Tombstone,
+    check_span,
+    decode_batches,
+    encode_batches,
+)
 from tokentrace.records.batch import check_batch_id
-from tokentrace.redact import REDACTED, Redactor
+from tokentrace.redact import EMAIL_REDACTED, REDACTED, Redactor
 from tokentrace_ingest.commit import Committer, shard_of
 from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json
 
@@ -387,6 +400,169 @@ def test_no_attributes_whatever_make_ingest_fail(attributes: dict[str, Any]) -> 
     assert stored_spans(cleaned)[-1].name == "neighbour"
     for letter in letters:
         json.loads(letter.body)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"attributes": {"": "x", "a@b.io": 1}}, {"trace_id": "jané a@b.io"}, {"attributes": {"tt.a@b.io": 1}}]
+)
+def test_not_even_the_reason_of_a_letter_quotes_a_secret(fields: dict[str, Any]) -> None:
+    bad = bare_span(**{"model": "a@b.io", "error": "a@b.io", "cost_model": "a@b.io", **fields})
+    _, (letter,) = take_in(make_cleaner(), message(encode_batches([make_batch(bad)])))
+    assert "a@b.io" not in letter.reason
+    assert b"a@b.io" not in letter.body
+
+
+# -- what a batch carries besides spans
+
+GOOD: dict[str, Any] = {
+    "started": Started(trace_id="t", span_id="s", name="begin"),
+    "messages": ChatMessage(message_id="m", session_id="s", content="hello"),
+    "annotations": Annotation(trace_id="t", span_id="s", attributes={"note": "fine"}),
+    "session_ends": SessionEnd(session_id="s", ended_ns=0, error="lost"),
+}
+DEEP: Any = {"x": [[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]}
+
+
+def test_every_record_of_a_batch_is_cleaned_and_completed() -> None:
+    batch = make_batch(
+        source="jane@example.com",
+        started=[Started(trace_id="t", span_id="s", name="mail a@b.io", metadata={"password": "hunter2"})],
+        messages=[
+            ChatMessage(message_id="m", session_id="s", content="I am a@b.io", metadata={"deep": [{"token": "x"}]})
+        ],
+        annotations=[Annotation(trace_id="t", span_id="s", attributes={"a@b.io": "password=hunter2"})],
+        session_ends=[SessionEnd(session_id="s", ended_ns=0, error="a@b.io is gone")],
+    )
+    (cleaned,), letters = take_in(make_cleaner(), message(encode_batches([batch])))
+    (part,) = cleaned.parts
+    assert letters == []
+    assert part.source == EMAIL_REDACTED
+    assert part.spans[0].caller == EMAIL_REDACTED
+    (started,), (said,) = part.started, part.messages
+    assert (started.name, started.metadata) == (f"mail {EMAIL_REDACTED}", {"password": REDACTED})
+    assert (started.started_ns, started.arrived_ns, started.caller) == (ARRIVED_NS, ARRIVED_NS, EMAIL_REDACTED)
+    assert (said.content, said.redacted, said.length) == (f"I am {EMAIL_REDACTED}", True, 11)
+    assert (said.created_ns, said.metadata) == (ARRIVED_NS, {"deep": [{"token": REDACTED}]})
+    assert part.annotations[0].attributes == {EMAIL_REDACTED: f"password={REDACTED}"}
+    assert (part.session_ends[0].ended_ns, part.session_ends[0].error) == (ARRIVED_NS, f"{EMAIL_REDACTED} is gone")
+    assert cleaned.redactions == {"email": 5, "key_value": 3}
+
+
+def test_records_besides_spans_travel_once_with_the_first_part() -> None:
+    batch = make_batch(*[bare_span() for _ in range(300)], **{field: [record] for field, record in GOOD.items()})
+    parts = make_cleaner().clean(batch, ARRIVED_NS).parts
+    assert len(parts) == 5
+    for field in GOOD:
+        assert [len(getattr(part, field)) for part in parts] == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("field", "changes", "reason"),
+    [
+        ("started", {"trace_id": "line\nbreak"}, "trace_id"),
+        ("started", {"span_id": ""}, "span_id"),
+        ("started", {"parent_span_id": "ü"}, "parent_span_id"),
+        ("started", {"session_id": "a\tb"}, "session_id"),
+        ("started", {"started_ns": 5}, "started_ns"),
+        ("started", {"metadata": {"": 1}}, "metadata"),
+        ("started", {"metadata": {"x": "v" * 40_000}}, "metadata"),
+        ("started", {"metadata": DEEP}, "metadata"),
+        ("started", {"metadata": {"x": float("nan")}}, "metadata"),
+        ("messages", {"message_id": ""}, "message_id"),
+        ("messages", {"session_id": "\x00"}, "session_id"),
+        ("messages", {"span_id": "ü"}, "span_id"),
+        ("messages", {"content": "hunter2 " * 40_000}, "content"),
+        ("messages", {"content": "é" * 131_073}, "content"),
+        ("messages", {"metadata": {"x": b"bytes"}}, "metadata"),
+        ("messages", {"created_ns": 5}, "created_ns"),
+        ("annotations", {"span_id": ""}, "span_id"),
+        ("annotations", {"attributes": {f"k{index}": 1 for index in range(200)}}, "attributes"),
+        ("annotations", {"attributes": {"tt.own": 1}}, "attributes"),
+        ("session_ends", {"session_id": ""}, "session_id"),
+        ("session_ends", {"ended_ns": 5}, "ended_ns"),
+        # Those cannot even be read.
+        ("started", {"name": "n" * 300}, "started[1]: name"),
+        ("started", {"kind": "spaceship"}, "started[1]: kind"),
+        ("messages", {"role": "alien"}, "messages[1]: role"),
+        ("messages", {"length": -1}, "messages[1]: length"),
+        ("annotations", {"trace_id": "t" * 300}, "annotations[1]: trace_id"),
+        ("session_ends", {"error": "e" * 40_000}, "session_ends[1]: error"),
+    ],
+)
+def test_a_bad_record_becomes_a_letter_and_its_neighbours_stay(
+    field: str, changes: dict[str, Any], reason: str
+) -> None:
+    secret = {"name": "a@b.io"} if field == "started" else {"error": "a@b.io"} if field == "session_ends" else {}
+    bad = replace(GOOD[field], **{**secret, **changes})
+    batch = make_batch(**{name: [record] for name, record in GOOD.items()})
+    batch = replace(batch, **{field: [GOOD[field], bad, GOOD[field]]})
+    cleaned, letters = take_in(make_cleaner(), message(encode_batches([batch])))
+    (part,) = cleaned[0].parts
+    assert len(part.spans) == 1
+    assert {name: len(getattr(part, name)) for name in GOOD} == {**dict.fromkeys(GOOD, 1), field: 2}
+    (letter,) = letters
+    assert letter.position == 1
+    assert letter.reason.startswith(reason)
+    body = json.loads(letter.body)
+    assert (body["reason"], body["index"]) == (letter.reason, 1)
+    assert b"a@b.io" not in letter.body
+    assert b"hunter2" not in letter.body
+    assert decode_batches(encode_batches([part])) == [part]
+
+
+def test_a_content_of_just_256_kib_is_taken() -> None:
+    batch = make_batch(messages=[ChatMessage(message_id="m", session_id="s", content="é" * 131_072)])
+    assert make_cleaner().clean(batch, ARRIVED_NS).letters == []
+
+
+@pytest.mark.parametrize(
+    "given_records",
+    [
+        {"scores": [Score(trace_id="t", span_id="s", name="eval.score", value=5, attributes={"password": "hunter2"})]},
+        {"tombstones": [Tombstone(target="user", id="jane@example.com", deleted_ns=5)]},
+    ],
+)
+def test_what_only_the_api_may_say_is_refused_from_outside(given_records: dict[str, Any]) -> None:
+    batch = make_batch(**given_records)
+    cleaned, (letter,) = take_in(make_cleaner(), message(encode_batches([batch])))
+    (part,) = cleaned[0].parts
+    assert (part.scores, part.tombstones) == ([], [])
+    assert len(part.spans) == 1
+    assert letter.reason.startswith(f"{next(iter(given_records))}: ")
+    assert b"hunter2" not in letter.body
+    assert b"jane" not in letter.body
+
+
+def test_a_stored_batch_is_never_longer_than_readers_take() -> None:
+    # What stands in for a secret is longer than it.
+    many = "a@b.io " * 36
+    batch = make_batch(
+        bare_span(name=many, caller=many, error="a@b.io " * 4600),
+        source=many,
+        started=[Started(trace_id="t", span_id="s", name=many, caller=many)],
+        session_ends=[SessionEnd(session_id="s", ended_ns=0, error="a@b.io " * 4600)],
+    )
+    (cleaned,), letters = take_in(make_cleaner(), message(encode_batches([batch])))
+    assert letters == []
+    assert decode_batches(encode_batches(cleaned.parts)) == cleaned.parts
+
+
+def test_the_tally_of_a_batch_tells_each_kind_and_a_clean_batch_has_none() -> None:
+    cleaner = make_cleaner()
+    assert cleaner.clean(make_batch(), ARRIVED_NS).redactions == {}
+    bad = bare_span(model="", error="c@d.io")
+    dirty = make_batch(bare_span(error="a@b.io", attributes={"k": f"ghp_{'a1' * 18}", "password": "x"}), bad)
+    assert cleaner.clean(dirty, ARRIVED_NS).redactions == {"email": 2, "api_key": 1, "key_value": 1}
+
+
+def test_a_redactor_that_is_off_lets_all_pass_and_counts_nothing() -> None:
+    cleaner = Cleaner(Redactor(mode="off"), Pricer())
+    batch = make_batch(
+        bare_span(error="a@b.io"), messages=[ChatMessage(message_id="m", session_id="s", content="a@b.io")]
+    )
+    cleaned = cleaner.clean(batch, ARRIVED_NS)
+    assert cleaned.redactions == {}
+    assert (cleaned.parts[0].spans[0].error, cleaned.parts[0].messages[0].content) == ("a@b.io", "a@b.io")
 
 
 # -- JSON of anybody

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from make import make_span
-from tokentrace.redact import DEFAULT_KEYS, EMAIL_REDACTED, PHONE_REDACTED, REDACTED, Redactor
+from canaries import KINDS, canary
+from make import ENDED_NS, make_span
+from tokentrace.records import Annotation, ChatMessage, SessionEnd, Started, check_span
+from tokentrace.redact import (
+    API_KEY_REDACTED,
+    CONTENT_KEYS,
+    CREDENTIALS_REDACTED,
+    DEFAULT_KEYS,
+    DROPPED,
+    EMAIL_REDACTED,
+    FAILED,
+    JWT_REDACTED,
+    KEY_REDACTED,
+    PHONE_REDACTED,
+    REDACTED,
+    TOKEN_REDACTED,
+    Redactor,
+    Tally,
+)
 
 SECRET = "hunter2"
 redactor = Redactor()
@@ -317,31 +336,178 @@ def test_redacting_twice_is_redacting_once(pieces):
     assert redactor.text(once) == once
 
 
+# --- vendors' keys and tokens ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "around", ["{}", "before {} after", "({})", "x={}", '{{"note": "{}"}}', "\n{}\n", "a/{}", "-{}.", "é{}", "_{}"]
+)
+def test_a_secret_of_a_known_form_does_not_pass_wherever_it_stands(kind, around):
+    text, needle = canary(kind, around)
+    found: Tally = {}
+    clean = redactor.text(around.format(text), found)
+    assert needle not in clean
+    assert "REDACTED]" in clean
+    assert sum(found.values()) >= 1
+    assert redactor.text(clean) == clean
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_secret_is_known_in_a_long_text_and_the_text_around_it_stays(kind):
+    text, needle = canary(kind, "long")
+    before, after = "Some words go first. " * 200, "\nSome words follow. " * 200
+    clean = redactor.text(before + text + after)
+    assert needle not in clean
+    assert clean.startswith(before)
+    # One that is cut off has no end.
+    assert clean.endswith(after) or kind == "private key cut off"
+
+
+@pytest.mark.parametrize(
+    ("kind", "shown", "counted"),
+    [
+        ("openai", API_KEY_REDACTED, "api_key"),
+        ("aws id", API_KEY_REDACTED, "api_key"),
+        ("aws secret", f"aws_secret_access_key = {API_KEY_REDACTED}", "api_key"),
+        ("jwt", JWT_REDACTED, "jwt"),
+        ("bearer", f"curl -H 'X: Bearer {TOKEN_REDACTED}'", "bearer"),
+        ("basic", f"sent Basic {TOKEN_REDACTED} along", "basic"),
+        ("private key", KEY_REDACTED, "private_key"),
+        ("url", f"postgres://{CREDENTIALS_REDACTED}@db.example.com:5432/shop", "url_credentials"),
+        ("email", f"mail {EMAIL_REDACTED} today", "email"),
+        ("phone", f"call {PHONE_REDACTED} now", "phone"),
+        ("ssn", "call [SSN_REDACTED] now", "ssn"),
+        ("card", "charged [CARD_REDACTED] twice", "card"),
+        ("password", f"login failed: password={REDACTED}", "key_value"),
+    ],
+)
+def test_what_stands_in_says_what_was_there_and_it_is_counted_once(kind, shown, counted):
+    found: Tally = {}
+    assert redactor.text(canary(kind, "shown").text, found) == shown
+    assert found == {counted: 1}
+
+
+def test_every_secret_of_a_text_is_counted_by_kind():
+    found: Tally = {}
+    keys = " ".join(canary("github", str(number)).text for number in range(5))
+    redactor.text(f"{keys}, a@b.io and c@d.io, password: hunter2", found)
+    assert found == {"api_key": 5, "email": 2, "key_value": 1}
+    redactor.text("nothing here", found)
+    assert sum(found.values()) == 8
+
+
+def test_what_is_redacted_already_is_not_counted_again():
+    for kind in KINDS:
+        clean = redactor.text(canary(kind, "twice").text)
+        found: Tally = {}
+        redactor.text(clean, found)
+        assert found == {}, clean
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "a" * 32_768 + "@",
-        "@" + "a." * 16_384,
-        "a@" * 16_384,
-        "a@a." * 8192,
-        'password="' * 3276,
-        "password='\\" * 2979,
-        'token:"\\' * 4096,
-        "password" + " " * 32_760,
-        ("token" + " " * 50) * 600 + ":",
-        "a_" * 16_384 + ":",
-        "-" * 32_768 + "=",
-        "555" * 10_922,
-        "555-" * 8192,
-        "bearer " * 4681 + "authorization:",
-        "authorization: bearer" + " " * 32_000,
-        "api-" * 8192 + "key",
-        "x" * 32_768 + "password:",
+        "gpt-4o-2024-05-13",
+        "claude-3-5-sonnet-20241022",
+        "text-embedding-3-large",
+        "meta-llama/Llama-3.1-405B-Instruct",
+        "anthropic.claude-3-haiku-20240307-v1:0",
+        "ft:gpt-4o-mini-2024-07-18:acme:custom-model:9xXyZ123",
+        "sk-learn-pipeline-version-2-final-model",
+        "task-queue-of-the-second-region-number-42",
+        "risk-assessment-2024-quarterly-report-v3",
+        "/var/log/app/2024-05-13/request_1715600000.log:214",
+        'File "/usr/lib/python3.11/asyncio/base_events.py", line 653, in run_until_complete',
+        "s3://bucket-name/path/to/some/long/object/key/part-00001-of-00042.parquet",
+        "https://example.com:8443/v1/chat/completions?stream=true&n=1",
+        "https://medium.com/@someone/an-article-about-things-1234567",
+        "ssh://git@localhost/acme/repository.git",
+        "1773584581",
+        "created 1773584581441 ended 1773584582681000000",
+        "2026-03-15T14:23:01.441Z",
+        "20260315142301",
+        "prompt_tokens=512 completion_tokens=128 total_tokens=640",
+        "cost_usd: 0.000123456789",
+        "req-5551234567",
+        "bearer authentication failed",
+        "the bearer of bad news",
+        "Basic understanding of networks",
+        "basic auth is not supported",
+        "a secret access to the key room",
+        "skeleton key-value store",
+        "AKIA is a prefix, and so is ghp_ or xoxb-",
+        "-----BEGIN CERTIFICATE-----",
+        "eyJ is how JSON begins in base64",
+        "@dataclass\nclass Thing:\n    value: int = 3",
+        "user@localhost and root@127.0.0.1",
+        "matrix[3:7] == matrix[:, 1:4]",
+        "192.168.100.200:8080",
+        "v1.2.3-rc.4+build.5678",
+        "0x7ffd5e8c1a90",
+        "arn:aws:iam::123456789012:role/service-role",
+        "AccountsReceivableManagerFactoryBean",
     ],
-    ids=range(17),
 )
-def test_a_hostile_text_is_read_in_a_number_of_steps_that_is_not_squared(text):
-    # Without a clock: a quadratic pattern on 32 KiB would need minutes, not a test run.
+def test_what_only_looks_a_little_like_a_secret_stays(text):
+    assert redactor.text(text) is text
+
+
+@given(st.uuids(), st.binary(max_size=8), st.integers(946_684_800, 1_999_999_999), st.sampled_from(["{}", "id {} ok"]))
+def test_ids_digests_and_instants_stay(identity, data, seconds, around):
+    digest = hashlib.sha256(data).hexdigest()
+    times = [seconds, seconds * 1000 + 441, seconds * 1_000_000_000]
+    ids = [str(identity), identity.hex, digest, digest[:32], digest[:16], f"{identity}:{seconds}"]
+    for text in [*ids, *map(str, times)]:
+        shown = around.format(text)
+        assert redactor.text(shown) == shown
+
+
+_WORDS = st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=1, max_size=12)
+
+
+@given(st.lists(_WORDS, min_size=1, max_size=12), st.sampled_from([" ", "-", "_", "/", ".", ", "]))
+def test_words_stay_however_they_are_joined(parts, joint):
+    text = joint.join(parts)
+    assert redactor.text(text) == text
+
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a@", "@a.", "a@a.", "@b.io ", "-a@b.io", 'password="', "password='\\", "token" + " " * 50, "a_", "555", "555-",
+        "bearer ", "bearer=", "api-", "token", "sk-", "sk-abcdef", "eyJ", "eyJaaaaaaaaa.", "eyJaaaaaaaaa ",
+        "-----BEGIN PRIVATE KEY-----", "-----BEGIN A ", "-----END ", "://", "://a:b@", "://" + "u:" * 100, "basic ",
+        "basic AAAAAAA ", "SG.aaaaaaaaaaaaaaaaaaaaaa", "ghp_", "AKIA", "xoxb-", "secret_access_key",
+        "secret_key=======",
+        "+1", "(555) ", "1 ", "4111 ", "key-0", ":", "token=", "\"'", "\u0307\u0131", "dapi0", "whsec_", "phone=1 (",
+        "token: bearer ", "token=b", "email: a@b.io, ", "é", "A", "-", "\\", "-----", "=", "word ",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["", "@", "token:", '"', "PRIVATE KEY"])
+def test_a_hostile_text_is_read_in_a_number_of_steps_that_is_not_squared(piece, end):
+    # Without a clock: a pattern that reads a megabyte again for each of its characters would not end today.
+    redactor.text(piece * (MB // 4 // len(piece)) + end)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password=" + "\\" * (MB // 2) + '"' + "\\" * (MB // 2),
+        "authorization: bearer" + " " * MB,
+        "basic " + "A" * MB,
+        "-----BEGIN PRIVATE KEY-----" + "-----END " * (MB // 9),
+        "phone=" + "1 " * (MB // 2) + "x",
+        "://" + "u" * MB + "@",
+        "a" * MB + "@" + "a." * (MB // 2),
+        "sk-" + "-" * MB,
+    ],
+    ids=range(8),
+)
+def test_a_text_of_a_megabyte_made_to_be_slow_is_read_all_the_same(text):
     redactor.text(text)
 
 
@@ -454,3 +620,176 @@ def test_what_is_remembered_about_keys_and_texts_is_bounded():
     held = [each for owner in (fresh, fresh._keys) for each in vars(owner).values() if isinstance(each, (dict, set))]
     assert sum(len(each) for each in held) > 100
     assert max(len(each) for each in held) <= 10_001
+
+
+def test_a_text_of_which_it_is_known_that_it_is_clean_never_holds_a_secret():
+    fresh = Redactor()
+    for kind in KINDS:
+        text, needle = canary(kind, "memory")
+        fresh.text(text)
+        assert not any(needle in known for known in fresh._clean)
+
+
+# --- every record ----------------------------------------------------------------------------------------------------
+
+SECRETS = {kind: canary(kind, "record") for kind in KINDS}
+TEXT = "\n".join(secret.text for kind, secret in SECRETS.items() if kind != "private key cut off")
+
+
+def no_secret_in(record: Any) -> None:
+    shown = repr(record)
+    assert [kind for kind, secret in SECRETS.items() if secret.needle in shown] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_field_of_a_span_that_is_text_keeps_a_secret(kind):
+    text, needle = SECRETS[kind]
+    span = make_span(
+        name=text,
+        caller=text,
+        model=text,
+        provider=text,
+        error=text,
+        error_stack=f"File x\n  {text}",
+        attributes={text: 1, "plain": text, "deep": {text: [text, {"x": text}]}},
+        usage={text: 3},
+    )
+    found: Tally = {}
+    clean = redactor.span(span, found)
+    assert needle not in repr(clean)
+    assert sum(found.values()) >= 10
+    assert list((clean.usage or {}).values()) == [3]
+    check_span(clean)
+    assert redactor.span(clean) is clean
+
+
+def test_ids_of_a_span_stay_whatever_they_look_like():
+    span = make_span(trace_id="a@b.io", span_id="555-123-4567", session_id="c@d.io", user_id="jane@example.com")
+    assert redactor.span(span) is span
+
+
+def test_two_addresses_as_keys_stay_two_entries():
+    clean = redactor.mapping({"a@b.io": 1, "c@d.io": 2, EMAIL_REDACTED: 3})
+    assert sorted(clean.values()) == [1, 2, 3]
+    assert all("@" not in key for key in clean)
+
+
+@given(st.integers(1, 60), st.sampled_from(["name", "caller", "model", "provider"]))
+def test_a_name_stays_within_its_bounds_when_what_stands_in_is_longer(count, field):
+    span = make_span(**{field: "a@b.io " * (count // 2)})
+    check_span(redactor.span(span))
+    assert len(getattr(redactor.span(span), field)) <= 256
+
+
+def test_a_value_and_a_key_stay_within_their_bounds_when_what_stands_in_is_longer():
+    span = make_span(attributes={"x": "a@b.io " * 4600, "a@b.io," * 36: "é a@b.io" * 3600}, error="a@b.io " * 4600)
+    check_span(span)
+    check_span(redactor.span(span))
+    assert len(redactor.span(span).error) <= 32 * 1024
+
+
+def test_the_other_records_of_a_batch_are_cleaned_like_spans():
+    metadata = {"password": SECRET, "x": TEXT}
+    clean = redactor.started(Started(trace_id="t", span_id="s", name="a@b.io", caller="c@d.io", metadata=metadata))
+    assert (clean.name, clean.caller, clean.metadata["password"]) == (EMAIL_REDACTED, EMAIL_REDACTED, REDACTED)
+    no_secret_in(clean)
+    no_secret_in(redactor.annotation(Annotation(trace_id="t", span_id="s", attributes={"x": {"y": [TEXT]}})))
+    no_secret_in(redactor.session_end(SessionEnd(session_id="s", ended_ns=ENDED_NS, error=TEXT)))
+    no_secret_in(redactor.message(ChatMessage(message_id="m", session_id="s", content=TEXT, metadata={"x": TEXT})))
+
+
+# --- messages (SPEC E.9, H-44, row 139) ------------------------------------------------------------------------------
+
+
+def message(content: str, **fields: Any) -> ChatMessage:
+    return ChatMessage(message_id="m", session_id="s", content=content, **fields)
+
+
+def test_a_message_says_whether_something_was_taken_out_and_how_long_it_was():
+    clean = redactor.message(message("mail me a@b.io"))
+    assert (clean.content, clean.redacted, clean.raw, clean.length) == ("mail me [EMAIL_REDACTED]", True, "", 14)
+    plain = redactor.message(message("hello"))
+    assert (plain.content, plain.redacted, plain.raw, plain.length) == ("hello", False, "", 5)
+
+
+def test_what_the_sender_claims_about_redaction_counts_for_nothing():
+    clean = redactor.message(message("hello", redacted=True, raw="a@b.io", length=99))
+    assert (clean.redacted, clean.raw, clean.length) == (False, "", 5)
+    off = Redactor(mode="off").message(message("a@b.io", redacted=True, raw="x", length=99))
+    assert (off.content, off.redacted, off.raw, off.length) == ("a@b.io", False, "", 6)
+
+
+def test_the_original_of_a_message_is_kept_only_where_the_operator_says_so():
+    keeping = Redactor(keep_raw=True)
+    assert keeping.message(message("mail me a@b.io")).raw == "mail me a@b.io"
+    assert keeping.message(message("hello")).raw == ""
+    assert Redactor(keep_raw=True, mode="metadata_only").message(message("mail me a@b.io")).raw == ""
+
+
+@pytest.mark.parametrize("content", ["", "hello", "mail me a@b.io", TEXT])
+def test_a_message_that_is_cleaned_twice_keeps_its_text(content):
+    once = redactor.message(message(content))
+    assert redactor.message(once).content == once.content
+
+
+# --- content that is dropped -----------------------------------------------------------------------------------------
+
+counting = Redactor(mode="metadata_only")
+
+
+def test_only_counts_are_kept_of_a_message():
+    clean = counting.message(message("what is the capital of France?", metadata={"model": "gpt-4o", "n": 3}))
+    assert (clean.content, clean.redacted, clean.raw, clean.length) == ("", True, "", 30)
+    assert clean.metadata == {"model": "gpt-4o", "n": 3}
+    assert counting.message(message("")).redacted is False
+
+
+@pytest.mark.parametrize("key", sorted(CONTENT_KEYS))
+@pytest.mark.parametrize("form", [str, str.upper, lambda key: f"gen_ai.{key}.0", lambda key: f"llm.{key}"])
+def test_texts_under_a_name_of_content_are_dropped_at_any_depth_and_numbers_stay(key, form):
+    value = {"role": "user", "parts": ["words", 5, {"more": "words", "n": 2.5}], "ok": True}
+    clean = counting.mapping({form(key): value, "outer": {form(key): "words", "size": 7}})
+    assert clean == {
+        form(key): {"role": "", "parts": ["", 5, {"more": "", "n": 2.5}], "ok": True},
+        "outer": {form(key): "", "size": 7},
+    }
+
+
+@pytest.mark.parametrize("key", ["prompt_tokens", "response_id", "content_length", "text_model", "region"])
+def test_texts_under_other_names_stay_without_their_secrets(key):
+    assert counting.mapping({key: "eu-west-1", "mail": "a@b.io"}) == {key: "eu-west-1", "mail": EMAIL_REDACTED}
+
+
+def test_errors_are_content_too_and_the_rest_of_a_span_stays():
+    found: Tally = {}
+    attributes = {"prompt": "words", "step": 3}
+    span = make_span(error="no such words", error_stack="at x", attributes=attributes, status="error")
+    clean = counting.span(span, found)
+    assert (clean.error, clean.error_stack, clean.attributes) == ("", "", {"prompt": "", "step": 3})
+    assert (clean.status, clean.name, clean.prompt_tokens) == ("error", span.name, span.prompt_tokens)
+    assert found == {DROPPED: 3}
+    assert counting.session_end(SessionEnd(session_id="s", ended_ns=ENDED_NS, error="words")).error == ""
+
+
+# --- failing closed --------------------------------------------------------------------------------------------------
+
+
+def bottomless() -> dict[str, Any]:
+    """Deeper than any recursion goes."""
+    deep: Any = SECRET
+    for _ in range(sys.getrecursionlimit() * 2):
+        deep = [deep]
+    return {"deep": deep, "note": SECRET}
+
+
+def test_what_nobody_can_look_at_loses_its_content_and_is_counted():
+    found: Tally = {}
+    span = redactor.span(make_span(attributes=bottomless(), error=SECRET, error_stack=SECRET, name=SECRET), found)
+    assert (span.name, span.error, span.error_stack, span.attributes) == (REDACTED, REDACTED, REDACTED, {})
+    assert span.prompt_tokens == 512
+    started = redactor.started(Started(trace_id="t", span_id="s", name=SECRET, metadata=bottomless()), found)
+    assert (started.name, started.caller, started.metadata) == (REDACTED, "", {})
+    said = redactor.message(message(SECRET, metadata=bottomless(), raw=SECRET), found)
+    assert (said.content, said.redacted, said.raw, said.metadata) == (REDACTED, True, "", {})
+    assert redactor.annotation(Annotation(trace_id="t", span_id="s", attributes=bottomless()), found).attributes == {}
+    assert found[FAILED] == 4

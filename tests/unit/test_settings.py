@@ -521,6 +521,8 @@ def test_a_file_that_is_not_text_is_a_config_error(here: Path) -> None:
         ("TOKENTRACE_SNAPSHOT_INTERVAL", "5s", 5 * SECOND),
         ("TOKENTRACE_MAX_SPANS", "9", 9),
         ("TOKENTRACE_AUTH_TOKEN", "12345", "12345"),
+        ("TOKENTRACE_REDACTION_MODE", "metadata_only", "metadata_only"),
+        ("TRACE_REDACT_KEYS", " badge, iban,,x-y ", ["badge", "iban", "x-y"]),
     ],
 )
 def test_every_variable_sets_its_key(here: Path, name: str, given: str, wanted: object) -> None:
@@ -540,6 +542,7 @@ def test_every_variable_sets_its_key(here: Path, name: str, given: str, wanted: 
         ("TOKENTRACE_DUPLICATE_WINDOW", "1"),
         ("TOKENTRACE_MAX_SPANS", "-1"),
         ("TOKENTRACE_SPANS_MAX_BYTES", "8GiB"),
+        ("TOKENTRACE_REDACTION_MODE", "sometimes"),
     ],
 )
 def test_a_bad_variable_is_a_config_error_that_names_the_key(here: Path, name: str, given: str) -> None:

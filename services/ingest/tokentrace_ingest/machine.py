@@ -196,21 +196,26 @@ class Cleaner:
 
     def letter(self, key: str, index: int, reason: str, span: Span, found: Tally | None = None) -> Letter:
         """The dead letter of a span that was read and is not valid."""
-        # What ingest decides itself may hold anything in a span that was never finished.
-        bare = replace(span, cost_model="", unpriced_reason="")
+        # What ingest decides itself may hold anything in a span that was never finished, and its ids name nothing.
+        bare = replace(span, cost_model="", unpriced_reason="", source="", **self._ids(span))
         try:
             clean = self._redactor.span(replace(bare, attributes=_readable(span.attributes)), found)
             return self._letter(key, index, reason, _shown(clean, "span"))
         except (TypeError, ValueError, RecursionError):
-            shown = {"trace_id": shorten(span.trace_id), "span_id": shorten(span.span_id)}
+            shown = {"trace_id": shorten(bare.trace_id), "span_id": shorten(bare.span_id)}
             return self._letter(key, index, reason, {"span": shown})
+
+    def _ids(self, record: Span | rarer.Rare) -> dict[str, str]:
+        """The ids of a record that is not stored, without secrets."""
+        fields = {name: getattr(record, name) for name in record.__struct_fields__ if name.endswith("_id")}
+        return {name: self._redactor.text(value) for name, value in fields.items() if value}
 
     def _rare_letter(
         self, key: str, index: int, reason: str, record: rarer.Rare, kind: rarer.Kind, found: Tally
     ) -> Letter:
         try:
             readable = {kind.attributes: _readable(getattr(record, kind.attributes))} if kind.attributes else {}
-            clean = kind.clean(self._redactor, replace(record, **readable), found)
+            clean = kind.clean(self._redactor, replace(record, **self._ids(record), **readable), found)
             if isinstance(clean, ChatMessage):
                 clean = replace(clean, raw="")
             body = _shown(clean, kind.name)

@@ -66,6 +66,7 @@ CONTENT_KEYS = frozenset(
 
 _CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=\d)(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
+_STAND_IN = re.compile(r"\[[A-Z_]*REDACTED\]")
 #: What may follow ``key:`` in a text: quoted (perhaps cut off, perhaps escaped), a scheme and its credentials, digits
 #: in groups, or one word.
 _QUOTED = r"b?(?P<open>\\{0,8}[\"'])(?:(?!(?P=open))(?:\\.|.))*(?:(?P=open)|$)"
@@ -110,7 +111,8 @@ class Keys:
         if known is None:
             if len(self._sensitive) > _REMEMBERED:
                 self._sensitive.clear()
-            parts = words(key)
+            # What stands in for a key that was a secret says nothing of its value.
+            parts = words(_STAND_IN.sub("", key))
             joined = "".join(parts)
             known = self._sensitive[key] = any(
                 any(parts[at : at + len(secret)] == secret for at in range(len(parts))) or joined == "".join(secret)
