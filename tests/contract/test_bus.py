@@ -180,6 +180,34 @@ async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
         assert (await anext(feed)).missing == (1, state.first_sequence - 1)
 
 
+async def test_a_full_bucket_refuses_or_lets_the_oldest_entry_go(bus: Bus) -> None:
+    for name, evicts in (("keeps", False), ("lets", True)):
+        await bus.ensure(
+            Stream(
+                name=f"KV_{name}",
+                subjects=(f"$KV.{name}.>",),
+                per_subject=1,
+                max_bytes=16 * 1024,
+                kind="kv",
+                evicts=evicts,
+            )
+        )
+
+    async def fill(bucket: str) -> None:
+        for number in range(40):
+            await bus.kv(bucket).create(f"k{number}", bytes(1000))
+
+    with pytest.raises(Unavailable):
+        await fill("keeps")
+    assert await bus.kv("keeps").get("k0") is not None
+    await fill("lets")
+    assert await bus.kv("lets").get("k0") is None
+    last = await bus.kv("lets").get("k39")
+    assert last is not None
+    await bus.kv("lets").update("k39", bytes(1000), last.revision)
+    await bus.kv("lets").create("k0", b"again")
+
+
 async def _take(bus: Bus, want: int, patience_s: float = 30.0) -> list[object]:
     got: list[object] = []
     async with (

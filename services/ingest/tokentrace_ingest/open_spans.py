@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -21,9 +21,10 @@ from tokentrace.bus import HEADROOM_BYTES, Bus, Entry, subjects
 from tokentrace.dialect.costkatana import EndInput, Place, check_metadata, end_of
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
 from tokentrace.records import Batch, Span
+from tokentrace.records.batch import encode_batch
 from tokentrace.records.session import Annotation, Started
 from tokentrace_ingest.commit import Committer
-from tokentrace_ingest.machine import Cleaner
+from tokentrace_ingest.machine import MAX_SPAN_BYTES, Cleaned, Cleaner
 
 log = logging.getLogger("tokentrace.ingest")
 
@@ -36,37 +37,23 @@ class OpenSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     What the bucket holds of a span.
 
     Attributes:
-        started: Its start, without secrets.
+        started: Its start, without secrets; without its metadata once it has ended.
         early: What the start said already of model, tokens, cost and error; None = nothing.
-        journal: From its end on, what is to be published, in order: the finished span, then what later ends added.
-        published: How many of the journal are known to be.
+        attributes: Of the finished span, with what later ends added; None = it has not ended.
+        merges: How many later ends added something.
+        journal: What is not known to be published, in order: the finished span, then what later ends added.
     """
 
     started: Started
     early: Span | None = None
+    attributes: dict[str, Any] | None = None
+    merges: int = 0
     journal: list[Batch] = []
-    published: int = 0
 
     @property
     def place(self) -> Place:
         """What its children inherit."""
         return Place(self.started.trace_id, self.started.session_id or "")
-
-    @property
-    def ended(self) -> Span | None:
-        """The finished span; None while it is open."""
-        return self.journal[0].spans[0] if self.journal else None
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """The finished span's, with what later ends added."""
-        merged: dict[str, Any] = {}
-        for batch in self.journal:
-            for span in batch.spans:
-                merged.update(span.attributes)
-            for later in batch.annotations:
-                merged.update(later.attributes)
-        return merged
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -79,10 +66,14 @@ class OpenSpans:
 
     Args:
         cleaner: Takes secrets out, before anything is written anywhere.
+        count: Is told what was cleaned, once for what is stored once.
     """
 
-    def __init__(self, bus: Bus, cleaner: Cleaner, committer: Committer, project: str) -> None:
+    def __init__(
+        self, bus: Bus, cleaner: Cleaner, committer: Committer, project: str, count: Callable[[Cleaned], None]
+    ) -> None:
         self._bus, self._cleaner, self._committer, self._project = bus, cleaner, committer, project
+        self._count = count
         self._bucket = bus.kv(subjects.OPEN_SPANS)
 
     async def find(self, span_ids: Collection[str]) -> dict[str, OpenSpan]:
@@ -106,32 +97,31 @@ class OpenSpans:
         Open a span; returns once its start is stored. The same start again is no second one.
 
         Raises:
-            Rejected: 409 for an id that another span has.
+            Rejected: 409 for an id that another span has, 413 too large.
             Unavailable: Perhaps not stored; try again.
         """
-        batch = Batch(id=f"costkatana.{started.span_id}.start", started=[started])
-        started = self._clean(batch, started.arrived_ns).started[0]
+        cleaned = self._clean(Batch(id=f"costkatana.{started.span_id}.start", started=[started]), started.arrived_ns)
+        batch = cleaned.parts[0]
+        started = batch.started[0]
         opened = OpenSpan(started=started, early=self._clean_early(early))
         try:
             await self._bucket.create(_key(started.span_id), self._encode(opened))
+            self._count(cleaned)
         except Conflict:
             opened = (await self.find([started.span_id])).get(started.span_id, opened)
             if _identity(opened.started) != _identity(started):
                 raise Rejected(f"traceId: {shorten(started.span_id)!r} is that of another span", status=409) from None
-        record = opened.started
-        again = Batch(id=f"costkatana.{record.span_id}.start", arrived_ns=record.arrived_ns, started=[record])
-        await self._committer.commit(self._project, [again])
+            batch = replace(batch, arrived_ns=opened.started.arrived_ns, started=[opened.started])
+        if opened.attributes is None:
+            await self._committer.commit(self._project, [batch])
         return opened
 
-    async def end(self, span_id: str, end: EndInput, arrived_ns: int) -> bool:
+    async def end(self, span_id: str, end: EndInput, arrived_ns: int) -> None:
         """
         End a span, or merge metadata into one that has ended; returns once that is stored.
 
-        Returns:
-            True when this end finished the span.
-
         Raises:
-            Rejected: 404 when nobody started it within a day, 400 names the field.
+            Rejected: 404 when nobody started it within a day, 400 names the field, 413 too large.
             Unavailable: Perhaps not stored; try again.
         """
         key = _key(span_id)
@@ -140,20 +130,18 @@ class OpenSpans:
             if entry is None:
                 raise Rejected(f"Trace {shorten(span_id)} not found", status=404)
             before = _decoder.decode(entry.value)
-            batch = self._merge(before, end, arrived_ns) if before.journal else self._finish(before, end, arrived_ns)
-            if batch is None:
+            cleaned = self._clean_end(before, end, arrived_ns)
+            if cleaned is None:
                 await self._publish(key, before, entry.revision)
-                return False
-            after = replace(before, journal=[*before.journal, batch])
-            if not before.journal:
-                # The finished span has it all now, and the entry has to fit into one message.
-                after = replace(after, started=replace(after.started, metadata={}), early=None)
+                return
+            after = _ended(before, cleaned.parts[0])
             try:
                 revision = await self._bucket.update(key, self._encode(after), entry.revision)
             except Conflict:
                 continue
+            self._count(cleaned)
             await self._publish(key, after, revision)
-            return not before.journal
+            return
 
     def check_end(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> None:
         """
@@ -162,50 +150,50 @@ class OpenSpans:
         Raises:
             Rejected: Names the field.
         """
-        if opened.journal:
-            self._merge(opened, end, arrived_ns)
-        else:
-            self._finish(opened, end, arrived_ns)
+        self._clean_end(opened, end, arrived_ns)
 
     def _clean_early(self, early: Span | None) -> Span | None:
         if early is None:
             return None
-        clean = self._clean(Batch(id="early", spans=[early]), early.ended_ns).spans[0]
+        clean = self._clean(Batch(id="early", spans=[early]), early.ended_ns).parts[0].spans[0]
         # Not the price we would give it: that is decided at the end, when its tokens are known.
         return replace(clean, cost_nusd=early.cost_nusd, attributes={})
 
-    def _clean(self, batch: Batch, arrived_ns: int) -> Batch:
-        cleaned = self._cleaner.clean(batch, arrived_ns, checked=True)
-        if cleaned.letters:
-            raise Rejected(cleaned.letters[0].reason)
-        return cleaned.parts[0]
-
-    def _finish(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Batch:
-        span = end_of(opened.started, end, arrived_ns, opened.early)
-        return self._clean(Batch(id=f"costkatana.{span.span_id}.end", spans=[span]), arrived_ns)
-
-    def _merge(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Batch | None:
-        """What *end* says that is new; None = nothing is."""
-        started = opened.started
+    def _clean_end(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Cleaned | None:
+        """The batch that tells of *end*: the finished span, or what is new of its metadata; None = nothing is."""
+        started, known = opened.started, opened.attributes
+        if known is None:
+            span = end_of(started, end, arrived_ns, opened.early)
+            return self._clean(Batch(id=f"costkatana.{span.span_id}.end", spans=[span]), arrived_ns)
         said = Annotation(trace_id=started.trace_id, span_id=started.span_id, attributes=end.metadata or {})
-        batch = Batch(id=f"costkatana.{started.span_id}.merge.{len(opened.journal)}", annotations=[said])
-        part = self._clean(batch, arrived_ns)
-        known = opened.attributes
+        batch = Batch(id=f"costkatana.{started.span_id}.merge.{opened.merges + 1}", annotations=[said])
+        cleaned = self._clean(batch, arrived_ns)
+        (clean,) = cleaned.parts[0].annotations
         new = {
             key: value
-            for key, value in part.annotations[0].attributes.items()
+            for key, value in clean.attributes.items()
+            # As bytes, for to Python 1, 1.0 and True are equal.
             if key not in known or _encoder.encode(known[key]) != _encoder.encode(value)
         }
         if not new:
             return None
         check_metadata({**known, **new})
-        return replace(part, annotations=[replace(said, attributes=new)])
+        return cleaned._replace(parts=[replace(cleaned.parts[0], annotations=[replace(clean, attributes=new)])])
+
+    def _clean(self, batch: Batch, arrived_ns: int) -> Cleaned:
+        cleaned = self._cleaner.clean(batch, arrived_ns, checked=True)
+        if cleaned.letters:
+            raise Rejected(cleaned.letters[0].reason)
+        size = len(encode_batch(cleaned.parts[0]))
+        if size > MAX_SPAN_BYTES:
+            raise Rejected(f"span: {size} bytes, at most {MAX_SPAN_BYTES} are taken", status=413)
+        return cleaned
 
     async def _publish(self, key: str, opened: OpenSpan, revision: int) -> None:
-        """Publish what is not known to be published, one after the other, so that readers merge in this order."""
-        if opened.published == len(opened.journal):
+        """Publish the journal, one after the other, so that every reader merges in this order."""
+        if not opened.journal:
             return
-        for batch in opened.journal[opened.published :]:
+        for batch in opened.journal:
             await self._committer.commit(self._project, [batch])
         try:
             await self._note_published(key, opened, revision)
@@ -214,18 +202,19 @@ class OpenSpans:
             log.debug("open span %s: %s", key, exc)
 
     async def _note_published(self, key: str, opened: OpenSpan, revision: int) -> None:
-        count = len(opened.journal)
+        done = {batch.id for batch in opened.journal}
         while True:
+            left = [batch for batch in opened.journal if batch.id not in done]
+            if len(left) == len(opened.journal):
+                return
             try:
-                await self._bucket.update(key, _encoder.encode(replace(opened, published=count)), revision)
+                await self._bucket.update(key, self._encode(replace(opened, journal=left)), revision)
                 return
             except Conflict:
                 entry = await self._bucket.get(key)
             if entry is None:
                 return
             opened, revision = _decoder.decode(entry.value), entry.revision
-            if opened.published >= count:
-                return
 
     def _encode(self, opened: OpenSpan) -> bytes:
         data = _encoder.encode(opened)
@@ -233,6 +222,17 @@ class OpenSpans:
         if len(data) > room:
             raise Rejected(f"span: {len(data)} bytes with its metadata, at most {room} are kept", status=413)
         return data
+
+
+def _ended(before: OpenSpan, batch: Batch) -> OpenSpan:
+    """*before* with one more end that *batch* tells of."""
+    journal = [*before.journal, batch]
+    if before.attributes is None:
+        # The start's metadata is in the finished span now; an entry has to be small, for a day's spans lie there.
+        started = replace(before.started, metadata={})
+        return replace(before, started=started, early=None, attributes=batch.spans[0].attributes, journal=journal)
+    merged = {**before.attributes, **batch.annotations[0].attributes}
+    return replace(before, attributes=merged, merges=before.merges + 1, journal=journal)
 
 
 def _key(span_id: str) -> str:

@@ -59,19 +59,13 @@ class Config:
     @classmethod
     def of(cls, settings: Settings) -> Config:
         """Ingest's part of *settings*."""
-        redaction = settings.redaction
         return cls(
             shards=settings.nats.shards,
             project=settings.nats.project,
             max_batch_size=settings.http_server.max_batch_size,
             max_body_bytes=settings.http_server.max_body_bytes,
             spans_path=settings.http_server.ingest_path,
-            redactor=Redactor(
-                redaction.keys,
-                replace_keys=redaction.replace,
-                mode=redaction.mode,
-                keep_raw=redaction.store_raw_content,
-            ),
+            redactor=settings.redaction.redactor,
             pricer=Pricer(settings.pricing.rates, settings.pricing.trust_zero),
         )
 
@@ -83,7 +77,7 @@ class Ingest:
         self.bus, self.config = bus, config
         self._cleaner = Cleaner(config.redactor, config.pricer)
         self._committer = Committer(bus, config.shards)
-        self.open_spans = OpenSpans(bus, self._cleaner, self._committer, config.project)
+        self.open_spans = OpenSpans(bus, self._cleaner, self._committer, config.project, self._count_open_span)
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._redactions: Counter[tuple[str, str]] = Counter()
@@ -134,6 +128,10 @@ class Ingest:
         self._counts["spans", way] += cleaned.spans
         self._count_redactions(cleaned, way if strict else "reporter")
         return cleaned
+
+    def _count_open_span(self, cleaned: Cleaned) -> None:
+        self._counts["spans", "costkatana"] += cleaned.spans
+        self._count_redactions(cleaned, "costkatana")
 
     def _count_redactions(self, cleaned: Cleaned, way: str) -> None:
         for kind, count in cleaned.redactions.items():
@@ -286,10 +284,6 @@ class Ingest:
         """
         if self._blocked:
             raise Unavailable(self._blocked, retry_after_s=5)
-
-    def count_accepted(self, way: str, spans: int = 1) -> None:
-        """Note spans that were stored without ``accept``."""
-        self._counts["spans", way] += spans
 
     def count_refused(self, way: str, spans: int = 1) -> None:
         """Note a request that was refused whole."""

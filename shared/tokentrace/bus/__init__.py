@@ -149,7 +149,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
         per_subject: Messages kept for each subject; -1 = all.
         durable: False = acknowledged before it is on disk, for what can be made again.
         kind: A bucket is a stream with the settings its kind needs.
-        ttl_ns: Of a key-value bucket's entries; 0 = none.
+        evicts: Of a bucket: when it is full the oldest entry makes room, as in a log; else it refuses.
     """
 
     name: str
@@ -161,6 +161,12 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     per_subject: int = -1
     durable: bool = True
     kind: Literal["log", "kv", "objects"] = "log"
+    evicts: bool = False
+
+    @property
+    def refuses(self) -> bool:
+        """True when nothing more goes in once it is full."""
+        return self.work_queue or (self.kind != "log" and not self.evicts)
 
 
 class StreamState(NamedTuple):

@@ -706,7 +706,7 @@ def _stream_config(stream: Stream) -> dict[str, Any]:
         "name": stream.name,
         "subjects": list(stream.subjects),
         "retention": "workqueue" if stream.work_queue else "limits",
-        "discard": "new" if stream.work_queue or stream.kind != "log" else "old",
+        "discard": "new" if stream.refuses else "old",
         "storage": "file",
         "num_replicas": 1,
         "max_bytes": stream.max_bytes,

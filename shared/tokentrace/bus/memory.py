@@ -183,7 +183,7 @@ class MemoryBus:
             if last is not None:
                 log.remove(last.sequence)
         while spec.max_bytes > 0 and log.bytes + size > spec.max_bytes:
-            if spec.work_queue or spec.kind != "log" or not log.messages:
+            if spec.refuses or not log.messages:
                 raise Unavailable("maximum bytes exceeded")
             log.remove(next(iter(log.messages)))
 

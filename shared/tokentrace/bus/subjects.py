@@ -162,9 +162,9 @@ def streams(
         ),
         bucket(META),
         bucket(RULES),
-        bucket(OPEN_SPANS, max_bytes=256 * MIB, max_age_ns=DAY),
+        bucket(OPEN_SPANS, max_bytes=256 * MIB, max_age_ns=DAY, evicts=True),
         bucket(SCORES, max_bytes=256 * MIB, max_age_ns=8 * DAY),
-        bucket(REQUESTS, max_bytes=256 * MIB, max_age_ns=DAY),
+        bucket(REQUESTS, max_bytes=256 * MIB, max_age_ns=DAY, evicts=True),
         Stream(
             name=f"OBJ_{SNAPSHOTS}",
             subjects=(f"$O.{SNAPSHOTS}.C.>", f"$O.{SNAPSHOTS}.M.>"),
@@ -175,7 +175,7 @@ def streams(
     ]
 
 
-def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0) -> Stream:
+def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0, evicts: bool = False) -> Stream:
     """The stream of a key-value bucket."""
     return Stream(
         name=f"KV_{name}",
@@ -184,4 +184,5 @@ def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0) -> Stre
         max_age_ns=max_age_ns,
         per_subject=1,
         kind="kv",
+        evicts=evicts,
     )

@@ -18,8 +18,8 @@ from tokentrace.http import Endpoint, read_body, reply
 from tokentrace.records import Batch, Span
 from tokentrace.records.session import Started
 from tokentrace.records.span import is_id
-from tokentrace_ingest.machine import MAX_SPAN_BYTES
 from tokentrace_ingest.open_spans import OpenSpan
+from tokentrace_ingest.rarer import MAX_CONTENT_BYTES
 from tokentrace_ingest.routes.receipt import check_count, check_sizes, request_id
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def routes(ingest: Ingest) -> list[BaseRoute]:
     async def end(request: Request) -> Response:
         span_id = request.path_params["trace_id"]
         given = costkatana.decode_end(await read_body(request, ingest.config.max_body_bytes))
-        if await ingest.open_spans.end(span_id, given, time.time_ns()):
-            ingest.count_accepted(WAY)
+        await ingest.open_spans.end(span_id, given, time.time_ns())
         return reply({"traceId": span_id, "status": given.status or "ok"})
 
     async def ingest_spans(request: Request) -> Response:
@@ -60,8 +59,9 @@ def routes(ingest: Ingest) -> list[BaseRoute]:
     async def record_message(request: Request) -> Response:
         body = await read_body(request, ingest.config.max_body_bytes)
         given = costkatana.decode_message(body)
-        if len(body) > MAX_SPAN_BYTES:
-            raise Rejected(f"message: {len(body)} bytes, at most {MAX_SPAN_BYTES} are taken", status=413)
+        size = len(given.content.encode())
+        if size > MAX_CONTENT_BYTES:
+            raise Rejected(f"content: {size} bytes, at most {MAX_CONTENT_BYTES} are taken", status=413)
         seed = await request_id(ingest, request, body, has_ids=bool(given.message_id))
         found = await ingest.open_spans.find([given.trace_id] if given.trace_id else [])
         trace_id = next((opened.place.trace_id for opened in found.values()), "")
@@ -175,8 +175,7 @@ async def _take_in(ingest: Ingest, plan: _Plan, seed: str, body_bytes: int) -> N
     if finished:
         await ingest.accept(Batch(id=seed, spans=finished), WAY, size_bytes=body_bytes)
     for span_id, given in ending:
-        if await ingest.open_spans.end(span_id, given, plan.arrived_ns):
-            ingest.count_accepted(WAY)
+        await ingest.open_spans.end(span_id, given, plan.arrived_ns)
 
 
 def _new_id(seed: str, index: int, what: str) -> str:
