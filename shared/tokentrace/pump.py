@@ -55,6 +55,8 @@ class Pump:
         perform: Carries out one effect; Unavailable is tried again, Rejected is logged and dropped.
         on_caught_up: Called whenever everything has been read.
         on_loaded: Called once the machine is what its snapshot saw, before it takes anything in.
+        settles: ``tick`` is told up to when everything stored has been taken in, instead of what time it is. That
+            nothing more is on its way is no proof: whoever stood still, or lost its connection, reads old news first.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Pump:
         save_every_s: float = SAVE_EVERY_S,
         on_caught_up: Callable[[], None] = lambda: None,
         on_loaded: Callable[[], None] = lambda: None,
+        settles: bool = False,
     ) -> None:
         self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
         self._perform = perform
@@ -82,6 +85,10 @@ class Pump:
         self._saved_at = time.monotonic()
         self._unsaved_bytes = 0
         self._unsaved = False
+        self._settles = settles
+        self._settled_ns = 0
+        #: When the stream was asked, and what it held then.
+        self._asked: tuple[int, StreamState] | None = None
         self.progress = Progress()
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -136,13 +143,15 @@ class Pump:
         progress.pending = chunk.pending
         if chunk.pending == 0:
             progress.caught_up = True
-            self._on_caught_up()
+            if not self._settles:
+                self._on_caught_up()
+        self._settle()
         await self._tick()
 
     async def _tick(self) -> None:
         # One at a time and in order: an event must not overtake one that is still being tried.
         async with self._performing:
-            for effect in self._machine.tick(time.time_ns()):
+            for effect in self._machine.tick(self._settled_ns if self._settles else time.time_ns()):
                 if self._perform is None:
                     raise AssertionError(f"{self._reader}: nobody performs {effect}")
                 try:
@@ -151,11 +160,33 @@ class Pump:
                     log.error("%s: %s", self._reader, exc)
                 self._machine.performed(effect)
 
+    async def _ask(self) -> None:
+        """Ask what the stream holds now: once that is taken in, everything up to now is."""
+        asked_ns = time.time_ns()
+        try:
+            self._asked = asked_ns, await self._bus.state(self._stream)
+        except TokentraceError as exc:
+            log.debug("%s: %s", self._reader, exc)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._asked is None:
+            return
+        asked_ns, state = self._asked
+        position = self._machine.position
+        there = position.sequence if position is not None and position.created_ns == state.created_ns else 0
+        if there >= state.last_sequence:
+            self._asked = None
+            self._settled_ns = max(self._settled_ns, asked_ns)
+            self._on_caught_up()
+
     async def _look_after(self) -> None:
         """What has to happen although no message comes: ticks, telling the position."""
         told = 0.0
         while True:
             await asyncio.sleep(0.2)
+            if self._settles:
+                await self._ask()
             await self._tick()
             now = time.monotonic()
             try:

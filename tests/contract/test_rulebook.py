@@ -17,10 +17,10 @@ from tokentrace.bus import Bus, Entry, KeyValue, Position, Stream, jetstream, su
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.metric.custom import parse_customs
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
-from tokentrace.units import DAY, HOUR, MINUTE, SECOND, parse_instant
+from tokentrace.units import DAY, HOUR, MINUTE, SECOND, parse_instant, render_instant
 from tokentrace_alerter import rulebook
 from tokentrace_alerter.machine import Alerter
-from tokentrace_alerter.prime import prime
+from tokentrace_alerter.prime import READINGS, Primer, prime
 from tokentrace_alerter.rule import Rule, parse_rule
 from tokentrace_alerter.rulebook import Change, Rulebook
 
@@ -81,11 +81,7 @@ class Desk:
     async def _follow(self) -> None:
         async for change in self.book.changes():
             self.changes.append(change)
-            if change.rule is None and change.removed:
-                self.machine.remove(change.name)
-            elif change.rule is not None:
-                self.machine.add(change.rule)
-            self.machine.silence(change.name, change.silenced_until_ns)
+            change.apply_to(self.machine)
 
     async def ask(self, asked: Any, now_ns: int | None = None) -> tuple[int, Any]:
         payload = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
@@ -149,7 +145,7 @@ async def test_a_name_is_taken_once(bus: Bus) -> None:
 
 
 async def test_names_of_all_kinds_are_different_rules(bus: Bus) -> None:
-    names = ["a", "A", "a b", "a.b", "a/b", "a*", ">", "ünïcode 🙂", "x" * 128, '"quoted"', "a\nb"]
+    names = ["a", "A", "a b", "a.b", "a/b", "a*", ">", "ünïcode 🙂", "x" * 128, '"quoted"', "a b c"]
     async with Desk(bus) as desk:
         for name in names:
             assert (await desk.create(name))[0] == 201, name
@@ -618,6 +614,75 @@ async def test_before_what_the_stream_still_has_is_where_it_begins(bus: Bus) -> 
     assert (await bus.before("LOG", time.time_ns() + HOUR)).sequence == 40
 
 
+# --- what was written holds for whoever is asked next
+
+
+async def test_what_one_alerter_has_answered_holds_for_the_other(bus: Bus) -> None:
+    async with Desk(bus) as one, Desk(bus) as other:
+        for number in range(20):
+            name = f"rule {number}"
+            assert (await one.create(name))[0] == 201
+            assert name in await other.names()
+            assert (await other.silence(name))[0] == 200
+            (shown,) = [rule for rule in (await one.ask({"ask": "list"}))[1] if rule["name"] == name]
+            assert shown["silenced"] is True
+            assert (await other.create(name))[0] == 409
+            assert (await other.delete(name))[0] == 204
+            assert await one.names() == []
+            assert (await one.silence(name))[0] == 404
+
+
+def make_firing(name: str, at_ns: int) -> AlertEvent:
+    instant = render_instant(at_ns)
+    return AlertEvent(
+        alert=name,
+        fired_at=instant,
+        metric="span_count",
+        op="gt",
+        value=9.0,
+        threshold=5.0,
+        window="10s",
+        span_count=9,
+        filter={},
+        rule_id=make_rule(name).rule_id,
+        message="",
+        starts_at=instant,
+    )
+
+
+@pytest.mark.parametrize("heard", ["before", "after"])
+async def test_a_rule_made_anew_does_not_inherit_what_the_one_before_said(bus: Bus, heard: str) -> None:
+    """Whether the events are read before the rules or after, and without any snapshot."""
+    old = make_firing("mine", time.time_ns() - SECOND)
+    async with Desk(bus) as desk:
+        assert (await desk.create())[0] == 201
+        desk.machine.learn(old)
+        assert (await desk.delete())[0] == 204
+        assert (await desk.create())[0] == 201
+        assert not desk.machine.watches["mine"].state.firing
+    again = Desk(bus)
+    if heard == "before":
+        again.machine.learn(old)
+    await again.open()
+    again.machine.learn(old)
+    assert not again.machine.watches["mine"].state.firing
+    again.machine.learn(make_firing("mine", time.time_ns() + SECOND))
+    assert again.machine.watches["mine"].state.firing
+
+
+async def test_a_rule_of_the_configuration_that_comes_back_does_not_inherit_its_past(bus: Bus) -> None:
+    old = make_firing("configured", time.time_ns() - SECOND)
+    async with Desk(bus, make_rule()) as desk:
+        desk.machine.learn(old)
+        assert (await desk.delete("configured"))[0] == 204
+        again = await Desk(bus, make_rule()).open()
+        again.machine.learn(old)
+        assert not again.machine.watches["configured"].state.firing
+        await desk.knows("configured")
+        desk.machine.learn(old)
+        assert not desk.machine.watches["configured"].state.firing
+
+
 # --- priming
 
 
@@ -677,6 +742,59 @@ async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
     event = reader.look()
     assert event.span_count == 5
     assert parse_instant(event.fired_at) > now
+
+
+async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, now = Reader(bus), time.time_ns()
+    for number in range(5):
+        last = await reader.publish(*spans_at(now - number * SECOND, now - 200 * SECOND))
+    await reader.read(last)
+    follow, readings = bus.follow, []
+
+    def counted(stream: str, *given: Any) -> Any:
+        readings.append(stream)
+        return follow(stream, *given)
+
+    monkeypatch.setattr(bus, "follow", counted)
+    primer = Primer(bus, reader.machine)
+    running = asyncio.create_task(primer.run())
+    windows = {f"rule {number}": f"{60 + 10 * number}s" for number in range(40)}
+    for number, (name, window) in enumerate(windows.items()):
+        rule = counting(window=window)
+        rule = msgspec.structs.replace(rule, name=name)
+        reader.machine.add(rule)
+        primer.ask(rule)
+        if number < READINGS:
+            await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        while any(watch.priming for watch in reader.machine.watches.values()):
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(readings) <= READINGS + 1
+    reader.machine.caught_up = True
+    effects = reader.machine.tick(time.time_ns() + 3 * SECOND)
+    events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
+    first = {event.alert: event.span_count for event in reversed(events)}
+    assert first == {name: 5 if int(window[:-1]) < 200 else 10 for name, window in windows.items()}
+
+
+async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks(bus: Bus) -> None:
+    """What lies before its own beginning is late for nobody, and each message counts once."""
+    reader, now = Reader(bus), time.time_ns()
+    first = await reader.publish(*spans_at(now))
+    second = await reader.publish(*spans_at(now, now))
+    short, long = counting(), msgspec.structs.replace(counting(window="1h"), name="long")
+    await reader.read(first)
+    reader.machine.add(short)
+    await reader.read(second)
+    reader.machine.add(long)
+    async with asyncio.timeout(10):
+        await prime(bus, reader.machine, short, long)
+    assert {name: (watch.spans, watch.late) for name, watch in reader.machine.watches.items()} == {
+        "new": (3, 0),
+        "long": (3, 0),
+    }
 
 
 async def test_what_was_not_read_yet_is_not_primed_but_read_later(bus: Bus) -> None:

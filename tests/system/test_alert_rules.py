@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import threading
 import time
@@ -38,11 +37,6 @@ from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import encode_batches
 from tokentrace_alerter.service import Alerter, Config
-
-#: Two and a half minutes, and some tests of it show faults that are known and not mended yet: run on demand.
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("TOKENTRACE_DELIVERY"), reason="the long suite of deliveries: TOKENTRACE_DELIVERY=1"
-)
 
 JSON = {"Content-Type": "application/json"}
 SERVED = """
@@ -425,7 +419,7 @@ def delete_all(pipeline: Pipeline, names: list[str]) -> None:
         assert delete(pipeline, name).status in (204, 404)
 
 
-def test_two_hundred_rules_made_while_calls_end_count_every_call_once(pipeline: Pipeline) -> None:
+def test_many_rules_made_while_calls_end_count_every_call_once(pipeline: Pipeline) -> None:
     stopping = threading.Event()
 
     def busy() -> None:
@@ -434,13 +428,13 @@ def test_two_hundred_rules_made_while_calls_end_count_every_call_once(pipeline: 
 
     sending = threading.Thread(target=busy)
     sending.start()
-    names = [f"busy {number}" for number in range(200)]
+    names = [f"busy {number}" for number in range(80)]
     try:
         took = make_many(pipeline, names, 20)
         stopping.set()
         sending.join()
         total = pipeline.metrics("1h")["span_count"]
-        print(f"200 rules in {took:.1f} s while calls ended; {total} in all")
+        print(f"{len(names)} rules in {took:.1f} s while calls ended; {total} in all")
         assert_values(pipeline, names, lambda: pipeline.metrics("1h")["span_count"])
     finally:
         stopping.set()
@@ -452,7 +446,7 @@ def test_rules_with_the_same_filter_are_made_as_fast_as_others(pipeline: Pipelin
     """Each reads the log once, and it is no more work for there being others: 4,000 calls take milliseconds."""
     for _ in range(8):
         send(pipeline, "alike", 500)
-    names = [f"alike {number}" for number in range(200)]
+    names = [f"alike {number}" for number in range(80)]
     try:
         make_many(pipeline, names, 10, filter={"caller": "alike"})
         assert_values(pipeline, names, lambda: 4000)

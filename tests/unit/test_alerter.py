@@ -23,6 +23,7 @@ from tokentrace.records import AlertEvent, Batch, Span, encode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace.units import SECOND, parse_instant, render_instant
+from tokentrace_alerter.index import Index
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import Rule, parse_rule
 
@@ -55,6 +56,12 @@ def make_rule(**overrides: Any) -> Rule:
 def call(ended: float, **overrides: Any) -> Span:
     """A call that ended *ended* seconds after START."""
     return make_span(ended_ns=ns(ended), arrived_ns=ns(max(ended, 0)), **overrides)
+
+
+def prime(alerter: Alerter, name: str, message: Message, seen: Seen) -> None:
+    """Have the rule *name*, if there is one, take in a message that lies behind."""
+    watches = {name: alerter.watches[name]} if name in alerter.watches else {}
+    alerter.prime(watches, Index({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 class Story:
@@ -94,7 +101,7 @@ class Story:
         for name in [name for name, watch in self.alerter.watches.items() if watch.priming]:
             seen = Seen()
             for message in self.log[:done]:
-                self.alerter.prime(name, message, seen)
+                prime(self.alerter, name, message, seen)
             self.alerter.primed(name, self.began, now_ns)
 
     def restart(self, snapshot: bytes | None, *rules: Rule, caught_up: bool = True) -> None:

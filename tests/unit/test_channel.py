@@ -195,6 +195,8 @@ def test_a_type_that_is_none_says_what_there_is(kind: Any) -> None:
                 "javascript:alert(1)",
             )
         ),
+        ("alertmanager", "url", "http://a:9093/?token=x"),
+        ("alertmanager", "url", "http://a:9093/#x"),
         *(("http", "timeout", text) for text in ("", "0", "0s", "9ms", "9999999ns", "60001ms", "1h", "5", 5, -1, [])),
         ("http", "timeout", True),
         ("http", "timeout", {}),
@@ -393,7 +395,7 @@ def test_two_instances_of_a_rule_have_different_labels(
 
 def test_an_alertmanager_is_told_that_it_lasts_for_four_minutes_from_now() -> None:
     now = START_NS + 90 * SECOND
-    (alert,) = pushed(make_event(group={"user": "alice"}), now)
+    alert = pushed(make_event(group={"user": "alice"}), now)
     assert set(alert) <= {"labels", "annotations", "startsAt", "endsAt", "generatorURL"}
     assert alert["labels"]["alertname"] == "hourly-cost-spike"
     assert alert["labels"]["user"] == "alice"
@@ -401,8 +403,20 @@ def test_an_alertmanager_is_told_that_it_lasts_for_four_minutes_from_now() -> No
     assert (alert["startsAt"], alert["endsAt"]) == (FIRED, render_instant(now + 4 * MINUTE))
 
 
+def test_an_alertmanager_is_told_now_of_the_end_of_a_firing_that_is_over() -> None:
+    now = START_NS + 90 * SECOND
+    assert pushed(make_event(), now, over=True)["endsAt"] == render_instant(now)
+
+
+@pytest.mark.parametrize("names", [("X-A", "x-a"), ("Authorization", "AUTHORIZATION")])
+def test_a_header_whose_name_is_there_twice_is_refused(names: tuple[str, str]) -> None:
+    given = {"type": "http", "url": URL, "headers": dict.fromkeys(names, "x")}
+    with pytest.raises(ConfigError, match=rf"headers\.{names[0]}.*twice"):
+        parse_channel(given, "delivery")
+
+
 def test_an_alertmanager_is_told_when_it_was_over() -> None:
-    (alert,) = pushed(make_resolved(), START_NS + HOUR)
+    alert = pushed(make_resolved(), START_NS + HOUR)
     assert (alert["startsAt"], alert["endsAt"]) == (FIRED, OVER)
     assert parse_instant(alert["endsAt"]) <= START_NS + HOUR
 
@@ -412,13 +426,13 @@ def test_a_firing_and_its_resolution_are_one_alert() -> None:
     firing = make_event(group={"user": "a"}, filter={"model": "o3"})
     again = msgspec.structs.replace(firing, fired_at=OVER, value=99.0, span_count=7, message="m")
     over = make_resolved(group={"user": "a"}, filter={"model": "o3"})
-    labels = [pushed(event, START_NS)[0]["labels"] for event in (firing, again, over)]
+    labels = [pushed(event, START_NS)["labels"] for event in (firing, again, over)]
     assert labels[0] == labels[1] == labels[2]
 
 
 @pytest.mark.parametrize("value", [None, 0, 0.1 + 0.2, 1e300, -3])
 def test_a_value_of_any_kind_is_an_annotation(value: float | None) -> None:
-    (alert,) = pushed(make_event(value=value), START_NS)
+    alert = pushed(make_event(value=value), START_NS)
     shown = alert["annotations"]["value"]
     assert shown == "" if value is None else float(shown) == value
     msgspec.json.encode(alert)

@@ -18,10 +18,10 @@ from tokentrace.settings import build
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, render_instant
 from tokentrace_alerter.channel import Channel
 from tokentrace_alerter.index import Index
-from tokentrace_alerter.machine import Watch
 from tokentrace_alerter.measure import choose
 from tokentrace_alerter.rule import Decision, Rule, State, breaches, decide, parse_rule
 from tokentrace_alerter.service import Config
+from tokentrace_alerter.watch import Watch
 
 #: 2026-09-21T14:00:00Z, a whole hour.
 START_NS = 497_222 * HOUR
@@ -172,6 +172,7 @@ def test_a_symbol_means_its_operator(symbol: str, name: str) -> None:
         ("name", ""),
         ("name", None),
         ("name", "n" * 129),
+        *(("name", f"a{control}b") for control in ("\n", "\r", "\t", "\x00", "\x7f", "\x85", "\u2028")),
         ("metric", "latency_p42"),
         ("metric", "LATENCY_P99"),
         ("metric", ""),
@@ -187,6 +188,7 @@ def test_a_symbol_means_its_operator(symbol: str, name: str) -> None:
         ("threshold", math.nan),
         ("threshold", math.inf),
         ("threshold", -math.inf),
+        ("window", None),
         ("window", "0s"),
         ("window", "999ms"),
         ("window", "999999999ns"),

@@ -27,6 +27,7 @@ from tokentrace.records import AlertEvent, Batch, Span, encode_batches
 from tokentrace.seen import Seen
 from tokentrace.units import DAY, MINUTE, SECOND, parse_instant, render_instant
 from tokentrace_alerter import measure
+from tokentrace_alerter.index import Index
 from tokentrace_alerter.machine import Alerter, event_id
 from tokentrace_alerter.rule import Rule, parse_rule
 
@@ -84,6 +85,12 @@ def call(ended: float, **overrides: Any) -> Span:
 
 def slow(ended: float, latency_ms: float, **overrides: Any) -> Span:
     return call(ended, latency_ns=round(latency_ms * 1e6), **overrides)
+
+
+def prime(alerter: Alerter, name: str, message: Message, seen: Seen) -> None:
+    """Have the rule *name*, if there is one, take in a message that lies behind."""
+    watches = {name: alerter.watches[name]} if name in alerter.watches else {}
+    alerter.prime(watches, Index({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 class Story:
@@ -154,7 +161,7 @@ class Story:
         for name in new:
             seen = Seen()
             for message in self.log[:done]:
-                self.alerter.prime(name, message, seen)
+                prime(self.alerter, name, message, seen)
             self.alerter.primed(name, ns(LONG_AGO), self.log[-1].time_ns)
         self.alerter.caught_up = True
 
@@ -1081,6 +1088,23 @@ def test_an_instance_that_fires_is_not_resolved_because_others_are_heavier(few: 
     assert told == [(1, "firing")]
 
 
+@pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
+def test_an_instance_that_fires_and_is_told_apart_no_more_is_ended(few: int, no_data: str) -> None:
+    """Nobody would ever end it otherwise: who hears of it would believe for ever that it lasts."""
+    story = Story(grouped_rule(no_data=no_data, threshold=1, window="1s"))
+    for second in range(1, 8):
+        busy = {f"u{n}": 2 for n in range(few - 1)}
+        story.send(second - 0.5, *of_users(second - 0.5, {**busy, f"new-{second}": 3}))
+        story.tick(second)
+    last = {event.group["user"]: event for event in story.published}
+    firing = {name for name, event in last.items() if event.status == "firing"}
+    assert len(firing) <= few + 1
+    ended = [event for event in last.values() if event.status == "resolved"]
+    assert [event for event in ended if "'other'" not in event.message] == []
+    assert len(ended) >= 3
+    assert {event.starts_at == event.ends_at for event in ended} == {False}
+
+
 def test_a_cooldown_holds_for_an_instance_that_was_counted_with_the_rest_meanwhile(few: int) -> None:
     story = Story(make_rule(group_by="user", cooldown="1h"))
     for second in range(1, 12):
@@ -1625,12 +1649,12 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
             story.send(message[0].stored, *(one.span for one in message), id=f"request-{len(story.log)}")
         for _ in range(dice.choice([0, 1, 5])):
             if waiting:
-                story.alerter.prime("new", waiting.pop(0), memory)
+                prime(story.alerter, "new", waiting.pop(0), memory)
         story.tick(message[0].stored + dice.choice([0, SETTLED]))
         assert [event for event in story.published if event.alert == "new"] == [] or number > ready
         if number == ready:
             while waiting:
-                story.alerter.prime("new", waiting.pop(0), memory)
+                prime(story.alerter, "new", waiting.pop(0), memory)
             now = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
             story.alerter.primed("new", ns(LONG_AGO), ns(now))
     end = int(messages[-1][0].stored) + 20
@@ -1662,7 +1686,7 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
             elif what == "silence":
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
-                story.alerter.prime(name, dice.choice(story.log), Seen())
+                prime(story.alerter, name, dice.choice(story.log), Seen())
         story.send(message[0].stored, *(one.span for one in message))
         story.tick(message[0].stored)
     for name in ("one", "two"):
@@ -1704,7 +1728,7 @@ def test_nothing_fires_for_the_past_of_a_rule_that_is_added() -> None:
         story.send(second - 0.5, slow(second - 0.5, 600))
     story.alerter.add(make_rule(cooldown="0s", window="3s"))
     for message in story.log:
-        story.alerter.prime("any", message, memory)
+        prime(story.alerter, "any", message, memory)
     story.alerter.primed("any", ns(LONG_AGO), ns(5.7))
     assert brief(story.tick(9 + SETTLED)) == [(6, "firing"), (7, "firing"), (8, "resolved")]
 
@@ -1714,7 +1738,7 @@ def test_a_message_that_is_primed_twice_counts_once() -> None:
     message = story.send(0.5, call(0.5), call(0.5))
     story.alerter.add(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
     for _ in range(3):
-        story.alerter.prime("any", message, memory)
+        prime(story.alerter, "any", message, memory)
     story.alerter.primed("any", ns(LONG_AGO), ns(0.6))
     (event,) = story.tick(1 + SETTLED)
     assert event.span_count == 2

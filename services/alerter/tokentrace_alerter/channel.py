@@ -13,7 +13,7 @@ import msgspec
 
 from tokentrace.errors import ConfigError, Rejected, shorten
 from tokentrace.records import AlertEvent
-from tokentrace.units import HOUR, MINUTE, SECOND, parse_duration, parse_instant, render_instant
+from tokentrace.units import HOUR, MINUTE, SECOND, parse_duration, render_instant
 
 Type = Literal["stdout", "http", "webhook", "alertmanager", "custom"]
 Format = Literal["tokentrace", "alertmanager"]
@@ -91,6 +91,8 @@ def parse_channel(given: object, where: str) -> Channel | None:
     url, target = said.get("url", ""), said.get("target", "")
     if "url" in _KEYS[kind] and not _is_url(url):
         raise ConfigError(f"{where}.url: {shorten(url)!r} is not an http or https address")
+    if kind == "alertmanager" and any(mark in url for mark in "?#"):
+        raise ConfigError(f"{where}.url: {shorten(url)!r} is to end before /api/v2/alerts, without a query")
     if kind == "custom" and not (isinstance(target, str) and _TARGET.fullmatch(target)):
         raise ConfigError(f"{where}.target: {shorten(target)!r} is not package.module:name")
     secret = said.get("secret", "")
@@ -148,6 +150,10 @@ def _headers(given: object, where: str) -> dict[str, str]:
             raise ConfigError(f"{where}.headers.{name}: is not yours to set")
         if not (isinstance(value, str) and value.isascii() and value.isprintable() and value == value.strip()):
             raise ConfigError(f"{where}.headers.{name}: is not printable ASCII without spaces around it")
+    names = [name.lower() for name in given]
+    for name in given:
+        if names.count(name.lower()) > 1:
+            raise ConfigError(f"{where}.headers.{name}: is there twice")
     return dict(given)
 
 
@@ -223,17 +229,20 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def pushed(event: AlertEvent, now_ns: int) -> list[dict[str, Any]]:
-    """What an Alertmanager is told at ``/api/v2/alerts``: it lasts four minutes from now, or is over."""
-    over = parse_instant(event.ends_at) if event.ends_at else now_ns + ALERTMANAGER_LASTS_NS
-    return [
-        {
-            "labels": labels_of(event),
-            "annotations": _annotations(event),
-            "startsAt": event.starts_at,
-            "endsAt": render_instant(over),
-        }
-    ]
+def pushed(event: AlertEvent, now_ns: int, *, over: bool = False) -> dict[str, Any]:
+    """
+    An alert as an Alertmanager is told of it at ``/api/v2/alerts``: it lasts four minutes from now, or has ended.
+
+    Args:
+        over: Its episode has ended, although it is a firing.
+    """
+    lasts_until = now_ns if over else now_ns + ALERTMANAGER_LASTS_NS
+    return {
+        "labels": labels_of(event),
+        "annotations": _annotations(event),
+        "startsAt": event.starts_at,
+        "endsAt": event.ends_at or render_instant(lasts_until),
+    }
 
 
 def backoff_ns(attempt: int) -> int:

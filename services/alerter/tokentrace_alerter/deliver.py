@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Literal
 
 import httpx
 import msgspec
 
 from tokentrace.bus import Bus, Delivery, subjects
-from tokentrace.errors import ConfigError, TokentraceError, shorten
+from tokentrace.errors import TokentraceError, shorten
 from tokentrace.records import AlertEvent, DeliveryRecord
 from tokentrace.units import SECOND, parse_instant, render_instant
 from tokentrace_alerter.channel import (
@@ -36,14 +35,21 @@ from tokentrace_alerter.channel import (
     signed,
 )
 from tokentrace_alerter.rule import Rule
+from tokentrace_alerter.target import Calls
 
 log = logging.getLogger("tokentrace.alerter")
 
 DURABLE = "delivery"
 AT_ONCE = 8
 _TAKE = 64
-_PATIENCE_S = 30.0
-_MAX_PENDING = 1000
+#: So long an event whose alerter was killed waits for another one.
+_PATIENCE_S = 10.0
+#: So many events may wait here for their turn: those of a destination that hangs are not to keep others out.
+_MAX_PENDING = 16_384
+#: A firing that is so old has been heard of, and so has its end.
+_HEARD_NS = 10 * SECOND
+_PUSH = "/api/v2/alerts"
+_Episode = tuple[str, str, str]
 
 
 class Refused(Exception):
@@ -68,14 +74,25 @@ class Courier:
     ) -> None:
         self._bus, self._project, self._rules, self._episodes = bus, project, rules, episodes
         self._turns: dict[str, asyncio.Semaphore] = {}
-        self._client = httpx.AsyncClient(follow_redirects=False, trust_env=False)
-        self._pushed: dict[tuple[str, str], float] = {}
+        self._reminders: dict[str, asyncio.Semaphore] = {}
+        self._client = httpx.AsyncClient(
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            # What a receiver wants remembered is nobody's business.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+        self._calls = Calls(AT_ONCE)
+        self._held: set[Delivery] = set()
+        self._pushed: dict[_Episode, float] = {}
+        self._reminding: set[str] = set()
         self.delivered = self.failed = self.expired = 0
 
     async def run(self) -> None:
         """Deliver until cancelled."""
         async with self._client, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._remind())
+            tasks.create_task(self._hold())
             room = asyncio.Semaphore(_MAX_PENDING)
             queue = self._bus.consume(subjects.ALERTS, DURABLE, batch=_TAKE, patience_s=_PATIENCE_S)
             async with contextlib.aclosing(queue):
@@ -91,39 +108,42 @@ class Courier:
             event = msgspec.json.decode(one.message.payload, type=AlertEvent)
         except msgspec.DecodeError as exc:
             log.warning("an event on the alert subject cannot be read: %s", exc)
-            await self._answer(one.term("not an event"))
+            await self._finish(one, one.term("not an event"))
             return
         rule = self._rules(event.alert)
         channel = rule.delivery if rule is not None else None
         if rule is None or channel is None or not channel.wants(event):
-            await self._answer(one.ack())
+            await self._finish(one, one.ack())
             return
-        if self._is_stale(event):
-            self.expired += 1
-            await self._tell(event, channel, "expired", one.deliveries, "its episode is over, and it is an hour old")
-            await self._answer(one.ack())
-            return
-        beat = asyncio.create_task(self._hold(one))
+        self._held.add(one)
         try:
             async with self._turns.setdefault(channel.destination, asyncio.Semaphore(AT_ONCE)):
-                await self._attempt(one, event, channel)
+                why = self._is_stale(event, channel)
+                if why:
+                    self.expired += 1
+                    await self._tell(event, channel, "expired", one.deliveries, why)
+                    await self._finish(one, one.ack())
+                else:
+                    await self._attempt(one, event, channel)
         finally:
-            beat.cancel()
+            self._held.discard(one)
 
-    async def _hold(self, one: Delivery) -> None:
-        """Nobody else takes it while it waits for its turn here."""
+    async def _hold(self) -> None:
+        """Nobody else takes what waits for its turn here."""
         while True:
             await asyncio.sleep(_PATIENCE_S / 3)
-            await self._answer(one.in_progress())
+            for one in list(self._held):
+                if one in self._held:
+                    await self._answer(one.in_progress())
 
     async def _attempt(self, one: Delivery, event: AlertEvent, channel: Channel) -> None:
         began = time.monotonic()
         try:
-            await self._send(channel, event)
+            await self._send(channel, event, again=one.deliveries > 1)
         except Failed as exc:
             if one.deliveries <= channel.max_retries:
                 await self._tell(event, channel, "retry", one.deliveries, str(exc), began)
-                await self._answer(one.nak(backoff_ns(one.deliveries) / SECOND))
+                await self._finish(one, one.nak(backoff_ns(one.deliveries) / SECOND))
                 return
             await self._give_up(one, event, channel, f"{exc}; given up after {one.deliveries} attempts", began)
         except Refused as exc:
@@ -131,15 +151,20 @@ class Courier:
         else:
             self.delivered += 1
             await self._tell(event, channel, "delivered", one.deliveries, "", began)
-            await self._answer(one.ack())
+            await self._finish(one, one.ack())
 
     async def _give_up(self, one: Delivery, event: AlertEvent, channel: Channel, why: str, began: float) -> None:
         self.failed += 1
         log.error("rule %s: its event of %s is not delivered: %s", event.alert, event.fired_at, why)
         await self._tell(event, channel, "dead", one.deliveries, why, began)
-        await self._answer(one.term("not delivered"))
+        await self._finish(one, one.term("not delivered"))
 
-    async def _answer(self, answer: Any) -> None:
+    async def _finish(self, one: Delivery, answer: Awaitable[None]) -> None:
+        # Held any longer, it would not come again when it is asked to.
+        self._held.discard(one)
+        await self._answer(answer)
+
+    async def _answer(self, answer: Awaitable[None]) -> None:
         # An answer that is lost brings the event again, under the same key.
         with contextlib.suppress(TokentraceError):
             await answer
@@ -171,20 +196,30 @@ class Courier:
         with contextlib.suppress(TokentraceError):
             await self._bus.publish(subject, msgspec.json.encode(record), id=f"{record.key}#{attempt}#{outcome}")
 
-    def _is_stale(self, event: AlertEvent) -> bool:
+    def _is_stale(self, event: AlertEvent, channel: Channel) -> str:
+        """Why nobody wants to hear *event* any more; "" = somebody does."""
         old = parse_instant(event.fired_at) < time.time_ns() - EXPIRES_NS
-        return old and not self._lasts(event)
+        if old and not self._lasts(event):
+            return "its episode is over, and it is an hour old"
+        # To an Alertmanager both episodes are one alert, and the last word counts.
+        if channel.type == "alertmanager" and any(
+            (one.alert, one.group) == (event.alert, event.group)
+            and parse_instant(one.starts_at) > parse_instant(event.starts_at)
+            for one in self._episodes()
+        ):
+            return "another episode has begun"
+        return ""
 
     def _lasts(self, event: AlertEvent) -> bool:
         """The episode of *event* is not over."""
-        return any(
-            (one.alert, one.group, one.starts_at) == (event.alert, event.group, event.starts_at)
-            for one in self._episodes()
-        )
+        return _episode(event) in map(_episode, self._episodes())
 
-    async def _send(self, channel: Channel, event: AlertEvent) -> None:
+    async def _send(self, channel: Channel, event: AlertEvent, *, again: bool) -> None:
         """
         One attempt.
+
+        Args:
+            again: It is not the first one.
 
         Raises:
             Failed, Refused: It was not accepted.
@@ -193,10 +228,13 @@ class Courier:
             sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
             sys.stdout.flush()
         elif channel.type == "custom":
-            await _call(channel, event)
+            await self._call(channel, event)
         elif channel.type == "alertmanager":
-            body = msgspec.json.encode(pushed(event, time.time_ns()))
-            await self._post(channel, channel.url + "/api/v2/alerts", body, {})
+            now_ns = time.time_ns()
+            # At first it may be here before the alerter has heard of it.
+            heard = again or parse_instant(event.fired_at) < now_ns - _HEARD_NS
+            body = msgspec.json.encode([pushed(event, now_ns, over=heard and not self._lasts(event))])
+            await self._post(channel, channel.url + _PUSH, body, {})
         else:
             body = body_of(channel, event)
             headers = {"Idempotency-Key": key_of(event)}
@@ -205,7 +243,9 @@ class Courier:
             await self._post(channel, channel.url, body, headers)
 
     async def _post(self, channel: Channel, url: str, body: bytes, own: Mapping[str, str]) -> None:
-        headers = {"Content-Type": "application/json", "User-Agent": "tokentrace", **channel.headers, **own}
+        headers = httpx.Headers({"Content-Type": "application/json", "User-Agent": "tokentrace"})
+        headers.update(channel.headers)
+        headers.update(own)
         try:
             async with (
                 asyncio.timeout(channel.timeout_ns / SECOND),
@@ -226,26 +266,57 @@ class Courier:
         if not answer.is_success:
             raise Refused(f"HTTP {answer.status_code}")
 
+    async def _call(self, channel: Channel, event: AlertEvent) -> None:
+        try:
+            await self._calls.call(channel.target, msgspec.to_builtins(event), channel.timeout_ns)
+        except TimeoutError as exc:
+            raise Failed(str(exc) or f"did not return within {channel.timeout_ns / SECOND:g} s") from exc
+        except Exception as exc:
+            raise Failed(f"{type(exc).__name__}: {shorten(str(exc), 100)}") from exc
+
     async def _remind(self) -> None:
         """An Alertmanager forgets what nobody renews; every alerter renews, which does no harm."""
-        while True:
-            await asyncio.sleep(1.0)
-            now = time.monotonic()
-            lasting = set()
-            for event in self._episodes():
-                rule = self._rules(event.alert)
-                if rule is None or rule.delivery is None or rule.delivery.type != "alertmanager":
-                    continue
-                name = (event.alert, key_of(event))
-                lasting.add(name)
-                due = self._pushed.setdefault(name, now + ALERTMANAGER_EVERY_NS / SECOND)
-                if now >= due and self._lasts(event):
-                    self._pushed[name] = now + ALERTMANAGER_EVERY_NS / SECOND
-                    try:
-                        await self._send(rule.delivery, event)
-                    except (Failed, Refused) as exc:
-                        log.warning("rule %s: its Alertmanager was not reminded: %s", event.alert, exc)
-            self._pushed = {name: due for name, due in self._pushed.items() if name in lasting}
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await asyncio.sleep(1.0)
+                for name, events in self._due().items():
+                    rule = self._rules(name)
+                    if rule is not None and rule.delivery is not None and name not in self._reminding:
+                        self._reminding.add(name)
+                        tasks.create_task(self._renew(name, rule.delivery, events))
+
+    def _due(self) -> dict[str, list[AlertEvent]]:
+        """The episodes that an Alertmanager is to be reminded of now, by rule."""
+        now, every_s = time.monotonic(), ALERTMANAGER_EVERY_NS / SECOND
+        lasting: set[_Episode] = set()
+        due: dict[str, list[AlertEvent]] = {}
+        for event in self._episodes():
+            rule = self._rules(event.alert)
+            if rule is not None and rule.delivery is not None and rule.delivery.type == "alertmanager":
+                lasting.add(_episode(event))
+                if now >= self._pushed.setdefault(_episode(event), now + every_s):
+                    due.setdefault(event.alert, []).append(event)
+        self._pushed = {episode: at for episode, at in self._pushed.items() if episode in lasting}
+        return due
+
+    async def _renew(self, name: str, channel: Channel, events: list[AlertEvent]) -> None:
+        try:
+            async with self._reminders.setdefault(channel.destination, asyncio.Semaphore(AT_ONCE)):
+                lasting = set(map(_episode, self._episodes()))
+                events = [event for event in events if _episode(event) in lasting]
+                for event in events:
+                    self._pushed[_episode(event)] = time.monotonic() + ALERTMANAGER_EVERY_NS / SECOND
+                if events:
+                    body = msgspec.json.encode([pushed(event, time.time_ns()) for event in events])
+                    await self._post(channel, channel.url + _PUSH, body, {})
+        except (Failed, Refused) as exc:
+            log.warning("rule %s: its Alertmanager was not reminded: %s", name, exc)
+        finally:
+            self._reminding.discard(name)
+
+
+def _episode(event: AlertEvent) -> _Episode:
+    return event.alert, "".join(event.group.values()), event.starts_at
 
 
 def _without_secrets(destination: str) -> str:
@@ -257,41 +328,3 @@ def _without_secrets(destination: str) -> str:
     if not url.host:
         return destination
     return str(url.copy_with(username=None, password=None, query=None))
-
-
-def load_target(target: str) -> Callable[..., Any]:
-    """
-    What ``package.module:name`` is.
-
-    Raises:
-        ConfigError: It is not there, or cannot be called.
-    """
-    module, _, name = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(f"delivery.target: {target!r}: {exc}") from exc
-    found = getattr(found, "deliver", found)
-    if inspect.isclass(found) or not callable(found):
-        raise ConfigError(f"delivery.target: {target!r} is neither a function nor an object with deliver()")
-    call: Callable[..., Any] = found
-    return call
-
-
-async def _call(channel: Channel, event: AlertEvent) -> None:
-    payload = msgspec.to_builtins(event)
-    try:
-        async with asyncio.timeout(channel.timeout_ns / SECOND):
-            deliver = load_target(channel.target)
-            asynchronous = inspect.iscoroutinefunction(deliver) or inspect.iscoroutinefunction(
-                getattr(deliver, "__call__", None)  # noqa: B004 - an object may be called asynchronously
-            )
-            answer = deliver(payload) if asynchronous else await asyncio.to_thread(deliver, payload)
-            if inspect.isawaitable(answer):
-                await answer
-    except TimeoutError as exc:
-        raise Failed(f"did not return within {channel.timeout_ns / SECOND:g} s") from exc
-    except Exception as exc:
-        raise Failed(f"{type(exc).__name__}: {shorten(str(exc), 100)}") from exc

@@ -10,203 +10,31 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
 import msgspec
 
 from tokentrace.bus import subjects
-from tokentrace.cell import OTHER, Table, rows_of
+from tokentrace.cell import Table, rows_of
+from tokentrace.change import changes_in
 from tokentrace.errors import Rejected
 from tokentrace.machine import Effect, Message, Publish, Saved
-from tokentrace.quantile import Ints
-from tokentrace.records import AlertEvent, Batch, Span, decode_batches
+from tokentrace.records import AlertEvent, Batch, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace.units import HOUR, parse_instant
 from tokentrace_alerter.index import Index
-from tokentrace_alerter.measure import WHOLE, choose, make_measure
+from tokentrace_alerter.measure import choose
 from tokentrace_alerter.render import render_watch
-from tokentrace_alerter.rule import Rule, State, breaches, decide
-from tokentrace_alerter.rule import Seen as Found
+from tokentrace_alerter.rule import Rule, State
+from tokentrace_alerter.watch import Watch, instance_of
 
-VERSION = 4
+VERSION = 5
 #: What is read is complete up to this long ago, once everything has been read.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
-
-
-class Watch:
-    """
-    One rule, its ring and the state of each of its instances.
-
-    Attributes:
-        primed_ns: From this stream time on it knows everything; 0 = there has been nothing to know.
-        next_ns: The next instant to look at; 0 = none yet.
-        priming: Older messages are still being read for it.
-        silenced_until_ns: Until then nothing is published.
-        spans: How many it has taken in.
-    """
-
-    def __init__(self, rule: Rule, table: Table) -> None:
-        self.rule = rule
-        self.states: dict[str, State] = {}
-        self.primed_ns = 0
-        self.next_ns = 0
-        self.priming = False
-        #: What lies up to here it has to be primed with.
-        self.began_at: Position | None = None
-        #: Instances that are counted with the rest now.
-        self._folded: set[str] = set()
-        self.silenced_until_ns = 0
-        self.spans = 0
-        self._measure = make_measure(rule, table)
-
-    @property
-    def state(self) -> State:
-        """That of a rule that is not grouped."""
-        return self.states.setdefault(WHOLE, State())
-
-    @property
-    def late(self) -> int:
-        """Spans that came when no window could hold them any more."""
-        return self._measure.late
-
-    def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        """Take in spans that pass its filter, of a message of stream time *time_ns*; *rows* are theirs."""
-        self.spans += len(spans)
-        self._measure.fold(spans, rows, time_ns)
-
-    @property
-    def due_ns(self) -> int:
-        """The broker's clock when the next instant is to be evaluated; 0 = there is none."""
-        return self.next_ns + self.rule.lag_ns if self.next_ns else 0
-
-    def evaluate(self) -> list[AlertEvent]:
-        """Look at the next instant; returns what is to be published."""
-        rule, instant = self.rule, self.next_ns
-        self.next_ns += rule.eval_interval_ns
-        found = self._measure.read(instant)
-        busy = self._busy()
-        # Of instances that are gone only those matter that say something, unless no data does.
-        self._folded -= found.keys()
-        known = self.states.keys() - self._folded if rule.no_data == "fire" else busy
-        names = sorted({*found, *known}) if rule.group_by else [WHOLE]
-        events = []
-        for name in names:
-            seen = found.get(name, Found(None, 0))
-            event = self._look(name, instant, seen.value, seen.span_count)
-            if event is not None:
-                events.append(event)
-        if rule.group_by:
-            self._forget(instant, found)
-            stay = self._measure.bound(found, self._busy())
-            if stay is not None:
-                self._folded |= {name for name in self.states if name not in stay and name != OTHER}
-                cooling = {name for name in self._folded if self._is_cooling(name, instant)}
-                self._folded &= cooling
-                kept = stay | cooling | {OTHER}
-                self.states = {name: state for name, state in self.states.items() if name in kept}
-        return events
-
-    def _is_cooling(self, name: str, instant: int) -> bool:
-        state = self.states.get(name)
-        return state is not None and state.fired_ns > 0 and instant <= state.fired_ns + self.rule.cooldown_ns
-
-    def _busy(self) -> set[str]:
-        """The instances that say something, or are about to."""
-        return {name for name, state in self.states.items() if state.firing or state.pending_ns}
-
-    def _look(self, name: str, instant: int, value: float | None, span_count: int) -> AlertEvent | None:
-        rule, state = self.rule, self.states.setdefault(name, State())
-        decision = decide(
-            rule,
-            state,
-            instant,
-            value,
-            span_count,
-            silenced=instant < self.silenced_until_ns,
-            warming=self.warming(instant),
-            group=name,
-        )
-        state.breached = breaches(rule, value, span_count, firing=state.firing)
-        state.evaluated_ns, state.value, state.span_count = instant, value, span_count
-        state.why, state.pending_ns = decision.why, decision.pending_ns
-        if decision.event is not None:
-            self.take(decision.event)
-        return decision.event
-
-    def _forget(self, instant: int, found: Mapping[str, Found]) -> None:
-        """Instances without data, whose past no longer matters."""
-        for name, state in list(self.states.items()):
-            fires = self.rule.no_data == "fire" and name not in self._folded
-            if state.firing or state.pending_ns or name in found or fires:
-                continue
-            if state.fired_ns + self.rule.cooldown_ns < instant:
-                del self.states[name]
-                self._folded.discard(name)
-            else:
-                state.value, state.span_count, state.breached, state.why = None, 0, False, "no_data"
-
-    def warming(self, instant_ns: int) -> bool:
-        """What it looks at reaches back further than what it knows."""
-        return not self.primed_ns or instant_ns < self.primed_ns + self.rule.covers_ns
-
-    def start_at(self, now_ns: int) -> None:
-        """Evaluate from the first aligned instant after *now_ns*."""
-        interval = self.rule.eval_interval_ns
-        self.next_ns = (now_ns // interval + 1) * interval
-
-    def take(self, event: AlertEvent) -> None:
-        """The state that *event* says."""
-        if list(event.group) != ([self.rule.group_by] if self.rule.group_by else []):
-            return  # of when the rule was grouped by something else
-        state = self.states.setdefault(instance_of(event), State())
-        instant = parse_instant(event.fired_at)
-        if state.pending_ns <= instant:
-            state.pending_ns = 0
-        if event.status == "firing":
-            state.fired_ns = max(state.fired_ns, instant)
-        if instant < state.event_ns:
-            return
-        state.event_ns = instant
-        state.firing = event.status == "firing"
-        if state.firing:
-            state.starts_ns = parse_instant(event.starts_at) if event.starts_at else instant
-
-    def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Captured now, made into plain data for ``restore`` later and in any thread."""
-        measure = self._measure.snapshot()
-        state = {
-            "fingerprint": self.rule.fingerprint,
-            "seen": {
-                name: [one.evaluated_ns, one.value, one.span_count, one.pending_ns] for name, one in self.states.items()
-            },
-            "interval_ns": self.rule.eval_interval_ns,
-            "primed_ns": self.primed_ns,
-            "next_ns": self.next_ns,
-            "spans": self.spans,
-            "folded": sorted(self._folded),
-        }
-        return lambda: {**state, "measure": measure()}
-
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on where ``snapshot`` was, which watched the same; what fired is for the events to say."""
-        self._measure.restore(saved["measure"])
-        self.states = {
-            name: State(evaluated_ns=evaluated_ns, value=value, span_count=span_count, pending_ns=pending_ns)
-            for name, (evaluated_ns, value, span_count, pending_ns) in saved["seen"].items()
-        }
-        self.primed_ns, self.next_ns, self.spans = saved["primed_ns"], saved["next_ns"], saved["spans"]
-        self._folded = set(saved["folded"])
-        if self.next_ns and saved["interval_ns"] != self.rule.eval_interval_ns:
-            self.start_at(self.next_ns - saved["interval_ns"])
-
-
-def instance_of(event: AlertEvent) -> str:
-    """Which instance of its rule *event* is about."""
-    return next(iter(event.group.values()), WHOLE)
 
 
 class Alerter:
@@ -233,18 +61,19 @@ class Alerter:
         self.time_ns = 0
         self.caught_up = False
         self.spans = 0
+        self.watches: dict[str, Watch] = {}
         self._watch_all({rule.name: Watch(rule, self._table) for rule in self._rules})
 
     def _watch_all(self, watches: dict[str, Watch]) -> None:
-        self.watches = watches
+        known, self.watches = self.watches, watches
         self._due: list[tuple[int, int, str]] = []
         self._order = count()
         self._index = Index({name: watch.rule.filter for name, watch in watches.items()})
         for name, watch in watches.items():
-            watch.silenced_until_ns = self._silences.get(name, 0)
-            for held in self._events.get(name, {}).values():
-                for event in held.values():
-                    watch.take(event)
+            if watch is not known.get(name):
+                watch.silenced_until_ns = self._silences.get(name, 0)
+                for held in self._events.get(name, {}).values():
+                    watch.recall(held)
             self._schedule(watch)
 
     def _schedule(self, watch: Watch) -> None:
@@ -270,14 +99,27 @@ class Alerter:
         self._rules = [one for one in self._rules if one.name != rule.name] + [rule]
         self._watch_all({**self.watches, rule.name: watch})
 
-    def remove(self, name: str) -> None:
-        """Watch it no more; what it fired is forgotten."""
+    def remove(self, name: str, upto_ns: int | None = None) -> None:
+        """Watch it no more, if it is watched; what it said *upto_ns* is forgotten, None = all that is known of."""
+        if upto_ns is None:
+            said = [event for held in self._events.get(name, {}).values() for event in held.values()]
+            upto_ns = max([0, *(parse_instant(event.fired_at) for event in said)])
+        self.forget(name, upto_ns)
+        if name not in self.watches:
+            return
         self._rules = [rule for rule in self._rules if rule.name != name]
-        said = [event for held in self._events.pop(name, {}).values() for event in held.values()]
-        self._forgotten[name] = max([self._forgotten.get(name, 0), *(parse_instant(event.fired_at) for event in said)])
         subject = subjects.alerts(self._project, name)
         self._effects = [effect for effect in self._effects if effect.subject != subject]
         self._watch_all({other: watch for other, watch in self.watches.items() if other != name})
+
+    def forget(self, name: str, upto_ns: int) -> None:
+        """Before *name* is watched: what was said up to *upto_ns* was said by another rule of that name."""
+        upto_ns = self._forgotten[name] = max(upto_ns, self._forgotten.get(name, 0))
+        instances = self._events.pop(name, {})
+        for group, held in instances.items():
+            later = {word: event for word, event in held.items() if parse_instant(event.fired_at) > upto_ns}
+            if "last" in later:
+                self._events.setdefault(name, {})[group] = later
 
     def silence(self, name: str, until_ns: int) -> None:
         """Publish nothing of it until *until_ns*; 0 ends a silence."""
@@ -285,22 +127,20 @@ class Alerter:
         if name in self.watches:
             self.watches[name].silenced_until_ns = until_ns
 
-    def prime(self, name: str, message: Message, seen: Seen) -> None:
+    def prime(self, watches: Mapping[str, Watch], index: Index, message: Message, seen: Seen) -> None:
         """
-        Take in a message that lies behind, for one rule alone.
+        Take in a message that lies behind, for some rules alone.
 
         Args:
-            seen: What has been taken in for it so.
+            index: Of their filters, by name.
+            seen: What has been taken in for them so.
 
         Raises:
             Rejected: It cannot be read.
         """
-        watch = self.watches.get(name)
-        if watch is None:
-            return
         for batch in decode_batches(message.payload):
-            if batch.spans and seen.add(batch, message.time_ns):
-                self._fold_into(Index({name: watch.rule.filter}), batch, message.time_ns)
+            if (batch.spans or batch.scores) and seen.add(batch, message.time_ns):
+                self._fold_into(watches, index, batch, message.time_ns)
 
     def primed(self, name: str, since_ns: int, now_ns: int) -> None:
         """It knows everything from stream time *since_ns* on, and is looked at from now on."""
@@ -322,17 +162,22 @@ class Alerter:
         self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
         for batch in decode_batches(message.payload):
-            if self._seen.add(batch, message.time_ns) and batch.spans and self.watches:
+            if self._seen.add(batch, message.time_ns) and self.watches:
                 self.spans += len(batch.spans)
-                self._fold_into(self._index, batch, message.time_ns)
+                self._fold_into(self.watches, self._index, batch, message.time_ns)
         if message.time_ns - self._forgot_ns > HOUR:
             self._forgot_ns = message.time_ns
             self._seen.forget(message.time_ns)
 
-    def _fold_into(self, index: Index, batch: Batch, time_ns: int) -> None:
-        rows = rows_of(batch.spans, self._table, time_ns)
-        for name, indices in index.match(batch.spans):
-            self.watches[name].fold(*choose(batch.spans, rows, indices), time_ns)
+    def _fold_into(self, watches: Mapping[str, Watch], index: Index, batch: Batch, time_ns: int) -> None:
+        if batch.spans:
+            rows = rows_of(batch.spans, self._table, time_ns)
+            for name, indices in index.match(batch.spans):
+                watches[name].fold(*choose(batch.spans, rows, indices), time_ns)
+        changes = changes_in(batch.scores)
+        # Before it was given a span may have been in another rule or instance than after.
+        for name, indices in index.match([span for _, span in changes]) if changes else ():
+            watches[name].change(changes if indices is None else [changes[at] for at in indices], time_ns)
 
     def _evaluate(self, upto_ns: int) -> None:
         while self._due and self._due[0][0] <= upto_ns:
@@ -393,7 +238,7 @@ class Alerter:
         held["last"] = event
         watch = self.watches.get(event.alert)
         if watch is not None:
-            watch.take(event)
+            watch.recall(held)
 
     def episodes(self) -> list[AlertEvent]:
         """The last event of every instance that fires now."""
@@ -408,15 +253,6 @@ class Alerter:
     def render(self, now_ns: int) -> list[dict[str, Any]]:
         """``GET /alerts``."""
         return [render_watch(watch, now_ns) for watch in self.watches.values()]
-
-    def _forget(self, forgotten: Mapping[str, int]) -> None:
-        """What was said by rules that were removed up to these instants is not known any more."""
-        for name, instant_ns in forgotten.items():
-            self._forgotten[name] = max(instant_ns, self._forgotten.get(name, 0))
-        learnt = [event for one in self._events.values() for held in one.values() for event in held.values()]
-        self._events = {}
-        for event in sorted(learnt, key=lambda event: event.fired_at):
-            self.learn(event)
 
     def heard(self, event: AlertEvent) -> AlertEvent | None:
         """The last that was published about the same instance."""
@@ -449,7 +285,8 @@ class Alerter:
             self._position = msgspec.convert(saved["position"], Position | None)
             self._seen = Seen.restore(saved["seen"])
             self._forgot_ns, self._began_ns = saved["forgot_ns"], saved["began_ns"]
-            self._forget(msgspec.convert(saved["forgotten"], dict[str, int]))
+            for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
+                self.forget(name, upto_ns)
             watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
             for name, watch in watches.items():
                 held = saved["watches"].get(name)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from tokentrace.cell import CELL, OTHER, SPANS, Table
+from tokentrace.change import Change, score_rows
 from tokentrace.metric.custom import CustomMetric, Measured, value_text
 from tokentrace.metric.query import Query
 from tokentrace.metric.reader import Reader
+from tokentrace.metric.registry import QUALITY
 from tokentrace.quantile import Ints
 from tokentrace.records import Span
 from tokentrace.tier import Stretch, Tier
@@ -28,6 +30,10 @@ class Measure(Protocol):
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         """Take in spans that the rule's filter lets through, of a message of stream time *time_ns*."""
+        ...
+
+    def change(self, changes: Sequence[Change], time_ns: int) -> None:
+        """Take in those sides of scores given after the fact that the rule's filter lets through."""
         ...
 
     def read(self, instant_ns: int) -> Found:
@@ -103,17 +109,17 @@ class _Groups:
 
     def __init__(self, rule: Rule) -> None:
         self._key = rule.group_by
-        self._known: set[str] = set()
+        self.known: set[str] = set()
 
     def of(self, span: Span) -> str | None:
         """The name of the cells of *span*'s instance; None when it has none."""
         value = value_text(span, self._key)
         if value is None or value == OTHER:
             return value
-        if value not in self._known:
-            if len(self._known) >= MAX_GROUPS:
+        if value not in self.known:
+            if len(self.known) >= MAX_GROUPS:
                 return OTHER
-            self._known.add(value)
+            self.known.add(value)
         return _MARK + value
 
     def named(self, found: Found) -> Found:
@@ -122,17 +128,14 @@ class _Groups:
 
     def stay(self, found: Found, busy: Collection[str]) -> set[str] | None:
         """The instances that stay when some have to go, those of *busy* first; None when all do."""
-        if len(self._known) < MAX_GROUPS:
+        if len(self.known) < MAX_GROUPS:
             return None
         order = sorted(
-            self._known, key=lambda name: (name not in busy, -found.get(name, Seen(None, 0)).span_count, name)
+            self.known, key=lambda name: (name not in busy, -found.get(name, Seen(None, 0)).span_count, name)
         )
-        self._known = set(order[: max(MAX_GROUPS // 2, min(len(busy), MAX_GROUPS - 1))])
-        return self._known
-
-    def know(self, cells: Iterable[str]) -> None:
-        """The cells of these names are there already."""
-        self._known = {name.removeprefix(_MARK) for name in cells if name.startswith(_MARK)}
+        # One place is kept for somebody who becomes heavy, even when all of them are busy.
+        self.known = set(order[: max(MAX_GROUPS // 2, min(len(self.known & set(busy)), MAX_GROUPS - 1))])
+        return self.known
 
 
 class _Everybodys:
@@ -152,11 +155,20 @@ class _Everybodys:
         if self._groups is not None:
             rows = rows.copy()
             for index, span in enumerate(spans):
-                group = self._groups.of(span)
-                cell = -1 if group is None else self._table.number((span.kind, "", "", "", group, span.status))
-                rows[index, CELL] = cell
+                number = self._number(span)
+                rows[index, CELL] = -1 if number is None else number
             rows = rows[rows[:, CELL] >= 0]
         self._rollup.fold(rows)
+
+    def change(self, changes: Sequence[Change], time_ns: int) -> None:
+        if self._rule.metric in QUALITY:
+            self._rollup.change(score_rows(changes, self._number, time_ns))
+
+    def _number(self, span: Span) -> int | None:
+        if self._groups is None:
+            return self._table.number_of(span)
+        group = self._groups.of(span)
+        return None if group is None else self._table.number((span.kind, "", "", "", group, span.status))
 
     def read(self, instant_ns: int) -> Found:
         found = self._read(self._window.stretches(instant_ns))
@@ -188,14 +200,14 @@ class _Everybodys:
         return found if self._groups is None else self._groups.named(found)
 
     def snapshot(self) -> Callable[[], Any]:
-        cells = None if self._groups is None else list(self._table.cells)
-        return _later(cells, *self._rollup.snapshot({}))
+        known, cells = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.cells))
+        return _later(known, cells, *self._rollup.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        cells, state, parts = saved
-        if cells is not None and self._groups is not None:
+        known, cells, state, parts = saved
+        if self._groups is not None:
             self._table = Table(cells, most=_MOST_CELLS)
-            self._groups.know(cell.name for cell in self._table.cells)
+            self._groups.known = set(known)
         self._rollup = Rollup.restore(self._table, state, parts, self._window.tiers, self._schema)
 
 
@@ -212,6 +224,9 @@ class _Own:
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         self._measured.fold(spans, time_ns)
 
+    def change(self, changes: Sequence[Change], time_ns: int) -> None:
+        self._measured.change(changes, time_ns)
+
     def read(self, instant_ns: int) -> Found:
         found = self._read(self._window.stretches(instant_ns))
         if self._rule.change:
@@ -227,22 +242,23 @@ class _Own:
     def _read(self, stretches: Sequence[Stretch]) -> Found:
         total, groups = self._measured.read(stretches, Query(groupby="name" if self._groups else ""))
         every = groups if self._groups is not None else {WHOLE: total}
-        found = {name: Seen(self._measured.metric.value(tally), tally.size) for name, tally in every.items()}
+        found = {name: Seen(self._measured.metric.value(tally), max(tally.size, 0)) for name, tally in every.items()}
         return found if self._groups is None else self._groups.named(found)
 
     def snapshot(self) -> Callable[[], Any]:
-        return _later(None, *self._measured.snapshot({}))
+        known = [] if self._groups is None else sorted(self._groups.known)
+        return _later(known, [], *self._measured.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        _, state, parts = saved
+        known, _, state, parts = saved
         self._measured.restore(state, parts)
         if self._groups is not None:
-            self._groups.know(self._measured.groups)
+            self._groups.known = set(known)
 
 
-def _later(cells: Any, state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
+def _later(known: list[str], cells: Any, state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
     made = {name: part.encode for name, part in parts.items() if part.encode is not None}
-    return lambda: (cells, state, {name: encode() for name, encode in made.items()})
+    return lambda: (known, cells, state, {name: encode() for name, encode in made.items()})
 
 
 def choose(spans: Sequence[Span], rows: Ints, indices: Sequence[int] | None) -> tuple[Sequence[Span], Ints]:

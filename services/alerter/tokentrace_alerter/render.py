@@ -8,7 +8,7 @@ from tokentrace.units import MINUTE, render_duration, render_instant
 from tokentrace_alerter.rule import State
 
 if TYPE_CHECKING:
-    from tokentrace_alerter.machine import Watch
+    from tokentrace_alerter.watch import Watch
 
 #: As long as this a rule that has recovered is called resolved.
 _RESOLVED_NS = 15 * MINUTE

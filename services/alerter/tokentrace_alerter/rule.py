@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import msgspec
 
+from tokentrace.cell import OTHER
 from tokentrace.errors import ConfigError, Rejected, shorten
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.registry import METRICS, Metric, find_metric
 from tokentrace.records import AlertEvent
-from tokentrace.units import HOUR, MINUTE, SECOND, is_number, parse_duration, render_duration, render_instant
+from tokentrace.units import HOUR, MINUTE, SECOND, is_number, parse_duration, render_instant
 from tokentrace_alerter.channel import Channel, parse_channel
 
 _OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
@@ -189,6 +191,8 @@ def parse_rule(
         raise ConfigError(f"{where}.name: required")
     if len(name) > 128:
         raise ConfigError(f"{where}.name: longer than 128 characters")
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in name):
+        raise ConfigError(f"{where}.name: {shorten(name)!r} has a control character in it")
     metric = str(given.get("metric") or "")
     custom = customs.get(metric)
     found = find_metric(metric)
@@ -205,6 +209,8 @@ def parse_rule(
     level = "warning" if level is None else level
     if level not in LEVELS:
         raise ConfigError(f"{where}.level: {shorten(level)!r} is none of {', '.join(LEVELS)}")
+    if given.get("window") is None:
+        raise ConfigError(f"{where}.window: required, such as 1h")
     window_ns = duration("window", HOUR)
     if not SECOND <= window_ns <= MAX_WINDOW_NS:
         raise ConfigError(f"{where}.window: must be between 1s and 31d")
@@ -241,7 +247,7 @@ def parse_rule(
         custom=custom,
         op=cast(Op, op),
         threshold=float(threshold),
-        window=str(given.get("window") or render_duration(window_ns)),
+        window=str(given["window"]),
         window_ns=window_ns,
         eval_interval_ns=interval,
         cooldown_ns=cooldown,
@@ -390,6 +396,13 @@ def decide(
         return Decision(None, "cooldown", since)
     starts = state.starts_ns if state.firing else instant_ns
     return Decision(_event(rule, "firing", instant_ns, value, span_count, starts, group), "")
+
+
+def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
+    """The end of the episode of an instance that is not told apart any more."""
+    event = _event(rule, "resolved", instant_ns, None, 0, state.starts_ns, group)
+    said = f"{rule.group_by} {shorten(group)!r} is counted with {OTHER!r} from now on"
+    return msgspec.structs.replace(event, message=said)
 
 
 def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:

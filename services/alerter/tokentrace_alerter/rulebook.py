@@ -7,10 +7,11 @@ stream by every alerter. An entry survives restarts; a deleted rule of the confi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,6 +28,9 @@ log = logging.getLogger("tokentrace.alerter")
 MAX_RULES = 10_000
 MAX_SILENCE_NS = 366 * DAY
 _TRIES = 8
+#: How long an answer waits until what somebody has written is heard of here.
+_HEAR_S = 2.0
+_STREAM = f"KV_{subjects.RULES}"
 
 
 class _Kept(msgspec.Struct):
@@ -35,12 +39,14 @@ class _Kept(msgspec.Struct):
 
     Attributes:
         rule: As it was posted; None = that of the configuration.
+        since_ns: What was said up to then was said by another rule of that name.
     """
 
     name: str
     rule: dict[str, Any] | None = None
     deleted: bool = False
     silenced_until_ns: int = 0
+    since_ns: int = 0
 
 
 class Change(NamedTuple):
@@ -50,12 +56,22 @@ class Change(NamedTuple):
     Attributes:
         rule: Watch this from now on; None = no other than before.
         removed: It is gone.
+        since_ns: What was said up to then was said by another rule of that name.
     """
 
     name: str
     rule: Rule | None
     removed: bool
     silenced_until_ns: int
+    since_ns: int = 0
+
+    def apply_to(self, machine: Alerter) -> None:
+        """Have *machine* watch what there is now."""
+        if self.rule is not None or self.removed:
+            machine.remove(self.name, self.since_ns or None)
+        if self.rule is not None:
+            machine.add(self.rule)
+        machine.silence(self.name, self.silenced_until_ns)
 
 
 class Rulebook:
@@ -76,6 +92,11 @@ class Rulebook:
         self._customs, self._cooldown_ns = customs, cooldown_ns
         self._rules = dict(self._configured)
         self._silences: dict[str, int] = {}
+        self._since_ns: dict[str, int] = {}
+        self._following = False
+        #: Sequence of the last entry that is applied here.
+        self._heard = 0
+        self._news = asyncio.Event()
 
     def rule(self, name: str) -> Rule | None:
         """The rule called *name*, if there is one now."""
@@ -95,7 +116,7 @@ class Rulebook:
                 continue
             if kept.deleted and kept.name in self._configured:
                 # A restart brings back what the configuration says, and everybody hears of it.
-                kept = _Kept(kept.name)
+                kept = _Kept(kept.name, since_ns=kept.since_ns)
                 with contextlib.suppress(Conflict):
                     await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
             change = self._apply(kept)
@@ -106,22 +127,31 @@ class Rulebook:
     def apply_to(self, machine: Alerter, changes: Sequence[Change]) -> None:
         """Have a machine that has not read anything watch what there is."""
         for change in changes:
+            machine.forget(change.name, change.since_ns)
             machine.silence(change.name, change.silenced_until_ns)
         machine.begin(list(self._rules.values()))
 
     async def changes(self) -> AsyncIterator[Change]:
         """What people change from now on, and in between."""
-        async with contextlib.aclosing(
-            self._bus.follow(f"KV_{subjects.RULES}", [f"$KV.{subjects.RULES}.>"], None)
-        ) as feed:
+        self._following = True
+        async with contextlib.aclosing(self._bus.follow(_STREAM, [f"$KV.{subjects.RULES}.>"], None)) as feed:
             async for chunk in feed:
                 for message in chunk.messages:
-                    if not message.payload:
-                        continue
-                    kept = self._decode(message.subject, message.payload)
+                    kept = self._decode(message.subject, message.payload) if message.payload else None
                     change = self._apply(kept) if kept is not None else None
                     if change is not None:
                         yield change
+                    # By now whoever follows has made it hold.
+                    self._heard = message.sequence
+                    self._news.set()
+                    self._news = asyncio.Event()
+
+    async def _hear(self, sequence: int) -> None:
+        """Wait a while until the entry *sequence* holds here."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEAR_S):
+                while self._following and self._heard < sequence:
+                    await self._news.wait()
 
     def _decode(self, key: str, value: bytes) -> _Kept | None:
         try:
@@ -133,6 +163,7 @@ class Rulebook:
     def _apply(self, kept: _Kept) -> Change | None:
         """Make *kept* hold; None when it holds already."""
         before, silenced = self._rules.get(kept.name), self._silences.get(kept.name, 0)
+        same = kept.since_ns == self._since_ns.get(kept.name, 0)
         rule = None if kept.deleted else self._configured.get(kept.name)
         if kept.rule is not None and not kept.deleted:
             try:
@@ -140,16 +171,14 @@ class Rulebook:
             except (ConfigError, ValueError, TypeError, OverflowError, RecursionError) as exc:
                 log.error("a rule made at run time makes no sense here: %s", exc)
                 return None
-        self._silences[kept.name] = kept.silenced_until_ns
+        self._silences[kept.name], self._since_ns[kept.name] = kept.silenced_until_ns, kept.since_ns
         if rule is None:
             self._rules.pop(kept.name, None)
-            return Change(kept.name, None, before is not None, 0)
+            return Change(kept.name, None, before is not None, 0, kept.since_ns)
         self._rules[kept.name] = rule
-        if rule == before:
-            return (
-                None if silenced == kept.silenced_until_ns else Change(kept.name, None, False, kept.silenced_until_ns)
-            )
-        return Change(kept.name, rule, False, kept.silenced_until_ns)
+        if rule != before or not same:
+            return Change(kept.name, rule, False, kept.silenced_until_ns, kept.since_ns)
+        return None if silenced == kept.silenced_until_ns else Change(kept.name, None, False, kept.silenced_until_ns)
 
     # -- what people ask for
 
@@ -159,6 +188,8 @@ class Rulebook:
             asked = msgspec.json.decode(payload) if payload else {"ask": "list"}
             if not isinstance(asked, dict):
                 raise Rejected("question: not an object")
+            # Somebody else may have written a moment ago, and have been told that it holds.
+            await self._hear((await self._bus.state(_STREAM)).last_sequence)
             status, body = await self._do(asked, machine, now_ns)
         except TokentraceError as exc:
             status = exc.status if isinstance(exc, Rejected) else 409 if isinstance(exc, Conflict) else 503
@@ -173,11 +204,11 @@ class Rulebook:
         if ask == "list":
             return 200, machine.render(now_ns)
         if ask == "create":
-            return 201, await self._create(asked.get("rule"))
+            return 201, await self._create(asked.get("rule"), now_ns)
         if name not in self._rules and not await self._is_kept(name):
             raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
         if ask == "delete":
-            await self._write(name, lambda kept: _Kept(name, None, deleted=True))
+            await self._write(name, lambda kept: _Kept(name, None, deleted=True, since_ns=now_ns))
             return 204, None
         if ask == "silence":
             until_ns = now_ns + _duration(asked.get("duration"))
@@ -185,7 +216,7 @@ class Rulebook:
             def silenced(kept: _Kept) -> _Kept:
                 if kept.deleted:
                     raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
-                return _Kept(name, kept.rule, silenced_until_ns=until_ns)
+                return _Kept(name, kept.rule, silenced_until_ns=until_ns, since_ns=kept.since_ns)
 
             await self._write(name, silenced)
             return 200, {"silenced_until": render_instant(until_ns)}
@@ -197,7 +228,7 @@ class Rulebook:
         kept = None if entry is None else self._decode(name, entry.value)
         return kept is not None and kept.rule is not None and not kept.deleted
 
-    async def _create(self, given: object) -> dict[str, Any]:
+    async def _create(self, given: object, now_ns: int) -> dict[str, Any]:
         if not isinstance(given, dict):
             raise Rejected("rule: not an object")
         try:
@@ -210,11 +241,12 @@ class Rulebook:
             raise Conflict(f"a rule is called {shorten(rule.name)!r} already")
         if len(self._rules) >= MAX_RULES:
             raise Rejected(f"there are {MAX_RULES} rules already")
-        kept = _Kept(rule.name, given)
+        kept = _Kept(rule.name, given, since_ns=now_ns)
         await self._write(rule.name, lambda held: kept, fresh=True)
         return {"rule_id": rule.rule_id, "name": rule.name}
 
-    async def _write(self, name: str, change: Any, *, fresh: bool = False) -> None:
+    async def _write(self, name: str, change: Callable[[_Kept], _Kept], *, fresh: bool = False) -> None:
+        """Make of the entry of *name* what *change* makes of it, and wait until that holds here."""
         key = _key(name)
         for _ in range(_TRIES):
             entry: Entry | None = await self._kv.get(key)
@@ -224,11 +256,12 @@ class Rulebook:
             kept = change(held or _Kept(name))
             try:
                 if entry is None:
-                    await self._kv.create(key, msgspec.json.encode(kept))
+                    revision = await self._kv.create(key, msgspec.json.encode(kept))
                 else:
-                    await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
+                    revision = await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
             except Conflict:
                 continue
+            await self._hear(revision)
             return
         raise Conflict(f"rule {shorten(name)!r} is being changed by somebody else")
 

@@ -23,11 +23,12 @@ from tokentrace.pump import Pump, until_available
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
 from tokentrace.units import SECOND, parse_duration, parse_instant
-from tokentrace_alerter.deliver import Courier, load_target
+from tokentrace_alerter.deliver import Courier
 from tokentrace_alerter.machine import Alerter as Machine
-from tokentrace_alerter.prime import prime
+from tokentrace_alerter.prime import Primer
 from tokentrace_alerter.rule import Rule, parse_rule
 from tokentrace_alerter.rulebook import Change, Rulebook
+from tokentrace_alerter.target import load_target
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -100,7 +101,7 @@ class Alerter:
         self._last: dict[str, int] = {}
         self._heard = asyncio.Condition()
         self._read_events = asyncio.Event()
-        self._priming: dict[str, asyncio.Task[None]] = {}
+        self.primer = Primer(bus, self.machine)
         self.published = 0
         self.pump = Pump(
             bus,
@@ -113,6 +114,7 @@ class Alerter:
             save_every_s=config.snapshot_every_s,
             on_caught_up=self._caught_up,
             on_loaded=self._loaded,
+            settles=True,
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -124,6 +126,7 @@ class Alerter:
             tasks = [
                 asyncio.create_task(self._follow_events()),
                 asyncio.create_task(self._follow_rules()),
+                asyncio.create_task(self.primer.run()),
             ]
             reading = asyncio.create_task(self._read_events.wait())
             try:
@@ -137,7 +140,7 @@ class Alerter:
                     for task in done:
                         task.result()
             finally:
-                others = [*tasks, *self._priming.values(), reading, stop]
+                others = [*tasks, reading, stop]
                 for task in others:
                     task.cancel()
                 await asyncio.gather(*others, return_exceptions=True)
@@ -145,13 +148,7 @@ class Alerter:
     def _loaded(self) -> None:
         for watch in self.machine.watches.values():
             if watch.priming:
-                self._prime(watch.rule)
-
-    def _prime(self, rule: Rule) -> None:
-        before = self._priming.pop(rule.name, None)
-        if before is not None:
-            before.cancel()
-        self._priming[rule.name] = asyncio.create_task(prime(self.bus, self.machine, rule))
+                self.primer.ask(watch.rule)
 
     def _caught_up(self) -> None:
         self.machine.caught_up = True
@@ -179,19 +176,16 @@ class Alerter:
             self._change(change)
 
     def _change(self, change: Change) -> None:
-        if change.rule is None and change.removed:
-            self.machine.remove(change.name)
-        elif change.rule is not None:
+        change.apply_to(self.machine)
+        if change.rule is not None:
             log.info("rule %s: watched from now on", change.name)
-            self.machine.add(change.rule)
-            self._prime(change.rule)
-        self.machine.silence(change.name, change.silenced_until_ns)
+            self.primer.ask(change.rule)
 
     async def _perform(self, effect: Effect) -> None:
         event = _events.decode(effect.payload)
         before = self.machine.heard(event)
         if before is not None and parse_instant(before.fired_at) >= parse_instant(event.fired_at):
-            log.info("%s: somebody has said it already", effect.subject)
+            log.debug("%s: somebody has said it already", effect.subject)
             return
         while True:
             last = self._last.get(effect.subject, 0)
@@ -204,7 +198,7 @@ class Alerter:
                 if not await self._hear(effect.subject, last):
                     raise Rejected(f"{effect.subject}: refused, and nothing newer is heard of") from None
                 if self.machine.heard(event) is not before:
-                    log.info("%s: somebody else was first", effect.subject)
+                    log.debug("%s: somebody else was first", effect.subject)
                     return
         self._last[effect.subject] = max(ack.sequence, self._last.get(effect.subject, 0))
         self.machine.learn(event)

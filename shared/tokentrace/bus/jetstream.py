@@ -436,7 +436,7 @@ class JetStream:
                             "ack_policy": "explicit",
                             "ack_wait": int(patience_s * SECOND),
                             "max_deliver": -1,
-                            "max_ack_pending": 4096,
+                            "max_ack_pending": 20_000,
                             "deliver_policy": "all",
                         },
                     },
