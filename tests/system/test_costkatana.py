@@ -724,6 +724,197 @@ class TestAway:
         assert serving.post("/api/traces/start", {"name": "x"}, "api", good).status == 200
 
 
+NUMBER, TEXT = (int, float), str
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+#: The SDK's TypeScript interfaces (SPEC A.4-A.7, B.3): what ends with ``?`` may be left out; a Date is a text in JSON.
+MESSAGE: dict[str, Any] = {
+    "sessionId": TEXT,
+    "traceId": TEXT,
+    "role": TEXT,
+    "content": TEXT,
+    "redactedContent?": TEXT,
+    "isRedacted": bool,
+    "metadata?": dict,
+    "createdAt": INSTANT,
+}
+NODE: dict[str, Any] = {
+    "id": TEXT,
+    "parentId?": TEXT,
+    "sessionId": TEXT,
+    "name": TEXT,
+    "type": TEXT,
+    "status": TEXT,
+    "error?": {"message": TEXT, "stack?": TEXT},
+    "model?": TEXT,
+    "tokens?": {"input": int, "output": int},
+    "costUSD?": (int, float, type(None)),
+    "tool?": TEXT,
+    "resourceIds?": [TEXT],
+    "metadata?": dict,
+    "startedAt": INSTANT,
+    "endedAt?": INSTANT,
+    "duration?": NUMBER,
+    "depth": int,
+}
+SESSION: dict[str, Any] = {
+    "sessionId": TEXT,
+    "userId?": TEXT,
+    "label?": TEXT,
+    "status": TEXT,
+    "totalSpans": int,
+    "totalCostUSD": NUMBER,
+    "totalInputTokens": int,
+    "totalOutputTokens": int,
+    "startedAt": INSTANT,
+    "endedAt?": INSTANT,
+    "messages": [MESSAGE],
+}
+GRAPH = {"nodes": [NODE], "edges": [{"from": TEXT, "to": TEXT}]}
+LIST = {"sessions": [SESSION], "total": int, "page": int, "pages": int}
+SUMMARY = {
+    "totalSessions": int,
+    "activeSessions": int,
+    "totalCost": NUMBER,
+    "avgDuration": NUMBER,
+    "errorRate": NUMBER,
+}
+
+
+def assert_shape(value: Any, shape: Any, where: str = "answer") -> None:
+    """*value* is what TypeScript would take for *shape*; more fields than that do no harm."""
+    if isinstance(shape, dict):
+        assert isinstance(value, dict), where
+        for name, inner in shape.items():
+            key = name.removesuffix("?")
+            if key in value and not (name.endswith("?") and value[key] is None):
+                assert_shape(value[key], inner, f"{where}.{key}")
+            else:
+                assert name.endswith("?"), f"{where}.{key} is missing"
+    elif isinstance(shape, list):
+        assert isinstance(value, list), where
+        for index, item in enumerate(value):
+            assert_shape(item, shape[0], f"{where}[{index}]")
+    elif isinstance(shape, re.Pattern):
+        assert isinstance(value, str), where
+        assert shape.fullmatch(value), (where, value)
+    else:
+        assert isinstance(value, shape), (where, value)
+        assert shape is bool or not isinstance(value, bool), where
+
+
+@pytest.fixture(scope="module")
+def client(replicas: Replicas) -> Iterator[TraceClient]:
+    with TraceClient("any", "shop", replicas.url("api")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def told(replicas: Replicas, client: TraceClient) -> tuple[str, dict[str, str]]:
+    """(session id, span ids by name) of a conversation of four spans that the api has read."""
+    label = f"support {uuid.uuid4()}"
+    root, session = replicas.start_span(0, name="root", type="agent", metadata={"label": label, "userId": "u-42"})
+    ids = {"root": root}
+    for replica, name, kind, parent in (
+        (1, "call", "llm", "root"),
+        (0, "look", "tool", "call"),
+        (1, "wait", "custom", "nobody"),
+    ):
+        parent_id = ids.get(parent, "nobody-knows")
+        ids[name] = replicas.start_span(replica, name=name, type=kind, parentId=parent_id, sessionId=session)[0]
+    error = {"message": "gone", "stack": "at look"}
+    replicas.end_span(ids["look"], 1, status="error", error=error, tool="search", resourceIds=["a", "b"])
+    tokens = {"input": 512, "output": 128}
+    replicas.end_span(ids["call"], 0, model="gpt-4o", tokens=tokens, costUSD=0.5, metadata={"step": 1})
+    replicas.end_span(root, 1)
+    replicas.end_span(root, 0, metadata={"statusCode": 200})
+    for role, content in (("user", "mail me: a@example.com"), ("assistant", "done")):
+        body = {"sessionId": session, "traceId": ids["call"], "role": role, "content": content}
+        assert replicas.post("/api/traces/messages", body, 1).status == 200
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Rejected):
+            nodes = client.session_graph(session)["nodes"]
+            merged = any(node["metadata"].get("statusCode") for node in nodes)
+            if len(nodes) == 4 and merged and len(client.session_details(session)["messages"]) == 2:
+                return session, ids
+        time.sleep(0.1)
+    raise AssertionError(client.session_graph(session))
+
+
+class TestShapes:
+    """What the SDK reads of a conversation that was told to two replicas."""
+
+    def test_the_graph(self, client: TraceClient, told: tuple[str, dict[str, str]]) -> None:
+        session, ids = told
+        graph = client.session_graph(session)
+        assert_shape(graph, GRAPH)
+        nodes = {node["name"]: node for node in graph["nodes"]}
+        assert {name: node["id"] for name, node in nodes.items()} == ids
+        assert {name: node["depth"] for name, node in nodes.items()} == {"root": 0, "call": 1, "look": 2, "wait": 0}
+        assert sorted((edge["from"], edge["to"]) for edge in graph["edges"]) == sorted(
+            [(ids["root"], ids["call"]), (ids["call"], ids["look"]), ("nobody-knows", ids["wait"])]
+        )
+        assert {name: node["status"] for name, node in nodes.items()} == {
+            "root": "ok",
+            "call": "ok",
+            "look": "error",
+            "wait": "pending",
+        }
+        assert nodes["look"]["error"] == {"message": "gone", "stack": "at look"}
+        assert (nodes["look"]["tool"], nodes["look"]["resourceIds"]) == ("search", ["a", "b"])
+        call = nodes["call"]
+        assert (call["model"], call["tokens"], call["costUSD"]) == ("gpt-4o", {"input": 512, "output": 128}, 0.5)
+        assert call["metadata"] == {"step": 1}
+        assert nodes["root"]["metadata"]["statusCode"] == 200
+        assert nodes["root"]["metadata"]["userId"] == "u-42"
+
+    def test_the_details(self, client: TraceClient, told: tuple[str, dict[str, str]]) -> None:
+        session, ids = told
+        details = client.session_details(session)
+        assert_shape(details, SESSION)
+        assert (details["sessionId"], details["userId"], details["status"]) == (session, "u-42", "error")
+        assert details["label"].startswith("support ")
+        assert details["totalSpans"] == 4
+        assert (details["totalInputTokens"], details["totalOutputTokens"]) == (512, 128)
+        assert details["totalCostUSD"] == 0.5
+        assert [(one["role"], one["content"], one["isRedacted"]) for one in details["messages"]] == [
+            ("user", "mail me: [EMAIL_REDACTED]", True),
+            ("assistant", "done", False),
+        ]
+        assert {one["traceId"] for one in details["messages"]} == {ids["call"]}
+
+    def test_the_list_and_its_filters(self, client: TraceClient, told: tuple[str, dict[str, str]]) -> None:
+        session, _ = told
+        details = client.session_details(session)
+        listed = client.list_sessions(label=details["label"], user_id="u-42")
+        assert_shape(listed, LIST)
+        assert (listed["total"], listed["page"], listed["pages"]) == (1, 1, 1)
+        assert [one["sessionId"] for one in listed["sessions"]] == [session]
+        assert listed["sessions"][0]["messages"] == details["messages"]
+        assert client.list_sessions(label=details["label"], user_id="u-43")["total"] == 0
+        started = details["startedAt"]
+        for since, until, total in ((started, None, 1), (None, "2020-01-01T00:00:00Z", 0)):
+            found = client.list_sessions(label=details["label"], since=since, until=until)
+            assert found["total"] == total
+        assert client.list_sessions(limit=1, page=2)["page"] == 2
+
+    def test_the_summary(self, client: TraceClient, told: tuple[str, dict[str, str]]) -> None:
+        summary = client.sessions_summary()
+        assert_shape(summary, SUMMARY)
+        assert summary["totalSessions"] >= 1
+        assert 0 < summary["errorRate"] <= 1
+        assert client.sessions_summary(until="2020-01-01T00:00:00Z")["totalSessions"] == 0
+
+    def test_an_unknown_session_is_not_found(self, replicas: Replicas, client: TraceClient) -> None:
+        for what in ("graph", "details"):
+            answer = http("GET", f"{replicas.url('api')}/api/sessions/of-nobody/{what}", None, KEY)
+            assert refused(answer, 404) == "Session of-nobody not found"
+        with pytest.raises(Rejected, match=r"^Trace API error: Session of-nobody not found$") as caught:
+            client.session_details("of-nobody")
+        assert caught.value.status == 404
+
+
 class TestTraceClient:
     @pytest.mark.parametrize(
         ("fields", "message"),
