@@ -98,7 +98,7 @@ class Aggregator:
 
     def health(self) -> Health:
         """Ready when every shard has read what there was."""
-        missing = [] if self.bus.connected else ["nats"]
+        missing = list(self.bus.troubles)
         missing += [
             f"shard {m.shard}" for m, p in zip(self.machines, self.pumps, strict=True) if not p.progress.caught_up
         ]

@@ -217,7 +217,7 @@ class Alerter:
 
     def health(self) -> Health:
         """Ready when it has read what there was."""
-        missing = [] if self.bus.connected else ["nats"]
+        missing = list(self.bus.troubles)
         if not self.pump.progress.caught_up:
             missing.append("alert rules")
         return Health(missing, {"rules": len(self.machine.watches)})

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
@@ -23,6 +24,7 @@ from tokentrace.pricing import Pricer
 from tokentrace.pump import encode_position, reader_key, until_available
 from tokentrace.records import Batch, Tombstone, decode_batches, encode_batches
 from tokentrace.records.batch import shard_of
+from tokentrace.redact import Redactor
 from tokentrace.settings import Pricing, Settings
 from tokentrace.units import DAY
 from tokentrace_api.alert_counts import AlertCounts
@@ -61,6 +63,7 @@ class Config:
         log_keeps_ns: How long the log keeps what is deleted here.
         pricing: What a receipt is explained with: the same as ingest's.
         ingest_url: Where what is posted here goes; "" = nothing can be posted here.
+        redactor: Cleans what is said here of sessions and scores, as ingest does with all else.
     """
 
     shards: int
@@ -79,6 +82,7 @@ class Config:
     log_keeps_ns: int = 7 * DAY
     custom: Mapping[str, CustomMetric] = field(default_factory=dict)
     pricing: Pricing = field(default_factory=Pricing)
+    redactor: Redactor = field(default_factory=Redactor)
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -101,6 +105,7 @@ class Config:
             log_keeps_ns=int(settings.nats.spans_max_age),
             custom=parse_customs(settings.customs),
             pricing=settings.pricing,
+            redactor=settings.redaction.redactor,
         )
 
 
@@ -261,6 +266,8 @@ class Api:
         Raises:
             Unavailable: The broker is away, or the store takes too long; it may be tried again under the same id.
         """
+        if batch.session_ends:
+            batch = replace(batch, session_ends=[self.config.redactor.session_end(end) for end in batch.session_ends])
         shard = shard_of(batch, self.config.shards)
         ack = await self.bus.publish(subjects.spans(self.config.project, shard), encode_batches([batch]))
         deadline = time.monotonic() + _SETTLE_S
@@ -289,7 +296,7 @@ class Api:
 
     def health(self) -> Health:
         """Ready when the store holds what the stream had."""
-        missing = [] if self.bus.connected else ["nats"]
+        missing = list(self.bus.troubles)
         if self._store is None:
             missing.append("span store")
         missing += [f"shard {shard}" for shard in range(self.config.shards) if not self._caught_up(shard)]

@@ -256,7 +256,7 @@ class Ingest:
 
     def health(self) -> Health:
         """Ready when the broker is there and the log has room."""
-        missing = [] if self.bus.connected else ["nats"]
+        missing = list(self.bus.troubles)
         if self._blocked:
             missing.append(self._blocked)
         behind = {reader: round(part, 3) for reader, part in self._behind.items() if part >= 0.5}

@@ -190,6 +190,11 @@ class Bus(Protocol):
         ...
 
     @property
+    def troubles(self) -> list[str]:
+        """What the broker cannot do now: ``nats`` while it is away, else what it fails to store; empty = all is well."""
+        ...
+
+    @property
     def max_payload(self) -> int:
         """Largest message the broker takes, bytes."""
         ...

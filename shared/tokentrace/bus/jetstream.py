@@ -55,7 +55,12 @@ _NO_MESSAGE = 10037
 _DELETE_FAILED = 10043
 _WRONG_LAST = (10071, 10164)
 #: Refusals that pass: a full stream drains, a leader is elected, a disk gets space again.
-_PASSING = (10077, 10023, 10008, 10074, 503)
+_IS_FULL = 10077
+_PASSING = (10023, 10008, 10074, 503)
+
+
+class _Full(Unavailable):
+    """A stream holds what it may hold: a healthy broker's answer."""
 
 
 class _ApiError(TokentraceError):
@@ -69,6 +74,8 @@ class _ApiError(TokentraceError):
     def translated(self) -> TokentraceError:
         if self.code in _WRONG_LAST:
             return Conflict(str(self))
+        if self.code == _IS_FULL:
+            return _Full(f"JetStream: {self} ({self.code})")
         if self.code in _PASSING or self.status >= 500:
             return Unavailable(f"JetStream: {self} ({self.code})")
         return Rejected(f"JetStream: {self} ({self.code})")
@@ -127,6 +134,9 @@ async def connect(
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
             async with asyncio.timeout(2):
                 await client.close()
+        _abort(client)
+        # The socket of a cut connection is closed in the loop's next turn.
+        await asyncio.sleep(0)
 
 
 def _without_secret(url: str) -> str:
@@ -216,6 +226,8 @@ class JetStream:
         self._waiting: dict[str, asyncio.Future[PubAck]] = {}
         self._numbers = itertools.count()
         self._acks = ""
+        #: Beginning of a subject -> why nothing can be stored on it, since the last time something could.
+        self._refused: dict[str, str] = {}
 
     async def start(self) -> None:
         """Listen for acknowledgements."""
@@ -225,6 +237,7 @@ class JetStream:
 
     def fail_waiting(self) -> None:
         """End every publish under way: its acknowledgement cannot arrive on a connection that is gone."""
+        self._refused.clear()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
@@ -234,6 +247,13 @@ class JetStream:
     def connected(self) -> bool:
         """False while the broker is away."""
         return bool(self._client.is_connected)
+
+    @property
+    def troubles(self) -> list[str]:
+        """As ``Bus.troubles``."""
+        if not self.connected:
+            return ["nats"]
+        return [f"nats stores nothing on {subject}: {why}" for subject, why in sorted(self._refused.items())]
 
     @property
     def max_payload(self) -> int:
@@ -343,17 +363,29 @@ class JetStream:
             sent["Nats-Msg-Id"] = id
         if expect_last is not None:
             sent["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        beginning = ".".join(subject.split(".", 2)[:2])
         async with self._window:
-            number = str(next(self._numbers))
-            future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
-            self._waiting[number] = future
             try:
-                with _border(f"publish {subject}"):
-                    await self._client.publish(subject, payload, reply=self._acks + number, headers=sent or None)
-                    async with asyncio.timeout(_API_TIMEOUT_S):
-                        return await future
-            finally:
-                self._waiting.pop(number, None)
+                ack = await self._publish(subject, payload, sent)
+            except Unavailable as exc:
+                # A full work queue says so; what is meant here is a store that fails, and may go on failing.
+                if self.connected and not isinstance(exc, _Full):
+                    self._refused[beginning] = str(exc).removeprefix(f"publish {subject}: ")
+                raise
+            self._refused.pop(beginning, None)
+            return ack
+
+    async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> PubAck:
+        number = str(next(self._numbers))
+        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            with _border(f"publish {subject}"):
+                await self._client.publish(subject, payload, reply=self._acks + number, headers=headers or None)
+                async with asyncio.timeout(_API_TIMEOUT_S):
+                    return await future
+        finally:
+            self._waiting.pop(number, None)
 
     # -- follow
 

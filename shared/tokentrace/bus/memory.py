@@ -116,6 +116,11 @@ class MemoryBus:
         return self._broker.up
 
     @property
+    def troubles(self) -> list[str]:
+        """As ``Bus.troubles``: memory is never full."""
+        return [] if self.connected else ["nats"]
+
+    @property
     def max_payload(self) -> int:
         """As ``Bus.max_payload``."""
         return MAX_PAYLOAD
