@@ -191,7 +191,7 @@ class Bus(Protocol):
 
     @property
     def troubles(self) -> list[str]:
-        """What the broker cannot do now: ``nats`` while it is away, else what it fails to store; empty = all is well."""
+        """What the broker cannot do now: ``nats`` while it is away, else what it fails to store."""
         ...
 
     @property
