@@ -143,21 +143,19 @@ class Api:
         """Store spans until *stopping* is set; what is not stored by then is read again at the next start."""
         config = self.config
         self.stopping = stopping
-        store = await self._in_writer(
-            lambda: Store(
-                config.directory,
-                shards=config.shards,
-                max_spans=config.max_spans,
-                keep_ns=config.keep_ns,
-                max_bytes=config.max_bytes,
-                memory_limit_mb=config.memory_limit_mb,
-            )
-        )
+        stop = asyncio.create_task(stopping.wait())
+        opening = asyncio.create_task(self._open())
+        await asyncio.wait([opening, stop], return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            return
+        store = opening.result()
         # What was deleted has to be known before anything is read, or it would be shown again for a while.
         buried = asyncio.Event()
         burying = asyncio.create_task(self._bury(store, buried))
-        stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait([asyncio.create_task(buried.wait()), burying, stop], return_when=asyncio.FIRST_COMPLETED)
+        hearing = asyncio.create_task(buried.wait())
+        await asyncio.wait([hearing, burying, stop], return_when=asyncio.FIRST_COMPLETED)
+        hearing.cancel()
         self._store = store
         tasks = [asyncio.create_task(self._follow(shard)) for shard in range(config.shards)]
         tasks += [
@@ -177,6 +175,31 @@ class Api:
             self._writer.shutdown()
         for task in done:
             task.result()
+
+    async def _open(self) -> Store:
+        """The store, as soon as its disk can be written."""
+        config, pause = self.config, 0.5
+        while True:
+            try:
+                store = await self._in_writer(
+                    lambda: Store(
+                        config.directory,
+                        shards=config.shards,
+                        max_spans=config.max_spans,
+                        keep_ns=config.keep_ns,
+                        max_bytes=config.max_bytes,
+                        memory_limit_mb=config.memory_limit_mb,
+                    )
+                )
+            except Unavailable as exc:
+                if not self.trouble:
+                    log.error("%s", exc)
+                self.trouble = str(exc)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                self.trouble = ""
+                return store
 
     async def _in_writer(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)

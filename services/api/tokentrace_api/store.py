@@ -96,8 +96,13 @@ class Store:
         self.damaged: list[str] = []
         self.repeated = 0
         self.rejected = 0
-        directory.mkdir(parents=True, exist_ok=True)
-        self._open()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            # A disk that cannot be written must not pass for files that cannot be read.
+            (directory / "probe").write_bytes(b"")
+            self._open()
+        except (OSError, duckdb.Error) as exc:
+            raise Unavailable(f"span store: {directory} cannot be opened: {str(exc)[:200]}") from exc
 
     def _run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         """A statement of the writer, its result read to the end, as DuckDB asks before the next one."""

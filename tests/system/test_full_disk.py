@@ -1,0 +1,181 @@
+"""
+A disk that is full, or refuses to be written: seen in /health while it lasts, and over without a person when it is over.
+
+The disk is a small tmpfs of its own; mounting one takes root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import Apart, Pipeline, http
+
+SIZE_MIB = 192
+
+
+class Disk:
+    """A mounted tmpfs, and a view of it that may be made read-only although files are open beneath."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._filler = directory / "filler"
+
+    def fill(self) -> None:
+        """Leave not a single page free."""
+        with self._filler.open("ab", buffering=0) as file:
+            for size in (1 << 20, 1 << 12):
+                try:
+                    while True:
+                        file.write(b"x" * size)
+                except OSError:
+                    continue
+
+    def make_room(self) -> None:
+        self._filler.unlink(missing_ok=True)
+
+    def bind(self, view: Path, mode: str) -> None:
+        """Show the disk at *view*, rw or ro."""
+        view.mkdir(exist_ok=True)
+        if os.path.ismount(view):
+            subprocess.run(["umount", "-l", str(view)], check=True)
+        subprocess.run(["mount", "--bind", str(self.directory), str(view)], check=True)
+        subprocess.run(["mount", "-o", f"remount,bind,{mode}", str(view)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tokentrace-test", str(directory)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a tmpfs cannot be mounted here: that takes root")
+    yield Disk(directory)
+    for view in (tmp_path / "view", directory):
+        if os.path.ismount(view):
+            subprocess.run(["umount", "-l", str(view)], check=True)
+
+
+class Sender:
+    """Posts batches that carry their ids, each until it is accepted: so a repetition counts once."""
+
+    def __init__(self, pipeline: Pipeline, port: int | None = None) -> None:
+        self.url = f"http://127.0.0.1:{port or pipeline.port}/spans"
+        self.accepted = 0
+        self.refused = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Sender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        batch = 0
+        while not self._stopping.is_set():
+            spans = [
+                {
+                    "trace_id": f"t{batch}",
+                    "span_id": f"{n}",
+                    "model": "gpt-4o",
+                    "provider": "openai",
+                    "prompt_tokens": 1000,
+                    "comp_tokens": 100,
+                    "attributes": {"text": os.urandom(300).hex()},
+                }
+                for n in range(20)
+            ]
+            body = json.dumps(spans).encode()
+            while True:
+                try:
+                    status = http("POST", self.url, body).status
+                except OSError:
+                    status = 0
+                if status == 202:
+                    break
+                assert status in (0, 503), status
+                self.refused += 1
+                if self._stopping.wait(0.2):
+                    return
+            self.accepted += len(spans)
+            batch += 1
+            time.sleep(0.02)
+
+
+def totals(pipeline: Pipeline) -> dict[str, Any]:
+    metrics = pipeline.get("/metrics?window=1h").json()
+    return {
+        "metrics": metrics["span_count"],
+        "stats": pipeline.get("/stats").json()["total_spans"],
+        "stored": pipeline.get("/health").json()["stored_spans"],
+        "cost": round(metrics["cost"]["total_usd"], 9),
+    }
+
+
+def expected(sender: Sender) -> dict[str, Any]:
+    n = sender.accepted
+    return {"metrics": n, "stats": n, "stored": n, "cost": round(n * 0.0035, 9)}
+
+
+def story(pipeline: Pipeline, begin: Any, end: Any) -> None:
+    """Something happens to the disk between *begin* and *end*, while spans keep coming."""
+    with Sender(pipeline) as sender:
+        pipeline.until(lambda: sender.accepted >= 200, "accepting")
+        begin()
+        pipeline.until(lambda: sender.refused > 0, "refusing")
+        pipeline.until(lambda: pipeline.get("/health").status == 503, "unhealthy")
+        shown = pipeline.get("/health").json()
+        assert shown["status"] == "unhealthy"
+        assert shown["error"]
+        end()
+        before = sender.accepted
+        pipeline.until(lambda: sender.accepted > before + 100, "accepting again", 90)
+        pipeline.until(lambda: pipeline.get("/health").status == 200, "healthy again", 90)
+    pipeline.until(lambda: totals(pipeline) == expected(sender), f"exact: {expected(sender)}")
+
+
+def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
+    pipeline = Pipeline(tmp_path / "run", "--data-dir", str(disk.directory / "data"))
+    pipeline.start()
+    try:
+        story(pipeline, disk.fill, disk.make_room)
+    finally:
+        pipeline.stop()
+
+
+def test_an_api_whose_disk_cannot_be_written_says_so_and_begins_when_it_can(tmp_path: Path, disk: Disk) -> None:
+    view = tmp_path / "view"
+    apart = Apart(tmp_path / "run")
+    apart.data = view / "data"
+    (disk.directory / "data").mkdir()
+    disk.bind(view, "rw")
+    try:
+        apart.start()
+        with Sender(apart, apart.ports["ingest"]) as sender:
+            apart.until(lambda: sender.accepted >= 100, "accepting")
+            apart.kill_one("api")
+            disk.bind(view, "ro")
+            apart.start_one("api")
+            apart.until(lambda: apart.get("/health").status == 503, "unhealthy")
+            assert "cannot be opened" in apart.get("/health").json()["error"]
+            assert apart.get("/traces").status == 503
+            before = sender.accepted
+            apart.until(lambda: sender.accepted > before + 100, "accepting although nothing is stored")
+            assert list(disk.directory.glob("data/spans/*damaged*")) == []
+            disk.bind(view, "rw")
+            apart.until(lambda: apart.get("/health").status == 200, "healthy again")
+        apart.until(lambda: totals(apart) == expected(sender), f"exact: {expected(sender)}")
+    finally:
+        apart.stop()
