@@ -915,6 +915,76 @@ class TestShapes:
         assert caught.value.status == 404
 
 
+def test_a_session_of_five_thousand_spans_in_twelve_levels_is_shown_as_it_was_told(
+    replicas: Replicas, client: TraceClient
+) -> None:
+    rng = random.Random(12)
+    session = f"long-{uuid.uuid4()}"
+    level: dict[str, int] = {}
+    parent: dict[str, str | None] = {}
+    by_level: list[list[str]] = [[] for _ in range(12)]
+    for number in range(5000):
+        depth = number if number < 12 else rng.randrange(1, 12)
+        span_id = f"{session}-{number}"
+        level[span_id], parent[span_id] = depth, rng.choice(by_level[depth - 1]) if depth else None
+        by_level[depth].append(span_id)
+    told: dict[str, dict[str, Any]] = {
+        span_id: {
+            "traceId": span_id,
+            "parentId": parent[span_id],
+            "sessionId": session,
+            "name": f"step {number % 7}",
+            "type": rng.choice(["llm", "tool", "retrieval", "custom"]),
+            "status": "error" if number % 500 == 499 else "ok",
+            "tokens": {"input": rng.randrange(1000), "output": rng.randrange(1000)},
+            "costUSD": rng.randrange(1, 10**6) / 10**6,
+            "metadata": {"number": number},
+        }
+        for number, span_id in enumerate(level)
+    }
+    starting = [told[span_id] for ids in by_level for span_id in rng.sample(ids, len(ids))]
+    starts = [{key: span[key] for key in ("traceId", "parentId", "sessionId", "name", "type")} for span in starting]
+    ending = rng.sample(starting, len(starting))
+    for at in range(0, 5000, 1000):
+        assert replicas.post("/api/traces/ingest", starts[at : at + 1000], 0).status == 200
+    for at in range(0, 4900, 700):
+        assert replicas.post("/api/traces/ingest", {"spans": ending[at : at + 700]}, 1).status == 200
+    for span in ending[4900:]:
+        end = {key: span[key] for key in ("status", "tokens", "costUSD", "metadata")}
+        replicas.end_span(span["traceId"], rng.randrange(2), **end)
+
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        graph = client.session_graph(session)
+        if len(graph["nodes"]) == 5000 and all(node["status"] != "pending" for node in graph["nodes"]):
+            break
+        time.sleep(0.3)
+    assert_shape(graph, GRAPH)
+    assert {node["id"]: node["depth"] for node in graph["nodes"]} == level
+    assert {(edge["from"], edge["to"]) for edge in graph["edges"]} == {(up, one) for one, up in parent.items() if up}
+    for node in graph["nodes"]:
+        expected = told[node["id"]]
+        assert {key: node[key] for key in ("name", "type", "status", "tokens", "costUSD", "metadata")} == {
+            key: expected[key] for key in ("name", "type", "status", "tokens", "costUSD", "metadata")
+        }
+    details = client.session_details(session)
+    assert details["totalSpans"] == 5000
+    assert details["totalInputTokens"] == sum(span["tokens"]["input"] for span in told.values())
+    assert details["totalOutputTokens"] == sum(span["tokens"]["output"] for span in told.values())
+    assert round(details["totalCostUSD"] * 10**6) == sum(round(span["costUSD"] * 10**6) for span in told.values())
+    assert details["status"] == "error"
+    trace = http("GET", f"{replicas.url('api')}/traces/{session}-0").json()
+    assert trace["span_count"] == 5000
+    rows = http("GET", f"{replicas.url('api')}/traces/{session}-0/timeline").json()["rows"]
+    assert {row["span_id"]: (row["depth"], row["name"]) for row in rows} == {
+        span_id: (depth, told[span_id]["name"]) for span_id, depth in level.items()
+    }
+    begin = min(node["startedAt"] for node in graph["nodes"])
+    first = {row["span_id"] for row in rows if row["start_ms"] == 0}
+    assert first
+    assert {node["startedAt"] for node in graph["nodes"] if node["id"] in first} == {begin}
+
+
 class TestTraceClient:
     @pytest.mark.parametrize(
         ("fields", "message"),
