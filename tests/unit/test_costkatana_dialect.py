@@ -333,6 +333,10 @@ class TestIngest:
         late = encoded(name="x", startedAt="2026-03-15T14:23:01Z", endedAt="2026-03-15T14:23:00Z")
         assert refusal(decode_ingest, b"[" + self.SPAN + b"," + late + b"]") == "span 1: endedAt: before startedAt"
 
+    @pytest.mark.parametrize("spans", [None, {}, "x", 5])
+    def test_spans_that_are_no_array_are_refused(self, spans: Any) -> None:
+        assert refusal(decode_ingest, encoded(name="x", spans=spans)) == "spans: is not an array"
+
     def test_one_id_twice_in_a_batch_is_refused(self) -> None:
         twice = json.dumps([{"name": "x", "traceId": "t"}, {"name": "z"}, {"name": "y", "traceId": "t"}]).encode()
         assert refusal(decode_ingest, twice) == "span 2: traceId: 't' is also that of span 0"

@@ -154,6 +154,8 @@ def decode_ingest(body: bytes) -> list[SpanInput]:
         spans = _decode(_many, body)
     else:
         wrapped = _decode(_wrapped, body).spans
+        if wrapped is not msgspec.UNSET and bytes(wrapped)[:1] != b"[":
+            raise Rejected("spans: is not an array")
         spans = [_decode(_start, body)] if wrapped is msgspec.UNSET else _decode(_many, wrapped)
     first: dict[str, int] = {}
     for index, given in enumerate(spans):
