@@ -129,6 +129,18 @@ def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
         assert total.summary.quantile(1.0) == pytest.approx(float(np.max(inside)), rel=error)
 
 
+def test_sums_of_the_largest_attributes_stay_exact_whenever_they_settle() -> None:
+    #   9.1e18 three times in one bucket: an int64 ends at 9.2e18
+    measured = Measured(metric(field="attr.size"), (Tier(1, 60),))
+    span = make_span(attributes={"size": 9_100_000_000})
+    at = span.ended_ns // SECOND
+    for count in range(1, 4):
+        measured.fold([span], span.arrived_ns)
+        measured.tick(span.arrived_ns)
+        total = measured.read([Stretch(0, at, at + 1)], Query())[0].total
+        assert total == measured.lived().total == count * 9_100_000_000 * 10**9
+
+
 def test_a_rule_on_a_metric_of_ones_own_fires() -> None:
     own = metric(name="legal_doc_cost", filter_key="document_type", filter_val="legal")
     given = tokentrace.cost_spike("legal", 1.0, "10s")

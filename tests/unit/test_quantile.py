@@ -234,3 +234,55 @@ def test_a_bucket_ends_with_its_upper_edge() -> None:
     assert (above > upto).all()
     assert below[63::64].tolist() == upto[63::64].tolist()  # the powers of two lie on an edge
     assert bins_of(-np.array(edges)).tolist() == (-below).tolist()
+
+
+# ---- what is taken away
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.booleans(), st.integers(0, 3)), max_size=160),
+    st.sampled_from([1, 10**7]),
+)
+def test_values_taken_away_in_other_summaries_are_gone_once_merged(
+    drawn: list[tuple[int, int, bool, int]], scale: int
+) -> None:
+    #   a value comes in one of four summaries and may go in any other, which then holds less than nothing
+    came: list[list[int]] = [[] for _ in range(4)]
+    went: list[list[int]] = [[] for _ in range(4)]
+    for value, at, goes, where in drawn:
+        came[at].append(value * scale)
+        if goes:
+            went[where].append(value * scale)
+    parts = [
+        Summary.merged([np.array(added, np.int64)], [], [np.array(gone, np.int64)])
+        for added, gone in zip(came, went, strict=True)
+    ]
+    left = [value * scale for value, _, goes, _ in drawn if not goes]
+    for summary in (merge(parts), merge([merge(parts[:2]), merge(parts[2:])])):
+        assert summary.count == len(left)
+        if not summary.bins:
+            assert summary == Summary.of(left)
+        for q in (0.0, 0.1, 0.5, 1.0):
+            if left:
+                assert_close(summary.quantile(q), left, q, 0 if summary.exact else RELATIVE_ERROR)
+            else:
+                assert summary.quantile(q) is None
+
+
+def test_counts_that_come_to_nothing_are_not_taken_for_exact() -> None:
+    #   1,000,001 comes and 1,000,000 goes, in one bucket: counts say nothing, and something has changed
+    same = bins_of(np.array([1_000_000, 1_000_001]))
+    assert same[0] == same[1]
+    one = np.array([1], np.int64)
+    changed = Summary.merged([], [(same[:1], -one), (same[1:], one)])
+    assert (changed.count, changed.exact, changed.quantile(0.5)) == (0, False, None)
+    whole = merge([Summary.of([1_000_000]), changed])
+    assert not whole.exact
+    assert_close(whole.quantile(0.5), [1_000_001], 0.5, RELATIVE_ERROR)
+
+
+def test_what_goes_and_never_came_is_not_below_zero() -> None:
+    lonely = Summary.merged([np.array([5], np.int64)], [], [np.array([7, 7], np.int64)])
+    assert (lonely.count, lonely.exact, lonely.quantile(0.5)) == (-1, False, 5.0)
+    assert Summary.merged([], [], [np.array([7], np.int64)]).quantile(0.5) is None
