@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokentrace.dialect.docs import score_of
 from tokentrace.quantile import Ints
 from tokentrace.records import Score, Span, event_time
 from tokentrace.units import SECOND, int_to_score, is_number, score_to_int
@@ -28,8 +29,8 @@ class Change(NamedTuple):
 
     Attributes:
         sign: -1 = the span as it was, which counts no more; 1 = as it is now.
-        span: Its dimensions, instants and attributes; its ``score`` only where that is what changed. Nothing else is
-            known of it.
+        span: Its dimensions, instants, attributes and ``score``; nothing else is known of it. Another attribute that
+            changed leaves the score as it was, and may put it into another group.
     """
 
     sign: int
@@ -57,7 +58,7 @@ def _scored(score: Score, value: int | None) -> Span:
         status=score.status,
         ended_ns=score.ended_ns,
         arrived_ns=score.arrived_ns,
-        score=value if score.name == SCORE else None,
+        score=value if score.name == SCORE else score_of(score.attributes),
         attributes=_with(score.attributes, score.name, value),
     )
 
