@@ -335,6 +335,17 @@ class TestLife:
         assert (span.caller, span.attributes) == ("web", {"a": 1})
         assert refused(replicas.post("/api/traces/nobody/end", {}, "api"), 404) == "Trace nobody not found"
 
+    @pytest.mark.parametrize("replica", [0, "api"])
+    def test_names_may_be_any_text_in_headers_and_paths(self, replicas: Replicas, replica: int | str) -> None:
+        headers = {"X-Service-Name": "café "}
+        span_id = replicas.post("/api/traces/start", {"name": "x"}, replica, headers).json()["traceId"]
+        assert replicas.read().start(span_id).caller == "café"
+        answer = replicas.post("/api/traces/start", {"name": "x"}, replica, {"X-Session-Id": "ü"})
+        assert refused(answer, 400).startswith("X-Session-Id: ")
+        assert "not found" in refused(replicas.post("/api/traces/%C3%BC%0A%22/end?a=b", {}, replica), 404)
+        assert replicas.post("/api/traces//end", {}, replica).status == 404
+        assert b"message" in replicas.post("/api/traces/nothing", {}, replica).body
+
     def test_an_id_that_nobody_started_is_not_found(self, replicas: Replicas) -> None:
         unknown = str(uuid.uuid4())
         answer = replicas.post(f"/api/traces/{unknown}/end", {"status": "ok"})

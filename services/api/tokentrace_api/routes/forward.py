@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import httpx
 from starlette.requests import Request
@@ -16,16 +17,18 @@ if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
 _PASSED = (
-    "content-type",
-    "content-encoding",
-    "idempotency-key",
-    "authorization",
-    "x-service-name",
-    "x-session-id",
-    "x-project-id",
+    b"content-type",
+    b"content-encoding",
+    b"idempotency-key",
+    b"authorization",
+    b"x-service-name",
+    b"x-session-id",
+    b"x-project-id",
 )
 _RETURNED = ("content-type", "retry-after", "x-trace-id", "x-session-id")
 _TIMEOUT_S = 15.0
+#: What may stand in a path and a query as it is.
+_URL_MARKS = "/?%:@!$&'()*+,;=-._~"
 
 
 def routes(api: Api) -> list[BaseRoute]:
@@ -37,7 +40,8 @@ def routes(api: Api) -> list[BaseRoute]:
 
     async def forward(request: Request) -> Response:
         body = await read_raw(request, config.max_body_bytes)
-        headers = {name: request.headers[name] for name in _PASSED if name in request.headers}
+        # As bytes: a name may be any text, and httpx would take a str for ASCII.
+        headers = [(name, value.strip()) for name, value in request.headers.raw if name in _PASSED]
         try:
             answer = await client.post(_target(request), content=body, headers=headers)
         except httpx.TransportError as exc:
@@ -54,4 +58,4 @@ def _target(request: Request) -> httpx.URL:
     """Path and query as they came: an id in the path may hold an escaped slash."""
     path = request.scope.get("raw_path") or request.url.path.encode()
     query = request.scope.get("query_string", b"")
-    return httpx.URL((path + b"?" + query if query else path).decode("ascii"))
+    return httpx.URL(quote(path + b"?" + query if query else path, safe=_URL_MARKS))

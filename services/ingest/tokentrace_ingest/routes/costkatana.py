@@ -125,8 +125,8 @@ async def _plan(ingest: Ingest, request: Request, inputs: list[SpanInput], seed:
         Rejected: Names the index.
     """
     arrived_ns = time.time_ns()
-    caller = request.headers.get("x-service-name", "")
-    session_id = request.headers.get("x-session-id", "")
+    caller = request.headers.get("x-service-name", "").strip()
+    session_id = request.headers.get("x-session-id", "").strip()
     if session_id and not is_id(session_id):
         raise Rejected(f"X-Session-Id: {shorten(session_id)!r} is not 1-256 printable ASCII characters")
     ids = [given.trace_id or _new_id(seed, index, "span") for index, given in enumerate(inputs)]
