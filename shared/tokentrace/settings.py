@@ -26,6 +26,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
 
 if TYPE_CHECKING:
     from tokentrace.pricing import Rate
+    from tokentrace.redact import Redactor
 
 
 class Duration(int):
@@ -203,6 +204,13 @@ class Redaction(_Section, frozen=True, kw_only=True):
     keys: list[str] = []
     replace: bool = False
     store_raw_content: bool = False
+
+    @property
+    def redactor(self) -> Redactor:
+        """What does all this."""
+        from tokentrace.redact import Redactor  # only who stores something needs its patterns
+
+        return Redactor(self.keys, replace_keys=self.replace, mode=self.mode, keep_raw=self.store_raw_content)
 
 
 class Mist(_Section, frozen=True, kw_only=True):

@@ -32,7 +32,14 @@ _FETCH = 128
 #: A message whose worker died is given to another one after this long, seconds.
 PATIENCE_S = 5.0
 _GUARD_EVERY_S = 2.0
+#: Raw messages overwritten at once.
+_ERASING = 8
 _STOP_AT = 0.9
+_HELP = {
+    "spans": "Spans accepted.",
+    "rejected": "Spans refused.",
+    "raw_left": "Raw messages with secrets that were not overwritten, but left to go with their file.",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Ingest:
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._redactions: Counter[tuple[str, str]] = Counter()
+        self._erasing = asyncio.Semaphore(_ERASING)
         self._behind: dict[str, float] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -193,8 +201,7 @@ class Ingest:
             return
         try:
             if await self._clean_and_commit(project, message, created_ns):
-                # An acknowledged message stays readable in the files of the queue; this one held what must not be.
-                await self.bus.erase(subjects.RAW, message.sequence)
+                await self._erase(message)
             await delivery.ack()
         except Unavailable as exc:
             # Not acknowledged: it will be given to somebody again, and readers know its batches by id.
@@ -225,10 +232,27 @@ class Ingest:
         try:
             await until_available(partial(self._dead_letter, self.config.project, [letter], "nats"))
             if self.config.redactor.enabled:
-                await self.bus.erase(subjects.RAW, delivery.message.sequence)
+                await self._erase(delivery.message)
             await delivery.term(reason)
         except (Unavailable, Rejected) as exc:
             log.info("raw message %d: %s", delivery.message.sequence, exc)
+
+    async def _erase(self, message: Message) -> None:
+        """
+        Overwrite a raw message that held a secret, before it is acknowledged.
+
+        What is only acknowledged stays readable in the queue's newest file until all that lies in it is acknowledged.
+        Overwriting takes the broker some milliseconds, in which it does little else: of a flood only some are.
+        """
+        if self._erasing.locked():
+            self._counts["raw_left", "nats"] += 1
+            return
+        async with self._erasing:
+            try:
+                await self.bus.erase(subjects.RAW, message.sequence)
+            except Unavailable as exc:
+                self._counts["raw_left", "nats"] += 1
+                log.info("raw message %d is not overwritten: %s", message.sequence, exc)
 
     async def _dead_letter(self, project: str, letters: Sequence[Letter], way: str) -> None:
         for letter in letters:
@@ -265,8 +289,7 @@ class Ingest:
     def samples(self) -> Iterator[Sample]:
         """Its own metrics."""
         for (what, way), count in sorted(self._counts.items()):
-            text = "Spans accepted." if what == "spans" else "Spans refused."
-            yield Sample(f"tokentrace_ingest_{what}_total", text, count, {"way": way})
+            yield Sample(f"tokentrace_ingest_{what}_total", _HELP[what], count, {"way": way})
         for (kind, way), count in sorted(self._redactions.items()):
             labels = {"kind": kind, "way": way}
             yield Sample("tokentrace_ingest_redactions_total", "Secrets taken out of what came in.", count, labels)

@@ -88,7 +88,8 @@ def routes(api: Api) -> list[BaseRoute]:
         # All are found before any is recorded: a wrong id refuses the request and leaves nothing half done.
         spans = [await _span_of(api, one, index, len(given)) for index, one in enumerate(given)]
         for one, span in zip(given, spans, strict=True):
-            await record_score(api, span, one.attribute, None if one.value is None else score_to_int(one.value))
+            name = api.config.redactor.text(one.attribute)
+            await record_score(api, span, name, None if one.value is None else score_to_int(one.value))
         shown = [{"trace_id": span.trace_id, "span_id": span.span_id} for span in spans]
         return reply({"accepted": len(given), "spans": shown}, 202)
 

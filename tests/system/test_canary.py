@@ -1,0 +1,463 @@
+"""
+Fifty kinds of secrets, sent through every way in, are nowhere afterwards; with redaction off the same search finds all.
+
+Every secret is unlike every other one, so that whatever is found says which way it came and where it was put. Searched
+are the files of NATS, every table and every byte of the span store, snapshots, logs, and what the api answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+import msgspec
+import pytest
+
+from canaries import KINDS, Canary, canary
+from make import ENDED_NS, STARTED_NS
+from pipeline import Apart, http
+from tokentrace.bus import jetstream, subjects
+from tokentrace.client.reporter import Reporter
+from tokentrace.records import Annotation, Batch, ChatMessage, SessionEnd, Span, Started, encode_batches
+from tokentrace.records.batch import BATCH_TYPE
+from tokentrace.redact import Redactor
+from tokentrace_ingest.service import PATIENCE_S
+
+ATTRIBUTE_PLACES = ("value", "key", "nested")
+
+
+class Sender:
+    """Makes secrets for places, and remembers them."""
+
+    def __init__(self) -> None:
+        self.needles: dict[bytes, str] = {}
+        self.spans = 0
+
+    def put(self, kind: str, way: str, place: str) -> str:
+        """The text that is put there."""
+        made: Canary = canary(kind, f"{way}/{place}")
+        self.needles[made.needle.encode()] = f"{kind} in {place} by {way}"
+        return made.text
+
+    def attributes(self, kind: str, way: str, *, nested: bool = True) -> dict[str, Any]:
+        found: dict[str, Any] = {"value": self.put(kind, way, "value"), self.put(kind, way, "key"): 1}
+        if nested:
+            found["deep"] = {"list": [{"x": self.put(kind, way, "nested")}]}
+        return found
+
+    def span(self, kind: str, way: str, number: int, **changes: Any) -> Span:
+        self.spans += 1
+        return Span(
+            **{
+                "trace_id": f"{way}-{number}",
+                "span_id": "1",
+                "name": self.put(kind, way, "name"),
+                "caller": self.put(kind, way, "caller"),
+                "model": "gpt-4o",
+                "provider": "openai",
+                "status": "error",
+                "prompt_tokens": 5,
+                "started_ns": STARTED_NS,
+                "ended_ns": ENDED_NS,
+                "error": self.put(kind, way, "error"),
+                "error_stack": f"File x\n  {self.put(kind, way, 'stack')}",
+                "attributes": self.attributes(kind, way),
+                "session_id": f"session-{way}",
+                **changes,
+            }
+        )
+
+    def batch(self, way: str) -> Batch:
+        """One batch with every kind of record, and some that are bad."""
+        spans, started, messages, annotations, ends = [], [], [], [], []
+        session = f"session-{way}"
+        for number, kind in enumerate(KINDS):
+            spans.append(self.span(kind, way, number))
+            bad = self.span(kind, f"{way} bad", number, model="", status="ok")
+            self.spans -= 1
+            spans.append(bad)
+            started.append(
+                Started(
+                    trace_id=f"{way}-open-{number}",
+                    span_id="1",
+                    session_id=session,
+                    name=self.put(kind, way, "started name"),
+                    metadata={"deep": [self.put(kind, way, "started metadata")]},
+                )
+            )
+            messages.append(
+                ChatMessage(
+                    message_id=f"{way}-{number}",
+                    session_id=session,
+                    content=self.put(kind, way, "content"),
+                    raw=self.put(kind, way, "raw"),
+                    metadata={"deep": {"x": self.put(kind, way, "message metadata")}},
+                )
+            )
+            annotations.append(
+                Annotation(
+                    trace_id=f"{way}-{number}",
+                    span_id="1",
+                    attributes={"said": self.put(kind, way, "annotation")},
+                )
+            )
+            error = self.put(kind, way, "session end")
+            ends.append(SessionEnd(session_id=f"{session}-{number}", ended_ns=ENDED_NS, error=error))
+        return Batch(
+            id=f"foreign.{way}",
+            sequence=1,
+            source="foreign",
+            spans=spans,
+            started=started,
+            messages=messages,
+            annotations=annotations,
+            session_ends=ends,
+        )
+
+    def docs(self, way: str) -> list[dict[str, Any]]:
+        """The documented JSON."""
+        found = []
+        for number, kind in enumerate(KINDS):
+            self.spans += 1
+            found.append(
+                {
+                    "trace_id": f"{way}-{number}",
+                    "span_id": "1",
+                    "kind": "tool",
+                    "name": self.put(kind, way, "name"),
+                    "caller": self.put(kind, way, "caller"),
+                    "status": "error",
+                    "error": self.put(kind, way, "error"),
+                    "error_stack": self.put(kind, way, "stack"),
+                    "attributes": self.attributes(kind, way, nested=False),
+                    "session_id": f"session-{way}",
+                }
+            )
+        return found
+
+    def mist(self, way: str) -> Iterator[bytes]:
+        """MIST messages."""
+        for number, kind in enumerate(KINDS):
+            self.spans += 1
+            payload = {
+                "trace_id": f"{way}-{number}",
+                "span_id": "1",
+                "operation": self.put(kind, way, "name"),
+                "start_ns": STARTED_NS,
+                "end_ns": ENDED_NS,
+                "status": "error",
+                "attrs": {"error": self.put(kind, way, "error"), **self.attributes(kind, way)},
+            }
+            yield json.dumps({"version": "1", "type": "trace.span", "source": "tool", "payload": payload}).encode()
+
+
+def post(url: str, body: Any, headers: dict[str, str] | None = None) -> Any:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = http("POST", url, data, {"Content-Type": "application/json", **(headers or {})})
+    assert answer.status in (200, 201, 202), answer.body[:500]
+    return answer.json() if answer.body else None
+
+
+def send_costkatana(sender: Sender, base: str, way: str) -> None:
+    for number, kind in enumerate(KINDS):
+        sender.spans += 2
+        session = f"session-{way}"
+        start = {
+            "name": sender.put(kind, way, "name"),
+            "sessionId": session,
+            "traceId": f"{way}-{number}",
+            "metadata": sender.attributes(kind, f"{way} start"),
+        }
+        service = sender.put(kind, way, "service").replace("\n", " ").strip()
+        post(f"{base}/api/traces/start", start, {"X-Service-Name": service})
+        end = {
+            "status": "error",
+            "error": {"message": sender.put(kind, way, "error"), "stack": sender.put(kind, way, "stack")},
+            "metadata": sender.attributes(kind, f"{way} end"),
+        }
+        post(f"{base}/api/traces/{way}-{number}/end", end)
+        post(f"{base}/api/traces/{way}-{number}/end", {"metadata": {"later": sender.put(kind, way, "second end")}})
+        message = {
+            "sessionId": session,
+            "traceId": f"{way}-{number}",
+            "role": "user",
+            "content": sender.put(kind, way, "content"),
+            "metadata": {"deep": [sender.put(kind, way, "message metadata")]},
+        }
+        post(f"{base}/api/traces/messages", message)
+        open_ = {"name": sender.put(kind, way, "open name"), "sessionId": session, "traceId": f"{way}-open-{number}"}
+        post(f"{base}/api/traces/start", {**open_, "error": sender.put(kind, way, "early error")})
+        whole = {
+            "name": sender.put(kind, way, "ingest name"),
+            "sessionId": session,
+            "traceId": f"{way}-whole-{number}",
+            "status": "error",
+            "error": sender.put(kind, way, "ingest error"),
+            "metadata": sender.attributes(kind, f"{way} ingest"),
+        }
+        post(f"{base}/api/traces/ingest", {"spans": [whole]})
+
+
+def send_http(sender: Sender, base: str, way: str) -> None:
+    post(f"{base}/spans", sender.docs(f"{way} spans"))
+    batches = encode_batches([sender.batch(f"{way} batch")])
+    post(f"{base}/spans", batches, {"Content-Type": BATCH_TYPE})
+    for body in sender.mist(f"{way} mist"):
+        post(f"{base}/mist", body)
+    send_costkatana(sender, base, f"{way} costkatana".replace(" ", "-"))
+
+
+def send_reporter(sender: Sender, url: str, way: str, redactor: Redactor) -> None:
+    with Reporter("canary", url, redactor=redactor) as reporter:
+        for number, kind in enumerate(KINDS):
+            reporter.report(sender.span(kind, way, number))
+        assert reporter.flush(30)
+        assert reporter.stats().failed == 0
+
+
+async def send_nats(sender: Sender, url: str) -> None:
+    async with jetstream.connect(url, name="foreign") as bus:
+        subject = subjects.raw(subjects.DEFAULT_PROJECT, 0)
+        await bus.publish(subject, encode_batches([sender.batch("msgpack")]))
+        await bus.publish(subject, json.dumps(sender.docs("json")).encode())
+        for number, kind in enumerate(KINDS):
+            # What nobody can read, and what only partly can be: both held a secret, for all anybody knows.
+            await bus.publish(subject, b"\xc1" + sender.put(kind, "rubbish", "bytes").encode())
+            bad = {"kind": "tool", "name": "bad", "error": sender.put(kind, "json bad", "error"), "latency_ms": -1}
+            await bus.publish(subject, json.dumps([bad, {"kind": "tool", "name": f"n{number}"}]).encode())
+            sender.spans += 1
+
+
+def ask_everything(pipeline: Apart, sender: Sender) -> bytes:
+    """What the api answers to every question it takes."""
+    paths = [
+        "/traces/recent",
+        "/stats",
+        "/health",
+        "/metrics?window=30d",
+        "/metrics/prometheus",
+        "/api/sessions/summary",
+        "/export?format=jsonl",
+        "/export?format=csv",
+        *(f"/metrics/{name}?window=30d&groupby={by}" for name in ("total_tokens", "error_rate") for by in GROUPS),
+    ]
+    answers = []
+    page, ids = 0, []
+    while True:
+        answer = pipeline.get(f"/traces?limit=200&offset={page}")
+        answers.append(answer.body)
+        found = [trace["trace_id"] for trace in answer.json()["traces"]]
+        ids += found
+        page += 200
+        if not found:
+            break
+    for trace_id in ids:
+        name = quote(trace_id, safe="")
+        paths += [f"/traces/{name}", f"/traces/{name}?format=mist", f"/traces/{name}/timeline"]
+    sessions = pipeline.get("/api/sessions?limit=100")
+    answers.append(sessions.body)
+    for session in sessions.json()["sessions"]:
+        name = quote(session["sessionId"], safe="")
+        paths += [f"/api/sessions/{name}/graph", f"/api/sessions/{name}/details"]
+    for path in paths:
+        answer = pipeline.get(path)
+        assert answer.status == 200, (path, answer.body[:300])
+        answers.append(answer.body)
+    return b"\n".join(answers)
+
+
+GROUPS = ("model", "caller", "name", "provider", "status")
+
+
+def search(needles: dict[bytes, str], *places: Path) -> set[str]:
+    """Which needles are in the bytes of the files below *places*."""
+    listed = places[0].parent / "needles.txt"
+    listed.write_bytes(b"\n".join(needles))
+    command = ["grep", "-r", "-a", "-o", "-h", "-F", "-f", str(listed), *map(str, places)]
+    found = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    assert found.returncode in (0, 1), found.stderr
+    listed.unlink()
+    return {needles[needle] for needle in set(found.stdout.split(b"\n")) if needle}
+
+
+def dump(files: list[Path], into: Path) -> None:
+    """Every value of every table of a DuckDB file that can hold text."""
+    with into.open("wb") as out:
+        for file in files:
+            with duckdb.connect(str(file), read_only=True) as database:
+                tables = database.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+                for (table,) in tables:
+                    for row in database.execute(f'SELECT * FROM "{table}"').fetchall():
+                        out.write(repr(row).encode() + b"\n")
+                        out.writelines(value for value in row if isinstance(value, bytes))
+
+
+#: DuckDB compresses what it stores; for this test it does not, so that the bytes of its files can be searched.
+UNCOMPRESSED = textwrap.dedent(
+    """
+    import duckdb
+    _connect = duckdb.connect
+    def connect(*args, **kwargs):
+        database = _connect(*args, **kwargs)
+        database.execute("PRAGMA force_compression='uncompressed'")
+        return database
+    duckdb.connect = connect
+    """
+)
+
+
+class Outcome:
+    """
+    What a run left behind.
+
+    Attributes:
+        needles: Secret -> what it is.
+        found: Place -> which secrets are in it.
+    """
+
+    def __init__(self, directory: Path, mode: str) -> None:
+        shim = directory / "shim"
+        shim.mkdir(parents=True)
+        (shim / "sitecustomize.py").write_text(UNCOMPRESSED)
+        env = {
+            "TOKENTRACE_REDACTION_MODE": mode,
+            "PYTHONPATH": str(shim),
+            "TOKENTRACE_DUPLICATE_WINDOW": "120s",
+        }
+        run = directory / "run"
+        pipeline = Apart(run, env=env)
+        pipeline.env["TOKENTRACE_INGEST_URL"] = f"http://127.0.0.1:{pipeline.ports['ingest']}"
+        sender = Sender()
+        pipeline.start()
+        try:
+            ingest = f"http://127.0.0.1:{pipeline.ports['ingest']}"
+            redactor = Redactor(mode=msgspec.convert(mode, type=Any))
+            send_reporter(sender, pipeline.nats_url, "reporter", redactor)
+            send_reporter(sender, ingest, "reporter http", redactor)
+            send_reporter(sender, pipeline.nats_url, "old reporter", Redactor(mode="off"))
+            asyncio.run(send_nats(sender, pipeline.nats_url))
+            send_http(sender, ingest, "ingest")
+            send_http(sender, pipeline.url, "api")
+            self.end_sessions(pipeline, sender)
+            pipeline.until(lambda: pipeline.get("/stats").json()["total_spans"] >= sender.spans, "all stored", 120)
+            answers = ask_everything(pipeline, sender)
+            self.stats = pipeline.get("/stats").json()
+            self.counters = http("GET", f"{ingest}/internal/metrics").body.decode()
+            self.sent = sender.spans
+            # A snapshot is taken every second, and once more at the end.
+        finally:
+            code = pipeline.stop()
+        assert code == 0
+        self.needles = sender.needles
+        (directory / "answers").mkdir()
+        (directory / "answers" / "all").write_bytes(answers)
+        (directory / "dump").mkdir()
+        dump(sorted((run / "data").rglob("*.duckdb")), directory / "dump" / "all")
+        nats = run / "nats"
+        self.found = {
+            "nats": search(self.needles, nats),
+            "store": search(self.needles, run / "data"),
+            "tables": search(self.needles, directory / "dump"),
+            "answers": search(self.needles, directory / "answers"),
+            "logs": search(self.needles, run / "serve.log"),
+        }
+
+    @staticmethod
+    def end_sessions(pipeline: Apart, sender: Sender) -> None:
+        """The one thing that is told to the api itself."""
+        for number, kind in enumerate(KINDS):
+            session = f"ended-{number}"
+            span = {"name": "x", "sessionId": session, "status": "ok", "type": "tool"}
+            post(f"{pipeline.url}/api/traces/ingest", span)
+            sender.spans += 1
+            error = {"message": sender.put(kind, "api", "session end")}
+            post(f"{pipeline.url}/api/sessions/{session}/end", {"error": error})
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return Outcome(tmp_path_factory.mktemp("redact"), "redact")
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    return Outcome(tmp_path_factory.mktemp("off"), "off")
+
+
+@pytest.mark.parametrize("place", ["nats", "store", "tables", "answers", "logs"])
+def test_no_secret_is_found_anywhere_whichever_way_it_came(clean: Outcome, place: str) -> None:
+    assert sorted(clean.found[place]) == []
+
+
+def test_nothing_was_lost_but_the_secrets(clean: Outcome) -> None:
+    assert clean.stats["total_spans"] == clean.sent
+
+
+def test_every_kind_and_every_way_in_is_counted(clean: Outcome) -> None:
+    lines = [line for line in clean.counters.splitlines() if line.startswith("tokentrace_ingest_redactions_total{")]
+    ways = {line.partition('way="')[2].partition('"')[0] for line in lines}
+    kinds = {line.partition('kind="')[2].partition('"')[0] for line in lines}
+    assert ways == {"reporter", "nats", "spans", "mist", "costkatana"}
+    tokens = {"api_key", "jwt", "bearer", "basic", "private_key", "url_credentials"}
+    assert kinds == {*tokens, "email", "phone", "ssn", "card", "key_value"}
+
+
+def test_with_redaction_off_the_same_search_finds_every_secret(leaky: Outcome) -> None:
+    # What cannot be read leaves a digest only, and a raw text that somebody else filled in is not kept.
+    gone = (" in bytes by ", " in raw by ", " by json bad")
+    stored = {what for what in leaky.needles.values() if not any(part in what for part in gone)}
+    assert sorted(stored - leaky.found["nats"]) == []
+    # Dead letters are in their stream, and in no store.
+    dead = {what for what in stored if " bad" in what}
+    assert sorted(stored - dead - leaky.found["tables"]) == []
+    assert sorted(stored - dead - leaky.found["store"]) == []
+    assert {what.partition(" by ")[2] for what in leaky.found["answers"]} == {
+        what.partition(" by ")[2] for what in stored - dead
+    }
+
+
+@pytest.mark.parametrize("mode", ["redact", "off"])
+async def test_what_left_the_queue_is_overwritten_even_while_a_neighbour_still_waits(mode: str, tmp_path: Path) -> None:
+    """A file of the queue lives as long as one of its messages waits: the first one, which is held back here."""
+    pipeline = Apart(tmp_path / "run", env={"TOKENTRACE_REDACTION_MODE": mode})
+    pipeline.port = pipeline.ports["ingest"]
+    needles: dict[bytes, str] = {}
+    pipeline.broker.start()
+    try:
+        pipeline.start_one("ingest")
+        pipeline.wait_ready()
+        pipeline.kill_one("ingest")
+        async with jetstream.connect(pipeline.nats_url, name="foreign") as bus:
+            subject = subjects.raw(subjects.DEFAULT_PROJECT, 0)
+            await bus.publish(subject, b'{"kind": "tool", "name": "held back"}')
+            feed = bus.consume(subjects.RAW, subjects.INGEST, batch=1, patience_s=PATIENCE_S)
+            async with contextlib.aclosing(feed):
+                (held,) = await anext(feed)
+                pipeline.start_one("ingest")
+                pipeline.wait_ready()
+                for kind in KINDS:
+                    made = canary(kind, "queue")
+                    needles[made.needle.encode()] = kind
+                    span = {"kind": "tool", "name": "x", "error": made.text}
+                    await bus.publish(subject, json.dumps(span).encode())
+                    while (await bus.state(subjects.RAW)).messages > 1:
+                        await held.in_progress()
+                        await asyncio.sleep(0.01)
+                (queue,) = (tmp_path / "run" / "nats" / "js").rglob(subjects.RAW)
+                assert search({b"held back": "neighbour"}, queue) == {"neighbour"}
+                found = search(needles, queue)
+    finally:
+        for process in pipeline.running.values():
+            process.kill()
+            process.wait()
+        pipeline.broker.stop()
+    assert found == (set() if mode == "redact" else set(KINDS))
