@@ -47,11 +47,13 @@ def test_every_command_of_the_documents_works(pipeline: Pipeline) -> None:
         elif words[0] == "curl":
             port = str(pipeline.port)
             line = re.sub(r"localhost:(8700|9090)", f"127.0.0.1:{port}", line)
+            # On a busy machine an answer may be a 503: curl asks again, as its Retry-After says.
             done = subprocess.run(
-                ["bash", "-c", line + " --silent --fail"], capture_output=True, text=True, check=False
+                ["bash", "-c", line + " --silent --fail --retry 20"], capture_output=True, text=True, check=False
             )
-            assert done.returncode == 0, f"{line}: {done.stderr}"
-            assert done.stdout.startswith(("{", "# HELP")) or "-X DELETE" in line
+            # What never ends is cut off by the README itself.
+            assert done.returncode == (28 if "--max-time" in line else 0), f"{line}: {done.stderr}"
+            assert done.stdout.startswith(("{", "# HELP", "trace_id,", ": following")) or "-X DELETE" in line
         elif words[0] == ".venv/bin/tokentrace":
             program = [sys.executable, "-m", "tokentrace_standalone", *words[1:]]
             program += [] if words[1] == "rules" else ["--url", pipeline.nats_url]
