@@ -160,7 +160,7 @@ def test_a_timeline_is_ready_to_be_drawn(pipeline: Pipeline, tree: str) -> None:
 def test_a_depth_counts_the_ancestors_that_are_there(pairs: list[tuple[int, int]]) -> None:
     parents = {f"{own}": f"{parent}" for own, parent in pairs if own != parent}
     spans = [make_span(span_id=own, parent_span_id=parent) for own, parent in parents.items()]
-    found = depths(spans)
+    found = {span_id: depth for (_, span_id), depth in depths(spans).items()}
     assert set(found) == set(parents)
     for own in parents:
         chain, at = [own], parents[own]

@@ -15,6 +15,8 @@ from tokentrace_api.store import Store
 
 #: Asking for all sessions reads every span that is in one: given up after so long.
 _LIMIT_S = 10.0
+#: No page begins further behind; a larger number is none of SQL's.
+_MAX_OFFSET = 2**62
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 _LABEL = "json_extract_string({}, '/label')"
 #: What each session comes to; a span counts once, and one that has not ended only as a span.
@@ -148,7 +150,7 @@ def list_sessions(store: Store, wanted: Wanted, limit: int, offset: int, now_ns:
     rows = store.query(
         f"{_SESSIONS}, found AS (SELECT * FROM sessions WHERE {condition}) "
         "SELECT *, (SELECT count(*) FROM found) FROM found "
-        f"ORDER BY started_ns DESC, session_id LIMIT {int(limit)} OFFSET {int(offset)}",
+        f"ORDER BY started_ns DESC, session_id LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}",
         values,
         now_ns,
         limit_s=_LIMIT_S,
@@ -172,7 +174,7 @@ def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_n
         f"{_SESSIONS} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
         "count(*) FILTER (status = 'error'), coalesce(sum(cost_nusd), 0)::HUGEINT, "
         "coalesce(sum(prompt_tokens), 0)::HUGEINT, coalesce(sum(completion_tokens), 0)::HUGEINT, "
-        "coalesce(avg(ended_ns - started_ns) FILTER (ended_ns IS NOT NULL), 0) "
+        "coalesce(avg(greatest(ended_ns - started_ns, 0)) FILTER (ended_ns IS NOT NULL), 0) "
         f"FROM sessions WHERE {condition}",
         values,
         now_ns,
@@ -193,6 +195,8 @@ def _session_of(row: Sequence[Any]) -> Session:
 
 def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span], list[Started]]:
     """(The spans of a session by start, those that have not ended)."""
+    # In this order, so that a span that ends meanwhile is not missed; of both it is the end that is shown.
+    pending = open_spans(store, "session_id", session_id, now_ns)
     rows = store.query(
         "SELECT * FROM {spans} WHERE session_id = ? "
         "QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY ordinal DESC) = 1 "
@@ -200,7 +204,9 @@ def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span
         [session_id],
         now_ns,
     )
-    return [span_of(row) for row in rows], open_spans(store, "session_id", session_id, now_ns)
+    spans = [span_of(row) for row in rows]
+    ended = {(span.trace_id, span.span_id) for span in spans}
+    return spans, [one for one in pending if (one.trace_id, one.span_id) not in ended]
 
 
 def session_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, list[ChatMessage]]:

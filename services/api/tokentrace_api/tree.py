@@ -6,16 +6,32 @@ from collections.abc import Sequence
 
 from tokentrace.records import Span, Started
 
+#: (Trace, span): an id is unique in its trace only.
+Key = tuple[str, str]
 
-def depths(spans: Sequence[Span | Started]) -> dict[str, int]:
-    """Span -> how many of its ancestors are there; spans that are their own ancestors count from 0."""
-    parents = {span.span_id: span.parent_span_id for span in spans}
-    found: dict[str, int] = {}
+
+def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
+    """
+    Span -> how many of its ancestors are there; spans that are their own ancestors count from 0.
+
+    A parent is looked for in the span's own trace, then in the others.
+    """
+    elsewhere = {span.span_id: _key(span) for span in spans}
+    known = {_key(span) for span in spans}
+
+    def parent_of(span: Span | Started) -> Key | None:
+        if span.parent_span_id is None:
+            return None
+        own = (span.trace_id, span.parent_span_id)
+        return own if own in known else elsewhere.get(span.parent_span_id)
+
+    parents = {_key(span): parent_of(span) for span in spans}
+    found: dict[Key, int] = {}
     for own in parents:
-        chain: list[str] = []
-        passed: set[str] = set()
-        at: str | None = own
-        while at is not None and at in parents and at not in found and at not in passed:
+        chain: list[Key] = []
+        passed: set[Key] = set()
+        at: Key | None = own
+        while at is not None and at not in found and at not in passed:
             chain.append(at)
             passed.add(at)
             at = parents[at]
@@ -23,3 +39,7 @@ def depths(spans: Sequence[Span | Started]) -> dict[str, int]:
         for offset, one in enumerate(reversed(chain)):
             found[one] = below + offset
     return found
+
+
+def _key(span: Span | Started) -> Key:
+    return span.trace_id, span.span_id

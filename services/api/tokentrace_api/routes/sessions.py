@@ -205,10 +205,10 @@ def render_graph(spans: Sequence[Span], open_: Sequence[Started], now_ns: int) -
     """Nodes by start, and an edge for every one that names a parent, whether that is known or not."""
     depth = depths([*spans, *open_])
     dated: list[tuple[int, dict[str, Any]]] = [
-        (span.started_ns, costkatana.render_node(span, depth[span.span_id])) for span in spans
+        (span.started_ns, costkatana.render_node(span, depth[span.trace_id, span.span_id])) for span in spans
     ]
     for one in open_:
-        node = costkatana.render_open(one, depth[one.span_id], pending_status(one, now_ns))
+        node = costkatana.render_open(one, depth[one.trace_id, one.span_id], pending_status(one, now_ns))
         dated.append((one.started_ns, node))
     nodes = [node for _, node in sorted(dated, key=lambda item: item[0])]
     edges = [{"from": node["parentId"], "to": node["id"]} for node in nodes if "parentId" in node]

@@ -22,6 +22,7 @@ from tokentrace_api.question import missing
 from tokentrace_api.routes.parameters import parameters, parse_count
 from tokentrace_api.routes.searching import SEARCHED, parse_search
 from tokentrace_api.spans import open_spans
+from tokentrace_api.store import Store
 from tokentrace_api.tree import depths
 
 if TYPE_CHECKING:
@@ -115,8 +116,15 @@ def routes(api: Api) -> list[BaseRoute]:
 async def _spans_of(api: Api, trace_id: str) -> tuple[list[Span], list[Started]]:
     """(Those that have ended, those that have not)."""
     now_ns = time.time_ns()
-    spans = await api.read(lambda store: store.trace(trace_id, now_ns))
-    pending = await api.read(lambda store: open_spans(store, "trace_id", trace_id, now_ns))
+
+    def read(store: Store) -> tuple[list[Span], list[Started]]:
+        # In this order, so that a span that ends meanwhile is not missed; of both it is the end that is shown.
+        pending = open_spans(store, "trace_id", trace_id, now_ns)
+        spans = store.trace(trace_id, now_ns)
+        ended = {span.span_id for span in spans}
+        return spans, [one for one in pending if one.span_id not in ended]
+
+    spans, pending = await api.read(read)
     if not spans and not pending:
         raise Rejected("trace not found", status=404)
     return spans, pending
@@ -136,7 +144,7 @@ def render_timeline(
             "parent_span_id": one.parent_span_id,
             "name": one.name,
             "kind": one.kind,
-            "depth": depth[one.span_id],
+            "depth": depth[one.trace_id, one.span_id],
             "start_ms": ns_to_ms(one.started_ns - begin),
         }
 
@@ -188,11 +196,11 @@ def render_trace(
     every: list[Span | Started] = [*spans, *pending]
     root = next((one for one in every if one.parent_span_id is None), every[0])
     cost = sum(span.cost_nusd or 0 for span in spans if counts_as_cost(span.kind))
-    shown, depth = [docs.render_span(span) for span in spans], depths(every)
+    depth = depths(every)
+    shown = [docs.render_span(span) | {"depth": depth[span.trace_id, span.span_id]} for span in spans]
     for span in shown:
         del span["trace_id"]
-        span["depth"] = depth[span["span_id"]]
-    shown += [_docs_pending(one, now_ns) | {"depth": depth[one.span_id]} for one in pending]
+    shown += [_docs_pending(one, now_ns) | {"depth": depth[one.trace_id, one.span_id]} for one in pending]
     return {
         "trace_id": trace_id,
         "name": root.name,

@@ -1,0 +1,105 @@
+"""Services as processes of their own on one broker, several of a kind, each with its own port and its own directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conftest import Broker
+from pipeline import Answer, free_port, http
+
+
+class Fleet:
+    """
+    Real services on a real broker.
+
+    Args:
+        names: A service, and what tells it from others of its kind: ``api-a``, ``api-b``.
+    """
+
+    def __init__(self, directory: Path, names: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        self.directory, self.env = directory, {**os.environ, "TOKENTRACE_SNAPSHOT_INTERVAL": "1s", **(env or {})}
+        self.broker = Broker(directory / "nats")
+        self.ports = {name: free_port() for name in names}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.log = directory / "fleet.log"
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def start(self) -> None:
+        self.broker.start()
+        for name in self.ports:
+            self.start_one(name)
+        for name in self.ports:
+            self.until(lambda name=name: self.get(name, "/readyz").status == 200, f"{name} ready")
+
+    def start_one(self, name: str) -> None:
+        ingest = next((port for other, port in self.ports.items() if other.startswith("ingest")), None)
+        env = self.env
+        if name.startswith("api") and ingest is not None:
+            env = {**env, "TOKENTRACE_INGEST_URL": f"http://127.0.0.1:{ingest}"}
+        flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}"]
+        with self.log.open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    f"tokentrace_{name.partition('-')[0]}",
+                    *flags,
+                    "--data-dir",
+                    str(self.data_of(name)),
+                ],
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=env,
+                start_new_session=True,
+            )
+
+    def data_of(self, name: str) -> Path:
+        return self.directory / f"data-{name}"
+
+    def terminate(self, name: str) -> int:
+        """SIGTERM; returns the exit code."""
+        self.running[name].send_signal(signal.SIGTERM)
+        return self.running[name].wait(40)
+
+    def kill(self, name: str) -> None:
+        self.running[name].kill()
+        self.running[name].wait()
+
+    def stop(self) -> dict[str, int]:
+        """Exit codes."""
+        for process in self.running.values():
+            if process.poll() is None:
+                process.terminate()
+        codes = {name: process.wait(40) for name, process in self.running.items()}
+        self.broker.stop()
+        return codes
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def get(self, name: str, path: str) -> Answer:
+        return http("GET", self.url(name) + path)
+
+    def send(self, name: str, method: str, path: str, body: Any = None) -> Answer:
+        data = None if body is None else json.dumps(body).encode()
+        return http(method, self.url(name) + path, data, {"Content-Type": "application/json"})
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+        """Wait for *condition*; a service that is away makes it false."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError, KeyError):
+                if condition():
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"not {what} within {seconds} s:\n{self.log.read_text()[-3000:]}")
