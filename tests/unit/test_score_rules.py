@@ -213,9 +213,30 @@ def test_a_filter_asks_the_attributes_of_the_span(filter_key: str) -> None:
     story.send(2, scored(blue, 0.0, 0.9))
     story.tick(10)
     assert story.seen("drop") == (0.9, 1)
-    story.send(11, scored(red, 0.2, 0.9))
+    story.send(11, scored(blue, 0.5, 0.0), scored(red, 0.2, 0.9), scored(blue, None, 0.5))
     story.tick(20)
     assert story.seen("drop") == (0.2, 1)
+
+
+@pytest.mark.parametrize(("metric", "value"), [("quality_p10", 0.22), ("quality_p50", 0.3), ("quality_score", 0.4)])
+def test_every_metric_of_quality_follows(metric: str, value: float) -> None:
+    #   0.2  0.3  0.9      ->     0.2  0.3  0.7
+    story = Story(make_rule(name="any", metric=metric, op="lt", threshold=0))
+    spans = [call(1, 0.2), call(1.2, 0.9), call(1.3, 0.9)]
+    story.send(1.4, *spans)
+    story.send(2, scored(spans[1], 0.3, 0.9), scored(spans[2], 0.7, 0.9))
+    story.tick(10)
+    assert story.seen("any") == (pytest.approx(value), 3)
+
+
+def test_what_goes_of_a_span_that_never_came_leaves_no_data() -> None:
+    #   the log begins after the span, and before its score is taken away
+    story = Story(drop(), make_rule(name="mine", metric="helpful", op="lt", threshold=0.5))
+    span = call(1, 0.1, **{"eval.helpful": 0.1})
+    story.send(2, scored(span, None, 0.1), scored(span, None, 0.1, "eval.helpful"))
+    story.tick(10)
+    assert story.seen("drop") == story.seen("mine") == (None, 0)
+    assert story.events == []
 
 
 def test_each_instance_fires_by_its_own_scores() -> None:
