@@ -182,7 +182,7 @@ def send_costkatana(sender: Sender, base: str, way: str) -> None:
         end = {
             "status": "error",
             "error": {"message": sender.put(kind, way, "error"), "stack": sender.put(kind, way, "stack")},
-            "metadata": sender.attributes(kind, f"{way} end"),
+            "metadata": {"at the end": sender.attributes(kind, f"{way} end")},
         }
         post(f"{base}/api/traces/{way}-{number}/end", end)
         post(f"{base}/api/traces/{way}-{number}/end", {"metadata": {"later": sender.put(kind, way, "second end")}})
@@ -416,13 +416,13 @@ def test_with_redaction_off_the_same_search_finds_every_secret(leaky: Outcome) -
     gone = (" in bytes by ", " in raw by ", " by json bad")
     stored = {what for what in leaky.needles.values() if not any(part in what for part in gone)}
     assert sorted(stored - leaky.found["nats"]) == []
-    # Dead letters are in their stream, and in no store.
-    dead = {what for what in stored if " bad" in what}
-    assert sorted(stored - dead - leaky.found["tables"]) == []
-    assert sorted(stored - dead - leaky.found["store"]) == []
-    assert {what.partition(" by ")[2] for what in leaky.found["answers"]} == {
-        what.partition(" by ")[2] for what in stored - dead
-    }
+    # Dead letters are in their stream alone, what was said too early of an end in the bucket of open spans.
+    shown = {what for what in stored if " bad" not in what and " early error " not in what}
+    assert sorted(shown - leaky.found["tables"]) == []
+    assert sorted(shown - leaky.found["store"]) == []
+    # Nobody asks for an end of a session of which nothing else is known.
+    asked = {what for what in shown if " session end by " not in what or what.endswith(" by api")}
+    assert sorted(asked - leaky.found["answers"]) == []
 
 
 @pytest.mark.parametrize("mode", ["redact", "off"])
