@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -23,20 +23,28 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         given: Merged over those the span has.
         gone: Names of those it loses.
+        arrived_ns: When the last of it arrived, Unix nanoseconds.
     """
 
     given: dict[str, Any] = {}
     gone: list[str] = []
+    arrived_ns: int = 0
 
     def then(self, later: Change) -> Change:
         """Both, *later* last."""
         given = {key: value for key, value in self.given.items() if key not in later.gone} | later.given
         gone = [key for key in self.gone if key not in later.given]
-        return Change(given, [*gone, *(key for key in later.gone if key not in gone)])
+        gone += [key for key in later.gone if key not in gone]
+        return Change(given, gone, max(self.arrived_ns, later.arrived_ns))
 
     def apply(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
         """*attributes* afterwards."""
         return {key: value for key, value in attributes.items() if key not in self.gone} | self.given
+
+    @property
+    def says_something(self) -> bool:
+        """It changes any span at all."""
+        return bool(self.given or self.gone)
 
     @property
     def rescores(self) -> bool:
@@ -58,8 +66,56 @@ def changes_of(batches: Iterable[Batch]) -> dict[Key, Change]:
 
     for batch in batches:
         for annotation in batch.annotations:
-            note((annotation.trace_id, annotation.span_id), Change(dict(annotation.attributes)))
+            note((annotation.trace_id, annotation.span_id), Change(dict(annotation.attributes), [], batch.arrived_ns))
         for score in batch.scores:
             named = {} if score.value is None else {score.name: int_to_score(score.value)}
-            note((score.trace_id, score.span_id), Change(named, [] if named else [score.name]))
+            note((score.trace_id, score.span_id), Change(named, [] if named else [score.name], batch.arrived_ns))
     return found
+
+
+class Amended(NamedTuple):
+    """
+    What becomes of batches.
+
+    Attributes:
+        spans: Theirs, in order, with what was said of them.
+        updates: What is said of spans that were stored before.
+        waiting: What is said of spans that are not there yet.
+        touched: Spans for which something else waits than before.
+    """
+
+    spans: list[Span]
+    updates: dict[Key, Change]
+    waiting: dict[Key, Change]
+    touched: set[Key]
+
+
+def amend(batches: Iterable[Batch], known: Collection[Key], waiting: Mapping[Key, Change]) -> Amended:
+    """
+    Fold *batches* in their order, each its spans first: what is said of a span changes the version that is there.
+
+    Args:
+        known: Those of the spans *batches* speak about that are stored.
+        waiting: What was said before of spans that were not there.
+    """
+    spans: list[Span] = []
+    updates: dict[Key, Change] = {}
+    left, touched, places = dict(waiting), set[Key](), dict[Key, int]()
+    for batch in batches:
+        for span in batch.spans:
+            key = (span.trace_id, span.span_id)
+            change = left.pop(key, None)
+            if change is not None:
+                touched.add(key)
+                span = change.amended(span)
+            places[key] = len(spans)
+            spans.append(span)
+        for key, change in changes_of([batch]).items():
+            if key in places:
+                spans[places[key]] = change.amended(spans[places[key]])
+            elif key in known:
+                updates[key] = updates[key].then(change) if key in updates else change
+            else:
+                left[key] = left[key].then(change) if key in left else change
+                touched.add(key)
+    return Amended(spans, updates, left, touched)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from tokentrace.records import ChatMessage, SessionEnd, Span, Started, Tombstone
+from msgspec.structs import replace
+
+from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started, Tombstone
+from tokentrace_api.amend import Change, Key
 from tokentrace_api.columns import trace_hash
 
 #: Table -> the column that says whose a record is, for each target.
@@ -29,19 +32,29 @@ class Graves:
     def __len__(self) -> int:
         return sum(map(len, self._deleted.values()))
 
-    def add(self, tombstones: Iterable[Tombstone]) -> list[Tombstone]:
-        """Put them up; returns those that say something new."""
-        new = []
-        for stone in tombstones:
-            known = self._deleted[stone.target]
-            if stone.deleted_ns > known.get(stone.id, 0):
-                known[stone.id] = stone.deleted_ns
-                new.append(stone)
-        return new
+    def holds(self, stone: Tombstone) -> bool:
+        """*stone* says nothing new."""
+        return stone.deleted_ns <= self._deleted[stone.target].get(stone.id, -1)
 
-    def drop(self, stone: Tombstone) -> None:
-        """Take one down again, because what it stands for is still there."""
-        self._deleted[stone.target].pop(stone.id, None)
+    def add(self, stone: Tombstone) -> None:
+        """Put it up: what it stands for is gone."""
+        known = self._deleted[stone.target]
+        known[stone.id] = max(stone.deleted_ns, known.get(stone.id, -1))
+
+    def without_hidden(self, batch: Batch) -> Batch:
+        """*batch* without what was deleted before it got here."""
+        if not self:
+            return batch
+        at = batch.arrived_ns
+        return replace(
+            batch,
+            spans=[one for one in batch.spans if not self.hides_span(one)],
+            started=[one for one in batch.started if not self.hides_span(replace(one, arrived_ns=at))],
+            messages=[one for one in batch.messages if not self.hides_message(one, at)],
+            session_ends=[one for one in batch.session_ends if not self.hides_message(one, at)],
+            scores=[one for one in batch.scores if not self._hides("trace", one.trace_id, at)],
+            annotations=[one for one in batch.annotations if not self._hides("trace", one.trace_id, at)],
+        )
 
     def hides_span(self, span: Span | Started) -> bool:
         """*span* was deleted before it got here."""
@@ -60,6 +73,11 @@ class Graves:
 
     def _hides(self, target: str, id: str | None, arrived_ns: int) -> bool:
         return id is not None and arrived_ns <= self._deleted[target].get(id, -1)
+
+
+def hushes(stone: Tombstone, key: Key, change: Change) -> bool:
+    """*change*, which waits for the span *key*, was deleted with its trace."""
+    return stone.target == "trace" and key[0] == stone.id and change.arrived_ns <= stone.deleted_ns
 
 
 def statements(segment: str, stone: Tombstone) -> Iterator[tuple[str, list[object]]]:

@@ -26,6 +26,8 @@ FEW = 50_000
 #: Rows a walk looks at in its first step, for each trace that is wanted, and in any step at most.
 _ROWS_A_TRACE = 8
 _MOST_ROWS = 20_000
+#: Nothing starts later, Unix nanoseconds.
+_LAST_NS = 2**63 - 1
 #: Work on one page, seconds.
 BUDGET_S = 0.2
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
@@ -78,9 +80,12 @@ def parse_cursor(text: str) -> Cursor:
     """
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        return msgspec.json.decode(decoded, type=Cursor)
+        cursor = msgspec.json.decode(decoded, type=Cursor)
     except (binascii.Error, msgspec.DecodeError, ValueError) as exc:
         raise Rejected(f"cursor: {shorten(text)!r} is not one of an earlier answer") from exc
+    if not 0 <= cursor.started_ns <= _LAST_NS:
+        raise Rejected(f"cursor: {shorten(text)!r} is not one of an earlier answer")
+    return cursor
 
 
 class Page(NamedTuple):
@@ -174,7 +179,7 @@ def _walk(
     condition, values = search.condition()
     found: list[TraceRow] = []
     bounds = [bound for bound in (search.until_ns, cursor.started_ns if cursor else None) if bound is not None]
-    upto_ns, size = min(bounds, default=2**63 - 1), min(_ROWS_A_TRACE * wanted, _MOST_ROWS)
+    upto_ns, size = min([_LAST_NS, *bounds]), min(_ROWS_A_TRACE * wanted, _MOST_ROWS)
     while True:
         newest = store.query(
             f"SELECT trace_id, started_ns FROM {{spans}} WHERE started_ns <= ? ORDER BY started_ns DESC LIMIT {size}",
@@ -183,7 +188,7 @@ def _walk(
         )
         last = len(newest) < size
         floor_ns = -1 if last else int(newest[-1][1])
-        if floor_ns == upto_ns:
+        if floor_ns == upto_ns and not last:
             size *= 4  # as many spans as this started at one instant
             continue
         if search.since_ns is not None and floor_ns < search.since_ns:

@@ -9,6 +9,9 @@ from tokentrace.metric.custom import attribute_text_of
 from tokentrace.records import Span
 from tokentrace_api.columns import attribute_is
 
+#: No column holds more: a number that fits none must not fail where it is compared.
+_MOST = 2**63 - 1
+
 
 class Search(NamedTuple):
     """
@@ -36,14 +39,14 @@ class Search(NamedTuple):
         values: list[Any] = list(self.columns.values())
         for column, least in self.least.items():
             conditions.append(f"{column} >= ?")
-            values.append(least)
+            values.append(min(least, _MOST))
         for key, value in self.attributes.items():
             text, given = attribute_is(key, value)
             conditions.append(text)
             values += given
         if self.text:
             conditions.append("(contains(lower(name), ?) OR contains(lower(error), ?))")
-            values += [self.text.lower()] * 2
+            values += [lowered(self.text)] * 2
         return " AND ".join(conditions), values
 
     def bounds(self, column: str) -> tuple[str, list[Any]]:
@@ -62,8 +65,13 @@ class Search(NamedTuple):
                 return False
         if any(attribute_text_of(span, key) != value for key, value in self.attributes.items()):
             return False
-        text = self.text.lower()
-        if text and text not in span.name.lower() and text not in span.error.lower():
+        text = lowered(self.text)
+        if text and text not in lowered(span.name) and text not in lowered(span.error):
             return False
         late_enough = self.since_ns is None or span.started_ns >= self.since_ns
         return late_enough and (self.until_ns is None or span.started_ns <= self.until_ns)
+
+
+def lowered(text: str) -> str:
+    """*text* in small letters as the store's SQL has it: each letter by itself, and one for one."""
+    return text.lower() if text.isascii() else "".join(letter.lower()[0] for letter in text)

@@ -6,12 +6,15 @@ A file is let go of as a whole; so a day that grows large is cut into several.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import duckdb
 import numpy as np
 
 from tokentrace.units import SECOND
@@ -21,7 +24,11 @@ SCHEMA_VERSION = 3
 #: A file that is larger than this is followed by another.
 MAX_BYTES = 1024 * 1024 * 1024
 GLOB = "spans-*.duckdb"
-_NAME = re.compile(r"spans-(\d{4})-(\d\d)-(\d\d)-(\d{3})\.duckdb")
+#: Files that could not be read, and what belongs to them.
+SET_ASIDE = "spans-*.damaged-*"
+#: Why a disk refuses although no file is damaged.
+_REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+_NAME = re.compile(r"spans-(\d{4})-(\d\d)-(\d\d)-(\d{3,})\.duckdb")
 
 #: Spans that began and were not known to have ended.
 STARTED = {
@@ -116,6 +123,19 @@ def table_statements(segment: Segment) -> list[str]:
         f"({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
         for table, columns in _TABLES.items()
     ]
+
+
+def check_statements(segment: Segment) -> list[str]:
+    """SQL that reads every block of *segment*, and so fails when one is damaged."""
+    return [f"SELECT bit_xor(hash(COLUMNS(*))) FROM {segment.name}.{table}" for table in _TABLES]
+
+
+def is_refusal(why: Exception) -> bool:
+    """A file could not be opened for a reason that passes: the disk is full or read-only, somebody else has it open."""
+    text = str(why)
+    if isinstance(why, duckdb.OutOfMemoryException) or "set lock on file" in text or "already attached" in text:
+        return True
+    return any(os.strerror(code) in text for code in _REFUSALS)
 
 
 _DTYPES = {"BIGINT": np.int64, "INTEGER": np.int32, "BOOLEAN": np.bool_}

@@ -27,18 +27,25 @@ def newest_ordinal(store: Store, now_ns: int) -> int:
     return int(rows[0][0] or 0) if rows else 0
 
 
-def find_spans(store: Store, search: Search, after: int, upto: int, now_ns: int) -> list[Span]:
-    """The spans that match among the rows numbered (after, upto], in that order; of versions of one the last."""
+def find_spans(store: Store, search: Search, after: int, upto: int, now_ns: int, newest: int) -> list[Span]:
+    """
+    The spans that match among the rows numbered (after, upto], in that order; of versions of one the last.
+
+    Args:
+        newest: The last row there is for whoever reads on step by step: what comes later replaces nothing, for it will
+            not be read.
+    """
     condition, values = search.condition()
     bounds, instants = search.bounds("started_ns")
     wanted = " AND ".join(text for text in ("ordinal > ?", "ordinal <= ?", condition, bounds) if text)
     rows = store.query(
         f"SELECT * FROM {{spans}} AS held WHERE {wanted} "
         # Two versions of a span are rare: only of rows that would be given is a later one looked for.
-        "AND NOT EXISTS (SELECT 1 FROM {spans} AS later WHERE later.ordinal > ? AND later.trace_hash = held.trace_hash "
+        "AND NOT EXISTS (SELECT 1 FROM {spans} AS later WHERE later.ordinal > ? AND later.ordinal <= ? "
+        "AND later.trace_hash = held.trace_hash "
         "AND later.trace_id = held.trace_id AND later.span_id = held.span_id AND later.ordinal > held.ordinal) "
         "ORDER BY ordinal",
-        [after, upto, *values, *instants, after],
+        [after, upto, *values, *instants, after, newest],
         now_ns,
     )
     return [span_of(row) for row in rows]

@@ -2,8 +2,10 @@
 The span store: DuckDB, append-only, in files by UTC day of arrival.
 
 A file holds its spans together with the stream positions it contains and what its reader has folded, written in one
-transaction, so a kill at any moment leaves spans, positions and memory of the same instant. Retention is detaching and
-removing a file. Called from worker threads; one writes, any number read.
+transaction, so a kill at any moment leaves spans, positions and memory of the same instant. Only the newest file is
+added to, and it knows every shard's position from its first transaction on: so the newest one is right about all of
+them, and any other may go. Retention is detaching and removing a file. Called from worker threads; one writes, any
+number read, and nobody who reads waits for who writes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +23,15 @@ from typing import Any, NamedTuple
 import duckdb
 import msgspec
 import numpy as np
-from msgspec.structs import replace
 
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.machine import Message
 from tokentrace.records import Batch, ChatMessage, Span, Started, Tombstone, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
-from tokentrace.units import DAY
+from tokentrace.units import DAY, SECOND
 from tokentrace_api import graves, segment
-from tokentrace_api.amend import Change, Key, changes_of
+from tokentrace_api.amend import Change, Key, amend, changes_of
 from tokentrace_api.columns import attributes_json, columns_of, span_of, trace_hash
 from tokentrace_api.graves import Graves
 from tokentrace_api.segment import RECORDS, Segment, columns_from, day_of, parse_segment
@@ -39,6 +40,8 @@ log = logging.getLogger("tokentrace.api.store")
 
 #: Ids folded since the last whole memory was written; more are folded into a new one.
 _MAX_FOLDED = 50_000
+#: How often a question is asked anew because files came or went meanwhile.
+_TRIES = 3
 _changes = msgspec.msgpack.Decoder(Change)
 Rows = list[tuple[Any, ...]]
 
@@ -59,6 +62,14 @@ class _Reader:
     seen: Seen
     folded: list[tuple[str, int, int, int]] = field(default_factory=list)
     unsaved: int = 0
+
+
+class _Memory(NamedTuple):
+    """What a file says besides its rows: its largest ordinal, its readers, what was said of spans not yet there."""
+
+    ordinal: int
+    readers: dict[int, _Reader]
+    waiting: dict[Key, Change]
 
 
 class Store:
@@ -93,6 +104,11 @@ class Store:
         self._memory_limit_mb = memory_limit_mb
         self._lock = threading.RLock()
         self._graves = Graves()
+        #: Files whose rows are shown; None while there is no database to ask.
+        self._shown: tuple[Segment, ...] | None = None
+        #: A transaction failed: what is in memory may be ahead of the files.
+        self._stale = False
+        self._ordinal = 0
         self.damaged: list[str] = []
         self.repeated = 0
         self.rejected = 0
@@ -112,6 +128,12 @@ class Store:
     # -- opening
 
     def _open(self) -> None:
+        """
+        Attach what is there.
+
+        Raises:
+            Unavailable: The disk refused; nothing is damaged, and it may be tried again.
+        """
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": f"{self._memory_limit_mb}MB",
             "threads": 2,
@@ -119,14 +141,22 @@ class Store:
         }
         self._database = duckdb.connect(":memory:", config=config)
         self._segments: list[Segment] = []
-        self._ordinal = 0
         self._forget()
-        for file in sorted(self._directory.glob(segment.GLOB)):
+        files = sorted(self._directory.glob(segment.GLOB), key=lambda file: parse_segment(file) or Segment("", 0))
+        for file in files:
+            if file.stat().st_size == 0:
+                _remove(file)  # its making was cut short
+                continue
+            crashed = file == files[-1] and file.with_name(file.name + ".wal").exists()
             try:
                 self._attach(file)
-                self._load(self._segments[-1])
+                self._take(self._memory_of(self._segments[-1], whole=crashed))
             except (duckdb.Error, Rejected) as exc:
+                if segment.is_refusal(exc):
+                    self._database.close()
+                    raise Unavailable(f"span store: {file.name}: {type(exc).__name__}: {str(exc)[:200]}") from exc
                 self._set_aside(file, exc)
+        self._shown = tuple(self._segments)
 
     def _forget(self) -> None:
         self._readers = {shard: _Reader(None, Seen(self._shards)) for shard in range(self._shards)}
@@ -138,7 +168,7 @@ class Store:
         if opened is None:
             raise Rejected("not a file of this version")
         try:
-            self._run(f"ATTACH '{file}' AS {opened.name}")
+            self._run(f"ATTACH {_quoted(file)} AS {opened.name}")
             for statement in segment.table_statements(opened):
                 self._run(statement)
             found = self._run(f"SELECT max(version) FROM {opened.name}.schema_version")[0][0]
@@ -152,27 +182,60 @@ class Store:
             raise
         self._segments = sorted([*self._segments, opened])
 
-    def _load(self, opened: Segment) -> None:
-        """Take over the readers' state of a segment; in order, the newest one wins and contains the others'."""
+    def _memory_of(self, opened: Segment, *, whole: bool = False) -> _Memory:
+        """
+        What *opened* says.
+
+        Args:
+            whole: All of the file is read, so that what is damaged is found now.
+
+        Raises:
+            duckdb.Error: It cannot be read.
+            Rejected: What stands there was not written by this program.
+        """
         query, name = self._run, opened.name
+        for statement in segment.check_statements(opened) if whole else ():
+            query(statement)
         newest = query(f"SELECT max(ordinal) FROM {name}.spans")[0][0]
-        self._ordinal = max(self._ordinal, newest or 0)
+        readers = {}
         for shard, created_ns, sequence in query(f"SELECT shard, created_ns, sequence FROM {name}.position"):
             if shard >= self._shards:
                 continue
             states = query(f"SELECT state FROM {name}.seen WHERE shard = ?", [shard])
-            seen = Seen.restore(states[0][0]) if states else Seen(self._shards)
             folded = query(f"SELECT id, sequence, part, time_ns FROM {name}.folded WHERE shard = ?", [shard])
+            try:
+                seen = Seen.restore(states[0][0]) if states else Seen(self._shards)
+            except msgspec.DecodeError as exc:
+                raise Rejected(f"what shard {shard} has folded is not readable") from exc
             seen.note(folded)
-            self._readers[shard] = _Reader(Position(created_ns, sequence), seen, unsaved=len(folded))
-        for trace_id, span_id, change in query(f"SELECT * FROM {name}.amendments"):
-            self._waiting[trace_id, span_id] = _changes.decode(change)
+            readers[shard] = _Reader(Position(created_ns, sequence), seen, unsaved=len(folded))
+        return _Memory(newest or 0, readers, self._waiting_in(opened))
+
+    def _waiting_in(self, opened: Segment) -> dict[Key, Change]:
+        rows = self._run(f"SELECT trace_id, span_id, change FROM {opened.name}.amendments")
+        try:
+            return {(trace_id, span_id): _changes.decode(change) for trace_id, span_id, change in rows}
+        except msgspec.DecodeError as exc:
+            raise Rejected("what was said of spans is not readable") from exc
+
+    def _take(self, memory: _Memory) -> None:
+        """Go on from what a file says; in their order, for a newer one is right about all that an older one says."""
+        self._ordinal = max(self._ordinal, memory.ordinal)
+        self._readers |= memory.readers
+        self._wait_for(memory.waiting)
+
+    def _wait_for(self, found: Mapping[Key, Change]) -> None:
         # One that says nothing stands for one of an earlier file whose span has arrived.
-        self._waiting = {key: change for key, change in self._waiting.items() if change != Change()}
+        self._waiting = {key: change for key, change in (self._waiting | dict(found)).items() if change.says_something}
 
     def _set_aside(self, file: Path, why: Exception) -> None:
         name = f"{file.name}.damaged-{int(time.time())}"
-        log.error("%s cannot be read (%s); it is kept as %s and rebuilt from the stream", file.name, why, name)
+        log.error(
+            "%s cannot be read (%s); it is kept as %s. What the files before it do not have is read from the log again",
+            file.name,
+            why,
+            name,
+        )
         opened = parse_segment(file)
         if opened is not None:
             with contextlib.suppress(duckdb.Error):
@@ -201,76 +264,107 @@ class Store:
         """
         with self._lock:
             stored: list[Span] = []
-            for day, group in _by_day(items):
-                try:
+            try:
+                self._settle()
+                for day, group in _by_day(items, self._segments[-1].day if self._segments else ""):
                     stored += self._append_to(self._segment_for(day), group)
-                except duckdb.Error as exc:
-                    self._recover(exc)
-                    raise Unavailable(f"span store: {type(exc).__name__}: {str(exc)[:200]}") from exc
+            except (duckdb.Error, OSError) as exc:
+                raise self._failed(exc) from exc
             return stored
 
-    def _recover(self, why: duckdb.Error) -> None:
-        """Forget what a failed transaction left in memory; a database that gave itself up is opened again."""
+    def _failed(self, why: Exception) -> Unavailable:
+        """What to raise when the disk refused: what a failed transaction left in memory is forgotten first."""
+        self._stale = True
         with contextlib.suppress(duckdb.Error):
             self._run("ROLLBACK")
-        try:
-            if isinstance(why, duckdb.FatalException | duckdb.InternalException) or "invalidated" in str(why):
-                self._database.close()
-                self._open()
+        if isinstance(why, duckdb.FatalException | duckdb.InternalException) or "invalidated" in str(why):
+            self._shown = None
+        with contextlib.suppress(duckdb.Error, Rejected, OSError, Unavailable):
+            self._settle()
+        return Unavailable(f"span store: {type(why).__name__}: {str(why)[:200]}")
+
+    def _settle(self) -> None:
+        """
+        After a failure: know again what the files say; a database that gave itself up is opened again.
+
+        Raises:
+            duckdb.Error, OSError, Unavailable: That failed as well; nothing may be written before it succeeds.
+        """
+        if not self._stale:
+            return
+        if self._shown is not None:
+            try:
+                memories = [self._memory_of(one) for one in self._segments]
+            except (duckdb.Error, Rejected):
+                self._shown = None
             else:
                 self._forget()
-                for opened in self._segments:
-                    self._load(opened)
-        except (duckdb.Error, OSError) as exc:
-            raise Unavailable(f"span store: cannot be opened again: {type(exc).__name__}: {str(exc)[:200]}") from exc
+                for memory in memories:
+                    self._take(memory)
+        if self._shown is None:
+            self._database.close()
+            self._open()
+        self._stale = False
 
     def _segment_for(self, day: str) -> Segment:
-        """Where what arrives on *day* goes: into its newest file, unless that is large."""
-        of_day = [one for one in self._segments if one.day == day]
-        newest = of_day[-1] if of_day else None
-        if newest is not None and (self._directory / newest.file_name).stat().st_size < segment.MAX_BYTES:
-            return newest
-        made = newest.next() if newest is not None else Segment(day, 0)
-        self._attach(self._directory / made.file_name)
+        """Where what arrives on *day* goes: into the newest file, unless that is of a day before, or large."""
+        newest = self._segments[-1] if self._segments else None
+        made = Segment(day, 0)
+        if newest is not None and newest.day >= day:
+            if (self._directory / newest.file_name).stat().st_size < segment.MAX_BYTES:
+                return newest
+            made = newest.next()
+        file = self._directory / made.file_name
+        _remove(file)  # what an attempt that failed has left
+        try:
+            self._attach(file)
+        except duckdb.Error:
+            with contextlib.suppress(OSError):
+                _remove(file)
+            raise
+        self._shown = tuple(self._segments)
         return made
 
     def _append_to(self, target: Segment, items: Sequence[Item]) -> list[Span]:
         name, fresh = target.name, not self._run(f"SELECT count(*) FROM {target.name}.position")[0][0]
-        touched: dict[int, Position] = {}
+        touched: dict[int, tuple[Position, int]] = {}
         batches: list[Batch] = []
-        spans: list[Span] = []
         origins: list[tuple[int, int]] = []
         for item in items:
-            touched[item.shard] = Position(item.created_ns, item.message.sequence)
+            touched[item.shard] = Position(item.created_ns, item.message.sequence), item.message.time_ns
             for batch in self._new_batches(item):
-                batches.append(batch)
-                shown = [span for span in batch.spans if not self._graves.hides_span(span)]
-                spans += shown
-                origins += [(item.message.sequence, item.shard)] * len(shown)
-        changes = changes_of(batches)
-        spans, left, arrived = self._amend_arriving(spans, changes)
-        updates = self._amended(left)
+                shown = self._graves.without_hidden(batch)
+                batches.append(shown)
+                origins += [(item.message.sequence, item.shard)] * len(shown.spans)
+        held = self._held(changes_of(batches))
+        known = {(span.trace_id, span.span_id) for rows in held.values() for _, span in rows}
+        amended = amend(batches, known, self._waiting)
+        updates = _updates(held, amended.updates)
         for one, columns in updates.items():
             if one != target:
                 # A transaction writes to one file; setting an attribute twice does no harm.
                 self._update(one, columns)
         query = self._run
         query("BEGIN")
-        if spans:
-            self._insert(f"{name}.spans", columns_of(spans, origins, self._ordinal + 1))
+        if amended.spans:
+            self._insert(f"{name}.spans", columns_of(amended.spans, origins, self._ordinal + 1))
         if target in updates:
             self._update(target, updates[target])
         self._insert_records(name, batches)
-        waiting = self._note_waiting(name, left, arrived)
-        for shard, position in touched.items():
-            self._write_reader(name, shard, position, fresh)
+        self._write_waiting(name, {key: amended.waiting.get(key, Change()) for key in amended.touched})
+        for shard, (position, time_ns) in touched.items():
+            self._write_reader(name, shard, position, time_ns, fresh)
+        if fresh:
+            for shard, reader in self._readers.items():
+                if shard not in touched and reader.position is not None:
+                    self._write_reader(name, shard, reader.position, None, fresh)
         query("COMMIT")
-        self._waiting = waiting
-        for shard, position in touched.items():
+        self._waiting = amended.waiting
+        for shard, (position, _) in touched.items():
             reader = self._readers[shard]
             reader.position, reader.folded = position, []
-        self._ordinal += len(spans)
-        return spans
+        self._ordinal += len(amended.spans)
+        return amended.spans
 
     def _new_batches(self, item: Item) -> list[Batch]:
         reader, time_ns = self._readers[item.shard], item.message.time_ns
@@ -291,27 +385,32 @@ class Store:
 
     def _insert_records(self, name: str, batches: Sequence[Batch]) -> None:
         """What batches carry besides spans."""
-        hides = self._graves
         rows: dict[str, list[Sequence[Any]]] = {"started": [], "messages": [], "session_ends": []}
         for batch in batches:
             at = batch.arrived_ns
-            starts = [one for one in batch.started if not hides.hides_span(replace(one, arrived_ns=at))]
-            rows["started"] += [_row_of(one, "started", at) for one in starts]
-            messages = [one for one in batch.messages if not hides.hides_message(one, at)]
-            rows["messages"] += [_row_of(one, "messages", at) for one in messages]
-            ends = [one for one in batch.session_ends if not hides.hides_message(one, at)]
-            rows["session_ends"] += [(end.session_id, end.ended_ns, end.error, at) for end in ends]
+            rows["started"] += [_row_of(one, "started", at) for one in batch.started]
+            rows["messages"] += [_row_of(one, "messages", at) for one in batch.messages]
+            rows["session_ends"] += [(end.session_id, end.ended_ns, end.error, at) for end in batch.session_ends]
         for table, some in rows.items():
             if some:
                 self._insert(f"{name}.{table}", columns_from(table, some))
 
-    def _write_reader(self, name: str, shard: int, position: Position, fresh: bool) -> None:
+    def _write_reader(self, name: str, shard: int, position: Position, time_ns: int | None, fresh: bool) -> None:
+        """
+        Note how far a shard's reader has come.
+
+        Args:
+            time_ns: Stream time of *position*; None = it has not moved.
+            fresh: The file does not know the reader yet.
+        """
         query, reader = self._run, self._readers[shard]
         query(f"DELETE FROM {name}.position WHERE shard = ?", [shard])
         query(f"INSERT INTO {name}.position VALUES (?, ?, ?)", [shard, position.created_ns, position.sequence])
         known = query(f"SELECT count(*) FROM {name}.seen WHERE shard = ?", [shard])[0][0]
         if fresh or known == 0 or reader.unsaved + len(reader.folded) > _MAX_FOLDED:
-            reader.seen.forget(time.time_ns())
+            if time_ns is not None:
+                # By the time of the stream: a replay years later has to know the same repetitions.
+                reader.seen.forget(time_ns)
             query(f"DELETE FROM {name}.seen WHERE shard = ?", [shard])
             query(f"DELETE FROM {name}.folded WHERE shard = ?", [shard])
             query(f"INSERT INTO {name}.seen VALUES (?, ?)", [shard, reader.seen.snapshot()])
@@ -329,49 +428,23 @@ class Store:
 
     # -- amending
 
-    def _amend_arriving(
-        self, spans: Sequence[Span], changes: Mapping[Key, Change]
-    ) -> tuple[list[Span], dict[Key, Change], set[Key]]:
-        """(*spans* with what is said of them, what is left to be said, those that had waited for them)."""
-        left, arrived = dict(changes), set[Key]()
-        if not changes and not self._waiting:
-            return list(spans), left, arrived
-        amended = []
-        for span in spans:
-            key = (span.trace_id, span.span_id)
-            for change in (self._waiting.get(key), changes.get(key)):
-                span = change.amended(span) if change is not None else span
-            if key in self._waiting:
-                arrived.add(key)
-            left.pop(key, None)
-            amended.append(span)
-        return amended, left, arrived
-
-    def _amended(self, changes: dict[Key, Change]) -> dict[Segment, dict[str, Any]]:
-        """Of the stored spans in *changes*, which are taken out of it: segment -> columns to be set."""
-        found: dict[Segment, list[tuple[int, str | None, int | None]]] = {}
-        if not changes:
-            return {}
-        known: set[Key] = set()
-        for one in self._segments:
-            ids = {"hash": np.array([trace_hash(trace_id) for trace_id, _ in changes], np.uint32)}
-            self._database.register("asked", ids)
-            try:
+    def _held(self, keys: Collection[Key]) -> dict[Segment, list[tuple[int, Span]]]:
+        """Those of the spans called *keys* that are stored, every version: segment -> (ordinal, span)."""
+        found: dict[Segment, list[tuple[int, Span]]] = {}
+        if not keys:
+            return found
+        ids = {"hash": np.array([trace_hash(trace_id) for trace_id, _ in keys], np.uint32)}
+        self._database.register("asked", ids)
+        try:
+            for one in self._segments:
                 rows = self._run(
                     f"SELECT * FROM {one.name}.spans WHERE trace_hash IN (SELECT DISTINCT hash FROM asked)"
                 )
-            finally:
-                self._database.unregister("asked")
-            for row in rows:
-                span = span_of(row)
-                change = changes.get((span.trace_id, span.span_id))
-                if change is not None:
-                    known.add((span.trace_id, span.span_id))
-                    amended = change.amended(span)
-                    found.setdefault(one, []).append((row[0], attributes_json(amended.attributes), amended.score))
-        for key in known:
-            del changes[key]
-        return {one: _update_columns(rows) for one, rows in found.items()}
+                spans = [(int(row[0]), span_of(row)) for row in rows]
+                found[one] = [(ordinal, span) for ordinal, span in spans if (span.trace_id, span.span_id) in keys]
+        finally:
+            self._database.unregister("asked")
+        return found
 
     def _update(self, target: Segment, columns: Mapping[str, Any]) -> None:
         self._database.register("columns", columns)
@@ -383,17 +456,13 @@ class Store:
         finally:
             self._database.unregister("columns")
 
-    def _note_waiting(self, name: str, left: Mapping[Key, Change], arrived: set[Key]) -> dict[Key, Change]:
-        """What waits from now on; the file is told as well."""
-        waiting = {key: change for key, change in self._waiting.items() if key not in arrived}
-        for key, change in left.items():
-            waiting[key] = waiting[key].then(change) if key in waiting else change
-        for trace_id, span_id in {*arrived, *left}:
+    def _write_waiting(self, name: str, changes: Mapping[Key, Change]) -> None:
+        """Note what waits from now on for each of the spans in *changes*."""
+        for trace_id, span_id in changes:
             self._run(f"DELETE FROM {name}.amendments WHERE trace_id = ? AND span_id = ?", [trace_id, span_id])
-        if left or arrived:
-            rows = [(*key, msgspec.msgpack.encode(waiting.get(key, Change()))) for key in {*left, *arrived}]
+        if changes:
+            rows = [(*key, msgspec.msgpack.encode(change)) for key, change in changes.items()]
             self._insert(f"{name}.amendments", columns_from("amendments", rows))
-        return waiting
 
     # -- letting go
 
@@ -405,49 +474,88 @@ class Store:
             Unavailable: The disk refused; to be tried again.
         """
         with self._lock:
-            for stone in self._graves.add(tombstones):
-                for one in self._segments:
-                    try:
-                        self._run("BEGIN")
-                        for sql, values in graves.statements(one.name, stone):
-                            self._run(sql, values)
-                        self._run("COMMIT")
-                    except duckdb.Error as exc:
-                        self._graves.drop(stone)
-                        self._recover(exc)
-                        raise Unavailable(f"span store: {type(exc).__name__}: {str(exc)[:200]}") from exc
+            try:
+                self._settle()
+                for stone in tombstones:
+                    if self._graves.holds(stone):
+                        continue
+                    for one in self._segments:
+                        self._bury_in(one, stone)
+                    self._graves.add(stone)
+                    self._waiting = {
+                        key: one for key, one in self._waiting.items() if not graves.hushes(stone, key, one)
+                    }
+            except (duckdb.Error, OSError) as exc:
+                raise self._failed(exc) from exc
+
+    def _bury_in(self, one: Segment, stone: Tombstone) -> None:
+        self._run("BEGIN")
+        for sql, values in graves.statements(one.name, stone):
+            self._run(sql, values)
+        for key, change in self._waiting_in(one).items() if stone.target == "trace" else ():
+            if graves.hushes(stone, key, change):
+                self._run(f"DELETE FROM {one.name}.amendments WHERE trace_id = ? AND span_id = ?", list(key))
+        self._run("COMMIT")
 
     def prune(self, now_ns: int) -> list[str]:
-        """Let go of files that nobody can see any more or that take too much room; returns their names."""
-        gone = []
+        """
+        Let go of files that nobody can see any more or that take too much room; returns their names.
+
+        Raises:
+            Unavailable: The disk refused; to be tried again.
+        """
+        gone: list[str] = []
         with self._lock:
-            for one in self._segments[:-1]:
-                ordinal, arrived = self._run(f"SELECT max(ordinal), max(arrived_ns) FROM {one.name}.spans")[0]
-                hidden = self._max_spans and (ordinal or 0) <= self._ordinal - self._max_spans
-                too_much = self._max_bytes and self.disk_bytes() > self._max_bytes
-                if hidden or too_much or (arrived or 0) < now_ns - self._keep_ns:
-                    self._segments.remove(one)
-                    self._run(f"DETACH {one.name}")
-                    (self._directory / one.file_name).unlink(missing_ok=True)
-                    gone.append(one.file_name)
+            try:
+                self._settle()
+                for file in self._directory.glob(segment.SET_ASIDE):
+                    if self._takes_too_much() or file.stat().st_mtime < (now_ns - self._keep_ns) / SECOND:
+                        file.unlink()
+                        gone.append(file.name)
+                for one in self._segments[:-1]:
+                    if self._is_over(one, now_ns) or self._takes_too_much():
+                        self._let_go(one)
+                        gone.append(one.file_name)
+            except (duckdb.Error, OSError) as exc:
+                raise self._failed(exc) from exc
         return gone
+
+    def _is_over(self, one: Segment, now_ns: int) -> bool:
+        """Nothing in *one* is shown any more."""
+        newest = [self._run(f"SELECT max(arrived_ns) FROM {one.name}.{table}")[0][0] for table in RECORDS]
+        ordinal = self._run(f"SELECT max(ordinal) FROM {one.name}.spans")[0][0]
+        if max((arrived for arrived in newest if arrived is not None), default=-1) < now_ns - self._keep_ns:
+            return True
+        return bool(self._max_spans) and ordinal is not None and ordinal <= self._ordinal - self._max_spans
+
+    def _takes_too_much(self) -> bool:
+        return bool(self._max_bytes) and self.disk_bytes() > self._max_bytes
+
+    def _let_go(self, one: Segment) -> None:
+        self._segments = [other for other in self._segments if other != one]
+        self._shown = tuple(self._segments)
+        self._run(f"DETACH {one.name}")
+        _remove(self._directory / one.file_name)
+        # What waited in that file alone for its span waits no longer.
+        self._waiting = {}
+        for other in self._segments:
+            self._wait_for(self._waiting_in(other))
 
     def close(self) -> None:
         """Write everything out and let the files go."""
         with self._lock:
+            self._shown = None
             self._database.close()
 
     # -- reading
 
-    def source(self, table: str, now_ns: int) -> str:
-        """SQL that yields the rows of *table*, of ``segment.RECORDS``, that people may see; "" = there are none."""
-        with self._lock:
-            names = [one.name for one in self._segments]
-            floor = self._ordinal - self._max_spans if self._max_spans else 0
+    def _source(self, table: str, shown: Sequence[Segment], now_ns: int) -> str:
+        """SQL that yields the rows of *table*, of ``segment.RECORDS``, that people may see."""
         condition = f"arrived_ns >= {now_ns - self._keep_ns}"
+        floor = self._ordinal - self._max_spans if self._max_spans else 0
         if floor > 0 and table == "spans":
             condition += f" AND ordinal > {floor}"
-        return " UNION ALL ".join(f"SELECT * FROM {name}.{table} WHERE {condition}" for name in names)
+        return " UNION ALL ".join(f"SELECT * FROM {one.name}.{table} WHERE {condition}" for one in shown)
 
     def query(self, sql: str, parameters: Sequence[Any], now_ns: int, *, limit_s: float | None = None) -> Rows:
         """
@@ -459,12 +567,24 @@ class Store:
         Raises:
             Unavailable: The disk refused, or it took too long.
         """
-        for table in RECORDS:
-            if "{" + table + "}" in sql:
-                source = self.source(table, now_ns)
-                if not source:
-                    return []
-                sql = sql.replace("{" + table + "}", f"({source})")
+        for _ in range(_TRIES):
+            shown = self._shown
+            if shown is None:
+                raise Unavailable("span store: is not open")
+            asked = sql
+            for table in RECORDS:
+                if "{" + table + "}" in sql:
+                    if not shown:
+                        return []
+                    asked = asked.replace("{" + table + "}", f"({self._source(table, shown, now_ns)})")
+            try:
+                return self._read(asked, parameters, limit_s)
+            except duckdb.Error as exc:
+                if self._shown is shown or isinstance(exc, duckdb.InterruptException):
+                    raise Unavailable(f"span store: {type(exc).__name__}") from exc
+        raise Unavailable("span store: files come and go")
+
+    def _read(self, sql: str, parameters: Sequence[Any], limit_s: float | None) -> Rows:
         cursor = self._database.cursor()
         timer = threading.Timer(limit_s, cursor.interrupt) if limit_s else None
         if timer:
@@ -472,8 +592,6 @@ class Store:
         try:
             rows: Rows = cursor.execute(sql, list(parameters)).fetchall()
             return rows
-        except duckdb.Error as exc:
-            raise Unavailable(f"span store: {type(exc).__name__}") from exc
         finally:
             if timer:
                 timer.cancel()
@@ -523,11 +641,30 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _by_day(items: Iterable[Item]) -> list[tuple[str, list[Item]]]:
-    groups: dict[str, list[Item]] = {}
+def _remove(file: Path) -> None:
+    for part in (file, file.with_name(file.name + ".wal")):
+        part.unlink(missing_ok=True)
+
+
+def _quoted(file: Path) -> str:
+    return "'" + str(file).replace("'", "''") + "'"
+
+
+def _by_day(items: Iterable[Item], newest: str) -> list[tuple[str, list[Item]]]:
+    """
+    *items* in their order, cut where a day begins.
+
+    Args:
+        newest: The day of the newest file: what is of a day before, of a shard that is behind or by a clock that was
+            put back, goes there as well.
+    """
+    groups: list[tuple[str, list[Item]]] = []
     for item in items:
-        groups.setdefault(day_of(item.message.time_ns), []).append(item)
-    return sorted(groups.items())
+        newest = max(newest, day_of(item.message.time_ns))
+        if not groups or groups[-1][0] != newest:
+            groups.append((newest, []))
+        groups[-1][1].append(item)
+    return groups
 
 
 def _row_of(record: Started | ChatMessage, table: str, arrived_ns: int) -> list[Any]:
@@ -535,11 +672,24 @@ def _row_of(record: Started | ChatMessage, table: str, arrived_ns: int) -> list[
     return [own[column] if column in own else getattr(record, column) for column in RECORDS[table]]
 
 
-def _update_columns(rows: Sequence[tuple[int, str | None, int | None]]) -> dict[str, Any]:
-    ordinals, attributes, scores = zip(*rows, strict=True)
-    missing = [score is None for score in scores]
-    return {
-        "ordinal": np.array(ordinals, np.int64),
-        "attributes": np.array(attributes, dtype=object),
-        "score": np.ma.masked_array([score or 0 for score in scores], mask=missing, dtype=np.int64),
-    }
+def _updates(
+    held: Mapping[Segment, Sequence[tuple[int, Span]]], changes: Mapping[Key, Change]
+) -> dict[Segment, dict[str, Any]]:
+    """Of the stored spans those in *changes*: segment -> columns to be set."""
+    found = {}
+    for one, rows in held.items():
+        amended = [
+            (ordinal, changes[span.trace_id, span.span_id].amended(span))
+            for ordinal, span in rows
+            if (span.trace_id, span.span_id) in changes
+        ]
+        if amended:
+            scores = [span.score for _, span in amended]
+            found[one] = {
+                "ordinal": np.array([ordinal for ordinal, _ in amended], np.int64),
+                "attributes": np.array([attributes_json(span.attributes) for _, span in amended], dtype=object),
+                "score": np.ma.masked_array(
+                    [score or 0 for score in scores], mask=[score is None for score in scores], dtype=np.int64
+                ),
+            }
+    return found

@@ -27,6 +27,7 @@ from tokentrace.window import Part, Rollup
 #: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.
 MAX_ATTRIBUTE = 9_200_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_ESCAPE = re.compile(r"\\(u[0-9a-f]{4}|.)")
 #: Field as written -> (field of a span, what a unit of it is divided by, whether 0 means unset).
 _FIELDS = {
     "cost": ("cost_nusd", NUSD_PER_USD, False),
@@ -141,7 +142,22 @@ def attribute_text_of(span: Span, key: str) -> str | None:
     value = attribute(span, key)
     if value is None or isinstance(value, str):
         return value
-    return _number_text(value) if isinstance(value, float) else msgspec.json.encode(value).decode()
+    return _json_text(value)
+
+
+def _json_text(value: object) -> str:
+    """*value* in JSON as the span store takes it out of what is around it."""
+    if isinstance(value, float):
+        return _number_text(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_json_text, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_json_text(str(key))}:{_json_text(item)}" for key, item in value.items()) + "}"
+    return _ESCAPE.sub(_large_digits, msgspec.json.encode(value).decode())
+
+
+def _large_digits(escape: re.Match[str]) -> str:
+    return f"\\u{escape[1][1:].upper()}" if len(escape[1]) > 1 else escape[0]
 
 
 def _number_text(value: float) -> str:

@@ -88,7 +88,7 @@ async def _parts(
         yield head
     for after in range(0, last, _STEP):
         upto = min(after + _STEP, last)
-        spans = await api.read(partial(find_spans, search=search, after=after, upto=upto, now_ns=now_ns))
+        spans = await api.read(partial(find_spans, search=search, after=after, upto=upto, now_ns=now_ns, newest=last))
         if spans:
             yield render(spans)
 

@@ -1,0 +1,393 @@
+"""
+Pages of traces, exports and single spans against a brute-force filter over the same spans in plain Python.
+
+Show 6 of the store: whatever the filters, whatever the size of a page, by cursor and by offset, in one file or many.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from make import make_span
+from storing import NOW_NS, ROLLUPS, Log, examples, last_versions
+from tokentrace.errors import Rejected
+from tokentrace.records import Span
+from tokentrace_api import pages, segment
+from tokentrace_api.pages import Cursor, Page, TraceRow, encode_cursor, find_page, parse_cursor
+from tokentrace_api.search import Search
+from tokentrace_api.spans import find_by_id, find_spans, newest_ordinal
+from tokentrace_api.store import Store
+
+#: An attribute, and the text it is compared in.
+VALUES: Sequence[tuple[Any, str | None]] = [
+    ("plan", "plan"),
+    ("3", "3"),
+    (3, "3"),
+    (3.0, "3.0"),
+    (-7, "-7"),
+    (2**64 - 1, "18446744073709551615"),
+    (0.1, "0.1"),
+    (1e-7, "1e-7"),
+    (1e5, "100000.0"),
+    ("1e5", "1e5"),
+    (1e16, "10000000000000000.0"),
+    (1e22, "1e22"),
+    (-0.0, "-0.0"),
+    (True, "true"),
+    ("true", "true"),
+    (False, "false"),
+    (None, None),
+    ("null", "null"),
+    ("", ""),
+    ("Zoë", "Zoë"),
+    ("é", "é"),
+    ("e\u0301", "e\u0301"),
+    ("\\u00e9", "\\u00e9"),
+    ('say "x"', 'say "x"'),
+    ("back\\slash", "back\\slash"),
+    ("it's", "it's"),
+    ("a/b~c", "a/b~c"),
+    ("tab\there", "tab\there"),
+    ("nul\x00", "nul\x00"),
+    ("100%_", "100%_"),
+    ([1, "a"], '[1,"a"]'),
+    ({"n": 1}, '{"n":1}'),
+    ({}, "{}"),
+]
+KEYS = ("step", "a.b", "k/e~y", "it's", 'q"', "ü", "0", "$", "$.step", "model", "x[0]", "*")
+TRACES = ("t1", "t2", "T1", "t'3", 't"4', "t%", "t\\5", "t 6", "{spans}")
+WORDS = ("", "Rate LIMIT", "limit", "ÜBER", "über", "ΑΣ", "İx", "100%", "a_b", "it's", "b\\s", "nul\x00")
+
+attribute_values = st.sampled_from([value for value, _ in VALUES])
+texts = st.sampled_from([text for _, text in VALUES if text is not None])
+attributes = st.one_of(
+    st.dictionaries(st.sampled_from(KEYS), attribute_values, max_size=3),
+    st.builds(lambda value: {"a": {"b": value}}, attribute_values),
+    st.builds(lambda value: {"a": {"b": {"0": value}}, "a.b": None}, attribute_values),
+    st.builds(lambda value: {"a": [value], "deep": {"": {"-": value}}}, attribute_values),
+)
+PATHS = (*KEYS, "a", "a.0", "a.b.0", "deep", "deep.", "deep..-", "a.-", ".", "nothing", "a.b.c.d")
+#: Few of each, so that everything meets and ties are common.
+INSTANTS = (0, 1, 1, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9)
+spans = st.builds(
+    make_span,
+    trace_id=st.sampled_from(TRACES),
+    span_id=st.sampled_from(("1", "2", "3", "4'")),
+    parent_span_id=st.sampled_from((None, None, "1", "9")),
+    name=st.sampled_from(WORDS),
+    kind=st.sampled_from(("llm", "tool", "agent", "http")),
+    caller=st.sampled_from(("", "a", "it's")),
+    model=st.sampled_from(("", "gpt-4o", "größer/x y")),
+    provider=st.sampled_from(("", "openai")),
+    status=st.sampled_from(("ok", "ok", "error", "timeout")),
+    started_ns=st.sampled_from(INSTANTS),
+    ended_ns=st.sampled_from(INSTANTS),
+    latency_ns=st.sampled_from((0, 1, 5, 30 * 86_400 * 10**9)),
+    cost_nusd=st.sampled_from((None, 0, 1, 5, 10**15)),
+    total_tokens=st.sampled_from((0, 7, 2**41)),
+    attributes=attributes,
+    error=st.sampled_from(WORDS),
+    session_id=st.sampled_from((None, "s", "it's", "")),
+    user_id=st.sampled_from((None, "u")),
+    arrived_ns=st.just(NOW_NS),
+)
+columns = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(("", "gpt-4o", "größer/x y", "none")),
+        "provider": st.sampled_from(("", "openai")),
+        "caller": st.sampled_from(("", "a", "it's")),
+        "name": st.sampled_from(WORDS),
+        "status": st.sampled_from(("ok", "error", "timeout")),
+        "kind": st.sampled_from(("llm", "tool", "agent", "http")),
+        "session_id": st.sampled_from(("s", "it's", "")),
+        "user_id": st.sampled_from(("u", "")),
+    },
+)
+least = st.fixed_dictionaries(
+    {}, optional={"cost_nusd": st.sampled_from((0, 1, 6, 10**30)), "latency_ns": st.sampled_from((0, 2, 10**60))}
+)
+bounds = st.one_of(st.none(), st.none(), st.sampled_from((-(10**18), -1, 0, 1, 2, 5, 8, 9, 10**19)))
+#: Mostly one or two conditions: with more hardly anything is left.
+searches = st.builds(
+    Search,
+    columns=st.one_of(st.just({}), st.just({}), columns),
+    attributes=st.one_of(st.just({}), st.dictionaries(st.sampled_from(PATHS), texts, max_size=2)),
+    least=st.one_of(st.just({}), least),
+    text=st.one_of(st.just(""), st.sampled_from((*WORDS, "ü", "m", "ας", "%", "_", "'", "\\", "i"))),
+    since_ns=bounds,
+    until_ns=bounds,
+)
+
+
+# ---- the same in plain Python
+
+
+def text_of(value: Any) -> str | None:
+    """What an attribute is compared as."""
+    # 1 == True and 3 == 3.0 for Python, so the type has to be the same as well; so has the sign of a zero.
+    (text,) = {text for known, text in VALUES if type(known) is type(value) and repr(known) == repr(value)} or {None}
+    if text is None and isinstance(value, dict | list):
+        inner = [f"{quoted(key)}:{nested(item)}" for key, item in value.items()] if isinstance(value, dict) else []
+        return "{" + ",".join(inner) + "}" if isinstance(value, dict) else "[" + ",".join(map(nested, value)) + "]"
+    return text
+
+
+def quoted(text: str) -> str:
+    escapes = {'"': '\\"', "\\": "\\\\", "\t": "\\t", "\x00": "\\u0000"}
+    return '"' + "".join(escapes.get(char, char) for char in text) + '"'
+
+
+def nested(value: Any) -> str:
+    return quoted(value) if isinstance(value, str) else text_of(value) or "null"
+
+
+def lower(text: str) -> str:
+    """Letter by letter: what a letter becomes does not depend on its neighbours."""
+    return "".join("i" if char == "İ" else char.lower() for char in text)
+
+
+def find_attribute(given: Mapping[str, Any], key: str) -> Any:
+    if given.get(key) is not None or "." not in key:
+        return given.get(key)
+    at: Any = given
+    for part in key.split("."):
+        at = at.get(part) if isinstance(at, dict) else None
+    return at
+
+
+def matches(span: Span, search: Search) -> bool:
+    """Everything but the bounds of time."""
+    numbers = {column: getattr(span, column) for column in search.least}
+    return (
+        all(getattr(span, column) == value for column, value in search.columns.items())
+        and all(number is not None and number >= search.least[column] for column, number in numbers.items())
+        and all(text_of(find_attribute(span.attributes, key)) == text for key, text in search.attributes.items())
+        and any(lower(search.text) in lower(text) for text in (span.name, span.error))
+    )
+
+
+def in_time(instant_ns: int, search: Search) -> bool:
+    since, until = search.since_ns, search.until_ns
+    return (since is None or instant_ns >= since) and (until is None or instant_ns <= until)
+
+
+def row_of(trace: Sequence[Span]) -> TraceRow:
+    roots = [span for span in trace if span.parent_span_id is None]
+    statuses = {span.status for span in trace}
+    return TraceRow(
+        trace[0].trace_id,
+        min(roots or trace, key=lambda span: span.started_ns).name,
+        min(span.started_ns for span in trace),
+        max(span.ended_ns for span in trace),
+        sum(span.cost_nusd or 0 for span in trace if span.kind not in ROLLUPS),
+        sum(span.total_tokens for span in trace),
+        len(trace),
+        "error" if "error" in statuses else "timeout" if "timeout" in statuses else "ok",
+    )
+
+
+def expected(held: Sequence[Span], search: Search) -> list[TraceRow]:
+    """Newest start first, then by id."""
+    traces: dict[str, list[Span]] = {}
+    for span in last_versions(held):
+        traces.setdefault(span.trace_id, []).append(span)
+    rows = [row_of(trace) for trace in traces.values() if any(matches(span, search) for span in trace)]
+    return sorted((row for row in rows if in_time(row.started_ns, search)), key=lambda row: (-row.started_ns, row[0]))
+
+
+# ---- the store
+
+
+def stored(directory: Path, held: Sequence[Span], cuts: Sequence[int]) -> Store:
+    """*held* in order, each run up to one of *cuts* in a file of its own."""
+    store, log = Store(directory, shards=1, keep_ns=10**18), Log()
+    edges = sorted({0, len(held), *(cut % (len(held) + 1) for cut in cuts)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "MAX_BYTES", 1)
+        for start, end in itertools.pairwise(edges):
+            store.append([log.spans(*held[start:end])])
+    return store
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory for each."""
+    return (tmp_path_factory.mktemp("store") for _ in itertools.count())
+
+
+def follow(store: Store, search: Search, limit: int, offset: int, budget_s: float) -> list[Page]:
+    """The page at *offset*, and all that follow it by cursor."""
+    found = [find_page(store, search, limit, offset, None, NOW_NS, budget_s)]
+    while found[-1].next is not None:
+        cursor = parse_cursor(encode_cursor(found[-1].next))
+        found.append(find_page(store, search, limit, 0, cursor, NOW_NS, budget_s))
+        assert len(found) < 200, "it never ends"
+    return found
+
+
+def check_pages(
+    store: Store, held: Sequence[Span], search: Search, limit: int, offsets: Sequence[int], budget_s: float
+) -> None:
+    rows = expected(held, search)
+    for offset in {0, *offsets}:
+        listed = follow(store, search, limit, offset, budget_s)
+        assert [row for page in listed for row in page.rows] == rows[offset:]
+        for page in listed:
+            assert len(page.rows) <= limit
+            assert page.total in (None, len(rows))
+            # A page that is short says why: there are no more, or it ran out of time.
+            assert len(page.rows) == limit or page.next is None or page.searched_until_ns is not None
+            if page.searched_until_ns is not None:
+                assert all(row.started_ns > page.searched_until_ns for row in page.rows)
+    if budget_s:
+        found = []
+        for offset in range(0, len(rows) + limit, limit):
+            page = find_page(store, search, limit, offset, None, NOW_NS, budget_s)
+            assert page.searched_until_ns is None
+            assert (page.next is None) == (offset + limit >= len(rows))
+            found += page.rows
+        assert found == rows
+
+
+#: How a page is found: through matches, by walking, by walking in the smallest steps; with enough time and with none.
+WAYS = [
+    {"few": few, "rows_a_trace": rows_a_trace, "most_rows": most_rows, "budget_s": budget_s}
+    for few, rows_a_trace, most_rows in ((50_000, 8, 20_000), (0, 8, 20_000), (3, 2, 5), (0, 1, 2))
+    for budget_s in (3600.0, 0.0)
+]
+
+
+@examples(50)
+@given(
+    held=st.lists(spans, max_size=24),
+    cuts=st.lists(st.integers(0, 23), max_size=2),
+    asked=st.lists(st.tuples(searches, st.sampled_from(WAYS), st.integers(0, 9)), min_size=4, max_size=8),
+    limit=st.integers(1, 4),
+)
+def test_every_page_equals_a_filter_in_plain_python(
+    directories: Iterator[Path],
+    held: list[Span],
+    cuts: list[int],
+    asked: list[tuple[Search, dict[str, Any], int]],
+    limit: int,
+) -> None:
+    store = stored(next(directories), held, cuts)
+    try:
+        for search, way, offset in asked:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(pages, "FEW", way["few"])
+                patch.setattr(pages, "_ROWS_A_TRACE", way["rows_a_trace"])
+                patch.setattr(pages, "_MOST_ROWS", way["most_rows"])
+                check_pages(store, held, search, limit, [offset], way["budget_s"])
+    finally:
+        store.close()
+
+
+@examples(25)
+@given(
+    held=st.lists(spans, max_size=24),
+    cuts=st.lists(st.integers(0, 23), max_size=2),
+    asked=st.lists(searches, min_size=3, max_size=6),
+    step=st.integers(1, 9),
+)
+def test_an_export_gives_every_span_that_matches_once_in_order(
+    directories: Iterator[Path], held: list[Span], cuts: list[int], asked: list[Search], step: int
+) -> None:
+    store = stored(next(directories), held, cuts)
+    try:
+        last = newest_ordinal(store, NOW_NS)
+        assert last == len(held)
+        for search in [*asked, Search()]:
+            found = []
+            for after in range(0, last, step):
+                found += find_spans(store, search, after, min(after + step, last), NOW_NS, last)
+            wanted = [span for span in last_versions(held) if matches(span, search)]
+            assert found == [span for span in wanted if in_time(span.started_ns, search)]
+    finally:
+        store.close()
+
+
+@examples(12)
+@given(held=st.lists(spans, max_size=24), cuts=st.lists(st.integers(0, 23), max_size=2))
+def test_a_trace_and_a_span_are_read_back_as_they_were_sent(
+    directories: Iterator[Path], held: list[Span], cuts: list[int]
+) -> None:
+    store = stored(next(directories), held, cuts)
+    try:
+        last = last_versions(held)
+        for trace_id in TRACES:
+            own = sorted((span for span in last if span.trace_id == trace_id), key=lambda span: span.started_ns)
+            assert store.trace(trace_id, NOW_NS) == own
+            roots = [span for span in own if span.parent_span_id is None]
+            assert find_by_id(store, trace_id, "", NOW_NS) == (roots or own)[:1]
+            assert find_by_id(store, trace_id, "4'", NOW_NS) == [span for span in own if span.span_id == "4'"]
+        by_id = find_by_id(store, "", "1", NOW_NS)
+        assert {span.trace_id: span for span in by_id} == {span.trace_id: span for span in last if span.span_id == "1"}
+        assert store.recent(5, NOW_NS) == held[::-1][:5]
+        assert store.count(NOW_NS) == len(held)
+    finally:
+        store.close()
+
+
+def test_a_span_that_gets_another_version_while_it_is_exported_is_not_left_out(tmp_path: Path) -> None:
+    store, log = Store(tmp_path, shards=1, keep_ns=10**18), Log()
+    first, second = make_span(span_id="1", arrived_ns=NOW_NS), make_span(span_id="2", arrived_ns=NOW_NS)
+    store.append([log.spans(first, second)])
+    last = newest_ordinal(store, NOW_NS)
+    found = find_spans(store, Search(), 0, 1, NOW_NS, last)
+    store.append([log.spans(make_span(span_id="2", name="again", arrived_ns=NOW_NS))])
+    assert [*found, *find_spans(store, Search(), 1, last, NOW_NS, last)] == [first, second]
+    store.close()
+
+
+@pytest.mark.parametrize("few", [50_000, 0])
+def test_ten_thousand_traces_that_start_at_one_instant_are_listed_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(pages, "FEW", few)
+    held = [make_span(trace_id=f"{number:05}", started_ns=7, arrived_ns=NOW_NS) for number in range(10_000)]
+    store = stored(tmp_path, held, [5_000])
+    listed = follow(store, Search(), 700, 0, 0.0)
+    assert [row.trace_id for page in listed for row in page.rows] == [span.trace_id for span in held]
+    store.close()
+
+
+def test_sums_of_a_trace_may_be_larger_than_64_bits(tmp_path: Path) -> None:
+    many = [
+        make_span(span_id=f"{number}", cost_nusd=10**15, total_tokens=2**41, arrived_ns=NOW_NS)
+        for number in range(10_000)
+    ]
+    store = stored(tmp_path, many, [])
+    (row,) = find_page(store, Search(), 5, 0, None, NOW_NS).rows
+    assert (row.cost_nusd, row.total_tokens) == (10**19, 10_000 * 2**41)
+    store.close()
+
+
+def cursor_text(text: str) -> str:
+    import base64
+
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", "ü", "====", cursor_text("[1]"), cursor_text('["1","t"]'), cursor_text("[1,null]"), cursor_text("{}")]
+    + [cursor_text(f'[{number},"t"]') for number in (2**63, 10**30, 10**60, "1e400", "1.5", -1, -(10**30))],
+)
+def test_a_cursor_of_no_answer_is_refused(text: str) -> None:
+    with pytest.raises(Rejected, match="cursor"):
+        parse_cursor(text)
+
+
+@pytest.mark.parametrize("started_ns", [0, 1, 2**63 - 1])
+def test_a_cursor_comes_back_as_it_was_given(started_ns: int) -> None:
+    cursor = Cursor(started_ns, 't"\\é')
+    assert parse_cursor(encode_cursor(cursor)) == cursor

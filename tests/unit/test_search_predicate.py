@@ -1,0 +1,181 @@
+"""
+What a search asks for, said twice: as SQL over stored spans and as a predicate over arriving ones.
+
+DuckDB itself answers the SQL, over rows as the store writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from make import make_span
+from storing import examples
+from tokentrace.metric.custom import attribute_text_of
+from tokentrace.records import Span
+from tokentrace_api.columns import COLUMNS, attribute_is, attribute_text, columns_of, span_of
+from tokentrace_api.search import Search, lowered
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A table as the store has it, made anew by ``found``."""
+    connection = duckdb.connect(":memory:")
+    yield connection
+    connection.close()
+
+
+def hold(database: duckdb.DuckDBPyConnection, spans: list[Span]) -> None:
+    columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
+    database.execute(f"CREATE OR REPLACE TABLE held ({columns})")
+    database.register("columns", columns_of(spans, [(1, 0)] * len(spans), 1))
+    database.execute("INSERT INTO held SELECT * FROM columns")
+    database.unregister("columns")
+
+
+def found(database: duckdb.DuckDBPyConnection, search: Search) -> list[int]:
+    """Numbers of the spans that SQL finds, from 0."""
+    condition, values = search.condition()
+    bounds, instants = search.bounds("started_ns")
+    where = " AND ".join(text for text in (condition, bounds) if text) or "true"
+    rows = database.execute(f"SELECT ordinal - 1 FROM held WHERE {where} ORDER BY 1", [*values, *instants]).fetchall()
+    return [number for (number,) in rows]
+
+
+numbers = st.one_of(
+    st.integers(-(2**63), 2**64 - 1),
+    st.integers(-5, 5),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from([0.0, -0.0, 1e5, 1e16, 1e21, 1e22, 1e-6, 1e-7, 9.999999e-7, 1e20, 123456789012345680.0, 5e-324]),
+)
+characters = st.characters(exclude_categories=["Cs"])
+strings = st.one_of(
+    st.text(characters, max_size=6),
+    st.text(st.sampled_from('"\\/\x00\x1f\x7f\n\té\u2028{}[],:.-eE+019u \U0001f600'), max_size=6),
+    st.sampled_from(["1e5", "-0.0", "true", "null", "\\u00e9", "1.0", "-1", "٣", "1_0", "\x1b[0m", "NaN"]),
+)
+scalars = st.one_of(st.none(), st.booleans(), numbers, strings)
+keys = st.one_of(
+    st.sampled_from(["a", "b", "a.b", "a/b", "~", "~1", "", "0", "-", ".", "a.", "$", "*", '"', "\\", "\x00", "é"]),
+    strings,
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(keys, inner, max_size=3)),
+    max_leaves=6,
+)
+attributes = st.dictionaries(keys.filter(bool), values, max_size=4)
+
+
+def paths_of(given: Any) -> Iterator[str]:
+    """Every key and path that leads anywhere, into lists as well."""
+    items = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, list) else ()
+    for key, value in items:
+        yield str(key)
+        for below in paths_of(value):
+            yield f"{key}.{below}"
+
+
+def writings(value: Any) -> set[str]:
+    """Ways somebody may write *value*: each must be right or wrong alike for both."""
+    ways = {str(value), repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        ways |= {f"{float(value):f}", f"{float(value):e}", f"{float(value):g}", f"+{value}", f"{value}.0", f"0{value}"}
+    return ways
+
+
+@examples(100)
+@given(given=attributes, data=st.data())
+def test_an_attribute_is_found_by_its_text_and_by_no_other(
+    database: duckdb.DuckDBPyConnection, given: dict[str, Any], data: st.DataObject
+) -> None:
+    """Both ways to look, in SQL with and without looking for the text first, and in Python."""
+    span = make_span(attributes=given)
+    hold(database, [span])
+    paths = sorted({*paths_of(given), "nothing"})
+    for key in data.draw(st.lists(st.sampled_from(paths), min_size=1, max_size=4, unique=True)):
+        text = attribute_text_of(span, key)
+        expression, parameters = attribute_text(key)
+        ((stored,),) = database.execute(f"SELECT {expression} FROM held", parameters).fetchall()
+        assert stored == text, key
+        other = data.draw(strings)
+        value = given.get(key)
+        for asked in {other, *writings(value), *([] if text is None else [text])}:
+            condition, parameters = attribute_is(key, asked)
+            rows = database.execute(f"SELECT 1 FROM held WHERE {condition}", parameters).fetchall()
+            assert bool(rows) == (text == asked), (key, asked)
+
+
+@examples(100)
+@given(number=numbers, inside=st.booleans())
+@example(1e16, True)
+def test_a_number_has_one_text_wherever_it_stands(
+    database: duckdb.DuckDBPyConnection, number: float, inside: bool
+) -> None:
+    span = make_span(attributes={"n": {"m": [number]} if inside else number})
+    hold(database, [span])
+    expression, parameters = attribute_text("n")
+    text = attribute_text_of(span, "n")
+    assert database.execute(f"SELECT {expression} FROM held", parameters).fetchall() == [(text,)]
+    assert found(database, Search(attributes={"n": str(text)})) == [0]
+
+
+WORDS = ("", "Rate LIMIT", "limit", "ÜBER", "über", "ΑΣ", "ας", "İx", "ix", "ẞ", "ß", "ss", "%", "_", "'", "nul\x00")
+spans = st.builds(
+    make_span,
+    name=st.one_of(st.sampled_from(WORDS), st.text(characters, max_size=8)),
+    error=st.one_of(st.sampled_from(WORDS), st.text(characters, max_size=8)),
+    model=st.sampled_from(WORDS),
+    caller=st.sampled_from(WORDS),
+    kind=st.sampled_from(("llm", "tool")),
+    session_id=st.sampled_from((None, "", "it's")),
+    user_id=st.sampled_from((None, "", "it's")),
+    cost_nusd=st.sampled_from((None, 0, 1, 10**15)),
+    latency_ns=st.sampled_from((0, 1, 30 * 86_400 * 10**9)),
+    started_ns=st.sampled_from((0, 1, 4_102_444_800_000_000_000)),
+    attributes=attributes,
+)
+searches = st.builds(
+    Search,
+    columns=st.dictionaries(
+        st.sampled_from(("name", "model", "caller", "session_id", "user_id", "kind")),
+        st.sampled_from((*WORDS, "it's", "llm")),
+        max_size=2,
+    ),
+    attributes=st.dictionaries(keys.filter(bool), strings, max_size=1),
+    least=st.dictionaries(
+        st.sampled_from(("cost_nusd", "latency_ns")), st.sampled_from((0, 1, 2, 2**63, 10**80)), max_size=2
+    ),
+    text=st.one_of(st.sampled_from(WORDS), st.text(characters, max_size=2)),
+    since_ns=st.sampled_from((None, None, -1, 0, 1, 2, 10**20)),
+    until_ns=st.sampled_from((None, None, -1, 0, 1, 10**20)),
+)
+
+
+@examples(100)
+@given(held=st.lists(spans, min_size=1, max_size=6), asked=st.lists(searches, min_size=1, max_size=6), data=st.data())
+def test_what_a_tail_takes_is_what_a_list_finds(
+    database: duckdb.DuckDBPyConnection, held: list[Span], asked: list[Search], data: st.DataObject
+) -> None:
+    hold(database, held)
+    assert [span_of(row) for row in database.execute("SELECT * FROM held ORDER BY ordinal").fetchall()] == held
+    one = data.draw(st.sampled_from(held))
+    start = data.draw(st.integers(0, max(len(one.name) - 1, 0)))
+    # Ask for what is there as well: what is drawn blindly seldom is.
+    part = one.name[start : start + 3]
+    asked += [Search(text=part), Search(text=part.upper()), Search(text=part.lower()), Search(columns={"name": part})]
+    for search in asked:
+        assert found(database, search) == [number for number, span in enumerate(held) if search.matches(span)]
+
+
+def test_every_letter_has_the_small_one_that_sql_gives_it(database: duckdb.DuckDBPyConnection) -> None:
+    letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    words = ["".join(letters[start : start + 64]) for start in range(0, len(letters), 64)] + letters[:0x3000]
+    rows = database.execute("SELECT word, lower(word) FROM (SELECT unnest(?) AS word)", [words]).fetchall()
+    assert [lowered(word) for word, _ in rows] == [small for _, small in rows]
