@@ -29,6 +29,7 @@ from tokentrace.settings import Pricing, Settings
 from tokentrace.units import DAY
 from tokentrace_api.alert_counts import AlertCounts
 from tokentrace_api.ask import Aggregators
+from tokentrace_api.recent import RecentSpans
 from tokentrace_api.store import Item, Store
 from tokentrace_api.tail import Tails
 
@@ -117,6 +118,7 @@ class Api:
         self.aggregators = Aggregators(bus, config.shards)
         self.alert_counts = AlertCounts(bus)
         self.tails = Tails()
+        self.recent = RecentSpans()
         self.stopping = asyncio.Event()
         self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
         self.started = time.monotonic()
@@ -255,6 +257,7 @@ class Api:
             try:
                 spans = await self._in_writer(lambda: store.append(items))
                 self.stored += len(spans)
+                self.recent.add(spans)
                 self.tails.offer(spans, int(time.monotonic()))
                 self.trouble = ""
                 return
@@ -353,6 +356,9 @@ class Api:
             yield Sample("tokentrace_api_rejected_messages_total", "Messages not read.", self._store.rejected)
             yield Sample("tokentrace_api_disk_bytes", "Size of the span store.", self._store.disk_bytes())
             yield Sample("tokentrace_api_disk_free_bytes", "Room left on its disk.", self._store.free_bytes())
+        yield Sample(
+            "tokentrace_duplicate_spans_total", "Spans that came again in another batch.", self.recent.repeated
+        )
         yield Sample("tokentrace_api_tails", "Live tails that are followed now.", len(self.tails))
         yield Sample("tokentrace_api_tail_dropped_total", "Spans that tails were too slow for.", self.tails.dropped)
 

@@ -1,0 +1,28 @@
+"""A span that comes again is counted, however long ago within the last million, and once each time."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from make import make_span
+from tokentrace_api.recent import RecentSpans
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), max_size=30))
+def test_every_repetition_of_what_is_remembered_counts(appends: list[list[tuple[int, int]]]) -> None:
+    recent, seen, repeated = RecentSpans(block=5, blocks=100), set(), 0
+    for ids in appends:
+        recent.add([make_span(trace_id=f"t{trace}", span_id=f"s{span}") for trace, span in ids])
+        for key in ids:
+            repeated += key in seen
+            seen.add(key)
+    assert recent.repeated == repeated
+
+
+def test_what_lies_too_far_back_is_forgotten() -> None:
+    recent = RecentSpans(block=2, blocks=2)
+    for number in range(8):
+        recent.add([make_span(span_id=f"{number}")])
+    recent.add([make_span(span_id="0"), make_span(span_id="7")])
+    assert recent.repeated == 1
