@@ -39,9 +39,11 @@ class RecentSpans:
                 self._newest.add(key)
                 new.append(key)
         keys = np.array(new, np.int64)
+        known = np.zeros(len(keys), bool)
         for held in self._older:
             at = np.minimum(np.searchsorted(held, keys), len(held) - 1)
-            self.repeated += int((held[at] == keys).sum())
+            known |= held[at] == keys
+        self.repeated += int(known.sum())
         if len(self._newest) >= self._block:
             self._older.append(np.sort(np.fromiter(self._newest, np.int64, len(self._newest))))
             self._newest.clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +19,7 @@ from tokentrace.bus import KeyValue, subjects
 from tokentrace.errors import Conflict, Unavailable
 from tokentrace.records import Batch, Score, Span
 from tokentrace.units import is_number, score_to_int
+from tokentrace_api.spans import shards_of
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
@@ -100,9 +102,11 @@ async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
         status=span.status,
         ended_ns=span.ended_ns,
         arrived_ns=span.arrived_ns,
-        attributes={key: value for key, value in span.attributes.items() if key != name},
+        attributes=span.attributes,
     )
-    await api.publish(Batch(id=f"score.{_key(span, name)}.{held.number}", scores=[score]))
+    # On the shard of its span: there the span has been folded, and whoever knows the score knows the span.
+    [shard] = await api.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns())) or [0]
+    await api.publish(Batch(id=f"score.{_key(span, name)}.{held.number}", scores=[score]), shard)
 
 
 async def _settle(scores: KeyValue, key: str, held: _Held, revision: int) -> None:

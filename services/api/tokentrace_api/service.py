@@ -285,16 +285,19 @@ class Api:
             except TokentraceError as exc:
                 log.info("%s", exc)
 
-    async def publish(self, batch: Batch) -> None:
+    async def publish(self, batch: Batch, shard: int | None = None) -> None:
         """
         Store what was decided here, and return when it is stored here as well.
+
+        Args:
+            shard: Always the same for the same batch; None = by its id.
 
         Raises:
             Unavailable: The broker is away, or the store takes too long; it may be tried again under the same id.
         """
         if batch.session_ends:
             batch = replace(batch, session_ends=[self.config.redactor.session_end(end) for end in batch.session_ends])
-        shard = shard_of(batch, self.config.shards)
+        shard = shard_of(batch, self.config.shards) if shard is None else shard
         ack = await self.bus.publish(subjects.spans(self.config.project, shard), encode_batches([batch]))
         deadline = time.monotonic() + _SETTLE_S
         while not self._holds(shard, ack.sequence):

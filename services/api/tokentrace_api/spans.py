@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tokentrace.records import Span, Started
-from tokentrace_api.columns import span_of
+from tokentrace_api.columns import span_of, trace_hash
 from tokentrace_api.search import Search
 from tokentrace_api.segment import STARTED
 from tokentrace_api.store import Store
@@ -66,6 +66,12 @@ def find_by_id(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[S
         return [next((span for span in spans if span.parent_span_id is None), spans[0])] if spans else []
     rows = store.query(f"SELECT * FROM {{spans}} WHERE span_id = ? {_ONCE}", [span_id], now_ns)
     return [span_of(row) for row in rows]
+
+
+def shards_of(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[int]:
+    """The shard that a span first came on, if it is there."""
+    sql = "SELECT shard FROM {spans} WHERE trace_hash = ? AND trace_id = ? AND span_id = ? ORDER BY ordinal LIMIT 1"
+    return [row[0] for row in store.query(sql, [trace_hash(trace_id), trace_id, span_id], now_ns)]
 
 
 def open_spans(store: Store, column: str, value: str, now_ns: int) -> list[Started]:
