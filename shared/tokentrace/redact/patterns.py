@@ -47,6 +47,8 @@ class Pattern(NamedTuple):
 
     def sub(self, text: str, found: Tally) -> str:
         """*text* without these secrets; *found* is told how many there were."""
+        if self.regex.search(text) is None:
+            return text
         keeps = "keep" in self.regex.groupindex
         count = 0
 
@@ -116,6 +118,9 @@ KEYS = (
         JWT_REDACTED,
     ),
 )
+
+#: Something of this is in every text that holds one of KEYS.
+KEY_HINT = re.compile("|".join(re.escape(hint) for pattern in KEYS for hint in pattern.hints))
 
 #: One that is cut off has no end: then all that follows is key.
 PRIVATE_KEY = Pattern(

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tokentrace.records import Annotation, ChatMessage, SessionEnd, Span, Started
 from tokentrace.records.span import MAX_KEY_BYTES, MAX_NAME, MAX_VALUE_BYTES
 from tokentrace.redact.keys import DEFAULT_KEYS, REDACTED, Keys
-from tokentrace.redact.patterns import KEYS, MIN_KEY, PRIVATE_KEY, SCHEMES, URL_CREDENTIALS, Tally
+from tokentrace.redact.patterns import KEY_HINT, KEYS, MIN_KEY, PRIVATE_KEY, SCHEMES, URL_CREDENTIALS, Tally
 from tokentrace.redact.people import People
 
 Mode = Literal["redact", "metadata_only", "off"]
@@ -70,11 +70,12 @@ class Redactor:
         Args:
             found: Is told what was taken out, by kind.
         """
-        if len(text) < _MIN_TEXT or not self.enabled or text in self._clean:
+        if text in self._clean or not self.enabled:
             return text
-        clean = self._search(text, {} if found is None else found)
-        if clean != text:
-            return clean
+        if len(text) >= _MIN_TEXT:
+            clean = self._search(text, {} if found is None else found)
+            if clean != text:
+                return clean
         if len(text) <= _SHORT:
             if len(self._clean) >= _REMEMBERED:
                 self._clean.clear()
@@ -86,19 +87,19 @@ class Redactor:
         if not text.isascii():
             folded = folded.translate(_TURKISH)
         # A key in several lines goes first, or a pair would take its beginning and leave the rest.
-        if PRIVATE_KEY.hinted(text):
+        if PRIVATE_KEY.hints[0] in text:
             text = PRIVATE_KEY.sub(text, found)
-        if "@" in text and URL_CREDENTIALS.hinted(text):
+        if "@" in text and URL_CREDENTIALS.hints[0] in text:
             text = URL_CREDENTIALS.sub(text, found)
         if ":" in text or "=" in text:
             text = self._keys.clean(text, folded, found)
         long = " ".join([word for word in text.split() if len(word) >= MIN_KEY])
-        if long:
+        if long and KEY_HINT.search(long) is not None:
             for pattern in KEYS:
                 if pattern.hinted(long):
                     text = pattern.sub(text, found)
         for pattern in SCHEMES:
-            if pattern.hinted(folded):
+            if pattern.hints[0] in folded:
                 text = pattern.sub(text, found)
         return self._people.clean(text, found)
 
@@ -186,11 +187,14 @@ class Redactor:
         if not self.enabled:
             return span
         changed: dict[str, Any] = {}
-        for field in ("name", "caller", "model", "provider"):
-            value = getattr(span, field)
-            clean = self.text(value, found)
-            if clean is not value:
-                changed[field] = clean[:MAX_NAME]
+        known = self._clean
+        # They are few and come again with every call: four look-ups spare four searches.
+        if not (span.name in known and span.caller in known and span.model in known and span.provider in known):
+            for field in ("name", "caller", "model", "provider"):
+                value = getattr(span, field)
+                clean = self.text(value, found)
+                if clean is not value:
+                    changed[field] = clean[:MAX_NAME]
         if span.attributes:
             attributes = self._attributes(span.attributes, found)
             if attributes is not span.attributes:
