@@ -38,7 +38,7 @@ class Fleet:
         for name in self.ports:
             self.start_one(name)
         for name in self.ports:
-            self.until(lambda name=name: self.get(name, "/readyz").status == 200, f"{name} ready")
+            self.until(lambda name=name: self.get(name, "/readyz").status == 200, f"{name} ready", 60)
 
     def start_one(self, name: str) -> None:
         ingest = next((port for other, port in self.ports.items() if other.startswith("ingest")), None)
@@ -94,7 +94,7 @@ class Fleet:
         data = None if body is None else json.dumps(body).encode()
         return http(method, self.url(name) + path, data, {"Content-Type": "application/json"})
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
         """Wait for *condition*; a service that is away makes it false."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -83,8 +83,9 @@ def _given(span: Span, name: str) -> int | None:
 
 
 def _key(span: Span, name: str) -> str:
-    """A key that any bucket takes, whatever the ids are."""
-    return hashlib.sha256("\n".join((span.trace_id, span.span_id, name)).encode()).hexdigest()
+    """A key that any bucket takes, whatever the ids are; a span that is sent anew after it was deleted has another."""
+    parts = (span.trace_id, span.span_id, str(span.arrived_ns), name)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
@@ -106,7 +107,8 @@ async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
     )
     # On the shard of its span: there the span has been folded, and whoever knows the score knows the span.
     [shard] = await api.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns())) or [0]
-    await api.publish(Batch(id=f"score.{_key(span, name)}.{held.number}", scores=[score]), shard)
+    batch_id = f"score.{_key(span, name)}.{held.number}"
+    await api.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
 
 
 async def _settle(scores: KeyValue, key: str, held: _Held, revision: int) -> None:

@@ -1,0 +1,320 @@
+"""Scores after the fact over HTTP: seen everywhere, counted once, by two api processes on three shards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import pytest
+
+from fleet import Fleet
+from pipeline import Answer, http
+from tokentrace.bus import Bus, jetstream, subjects
+
+T = TypeVar("T")
+NAMES = ["ingest", "aggregator", "alerter", "api-a", "api-b"]
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    running = Fleet(tmp_path_factory.mktemp("scores"), NAMES, {"TOKENTRACE_SHARD_COUNT": "3"})
+    running.start()
+    yield running
+    assert set(running.stop().values()) == {0}
+
+
+def fresh(what: str) -> str:
+    return f"{what}-{uuid.uuid4().hex[:12]}"
+
+
+def make(**fields: Any) -> dict[str, Any]:
+    made = {"kind": "llm", "model": "gpt-4o", "prompt_tokens": 10, "comp_tokens": 2, "cost_usd": 0.5, **fields}
+    return {"trace_id": fresh("trace"), "span_id": fresh("span"), **made}
+
+
+def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
+    """Stored in both apis afterwards."""
+    assert fleet.send("ingest", "POST", "/spans", list(spans)).status == 202
+    for name in ("api-a", "api-b"):
+        for trace in {span["trace_id"] for span in spans}:
+            fleet.until(lambda name=name, trace=trace: fleet.get(name, f"/traces/{trace}").status == 200, "stored")
+
+
+def score(fleet: Fleet, *, to: str = "api-a", **fields: Any) -> Any:
+    answer = fleet.send(to, "POST", "/scores", fields)
+    assert answer.status == 202, answer.body
+    return answer.json()
+
+
+def attributes(fleet: Fleet, span: dict[str, Any], name: str = "api-a") -> dict[str, Any]:
+    trace = fleet.get(name, f"/traces/{span['trace_id']}").json()
+    (found,) = [one for one in trace["spans"] if one["span_id"] == span["span_id"]]
+    return dict(found.get("attributes", {}))
+
+
+def quality(fleet: Fleet, caller: str, name: str = "api-a") -> dict[str, Any]:
+    return dict(fleet.get(name, f"/metrics/quality?window=24h&caller={caller}").json())
+
+
+def refused(answer: Answer, status: int) -> str:
+    assert answer.status == status, (answer.status, answer.body)
+    return str(answer.json()["error"])
+
+
+def with_bus(fleet: Fleet, ask: Callable[[Bus], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with jetstream.connect(fleet.broker.url, name="test") as bus:
+            return await ask(bus)
+
+    return asyncio.run(run())
+
+
+def half_done(fleet: Fleet, key: str, value: float) -> None:
+    """Leave in the bucket what an api leaves that is killed after it decided and before it told anybody."""
+
+    async def write(bus: Bus) -> None:
+        bucket = bus.kv(subjects.SCORES)
+        entry = await bucket.get(key)
+        assert entry is not None
+        held = json.loads(entry.value)
+        assert held["published"] is True
+        half = {
+            "value": round(value * 1e9),
+            "previous": held["value"],
+            "number": held["number"] + 1,
+            "published": False,
+        }
+        await bucket.update(key, json.dumps(half).encode(), entry.revision)
+
+    with_bus(fleet, write)
+
+
+class TestNaming:
+    def test_a_span_is_found_by_its_own_id_and_a_trace_means_its_root(self, fleet: Fleet) -> None:
+        root = make()
+        child = make(trace_id=root["trace_id"], parent_span_id=root["span_id"])
+        send(fleet, child, root)
+        ids = {"trace_id": root["trace_id"], "span_id": child["span_id"]}
+        assert score(fleet, span_id=child["span_id"], value=0.25) == {"accepted": 1, "spans": [ids]}
+        assert score(fleet, trace_id=root["trace_id"], value=0.5)["spans"][0]["span_id"] == root["span_id"]
+        assert (attributes(fleet, child), attributes(fleet, root)) == ({"eval.score": 0.25}, {"eval.score": 0.5})
+        score(fleet, **ids, value=1)
+        assert attributes(fleet, child) == {"eval.score": 1}
+
+    def test_a_name_is_below_eval_and_null_takes_the_score_away(self, fleet: Fleet) -> None:
+        span = make(attributes={"eval.kept": 0.125, "team": "a"})
+        send(fleet, span)
+        for name, value in (("helpful", 0.1), ("eval.kind", 0.2), ("score", 0.3)):
+            score(fleet, span_id=span["span_id"], name=name, value=value)
+        held = {"eval.kept": 0.125, "team": "a"}
+        assert attributes(fleet, span) == {**held, "eval.helpful": 0.1, "eval.kind": 0.2, "eval.score": 0.3}
+        for name in ("helpful", "kind", "score", "never"):
+            score(fleet, span_id=span["span_id"], name=name, value=None)
+        assert attributes(fleet, span) == held
+        score(fleet, span_id=span["span_id"], name="kept", value=None)
+        assert attributes(fleet, span) == {"team": "a"}
+
+    def test_an_array_is_taken_in_its_order_or_not_at_all(self, fleet: Fleet) -> None:
+        first, second = make(), make()
+        send(fleet, first, second)
+        given = [
+            {"span_id": first["span_id"], "value": 0.1},
+            {"span_id": second["span_id"], "value": 0.2},
+            {"span_id": first["span_id"], "value": 0.3},
+        ]
+        answer = fleet.send("api-a", "POST", "/scores", given)
+        assert (answer.status, answer.json()["accepted"]) == (202, 3)
+        assert attributes(fleet, first) == {"eval.score": 0.3}
+        wrong = [{"span_id": first["span_id"], "value": 0.9}, {"span_id": fresh("nobody"), "value": 1}]
+        assert refused(fleet.send("api-a", "POST", "/scores", wrong), 404) == "score 1: span not found"
+        assert attributes(fleet, first) == {"eval.score": 0.3}
+        assert fleet.send("api-a", "POST", "/scores", []).json() == {"accepted": 0, "spans": []}
+
+    def test_an_id_that_is_in_two_traces_needs_the_trace(self, fleet: Fleet) -> None:
+        one = make()
+        other = make(span_id=one["span_id"])
+        send(fleet, one, other)
+        given = {"span_id": one["span_id"], "value": 0.5}
+        text = refused(fleet.send("api-a", "POST", "/scores", given), 400)
+        assert text == f"span_id: '{one['span_id']}' is in 2 traces; give trace_id too"
+        score(fleet, trace_id=other["trace_id"], **given)
+        assert (attributes(fleet, one), attributes(fleet, other)) == ({}, {"eval.score": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"", ""),
+        (b"{", ""),
+        (b"5", ""),
+        (b'{"span_id": "a"}', "value"),
+        (b'{"value": 0.5}', "span_id or trace_id"),
+        (b'{"span_id": "a", "value": 1.5}', "value"),
+        (b'{"span_id": "a", "value": -0.1}', "value"),
+        (b'{"span_id": "a", "value": true}', "value"),
+        (b'{"span_id": "a", "value": "0.5"}', "value"),
+        (b'{"span_id": "a", "value": NaN}', ""),
+        (b'{"span_id": "a", "value": 1e400}', ""),
+        (b'{"span_id": "a", "value": 1, "nmae": "x"}', "nmae"),
+        (b'{"span_id": "a", "value": 1, "name": ""}', "name"),
+        (b'{"span_id": "a", "value": 1, "name": "eval."}', "name"),
+        (b'{"span_id": "a", "value": 1, "name": "' + b"x" * 300 + b'"}', "name"),
+        (b'{"span_id": "a", "value": 1, "name": "\\ud800"}', ""),
+        (b'{"span_id": "a\\n", "value": 1}', "span_id"),
+        (b'{"trace_id": "\xc3\xbc", "value": 1}', "trace_id"),
+        (b'[{"span_id": "a", "value": 1}, {"span_id": "a", "value": 2}]', "value"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(fleet: Fleet, body: bytes, named: str) -> None:
+    assert named in refused(http("POST", fleet.url("api-a") + "/scores", body), 400)
+
+
+def test_too_many_or_too_much_is_refused(fleet: Fleet) -> None:
+    many = json.dumps([{"span_id": "a", "value": 1}] * 1001).encode()
+    assert refused(http("POST", fleet.url("api-a") + "/scores", many), 413).startswith("scores: 1001")
+    large = b" " * (1024 * 1024 + 1)
+    assert refused(http("POST", fleet.url("api-a") + "/scores", large), 413).startswith("body: ")
+    assert refused(fleet.send("api-a", "POST", "/scores?x=1", []), 400).startswith("x: unknown parameter")
+    assert refused(fleet.get("api-a", "/scores"), 405) == "method not allowed"
+
+
+class TestSeen:
+    def test_metrics_groups_and_filters_follow(self, fleet: Fleet) -> None:
+        caller = fresh("caller")
+        spans = [make(caller=caller, attributes={"team": "ab"[number % 2]}) for number in range(10)]
+        send(fleet, *spans)
+        for number, span in enumerate(spans):
+            to = ("api-a", "api-b")[number % 2]
+            score(fleet, to=to, span_id=span["span_id"], value=number / 10)
+            score(fleet, to=to, span_id=span["span_id"], name="style", value=0.5 if number < 3 else 0.75)
+        fleet.until(lambda: quality(fleet, caller)["scored_span_count"] == 10, "counted")
+        shown = quality(fleet, caller)
+        assert (shown["score_avg"], shown["score_p50"], shown["score_p10"]) == pytest.approx((0.45, 0.45, 0.09))
+        split = fleet.get("api-b", f"/metrics/quality_by_attribute?key=team&window=24h&caller={caller}").json()["value"]
+        assert split == pytest.approx({"a": 0.4, "b": 0.5})
+        for name in ("api-a", "api-b"):
+            fleet.until(
+                lambda name=name: (
+                    fleet.get(name, f"/traces?caller={caller}&attr.eval.style=0.5").json()["total"],
+                    fleet.get(name, f"/traces?caller={caller}&attr.eval.score=0.9").json()["total"],
+                )
+                == (3, 1),
+                f"found in {name}",
+            )
+
+    def test_said_twice_it_counts_once_and_taken_away_it_counts_no_more(self, fleet: Fleet) -> None:
+        caller = fresh("caller")
+        span = make(caller=caller, attributes={"eval.score": 0.25})
+        send(fleet, span)
+        for to in ("api-a", "api-b", "api-a"):
+            score(fleet, to=to, span_id=span["span_id"], value=0.75)
+        fleet.until(lambda: quality(fleet, caller)["score_avg"] == 0.75, "counted")
+        assert quality(fleet, caller)["scored_span_count"] == 1
+        score(fleet, to="api-b", span_id=span["span_id"], value=None)
+        fleet.until(lambda: quality(fleet, caller)["scored_span_count"] == 0, "taken away")
+        assert quality(fleet, caller)["score_avg"] is None
+        score(fleet, to="api-a", span_id=span["span_id"], value=0.25)
+        fleet.until(lambda: quality(fleet, caller)["score_avg"] == 0.25, "back again")
+
+    def test_a_rule_about_quality_fires(self, fleet: Fleet) -> None:
+        caller, name = fresh("caller"), fresh("drop")
+        rule = {
+            "name": name,
+            "metric": "quality_score",
+            "op": "lt",
+            "threshold": 0.5,
+            "window": "1h",
+            "eval_interval": "1s",
+            "filter": {"caller": caller},
+        }
+        answer = fleet.send("api-a", "POST", "/alerts", rule)
+        assert answer.status == 201, answer.body
+        span = make(caller=caller)
+        send(fleet, span)
+        score(fleet, span_id=span["span_id"], value=0.9)
+
+        def state() -> Any:
+            return fleet.get("api-a", f"/alerts/{name}/status").json()
+
+        fleet.until(lambda: state()["current_value"] == 0.9, "seen by the rule")
+        assert state()["state"] != "firing"
+        score(fleet, span_id=span["span_id"], value=0.1)
+        fleet.until(lambda: state()["state"] == "firing", "firing")
+
+
+class TestRaces:
+    def test_many_who_score_at_once_leave_the_last_values_and_nothing_else(self, fleet: Fleet) -> None:
+        caller, rng = fresh("caller"), random.Random(5)
+        given = [{"attributes": {"eval.score": 0.5}} if rng.random() < 0.5 else {} for _ in range(6)]
+        spans = [make(caller=caller, **fields) for fields in given]
+        send(fleet, *spans)
+        done = threading.Lock()
+        said = 0
+
+        def say(seed: int) -> None:
+            nonlocal said
+            own = random.Random(seed)
+            for _ in range(12):
+                value = own.choice([0, 0.125, 0.25, 0.5, 1, None])
+                body = {"span_id": own.choice(spans)["span_id"], "value": value}
+                answer = fleet.send(own.choice(["api-a", "api-b"]), "POST", "/scores", body)
+                # Losing to many others is told as such, and may be said again.
+                assert answer.status in (202, 503), answer.body
+                with done:
+                    said += answer.status == 202
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(say, range(8)))
+        assert said > 80
+
+        def values(name: str) -> list[float | None]:
+            return [attributes(fleet, span, name).get("eval.score") for span in spans]
+
+        fleet.until(lambda: values("api-a") == values("api-b"), "agreed")
+
+        def exact() -> bool:
+            held = [value for value in values("api-a") if value is not None]
+            shown = quality(fleet, caller)
+            mean = sum(held) / len(held) if held else None
+            return (shown["scored_span_count"], shown["score_avg"]) == (len(held), mean)
+
+        fleet.until(exact, "metrics equal the last values", 20)
+
+    def test_what_a_kill_kept_back_is_published_by_whoever_comes_next(self, fleet: Fleet) -> None:
+        caller = fresh("caller")
+        span = make(caller=caller)
+        send(fleet, span)
+        before = set(with_bus(fleet, lambda bus: bus.kv(subjects.SCORES).items()))
+        score(fleet, span_id=span["span_id"], value=0.25)
+        (key,) = set(with_bus(fleet, lambda bus: bus.kv(subjects.SCORES).items())) - before
+
+        half_done(fleet, key, 0.5)
+        assert quality(fleet, caller)["score_avg"] == 0.25
+        # Whether the same is said again or something else: what was decided is told first, and counted once.
+        score(fleet, to="api-b", span_id=span["span_id"], value=0.5)
+        fleet.until(lambda: quality(fleet, caller)["score_avg"] == 0.5, "repaired")
+        half_done(fleet, key, 0.75)
+        score(fleet, to="api-a", span_id=span["span_id"], value=1)
+        fleet.until(lambda: quality(fleet, caller)["score_avg"] == 1, "repaired again")
+        assert quality(fleet, caller)["scored_span_count"] == 1
+
+    def test_of_many_scores_the_last_is_there_after_a_rebuild(self, fleet: Fleet) -> None:
+        spans = [make() for _ in range(4)]
+        send(fleet, *spans)
+        for number in range(10):
+            for span in spans:
+                score(fleet, to=("api-a", "api-b")[number % 2], span_id=span["span_id"], value=number / 10)
+        assert fleet.terminate("api-b") == 0
+        data = fleet.data_of("api-b")
+        for file in (data / "spans").glob("spans-*"):
+            file.unlink()
+        fleet.start_one("api-b")
+        fleet.until(lambda: fleet.get("api-b", "/readyz").status == 200, "rebuilt")
+        for name in ("api-a", "api-b"):
+            assert [attributes(fleet, span, name) for span in spans] == [{"eval.score": 0.9}] * 4
