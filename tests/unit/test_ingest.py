@@ -38,7 +38,8 @@ from tokentrace.records import (
 from tokentrace.records.batch import check_batch_id
 from tokentrace.redact import EMAIL_REDACTED, REDACTED, Redactor
 from tokentrace_ingest.commit import Committer, shard_of
-from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json
+from tokentrace_ingest.letters import Letter
+from tokentrace_ingest.machine import Cleaned, Cleaner, is_json
 
 ARRIVED_NS = 1_773_600_000_000_000_000
 CREATED_NS = 1_773_500_000_000_000_000

@@ -14,47 +14,21 @@ import msgspec
 from msgspec.structs import replace
 
 from tokentrace.dialect import docs
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected
 from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
-from tokentrace.records import Batch, ChatMessage, Span, check_span, decode_batches
+from tokentrace.records import Batch, Span, check_span, decode_batches
 from tokentrace.records.batch import check_batch_id, salvage_batches, split_spans
-from tokentrace.records.span import FUTURE_NS, MAX_ATTRIBUTES, MAX_DEPTH, MAX_INSTANT_NS, MAX_KEY_BYTES, MAX_NAME
+from tokentrace.records.span import FUTURE_NS, MAX_INSTANT_NS, MAX_NAME
 from tokentrace.redact import Redactor, Tally
-from tokentrace.units import is_number
 from tokentrace_ingest import rarer
+from tokentrace_ingest.letters import Letter, Letters
 
 #: A batch is split by index in runs of this many raw spans: never by size, so that a retry splits alike.
 RUN = 64
 _WHOLE_SPANS = 256
 _WHOLE_BYTES = 512 * 1024
 MAX_SPAN_BYTES = 512 * 1024
-MAX_LETTER_BYTES = 64 * 1024
-_EMPTY: tuple[Any, ...] = ("", 0, None, {})
-
-
-class Letter(NamedTuple):
-    """
-    A dead letter.
-
-    Attributes:
-        id: The same for the same bad record, so that it is stored once.
-        body: JSON: the redacted record if it could be read, else its size and SHA-256, and the reason.
-        position: Index of the bad record among those of its kind in its batch.
-        reason: What is wrong with it.
-        kind: What it is.
-    """
-
-    id: str
-    body: bytes
-    position: int
-    reason: str
-    kind: str = "span"
-
-    @property
-    def where(self) -> str:
-        """Which record of its request is bad, and why."""
-        return f"{self.kind} {self.position}: {self.reason}"
 
 
 class Cleaned(NamedTuple):
@@ -85,6 +59,7 @@ class Cleaner:
 
     def __init__(self, redactor: Redactor, pricer: Pricer) -> None:
         self._redactor, self._pricer = redactor, pricer
+        self.letters = Letters(redactor)
 
     def clean(self, batch: Batch, arrived_ns: int, size_bytes: int = 0, *, checked: bool = False) -> Cleaned:
         """
@@ -112,7 +87,7 @@ class Cleaner:
                 try:
                     spans.append(self.finish(span, key, index, arrived_ns, source, checked=checked, found=found))
                 except Rejected as exc:
-                    letters.append(self.letter(key, index, str(exc), span, found))
+                    letters.append(self.letters.span(key, index, str(exc), span, found))
             good += len(spans)
             if part == 0:
                 rare = self._rarer(batch, key, arrived_ns, source, letters, found)
@@ -133,13 +108,13 @@ class Cleaner:
                 try:
                     good.append(rarer.finish(record, kind, self._redactor, arrived_ns, source, found))
                 except Rejected as exc:
-                    letters.append(self._rare_letter(key, index, str(exc), record, kind, found))
+                    letters.append(self.letters.rare(key, index, str(exc), record, kind, found))
             if given:
                 kept[field] = good
         for field in rarer.FORBIDDEN:
             if given := getattr(batch, field):
                 reason = f"{field}: made by the api alone, not taken from outside"
-                letters.append(self._letter(key, 0, reason, _fingerprint(msgspec.msgpack.encode(given)), kind=field))
+                letters.append(self.letters.unread(key, 0, reason, msgspec.msgpack.encode(given), kind=field))
                 kept[field] = []
         return kept
 
@@ -194,45 +169,6 @@ class Cleaner:
             unpriced_reason=quote.reason,
         )
 
-    def letter(self, key: str, index: int, reason: str, span: Span, found: Tally | None = None) -> Letter:
-        """The dead letter of a span that was read and is not valid."""
-        # What ingest decides itself may hold anything in a span that was never finished, and its ids name nothing.
-        bare = replace(span, cost_model="", unpriced_reason="", source="", **self._ids(span))
-        try:
-            clean = self._redactor.span(replace(bare, attributes=_readable(span.attributes)), found)
-            return self._letter(key, index, reason, _shown(clean, "span"))
-        except (TypeError, ValueError, RecursionError):
-            shown = {"trace_id": shorten(bare.trace_id), "span_id": shorten(bare.span_id)}
-            return self._letter(key, index, reason, {"span": shown})
-
-    def _ids(self, record: Span | rarer.Rare) -> dict[str, str]:
-        """The ids of a record that is not stored, without secrets."""
-        fields = {name: getattr(record, name) for name in record.__struct_fields__ if name.endswith("_id")}
-        return {name: self._redactor.text(value) for name, value in fields.items() if value}
-
-    def _rare_letter(
-        self, key: str, index: int, reason: str, record: rarer.Rare, kind: rarer.Kind, found: Tally
-    ) -> Letter:
-        try:
-            readable = {kind.attributes: _readable(getattr(record, kind.attributes))} if kind.attributes else {}
-            clean = kind.clean(self._redactor, replace(record, **self._ids(record), **readable), found)
-            if isinstance(clean, ChatMessage):
-                clean = replace(clean, raw="")
-            body = _shown(clean, kind.name)
-        except (TypeError, ValueError, RecursionError):
-            body = {}
-        return self._letter(key, index, reason, body, kind=kind.name)
-
-    def _letter(self, key: str, index: int, reason: str, body: dict[str, Any], *, kind: str = "span") -> Letter:
-        """A dead letter; not even its reason, which may quote the record, holds a secret."""
-        reason = self._redactor.text(reason)
-        content = msgspec.json.encode({"batch": key, "index": index, "reason": reason, **body}, order="deterministic")
-        return Letter(hashlib.sha256(content).hexdigest(), content, index, reason, kind)
-
-    def undecoded(self, message: Message, reason: str) -> Letter:
-        """The dead letter of a raw message that could not be read at all."""
-        return self._letter(f"{message.subject}@{message.time_ns}", 0, reason, _fingerprint(message.payload))
-
     def read(self, message: Message, created_ns: int) -> tuple[list[Batch], list[Letter]]:
         """
         The batches of a raw message: msgpack of a reporter, or JSON of anybody.
@@ -246,7 +182,7 @@ class Cleaner:
         try:
             return self.read_batches(payload)
         except Rejected as exc:
-            return [], [self.undecoded(message, str(exc))]
+            return [], [self.letters.undecoded(message, str(exc))]
 
     def read_batches(self, payload: bytes) -> tuple[list[Batch], list[Letter]]:
         """
@@ -269,7 +205,7 @@ class Cleaner:
         except Rejected:
             raise Rejected(reason) from None
         letters = [
-            self._letter(f"{batch.id}:{batch.sequence}", index, reason, _fingerprint(raw))
+            self.letters.unread(f"{batch.id}:{batch.sequence}", index, reason, raw)
             for batch, bad in salvaged
             for index, raw, reason in bad
         ]
@@ -285,7 +221,7 @@ class Cleaner:
         try:
             items = msgspec.json.decode(message.payload, type=list[msgspec.Raw])
         except (msgspec.DecodeError, RecursionError):
-            return [], [self.undecoded(message, reason)]
+            return [], [self.letters.undecoded(message, reason)]
         spans: list[Span] = []
         letters: list[Letter] = []
         for index, item in enumerate(items):
@@ -294,34 +230,10 @@ class Cleaner:
                     raise Rejected(f"span {index}: not an object")
                 spans += docs.decode_spans(bytes(item), source="nats")
             except Rejected as exc:
-                letters.append(self._letter(key, index, str(exc), _fingerprint(item)))
+                letters.append(self.letters.unread(key, index, str(exc), item))
         return [Batch(id=key, spans=spans)] if spans else [], letters
 
 
 def is_json(payload: bytes) -> bool:
     """True when a raw message is JSON in the documented span form, not a reporter's msgpack."""
     return payload[:1].isspace() or payload[:1] in (b"{", b"[")
-
-
-def _readable(value: Any, depth: int = 0) -> Any:
-    """*value* as far as JSON can show it: the reason a span is bad may be in here."""
-    if isinstance(value, dict):
-        items = list(value.items())[:MAX_ATTRIBUTES] if depth < MAX_DEPTH else []
-        return {shorten(key, MAX_KEY_BYTES): _readable(item, depth + 1) for key, item in items}
-    if isinstance(value, list):
-        return [_readable(item, depth + 1) for item in value[:MAX_ATTRIBUTES]] if depth < MAX_DEPTH else []
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    return value if is_number(value) and abs(value) < 2**63 else type(value).__name__
-
-
-def _shown(record: msgspec.Struct, name: str) -> dict[str, Any]:
-    """*record*, which holds no secret, as it stands in a dead letter."""
-    fields = dict(zip(record.__struct_fields__, msgspec.to_builtins(record), strict=True))
-    found: dict[str, Any] = {name: {key: value for key, value in fields.items() if value not in _EMPTY}}
-    encoded = msgspec.json.encode(found)
-    return found if len(encoded) <= MAX_LETTER_BYTES else _fingerprint(encoded)
-
-
-def _fingerprint(data: bytes | msgspec.Raw) -> dict[str, Any]:
-    return {"size_bytes": len(bytes(data)), "sha256": hashlib.sha256(bytes(data)).hexdigest()}

@@ -22,7 +22,8 @@ from tokentrace.records import Batch
 from tokentrace.redact import Redactor
 from tokentrace.settings import Settings
 from tokentrace_ingest.commit import Committer
-from tokentrace_ingest.machine import Cleaned, Cleaner, Letter, is_json
+from tokentrace_ingest.letters import Letter
+from tokentrace_ingest.machine import Cleaned, Cleaner, is_json
 from tokentrace_ingest.open_spans import OpenSpans
 
 log = logging.getLogger("tokentrace.ingest")
@@ -221,14 +222,14 @@ class Ingest:
                 await until_available(partial(self._committer.commit, project, one.parts))
                 self._counts["spans", "nats"] += one.spans
             except Rejected as exc:
-                letters.append(self._cleaner.undecoded(message, str(exc)))
+                letters.append(self._cleaner.letters.undecoded(message, str(exc)))
             self._count_redactions(one, "nats" if checked else "reporter")
         await until_available(partial(self._dead_letter, project, letters, "nats"))
         return self.config.redactor.enabled and (bool(letters) or any(one.redactions for one in cleaned))
 
     async def _give_up(self, delivery: Delivery, reason: str) -> None:
         """Dead-letter a message undecoded and take it off the queue."""
-        letter = self._cleaner.undecoded(delivery.message, reason)
+        letter = self._cleaner.letters.undecoded(delivery.message, reason)
         try:
             await until_available(partial(self._dead_letter, self.config.project, [letter], "nats"))
             if self.config.redactor.enabled:
