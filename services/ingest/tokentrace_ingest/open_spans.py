@@ -9,7 +9,6 @@ wins, and whoever comes after a crash in between publishes the very same batch, 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Collection
 from typing import Any
@@ -82,7 +81,7 @@ class OpenSpans:
 
         async def look_up(span_id: str) -> Entry | None:
             async with room:
-                return await self._bucket.get(_key(span_id))
+                return await self._bucket.get(subjects.open_span_key(span_id))
 
         ids = list(dict.fromkeys(span_ids))
         entries = await asyncio.gather(*map(look_up, ids))
@@ -105,7 +104,7 @@ class OpenSpans:
         started = batch.started[0]
         opened = OpenSpan(started=started, early=self._clean_early(early))
         try:
-            await self._bucket.create(_key(started.span_id), self._encode(opened))
+            await self._bucket.create(subjects.open_span_key(started.span_id), self._encode(opened))
             self._count(cleaned)
         except Conflict:
             opened = (await self.find([started.span_id])).get(started.span_id, opened)
@@ -124,7 +123,7 @@ class OpenSpans:
             Rejected: 404 when nobody started it within a day, 400 names the field, 413 too large.
             Unavailable: Perhaps not stored; try again.
         """
-        key = _key(span_id)
+        key = subjects.open_span_key(span_id)
         while True:
             entry = await self._bucket.get(key)
             if entry is None:
@@ -233,10 +232,6 @@ def _ended(before: OpenSpan, batch: Batch) -> OpenSpan:
         return replace(before, started=started, early=None, attributes=batch.spans[0].attributes, journal=journal)
     merged = {**before.attributes, **batch.annotations[0].attributes}
     return replace(before, attributes=merged, merges=before.merges + 1, journal=journal)
-
-
-def _key(span_id: str) -> str:
-    return hashlib.sha256(span_id.encode()).hexdigest()
 
 
 def _identity(started: Started) -> tuple[str, str, str | None]:

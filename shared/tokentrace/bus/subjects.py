@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from tokentrace.bus import Stream
@@ -78,6 +79,11 @@ def shard_spans(shard: int) -> str:
 def tombstones(project: str) -> str:
     """Where deletions go: in the log of the spans, but on no shard, so that they can be read without the spans."""
     return f"tokentrace.spans.{escape(project)}.deleted"
+
+
+def open_span_key(span_id: str) -> str:
+    """The key of a span in ``tt_open_spans``: any bucket takes it, whatever the id is."""
+    return hashlib.sha256(span_id.encode()).hexdigest()
 
 
 def rejected(project: str) -> str:

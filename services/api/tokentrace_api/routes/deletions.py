@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,12 +16,19 @@ from tokentrace.bus import subjects
 from tokentrace.errors import Rejected
 from tokentrace.http import reply
 from tokentrace.records import Batch, Tombstone, encode_batches
-from tokentrace.units import render_instant
+from tokentrace.units import DAY, render_instant
 from tokentrace_api.routes.parameters import parameters
 from tokentrace_api.store import Store
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
+
+#: Tombstones of one message.
+_STONES = 5000
+#: Requests to the broker under way at once.
+_AT_ONCE = 32
+#: A span that was started longer ago is in ``tt_open_spans`` no more, however often it was ended.
+_KEPT_NS = 3 * DAY
 
 
 def routes(api: Api) -> list[BaseRoute]:
@@ -43,37 +52,91 @@ def routes(api: Api) -> list[BaseRoute]:
 
 async def _delete(api: Api, column: str, id: str, named: dict[str, str]) -> dict[str, Any]:
     now_ns = time.time_ns()
-    held = await api.find(lambda store: _held(store, column, id, now_ns))
-    if not held:
+    found = await api.find(lambda store: _held(store, column, id, now_ns))
+    if not found:
         raise Rejected(f"{column.removesuffix('_id')} not found", status=404)
-    spans, newest_ns, sessions = held[0]
+    held = found[0]
+    # Whoever ends one of them from now on is told that there is none: else its start would come back with its end.
+    await _forget_open(api, held.begun)
     stones = [Tombstone(target="trace" if column == "trace_id" else "user", id=id, deleted_ns=now_ns)]
-    # What was said in a user's sessions names nobody: it goes with the session.
-    stones += [Tombstone(target="session", id=session, deleted_ns=now_ns) for session in sessions]
-    batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones)
-    await api.bus.publish(subjects.tombstones(api.config.project), encode_batches([batch]), id=batch.id)
+    stones += [Tombstone(target="session", id=session, deleted_ns=now_ns) for session in held.sessions]
+    stones += [Tombstone(target="trace", id=trace, deleted_ns=now_ns) for trace in held.traces]
+    for start in range(0, len(stones), _STONES):
+        batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones[start : start + _STONES])
+        await api.bus.publish(subjects.tombstones(api.config.project), encode_batches([batch]), id=batch.id)
     await api.bury(api.store, stones)
     return {
         "deleted": True,
         **named,
-        "span_count": spans,
-        "log_aged_out_by": render_instant(newest_ns + api.config.log_keeps_ns),
+        "span_count": held.spans,
+        # What was said of it last, such as a score, may have come a moment ago.
+        "log_aged_out_by": render_instant(now_ns + api.config.log_keeps_ns),
     }
 
 
-def _held(store: Store, column: str, id: str, now_ns: int) -> list[tuple[int, int, list[str]]]:
-    """(Spans, arrival of the newest, sessions that are the user's); empty when there is nothing."""
-    counted = []
-    for table in ("spans", "started"):
-        rows = store.query(f"SELECT count(*), max(arrived_ns) FROM {{{table}}} WHERE {column} = ?", [id], now_ns)
-        counted += [(int(count), int(newest or 0)) for count, newest in rows]
-    if not any(count for count, _ in counted):
+async def _forget_open(api: Api, span_ids: Sequence[str]) -> None:
+    """Take out of ``tt_open_spans`` what is kept there of spans for those who end them."""
+    bucket, room = api.bus.kv(subjects.OPEN_SPANS), asyncio.Semaphore(_AT_ONCE)
+
+    async def forget(span_id: str) -> None:
+        key = subjects.open_span_key(span_id)
+        async with room:
+            if await bucket.get(key) is not None:
+                await bucket.delete(key)
+
+    await asyncio.gather(*map(forget, span_ids))
+
+
+class _Held(NamedTuple):
+    """
+    What there is to be deleted.
+
+    Attributes:
+        spans: How many go, ended ones.
+        sessions, traces: Those that go as a whole.
+        begun: Ids of the spans among them that were started and may be ended.
+    """
+
+    spans: int
+    sessions: list[str]
+    traces: list[str]
+    begun: list[str]
+
+
+#: Every record, and whose it is.
+_NAMED = (
+    "WITH named AS (SELECT session_id, trace_id, user_id FROM {spans} UNION ALL "
+    "SELECT session_id, trace_id, user_id FROM {started} UNION ALL "
+    "SELECT session_id, nullif(trace_id, ''), NULL FROM {messages}) "
+)
+#: Sessions, or traces, in which this user is named and nobody else: what names nobody is this user's.
+_OWN = (
+    "SELECT COLUMN FROM named WHERE COLUMN IN (SELECT COLUMN FROM named WHERE user_id = ?) "
+    "GROUP BY COLUMN HAVING count(*) FILTER (user_id <> ?) = 0"
+)
+
+
+def _held(store: Store, column: str, id: str, now_ns: int) -> list[_Held]:
+    """What is held of a trace, or a user; empty when there is nothing."""
+    tables = ("spans", "started", "messages") if column == "trace_id" else ("spans", "started")
+    every = " UNION ALL ".join(f"SELECT 1 FROM {{{table}}} WHERE {column} = ?" for table in tables)
+    if not store.query(f"{every} LIMIT 1", [id] * len(tables), now_ns):
         return []
     sessions: list[str] = []
+    traces = [id] if column == "trace_id" else []
     if column == "user_id":
-        both = " UNION ".join(
-            f"SELECT session_id FROM {{{table}}} WHERE user_id = ? AND session_id IS NOT NULL"
-            for table in ("spans", "started")
-        )
-        sessions = sorted(row[0] for row in store.query(both, [id, id], now_ns))
-    return [(counted[0][0] if counted else 0, max(newest for _, newest in counted), sessions)]
+        found = store.query(_NAMED + _OWN.replace("COLUMN", "session_id"), [id, id], now_ns)
+        sessions = sorted(row[0] for row in found)
+        loose = "count(*) FILTER (user_id IS NULL AND coalesce(session_id NOT IN (SELECT unnest(?::VARCHAR[])), true))"
+        sql = f"{_NAMED}{_OWN.replace('COLUMN', 'trace_id')} AND {loose} > 0"
+        traces = sorted(row[0] for row in store.query(sql, [id, id, sessions], now_ns))
+    going = (
+        f"({column} = ? OR session_id IN (SELECT unnest(?::VARCHAR[])) OR trace_id IN (SELECT unnest(?::VARCHAR[])))"
+    )
+    values = [id, sessions, traces]
+    sql = f"SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM {{spans}} WHERE {going})"
+    spans = store.query(sql, values, now_ns)[0][0]
+    # The bucket forgets by itself what was started before.
+    recent = f"SELECT DISTINCT span_id FROM {{started}} WHERE {going} AND arrived_ns > ?"
+    begun = [row[0] for row in store.query(recent, [*values, now_ns - _KEPT_NS], now_ns)]
+    return [_Held(int(spans), sessions, [trace for trace in traces if trace != id or column == "user_id"], begun)]
