@@ -141,12 +141,15 @@ class Pump:
                 turn = time.perf_counter() + TURN_S
         self._unsaved = self._unsaved or bool(chunk.messages)
         progress.pending = chunk.pending
-        if chunk.pending == 0:
-            progress.caught_up = True
-            if not self._settles:
-                self._on_caught_up()
-        self._settle()
+        if self._settles:
+            self._settle()
+        elif chunk.pending == 0:
+            self._caught_up()
         await self._tick()
+
+    def _caught_up(self) -> None:
+        self.progress.caught_up = True
+        self._on_caught_up()
 
     async def _tick(self) -> None:
         # One at a time and in order: an event must not overtake one that is still being tried.
@@ -164,9 +167,14 @@ class Pump:
         """Ask what the stream holds now: once that is taken in, everything up to now is."""
         asked_ns = time.time_ns()
         try:
-            self._asked = asked_ns, await self._bus.state(self._stream)
+            state = await self._bus.state(self._stream)
         except TokentraceError as exc:
             log.debug("%s: %s", self._reader, exc)
+            return
+        before = self._asked[1] if self._asked is not None else None
+        # What was asked before is still to be reached: whoever lags a little would never get to what is asked anew.
+        if before is None or before.created_ns != state.created_ns or before.last_sequence > state.last_sequence:
+            self._asked = asked_ns, state
         self._settle()
 
     def _settle(self) -> None:
@@ -178,16 +186,16 @@ class Pump:
         if there >= state.last_sequence:
             self._asked = None
             self._settled_ns = max(self._settled_ns, asked_ns)
-            self._on_caught_up()
+            self._caught_up()
 
     async def _look_after(self) -> None:
         """What has to happen although no message comes: ticks, telling the position."""
         told = 0.0
         while True:
-            await asyncio.sleep(0.2)
             if self._settles:
                 await self._ask()
             await self._tick()
+            await asyncio.sleep(0.2)
             now = time.monotonic()
             try:
                 if now - told >= TELL_EVERY_S and self._machine.position is not None:
