@@ -21,12 +21,14 @@ from tokentrace_api.routes.parameters import parameters
 from tokentrace_api.routes.searching import SEARCHED, parse_search
 from tokentrace_api.search import Search
 from tokentrace_api.spans import find_spans, newest_ordinal
+from tokentrace_api.store import Store
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
-#: Rows of the store looked at in one go.
-_STEP = 20_000
+#: Rows of the store looked at in one go, so that about so many bytes are sent at once.
+_LEAST_STEP, _MOST_STEP = 500, 20_000
+_PART_BYTES = 8 * 1024 * 1024
 #: Columns of CSV: the documented fields; attributes are one, as JSON.
 COLUMNS = (
     "trace_id",
@@ -86,11 +88,23 @@ async def _parts(
 ) -> AsyncIterator[bytes]:
     if head:
         yield head
-    for after in range(0, last, _STEP):
-        upto = min(after + _STEP, last)
-        spans = await api.read(partial(find_spans, search=search, after=after, upto=upto, now_ns=now_ns, newest=last))
-        if spans:
-            yield render(spans)
+
+    def part(store: Store, after: int, upto: int) -> bytes:
+        return render(find_spans(store, search, after, upto, now_ns, last))
+
+    after, step = 0, _LEAST_STEP
+    while after < last:
+        upto = min(after + step, last)
+        # Rendered where it was read: this loop has others to serve.
+        data = await api.read(partial(part, after=after, upto=upto))
+        if data:
+            yield data
+        after, step = upto, _next_step(step, len(data))
+
+
+def _next_step(step: int, size: int) -> int:
+    """How many rows to look at after *step* of them came to *size* bytes: few of large spans, many where few match."""
+    return min(max(step * _PART_BYTES // max(size, 1), _LEAST_STEP), 4 * step, _MOST_STEP)
 
 
 def _lines(spans: Sequence[Span]) -> bytes:
