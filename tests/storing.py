@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
-from msgspec.structs import replace
 
 from make import make_batch
 from tokentrace.machine import Message
@@ -76,17 +75,3 @@ def last_versions(spans: Iterable[Span]) -> list[Span]:
     rows = list(enumerate(spans))
     last = {(span.trace_id, span.span_id): number for number, span in rows}
     return [span for number, span in rows if last[span.trace_id, span.span_id] == number]
-
-
-def scored(span: Span, attributes: Mapping[str, Any]) -> Span:
-    """*span* with other *attributes*, and the score that stands in them when that is another one."""
-    value = attributes.get("eval.score")
-    if value == span.attributes.get("eval.score") and ("eval.score" in attributes) == ("eval.score" in span.attributes):
-        return replace(span, attributes=dict(attributes))
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return replace(span, attributes=dict(attributes), score=round(value * 10**9) if fits else None)
-
-
-def ids(spans: Sequence[Span]) -> list[tuple[str, str]]:
-    """(Trace, span) of each."""
-    return [(span.trace_id, span.span_id) for span in spans]

@@ -103,6 +103,8 @@ class Store:
         self._max_spans, self._keep_ns, self._max_bytes = max_spans, keep_ns, max_bytes
         self._memory_limit_mb = memory_limit_mb
         self._lock = threading.RLock()
+        self._reading: set[duckdb.DuckDBPyConnection] = set()
+        self._reading_changes = threading.Condition()
         self._graves = Graves()
         #: Files whose rows are shown; None while there is no database to ask.
         self._shown: tuple[Segment, ...] | None = None
@@ -153,7 +155,7 @@ class Store:
                 self._take(self._memory_of(self._segments[-1], whole=crashed))
             except (duckdb.Error, Rejected) as exc:
                 if segment.is_refusal(exc):
-                    self._database.close()
+                    self._close()
                     raise Unavailable(f"span store: {file.name}: {type(exc).__name__}: {str(exc)[:200]}") from exc
                 self._set_aside(file, exc)
         self._shown = tuple(self._segments)
@@ -302,7 +304,7 @@ class Store:
                 for memory in memories:
                     self._take(memory)
         if self._shown is None:
-            self._database.close()
+            self._close()
             self._open()
         self._stale = False
 
@@ -358,12 +360,19 @@ class Store:
             for shard, reader in self._readers.items():
                 if shard not in touched and reader.position is not None:
                     self._write_reader(name, shard, reader.position, None, fresh)
-        query("COMMIT")
+        try:
+            query("COMMIT")
+        except duckdb.Error as exc:
+            # Where DuckDB could not write its log back it says so, and the transaction is durable: the file knows.
+            self._failed(exc)
+            if self._stale or any(self.position(shard) != position for shard, (position, _) in touched.items()):
+                raise
+            return amended.spans
         self._waiting = amended.waiting
+        self._ordinal += len(amended.spans)
         for shard, (position, _) in touched.items():
             reader = self._readers[shard]
             reader.position, reader.folded = position, []
-        self._ordinal += len(amended.spans)
         return amended.spans
 
     def _new_batches(self, item: Item) -> list[Batch]:
@@ -544,7 +553,15 @@ class Store:
     def close(self) -> None:
         """Write everything out and let the files go."""
         with self._lock:
-            self._shown = None
+            self._close()
+
+    def _close(self) -> None:
+        """DuckDB closes nothing while somebody reads: who does is told to stop, and nobody else begins."""
+        self._shown = None
+        with self._reading_changes:
+            for cursor in self._reading:
+                cursor.interrupt()
+            self._reading_changes.wait_for(lambda: not self._reading)
             self._database.close()
 
     # -- reading
@@ -552,9 +569,10 @@ class Store:
     def _source(self, table: str, shown: Sequence[Segment], now_ns: int) -> str:
         """SQL that yields the rows of *table*, of ``segment.RECORDS``, that people may see."""
         condition = f"arrived_ns >= {now_ns - self._keep_ns}"
-        floor = self._ordinal - self._max_spans if self._max_spans else 0
-        if floor > 0 and table == "spans":
-            condition += f" AND ordinal > {floor}"
+        newest = self._ordinal
+        if table == "spans" and self._max_spans:
+            # Those that are being stored meanwhile would be too many.
+            condition += f" AND ordinal > {newest - self._max_spans} AND ordinal <= {newest}"
         return " UNION ALL ".join(f"SELECT * FROM {one.name}.{table} WHERE {condition}" for one in shown)
 
     def query(self, sql: str, parameters: Sequence[Any], now_ns: int, *, limit_s: float | None = None) -> Rows:
@@ -585,7 +603,9 @@ class Store:
         raise Unavailable("span store: files come and go")
 
     def _read(self, sql: str, parameters: Sequence[Any], limit_s: float | None) -> Rows:
-        cursor = self._database.cursor()
+        with self._reading_changes:
+            cursor = self._database.cursor()
+            self._reading.add(cursor)
         timer = threading.Timer(limit_s, cursor.interrupt) if limit_s else None
         if timer:
             timer.start()
@@ -595,7 +615,10 @@ class Store:
         finally:
             if timer:
                 timer.cancel()
-            cursor.close()
+            with self._reading_changes:
+                cursor.close()
+                self._reading.remove(cursor)
+                self._reading_changes.notify_all()
 
     def shown_since(self, now_ns: int) -> int:
         """Before this instant of arrival nothing is shown, Unix nanoseconds."""
