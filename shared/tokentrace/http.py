@@ -31,6 +31,8 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 #: How much of a body over the limit is read and thrown away before the connection is cut.
 _MAX_DRAINED = 128 * 1024 * 1024
 _DRAIN_S = 3.0
+#: How long a connection that is not read from holds up the end.
+_UNREAD_S = 5.0
 OPEN_PATHS = ("/healthz", "/readyz")
 #: Where Cost Katana's SDK is answered.
 SDK_PATHS = "/api/"
@@ -308,7 +310,11 @@ class _Server(uvicorn.Server):
 
 
 async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping: asyncio.Event) -> None:
-    """Serve *app* until *stopping* is set; then finish the requests under way, at most 15 s."""
+    """
+    Serve *app* until *stopping* is set; then finish the requests under way, at most 15 s.
+
+    Whoever has not read by then what was sent is cut off after 5 s, or one that hangs would hold up the end.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -323,6 +329,10 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
     async def stop() -> None:
         await stopping.wait()
         server.should_exit = True
+        await asyncio.sleep(_UNREAD_S)
+        for connection in list(server.server_state.connections):
+            if connection.transport.get_write_buffer_size():
+                connection.transport.abort()
 
     stopper = asyncio.create_task(stop())
     try:

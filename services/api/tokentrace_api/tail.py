@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from weakref import WeakSet
 
 from tokentrace.records import Span
 from tokentrace_api.search import Search
@@ -69,20 +70,20 @@ class Tails:
     """All followers there are."""
 
     def __init__(self) -> None:
-        self._tails: set[Tail] = set()
+        # Weak, because an answer whose client went away before its first byte is never begun, and so never ends.
+        self._tails: WeakSet[Tail] = WeakSet()
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._tails)
 
-    @contextlib.contextmanager
-    def following(self, tail: Tail) -> Iterator[Tail]:
-        """*tail* hears of what arrives while inside."""
+    def add(self, tail: Tail) -> None:
+        """*tail* hears from now on of what arrives."""
         self._tails.add(tail)
-        try:
-            yield tail
-        finally:
-            self._tails.discard(tail)
+
+    def discard(self, tail: Tail) -> None:
+        """*tail* hears of nothing any more."""
+        self._tails.discard(tail)
 
     def offer(self, spans: Sequence[Span], now_s: int) -> None:
         """Tell everybody of *spans*, which have just been stored."""

@@ -40,14 +40,16 @@ def routes(api: Api) -> list[BaseRoute]:
         if len(api.tails) >= MAX_TAILS:
             raise Unavailable(f"tail: {MAX_TAILS} are followed already", retry_after_s=5)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = _events(api, Tail(search, rate, time.time_ns()))
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        followed = Tail(search, rate, time.time_ns())
+        # Counted at once: of many who come in the same moment none slips past the limit.
+        api.tails.add(followed)
+        return StreamingResponse(_events(api, followed), media_type="text/event-stream", headers=headers)
 
     return [Route("/traces/tail", tail)]
 
 
 async def _events(api: Api, tail: Tail) -> AsyncIterator[bytes]:
-    with api.tails.following(tail):
+    try:
         yield b": following\n\n"
         told, spoke = 0, time.monotonic()
         while not api.stopping.is_set():
@@ -62,6 +64,8 @@ async def _events(api: Api, tail: Tail) -> AsyncIterator[bytes]:
                 spoke = time.monotonic()
                 yield b"".join(parts)
             await asyncio.sleep(0)
+    finally:
+        api.tails.discard(tail)
 
 
 def _event(name: str, data: Any) -> bytes:

@@ -1,0 +1,87 @@
+"""Every route of the api: asks for the token, knows its methods, names what it allows; none forgotten."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.routing import Route
+
+from fleet import Fleet
+from pipeline import http
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.settings import load
+from tokentrace_api.service import Api, Config
+
+TOKEN = {"Authorization": "Bearer the-key"}
+
+
+def all_routes() -> list[tuple[str, str]]:
+    """(Method, path) of every route that the api has, with something put in for its parameters."""
+    api = Api(MemoryBus(MemoryBroker()), Config.of(load(None)))
+    found = []
+    for route in api.routes():
+        assert isinstance(route, Route)
+        path = re.sub(r"\{[^}]*\}", "nobody", route.path)
+        found += [(method, path) for method in sorted(route.methods or ())]
+    return found
+
+
+ROUTES = all_routes()
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    directory: Path = tmp_path_factory.mktemp("surface")
+    running = Fleet(directory, ["ingest", "aggregator", "api"], {"TOKENTRACE_AUTH_TOKEN": "the-key"})
+    running.start()
+    yield running
+    assert set(running.stop().values()) == {0}
+
+
+def test_the_routes_of_this_issue_are_all_there() -> None:
+    assert {
+        ("GET", "/traces"),
+        ("GET", "/traces/tail"),
+        ("GET", "/traces/recent"),
+        ("GET", "/traces/nobody"),
+        ("DELETE", "/traces/nobody"),
+        ("GET", "/traces/nobody/timeline"),
+        ("GET", "/export"),
+        ("POST", "/scores"),
+        ("DELETE", "/api/users/nobody"),
+        ("GET", "/api/sessions"),
+        ("GET", "/api/sessions/summary"),
+        ("GET", "/api/sessions/nobody/graph"),
+        ("GET", "/api/sessions/nobody/details"),
+        ("POST", "/api/sessions/nobody/end"),
+    } <= set(ROUTES)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_every_route_asks_for_the_token(fleet: Fleet, method: str, path: str) -> None:
+    body = b"{}" if method == "POST" else None
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "the-key"}):
+        answer = http(method, fleet.url("api") + path, body, headers)
+        assert answer.status == 401, headers
+        assert answer.headers["www-authenticate"] == "Bearer"
+    if path != "/traces/tail":
+        assert http(method, fleet.url("api") + path, body, TOKEN).status != 401
+
+
+@pytest.mark.parametrize("path", sorted({path for method, path in ROUTES if method == "GET"}))
+def test_a_parameter_that_nobody_reads_is_refused(fleet: Fleet, path: str) -> None:
+    answer = http("GET", fleet.url("api") + path + "?nobody_reads=1", headers=TOKEN)
+    if path in ("/traces/recent", "/health"):  # as the Go server had it: what it does not know it passes over
+        assert answer.status in (200, 503)
+        return
+    assert answer.status == 400, answer.body
+    assert answer.json()["error"].startswith("nobody_reads: unknown parameter; allowed are ")
+
+
+@pytest.mark.parametrize("path", sorted({path for _, path in ROUTES}))
+def test_a_method_that_a_path_does_not_have_is_a_405(fleet: Fleet, path: str) -> None:
+    answer = http("PATCH", fleet.url("api") + path, b"{}", TOKEN)
+    assert (answer.status, answer.json()["error"]) == (405, "method not allowed")

@@ -1,0 +1,313 @@
+"""``GET /traces/tail``: what arrives from now on, to many who follow, some of them slow and some gone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from fleet import Fleet
+from pipeline import http
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    running = Fleet(tmp_path_factory.mktemp("tail"), ["ingest", "aggregator", "api"])
+    running.start()
+    yield running
+    assert set(running.stop().values()) == {0}
+
+
+def fresh(what: str) -> str:
+    return f"{what}-{uuid.uuid4().hex[:12]}"
+
+
+def make(**fields: Any) -> dict[str, Any]:
+    made = {"kind": "llm", "model": "gpt-4o", "prompt_tokens": 10, "comp_tokens": 2, "cost_usd": 0.5, **fields}
+    return {"trace_id": fresh("trace"), "span_id": fresh("span"), "name": "x", **made}
+
+
+def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
+    for start in range(0, len(spans), 200):
+        answer = fleet.send("ingest", "POST", "/spans", list(spans[start : start + 200]))
+        assert answer.status == 202, answer.body
+
+
+class Follower:
+    """One connection, read line by line as a browser's EventSource would; leaving it ends it."""
+
+    def __init__(self, fleet: Fleet, query: str = "", *, read: bool = True, name: str = "api") -> None:
+        self.events: list[tuple[str, Any]] = []
+        self.comments: list[str] = []
+        self.status = 0
+        self.head = b""
+        self.ended = threading.Event()
+        self.socket = socket.create_connection(("127.0.0.1", fleet.ports[name]), timeout=60)
+        self.socket.sendall(f"GET /traces/tail?{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        self._file = self.socket.makefile("rb")
+        self.status = int(self._file.readline().split()[1])
+        while (line := self._file.readline()) not in (b"\r\n", b""):
+            self.head += line.lower()
+        self._rest = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        if read:
+            self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            # Transfer-Encoding: chunked; the pieces need not be whole events.
+            while size := int(self._file.readline() or b"0", 16):
+                self._rest += self._file.read(size)
+                self._file.readline()
+                *blocks, self._rest = self._rest.split(b"\n\n")
+                for block in blocks:
+                    self._take(block.decode())
+        except (OSError, ValueError):
+            return
+        finally:
+            self.ended.set()
+
+    def _take(self, block: str) -> None:
+        if block.startswith(":"):
+            self.comments.append(block)
+            return
+        fields = dict(line.split(": ", 1) for line in block.split("\n"))
+        assert fields.keys() == {"event", "data"}
+        self.events.append((fields["event"], json.loads(fields["data"])))
+
+    def spans(self) -> list[str]:
+        """Ids of the spans that came."""
+        return [data["span_id"] for event, data in list(self.events) if event == "span"]
+
+    def dropped(self) -> int:
+        return max((data["dropped"] for event, data in list(self.events) if event == "dropped"), default=0)
+
+    def __enter__(self) -> Follower:
+        assert self.status == 200
+        if self._thread.is_alive():
+            until(lambda: bool(self.comments), "following")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with_shutdown(self.socket)
+        if self._thread.is_alive():
+            self._thread.join(10)
+        self._file.close()
+        self.socket.close()
+
+
+def with_shutdown(connection: socket.socket) -> None:
+    """Wake whoever reads from it."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:  # the other side has gone already
+        return
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not {what} within {seconds} s"
+        time.sleep(0.02)
+
+
+def sample(fleet: Fleet, name: str) -> float:
+    text = fleet.get("api", "/internal/metrics").body.decode()
+    return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
+
+
+def followed(fleet: Fleet) -> int:
+    return int(sample(fleet, "tokentrace_api_tails"))
+
+
+def test_only_what_arrives_from_now_on_is_told_and_in_its_order(fleet: Fleet) -> None:
+    before = make()
+    send(fleet, before)
+    fleet.until(lambda: fleet.get("api", f"/traces/{before['trace_id']}").status == 200, "stored")
+    with Follower(fleet) as one:
+        assert b"content-type: text/event-stream" in one.head
+        assert b"cache-control: no-store" in one.head
+        after = [make(attributes={"text": "line\nbreak\r\n\ndata: x", "n": number}) for number in range(20)]
+        send(fleet, *after)
+        until(lambda: len(one.spans()) == 20, "told")
+        assert one.spans() == [span["span_id"] for span in after]
+        shown = [data for _, data in one.events]
+        assert [data["attributes"] for data in shown] == [span["attributes"] for span in after]
+        for span, data in zip(after, shown, strict=True):
+            (trace,) = fleet.get("api", f"/traces/{span['trace_id']}").json()["spans"]
+            assert data.items() >= {name: trace[name] for name in trace if name != "depth"}.items()
+        assert one.dropped() == 0
+    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+
+
+def test_a_score_or_a_replay_is_no_new_span(fleet: Fleet) -> None:
+    span = make()
+    with Follower(fleet) as one:
+        send(fleet, span)
+        until(lambda: one.spans() == [span["span_id"]], "told")
+        score = {"span_id": span["span_id"], "value": 0.5}
+        assert fleet.send("api", "POST", "/scores", score).status == 202
+        last = make()
+        send(fleet, last)
+        until(lambda: last["span_id"] in one.spans(), "told of the last")
+        assert one.spans() == [span["span_id"], last["span_id"]]
+
+
+def test_every_filter_of_the_lists_holds_for_a_tail(fleet: Fleet) -> None:
+    own = fresh("own")
+    spans = [
+        make(
+            caller=own,
+            name=f"Name{number}",
+            model=("gpt-4o", "claude-sonnet-4-5")[number % 2],
+            provider=("openai", "anthropic")[number % 2],
+            kind="llm" if number < 8 else "tool",
+            status=("ok", "error", "timeout")[number % 3],
+            error="It Broke" if number == 4 else "",
+            latency_ms=100 * number,
+            cost_usd=number / 10,
+            session_id=f"s{number % 2}",
+            user_id=f"u{number % 2}",
+            started_at=f"2026-03-15T14:00:{number:02}.000Z",
+            attributes={"step": number % 3, "flag": number == 5},
+        )
+        for number in range(12)
+    ]
+    queries = [
+        "",
+        "&model=gpt-4o",
+        "&provider=anthropic",
+        "&kind=tool",
+        "&status=timeout",
+        "&name=Name3",
+        "&session=s1",
+        "&user=u0&status=ok",
+        "&min_cost=0.5",
+        "&min_latency=700",
+        "&q=it+broke",
+        "&q=NAME1",
+        "&attr.step=2",
+        "&attr.flag=true",
+        "&since=2026-03-15T14:00:10Z",
+        "&until=2026-03-15T14:00:01.000Z",
+        "&name=nothing",
+    ]
+    tails = [Follower(fleet, f"caller={own}{query}&rate=1000") for query in queries]
+    for tail in tails:
+        tail.__enter__()
+    assert followed(fleet) == len(queries)
+    send(fleet, make(), *spans)
+    until(lambda: len(tails[0].spans()) == len(spans), "told")
+    # What the store finds is what the tails have told.
+    fleet.until(lambda: fleet.get("api", f"/traces?caller={own}").json()["total"] == len(spans), "stored")
+    by_trace = {span["trace_id"]: span["span_id"] for span in spans}
+    for query, tail in zip(queries, tails, strict=True):
+        found = fleet.get("api", f"/traces?limit=200&caller={own}{query}").json()["trace_ids"]
+        until(lambda tail=tail, found=found: len(tail.spans()) >= len(found), query)
+        assert sorted(tail.spans()) == sorted(by_trace[trace] for trace in found), query
+    for tail in tails:
+        tail.close()
+    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+
+
+def test_what_comes_too_fast_is_counted(fleet: Fleet) -> None:
+    own = fresh("fast")
+    with Follower(fleet, f"caller={own}&rate=5") as one, Follower(fleet, f"caller={own}&rate=1000") as other:
+        spans = [make(caller=own) for _ in range(200)]
+        send(fleet, *spans)
+        until(lambda: len(other.spans()) == 200, "told")
+        until(lambda: len(one.spans()) + one.dropped() == 200, "accounted for")
+        assert 5 <= len(one.spans()) < 200
+        assert other.dropped() == 0
+        # In a later second there is room again, and what is told goes on adding up.
+        time.sleep(1.1)
+        send(fleet, make(caller=own))
+        until(lambda: len(one.spans()) + one.dropped() == 201, "one more")
+        assert len(one.spans()) >= 6
+
+
+def test_a_reader_that_reads_nothing_harms_nobody_and_hears_how_much_it_missed(fleet: Fleet) -> None:
+    own = fresh("slow")
+    text = "0123456789abcdef" * 1024
+    with Follower(fleet, f"caller={own}&rate=1000", read=False) as slow:
+        spans = [make(caller=own, attributes={"text": text}) for _ in range(3000)]
+        for start in range(0, len(spans), 200):
+            send(fleet, *spans[start : start + 200])
+        fleet.until(lambda: fleet.get("api", f"/traces?caller={own}&limit=1").json()["total"] == 3000, "stored", 60)
+        fleet.until(lambda: sample(fleet, "tokentrace_api_tail_dropped_total") > 0, "dropped")
+        slow._thread.start()
+        until(lambda: len(slow.spans()) + slow.dropped() == 3000, "accounted for", 60)
+        assert slow.spans() == [span["span_id"] for span in spans if span["span_id"] in set(slow.spans())]
+    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+
+
+def test_who_goes_away_without_a_word_is_forgotten(fleet: Fleet) -> None:
+    tails = [Follower(fleet, "caller=nobody") for _ in range(10)]
+    until(lambda: all(tail.comments for tail in tails), "following")
+    assert followed(fleet) == 10
+    for tail in tails:
+        tail.close()
+    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+
+
+def test_a_hundred_may_follow_and_no_more_however_fast_they_come(fleet: Fleet) -> None:
+    with ThreadPoolExecutor(40) as pool:
+        tails = list(pool.map(lambda _: Follower(fleet, "caller=nobody"), range(130)))
+    statuses = [tail.status for tail in tails]
+    try:
+        assert (statuses.count(200), statuses.count(503)) == (100, 30)
+        assert followed(fleet) == 100
+        refused = http("GET", fleet.url("api") + "/traces/tail")
+        assert (refused.status, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["error"] == "tail: 100 are followed already"
+    finally:
+        for tail in tails:
+            tail.close()
+    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+    with Follower(fleet) as one:
+        assert one.status == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("rate=0", "rate: must be over 0"),
+        ("rate=x", "rate: 'x' is not a whole number"),
+        ("limit=1", "limit: unknown parameter; allowed are caller, kind, "),
+        ("status=bad", "status: 'bad' is none of"),
+        ("attr.=1", "attr.: unknown parameter"),
+        ("since=now", "since: "),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(fleet: Fleet, query: str, named: str) -> None:
+    answer = fleet.get("api", f"/traces/tail?{query}")
+    assert answer.status == 400
+    assert answer.json()["error"].startswith(named)
+
+
+def test_a_service_that_is_told_to_stop_ends_its_tails_and_itself(fleet: Fleet) -> None:
+    own = fresh("stop")
+    tails = [Follower(fleet, f"caller={own}&rate=1000") for _ in range(5)]
+    stuck = Follower(fleet, f"caller={own}&rate=1000", read=False)
+    until(lambda: all(tail.comments for tail in tails), "following")
+    send(fleet, *[make(caller=own, attributes={"text": "0123456789abcdef" * 1024}) for _ in range(1000)])
+    fleet.until(lambda: fleet.get("api", f"/traces?caller={own}&limit=1").json()["total"] == 1000, "stored", 60)
+    assert fleet.terminate("api") == 0
+    for tail in tails:
+        assert tail.ended.wait(10)
+        tail.close()
+    stuck.close()
+    log = fleet.log.read_text()
+    assert "Traceback" not in log
+    fleet.start_one("api")
+    fleet.until(lambda: fleet.get("api", "/readyz").status == 200, "ready", 60)
