@@ -119,13 +119,12 @@ def _fill(directory: Path, spans: int, now_ns: int) -> None:
                 "tid": np.array(ids, dtype=object),
                 "crc": np.array([trace_hash(text) for text in ids], np.uint32),
             }
-            store._database.register("held", held)
-            store._run(
-                f"INSERT INTO {one.name}.spans SELECT {wanted} FROM range(?, ?) AS t(i) "
-                f"JOIN held ON held.trace = i // {_IN_A_TRACE} ORDER BY i",
-                [low, high],
-            )
-            store._database.unregister("held")
+            with store._database.given("held", held):
+                store._run(
+                    f"INSERT INTO {one.name}.spans SELECT {wanted} FROM range(?, ?) AS t(i) "
+                    f"JOIN held ON held.trace = i // {_IN_A_TRACE} ORDER BY i",
+                    [low, high],
+                )
     store.close()
 
 

@@ -16,12 +16,10 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
-import msgspec
 import numpy as np
 
 from tokentrace.errors import Rejected, Unavailable
@@ -33,17 +31,23 @@ from tokentrace.units import DAY, SECOND
 from tokentrace_api import graves, segment
 from tokentrace_api.amend import Change, Key, amend, changes_of
 from tokentrace_api.columns import attributes_json, columns_of, span_of, trace_hash
+from tokentrace_api.database import Database, Rows
 from tokentrace_api.graves import Graves
+from tokentrace_api.memory import (
+    Memory,
+    Reader,
+    forget_waiting,
+    read_memory,
+    read_waiting,
+    write_reader,
+    write_waiting,
+)
 from tokentrace_api.segment import RECORDS, Segment, columns_from, day_of, parse_segment
 
 log = logging.getLogger("tokentrace.api.store")
 
-#: Ids folded since the last whole memory was written; more are folded into a new one.
-_MAX_FOLDED = 50_000
 #: How often a question is asked anew because files came or went meanwhile.
 _TRIES = 3
-_changes = msgspec.msgpack.Decoder(Change)
-Rows = list[tuple[Any, ...]]
 
 
 class Item(NamedTuple):
@@ -52,24 +56,6 @@ class Item(NamedTuple):
     shard: int
     created_ns: int
     message: Message
-
-
-@dataclass
-class _Reader:
-    """What the store knows of one shard's stream."""
-
-    position: Position | None
-    seen: Seen
-    folded: list[tuple[str, int, int, int]] = field(default_factory=list)
-    unsaved: int = 0
-
-
-class _Memory(NamedTuple):
-    """What a file says besides its rows: its largest ordinal, its readers, what was said of spans not yet there."""
-
-    ordinal: int
-    readers: dict[int, _Reader]
-    waiting: dict[Key, Change]
 
 
 class Store:
@@ -103,8 +89,6 @@ class Store:
         self._max_spans, self._keep_ns, self._max_bytes = max_spans, keep_ns, max_bytes
         self._memory_limit_mb = memory_limit_mb
         self._lock = threading.RLock()
-        self._reading: set[duckdb.DuckDBPyConnection] = set()
-        self._reading_changes = threading.Condition()
         self._graves = Graves()
         #: Files whose rows are shown; None while there is no database to ask.
         self._shown: tuple[Segment, ...] | None = None
@@ -123,9 +107,7 @@ class Store:
             raise Unavailable(f"span store: {directory} cannot be opened: {str(exc)[:200]}") from exc
 
     def _run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
-        """A statement of the writer, its result read to the end, as DuckDB asks before the next one."""
-        rows: Rows = self._database.execute(sql, list(parameters)).fetchall()
-        return rows
+        return self._database.run(sql, parameters)
 
     # -- opening
 
@@ -136,12 +118,7 @@ class Store:
         Raises:
             Unavailable: The disk refused; nothing is damaged, and it may be tried again.
         """
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": f"{self._memory_limit_mb}MB",
-            "threads": 2,
-            "temp_directory": str(self._directory / "tmp"),
-        }
-        self._database = duckdb.connect(":memory:", config=config)
+        self._database = Database(self._directory / "tmp", self._memory_limit_mb)
         self._segments: list[Segment] = []
         self._forget()
         files = sorted(self._directory.glob(segment.GLOB), key=lambda file: parse_segment(file) or Segment("", 0))
@@ -152,16 +129,16 @@ class Store:
             crashed = file == files[-1] and file.with_name(file.name + ".wal").exists()
             try:
                 self._attach(file)
-                self._take(self._memory_of(self._segments[-1], whole=crashed))
+                self._take(read_memory(self._database, self._segments[-1], self._shards, whole=crashed))
             except (duckdb.Error, Rejected) as exc:
                 if segment.is_refusal(exc):
                     self._close()
                     raise Unavailable(f"span store: {file.name}: {type(exc).__name__}: {str(exc)[:200]}") from exc
-                self._set_aside(file, exc)
+                self._set_aside(file, exc, last=file == files[-1])
         self._shown = tuple(self._segments)
 
     def _forget(self) -> None:
-        self._readers = {shard: _Reader(None, Seen(self._shards)) for shard in range(self._shards)}
+        self._readers = {shard: Reader(None, Seen(self._shards)) for shard in range(self._shards)}
         #: What was said of spans that are not here yet.
         self._waiting: dict[Key, Change] = {}
 
@@ -170,7 +147,7 @@ class Store:
         if opened is None:
             raise Rejected("not a file of this version")
         try:
-            self._run(f"ATTACH {_quoted(file)} AS {opened.name}")
+            self._database.attach(file, opened.name)
             for statement in segment.table_statements(opened):
                 self._run(statement)
             found = self._run(f"SELECT max(version) FROM {opened.name}.schema_version")[0][0]
@@ -184,43 +161,7 @@ class Store:
             raise
         self._segments = sorted([*self._segments, opened])
 
-    def _memory_of(self, opened: Segment, *, whole: bool = False) -> _Memory:
-        """
-        What *opened* says.
-
-        Args:
-            whole: All of the file is read, so that what is damaged is found now.
-
-        Raises:
-            duckdb.Error: It cannot be read.
-            Rejected: What stands there was not written by this program.
-        """
-        query, name = self._run, opened.name
-        for statement in segment.check_statements(opened) if whole else ():
-            query(statement)
-        newest = query(f"SELECT max(ordinal) FROM {name}.spans")[0][0]
-        readers = {}
-        for shard, created_ns, sequence in query(f"SELECT shard, created_ns, sequence FROM {name}.position"):
-            if shard >= self._shards:
-                continue
-            states = query(f"SELECT state FROM {name}.seen WHERE shard = ?", [shard])
-            folded = query(f"SELECT id, sequence, part, time_ns FROM {name}.folded WHERE shard = ?", [shard])
-            try:
-                seen = Seen.restore(states[0][0]) if states else Seen(self._shards)
-            except msgspec.DecodeError as exc:
-                raise Rejected(f"what shard {shard} has folded is not readable") from exc
-            seen.note(folded)
-            readers[shard] = _Reader(Position(created_ns, sequence), seen, unsaved=len(folded))
-        return _Memory(newest or 0, readers, self._waiting_in(opened))
-
-    def _waiting_in(self, opened: Segment) -> dict[Key, Change]:
-        rows = self._run(f"SELECT trace_id, span_id, change FROM {opened.name}.amendments")
-        try:
-            return {(trace_id, span_id): _changes.decode(change) for trace_id, span_id, change in rows}
-        except msgspec.DecodeError as exc:
-            raise Rejected("what was said of spans is not readable") from exc
-
-    def _take(self, memory: _Memory) -> None:
+    def _take(self, memory: Memory) -> None:
         """Go on from what a file says; in their order, for a newer one is right about all that an older one says."""
         self._ordinal = max(self._ordinal, memory.ordinal)
         self._readers |= memory.readers
@@ -230,14 +171,11 @@ class Store:
         # One that says nothing stands for one of an earlier file whose span has arrived.
         self._waiting = {key: change for key, change in (self._waiting | dict(found)).items() if change.says_something}
 
-    def _set_aside(self, file: Path, why: Exception) -> None:
+    def _set_aside(self, file: Path, why: Exception, *, last: bool) -> None:
         name = f"{file.name}.damaged-{int(time.time())}"
-        log.error(
-            "%s cannot be read (%s); it is kept as %s. What the files before it do not have is read from the log again",
-            file.name,
-            why,
-            name,
-        )
+        # A newer file says that what this one had was read.
+        rest = "it is read from the log again" if last else "what it had is not shown any more"
+        log.error("%s cannot be read (%s) and is kept as %s; %s", file.name, why, name, rest)
         opened = parse_segment(file)
         if opened is not None:
             with contextlib.suppress(duckdb.Error):
@@ -296,7 +234,7 @@ class Store:
             return
         if self._shown is not None:
             try:
-                memories = [self._memory_of(one) for one in self._segments]
+                memories = [read_memory(self._database, one, self._shards) for one in self._segments]
             except (duckdb.Error, Rejected):
                 self._shown = None
             else:
@@ -349,17 +287,17 @@ class Store:
         query = self._run
         query("BEGIN")
         if amended.spans:
-            self._insert(f"{name}.spans", columns_of(amended.spans, origins, self._ordinal + 1))
+            self._database.insert(f"{name}.spans", columns_of(amended.spans, origins, self._ordinal + 1))
         if target in updates:
             self._update(target, updates[target])
         self._insert_records(name, batches)
-        self._write_waiting(name, {key: amended.waiting.get(key, Change()) for key in amended.touched})
+        write_waiting(self._database, target, {key: amended.waiting.get(key, Change()) for key in amended.touched})
         for shard, (position, time_ns) in touched.items():
-            self._write_reader(name, shard, position, time_ns, fresh)
+            write_reader(self._database, target, shard, self._readers[shard], position, time_ns, fresh=fresh)
         if fresh:
             for shard, reader in self._readers.items():
                 if shard not in touched and reader.position is not None:
-                    self._write_reader(name, shard, reader.position, None, fresh)
+                    write_reader(self._database, target, shard, reader, reader.position, None, fresh=fresh)
         try:
             query("COMMIT")
         except duckdb.Error as exc:
@@ -402,38 +340,7 @@ class Store:
             rows["session_ends"] += [(end.session_id, end.ended_ns, end.error, at) for end in batch.session_ends]
         for table, some in rows.items():
             if some:
-                self._insert(f"{name}.{table}", columns_from(table, some))
-
-    def _write_reader(self, name: str, shard: int, position: Position, time_ns: int | None, fresh: bool) -> None:
-        """
-        Note how far a shard's reader has come.
-
-        Args:
-            time_ns: Stream time of *position*; None = it has not moved.
-            fresh: The file does not know the reader yet.
-        """
-        query, reader = self._run, self._readers[shard]
-        query(f"DELETE FROM {name}.position WHERE shard = ?", [shard])
-        query(f"INSERT INTO {name}.position VALUES (?, ?, ?)", [shard, position.created_ns, position.sequence])
-        known = query(f"SELECT count(*) FROM {name}.seen WHERE shard = ?", [shard])[0][0]
-        if fresh or known == 0 or reader.unsaved + len(reader.folded) > _MAX_FOLDED:
-            if time_ns is not None:
-                # By the time of the stream: a replay years later has to know the same repetitions.
-                reader.seen.forget(time_ns)
-            query(f"DELETE FROM {name}.seen WHERE shard = ?", [shard])
-            query(f"DELETE FROM {name}.folded WHERE shard = ?", [shard])
-            query(f"INSERT INTO {name}.seen VALUES (?, ?)", [shard, reader.seen.snapshot()])
-            reader.unsaved = 0
-        elif reader.folded:
-            self._insert(f"{name}.folded", columns_from("folded", [(shard, *row) for row in reader.folded]))
-            reader.unsaved += len(reader.folded)
-
-    def _insert(self, table: str, columns: Mapping[str, Any]) -> None:
-        self._database.register("columns", columns)
-        try:
-            self._run(f"INSERT INTO {table} SELECT * FROM columns")
-        finally:
-            self._database.unregister("columns")
+                self._database.insert(f"{name}.{table}", columns_from(table, some))
 
     # -- amending
 
@@ -443,35 +350,21 @@ class Store:
         if not keys:
             return found
         ids = {"hash": np.array([trace_hash(trace_id) for trace_id, _ in keys], np.uint32)}
-        self._database.register("asked", ids)
-        try:
+        with self._database.given("asked", ids):
             for one in self._segments:
                 rows = self._run(
                     f"SELECT * FROM {one.name}.spans WHERE trace_hash IN (SELECT DISTINCT hash FROM asked)"
                 )
                 spans = [(int(row[0]), span_of(row)) for row in rows]
                 found[one] = [(ordinal, span) for ordinal, span in spans if (span.trace_id, span.span_id) in keys]
-        finally:
-            self._database.unregister("asked")
         return found
 
     def _update(self, target: Segment, columns: Mapping[str, Any]) -> None:
-        self._database.register("columns", columns)
-        try:
+        with self._database.given("columns", columns):
             self._run(
                 f"UPDATE {target.name}.spans AS held SET attributes = columns.attributes, score = columns.score "
                 "FROM columns WHERE held.ordinal = columns.ordinal"
             )
-        finally:
-            self._database.unregister("columns")
-
-    def _write_waiting(self, name: str, changes: Mapping[Key, Change]) -> None:
-        """Note what waits from now on for each of the spans in *changes*."""
-        for trace_id, span_id in changes:
-            self._run(f"DELETE FROM {name}.amendments WHERE trace_id = ? AND span_id = ?", [trace_id, span_id])
-        if changes:
-            rows = [(*key, msgspec.msgpack.encode(change)) for key, change in changes.items()]
-            self._insert(f"{name}.amendments", columns_from("amendments", rows))
 
     # -- letting go
 
@@ -501,9 +394,9 @@ class Store:
         self._run("BEGIN")
         for sql, values in graves.statements(one.name, stone):
             self._run(sql, values)
-        for key, change in self._waiting_in(one).items() if stone.target == "trace" else ():
+        for key, change in read_waiting(self._database, one).items() if stone.target == "trace" else ():
             if graves.hushes(stone, key, change):
-                self._run(f"DELETE FROM {one.name}.amendments WHERE trace_id = ? AND span_id = ?", list(key))
+                forget_waiting(self._database, one, key)
         self._run("COMMIT")
 
     def prune(self, now_ns: int) -> list[str]:
@@ -548,7 +441,7 @@ class Store:
         # What waited in that file alone for its span waits no longer.
         self._waiting = {}
         for other in self._segments:
-            self._wait_for(self._waiting_in(other))
+            self._wait_for(read_waiting(self._database, other))
 
     def close(self) -> None:
         """Write everything out and let the files go."""
@@ -556,13 +449,8 @@ class Store:
             self._close()
 
     def _close(self) -> None:
-        """DuckDB closes nothing while somebody reads: who does is told to stop, and nobody else begins."""
         self._shown = None
-        with self._reading_changes:
-            for cursor in self._reading:
-                cursor.interrupt()
-            self._reading_changes.wait_for(lambda: not self._reading)
-            self._database.close()
+        self._database.close()
 
     # -- reading
 
@@ -596,29 +484,11 @@ class Store:
                         return []
                     asked = asked.replace("{" + table + "}", f"({self._source(table, shown, now_ns)})")
             try:
-                return self._read(asked, parameters, limit_s)
+                return self._database.read(asked, parameters, limit_s)
             except duckdb.Error as exc:
                 if self._shown is shown or isinstance(exc, duckdb.InterruptException):
                     raise Unavailable(f"span store: {type(exc).__name__}") from exc
         raise Unavailable("span store: files come and go")
-
-    def _read(self, sql: str, parameters: Sequence[Any], limit_s: float | None) -> Rows:
-        with self._reading_changes:
-            cursor = self._database.cursor()
-            self._reading.add(cursor)
-        timer = threading.Timer(limit_s, cursor.interrupt) if limit_s else None
-        if timer:
-            timer.start()
-        try:
-            rows: Rows = cursor.execute(sql, list(parameters)).fetchall()
-            return rows
-        finally:
-            if timer:
-                timer.cancel()
-            with self._reading_changes:
-                cursor.close()
-                self._reading.remove(cursor)
-                self._reading_changes.notify_all()
 
     def shown_since(self, now_ns: int) -> int:
         """Before this instant of arrival nothing is shown, Unix nanoseconds."""
@@ -667,10 +537,6 @@ def _size(file: Path) -> int:
 def _remove(file: Path) -> None:
     for part in (file, file.with_name(file.name + ".wal")):
         part.unlink(missing_ok=True)
-
-
-def _quoted(file: Path) -> str:
-    return "'" + str(file).replace("'", "''") + "'"
 
 
 def _by_day(items: Iterable[Item], newest: str) -> list[tuple[str, list[Item]]]:
