@@ -604,7 +604,7 @@ def send(pipeline: Pipeline, world: World, user: str, begin: datetime) -> dict[i
     return ids
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(world=worlds, pick=st.randoms(use_true_random=False))
 def test_lists_and_sums_are_what_the_local_service_would_say(
     pipeline: Pipeline, world: World, pick: random.Random
