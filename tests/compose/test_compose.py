@@ -107,7 +107,8 @@ def assert_exact() -> dict[str, Any]:
     stats = http("GET", f"{API}/stats").json()
     assert (stats["total_spans"], stats["total_cost_usd"]) == (19366, 96.791325)
     assert http("GET", f"{API}/traces?limit=1").json()["total"] == 19366
-    return {key: value for key, value in shown.items() if key not in ("from", "to")}
+    # A rule is looked at when its time has come, and may have fired between two questions.
+    return {key: value for key, value in shown.items() if key not in ("from", "to", "alerts")}
 
 
 def spans_of(stack: Stack, service: str, files: tuple[str, ...]) -> float:
