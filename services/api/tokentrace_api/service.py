@@ -258,7 +258,7 @@ class Api:
                 spans = await self._in_writer(lambda: store.append(items))
                 self.stored += len(spans)
                 self.recent.add(spans)
-                self.tails.offer(spans, int(time.monotonic()))
+                await self.tails.offer(spans, int(time.monotonic()))
                 self.trouble = ""
                 return
             except Unavailable as exc:

@@ -25,11 +25,12 @@ class Tail:
         since_ns: What arrived before is no news.
 
     Attributes:
+        search: As given.
         dropped: Spans passed over.
     """
 
     def __init__(self, search: Search, rate: int, since_ns: int) -> None:
-        self._search, self._rate, self._since_ns = search, rate, since_ns
+        self.search, self._rate, self._since_ns = search, rate, since_ns
         self._waiting: deque[Span] = deque()
         self._wake = asyncio.Event()
         self._second = 0
@@ -37,18 +38,15 @@ class Tail:
         self.dropped = 0
 
     def offer(self, spans: Sequence[Span], now_s: int) -> int:
-        """Take what is asked for of *spans*; returns how many had to be dropped."""
+        """Take what there is room for of *spans*, which match; returns how many had to be dropped."""
         if now_s != self._second:
             self._second, self._given = now_s, 0
-        dropped = 0
-        for span in spans:
-            if span.arrived_ns < self._since_ns or not self._search.matches(span):
-                continue
-            if self._given >= self._rate or len(self._waiting) >= _WAITING:
-                dropped += 1
-                continue
-            self._given += 1
-            self._waiting.append(span)
+        fresh = [span for span in spans if span.arrived_ns >= self._since_ns]
+        room = max(min(self._rate - self._given, _WAITING - len(self._waiting)), 0)
+        taken = fresh[:room]
+        self._given += len(taken)
+        self._waiting += taken
+        dropped = len(fresh) - len(taken)
         self.dropped += dropped
         if self._waiting or dropped:
             self._wake.set()
@@ -85,7 +83,14 @@ class Tails:
         """*tail* hears of nothing any more."""
         self._tails.discard(tail)
 
-    def offer(self, spans: Sequence[Span], now_s: int) -> None:
-        """Tell everybody of *spans*, which have just been stored."""
-        for tail in self._tails:
-            self.dropped += tail.offer(spans, now_s)
+    async def offer(self, spans: Sequence[Span], now_s: int) -> None:
+        """Tell everybody of *spans*, which have just been stored; those who ask for the same are looked at once."""
+        alike: dict[str, list[Tail]] = {}
+        for tail in self._tails if spans else ():
+            alike.setdefault(repr(tail.search), []).append(tail)
+        for tails in alike.values():
+            found = [span for span in spans if tails[0].search.matches(span)]
+            for tail in tails:
+                self.dropped += tail.offer(found, now_s)
+            # A hundred who ask for different things may take a second: others wait for this loop.
+            await asyncio.sleep(0)
