@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from fleet import Fleet
+from make import make_batch, make_span
 from pipeline import Answer
 from tokentrace.bus import jetstream, subjects
+from tokentrace.records import encode_batches
 
 APIS = ("api-a", "api-b")
 
@@ -259,6 +261,21 @@ def test_a_store_that_is_made_anew_never_shows_what_was_deleted(fleet: Fleet) ->
         assert fleet.get("api-a", f"/traces/{span['trace_id']}").status == 404
     assert fleet.get("api-a", f"/traces/{opened}").status == 404
     assert {one["span_id"] for one in get(fleet, f"/traces/{late['trace_id']}")["spans"]} == {late["span_id"]}
+
+
+def test_what_an_ingest_with_a_clock_ahead_of_ours_let_in_goes_too(fleet: Fleet) -> None:
+    trace, ahead_ns = fresh("ahead"), time.time_ns() + 3600 * 10**9
+    span = make_span(trace_id=trace, arrived_ns=ahead_ns)
+
+    async def publish() -> None:
+        async with jetstream.connect(fleet.broker.url, name="test") as bus:
+            batch = make_batch(span, id=trace, sequence=0, arrived_ns=ahead_ns)
+            await bus.publish(subjects.spans("default", 0), encode_batches([batch]))
+
+    asyncio.run(publish())
+    fleet.until(lambda: fleet.get("api-a", f"/traces/{trace}").status == 200, "stored")
+    delete(fleet, f"/traces/{trace}")
+    assert fleet.get("api-a", f"/traces/{trace}").status == 404
 
 
 def test_a_delete_while_spans_stream_in_hides_what_came_before_it(fleet: Fleet) -> None:

@@ -67,8 +67,15 @@ def test_every_route_asks_for_the_token(fleet: Fleet, method: str, path: str) ->
         answer = http(method, fleet.url("api") + path, body, headers)
         assert answer.status == 401, headers
         assert answer.headers["www-authenticate"] == "Bearer"
-    if path != "/traces/tail":
+    if (method, path) != ("GET", "/traces/tail"):
         assert http(method, fleet.url("api") + path, body, TOKEN).status != 401
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/traces/tail", "text/event-stream"), ("/export", "application/x-ndjson")])
+def test_whoever_asks_for_the_head_only_gets_no_stream(fleet: Fleet, path: str, kind: str) -> None:
+    answer = http("HEAD", fleet.url("api") + path, headers=TOKEN)
+    assert (answer.status, answer.headers["content-type"].partition(";")[0], answer.body) == (200, kind, b"")
+    assert b"tokentrace_api_tails 0.0" in http("GET", fleet.url("api") + "/internal/metrics", headers=TOKEN).body
 
 
 @pytest.mark.parametrize("path", sorted({path for method, path in ROUTES if method == "GET"}))

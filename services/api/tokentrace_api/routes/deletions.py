@@ -58,9 +58,11 @@ async def _delete(api: Api, column: str, id: str, named: dict[str, str]) -> dict
     held = found[0]
     # Whoever ends one of them from now on is told that there is none: else its start would come back with its end.
     await _forget_open(api, held.begun)
-    stones = [Tombstone(target="trace" if column == "trace_id" else "user", id=id, deleted_ns=now_ns)]
-    stones += [Tombstone(target="session", id=session, deleted_ns=now_ns) for session in held.sessions]
-    stones += [Tombstone(target="trace", id=trace, deleted_ns=now_ns) for trace in held.traces]
+    # An ingest whose clock is ahead of ours has let in what arrives later than now.
+    at_ns = max(now_ns, held.newest_ns)
+    stones = [Tombstone(target="trace" if column == "trace_id" else "user", id=id, deleted_ns=at_ns)]
+    stones += [Tombstone(target="session", id=session, deleted_ns=at_ns) for session in held.sessions]
+    stones += [Tombstone(target="trace", id=trace, deleted_ns=at_ns) for trace in held.traces]
     for start in range(0, len(stones), _STONES):
         batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones[start : start + _STONES])
         await api.bus.publish(subjects.tombstones(api.config.project), encode_batches([batch]), id=batch.id)
@@ -70,7 +72,7 @@ async def _delete(api: Api, column: str, id: str, named: dict[str, str]) -> dict
         **named,
         "span_count": held.spans,
         # What was said of it last, such as a score, may have come a moment ago.
-        "log_aged_out_by": render_instant(now_ns + api.config.log_keeps_ns),
+        "log_aged_out_by": render_instant(at_ns + api.config.log_keeps_ns),
     }
 
 
@@ -93,11 +95,13 @@ class _Held(NamedTuple):
 
     Attributes:
         spans: How many go, ended ones.
+        newest_ns: Arrival of the newest record, Unix nanoseconds.
         sessions, traces: Those that go as a whole.
         begun: Ids of the spans among them that were started and may be ended.
     """
 
     spans: int
+    newest_ns: int
     sessions: list[str]
     traces: list[str]
     begun: list[str]
@@ -130,13 +134,17 @@ def _held(store: Store, column: str, id: str, now_ns: int) -> list[_Held]:
         loose = "count(*) FILTER (user_id IS NULL AND coalesce(session_id NOT IN (SELECT unnest(?::VARCHAR[])), true))"
         sql = f"{_NAMED}{_OWN.replace('COLUMN', 'trace_id')} AND {loose} > 0"
         traces = sorted(row[0] for row in store.query(sql, [id, id, sessions], now_ns))
-    going = (
-        f"({column} = ? OR session_id IN (SELECT unnest(?::VARCHAR[])) OR trace_id IN (SELECT unnest(?::VARCHAR[])))"
-    )
-    values = [id, sessions, traces]
+    whole = "session_id IN (SELECT unnest(?::VARCHAR[])) OR trace_id IN (SELECT unnest(?::VARCHAR[]))"
+    going, values = f"({column} = ? OR {whole})", [id, sessions, traces]
     sql = f"SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM {{spans}} WHERE {going})"
-    spans = store.query(sql, values, now_ns)[0][0]
+    spans = int(store.query(sql, values, now_ns)[0][0])
+    arrivals = (
+        f"SELECT arrived_ns FROM {{spans}} WHERE {going} UNION ALL SELECT arrived_ns FROM {{started}} WHERE {going} "
+        f"UNION ALL SELECT arrived_ns FROM {{messages}} WHERE {whole}"
+    )
+    newest = store.query(f"SELECT max(arrived_ns) FROM ({arrivals})", [*values, *values, sessions, traces], now_ns)
     # The bucket forgets by itself what was started before.
     recent = f"SELECT DISTINCT span_id FROM {{started}} WHERE {going} AND arrived_ns > ?"
     begun = [row[0] for row in store.query(recent, [*values, now_ns - _KEPT_NS], now_ns)]
-    return [_Held(int(spans), sessions, [trace for trace in traces if trace != id or column == "user_id"], begun)]
+    others = traces if column == "user_id" else []
+    return [_Held(spans, int(newest[0][0] or 0), sessions, others, begun)]

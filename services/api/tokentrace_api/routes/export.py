@@ -77,6 +77,8 @@ def routes(api: Api) -> list[BaseRoute]:
         render = _lines if form == "jsonl" else _table
         headers = {"Content-Disposition": f'attachment; filename="spans.{form}"'}
         head = b"" if form == "jsonl" else _csv([COLUMNS])
+        if request.method == "HEAD":
+            return Response(media_type=_TYPES[form], headers=headers)
         parts = _parts(api, search, last, now_ns, head, render)
         return StreamingResponse(parts, media_type=_TYPES[form], headers=headers)
 

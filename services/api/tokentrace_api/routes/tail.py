@@ -26,6 +26,7 @@ MAX_TAILS = 100
 #: Without anything to say a line is sent this often, so that nobody in between takes the connection for dead.
 _BEAT_S = 10.0
 _TURN_S = 0.5
+_TYPE = "text/event-stream"
 
 
 def routes(api: Api) -> list[BaseRoute]:
@@ -40,10 +41,12 @@ def routes(api: Api) -> list[BaseRoute]:
         if len(api.tails) >= MAX_TAILS:
             raise Unavailable(f"tail: {MAX_TAILS} are followed already", retry_after_s=5)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        if request.method == "HEAD":
+            return Response(media_type=_TYPE, headers=headers)
         followed = Tail(search, rate, time.time_ns())
         # Counted at once: of many who come in the same moment none slips past the limit.
         api.tails.add(followed)
-        return StreamingResponse(_events(api, followed), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(_events(api, followed), media_type=_TYPE, headers=headers)
 
     return [Route("/traces/tail", tail)]
 
