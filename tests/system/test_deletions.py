@@ -263,6 +263,24 @@ def test_a_store_that_is_made_anew_never_shows_what_was_deleted(fleet: Fleet) ->
     assert {one["span_id"] for one in get(fleet, f"/traces/{late['trace_id']}")["spans"]} == {late["span_id"]}
 
 
+def test_what_was_deleted_while_a_replica_was_away_is_not_shown_by_it_for_a_moment(fleet: Fleet) -> None:
+    caller = fresh("caller")
+    gone, kept = make(caller=caller), make(caller=caller)
+    send(fleet, gone, kept)
+    fleet.kill("api-b")
+    delete(fleet, f"/traces/{gone['trace_id']}")
+    fleet.start_one("api-b")
+    seen: list[int] = []
+
+    def ready() -> bool:
+        seen.append(fleet.get("api-b", f"/traces/{gone['trace_id']}").status)
+        return fleet.get("api-b", "/readyz").status == 200
+
+    fleet.until(ready, "ready", 60)
+    assert set(seen) <= {404, 503}
+    assert exported(fleet, f"caller={caller}", "api-b") == {kept["span_id"]}
+
+
 def test_what_an_ingest_with_a_clock_ahead_of_ours_let_in_goes_too(fleet: Fleet) -> None:
     trace, ahead_ns = fresh("ahead"), time.time_ns() + 3600 * 10**9
     span = make_span(trace_id=trace, arrived_ns=ahead_ns)
