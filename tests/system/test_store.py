@@ -102,9 +102,9 @@ class Model:
                 continue
             versions = [number for number, row in enumerate(self.rows) if (row.trace_id, row.span_id) == key]
             for name, value in pairs:
-                if versions:
-                    self._set(name, value, versions[-1])
-                else:
+                for number in versions:
+                    self._set(name, value, number)
+                if not versions:
                     self._waiting.setdefault(key, []).append((name, value, at))
         records = [("started", one.span_id, _about(one)) for one in batch.started]
         records += [
@@ -858,6 +858,26 @@ def test_a_database_that_gave_itself_up_is_opened_again(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="invalidated"):
         store.append(log.items[0][2:4])
     assert_exact(store, 2)
+    store.append(log.after(store))
+    assert_exact(store, 6)
+    store.close()
+
+
+def test_a_file_that_is_damaged_while_it_is_open_ends_the_program_and_costs_nothing(tmp_path: Path) -> None:
+    """Whoever reads the log is further by then: going on would leave a hole."""
+    store, log = opened(tmp_path, shards=1), whole_log(6)
+    store.append(log.items[0][:2])
+    store._run("PRAGMA debug_checkpoint_abort = 'before_header'")
+    with pytest.raises(duckdb.Error, match="invalidated"):
+        store._run(f"CHECKPOINT {store._segments[-1].name}")
+    with (tmp_path / files(tmp_path)[-1]).open("r+b") as file:
+        file.write(b"x" * 9000)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="damaged"):
+            store.append(log.items[0][2:4])
+    store.close()
+    store = opened(tmp_path, shards=1)
+    assert read_to(store) == 0
     store.append(log.after(store))
     assert_exact(store, 6)
     store.close()

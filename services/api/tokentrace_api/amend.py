@@ -92,7 +92,9 @@ class Amended(NamedTuple):
 
 def amend(batches: Iterable[Batch], known: Collection[Key], waiting: Mapping[Key, Change]) -> Amended:
     """
-    Fold *batches* in their order, each its spans first: what is said of a span changes the version that is there.
+    Fold *batches* in their order, each its spans first: what is said of a span changes the versions that are there.
+
+    All of them, for the last one may be deleted with its user while the one before stays.
 
     Args:
         known: Those of the spans *batches* speak about that are stored.
@@ -100,7 +102,7 @@ def amend(batches: Iterable[Batch], known: Collection[Key], waiting: Mapping[Key
     """
     spans: list[Span] = []
     updates: dict[Key, Change] = {}
-    left, touched, places = dict(waiting), set[Key](), dict[Key, int]()
+    left, touched, places = dict(waiting), set[Key](), dict[Key, list[int]]()
     for batch in batches:
         for span in batch.spans:
             key = (span.trace_id, span.span_id)
@@ -108,14 +110,14 @@ def amend(batches: Iterable[Batch], known: Collection[Key], waiting: Mapping[Key
             if change is not None:
                 touched.add(key)
                 span = change.amended(span)
-            places[key] = len(spans)
+            places.setdefault(key, []).append(len(spans))
             spans.append(span)
         for key, change in changes_of([batch]).items():
-            if key in places:
-                spans[places[key]] = change.amended(spans[places[key]])
-            elif key in known:
+            for place in places.get(key, ()):
+                spans[place] = change.amended(spans[place])
+            if key in known:
                 updates[key] = updates[key].then(change) if key in updates else change
-            else:
+            elif key not in places:
                 left[key] = left[key].then(change) if key in left else change
                 touched.add(key)
     return Amended(spans, updates, left, touched)

@@ -94,6 +94,8 @@ class Store:
         self._shown: tuple[Segment, ...] | None = None
         #: A transaction failed: what is in memory may be ahead of the files.
         self._stale = False
+        #: A file turned out to be damaged after others had begun to read on from its end.
+        self._hole = False
         self._ordinal = 0
         self.damaged: list[str] = []
         self.repeated = 0
@@ -229,6 +231,7 @@ class Store:
 
         Raises:
             duckdb.Error, OSError, Unavailable: That failed as well; nothing may be written before it succeeds.
+            RuntimeError: A file is damaged that was not when the store was opened.
         """
         if not self._stale:
             return
@@ -243,7 +246,15 @@ class Store:
                     self._take(memory)
         if self._shown is None:
             self._close()
-            self._open()
+            known = len(self.damaged)
+            try:
+                self._open()
+            finally:
+                self._hole = self._hole or len(self.damaged) > known
+        if self._hole:
+            # Who reads the log is further than what is stored: only who starts anew begins in the right place.
+            self._shown = None
+            raise RuntimeError(f"span store: {self.damaged[-1]}: was damaged while it was open; start again")
         self._stale = False
 
     def _segment_for(self, day: str) -> Segment:
@@ -394,7 +405,7 @@ class Store:
         self._run("BEGIN")
         for sql, values in graves.statements(one.name, stone):
             self._run(sql, values)
-        for key, change in read_waiting(self._database, one).items() if stone.target == "trace" else ():
+        for key, change in read_waiting(self._database, one, stone.id).items() if stone.target == "trace" else ():
             if graves.hushes(stone, key, change):
                 forget_waiting(self._database, one, key)
         self._run("COMMIT")
@@ -410,7 +421,7 @@ class Store:
         with self._lock:
             try:
                 self._settle()
-                for file in self._directory.glob(segment.SET_ASIDE):
+                for file in sorted(self._directory.glob(segment.SET_ASIDE)):
                     if self._takes_too_much() or file.stat().st_mtime < (now_ns - self._keep_ns) / SECOND:
                         file.unlink()
                         gone.append(file.name)
@@ -436,8 +447,11 @@ class Store:
     def _let_go(self, one: Segment) -> None:
         self._segments = [other for other in self._segments if other != one]
         self._shown = tuple(self._segments)
-        self._run(f"DETACH {one.name}")
-        _remove(self._directory / one.file_name)
+        try:
+            self._run(f"DETACH {one.name}")
+        finally:
+            # A full disk refuses to let go as well, and its room is what is wanted.
+            _remove(self._directory / one.file_name)
         # What waited in that file alone for its span waits no longer.
         self._waiting = {}
         for other in self._segments:
