@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -73,6 +74,14 @@ def with_bus(fleet: Fleet, ask: Callable[[Bus], Awaitable[T]]) -> T:
             return await ask(bus)
 
     return asyncio.run(run())
+
+
+def rebuild(fleet: Fleet, name: str) -> None:
+    """Take an api's database away and have it made anew."""
+    assert fleet.terminate(name) == 0
+    shutil.rmtree(fleet.data_of(name))
+    fleet.start_one(name)
+    fleet.until(lambda: fleet.get(name, "/readyz").status == 200, "rebuilt", 60)
 
 
 def half_done(fleet: Fleet, key: str, value: float) -> None:
@@ -248,6 +257,25 @@ class TestSeen:
         fleet.until(lambda: state()["state"] == "firing", "firing")
 
 
+def test_of_what_later_ends_say_the_last_is_there_on_every_replica_and_after_a_rebuild(fleet: Fleet) -> None:
+    ids = [fresh("merged") for _ in range(4)]
+    for span_id in ids:
+        started = {"name": "x", "traceId": span_id}
+        assert fleet.send("ingest", "POST", "/api/traces/start", started).status == 200
+    for number in range(8):
+        for span_id in ids:
+            end = {"status": "ok", "metadata": {"n": number}}
+            assert fleet.send("ingest", "POST", f"/api/traces/{span_id}/end", end).status == 200
+
+    def last(name: str) -> bool:
+        return all(attributes(fleet, {"trace_id": one, "span_id": one}, name) == {"n": 7} for one in ids)
+
+    for name in ("api-a", "api-b"):
+        fleet.until(lambda name=name: last(name), f"merged in {name}")
+    rebuild(fleet, "api-b")
+    assert last("api-b")
+
+
 class TestRaces:
     def test_many_who_score_at_once_leave_the_last_values_and_nothing_else(self, fleet: Fleet) -> None:
         caller, rng = fresh("caller"), random.Random(5)
@@ -310,11 +338,6 @@ class TestRaces:
         for number in range(7):
             for span in spans:
                 score(fleet, to=("api-a", "api-b")[number % 2], span_id=span["span_id"], value=number / 10)
-        assert fleet.terminate("api-b") == 0
-        data = fleet.data_of("api-b")
-        for file in (data / "spans").glob("spans-*"):
-            file.unlink()
-        fleet.start_one("api-b")
-        fleet.until(lambda: fleet.get("api-b", "/readyz").status == 200, "rebuilt")
+        rebuild(fleet, "api-b")
         for name in ("api-a", "api-b"):
             assert [attributes(fleet, span, name) for span in spans] == [{"eval.score": 0.6}] * 3

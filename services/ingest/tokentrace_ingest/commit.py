@@ -87,15 +87,18 @@ class Committer:
         self._bus, self._shards = bus, shards
         self._lanes: dict[str, _Lane] = {}
 
-    async def commit(self, project: str, parts: list[Batch]) -> None:
+    async def commit(self, project: str, parts: list[Batch], *, beside: str = "") -> None:
         """
         Store *parts* and return once every one is acknowledged.
+
+        Args:
+            beside: What is committed with the same words here shares a shard, and is read in this order.
 
         Raises:
             Unavailable: The broker did not acknowledge all; some may be stored, and readers know them by id.
             Rejected: Larger than the broker takes.
         """
-        encoded = [(self._subject(project, part), encode_batch(part)) for part in parts]
+        encoded = [(self._subject(project, part, beside), encode_batch(part)) for part in parts]
         room = self._bus.max_payload - HEADROOM_BYTES
         for _, data in encoded:
             if len(data) > room:
@@ -106,8 +109,8 @@ class Committer:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _subject(self, project: str, batch: Batch) -> str:
-        return subjects.spans(project, shard_of(batch, self._shards))
+    def _subject(self, project: str, batch: Batch, beside: str) -> str:
+        return subjects.spans(project, shard_of(Batch(id=beside) if beside else batch, self._shards))
 
     def _lane(self, subject: str) -> _Lane:
         lane = self._lanes.get(subject)

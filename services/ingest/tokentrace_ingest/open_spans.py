@@ -112,7 +112,7 @@ class OpenSpans:
                 raise Rejected(f"traceId: {shorten(started.span_id)!r} is that of another span", status=409) from None
             batch = replace(batch, arrived_ns=opened.started.arrived_ns, started=[opened.started])
         if opened.attributes is None:
-            await self._committer.commit(self._project, [batch])
+            await self._committer.commit(self._project, [batch], beside=_shard_key(opened))
         return opened
 
     async def end(self, span_id: str, end: EndInput, arrived_ns: int) -> None:
@@ -193,7 +193,7 @@ class OpenSpans:
         if not opened.journal:
             return
         for batch in opened.journal:
-            await self._committer.commit(self._project, [batch])
+            await self._committer.commit(self._project, [batch], beside=_shard_key(opened))
         try:
             await self._note_published(key, opened, revision)
         except Unavailable as exc:
@@ -232,6 +232,11 @@ def _ended(before: OpenSpan, batch: Batch) -> OpenSpan:
         return replace(before, started=started, early=None, attributes=batch.spans[0].attributes, journal=journal)
     merged = {**before.attributes, **batch.annotations[0].attributes}
     return replace(before, attributes=merged, merges=before.merges + 1, journal=journal)
+
+
+def _shard_key(opened: OpenSpan) -> str:
+    """All that is told of a span shares a shard: of two ends that say different things the later is read last."""
+    return f"costkatana.{opened.started.span_id}"
 
 
 def _identity(started: Started) -> tuple[str, str, str | None]:
