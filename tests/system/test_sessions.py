@@ -447,6 +447,14 @@ class TestParameters:
     def test_what_makes_no_sense_is_refused_by_name(self, pipeline: Pipeline, query: str, named: str) -> None:
         assert refused(pipeline.get(f"/api/sessions?{query}"), 400).startswith(named)
 
+    @pytest.mark.parametrize("text", ["ΟΔΟΣ", "οδοσ", "straße", "İSTANBUL", "a%", "_b"])
+    def test_a_label_is_found_by_a_part_of_it_whatever_the_case_and_script(self, pipeline: Pipeline, text: str) -> None:
+        user, label = fresh("label"), "ΟΔΟΣ Straße İSTANBUL a%c _b"
+        ingest(pipeline, {"name": "x", "sessionId": fresh("s"), "metadata": {"userId": user, "label": label}})
+        pipeline.until(lambda: listed(pipeline, userId=user)["total"] == 1, "there", 20)
+        assert listed(pipeline, userId=user, label=text)["total"] == 1
+        assert listed(pipeline, userId=user, label=f"{text}?")["total"] == 0
+
     @pytest.mark.parametrize("page", [10**6, 10**17, 10**18 - 1])
     def test_a_page_behind_the_last_is_empty(self, pipeline: Pipeline, page: int) -> None:
         session = fresh("page")

@@ -112,7 +112,7 @@ class Wanted(NamedTuple):
         """(Condition, values of its parameters)."""
         given: list[tuple[str, Any]] = [
             ("user_id = ?", self.user_id or None),
-            ("contains(lower(label), ?)", self.label.lower() or None),
+            ("contains(lower(label), lower(?))", self.label or None),
             ("status = ?", self.status or None),
             ("source = ?", self.source or None),
             ("started_ns >= ?", self.since_ns),
