@@ -687,6 +687,31 @@ def test_any_byte_of_the_newest_file_or_its_wal_may_be_another(torn: Path, tmp_p
         assert_goes_on(directory)
 
 
+def test_after_a_kill_all_of_the_newest_file_is_read_before_it_is_believed(tmp_path: Path) -> None:
+    """A block that only some question reads would be missed once the log has aged out."""
+    log = Log(1)
+    items = [heavy(log, number) for number in range(12)]
+    whole, found = tmp_path / "whole", 0
+    store = opened(whole, shards=1)
+    store.append(items)
+    store.close()
+    for number in range(6 * MORE):
+        directory = tmp_path / f"{number}"
+        shutil.copytree(whole, directory)
+        newest = directory / files(directory)[-1]
+        newest.with_name(newest.name + ".wal").touch()
+        content, dice = bytearray(newest.read_bytes()), random.Random(number)
+        assert len(content) > 3 * 256 * 1024, "one block alone is always read"
+        content[dice.randrange(16_384, len(content))] ^= 1
+        newest.write_bytes(content)
+        store = opened(directory, shards=1)
+        found += len(store.damaged)
+        store.append(log.after(store))
+        assert store.count(NOW_NS) == len(shown(store)) == 1200
+        store.close()
+    assert found > 0
+
+
 # ---- disks that refuse
 
 
@@ -883,7 +908,47 @@ def test_a_file_that_is_damaged_while_it_is_open_ends_the_program_and_costs_noth
     store.close()
 
 
+HOLDER = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
+
+
+def test_a_file_that_another_process_has_open_is_no_damage(tmp_path: Path) -> None:
+    store, log = opened(tmp_path, shards=1), whole_log(4)
+    store.append(log.items[0])
+    store.close()
+    before = files(tmp_path)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / before[-1])]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(Unavailable, match="lock"):
+            opened(tmp_path, shards=1)
+        holder.communicate()
+    assert files(tmp_path) == before
+    store = opened(tmp_path, shards=1)
+    assert_exact(store, 4)
+    assert not store.damaged
+    store.close()
+
+
 # ---- readers at the same time
+
+
+def test_whoever_reads_when_the_store_is_closed_is_told_to_stop(tmp_path: Path) -> None:
+    store, told_of = opened(tmp_path), list[Exception]()
+
+    def read() -> None:
+        try:
+            store.query("SELECT count(*) FROM range(1000000000000) WHERE range % 7 = 3", [], NOW_NS)
+        except Unavailable as exc:
+            told_of.append(exc)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    while thread.is_alive() and not store._database._reading:
+        threading.Event().wait(0.001)
+    store.close()
+    thread.join()
+    assert len(told_of) == 1
 
 
 def test_readers_get_right_answers_or_none_while_everything_changes(

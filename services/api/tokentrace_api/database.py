@@ -83,7 +83,9 @@ class Database:
     def close(self) -> None:
         """DuckDB closes nothing while somebody reads: who does is told to stop, and nobody else begins."""
         with self._reading_changes:
-            for cursor in self._reading:
-                cursor.interrupt()
-            self._reading_changes.wait_for(lambda: not self._reading)
+            while self._reading:
+                for cursor in self._reading:
+                    cursor.interrupt()
+                # Again and again: one that has not begun yet does not hear it.
+                self._reading_changes.wait(0.05)
             self._writer.close()
