@@ -12,7 +12,7 @@ from tokentrace.bus import Entry
 from tokentrace.errors import Conflict, Rejected
 
 if TYPE_CHECKING:
-    from tokentrace.bus.jetstream import JetStream
+    from tokentrace.bus.jetstream.broker import JetStream
 
 _OBJECT_CHUNK = 128 * 1024
 
