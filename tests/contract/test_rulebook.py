@@ -732,7 +732,7 @@ def counting(**overrides: Any) -> Rule:
 async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     for number in range(5):
-        last = await reader.publish(*spans_at(now - number * SECOND, now - 200 * SECOND))
+        last = await reader.publish(*spans_at(now - number * SECOND, now - 205 * SECOND))
     await reader.read(last)
     reader.machine.add(counting())
     assert reader.machine.watches["new"].priming
@@ -776,7 +776,7 @@ async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkey
     effects = reader.machine.tick(time.time_ns() + 3 * SECOND)
     events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
     first = {event.alert: event.span_count for event in reversed(events)}
-    assert first == {name: 5 if int(window[:-1]) < 200 else 10 for name, window in windows.items()}
+    assert first == {name: 5 if int(window[:-1]) < 205 else 10 for name, window in windows.items()}
 
 
 async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks(bus: Bus) -> None:

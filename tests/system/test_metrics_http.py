@@ -96,6 +96,10 @@ def ask(serving: Pipeline, path: str, /, **query: str) -> Any:
     """The answer to ``/metrics<path>``; an attribute is given as attr__name."""
     given = {key.replace("attr__", "attr."): value for key, value in query.items()}
     answer = serving.get(f"/metrics{path}?{urlencode(given)}")
+    deadline = time.monotonic() + 20
+    while answer.status == 503 and time.monotonic() < deadline:
+        time.sleep(0.5)  # on a busy machine an aggregator may take longer than it is waited for
+        answer = serving.get(f"/metrics{path}?{urlencode(given)}")
     assert answer.status == 200, (path, query, answer.status, answer.body[:500])
     return answer.json()
 

@@ -674,9 +674,9 @@ def test_two_addresses_as_keys_stay_two_entries():
     assert all("@" not in key for key in clean)
 
 
-@given(st.integers(1, 60), st.sampled_from(["name", "caller", "model", "provider"]))
+@given(st.integers(1, 30), st.sampled_from(["name", "caller", "model", "provider"]))
 def test_a_name_stays_within_its_bounds_when_what_stands_in_is_longer(count, field):
-    span = make_span(**{field: "a@b.io " * (count // 2)})
+    span = make_span(**{field: "a@b.io " * count})
     check_span(redactor.span(span))
     assert len(getattr(redactor.span(span), field)) <= 256
 

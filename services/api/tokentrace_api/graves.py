@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started, Tombstone
@@ -71,19 +73,33 @@ class Graves:
             self._hides("session", message.session_id, arrived_ns) or self._hides("trace", trace_id, arrived_ns)
         )
 
+    def hushes(self, key: Key, change: Change) -> bool:
+        """*change*, which waits for the span *key*, was deleted with its trace."""
+        return self._hides("trace", key[0], change.arrived_ns)
+
     def _hides(self, target: str, id: str | None, arrived_ns: int) -> bool:
         return id is not None and arrived_ns <= self._deleted[target].get(id, -1)
 
 
-def hushes(stone: Tombstone, key: Key, change: Change) -> bool:
-    """*change*, which waits for the span *key*, was deleted with its trace."""
-    return stone.target == "trace" and key[0] == stone.id and change.arrived_ns <= stone.deleted_ns
+def columns_by_target(stones: Iterable[Tombstone]) -> dict[str, dict[str, Any]]:
+    """Target -> *stones* for it, as numpy columns for ``statements``."""
+    groups: dict[str, list[Tombstone]] = {}
+    for stone in stones:
+        groups.setdefault(stone.target, []).append(stone)
+    return {
+        target: {
+            "id": np.array([stone.id for stone in group], dtype=object),
+            "hash": np.array([trace_hash(stone.id) for stone in group], np.uint32),
+            "deleted_ns": np.array([stone.deleted_ns for stone in group], np.int64),
+        }
+        for target, group in groups.items()
+    }
 
 
-def statements(segment: str, stone: Tombstone) -> Iterator[tuple[str, list[object]]]:
-    """SQL that takes what *stone* stands for out of *segment*, and the values of its parameters."""
-    for table, column in _COLUMNS[stone.target].items():
-        where, values = f"{column} = ? AND arrived_ns <= ?", [stone.id, stone.deleted_ns]
+def statements(segment: str, target: str) -> Iterator[str]:
+    """SQL that takes what the rows of ``stones`` stand for, all of *target*, out of *segment*."""
+    for table, column in _COLUMNS[target].items():
+        own = f"held.{column} = stones.id AND held.arrived_ns <= stones.deleted_ns"
         if column == "trace_id" and table == "spans":
-            where, values = f"trace_hash = ? AND {where}", [trace_hash(stone.id), *values]
-        yield f"DELETE FROM {segment}.{table} WHERE {where}", values
+            own = f"held.trace_hash = stones.hash AND {own}"
+        yield f"DELETE FROM {segment}.{table} AS held USING stones WHERE {own}"

@@ -76,18 +76,14 @@ def read_memory(database: Database, segment: Segment, shards: int, *, whole: boo
     return Memory(newest or 0, readers, read_waiting(database, segment))
 
 
-def read_waiting(database: Database, segment: Segment, trace_id: str | None = None) -> dict[Key, Change]:
+def read_waiting(database: Database, segment: Segment) -> dict[Key, Change]:
     """
     What was said of spans that were not there; a change that says nothing: the span has arrived.
-
-    Args:
-        trace_id: Of this trace alone; None = of all.
 
     Raises:
         duckdb.Error, Rejected: As ``read_memory``.
     """
-    where, values = ("", []) if trace_id is None else (" WHERE trace_id = ?", [trace_id])
-    rows = database.run(f"SELECT trace_id, span_id, change FROM {segment.name}.amendments{where}", values)
+    rows = database.run(f"SELECT trace_id, span_id, change FROM {segment.name}.amendments")
     try:
         return {(trace_id, span_id): _changes.decode(change) for trace_id, span_id, change in rows}
     except msgspec.DecodeError as exc:

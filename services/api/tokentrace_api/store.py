@@ -387,26 +387,29 @@ class Store:
             Unavailable: The disk refused; to be tried again.
         """
         with self._lock:
+            new = [stone for stone in tombstones if not self._graves.holds(stone)]
             try:
                 self._settle()
-                for stone in tombstones:
-                    if self._graves.holds(stone):
-                        continue
-                    for one in self._segments:
-                        self._bury_in(one, stone)
-                    self._graves.add(stone)
-                    self._waiting = {
-                        key: one for key, one in self._waiting.items() if not graves.hushes(stone, key, one)
-                    }
+                for one in self._segments if new else ():
+                    self._bury_in(one, new)
             except (duckdb.Error, OSError) as exc:
                 raise self._failed(exc) from exc
+            for stone in new:
+                self._graves.add(stone)
+            self._waiting = {key: one for key, one in self._waiting.items() if not self._graves.hushes(key, one)}
 
-    def _bury_in(self, one: Segment, stone: Tombstone) -> None:
+    def _bury_in(self, one: Segment, stones: Sequence[Tombstone]) -> None:
+        """One statement for each table, however many stones there are: a user may have thousands of sessions."""
         self._run("BEGIN")
-        for sql, values in graves.statements(one.name, stone):
-            self._run(sql, values)
-        for key, change in read_waiting(self._database, one, stone.id).items() if stone.target == "trace" else ():
-            if graves.hushes(stone, key, change):
+        for target, columns in graves.columns_by_target(stones).items():
+            with self._database.given("stones", columns):
+                for sql in graves.statements(one.name, target):
+                    self._run(sql)
+        hushing = Graves()
+        for stone in stones:
+            hushing.add(stone)
+        for key, change in read_waiting(self._database, one).items():
+            if hushing.hushes(key, change):
                 forget_waiting(self._database, one, key)
         self._run("COMMIT")
 

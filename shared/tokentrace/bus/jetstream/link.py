@@ -59,6 +59,9 @@ class Link:
         if text != self.last_error:
             log.info("nats %s: %s", self._name, text)
         self.last_error = text
+        if self._client is not None and self._client.is_reconnecting:
+            # nats-py lets go of a connection that was made and came to nothing, but does not close it.
+            abort(self._client)
 
     async def _on_disconnect(self) -> None:
         log.info("nats %s: disconnected", self._name)
