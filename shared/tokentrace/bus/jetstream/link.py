@@ -59,7 +59,7 @@ class Link:
         if text != self.last_error:
             log.info("nats %s: %s", self._name, text)
         self.last_error = text
-        if self._client is not None and self._client.is_reconnecting:
+        if self._client is not None and not self._client.is_connected:
             # nats-py lets go of a connection that was made and came to nothing, but does not close it.
             abort(self._client)
 
