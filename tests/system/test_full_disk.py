@@ -1,5 +1,5 @@
 """
-A disk that is full, or refuses to be written: seen in /health while it lasts, and over without a person when it is over.
+A disk that is full, or refuses to be written: seen in /health while it lasts, over without a person when it ends.
 
 The disk is a small tmpfs of its own; mounting one takes root.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -90,7 +90,7 @@ class Amended(NamedTuple):
     touched: set[Key]
 
 
-def amend(batches: Iterable[Batch], known: Collection[Key], waiting: Mapping[Key, Change]) -> Amended:
+def amend(batches: Sequence[Batch], known: Collection[Key], waiting: Mapping[Key, Change]) -> Amended:
     """
     Fold *batches* in their order, each its spans first: what is said of a span changes the versions that are there.
 
@@ -101,6 +101,10 @@ def amend(batches: Iterable[Batch], known: Collection[Key], waiting: Mapping[Key
         waiting: What was said before of spans that were not there.
     """
     spans: list[Span] = []
+    if not waiting and not any(batch.scores or batch.annotations for batch in batches):
+        for batch in batches:
+            spans += batch.spans
+        return Amended(spans, {}, {}, set())
     updates: dict[Key, Change] = {}
     left, touched, places = dict(waiting), set[Key](), dict[Key, list[int]]()
     for batch in batches:
