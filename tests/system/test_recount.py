@@ -326,7 +326,7 @@ class Desk:
         self._fill(self._directory / f"store-{self._opened}", dice, restart=restart)
         config = replace(ApiConfig.of(Settings()), shards=shards, custom=own)
         self.api = Api(bus, config)
-        self.api._readers, self.api._store = self._readers, self.store
+        self.api.storing._readers, self.api.storing._store = self._readers, self.store
         self._connect()
 
     def _connect(self) -> None:
@@ -396,10 +396,10 @@ class Desk:
         def is_read() -> bool:
             machines = self.aggregators[0].machines
             ready = not self.aggregators[0].health().missing and not self.api.health().missing
-            return ready and sum(machine.batches for machine in machines) == count and not self.api.queue_depth
+            return ready and sum(machine.batches for machine in machines) == count and not self.api.storing.queue_depth
 
         async with asyncio.timeout(60):
-            while not is_read() or self.api.store.count(self.now_ns) != sum(
+            while not is_read() or self.api.storing.store.count(self.now_ns) != sum(
                 machine.spans for machine in self.aggregators[0].machines
             ):
                 await asyncio.sleep(0.02)

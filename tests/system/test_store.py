@@ -7,6 +7,7 @@ files, disks that are full or read-only, readers at the same time.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,31 @@ from msgspec.structs import replace
 
 from make import make_span
 from storing import DAY, MORE, NOW_NS, SECOND, Log, examples, last_versions, shown
+from tokentrace.bus import subjects
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Unavailable
 from tokentrace.metric.query import Query
-from tokentrace.records import Annotation, Batch, ChatMessage, Score, SessionEnd, Span, Started, Tombstone
+from tokentrace.provision import provision
+from tokentrace.records import (
+    Annotation,
+    Batch,
+    ChatMessage,
+    Score,
+    SessionEnd,
+    Span,
+    Started,
+    Tombstone,
+    encode_batches,
+)
 from tokentrace.records import decode_batches as decoded
+from tokentrace.settings import Settings
 from tokentrace_api import segment
 from tokentrace_api.pages import find_page
 from tokentrace_api.recount import Where, figures_by
 from tokentrace_api.search import Search
 from tokentrace_api.spans import open_spans
-from tokentrace_api.store import Item, Store
+from tokentrace_api.store import Item, Store, Torn
+from tokentrace_api.storing import Storing
 
 SHARDS = 3
 FOREVER = 10**18
@@ -886,7 +903,7 @@ def test_a_database_that_gave_itself_up_is_opened_again(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_file_that_is_damaged_while_it_is_open_ends_the_program_and_costs_nothing(tmp_path: Path) -> None:
+def test_a_file_that_is_damaged_while_it_is_open_ends_the_store_and_costs_nothing(tmp_path: Path) -> None:
     """Whoever reads the log is further by then: going on would leave a hole."""
     store, log = opened(tmp_path, shards=1), whole_log(6)
     store.append(log.items[0][:2])
@@ -896,7 +913,7 @@ def test_a_file_that_is_damaged_while_it_is_open_ends_the_program_and_costs_noth
     with (tmp_path / files(tmp_path)[-1]).open("r+b") as file:
         file.write(b"x" * 9000)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="damaged"):
+        with pytest.raises(Torn, match="damaged"):
             store.append(log.items[0][2:4])
     store.close()
     store = opened(tmp_path, shards=1)
@@ -904,6 +921,41 @@ def test_a_file_that_is_damaged_while_it_is_open_ends_the_program_and_costs_noth
     store.append(log.after(store))
     assert_exact(store, 6)
     store.close()
+
+
+async def test_a_store_whose_file_is_damaged_while_it_is_open_is_opened_anew_and_misses_nothing(tmp_path: Path) -> None:
+    bus, heard = MemoryBus(MemoryBroker()), list[Span]()
+
+    async def hear(spans: list[Span]) -> None:
+        heard.extend(spans)
+
+    async def publish(numbers: Sequence[int]) -> int:
+        spans = [span_of("t", number) for number in numbers]
+        batch = Batch(id=f"b{numbers[0]}", arrived_ns=NOW_NS, spans=spans)
+        return (await bus.publish(subjects.spans("default", 0), encode_batches([batch]))).sequence
+
+    await provision(bus, Settings())
+    storing = Storing(bus, 1, partial(opened, tmp_path, shards=1), hear)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(storing.run())
+        first = await publish(range(5))
+        while not storing.holds(0, first):
+            await asyncio.sleep(0.01)
+        torn = storing.store
+        torn._run("PRAGMA debug_checkpoint_abort = 'before_header'")
+        with pytest.raises(duckdb.Error, match="invalidated"):
+            torn._run(f"CHECKPOINT {torn._segments[-1].name}")
+        with (tmp_path / files(tmp_path)[-1]).open("r+b") as file:
+            file.write(b"x" * 9000)
+        second = await publish(range(5, 9))
+        while not storing.holds(0, second):
+            await asyncio.sleep(0.01)
+        assert storing.store is not torn
+        assert await storing.read(lambda store: store.count(NOW_NS)) == 9
+        assert len(storing.damaged) == 1
+        assert storing.caught_up(0)
+        assert {span.span_id for span in heard} == {str(number) for number in range(9)}
+        running.cancel()
 
 
 HOLDER = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"

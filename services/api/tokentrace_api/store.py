@@ -50,6 +50,10 @@ log = logging.getLogger("tokentrace.api.store")
 _TRIES = 3
 
 
+class Torn(Exception):
+    """A file proved damaged after its end had been read from: only a store opened anew knows where to read on."""
+
+
 class Item(NamedTuple):
     """A message to be stored, and the shard and stream it came from."""
 
@@ -203,6 +207,7 @@ class Store:
 
         Raises:
             Unavailable: The disk refused; nothing of the failed transaction is stored, and it may be tried again.
+            Torn: A file is damaged that was not before; this store is of no use any more.
         """
         with self._lock:
             stored: list[Span] = []
@@ -231,7 +236,7 @@ class Store:
 
         Raises:
             duckdb.Error, OSError, Unavailable: That failed as well; nothing may be written before it succeeds.
-            RuntimeError: A file is damaged that was not when the store was opened.
+            Torn: A file is damaged that was not when the store was opened.
         """
         if not self._stale:
             return
@@ -252,9 +257,8 @@ class Store:
             finally:
                 self._hole = self._hole or len(self.damaged) > known
         if self._hole:
-            # Who reads the log is further than what is stored: only who starts anew begins in the right place.
             self._shown = None
-            raise RuntimeError(f"span store: {self.damaged[-1]}: was damaged while it was open; start again")
+            raise Torn(f"span store: {self.damaged[-1]}: was damaged while it was open")
         self._stale = False
 
     def _segment_for(self, day: str) -> Segment:

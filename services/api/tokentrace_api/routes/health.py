@@ -33,7 +33,7 @@ def routes(api: Api) -> list[BaseRoute]:
             "span_count": 0,
             "stored_spans": 0,
             "transport": "nats",
-            "queue_depth": api.queue_depth,
+            "queue_depth": api.storing.queue_depth,
         }
         try:
             answer = await api.aggregators.ask(Query(what="lifetime"))
