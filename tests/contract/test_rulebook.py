@@ -747,7 +747,7 @@ async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
 async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, now = Reader(bus), time.time_ns()
     for number in range(5):
-        last = await reader.publish(*spans_at(now - number * SECOND, now - 200 * SECOND))
+        last = await reader.publish(*spans_at(now - number * SECOND, now - 209 * SECOND))
     await reader.read(last)
     follow, readings = bus.follow, []
 
@@ -758,7 +758,7 @@ async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkey
     monkeypatch.setattr(bus, "follow", counted)
     primer = Primer(bus, reader.machine)
     running = asyncio.create_task(primer.run())
-    windows = {f"rule {number}": f"{60 + 10 * number}s" for number in range(40)}
+    windows = {f"rule {number}": f"{60 + 20 * number}s" for number in range(40)}
     for number, (name, window) in enumerate(windows.items()):
         rule = counting(window=window)
         rule = msgspec.structs.replace(rule, name=name)
@@ -776,7 +776,7 @@ async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkey
     effects = reader.machine.tick(time.time_ns() + 3 * SECOND)
     events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
     first = {event.alert: event.span_count for event in reversed(events)}
-    assert first == {name: 5 if int(window[:-1]) < 205 else 10 for name, window in windows.items()}
+    assert first == {name: 5 if int(window[:-1]) < 209 else 10 for name, window in windows.items()}
 
 
 async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks(bus: Bus) -> None:

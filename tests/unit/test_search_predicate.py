@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import duckdb
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -20,31 +19,30 @@ from storing import examples
 from tokentrace.metric.custom import attribute_text_of
 from tokentrace.records import Span
 from tokentrace_api.columns import COLUMNS, attribute_is, attribute_text, columns_of, span_of
+from tokentrace_api.database import Database
 from tokentrace_api.search import Search, lowered
 
 
 @pytest.fixture(scope="module")
-def database() -> Iterator[duckdb.DuckDBPyConnection]:
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A table as the store has it, made anew by ``found``."""
-    connection = duckdb.connect(":memory:")
-    yield connection
-    connection.close()
+    opened = Database(tmp_path_factory.mktemp("duckdb"), 256)
+    yield opened
+    opened.close()
 
 
-def hold(database: duckdb.DuckDBPyConnection, spans: list[Span]) -> None:
+def hold(database: Database, spans: list[Span]) -> None:
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
-    database.execute(f"CREATE OR REPLACE TABLE held ({columns})")
-    database.register("columns", columns_of(spans, [(1, 0)] * len(spans), 1))
-    database.execute("INSERT INTO held SELECT * FROM columns")
-    database.unregister("columns")
+    database.run(f"CREATE OR REPLACE TABLE held ({columns})")
+    database.insert("held", columns_of(spans, [(1, 0)] * len(spans), 1))
 
 
-def found(database: duckdb.DuckDBPyConnection, search: Search) -> list[int]:
+def found(database: Database, search: Search) -> list[int]:
     """Numbers of the spans that SQL finds, from 0."""
     condition, values = search.condition()
     bounds, instants = search.bounds("started_ns")
     where = " AND ".join(text for text in (condition, bounds) if text) or "true"
-    rows = database.execute(f"SELECT ordinal - 1 FROM held WHERE {where} ORDER BY 1", [*values, *instants]).fetchall()
+    rows = database.run(f"SELECT ordinal - 1 FROM held WHERE {where} ORDER BY 1", [*values, *instants])
     return [number for (number,) in rows]
 
 
@@ -93,7 +91,7 @@ def writings(value: Any) -> set[str]:
 @examples(100)
 @given(given=attributes, data=st.data())
 def test_an_attribute_is_found_by_its_text_and_by_no_other(
-    database: duckdb.DuckDBPyConnection, given: dict[str, Any], data: st.DataObject
+    database: Database, given: dict[str, Any], data: st.DataObject
 ) -> None:
     """Both ways to look, in SQL with and without looking for the text first, and in Python."""
     span = make_span(attributes=given)
@@ -102,13 +100,13 @@ def test_an_attribute_is_found_by_its_text_and_by_no_other(
     for key in data.draw(st.lists(st.sampled_from(paths), min_size=1, max_size=4, unique=True)):
         text = attribute_text_of(span, key)
         expression, parameters = attribute_text(key)
-        ((stored,),) = database.execute(f"SELECT {expression} FROM held", parameters).fetchall()
+        ((stored,),) = database.run(f"SELECT {expression} FROM held", parameters)
         assert stored == text, key
         other = data.draw(strings)
         value = given.get(key)
         for asked in {other, *writings(value), *([] if text is None else [text])}:
             condition, parameters = attribute_is(key, asked)
-            rows = database.execute(f"SELECT 1 FROM held WHERE {condition}", parameters).fetchall()
+            rows = database.run(f"SELECT 1 FROM held WHERE {condition}", parameters)
             assert bool(rows) == (text == asked), (key, asked)
 
 
@@ -116,13 +114,13 @@ def test_an_attribute_is_found_by_its_text_and_by_no_other(
 @given(number=numbers, inside=st.booleans())
 @example(1e16, True)
 def test_a_number_has_one_text_wherever_it_stands(
-    database: duckdb.DuckDBPyConnection, number: float, inside: bool
+    database: Database, number: float, inside: bool
 ) -> None:
     span = make_span(attributes={"n": {"m": [number]} if inside else number})
     hold(database, [span])
     expression, parameters = attribute_text("n")
     text = attribute_text_of(span, "n")
-    assert database.execute(f"SELECT {expression} FROM held", parameters).fetchall() == [(text,)]
+    assert database.run(f"SELECT {expression} FROM held", parameters) == [(text,)]
     assert found(database, Search(attributes={"n": str(text)})) == [0]
 
 
@@ -161,10 +159,10 @@ searches = st.builds(
 @examples(100)
 @given(held=st.lists(spans, min_size=1, max_size=6), asked=st.lists(searches, min_size=1, max_size=6), data=st.data())
 def test_what_a_tail_takes_is_what_a_list_finds(
-    database: duckdb.DuckDBPyConnection, held: list[Span], asked: list[Search], data: st.DataObject
+    database: Database, held: list[Span], asked: list[Search], data: st.DataObject
 ) -> None:
     hold(database, held)
-    assert [span_of(row) for row in database.execute("SELECT * FROM held ORDER BY ordinal").fetchall()] == held
+    assert [span_of(row) for row in database.run("SELECT * FROM held ORDER BY ordinal")] == held
     one = data.draw(st.sampled_from(held))
     start = data.draw(st.integers(0, max(len(one.name) - 1, 0)))
     # Ask for what is there as well: what is drawn blindly seldom is.
@@ -174,8 +172,8 @@ def test_what_a_tail_takes_is_what_a_list_finds(
         assert found(database, search) == [number for number, span in enumerate(held) if search.matches(span)]
 
 
-def test_every_letter_has_the_small_one_that_sql_gives_it(database: duckdb.DuckDBPyConnection) -> None:
+def test_every_letter_has_the_small_one_that_sql_gives_it(database: Database) -> None:
     letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     words = ["".join(letters[start : start + 64]) for start in range(0, len(letters), 64)] + letters[:0x3000]
-    rows = database.execute("SELECT word, lower(word) FROM (SELECT unnest(?) AS word)", [words]).fetchall()
+    rows = database.run("SELECT word, lower(word) FROM (SELECT unnest(?) AS word)", [words])
     assert [lowered(word) for word, _ in rows] == [small for _, small in rows]
