@@ -135,6 +135,8 @@ class Reporter:
         self._sequence = 0
         self._idle = True
         self._urgent = False
+        #: When the sender first saw what waits now, monotonic; None = nothing waits.
+        self._waits_since: float | None = None
         self._closing = False
         self._given_up = False
         self._deadline = 0.0
@@ -341,28 +343,33 @@ class Reporter:
             if not self._queue:
                 self._urgent = False
                 return False
-            return len(self._queue) >= BATCH_SPANS or self._queue_bytes >= BATCH_BYTES or self._urgent or self._closing
+            whole = len(self._queue) >= BATCH_SPANS or self._queue_bytes >= BATCH_BYTES
+            return whole or self._urgent or self._closing or self._age() >= BATCH_AGE_S
+
+    def _age(self) -> float:
+        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
 
     async def _rest(self, under_way: set[asyncio.Task[None]]) -> None:
-        """Until there is a whole batch, a batch is old enough, or somebody is in a hurry."""
+        """Until there is a whole batch, one is old enough, or somebody is in a hurry."""
         assert self._wake is not None
+        full = len(under_way) >= _IN_FLIGHT
         with self._lock:
             self._idle = not self._queue
+            if self._idle:
+                self._waits_since = None
+            elif self._waits_since is None:
+                self._waits_since = time.monotonic()
+            limit = None if self._idle or full else max(BATCH_AGE_S - self._age(), 0.0)
         wake = asyncio.ensure_future(self._wake.wait())
-        limit = 0.05 if self._closing else None if self._idle and not under_way else BATCH_AGE_S
+        # One that is over makes no other due: it is waited for only where there is room for no more.
+        over = under_way if full or self._closing else ()
         try:
-            await asyncio.wait([wake, *under_way], timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [wake, *over], timeout=0.05 if self._closing else limit, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             wake.cancel()
-        woken = self._wake.is_set()
         self._wake.clear()
-        if woken and not self._due():
-            # The first span of a batch woke us: give the rest of it time to come.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BATCH_AGE_S):
-                    await self._wake.wait()
-        with self._lock:
-            self._urgent = self._urgent or (bool(self._queue) and len(under_way) < _IN_FLIGHT)
 
     def _take(self) -> tuple[list[bytes], int, ReporterStats]:
         with self._lock:
@@ -373,6 +380,7 @@ class Reporter:
                 if taken and size > BATCH_BYTES:
                     break
                 taken.append(self._queue.popleft())
+            self._waits_since = time.monotonic() if self._queue else None
             taken_bytes = sum(map(len, taken))
             self._queue_bytes -= taken_bytes
             self._sequence += 1
