@@ -19,13 +19,13 @@ _MAX_REMEMBERED = 32
 class Bucket:
     """One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
 
-    __slots__ = ("cells", "remembered", "sketches", "totals")
+    __slots__ = ("cells", "remembered", "sketch", "totals")
 
     def __init__(self) -> None:
         self.cells: Ints = np.empty(0, np.int64)
         self.totals: Totals | Packed | None = None
-        self.sketches: dict[str, Sketch] = {}
-        self.remembered: dict[tuple[str, bytes], tuple[Ints, Ints]] = {}
+        self.sketch = Sketch()
+        self.remembered: dict[bytes, tuple[Ints, Ints]] = {}
 
     def add(self, cells: Ints, totals: Totals) -> None:
         """Take in what ascending distinct *cells* add."""
@@ -43,39 +43,31 @@ class Bucket:
             at = np.searchsorted(everything, cells)
         self.totals = held.add_at(at, totals)
 
-    def add_keys(self, field: str, keys: Ints) -> None:
-        """Take in values of a distribution."""
-        sketch = self.sketches.get(field)
-        if sketch is None:
-            sketch = self.sketches[field] = Sketch()
-        sketch.add(keys)
+    def add_keys(self, keys: Ints) -> None:
+        """Take in values of distributions."""
+        self.sketch.add(keys)
 
-    def renumber(self, numbers: Ints) -> None:
-        """Cell n is called numbers[n] from now on."""
+    def renumber(self, numbers: Ints, places: Ints) -> None:
+        """Cell n is called numbers[n] from now on, distribution n places[n]."""
         self.remembered.clear()
         if self.totals is not None:
             held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
             distinct, own = np.unique(numbers[self.cells], return_inverse=True)
             self.cells, self.totals = distinct, add_by(own, held, len(distinct))
-        for field, sketch in self.sketches.items():
-            self.sketches[field] = Sketch(renumbered(sketch.settle(), numbers))
+        self.sketch = Sketch(renumbered(self.sketch.settle(), places))
 
     def put_away(self) -> None:
         """Take as little room as possible."""
         if isinstance(self.totals, Totals):
             self.totals = pack(self.totals)
-        for sketch in self.sketches.values():
-            sketch.settle()
+        self.sketch.settle()
 
-    def reduced(self, field: str, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, NDArray[Any]] | None:
-        """(Keys, counts) of a distribution by group, not necessarily added up; None when it has none."""
-        sketch = self.sketches.get(field)
-        if sketch is None:
-            return None
-        put = sketch.settle()
+    def reduced(self, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, NDArray[Any]]:
+        """(Keys, counts) of the distributions by group, not necessarily added up."""
+        put = self.sketch.settle()
         if not remember:
             return put.by_group(groups)
-        name = (field, groups[put.cells].tobytes())
+        name = groups[put.cells].tobytes()
         found = self.remembered.get(name)
         if found is None:
             found = count_up(*put.by_group(groups), size)
@@ -89,12 +81,11 @@ class Bucket:
         totals = self.totals
         if isinstance(totals, Totals):
             totals = Totals(totals.low.copy(), None if totals.high is None else totals.high.copy())
-        sketches = {field: (sketch.put, tuple(sketch.waiting)) for field, sketch in self.sketches.items()}
-        return self.cells, totals, sketches
+        return self.cells, totals, self.sketch.put, tuple(self.sketch.waiting)
 
 
 def encode_bucket(captured: Any) -> list[Any]:
-    cells, totals, sketches = captured
+    cells, totals, put, waiting = captured
     packed = pack(totals) if isinstance(totals, Totals) else totals
     return [
         cells.astype(np.int32).tobytes(),
@@ -103,12 +94,12 @@ def encode_bucket(captured: Any) -> list[Any]:
         packed.large_columns.tobytes(),
         packed.large.tobytes(),
         None if packed.high is None else packed.high.tobytes(),
-        {field: encode_put(merged(put, waiting)) for field, (put, waiting) in sketches.items()},
+        encode_put(merged(put, waiting)),
     ]
 
 
 def decode_bucket(data: Sequence[Any], width: int) -> Bucket:
-    cells, small_columns, small, large_columns, large, high, sketches = data
+    cells, small_columns, small, large_columns, large, high, put = data
     bucket = Bucket()
     bucket.cells = np.frombuffer(cells, np.int32).astype(np.int64)
     narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
@@ -121,5 +112,5 @@ def decode_bucket(data: Sequence[Any], width: int) -> Bucket:
         None if high is None else np.frombuffer(high, np.int64).reshape(rows, width),
         width,
     )
-    bucket.sketches = {field: Sketch(decode_put(put)) for field, put in sketches.items()}
+    bucket.sketch = Sketch(decode_put(put))
     return bucket

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -217,9 +218,10 @@ class Sums:
     wall: int
 
     def __init__(self, numbers: Iterable[int] = (), /, **named: int) -> None:
-        given = dict(zip(self.__slots__, numbers, strict=False)) | named
-        for name in self.__slots__:
-            setattr(self, name, given.get(name, 0))
+        for name, number in zip(self.__slots__, chain(numbers, repeat(0)), strict=False):
+            setattr(self, name, number)
+        for name, number in named.items():
+            setattr(self, name, number)
 
     def __eq__(self, other: object) -> bool:
         return self.numbers() == other.numbers() if isinstance(other, Sums) else NotImplemented

@@ -160,6 +160,8 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
 def merge(summaries: Iterable[Summary]) -> Summary:
     """One summary of everything that *summaries* summarise."""
     parts = list(summaries)
+    if len(parts) == 1:
+        return parts[0]
     return Summary.merged(
         [part.raw() for part in parts], [part.histogram() for part in parts], [part.taken() for part in parts]
     )

@@ -18,7 +18,7 @@ _ZERO = 1 << (_BITS - 1)
 _SPAN = 1 << _BITS
 #: Keys wait until there are this many, and as many as are put away already: so each is sorted only a few times.
 _MAX_WAITING = 4096
-#: The entries of up to so many cells are copied one by one, of more all at once.
+#: Up to so many runs of entries are copied one by one, of more all at once.
 _MAX_SLICES = 64
 #: Up to this many places a dense count beats sorting.
 _MAX_DENSE = 1 << 21
@@ -63,18 +63,20 @@ class Put(NamedTuple):
         bins, counts, ends = self.bins, self.counts, self.ends
         kept = np.flatnonzero(own >= 0)
         if len(kept) < len(own):
-            own, starts, ends = own[kept], starts[kept], ends[kept]
             if len(kept) == 0:
                 return _NOTHING
-            if len(kept) <= _MAX_SLICES:
-                slices = [slice(*edges) for edges in zip(starts.tolist(), ends.tolist(), strict=True)]
+            gaps = np.flatnonzero(np.diff(kept) > 1)
+            if len(gaps) < _MAX_SLICES:
+                firsts, lasts = kept[np.append(0, gaps + 1)], kept[np.append(gaps, -1)]
+                slices = [slice(*edges) for edges in zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True)]
                 bins, counts = (
                     np.concatenate([bins[one] for one in slices]),
-                    np.concatenate([counts[o] for o in slices]),
+                    np.concatenate([counts[one] for one in slices]),
                 )
             else:
-                chosen = np.repeat(groups[self.cells] >= 0, np.diff(self.ends, prepend=0))
+                chosen = np.repeat(own >= 0, ends - starts)
                 bins, counts = bins[chosen], counts[chosen]
+            own, starts, ends = own[kept], starts[kept], ends[kept]
         keys = bins.astype(np.int64)
         keys += _ZERO
         if (own != 0).any():
@@ -129,7 +131,7 @@ def merged(put: Put, waiting: tuple[Ints, ...] | list[Ints]) -> Put:
 
 
 class Sketch:
-    """The distribution of one field in one bucket of time, for all its cells."""
+    """The distributions of one bucket of time, for all its cells."""
 
     __slots__ = ("_size", "put", "waiting")
 

@@ -27,10 +27,11 @@ TIERS = (
     Tier(60, 36 * 3600),
     Tier(600, 8 * 86400),
     Tier(3600, 31 * 86400),
+    Tier(6 * 3600, 31 * 86400),
     Tier(86400, 31 * 86400),
 )
-#: Those that may be the finest of a window; whole days are only for its middle.
-_EDGES = TIERS[:-1]
+#: Those that may be the finest of a window; wider ones are only for its middle.
+_EDGES = TIERS[:-2]
 HORIZON_NS = 31 * DAY
 
 

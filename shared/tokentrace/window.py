@@ -71,6 +71,8 @@ class Rollup:
         lifetime: Counters | None = None,
     ) -> None:
         self._table, self._kept, self._schema, self._lifetime = table, tuple(tiers), schema, lifetime
+        #: Distribution -> its place among those of a cell. They share a sketch: a bucket is read once for all of them.
+        self._places = {name: place for place, name in enumerate(_distributions(schema))}
         self._tiers: list[SortedDict] = [SortedDict() for _ in tiers]
         self._open: list[set[int]] = [set() for _ in tiers]
         self._revisions: list[dict[int, int]] = [{} for _ in tiers]
@@ -126,7 +128,7 @@ class Rollup:
             self._put(keys, Totals.of(self._schema.changes_of(rows)), self._changed(rows))
         self.evict(self._clock_s * SECOND)
 
-    def _put(self, keys: Ints, totals: Totals, values: Mapping[str, tuple[Ints, Ints]]) -> None:
+    def _put(self, keys: Ints, totals: Totals, values: tuple[Ints, Ints]) -> None:
         """Add up *totals*, one row for each of the ascending *keys*, and *values* in every tier."""
         starts_s = keys >> _CELL_BITS
         for index, tier in enumerate(self._kept):
@@ -139,9 +141,9 @@ class Rollup:
             by_cell = add_by(np.searchsorted(distinct, cells), totals, len(distinct))
             self._lifetime.add(distinct, by_cell, len(self._table))
 
-    def _values(self, rows: Ints) -> dict[str, tuple[Ints, Ints]]:
-        """Distribution -> (seconds, keys) of its values, by second; the newest of them are kept raw."""
-        found = {}
+    def _values(self, rows: Ints) -> tuple[Ints, Ints]:
+        """(Seconds, keys) of the values of every distribution, by second; the newest of them are kept raw."""
+        found = []
         all_cells, all_seconds = rows[:, CELL].copy(), rows[:, SECOND_OF].copy()
         all_ahead = all_seconds > rows[:, ARRIVED]
         for field, (column, least) in self._schema.fields.items():
@@ -151,22 +153,24 @@ class Rollup:
             if not counted.all():
                 cells, seconds, values, ahead = cells[counted], seconds[counted], values[counted], ahead[counted]
             if len(values):
-                self._keep_newest(field, cells, seconds, values, ahead)
-                found[field] = (seconds, keys_of(cells, values))
-        return found
+                found.append(self._noted(field, cells, seconds, values, ahead))
+        return _by_second(found)
 
-    def _changed(self, rows: Ints) -> dict[str, tuple[Ints, Ints]]:
+    def _changed(self, rows: Ints) -> tuple[Ints, Ints]:
         """As ``_values``, of rows of changes: what comes, and apart from it what goes."""
-        field, found = self._schema.changing, {}
-        if field not in self._schema.fields:
-            return {}
+        field, found = self._schema.changing, []
         for name, sign in ((field, 1), (field + _GONE, -1)):
             some = rows[rows[:, SIGN] == sign]
-            if len(some):
+            if name in self._places and len(some):
                 cells, seconds, values = some[:, CELL].copy(), some[:, SECOND_OF].copy(), some[:, CHANGED].copy()
-                self._keep_newest(name, cells, seconds, values, seconds > some[:, ARRIVED])
-                found[name] = (seconds, keys_of(cells, values))
-        return found
+                found.append(self._noted(name, cells, seconds, values, seconds > some[:, ARRIVED]))
+        return _by_second(found)
+
+    def _noted(
+        self, field: str, cells: Ints, seconds: Ints, values: Ints, ahead: NDArray[np.bool_]
+    ) -> tuple[Ints, Ints]:
+        self._keep_newest(field, cells, seconds, values, ahead)
+        return seconds, keys_of(cells * len(self._places) + self._places[field], values)
 
     def _keep_newest(self, field: str, cells: Ints, seconds: Ints, values: Ints, ahead: NDArray[np.bool_]) -> None:
         if ahead.any():
@@ -182,19 +186,14 @@ class Rollup:
         starts_s: Ints,
         keys: Ints,
         totals: Totals,
-        values: Mapping[str, tuple[Ints, Ints]],
+        values: tuple[Ints, Ints],
     ) -> None:
         floor_s = self._clock_s - tier.keep_s - _SLACK_S - tier.width_s
         changes = starts_of(starts_s)
         ends = np.append(changes[1:], len(starts_s)).tolist()
         times = starts_s[changes]
-        edges = {
-            field: (
-                np.searchsorted(seconds, times).tolist(),
-                np.searchsorted(seconds, times + tier.width_s).tolist(),
-            )
-            for field, (seconds, _) in values.items()
-        }
+        seconds, found = values
+        lows, highs = np.searchsorted(seconds, times).tolist(), np.searchsorted(seconds, times + tier.width_s).tolist()
         buckets, revisions, open_ = self._tiers[index], self._revisions[index], self._open[index]
         for number, (start, end, at) in enumerate(zip(changes.tolist(), ends, times.tolist(), strict=True)):
             if at <= floor_s:
@@ -205,10 +204,8 @@ class Rollup:
             cells = keys[start:end] & ((1 << _CELL_BITS) - 1)
             high = totals.high
             bucket.add(cells, Totals(totals.low[start:end].copy(), None if high is None else high[start:end].copy()))
-            for field, (_, found) in values.items():
-                lows, highs = edges[field]
-                if lows[number] < highs[number]:
-                    bucket.add_keys(field, found[lows[number] : highs[number]].copy())
+            if lows[number] < highs[number]:
+                bucket.add_keys(found[lows[number] : highs[number]].copy())
             open_.add(at)
             self._changes += 1
             revisions[at // tier.segment_s] = self._changes
@@ -232,9 +229,11 @@ class Rollup:
         """Cell n is cell numbers[n] of *table* from now on; several may become one."""
         self.settle()
         self._table = table
+        stride = len(self._places)
+        places = (numbers[:, None] * stride + np.arange(stride)).ravel()
         for buckets in self._tiers:
             for bucket in buckets.values():
-                bucket.renumber(numbers)
+                bucket.renumber(numbers, places)
         for newest in (*self._newest.values(), *self._ahead.values()):
             newest.renumber(numbers)
 
@@ -260,40 +259,54 @@ class Rollup:
             at = end
         return add_by(np.concatenate([bucket.cells for bucket in buckets]), Totals(low, high), size)
 
-    def summaries(self, stretches: Sequence[Stretch], groups: Ints, size: int, field: str) -> list[Summary]:
+    def summaries(self, stretches: Sequence[Stretch], asked: Mapping[str, Ints], size: int) -> dict[str, list[Summary]]:
         """
-        One distribution of each group of cells over *stretches*, without what was taken away from it.
+        Distributions of each group of cells over *stretches*, without what was taken away from them.
 
         Args:
-            groups: Group number of every cell of the table, -1 = none; shape (cells,).
+            asked: Distribution -> group number of every cell of the table, -1 = none; shape (cells,).
             size: How many groups there are.
         """
         self.settle()
-        added = self._held(stretches, groups, size, field)
-        gone = self._held(stretches, groups, size, field + _GONE) if field == self._schema.changing else None
-        if added is None and gone is None:
-            return [Summary()] * size
+        groups = dict(asked)
+        if self._schema.changing in asked and self._schema.changing in self._places:
+            groups[self._schema.changing + _GONE] = asked[self._schema.changing]
+        held = self._held(stretches, groups, size)
         nothing = [_Held(_NONE, _NONE, _NONE)] * size
-        return [_summary(*pair) for pair in zip(added or nothing, gone or nothing, strict=True)]
+        return {
+            field: [_summary(*pair) for pair in zip(held[field], held.get(field + _GONE, nothing), strict=True)]
+            for field in asked
+        }
 
-    def _held(self, stretches: Sequence[Stretch], groups: Ints, size: int, field: str) -> list[_Held] | None:
-        """What each group holds of one distribution; None when nobody holds any."""
-        found = []
-        for tier, bucket in self._buckets(stretches):
-            part = bucket.reduced(field, groups, size, remember=tier.width_s >= _REMEMBERS_S)
-            if part is not None:
-                found.append(part)
-        if not found:
-            return None
-        keys, counts = count_up(np.concatenate([k for k, _ in found]), np.concatenate([c for _, c in found]), size)
-        own, bins = split(keys)
-        edges = np.searchsorted(own, np.arange(size + 1))
-        sums = np.concatenate([[0], np.cumsum(counts)])[edges]
-        raw = self._raw(stretches, groups, np.diff(sums), field)
-        return [
-            _Held(bins[low:high], counts[low:high], _NONE if low == high else raw.get(number))
-            for number, (low, high) in enumerate(pairwise(edges.tolist()))
+    def _held(self, stretches: Sequence[Stretch], asked: Mapping[str, Ints], size: int) -> dict[str, list[_Held]]:
+        """What each group holds of each distribution."""
+        if not asked:
+            return {}
+        stride, places = len(self._places), size * len(asked)
+        numbers = np.full(len(self._table) * stride, -1, np.int64)
+        for number, (field, groups) in enumerate(asked.items()):
+            numbers[self._places[field] :: stride] = np.where(groups >= 0, groups + number * size, -1)
+        found = [
+            bucket.reduced(numbers, places, remember=tier.width_s >= _REMEMBERS_S)
+            for tier, bucket in self._buckets(stretches)
         ]
+        keys, counts = _NONE, _NONE
+        if found:
+            keys, counts = count_up(
+                np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found]), places
+            )
+        own, bins = split(keys)
+        edges = np.searchsorted(own, np.arange(places + 1))
+        sums = np.diff(np.concatenate([[0], np.cumsum(counts)])[edges])
+        held = {}
+        for number, (field, groups) in enumerate(asked.items()):
+            first, last = number * size, (number + 1) * size
+            raw = self._raw(stretches, groups, sums[first:last], field)
+            held[field] = [
+                _Held(bins[low:high], counts[low:high], _NONE if low == high else raw.get(group))
+                for group, (low, high) in enumerate(pairwise(edges[first : last + 1].tolist()))
+            ]
+        return held
 
     def _raw(self, stretches: Sequence[Stretch], groups: Ints, sizes: Ints, field: str) -> dict[int, Ints]:
         """The values of the groups with few of them, all of which are still known."""
@@ -383,6 +396,20 @@ def _summary(added: _Held, gone: _Held) -> Summary:
     if added.raw is not None and gone.raw is not None:
         return Summary.merged([added.raw], [], [gone.raw])
     return Summary.merged([], [(added.bins, added.counts), (gone.bins, -gone.counts)])
+
+
+def _distributions(schema: Schema) -> list[str]:
+    gone = [schema.changing + _GONE] if schema.changing in schema.fields else []
+    return [*schema.fields, *gone]
+
+
+def _by_second(found: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """(Seconds, keys) of several that are in order already."""
+    if len(found) < 2:
+        return found[0] if found else (_NONE, _NONE)
+    seconds, keys = np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
+    order = np.argsort(seconds, kind="stable")
+    return seconds[order], keys[order]
 
 
 def _ordered(pending: Sequence[Ints]) -> tuple[Ints, Ints]:

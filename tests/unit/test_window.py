@@ -197,7 +197,7 @@ def readings_of(
 ) -> list[Reading]:
     """One for each group of cells."""
     sums = add_by(groups, rollup.totals(stretches), size)
-    found = {name: rollup.summaries(stretches, groups, size, name) for name in fields}
+    found = rollup.summaries(stretches, dict.fromkeys(fields, groups), size)
     return [Reading(Sums.of(sums, n), {name: found[name][n] for name in fields}) for n in range(size)]
 
 

@@ -25,7 +25,7 @@ from tokentrace.tier import HORIZON_NS, TIERS, plan, split_at
 from tokentrace.units import HOUR, MINUTE, SECOND
 from tokentrace.window import Part, Rollup
 
-VERSION = 4
+VERSION = 5
 _MAX_LOSSES = 20
 #: Rows wait this long for company before they are put into their buckets.
 _SETTLE_NS = SECOND // 10

@@ -123,7 +123,9 @@ def find_page(
     condition, values = search.condition()
     some = f"SELECT 1 FROM {{spans}} WHERE {condition or 'true'} LIMIT {FEW + 1}"
     counted = store.query(f"SELECT count(*) FROM ({some})", values, now_ns)
-    if not counted or counted[0][0] <= FEW:
+    if not counted or counted[0][0] == 0:
+        return Page([], 0, None)
+    if counted[0][0] <= FEW:
         return _through_matches(store, search, limit, offset, cursor, now_ns)
     rows, reached_ns = _walk(store, search, limit, offset, cursor, now_ns, deadline)
     return _cut(rows, limit, offset, None, reached_ns)

@@ -318,9 +318,9 @@ class Measured:
 
     def _tallies(self, stretches: Sequence[Stretch], groups: Ints, size: int) -> list[Tally]:
         sums = add_by(groups, self._rollup.totals(stretches), size)
-        summaries = (
-            self._rollup.summaries(stretches, groups, size, "value") if self.metric.type == "p95" else [None] * size
-        )
+        if self.metric.type != "p95":
+            return [_tally(sums, number) for number in range(size)]
+        summaries = self._rollup.summaries(stretches, {"value": groups}, size)["value"]
         return [_tally(sums, number, summary) for number, summary in enumerate(summaries)]
 
     def lived(self) -> Tally:

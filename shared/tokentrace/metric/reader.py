@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokentrace.cell import Sums, Table
 from tokentrace.exact import Totals, add_by
 from tokentrace.metric.query import ALL_KINDS, Figures, Query
-from tokentrace.quantile import Ints, Summary
+from tokentrace.quantile import Ints
 from tokentrace.records import counts_as_cost
 from tokentrace.tier import Stretch
 from tokentrace.window import Rollup
@@ -78,10 +78,8 @@ class Reader:
 
         calls, money, quality = of(self._calls), of(self._money), of(self._quality)
         call_sums, paid_sums, scored_sums = (add_by(mask, totals, size) for mask in (calls, money, quality))
-        summaries: dict[str, list[Summary]] = {}
-        for field in fields:
-            asked = quality if field in _QUALITY_FIELDS else calls
-            summaries[field] = self._rollup.summaries(stretches, asked, size, field)
+        asked = {field: quality if field in _QUALITY_FIELDS else calls for field in fields}
+        summaries = self._rollup.summaries(stretches, asked, size)
         figures = {}
         for number, name in enumerate(groups.names):
             sums, paid, scored = Sums.of(call_sums, number), Sums.of(paid_sums, number), Sums.of(scored_sums, number)
