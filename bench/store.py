@@ -65,6 +65,8 @@ def _questions(spans: int) -> Iterator[Row]:
             ("a trace by id", 0.1, lambda n: store.trace(some[n], now_ns)),
             ("the newest page", 0.1, lambda n: find_page(store, Search(), 20, 0, None, now_ns)),
             ("a filter that many match", 0.3, lambda n: _page(store, Search(columns={"model": "model-3"}), now_ns)),
+            ("a filter that few match", 0.3, lambda n: _page(store, _rare(n), now_ns)),
+            ("a text that few contain", 0.3, lambda n: _page(store, _rare(n, "TASK-3"), now_ns)),
             ("a filter that nothing matches", 0.3, lambda n: _page(store, _nothing(n), now_ns)),
             ("a text that nothing contains", 0.3, lambda n: _page(store, Search(text=f"nobody {n}"), now_ns)),
         ]
@@ -92,6 +94,10 @@ def _page(store: Store, search: Search, now_ns: int) -> object:
 
 def _nothing(number: int) -> Search:
     return Search(attributes={"workflow": f"none-{number}"}, columns={"status": "ok"})
+
+
+def _rare(number: int, text: str = "") -> Search:
+    return Search(text=text, least={"cost_nusd": 9_999_000 + number})
 
 
 def _trace_id(number: int) -> str:

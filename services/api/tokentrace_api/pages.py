@@ -121,12 +121,14 @@ def find_page(
     """
     deadline = time.perf_counter() + budget_s
     condition, values = search.condition()
-    some = f"SELECT 1 FROM {{spans}} WHERE {condition or 'true'} LIMIT {FEW + 1}"
-    counted = store.query(f"SELECT count(*) FROM ({some})", values, now_ns)
-    if not counted or counted[0][0] == 0:
+    some = f"SELECT trace_hash FROM {{spans}} WHERE {condition or 'true'} LIMIT {FEW + 1}"
+    grouped = store.query(f"SELECT trace_hash, count(*) FROM ({some}) GROUP BY trace_hash", values, now_ns)
+    matching = sum(count for _, count in grouped)
+    if not matching:
         return Page([], 0, None)
-    if counted[0][0] <= FEW:
-        return _through_matches(store, search, limit, offset, cursor, now_ns)
+    if matching <= FEW:
+        hashes = [trace for trace, _ in grouped]
+        return _through_matches(store, search, hashes, limit, offset, cursor, now_ns)
     rows, reached_ns = _walk(store, search, limit, offset, cursor, now_ns, deadline)
     return _cut(rows, limit, offset, None, reached_ns)
 
@@ -141,18 +143,21 @@ def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, r
     return Page(shown, total, None if reached_ns is None else Cursor(reached_ns, ""), reached_ns)
 
 
-def _through_matches(store: Store, search: Search, limit: int, offset: int, cursor: Cursor | None, now_ns: int) -> Page:
+def _through_matches(
+    store: Store, search: Search, hashes: Sequence[int], limit: int, offset: int, cursor: Cursor | None, now_ns: int
+) -> Page:
+    """The page, when the spans that match are of traces with *hashes*, and of others that are left out by the sums."""
     condition, values = search.condition()
     bounds, instants = search.bounds("began")
-    # A span that matches leads to its trace; what is summed, and must match, is the last version of each span.
-    hits = f"SELECT DISTINCT trace_hash, trace_id FROM {{spans}} WHERE {condition}"
-    rows_of = f"WHERE (trace_hash, trace_id) IN ({hits})" if condition else ""
+    # Only the hash is read of every row: the wide columns are of the rows that are found by it.
+    rows_of = "WHERE ordinal IN (SELECT ordinal FROM {spans} WHERE trace_hash IN (SELECT unnest(?::UINTEGER[])))"
     conditions = [text for text in (f"bool_or({condition})" if condition else "", bounds) if text]
     found = (
+        # What is summed, and must match, is the last version of each span.
         f"WITH found AS MATERIALIZED (SELECT trace_id, {_SUMS} FROM (SELECT * FROM {{spans}} {rows_of} {_ONCE}) "
         f"GROUP BY trace_id {'HAVING ' + ' AND '.join(conditions) if conditions else ''}) "
     )
-    given = [*values, *values, *instants]
+    given = [hashes, *values, *instants]
     after, key = "", list[Any]()
     if cursor is not None:
         after = "WHERE began < ? OR (began = ? AND trace_id > ?)"
