@@ -193,7 +193,7 @@ class Storage(_Section, frozen=True, kw_only=True):
     """Where files are kept, and what they may cost."""
 
     dir: str = "./tokentrace-data"
-    memory_limit_mb: int = 512
+    memory_limit_mb: int = 256
     snapshot_interval: Duration = Duration(60_000_000_000)
 
 

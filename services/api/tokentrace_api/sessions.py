@@ -10,7 +10,7 @@ import msgspec
 from tokentrace.records import ROLLUP_KINDS, ChatMessage, Span, Started
 from tokentrace_api.columns import span_of
 from tokentrace_api.segment import MESSAGES
-from tokentrace_api.spans import open_spans
+from tokentrace_api.spans import newest_ordinal, open_spans
 from tokentrace_api.store import Store
 
 #: Asking for all sessions reads every span that is in one: given up after so long.
@@ -18,19 +18,23 @@ _LIMIT_S = 10.0
 #: No page begins further behind; a larger number is none of SQL's.
 _MAX_OFFSET = 2**62
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
-_LABEL = "json_extract_string({}, '/label')"
+#: JSON is read only of what may have one: few spans of a session do.
+_LABEL = "CASE WHEN contains({0}, '\"label\"') THEN json_extract_string({0}, '/label') END"
+_COLUMNS = (
+    "session_id, trace_id, span_id, user_id, kind, status, source, started_ns, ended_ns, cost_nusd, "
+    f"prompt_tokens, completion_tokens, error, {_LABEL.format('attributes')} AS label"
+)
+_LAST = "QUALIFY row_number() OVER (PARTITION BY session_id, trace_id, span_id ORDER BY ordinal DESC) = 1"
+_KEY = "hash(session_id, trace_id, span_id)"
 #: What each session comes to; a span counts once, and one that has not ended only as a span.
 _TEMPLATE = f"""
-WITH ended AS (
-    SELECT session_id, trace_id, span_id, user_id, kind, status, source, started_ns, ended_ns, cost_nusd,
-        prompt_tokens, completion_tokens, error, {_LABEL.format("attributes")} AS label
-    FROM {{spans}} WHERE OWN
-    QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY ordinal DESC) = 1
+-- Written out, the spans of all sessions would not fit into the memory.
+WITH ended AS NOT MATERIALIZED (ENDED
 ), began AS (
     SELECT session_id, user_id, started_ns, {_LABEL.format("metadata")} AS label FROM {{started}} AS one
-    WHERE OWN AND NOT EXISTS (
-        SELECT 1 FROM ended WHERE ended.trace_id = one.trace_id AND ended.span_id = one.span_id)
-), everything AS (
+    WHERE OWN AND NOT EXISTS (SELECT 1 FROM (SELECT session_id, trace_id, span_id FROM {{spans}} WHERE OWN) AS ended
+        WHERE ended.session_id = one.session_id AND ended.trace_id = one.trace_id AND ended.span_id = one.span_id)
+), everything AS NOT MATERIALIZED (
     SELECT session_id, user_id, label, started_ns, ended_ns, status, source, error, prompt_tokens, completion_tokens,
         CASE WHEN kind IN ({_ROLLUPS}) THEN 0 ELSE coalesce(cost_nusd, 0) END AS cost_nusd FROM ended
     UNION ALL
@@ -56,8 +60,9 @@ WITH ended AS (
     FROM summed LEFT JOIN over ON over.session_id = summed.session_id
 )
 """
-_SESSIONS = _TEMPLATE.replace("OWN", "session_id <> ''")
-_SESSION = _TEMPLATE.replace("OWN", "session_id = ?")
+_ENDED = f"SELECT {_COLUMNS} FROM {{spans}} WHERE OWN"
+_SESSION = _TEMPLATE.replace("ENDED", f"{_ENDED} {_LAST}").replace("OWN", "session_id = ?")
+_ANY = "session_id <> ''"
 
 
 class Session(NamedTuple):
@@ -144,11 +149,32 @@ class Totals(NamedTuple):
     duration_ns: float
 
 
+def _sessions(store: Store, now_ns: int) -> tuple[str, list[Any]]:
+    """
+    (SQL that says what ``sessions`` are, all of them; its values).
+
+    Hardly any span is stored twice, and finding the last version of each would sort millions of them: those that are
+    stored twice are found first, and only they are sorted.
+    """
+    upto = newest_ordinal(store, now_ns)
+    known = f"{_ANY} AND ordinal <= {upto}"
+    twice = f"SELECT {_KEY} FROM {{spans}} WHERE {known} GROUP BY 1 HAVING count(*) > 1"
+    keys = [key for (key,) in store.query(twice, [], now_ns, limit_s=_LIMIT_S)]
+    ended = _ENDED.replace("OWN", known)
+    if not keys:
+        return _TEMPLATE.replace("ENDED", ended).replace("OWN", _ANY), []
+    among = f"{_KEY} IN (SELECT unnest(?::UBIGINT[]))"
+    ended = f"{ended} AND NOT {among} UNION ALL SELECT * FROM ({ended} AND {among} {_LAST})"
+    return _TEMPLATE.replace("ENDED", ended).replace("OWN", _ANY), [keys, keys]
+
+
 def list_sessions(store: Store, wanted: Wanted, limit: int, offset: int, now_ns: int) -> tuple[list[Session], int]:
     """(A page of the sessions, newest start first, how many there are)."""
     condition, values = wanted.sql()
+    sessions, given = _sessions(store, now_ns)
+    values = [*given, *values]
     rows = store.query(
-        f"{_SESSIONS}, found AS (SELECT * FROM sessions WHERE {condition}) "
+        f"{sessions}, found AS (SELECT * FROM sessions WHERE {condition}) "
         "SELECT *, (SELECT count(*) FROM found) FROM found "
         f"ORDER BY started_ns DESC, session_id LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}",
         values,
@@ -157,26 +183,27 @@ def list_sessions(store: Store, wanted: Wanted, limit: int, offset: int, now_ns:
     )
     if rows:
         return [_session_of(row[:-1]) for row in rows], int(rows[0][-1])
-    counted = store.query(f"{_SESSIONS} SELECT count(*) FROM sessions WHERE {condition}", values, now_ns)
+    counted = store.query(f"{sessions} SELECT count(*) FROM sessions WHERE {condition}", values, now_ns)
     return [], int(counted[0][0]) if counted else 0
 
 
 def find_session(store: Store, session_id: str, now_ns: int) -> list[Session]:
     """The session called so, if there is one."""
-    rows = store.query(f"{_SESSION} SELECT * FROM sessions", [session_id] * 3, now_ns)
+    rows = store.query(f"{_SESSION} SELECT * FROM sessions", [session_id] * 4, now_ns)
     return [_session_of(row) for row in rows]
 
 
 def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_ns: int) -> Totals:
     """What the sessions that started in [since_ns, until_ns] come to."""
     condition, values = Wanted(since_ns=since_ns, until_ns=until_ns).sql()
+    sessions, given = _sessions(store, now_ns)
     rows = store.query(
-        f"{_SESSIONS} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
+        f"{sessions} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
         "count(*) FILTER (status = 'error'), coalesce(sum(cost_nusd), 0)::HUGEINT, "
         "coalesce(sum(prompt_tokens), 0)::HUGEINT, coalesce(sum(completion_tokens), 0)::HUGEINT, "
         "coalesce(avg(greatest(ended_ns - started_ns, 0)) FILTER (ended_ns IS NOT NULL), 0) "
         f"FROM sessions WHERE {condition}",
-        values,
+        [*given, *values],
         now_ns,
         limit_s=_LIMIT_S,
     )

@@ -87,7 +87,7 @@ class Store:
         max_spans: int = 0,
         keep_ns: int = 7 * DAY,
         max_bytes: int = 0,
-        memory_limit_mb: int = 512,
+        memory_limit_mb: int = 256,
     ) -> None:
         self._directory, self._shards = directory, shards
         self._max_spans, self._keep_ns, self._max_bytes = max_spans, keep_ns, max_bytes
