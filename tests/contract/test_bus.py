@@ -399,3 +399,30 @@ async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_p
                         await asyncio.sleep(0.05)
     finally:
         broker.stop()
+
+
+async def test_who_is_cancelled_as_an_answer_arrives_is_cancelled(bus: Bus) -> None:
+    """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, and whoever asks in a loop goes on for ever."""
+
+    async def ask() -> None:
+        while True:
+            await bus.state("LOG")
+            await asyncio.sleep(0)
+
+    for number in range(600):
+        asking = asyncio.create_task(ask())
+        await asyncio.sleep(0.0005 + number % 100 * 0.00003)
+        asking.cancel()
+        done, _ = await asyncio.wait([asking], timeout=2)
+        assert done, f"try {number}"
+
+
+async def test_an_object_that_is_removed_while_it_is_read_is_whole_or_gone(bus: Bus) -> None:
+    objects, data = bus.objects("shelf"), b"x" * 300_000
+    for number in range(60):
+        await objects.put("one", data)
+        reading = asyncio.create_task(objects.get("one"))
+        await asyncio.sleep(number % 20 * 0.0003)
+        await objects.delete("one")
+        async with asyncio.timeout(10):
+            assert await reading in (None, data)

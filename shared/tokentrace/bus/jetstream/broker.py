@@ -48,6 +48,9 @@ log = logging.getLogger("tokentrace.bus")
 
 _PUBLISH_WINDOW = 2048
 _API_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 30.0
+#: What has not come by then may have been removed.
+_STALLED_S = 0.5
 _FETCH = 256
 
 
@@ -103,25 +106,27 @@ class JetStream:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._window = asyncio.Semaphore(_PUBLISH_WINDOW)
-        self._waiting: dict[str, asyncio.Future[PubAck]] = {}
+        self._waiting: dict[str, asyncio.Future[Msg]] = {}
         self._numbers = itertools.count()
-        self._acks = ""
+        self._replies = ""
         #: Beginning of a subject -> why nothing can be stored on it, since the last time something could.
         self._refused: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Listen for acknowledgements."""
-        self._acks = self._client.new_inbox() + "."
+        """Listen for acknowledgements and other answers of JetStream's."""
+        self._replies = self._client.new_inbox() + "."
         with border("subscribe"):
-            await self._client.subscribe(self._acks + "*", cb=self._on_ack, pending_msgs_limit=0, pending_bytes_limit=0)
+            await self._client.subscribe(
+                self._replies + "*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
+            )
 
     def fail_waiting(self) -> None:
-        """End every publish under way: its acknowledgement cannot arrive on a connection that is gone."""
+        """End every request under way: its answer cannot arrive on a connection that is gone."""
         self._refused.clear()
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
-                future.set_exception(Unavailable("the connection was lost before the acknowledgement"))
+                future.set_exception(Unavailable("the connection was lost before the answer"))
 
     @property
     def connected(self) -> bool:
@@ -202,31 +207,39 @@ class JetStream:
             await self._api(f"CONSUMER.DELETE.{stream}.{name}", {})
         return Position(state.created_ns, max(state.last_sequence - int(consumer["num_pending"]), 0))
 
+    async def _ask(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Msg:
+        """
+        The answer to a request, 503 when nobody listens there.
+
+        nats-py's own waits with ``asyncio.wait_for``, which loses a cancellation that comes together with the answer in
+        Python 3.11: whoever asks in a loop could not be stopped.
+        """
+        number = str(next(self._numbers))
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._client.publish(subject, payload, reply=self._replies + number, headers=headers)
+            async with asyncio.timeout(_API_TIMEOUT_S):
+                return await future
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _on_reply(self, msg: Msg) -> None:
+        future = self._waiting.pop(msg.subject[len(self._replies) :], None)
+        if future is not None and not future.done():
+            future.set_result(msg)
+
     async def _api(self, call: str, body: Any) -> dict[str, Any]:
         with request_border(call):
-            reply = await self._client.request(f"$JS.API.{call}", json.dumps(body).encode(), timeout=_API_TIMEOUT_S)
+            reply = await self._ask(f"$JS.API.{call}", json.dumps(body).encode())
+            if _is_nobody(reply):
+                raise nats.errors.NoRespondersError
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
             raise ApiError(answer["error"])
         return answer
 
     # -- publish
-
-    async def _on_ack(self, msg: Msg) -> None:
-        future = self._waiting.pop(msg.subject[len(self._acks) :], None)
-        if future is None or future.done():
-            return
-        if msg.headers and msg.headers.get("Status") == "503":
-            future.set_exception(Unavailable("no stream takes this subject yet"))
-            return
-        try:
-            answer = json.loads(msg.data)
-            if "error" in answer:
-                future.set_exception(ApiError(answer["error"]).translated())
-            else:
-                future.set_result(PubAck(int(answer["seq"]), bool(answer.get("duplicate"))))
-        except (ValueError, KeyError) as exc:
-            future.set_exception(Unavailable(f"acknowledgement not understood: {exc}"))
 
     async def publish(
         self,
@@ -256,16 +269,17 @@ class JetStream:
             return ack
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> PubAck:
-        number = str(next(self._numbers))
-        future: asyncio.Future[PubAck] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
-        try:
-            with border(f"publish {subject}"):
-                await self._client.publish(subject, payload, reply=self._acks + number, headers=headers or None)
-                async with asyncio.timeout(_API_TIMEOUT_S):
-                    return await future
-        finally:
-            self._waiting.pop(number, None)
+        with border(f"publish {subject}"):
+            reply = await self._ask(subject, payload, headers or None)
+            if _is_nobody(reply):
+                raise Unavailable("no stream takes this subject yet")
+            try:
+                answer = json.loads(reply.data)
+                if "error" not in answer:
+                    return PubAck(int(answer["seq"]), bool(answer.get("duplicate")))
+            except (ValueError, KeyError) as exc:
+                raise Unavailable(f"acknowledgement not understood: {exc}") from exc
+            raise ApiError(answer["error"])
 
     # -- follow
 
@@ -387,7 +401,7 @@ class JetStream:
                     async with asyncio.timeout(timeout_s):
                         while not enough(answers):
                             for msg in await inbox.take():
-                                if not msg.data and (msg.headers or {}).get("Status") == "503":
+                                if _is_nobody(msg):
                                     return answers
                                 whole = join_parts(msg, parts)
                                 if whole is not None:
@@ -458,12 +472,26 @@ class JetStream:
             await self._api(f"STREAM.PURGE.{stream}", {"filter": subject})
 
     async def read(self, stream: str, subject: str, count: int) -> list[bytes]:
-        """The first *count* payloads of *subject*."""
+        """The first *count* payloads of *subject*; fewer when they are removed meanwhile."""
         payloads: list[bytes] = []
+        chunks = self._follow_once(stream, [subject], None)
         with border(stream):
-            async with contextlib.aclosing(self._follow_once(stream, [subject], None)) as chunks, asyncio.timeout(30):
-                async for chunk in chunks:
+            async with contextlib.aclosing(chunks), asyncio.timeout(_READ_TIMEOUT_S):
+                while len(payloads) < count:
+                    step = asyncio.ensure_future(anext(chunks))
+                    try:
+                        while not (await asyncio.wait([step], timeout=_STALLED_S))[0]:
+                            if not await self.subjects(stream, subject):
+                                return payloads
+                    finally:
+                        step.cancel()
+                        await asyncio.wait([step])
+                    chunk = step.result()
                     payloads += [message.payload for message in chunk.messages]
-                    if len(payloads) >= count or chunk.pending == 0:
+                    if chunk.pending == 0:
                         break
         return payloads[:count]
+
+
+def _is_nobody(msg: Msg) -> bool:
+    return not msg.data and (msg.headers or {}).get("Status") == "503"

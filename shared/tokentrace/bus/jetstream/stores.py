@@ -93,7 +93,8 @@ class JetStreamObjects:
 
     async def get(self, name: str) -> bytes | None:
         """As ``Objects.get``."""
-        meta = await self._meta(self._meta_subject(name))
+        subject = self._meta_subject(name)
+        meta = await self._meta(subject)
         if meta is None:
             return None
         parts = (
@@ -104,6 +105,8 @@ class JetStreamObjects:
         data = b"".join(parts)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
         if len(data) != meta["size"] or meta["digest"] != f"SHA-256={digest}":
+            if await self._meta(subject) != meta:  # removed or replaced while it was read
+                return await self.get(name)
             raise Rejected(f"object {name}: damaged, {len(data)} of {meta['size']} bytes")
         return data
 
