@@ -90,7 +90,7 @@ def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_
         "trace_hash": np.fromiter(map(trace_hash, given["trace_id"]), np.uint32, count),
         "sequence": np.array(sequences, np.int64),
         "shard": np.array(shards, np.int32),
-        "event_ns": np.where(ended <= arrived + FUTURE_NS, ended, arrived),
+        "event_ns": np.where(ended <= arrived + FUTURE_NS, ended, arrived),  # ``event_time`` of all at once
     }
     for name in _FIELDS:
         values = given[name]
@@ -100,14 +100,19 @@ def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_
         elif COLUMNS[name] == "VARCHAR":
             columns[name] = np.array(values, dtype=object)
         elif name in ("cost_nusd", "score"):
-            known = np.fromiter((value or 0 for value in values), np.int64, count)
-            columns[name] = np.ma.masked_array(known, np.fromiter((value is None for value in values), bool, count))
+            columns[name] = nullable(values)
         else:
             columns[name] = np.array(values, np.int64)
     rest = [_rest(*own) for own in zip(*(given[name] for name in _REST), strict=True)]
     for name, texts in (("attributes", list(map(attributes_json, given["attributes"]))), ("rest", rest)):
         columns[name] = np.array(texts, dtype=object) if any(texts) else None
     return columns
+
+
+def nullable(values: Sequence[int | None]) -> Any:
+    """*values* as a numpy column in which None is NULL."""
+    known = np.fromiter((value or 0 for value in values), np.int64, len(values))
+    return np.ma.masked_array(known, np.fromiter((value is None for value in values), bool, len(values)))
 
 
 def attributes_json(attributes: dict[str, Any]) -> str | None:

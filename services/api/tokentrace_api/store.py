@@ -30,7 +30,7 @@ from tokentrace.seen import Seen
 from tokentrace.units import DAY, SECOND
 from tokentrace_api import graves, segment
 from tokentrace_api.amend import Change, Key, amend, changes_of
-from tokentrace_api.columns import attributes_json, columns_of, span_of, trace_hash
+from tokentrace_api.columns import attributes_json, columns_of, nullable, span_of, trace_hash
 from tokentrace_api.database import Database, Rows
 from tokentrace_api.graves import Graves
 from tokentrace_api.memory import (
@@ -594,12 +594,9 @@ def _updates(
             if (span.trace_id, span.span_id) in changes
         ]
         if amended:
-            scores = [span.score for _, span in amended]
             found[one] = {
                 "ordinal": np.array([ordinal for ordinal, _ in amended], np.int64),
                 "attributes": np.array([attributes_json(span.attributes) for _, span in amended], dtype=object),
-                "score": np.ma.masked_array(
-                    [score or 0 for score in scores], mask=[score is None for score in scores], dtype=np.int64
-                ),
+                "score": nullable([span.score for _, span in amended]),
             }
     return found
