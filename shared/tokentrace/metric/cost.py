@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tokentrace.metric.query import Figures
-from tokentrace.units import nusd_to_usd
+from tokentrace.units import NUSD_PER_USD, nusd_to_usd
 
 
 def total_cost(figures: Figures) -> float:
@@ -17,7 +17,7 @@ def total_cost(figures: Figures) -> float:
 def cost_per_call(figures: Figures) -> float | None:
     """US dollars for each span; None without spans."""
     spans = figures.sums.spans
-    return figures.sums.cost / spans / 1e9 if spans else None
+    return figures.sums.cost / (spans * NUSD_PER_USD) if spans else None
 
 
 def render_cost(figures: Figures, by_model: Mapping[str, Figures] | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def quantile_ms(figures: Figures, field: str, q: float) -> float | int | None:
 def average_ms(figures: Figures) -> float | None:
     """Mean latency in milliseconds of the spans that have one."""
     sums = figures.sums
-    return sums.latency / sums.latency_n / MS if sums.latency_n else None
+    return sums.latency / (sums.latency_n * MS) if sums.latency_n else None
 
 
 def render_latency(figures: Figures) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def scored(figures: Figures) -> int:
 def score_avg(figures: Figures) -> float | None:
     """Mean score, 0 to 1; None when nothing is scored."""
     sums = figures.sums
-    return sums.score / sums.score_n / SCORE_ONE if sums.score_n > 0 else None
+    return sums.score / (sums.score_n * SCORE_ONE) if sums.score_n > 0 else None
 
 
 def score_quantile(figures: Figures, q: float) -> float | None:

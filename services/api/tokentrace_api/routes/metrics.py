@@ -19,7 +19,15 @@ from tokentrace.metric.query import Answer, Figures, Query, Tally
 from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPORT, Metric, find_metric
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.tier import HORIZON_NS, finest_step_s
-from tokentrace.units import SECOND, int_to_score, nusd_to_usd, parse_duration, render_duration, render_instant
+from tokentrace.units import (
+    SCORE_ONE,
+    SECOND,
+    int_to_score,
+    nusd_to_usd,
+    parse_duration,
+    render_duration,
+    render_instant,
+)
 from tokentrace_api.question import ALLOWED, Question, answer, missing, note_since, parse_question, tail
 from tokentrace_api.recount import left_out, tallies_by
 from tokentrace_api.routes.parameters import parameters
@@ -241,7 +249,7 @@ def _tally(tally: Tally) -> dict[str, Any]:
     return {
         "count": tally.size,
         "sum": int_to_score(tally.total) if tally.size else None,
-        "avg": int_to_score(tally.total) / tally.size if tally.size else None,
+        "avg": tally.total / (tally.size * SCORE_ONE) if tally.size else None,
         "p50": None if p50 is None else p50 / 1e9,
         "p95": None if p95 is None else p95 / 1e9,
     }

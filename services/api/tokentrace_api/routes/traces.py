@@ -92,7 +92,7 @@ def routes(api: Api) -> list[BaseRoute]:
             "error_rate": sums.errors / sums.spans if sums.spans else 0,
             "latency_p50_ms": histogram_quantile_ms(answer.lived.walls, answer.lived.longest_ns, 0.50),
             "latency_p99_ms": histogram_quantile_ms(answer.lived.walls, answer.lived.longest_ns, 0.99),
-            "latency_avg_ms": sums.wall / sums.spans / MS if sums.spans else 0,
+            "latency_avg_ms": sums.wall / (sums.spans * MS) if sums.spans else 0,
             "total_tokens_in": sums.prompt,
             "total_tokens_out": sums.completion,
             "total_cost_usd": nusd_to_usd(sums.cost),
