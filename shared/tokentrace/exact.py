@@ -47,6 +47,10 @@ class Totals(NamedTuple):
             return low
         return [part + (more << _SHIFT) for part, more in zip(low, self.high[row].tolist(), strict=True)]
 
+    def every(self) -> list[list[int]]:
+        """The exact integers of all rows."""
+        return self.low.tolist() if self.high is None else [self.numbers(row) for row in range(len(self))]
+
     def take(self, rows: Ints) -> Totals:
         """Some rows, copied."""
         return Totals(self.low[rows], None if self.high is None else self.high[rows])
@@ -87,15 +91,19 @@ def add_by(groups: Ints, totals: Totals, size: int) -> Totals:
         groups: Of each row, shape (rows,); rows of group < 0 are left out.
         size: How many groups there are.
     """
+    found, added = add_together(groups, totals)
+    return added.spread(found, size)
+
+
+def add_together(groups: Ints, totals: Totals) -> tuple[Ints, Totals]:
+    """(Groups that have any rows, ascending; the rows of each added up); rows of group < 0 are left out."""
     kept = groups >= 0
     if not kept.all():
         groups, totals = groups[kept], totals.take(np.flatnonzero(kept))
-    if not len(groups):
-        return Totals.zeros(size, totals.low.shape[1])
     order = np.argsort(groups, kind="stable")
     groups = groups[order]
     starts = starts_of(groups)
-    return add_runs(totals.take(order), starts).spread(groups[starts], size)
+    return groups[starts], add_runs(totals.take(order), starts)
 
 
 def add_runs(totals: Totals, starts: Ints) -> Totals:

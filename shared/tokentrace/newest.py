@@ -88,7 +88,7 @@ class Newest:
         self._floor[slots] = self._seconds[slots, 0]
         self._filled[slots] = KEEP
 
-    def within(self, start_s: int, end_s: int, groups: Ints) -> tuple[Ints, Ints]:
+    def within(self, start_s: int, end_s: int, groups: Ints) -> tuple[Ints, Ints, Ints]:
         """
         What is kept of [start_s, end_s).
 
@@ -96,17 +96,17 @@ class Newest:
             groups: Of every cell; cells of group < 0 are left out.
 
         Returns:
-            (Group of each value, values).
+            (Group of each value, its second, values).
         """
         known = self._cells < len(groups)
         wanted = np.flatnonzero(known & (groups[np.where(known, self._cells, 0)] >= 0)) if len(groups) else known[:0]
         if not len(wanted):
-            return np.empty(0, np.int64), np.empty(0, np.int64)
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
         seconds = self._seconds[wanted]
         inside = (seconds >= start_s) & (seconds < end_s)
         inside &= np.arange(_ROOM) < self._filled[wanted][:, None]
         own = np.broadcast_to(groups[self._cells[wanted]][:, None], inside.shape)
-        return own[inside], self._values[wanted][inside]
+        return own[inside], seconds[inside], self._values[wanted][inside]
 
     def renumber(self, numbers: Ints) -> None:
         """Cell n is called numbers[n] from now on; what several cells become is known no more."""

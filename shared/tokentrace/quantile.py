@@ -101,18 +101,23 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def merged(cls, raw: Iterable[Ints], binned: Iterable[tuple[Ints, Ints]], gone: Iterable[Ints] = ()) -> Summary:
-        """The summary of raw values and (bins, counts) together, without the raw values *gone*."""
+        """The summary of raw values and (ascending bins, counts) together, without the raw values *gone*."""
         values, away = np.concatenate([np.empty(0, np.int64), *raw]), np.concatenate([np.empty(0, np.int64), *gone])
         if len(away):
             values, away = _difference(values, away)
         histograms = [pair for pair in binned if len(pair[0])]
+        if len(histograms) == 1 and not len(values) and not len(away):
+            return cls._of_histogram(*histograms[0])
         if not histograms and max(len(values), len(away)) <= RAW_LIMIT:
             return cls(values=np.sort(values).astype("<i8").tobytes(), gone=np.sort(away).astype("<i8").tobytes())
         added, taken = tally(bins_of(values)), tally(bins_of(away))
         bins = np.concatenate([added[0], taken[0], *(pair[0] for pair in histograms)])
         counts = np.concatenate([added[1], -taken[1], *(pair[1] for pair in histograms)])
         # A bucket that comes to nothing stays: of what it held nobody knows that it was the same values.
-        bins, counts = add_up(bins, counts)
+        return cls._of_histogram(*add_up(bins, counts))
+
+    @classmethod
+    def _of_histogram(cls, bins: Ints, counts: Ints) -> Summary:
         return cls(bins=bins.astype("<i2").tobytes(), counts=counts.astype("<i8").tobytes())
 
     def raw(self) -> Ints:

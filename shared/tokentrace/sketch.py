@@ -34,6 +34,11 @@ def split(keys: Ints) -> tuple[Ints, Ints]:
     return keys >> _BITS, (keys & (_SPAN - 1)) - _ZERO
 
 
+def moved(keys: Ints, by: int) -> Ints:
+    """*keys* of groups that are called *by* more."""
+    return keys + (by << _BITS) if by else keys
+
+
 class Put(NamedTuple):
     """
     Entries in ascending order of cell, then bin; never changed.

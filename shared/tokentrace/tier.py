@@ -68,12 +68,12 @@ def plan(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     return _cover(start, end)
 
 
-def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[tuple[int, list[Stretch]]]:
+def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[list[Stretch]]:
     """
     The same interval as ``plan`` in steps that begin at multiples of *step_s*; the first and the last may be shorter.
 
     Returns:
-        (Start, stretches) of each step.
+        Stretches of each step.
 
     Raises:
         Rejected: *step_s* is no multiple of the buckets kept at *from_s*.
@@ -84,7 +84,7 @@ def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[tuple[int,
     whole = plan(from_s, to_s, now_s)
     start, end = whole[0].start_s, whole[-1].end_s
     cuts = [start, *range((start // step_s + 1) * step_s, end, step_s), end]
-    return [(low, _cover(low, high)) for low, high in pairwise(cuts)]
+    return [_cover(low, high) for low, high in pairwise(cuts)]
 
 
 def _cover(start: int, end: int) -> list[Stretch]:

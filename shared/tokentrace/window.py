@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,11 +18,11 @@ from sortedcontainers import SortedDict
 
 from tokentrace.bucket import Bucket, decode_bucket, encode_bucket
 from tokentrace.cell import ARRIVED, CELL, CHANGED, SECOND_OF, SIGN, SPANS, Schema, Table
-from tokentrace.exact import Packed, Totals, add_by, add_runs
+from tokentrace.exact import Packed, Totals, add_by, add_runs, add_together
 from tokentrace.lifetime import Counters
 from tokentrace.newest import Newest
 from tokentrace.quantile import RAW_LIMIT, Ints, Summary, starts_of
-from tokentrace.sketch import count_up, keys_of, split
+from tokentrace.sketch import count_up, keys_of, moved, split
 from tokentrace.tier import TIERS, Stretch, Tier
 from tokentrace.units import SECOND
 
@@ -36,8 +35,16 @@ _SETTLED_S = 30
 #: Wide buckets remember what they came to for the last few groupings asked for; they hardly ever change.
 _REMEMBERS_S = 86400
 _CELL_BITS = 24
+#: Rows of buckets that are read in one go: enough that numpy pays, few enough that others get their turn.
+_PORTION_ROWS = 8192
+#: What a step costs besides its rows, in rows.
+_STEP_ROWS = 32
 #: After a distribution's name: the values that were taken away from it. Apart, so that counts stay unsigned.
 _GONE = "_gone"
+
+
+#: Parts of an interval, in order and without gaps, each as ``plan`` has it.
+Steps = Sequence[Sequence[Stretch]]
 
 
 class Part(NamedTuple):
@@ -237,17 +244,36 @@ class Rollup:
         for newest in (*self._newest.values(), *self._ahead.values()):
             newest.renumber(numbers)
 
-    def totals(self, stretches: Sequence[Stretch]) -> Totals:
-        """What every cell of the table comes to over *stretches*, one row per cell."""
+    def portions(self, steps: Steps) -> Iterator[Steps]:
+        """*steps* in runs of about as many rows as are well read at once."""
         self.settle()
-        buckets = [bucket for _, bucket in self._buckets(stretches)]
+        first, rows = 0, 0
+        for number, stretches in enumerate(steps):
+            rows += sum(len(bucket.cells) for _, bucket in self._buckets(stretches)) + _STEP_ROWS
+            if rows >= _PORTION_ROWS:
+                yield steps[first : number + 1]
+                first, rows = number + 1, 0
+        if first < len(steps):
+            yield steps[first:]
+
+    def totals(self, steps: Steps) -> tuple[Ints, Totals]:
+        """
+        What the cells come to in each of *steps*.
+
+        Returns:
+            (step * len(table) + cell of those that have any, ascending; what each comes to).
+        """
+        self.settle()
         size, width = len(self._table), self._schema.width
-        if not buckets:
-            return Totals.zeros(size, width)
-        low = np.zeros((sum(len(bucket.cells) for bucket in buckets), width), np.int64)
+        found = [
+            (step * size, bucket) for step, stretches in enumerate(steps) for _, bucket in self._buckets(stretches)
+        ]
+        if not found:
+            return _NONE, Totals.zeros(0, width)
+        low = np.zeros((sum(len(bucket.cells) for _, bucket in found), width), np.int64)
         high: Ints | None = None
         at = 0
-        for bucket in buckets:
+        for _, bucket in found:
             held, end = bucket.totals, at + len(bucket.cells)
             if isinstance(held, Packed):
                 held.into(low[at:end])
@@ -257,68 +283,88 @@ class Rollup:
                 high = np.zeros_like(low) if high is None else high
                 high[at:end] = held.high
             at = end
-        return add_by(np.concatenate([bucket.cells for bucket in buckets]), Totals(low, high), size)
+        return add_together(np.concatenate([bucket.cells + first for first, bucket in found]), Totals(low, high))
 
-    def summaries(self, stretches: Sequence[Stretch], asked: Mapping[str, Ints], size: int) -> dict[str, list[Summary]]:
+    def summaries(self, steps: Steps, asked: Mapping[str, Ints], size: int) -> dict[str, dict[int, Summary]]:
         """
-        Distributions of each group of cells over *stretches*, without what was taken away from them.
+        Distributions of each group of cells in each of *steps*, without what was taken away from them.
 
         Args:
             asked: Distribution -> group number of every cell of the table, -1 = none; shape (cells,).
             size: How many groups there are.
+
+        Returns:
+            Distribution -> step * size + group -> its summary, of those that have any.
         """
         self.settle()
         groups = dict(asked)
         if self._schema.changing in asked and self._schema.changing in self._places:
             groups[self._schema.changing + _GONE] = asked[self._schema.changing]
-        held = self._held(stretches, groups, size)
-        nothing = [_Held(_NONE, _NONE, _NONE)] * size
-        return {
-            field: [_summary(*pair) for pair in zip(held[field], held.get(field + _GONE, nothing), strict=True)]
-            for field in asked
-        }
+        held = self._held(steps, groups, size)
+        found = {}
+        for field in asked:
+            added, gone = held[field], held.get(field + _GONE, {})
+            found[field] = {
+                number: _summary(added.get(number, _NOTHING), gone.get(number, _NOTHING))
+                for number in dict.fromkeys([*added, *gone])
+            }
+        return found
 
-    def _held(self, stretches: Sequence[Stretch], asked: Mapping[str, Ints], size: int) -> dict[str, list[_Held]]:
-        """What each group holds of each distribution."""
+    def _held(self, steps: Steps, asked: Mapping[str, Ints], size: int) -> dict[str, dict[int, _Held]]:
+        """What each group holds of each distribution in each step."""
         if not asked:
             return {}
         stride, places = len(self._places), size * len(asked)
         numbers = np.full(len(self._table) * stride, -1, np.int64)
         for number, (field, groups) in enumerate(asked.items()):
             numbers[self._places[field] :: stride] = np.where(groups >= 0, groups + number * size, -1)
-        found = [
-            bucket.reduced(numbers, places, remember=tier.width_s >= _REMEMBERS_S)
-            for tier, bucket in self._buckets(stretches)
-        ]
+        found = []
+        for step, stretches in enumerate(steps):
+            for tier, bucket in self._buckets(stretches):
+                keys, counts = bucket.reduced(numbers, places, remember=tier.width_s >= _REMEMBERS_S)
+                found.append((moved(keys, step * places), counts))
         keys, counts = _NONE, _NONE
         if found:
             keys, counts = count_up(
-                np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found]), places
+                np.concatenate([one for one, _ in found]),
+                np.concatenate([one for _, one in found]),
+                places * len(steps),
             )
         own, bins = split(keys)
-        edges = np.searchsorted(own, np.arange(places + 1))
-        sums = np.diff(np.concatenate([[0], np.cumsum(counts)])[edges])
+        starts = starts_of(own)
+        ends = np.append(starts[1:], len(own))[: len(starts)]
+        sizes = np.diff(np.concatenate([[0], np.cumsum(counts)])[np.append(starts, len(own))])
+        owners, fields = own[starts] // places * size + own[starts] % size, own[starts] % places // size
         held = {}
         for number, (field, groups) in enumerate(asked.items()):
-            first, last = number * size, (number + 1) * size
-            raw = self._raw(stretches, groups, sums[first:last], field)
-            held[field] = [
-                _Held(bins[low:high], counts[low:high], _NONE if low == high else raw.get(group))
-                for group, (low, high) in enumerate(pairwise(edges[first : last + 1].tolist()))
-            ]
+            mine = np.flatnonzero(fields == number)
+            raw = self._raw(steps, groups, size, owners[mine], sizes[mine], field)
+            held[field] = {
+                owner: _Held(bins[low:high], counts[low:high], raw.get(owner))
+                for owner, low, high in zip(*(one[mine].tolist() for one in (owners, starts, ends)), strict=True)
+            }
         return held
 
-    def _raw(self, stretches: Sequence[Stretch], groups: Ints, sizes: Ints, field: str) -> dict[int, Ints]:
-        """The values of the groups with few of them, all of which are still known."""
-        few = (sizes > 0) & (sizes <= RAW_LIMIT)
+    def _raw(self, steps: Steps, groups: Ints, size: int, owners: Ints, sizes: Ints, field: str) -> dict[int, Ints]:
+        """The values of those ascending *owners*, step * size + group, with few of them, all of which are known."""
+        few = sizes <= RAW_LIMIT
+        owners, sizes = owners[few], sizes[few]
         held = [newest[field] for newest in (self._newest, self._ahead) if field in newest]
-        if not held or not few.any():
+        if not held or not len(owners):
             return {}
-        asked = np.where((groups >= 0) & few[np.maximum(groups, 0)], groups, -1)
-        found = [newest.within(stretches[0].start_s, stretches[-1].end_s, asked) for newest in held]
-        own, values = np.concatenate([one for one, _ in found]), np.concatenate([one for _, one in found])
-        whole = few & (np.bincount(own, minlength=len(sizes)) == sizes)
-        return {number: values[own == number] for number in np.flatnonzero(whole).tolist()}
+        wanted = np.zeros(size, bool)
+        wanted[owners % size] = True
+        asked = np.where((groups >= 0) & wanted[np.maximum(groups, 0)], groups, -1)
+        starts_s = np.array([stretches[0].start_s for stretches in steps])
+        found = [newest.within(steps[0][0].start_s, steps[-1][-1].end_s, asked) for newest in held]
+        own, seconds, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        own = (np.searchsorted(starts_s, seconds, side="right") - 1) * size + own
+        order = np.argsort(own, kind="stable")
+        own, values = own[order], values[order]
+        lows, highs = np.searchsorted(own, owners), np.searchsorted(own, owners, side="right")
+        whole = highs - lows == sizes
+        edges = (one[whole].tolist() for one in (owners, lows, highs))
+        return {owner: values[low:high] for owner, low, high in zip(*edges, strict=True)}
 
     def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, Bucket]]:
         for stretch in stretches:
@@ -390,6 +436,7 @@ class _Held(NamedTuple):
 
 
 _NONE = np.empty(0, np.int64)
+_NOTHING = _Held(_NONE, _NONE, _NONE)
 
 
 def _summary(added: _Held, gone: _Held) -> Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from decimal import Decimal
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tokentrace.window
 from tokentrace.errors import Rejected
 from tokentrace.machine import Message
 from tokentrace.metric.cost import render_cost
 from tokentrace.metric.query import Answer, Query, decode_partial, encode_partial, merge_partials
 from tokentrace.metric.registry import GROUPS
 from tokentrace.quantile import RELATIVE_ERROR
-from tokentrace.records import Batch, Span, encode_batches
+from tokentrace.records import Batch, Span, decode_batches, encode_batches
 from tokentrace_aggregator.machine import Shard
 from tokentrace_ingest.commit import shard_of
 
@@ -152,7 +154,7 @@ def assert_equal(figures: Any, expected: dict[str, Any]) -> None:
             assert getattr(figures.sums, name) == value, name
     for field, values in expected["quantiles"].items():
         for q in (0.0, 0.1, 0.5, 0.95, 0.99, 1.0):
-            got = figures.summaries[field].quantile(q)
+            got = figures.summary(field).quantile(q)
             if not values:
                 assert got is None
                 continue
@@ -197,6 +199,80 @@ def test_every_figure_equals_an_independent_recount(
         for group in GROUPS.values():
             group.render(answer.total)
         render_cost(answer.total, answer.groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(spans, max_size=260),
+    st.integers(0, 2**32),
+    st.sampled_from([(60, 1), (1200, 7), (3600, 600), (86400, 3600), (7 * 86400, 86400), (30 * 86400, 6 * 3600)]),
+    st.sampled_from(["llm", "tool", "all"]),
+    st.sampled_from([{}, {"model": "gpt-4o"}, {"status": "error", "caller": "a"}]),
+    st.sampled_from(["", "model", "name"]),
+    st.sampled_from([1, 40, 8192]),
+)
+def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portions(
+    dicts: list[dict[str, Any]],
+    seed: int,
+    lengths: tuple[int, int],
+    kind: str,
+    filters: dict[str, str],
+    groupby: str,
+    portion_rows: int,
+) -> None:
+    (window_s, step_s), dice = lengths, random.Random(seed)
+    query = Query(
+        what="series",
+        from_s=NOW_S - window_s,
+        to_s=NOW_S + 1,
+        now_s=NOW_S,
+        step_s=step_s,
+        kind=kind,
+        filters=filters,
+        groupby=groupby,
+        fields=FIELDS,
+    )
+    streams, every = make_messages(dicts, 3, random.Random(seed))
+    machines = fold(streams, dice)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokentrace.window, "_PORTION_ROWS", portion_rows)
+        answer = ask_series(machines, query)
+    starts = [point.start_s for point in answer.points]
+    assert starts[0] == answer.from_s <= NOW_S - window_s
+    for point, start_s, end_s in zip(answer.points, starts, [*starts[1:], answer.to_s], strict=True):
+        assert start_s % step_s == 0 or start_s == answer.from_s
+        step = Answer(from_s=start_s, to_s=end_s)
+        assert_equal(point.total, recount(every, step, query))
+        for name, figures in point.groups.items():
+            assert_equal(figures, recount(every, step, query, name))
+        if groupby:
+            assert sum(figures.sums.spans for figures in point.groups.values()) == point.total.sums.spans
+
+
+def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Random) -> None:
+    dicts = [
+        {"age_s": age, "kind": "llm", "name": f"n{age}", "cost_nusd": 1, "prompt_tokens": 1, "completion_tokens": 0}
+        for age in range(600)
+    ]
+    (stream,), _ = make_messages(dicts, 1, make_dice)
+    stream.sort(key=lambda message: max(span.ended_ns for span in decode_batches(message.payload)[0].spans))
+    machine, rest = Shard(0, 1), iter(stream)
+    query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokentrace.window, "_PORTION_ROWS", 1)
+        found = None
+        for step in machine.series(query, True):
+            found = step
+            for message in itertools.islice(rest, 2):
+                machine.fold(message, CREATED)
+    assert found is not None
+    assert len(found.points) == 61
+    assert sum(point.total.sums.spans for point in found.points) > 0
+
+
+def ask_series(machines: list[Shard], query: Query) -> Answer:
+    partials = [[*machine.series(query, True)][-1] for machine in machines]
+    return merge_partials([decode_partial(encode_partial(partial)) for partial in partials], len(machines), query)
 
 
 def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) -> None:

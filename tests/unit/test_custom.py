@@ -50,7 +50,7 @@ def test_a_field_is_shown_in_its_own_unit(field: str, span: dict[str, Any], valu
     made = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
     measured.fold([made], made.arrived_ns)
     at = made.ended_ns // SECOND
-    assert own.value(measured.read([Stretch(0, at, at + 1)], Query())[0]) == pytest.approx(value)
+    assert own.value(measured.read([[Stretch(0, at, at + 1)]], Query())[0][0]) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
             assert measured.restore(state, made)
     measured.tick(now * SECOND)
     stretches = [Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)]
-    total, groups = measured.read(stretches, Query(groupby="model"))
+    [(total, groups)] = measured.read([stretches], Query(groupby="model"))
     inside = [value for age, value in values if ((now - age) // 10 * 10 >= now - 60 and age > 20) or age <= 20]
     assert (total.size, total.total) == (len(inside), sum(inside))
     assert measured.lived().total == sum(value for _, value in values)
@@ -137,7 +137,7 @@ def test_sums_of_the_largest_attributes_stay_exact_whenever_they_settle() -> Non
     for count in range(1, 4):
         measured.fold([span], span.arrived_ns)
         measured.tick(span.arrived_ns)
-        total = measured.read([Stretch(0, at, at + 1)], Query())[0].total
+        total = measured.read([[Stretch(0, at, at + 1)]], Query())[0][0].total
         assert total == measured.lived().total == count * 9_100_000_000 * 10**9
 
 

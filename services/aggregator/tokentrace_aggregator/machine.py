@@ -15,15 +15,15 @@ from tokentrace.errors import Rejected
 from tokentrace.exact import add_by
 from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message, Saved
-from tokentrace.metric.custom import CustomMetric, Measured, measured_figures, with_custom
+from tokentrace.metric.custom import CustomMetric, Measured, add_measured
 from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query, Transport
-from tokentrace.metric.reader import Reader
+from tokentrace.metric.reader import Read, read
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace.tier import HORIZON_NS, TIERS, plan, split_at
 from tokentrace.units import HOUR, MINUTE, SECOND
-from tokentrace.window import Part, Rollup
+from tokentrace.window import Part, Rollup, Steps
 
 VERSION = 5
 _MAX_LOSSES = 20
@@ -249,8 +249,7 @@ class Shard:
             )
         from_s, since_ns = self._bounds(query)
         stretches = plan(from_s, query.to_s, query.now_s)
-        total, groups, models = Reader(self._rollup, self._table, query).read(stretches)
-        total, groups = with_custom(total, groups, measured_figures(self._measured, query.custom, stretches, query))
+        [(total, groups, models)] = self._read([stretches], query)
         return Partial(
             shard=self.shard,
             position=self._position,
@@ -265,24 +264,27 @@ class Shard:
         )
 
     def series(self, query: Query, caught_up: bool) -> Iterator[Partial | None]:
-        """The answer to a series: None after each step, so that others get a turn, at last the answer."""
+        """The answer to a series: None after some steps, so that others get a turn, at last the answer."""
         from_s, since_ns = self._bounds(query)
-        reader, points = Reader(self._rollup, self._table, query), []
-        steps = split_at(from_s, query.to_s, query.now_s, query.step_s)
-        for start_s, stretches in steps:
-            total, groups, _ = reader.read(stretches)
-            total, groups = with_custom(total, groups, measured_figures(self._measured, query.custom, stretches, query))
-            points.append(Point(start_s=start_s, total=total, groups=groups))
+        steps, points = split_at(from_s, query.to_s, query.now_s, query.step_s), []
+        for portion in self._rollup.portions(steps):
+            for stretches, (total, groups, _) in zip(portion, self._read(portion, query), strict=True):
+                points.append(Point(start_s=stretches[0].start_s, total=total, groups=groups))
             yield None
         yield Partial(
             shard=self.shard,
             position=self._position,
             caught_up=caught_up,
-            from_s=steps[0][1][0].start_s,
-            to_s=steps[-1][1][-1].end_s,
+            from_s=steps[0][0].start_s,
+            to_s=steps[-1][-1].end_s,
             since_ns=since_ns,
             points=points,
         )
+
+    def _read(self, steps: Steps, query: Query) -> list[Read]:
+        found = read(self._rollup, self._table, query, steps)
+        add_measured(found, self._measured, query, steps)
+        return found
 
     def _bounds(self, query: Query) -> tuple[int, int]:
         """(From when there is something to read, Unix seconds; since when nothing is missing, ns, 0 = always)."""

@@ -11,7 +11,7 @@ from tokentrace.cell import CELL, OTHER, SPANS, Table
 from tokentrace.change import Change, score_rows
 from tokentrace.metric.custom import CustomMetric, Measured, value_text
 from tokentrace.metric.query import Query
-from tokentrace.metric.reader import Reader
+from tokentrace.metric.reader import read
 from tokentrace.metric.registry import QUALITY
 from tokentrace.quantile import Ints
 from tokentrace.records import Span
@@ -191,7 +191,7 @@ class _Everybodys:
             fields=list(self._metric.fields),
             groupby="name" if self._groups else "",
         )
-        total, groups, _ = Reader(self._rollup, self._table, query).read(stretches)
+        [(total, groups, _)] = read(self._rollup, self._table, query, [stretches])
         every = groups if self._groups is not None else {WHOLE: total}
         found = {
             name: Seen(self._metric.value(figures), self._metric.contributing(figures))
@@ -240,7 +240,7 @@ class _Own:
         return names
 
     def _read(self, stretches: Sequence[Stretch]) -> Found:
-        total, groups = self._measured.read(stretches, Query(groupby="name" if self._groups else ""))
+        [(total, groups)] = self._measured.read([stretches], Query(groupby="name" if self._groups else ""))
         every = groups if self._groups is not None else {WHOLE: total}
         found = {name: Seen(self._measured.metric.value(tally), max(tally.size, 0)) for name, tally in every.items()}
         return found if self._groups is None else self._groups.named(found)

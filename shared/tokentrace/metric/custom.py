@@ -13,16 +13,16 @@ import numpy as np
 from tokentrace.cell import CHANGED, DIMENSIONS, MAX_CELLS, SIGN, UNKNOWN, Schema, Table
 from tokentrace.change import Change, change_rows
 from tokentrace.errors import ConfigError, shorten
-from tokentrace.exact import Totals, add_by
+from tokentrace.exact import add_by, add_together
 from tokentrace.lifetime import Counters
 from tokentrace.metric.query import Figures, Query, Tally
-from tokentrace.metric.reader import grouped, matching
+from tokentrace.metric.reader import Read, grouped, matching
 from tokentrace.metric.registry import ALERTS, ALIASES, GROUPS, METRICS, RESERVED, SPLITS, TRANSPORT, Metric
-from tokentrace.quantile import Ints, Summary
+from tokentrace.quantile import Ints
 from tokentrace.records import Span, attribute, counts_as_cost, event_time
-from tokentrace.tier import TIERS, Stretch, Tier
+from tokentrace.tier import TIERS, Tier
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
-from tokentrace.window import Part, Rollup
+from tokentrace.window import Part, Rollup, Steps
 
 #: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.
 MAX_ATTRIBUTE = 9_200_000_000
@@ -117,7 +117,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         if self.type == "sum":
             return tally.total / self.divisor
         if self.type == "avg":
-            return tally.total / tally.size / self.divisor
+            return tally.total / (tally.size * self.divisor)
         found = tally.summary.quantile(0.95)
         return None if found is None else found / self.divisor
 
@@ -306,28 +306,42 @@ class Measured:
         self._rollup.settle()
         self._rollup.evict(now_ns)
 
-    def read(self, stretches: Sequence[Stretch], query: Query) -> tuple[Tally, dict[str, Tally]]:
-        """(Everything, each group that has any) of the cells that *query* lets through, every kind unless it says."""
-        wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
-        total = self._tallies(stretches, np.where(wanted, 0, -1), 1)[0]
-        if not query.groupby:
-            return total, {}
-        groups = grouped(self._table, query.groupby)
-        tallies = self._tallies(stretches, np.where(wanted, groups.numbers, -1), len(groups.names))
-        return total, {name: tally for name, tally in zip(groups.names, tallies, strict=True) if tally.holds_any}
+    def read(self, steps: Steps, query: Query) -> list[tuple[Tally, dict[str, Tally]]]:
+        """
+        (Everything, each group that has any) in each of *steps*, a window being a single one.
 
-    def _tallies(self, stretches: Sequence[Stretch], groups: Ints, size: int) -> list[Tally]:
-        sums = add_by(groups, self._rollup.totals(stretches), size)
-        if self.metric.type != "p95":
-            return [_tally(sums, number) for number in range(size)]
-        summaries = self._rollup.summaries(stretches, {"value": groups}, size)["value"]
-        return [_tally(sums, number, summary) for number, summary in enumerate(summaries)]
+        Of the cells that *query* lets through, every kind unless it says.
+        """
+        wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
+        total = self._tallies(steps, np.where(wanted, 0, -1), 1)
+        found: list[tuple[Tally, dict[str, Tally]]] = [(total.get(step, Tally()), {}) for step in range(len(steps))]
+        if query.groupby:
+            groups = grouped(self._table, query.groupby)
+            size = len(groups.names)
+            for number, tally in self._tallies(steps, np.where(wanted, groups.numbers, -1), size).items():
+                if tally.holds_any:
+                    found[number // size][1][groups.names[number % size]] = tally
+        return found
+
+    def _tallies(self, steps: Steps, groups: Ints, size: int) -> dict[int, Tally]:
+        """Step * size + group -> what it comes to."""
+        keys, totals = self._rollup.totals(steps)
+        step, cells = np.divmod(keys, max(len(self._table), 1))
+        own = groups[cells]
+        numbers, sums = add_together(np.where(own >= 0, step * size + own, -1), totals)
+        p95 = self.metric.type == "p95"
+        summaries = self._rollup.summaries(steps, {"value": groups}, size)["value"] if p95 else {}
+        return {
+            number: Tally(count, total, summaries.get(number))
+            for number, (count, total) in zip(numbers.tolist(), sums.every(), strict=True)
+        }
 
     def lived(self) -> Tally:
         """Everything it ever measured, without the distribution."""
         self._rollup.settle()
         size = len(self._counters.totals)
-        return _tally(add_by(np.zeros(size, np.int64), self._counters.totals, 1), 0)
+        count, total = add_by(np.zeros(size, np.int64), self._counters.totals, 1).numbers(0)
+        return Tally(count, total)
 
     def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
         """As ``Rollup.snapshot``."""
@@ -352,30 +366,11 @@ class Measured:
         return True
 
 
-def _tally(totals: Totals, row: int, summary: Summary | None = None) -> Tally:
-    size, total = totals.numbers(row)
-    return Tally(size, total, summary)
-
-
-def measured_figures(
-    measured: Mapping[str, Measured], names: Sequence[str], stretches: Sequence[Stretch], query: Query
-) -> tuple[dict[str, Tally], dict[str, dict[str, Tally]]]:
-    """(Name -> everything, group -> name -> its part) of the metrics called *names*; unknown names are left out."""
-    total: dict[str, Tally] = {}
-    groups: dict[str, dict[str, Tally]] = {}
-    for name in names:
+def add_measured(found: Sequence[Read], measured: Mapping[str, Measured], query: Query, steps: Steps) -> None:
+    """Put what those metrics measured that *query* asks for into what was *found* in each of *steps*."""
+    for name in query.custom:
         if name in measured:
-            total[name], parts = measured[name].read(stretches, query)
-            for group, tally in parts.items():
-                groups.setdefault(group, {})[name] = tally
-    return total, groups
-
-
-def with_custom(
-    total: Figures, groups: dict[str, Figures], custom: tuple[dict[str, Tally], dict[str, dict[str, Tally]]]
-) -> tuple[Figures, dict[str, Figures]]:
-    """The same figures with what was measured besides."""
-    total.custom = custom[0]
-    for group, tallies in custom[1].items():
-        groups.setdefault(group, Figures()).custom = tallies
-    return total, groups
+            for one, (total, parts) in zip(found, measured[name].read(steps, query), strict=True):
+                one.total.custom[name] = total
+                for group, tally in parts.items():
+                    one.groups.setdefault(group, Figures()).custom[name] = tally

@@ -8,17 +8,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.cell import Sums, Table
-from tokentrace.exact import Totals, add_by
+from tokentrace.cell import ADDED, COUNTED, WIDTH, Sums, Table
+from tokentrace.exact import Totals, add_together
 from tokentrace.metric.query import ALL_KINDS, Figures, Query
 from tokentrace.quantile import Ints
 from tokentrace.records import counts_as_cost
-from tokentrace.tier import Stretch
-from tokentrace.window import Rollup
+from tokentrace.window import Rollup, Steps
 
 Mask = NDArray[np.bool_]
 #: What comes from which spans: quality from every kind, money from every kind that costs, the rest from the asked one.
 _QUALITY_FIELDS = ("score",)
+_CALLS, _MONEY, _QUALITY = range(3)
+_OTHERS = dict.fromkeys(("cost", "unpriced", "partly_priced"), _MONEY) | dict.fromkeys(("score", "score_n"), _QUALITY)
+#: The columns that are read, those of ``Sums`` and how many spans are of a kind that costs; who counts for each.
+_COLUMNS = np.array([*range(WIDTH), COUNTED.index("spans")])
+_COUNTS_FOR = np.array([*(_OTHERS.get(name, _CALLS) for name in (*COUNTED, *ADDED)), _MONEY])
 
 
 class Groups(NamedTuple):
@@ -45,49 +49,82 @@ def grouped(table: Table, dimension: str) -> Groups:
     return Groups(codes, list(known))
 
 
-class Reader:
-    """Answers one query from one rollup: which cells count for what, and in which group."""
+class Read(NamedTuple):
+    """
+    What a query finds in one step.
 
-    def __init__(self, rollup: Rollup, table: Table, query: Query) -> None:
-        self._rollup, self._table, self._query = rollup, table, query
-        found = matching(table, query.filters)
-        kinds, known = table.column("kind")
-        asked = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
-        everything = not query.only_kind
-        paying = np.isin(kinds, [code for kind, code in known.items() if counts_as_cost(kind)])
-        self._calls = found & asked
-        self._money = found & paying & (asked | everything)
-        self._quality = found & (asked | everything)
+    Attributes:
+        total: Over everything.
+        groups: Value of the dimension asked for -> figures, of those that have any.
+        models: Model -> sums only, of those that have any.
+    """
 
-    def read(self, stretches: Sequence[Stretch]) -> tuple[Figures, dict[str, Figures], dict[str, Figures]]:
-        """(Figures over everything, for each group that has any, sums only for each model that has any)."""
-        totals = self._rollup.totals(stretches)
-        query, table = self._query, self._table
-        total = self._figures(totals, stretches, grouped(table, ""), query.fields)[""]
-        groups = self._figures(totals, stretches, grouped(table, query.groupby), query.fields) if query.groupby else {}
-        models = self._figures(totals, stretches, grouped(table, "model"), ()) if query.by_model else {}
-        return total, with_any(groups), with_any(models)
+    total: Figures
+    groups: dict[str, Figures]
+    models: dict[str, Figures]
 
-    def _figures(
-        self, totals: Totals, stretches: Sequence[Stretch], groups: Groups, fields: Sequence[str]
-    ) -> dict[str, Figures]:
-        size = len(groups.names)
 
-        def of(mask: Mask) -> Ints:
-            return np.where(mask, groups.numbers, -1)
+class _Rows(NamedTuple):
+    """What the cells come to in each step, columns that a cell does not count for at 0; the last is who paid."""
 
-        calls, money, quality = of(self._calls), of(self._money), of(self._quality)
-        call_sums, paid_sums, scored_sums = (add_by(mask, totals, size) for mask in (calls, money, quality))
-        asked = {field: quality if field in _QUALITY_FIELDS else calls for field in fields}
-        summaries = self._rollup.summaries(stretches, asked, size)
-        figures = {}
-        for number, name in enumerate(groups.names):
-            sums, paid, scored = Sums.of(call_sums, number), Sums.of(paid_sums, number), Sums.of(scored_sums, number)
-            sums.cost, sums.unpriced, sums.partly_priced = paid.cost, paid.unpriced, paid.partly_priced
-            sums.score, sums.score_n = scored.score, scored.score_n
-            own = {field: found[number] for field, found in summaries.items()}
-            figures[name] = Figures(sums=sums, summaries=own, paid=paid.spans)
-        return figures
+    steps: Ints
+    cells: Ints
+    totals: Totals
+
+
+def read(rollup: Rollup, table: Table, query: Query, steps: Steps) -> list[Read]:
+    """What *query* finds in each of *steps* of a rollup of the cells of *table*; a window is a single step."""
+    masks = _masks(table, query)
+    rows = _rows(rollup, table, masks, steps)
+
+    def figures(dimension: str, fields: Sequence[str]) -> list[dict[str, Figures]]:
+        return _figures(rollup, rows, masks, steps, grouped(table, dimension), fields)
+
+    nothing: list[dict[str, Figures]] = [{} for _ in steps]
+    totals = figures("", query.fields)
+    groups = figures(query.groupby, query.fields) if query.groupby else nothing
+    models = figures("model", ()) if query.by_model else nothing
+    return [
+        Read(total.get("", Figures()), with_any(own), with_any(by_model))
+        for total, own, by_model in zip(totals, groups, models, strict=True)
+    ]
+
+
+def _masks(table: Table, query: Query) -> Mask:
+    """Which cells count for calls, for money, for quality."""
+    found = matching(table, query.filters)
+    kinds, known = table.column("kind")
+    asked = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
+    paying = np.isin(kinds, [code for kind, code in known.items() if counts_as_cost(kind)])
+    wider = asked | (not query.only_kind)
+    return np.stack([found & asked, found & paying & wider, found & wider])
+
+
+def _rows(rollup: Rollup, table: Table, masks: Mask, steps: Steps) -> _Rows:
+    keys, totals = rollup.totals(steps)
+    step, cells = np.divmod(keys, max(len(table), 1))
+    kept = np.flatnonzero(np.any(masks, axis=0)[cells])
+    step, cells, totals = step[kept], cells[kept], totals.take(kept)
+    counts = masks[_COUNTS_FOR][:, cells].T
+    high = None if totals.high is None else totals.high[:, _COLUMNS] * counts
+    return _Rows(step, cells, Totals(totals.low[:, _COLUMNS] * counts, high))
+
+
+def _figures(
+    rollup: Rollup, rows: _Rows, masks: Mask, steps: Steps, groups: Groups, fields: Sequence[str]
+) -> list[dict[str, Figures]]:
+    """Name of a group -> figures, for each of *steps*, of the groups that have any."""
+    size = len(groups.names)
+    numbers, totals = add_together(rows.steps * size + groups.numbers[rows.cells], rows.totals)
+    asked = {
+        field: np.where(masks[_QUALITY if field in _QUALITY_FIELDS else _CALLS], groups.numbers, -1) for field in fields
+    }
+    summaries = rollup.summaries(steps, asked, size)
+    figures: list[dict[str, Figures]] = [{} for _ in steps]
+    for number, row in zip(numbers.tolist(), totals.every(), strict=True):
+        own = {field: found[number] for field, found in summaries.items() if number in found}
+        figures[number // size][groups.names[number % size]] = Figures(sums=Sums(row), summaries=own, paid=row[-1])
+    return figures
 
 
 def with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
