@@ -265,8 +265,8 @@ async def test_a_full_queue_refuses_and_keeps_what_it_has(bus: Bus) -> None:
 
 
 async def test_a_request_is_answered(bus: Bus) -> None:
-    async def echo(payload: bytes) -> list[bytes]:
-        return [payload + b"!"]
+    async def echo(payload: bytes) -> AsyncIterator[bytes]:
+        yield payload + b"!"
 
     async with bus.serve("ask.me", echo):
         assert await bus.request("ask.me", b"hi", timeout_s=2) == b"hi!"
@@ -278,8 +278,8 @@ async def test_a_request_to_nobody_is_unavailable_at_once(bus: Bus) -> None:
 
 
 async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> None:
-    async def answer(payload: bytes) -> list[bytes]:
-        return [payload]
+    async def answer(payload: bytes) -> AsyncIterator[bytes]:
+        yield payload
 
     async with (
         bus.serve("ask.all", answer),
@@ -287,18 +287,56 @@ async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> Non
         bus.serve("ask.all", answer, group="g"),
         bus.serve("ask.all", answer, group="g"),
     ):
-        got = await bus.gather("ask.all", b"x", timeout_s=1, enough=lambda answers: len(answers) >= 3)
+        got = await bus.gather("ask.all", b"x", lambda answers: 0 if len(answers) >= 3 else 1)
     assert got == [b"x"] * 3
+
+
+async def test_an_answer_arrives_before_the_next_is_there_and_changes_how_long_is_waited(bus: Bus) -> None:
+    more = asyncio.Event()
+
+    async def answer(payload: bytes) -> AsyncIterator[bytes]:
+        yield b"it will take a while"
+        await more.wait()
+        yield payload
+
+    def patience(answers: list[bytes]) -> float:
+        if answers:
+            more.set()
+        return (1, 30, 0)[len(answers)]
+
+    async with bus.serve("ask.slow", answer):
+        assert await bus.gather("ask.slow", b"x", patience) == [b"it will take a while", b"x"]
+        more.clear()
+        assert await bus.gather("ask.slow", b"x", lambda answers: 0.2) == [b"it will take a while"]
+
+
+async def test_an_answer_that_takes_long_holds_up_no_other(bus: Bus) -> None:
+    begun, enough = asyncio.Event(), asyncio.Event()
+
+    async def answer(payload: bytes) -> AsyncIterator[bytes]:
+        if payload == b"slow":
+            begun.set()
+            await enough.wait()
+        yield payload
+
+    async with bus.serve("ask.some", answer):
+        slow = asyncio.create_task(bus.request("ask.some", b"slow", timeout_s=30))
+        await begun.wait()
+        assert await bus.request("ask.some", b"quick", timeout_s=30) == b"quick"
+        assert not slow.done()
+        enough.set()
+        assert await slow == b"slow"
 
 
 async def test_an_answer_over_the_limit_arrives_whole(bus: Bus) -> None:
     big = bytes(range(256)) * (bus.max_payload // 256 * 2)
 
-    async def answer(payload: bytes) -> list[bytes]:
-        return [big, b"small"]
+    async def answer(payload: bytes) -> AsyncIterator[bytes]:
+        yield big
+        yield b"small"
 
     async with bus.serve("ask.big", answer):
-        got = await bus.gather("ask.big", b"", timeout_s=10, enough=lambda answers: len(answers) >= 2)
+        got = await bus.gather("ask.big", b"", lambda answers: 0 if len(answers) >= 2 else 10)
     assert sorted(got, key=len) == [b"small", big]
 
 

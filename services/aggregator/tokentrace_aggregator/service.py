@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from starlette.routing import BaseRoute
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 from tokentrace.bus import Bus, subjects
 from tokentrace.http import Health, Sample
 from tokentrace.metric.custom import CustomMetric, parse_customs
-from tokentrace.metric.query import decode_query, encode_partial
+from tokentrace.metric.query import decode_query, encode_partial, encode_promise
 from tokentrace.pump import TURN_S, Pump
 from tokentrace.settings import Settings, own_shards
 from tokentrace.units import SECOND
@@ -80,21 +80,22 @@ class Aggregator:
             for pump in self.pumps:
                 tasks.create_task(pump.run(stopping))
 
-    async def _answer(self, payload: bytes) -> list[bytes]:
+    async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
-        answers = []
+        if query.what != "series":
+            for machine, pump in zip(self.machines, self.pumps, strict=True):
+                yield encode_partial(machine.answer(query, pump.progress.caught_up))
+            return
+        for machine in self.machines:
+            yield encode_promise(machine.shard)
         for machine, pump in zip(self.machines, self.pumps, strict=True):
-            if query.what != "series":
-                answers.append(encode_partial(machine.answer(query, pump.progress.caught_up)))
-                continue
-            turn = time.perf_counter() + TURN_S
+            turn = 0.0
             for found in machine.series(query, pump.progress.caught_up):
                 if found is not None:
-                    answers.append(encode_partial(found))
+                    yield encode_partial(found)
                 elif time.perf_counter() > turn:
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S
-        return answers
 
     def health(self) -> Health:
         """Ready when every shard has read what there was."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,8 +212,8 @@ class Alerter:
                 await self._heard.wait_for(lambda: self._last.get(subject, 0) > last)
         return self._last.get(subject, 0) > last
 
-    async def _answer(self, payload: bytes) -> list[bytes]:
-        return [await self.rulebook.answer(payload, self.machine, time.time_ns())]
+    async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
+        yield await self.rulebook.answer(payload, self.machine, time.time_ns())
 
     def health(self) -> Health:
         """Ready when it has read what there was."""

@@ -10,7 +10,8 @@ from tokentrace.metric.query import Answer, Partial, Query, decode_partial, enco
 
 log = logging.getLogger("tokentrace.api")
 
-TIMEOUT_S = 0.5
+#: For a shard that nothing is heard of, and for one that has promised an answer.
+TIMEOUT_S, PATIENCE_S = 0.5, 10.0
 
 
 class Aggregators:
@@ -26,28 +27,36 @@ class Aggregators:
 
     async def ask(self, query: Query) -> Answer:
         """
-        The answer to *query*; ``missing_shards`` names what nobody answered for within half a second.
+        The answer to *query*; ``missing_shards`` names what nobody answered for in time.
+
+        That is within half a second; whoever needs longer says so first, and is given ten.
 
         Raises:
             Unavailable: Nobody answered at all.
         """
         partials: list[Partial] = []
+        promised: set[int] = set()
         read = 0
 
-        def enough(answers: list[bytes]) -> bool:
+        def patience(answers: list[bytes]) -> float:
             nonlocal read
             for answer in answers[read:]:
                 try:
-                    partials.append(decode_partial(answer))
+                    found = decode_partial(answer)
                 except Rejected as exc:
                     log.warning("an answer on the bus cannot be read: %s", exc)
+                    continue
+                if isinstance(found, Partial):
+                    partials.append(found)
+                else:
+                    promised.add(found)
             read = len(answers)
-            return len({partial.shard for partial in partials}) >= self._shards
+            answered = {partial.shard for partial in partials}
+            if len(answered) >= self._shards:
+                return 0
+            return PATIENCE_S if promised - answered else TIMEOUT_S
 
-        answers = await self._bus.gather(
-            subjects.QUERY_METRICS, encode_query(query), timeout_s=TIMEOUT_S, enough=enough
-        )
-        enough(answers)
+        await self._bus.gather(subjects.QUERY_METRICS, encode_query(query), patience)
         if not partials:
             raise Unavailable("no aggregator answers")
         return merge_partials(partials, self._shards, query)

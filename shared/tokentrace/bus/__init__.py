@@ -8,7 +8,7 @@ when a compare-and-set lost; nothing hangs and nothing else escapes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ __all__ = [
     "KeyValue",
     "Message",
     "Objects",
+    "Patience",
     "Position",
     "PubAck",
     "Stream",
@@ -134,7 +135,10 @@ class Objects(Protocol):
     async def delete(self, name: str) -> None: ...
 
 
-Handler = Callable[[bytes], Awaitable[Sequence[bytes]]]
+#: From a request to its answers, each of which is sent when it is there.
+Handler = Callable[[bytes], AsyncIterator[bytes]]
+#: From the answers so far to how long to wait for more, seconds after the request; 0 = these are enough.
+Patience = Callable[[list[bytes]], float]
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,10 +256,8 @@ class Bus(Protocol):
         """The first answer."""
         ...
 
-    async def gather(
-        self, subject: str, payload: bytes, *, timeout_s: float, enough: Callable[[list[bytes]], bool]
-    ) -> list[bytes]:
-        """The answers of everybody who serves *subject*, until *enough* says so or the time is over."""
+    async def gather(self, subject: str, payload: bytes, patience: Patience) -> list[bytes]:
+        """The answers of everybody who serves *subject*, as long as *patience* says."""
         ...
 
     def serve(self, subject: str, handler: Handler, *, group: str = "") -> AbstractAsyncContextManager[None]:

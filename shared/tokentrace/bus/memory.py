@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tokentrace.bus import Chunk, Entry, Handler, Message, Position, PubAck, Stream, StreamState
+from tokentrace.bus import Chunk, Entry, Handler, Message, Patience, Position, PubAck, Stream, StreamState
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
 from tokentrace.units import SECOND
 
@@ -244,41 +244,48 @@ class MemoryBus:
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
         """As ``Bus.request``."""
-        answers = await self.gather(subject, payload, timeout_s=timeout_s, enough=lambda got: len(got) >= 1)
+        answers = await self.gather(subject, payload, lambda got: 0 if got else timeout_s)
         if not answers:
             raise Unavailable(f"{subject}: nobody answers")
         return answers[0]
 
-    async def gather(
-        self, subject: str, payload: bytes, *, timeout_s: float, enough: Callable[[list[bytes]], bool]
-    ) -> list[bytes]:
+    async def gather(self, subject: str, payload: bytes, patience: Patience) -> list[bytes]:
         """As ``Bus.gather``."""
         self._broker.check()
         answers: list[bytes] = []
         asked: set[str] = set()
-        pending = set()
+        came: asyncio.Queue[bytes | None] = asyncio.Queue()
+        tasks = []
         for served, group, handler in self._broker.servers:
             if matches(served, subject) and (not group or group not in asked):
                 asked.add(group)
-                pending.add(asyncio.create_task(self._ask(handler, payload)))
+                tasks.append(asyncio.create_task(self._ask(handler, payload, came)))
+        began, busy = asyncio.get_running_loop().time(), len(tasks)
         try:
-            async with asyncio.timeout(timeout_s):
-                while pending and not enough(answers):
-                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                    for task in done:
-                        answers += task.result()
+            while busy and (wait_s := patience(answers)):
+                async with asyncio.timeout_at(began + wait_s):
+                    answer = await came.get()
+                if answer is None:
+                    busy -= 1
+                else:
+                    answers.append(answer)
         except TimeoutError:
             pass
         finally:
-            for task in pending:
+            for task in tasks:
                 task.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
         return answers
 
-    async def _ask(self, handler: Handler, payload: bytes) -> Sequence[bytes]:
+    async def _ask(self, handler: Handler, payload: bytes, came: asyncio.Queue[bytes | None]) -> None:
         try:
-            return await handler(payload)
-        except TokentraceError:
-            return []
+            with contextlib.suppress(TokentraceError):
+                async for answer in handler(payload):
+                    came.put_nowait(answer)
+        finally:
+            came.put_nowait(None)
 
     @contextlib.asynccontextmanager
     async def serve(self, subject: str, handler: Handler, *, group: str = "") -> AsyncIterator[None]:

@@ -217,14 +217,14 @@ def _short(number: int) -> int | str:
 
 def _exact(kind: type, value: Any) -> Any:
     if kind is Sums:
-        return Sums(int(number) for number in value)
+        return Sums(map(int, value))
     size, total, summary = value
     return Tally(size, int(total), msgspec.convert(summary, Summary))
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _queries = msgspec.msgpack.Decoder(Query)
-_partials = msgspec.msgpack.Decoder(Partial, dec_hook=_exact)
+_partials: msgspec.msgpack.Decoder[Partial | int] = msgspec.msgpack.Decoder(Partial | int, dec_hook=_exact)
 
 
 def encode_query(query: Query) -> bytes:
@@ -250,12 +250,17 @@ def encode_partial(partial: Partial) -> bytes:
     return _encoder.encode(partial)
 
 
-def decode_partial(payload: bytes) -> Partial:
+def encode_promise(shard: int) -> bytes:
+    """For the bus: the answer of *shard* will come, but takes its time."""
+    return _encoder.encode(shard)
+
+
+def decode_partial(payload: bytes) -> Partial | int:
     """
-    A partial answer from the bus.
+    A partial answer from the bus; the number of a shard promises one.
 
     Raises:
-        Rejected: Not one.
+        Rejected: Neither.
     """
     try:
         return _partials.decode(payload)
@@ -265,10 +270,13 @@ def decode_partial(payload: bytes) -> Partial:
 
 def merge_figures(figures: Iterable[Figures]) -> Figures:
     """Everything together."""
+    parts = list(figures)
+    if len(parts) == 1:
+        return parts[0]
     sums, paid = Sums(), 0
     summaries: dict[str, list[Summary]] = {}
     custom: dict[str, list[Tally]] = {}
-    for one in figures:
+    for one in parts:
         paid += one.paid
         sums.add(one.sums)
         for name, summary in one.summaries.items():

@@ -9,7 +9,7 @@ import itertools
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import nats.errors
@@ -22,6 +22,7 @@ from tokentrace.bus import (
     Chunk,
     Handler,
     Message,
+    Patience,
     Position,
     PubAck,
     Stream,
@@ -383,29 +384,29 @@ class JetStream:
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
         """As ``Bus.request``."""
-        answers = await self.gather(subject, payload, timeout_s=timeout_s, enough=lambda got: len(got) >= 1)
+        answers = await self.gather(subject, payload, lambda got: 0 if got else timeout_s)
         if not answers:
             raise Unavailable(f"{subject}: nobody answers")
         return answers[0]
 
-    async def gather(
-        self, subject: str, payload: bytes, *, timeout_s: float, enough: Callable[[list[bytes]], bool]
-    ) -> list[bytes]:
+    async def gather(self, subject: str, payload: bytes, patience: Patience) -> list[bytes]:
         """As ``Bus.gather``; an answer over the broker's limit comes in parts and is put together here."""
         answers: list[bytes] = []
         parts: dict[str, dict[int, bytes]] = {}
         async with Inbox(self._client) as inbox:
             with border(subject):
                 await self._client.publish(subject, payload, reply=inbox.subject)
+                asked = asyncio.get_running_loop().time()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(timeout_s):
-                        while not enough(answers):
-                            for msg in await inbox.take():
-                                if _is_nobody(msg):
-                                    return answers
-                                whole = join_parts(msg, parts)
-                                if whole is not None:
-                                    answers.append(whole)
+                    while wait_s := patience(answers):
+                        async with asyncio.timeout_at(asked + wait_s):
+                            came = await inbox.take()
+                        for msg in came:
+                            if _is_nobody(msg):
+                                return answers
+                            whole = join_parts(msg, parts)
+                            if whole is not None:
+                                answers.append(whole)
         return answers
 
     @contextlib.asynccontextmanager
@@ -415,7 +416,7 @@ class JetStream:
 
         async def answer(msg: Msg) -> None:
             try:
-                for payload in await handler(msg.data):
+                async for payload in handler(msg.data):
                     for headers, part in split(payload, room):
                         await self._client.publish(msg.reply, part, headers=headers)
             except nats.errors.Error as exc:
@@ -423,12 +424,22 @@ class JetStream:
             except TokentraceError as exc:
                 log.warning("answer to %s: %s", subject, exc)
 
+        answering: set[asyncio.Task[None]] = set()
+
+        async def begin(msg: Msg) -> None:
+            # nats-py waits for this before it hands over the next request, which a slow answer must not hold up.
+            task = asyncio.create_task(answer(msg))
+            answering.add(task)
+            task.add_done_callback(answering.discard)
+
         with border(f"subscribe {subject}"):
-            subscription = await self._client.subscribe(subject, queue=group, cb=answer)
+            subscription = await self._client.subscribe(subject, queue=group, cb=begin)
         try:
             yield
         finally:
             await unsubscribe(self._client, subscription)
+            for task in answering:
+                task.cancel()
 
     def kv(self, bucket: str) -> JetStreamKeyValue:
         """As ``Bus.kv``."""
