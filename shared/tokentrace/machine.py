@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from tokentrace.records.position import Position
-from tokentrace.window import Part
 
 
 class Message(NamedTuple):
@@ -43,6 +42,19 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 Effect = Publish
+
+
+class Part(NamedTuple):
+    """
+    A piece of a snapshot that rarely changes.
+
+    Attributes:
+        revision: Rises with every change; 0 = as it was restored.
+        encode: Makes its bytes, in any thread, from what it was when it was captured; None = that revision is saved.
+    """
+
+    revision: int
+    encode: Callable[[], bytes] | None
 
 
 class Saved(NamedTuple):

@@ -7,7 +7,7 @@ the coarsest buckets that fit and finer ones at its edges, so it covers exactly 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from tokentrace.bucket import Bucket, decode_bucket, encode_bucket
 from tokentrace.cell import ARRIVED, CELL, CHANGED, SECOND_OF, SIGN, SPANS, Schema, Table
 from tokentrace.exact import Packed, Totals, add_by, add_runs, add_together
 from tokentrace.lifetime import Counters
+from tokentrace.machine import Part
 from tokentrace.newest import Newest
 from tokentrace.quantile import RAW_LIMIT, Ints, Summary, starts_of
 from tokentrace.sketch import count_up, keys_of, moved, split
@@ -45,19 +46,6 @@ _GONE = "_gone"
 
 #: Parts of an interval, in order and without gaps, each as ``plan`` has it.
 Steps = Sequence[Sequence[Stretch]]
-
-
-class Part(NamedTuple):
-    """
-    A piece of a rollup to be saved.
-
-    Attributes:
-        revision: Rises with every change; 0 = as it was restored.
-        encode: Makes its bytes, in any thread, from what it was when it was captured; None = that revision is saved.
-    """
-
-    revision: int
-    encode: Callable[[], bytes] | None
 
 
 class Rollup:

@@ -14,7 +14,7 @@ from tokentrace.change import changes_in, score_rows
 from tokentrace.errors import Rejected
 from tokentrace.exact import add_by
 from tokentrace.lifetime import Lifetime
-from tokentrace.machine import Effect, Message, Saved
+from tokentrace.machine import Effect, Message, Part, Saved
 from tokentrace.metric.custom import CustomMetric, Measured, add_measured
 from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query, Transport
 from tokentrace.metric.reader import Read, read
@@ -23,7 +23,7 @@ from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace.tier import HORIZON_NS, TIERS, plan, split_at
 from tokentrace.units import HOUR, MINUTE, SECOND
-from tokentrace.window import Part, Rollup, Steps
+from tokentrace.window import Rollup, Steps
 
 VERSION = 5
 _MAX_LOSSES = 20

@@ -9,6 +9,7 @@ import numpy as np
 
 from tokentrace.cell import CELL, OTHER, SPANS, Table
 from tokentrace.change import Change, score_rows
+from tokentrace.machine import Part
 from tokentrace.metric.custom import CustomMetric, Measured, value_text
 from tokentrace.metric.query import Query
 from tokentrace.metric.reader import read
@@ -17,7 +18,7 @@ from tokentrace.quantile import Ints
 from tokentrace.records import Span
 from tokentrace.tier import Stretch, Tier
 from tokentrace.units import SECOND
-from tokentrace.window import Part, Rollup
+from tokentrace.window import Rollup
 from tokentrace_alerter.rule import MAX_GROUPS, Rule, Seen
 
 #: The one instance of a rule that is not grouped.

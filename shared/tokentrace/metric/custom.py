@@ -15,6 +15,7 @@ from tokentrace.change import Change, change_rows
 from tokentrace.errors import ConfigError, shorten
 from tokentrace.exact import add_by, add_together
 from tokentrace.lifetime import Counters
+from tokentrace.machine import Part
 from tokentrace.metric.query import Figures, Query, Tally
 from tokentrace.metric.reader import Read, grouped, matching
 from tokentrace.metric.registry import ALERTS, ALIASES, GROUPS, METRICS, RESERVED, SPLITS, TRANSPORT, Metric
@@ -22,7 +23,7 @@ from tokentrace.quantile import Ints
 from tokentrace.records import Span, attribute, counts_as_cost, event_time
 from tokentrace.tier import TIERS, Tier
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
-from tokentrace.window import Part, Rollup, Steps
+from tokentrace.window import Rollup, Steps
 
 #: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.
 MAX_ATTRIBUTE = 9_200_000_000
