@@ -279,10 +279,33 @@ def test_a_rule_that_watches_something_else_is_another(change: dict[str, Any]) -
     assert make_rule(**change).fingerprint != make_rule().fingerprint
 
 
+@pytest.mark.parametrize(
+    ("window", "interval", "bucket_s"),
+    [
+        ("10s", "1s", 1),
+        ("1m", "6s", 6),
+        ("1m", "7s", 1),
+        ("5m", "15s", 15),
+        ("250s", "60s", 10),
+        ("1h", "1m", 60),
+        ("1h", "7m", 60),
+        ("1h", "50s", 50),
+        ("1h", "7s", 36),
+        ("24h", "1m", 864),
+        ("1500ms", "1s", 1),
+        ("31d", "3d", 86400),
+    ],
+)
+def test_windows_are_whole_buckets_unless_that_makes_over_a_hundred_of_them(
+    window: str, interval: str, bucket_s: int
+) -> None:
+    assert make_rule(window=window, eval_interval=interval).bucket_s == bucket_s
+
+
 @pytest.mark.parametrize("window", ["1s", "3s", "99s", "100s", "250s", "1h", "31d"])
-def test_the_buckets_of_a_rule_are_at_most_a_hundredth_of_its_window_or_a_second(window: str) -> None:
+def test_without_an_interval_of_its_own_a_rule_has_ten_buckets_or_one_of_a_second(window: str) -> None:
     rule = make_rule(window=window)
-    assert rule.bucket_s == 1 or rule.bucket_s * SECOND * 100 <= rule.window_ns
+    assert rule.bucket_s == 1 or rule.window_ns % (rule.bucket_s * SECOND) == 0
 
 
 # --- the condition

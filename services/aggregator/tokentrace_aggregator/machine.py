@@ -17,7 +17,7 @@ from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message, Part, Saved
 from tokentrace.metric.custom import CustomMetric, Measured, add_measured
 from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query, Transport
-from tokentrace.metric.reader import Read, read
+from tokentrace.metric.reader import Read, Reader
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
@@ -282,7 +282,7 @@ class Shard:
         )
 
     def _read(self, steps: Steps, query: Query) -> list[Read]:
-        found = read(self._rollup, self._table, query, steps)
+        found = Reader(self._rollup, self._table, query).read(steps)
         add_measured(found, self._measured, query, steps)
         return found
 

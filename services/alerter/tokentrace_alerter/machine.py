@@ -31,7 +31,7 @@ from tokentrace_alerter.render import render_watch
 from tokentrace_alerter.rule import Rule, State
 from tokentrace_alerter.watch import Watch, instance_of
 
-VERSION = 5
+VERSION = 6
 #: What is read is complete up to this long ago, once everything has been read.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()

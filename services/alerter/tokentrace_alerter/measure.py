@@ -12,7 +12,7 @@ from tokentrace.change import Change, score_rows
 from tokentrace.machine import Part
 from tokentrace.metric.custom import CustomMetric, Measured, value_text
 from tokentrace.metric.query import Query
-from tokentrace.metric.reader import read
+from tokentrace.metric.reader import Reader
 from tokentrace.metric.registry import QUALITY
 from tokentrace.quantile import Ints
 from tokentrace.records import Span
@@ -70,8 +70,9 @@ class _Window:
         lag_s = rule.lag_ns // SECOND
         length_s = rule.window_s * (2 if rule.change else 1)
         ring = Tier(self._width, length_s + lag_s + 1 + 2 * self._width)
-        # Wide buckets end where they end: the last seconds before an instant are read from buckets of one second.
-        self.tiers = (ring,) if self._width == 1 else (Tier(1, 2 * self._width + lag_s + 5), ring)
+        # Where an instant may lie within a bucket, the last seconds before it are read from buckets of one second.
+        ends_with_buckets = rule.eval_interval_ns % (self._width * SECOND) == 0
+        self.tiers = (ring,) if ends_with_buckets else (Tier(1, 2 * self._width + lag_s + 5), ring)
 
     def stretches(self, instant_ns: int) -> list[Stretch]:
         """The window that ends at *instant_ns*, which it does not contain."""
@@ -147,6 +148,17 @@ class _Everybodys:
         self._metric = rule.of()
         self._schema = SPANS._replace(fields={name: SPANS.fields[name] for name in self._metric.fields})
         self._rollup = Rollup(self._table, self._window.tiers, self._schema)
+        self._reader = self._make_reader()
+
+    def _make_reader(self) -> Reader:
+        kind = self._rule.filter.get("kind", "")
+        query = Query(
+            kind=kind or "llm",
+            only_kind=bool(kind),
+            fields=list(self._metric.fields),
+            groupby="name" if self._groups else "",
+        )
+        return Reader(self._rollup, self._table, query)
 
     @property
     def late(self) -> int:
@@ -182,17 +194,11 @@ class _Everybodys:
         if names is not None:
             self._table, numbers = self._table.folded({_MARK + name for name in names})
             self._rollup.renumber(self._table, numbers)
+            self._reader = self._make_reader()
         return names
 
     def _read(self, stretches: Sequence[Stretch]) -> Found:
-        kind = self._rule.filter.get("kind", "")
-        query = Query(
-            kind=kind or "llm",
-            only_kind=bool(kind),
-            fields=list(self._metric.fields),
-            groupby="name" if self._groups else "",
-        )
-        [(total, groups, _)] = read(self._rollup, self._table, query, [stretches])
+        [(total, groups, _)] = self._reader.read([stretches])
         every = groups if self._groups is not None else {WHOLE: total}
         found = {
             name: Seen(self._metric.value(figures), self._metric.contributing(figures))
@@ -210,6 +216,7 @@ class _Everybodys:
             self._table = Table(cells, most=_MOST_CELLS)
             self._groups.known = set(known)
         self._rollup = Rollup.restore(self._table, state, parts, self._window.tiers, self._schema)
+        self._reader = self._make_reader()
 
 
 class _Own:

@@ -8,6 +8,7 @@ the stream has taken it, so any number of alerters that decide the same come to 
 from __future__ import annotations
 
 import hashlib
+import math
 import operator
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -112,6 +113,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
             self.window_ns,
             self.lag_ns,
             sorted(self.filter.items()),
+            self.bucket_s,
         ]
         if self.group_by or self.change:
             parts += [self.group_by, self.change]
@@ -119,8 +121,15 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def bucket_s(self) -> int:
-        """Width of its ring's buckets: a hundredth of the window, at least a second."""
-        return max(1, self.window_ns // SECOND // 100)
+        """
+        Width of its ring's buckets, seconds.
+
+        The widest that windows can begin and end at, unless that makes over a hundred of them; then a hundredth of
+        the window, and its edges are read from buckets of a second.
+        """
+        hundredth = max(1, self.window_ns // SECOND // 100)
+        common_ns = math.gcd(self.window_ns, self.eval_interval_ns)
+        return common_ns // SECOND if common_ns % SECOND == 0 and common_ns >= hundredth * SECOND else hundredth
 
     @property
     def window_s(self) -> int:

@@ -72,59 +72,70 @@ class _Rows(NamedTuple):
     totals: Totals
 
 
-def read(rollup: Rollup, table: Table, query: Query, steps: Steps) -> list[Read]:
-    """What *query* finds in each of *steps* of a rollup of the cells of *table*; a window is a single step."""
-    masks = _masks(table, query)
-    rows = _rows(rollup, table, masks, steps)
+class Reader:
+    """Answers one query again and again: which cells count for what is looked up when there are new ones."""
 
-    def figures(dimension: str, fields: Sequence[str]) -> list[dict[str, Figures]]:
-        return _figures(rollup, rows, masks, steps, grouped(table, dimension), fields)
+    def __init__(self, rollup: Rollup, table: Table, query: Query) -> None:
+        self._rollup, self._table, self._query = rollup, table, query
+        self._known = -1
+        self._masks: Mask = np.empty((3, 0), bool)
 
-    nothing: list[dict[str, Figures]] = [{} for _ in steps]
-    totals = figures("", query.fields)
-    groups = figures(query.groupby, query.fields) if query.groupby else nothing
-    models = figures("model", ()) if query.by_model else nothing
-    return [
-        Read(total.get("", Figures()), with_any(own), with_any(by_model))
-        for total, own, by_model in zip(totals, groups, models, strict=True)
-    ]
+    def read(self, steps: Steps) -> list[Read]:
+        """What the query finds in each of *steps*; a window is a single one."""
+        query, table = self._query, self._table
+        if self._known != len(table):
+            self._known, self._masks = len(table), _masks(table, query)
+        keys, found = self._rollup.totals(steps)
+        if not len(keys):
+            return [Read(Figures(), {}, {}) for _ in steps]
+        rows = self._rows(steps, keys, found)
+        nothing: list[dict[str, Figures]] = [{} for _ in steps]
+        totals = self._figures(rows, steps, "", query.fields)
+        groups = self._figures(rows, steps, query.groupby, query.fields) if query.groupby else nothing
+        models = self._figures(rows, steps, "model", ()) if query.by_model else nothing
+        return [
+            Read(total.get("", Figures()), with_any(own), with_any(by_model))
+            for total, own, by_model in zip(totals, groups, models, strict=True)
+        ]
+
+    def _rows(self, steps: Steps, keys: Ints, totals: Totals) -> _Rows:
+        step, cells = np.divmod(keys, max(len(self._table), 1)) if len(steps) > 1 else (np.zeros_like(keys), keys)
+        counts = self._masks[:, cells]
+        wanted = counts.any(axis=0)
+        if not wanted.all():
+            kept = np.flatnonzero(wanted)
+            step, cells, totals, counts = step[kept], cells[kept], totals.take(kept), counts[:, kept]
+        shown = counts[_COUNTS_FOR].T
+        high = None if totals.high is None else totals.high[:, _COLUMNS] * shown
+        return _Rows(step, cells, Totals(totals.low[:, _COLUMNS] * shown, high))
+
+    def _figures(self, rows: _Rows, steps: Steps, dimension: str, fields: Sequence[str]) -> list[dict[str, Figures]]:
+        """Name of a group -> figures, for each of *steps*, of the groups that have any."""
+        figures: list[dict[str, Figures]] = [{} for _ in steps]
+        if not len(rows.cells):
+            return figures
+        groups = grouped(self._table, dimension)
+        size = len(groups.names)
+        numbers, totals = add_together(rows.steps * size + groups.numbers[rows.cells], rows.totals)
+        asked = {
+            field: np.where(self._masks[_QUALITY if field in _QUALITY_FIELDS else _CALLS], groups.numbers, -1)
+            for field in fields
+        }
+        summaries = self._rollup.summaries(steps, asked, size)
+        for number, row in zip(numbers.tolist(), totals.every(), strict=True):
+            own = {field: found[number] for field, found in summaries.items() if number in found}
+            figures[number // size][groups.names[number % size]] = Figures(sums=Sums(row), summaries=own, paid=row[-1])
+        return figures
 
 
 def _masks(table: Table, query: Query) -> Mask:
-    """Which cells count for calls, for money, for quality."""
+    """Which cells count for calls, for money, for quality; shape (3, cells)."""
     found = matching(table, query.filters)
     kinds, known = table.column("kind")
     asked = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
-    paying = np.isin(kinds, [code for kind, code in known.items() if counts_as_cost(kind)])
+    paying = np.array([counts_as_cost(kind) for kind in known], bool)[kinds]
     wider = asked | (not query.only_kind)
     return np.stack([found & asked, found & paying & wider, found & wider])
-
-
-def _rows(rollup: Rollup, table: Table, masks: Mask, steps: Steps) -> _Rows:
-    keys, totals = rollup.totals(steps)
-    step, cells = np.divmod(keys, max(len(table), 1))
-    kept = np.flatnonzero(np.any(masks, axis=0)[cells])
-    step, cells, totals = step[kept], cells[kept], totals.take(kept)
-    counts = masks[_COUNTS_FOR][:, cells].T
-    high = None if totals.high is None else totals.high[:, _COLUMNS] * counts
-    return _Rows(step, cells, Totals(totals.low[:, _COLUMNS] * counts, high))
-
-
-def _figures(
-    rollup: Rollup, rows: _Rows, masks: Mask, steps: Steps, groups: Groups, fields: Sequence[str]
-) -> list[dict[str, Figures]]:
-    """Name of a group -> figures, for each of *steps*, of the groups that have any."""
-    size = len(groups.names)
-    numbers, totals = add_together(rows.steps * size + groups.numbers[rows.cells], rows.totals)
-    asked = {
-        field: np.where(masks[_QUALITY if field in _QUALITY_FIELDS else _CALLS], groups.numbers, -1) for field in fields
-    }
-    summaries = rollup.summaries(steps, asked, size)
-    figures: list[dict[str, Figures]] = [{} for _ in steps]
-    for number, row in zip(numbers.tolist(), totals.every(), strict=True):
-        own = {field: found[number] for field, found in summaries.items() if number in found}
-        figures[number // size][groups.names[number % size]] = Figures(sums=Sums(row), summaries=own, paid=row[-1])
-    return figures
 
 
 def with_any(groups: Mapping[str, Figures]) -> dict[str, Figures]:
