@@ -257,10 +257,16 @@ def assert_exact(pipeline: Pipeline) -> None:
     assert stats["total_tokens_out"] == 4088665
     assert stats["total_cost_usd"] == 96.791325
     assert pipeline.get("/traces?limit=1").json()["total"] == 19366
-    assert sum_of_store(pipeline) == (19366, 96791325000)
+    assert sum_of_export(pipeline) == (19366, 96791325000)
 
 
-def sum_of_store(pipeline: Pipeline) -> tuple[int, int]:
+def sum_of_export(pipeline: Pipeline) -> tuple[int, int]:
+    """(Spans, nano-dollars) added up over every line of ``GET /export``."""
+    costs = [json.loads(line)["cost_usd"] for line in pipeline.get("/export?format=jsonl").body.splitlines()]
+    return len(costs), sum(round(cost * 1e9) for cost in costs)
+
+
+def sum_of_pages(pipeline: Pipeline) -> tuple[int, int]:
     """(Spans, nano-dollars) added up over every page of ``GET /traces``."""
     count, cost, offset = 0, 0, 0
     while True:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from nats.aio.msg import Msg
 
-from pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay
+from pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay, sum_of_pages
 
 
 @pytest.fixture
@@ -33,6 +33,7 @@ def test_an_hour_of_real_traffic_comes_out_exactly(pipeline: Pipeline) -> None:
     sending = replay(pipeline, "--speed", "max")
     finish(sending)
     assert_exact(pipeline)
+    assert sum_of_pages(pipeline) == (19366, 96791325000)
     with TRACE.open() as file:
         rows = list(csv.reader(file))[1:]
     latencies = np.array([int(row[1]) * 0.25 + int(row[2]) * 20 for row in rows])
