@@ -21,8 +21,8 @@ $(READY): pyproject.toml
 serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
 	$(BIN)/tokentrace serve $(ARGS)
 
-test: $(READY) ## run all tests, two files at a time; ARGS="-k name" for flags
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(READY) ## run all tests, three files at a time; ARGS="-k name" for flags
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## run the tests that need no broker
 	$(BIN)/python -m pytest tests/unit tests/golden $(ARGS)
