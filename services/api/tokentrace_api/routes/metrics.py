@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -15,7 +16,7 @@ from tokentrace.http import reply
 from tokentrace.metric.cost import render_cost
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.latency import quantile_error
-from tokentrace.metric.query import Answer, Figures, Query, Tally
+from tokentrace.metric.query import Answer, Figures, Point, Query, Tally
 from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPORT, Metric, find_metric
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.tier import HORIZON_NS, finest_step_s
@@ -102,18 +103,22 @@ def routes(api: Api) -> list[BaseRoute]:
             replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
         )
         shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
-        shown["points"] = [_point(point.start_s, point.total, render) for point in found.points]
         own = [one for one in map(api.config.custom.__getitem__, custom) if one.type == "p95"]
-        if fields or own:
-            shown["quantile_error"] = _error(found, fields, own)
-        if question.groupby:
-            names = sorted({group for point in found.points for group in point.groups})
-            empty = Figures()
-            shown[f"by_{question.groupby}"] = {
-                group: [_point(point.start_s, point.groups.get(group, empty), render) for point in found.points]
-                for group in names
-            }
-        return reply(shown | coverage(found))
+
+        def show() -> Response:
+            shown["points"] = _points(found.points, [point.total for point in found.points], render)
+            if fields or own:
+                shown["quantile_error"] = _error(found, fields, own)
+            if question.groupby:
+                empty = Figures()
+                shown[f"by_{question.groupby}"] = {
+                    group: _points(found.points, [point.groups.get(group, empty) for point in found.points], render)
+                    for group in sorted({group for point in found.points for group in point.groups})
+                }
+            return reply(shown | coverage(found))
+
+        # Ten thousand quantiles take a while, in which others want to be answered.
+        return await asyncio.to_thread(show)
 
     path = api.config.metrics_path
     return [Route(path, everything), Route(path + "/{name}/series", series), Route(path + "/{name}", one)]
@@ -139,8 +144,13 @@ def _rendered(api: Api, name: str) -> tuple[tuple[str, ...], Callable[[Figures],
     return metric.fields, metric.value, [one.name for one in custom]
 
 
-def _point(start_s: int, figures: Figures, render: Callable[[Figures], Any]) -> dict[str, Any]:
-    return {"at": render_instant(start_s * SECOND), "value": render(figures), "span_count": figures.sums.spans}
+def _points(
+    points: Sequence[Point], figures: Sequence[Figures], render: Callable[[Figures], Any]
+) -> list[dict[str, Any]]:
+    return [
+        {"at": render_instant(point.start_s * SECOND), "value": render(own), "span_count": own.sums.spans}
+        for point, own in zip(points, figures, strict=True)
+    ]
 
 
 def parse_step(text: str | None, query: Query) -> int:
