@@ -12,8 +12,8 @@ from tokentrace.exact import Packed, Totals, add_by, pack
 from tokentrace.quantile import Ints
 from tokentrace.sketch import Sketch, count_up, decode_put, encode_put, merged, renumbered
 
-#: So many groupings a bucket remembers what it came to for.
-_MAX_REMEMBERED = 32
+#: So many groupings a bucket remembers what it came to for, when that is no more than so many entries.
+_MAX_REMEMBERED, _MAX_ENTRIES = 32, 4096
 
 
 class Bucket:
@@ -71,9 +71,10 @@ class Bucket:
         found = self.remembered.get(name)
         if found is None:
             found = count_up(*put.by_group(groups), size)
-            while len(self.remembered) >= _MAX_REMEMBERED:
-                del self.remembered[next(iter(self.remembered))]
-            self.remembered[name] = found
+            if len(found[0]) <= _MAX_ENTRIES:
+                while len(self.remembered) >= _MAX_REMEMBERED:
+                    del self.remembered[next(iter(self.remembered))]
+                self.remembered[name] = found
         return found
 
     def capture(self) -> Any:

@@ -23,7 +23,7 @@ from tokentrace.lifetime import Counters
 from tokentrace.machine import Part
 from tokentrace.newest import Newest
 from tokentrace.quantile import RAW_LIMIT, Ints, Summary, starts_of
-from tokentrace.sketch import count_up, keys_of, moved, split
+from tokentrace.sketch import Put, count_up, keys_of, moved, split
 from tokentrace.tier import TIERS, Stretch, Tier
 from tokentrace.units import SECOND
 
@@ -273,13 +273,29 @@ class Rollup:
             at = end
         return add_together(np.concatenate([bucket.cells + first for first, bucket in found]), Totals(low, high))
 
-    def summaries(self, steps: Steps, asked: Mapping[str, Ints], size: int) -> dict[str, dict[int, Summary]]:
+    def puts(self, steps: Steps) -> list[tuple[int, Put]]:
+        """(Step, distributions of a bucket) as they are now, whatever comes later."""
+        self.settle()
+        return [
+            (step, bucket.sketch.settle())
+            for step, stretches in enumerate(steps)
+            for _, bucket in self._buckets(stretches)
+        ]
+
+    def summaries(
+        self,
+        steps: Steps,
+        asked: Mapping[str, Ints],
+        size: int,
+        puts: Sequence[tuple[int, Put]] | None = None,
+    ) -> dict[str, dict[int, Summary]]:
         """
         Distributions of each group of cells in each of *steps*, without what was taken away from them.
 
         Args:
             asked: Distribution -> group number of every cell of the table, -1 = none; shape (cells,).
             size: How many groups there are.
+            puts: As they were then; None = as they are now, with what buckets remember.
 
         Returns:
             Distribution -> step * size + group -> its summary, of those that have any.
@@ -288,7 +304,7 @@ class Rollup:
         groups = dict(asked)
         if self._schema.changing in asked and self._schema.changing in self._places:
             groups[self._schema.changing + _GONE] = asked[self._schema.changing]
-        held = self._held(steps, groups, size)
+        held = self._held(steps, groups, size, puts)
         found = {}
         for field in asked:
             added, gone = held[field], held.get(field + _GONE, {})
@@ -298,19 +314,26 @@ class Rollup:
             }
         return found
 
-    def _held(self, steps: Steps, asked: Mapping[str, Ints], size: int) -> dict[str, dict[int, _Held]]:
+    def _held(
+        self, steps: Steps, asked: Mapping[str, Ints], size: int, puts: Sequence[tuple[int, Put]] | None
+    ) -> dict[str, dict[int, _Held]]:
         """What each group holds of each distribution in each step."""
         if not asked:
             return {}
         stride, places = len(self._places), size * len(asked)
-        numbers = np.full(len(self._table) * stride, -1, np.int64)
+        cells = len(next(iter(asked.values())))
+        numbers = np.full(cells * stride, -1, np.int64)
         for number, (field, groups) in enumerate(asked.items()):
             numbers[self._places[field] :: stride] = np.where(groups >= 0, groups + number * size, -1)
-        found = []
-        for step, stretches in enumerate(steps):
-            for tier, bucket in self._buckets(stretches):
-                keys, counts = bucket.reduced(numbers, places, remember=tier.width_s >= _REMEMBERS_S)
-                found.append((moved(keys, step * places), counts))
+        if puts is None:
+            reduced = (
+                (step, bucket.reduced(numbers, places, remember=tier.width_s >= _REMEMBERS_S))
+                for step, stretches in enumerate(steps)
+                for tier, bucket in self._buckets(stretches)
+            )
+        else:
+            reduced = ((step, put.by_group(numbers)) for step, put in puts)
+        found = [(moved(keys, step * places), counts) for step, (keys, counts) in reduced]
         keys, counts = _NONE, _NONE
         if found:
             keys, counts = count_up(

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tokentrace.metric.reader
 import tokentrace.window
 from tokentrace.errors import Rejected
 from tokentrace.machine import Message
 from tokentrace.metric.cost import render_cost
-from tokentrace.metric.query import Answer, Query, decode_partial, encode_partial, merge_partials
+from tokentrace.metric.query import Answer, Partial, Query, decode_partial, encode_partial, merge_partials
 from tokentrace.metric.registry import GROUPS
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.records import Batch, Span, decode_batches, encode_batches
@@ -170,9 +171,16 @@ def assert_equal(figures: Any, expected: dict[str, Any]) -> None:
     st.sampled_from(["llm", "tool", "agent", "all"]),
     st.sampled_from([{}, {"model": "gpt-4o"}, {"status": "error", "caller": "a"}, {"provider": "unknown"}]),
     st.sampled_from(["model", "caller", "provider", "status", "kind", "name"]),
+    st.sampled_from([250_000, 0]),
 )
 def test_every_figure_equals_an_independent_recount(
-    dicts: list[dict[str, Any]], seed: int, window_s: int, kind: str, filters: dict[str, str], groupby: str
+    dicts: list[dict[str, Any]],
+    seed: int,
+    window_s: int,
+    kind: str,
+    filters: dict[str, str],
+    groupby: str,
+    many_entries: int,
 ) -> None:
     dice = random.Random(seed)
     only_kind = kind in ("tool", "agent")
@@ -189,7 +197,10 @@ def test_every_figure_equals_an_independent_recount(
     copies = [[dict(fields) for fields in dicts] for _ in range(3)]
     for variant, shards, restart in ((copies[0], 1, False), (copies[1], 3, False), (copies[2], 3, True)):
         streams, every = make_messages(variant, shards, random.Random(seed))
-        answer = ask(fold(streams, dice, restart=restart), query)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokentrace.metric.reader, "_PLACES", 3 if many_entries == 0 else 256)
+            patch.setattr(tokentrace.metric.reader, "_MANY_ENTRIES", many_entries)
+            answer = ask(fold(streams, dice, restart=restart), query)
         assert answer.from_s <= NOW_S - window_s
         assert answer.to_s == NOW_S + 1
         assert_equal(answer.total, recount(every, answer, query))
@@ -236,7 +247,7 @@ def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portion
     machines = fold(streams, dice)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.window, "_PORTION_ROWS", portion_rows)
-        answer = ask_series(machines, query)
+        answer = ask(machines, query)
     starts = [point.start_s for point in answer.points]
     assert starts[0] == answer.from_s <= NOW_S - window_s
     for point, start_s, end_s in zip(answer.points, starts, [*starts[1:], answer.to_s], strict=True):
@@ -260,19 +271,58 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.window, "_PORTION_ROWS", 1)
-        found = None
-        for step in machine.series(query, True):
-            found = step
+        work = machine.answering(query, True)
+        pauses = 0
+        while (found := piece(work)) is None:
+            pauses += 1
             for message in itertools.islice(rest, 2):
                 machine.fold(message, CREATED)
-    assert found is not None
+    assert pauses > 60
     assert len(found.points) == 61
     assert sum(point.total.sums.spans for point in found.points) > 0
 
 
-def ask_series(machines: list[Shard], query: Query) -> Answer:
-    partials = [[*machine.series(query, True)][-1] for machine in machines]
-    return merge_partials([decode_partial(encode_partial(partial)) for partial in partials], len(machines), query)
+def piece(work: Any) -> Partial | None:
+    """What *work* came to; None when it is not done."""
+    try:
+        next(work)
+    except StopIteration as done:
+        result: Partial = done.value
+        return result
+    return None
+
+
+def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(make_dice: random.Random) -> None:
+    common = {"kind": "llm", "cost_nusd": 1, "completion_tokens": 0}
+    dicts = [
+        {"age_s": n % 50, "name": f"n{n % 90}", "prompt_tokens": n, "latency_ns": 10**9 * n, **common}
+        for n in range(2000)
+    ]
+    (stream,), _ = make_messages(dicts, 1, make_dice)
+    machine, rest = Shard(0, 1), iter(stream)
+    for message in itertools.islice(rest, len(stream) // 2):
+        machine.fold(message, CREATED)
+    query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S, groupby="name", by_model=True, fields=FIELDS)
+    before = machine.answer(query, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokentrace.metric.reader, "_PLACES", 6)
+        patch.setattr(tokentrace.metric.reader, "_MANY_ENTRIES", 1)
+        work, pauses = machine.answering(query, True), 0
+        while (found := piece(work)) is None:
+            pauses += 1
+            for message in itertools.islice(rest, 3):
+                machine.fold(message, CREATED)
+    assert pauses > 20
+    assert (found.position, found.total.sums, found.models) == (before.position, before.total.sums, before.models)
+    assert found.groups.keys() == before.groups.keys()
+    pairs = [(before.groups[name], found.groups[name]) for name in found.groups]
+    for then, now in [(before.total, found.total), *pairs]:
+        assert then.sums == now.sums
+        # What came meanwhile may push raw values out, which leaves the histogram.
+        assert then.summary("latency").count == now.summary("latency").count
+        exact = then.summary("latency").quantile(0.5)
+        assert now.summary("latency").quantile(0.5) == pytest.approx(exact, rel=2 * RELATIVE_ERROR)
+    assert machine.answer(query, True).total.sums.spans > found.total.sums.spans
 
 
 def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) -> None:

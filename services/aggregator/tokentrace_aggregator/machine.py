@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message, Part, Saved
 from tokentrace.metric.custom import CustomMetric, Measured, add_measured
 from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query, Transport
-from tokentrace.metric.reader import Read, Reader
+from tokentrace.metric.reader import Read, Reader, Work, finish
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
@@ -236,23 +236,36 @@ class Shard:
         return max((until for until in recent if until > now_ns - HORIZON_NS), default=0)
 
     def answer(self, query: Query, caught_up: bool) -> Partial:
-        """This shard's part of the answer to *query*, a window or a lifetime."""
+        """This shard's part of the answer to *query*."""
+        return finish(self.answering(query, caught_up))
+
+    def answering(self, query: Query, caught_up: bool) -> Work[Partial]:
+        """As ``answer``, piece by piece, so that others get a turn."""
         if query.what == "lifetime":
-            self._rollup.settle()
-            return Partial(
-                shard=self.shard,
-                position=self._position,
-                caught_up=caught_up,
-                total=Figures(sums=self._lifetime_sums()),
-                transport=self._transport(),
-                lived=self._lived(),
-            )
-        from_s, since_ns = self._bounds(query)
-        stretches = plan(from_s, query.to_s, query.now_s)
-        [(total, groups, models)] = self._read([stretches], query)
+            return self._answer_lifetime(caught_up)
+        if query.what == "series":
+            return (yield from self._answer_series(query, caught_up))
+        return (yield from self._answer_window(query, caught_up))
+
+    def _answer_lifetime(self, caught_up: bool) -> Partial:
+        self._rollup.settle()
         return Partial(
             shard=self.shard,
             position=self._position,
+            caught_up=caught_up,
+            total=Figures(sums=self._lifetime_sums()),
+            transport=self._transport(),
+            lived=self._lived(),
+        )
+
+    def _answer_window(self, query: Query, caught_up: bool) -> Work[Partial]:
+        from_s, since_ns = self._bounds(query)
+        stretches = plan(from_s, query.to_s, query.now_s)
+        position, transport = self._position, self._transport()
+        [(total, groups, models)] = yield from self._reading([stretches], query)
+        return Partial(
+            shard=self.shard,
+            position=position,
             caught_up=caught_up,
             from_s=stretches[0].start_s,
             to_s=stretches[-1].end_s,
@@ -260,18 +273,18 @@ class Shard:
             total=total,
             groups=groups,
             models=models,
-            transport=self._transport(),
+            transport=transport,
         )
 
-    def series(self, query: Query, caught_up: bool) -> Iterator[Partial | None]:
-        """The answer to a series: None after some steps, so that others get a turn, at last the answer."""
+    def _answer_series(self, query: Query, caught_up: bool) -> Work[Partial]:
         from_s, since_ns = self._bounds(query)
         steps, points = split_at(from_s, query.to_s, query.now_s, query.step_s), []
         for portion in self._rollup.portions(steps):
-            for stretches, (total, groups, _) in zip(portion, self._read(portion, query), strict=True):
+            found = yield from self._reading(portion, query)
+            for stretches, (total, groups, _) in zip(portion, found, strict=True):
                 points.append(Point(start_s=stretches[0].start_s, total=total, groups=groups))
-            yield None
-        yield Partial(
+            yield
+        return Partial(
             shard=self.shard,
             position=self._position,
             caught_up=caught_up,
@@ -281,9 +294,11 @@ class Shard:
             points=points,
         )
 
-    def _read(self, steps: Steps, query: Query) -> list[Read]:
-        found = Reader(self._rollup, self._table, query).read(steps)
-        add_measured(found, self._measured, query, steps)
+    def _reading(self, steps: Steps, query: Query) -> Work[list[Read]]:
+        asked = [name for name in query.custom if name in self._measured]
+        measured = {name: self._measured[name].read(steps, query) for name in asked}
+        found = yield from Reader(self._rollup, self._table, query).reading(steps)
+        add_measured(found, measured)
         return found
 
     def _bounds(self, query: Query) -> tuple[int, int]:

@@ -82,18 +82,23 @@ class Aggregator:
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
-        if query.what != "series":
-            for machine, pump in zip(self.machines, self.pumps, strict=True):
-                yield encode_partial(machine.answer(query, pump.progress.caught_up))
-            return
-        for machine in self.machines:
-            yield encode_promise(machine.shard)
+        waiting = {machine.shard for machine in self.machines}
+        promised = False
+        turn = time.perf_counter() + TURN_S
         for machine, pump in zip(self.machines, self.pumps, strict=True):
-            turn = 0.0
-            for found in machine.series(query, pump.progress.caught_up):
-                if found is not None:
-                    yield encode_partial(found)
-                elif time.perf_counter() > turn:
+            work = machine.answering(query, pump.progress.caught_up)
+            while True:
+                try:
+                    next(work)
+                except StopIteration as done:
+                    yield encode_partial(done.value)
+                    waiting.discard(machine.shard)
+                    break
+                if time.perf_counter() > turn:
+                    if not promised:
+                        for shard in sorted(waiting):
+                            yield encode_promise(shard)
+                        promised = True
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S
 

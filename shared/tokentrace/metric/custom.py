@@ -367,11 +367,10 @@ class Measured:
         return True
 
 
-def add_measured(found: Sequence[Read], measured: Mapping[str, Measured], query: Query, steps: Steps) -> None:
-    """Put what those metrics measured that *query* asks for into what was *found* in each of *steps*."""
-    for name in query.custom:
-        if name in measured:
-            for one, (total, parts) in zip(found, measured[name].read(steps, query), strict=True):
-                one.total.custom[name] = total
-                for group, tally in parts.items():
-                    one.groups.setdefault(group, Figures()).custom[name] = tally
+def add_measured(found: Sequence[Read], measured: Mapping[str, Sequence[tuple[Tally, dict[str, Tally]]]]) -> None:
+    """Put what each metric of one's own *measured*, as ``Measured.read`` has it, into what was *found* besides."""
+    for name, every in measured.items():
+        for one, (total, parts) in zip(found, every, strict=True):
+            one.total.custom[name] = total
+            for group, tally in parts.items():
+                one.groups.setdefault(group, Figures()).custom[name] = tally

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Generator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,11 @@ from tokentrace.records import counts_as_cost
 from tokentrace.window import Rollup, Steps
 
 Mask = NDArray[np.bool_]
+T = TypeVar("T")
+#: Done piece by piece: whoever asks for the next piece may do something else before.
+Work = Generator[None, None, T]
+#: Distributions of so many groups are added up at once where there are many entries: a dense count beats sorting.
+_PLACES, _MANY_ENTRIES = 256, 250_000
 #: What comes from which spans: quality from every kind, money from every kind that costs, the rest from the asked one.
 _QUALITY_FIELDS = ("score",)
 _CALLS, _MONEY, _QUALITY = range(3)
@@ -64,6 +69,16 @@ class Read(NamedTuple):
     models: dict[str, Figures]
 
 
+def finish(work: Work[T]) -> T:
+    """What *work* comes to, done in one go."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+
+
 class _Rows(NamedTuple):
     """What the cells come to in each step, columns that a cell does not count for at 0; the last is who paid."""
 
@@ -82,6 +97,10 @@ class Reader:
 
     def read(self, steps: Steps) -> list[Read]:
         """What the query finds in each of *steps*; a window is a single one."""
+        return finish(self.reading(steps))
+
+    def reading(self, steps: Steps) -> Work[list[Read]]:
+        """As ``read``, piece by piece; what comes meanwhile is not in it."""
         query, table = self._query, self._table
         if self._known != len(table):
             self._known, self._masks = len(table), _masks(table, query)
@@ -90,13 +109,13 @@ class Reader:
             return [Read(Figures(), {}, {}) for _ in steps]
         rows = self._rows(steps, keys, found)
         nothing: list[dict[str, Figures]] = [{} for _ in steps]
-        groups = self._figures(rows, steps, query.groupby, query.fields) if query.groupby else nothing
-        totals = self._figures(rows, steps, "", () if query.groupby else query.fields)
+        groups = (yield from self._figures(rows, steps, query.groupby, query.fields)) if query.groupby else nothing
+        totals = yield from self._figures(rows, steps, "", () if query.groupby else query.fields)
         for total, own in zip(totals, groups, strict=True):
             # Each value is in one group: to add up their distributions is quicker than to read the buckets twice.
             if own:
                 total[""].summaries = _merged(own.values(), query.fields)
-        models = self._figures(rows, steps, "model", ()) if query.by_model else nothing
+        models = (yield from self._figures(rows, steps, "model", ())) if query.by_model else nothing
         return [
             Read(total.get("", Figures()), with_any(own), with_any(by_model))
             for total, own, by_model in zip(totals, groups, models, strict=True)
@@ -113,7 +132,9 @@ class Reader:
         high = None if totals.high is None else totals.high[:, _COLUMNS] * shown
         return _Rows(step, cells, Totals(totals.low[:, _COLUMNS] * shown, high))
 
-    def _figures(self, rows: _Rows, steps: Steps, dimension: str, fields: Sequence[str]) -> list[dict[str, Figures]]:
+    def _figures(
+        self, rows: _Rows, steps: Steps, dimension: str, fields: Sequence[str]
+    ) -> Work[list[dict[str, Figures]]]:
         """Name of a group -> figures, for each of *steps*, of the groups that have any."""
         figures: list[dict[str, Figures]] = [{} for _ in steps]
         if not len(rows.cells):
@@ -125,11 +146,31 @@ class Reader:
             field: np.where(self._masks[_QUALITY if field in _QUALITY_FIELDS else _CALLS], groups.numbers, -1)
             for field in fields
         }
-        summaries = self._rollup.summaries(steps, asked, size)
+        summaries = yield from self._summaries(steps, asked, size)
         for number, row in zip(numbers.tolist(), totals.every(), strict=True):
             own = {field: found[number] for field, found in summaries.items() if number in found}
             figures[number // size][groups.names[number % size]] = Figures(sums=Sums(row), summaries=own, paid=row[-1])
         return figures
+
+    def _summaries(self, steps: Steps, asked: Mapping[str, Ints], size: int) -> Work[dict[str, dict[int, Summary]]]:
+        """As ``Rollup.summaries``; where there is much to add up a few groups at a time."""
+        few = max(1, _PLACES // (len(steps) * (len(asked) + 1)))  # scores are kept in two: what came, what went
+        if not asked or size <= few:
+            return self._rollup.summaries(steps, asked, size)
+        puts = self._rollup.puts(steps)
+        if sum(len(put.bins) for _, put in puts) < _MANY_ENTRIES:
+            return self._rollup.summaries(steps, asked, size)
+        found: dict[str, dict[int, Summary]] = {field: {} for field in asked}
+        for first in range(0, size, few):
+            yield
+            chosen = {
+                field: np.where((numbers >= first) & (numbers < first + few), numbers - first, -1)
+                for field, numbers in asked.items()
+            }
+            for field, part in self._rollup.summaries(steps, chosen, few, puts).items():
+                for number, summary in part.items():
+                    found[field][number // few * size + first + number % few] = summary
+        return found
 
 
 def _merged(groups: Collection[Figures], fields: Sequence[str]) -> dict[str, Summary]:
