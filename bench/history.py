@@ -84,17 +84,21 @@ def rows() -> list[Row]:
 
 def _ask_series(port: int, metric: str) -> float:
     """How long the longest of five takes, seconds."""
-    took = []
-    for _ in range(5):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        began = time.perf_counter()
-        connection.request("GET", f"/metrics/{metric}/series?window=24h&step=1m&groupby=model")
-        answer = connection.getresponse()
-        body = answer.read()
-        took.append(time.perf_counter() - began)
-        if answer.status != 200 or "incomplete" in json.loads(body):
-            raise RuntimeError(f"{answer.status} {body[:200]!r}")
-    return max(took)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    path = f"/metrics/{metric}/series?window=24h&step=1m&groupby=model"
+    return max(_seconds_of(connection, path) for _ in range(5))
+
+
+def _seconds_of(connection: http.client.HTTPConnection, path: str) -> float:
+    """How long a whole answer takes."""
+    began = time.perf_counter()
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    took = time.perf_counter() - began
+    if answer.status != 200 or "incomplete" in json.loads(body):
+        raise RuntimeError(f"{path}: {answer.status} {body[:200]!r}")
+    return took
 
 
 def _ms(p50: float, p99: float) -> str:
@@ -184,13 +188,7 @@ def _ask_all(url: str, port: int) -> list[float]:
                     given[key] = f"{prefix}-{dice.randrange(values)}"
             if dice.random() < 0.1:
                 given["status"] = dice.choice(["ok", "error"])
-            began = time.perf_counter()
-            connection.request("GET", f"/metrics?{urlencode(given)}")
-            answer = connection.getresponse()
-            body = answer.read()
-            took.append(time.perf_counter() - began)
-            if answer.status != 200 or "incomplete" in json.loads(body):
-                raise RuntimeError(f"{given}: {answer.status} {body[:200]!r}")
+            took.append(_seconds_of(connection, f"/metrics?{urlencode(given)}"))
             time.sleep(0.01)
         return took
     finally:
