@@ -237,27 +237,25 @@ class Rollup:
         self.settle()
         first, rows = 0, 0
         for number, stretches in enumerate(steps):
-            rows += sum(len(bucket.cells) for _, bucket in self._buckets(stretches)) + _STEP_ROWS
+            rows += sum(len(bucket.cells) for _, _, bucket in self._buckets([stretches])) + _STEP_ROWS
             if rows >= _PORTION_ROWS:
                 yield steps[first : number + 1]
                 first, rows = number + 1, 0
         if first < len(steps):
             yield steps[first:]
 
-    def totals(self, steps: Steps) -> tuple[Ints, Totals]:
+    def totals(self, steps: Steps) -> tuple[Ints, Ints, Totals]:
         """
         What the cells come to in each of *steps*.
 
         Returns:
-            (step * len(table) + cell of those that have any, ascending; what each comes to).
+            (Step, cell, what it comes to) of those that have any, ascending.
         """
         self.settle()
         size, width = len(self._table), self._schema.width
-        found = [
-            (step * size, bucket) for step, stretches in enumerate(steps) for _, bucket in self._buckets(stretches)
-        ]
+        found = [(step * size, bucket) for step, _, bucket in self._buckets(steps)]
         if not found:
-            return _NONE, Totals.zeros(0, width)
+            return _NONE, _NONE, Totals.zeros(0, width)
         low = np.zeros((sum(len(bucket.cells) for _, bucket in found), width), np.int64)
         high: Ints | None = None
         at = 0
@@ -271,16 +269,15 @@ class Rollup:
                 high = np.zeros_like(low) if high is None else high
                 high[at:end] = held.high
             at = end
-        return add_together(np.concatenate([bucket.cells + first for first, bucket in found]), Totals(low, high))
+        keys, totals = add_together(
+            np.concatenate([bucket.cells + first for first, bucket in found]), Totals(low, high)
+        )
+        return *np.divmod(keys, size), totals
 
     def puts(self, steps: Steps) -> list[tuple[int, Put]]:
         """(Step, distributions of a bucket) as they are now, whatever comes later."""
         self.settle()
-        return [
-            (step, bucket.sketch.settle())
-            for step, stretches in enumerate(steps)
-            for _, bucket in self._buckets(stretches)
-        ]
+        return [(step, bucket.sketch.settle()) for step, _, bucket in self._buckets(steps)]
 
     def summaries(
         self,
@@ -328,8 +325,7 @@ class Rollup:
         if puts is None:
             reduced = (
                 (step, bucket.reduced(numbers, places, remember=tier.width_s >= _REMEMBERS_S))
-                for step, stretches in enumerate(steps)
-                for tier, bucket in self._buckets(stretches)
+                for step, tier, bucket in self._buckets(steps)
             )
         else:
             reduced = ((step, put.by_group(numbers)) for step, put in puts)
@@ -377,11 +373,13 @@ class Rollup:
         edges = (one[whole].tolist() for one in (owners, lows, highs))
         return {owner: values[low:high] for owner, low, high in zip(*edges, strict=True)}
 
-    def _buckets(self, stretches: Sequence[Stretch]) -> Iterator[tuple[Tier, Bucket]]:
-        for stretch in stretches:
-            buckets = self._tiers[stretch.tier]
-            for at in buckets.irange(stretch.start_s, stretch.end_s, inclusive=(True, False)):
-                yield self._kept[stretch.tier], buckets[at]
+    def _buckets(self, steps: Steps) -> Iterator[tuple[int, Tier, Bucket]]:
+        """(Step, tier, bucket) of everything that lies in *steps*."""
+        for step, stretches in enumerate(steps):
+            for stretch in stretches:
+                tier, buckets = self._kept[stretch.tier], self._tiers[stretch.tier]
+                for at in buckets.irange(stretch.start_s, stretch.end_s, inclusive=(True, False)):
+                    yield step, tier, buckets[at]
 
     def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
         """

@@ -34,6 +34,7 @@ from tokentrace.errors import Rejected, Unavailable
 from tokentrace.machine import Message
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.query import Query
+from tokentrace.metric.reader import finish
 from tokentrace.pump import Pump
 from tokentrace.records import Batch, encode_batches
 from tokentrace.snapshots import KEEP_SNAPSHOTS, Snapshots
@@ -511,13 +512,13 @@ class Worker:
                 fields=["latency", "prompt"],
                 custom=["legal"],
             )
-            answer = self.shard.answer(query, True)
+            answer = finish(self.shard.answer(query, True))
             for figures in (answer.total, *(answer.groups[name] for name in sorted(answer.groups))):
                 tally = figures.custom.get("legal")
                 found.append(list(figures.sums.numbers()))
                 found.append([figures.summaries[name].quantile(0.9) for name in figures.summaries])
                 found.append(tally and [tally.size, tally.total, tally.summary.quantile(0.95)])
-        lived = self.shard.answer(Query(what="lifetime"), True).lived
+        lived = finish(self.shard.answer(Query(what="lifetime"), True)).lived
         assert lived is not None
         found += [(one.model, one.status, list(one.sums.numbers())) for one in lived.counters]
         return [*found, lived.walls, lived.histograms, lived.custom["legal"].total]

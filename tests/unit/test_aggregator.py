@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,7 @@ from tokentrace.errors import Rejected
 from tokentrace.machine import Message
 from tokentrace.metric.cost import render_cost
 from tokentrace.metric.query import Answer, Partial, Query, decode_partial, encode_partial, merge_partials
+from tokentrace.metric.reader import finish, pieces
 from tokentrace.metric.registry import GROUPS
 from tokentrace.quantile import RELATIVE_ERROR
 from tokentrace.records import Batch, Span, decode_batches, encode_batches
@@ -88,7 +90,7 @@ def make_messages(
 
 
 def ask(machines: list[Shard], query: Query) -> Answer:
-    partials = [decode_partial(encode_partial(machine.answer(query, True))) for machine in machines]
+    partials = [decode_partial(encode_partial(finish(machine.answer(query, True)))) for machine in machines]
     return merge_partials(partials, len(machines), query)
 
 
@@ -271,25 +273,20 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.window, "_PORTION_ROWS", 1)
-        work = machine.answering(query, True)
-        pauses = 0
-        while (found := piece(work)) is None:
-            pauses += 1
-            for message in itertools.islice(rest, 2):
-                machine.fold(message, CREATED)
-    assert pauses > 60
+        *pauses, found = folding(machine, query, rest, 2)
+    assert len(pauses) > 60
+    assert found is not None
     assert len(found.points) == 61
     assert sum(point.total.sums.spans for point in found.points) > 0
 
 
-def piece(work: Any) -> Partial | None:
-    """What *work* came to; None when it is not done."""
-    try:
-        next(work)
-    except StopIteration as done:
-        result: Partial = done.value
-        return result
-    return None
+def folding(machine: Shard, query: Query, rest: Iterator[Message], count: int) -> Iterator[Partial | None]:
+    """The pieces of an answer, after each of which *count* more of *rest* are folded."""
+    for found in pieces(machine.answer(query, True)):
+        yield found
+        if found is None:
+            for message in itertools.islice(rest, count):
+                machine.fold(message, CREATED)
 
 
 def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(make_dice: random.Random) -> None:
@@ -303,16 +300,13 @@ def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(m
     for message in itertools.islice(rest, len(stream) // 2):
         machine.fold(message, CREATED)
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S, groupby="name", by_model=True, fields=FIELDS)
-    before = machine.answer(query, True)
+    before = finish(machine.answer(query, True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.metric.reader, "_PLACES", 6)
         patch.setattr(tokentrace.metric.reader, "_MANY_ENTRIES", 1)
-        work, pauses = machine.answering(query, True), 0
-        while (found := piece(work)) is None:
-            pauses += 1
-            for message in itertools.islice(rest, 3):
-                machine.fold(message, CREATED)
-    assert pauses > 20
+        *pauses, found = folding(machine, query, rest, 3)
+    assert len(pauses) > 20
+    assert found is not None
     assert (found.position, found.total.sums, found.models) == (before.position, before.total.sums, before.models)
     assert found.groups.keys() == before.groups.keys()
     pairs = [(before.groups[name], found.groups[name]) for name in found.groups]
@@ -322,7 +316,7 @@ def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(m
         assert then.summary("latency").count == now.summary("latency").count
         exact = then.summary("latency").quantile(0.5)
         assert now.summary("latency").quantile(0.5) == pytest.approx(exact, rel=2 * RELATIVE_ERROR)
-    assert machine.answer(query, True).total.sums.spans > found.total.sums.spans
+    assert finish(machine.answer(query, True)).total.sums.spans > found.total.sums.spans
 
 
 def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) -> None:
@@ -352,13 +346,13 @@ def test_two_workers_with_the_same_shard_count_once_and_the_furthest_wins(make_d
         ahead.fold(message, CREATED)
     behind.fold(stream[0], CREATED)
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
-    answer = merge_partials([behind.answer(query, True), ahead.answer(query, True)], 1, query)
+    answer = merge_partials([finish(behind.answer(query, True)), finish(ahead.answer(query, True))], 1, query)
     assert answer.total.sums.spans == 9
 
 
 def test_a_missing_shard_is_named() -> None:
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
-    answer = merge_partials([Shard(1, 3).answer(query, True)], 3, query)
+    answer = merge_partials([finish(Shard(1, 3).answer(query, True))], 3, query)
     assert answer.missing_shards == [0, 2]
     assert not answer.caught_up
 
@@ -370,10 +364,10 @@ def test_what_was_never_seen_moves_since(make_dice: random.Random) -> None:
     machine.lost(1, 20, CREATED)
     machine.fold(stream[0]._replace(sequence=21), CREATED)
     query = Query(from_s=NOW_S - 3600, to_s=NOW_S + 1, now_s=NOW_S)
-    assert machine.answer(query, True).since_ns == stream[0].time_ns
+    assert finish(machine.answer(query, True)).since_ns == stream[0].time_ns
     again = Shard(0, 1)
     again.restore(*saved(machine))
-    assert again.answer(query, True).since_ns == stream[0].time_ns
+    assert finish(again.answer(query, True)).since_ns == stream[0].time_ns
     assert again.losses == machine.losses
 
 

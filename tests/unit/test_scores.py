@@ -23,6 +23,7 @@ from tokentrace.machine import Message
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.metric.quality import render_quality
 from tokentrace.metric.query import Answer, Figures, Query, Tally, decode_partial, encode_partial, merge_partials
+from tokentrace.metric.reader import finish
 from tokentrace.quantile import RELATIVE_ERROR, Summary
 from tokentrace.records import Batch, Score, Span, encode_batches
 from tokentrace_aggregator.machine import VERSION, Shard
@@ -98,7 +99,7 @@ class Pipeline:
 
     def ask(self, query: Query = QUALITY) -> Answer:
         """All shards, over the wire."""
-        partials = [decode_partial(encode_partial(shard.answer(query, True))) for shard in self._shards]
+        partials = [decode_partial(encode_partial(finish(shard.answer(query, True)))) for shard in self._shards]
         return merge_partials(partials, len(partials), query)
 
     def quality(self, query: Query = QUALITY) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def test_while_a_shard_is_missing_nothing_is_below_zero() -> None:
     span = call(score=ONE // 2)
     pipeline.send(0, spans=[span])
     pipeline.send(1, scores=[scored(span, None, ONE // 2)])
-    lonely = decode_partial(encode_partial(pipeline._shards[1].answer(QUALITY, True)))
+    lonely = decode_partial(encode_partial(finish(pipeline._shards[1].answer(QUALITY, True))))
     assert render_quality(merge_partials([lonely], 2, QUALITY).total) == shows([])
     assert not lonely.total.summary("score").exact
 
@@ -322,7 +323,7 @@ def test_hundreds_that_go_where_they_never_came_leave_what_is_left() -> None:
     assert summary.count == 2
     assert [summary.quantile(q) for q in (0, 1)] == [0, pytest.approx(ONE, rel=RELATIVE_ERROR)]
     # Without shard 0 there is one value, and what goes is none of it.
-    lonely = decode_partial(encode_partial(pipeline._shards[1].answer(QUALITY, True))).total.summary("score")
+    lonely = decode_partial(encode_partial(finish(pipeline._shards[1].answer(QUALITY, True)))).total.summary("score")
     assert [lonely.quantile(q) for q in (0, 1)] == [pytest.approx(ONE, rel=RELATIVE_ERROR)] * 2
 
 

@@ -196,7 +196,7 @@ def readings_of(
     rollup: Rollup, stretches: Sequence[Stretch], groups: Any, size: int, fields: Sequence[str]
 ) -> list[Reading]:
     """One for each group of cells."""
-    cells, totals = rollup.totals([stretches])
+    _, cells, totals = rollup.totals([stretches])
     sums = add_by(groups[cells], totals, size)
     found = rollup.summaries([stretches], dict.fromkeys(fields, groups), size)
     return [Reading(Sums.of(sums, n), {name: found[name].get(n, Summary()) for name in fields}) for n in range(size)]

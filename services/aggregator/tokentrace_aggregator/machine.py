@@ -17,7 +17,7 @@ from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message, Part, Saved
 from tokentrace.metric.custom import CustomMetric, Measured, add_measured
 from tokentrace.metric.query import Counter, Figures, Lived, Partial, Point, Query, Transport
-from tokentrace.metric.reader import Read, Reader, Work, finish
+from tokentrace.metric.reader import Read, Reader, Work
 from tokentrace.records import Batch, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
@@ -235,12 +235,8 @@ class Shard:
         recent = [loss.until_ns or now_ns for loss in self.losses]
         return max((until for until in recent if until > now_ns - HORIZON_NS), default=0)
 
-    def answer(self, query: Query, caught_up: bool) -> Partial:
-        """This shard's part of the answer to *query*."""
-        return finish(self.answering(query, caught_up))
-
-    def answering(self, query: Query, caught_up: bool) -> Work[Partial]:
-        """As ``answer``, piece by piece, so that others get a turn."""
+    def answer(self, query: Query, caught_up: bool) -> Work[Partial]:
+        """This shard's part of the answer to *query*, piece by piece, so that others get a turn."""
         if query.what == "lifetime":
             return self._answer_lifetime(caught_up)
         if query.what == "series":
@@ -262,7 +258,8 @@ class Shard:
         from_s, since_ns = self._bounds(query)
         stretches = plan(from_s, query.to_s, query.now_s)
         position, transport = self._position, self._transport()
-        [(total, groups, models)] = yield from self._reading([stretches], query)
+        reader = Reader(self._rollup, self._table, query)
+        [(total, groups, models)] = yield from self._read(reader, [stretches], query)
         return Partial(
             shard=self.shard,
             position=position,
@@ -278,9 +275,10 @@ class Shard:
 
     def _answer_series(self, query: Query, caught_up: bool) -> Work[Partial]:
         from_s, since_ns = self._bounds(query)
-        steps, points = split_at(from_s, query.to_s, query.now_s, query.step_s), []
+        reader, points = Reader(self._rollup, self._table, query), []
+        steps = split_at(from_s, query.to_s, query.now_s, query.step_s)
         for portion in self._rollup.portions(steps):
-            found = yield from self._reading(portion, query)
+            found = yield from self._read(reader, portion, query)
             for stretches, (total, groups, _) in zip(portion, found, strict=True):
                 points.append(Point(start_s=stretches[0].start_s, total=total, groups=groups))
             yield
@@ -294,10 +292,10 @@ class Shard:
             points=points,
         )
 
-    def _reading(self, steps: Steps, query: Query) -> Work[list[Read]]:
+    def _read(self, reader: Reader, steps: Steps, query: Query) -> Work[list[Read]]:
         asked = [name for name in query.custom if name in self._measured]
         measured = {name: self._measured[name].read(steps, query) for name in asked}
-        found = yield from Reader(self._rollup, self._table, query).reading(steps)
+        found = yield from reader.reading(steps)
         add_measured(found, measured)
         return found
 

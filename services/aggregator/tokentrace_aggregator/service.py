@@ -13,6 +13,7 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.http import Health, Sample
 from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.metric.query import decode_query, encode_partial, encode_promise
+from tokentrace.metric.reader import pieces
 from tokentrace.pump import TURN_S, Pump
 from tokentrace.settings import Settings, own_shards
 from tokentrace.units import SECOND
@@ -82,23 +83,17 @@ class Aggregator:
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
-        waiting = {machine.shard for machine in self.machines}
-        promised = False
+        unpromised = {machine.shard for machine in self.machines}
         turn = time.perf_counter() + TURN_S
         for machine, pump in zip(self.machines, self.pumps, strict=True):
-            work = machine.answering(query, pump.progress.caught_up)
-            while True:
-                try:
-                    next(work)
-                except StopIteration as done:
-                    yield encode_partial(done.value)
-                    waiting.discard(machine.shard)
-                    break
-                if time.perf_counter() > turn:
-                    if not promised:
-                        for shard in sorted(waiting):
-                            yield encode_promise(shard)
-                        promised = True
+            for found in pieces(machine.answer(query, pump.progress.caught_up)):
+                if found is not None:
+                    yield encode_partial(found)
+                    unpromised.discard(machine.shard)
+                elif time.perf_counter() > turn:
+                    for shard in sorted(unpromised):
+                        yield encode_promise(shard)
+                    unpromised.clear()
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S
 

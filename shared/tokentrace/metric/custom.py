@@ -13,7 +13,7 @@ import numpy as np
 from tokentrace.cell import CHANGED, DIMENSIONS, MAX_CELLS, SIGN, UNKNOWN, Schema, Table
 from tokentrace.change import Change, change_rows
 from tokentrace.errors import ConfigError, shorten
-from tokentrace.exact import add_by, add_together
+from tokentrace.exact import Totals, add_by, add_together
 from tokentrace.lifetime import Counters
 from tokentrace.machine import Part
 from tokentrace.metric.query import Figures, Query, Tally
@@ -314,20 +314,20 @@ class Measured:
         Of the cells that *query* lets through, every kind unless it says.
         """
         wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
-        total = self._tallies(steps, np.where(wanted, 0, -1), 1)
+        rows = self._rollup.totals(steps)
+        total = self._tallies(rows, steps, np.where(wanted, 0, -1), 1)
         found: list[tuple[Tally, dict[str, Tally]]] = [(total.get(step, Tally()), {}) for step in range(len(steps))]
         if query.groupby:
             groups = grouped(self._table, query.groupby)
             size = len(groups.names)
-            for number, tally in self._tallies(steps, np.where(wanted, groups.numbers, -1), size).items():
+            for number, tally in self._tallies(rows, steps, np.where(wanted, groups.numbers, -1), size).items():
                 if tally.holds_any:
                     found[number // size][1][groups.names[number % size]] = tally
         return found
 
-    def _tallies(self, steps: Steps, groups: Ints, size: int) -> dict[int, Tally]:
-        """Step * size + group -> what it comes to."""
-        keys, totals = self._rollup.totals(steps)
-        step, cells = np.divmod(keys, max(len(self._table), 1))
+    def _tallies(self, rows: tuple[Ints, Ints, Totals], steps: Steps, groups: Ints, size: int) -> dict[int, Tally]:
+        """Step * size + group -> what it comes to; *rows* as ``Rollup.totals`` has them."""
+        step, cells, totals = rows
         own = groups[cells]
         numbers, sums = add_together(np.where(own >= 0, step * size + own, -1), totals)
         p95 = self.metric.type == "p95"

@@ -274,21 +274,27 @@ def merge_figures(figures: Iterable[Figures]) -> Figures:
     if len(parts) == 1:
         return parts[0]
     sums, paid = Sums(), 0
-    summaries: dict[str, list[Summary]] = {}
     custom: dict[str, list[Tally]] = {}
     for one in parts:
         paid += one.paid
         sums.add(one.sums)
-        for name, summary in one.summaries.items():
-            summaries.setdefault(name, []).append(summary)
         for name, tally in one.custom.items():
             custom.setdefault(name, []).append(tally)
     return Figures(
         sums=sums,
-        summaries={name: merge(parts) for name, parts in summaries.items()},
+        summaries=merge_summaries(parts),
         paid=paid,
-        custom={name: merge_tallies(parts) for name, parts in custom.items()},
+        custom={name: merge_tallies(tallies) for name, tallies in custom.items()},
     )
+
+
+def merge_summaries(figures: Iterable[Figures]) -> dict[str, Summary]:
+    """Field -> the distribution of everything together."""
+    parts: dict[str, list[Summary]] = {}
+    for one in figures:
+        for field, summary in one.summaries.items():
+            parts.setdefault(field, []).append(summary)
+    return {field: merge(summaries) for field, summaries in parts.items()}
 
 
 def merge_tallies(tallies: Sequence[Tally]) -> Tally:

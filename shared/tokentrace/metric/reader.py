@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokentrace.cell import ADDED, COUNTED, WIDTH, Sums, Table
 from tokentrace.exact import Totals, add_together
-from tokentrace.metric.query import ALL_KINDS, Figures, Query
-from tokentrace.quantile import Ints, Summary, merge
+from tokentrace.metric.query import ALL_KINDS, Figures, Query, merge_summaries
+from tokentrace.quantile import Ints, Summary
 from tokentrace.records import counts_as_cost
 from tokentrace.window import Rollup, Steps
 
@@ -69,18 +69,19 @@ class Read(NamedTuple):
     models: dict[str, Figures]
 
 
+def pieces(work: Work[T]) -> Iterator[T | None]:
+    """None after each piece of *work*, at last what it comes to."""
+    yield (yield from work)
+
+
 def finish(work: Work[T]) -> T:
     """What *work* comes to, done in one go."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as done:
-            result: T = done.value
-            return result
+    *_, result = pieces(work)
+    return cast(T, result)
 
 
 class _Rows(NamedTuple):
-    """What the cells come to in each step, columns that a cell does not count for at 0; the last is who paid."""
+    """What the cells come to in each step, as ``Rollup.totals`` has it."""
 
     steps: Ints
     cells: Ints
@@ -104,25 +105,26 @@ class Reader:
         query, table = self._query, self._table
         if self._known != len(table):
             self._known, self._masks = len(table), _masks(table, query)
-        keys, found = self._rollup.totals(steps)
-        if not len(keys):
+        rows = _Rows(*self._rollup.totals(steps))
+        if not len(rows.cells):
             return [Read(Figures(), {}, {}) for _ in steps]
-        rows = self._rows(steps, keys, found)
+        rows = self._counted(rows)
         nothing: list[dict[str, Figures]] = [{} for _ in steps]
         groups = (yield from self._figures(rows, steps, query.groupby, query.fields)) if query.groupby else nothing
         totals = yield from self._figures(rows, steps, "", () if query.groupby else query.fields)
         for total, own in zip(totals, groups, strict=True):
             # Each value is in one group: to add up their distributions is quicker than to read the buckets twice.
             if own:
-                total[""].summaries = _merged(own.values(), query.fields)
+                total[""].summaries = merge_summaries(own.values())
         models = (yield from self._figures(rows, steps, "model", ())) if query.by_model else nothing
         return [
             Read(total.get("", Figures()), with_any(own), with_any(by_model))
             for total, own, by_model in zip(totals, groups, models, strict=True)
         ]
 
-    def _rows(self, steps: Steps, keys: Ints, totals: Totals) -> _Rows:
-        step, cells = np.divmod(keys, max(len(self._table), 1)) if len(steps) > 1 else (np.zeros_like(keys), keys)
+    def _counted(self, rows: _Rows) -> _Rows:
+        """Columns that a cell does not count for at 0, and one more: who paid."""
+        step, cells, totals = rows
         counts = self._masks[:, cells]
         wanted = counts.any(axis=0)
         if not wanted.all():
@@ -171,11 +173,6 @@ class Reader:
                 for number, summary in part.items():
                     found[field][number // few * size + first + number % few] = summary
         return found
-
-
-def _merged(groups: Collection[Figures], fields: Sequence[str]) -> dict[str, Summary]:
-    parts = {field: [own.summaries[field] for own in groups if field in own.summaries] for field in fields}
-    return {field: merge(found) for field, found in parts.items() if found}
 
 
 def _masks(table: Table, query: Query) -> Mask:
