@@ -260,10 +260,9 @@ def ask_everything(pipeline: Apart, sender: Sender) -> bytes:
         page += 200
         if not found:
             break
-    for number, trace_id in enumerate(ids):
+    for trace_id in ids:
         name = quote(trace_id, safe="")
-        # All forms are made of the same spans: each trace is asked for in full, and in one of the others.
-        paths += [f"/traces/{name}", f"/traces/{name}{('?format=mist', '/timeline')[number % 2]}"]
+        paths += [f"/traces/{name}", f"/traces/{name}?format=mist", f"/traces/{name}/timeline"]
     sessions = pipeline.get("/api/sessions?limit=100")
     answers.append(sessions.body)
     for session in sessions.json()["sessions"]:

@@ -491,7 +491,7 @@ def restarted(story: Story, snapshot: bytes, *, caught_up: bool) -> None:
     story.restart(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot)), caught_up=caught_up)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
@@ -509,7 +509,7 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
     assert said(story.published) == tell(RULES, messages)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_a_kill_after_any_publication_leaves_the_rest_to_be_published_and_nothing_else(
     stream: Stream, seed: int
@@ -537,7 +537,7 @@ def test_a_kill_after_any_publication_leaves_the_rest_to_be_published_and_nothin
     assert said(story.published) == tell(RULES, messages)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_batches_that_come_again_change_nothing(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
