@@ -1,0 +1,178 @@
+"""The documents are true of the code, as far as a test can tell: links, settings, tests and records they name exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec import inspect
+
+from tokentrace.records import (
+    Annotation,
+    Batch,
+    ChatMessage,
+    ReporterStats,
+    Score,
+    SessionEnd,
+    Span,
+    Started,
+    Tombstone,
+)
+from tokentrace.settings import Settings, build, parse_yaml
+from tokentrace_alerter.service import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / ".github").rglob("*.md")])
+NAMES = [str(file.relative_to(ROOT)) for file in DOCUMENTS]
+MAY_CITE = {"README.md", "ARCHITECTURE.md", "CHANGELOG.md"}
+RECORDS = (Batch, Span, ReporterStats, Started, Score, ChatMessage, SessionEnd, Tombstone, Annotation)
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+TEST = re.compile(r"\b(tests/[\w/]+\.py)::(\w+)")
+VARIABLE = re.compile(r"\b(?:TOKENTRACE|TRACE)_[A-Z_]+\b")
+SCHEME = re.compile(r"[a-z]+:")
+KEY = re.compile(r"`([a-z_]+(?:\.[A-Za-z_<>-]+)+)`")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def prose(name: str) -> str:
+    """The text of a document without its blocks of code."""
+    return FENCE.sub("", read(name))
+
+
+def anchors(file: Path) -> set[str]:
+    """What a link to a heading of *file* may end with, as GitHub makes it of the heading's text."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@cache
+def functions(file: str) -> set[str]:
+    tree = ast.parse(read(file))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+@cache
+def source_words() -> set[str]:
+    """The environment variables that programs and tests name."""
+    folders = ("shared", "services", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py") if file != Path(__file__)]
+    return {word for file in files for word in VARIABLE.findall(file.read_text(encoding="utf-8"))}
+
+
+def is_setting(key: str, kind: inspect.Type) -> bool:
+    """True when *key*, names with dots between, leads to a setting within *kind*."""
+    if isinstance(kind, inspect.UnionType):
+        return any(is_setting(key, one) for one in kind.types)
+    if isinstance(kind, inspect.ListType):
+        return is_setting(key, kind.item_type)
+    if not key:
+        return True
+    name, _, rest = key.partition(".")
+    if isinstance(kind, inspect.DictType):
+        return is_setting(rest, kind.value_type)
+    if isinstance(kind, inspect.StructType):
+        return any(is_setting(rest, field.type) for field in kind.fields if field.encode_name == name)
+    return False
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(Document, text) of every block of code in *language*."""
+    return [(name, text) for name in NAMES for found, text in FENCE.findall(read(name)) if found == language]
+
+
+def leads_somewhere(name: str, target: str) -> bool:
+    """True when the link *target* of the document *name* leads to a file of the repository, and a heading in it."""
+    path, _, anchor = target.partition("#")
+    file = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+    return file.exists() and file.is_relative_to(ROOT) and (not anchor or anchor in anchors(file))
+
+
+def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
+    links = [(name, target) for name in NAMES for target in LINK.findall(prose(name)) if not SCHEME.match(target)]
+    assert len(links) > 50
+    assert [link for link in links if not leads_somewhere(*link)] == []
+
+
+def test_every_test_that_a_document_names_exists() -> None:
+    named = [(name, file, test) for name in NAMES for file, test in TEST.findall(read(name))]
+    assert len(named) > 30
+    assert [one for one in named if not (ROOT / one[1]).is_file() or one[2] not in functions(one[1])] == []
+
+
+def test_every_jetstream_fact_names_a_test() -> None:
+    facts = re.split(r"^(?=\*\*)", prose("docs/explanation/jetstream.md"), flags=re.MULTILINE)[1:]
+    assert len(facts) > 20
+    assert [fact.splitlines()[0] for fact in facts if not TEST.search(fact)] == []
+
+
+def test_every_setting_that_a_document_names_exists() -> None:
+    schema = inspect.type_info(Settings)
+    assert isinstance(schema, inspect.StructType)
+    sections = {field.encode_name for field in schema.fields}
+    named = [(name, key) for name in NAMES for key in KEY.findall(prose(name)) if key.partition(".")[0] in sections]
+    assert len(named) > 30
+    assert [one for one in named if not is_setting(one[1], schema)] == []
+
+
+def test_a_setting_that_does_not_exist_would_be_noticed() -> None:
+    schema = inspect.type_info(Settings)
+    assert is_setting("pricing.models.<model>.prompt_per_1m", schema)
+    assert is_setting("alerts.delivery.url", schema)
+    assert not is_setting("nats.shard", schema)
+    assert not is_setting("nats.shards.more", schema)
+
+
+def test_every_environment_variable_that_a_document_names_is_read_by_a_program() -> None:
+    named = [(name, word) for name in NAMES for word in VARIABLE.findall(read(name))]
+    assert len(named) > 10
+    assert [one for one in named if one[1] not in source_words()] == []
+
+
+@pytest.mark.parametrize(("name", "text"), blocks("yaml"), ids=[name for name, _ in blocks("yaml")])
+def test_every_yaml_block_is_a_valid_configuration(name: str, text: str) -> None:
+    settings = build(parse_yaml(text, name, environ={}), name)
+    assert len(Config.of(settings).rules) == len(settings.alerts)
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_the_wire_format_page_lists_every_field_in_its_order(record: type[msgspec.Struct]) -> None:
+    page = read("docs/explanation/wire-format.md")
+    section = page.partition(f"\n### {record.__name__}\n")[2].partition("\n### ")[0]
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", section, re.MULTILINE)
+    assert rows == [(str(number), field) for number, field in enumerate(record.__struct_fields__)]
+
+
+def test_the_decisions_are_numbered_without_a_gap_and_listed() -> None:
+    files = sorted(file.name for file in (DOCS / "decisions").glob("[0-9]*.md"))
+    assert [name[:4] for name in files] == [f"{number:04d}" for number in range(1, len(files) + 1)]
+    listed = re.findall(r"^\| \[\d{4}\]\(([^)]+)\)", read("docs/decisions/README.md"), re.MULTILINE)
+    assert listed == files
+
+
+def test_every_page_can_be_reached_from_the_index() -> None:
+    seen, todo = set[Path](), [DOCS / "README.md"]
+    while todo:
+        file = todo.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        targets = [target.partition("#")[0] for target in LINK.findall(prose(str(file.relative_to(ROOT))))]
+        found = [(file.parent / target).resolve() for target in targets if target.endswith(".md")]
+        todo += [one for one in found if one.is_relative_to(DOCS)]
+    assert sorted(set(DOCS.rglob("*.md")) - seen) == []
+
+
+def test_no_document_cites_a_page_that_is_not_in_the_repository() -> None:
+    names = [name for name in NAMES if name not in MAY_CITE]
+    assert [(name, cited) for name in names for cited in re.findall(r"\b(?:SPEC|DESIGN)\b.{0,20}", read(name))] == []
