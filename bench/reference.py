@@ -36,7 +36,7 @@ def _loop() -> float:
             counts[key] = counts.get(key, 0) + n
 
     # The median, not the best: other work on the machine slows the rows as well.
-    took = sorted(seconds_per_call(work, at_least_s=0.0, tries=1) for _ in range(1000))
+    took = sorted(seconds_per_call(work, at_least_s=0.0, tries=1) for _ in range(500))
     return took[len(took) // 2]
 
 

@@ -141,7 +141,7 @@ class Runner(Protocol):
         """Measure one row."""
 
     def share(self, plans: Sequence[Plan], work: Callable[[], None]) -> None:
-        """Do *work*, a set-up that *plans* share and measure; those it does not reach are FAILED, and the group goes on."""
+        """Do *work*, which measures *plans* after a set-up they share; those not reached are FAILED."""
 
     def limit(self, reference: Reference) -> Limit:
         """A reference on this machine."""

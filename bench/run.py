@@ -28,13 +28,15 @@ class Run:
         self._table = table
         self._group = ""
         self._limits: dict[str, Limit | Failed] = {}
+        self._again: set[str] = set()
 
     def group(self, group: Group) -> None:
         """Measure *group*, the references of its rows first: once its services run, they would disturb them."""
         self._group = group.name
+        self._limits = {name: found for name, found in self._limits.items() if name not in self._again}
         references = [plan.limit for plan in group.plans if isinstance(plan.limit, Reference)]
-        for reference in {one.name: one for one in [LOOP, *references]}.values():
-            if reference.again or reference.name not in self._limits:
+        for reference in references:
+            if reference.name not in self._limits:
                 self._refer(reference)
         self._attempt(group.plans, lambda: group.run(self))
 
@@ -53,12 +55,12 @@ class Run:
         self._attempt([plan], take)
 
     def share(self, plans: Sequence[Plan], work: Callable[[], None]) -> None:
-        """Do *work*, a set-up that *plans* share and measure; those it does not reach are FAILED, and the group goes on."""
+        """Do *work*, which measures *plans* after a set-up they share; those not reached are FAILED."""
         self._attempt(plans, work)
 
     def limit(self, reference: Reference) -> Limit:
         """
-        *reference* on this machine, measured before its group began.
+        *reference* on this machine, measured before its group began if a row of the group names it, else now.
 
         Raises:
             Failed: It could not be measured.
@@ -75,6 +77,9 @@ class Run:
         return max(int(rate * LOOP.set_on / self.limit(LOOP).value), 1)
 
     def _refer(self, reference: Reference) -> None:
+        if reference.again:
+            self._again.add(reference.name)
+
         def take() -> None:
             self._limits[reference.name] = Limit(reference.name, reference.measure(), reference.unit)
 

@@ -19,7 +19,7 @@ class Table:
         plans = [(group, plan) for group in groups for plan in group.plans]
         names = max((len(_label(group.name, plan.name)) for group, plan in plans), default=0)
         limits = max((len(plan.limit_name) for _, plan in plans), default=0)
-        self._widths = (names, 15, max(limits + 18, len(_HEAD[2])), 8, 24, 6, 0)
+        self._widths = (names, 17, max(limits + 18, len(_HEAD[2])), 8, 28, 6, 0)
 
     def head(self) -> None:
         """Print the head."""

@@ -107,6 +107,8 @@ def run(runner: Runner) -> None:
 
 
 def _apart(runner: Runner) -> None:
+    # Before anything runs that would slow the reference work down.
+    offered = _offered(runner, APART)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         fsync = fsync_note(directory)
@@ -117,17 +119,18 @@ def _apart(runner: Runner) -> None:
             words = python(f"tokentrace_{service}", "--nats", url, "--addr", f"127.0.0.1:{port}", "--data-dir", name)
             process = stack.enter_context(started(words, f"http://127.0.0.1:{port}/readyz"))
             pids[service] = process.pid
-        _drive(runner, APART, url, f"http://127.0.0.1:{ports['api']}", pids, fsync)
+        _drive(runner, APART, url, f"http://127.0.0.1:{ports['api']}", pids, offered, fsync)
 
 
 def _together(runner: Runner) -> None:
+    offered = _offered(runner, TOGETHER)
     with tempfile.TemporaryDirectory() as name:
         port, nats_port = free_port(), free_port()
         flags = ["--addr", f"127.0.0.1:{port}", "--also", "none", "--data-dir", name, "--nats-port", str(nats_port)]
         base = f"http://127.0.0.1:{port}"
         fsync = fsync_note(Path(name))
         with started(python("tokentrace_standalone", "serve", *flags), f"{base}/readyz") as process:
-            _drive(runner, TOGETHER, f"nats://127.0.0.1:{nats_port}", base, {"serve": process.pid}, fsync)
+            _drive(runner, TOGETHER, f"nats://127.0.0.1:{nats_port}", base, {"serve": process.pid}, offered, fsync)
 
 
 def _offered(runner: Runner, way: _Way) -> int:
@@ -138,8 +141,7 @@ def _offered(runner: Runner, way: _Way) -> int:
     return int(_ASKED * max(runner.offered(budget.ratio * PUBLISH.set_on), least))
 
 
-def _drive(runner: Runner, way: _Way, url: str, base: str, pids: dict[str, int], fsync: str) -> None:
-    offered = _offered(runner, way)
+def _drive(runner: Runner, way: _Way, url: str, base: str, pids: dict[str, int], offered: int, fsync: str) -> None:
     memory, account, seen = _Memory(pids), _Account(0, 0, 0), _Account(0, 0, 0)
 
     def rate() -> Measured:
