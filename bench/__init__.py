@@ -1,1 +1,1 @@
-"""Budgets of DESIGN 9, measured: ``make bench``."""
+"""The budgets, measured: ``make bench``. Speed is held against reference work that was measured in the same run."""

@@ -8,33 +8,32 @@ import time
 from pathlib import Path
 
 from bench.bare.publish import bare_publish
-from bench.process import fsync_ms, nats
+from bench.process import fsync_note, nats
+from bench.reference import BATCH
+from bench.row import Budget, Measured, Plan, Runner
 from bench.spans import make_batches
-from bench.table import Row
 from tokentrace.bus import jetstream, subjects
 from tokentrace.records import encode_batches
 
 _BATCHES = 3000
-_SIZE = 256
+
+PUBLISH = Plan("publish, 256-span batches, one process", "spans/s", "bare publish in turn", Budget(">=", 0.6))
+PLANS = (PUBLISH,)
 
 
-def rows() -> list[Row]:
+def run(runner: Runner) -> None:
     """Publish."""
-    payloads = [encode_batches([batch]) for batch in make_batches(50, _SIZE)]
+    runner.row(PUBLISH, _publish_both)
+
+
+def _publish_both() -> Measured:
+    payloads = [encode_batches([batch]) for batch in make_batches(50, BATCH)]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        sync = fsync_ms(directory)
+        note = fsync_note(directory)
         with nats(directory) as url:
             ours, bare = asyncio.run(_measure(url, payloads))
-    return [
-        Row(
-            "publish, 256-span batches, one process",
-            f"{ours:,.0f} spans/s (fsync {sync:.2f} ms)",
-            f"bare: {ours / bare:.0%}",
-            ">= 60 % of bare",
-            ours >= 0.6 * bare,
-        )
-    ]
+    return Measured(ours, bare, note)
 
 
 async def _measure(url: str, payloads: list[bytes]) -> tuple[float, float]:
@@ -42,9 +41,11 @@ async def _measure(url: str, payloads: list[bytes]) -> tuple[float, float]:
         for stream in subjects.streams():
             await bus.ensure(stream)
         await _publish(bus, payloads, 200)
-        ours = [await _publish(bus, payloads, _BATCHES) for _ in range(3)]
-        bare = [await bare_publish(url, subjects.spans("default", 0), payloads, _BATCHES) for _ in range(3)]
-    return max(ours) * _SIZE, max(bare) * _SIZE
+        ours, bare = [], []
+        for _ in range(3):
+            ours.append(await _publish(bus, payloads, _BATCHES))
+            bare.append(await bare_publish(url, subjects.spans("default", 0), payloads, _BATCHES))
+    return max(ours) * BATCH, max(bare) * BATCH
 
 
 async def _publish(bus: jetstream.JetStream, payloads: list[bytes], count: int) -> float:

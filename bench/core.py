@@ -1,23 +1,50 @@
-"""Rows that need no broker: decode, fold, report()."""
+"""Rows that need no broker: fold, report(), import."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 
+from bench.reference import BATCH, DECODE, at_most
+from bench.row import Budget, Measured, Plan, Runner
 from bench.spans import make_batches, make_spans
-from bench.table import Row, seconds_per_call
+from bench.table import seconds_per_call
 from tokentrace import Reporter
 from tokentrace.machine import Message
 from tokentrace.records import decode_batches, encode_batches
 from tokentrace_aggregator.machine import Shard
 
-_SIZE = 256
 _BATCHES = 400
+_IMPORTS = 7
+_IMPORT = """
+import time; began = time.perf_counter()
+import {names}
+took = time.perf_counter() - began
+import json, os, pathlib, sys
+pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+print(json.dumps([took, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(sys.modules)]))
+"""
+
+FOLD = Plan("fold a span of a batch, decode included", "s", "decode in turn", Budget("<=", 4.0))
+REPORT = Plan("report() on the caller's thread", "s", DECODE, at_most(5e-6, DECODE))
+IMPORT = Plan("import tokentrace", "s", "import msgspec, nats", Budget("<=", 2.0))
+SIZE = Plan("memory after import tokentrace", "MiB", "after import msgspec, nats", Budget("<=", 1.25))
+PLANS = (FOLD, REPORT, IMPORT, SIZE)
 
 
-def rows() -> list[Row]:
-    """Decode, fold, report()."""
-    batches = make_batches(_BATCHES, _SIZE)
+def run(runner: Runner) -> None:
+    """Fold, report(), import."""
+    runner.row(FOLD, _fold)
+    runner.row(REPORT, _report)
+    found: dict[str, list[list[float]]] = {}
+    runner.row(IMPORT, lambda: _import_time(found))
+    runner.row(SIZE, lambda: _import_size(found))
+
+
+def _fold() -> Measured:
+    batches = make_batches(_BATCHES, BATCH)
     messages = [
         Message("tokentrace.spans.default.0", encode_batches([batch]), index + 1, batch.arrived_ns, {})
         for index, batch in enumerate(batches)
@@ -33,25 +60,13 @@ def rows() -> list[Row]:
             shard.fold(message, 1)
         shard.tick(messages[-1].time_ns)
 
-    spans = _SIZE * _BATCHES
+    spans = BATCH * _BATCHES
     # In turn, so that a machine whose speed drifts drifts for both.
     pairs = [(seconds_per_call(decode, tries=1), seconds_per_call(fold, tries=1)) for _ in range(5)]
-    decode_s, fold_s = min(pair[0] for pair in pairs) / spans, min(pair[1] for pair in pairs) / spans
-    report_s = _report()
-    return [
-        Row("decode a span of a 256-span batch", f"{decode_s * 1e6:.2f} µs"),
-        Row(
-            "fold a batch, decode included",
-            f"{fold_s * 1e6:.2f} µs a span",
-            f"decode: {fold_s / decode_s:.1f} ×",
-            "<= 4 × decode",
-            fold_s <= 4 * decode_s,
-        ),
-        Row("report() on the caller's thread", f"{report_s * 1e6:.2f} µs", "", "<= 5 µs", report_s <= 5e-6),
-    ]
+    return Measured(min(pair[1] for pair in pairs) / spans, min(pair[0] for pair in pairs) / spans)
 
 
-def _report() -> float:
+def _report() -> Measured:
     """Nobody listens at the address: what is timed is the caller's side alone."""
     reporter = Reporter("bench", "nats://127.0.0.1:9", max_queue_spans=2_000_000, max_queue_bytes=2**31)
     spans = make_spans(1000)
@@ -62,4 +77,25 @@ def _report() -> float:
             reporter.report(span)
         best = min(best, (time.perf_counter() - began) / len(spans))
     reporter.close(0)
-    return best
+    return Measured(best)
+
+
+def _import_time(found: dict[str, list[list[float]]]) -> Measured:
+    """In processes of their own, in turn; *found* gets (seconds, MiB, modules) of each."""
+    for _ in range(_IMPORTS + 1):
+        for names in ("tokentrace", "msgspec, nats"):
+            words = [sys.executable, "-c", _IMPORT.format(names=names)]
+            done = subprocess.run(words, capture_output=True, check=True, timeout=120)
+            found.setdefault(names, []).append(json.loads(done.stdout))
+    ours, bare = ([one[0] for one in found[names][1:]] for names in ("tokentrace", "msgspec, nats"))
+    return Measured(_median(ours), _median(bare), f"median of {_IMPORTS} processes")
+
+
+def _import_size(found: dict[str, list[list[float]]]) -> Measured:
+    ours, bare = found["tokentrace"], found["msgspec, nats"]
+    modules = f"{ours[0][2]:.0f} modules, {bare[0][2]:.0f} without tokentrace"
+    return Measured(_median([one[1] for one in ours]), _median([one[1] for one in bare]), modules)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]

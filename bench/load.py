@@ -1,11 +1,67 @@
-"""A small HTTP load generator: ``python -m bench.load PORT CONNECTIONS SECONDS BODY_FILE`` prints requests a second."""
+"""HTTP load: ``python -m bench.load PORT CONNECTIONS SECONDS REQUEST_FILE`` prints requests a second."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+from bench.process import free_port, nats, pinned, python, started
+from bench.row import Failed
+from bench.spans import make_spans
+from tokentrace.dialect.docs import render_span
+
+_WARM_S, _SECONDS = 1.0, 3.0
+_OURS = ("trace_id", "span_id", "parent_span_id", "cost_usd")
+
+
+def post(directory: Path, count: int) -> Path:
+    """A file with a request that posts *count* spans, without ids, so that each time it is a new batch."""
+    shown = [render_span(span) for span in make_spans(count)]
+    docs = [{key: value for key, value in doc.items() if key not in _OURS and value is not None} for doc in shown]
+    body = json.dumps(docs if count > 1 else docs[0]).encode()
+    file = directory / f"post{count}.http"
+    head = b"POST /spans HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    file.write_bytes(head % len(body) + body)
+    return file
+
+
+def get(directory: Path) -> Path:
+    """A file with a request that a bare route answers with an empty document."""
+    file = directory / "get.http"
+    file.write_bytes(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    return file
+
+
+def request_rate(directory: Path, request: Path, connections: int, *, bare: bool) -> float:
+    """
+    Requests a second that ingest, or a bare route, answers on one core, the load generator on the other.
+
+    Raises:
+        Failed: The load generator ended with an error.
+    """
+    directory.mkdir()
+    with nats(directory) as url:
+        port = free_port()
+        words = (
+            python("bench.bare.route", url, str(port))
+            if bare
+            else python("tokentrace_ingest", "--nats", url, "--addr", f"127.0.0.1:{port}")
+        )
+        with started(words, f"http://127.0.0.1:{port}/readyz", cores={0}):
+            _generate(port, connections, _WARM_S, request)
+            return _generate(port, connections, _SECONDS, request)
+
+
+def _generate(port: int, connections: int, seconds: float, request: Path) -> float:
+    words = python("bench.load", str(port), str(connections), str(seconds), str(request))
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 60, preexec_fn=pinned({1}))
+    if done.returncode:
+        raise Failed(f"the load generator ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    return float(done.stdout)
 
 
 async def _connection(port: int, request: bytes, until: float) -> int:
@@ -14,7 +70,7 @@ async def _connection(port: int, request: bytes, until: float) -> int:
     while time.perf_counter() < until:
         writer.write(request)
         head = await reader.readuntil(b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 202"):
+        if head[9:12] not in (b"200", b"202"):
             raise RuntimeError(head.decode())
         length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
         if length:
@@ -24,11 +80,7 @@ async def _connection(port: int, request: bytes, until: float) -> int:
     return done
 
 
-async def _main(port: int, connections: int, seconds: float, body: bytes) -> float:
-    request = (
-        b"POST /spans HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (len(body), body)
-    )
+async def _main(port: int, connections: int, seconds: float, request: bytes) -> float:
     began = time.perf_counter()
     done = await asyncio.gather(*(_connection(port, request, began + seconds) for _ in range(connections)))
     return sum(done) / (time.perf_counter() - began)

@@ -1,4 +1,4 @@
-"""The api's span store: appends, and what is asked of 1 and of 10 million spans over a week."""
+"""The api's span store: appends, and questions to 1 and to 10 million spans over a week."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import os
 import tempfile
 import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from bench.process import fsync_note
+from bench.reference import APPEND, BATCH, SCAN, at_least, at_most
+from bench.row import Measured, Plan, Runner
 from bench.spans import make_batches
-from bench.table import Row
+from bench.table import quantity
 from tokentrace.machine import Message
 from tokentrace.records import encode_batches
 from tokentrace.units import DAY, MS, SECOND
@@ -23,7 +27,6 @@ from tokentrace_api.segment import Segment, day_of
 from tokentrace_api.store import Item, Store
 
 SPANS = [int(n) for n in os.environ.get("BENCH_STORE_SPANS", "1000000,10000000").split(",")]
-_SIZE = 256
 _BATCHES = 800
 #: Messages that come together within a quarter of a second at full speed.
 _AT_ONCE = 64
@@ -33,15 +36,41 @@ _TRIES = 15
 _CHUNK = 240_000
 
 
-def rows() -> list[Row]:
+#: A page is searched for so long before its first part is answered.
+_PAGE_S = 0.2
+#: What is asked -> (seconds allowed, the waits among them).
+_ASKED = {
+    "a trace by id": (0.1, 0.0),
+    "the newest page": (0.1, 0.0),
+    "a filter that many match": (0.3, 0.0),
+    "a filter that few match": (0.3, _PAGE_S),
+    "a text that few contain": (0.3, _PAGE_S),
+    "a filter that nothing matches": (0.3, _PAGE_S),
+    "a text that nothing contains": (0.3, _PAGE_S),
+}
+
+ROWS = Plan("append", "rows/s", APPEND, at_least(100_000, APPEND))
+
+
+def _plan(spans: int, what: str) -> Plan:
+    allowed, waits_s = _ASKED[what]
+    return Plan(f"{spans / 1e6:g} million spans: {what}", "s", SCAN, at_most(allowed, SCAN, waits_s=waits_s))
+
+
+PLANS = (ROWS, *(_plan(spans, what) for spans in SPANS for what in _ASKED))
+
+
+def run(runner: Runner) -> None:
     """Appends, decoding included, as the writer does them; then questions."""
-    return [_append(), *(row for spans in SPANS for row in _questions(spans))]
+    runner.row(ROWS, _append)
+    for spans in SPANS:
+        runner.share([_plan(spans, what) for what in _ASKED], partial(_questions, runner, spans))
 
 
-def _append() -> Row:
+def _append() -> Measured:
     items = [
         Item(0, 1, Message("tokentrace.spans.default.0", encode_batches([batch]), index + 1, batch.arrived_ns, {}))
-        for index, batch in enumerate(make_batches(_BATCHES, _SIZE))
+        for index, batch in enumerate(make_batches(_BATCHES, BATCH))
     ]
     with tempfile.TemporaryDirectory() as name:
         store = Store(Path(name), shards=1)
@@ -50,35 +79,32 @@ def _append() -> Row:
         rate = stored / (time.perf_counter() - began)
         store.close()
         size = sum(file.stat().st_size for file in Path(name).iterdir() if file.is_file())
-    measured = f"{rate:,.0f} rows/s, {size / stored:.0f} bytes a span"
-    return Row("span store: append", measured, "", ">= 100,000 rows/s", rate >= 100_000)
+        return Measured(rate, note=f"{size / stored:.0f} bytes a span, {fsync_note(Path(name))}")
 
 
-def _questions(spans: int) -> Iterator[Row]:
+def _questions(runner: Runner, spans: int) -> None:
     """Each asked of a store that was just opened, and again; budgets hold for the slowest of all."""
     with tempfile.TemporaryDirectory() as name:
         now_ns = time.time_ns()
         _fill(Path(name), spans, now_ns)
         store = Store(Path(name), shards=1, keep_ns=8 * DAY)
         some = [_trace_id(spans // _TRIES * number // _IN_A_TRACE) for number in range(_TRIES)]
-        asked: list[tuple[str, float, Callable[[int], object]]] = [
-            ("a trace by id", 0.1, lambda n: store.trace(some[n], now_ns)),
-            ("the newest page", 0.1, lambda n: find_page(store, Search(), 20, 0, None, now_ns)),
-            ("a filter that many match", 0.3, lambda n: _page(store, Search(columns={"model": "model-3"}), now_ns)),
-            ("a filter that few match", 0.3, lambda n: _page(store, _rare(n), now_ns)),
-            ("a text that few contain", 0.3, lambda n: _page(store, _rare(n, "TASK-3"), now_ns)),
-            ("a filter that nothing matches", 0.3, lambda n: _page(store, _nothing(n), now_ns)),
-            ("a text that nothing contains", 0.3, lambda n: _page(store, Search(text=f"nobody {n}"), now_ns)),
-        ]
-        for what, budget_s, ask in asked:
-            took = sorted(_timed(ask, number) for number in range(_TRIES))
-            yield Row(
-                f"span store, {spans / 1e6:.0f} million spans: {what}",
-                f"median {took[len(took) // 2] * 1e3:.0f} ms, worst {took[-1] * 1e3:.0f} ms",
-                "",
-                f"< {budget_s * 1e3:.0f} ms",
-                took[-1] < budget_s,
-            )
+        asked: dict[str, Callable[[int], object]] = {
+            "a trace by id": lambda n: store.trace(some[n], now_ns),
+            "the newest page": lambda n: find_page(store, Search(), 20, 0, None, now_ns),
+            "a filter that many match": lambda n: _page(store, Search(columns={"model": "model-3"}), now_ns),
+            "a filter that few match": lambda n: _page(store, _rare(n), now_ns),
+            "a text that few contain": lambda n: _page(store, _rare(n, "TASK-3"), now_ns),
+            "a filter that nothing matches": lambda n: _page(store, _nothing(n), now_ns),
+            "a text that nothing contains": lambda n: _page(store, Search(text=f"nothing {n}"), now_ns),
+        }
+        for what, ask in asked.items():
+
+            def measure(ask: Callable[[int], object] = ask) -> Measured:
+                took = sorted(_timed(ask, number) for number in range(_TRIES))
+                return Measured(took[-1], note=f"the worst of {_TRIES}; median {quantity(took[_TRIES // 2], 's')}")
+
+            runner.row(_plan(spans, what), measure)
         store.close()
 
 
@@ -141,7 +167,7 @@ def _columns(first_ns: int, step: int) -> dict[str, str]:
     return {name: "''" if kind == "VARCHAR" else "0" for name, kind in COLUMNS.items()} | {
         "ordinal": "i + 1",
         "trace_hash": "crc",
-        "sequence": f"i // {_SIZE}",
+        "sequence": f"i // {BATCH}",
         "event_ns": ended,
         "trace_id": "tid",
         "span_id": "printf('%016x', hash(i))",
