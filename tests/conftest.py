@@ -22,7 +22,13 @@ ROOT = Path(__file__).parent.parent
 GUARD = ROOT / "tests" / "guard"
 #: What every process of a test may deliver alerts to.
 ALLOWED = {"TOKENTRACE_ALERT_ALLOW_HOSTS": "127.0.0.0/8,::1,localhost"}
-_told = Path(tempfile.mkdtemp(prefix="loopback-only-")) / "refusals"
+#: A worker of pytest-xdist keeps its file beside that of the process which started it, which removes them all.
+_worker = os.environ.get("PYTEST_XDIST_WORKER")
+_told = (
+    Path(os.environ[loopback_only.LOG]).with_name(_worker)
+    if _worker
+    else Path(tempfile.mkdtemp(prefix="loopback-only-")) / "main"
+)
 
 
 def _stay_on_loopback() -> None:
@@ -40,7 +46,8 @@ _stay_on_loopback()
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_told.parent, ignore_errors=True)
+    if not _worker:
+        shutil.rmtree(_told.parent, ignore_errors=True)
 
 
 def plain_environment() -> dict[str, str]:
