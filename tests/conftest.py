@@ -5,17 +5,61 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import loopback_only
 import pytest
 
 ROOT = Path(__file__).parent.parent
+GUARD = ROOT / "tests" / "guard"
+#: What every process of a test may deliver alerts to.
+ALLOWED = {"TOKENTRACE_ALERT_ALLOW_HOSTS": "127.0.0.0/8,::1,localhost"}
+#: A worker of pytest-xdist keeps its file beside that of the process which started it, which removes them all.
+_worker = os.environ.get("PYTEST_XDIST_WORKER")
+_told = (
+    Path(os.environ[loopback_only.LOG]).with_name(_worker)
+    if _worker
+    else Path(tempfile.mkdtemp(prefix="loopback-only-")) / "main"
+)
+
+
+def _stay_on_loopback() -> None:
+    """Nothing leaves this machine, from here or from a process that is started from here."""
+    _told.touch()
+    os.environ.update(ALLOWED)
+    os.environ[loopback_only.LOG] = str(_told)
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(GUARD))]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(GUARD), *others])
+    loopback_only.install()
+
+
+# Before the first test module is imported.
+_stay_on_loopback()
+
+
+def pytest_unconfigure() -> None:
+    if not _worker:
+        shutil.rmtree(_told.parent, ignore_errors=True)
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment without settings of tokentrace, but for those that keep a test on this machine."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("TOKENTRACE_")} | ALLOWED
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_loopback() -> Iterator[None]:
+    yield
+    told = loopback_only.refusals()
+    assert not told, told
 BINARY = Path(sysconfig.get_path("scripts")) / "nats-server"
 
 

@@ -24,6 +24,7 @@ from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import AlertEvent
 from tokentrace.units import SECOND, render_instant
+from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.deliver import Courier
 from tokentrace_alerter.rule import parse_rule
 
@@ -184,12 +185,13 @@ def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
 class Desk:
     """A courier at work on a broker in memory, and what it recorded."""
 
-    def __init__(self, *rules: Mapping[str, Any]) -> None:
+    def __init__(self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] = ("127.0.0.0/8", "localhost")) -> None:
         self.broker = MemoryBroker()
         self.bus = MemoryBus(self.broker)
         self.rules = {given["name"]: parse_rule(given, "rule") for given in rules}
         self.lasting: list[AlertEvent] = []
-        self.courier = Courier(self.bus, "default", self.rules.get, lambda: list(self.lasting))
+        allowed = AllowedHosts.parse(allow_hosts)
+        self.courier = Courier(self.bus, "default", self.rules.get, lambda: list(self.lasting), allowed)
         self._work: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Desk:

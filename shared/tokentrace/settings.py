@@ -119,6 +119,17 @@ class Delivery(_Section, frozen=True, kw_only=True):
     format: Literal["tokentrace", "alertmanager"] | None = None
 
 
+class AlertDelivery(_Section, frozen=True, kw_only=True):
+    """
+    Where the events of rules may be delivered.
+
+    Attributes:
+        allow_hosts: Names, addresses and CIDR ranges, each with ``:port`` if wanted; None = every host, [] = none.
+    """
+
+    allow_hosts: list[str] | None = None
+
+
 class AlertRule(_Section, frozen=True, kw_only=True):
     """A rule as SPEC D.1 writes it; what its words mean is the alerter's to say."""
 
@@ -228,6 +239,7 @@ class Settings(_Section, frozen=True, kw_only=True):
     retention: Retention = Retention()
     alerts: list[AlertRule] = []
     alert_cooldown: str | None = None
+    alert_delivery: AlertDelivery = AlertDelivery()
     custom_metrics: list[CustomMetric] = []
     pricing: Pricing = Pricing()
     nats: Nats = Nats()
@@ -259,11 +271,12 @@ ENVIRONMENT = {
     "TOKENTRACE_MAX_SPANS": "retention.max_spans",
     "TOKENTRACE_AUTH_TOKEN": "http_server.auth_token",
     "TOKENTRACE_INGEST_URL": "http_server.ingest_url",
+    "TOKENTRACE_ALERT_ALLOW_HOSTS": "alert_delivery.allow_hosts",
     "TOKENTRACE_REDACTION_MODE": "redaction.mode",
     "TRACE_REDACT_KEYS": "redaction.keys",
 }
 #: Settings that are lists: a variable holds them with commas between.
-_LISTS = frozenset({"redaction.keys"})
+_LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts"})
 
 
 def load(

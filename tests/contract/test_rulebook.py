@@ -19,6 +19,7 @@ from tokentrace.metric.custom import parse_customs
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, parse_instant, render_instant
 from tokentrace_alerter import rulebook
+from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.prime import READINGS, Primer, prime
 from tokentrace_alerter.rule import Rule, parse_rule
@@ -59,7 +60,7 @@ class Desk:
     """A rulebook and its machine as an alerter has them: what others change is followed."""
 
     def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
-        self.book = Rulebook(bus, configured, CUSTOMS if customs else {}, None)
+        self.book = Rulebook(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
         self.machine = Alerter(configured, "default")
         self.changes: list[Change] = []
         self._task: asyncio.Task[None] | None = None

@@ -23,6 +23,7 @@ import msgspec
 import pytest
 
 from canaries import KINDS, Canary, canary
+from conftest import GUARD
 from make import ENDED_NS, STARTED_NS
 from pipeline import Apart, http
 from tokentrace.bus import jetstream, subjects
@@ -304,6 +305,8 @@ def dump(files: list[Path], into: Path) -> None:
 #: DuckDB compresses what it stores; for this test it does not, so that the bytes of its files can be searched.
 UNCOMPRESSED = textwrap.dedent(
     """
+    import loopback_only
+    loopback_only.install()
     import duckdb
     _connect = duckdb.connect
     def connect(*args, **kwargs):
@@ -330,7 +333,7 @@ class Outcome:
         (shim / "sitecustomize.py").write_text(UNCOMPRESSED)
         env = {
             "TOKENTRACE_REDACTION_MODE": mode,
-            "PYTHONPATH": str(shim),
+            "PYTHONPATH": os.pathsep.join([str(shim), str(GUARD)]),
             "TOKENTRACE_DUPLICATE_WINDOW": "120s",
         }
         run = directory / "run"

@@ -27,6 +27,7 @@ import nats
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from conftest import plain_environment
 from pipeline import Answer, Pipeline
 from tokentrace.metric.query import Query
 from tokentrace.records import Batch, Span, encode_batches
@@ -1154,7 +1155,7 @@ for directory in directories:
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """How ``serve`` ended with each of the configurations, and what it said; none gets further than its taken port."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENTRACE_")}
+    environment = plain_environment()
     directories = [tmp_path_factory.mktemp("configuration") for _ in CONFIGURATIONS]
     for directory, (text, _) in zip(directories, CONFIGURATIONS.values(), strict=True):
         (directory / "tokentrace.yml").write_text(text)
@@ -1209,6 +1210,7 @@ def test_a_path_that_is_only_a_slash_is_served_or_refused_by_name(tmp_path: Path
         ("TOKENTRACE_SHARD_COUNT", "many", "nats.shards"),
         ("TOKENTRACE_MAX_SPANS", "-1", "retention.max_spans"),
         ("TOKENTRACE_DUPLICATE_WINDOW", "soon", "nats.duplicate_window"),
+        ("TOKENTRACE_ALERT_ALLOW_HOSTS", "localhost,https://x", "alert_delivery.allow_hosts[1]"),
         ("TOKENTRACE_LOG_LEVEL", "loud", "TOKENTRACE_LOG_LEVEL"),
     ],
 )

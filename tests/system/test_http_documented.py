@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from conftest import plain_environment
 from pipeline import Answer, Pipeline, http
 
 UUID_OR_HEX = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -1038,7 +1039,7 @@ def test_sigterm_amid_requests_loses_nothing_acknowledged(start: Callable[..., P
 
 
 def command(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENTRACE_")}
+    environment = plain_environment()
     return subprocess.run(
         [sys.executable, "-m", "tokentrace_standalone", *words],
         cwd=directory,

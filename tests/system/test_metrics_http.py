@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from conftest import plain_environment
 from pipeline import Answer, Apart, Pipeline, free_port, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
@@ -1071,7 +1071,7 @@ def test_metrics_of_ones_own_stand_beside_the_others(
 
 def serve_with(directory: Path, settings: str) -> subprocess.CompletedProcess[str]:
     (directory / "tokentrace.yml").write_text(settings, encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOKENTRACE_")}
+    environment = plain_environment()
     command = [sys.executable, "-m", "tokentrace_standalone", "serve"]
     return subprocess.run(
         [*command, "--addr", "127.0.0.1:0", "--also", "none", "--nats-port", str(free_port())],

@@ -69,7 +69,9 @@ def test_the_rules_of_the_readme_are_valid(tmp_path: Path) -> None:
     file = tmp_path / "tokentrace.yml"
     file.write_text(block)
     check = [sys.executable, "-m", "tokentrace_standalone", "rules", "check", str(file)]
-    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    # Nothing is delivered here, so its example may name a host that no test may deliver to.
+    env = {**os.environ, "TOKENTRACE_ALERT_ALLOW_HOSTS": "hooks.example.com"}
+    done = subprocess.run(check, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("2 rules are valid\n")
 

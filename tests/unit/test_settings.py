@@ -522,6 +522,7 @@ def test_a_file_that_is_not_text_is_a_config_error(here: Path) -> None:
         ("TOKENTRACE_MAX_SPANS", "9", 9),
         ("TOKENTRACE_AUTH_TOKEN", "12345", "12345"),
         ("TOKENTRACE_REDACTION_MODE", "metadata_only", "metadata_only"),
+        ("TOKENTRACE_ALERT_ALLOW_HOSTS", "10.0.0.0/8, hooks.example.com:443", ["10.0.0.0/8", "hooks.example.com:443"]),
         ("TRACE_REDACT_KEYS", " badge, iban,,x-y ", ["badge", "iban", "x-y"]),
     ],
 )

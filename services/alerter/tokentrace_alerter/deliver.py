@@ -21,9 +21,10 @@ import httpx
 import msgspec
 
 from tokentrace.bus import Bus, Delivery, subjects
-from tokentrace.errors import TokentraceError, shorten
+from tokentrace.errors import Rejected, TokentraceError, shorten
 from tokentrace.records import AlertEvent, DeliveryRecord
 from tokentrace.units import SECOND, parse_instant, render_instant
+from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.channel import (
     ALERTMANAGER_EVERY_NS,
     EXPIRES_NS,
@@ -36,6 +37,7 @@ from tokentrace_alerter.channel import (
 )
 from tokentrace_alerter.rule import Rule
 from tokentrace_alerter.target import Calls
+from tokentrace_alerter.transport import CheckedTransport
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -67,10 +69,16 @@ class Courier:
     Args:
         rules: Name -> rule, as they are now.
         episodes: Events of the episodes that last now, for channels that want to be reminded.
+        allowed: The hosts that may be called; what is for another one is given up.
     """
 
     def __init__(
-        self, bus: Bus, project: str, rules: Callable[[str], Rule | None], episodes: Callable[[], list[AlertEvent]]
+        self,
+        bus: Bus,
+        project: str,
+        rules: Callable[[str], Rule | None],
+        episodes: Callable[[], list[AlertEvent]],
+        allowed: AllowedHosts,
     ) -> None:
         self._bus, self._project, self._rules, self._episodes = bus, project, rules, episodes
         self._turns: dict[str, asyncio.Semaphore] = {}
@@ -78,7 +86,7 @@ class Courier:
         self._client = httpx.AsyncClient(
             follow_redirects=False,
             trust_env=False,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            transport=CheckedTransport(allowed),
             # What a receiver wants remembered is nobody's business.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
@@ -252,6 +260,8 @@ class Courier:
                 self._client.stream("POST", url, content=body, headers=headers, timeout=None) as answer,
             ):
                 pass  # What else it says nobody reads.
+        except Rejected as exc:
+            raise Refused(str(exc)) from exc
         except TimeoutError as exc:
             raise Failed(f"no answer within {channel.timeout_ns / SECOND:g} s") from exc
         except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError) as exc:

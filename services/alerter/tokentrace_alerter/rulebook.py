@@ -20,6 +20,7 @@ from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
 from tokentrace.metric.custom import CustomMetric
 from tokentrace.units import DAY, parse_duration, render_instant
+from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import Rule, parse_rule
 
@@ -82,14 +83,20 @@ class Rulebook:
         configured: Those of the configuration.
         customs: Metrics of one's own, by name.
         cooldown_ns: Of rules that name none; None = their window.
+        allowed: The hosts that a rule may have its events delivered to.
     """
 
     def __init__(
-        self, bus: Bus, configured: Sequence[Rule], customs: Mapping[str, CustomMetric], cooldown_ns: int | None
+        self,
+        bus: Bus,
+        configured: Sequence[Rule],
+        customs: Mapping[str, CustomMetric],
+        cooldown_ns: int | None,
+        allowed: AllowedHosts,
     ) -> None:
         self._bus, self._kv = bus, bus.kv(subjects.RULES)
         self._configured = {rule.name: rule for rule in configured}
-        self._customs, self._cooldown_ns = customs, cooldown_ns
+        self._customs, self._cooldown_ns, self._allowed = customs, cooldown_ns, allowed
         self._rules = dict(self._configured)
         self._silences: dict[str, int] = {}
         self._since_ns: dict[str, int] = {}
@@ -237,6 +244,11 @@ class Rulebook:
             raise Rejected(str(exc)) from exc
         if rule.delivery is not None and rule.delivery.type == "custom":
             raise Rejected("rule.delivery.type: custom comes from the configuration only")
+        if rule.delivery is not None and rule.delivery.url:
+            try:
+                self._allowed.check_url(rule.delivery.url)
+            except Rejected as exc:
+                raise Rejected(f"rule.delivery.url: {exc}") from exc
         if rule.name in self._rules:
             raise Conflict(f"a rule is called {shorten(rule.name)!r} already")
         if len(self._rules) >= MAX_RULES:

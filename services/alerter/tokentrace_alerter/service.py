@@ -23,6 +23,7 @@ from tokentrace.pump import Pump, until_available
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
 from tokentrace.units import SECOND, parse_duration, parse_instant
+from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.deliver import Courier
 from tokentrace_alerter.machine import Alerter as Machine
 from tokentrace_alerter.prime import Primer
@@ -49,6 +50,7 @@ class Config:
         snapshot_every_s: At least this often, seconds.
         cooldown_ns: Of rules that name none; None = their window.
         customs: Metrics of one's own, by name.
+        allowed: The hosts that events may be delivered to.
     """
 
     rules: tuple[Rule, ...]
@@ -56,6 +58,7 @@ class Config:
     snapshot_every_s: float = 60.0
     cooldown_ns: int | None = None
     customs: dict[str, CustomMetric] = field(default_factory=dict)
+    allowed: AllowedHosts = field(default_factory=AllowedHosts)
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -77,11 +80,17 @@ class Config:
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
             raise ConfigError(f"alerts: the name {repeated[0]!r} is used twice")
-        for rule in rules:
+        allowed = AllowedHosts.parse(settings.alert_delivery.allow_hosts)
+        for n, rule in enumerate(rules):
             if rule.delivery is not None and rule.delivery.type == "custom":
                 load_target(rule.delivery.target)
+            if rule.delivery is not None and rule.delivery.url:
+                try:
+                    allowed.check_url(rule.delivery.url)
+                except Rejected as exc:
+                    raise ConfigError(f"alerts[{n}].delivery.url: {exc}") from exc
         every_s = settings.storage.snapshot_interval / SECOND
-        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs)
+        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed)
 
 
 def _plain(rule: AlertRule) -> dict[str, Any]:
@@ -96,8 +105,8 @@ class Alerter:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self.machine = Machine(config.rules, config.project)
-        self.rulebook = Rulebook(bus, config.rules, config.customs, config.cooldown_ns)
-        self.courier = Courier(bus, config.project, self.rulebook.rule, self.machine.episodes)
+        self.rulebook = Rulebook(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
+        self.courier = Courier(bus, config.project, self.rulebook.rule, self.machine.episodes, config.allowed)
         self._last: dict[str, int] = {}
         self._heard = asyncio.Condition()
         self._read_events = asyncio.Event()

@@ -1,0 +1,221 @@
+"""
+Which hosts deliveries may go to: ``alert_delivery.allow_hosts``.
+
+Pure: a name is compared as it is written. ``transport`` resolves the names that pass, and asks again for each address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from tokentrace.errors import ConfigError, Rejected, shorten
+
+KEY = "alert_delivery.allow_hosts"
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Link-local addresses, and the fixed ones under which clouds hand a machine its credentials.
+_NEVER: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(each)
+    for each in (
+        "169.254.0.0/16",  # IPv4 link-local; metadata of AWS, Google, Azure and most others
+        "fe80::/10",  # IPv6 link-local
+        "fd00:ec2::254",  # AWS over IPv6
+        "fd20:ce::254",  # Google over IPv6
+        "100.100.100.200",  # Alibaba
+        "168.63.129.16",  # Azure's host agent
+    )
+)
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+#: IPv6 prefixes whose last four bytes are the IPv4 address that a packet ends at: NAT64, and IPv4-compatible.
+_EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+#: A host and perhaps a port; an IPv6 address is in brackets, or has none.
+_FORMS = (
+    re.compile(r"([^\[\]:]+)(?::([0-9]{1,5}))?"),
+    re.compile(r"\[([^\[\]]*:[^\[\]]*)\](?::([0-9]{1,5}))?"),
+    re.compile(r"([^\[\]:]*:[^\[\]:]*:[^\[\]]*)()"),
+)
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A name or a network; *port* None = any port."""
+
+    name: str
+    network: Network | None
+    port: int | None
+
+
+@dataclass(frozen=True)
+class AllowedHosts:
+    """
+    The hosts deliveries may go to.
+
+    Attributes:
+        entries: None = every host; () = none. Link-local and metadata addresses are refused whatever it says.
+    """
+
+    entries: tuple[_Entry, ...] | None = None
+
+    @classmethod
+    def parse(cls, given: Sequence[str] | None) -> AllowedHosts:
+        """
+        From ``alert_delivery.allow_hosts``: names, addresses and CIDR ranges, each with ``:port`` if wanted.
+
+        Raises:
+            ConfigError: Names the entry and what is wrong with it.
+        """
+        if given is None:
+            return cls()
+        return cls(tuple(_parse_entry(text, f"{KEY}[{index}]") for index, text in enumerate(given)))
+
+    def check_url(self, url: str) -> None:
+        """
+        Whether a delivery may go to *url*, as far as that can be told without resolving its host.
+
+        Raises:
+            Rejected: It may not; names the host.
+        """
+        try:
+            # The parser of the client that will call it: with another one the host checked may not be the host called.
+            parts = httpx.URL(url)
+            host, port = parts.raw_host.decode("ascii"), parts.port
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise Rejected("the host in it cannot be read") from exc
+        self.check_host(host, port or (443 if parts.scheme == "https" else 80))
+
+    def check_host(self, host: str, port: int) -> Address | None:
+        """
+        Whether a delivery may go to *host*, a name or an address in any spelling.
+
+        Returns:
+            The address that *host* spells; None = it is a name, whose addresses ``usable`` is to be asked for.
+
+        Raises:
+            Rejected: It may not; names the host.
+        """
+        address = parse_address(host)
+        if address is not None and _is_never(address):
+            raise Rejected(f"host {shorten(host)!r} is a link-local or metadata address, to which nothing is delivered")
+        if self.entries is not None and not any(
+            entry.port in (None, port)
+            and (entry.name == _plain(host) if address is None else _holds(entry.network, address))
+            for entry in self.entries
+        ):
+            raise Rejected(f"host {shorten(host)!r} with port {port} is not in {KEY}")
+        return address
+
+    def usable(self, host: str, resolved: Iterable[str]) -> list[str]:
+        """
+        Of the addresses that the allowed name *host* has, those a delivery may connect to, in the same order.
+
+        Raises:
+            Rejected: There is none; names the host.
+        """
+        found = []
+        for text in resolved:
+            address = parse_address(text)
+            if address is not None and not _is_never(address) and text not in found:
+                found.append(text)
+        if not found:
+            raise Rejected(f"host {shorten(host)!r} has no other than link-local or metadata addresses")
+        return found
+
+
+def parse_address(host: str) -> Address | None:
+    """The address that *host* spells, as a resolver reads it: also ``0x7f.1`` and ``2130706433``; None = a name."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return _parse_numbers(_plain(host))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _parse_numbers(host: str) -> Address | None:
+    """An IPv4 address of one to four numbers, decimal, octal or hexadecimal; the last one fills what is left."""
+    numbers = []
+    for part in host.split("."):
+        if re.fullmatch(r"0x[0-9a-f]+", part):
+            numbers.append(int(part, 16))
+        elif re.fullmatch(r"0[0-7]*", part):
+            numbers.append(int(part, 8))
+        elif re.fullmatch(r"[1-9][0-9]{0,9}", part):
+            numbers.append(int(part))
+        else:
+            return None
+    *front, last = numbers
+    if len(front) > 3 or any(number > 255 for number in front) or last >= 256 ** (4 - len(front)):
+        return None
+    return ipaddress.IPv4Address(last + sum(number << 24 - 8 * at for at, number in enumerate(front)))
+
+
+def _is_never(address: Address) -> bool:
+    ends: list[Address] = [address]
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.sixtofour is not None:
+            ends.append(address.sixtofour)
+        if any(address in network for network in _EMBEDDING):
+            ends.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return any(_holds(network, end) for network in _NEVER for end in ends)
+
+
+def _holds(network: Network | None, address: Address) -> bool:
+    return network is not None and network.version == address.version and address in network
+
+
+def _plain(name: str) -> str:
+    return name.lower().removesuffix(".")
+
+
+def _parse_entry(text: str, where: str) -> _Entry:
+    text = text.strip()
+    match = next(filter(None, (form.fullmatch(text) for form in _FORMS)), None)
+    host, port = (match[1], int(match[2]) if match[2] else None) if match else ("", None)
+    name, network = "", _parse_network(host)
+    if network is None:
+        name = _ascii_name(host)
+    if (network is None and not name) or (port is not None and not 1 <= port <= 65535):
+        raise ConfigError(
+            f"{where}: {shorten(text)!r} is not a host name, an address or a range such as 10.0.0.0/8, "
+            "each with :port or without"
+        )
+    if network is not None and any(network.version == never.version and _within(network, never) for never in _NEVER):
+        raise ConfigError(f"{where}: {shorten(text)!r} are link-local or metadata addresses, which cannot be allowed")
+    return _Entry(name, network, port)
+
+
+def _within(network: Network, other: Network) -> bool:
+    return network.network_address in other and network.broadcast_address in other
+
+
+def _parse_network(text: str) -> Network | None:
+    address = parse_address(text)
+    if address is not None:
+        return ipaddress.ip_network(address)
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError:
+        return None
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        # Addresses are compared as the IPv4 addresses they are.
+        return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+    return network
+
+
+def _ascii_name(text: str) -> str:
+    """*text* as the client writes the name of a host; "" = it is none."""
+    try:
+        name = _plain(httpx.URL(scheme="http", host=text).raw_host.decode("ascii"))
+    except (httpx.InvalidURL, ValueError):
+        return ""
+    # A resolver reads what ends in a number as an address, or as nothing.
+    is_name = _NAME.fullmatch(name) is not None and not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", name.rpartition(".")[2])
+    return name if is_name else ""

@@ -1,0 +1,150 @@
+"""
+Refuse every connection of this process that would leave the machine, before anything is sent.
+
+``conftest`` installs it in pytest; ``sitecustomize`` beside it does in every Python process that a test starts, since
+``conftest`` puts this directory on PYTHONPATH. What is refused is also written to a file, so that the test fails even
+where the program under test takes the exception for a network error and goes on.
+
+It sees Python's sockets and uvloop's. It does not see those that other C code or other programs open: nats-server,
+apt-get, docker.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import ipaddress
+import os
+import socket
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+#: Names the file that refusals are written to, one on a line.
+LOG = "LOOPBACK_ONLY_LOG"
+_DIRECTED = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
+_RESOLVING = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
+_installed = False
+_read = 0
+
+
+class LeftLoopback(AssertionError):
+    """A connection, datagram or look-up that would have left the machine."""
+
+
+def install() -> None:
+    """Refuse from now on; a hook stays until the process ends."""
+    global _installed
+    if not _installed:
+        _installed = True
+        sys.addaudithook(_on_event)
+        sys.meta_path.insert(0, _UvloopFinder)
+
+
+def refusals() -> list[str]:
+    """What was refused since the last call, in this process and those it started."""
+    global _read
+    with Path(os.environ[LOG]).open("rb") as file:
+        file.seek(_read)
+        lines = file.read()
+        _read += len(lines)
+    return lines.decode().splitlines()
+
+
+def check_host(host: object, what: str) -> None:
+    """
+    Raise LeftLoopback unless *host* is on this machine.
+
+    Args:
+        host: A name or an address, text or bytes.
+        what: The call, for the message.
+    """
+    if not _is_loopback(host):
+        _refuse(f"{what}: {host!r}")
+
+
+def _is_loopback(host: object) -> bool:
+    text = host.decode(errors="replace") if isinstance(host, bytes | bytearray) else str(host)
+    if text == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def _refuse(what: str) -> None:
+    told = f"{' '.join(sys.argv[:4])}: {what} would leave loopback"
+    path = os.environ.get(LOG)
+    if path:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(file, told.replace("\n", " ").encode(errors="replace") + b"\n")
+        finally:
+            os.close(file)
+    raise LeftLoopback(told)
+
+
+def _on_event(event: str, given: tuple[Any, ...]) -> None:
+    if event in _DIRECTED:
+        sock, address = given
+        # A socket that is connected sends to where its connection was checked for.
+        if address is not None and sock.family not in (socket.AF_UNIX, getattr(socket, "AF_NETLINK", None)):
+            check_host(address[0], event)
+    elif event in _RESOLVING and not _needs_no_look_up(given[0]):
+        check_host(given[0], event)
+
+
+def _needs_no_look_up(host: object) -> bool:
+    """It is an address; whether it may be connected to is asked when it is."""
+    try:
+        ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host))
+    except ValueError:
+        return host in (None, "", b"")
+    return True
+
+
+class _UvloopFinder:
+    """uvloop connects and resolves in C, which raises no audit event: its methods are checked instead."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "uvloop":
+            return None
+        sys.meta_path.remove(cls)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                execute(module)
+                _guard(module.Loop)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _guard(loop: Any) -> None:
+    connect, resolve, bind = loop.create_connection, loop.getaddrinfo, loop.create_datagram_endpoint
+
+    async def create_connection(self: Any, factory: Any, host: Any = None, port: Any = None, **given: Any) -> Any:
+        if host is not None:
+            check_host(host, "uvloop create_connection")
+        return await connect(self, factory, host, port, **given)
+
+    async def getaddrinfo(self: Any, host: Any, port: Any, **given: Any) -> Any:
+        if not _needs_no_look_up(host):
+            check_host(host, "uvloop getaddrinfo")
+        return await resolve(self, host, port, **given)
+
+    async def create_datagram_endpoint(
+        self: Any, factory: Any, local_addr: Any = None, remote_addr: Any = None, **given: Any
+    ) -> Any:
+        # Where one that is not connected sends to cannot be seen from here.
+        check_host("any address" if remote_addr is None else remote_addr[0], "uvloop create_datagram_endpoint")
+        return await bind(self, factory, local_addr, remote_addr, **given)
+
+    loop.create_connection, loop.getaddrinfo = create_connection, getaddrinfo
+    loop.create_datagram_endpoint = create_datagram_endpoint
