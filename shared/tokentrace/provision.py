@@ -104,7 +104,7 @@ def _tell(
     said = []
     if room_bytes is not None and made < total:
         said.append(
-            f"the disk has room for {room_bytes >> 20} MiB of streams, not for the {total >> 20} MiB that are configured: "
+            f"the disk has room for {room_bytes >> 20} MiB of streams, not for the configured {total >> 20} MiB: "
             f"they get {made >> 20} MiB"
         )
     if changed:

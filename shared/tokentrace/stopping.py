@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-#: A cancellation is repeated after this long, seconds: asyncio.wait_for of Python 3.11, as nats-py uses it, can lose one.
+#: Seconds after which a cancellation is repeated: nats-py's asyncio.wait_for can lose one in Python 3.11.
 _REPEAT_S = 0.5
 
 T = TypeVar("T")

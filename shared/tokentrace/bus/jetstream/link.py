@@ -53,7 +53,7 @@ def _checked(url: str) -> str:
         usable = False
     if not usable:
         shown = shorten(_without_user(url))
-        raise ConfigError(f"nats.url: {shown!r} is not nats://host:port, nor several of them with commas between")
+        raise ConfigError(f"NATS URL {shown!r}: not such as nats://host:port, nor several with commas between")
     return url
 
 
