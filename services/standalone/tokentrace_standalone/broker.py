@@ -112,6 +112,8 @@ class Broker:
                 raise Unavailable(f"nats-server did not start: {tail.strip().rpartition(chr(10))[2]}")
             await asyncio.sleep(0.01)
         self._answered = True
+        if config.parent != self.directory:
+            config.unlink(missing_ok=True)  # a temporary one, read by now
 
     async def _until_port_is_free(self) -> None:
         # A server whose parent was killed a moment ago may still be on its way out.
@@ -136,7 +138,7 @@ class Broker:
             return new.replace(config)
         except OSError as exc:
             # A full disk: what is stored can be read all the same.
-            log.warning("%s cannot be written (%s); a temporary file is used instead", config, exc.strerror)
+            log.info("%s cannot be written (%s); a temporary file is used instead", config, exc.strerror)
             new.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile("w", prefix="tokentrace-nats-", suffix=".conf", delete=False) as file:
             file.write(text)
@@ -219,10 +221,14 @@ async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
     A nats-server of our own, while inside.
 
     Raises:
-        Unavailable: *directory* is another tokentrace's, or the port is taken.
+        Unavailable: *directory* is another tokentrace's or cannot be written, or the port is taken.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / "lock", "w")
+    except OSError as exc:
+        raise Unavailable(f"{directory} cannot be used for data: {exc.strerror}") from exc
+    with lock:
         try:
             # nats-server does not lock its store; two on one directory would ruin it.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
