@@ -225,10 +225,10 @@ async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / "lock", "w")
+        (directory / "lock").touch()
     except OSError as exc:
         raise Unavailable(f"{directory} cannot be used for data: {exc.strerror}") from exc
-    with lock:
+    with open(directory / "lock", "w") as lock:
         try:
             # nats-server does not lock its store; two on one directory would ruin it.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
