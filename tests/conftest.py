@@ -66,8 +66,8 @@ BINARY = Path(sysconfig.get_path("scripts")) / "nats-server"
 class Broker:
     """A real nats-server with JetStream in *directory*; a restart keeps the port and the data."""
 
-    def __init__(self, directory: Path, room: str = "40GB") -> None:
-        self.directory, self.room = directory, room
+    def __init__(self, directory: Path, room: str = "40GB", extra: str = "") -> None:
+        self.directory, self.room, self.extra = directory, room, extra
         self.port = -1
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -84,6 +84,7 @@ class Broker:
             f'listen: "127.0.0.1:{self.port}"\n'
             f'jetstream {{ store_dir: "{self.directory}/js", sync_interval: always, max_file_store: {self.room} }}\n'
             f'max_payload: 8MB\nports_file_dir: "{self.directory}"\nlog_file: "{self.directory}/nats.log"\n'
+            f"{self.extra}"
         )
         self.process = subprocess.Popen([str(BINARY), "-c", str(config)], start_new_session=True)
         ports = self.directory / f"nats-server_{self.process.pid}.ports"

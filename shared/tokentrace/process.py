@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -13,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tokentrace.errors import ConfigError, TokentraceError
+from tokentrace.stopping import Stopped
 
 #: After this long everything that is loaded at start has been, seconds.
 _SETTLED_S = 1.0
@@ -63,6 +65,7 @@ def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     Run *service* until it ends or a signal stops it.
 
     The first SIGINT or SIGTERM sets the event it is given, so that it drains; a second one ends the process.
+    A service that is still starting then raises ``Stopped``: exit code 0.
 
     Returns:
         Exit code: 0 stopped, 1 broker or port unavailable, 2 bad configuration.
@@ -125,4 +128,5 @@ async def _with_signals(service: Callable[[asyncio.Event], Awaitable[None]]) -> 
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
-    await service(stopping)
+    with contextlib.suppress(Stopped):
+        await service(stopping)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from tokentrace.bus import Bus, jetstream
 from tokentrace.http import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
 from tokentrace.provision import provision
 from tokentrace.settings import Settings, load
+from tokentrace.stopping import unless_stopped
 
 #: How long a service waits for its first connection: in containers the broker may come up after it.
 _CONNECT_S = 60.0
@@ -63,11 +65,17 @@ def run_service(name: str, *, port: int, configure: Callable[[Settings], C], mak
         settings = load(given.config, overrides={"nats.url": given.nats, "storage.dir": given.data_dir})
         config = configure(settings)
         sock = bind(parse_addr(addr, port))
-        async with jetstream.connect(settings.nats.url, name=name, wait_s=_CONNECT_S) as bus:
-            await provision(bus, settings)
+        async with contextlib.AsyncExitStack() as stack:
+            bus = await unless_stopped(stopping, _connect(stack, settings, name))
             await serve(make(bus, config), settings, [sock], stopping)
 
     return process.run(tool, run)
+
+
+async def _connect(stack: contextlib.AsyncExitStack, settings: Settings, name: str) -> Bus:
+    bus = await stack.enter_async_context(jetstream.connect(settings.nats.url, name=name, wait_s=_CONNECT_S))
+    await provision(bus, settings)
+    return bus
 
 
 async def serve(

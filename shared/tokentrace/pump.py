@@ -16,6 +16,7 @@ from tokentrace.bus import Bus, Chunk, Position, StreamState, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.machine import Effect, Machine
 from tokentrace.snapshots import Snapshots
+from tokentrace.stopping import Stopped, unless_stopped
 from tokentrace.units import DAY
 
 log = logging.getLogger("tokentrace.pump")
@@ -23,7 +24,7 @@ log = logging.getLogger("tokentrace.pump")
 SAVE_EVERY_S = 60.0
 SAVE_EVERY_BYTES = 256 * 1024 * 1024
 TELL_EVERY_S = 2.0
-_COMPLAIN_EVERY_S = 5.0
+_COMPLAIN_AFTER_S = 5.0
 _READER = "reader."
 #: How long the loop may be held before others get a turn.
 TURN_S = 0.005
@@ -93,7 +94,11 @@ class Pump:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Pump until *stopping* is set; then save once more."""
-        trouble = await until_available(lambda: self._snapshots.load_into(self._machine))
+        loading = until_available(lambda: self._snapshots.load_into(self._machine))
+        try:
+            trouble = await unless_stopped(stopping, loading)
+        except Stopped:
+            return
         self.progress.trouble = trouble or ""
         self._on_loaded()
         tasks = [
@@ -228,15 +233,16 @@ T = TypeVar("T")
 
 
 async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What *attempt* returns, tried again with growing pauses while the world is away."""
+    """What *attempt* returns, tried again with growing pauses while the world is away; each reason is logged once."""
     pause = 0.05
-    told = time.monotonic()
+    started = time.monotonic()
+    told: set[str] = set()
     while True:
         try:
             return await attempt()
         except Unavailable as exc:
-            if time.monotonic() - told > _COMPLAIN_EVERY_S:
-                told = time.monotonic()
+            if time.monotonic() - started > _COMPLAIN_AFTER_S and str(exc) not in told:
+                told.add(str(exc))
                 log.warning("still trying: %s", exc)
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from conftest import Broker
+from pipeline import free_port
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.provision import fit, provision
-from tokentrace.settings import Nats, Settings
+from tokentrace.settings import Duration, Nats, Settings
+from tokentrace.units import DAY
+
+MIB = 1024 * 1024
 
 
 async def test_streams_are_cut_in_proportion_to_the_room_there_is(tmp_path: Path) -> None:
@@ -28,16 +34,145 @@ async def test_streams_are_cut_in_proportion_to_the_room_there_is(tmp_path: Path
         broker.stop()
 
 
-async def test_a_stream_is_never_cut_below_what_it_holds(broker: Broker) -> None:
+async def test_a_stream_is_never_cut_below_half_as_much_again_as_it_holds(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="full") as bus:
         await provision(bus, Settings())
         for _ in range(20):
             await bus.publish(subjects.spans("default", 0), bytes(200_000))
-        before = await bus.state(subjects.SPANS)
+            await bus.publish("$KV.tt_meta.filler", bytes(200_000))
         await provision(bus, Settings(), room_bytes=1)
         after = await bus.state(subjects.SPANS)
         assert (after.messages, after.first_sequence) == (20, 1)
-        assert after.max_bytes == before.max_bytes
+        assert after.bytes * 1.5 <= after.max_bytes < 100 * MIB
+        kept = await bus.state("KV_tt_meta")
+        assert kept.bytes * 1.5 <= kept.max_bytes < 64 * MIB
+
+
+async def test_streams_that_were_cut_grow_again_when_there_is_room(broker: Broker) -> None:
+    async with asyncio.timeout(30), jetstream.connect(broker.url, name="roomy") as bus:
+        await provision(bus, Settings(), room_bytes=1024 * MIB)
+        await bus.publish(subjects.spans("default", 0), bytes(200_000))
+        small = await bus.state(subjects.SPANS)
+        await provision(bus, Settings(), room_bytes=20_000 * MIB)
+        large = await bus.state(subjects.SPANS)
+        assert small.max_bytes < 1024 * MIB
+        assert large.max_bytes == 8192 * MIB
+
+
+async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = Broker(tmp_path / "nats")
+    broker.start()
+    try:
+        async with asyncio.timeout(30), jetstream.connect(broker.url, name="large") as bus:
+            await provision(bus, Settings())
+            await bus.publish(subjects.spans("default", 0), bytes(1000))
+        broker.stop()
+        broker.room = "4GB"
+        broker.start()
+        async with asyncio.timeout(30), jetstream.connect(broker.url, name="small") as bus:
+            await provision(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
+            assert (await bus.state(subjects.SPANS)).max_bytes == 8192 * MIB
+            assert (await bus.publish(subjects.spans("default", 0), b"x")).sequence == 2
+        told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.provision"]
+        assert told == ["the broker has no room for all that is configured: TT_SPANS: left as it is, 8192 MiB"]
+    finally:
+        broker.stop()
+
+
+async def test_a_new_stream_without_any_room_waits_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokentrace.pump._COMPLAIN_AFTER_S", 0.1)
+    broker = Broker(tmp_path / "nats", room="100KB")
+    broker.start()
+    try:
+        async with jetstream.connect(broker.url, name="none") as bus:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(4):
+                    await provision(bus, Settings())
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(told) == 1
+        assert "stream TT_" in told[0]
+        assert "insufficient storage" in told[0]
+    finally:
+        broker.stop()
+
+
+async def test_a_start_leaves_the_replicas_that_an_operator_set(tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(3)]
+    routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
+    brokers = []
+    for n, port in enumerate(ports):
+        cluster = f'cluster {{ name: "three", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
+        brokers.append(Broker(tmp_path / f"nats{n}", extra=f'server_name: "n{n}"\n{cluster}\n'))
+    try:
+        for one in brokers:
+            one.start()
+        # A list of servers, of which the first is not there.
+        urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(one.url for one in brokers)])
+        async with asyncio.timeout(60), jetstream.connect(urls, name="replicated") as bus:
+            await provision(bus, Settings())
+            names = [subjects.SPANS, f"KV_{subjects.META}", f"OBJ_{subjects.SNAPSHOTS}"]
+            changed = []
+            for name in names:
+                config = (await _api(bus, f"STREAM.INFO.{name}"))["config"]
+                if config.get("persist_mode") != "async":
+                    changed.append(name)
+                    await _api(bus, f"STREAM.UPDATE.{name}", {**config, "num_replicas": 3})
+            await provision(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
+            replicas = {name: (await _api(bus, f"STREAM.INFO.{name}"))["config"]["num_replicas"] for name in changed}
+            assert replicas == dict.fromkeys(changed, 3)
+            assert len(changed) >= 2
+            assert (await _api(bus, f"STREAM.INFO.{subjects.SPANS}"))["config"]["max_age"] == 3 * DAY
+    finally:
+        for one in brokers:
+            one.stop()
+
+
+async def _api(bus: jetstream.JetStream, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A request of JetStream's API, as an operator's tool makes it; until a leader is there to answer."""
+    while True:
+        answer = json.loads(await bus.request(f"$JS.API.{call}", json.dumps(body or {}).encode(), timeout_s=5))
+        if "error" not in answer:
+            return dict(answer)
+        assert answer["error"]["code"] == 503, answer["error"]
+        await asyncio.sleep(0.1)
+
+
+def test_the_least_that_streams_take_is_small() -> None:
+    streams = subjects.streams()
+    assert sum(stream.max_bytes for stream in fit(streams, 1)) < 128 * MIB
+
+
+@pytest.mark.parametrize("room", [300 * MIB, 1024 * MIB, 6553 * MIB, 12_735 * MIB])
+def test_what_is_cut_fills_the_room_and_no_more(room: int) -> None:
+    total = sum(stream.max_bytes for stream in fit(subjects.streams(), room))
+    assert room - 1024 <= total <= room
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("nats://a:4222", ["nats://a:4222"]),
+        ("nats://a:4222,nats://b:4223", ["nats://a:4222", "nats://b:4223"]),
+        ("nats://a:4222, b:4223", ["nats://a:4222", "nats://b:4223"]),
+        ("tls://user:pass@a,tls://user:pass@b", ["tls://user:pass@a", "tls://user:pass@b"]),
+        ("nats://user:pa,ss@a:1", ["nats://user:pa,ss@a:1"]),
+    ],
+)
+def test_several_nats_urls_are_a_list(text: str, urls: list[str]) -> None:
+    assert jetstream.parse_urls(text) == urls
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nats://", "nats://a:4222,", "nats://a:b", "http://a:1", "nats://u:hunter2@a:x", "nats://a:99999"]
+)
+def test_what_is_no_nats_url_is_a_configuration_error_without_its_password(text: str) -> None:
+    with pytest.raises(ConfigError, match="NATS URL") as caught:
+        jetstream.parse_urls(text)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_streams_that_fit_are_left_alone() -> None:

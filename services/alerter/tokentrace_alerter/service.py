@@ -22,6 +22,7 @@ from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.pump import Pump, until_available
 from tokentrace.records import AlertEvent
 from tokentrace.settings import AlertRule, Settings
+from tokentrace.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND, parse_duration, parse_instant
 from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.deliver import Courier
@@ -129,7 +130,11 @@ class Alerter:
     async def run(self, stopping: asyncio.Event) -> None:
         """Watch until *stopping* is set."""
         # The rules people made at run time, and what was fired before, have to be known before anything is decided.
-        self.rulebook.apply_to(self.machine, await until_available(self.rulebook.open))
+        try:
+            changes = await unless_stopped(stopping, until_available(self.rulebook.open))
+        except Stopped:
+            return
+        self.rulebook.apply_to(self.machine, changes)
         stop = asyncio.create_task(stopping.wait())
         async with self.bus.serve(subjects.QUERY_ALERTS, self._answer, group=GROUP):
             tasks = [

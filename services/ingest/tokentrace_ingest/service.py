@@ -21,6 +21,7 @@ from tokentrace.pump import read_backlog, until_available
 from tokentrace.records import Batch
 from tokentrace.redact import Redactor
 from tokentrace.settings import Settings
+from tokentrace.stopping import Stopped, unless_stopped
 from tokentrace_ingest.commit import Committer
 from tokentrace_ingest.letters import Letter
 from tokentrace_ingest.machine import Cleaned, Cleaner, is_json
@@ -149,7 +150,11 @@ class Ingest:
     # -- the hop
 
     async def _hop(self, stopping: asyncio.Event) -> None:
-        created_ns = (await until_available(lambda: self.bus.state(subjects.RAW))).created_ns
+        try:
+            state = await unless_stopped(stopping, until_available(lambda: self.bus.state(subjects.RAW)))
+        except Stopped:
+            return
+        created_ns = state.created_ns
         feed = self.bus.consume(subjects.RAW, subjects.INGEST, batch=_FETCH, patience_s=PATIENCE_S)
         under_way: set[asyncio.Task[None]] = set()
         stopped: asyncio.Task[object] = asyncio.create_task(stopping.wait())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -24,7 +26,11 @@ log = logging.getLogger("tokentrace.broker")
 MAX_PAYLOAD = "8MB"
 #: Of the free disk, for all streams together.
 _SHARE = 0.8
+#: Beyond what the streams reserve: for streams made by hand, and for the least that a new version's streams take.
+_LEEWAY_BYTES = 256 * 1024 * 1024
 _START_S = 60.0
+#: How long the server may take to end; one that has not answered yet has nothing to save.
+_STOP_S, _STOP_STARTING_S = 10.0, 2.0
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
 jetstream {{
@@ -65,6 +71,8 @@ class Broker:
         self._binary, self.directory, self.port = find_binary(), directory, port
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = True
+        self._answered = False
+        #: What all streams may take together: most of what is free now, and what they have already.
         self.room_bytes = 0
 
     @property
@@ -80,17 +88,13 @@ class Broker:
             Unavailable: The port is taken, or it does not start.
         """
         await self._until_port_is_free()
-        self.room_bytes = self._room()
-        config = self.directory / "nats.conf"
-        log_file = self.directory / "nats.log"
-        config.write_text(
-            _CONFIG.format(
-                port=self.port,
-                directory=self.directory / "jetstream",
-                limit=self.room_bytes,
-                payload=MAX_PAYLOAD,
-                log=log_file,
-            )
+        self._answered = False
+        store, log_file = self.directory / "jetstream", self.directory / "nats.log"
+        self.room_bytes = int(_SHARE * (shutil.disk_usage(self.directory).free + _used_bytes(store)))
+        # Below what its streams reserve the server refuses every change of a stream, even one to a smaller size.
+        limit = max(self.room_bytes, reserved_bytes(store)) + _LEEWAY_BYTES
+        config = self._write_config(
+            _CONFIG.format(port=self.port, directory=store, limit=limit, payload=MAX_PAYLOAD, log=log_file)
         )
         # Forked here, on the main thread: the death signal is bound to the thread that forks.
         self._process = subprocess.Popen(  # noqa: ASYNC220
@@ -107,6 +111,9 @@ class Broker:
                 tail = log_file.read_text(errors="replace")[-400:] if log_file.exists() else ""
                 raise Unavailable(f"nats-server did not start: {tail.strip().rpartition(chr(10))[2]}")
             await asyncio.sleep(0.01)
+        self._answered = True
+        if config.parent != self.directory:
+            config.unlink(missing_ok=True)  # a temporary one, read by now
 
     async def _until_port_is_free(self) -> None:
         # A server whose parent was killed a moment ago may still be on its way out.
@@ -124,11 +131,18 @@ class Broker:
                         ) from exc
             await asyncio.sleep(0.1)
 
-    def _room(self) -> int:
-        """What the streams may take together: most of what is free now, and what they have already."""
-        store = self.directory / "jetstream"
-        used = sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) if store.exists() else 0
-        return int(_SHARE * (shutil.disk_usage(self.directory).free + used))
+    def _write_config(self, text: str) -> Path:
+        config, new = self.directory / "nats.conf", self.directory / "nats.conf.new"
+        try:
+            new.write_text(text)
+            return new.replace(config)
+        except OSError as exc:
+            # A full disk: what is stored can be read all the same.
+            log.info("%s cannot be written (%s); a temporary file is used instead", config, exc.strerror)
+            new.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile("w", prefix="tokentrace-nats-", suffix=".conf", delete=False) as file:
+            file.write(text)
+        return Path(file.name)
 
     async def supervise(self) -> None:
         """Start it again whenever it has died by itself."""
@@ -154,12 +168,33 @@ class Broker:
         if process is None or process.poll() is not None:
             return
         process.terminate()
-        for _ in range(100):
+        deadline = asyncio.get_running_loop().time() + (_STOP_S if self._answered else _STOP_STARTING_S)
+        while asyncio.get_running_loop().time() < deadline:
             if process.poll() is not None:
                 return
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
         process.kill()
         process.wait()
+
+
+def reserved_bytes(store: Path) -> int:
+    """What the streams in *store*, a server's ``store_dir``, reserve together: the sum of their ``max_bytes``."""
+    reserved = 0
+    for file in store.glob("jetstream/*/streams/*/meta.inf"):
+        try:
+            reserved += max(int(json.loads(file.read_bytes()).get("max_bytes", 0)), 0)
+        except (OSError, ValueError, TypeError, AttributeError) as exc:
+            log.warning("%s cannot be read, its stream counts as empty: %s", file, exc)
+    return reserved
+
+
+def _used_bytes(store: Path) -> int:
+    used = 0
+    for file in store.rglob("*"):
+        # A server that is on its way out may still remove files.
+        with contextlib.suppress(FileNotFoundError):
+            used += file.stat().st_size
+    return used
 
 
 def _answers(port: int) -> bool:
@@ -186,9 +221,13 @@ async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
     A nats-server of our own, while inside.
 
     Raises:
-        Unavailable: *directory* is another tokentrace's, or the port is taken.
+        Unavailable: *directory* is another tokentrace's or cannot be written, or the port is taken.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "lock").touch()
+    except OSError as exc:
+        raise Unavailable(f"{directory} cannot be used for data: {exc.strerror}") from exc
     with open(directory / "lock", "w") as lock:
         try:
             # nats-server does not lock its store; two on one directory would ruin it.
@@ -196,10 +235,12 @@ async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
         except OSError as exc:
             raise Unavailable(f"{directory} is in use by another tokentrace") from exc
         broker = Broker(directory.resolve(), port)
-        await broker.start()
-        supervisor = asyncio.create_task(broker.supervise())
+        supervisor: asyncio.Task[None] | None = None
         try:
+            await broker.start()
+            supervisor = asyncio.create_task(broker.supervise())
             yield broker
         finally:
-            supervisor.cancel()
+            if supervisor is not None:
+                supervisor.cancel()
             await broker.stop()

@@ -11,6 +11,7 @@ from tokentrace.bus import jetstream
 from tokentrace.errors import ConfigError, Rejected
 from tokentrace.records import AlertEvent
 from tokentrace.settings import load
+from tokentrace.stopping import unless_stopped
 from tokentrace.units import parse_duration, parse_instant, render_duration
 from tokentrace_alerter.backtest import backtest
 from tokentrace_alerter.service import Config
@@ -46,6 +47,10 @@ def check(given: argparse.Namespace) -> int:
 
 async def run_backtest(given: argparse.Namespace, stopping: asyncio.Event) -> None:
     """Print a line for every event; ends by itself, or when *stopping* is set."""
+    await unless_stopped(stopping, _run_backtest(given))
+
+
+async def _run_backtest(given: argparse.Namespace) -> None:
     settings = load(given.file, overrides={"nats.url": given.nats})
     config = Config.of(settings)
     if not config.rules:
@@ -59,8 +64,6 @@ async def run_backtest(given: argparse.Namespace, stopping: asyncio.Event) -> No
             async for event in events:
                 told += 1
                 print(_line(event), flush=True)
-                if stopping.is_set():
-                    return
     print(f"{told} events")
 
 

@@ -21,6 +21,7 @@ from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.http import Health, Sample, bind, parse_addr
 from tokentrace.provision import provision
 from tokentrace.settings import Settings, load
+from tokentrace.stopping import unless_stopped
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
 from tokentrace_alerter.service import Alerter
@@ -119,14 +120,8 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
     configs = Configs.of(settings)
     sockets = _sockets(given.addr, given.also)
     async with contextlib.AsyncExitStack() as stack:
-        broker: Broker | None = None
-        url = settings.nats.url
-        if given.nats is None:
-            directory = Path(settings.storage.dir) / "nats"
-            broker = await stack.enter_async_context(private_broker(directory, given.nats_port))
-            url = broker.url
-        bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
-        await provision(bus, settings, room_bytes=None if broker is None else broker.room_bytes)
+        nats_port = given.nats_port if given.nats is None else None
+        broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(program.serve(pipeline, settings, sockets, stopping))
@@ -136,6 +131,20 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
             announcing.cancel()
             if watching is not None:
                 watching.cancel()
+
+
+async def _connect(
+    stack: contextlib.AsyncExitStack, settings: Settings, nats_port: int | None
+) -> tuple[Broker | None, Bus, str]:
+    """A private broker on *nats_port*, or none; a connection to it, with every stream there is; its URL."""
+    broker: Broker | None = None
+    url = settings.nats.url
+    if nats_port is not None:
+        broker = await stack.enter_async_context(private_broker(Path(settings.storage.dir) / "nats", nats_port))
+        url = broker.url
+    bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
+    await provision(bus, settings, room_bytes=None if broker is None else broker.room_bytes)
+    return broker, bus, url
 
 
 def _sockets(addr: str, also: str | None) -> list[socket.socket]:

@@ -14,6 +14,7 @@ from tokentrace.bus import Bus, Message, Position, jetstream, subjects
 from tokentrace.errors import Rejected
 from tokentrace.pump import until_available
 from tokentrace.records import AlertEvent, Span, decode_batches
+from tokentrace.stopping import unless_stopped
 from tokentrace.units import MS, nusd_to_usd, render_instant
 
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def tail(given: argparse.Namespace, stopping: asyncio.Event) -> None:
     """Print until *stopping* is set."""
-    async with jetstream.connect(given.nats, name="tokentrace tail") as bus:
+    async with contextlib.AsyncExitStack() as stack:
+        connecting = stack.enter_async_context(jetstream.connect(given.nats, name="tokentrace tail"))
+        bus = await unless_stopped(stopping, connecting)
         printer = _Printer(given)
         tasks = [asyncio.create_task(_follow(bus, subjects.ALERTS, subjects.ALL_ALERTS, printer.alert))]
         if not given.alerts:

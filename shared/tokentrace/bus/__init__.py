@@ -203,8 +203,23 @@ class Bus(Protocol):
         """Largest message the broker takes, bytes."""
         ...
 
-    async def ensure(self, stream: Stream) -> None:
-        """Make *stream*, or bring it to these settings; a size the disk cannot hold is halved until it fits."""
+    async def ensure(self, stream: Stream, *, resize: bool = False) -> str:
+        """
+        Make *stream*, or bring it to these settings, except its number of replicas; never below what it holds.
+
+        A new stream that the broker has no room for is made smaller; one that is there and cannot be changed for want
+        of room stays as it is.
+
+        Args:
+            resize: Let a stream that holds something grow to ``max_bytes`` as well; else it is only made smaller.
+
+        Returns:
+            What became of it instead for want of room; "" when it is as asked for.
+
+        Raises:
+            Unavailable: The broker is away, or has no room for the smallest stream.
+        """
+        ...
 
     async def state(self, stream: str) -> StreamState: ...
 

@@ -125,7 +125,7 @@ class MemoryBus:
         """As ``Bus.max_payload``."""
         return MAX_PAYLOAD
 
-    async def ensure(self, stream: Stream) -> None:
+    async def ensure(self, stream: Stream, *, resize: bool = False) -> str:
         """As ``Bus.ensure``."""
         self._broker.check()
         log = self._broker.logs.get(stream.name)
@@ -133,6 +133,7 @@ class MemoryBus:
             self._broker.logs[stream.name] = _Log(stream, self._broker.now_ns())
         else:
             log.spec = stream
+        return ""
 
     async def state(self, stream: str) -> StreamState:
         """As ``Bus.state``."""

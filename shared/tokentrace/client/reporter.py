@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
+from tokentrace.bus import jetstream
 from tokentrace.bus.subjects import DEFAULT_PROJECT, MAX_PROJECT, escape
 from tokentrace.client.carrier import Carrier, SenderLoop, open_carrier
 from tokentrace.errors import ConfigError, Unavailable, cut_quoted
@@ -463,6 +464,12 @@ def check_url(url: str) -> None:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("nats", "tls", "http", "https") or not rest:
         raise ConfigError("reporter: the URL must start with nats://, tls://, http:// or https://")
+    if scheme in ("nats", "tls"):
+        try:
+            jetstream.parse_urls(url)
+        except ConfigError as exc:
+            raise ConfigError(f"reporter: {exc}") from exc
+        return
     try:
         port = urlsplit(url).port
     except ValueError as exc:

@@ -8,5 +8,6 @@ that hang for ever.
 """
 
 from tokentrace.bus.jetstream.broker import JetStream, connect
+from tokentrace.bus.jetstream.link import parse_urls
 
-__all__ = ["JetStream", "connect"]
+__all__ = ["JetStream", "connect", "parse_urls"]

@@ -11,7 +11,9 @@ import nats.errors
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
 
 NO_STREAM = 10059
-NO_SPACE = 10047
+_NO_SPACE = (10047, 10002)
+#: Said under other codes: of a cluster's servers none has room, or a disk is full.
+_NO_SPACE_TEXTS = ("insufficient storage", "no space left on device")
 NO_MESSAGE = 10037
 DELETE_FAILED = 10043
 _WRONG_LAST = (10071, 10164)
@@ -32,12 +34,17 @@ class ApiError(TokentraceError):
         self.status = int(error.get("code") or 0)
         super().__init__(str(error.get("description") or error))
 
+    @property
+    def lacks_space(self) -> bool:
+        """What was asked for is refused for want of storage."""
+        return self.code in _NO_SPACE or any(text in str(self) for text in _NO_SPACE_TEXTS)
+
     def translated(self) -> TokentraceError:
         if self.code in _WRONG_LAST:
             return Conflict(str(self))
         if self.code == _IS_FULL:
             return Full(f"JetStream: {self} ({self.code})")
-        if self.code in _PASSING or self.status >= 500:
+        if self.code in _PASSING or self.status >= 500 or self.lacks_space:
             return Unavailable(f"JetStream: {self} ({self.code})")
         return Rejected(f"JetStream: {self} ({self.code})")
 

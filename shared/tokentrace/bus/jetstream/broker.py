@@ -18,7 +18,6 @@ from nats.aio.msg import Msg
 
 from tokentrace.bus import (
     HEADROOM_BYTES,
-    MIN_STREAM_BYTES,
     Chunk,
     Handler,
     Message,
@@ -28,20 +27,19 @@ from tokentrace.bus import (
     Stream,
     StreamState,
 )
+from tokentrace.bus.jetstream import streams
 from tokentrace.bus.jetstream.border import (
     DELETE_FAILED,
     NO_MESSAGE,
-    NO_SPACE,
-    NO_STREAM,
     ApiError,
     Full,
     border,
     request_border,
 )
 from tokentrace.bus.jetstream.inbox import Inbox, JetStreamDelivery, Pull, parse_meta, unsubscribe
-from tokentrace.bus.jetstream.link import Link, abort
+from tokentrace.bus.jetstream.link import Link, abort, parse_urls, without_secret
 from tokentrace.bus.jetstream.stores import JetStreamKeyValue, JetStreamObjects
-from tokentrace.bus.jetstream.wire import join_parts, parse_headers, split, state_of, stream_config
+from tokentrace.bus.jetstream.wire import join_parts, parse_headers, split, state_of
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.units import SECOND, parse_instant, render_instant
 
@@ -63,13 +61,15 @@ async def connect(
     A connection to the broker at *url*, kept up until the block ends.
 
     Args:
+        url: Of a cluster the URLs of several servers, separated by commas: one that answers is taken.
         name: Shown in the broker's monitoring.
         wait_s: How long the first connection may take, seconds.
 
     Raises:
         Unavailable: Nobody there within *wait_s*.
+        ConfigError: *url* is not one.
     """
-    link = Link(url, name)
+    link = Link(parse_urls(url), name)
     try:
         async with asyncio.timeout(wait_s):
             client = await link.open(inbox_prefix)
@@ -94,11 +94,6 @@ async def connect(
         abort(client)
         # The socket of a cut connection is closed in the loop's next turn.
         await asyncio.sleep(0)
-
-
-def without_secret(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 class JetStream:
@@ -148,42 +143,10 @@ class JetStream:
 
     # -- streams
 
-    async def ensure(self, stream: Stream) -> None:
+    async def ensure(self, stream: Stream, *, resize: bool = False) -> str:
         """As ``Bus.ensure``."""
-        config = stream_config(stream)
-        while True:
-            try:
-                await self._ensure(config)
-                return
-            except ApiError as exc:
-                if exc.code != NO_SPACE or config["max_bytes"] <= MIN_STREAM_BYTES:
-                    raise exc.translated() from exc
-                config["max_bytes"] //= 2
-                log.warning("stream %s: the disk cannot hold it, cut to %d bytes", stream.name, config["max_bytes"])
-
-    async def _ensure(self, config: dict[str, Any]) -> None:
-        name = config["name"]
-        try:
-            info = await self._api(f"STREAM.INFO.{name}", {})
-        except ApiError as exc:
-            if exc.code != NO_STREAM:
-                raise
-            await self._api(f"STREAM.CREATE.{name}", config)
-            return
-        current = info["config"]
-        wanted = {**current, **config, "persist_mode": current.get("persist_mode", "default")}
-        # A stream cut to a small disk stays cut: growing it again is the operator's decision.
-        if 0 < current.get("max_bytes", -1) < config["max_bytes"] and info["state"]["bytes"] > 0:
-            wanted["max_bytes"] = current["max_bytes"]
-        # Nor is a stream cut below what it holds: that would throw away what somebody has not read.
-        if wanted["max_bytes"] < info["state"]["bytes"]:
-            wanted["max_bytes"] = current["max_bytes"]
-        if any(
-            current.get(key) != value for key, value in wanted.items() if key != "persist_mode" or value != "default"
-        ):
-            await self._api(
-                f"STREAM.UPDATE.{name}", {k: v for k, v in wanted.items() if (k, v) != ("persist_mode", "default")}
-            )
+        with border(f"stream {stream.name}"):
+            return await streams.ensure(self._api, stream, resize=resize)
 
     async def state(self, stream: str) -> StreamState:
         """As ``Bus.state``."""

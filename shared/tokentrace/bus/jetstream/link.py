@@ -5,19 +5,68 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
+from tokentrace.errors import ConfigError, shorten
+
 log = logging.getLogger("tokentrace.bus")
+
+
+_SCHEMES = ("nats", "tls", "ws", "wss")
+
+
+def parse_urls(text: str) -> list[str]:
+    """
+    The servers named in *text*: one URL, or several separated by commas; without a scheme ``nats://`` is meant.
+
+    Raises:
+        ConfigError: Names the part that is not a URL, without its password.
+    """
+    return [_checked(url if "://" in url else f"nats://{url}") for url in _split(text)]
+
+
+def without_secret(text: str) -> str:
+    """*text*, a URL or several, as it may stand in a log."""
+    return ",".join(_without_user(url) for url in _split(text))
+
+
+def _split(text: str) -> list[str]:
+    urls: list[str] = []
+    for part in text.split(","):
+        if urls and "@" in part and "://" not in part:
+            # The rest of a password with a comma in it.
+            urls[-1] += f",{part}"
+        else:
+            urls.append(part.strip())
+    return urls
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        shown = shorten(_without_user(url))
+        raise ConfigError(f"NATS URL {shown!r}: not such as nats://host:port, nor several with commas between")
+    return url
+
+
+def _without_user(url: str) -> str:
+    scheme, separator, rest = url.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 class Link:
     """Connects, logs what happens to the connection, and cuts a dead one that nats-py waits on."""
 
-    def __init__(self, url: str, name: str) -> None:
-        self._url, self._name = url, name
+    def __init__(self, urls: Sequence[str], name: str) -> None:
+        self._urls, self._name = urls, name
         self.last_error = ""
         self._client: Client | None = None
         self.on_down: Callable[[], None] = lambda: None
@@ -25,7 +74,7 @@ class Link:
     async def open(self, inbox_prefix: str) -> Client:
         client = self._client = Client()
         await client.connect(
-            self._url,
+            list(self._urls),
             name=self._name,
             inbox_prefix=inbox_prefix,
             error_cb=self._on_error,

@@ -1,0 +1,38 @@
+"""Waits that end when the program is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+#: Seconds after which a cancellation is repeated: nats-py's asyncio.wait_for can lose one in Python 3.11.
+_REPEAT_S = 0.5
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The program was told to stop before what it waited for was there."""
+
+
+async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """
+    What *work* returns; it is cancelled when *stopping* is set first.
+
+    Raises:
+        Stopped: *stopping* was set, and *work* has ended without a result.
+    """
+    task = asyncio.create_task(work)
+    stop = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_REPEAT_S)
+    failed = task.cancelled() or task.exception() is not None
+    if failed and stopping.is_set():
+        raise Stopped
+    return task.result()

@@ -1,0 +1,208 @@
+"""
+``serve`` on a disk that its streams would not fit on: it comes up every time, and nothing it accepted is lost.
+
+The disks are sparse tmpfs mounts: mounting one takes root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import Answer, Pipeline
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+#: Generous: a start takes two or three seconds.
+UP_S = 20
+BATCH = 50
+
+
+class SmallDisk:
+    """A mounted tmpfs, of which a file can take away most."""
+
+    def __init__(self, directory: Path, size: int) -> None:
+        self.directory, self.size = directory, size
+        self._filler = directory / "filler"
+
+    @property
+    def free(self) -> int:
+        found = os.statvfs(self.directory)
+        return found.f_bavail * found.f_frsize
+
+    def leave(self, size: int) -> None:
+        """Have *size* bytes free, by remounting it smaller: filling it would take that much memory."""
+        used = self.size - self.free
+        self.size = used + size
+        subprocess.run(["mount", "-o", f"remount,size={self.size}", str(self.directory)], check=True)
+
+    def fill(self) -> None:
+        """Take every page that is left."""
+        with self._filler.open("ab", buffering=0) as file:
+            for size in (1 << 20, 1 << 12):
+                try:
+                    while True:
+                        file.write(b"x" * size)
+                except OSError:
+                    continue
+
+    def make_room(self) -> None:
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
+    size = request.param * GIB // 1000
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("a tmpfs cannot be mounted here: that takes root")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tokentrace-test", str(directory)]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield SmallDisk(directory, os.statvfs(directory).f_blocks * os.statvfs(directory).f_frsize)
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+class Story:
+    """A pipeline on a small disk, and what it has accepted so far."""
+
+    def __init__(self, tmp_path: Path, disk: SmallDisk) -> None:
+        self.pipeline = Pipeline(tmp_path / "run", "--data-dir", str(disk.directory / "data"))
+        self.disk, self.sent = disk, 0
+        self._batch = b""
+
+    def start(self) -> None:
+        self.pipeline.start(wait=False)
+        self.pipeline.until(lambda: self.pipeline.get("/readyz").status == 200, "ready", UP_S)
+
+    def stop(self) -> None:
+        assert self.pipeline.stop() == 0
+
+    def send(self) -> None:
+        assert self.offer() == 202
+
+    def offer(self) -> int:
+        """Post a batch, the same one again until it is accepted, for a refused one may have been stored."""
+        self._batch = self._batch or json.dumps(self._spans()).encode()
+        status = self.pipeline.post("/spans", self._batch).status
+        if status == 202:
+            self.sent += BATCH
+            self._batch = b""
+        return status
+
+    def _spans(self) -> list[dict[str, object]]:
+        return [
+            {
+                "trace_id": f"t{self.sent}",
+                "span_id": f"{n}",
+                "model": "gpt-4o",
+                "provider": "openai",
+                "prompt_tokens": 1000,
+                "comp_tokens": 100,
+                "attributes": {"text": os.urandom(300).hex()},
+            }
+            for n in range(BATCH)
+        ]
+
+    def assert_exact(self) -> None:
+        def exact() -> bool:
+            metrics = self.pipeline.get("/metrics?window=1h").json()
+            found = (
+                metrics["span_count"],
+                metrics["tokens"]["prompt_total"],
+                self.pipeline.get("/stats").json()["total_spans"],
+                self.pipeline.get("/health").json()["stored_spans"],
+                round(metrics["cost"]["total_usd"], 9),
+            )
+            return bool(found == (self.sent, self.sent * 1000, self.sent, self.sent, round(self.sent * 0.0035, 9)))
+
+        self.pipeline.until(exact, f"exact: {self.sent} spans")
+
+    @property
+    def told_of_room(self) -> list[str]:
+        """Every warning and error about the room of streams so far."""
+        lines = [json.loads(line) for line in self.pipeline.log.read_text().splitlines() if line.startswith("{")]
+        return [
+            line["message"]
+            for line in lines
+            if line["level"] in ("warning", "error")
+            and (line["logger"] == "tokentrace.provision" or "trying: stream" in line["message"])
+        ]
+
+    def reserved(self) -> dict[str, int]:
+        """Stream -> what the broker sets aside for it, from its own files."""
+        files = self.disk.directory.glob("data/nats/jetstream/jetstream/*/streams/*/meta.inf")
+        return {file.parent.name: json.loads(file.read_text())["max_bytes"] for file in files}
+
+
+@pytest.mark.parametrize("disk", [2000, 8000, 15_000], indirect=True, ids=["2GB", "8GB", "15GB"])
+def test_serve_comes_up_again_and_again_on_a_disk_smaller_than_its_streams(tmp_path: Path, disk: SmallDisk) -> None:
+    story = Story(tmp_path, disk)
+    try:
+        for starts in (1, 2, 3):
+            story.start()
+            story.send()
+            story.assert_exact()
+            story.stop()
+            assert len(story.told_of_room) == starts, "one sentence a start"
+            assert sum(story.reserved().values()) < disk.size
+    finally:
+        story.pipeline.stop()
+
+
+@pytest.mark.parametrize("disk", [20_000], indirect=True, ids=["20GB"])
+def test_serve_comes_up_when_the_room_shrinks_between_starts(tmp_path: Path, disk: SmallDisk) -> None:
+    story = Story(tmp_path, disk)
+    try:
+        story.start()
+        story.send()
+        story.stop()
+        assert story.told_of_room == []
+        assert sum(story.reserved().values()) == 12_736 * MIB
+        for left, free in enumerate((10 * GIB, 300 * MIB), 1):
+            disk.leave(free)
+            story.start()
+            story.send()
+            story.assert_exact()
+            story.stop()
+            assert len(story.told_of_room) == left, story.told_of_room
+            assert sum(story.reserved().values()) < free
+    finally:
+        story.pipeline.stop()
+
+
+@pytest.mark.parametrize("disk", [400], indirect=True, ids=["400MB"])
+def test_serve_on_a_full_disk_says_so_and_works_as_soon_as_there_is_room(tmp_path: Path, disk: SmallDisk) -> None:
+    story = Story(tmp_path, disk)
+    pipeline = story.pipeline
+    try:
+        story.start()
+        story.send()
+        story.assert_exact()
+        story.stop()
+        told = len(story.told_of_room)
+        disk.fill()
+        pipeline.start(wait=False)
+        pipeline.until(lambda: pipeline.get("/healthz").status == 200, "answering", UP_S)
+        pipeline.until(lambda: pipeline.get("/metrics?window=1h").json()["span_count"] == story.sent, "asked")
+        pipeline.until(lambda: story.offer() == 503, "refusing")
+        pipeline.until(lambda: says_why(pipeline.get("/health")), "unhealthy with the reason")
+        assert len(story.told_of_room) == told + 1, story.told_of_room
+        disk.make_room()
+        pipeline.until(lambda: pipeline.get("/health").status == 200, "healthy again", 90)
+        pipeline.until(lambda: story.offer() == 202, "accepting")
+        story.assert_exact()
+    finally:
+        pipeline.stop()
+
+
+def says_why(health: Answer) -> bool:
+    error = health.json().get("error", "")
+    return health.status == 503 and ("cannot be opened" in error or "stores nothing" in error)
