@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from tokentrace.bus import MIN_STREAM_BYTES, Bus, Stream, subjects
-from tokentrace.errors import ConfigError, Conflict
+from tokentrace.errors import ConfigError, Conflict, shorten
 from tokentrace.pump import until_available
 from tokentrace.settings import Settings
 
 log = logging.getLogger("tokentrace.provision")
 
 _SHARDS = "shards"
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
 
 async def provision(bus: Bus, settings: Settings, *, room_bytes: int | None = None) -> None:
@@ -60,6 +62,12 @@ async def _agree_on_shards(bus: Bus, shards: int) -> None:
     except Conflict:
         entry = await until_available(lambda: meta.get(_SHARDS))
     stored = entry.value.decode("ascii", "replace") if entry else str(shards)
+    if entry is not None and not _COUNT.fullmatch(stored):
+        # It names no number of shards, so nobody was promised one.
+        reason = f"number of shards: {shorten(stored)!r} is none; {shards}, as configured, is written in its place"
+        bus.set_aside.note(subjects.META, f"key {_SHARDS} revision {entry.revision}", reason)
+        await until_available(lambda: meta.put(_SHARDS, str(shards).encode()))
+        return
     if stored != str(shards):
         raise ConfigError(
             f"nats.shards: {shards}, but the streams were made for {stored}, and state is kept per shard. "

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
+
+from tokentrace.foreign import reading
+from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
+from tokentrace.units import parse_instant
 
 
 class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,3 +70,36 @@ class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     at: str
     took_ms: float | None
+
+
+_events = msgspec.json.Decoder(AlertEvent)
+_deliveries = msgspec.json.Decoder(DeliveryRecord)
+
+
+def decode_event(payload: bytes) -> AlertEvent:
+    """
+    An event of the alert subjects; one that does not say when its episode began is its beginning.
+
+    Raises:
+        Rejected: Not one, or an instant of it is none between the years 2000 and 2100.
+    """
+    with reading("alert event"):
+        event = _events.decode(payload)
+        if not event.starts_at:
+            event = replace(event, starts_at=event.fired_at)
+        for field in ("fired_at", "starts_at", "ends_at"):
+            text = getattr(event, field)
+            if text is not None and not MIN_INSTANT_NS <= parse_instant(text) <= MAX_INSTANT_NS:
+                raise ValueError(f"{field}: not between the years 2000 and 2100")
+        return event
+
+
+def decode_delivery(payload: bytes) -> DeliveryRecord:
+    """
+    What became of an event, from the delivery subjects.
+
+    Raises:
+        Rejected: Not that.
+    """
+    with reading("record of a delivery"):
+        return _deliveries.decode(payload)

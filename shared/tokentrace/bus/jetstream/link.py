@@ -6,11 +6,27 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 
+from tokentrace.errors import Rejected
+from tokentrace.foreign import UNREADABLE, why
+
 log = logging.getLogger("tokentrace.bus")
+
+
+class _Client(Client):
+    """A client that a message with broken headers does not end: nats-py stops reading for good at some of them."""
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        try:
+            parsed: dict[str, str] | None = await super()._process_headers(headers)
+        except UNREADABLE as exc:
+            await self._error_cb(Rejected(f"headers of a message: {why(exc)}"))
+            return None
+        return parsed
 
 
 class Link:
@@ -23,7 +39,7 @@ class Link:
         self.on_down: Callable[[], None] = lambda: None
 
     async def open(self, inbox_prefix: str) -> Client:
-        client = self._client = Client()
+        client = self._client = _Client()
         await client.connect(
             self._url,
             name=self._name,
