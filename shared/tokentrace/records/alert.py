@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from tokentrace.errors import Rejected
 from tokentrace.foreign import reading
 from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
 from tokentrace.units import parse_instant
@@ -89,9 +90,18 @@ def decode_event(payload: bytes) -> AlertEvent:
             event = replace(event, starts_at=event.fired_at)
         for field in ("fired_at", "starts_at", "ends_at"):
             text = getattr(event, field)
-            if text is not None and not MIN_INSTANT_NS <= parse_instant(text) <= MAX_INSTANT_NS:
-                raise ValueError(f"{field}: not between the years 2000 and 2100")
+            if text is not None:
+                _check_instant(field, text)
         return event
+
+
+def _check_instant(field: str, text: str) -> None:
+    try:
+        instant_ns = parse_instant(text)
+    except Rejected as exc:
+        raise Rejected(f"alert event: {field}: {exc}") from exc
+    if not MIN_INSTANT_NS <= instant_ns <= MAX_INSTANT_NS:
+        raise Rejected(f"alert event: {field}: not between the years 2000 and 2100")
 
 
 def decode_delivery(payload: bytes) -> DeliveryRecord:
