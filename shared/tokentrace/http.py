@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tokentrace.errors import ConfigError, Conflict, Rejected, Unavailable
 
@@ -301,6 +302,43 @@ def bind(addr: tuple[str, int]) -> socket.socket:
     return sock
 
 
+class _Protocol(HttpToolsProtocol):
+    """
+    A connection that a client may leave at any moment.
+
+    uvicorn tells only the request read last that its client is gone; one that is being answered while others wait
+    behind it then writes to a closed socket, which is a traceback in the log for each.
+    """
+
+    _unanswered: tuple[RequestResponseCycle, ...] = ()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.cycle is not None:
+            waiting = (one for one in self._unanswered if not one.response_complete)
+            self._unanswered = (*waiting, self.cycle)
+
+    def eof_received(self) -> None:
+        super().eof_received()
+        self._leave()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        super().connection_lost(exc)
+
+    def _leave(self) -> None:
+        """The socket is closed next: nothing can be answered any more."""
+        self.pipeline.clear()
+        for one in self._unanswered:
+            one.disconnected = not one.response_complete
+            one.message_event.set()
+
+    @property
+    def is_half_sent(self) -> bool:
+        """A request is still to be read to its end."""
+        return any(one.more_body and not one.response_complete for one in self._unanswered)
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that leaves the process' signals alone."""
 
@@ -313,10 +351,12 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
     """
     Serve *app* until *stopping* is set; then finish the requests under way, at most 15 s.
 
-    Whoever has not read by then what was sent is cut off after 5 s, or one that hangs would hold up the end.
+    Whoever has not read what was sent, or not sent what was announced, is cut off after 5 s, or one that hangs would
+    hold up the end.
     """
     config = uvicorn.Config(
         app,
+        http=_Protocol,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -331,7 +371,8 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
         server.should_exit = True
         await asyncio.sleep(_UNREAD_S)
         for connection in list(server.server_state.connections):
-            if connection.transport.get_write_buffer_size():
+            half_sent = isinstance(connection, _Protocol) and connection.is_half_sent
+            if half_sent or connection.transport.get_write_buffer_size():
                 connection.transport.abort()
 
     stopper = asyncio.create_task(stop())

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from starlette.routing import BaseRoute
@@ -16,6 +16,7 @@ from tokentrace import process
 from tokentrace.bus import Bus, jetstream
 from tokentrace.http import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
 from tokentrace.provision import provision
+from tokentrace.set_aside import tell_set_aside
 from tokentrace.settings import Settings, load
 from tokentrace.stopping import unless_stopped
 
@@ -67,7 +68,7 @@ def run_service(name: str, *, port: int, configure: Callable[[Settings], C], mak
         sock = bind(parse_addr(addr, port))
         async with contextlib.AsyncExitStack() as stack:
             bus = await unless_stopped(stopping, _connect(stack, settings, name))
-            await serve(make(bus, config), settings, [sock], stopping)
+            await serve(make(bus, config), bus, settings, [sock], stopping, name=name)
 
     return process.run(tool, run)
 
@@ -79,13 +80,36 @@ async def _connect(stack: contextlib.AsyncExitStack, settings: Settings, name: s
 
 
 async def serve(
-    service: Service, settings: Settings, sockets: Sequence[socket.socket], stopping: asyncio.Event
+    service: Service,
+    bus: Bus,
+    settings: Settings,
+    sockets: Sequence[socket.socket],
+    stopping: asyncio.Event,
+    *,
+    name: str,
 ) -> None:
-    """Run *service* and its HTTP side, health included, until *stopping* is set."""
-    routes = [*service.routes(), *health_routes(service.health, service.samples)]
+    """
+    Run *service* and its HTTP side, health included, until *stopping* is set.
+
+    Args:
+        bus: Its connection.
+        name: Under which it tells what it cannot read.
+    """
+
+    def health() -> Health:
+        found, totals = service.health(), bus.set_aside.totals
+        return found._replace(details={**found.details, "set_aside": dict(totals)}) if totals else found
+
+    def samples() -> Iterator[Sample]:
+        yield from service.samples()
+        for place, count in sorted(bus.set_aside.totals.items()):
+            yield Sample("tokentrace_set_aside_total", "What could not be read.", count, {"place": place})
+
+    routes = [*service.routes(), *health_routes(health, samples)]
     app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
+        tasks.create_task(tell_set_aside(bus, name, stopping))
         tasks.create_task(serve_http(app, sockets, stopping=stopping))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
 from msgspec.structs import replace
 
 from tokentrace.bus import MIN_STREAM_BYTES, Bus, Stream, StreamState, subjects
-from tokentrace.errors import ConfigError, Conflict, Rejected
+from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
 from tokentrace.pump import until_available
 from tokentrace.settings import Settings
 
@@ -19,6 +20,7 @@ log = logging.getLogger("tokentrace.provision")
 _SHARDS = "shards"
 #: At most this much is left to a stream beyond what it holds, where the disk has too little room for all.
 _REST_BYTES = 64 * 1024 * 1024
+_COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
 
 async def provision(bus: Bus, settings: Settings, *, room_bytes: int | None = None) -> None:
@@ -124,6 +126,12 @@ async def _agree_on_shards(bus: Bus, shards: int) -> None:
         except Conflict:
             entry = await until_available(partial(meta.get, _SHARDS))
     stored = entry.value.decode("ascii", "replace") if entry else str(shards)
+    if entry is not None and not _COUNT.fullmatch(stored):
+        # It names no number of shards, so nobody was promised one.
+        reason = f"number of shards: {shorten(stored)!r} is none; {shards}, as configured, is written in its place"
+        bus.set_aside.note(subjects.META, f"key {_SHARDS} revision {entry.revision}", reason)
+        await until_available(lambda: meta.put(_SHARDS, str(shards).encode()))
+        return
     if stored != str(shards):
         raise ConfigError(
             f"nats.shards: {shards}, but the streams were made for {stored}, and state is kept per shard. "

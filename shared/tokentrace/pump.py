@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 import msgspec
 
-from tokentrace.bus import Bus, Chunk, Position, StreamState, subjects
+from tokentrace.bus import Bus, Chunk, Entry, Position, StreamState, subjects
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
+from tokentrace.foreign import BAD_DATA, SetAside, reading
 from tokentrace.machine import Effect, Machine
+from tokentrace.records.position import Natural
 from tokentrace.snapshots import Snapshots
 from tokentrace.stopping import Stopped, unless_stopped
 from tokentrace.units import DAY
@@ -116,8 +118,10 @@ class Pump:
         for task in done:
             task.result()
         if self._unsaved:
-            with contextlib.suppress(Unavailable):
+            try:
                 await self._save()
+            except TokentraceError as exc:
+                log.info("%s: %s", self._reader, exc)
 
     async def _follow(self) -> None:
         feed = self._bus.follow(self._stream, self._filters, self._machine.position)
@@ -137,9 +141,11 @@ class Pump:
         for message in chunk.messages:
             try:
                 machine.fold(message, chunk.created_ns)
-            except Rejected as exc:
+            except BAD_DATA as exc:
+                if not isinstance(exc, Rejected):
+                    log.exception("%s: message %d", self._reader, message.sequence)
                 progress.rejected += 1
-                log.warning("%s: message %d: %s", self._reader, message.sequence, exc)
+                self._bus.set_aside.note(self._stream, f"message {message.sequence}", exc)
             self._unsaved_bytes += len(message.payload)
             if time.perf_counter() > turn:
                 await asyncio.sleep(0)
@@ -258,12 +264,27 @@ def encode_position(position: Position) -> bytes:
     return msgspec.json.encode([position.created_ns, position.sequence, time.time_ns()])
 
 
-def backlog(state: StreamState, positions: dict[str, bytes], now_ns: int, forget_ns: int = 7 * DAY) -> dict[str, float]:
+_told = msgspec.json.Decoder(tuple[Natural, Natural, Natural])
+
+
+def read_positions(entries: Mapping[str, Entry], set_aside: SetAside) -> dict[str, tuple[int, int, int]]:
+    """Reader -> what ``encode_position`` said, of those in ``tt_meta`` that can be read."""
+    positions = {}
+    for key, entry in entries.items():
+        if key.startswith(_READER):
+            with set_aside.guard(subjects.META, f"key {key} revision {entry.revision}"), reading("reader's position"):
+                positions[key] = _told.decode(entry.value)
+    return positions
+
+
+def backlog(
+    state: StreamState, positions: Mapping[str, tuple[int, int, int]], now_ns: int, forget_ns: int = 7 * DAY
+) -> dict[str, float]:
     """
     How much of the stream each reader has still to read, as a fraction of its ceiling in bytes.
 
     Args:
-        positions: reader -> ``encode_position``.
+        positions: reader -> (stream created at, sequence, when it told so).
         forget_ns: A reader that has told nothing for this long is gone.
     """
     if state.max_bytes <= 0 or state.messages == 0:
@@ -271,11 +292,7 @@ def backlog(state: StreamState, positions: dict[str, bytes], now_ns: int, forget
     full = state.bytes / state.max_bytes
     span = max(state.last_sequence - state.first_sequence + 1, 1)
     behind = {}
-    for reader, value in positions.items():
-        try:
-            created_ns, sequence, told_ns = msgspec.json.decode(value, type=tuple[int, int, int])
-        except msgspec.DecodeError:
-            continue
+    for reader, (created_ns, sequence, told_ns) in positions.items():
         if told_ns < now_ns - forget_ns:
             continue
         read = sequence if created_ns == state.created_ns else 0
@@ -293,5 +310,4 @@ async def read_backlog(bus: Bus) -> tuple[StreamState, dict[str, float]]:
     """
     state = await bus.state(subjects.SPANS)
     entries = await bus.kv(subjects.META).items()
-    readers = {key: entry.value for key, entry in entries.items() if key.startswith(_READER)}
-    return state, backlog(state, readers, time.time_ns())
+    return state, backlog(state, read_positions(entries, bus.set_aside), time.time_ns())

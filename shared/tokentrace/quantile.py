@@ -203,3 +203,20 @@ def add_up(keys: Ints, counts: Ints) -> tuple[Ints, Ints]:
     keys, counts = keys[order], counts[order]
     starts = starts_of(keys)
     return keys[starts], np.add.reduceat(counts, starts)
+
+
+def check_summaries(summaries: Iterable[Summary]) -> None:
+    """
+    Whether *summaries* that came from elsewhere can be computed with.
+
+    Raises:
+        ValueError: Their columns do not fit together, or name a bucket that does not exist.
+    """
+    bins = []
+    for one in summaries:
+        if len(one.values) % 8 or len(one.gone) % 8 or len(one.counts) % 8 or len(one.bins) * 4 != len(one.counts):
+            raise ValueError("a distribution of it has columns that do not fit together")
+        bins.append(one.bins)
+    every = np.frombuffer(b"".join(bins), "<i2")
+    if len(every) and max(int(every.max()), -int(every.min())) > MAX_BIN:
+        raise ValueError("a distribution of it names a bucket that does not exist")

@@ -12,6 +12,7 @@ import msgspec
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected, Unavailable
+from tokentrace.foreign import reading
 from tokentrace.machine import Machine, Saved
 from tokentrace.units import DAY, MINUTE
 
@@ -46,7 +47,7 @@ class Snapshots:
     """
 
     def __init__(self, bus: Bus, service: str, shard: int) -> None:
-        self._objects = bus.objects(subjects.SNAPSHOTS)
+        self._objects, self._set_aside = bus.objects(subjects.SNAPSHOTS), bus.set_aside
         self._prefix = f"{service}.{shard}."
         self._pieces = f"{self._prefix}piece."
         self._stored: dict[str, str] = {}
@@ -67,10 +68,12 @@ class Snapshots:
                 if manifest is None:
                     continue
                 state, *pieces = await self._pieces_of([manifest.state, *manifest.parts.values()])
-                machine.restore(state, dict(zip(manifest.parts, pieces, strict=True)))
+                with reading("cannot be read"):
+                    machine.restore(state, dict(zip(manifest.parts, pieces, strict=True)))
             except Rejected as exc:
                 trouble = f"snapshot {name}: {exc}"
                 log.error("%s; falling back to the one before", trouble)
+                self._set_aside.note(subjects.SNAPSHOTS, f"object {name}", exc)
                 continue
             self._stored = dict(manifest.parts)
             self.revisions = dict.fromkeys(manifest.parts, 0)
@@ -83,10 +86,8 @@ class Snapshots:
             data = await self._objects.get(name)
             if data is None:
                 return None
-            try:
+            with reading("cannot be read"):
                 held = self._manifests[name] = msgspec.msgpack.decode(data, type=_Manifest)
-            except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-                raise Rejected(f"cannot be read: {exc}") from exc
         return held
 
     async def _pieces_of(self, names: Sequence[str]) -> list[bytes]:
@@ -155,7 +156,8 @@ class Snapshots:
         for name in reversed(snapshots):
             try:
                 manifest = await self._manifest(name) if len(kept) < KEEP_SNAPSHOTS else None
-            except Rejected:
+            except Rejected as exc:
+                self._set_aside.note(subjects.SNAPSHOTS, f"object {name}", exc)
                 manifest = None
             if manifest is not None:
                 kept.append(manifest)

@@ -13,6 +13,7 @@ from tokentrace.cell import CLAMPED, MAX_MODELS, OTHER, SPANS, STATUS, Sums, Tab
 from tokentrace.change import changes_in, score_rows
 from tokentrace.errors import Rejected
 from tokentrace.exact import add_by
+from tokentrace.foreign import reading
 from tokentrace.lifetime import Lifetime
 from tokentrace.machine import Effect, Message, Part, Saved
 from tokentrace.metric.custom import CustomMetric, Measured, add_measured
@@ -190,34 +191,28 @@ class Shard:
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """As ``Machine.restore``."""
         try:
-            saved = msgspec.msgpack.decode(state)
-            if saved["version"] != VERSION:
-                raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
-            if (saved["shard"], saved["shards"]) != (self.shard, self._shards):
-                raise Rejected(
-                    f"of shard {saved['shard']} of {saved['shards']}, this is {self.shard} of {self._shards}"
-                )
-            self._restore(saved, parts)
+            with reading("cannot be read"):
+                self._restore(msgspec.msgpack.decode(state), parts)
         except Rejected:
             self._reset()
             raise
-        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, KeyError, TypeError, IndexError) as exc:
-            self._reset()
-            raise Rejected(f"cannot be read: {exc}") from exc
 
     def _restore(self, saved: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
+        if saved["version"] != VERSION:
+            raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
+        if (saved["shard"], saved["shards"]) != (self.shard, self._shards):
+            raise Rejected(f"of shard {saved['shard']} of {saved['shards']}, this is {self.shard} of {self._shards}")
         self._position = msgspec.convert(saved["position"], Position | None)
         self._table = Table(saved["cells"])
         self._lifetime.restore(saved["lifetime"])
         own = {name: data for name, data in parts.items() if ":" not in name}
         self._rollup = Rollup.restore(self._table, saved["rollup"], own, TIERS, SPANS, self._lifetime)
-        self._time_ns = saved["time_ns"]
+        self._time_ns, self._forgot_ns = msgspec.convert([saved["time_ns"], saved["forgot_ns"]], tuple[int, int])
         for name, measured in self._measured.items():
             held = saved["custom"].get(name)
             if held is None or not measured.restore(held, _below(f"{name}:", parts)):
                 measured.since_ns = self._time_ns
         self._seen = Seen.restore(saved["seen"])
-        self._forgot_ns = saved["forgot_ns"]
         self.losses = msgspec.convert(saved["losses"], list[Loss])
         self._queues = msgspec.convert(saved["queues"], dict[str, tuple[int, int, int]])
         (
@@ -228,7 +223,7 @@ class Shard:
             self._dropped,
             self._failed,
             self._clamped,
-        ) = saved["counts"]
+        ) = msgspec.convert(saved["counts"], tuple[int, int, int, int, int, int, int])
 
     def since_ns(self, now_ns: int) -> int:
         """Before this instant something is missing; 0 = nothing is. Losses older than every window do not count."""

@@ -22,7 +22,8 @@ import msgspec
 
 from tokentrace.bus import Bus, Delivery, subjects
 from tokentrace.errors import Rejected, TokentraceError, shorten
-from tokentrace.records import AlertEvent, DeliveryRecord
+from tokentrace.foreign import BAD_DATA
+from tokentrace.records import AlertEvent, DeliveryRecord, decode_event
 from tokentrace.units import SECOND, parse_instant, render_instant
 from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.channel import (
@@ -113,11 +114,14 @@ class Courier:
     async def _carry(self, one: Delivery) -> None:
         """One event, whatever becomes of it: no exception leaves here but a cancellation."""
         try:
-            event = msgspec.json.decode(one.message.payload, type=AlertEvent)
-        except msgspec.DecodeError as exc:
-            log.warning("an event on the alert subject cannot be read: %s", exc)
+            await self._carry_event(one, decode_event(one.message.payload))
+        except BAD_DATA as exc:
+            if not isinstance(exc, Rejected):
+                log.exception("alert event %d", one.message.sequence)
+            self._bus.set_aside.note(subjects.ALERTS, f"message {one.message.sequence}", exc)
             await self._finish(one, one.term("not an event"))
-            return
+
+    async def _carry_event(self, one: Delivery, event: AlertEvent) -> None:
         rule = self._rules(event.alert)
         channel = rule.delivery if rule is not None else None
         if rule is None or channel is None or not channel.wants(event):

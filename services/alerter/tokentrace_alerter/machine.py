@@ -20,8 +20,9 @@ from tokentrace.bus import subjects
 from tokentrace.cell import Table, rows_of
 from tokentrace.change import changes_in
 from tokentrace.errors import Rejected
+from tokentrace.foreign import reading
 from tokentrace.machine import Effect, Message, Publish, Saved
-from tokentrace.records import AlertEvent, Batch, decode_batches
+from tokentrace.records import AlertEvent, Batch, decode_batches, decode_event
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace.units import HOUR, parse_instant
@@ -278,43 +279,34 @@ class Alerter:
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """As ``Machine.restore``; a rule that is new or watches something else has to be primed."""
         try:
-            saved = msgspec.msgpack.decode(state)
-            if saved["version"] != VERSION:
-                raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
-            self._table = Table(saved["cells"])
-            self._position = msgspec.convert(saved["position"], Position | None)
-            self._seen = Seen.restore(saved["seen"])
-            self._forgot_ns, self._began_ns = saved["forgot_ns"], saved["began_ns"]
-            for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
-                self.forget(name, upto_ns)
-            watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
-            for name, watch in watches.items():
-                held = saved["watches"].get(name)
-                if held is not None and held["fingerprint"] == watch.rule.fingerprint:
-                    watch.restore(held)
-                else:
-                    watch.priming, watch.began_at = True, self._position
-            self._watch_all(watches)
-            self._effects = [
-                effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)
-            ]
+            with reading("cannot be read"):
+                self._restore(msgspec.msgpack.decode(state))
         except Rejected:
             self._reset()
             raise
-        except (
-            msgspec.DecodeError,
-            msgspec.ValidationError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-        ) as exc:
-            self._reset()
-            raise Rejected(f"cannot be read: {exc}") from exc
+
+    def _restore(self, saved: Any) -> None:
+        if saved["version"] != VERSION:
+            raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
+        self._table = Table(saved["cells"])
+        self._position = msgspec.convert(saved["position"], Position | None)
+        self._seen = Seen.restore(saved["seen"])
+        self._forgot_ns, self._began_ns = msgspec.convert([saved["forgot_ns"], saved["began_ns"]], tuple[int, int])
+        for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
+            self.forget(name, upto_ns)
+        watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
+        for name, watch in watches.items():
+            held = saved["watches"].get(name)
+            if held is not None and held["fingerprint"] == watch.rule.fingerprint:
+                watch.restore(held)
+            else:
+                watch.priming, watch.began_at = True, self._position
+        self._watch_all(watches)
+        self._effects = [effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)]
 
     def _owed(self, effect: Publish) -> bool:
         """An event that was decided and had not been published when the snapshot was taken; it still holds."""
-        event = msgspec.json.decode(effect.payload, type=AlertEvent)
+        event = decode_event(effect.payload)
         watch = self.watches.get(event.alert)
         if watch is None or parse_instant(event.fired_at) <= watch.states.get(instance_of(event), State()).event_ns:
             return False

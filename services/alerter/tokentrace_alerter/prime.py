@@ -8,7 +8,7 @@ import logging
 import time
 
 from tokentrace.bus import Bus, subjects
-from tokentrace.errors import Rejected
+from tokentrace.foreign import BAD_DATA
 from tokentrace.machine import Message
 from tokentrace.pump import TURN_S, until_available
 from tokentrace.seen import Seen
@@ -116,8 +116,8 @@ async def _read(bus: Bus, machine: Alerter, takers: _Takers) -> None:
                 takers.look_at(message)
                 try:
                     machine.prime(takers.watches, takers.index, message, seen)
-                except Rejected as exc:
-                    log.debug("message %d: %s", message.sequence, exc)
+                except BAD_DATA as exc:
+                    bus.set_aside.note(subjects.SPANS, f"message {message.sequence}", exc)
                 if time.perf_counter() > turn:
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,20 +17,22 @@ import msgspec
 
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
+from tokentrace.foreign import BAD_DATA, UNREADABLE, reading, why
 from tokentrace.metric.custom import CustomMetric
+from tokentrace.records.span import Instant
 from tokentrace.units import DAY, parse_duration, render_instant
 from tokentrace_alerter.allowed import AllowedHosts
 from tokentrace_alerter.machine import Alerter
 from tokentrace_alerter.rule import Rule, parse_rule
 
-log = logging.getLogger("tokentrace.alerter")
-
 MAX_RULES = 10_000
 MAX_SILENCE_NS = 366 * DAY
 _TRIES = 8
+#: Why an entry of the bucket is no rule here.
+_UNFIT: tuple[type[Exception], ...] = (ConfigError, *BAD_DATA)
 #: How long an answer waits until what somebody has written is heard of here.
 _HEAR_S = 2.0
-_STREAM = f"KV_{subjects.RULES}"
+_STREAM, _PREFIX = f"KV_{subjects.RULES}", f"$KV.{subjects.RULES}."
 
 
 class _Kept(msgspec.Struct):
@@ -46,8 +47,8 @@ class _Kept(msgspec.Struct):
     name: str
     rule: dict[str, Any] | None = None
     deleted: bool = False
-    silenced_until_ns: int = 0
-    since_ns: int = 0
+    silenced_until_ns: Instant = 0
+    since_ns: Instant = 0
 
 
 class Change(NamedTuple):
@@ -141,10 +142,11 @@ class Rulebook:
     async def changes(self) -> AsyncIterator[Change]:
         """What people change from now on, and in between."""
         self._following = True
-        async with contextlib.aclosing(self._bus.follow(_STREAM, [f"$KV.{subjects.RULES}.>"], None)) as feed:
+        async with contextlib.aclosing(self._bus.follow(_STREAM, [f"{_PREFIX}>"], None)) as feed:
             async for chunk in feed:
                 for message in chunk.messages:
-                    kept = self._decode(message.subject, message.payload) if message.payload else None
+                    key = message.subject.removeprefix(_PREFIX)
+                    kept = self._decode(key, message.payload) if message.payload else None
                     change = self._apply(kept) if kept is not None else None
                     if change is not None:
                         yield change
@@ -161,11 +163,12 @@ class Rulebook:
                     await self._news.wait()
 
     def _decode(self, key: str, value: bytes) -> _Kept | None:
-        try:
-            return msgspec.json.decode(value, type=_Kept)
-        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-            log.error("%s: %s cannot be read: %s", subjects.RULES, key, exc)
-            return None
+        with self._bus.set_aside.guard(subjects.RULES, f"key {key}"), reading("rule"):
+            kept = msgspec.json.decode(value, type=_Kept)
+            if key != _key(kept.name):
+                raise ValueError("stands under the key of another name")
+            return kept
+        return None
 
     def _apply(self, kept: _Kept) -> Change | None:
         """Make *kept* hold; None when it holds already."""
@@ -175,8 +178,10 @@ class Rulebook:
         if kept.rule is not None and not kept.deleted:
             try:
                 rule = parse_rule(kept.rule, kept.name, self._cooldown_ns, self._customs)
-            except (ConfigError, ValueError, TypeError, OverflowError, RecursionError) as exc:
-                log.error("a rule made at run time makes no sense here: %s", exc)
+                if rule.name != kept.name:
+                    raise ValueError(f"its rule is called {shorten(rule.name)!r}")
+            except _UNFIT as exc:
+                self._bus.set_aside.note(subjects.RULES, f"key {_key(kept.name)}", exc)
                 return None
         self._silences[kept.name], self._since_ns[kept.name] = kept.silenced_until_ns, kept.since_ns
         if rule is None:
@@ -192,9 +197,8 @@ class Rulebook:
     async def answer(self, payload: bytes, machine: Alerter, now_ns: int) -> bytes:
         """The answer to a question on ``tokentrace.query.alerts``: JSON with the HTTP status it would have."""
         try:
-            asked = msgspec.json.decode(payload) if payload else {"ask": "list"}
-            if not isinstance(asked, dict):
-                raise Rejected("question: not an object")
+            with reading("question"):
+                asked = msgspec.json.decode(payload, type=dict[str, Any]) if payload else {"ask": "list"}
             # Somebody else may have written a moment ago, and have been told that it holds.
             await self._hear((await self._bus.state(_STREAM)).last_sequence)
             status, body = await self._do(asked, machine, now_ns)
@@ -202,8 +206,8 @@ class Rulebook:
             status = exc.status if isinstance(exc, Rejected) else 409 if isinstance(exc, Conflict) else 503
             status = 400 if isinstance(exc, ConfigError) else status
             body = {"error": str(exc)}
-        except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as exc:
-            status, body = 400, {"error": f"question: {exc}"}
+        except UNREADABLE as exc:
+            status, body = 400, {"error": f"question: {why(exc)}"}
         return msgspec.json.encode({"status": status, "body": body})
 
     async def _do(self, asked: Mapping[str, Any], machine: Alerter, now_ns: int) -> tuple[int, Any]:
@@ -232,7 +236,7 @@ class Rulebook:
     async def _is_kept(self, name: str) -> bool:
         """Somebody has made it a moment ago, and it has not been heard of here yet."""
         entry = await self._kv.get(_key(name))
-        kept = None if entry is None else self._decode(name, entry.value)
+        kept = None if entry is None else self._decode(_key(name), entry.value)
         return kept is not None and kept.rule is not None and not kept.deleted
 
     async def _create(self, given: object, now_ns: int) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from starlette.routing import BaseRoute
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected
 from tokentrace.http import Health, Sample
-from tokentrace.machine import Effect
+from tokentrace.machine import Effect, Message
 from tokentrace.metric.custom import CustomMetric, parse_customs
 from tokentrace.pump import Pump, until_available
-from tokentrace.records import AlertEvent
+from tokentrace.records import decode_event
 from tokentrace.settings import AlertRule, Settings
 from tokentrace.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND, parse_duration, parse_instant
@@ -36,7 +36,6 @@ log = logging.getLogger("tokentrace.alerter")
 
 NAME = "alerter"
 GROUP = "alerter"
-_events = msgspec.json.Decoder(AlertEvent)
 #: How long an event that lost a race waits to hear of the winner's.
 _HEAR_S = 5.0
 
@@ -174,16 +173,14 @@ class Alerter:
                     for message in chunk.messages:
                         if message.sequence > self._last.get(message.subject, 0):
                             self._last[message.subject] = message.sequence
-                            self._learn(message.payload)
+                            self._learn(message)
                     self._heard.notify_all()
                 if chunk.pending == 0:
                     self._read_events.set()
 
-    def _learn(self, payload: bytes) -> None:
-        try:
-            self.machine.learn(_events.decode(payload))
-        except msgspec.DecodeError as exc:
-            log.warning("an event on the alert subject cannot be read: %s", exc)
+    def _learn(self, message: Message) -> None:
+        with self.bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
+            self.machine.learn(decode_event(message.payload))
 
     async def _follow_rules(self) -> None:
         async for change in self.rulebook.changes():
@@ -196,7 +193,7 @@ class Alerter:
             self.primer.ask(change.rule)
 
     async def _perform(self, effect: Effect) -> None:
-        event = _events.decode(effect.payload)
+        event = decode_event(effect.payload)
         before = self.machine.heard(event)
         if before is not None and parse_instant(before.fired_at) >= parse_instant(event.fired_at):
             log.debug("%s: somebody has said it already", effect.subject)

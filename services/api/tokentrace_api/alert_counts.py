@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import deque
 
 import msgspec
 
 from tokentrace.bus import Bus, Position, subjects
+from tokentrace.foreign import reading
 from tokentrace.machine import Message
 from tokentrace.pump import until_available
-from tokentrace.records import AlertEvent, DeliveryRecord
-
-log = logging.getLogger("tokentrace.api")
+from tokentrace.records import DeliveryRecord, decode_delivery, decode_event
 
 _KEY = "alert_counts"
 _KEEP_RECORDS = 200
@@ -97,30 +95,24 @@ class AlertCounts:
     async def _open(self) -> None:
         entry = await until_available(lambda: self._meta.get(_KEY))
         if entry is not None:
-            try:
+            # Without it everything that the streams still hold is counted anew.
+            which = f"key {_KEY} revision {entry.revision}"
+            with self._bus.set_aside.guard(subjects.META, which), reading("counts of alerts"):
                 self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
-            except msgspec.DecodeError as exc:
-                log.error("%s in %s cannot be read, counting anew: %s", _KEY, subjects.META, exc)
 
     def _count(self, message: Message) -> None:
-        try:
-            event = msgspec.json.decode(message.payload, type=AlertEvent)
-        except msgspec.DecodeError as exc:
-            log.warning("an alert event cannot be read: %s", exc)
-            return
-        if event.status == "firing":
-            self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
+        with self._bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
+            event = decode_event(message.payload)
+            if event.status == "firing":
+                self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
 
     def _remember(self, message: Message, *, new: bool) -> None:
-        try:
-            record = msgspec.json.decode(message.payload, type=DeliveryRecord)
-        except msgspec.DecodeError as exc:
-            log.warning("the record of a delivery cannot be read: %s", exc)
-            return
-        self._records.setdefault(record.rule, deque(maxlen=_KEEP_RECORDS)).append(record)
-        if new and record.outcome == "dead":
-            failed = self._state.delivery_failed
-            failed[record.rule] = failed.get(record.rule, 0) + 1
+        with self._bus.set_aside.guard(subjects.DELIVERIES, f"message {message.sequence}"):
+            record = decode_delivery(message.payload)
+            self._records.setdefault(record.rule, deque(maxlen=_KEEP_RECORDS)).append(record)
+            if new and record.outcome == "dead":
+                failed = self._state.delivery_failed
+                failed[record.rule] = failed.get(record.rule, 0) + 1
 
     async def save(self) -> None:
         """

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.metric.query import Answer, Partial, Query, decode_partial, encode_query, merge_partials
-
-log = logging.getLogger("tokentrace.api")
 
 #: For a shard that nothing is heard of, and for one that has promised an answer.
 TIMEOUT_S, PATIENCE_S = 0.5, 10.0
@@ -41,15 +37,15 @@ class Aggregators:
         def patience(answers: list[bytes]) -> float:
             nonlocal read
             for answer in answers[read:]:
-                try:
+                with self._bus.set_aside.guard(subjects.QUERY_METRICS, "answer"):
                     found = decode_partial(answer)
-                except Rejected as exc:
-                    log.warning("an answer on the bus cannot be read: %s", exc)
-                    continue
-                if isinstance(found, Partial):
-                    partials.append(found)
-                else:
-                    promised.add(found)
+                    shard = found.shard if isinstance(found, Partial) else found
+                    if not 0 <= shard < self._shards:
+                        raise Rejected(f"partial answer: of shard {shard}, there are {self._shards}")
+                    if isinstance(found, Partial):
+                        partials.append(found)
+                    else:
+                        promised.add(found)
             read = len(answers)
             answered = {partial.shard for partial in partials}
             if len(answered) >= self._shards:

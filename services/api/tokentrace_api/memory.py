@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from tokentrace.errors import Rejected
+from tokentrace.foreign import reading
 from tokentrace.records.position import Position
 from tokentrace.seen import Seen
 from tokentrace_api.amend import Change, Key
@@ -67,12 +67,10 @@ def read_memory(database: Database, segment: Segment, shards: int, *, whole: boo
             continue
         states = query(f"SELECT state FROM {name}.seen WHERE shard = ?", [shard])
         folded = query(f"SELECT id, sequence, part, time_ns FROM {name}.folded WHERE shard = ?", [shard])
-        try:
+        with reading(f"what shard {shard} has folded is not readable"):
             seen = Seen.restore(states[0][0]) if states else Seen(shards)
-        except msgspec.DecodeError as exc:
-            raise Rejected(f"what shard {shard} has folded is not readable") from exc
-        seen.note(folded)
-        readers[shard] = Reader(Position(created_ns, sequence), seen, unsaved=len(folded))
+            seen.note(folded)
+            readers[shard] = Reader(Position(created_ns, sequence), seen, unsaved=len(folded))
     return Memory(newest or 0, readers, read_waiting(database, segment))
 
 
@@ -84,10 +82,8 @@ def read_waiting(database: Database, segment: Segment) -> dict[Key, Change]:
         duckdb.Error, Rejected: As ``read_memory``.
     """
     rows = database.run(f"SELECT trace_id, span_id, change FROM {segment.name}.amendments")
-    try:
+    with reading("what was said of spans is not readable"):
         return {(trace_id, span_id): _changes.decode(change) for trace_id, span_id, change in rows}
-    except msgspec.DecodeError as exc:
-        raise Rejected("what was said of spans is not readable") from exc
 
 
 def write_waiting(database: Database, segment: Segment, changes: Mapping[Key, Change]) -> None:

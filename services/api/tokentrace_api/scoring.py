@@ -11,14 +11,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
+from msgspec import Meta
 
-from tokentrace.bus import KeyValue, subjects
+from tokentrace.bus import Entry, KeyValue, subjects
 from tokentrace.errors import Conflict, Unavailable
+from tokentrace.foreign import reading
 from tokentrace.records import Batch, Score, Span
-from tokentrace.units import is_number, score_to_int
+from tokentrace.records.position import Natural
+from tokentrace.units import SCORE_ONE, is_number, score_to_int
 from tokentrace_api.spans import shards_of
 
 if TYPE_CHECKING:
@@ -37,9 +40,9 @@ class _Held(msgspec.Struct, frozen=True, kw_only=True):
         published: Its batch is in the log for certain.
     """
 
-    value: int | None
-    previous: int | None
-    number: int
+    value: Annotated[int, Meta(ge=0, le=SCORE_ONE)] | None
+    previous: Annotated[int, Meta(ge=0, le=SCORE_ONE)] | None
+    number: Natural
     published: bool = False
 
 
@@ -53,7 +56,7 @@ async def record_score(api: Api, span: Span, name: str, value: int | None) -> No
     scores, key = api.bus.kv(subjects.SCORES), _key(span, name)
     for _ in range(_TRIES):
         entry = await scores.get(key)
-        held = None if entry is None else msgspec.json.decode(entry.value, type=_Held)
+        held = None if entry is None else _decode(api, key, entry)
         if held is not None and not held.published:
             await _publish(api, span, name, held)
         before = _given(span, name) if held is None else held.value
@@ -61,7 +64,8 @@ async def record_score(api: Api, span: Span, name: str, value: int | None) -> No
             if held is not None and entry is not None and not held.published:
                 await _settle(scores, key, held, entry.revision)
             return
-        number = 1 if held is None else held.number + 1
+        # A bucket's revision is over every number that an entry which cannot be read may have had.
+        number = held.number + 1 if held is not None else 1 if entry is None else entry.revision + 1
         now = _Held(value=value, previous=before, number=number)
         try:
             data = msgspec.json.encode(now)
@@ -72,6 +76,13 @@ async def record_score(api: Api, span: Span, name: str, value: int | None) -> No
         await _settle(scores, key, now, revision)
         return
     raise Unavailable("score: is being changed by many at once")
+
+
+def _decode(api: Api, key: str, entry: Entry) -> _Held | None:
+    """None: it cannot be read, and the score is what the stored span says."""
+    with api.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
+        return msgspec.json.decode(entry.value, type=_Held)
+    return None
 
 
 def _given(span: Span, name: str) -> int | None:

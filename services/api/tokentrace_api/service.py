@@ -139,6 +139,7 @@ class Api:
             keep_ns=config.keep_ns,
             max_bytes=config.max_bytes,
             memory_limit_mb=config.memory_limit_mb,
+            set_aside=self.bus.set_aside,
         )
 
     async def _hear(self, spans: list[Span]) -> None:

@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 
+from tokentrace.bus import subjects
 from tokentrace.errors import Rejected, Unavailable
+from tokentrace.foreign import SetAside
 from tokentrace.machine import Message
 from tokentrace.records import Batch, ChatMessage, Span, Started, Tombstone, decode_batches
 from tokentrace.records.position import Position
@@ -73,6 +75,7 @@ class Store:
         keep_ns: How long after arrival a span is shown.
         max_bytes: What all files may take; the oldest go first, the newest stays. 0 = no limit.
         memory_limit_mb: DuckDB's.
+        set_aside: Is told what cannot be read; None = a list of this store's own.
 
     Attributes:
         damaged: Files that could not be read, and why.
@@ -88,10 +91,12 @@ class Store:
         keep_ns: int = 7 * DAY,
         max_bytes: int = 0,
         memory_limit_mb: int = 256,
+        set_aside: SetAside | None = None,
     ) -> None:
         self._directory, self._shards = directory, shards
         self._max_spans, self._keep_ns, self._max_bytes = max_spans, keep_ns, max_bytes
         self._memory_limit_mb = memory_limit_mb
+        self.set_aside = set_aside or SetAside()
         self._lock = threading.RLock()
         self._graves = Graves()
         #: Files whose rows are shown; None while there is no database to ask.
@@ -191,6 +196,7 @@ class Store:
             if part.exists():
                 part.rename(part.with_name(part.name.replace(file.name, name)))
         self.damaged.append(f"{file.name}: {type(why).__name__}")
+        self.set_aside.note("span store", f"file {name}", why)
 
     def position(self, shard: int) -> Position | None:
         """The last message of *shard* that is on disk."""
@@ -334,7 +340,7 @@ class Store:
             batches = decode_batches(item.message.payload)
         except Rejected as exc:
             self.rejected += 1
-            log.warning("message %d: %s", item.message.sequence, exc)
+            self.set_aside.note(subjects.SPANS, f"message {item.message.sequence}", exc)
             return []
         new = []
         for batch in batches:

@@ -12,7 +12,8 @@ from functools import partial
 from typing import TypeVar
 
 from tokentrace.bus import Bus, subjects
-from tokentrace.errors import Rejected, Unavailable
+from tokentrace.errors import Unavailable
+from tokentrace.machine import Message
 from tokentrace.pump import until_available
 from tokentrace.records import Span, Tombstone, decode_batches
 from tokentrace_api.store import Item, Store, Torn
@@ -127,11 +128,16 @@ class Storing:
         feed = self._bus.follow(subjects.SPANS, [subjects.ALL_TOMBSTONES], None)
         async with contextlib.aclosing(feed):
             async for chunk in feed:
-                stones = [stone for message in chunk.messages for stone in _tombstones_in(message.payload)]
+                stones = [stone for message in chunk.messages for stone in self._tombstones_in(message)]
                 if stones:
                     await until_available(partial(self._in_writer, partial(store.bury, stones)))
                 if chunk.pending == 0:
                     buried.set()
+
+    def _tombstones_in(self, message: Message) -> list[Tombstone]:
+        with self._bus.set_aside.guard(subjects.SPANS, f"message {message.sequence}"):
+            return [stone for batch in decode_batches(message.payload) for stone in batch.tombstones]
+        return []
 
     async def bury(self, stones: list[Tombstone]) -> None:
         """Carry out deletions; Unavailable when the disk refuses."""
@@ -204,11 +210,3 @@ class Storing:
     def is_open(self) -> bool:
         """The store can be asked."""
         return self._store is not None
-
-
-def _tombstones_in(payload: bytes) -> list[Tombstone]:
-    try:
-        return [stone for batch in decode_batches(payload) for stone in batch.tombstones]
-    except Rejected as exc:
-        log.warning("a deletion cannot be read: %s", exc)
-        return []

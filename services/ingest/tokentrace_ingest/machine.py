@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected
+from tokentrace.foreign import UNREADABLE
 from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, check_span, decode_batches
@@ -220,7 +221,7 @@ class Cleaner:
             reason = str(exc)
         try:
             items = msgspec.json.decode(message.payload, type=list[msgspec.Raw])
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return [], [self.letters.undecoded(message, reason)]
         spans: list[Span] = []
         letters: list[Letter] = []

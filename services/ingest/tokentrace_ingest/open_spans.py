@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from tokentrace.bus import HEADROOM_BYTES, Bus, Entry, subjects
 from tokentrace.dialect.costkatana import EndInput, Place, check_metadata, end_of
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.foreign import reading
 from tokentrace.records import Batch, Span
 from tokentrace.records.batch import encode_batch
 from tokentrace.records.session import Annotation, Started
@@ -85,11 +86,24 @@ class OpenSpans:
 
         ids = list(dict.fromkeys(span_ids))
         entries = await asyncio.gather(*map(look_up, ids))
-        return {
-            span_id: _decoder.decode(entry.value)
-            for span_id, entry in zip(ids, entries, strict=True)
-            if entry is not None
-        }
+        found = {}
+        for span_id, entry in zip(ids, entries, strict=True):
+            opened = self._decode(span_id, entry)
+            if opened is not None:
+                found[span_id] = opened
+        return found
+
+    def _decode(self, span_id: str, entry: Entry | None) -> OpenSpan | None:
+        """None: there is no entry, or it cannot be read, and so nothing is known of that span."""
+        if entry is None:
+            return None
+        which = f"key {subjects.open_span_key(span_id)} revision {entry.revision}"
+        with self._bus.set_aside.guard(subjects.OPEN_SPANS, which), reading("open span"):
+            opened = _decoder.decode(entry.value)
+            if opened.started.span_id != span_id:
+                raise ValueError("stands under the key of another span")
+            return opened
+        return None
 
     async def start(self, started: Started, early: Span | None = None) -> OpenSpan:
         """
@@ -126,9 +140,9 @@ class OpenSpans:
         key = subjects.open_span_key(span_id)
         while True:
             entry = await self._bucket.get(key)
-            if entry is None:
+            before = self._decode(span_id, entry)
+            if entry is None or before is None:
                 raise Rejected(f"Trace {shorten(span_id)} not found", status=404)
-            before = _decoder.decode(entry.value)
             cleaned = self._clean_end(before, end, arrived_ns)
             if cleaned is None:
                 await self._publish(key, before, entry.revision)
@@ -211,9 +225,10 @@ class OpenSpans:
                 return
             except Conflict:
                 entry = await self._bucket.get(key)
-            if entry is None:
+            now = self._decode(opened.started.span_id, entry)
+            if entry is None or now is None:
                 return
-            opened, revision = _decoder.decode(entry.value), entry.revision
+            opened, revision = now, entry.revision
 
     def _encode(self, opened: OpenSpan) -> bytes:
         data = _encoder.encode(opened)

@@ -124,7 +124,7 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
         broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(program.serve(pipeline, settings, sockets, stopping))
+            running = tasks.create_task(program.serve(pipeline, bus, settings, sockets, stopping, name="serve"))
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running

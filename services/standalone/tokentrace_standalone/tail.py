@@ -13,12 +13,11 @@ import msgspec
 from tokentrace.bus import Bus, Message, Position, jetstream, subjects
 from tokentrace.errors import Rejected
 from tokentrace.pump import until_available
-from tokentrace.records import AlertEvent, Span, decode_batches
+from tokentrace.records import Span, decode_batches, decode_event
 from tokentrace.stopping import unless_stopped
 from tokentrace.units import MS, nusd_to_usd, render_instant
 
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
-_events = msgspec.json.Decoder(AlertEvent)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +100,8 @@ class _Printer:
             self._print(message.payload.decode("utf-8", "replace"))
             return
         try:
-            event = _events.decode(message.payload)
-        except msgspec.DecodeError as exc:
+            event = decode_event(message.payload)
+        except Rejected as exc:
             self._print(f"unreadable alert {message.sequence}: {exc}", _RED)
             return
         self._print(

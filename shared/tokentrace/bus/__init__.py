@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from tokentrace.foreign import SetAside
 from tokentrace.machine import Message
 from tokentrace.records.position import Position
 from tokentrace.units import MINUTE
@@ -130,7 +131,9 @@ class Objects(Protocol):
         """The object, its digest checked; None when there is none. Rejected when it is damaged."""
         ...
 
-    async def names(self) -> list[str]: ...
+    async def names(self) -> list[str]:
+        """Of all objects; what is no name is set aside."""
+        ...
 
     async def delete(self, name: str) -> None: ...
 
@@ -196,6 +199,11 @@ class Bus(Protocol):
     @property
     def troubles(self) -> list[str]:
         """What the broker cannot do now: ``nats`` while it is away, else what it fails to store."""
+        ...
+
+    @property
+    def set_aside(self) -> SetAside:
+        """What was read over this connection and could not be understood; whoever decodes notes it here."""
         ...
 
     @property

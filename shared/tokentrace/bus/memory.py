@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from tokentrace.bus import Chunk, Entry, Handler, Message, Patience, Position, PubAck, Stream, StreamState
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
+from tokentrace.foreign import SetAside
 from tokentrace.units import SECOND
 
 MAX_PAYLOAD = 8 * 1024 * 1024
@@ -109,6 +110,7 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
+        self.set_aside = SetAside()
 
     @property
     def connected(self) -> bool:

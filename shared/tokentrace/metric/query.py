@@ -6,15 +6,18 @@ The api fixes the interval once and asks; every aggregator answers for each shar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from tokentrace.cell import Sums
-from tokentrace.errors import Rejected
-from tokentrace.quantile import Summary, merge
+from tokentrace.foreign import reading
+from tokentrace.lifetime import HISTOGRAMS, PLACES, WALL_EDGES_MS
+from tokentrace.quantile import Summary, check_summaries, merge
 from tokentrace.records.position import Position
+from tokentrace.records.span import MAX_INSTANT_NS
+from tokentrace.units import SECOND
 
 ALL_KINDS = "all"
 
@@ -222,6 +225,7 @@ def _exact(kind: type, value: Any) -> Any:
     return Tally(size, int(total), msgspec.convert(summary, Summary))
 
 
+_MAX_S = MAX_INSTANT_NS // SECOND
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _queries = msgspec.msgpack.Decoder(Query)
 _partials: msgspec.msgpack.Decoder[Partial | int] = msgspec.msgpack.Decoder(Partial | int, dec_hook=_exact)
@@ -239,10 +243,8 @@ def decode_query(payload: bytes) -> Query:
     Raises:
         Rejected: Not one.
     """
-    try:
+    with reading("query"):
         return _queries.decode(payload)
-    except msgspec.DecodeError as exc:
-        raise Rejected(f"query: {exc}") from exc
 
 
 def encode_partial(partial: Partial) -> bytes:
@@ -262,10 +264,43 @@ def decode_partial(payload: bytes) -> Partial | int:
     Raises:
         Rejected: Neither.
     """
-    try:
-        return _partials.decode(payload)
-    except (msgspec.DecodeError, ValueError, TypeError) as exc:
-        raise Rejected(f"partial answer: {exc}") from exc
+    with reading("partial answer"):
+        found = _partials.decode(payload)
+        if isinstance(found, Partial):
+            _check(found)
+        return found
+
+
+def _check(partial: Partial) -> None:
+    """ValueError: what an aggregator never says, and what nothing could be computed with."""
+    if not all(0 <= at_s <= _MAX_S for at_s in (partial.from_s, partial.to_s, *(p.start_s for p in partial.points))):
+        raise ValueError("an instant of it is not between the years 1970 and 2100")
+    if not 0 <= partial.since_ns <= MAX_INSTANT_NS:
+        raise ValueError("since_ns: not between the years 1970 and 2100")
+    lived = partial.lived
+    if lived is not None:
+        if len(lived.walls) not in (0, len(WALL_EDGES_MS) + 1):
+            raise ValueError(f"walls: {len(lived.walls)} buckets, there are {len(WALL_EDGES_MS) + 1}")
+        shape = [PLACES] * len(HISTOGRAMS)
+        if any([len(row) for row in rows] != shape for rows in lived.histograms.values()):
+            raise ValueError("histograms: of another shape")
+    check_summaries(_summaries_of(partial))
+
+
+def _summaries_of(partial: Partial) -> Iterator[Summary]:
+    for figures in (partial.total, *partial.groups.values(), *partial.models.values()):
+        yield from _summaries_in(figures)
+    for point in partial.points:
+        for figures in (point.total, *point.groups.values()):
+            yield from _summaries_in(figures)
+    for tally in partial.lived.custom.values() if partial.lived is not None else ():
+        yield tally.summary
+
+
+def _summaries_in(figures: Figures) -> Iterator[Summary]:
+    yield from figures.summaries.values()
+    for tally in figures.custom.values():
+        yield tally.summary
 
 
 def merge_figures(figures: Iterable[Figures]) -> Figures:

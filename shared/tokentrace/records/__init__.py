@@ -1,6 +1,6 @@
 """What travels between the services: frozen msgspec structs, array-like on the wire, fields only ever appended."""
 
-from tokentrace.records.alert import AlertEvent, DeliveryRecord
+from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event
 from tokentrace.records.batch import Batch, ReporterStats, decode_batches, encode_batches
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import KINDS, ROLLUP_KINDS, Span, attribute, check_span, counts_as_cost, event_time
@@ -23,6 +23,8 @@ __all__ = [
     "check_span",
     "counts_as_cost",
     "decode_batches",
+    "decode_delivery",
+    "decode_event",
     "encode_batches",
     "event_time",
 ]

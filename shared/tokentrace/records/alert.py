@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
+
+from tokentrace.errors import Rejected
+from tokentrace.foreign import reading
+from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
+from tokentrace.units import parse_instant
 
 
 class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,3 +71,45 @@ class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     at: str
     took_ms: float | None
+
+
+_events = msgspec.json.Decoder(AlertEvent)
+_deliveries = msgspec.json.Decoder(DeliveryRecord)
+
+
+def decode_event(payload: bytes) -> AlertEvent:
+    """
+    An event of the alert subjects; one that does not say when its episode began is its beginning.
+
+    Raises:
+        Rejected: Not one, or an instant of it is none between the years 2000 and 2100.
+    """
+    with reading("alert event"):
+        event = _events.decode(payload)
+        if not event.starts_at:
+            event = replace(event, starts_at=event.fired_at)
+        for field in ("fired_at", "starts_at", "ends_at"):
+            text = getattr(event, field)
+            if text is not None:
+                _check_instant(field, text)
+        return event
+
+
+def _check_instant(field: str, text: str) -> None:
+    try:
+        instant_ns = parse_instant(text)
+    except Rejected as exc:
+        raise Rejected(f"alert event: {field}: {exc}") from exc
+    if not MIN_INSTANT_NS <= instant_ns <= MAX_INSTANT_NS:
+        raise Rejected(f"alert event: {field}: not between the years 2000 and 2100")
+
+
+def decode_delivery(payload: bytes) -> DeliveryRecord:
+    """
+    What became of an event, from the delivery subjects.
+
+    Raises:
+        Rejected: Not that.
+    """
+    with reading("record of a delivery"):
+        return _deliveries.decode(payload)

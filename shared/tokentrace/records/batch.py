@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from tokentrace.errors import Rejected, cut_quoted, shorten
+from tokentrace.foreign import UNREADABLE, reading
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
@@ -116,10 +117,8 @@ def decode_batches(payload: bytes) -> list[Batch]:
     Raises:
         Rejected: Not msgpack, not batches, or a value out of bounds.
     """
-    try:
+    with reading("batch"):
         return _decoder.decode(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise Rejected(f"batch: {cut_quoted(str(exc))}") from exc
 
 
 def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, str]]]]:
@@ -133,10 +132,8 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
     Raises:
         Rejected: Not even the envelope can be read.
     """
-    try:
+    with reading("batch"):
         envelopes = _envelopes.decode(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise Rejected(f"batch: {cut_quoted(str(exc))}") from exc
     return [_salvage(envelope) for envelope in envelopes]
 
 
@@ -148,7 +145,7 @@ def _salvage(envelope: _Envelope) -> tuple[Batch, list[tuple[int, bytes, str]]]:
         for index, raw in enumerate(kept[field]):
             try:
                 good.append(decoder.decode(raw))
-            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+            except UNREADABLE as exc:
                 reason = name_fields(str(exc), _RECORDS[field].__struct_fields__)
                 bad.append((index, bytes(raw), reason if field == "spans" else f"{field}[{index}]: {reason}"))
         kept[field] = good

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+#: What a broker counts and an instant after 1970: an int64 that is not negative.
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):
@@ -14,5 +20,5 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
         sequence: Last sequence applied; 0 = nothing yet.
     """
 
-    created_ns: int
-    sequence: int
+    created_ns: Natural
+    sequence: Natural

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.bus import subjects
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.foreign import reading
 from tokentrace.http import read_body, reply
 from tokentrace_api.routes.parameters import parameters, parse_count
 
@@ -74,10 +76,39 @@ def routes(api: Api) -> list[BaseRoute]:
 
 
 async def _json(request: Request) -> Any:
-    try:
-        return msgspec.json.decode(await read_body(request, _MAX_BODY_BYTES))
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise Rejected(f"body: {exc}") from exc
+    body = await read_body(request, _MAX_BODY_BYTES)
+    with reading("body"):
+        return msgspec.json.decode(body)
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """
+    What an alerter answers.
+
+    Attributes:
+        body: The rules, when those were asked for.
+    """
+
+    status: Annotated[int, Meta(ge=200, le=599)]
+    body: Any
+
+
+def _decode_told(answer: bytes, ask: str) -> _Told:
+    with reading("answer"):
+        told = msgspec.json.decode(answer, type=_Told)
+        if told.status >= 300:
+            msgspec.convert(told.body, type=_Failure)
+        elif ask == "list":
+            msgspec.convert(told.body, type=list[_Listed])
+        return told
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    error: str
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    name: str
 
 
 async def _ask(api: Api, asked: dict[str, Any]) -> Any:
@@ -87,12 +118,24 @@ async def _ask(api: Api, asked: dict[str, Any]) -> Any:
     Raises:
         Rejected, Conflict, Unavailable: As it says, or there is none.
     """
+    told: list[_Told] = []
+    read = 0
+
+    def patience(answers: list[bytes]) -> float:
+        nonlocal read
+        for answer in answers[read:]:
+            with api.bus.set_aside.guard(subjects.QUERY_ALERTS, "answer"):
+                told.append(_decode_told(answer, asked["ask"]))
+        read = len(answers)
+        return 0 if told else _TIMEOUT_S
+
     try:
-        answer = await api.bus.request(subjects.QUERY_ALERTS, msgspec.json.encode(asked), timeout_s=_TIMEOUT_S)
+        await api.bus.gather(subjects.QUERY_ALERTS, msgspec.json.encode(asked), patience)
     except Unavailable as exc:
         raise Unavailable("no alerter answers") from exc
-    told = msgspec.json.decode(answer)
-    status, body = told["status"], told["body"]
+    if not told:
+        raise Unavailable("no alerter answers")
+    status, body = told[0].status, told[0].body
     if status < 300:
         return body
     if status == 409:

@@ -13,6 +13,7 @@ from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.http import reply
 from tokentrace.metric.query import Query
 from tokentrace.pump import read_backlog
+from tokentrace.set_aside import read_set_aside
 from tokentrace.units import SECOND, render_instant
 from tokentrace.version import __version__
 
@@ -50,6 +51,10 @@ def routes(api: Api) -> list[BaseRoute]:
         except TokentraceError as exc:
             troubles.append(str(exc))
         try:
+            shown |= await _set_aside(api)
+        except TokentraceError as exc:
+            troubles.append(str(exc))
+        try:
             shown["stored_spans"] = await api.read(lambda store: store.count(time.time_ns()))
             shown["disk"] = await api.read(
                 lambda store: {
@@ -69,6 +74,24 @@ def routes(api: Api) -> list[BaseRoute]:
         return reply(shown, 503 if troubles else 200)
 
     return [Route(api.config.health_path, health)]
+
+
+async def _set_aside(api: Api) -> dict[str, Any]:
+    """What could not be read in streams, buckets, objects and files: named, and no reason to be unhealthy."""
+    totals, records = await read_set_aside(api.bus)
+    if not totals:
+        return {}
+    newest = [
+        {
+            "place": record.place,
+            "which": record.which,
+            "reason": record.reason,
+            "count": record.count,
+            "last_at": render_instant(record.last_ns),
+        }
+        for record in records
+    ]
+    return {"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}}
 
 
 async def _log(api: Api) -> dict[str, Any]:

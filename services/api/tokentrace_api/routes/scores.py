@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, shorten
+from tokentrace.foreign import UNREADABLE
 from tokentrace.http import read_body, reply
 from tokentrace.records import Span
 from tokentrace.records.span import MAX_KEY_BYTES, is_id
@@ -62,7 +63,7 @@ def decode_scores(body: bytes) -> list[ScoreInput]:
     """
     try:
         given = _many.decode(body) if body.lstrip()[:1] == b"[" else [_one.decode(body)]
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise Rejected(explain(str(exc))) from exc
     if len(given) > MAX_SCORES:
         raise Rejected(f"scores: {len(given)}, at most {MAX_SCORES} are taken in one request", status=413)

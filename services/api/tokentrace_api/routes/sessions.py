@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import costkatana
 from tokentrace.errors import Rejected, shorten
+from tokentrace.foreign import reading
 from tokentrace.http import read_body, reply
 from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
@@ -123,10 +124,8 @@ def _end_error(body: bytes) -> str:
     """What a session ended with, in the body of its end; an empty body says that all went well."""
     if not body.strip():
         return ""
-    try:
+    with reading("body"):
         error = msgspec.json.decode(body, type=_End).error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
-        raise Rejected(f"body: {exc}") from exc
     text = error.get("message", "") if isinstance(error, dict) else error or ""
     if not isinstance(text, str) or len(text) > 4096:
         raise Rejected("error: is not text of at most 4096 characters")

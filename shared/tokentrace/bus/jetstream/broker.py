@@ -39,8 +39,9 @@ from tokentrace.bus.jetstream.border import (
 from tokentrace.bus.jetstream.inbox import Inbox, JetStreamDelivery, Pull, parse_meta, unsubscribe
 from tokentrace.bus.jetstream.link import Link, abort, parse_urls, without_secret
 from tokentrace.bus.jetstream.stores import JetStreamKeyValue, JetStreamObjects
-from tokentrace.bus.jetstream.wire import join_parts, parse_headers, split, state_of
+from tokentrace.bus.jetstream.wire import decode_answer, join_parts, parse_headers, split, state_of
 from tokentrace.errors import TokentraceError, Unavailable
+from tokentrace.foreign import UNREADABLE, SetAside
 from tokentrace.units import SECOND, parse_instant, render_instant
 
 log = logging.getLogger("tokentrace.bus")
@@ -102,11 +103,12 @@ class JetStream:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._window = asyncio.Semaphore(_PUBLISH_WINDOW)
-        self._waiting: dict[str, asyncio.Future[Msg]] = {}
+        self._waiting: dict[str, tuple[str, asyncio.Future[dict[str, Any]]]] = {}
         self._numbers = itertools.count()
         self._replies = ""
         #: Beginning of a subject -> why nothing can be stored on it, since the last time something could.
         self._refused: dict[str, str] = {}
+        self.set_aside = SetAside()
 
     async def start(self) -> None:
         """Listen for acknowledgements and other answers of JetStream's."""
@@ -120,7 +122,7 @@ class JetStream:
         """End every request under way: its answer cannot arrive on a connection that is gone."""
         self._refused.clear()
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
+        for _, future in waiting.values():
             if not future.done():
                 future.set_exception(Unavailable("the connection was lost before the answer"))
 
@@ -171,16 +173,16 @@ class JetStream:
             await self._api(f"CONSUMER.DELETE.{stream}.{name}", {})
         return Position(state.created_ns, max(state.last_sequence - int(consumer["num_pending"]), 0))
 
-    async def _ask(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> Msg:
+    async def _ask(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """
-        The answer to a request, 503 when nobody listens there.
+        The broker's answer to a request; ``NoRespondersError`` when nobody listens there.
 
         nats-py's own waits with ``asyncio.wait_for``, which loses a cancellation that comes together with the answer in
         Python 3.11: whoever asks in a loop could not be stopped.
         """
         number = str(next(self._numbers))
-        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = future
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = subject, future
         try:
             await self._client.publish(subject, payload, reply=self._replies + number, headers=headers)
             async with asyncio.timeout(_API_TIMEOUT_S):
@@ -189,16 +191,20 @@ class JetStream:
             self._waiting.pop(number, None)
 
     async def _on_reply(self, msg: Msg) -> None:
-        future = self._waiting.pop(msg.subject[len(self._replies) :], None)
-        if future is not None and not future.done():
-            future.set_result(msg)
+        number = msg.subject[len(self._replies) :]
+        subject, future = self._waiting.get(number, ("", None))
+        if future is None or future.done():
+            return
+        if _is_nobody(msg):
+            future.set_exception(nats.errors.NoRespondersError())
+            return
+        # Any client that listens on the subject may answer as well: the broker's own answer is still to come.
+        with self.set_aside.guard(subject, "answer"):
+            future.set_result(decode_answer(msg.data))
 
     async def _api(self, call: str, body: Any) -> dict[str, Any]:
         with request_border(call):
-            reply = await self._ask(f"$JS.API.{call}", json.dumps(body).encode())
-            if _is_nobody(reply):
-                raise nats.errors.NoRespondersError
-        answer: dict[str, Any] = json.loads(reply.data)
+            answer = await self._ask(f"$JS.API.{call}", json.dumps(body).encode())
         if "error" in answer:
             raise ApiError(answer["error"])
         return answer
@@ -234,16 +240,13 @@ class JetStream:
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> PubAck:
         with border(f"publish {subject}"):
-            reply = await self._ask(subject, payload, headers or None)
-            if _is_nobody(reply):
-                raise Unavailable("no stream takes this subject yet")
             try:
-                answer = json.loads(reply.data)
-                if "error" not in answer:
-                    return PubAck(int(answer["seq"]), bool(answer.get("duplicate")))
-            except (ValueError, KeyError) as exc:
-                raise Unavailable(f"acknowledgement not understood: {exc}") from exc
-            raise ApiError(answer["error"])
+                answer = await self._ask(subject, payload, headers or None)
+            except nats.errors.NoRespondersError as exc:
+                raise Unavailable("no stream takes this subject yet") from exc
+            if "error" in answer:
+                raise ApiError(answer["error"])
+            return PubAck(answer["seq"], bool(answer.get("duplicate")))
 
     # -- follow
 
@@ -367,9 +370,10 @@ class JetStream:
                         for msg in came:
                             if _is_nobody(msg):
                                 return answers
-                            whole = join_parts(msg, parts)
-                            if whole is not None:
-                                answers.append(whole)
+                            with self.set_aside.guard(subject, "part of an answer"):
+                                whole = join_parts(msg, parts)
+                                if whole is not None:
+                                    answers.append(whole)
         return answers
 
     @contextlib.asynccontextmanager
@@ -386,6 +390,9 @@ class JetStream:
                 log.info("answer to %s: %s", subject, exc)
             except TokentraceError as exc:
                 log.warning("answer to %s: %s", subject, exc)
+            except UNREADABLE as exc:
+                log.exception("answer to %s", subject)
+                self.set_aside.note(subject, "question", exc)
 
         answering: set[asyncio.Task[None]] = set()
 

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
-from tokentrace.errors import ConfigError, shorten
+from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.foreign import UNREADABLE, why
 
 log = logging.getLogger("tokentrace.bus")
 
@@ -62,6 +64,18 @@ def _without_user(url: str) -> str:
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
+class _Client(Client):
+    """A client that a message with broken headers does not end: nats-py stops reading for good at some of them."""
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        try:
+            parsed: dict[str, str] | None = await super()._process_headers(headers)
+        except UNREADABLE as exc:
+            await self._error_cb(Rejected(f"headers of a message: {why(exc)}"))
+            return None
+        return parsed
+
+
 class Link:
     """Connects, logs what happens to the connection, and cuts a dead one that nats-py waits on."""
 
@@ -72,7 +86,7 @@ class Link:
         self.on_down: Callable[[], None] = lambda: None
 
     async def open(self, inbox_prefix: str) -> Client:
-        client = self._client = Client()
+        client = self._client = _Client()
         await client.connect(
             list(self._urls),
             name=self._name,

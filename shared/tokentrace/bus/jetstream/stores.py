@@ -6,10 +6,14 @@ import base64
 import hashlib
 import json
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from msgspec import Meta
 
 from tokentrace.bus import Entry
 from tokentrace.errors import Conflict, Rejected
+from tokentrace.foreign import reading
 
 if TYPE_CHECKING:
     from tokentrace.bus.jetstream.broker import JetStream
@@ -63,6 +67,27 @@ class JetStreamKeyValue:
         return found
 
 
+class _Description(msgspec.Struct, frozen=True):
+    """
+    What an object's meta subject holds, as every NATS client writes it.
+
+    Attributes:
+        nuid: Token of the subject of its pieces; a wildcard would name those of others.
+        size: Bytes. chunks: Pieces.
+        digest: ``SHA-256=`` and the digest in URL-safe base64.
+        deleted: Some clients leave the description of an object that is gone.
+    """
+
+    nuid: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] = ""
+    size: Annotated[int, Meta(ge=0)] = 0
+    chunks: Annotated[int, Meta(ge=0)] = 0
+    digest: str = ""
+    deleted: bool = False
+
+
+_descriptions = msgspec.json.Decoder(_Description)
+
+
 class JetStreamObjects:
     """``Objects`` on the stream ``OBJ_<bucket>``, laid out as every NATS client expects an object store to be."""
 
@@ -98,37 +123,54 @@ class JetStreamObjects:
         if meta is None:
             return None
         parts = (
-            await self._bus.read(self._stream, f"$O.{self._bucket}.C.{meta['nuid']}", meta["chunks"])
-            if meta["chunks"]
-            else []
+            await self._bus.read(self._stream, f"$O.{self._bucket}.C.{meta.nuid}", meta.chunks) if meta.chunks else []
         )
         data = b"".join(parts)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
-        if len(data) != meta["size"] or meta["digest"] != f"SHA-256={digest}":
+        if len(data) != meta.size or meta.digest != f"SHA-256={digest}":
             if await self._meta(subject) != meta:  # removed or replaced while it was read
                 return await self.get(name)
-            raise Rejected(f"object {name}: damaged, {len(data)} of {meta['size']} bytes")
+            raise Rejected(f"object {name}: damaged, {len(data)} of {meta.size} bytes")
         return data
 
-    async def _meta(self, subject: str) -> dict[str, Any] | None:
+    async def _meta(self, subject: str) -> _Description | None:
         message = await self._bus.last(self._stream, subject)
         if message is None:
             return None
-        try:
-            meta: dict[str, Any] = json.loads(message.payload)
-        except ValueError as exc:
-            raise Rejected(f"object {subject}: its description is damaged") from exc
-        return None if meta.get("deleted") else meta
+        with reading(f"its description, message {message.sequence}"):
+            meta = _descriptions.decode(message.payload)
+            if meta.chunks and not meta.nuid:
+                raise ValueError("names no pieces")
+        return None if meta.deleted else meta
 
     async def names(self) -> list[str]:
         """As ``Objects.names``."""
-        subjects = await self._bus.subjects(self._stream, f"$O.{self._bucket}.M.>")
-        return sorted(base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode() for subject in subjects)
+        names = []
+        for subject in await self._bus.subjects(self._stream, f"$O.{self._bucket}.M.>"):
+            with self._bus.set_aside.guard(self._bucket, f"object {subject}"):
+                names.append(self._name_of(subject))
+        return sorted(names)
+
+    def _name_of(self, subject: str) -> str:
+        """
+        The name of the object whose meta subject this is.
+
+        Raises:
+            Rejected: It is none: whoever reads the object by its name would look elsewhere.
+        """
+        with reading("its name"):
+            name = base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode()
+            if self._meta_subject(name) != subject:
+                raise ValueError("not in the one form of base64 that names have")
+        return name
 
     async def delete(self, name: str) -> None:
-        """As ``Objects.delete``."""
+        """As ``Objects.delete``; of one whose description is damaged the pieces stay, for nothing names them."""
         subject = self._meta_subject(name)
-        meta = await self._meta(subject)
+        try:
+            meta = await self._meta(subject)
+        except Rejected:
+            meta = None
         await self._bus.purge(self._stream, subject)
-        if meta is not None:
-            await self._bus.purge(self._stream, f"$O.{self._bucket}.C.{meta['nuid']}")
+        if meta is not None and meta.nuid:
+            await self._bus.purge(self._stream, f"$O.{self._bucket}.C.{meta.nuid}")

@@ -6,9 +6,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from nats.aio.msg import Msg
 
 from tokentrace.bus import Stream, StreamState
+from tokentrace.foreign import reading
 from tokentrace.units import parse_instant
 
 _PART = "Tokentrace-Part"
@@ -58,6 +60,12 @@ def split(payload: bytes, room: int) -> list[tuple[dict[str, str] | None, bytes]
 
 
 def join_parts(msg: Msg, parts: dict[str, dict[int, bytes]]) -> bytes | None:
+    """
+    The whole answer once its last part is there.
+
+    Raises:
+        ValueError: Its header is none of ours.
+    """
     label = (msg.headers or {}).get(_PART)
     if label is None:
         return bytes(msg.data)
@@ -72,3 +80,20 @@ def join_parts(msg: Msg, parts: dict[str, dict[int, bytes]]) -> bytes | None:
 def parse_headers(block: bytes) -> dict[str, str]:
     lines = block.decode("utf-8", "replace").split("\r\n")[1:]
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines if line)}
+
+
+def decode_answer(payload: bytes) -> dict[str, Any]:
+    """
+    The broker's answer: that of an API call names its type, an acknowledgement its stream and sequence.
+
+    Raises:
+        Rejected: Written by somebody else.
+    """
+    with reading("answer"):
+        answer = msgspec.json.decode(payload, type=dict[str, Any])
+        error = answer.get("error")
+        if isinstance(error, dict) or isinstance(answer.get("type"), str):
+            return answer
+        if isinstance(answer.get("stream"), str) and type(answer.get("seq")) is int:
+            return answer
+        raise ValueError("neither an acknowledgement nor an answer of JetStream")
