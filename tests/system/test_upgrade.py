@@ -1,0 +1,271 @@
+"""
+What earlier versions wrote, this one reads: data directories that were written by their code, checked in as they were.
+
+The log in such a directory begins behind what its snapshots hold: what is set aside and built anew from the log comes
+out smaller, and every comparison with what was answered then shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from landing import FOLDERS, Landing, ask, broker_on, differences, lasting
+from pipeline import Pipeline
+from tokentrace.bus import Bus, Position, jetstream, subjects
+from tokentrace.machine import Machine, Message
+from tokentrace.metric.cost import render_cost
+from tokentrace.metric.custom import CustomMetric, parse_customs
+from tokentrace.metric.query import Answer, Figures, Tally, merge_partials
+from tokentrace.metric.reader import finish
+from tokentrace.metric.registry import GROUPS
+from tokentrace.records import AlertEvent
+from tokentrace.settings import load
+from tokentrace.snapshots import Snapshots
+from tokentrace_aggregator.machine import Shard
+from tokentrace_alerter.machine import SETTLED_NS, Alerter
+from tokentrace_alerter.rulebook import Rulebook
+from tokentrace_alerter.service import Config as AlerterConfig
+from tokentrace_api.question import Question, parse_question
+
+#: A rule without a filter.
+UNFILTERED = "everything"
+ONE_MORE = {
+    "name": "after the upgrade",
+    "caller": "upgrade",
+    "model": "upgrade",
+    "provider": "upgrade",
+    "prompt_tokens": 7,
+    "comp_tokens": 3,
+    "cost_usd": 0.000000017,
+    "latency_ms": 1,
+}
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def landing(request: pytest.FixtureRequest) -> Landing:
+    return Landing(request.param)
+
+
+def test_there_is_a_directory_of_an_earlier_version() -> None:
+    assert FOLDERS
+
+
+# -- a whole pipeline on it
+
+
+@pytest.fixture
+def serving(landing: Landing, tmp_path: Path) -> Iterator[Pipeline]:
+    landing.unpack(tmp_path)
+    made = landing.serve(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_everything_that_was_known_is_known_and_counted_on(landing: Landing, serving: Pipeline) -> None:
+    expected = landing.expected
+    assert_known(serving, expected)
+    one, key = {**ONE_MORE, "trace_id": uuid.uuid4().hex, "span_id": "one-more"}, {"Idempotency-Key": uuid.uuid4().hex}
+    for _ in range(2):
+        assert serving.post("/spans", [one], key).status == 202
+    serving.until(lambda: serving.get(f"/traces/{one['trace_id']}").status == 200, "stored")
+    assert_known(serving, expected, one["trace_id"])
+    assert serving.stop() == 0
+    serving.start()
+    assert_known(serving, expected, one["trace_id"])
+
+
+def assert_known(serving: Pipeline, expected: dict[str, Any], more: str = "") -> None:
+    """Every answer is what it was; *more* is the trace of a span that came later, counted once."""
+    if more:
+        total = expected["answers"]["/stats"]["total_spans"] + 1
+        serving.until(lambda: serving.get("/stats").json()["total_spans"] == total, f"at {total} spans")
+        serving.until(lambda: _considered(serving) == _considered_then(expected) + 1, "seen by the alerter")
+    health = serving.get("/readyz").json()
+    assert not {"lost", "damaged", "trouble"} & health.keys(), health
+    wrong: list[str] = []
+    for path, then in expected["answers"].items():
+        wanted, found = lasting(path, then), ask(serving, path)
+        if path in ("/traces", "/export"):
+            found, later = _apart(found, more)
+            assert len(later) == bool(more), path
+        elif path == "/alerts":
+            wanted, found = _by_name(wanted, more), _by_name(found)
+        elif path == "/stats" and more:
+            wanted = _with_one_more(wanted)
+        wrong += differences(wanted, found, path)
+    for path in expected["gone"]:
+        assert serving.get(path).status == 404, path
+    assert not wrong, "\n".join(wrong[:40])
+    if more:
+        page = ask(serving, "/metrics/prometheus")
+        assert page['tokentrace_spans_total{model="upgrade",provider="upgrade",status="ok"}'] == 1
+
+
+def _considered(serving: Pipeline) -> int:
+    return int(serving.get(f"/alerts/{UNFILTERED}/status").json()["spans_considered"])
+
+
+def _considered_then(expected: dict[str, Any]) -> int:
+    return next(rule["spans_considered"] for rule in expected["answers"]["/alerts"] if rule["name"] == UNFILTERED)
+
+
+def _apart(spans: list[dict[str, Any]], trace_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(The others, those of *trace_id*)."""
+    return [one for one in spans if one["trace_id"] != trace_id], [one for one in spans if one["trace_id"] == trace_id]
+
+
+def _by_name(rules: list[dict[str, Any]], more: str = "") -> dict[str, Any]:
+    named = {rule["name"]: dict(rule) for rule in rules}
+    for rule in named.values():
+        rule["spans_considered"] += bool(more) and not rule["filter"]
+    return named
+
+
+def _with_one_more(stats: dict[str, Any]) -> dict[str, Any]:
+    """Totals with ``ONE_MORE``, exactly; distributions and ratios move with it and are left out."""
+    added = {
+        "total_spans": stats["total_spans"] + 1,
+        "total_tokens_in": stats["total_tokens_in"] + ONE_MORE["prompt_tokens"],
+        "total_tokens_out": stats["total_tokens_out"] + ONE_MORE["comp_tokens"],
+        "total_cost_usd": (round(stats["total_cost_usd"] * 1e9) + round(ONE_MORE["cost_usd"] * 1e9)) / 1e9,
+        "error_count": stats["error_count"],
+    }
+    operations = {**stats["by_operation"], ONE_MORE["name"]: {"count": 1, "errors": 0}}
+    return added | {"by_operation": operations}
+
+
+# -- its snapshots, at the instant they were asked then: what ages out by design is compared here
+
+
+class Kept(NamedTuple):
+    """A directory, and the nats-server on its streams."""
+
+    landing: Landing
+    url: str
+
+
+@pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    """The streams of a directory with nothing but a nats-server on them; tests only read."""
+    landing, directory = Landing(request.param), tmp_path_factory.mktemp("kept")
+    broker = broker_on(landing.unpack(directory), directory / "broker")
+    broker.start()
+    yield Kept(landing, broker.url)
+    broker.stop()
+
+
+async def messages(bus: Bus, stream: str, filters: Sequence[str], after: Position | None) -> list[tuple[int, Message]]:
+    """(When the stream was made, message), of all that come after a position; none of them may be missing."""
+    found: list[tuple[int, Message]] = []
+    async with asyncio.timeout(20), contextlib.aclosing(bus.follow(stream, filters, after)) as feed:
+        async for chunk in feed:
+            assert chunk.missing is None or after is None, f"{stream}: {chunk.missing} are gone"
+            assert not chunk.rewound, stream
+            found += [(chunk.created_ns, message) for message in chunk.messages]
+            if not chunk.pending:
+                break
+    return found
+
+
+async def restored(bus: Bus, service: str, shard: int, machine: Machine, then: dict[str, Any]) -> None:
+    """Load the snapshot into *machine*: the one that was written, not one before it."""
+    trouble = await Snapshots(bus, service, shard).load_into(machine)
+    assert trouble is None
+    assert machine.position is not None, "a snapshot is read, not set aside"
+    assert machine.position.sequence == then["position"]
+
+
+async def read_on(bus: Bus, machine: Machine, filters: Sequence[str]) -> None:
+    """Fold what the log holds behind the snapshot."""
+    tail = await messages(bus, subjects.SPANS, filters, machine.position)
+    assert tail, "something came after the snapshot"
+    for created_ns, message in tail:
+        machine.fold(message, created_ns)
+
+
+async def test_snapshots_of_every_shard_are_read_and_windows_of_then_answered_alike(kept: Kept) -> None:
+    expected, customs = kept.landing.expected, list(parse_customs(load(str(kept.landing.config), {}).customs).values())
+    shards = [Shard(shard, expected["shards"], customs) for shard in range(expected["shards"])]
+    async with jetstream.connect(kept.url, name="test") as bus:
+        for shard in shards:
+            then = expected["snapshots"][f"aggregator.{shard.shard}"]
+            await restored(bus, "aggregator", shard.shard, shard, then)
+            assert shard.spans == then["spans"]
+            await read_on(bus, shard, [subjects.shard_spans(shard.shard)])
+            assert not shard.losses
+        assert sum(shard.spans for shard in shards) == expected["answers"]["/stats"]["total_spans"]
+        held = await bus.state(subjects.SPANS)
+        assert held.first_sequence > 1, "the log begins behind the first messages"
+    wrong: list[str] = []
+    for window in expected["windows"]:
+        question = parse_question(window["given"], window["now"] * 10**9)
+        wrong += differences(_shown(window["answer"]), window_of(shards, question, customs), str(window["given"]))
+    assert not wrong, "\n".join(wrong[:40])
+
+
+def _shown(answer: dict[str, Any]) -> dict[str, Any]:
+    """What a window holds, without what stands beside it in every answer."""
+    passing = ("window", "quantile_error", "transport", "alerts", "from", "to", "since")
+    return {key: value for key, value in answer.items() if key not in passing}
+
+
+def window_of(shards: list[Shard], question: Question, customs: list[CustomMetric]) -> dict[str, Any]:
+    """``GET /metrics`` from machines alone."""
+    fields = sorted({field for group in GROUPS.values() for field in group.fields})
+    query = replace(question.query, fields=fields, by_model=True, custom=[one.name for one in customs])
+    partials = [finish(shard.answer(query, True)) for shard in shards]
+    found: Answer = merge_partials(partials, len(shards), query)
+
+    def groups(figures: Figures, by_model: dict[str, Figures] | None = None) -> dict[str, Any]:
+        shown = {
+            name: render_cost(figures, by_model) if name == "cost" else group.render(figures)
+            for name, group in GROUPS.items()
+        }
+        own = {one.name: one.value(figures.custom.get(one.name, Tally())) for one in customs}
+        return {"span_count": figures.sums.spans, **shown, **own}
+
+    shown = groups(found.total, found.models)
+    if question.groupby:
+        shown[f"by_{question.groupby}"] = {name: groups(figures) for name, figures in found.groups.items()}
+    return json.loads(msgspec.json.encode(shown))  # type: ignore[no-any-return]
+
+
+async def test_the_snapshot_of_the_alerter_is_read_and_rules_say_what_they_said(kept: Kept) -> None:
+    expected, config = kept.landing.expected, AlerterConfig.of(load(str(kept.landing.config), {}))
+    async with jetstream.connect(kept.url, name="test") as bus:
+        machine = Alerter(config.rules, config.project)
+        rulebook = Rulebook(bus, config.rules, config.customs, config.cooldown_ns)
+        rulebook.apply_to(machine, await rulebook.open())
+        for _, message in await messages(bus, subjects.ALERTS, [subjects.ALL_ALERTS], None):
+            machine.learn(msgspec.json.decode(message.payload, type=AlertEvent))
+        await restored(bus, "alerter", 0, machine, expected["snapshots"]["alerter.0"])
+        await read_on(bus, machine, [subjects.ALL_SPANS])
+        machine.look_until(expected["recorded_ns"] - SETTLED_NS)
+    now_ns = expected["recorded_ns"]
+    rendered = json.loads(msgspec.json.encode(machine.render(now_ns)))
+    wrong = differences(_by_name(expected["answers"]["/alerts"]), _by_name(rendered))
+    assert not wrong, "\n".join(wrong)
+
+
+async def test_events_deliveries_and_dead_letters_are_there_as_they_were_written(kept: Kept) -> None:
+    then = kept.landing.expected["streams"]
+    async with jetstream.connect(kept.url, name="test") as bus:
+        for stream, filters in (
+            (subjects.ALERTS, subjects.ALL_ALERTS),
+            (subjects.DELIVERIES, subjects.ALL_DELIVERIES),
+            (subjects.REJECTED, "tokentrace.rejected.>"),
+        ):
+            found = [json.loads(message.payload) for _, message in await messages(bus, stream, [filters], None)]
+            assert found
+            assert found == then[stream]
