@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nats
 import pytest
 
 from conftest import Broker
@@ -464,3 +465,23 @@ async def test_an_object_that_is_removed_while_it_is_read_is_whole_or_gone(bus: 
         await objects.delete("one")
         async with asyncio.timeout(10):
             assert await reading in (None, data)
+
+
+async def test_reading_objects_leaves_no_consumer_behind(broker: Broker) -> None:
+    """A stream takes a thousand consumers, and a snapshot has a hundred and fifty pieces."""
+    async with jetstream.connect(broker.url, name="reader") as bus:
+        await bus.ensure(OBJ)
+        shelf = bus.objects("shelf")
+        for number in range(20):
+            await shelf.put(f"piece-{number}", b"x" * 1000)
+            assert await shelf.get(f"piece-{number}") == b"x" * 1000
+        raw = await nats.connect(broker.url)
+        try:
+            for _ in range(100):
+                left = (await raw.jetstream().stream_info("OBJ_shelf")).state.consumer_count
+                if left == 0:
+                    break
+                await asyncio.sleep(0.02)
+        finally:
+            await raw.close()
+    assert left == 0

@@ -18,8 +18,8 @@ NO_MESSAGE = 10037
 DELETE_FAILED = 10043
 _WRONG_LAST = (10071, 10164)
 _IS_FULL = 10077
-#: Refusals that pass: a leader is elected, a disk gets space again.
-_PASSING = (10023, 10008, 10074, 503)
+#: Refusals that pass: a leader is elected, a disk gets space again, others' consumers end (10026).
+_PASSING = (10023, 10008, 10026, 10074, 503)
 
 
 class Full(Unavailable):
