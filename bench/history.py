@@ -19,18 +19,19 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from bench.process import PATIENCE_S, ask, free_port, nats, python, started, wait_for
+from bench.process import ACK_WAIT_S, ask, free_port, nats, python, started, wait_for
 from bench.reference import LOOP, ROUTE, at_most
 from bench.row import Budget, Failed, Measured, Plan, Runner
 from bench.table import quantity
-from tokentrace.bus import Position, subjects
-from tokentrace.bus.jetstream import connect
-from tokentrace.cell import Table
-from tokentrace.machine import Saved
-from tokentrace.provision import provision
-from tokentrace.settings import Nats, Settings
-from tokentrace.snapshots import Snapshots
-from tokentrace_aggregator.machine import Shard
+from tokentrace.bus import subjects
+from tokentrace.bus.jetstream.client import connect
+from tokentrace.config import Nats, Settings
+from tokentrace.records import Position
+from tokentrace.rollup import SeriesTable
+from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.machine import Saved
+from tokentrace.service.snapshots import Snapshots
+from tokentrace_aggregator.shard import Shard
 
 SPANS = int(os.environ.get("BENCH_HISTORY_SPANS", "10000000"))
 _DAYS = 30
@@ -87,10 +88,10 @@ def run(runner: Runner) -> None:
 
 
 def _wait_for_history(port: int) -> None:
-    deadline, found = time.monotonic() + PATIENCE_S, -1
+    deadline, found = time.monotonic() + ACK_WAIT_S, -1
     while found < SPANS:
         if time.monotonic() > deadline:
-            raise Failed(f"only {found:,} of {SPANS:,} spans are there {PATIENCE_S:.0f} s after the start")
+            raise Failed(f"only {found:,} of {SPANS:,} spans are there {ACK_WAIT_S:.0f} s after the start")
         found = ask(f"http://127.0.0.1:{port}/metrics/span_count?window={_DAYS}d")["value"] or 0
         time.sleep(0.1)
 
@@ -137,7 +138,7 @@ async def _prepare(url: str) -> float:
     """Fold the history, save it as an aggregator would; returns how long the loop was held while it was saved."""
     settings = Settings(nats=Nats(url=url))
     async with connect(url, name="bench") as bus:
-        await provision(bus, settings)
+        await bootstrap(bus, settings)
         state = await bus.state(subjects.SPANS)
         shard = Shard(0, 1)
         for rows_ in _history(shard._table, int(time.time())):
@@ -171,7 +172,7 @@ async def _prepare(url: str) -> float:
         return worst
 
 
-def _history(table: Table, now_s: int, *, spans: int = SPANS, days: float = _DAYS) -> Iterator[np.ndarray]:
+def _history(table: SeriesTable, now_s: int, *, spans: int = SPANS, days: float = _DAYS) -> Iterator[np.ndarray]:
     """Rows as ``cell.rows_of`` makes them, in order of event time; of Python spans it would take minutes."""
     dice = np.random.default_rng(1)
     numbers = np.array([table.number(cell) for cell in _CELLS])

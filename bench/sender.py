@@ -9,7 +9,7 @@ import time
 from msgspec.structs import replace
 
 from bench.spans import make_spans
-from tokentrace import Reporter
+from tokentrace.client.reporter import Reporter
 
 
 def main(url: str, rate: float, seconds: float, seed: int) -> None:

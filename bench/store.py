@@ -17,14 +17,11 @@ from bench.reference import APPEND, BATCH, SCAN, at_least, at_most
 from bench.row import Measured, Plan, Runner
 from bench.spans import make_batches
 from bench.table import quantity
-from tokentrace.machine import Message
 from tokentrace.records import encode_batches
+from tokentrace.service.machine import Message
 from tokentrace.units import DAY, MS, SECOND
-from tokentrace_api.columns import COLUMNS, trace_hash
-from tokentrace_api.pages import find_page
-from tokentrace_api.search import Search
-from tokentrace_api.segment import Segment, day_of
-from tokentrace_api.store import Item, Store
+from tokentrace_api.reads import Search, find_page
+from tokentrace_api.store import COLUMNS, Item, Segment, Store, day_of, trace_hash
 
 SPANS = [int(n) for n in os.environ.get("BENCH_STORE_SPANS", "1000000,10000000").split(",")]
 _BATCHES = 800

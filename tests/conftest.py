@@ -60,6 +60,8 @@ def _nothing_left_loopback() -> Iterator[None]:
     yield
     told = loopback_only.refusals()
     assert not told, told
+
+
 BINARY = Path(sysconfig.get_path("scripts")) / "nats-server"
 
 

@@ -24,9 +24,8 @@ from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import AlertEvent
 from tokentrace.units import SECOND, render_instant
-from tokentrace_alerter.allowed import AllowedHosts
-from tokentrace_alerter.deliver import Courier
-from tokentrace_alerter.rule import parse_rule
+from tokentrace_alerter.delivery import AllowedHosts, Channel, DeliveryWorker
+from tokentrace_alerter.rules import parse_rule
 
 
 class Sent(NamedTuple):
@@ -191,13 +190,19 @@ class Desk:
         self.rules = {given["name"]: parse_rule(given, "rule") for given in rules}
         self.lasting: list[AlertEvent] = []
         allowed = AllowedHosts.parse(allow_hosts)
-        self.courier = Courier(self.bus, "default", self.rules.get, lambda: list(self.lasting), allowed)
+        self.delivery_worker = DeliveryWorker(
+            self.bus, "default", self._channel_of, lambda: list(self.lasting), allowed
+        )
         self._work: asyncio.Task[None] | None = None
+
+    def _channel_of(self, name: str) -> Channel | None:
+        rule = self.rules.get(name)
+        return rule.delivery if rule is not None else None
 
     async def __aenter__(self) -> Desk:
         for stream in subjects.streams():
             await self.bus.ensure(stream)
-        self._work = asyncio.create_task(self.courier.run())
+        self._work = asyncio.create_task(self.delivery_worker.run())
         return self
 
     async def __aexit__(

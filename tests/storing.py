@@ -9,10 +9,9 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 from make import make_batch
-from tokentrace.machine import Message
 from tokentrace.records import Batch, Span, encode_batches
-from tokentrace_api.search import Search
-from tokentrace_api.spans import find_spans, newest_ordinal
+from tokentrace.service.machine import Message
+from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.store import Item, Store
 
 SECOND, DAY = 10**9, 86_400 * 10**9

@@ -8,7 +8,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from tokentrace_api.columns import COLUMNS
+from tokentrace_api.store import COLUMNS
 
 
 def bare_append(directory: Path, rows: int, times: int) -> float:

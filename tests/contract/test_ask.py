@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-import tokentrace_api.ask
+import tokentrace_api.aggregator_client
 from conftest import Broker
-from tokentrace.bus import Bus, Position, jetstream, subjects
+from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.errors import Unavailable
-from tokentrace.metric.query import Partial, Query, encode_partial, encode_promise
-from tokentrace_api.ask import Aggregators
+from tokentrace.metrics import Query, ShardResult, encode_pending, encode_result
+from tokentrace.records import Position
+from tokentrace_api.aggregator_client import AggregatorClient
 
 QUERY = Query(what="series", from_s=0, to_s=60, now_s=60, step_s=60)
 
@@ -40,48 +41,48 @@ def answers(*steps: bytes | float | asyncio.Event) -> Callable[[bytes], AsyncIte
 
 
 def part(shard: int, sequence: int = 1) -> bytes:
-    return encode_partial(Partial(shard=shard, position=Position(1, sequence), caught_up=True, to_s=60))
+    return encode_result(ShardResult(shard=shard, position=Position(1, sequence), caught_up=True, to_s=60))
 
 
 async def test_whoever_promises_an_answer_is_waited_for_longer_than_the_others(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokentrace_api.ask, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 0.1)
     async with AsyncExitStack() as stack:
         serve = stack.enter_async_context
-        await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_promise(0), 1.0, part(0))))
+        await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, part(0))))
         await serve(bus.serve(subjects.QUERY_METRICS, answers(part(1))))
-        assert (await Aggregators(bus, 2).ask(QUERY)).missing_shards == []
+        assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == []
         # Of the third nobody speaks, and it is not waited for once the others are there.
-        assert (await asyncio.wait_for(Aggregators(bus, 3).ask(QUERY), 8)).missing_shards == [2]
+        assert (await asyncio.wait_for(AggregatorClient(bus, 3).ask(QUERY), 8)).missing_shards == [2]
 
 
 async def test_a_promise_is_no_answer_and_is_not_waited_for_without_end(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokentrace_api.ask, "TIMEOUT_S", 0.1)
-    monkeypatch.setattr(tokentrace_api.ask, "PATIENCE_S", 0.5)
-    async with bus.serve(subjects.QUERY_METRICS, answers(encode_promise(0), asyncio.Event())):
+    monkeypatch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(tokentrace_api.aggregator_client, "ACK_WAIT_S", 0.5)
+    async with bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())):
         with pytest.raises(Unavailable, match="no aggregator answers"):
-            await Aggregators(bus, 1).ask(QUERY)
+            await AggregatorClient(bus, 1).ask(QUERY)
         async with bus.serve(subjects.QUERY_METRICS, answers(part(1))):
-            assert (await Aggregators(bus, 2).ask(QUERY)).missing_shards == [0]
+            assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == [0]
 
 
 async def test_a_promise_is_kept_by_whoever_holds_the_shard_too(bus: Bus) -> None:
     async with (
-        bus.serve(subjects.QUERY_METRICS, answers(encode_promise(0), asyncio.Event())),
-        bus.serve(subjects.QUERY_METRICS, answers(encode_promise(0), part(0))),
+        bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())),
+        bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), part(0))),
     ):
-        answer = await asyncio.wait_for(Aggregators(bus, 1).ask(QUERY), 8)
+        answer = await asyncio.wait_for(AggregatorClient(bus, 1).ask(QUERY), 8)
     assert (answer.missing_shards, answer.caught_up) == ([], True)
 
 
 async def test_what_is_no_answer_is_left_out(bus: Bus) -> None:
     async with bus.serve(subjects.QUERY_METRICS, answers(b"rubbish", b"", part(0))):
-        assert (await Aggregators(bus, 1).ask(QUERY)).missing_shards == []
+        assert (await AggregatorClient(bus, 1).ask(QUERY)).missing_shards == []
 
 
 async def test_without_aggregators_it_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable, match="no aggregator answers"):
-        await asyncio.wait_for(Aggregators(bus, 1).ask(QUERY), 8)
+        await asyncio.wait_for(AggregatorClient(bus, 1).ask(QUERY), 8)

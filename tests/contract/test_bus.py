@@ -11,9 +11,10 @@ import nats
 import pytest
 
 from conftest import Broker
-from tokentrace.bus import Bus, Position, Stream, jetstream
+from tokentrace.bus import Bus, Stream, jetstream
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Conflict, Rejected, Unavailable
+from tokentrace.records import Position
 
 LOG = Stream(name="LOG", subjects=("log.>",), max_bytes=64 * 1024 * 1024)
 QUEUE = Stream(name="QUEUE", subjects=("queue.>",), work_queue=True, max_bytes=1024 * 1024)
@@ -94,7 +95,7 @@ async def test_an_erased_message_is_gone_and_its_neighbours_stay(bus: Bus) -> No
 async def test_an_erased_message_of_a_work_queue_is_given_to_nobody_again(bus: Bus) -> None:
     for n in range(2):
         await bus.publish("queue.a", str(n).encode())
-    feed = bus.consume("QUEUE", "crew", batch=1, patience_s=1.0)
+    feed = bus.consume("QUEUE", "crew", batch=1, ack_wait_s=1.0)
     async with asyncio.timeout(20), contextlib.aclosing(feed):
         (first,) = await anext(feed)
         await bus.erase("QUEUE", first.message.sequence)
@@ -209,11 +210,11 @@ async def test_a_full_bucket_refuses_or_lets_the_oldest_entry_go(bus: Bus) -> No
     await bus.kv("lets").create("k0", b"again")
 
 
-async def _take(bus: Bus, want: int, patience_s: float = 30.0) -> list[object]:
+async def _take(bus: Bus, want: int, ack_wait_s: float = 30.0) -> list[object]:
     got: list[object] = []
     async with (
         asyncio.timeout(10),
-        contextlib.aclosing(bus.consume("QUEUE", "ingest", batch=8, patience_s=patience_s)) as feed,
+        contextlib.aclosing(bus.consume("QUEUE", "ingest", batch=8, ack_wait_s=ack_wait_s)) as feed,
     ):
         async for deliveries in feed:
             got += deliveries
@@ -242,8 +243,8 @@ async def test_a_message_given_back_comes_again(bus: Bus) -> None:
 
 async def test_an_unacknowledged_message_comes_again_when_patience_ends(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
-    await _take(bus, 1, patience_s=0.5)
-    (again,) = await _take(bus, 1, patience_s=0.5)
+    await _take(bus, 1, ack_wait_s=0.5)
+    (again,) = await _take(bus, 1, ack_wait_s=0.5)
     assert again.deliveries == 2
 
 
@@ -288,7 +289,7 @@ async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> Non
         bus.serve("ask.all", answer, group="g"),
         bus.serve("ask.all", answer, group="g"),
     ):
-        got = await bus.gather("ask.all", b"x", lambda answers: 0 if len(answers) >= 3 else 1)
+        got = await bus.request_many("ask.all", b"x", lambda answers: 0 if len(answers) >= 3 else 1)
     assert got == [b"x"] * 3
 
 
@@ -306,9 +307,9 @@ async def test_an_answer_arrives_before_the_next_is_there_and_changes_how_long_i
         return (1, 30, 0)[len(answers)]
 
     async with bus.serve("ask.slow", answer):
-        assert await bus.gather("ask.slow", b"x", patience) == [b"it will take a while", b"x"]
+        assert await bus.request_many("ask.slow", b"x", patience) == [b"it will take a while", b"x"]
         more.clear()
-        assert await bus.gather("ask.slow", b"x", lambda answers: 0.2) == [b"it will take a while"]
+        assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"it will take a while"]
 
 
 async def test_an_answer_that_takes_long_holds_up_no_other(bus: Bus) -> None:
@@ -337,7 +338,7 @@ async def test_an_answer_over_the_limit_arrives_whole(bus: Bus) -> None:
         yield b"small"
 
     async with bus.serve("ask.big", answer):
-        got = await bus.gather("ask.big", b"", lambda answers: 0 if len(answers) >= 2 else 10)
+        got = await bus.request_many("ask.big", b"", lambda answers: 0 if len(answers) >= 2 else 10)
     assert sorted(got, key=len) == [b"small", big]
 
 

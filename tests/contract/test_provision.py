@@ -12,9 +12,9 @@ import pytest
 from conftest import Broker
 from pipeline import free_port
 from tokentrace.bus import jetstream, subjects
+from tokentrace.config import Duration, Nats, Settings
 from tokentrace.errors import ConfigError
-from tokentrace.provision import fit, provision
-from tokentrace.settings import Duration, Nats, Settings
+from tokentrace.service.bootstrap import bootstrap, fit
 from tokentrace.units import DAY
 
 MIB = 1024 * 1024
@@ -25,8 +25,8 @@ async def test_streams_are_cut_in_proportion_to_the_room_there_is(tmp_path: Path
     broker.start()
     try:
         async with asyncio.timeout(30), jetstream.connect(broker.url, name="small") as bus:
-            await provision(bus, Settings(), room_bytes=280 * 1024 * 1024)
-            await provision(bus, Settings(), room_bytes=280 * 1024 * 1024)
+            await bootstrap(bus, Settings(), room_bytes=280 * 1024 * 1024)
+            await bootstrap(bus, Settings(), room_bytes=280 * 1024 * 1024)
             spans, raw = await bus.state(subjects.SPANS), await bus.state(subjects.RAW)
             assert 100 * 1024 * 1024 < spans.max_bytes < 280 * 1024 * 1024
             assert spans.max_bytes == pytest.approx(8 * raw.max_bytes, rel=0.01)
@@ -36,11 +36,11 @@ async def test_streams_are_cut_in_proportion_to_the_room_there_is(tmp_path: Path
 
 async def test_a_stream_is_never_cut_below_half_as_much_again_as_it_holds(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="full") as bus:
-        await provision(bus, Settings())
+        await bootstrap(bus, Settings())
         for _ in range(20):
             await bus.publish(subjects.spans("default", 0), bytes(200_000))
             await bus.publish("$KV.tt_meta.filler", bytes(200_000))
-        await provision(bus, Settings(), room_bytes=1)
+        await bootstrap(bus, Settings(), room_bytes=1)
         after = await bus.state(subjects.SPANS)
         assert (after.messages, after.first_sequence) == (20, 1)
         assert after.bytes * 1.5 <= after.max_bytes < 100 * MIB
@@ -50,10 +50,10 @@ async def test_a_stream_is_never_cut_below_half_as_much_again_as_it_holds(broker
 
 async def test_streams_that_were_cut_grow_again_when_there_is_room(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="roomy") as bus:
-        await provision(bus, Settings(), room_bytes=1024 * MIB)
+        await bootstrap(bus, Settings(), room_bytes=1024 * MIB)
         await bus.publish(subjects.spans("default", 0), bytes(200_000))
         small = await bus.state(subjects.SPANS)
-        await provision(bus, Settings(), room_bytes=20_000 * MIB)
+        await bootstrap(bus, Settings(), room_bytes=20_000 * MIB)
         large = await bus.state(subjects.SPANS)
         assert small.max_bytes < 1024 * MIB
         assert large.max_bytes == 8192 * MIB
@@ -66,16 +66,16 @@ async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
     broker.start()
     try:
         async with asyncio.timeout(30), jetstream.connect(broker.url, name="large") as bus:
-            await provision(bus, Settings())
+            await bootstrap(bus, Settings())
             await bus.publish(subjects.spans("default", 0), bytes(1000))
         broker.stop()
         broker.room = "4GB"
         broker.start()
         async with asyncio.timeout(30), jetstream.connect(broker.url, name="small") as bus:
-            await provision(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
+            await bootstrap(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
             assert (await bus.state(subjects.SPANS)).max_bytes == 8192 * MIB
             assert (await bus.publish(subjects.spans("default", 0), b"x")).sequence == 2
-        told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.provision"]
+        told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.service.bootstrap"]
         assert told == ["the broker has no room for all that is configured: TT_SPANS: left as it is, 8192 MiB"]
     finally:
         broker.stop()
@@ -84,14 +84,14 @@ async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
 async def test_a_new_stream_without_any_room_waits_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokentrace.pump._COMPLAIN_AFTER_S", 0.1)
+    monkeypatch.setattr("tokentrace.service.runner._COMPLAIN_AFTER_S", 0.1)
     broker = Broker(tmp_path / "nats", room="100KB")
     broker.start()
     try:
         async with jetstream.connect(broker.url, name="none") as bus:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(4):
-                    await provision(bus, Settings())
+                    await bootstrap(bus, Settings())
         told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(told) == 1
         assert "stream TT_" in told[0]
@@ -113,7 +113,7 @@ async def test_a_start_leaves_the_replicas_that_an_operator_set(tmp_path: Path) 
         # A list of servers, of which the first is not there.
         urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(one.url for one in brokers)])
         async with asyncio.timeout(60), jetstream.connect(urls, name="replicated") as bus:
-            await provision(bus, Settings())
+            await bootstrap(bus, Settings())
             names = [subjects.SPANS, f"KV_{subjects.META}", f"OBJ_{subjects.SNAPSHOTS}"]
             changed = []
             for name in names:
@@ -121,7 +121,7 @@ async def test_a_start_leaves_the_replicas_that_an_operator_set(tmp_path: Path) 
                 if config.get("persist_mode") != "async":
                     changed.append(name)
                     await _api(bus, f"STREAM.UPDATE.{name}", {**config, "num_replicas": 3})
-            await provision(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
+            await bootstrap(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
             replicas = {name: (await _api(bus, f"STREAM.INFO.{name}"))["config"]["num_replicas"] for name in changed}
             assert replicas == dict.fromkeys(changed, 3)
             assert len(changed) >= 2
@@ -182,7 +182,7 @@ def test_streams_that_fit_are_left_alone() -> None:
 
 async def test_another_shard_count_is_refused_with_what_to_do(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="shards") as bus:
-        await provision(bus, Settings(nats=Nats(shards=2)))
-        await provision(bus, Settings(nats=Nats(shards=2)))
+        await bootstrap(bus, Settings(nats=Nats(shards=2)))
+        await bootstrap(bus, Settings(nats=Nats(shards=2)))
         with pytest.raises(ConfigError, match="to reshard"):
-            await provision(bus, Settings(nats=Nats(shards=3)))
+            await bootstrap(bus, Settings(nats=Nats(shards=3)))

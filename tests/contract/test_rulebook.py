@@ -13,17 +13,17 @@ import pytest
 
 from conftest import Broker
 from make import make_span
-from tokentrace.bus import Bus, Entry, KeyValue, Position, Stream, jetstream, subjects
+from tokentrace.bus import Bus, Entry, KeyValue, Stream, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
-from tokentrace.metric.custom import parse_customs
-from tokentrace.records import AlertEvent, Batch, Span, encode_batches
+from tokentrace.metrics import parse_custom_metrics
+from tokentrace.records import AlertEvent, Batch, Position, Span, encode_batches
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, parse_instant, render_instant
-from tokentrace_alerter import rulebook
-from tokentrace_alerter.allowed import AllowedHosts
-from tokentrace_alerter.machine import Alerter
-from tokentrace_alerter.prime import READINGS, Primer, prime
-from tokentrace_alerter.rule import Rule, parse_rule
-from tokentrace_alerter.rulebook import Change, Rulebook
+from tokentrace_alerter import rule_store as rule_store
+from tokentrace_alerter.backfill import READINGS, Backfiller, backfill
+from tokentrace_alerter.delivery import AllowedHosts
+from tokentrace_alerter.machine import AlerterMachine
+from tokentrace_alerter.rule_store import RuleChange, RuleStore
+from tokentrace_alerter.rules import Rule, parse_rule
 
 MIB = 1024 * 1024
 STREAMS = [
@@ -31,7 +31,7 @@ STREAMS = [
     Stream(name=subjects.SPANS, subjects=(subjects.ALL_SPANS,), max_bytes=64 * MIB),
     Stream(name="LOG", subjects=("log.>",), max_bytes=MIB),
 ]
-CUSTOMS = parse_customs([{"name": "hops", "type": "sum", "field": "attr.hops"}])
+CUSTOMS = parse_custom_metrics([{"name": "hops", "type": "sum", "field": "attr.hops"}])
 
 
 @pytest.fixture(params=["memory", "jetstream"])
@@ -60,9 +60,9 @@ class Desk:
     """A rulebook and its machine as an alerter has them: what others change is followed."""
 
     def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
-        self.book = Rulebook(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
-        self.machine = Alerter(configured, "default")
-        self.changes: list[Change] = []
+        self.book = RuleStore(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
+        self.machine = AlerterMachine(configured, "default")
+        self.changes: list[RuleChange] = []
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> Desk:
@@ -384,7 +384,7 @@ async def test_what_was_read_at_the_start_is_no_change(bus: Bus) -> None:
 
 
 async def test_there_are_only_so_many_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rulebook, "MAX_RULES", 3)
+    monkeypatch.setattr(rule_store, "MAX_RULES", 3)
     async with Desk(await make_memory(), make_rule()) as desk:
         for name in ("one", "two"):
             assert (await desk.create(name))[0] == 201
@@ -564,7 +564,7 @@ async def test_a_rule_on_a_metric_that_is_no_longer_configured_is_left_out_until
 async def test_before_on_an_empty_stream_is_its_beginning(bus: Bus) -> None:
     created = (await bus.state("LOG")).created_ns
     for at in (0, time.time_ns(), time.time_ns() + HOUR):
-        assert await bus.before("LOG", at) == Position(created, 0)
+        assert await bus.position_at("LOG", at) == Position(created, 0)
 
 
 async def fill(bus: Bus, count: int) -> list[int]:
@@ -585,7 +585,7 @@ async def test_before_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus
     times = await fill(bus, 12)
     created = (await bus.state("LOG")).created_ns
     for asked in (0, *times, *(at + 1 for at in times), *(at - 1 for at in times), times[-1] + HOUR):
-        position = await bus.before("LOG", asked)
+        position = await bus.position_at("LOG", asked)
         assert position.created_ns == created
         assert position.sequence <= sum(at < asked for at in times)
         assert position.sequence >= sum(at < asked - SECOND // 1000 for at in times)
@@ -593,7 +593,7 @@ async def test_before_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus
 
 async def test_a_reader_goes_on_from_there(bus: Bus) -> None:
     times = await fill(bus, 8)
-    position = await bus.before("LOG", times[5])
+    position = await bus.position_at("LOG", times[5])
     async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", ["log.>"], position)) as feed:
         async for chunk in feed:
             if chunk.messages:
@@ -610,9 +610,9 @@ async def test_before_what_the_stream_still_has_is_where_it_begins(bus: Bus) -> 
     state = await bus.state("LOG")
     assert state.first_sequence > 1
     for at in (0, state.first_time_ns - HOUR, state.first_time_ns):
-        position = await bus.before("LOG", at)
+        position = await bus.position_at("LOG", at)
         assert position.sequence <= state.first_sequence - 1
-    assert (await bus.before("LOG", time.time_ns() + HOUR)).sequence == 40
+    assert (await bus.position_at("LOG", time.time_ns() + HOUR)).sequence == 40
 
 
 # --- what was written holds for whoever is asked next
@@ -695,7 +695,7 @@ class Reader:
     """A machine that reads the spans of a bus when it is told to."""
 
     def __init__(self, bus: Bus) -> None:
-        self.bus, self.machine = bus, Alerter([], "default")
+        self.bus, self.machine = bus, AlerterMachine([], "default")
 
     async def publish(self, *spans: Span, id: str = "") -> int:
         payload = encode_batches([Batch(id=id or f"request-{time.time_ns()}", spans=list(spans))])
@@ -736,10 +736,10 @@ async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
         last = await reader.publish(*spans_at(now - number * SECOND, now - 205 * SECOND))
     await reader.read(last)
     reader.machine.add(counting())
-    assert reader.machine.watches["new"].priming
+    assert reader.machine.watches["new"].backfilling
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, counting())
-    assert not reader.machine.watches["new"].priming
+        await backfill(bus, reader.machine, counting())
+    assert not reader.machine.watches["new"].backfilling
     event = reader.look()
     assert event.span_count == 5
     assert parse_instant(event.fired_at) > now
@@ -757,18 +757,18 @@ async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkey
         return follow(stream, *given)
 
     monkeypatch.setattr(bus, "follow", counted)
-    primer = Primer(bus, reader.machine)
-    running = asyncio.create_task(primer.run())
+    backfiller = Backfiller(bus, reader.machine)
+    running = asyncio.create_task(backfiller.run())
     windows = {f"rule {number}": f"{60 + 20 * number}s" for number in range(40)}
     for number, (name, window) in enumerate(windows.items()):
         rule = counting(window=window)
         rule = msgspec.structs.replace(rule, name=name)
         reader.machine.add(rule)
-        primer.ask(rule)
+        backfiller.ask(rule)
         if number < READINGS:
             await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        while any(watch.priming for watch in reader.machine.watches.values()):
+        while any(watch.backfilling for watch in reader.machine.watches.values()):
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -791,7 +791,7 @@ async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks
     await reader.read(second)
     reader.machine.add(long)
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, short, long)
+        await backfill(bus, reader.machine, short, long)
     assert {name: (watch.spans, watch.late) for name, watch in reader.machine.watches.items()} == {
         "new": (3, 0),
         "long": (3, 0),
@@ -805,7 +805,7 @@ async def test_what_was_not_read_yet_is_not_primed_but_read_later(bus: Bus) -> N
     second = await reader.publish(*spans_at(now, now))
     reader.machine.add(counting())
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, counting())
+        await backfill(bus, reader.machine, counting())
     await reader.read(second)
     assert reader.look().span_count == 3
 
@@ -819,7 +819,7 @@ async def test_what_is_read_before_priming_begins_counts_once(bus: Bus) -> None:
     reader.machine.add(counting())
     await reader.read(second)
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, counting())
+        await backfill(bus, reader.machine, counting())
     assert reader.look().span_count == 3
 
 
@@ -831,7 +831,7 @@ async def test_what_comes_twice_counts_once(bus: Bus) -> None:
     await reader.read(again)
     reader.machine.add(counting())
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, counting())
+        await backfill(bus, reader.machine, counting())
     later = await reader.publish(*spans_at(now), id="same")
     await reader.read(later)
     assert reader.look().span_count == 1
@@ -841,7 +841,7 @@ async def test_a_rule_made_before_there_is_anything_is_judged_at_once(bus: Bus) 
     reader = Reader(bus)
     reader.machine.add(counting())
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, counting())
+        await backfill(bus, reader.machine, counting())
     now = time.time_ns()
     await reader.read(await reader.publish(*spans_at(now)))
     assert reader.look().span_count == 1
@@ -853,7 +853,7 @@ async def test_a_rule_is_warming_as_long_as_the_log_does_not_reach_back_to_where
     rule = counting(op="lt", threshold=10, window="1h")
     reader.machine.add(rule)
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, rule)
+        await backfill(bus, reader.machine, rule)
     watch = reader.machine.watches["new"]
     assert watch.warming(time.time_ns() + 50 * MINUTE)
     assert not watch.warming(time.time_ns() + 61 * MINUTE)
@@ -870,7 +870,7 @@ async def test_what_cannot_be_read_is_passed_over(bus: Bus) -> None:
         await reader.read(last)
     reader.machine.add(counting())
     async with asyncio.timeout(10):
-        await prime(bus, reader.machine, counting())
+        await backfill(bus, reader.machine, counting())
     assert reader.look().span_count == 2
 
 
@@ -878,7 +878,7 @@ async def test_priming_a_rule_that_is_gone_meanwhile_does_no_harm(bus: Bus) -> N
     reader, now = Reader(bus), time.time_ns()
     await reader.read(await reader.publish(*spans_at(now)))
     reader.machine.add(counting())
-    task = asyncio.create_task(prime(bus, reader.machine, counting()))
+    task = asyncio.create_task(backfill(bus, reader.machine, counting()))
     reader.machine.remove("new")
     async with asyncio.timeout(10):
         await task

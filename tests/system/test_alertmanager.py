@@ -20,7 +20,8 @@ from pipeline import Pipeline, free_port, http
 from receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND
-from tokentrace_alerter import channel, deliver
+from tokentrace_alerter.delivery import channel
+from tokentrace_alerter.delivery import worker as deliver
 
 ZERO = "0001-01-01T00:00:00Z"
 #: Where Debian's Alertmanager looks for its templates, wherever its package was unpacked.

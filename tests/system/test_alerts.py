@@ -26,7 +26,7 @@ from pipeline import Apart, Pipeline, finish, free_port, http, replay
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import encode_batches
-from tokentrace_alerter.rule import parse_rule
+from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
 
 WEIRD = "Kosten: 50 % über/Plan.v2 *> 日本"

@@ -28,10 +28,9 @@ from make import ENDED_NS, STARTED_NS
 from pipeline import Apart, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.client.reporter import Reporter
-from tokentrace.records import Annotation, Batch, ChatMessage, SessionEnd, Span, Started, encode_batches
-from tokentrace.records.batch import BATCH_TYPE
+from tokentrace.records import BATCH_TYPE, Annotation, Batch, ChatMessage, SessionEnd, Span, Started, encode_batches
 from tokentrace.redact import Redactor
-from tokentrace_ingest.service import PATIENCE_S
+from tokentrace_ingest.service import ACK_WAIT_S
 
 ATTRIBUTE_PLACES = ("value", "key", "nested")
 
@@ -442,7 +441,7 @@ async def test_what_left_the_queue_is_overwritten_even_while_a_neighbour_still_w
         async with jetstream.connect(pipeline.nats_url, name="foreign") as bus:
             subject = subjects.raw(subjects.DEFAULT_PROJECT, 0)
             await bus.publish(subject, b'{"kind": "tool", "name": "held back"}')
-            feed = bus.consume(subjects.RAW, subjects.INGEST, batch=1, patience_s=PATIENCE_S)
+            feed = bus.consume(subjects.RAW, subjects.INGEST, batch=1, ack_wait_s=ACK_WAIT_S)
             async with contextlib.aclosing(feed):
                 (held,) = await anext(feed)
                 pipeline.start_one("ingest")

@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 
 from conftest import Broker
 from pipeline import Answer, free_port, http
-from tokentrace import Rejected, TraceClient, Unavailable
 from tokentrace.bus import Bus, jetstream, subjects
+from tokentrace.client.trace_client import TraceClient
 from tokentrace.dialect.costkatana import decode_end, end_of
-from tokentrace.records import Batch, Span, decode_batches
-from tokentrace.records.session import Annotation, ChatMessage, Started
+from tokentrace.errors import Rejected, Unavailable
+from tokentrace.records import Annotation, Batch, ChatMessage, Span, Started, decode_batches
 from tokentrace_ingest.open_spans import OpenSpan
 
 T = TypeVar("T")

@@ -51,11 +51,10 @@ from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import ConfigError, Unavailable
 from tokentrace.records import encode_batches
 from tokentrace.units import HOUR, MINUTE, SECOND, render_instant
-from tokentrace_alerter import deliver
-from tokentrace_alerter.channel import backoff_ns
-from tokentrace_alerter.rule import parse_rule
+from tokentrace_alerter.delivery import Callbacks, backoff_ns, load_target
+from tokentrace_alerter.delivery import worker as deliver
+from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
-from tokentrace_alerter.target import Calls, load_target
 
 JSON = {"Content-Type": "application/json"}
 
@@ -479,7 +478,7 @@ async def test_a_webhook_is_sent_the_event_with_its_key_its_signature_and_the_he
     assert (record["key"], record["channel"], record["outcome"]) == (sent.key, "http", "delivered")
     assert (record["attempt"], record["error"]) == (1, "")
     assert record["took_ms"] > 0
-    assert desk.courier.delivered == 1
+    assert desk.delivery_worker.delivered == 1
 
 
 async def test_without_a_secret_nothing_is_signed() -> None:
@@ -553,7 +552,7 @@ async def test_a_receiver_that_refuses_is_asked_once(status: int) -> None:
     assert len(receiver.sent) == 1
     (record,) = desk.told()
     assert (record["outcome"], record["error"]) == ("dead", f"HTTP {status}")
-    assert desk.courier.failed == 1
+    assert desk.delivery_worker.failed == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -807,7 +806,7 @@ async def test_a_firing_that_is_an_hour_old_is_delivered_only_while_its_episode_
             await desk.done()
     assert desk.outcomes() == [expected]
     assert len(receiver.sent) == (expected == "delivered")
-    assert desk.courier.expired == (expected == "expired")
+    assert desk.delivery_worker.expired == (expected == "expired")
 
 
 def event_ns(event: Any) -> int:
@@ -913,7 +912,7 @@ def test_a_target_that_cannot_be_called_with_an_event_is_refused(hooks: str, nam
 
 async def test_a_function_that_never_returns_is_called_eight_times_at_most(hooks: str) -> None:
     """Nobody can end a thread: those that hang are not to become ever more."""
-    calls = Calls(8)
+    calls = Callbacks(8)
     for _ in range(8):
         with pytest.raises(TimeoutError):
             await calls.call(f"{hooks}:hangs", {}, SECOND // 100)

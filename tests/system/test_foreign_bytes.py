@@ -104,9 +104,7 @@ def set_aside(serving: Pipeline) -> dict[tuple[str, str], str]:
 
 
 def names(serving: Pipeline, place: str, which: str, reason: str) -> bool:
-    return any(
-        held == place and which in what and reason in why for (held, what), why in set_aside(serving).items()
-    )
+    return any(held == place and which in what and reason in why for (held, what), why in set_aside(serving).items())
 
 
 def last_sequence(serving: Pipeline, stream: str) -> int:

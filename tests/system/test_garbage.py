@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from conftest import plain_environment
 from pipeline import Answer, Pipeline
-from tokentrace.metric.query import Query
+from tokentrace.metrics import Query
 from tokentrace.records import Batch, Span, encode_batches
 
 MIB = 1024 * 1024
@@ -365,9 +365,7 @@ WRONG: list[tuple[str, list[Any]]] = [
 
 
 @pytest.mark.parametrize(("field", "values"), WRONG, ids=[field for field, _ in WRONG])
-def test_a_value_of_the_wrong_type_is_400_naming_its_field(
-    pipeline: Pipeline, field: str, values: list[Any]
-) -> None:
+def test_a_value_of_the_wrong_type_is_400_naming_its_field(pipeline: Pipeline, field: str, values: list[Any]) -> None:
     caller = fresh("caller")
     for value in values:
         body = [make(caller=caller), {**make(caller=caller), field: value}]

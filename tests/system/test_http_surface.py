@@ -12,7 +12,7 @@ from starlette.routing import Route
 from fleet import Fleet
 from pipeline import http
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
-from tokentrace.settings import load
+from tokentrace.config import load
 from tokentrace_api.service import Api, Config
 
 TOKEN = {"Authorization": "Bearer the-key"}

@@ -143,7 +143,7 @@ async def test_what_waits_for_a_host_that_is_not_allowed_is_dead_without_a_socke
     (record,) = desk.told()
     assert (record["outcome"], record["attempt"]) == ("dead", 1)
     assert "is not in alert_delivery.allow_hosts" in record["error"]
-    assert desk.courier.failed == 1
+    assert desk.delivery_worker.failed == 1
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "0xA9FEA9FE", "2852039166", "[::ffff:a9fe:a9fe]", "[fe80::1]"])

@@ -26,8 +26,7 @@ from conftest import plain_environment
 from pipeline import Answer, Apart, Pipeline, free_port, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
-from tokentrace.metric.custom import parse_custom, parse_customs
-from tokentrace.metric.registry import ALIASES, GROUPS, METRICS, SPLITS
+from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metric, parse_custom_metrics
 from tokentrace.units import parse_duration
 
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -432,7 +431,7 @@ def test_a_group_by_dimension_is_that_of_each_part(
 
 def test_maps_by_dimension_sum_to_the_whole(pipeline: Pipeline, traffic: tuple[str, list[dict[str, Any]]]) -> None:
     caller, spans = traffic
-    for name, split in SPLITS.items():
+    for name, split in BREAKDOWNS.items():
         if not split.dimension:
             continue
         shown = ask(pipeline, f"/{name}", caller=caller)
@@ -843,7 +842,7 @@ def test_an_unknown_metric_is_404_and_names_the_known(pipeline: Pipeline, name: 
         error = refused(pipeline.get(f"/metrics/{path}"), 404)
         assert error.startswith("unknown metric ")
         assert len(error) < 2000
-        for known in (*GROUPS, *METRICS, *SPLITS, *TRANSPORT, *CUSTOM):
+        for known in (*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT, *CUSTOM):
             assert known in error
 
 
@@ -993,7 +992,7 @@ def test_a_series_by_attribute_is_400(pipeline: Pipeline, query: str) -> None:
     assert "attributes" in refused(pipeline.get(f"/metrics/cost/series?{query}"), 400)
 
 
-@pytest.mark.parametrize("name", [*SPLITS, *(name for name in (*TRANSPORT, *FIRINGS)), "attr.depth"])
+@pytest.mark.parametrize("name", [*BREAKDOWNS, *(name for name in (*TRANSPORT, *FIRINGS)), "attr.depth"])
 def test_what_has_no_series_is_404(pipeline: Pipeline, name: str) -> None:
     refused(pipeline.get(f"/metrics/{name}/series"), 404)
 
@@ -1115,12 +1114,14 @@ def test_a_metric_of_ones_own_that_cannot_be_meant_ends_the_start_with_2(
 @pytest.mark.parametrize("name", ["transport_sent", "alert_firings", "by_model"])
 def test_a_name_that_means_something_else_below_metrics_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="name"):
-        parse_custom({"name": name, "type": "count"}, "custom_metrics[0]")
+        parse_custom_metric({"name": name, "type": "count"}, "custom_metrics[0]")
 
 
 def test_two_metrics_of_ones_own_that_are_one_to_prometheus_are_refused() -> None:
     with pytest.raises(ConfigError, match="name"):
-        parse_customs([{"name": "steps", "type": "count"}, {"name": "steps_total", "type": "avg", "field": "cost"}])
+        parse_custom_metrics(
+            [{"name": "steps", "type": "count"}, {"name": "steps_total", "type": "avg", "field": "cost"}]
+        )
 
 
 LATER = "custom_metrics:\n  - {name: legal_cost, type: sum, field: cost, filter_key: kind_of, filter_val: legal}\n"

@@ -19,11 +19,20 @@ from make import make_span
 from storing import NOW_NS, ROLLUPS, Log, examples, last_versions
 from tokentrace.errors import Rejected
 from tokentrace.records import Span
-from tokentrace_api import pages, segment
-from tokentrace_api.pages import Cursor, Page, TraceRow, encode_cursor, find_page, parse_cursor
-from tokentrace_api.search import Search
-from tokentrace_api.spans import find_by_id, find_spans, newest_ordinal
-from tokentrace_api.store import Store
+from tokentrace_api.reads import (
+    Cursor,
+    Page,
+    Search,
+    TraceRow,
+    encode_cursor,
+    find_by_id,
+    find_page,
+    find_spans,
+    newest_ordinal,
+    pages,
+    parse_cursor,
+)
+from tokentrace_api.store import Store, segment
 
 #: An attribute, and the text it is compared in.
 VALUES: Sequence[tuple[Any, str | None]] = [

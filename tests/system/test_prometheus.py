@@ -602,8 +602,8 @@ class Prometheus:
             if len(seen) == len(self.JOBS) and min(seen.values()) >= spans:
                 return
             time.sleep(0.05)
-        troubles = [target["lastError"] for target in self._ask("targets")["activeTargets"]]
-        raise AssertionError(f"{seen} of {spans} spans after {seconds} s; the last scrapes said {troubles}")
+        problems = [target["lastError"] for target in self._ask("targets")["activeTargets"]]
+        raise AssertionError(f"{seen} of {spans} spans after {seconds} s; the last scrapes said {problems}")
 
     def scrapes(self, job: str) -> tuple[list[float], list[Series]]:
         """(``up`` of every scrape, the samples of those that succeeded), in order of time, as they were stored."""

@@ -31,22 +31,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tokentrace.cell
-import tokentrace_api.ask
-import tokentrace_api.question
-import tokentrace_api.store
+import tokentrace.rollup.series
+import tokentrace_api.aggregator_client
+import tokentrace_api.metrics_query
+import tokentrace_api.store.store
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.config import Settings
 from tokentrace.errors import ConfigError
-from tokentrace.http import make_app
-from tokentrace.machine import Message
-from tokentrace.metric.custom import parse_customs
-from tokentrace.metric.registry import ALIASES, GROUPS, METRICS, SPLITS
+from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metrics
 from tokentrace.records import KINDS, Batch, ReporterStats, Span, encode_batches
-from tokentrace.settings import Settings
-from tokentrace_aggregator.machine import Shard
+from tokentrace.service.machine import Message
+from tokentrace.service.web import make_app
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
+from tokentrace_aggregator.shard import Shard
 from tokentrace_api.service import Api
 from tokentrace_api.service import Config as ApiConfig
 from tokentrace_api.store import Item, Store
@@ -311,7 +310,7 @@ class Desk:
         """Fold and store everything; with *restart* every reader dies somewhere on the way."""
         self.world, self.customs, self.keep_s = world, list(customs), keep_s
         self.now_ns = self.clock.now_ns = world.now_s * SECOND + dice.randrange(SECOND)
-        shards, own = len(world.streams), parse_customs(customs)
+        shards, own = len(world.streams), parse_custom_metrics(customs)
         bus = MemoryBus(MemoryBroker())
         self.aggregators = []
         for held in (range(shards // 2), range(shards // 2, shards)):
@@ -326,7 +325,7 @@ class Desk:
         self._fill(self._directory / f"store-{self._opened}", dice, restart=restart)
         config = replace(ApiConfig.of(Settings()), shards=shards, custom=own)
         self.api = Api(bus, config)
-        self.api.storing._readers, self.api.storing._store = self._readers, self.store
+        self.api.store_writer._readers, self.api.store_writer._store = self._readers, self.store
         self._connect()
 
     def _connect(self) -> None:
@@ -382,7 +381,7 @@ class Desk:
         await self._until_read(messages)
 
     async def _start(self, bus: MemoryBus, shards: int, directory: Path) -> None:
-        own = parse_customs(self.customs)
+        own = parse_custom_metrics(self.customs)
         config = AggregatorConfig(shards, tuple(range(shards)), snapshot_every_s=0.2, custom=tuple(own.values()))
         self.aggregators = [Aggregator(bus, config)]
         self.api = Api(bus, replace(ApiConfig.of(Settings()), shards=shards, custom=own, directory=directory))
@@ -396,10 +395,14 @@ class Desk:
         def is_read() -> bool:
             machines = self.aggregators[0].machines
             ready = not self.aggregators[0].health().missing and not self.api.health().missing
-            return ready and sum(machine.batches for machine in machines) == count and not self.api.storing.queue_depth
+            return (
+                ready
+                and sum(machine.batches for machine in machines) == count
+                and not self.api.store_writer.queue_depth
+            )
 
         async with asyncio.timeout(60):
-            while not is_read() or self.api.storing.store.count(self.now_ns) != sum(
+            while not is_read() or self.api.store_writer.store.count(self.now_ns) != sum(
                 machine.spans for machine in self.aggregators[0].machines
             ):
                 await asyncio.sleep(0.02)
@@ -463,10 +466,10 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         return time.time_ns() if clock.now_ns is None else int(clock.now_ns)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tokentrace_api.question, tokentrace_api.store):
+        for module in (tokentrace_api.metrics_query, tokentrace_api.store.store):
             patch.setattr(module, "time", SimpleNamespace(time_ns=time_ns, time=time.time))
         # However busy the machine is: no answer is given up.
-        patch.setattr(tokentrace_api.ask, "TIMEOUT_S", 30.0)
+        patch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 30.0)
         made = Desk(tmp_path_factory.mktemp("recount"), clock)
         yield made
         made.shutdown()
@@ -1286,7 +1289,7 @@ QUIET = settings(
 def test_the_recount_knows_every_name_there_is() -> None:
     assert set(SCALARS) == set(METRICS)
     assert set(GROUP_RECOUNTS) == set(GROUPS)
-    assert set(SPLIT_RECOUNTS) == set(SPLITS)
+    assert set(SPLIT_RECOUNTS) == set(BREAKDOWNS)
     assert set(ALIASES.values()) <= set(SCALARS)
 
 
@@ -1392,7 +1395,7 @@ def test_totals_and_figures_by_model_stay_exact_when_there_are_too_many_cells(
     customs = name_customs(drawn, dice)
     world = make_world([*templates, *make_templates(dice, more + 10, 40 * DAY)], now_s, shards, dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.cell, "MAX_CELLS", 8)
+        patch.setattr(tokentrace.rollup.series, "MAX_SERIES", 8)
         with opened(desk, world, customs, dice, restart=restart, keep_s=keep_s):
             checker = Checker(desk, ask)
             checker.everything()
@@ -1521,7 +1524,7 @@ def test_an_empty_window_is_null_and_never_nought(desk: Desk) -> None:
                 assert (body["value"], body["by_model"], body["span_count"]) == (None, {}, 0), (name, given)
             body = desk.get("/metrics/attr.x", given)
             assert (body["count"], body["sum"], body["avg"], body["p50"], body["p95"]) == (0, None, None, None, None)
-            for name in SPLITS:
+            for name in BREAKDOWNS:
                 assert desk.get(f"/metrics/{name}", given | ({"key": "step"} if "attr" in name else {}))["value"] == {}
 
 
@@ -1582,10 +1585,10 @@ def test_a_metric_that_was_not_measured_before_a_restart_says_since_when_it_is(d
         (aggregator,) = (one for one in desk.aggregators if one.machines)
         saved = aggregator.machines[0].snapshot({})
         more = [*OWN, {"name": "own_new", "type": "sum", "field": "attr.x"}]
-        machine = Shard(0, 1, tuple(parse_customs(more).values()))
+        machine = Shard(0, 1, tuple(parse_custom_metrics(more).values()))
         machine.restore(saved.state(), {name: part.encode() for name, part in saved.parts.items() if part.encode})
         aggregator.machines[0] = machine
-        desk.api.config = replace(desk.api.config, custom=parse_customs(more))
+        desk.api.config = replace(desk.api.config, custom=parse_custom_metrics(more))
         known, new = (desk.get(f"/metrics/{name}", {"window": "6h"}) for name in ("own_sum", "own_new"))
         assert (known["value"], known["since"]) == (0.1, None)
         assert new["value"] is None
@@ -1699,7 +1702,7 @@ def test_the_exemplars_of_a_metric_of_ones_own_are_spans_that_it_measures(desk: 
 @pytest.mark.parametrize("name", ["transport_sent", "transport_queue_depth", "alert_firings", "by_model"])
 def test_a_name_that_answers_already_is_refused_to_a_metric_of_ones_own(name: str) -> None:
     with pytest.raises(ConfigError, match=r"custom_metrics\[0\]\.name"):
-        parse_customs([{"name": name, "type": "count"}])
+        parse_custom_metrics([{"name": name, "type": "count"}])
 
 
 @pytest.mark.parametrize("ahead", [50, 300])

@@ -210,10 +210,12 @@ class TestSeen:
         for name in ("api-a", "api-b"):
             fleet.until(
                 lambda name=name: (
-                    fleet.get(name, f"/traces?caller={caller}&attr.eval.style=0.5").json()["total"],
-                    fleet.get(name, f"/traces?caller={caller}&attr.eval.score=0.9").json()["total"],
-                )
-                == (3, 1),
+                    (
+                        fleet.get(name, f"/traces?caller={caller}&attr.eval.style=0.5").json()["total"],
+                        fleet.get(name, f"/traces?caller={caller}&attr.eval.score=0.9").json()["total"],
+                    )
+                    == (3, 1)
+                ),
                 f"found in {name}",
             )
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from make import make_span
 from pipeline import Pipeline
-from tokentrace_api.tree import depths
+from tokentrace_api.reads import depths
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ class Story:
             line["message"]
             for line in lines
             if line["level"] in ("warning", "error")
-            and (line["logger"] == "tokentrace.provision" or "trying: stream" in line["message"])
+            and (line["logger"] == "tokentrace.service.bootstrap" or "trying: stream" in line["message"])
         ]
 
     def reserved(self) -> dict[str, int]:

@@ -27,19 +27,17 @@ from hypothesis import strategies as st
 
 from make import make_span
 from pipeline import Pipeline
-from tokentrace import snapshots
 from tokentrace.bus import Bus, Objects, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace.machine import Message
-from tokentrace.metric.custom import CustomMetric
-from tokentrace.metric.query import Query
-from tokentrace.metric.reader import finish
-from tokentrace.pump import Pump
+from tokentrace.metrics import CustomMetric, Query, finish
 from tokentrace.records import Batch, encode_batches
-from tokentrace.snapshots import KEEP_SNAPSHOTS, Snapshots
+from tokentrace.service import snapshots
+from tokentrace.service.machine import Message
+from tokentrace.service.runner import Pump
+from tokentrace.service.snapshots import KEEP_SNAPSHOTS, Snapshots
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND
-from tokentrace_aggregator.machine import Shard
+from tokentrace_aggregator.shard import Shard
 
 T = TypeVar("T")
 #: Snapshots are acknowledged before they are written: what is not yet on disk is read from the log again.
@@ -676,9 +674,6 @@ async def alone(world: World, worker: Worker) -> None:
         world.add(0)
         worker.follow()
         await worker.save()
-
-
-
 
 
 async def test_a_worker_that_could_not_save_for_a_while_writes_again_what_another_removed(world: World) -> None:

@@ -23,8 +23,8 @@ import pytest
 from conftest import Broker
 from pipeline import Pipeline, free_port
 from tokentrace.bus import Bus, jetstream
-from tokentrace.provision import provision
-from tokentrace.settings import Settings, Storage
+from tokentrace.config import Settings, Storage
+from tokentrace.service.bootstrap import bootstrap
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
 from tokentrace_alerter.service import Alerter
@@ -133,7 +133,7 @@ async def test_a_stop_is_heard_when_the_broker_goes_away_before_a_service_has_be
     settings = Settings(storage=Storage(dir=str(tmp_path / "data")))
     try:
         async with asyncio.timeout(60), jetstream.connect(broker.url, name="services") as bus:
-            await provision(bus, settings)
+            await bootstrap(bus, settings)
             broker.kill()
             while bus.connected:
                 await asyncio.sleep(0.01)

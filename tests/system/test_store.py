@@ -32,9 +32,9 @@ from make import make_span
 from storing import DAY, MORE, NOW_NS, SECOND, Log, examples, last_versions, shown
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.config import Settings
 from tokentrace.errors import Unavailable
-from tokentrace.metric.query import Query
-from tokentrace.provision import provision
+from tokentrace.metrics import Query
 from tokentrace.records import (
     Annotation,
     Batch,
@@ -47,14 +47,10 @@ from tokentrace.records import (
     encode_batches,
 )
 from tokentrace.records import decode_batches as decoded
-from tokentrace.settings import Settings
-from tokentrace_api import segment
-from tokentrace_api.pages import find_page
-from tokentrace_api.recount import Where, figures_by
-from tokentrace_api.search import Search
-from tokentrace_api.spans import open_spans
-from tokentrace_api.store import Item, Store, Torn
-from tokentrace_api.storing import Storing
+from tokentrace.service.bootstrap import bootstrap
+from tokentrace_api.reads import Search, Where, aggregates_by, find_page, open_spans
+from tokentrace_api.store import Item, Store, StoreDamaged, segment
+from tokentrace_api.store_writer import StoreWriter
 
 SHARDS = 3
 FOREVER = 10**18
@@ -312,7 +308,7 @@ def test_a_score_is_in_the_column_the_attributes_and_the_recount(tmp_path: Path)
 
     def counted() -> tuple[int, int]:
         second = NOW_NS // SECOND
-        found = figures_by(store, Where(Query(from_s=second - 60, to_s=second + 60)), "", ["score"], NOW_NS)[""]
+        found = aggregates_by(store, Where(Query(from_s=second - 60, to_s=second + 60)), "", ["score"], NOW_NS)[""]
         return found.sums.score_n, found.sums.score
 
     at_ns = NOW_NS
@@ -363,8 +359,8 @@ def test_a_deletion_that_the_disk_refused_is_carried_out_the_next_time(
             yield from made(*given)
             yield "SELECT error('the disk refuses')"
 
-        made = sys.modules["tokentrace_api.graves"].statements
-        patch.setattr("tokentrace_api.graves.statements", statements)
+        made = sys.modules["tokentrace_api.store.deletions"].statements
+        patch.setattr("tokentrace_api.store.deletions.statements", statements)
         with pytest.raises(Unavailable):
             store.bury(stones)
     assert [span.trace_id for span in shown(store)] == ["a", "b", "c", "d"]
@@ -913,7 +909,7 @@ def test_a_file_that_is_damaged_while_it_is_open_ends_the_store_and_costs_nothin
     with (tmp_path / files(tmp_path)[-1]).open("r+b") as file:
         file.write(b"x" * 9000)
     for _ in range(2):
-        with pytest.raises(Torn, match="damaged"):
+        with pytest.raises(StoreDamaged, match="damaged"):
             store.append(log.items[0][2:4])
     store.close()
     store = opened(tmp_path, shards=1)
@@ -934,8 +930,8 @@ async def test_a_store_whose_file_is_damaged_while_it_is_open_is_opened_anew_and
         batch = Batch(id=f"b{numbers[0]}", arrived_ns=NOW_NS, spans=spans)
         return (await bus.publish(subjects.spans("default", 0), encode_batches([batch]))).sequence
 
-    await provision(bus, Settings())
-    storing = Storing(bus, 1, partial(opened, tmp_path, shards=1), hear)
+    await bootstrap(bus, Settings())
+    storing = StoreWriter(bus, 1, partial(opened, tmp_path, shards=1), hear)
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(storing.run())
         first = await publish(range(5))

@@ -21,21 +21,27 @@ from msgspec.structs import replace
 
 from landing import FOLDERS, Landing, ask, broker_on, differences, lasting
 from pipeline import Pipeline
-from tokentrace.bus import Bus, Position, jetstream, subjects
-from tokentrace.machine import Machine, Message
-from tokentrace.metric.cost import render_cost
-from tokentrace.metric.custom import CustomMetric, parse_customs
-from tokentrace.metric.query import Answer, Figures, Tally, merge_partials
-from tokentrace.metric.reader import finish
-from tokentrace.metric.registry import GROUPS
-from tokentrace.records import AlertEvent
-from tokentrace.settings import load
-from tokentrace.snapshots import Snapshots
-from tokentrace_aggregator.machine import Shard
-from tokentrace_alerter.machine import SETTLED_NS, Alerter
-from tokentrace_alerter.rulebook import Rulebook
+from tokentrace.bus import Bus, jetstream, subjects
+from tokentrace.config import load
+from tokentrace.metrics import (
+    GROUPS,
+    Aggregates,
+    Answer,
+    CustomMetric,
+    CustomValue,
+    finish,
+    merge_results,
+    parse_custom_metrics,
+)
+from tokentrace.metrics.cost import render_cost
+from tokentrace.records import AlertEvent, Position
+from tokentrace.service.machine import Machine, Message
+from tokentrace.service.snapshots import Snapshots
+from tokentrace_aggregator.shard import Shard
+from tokentrace_alerter.machine import SETTLED_NS, AlerterMachine
+from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.service import Config as AlerterConfig
-from tokentrace_api.question import Question, parse_question
+from tokentrace_api.metrics_query import MetricsQuery, parse_metrics_query
 
 #: A rule without a filter.
 UNFILTERED = "everything"
@@ -195,7 +201,10 @@ async def read_on(bus: Bus, machine: Machine, filters: Sequence[str]) -> None:
 
 
 async def test_snapshots_of_every_shard_are_read_and_windows_of_then_answered_alike(kept: Kept) -> None:
-    expected, customs = kept.landing.expected, list(parse_customs(load(str(kept.landing.config), {}).customs).values())
+    expected, customs = (
+        kept.landing.expected,
+        list(parse_custom_metrics(load(str(kept.landing.config), {}).customs).values()),
+    )
     shards = [Shard(shard, expected["shards"], customs) for shard in range(expected["shards"])]
     async with jetstream.connect(kept.url, name="test") as bus:
         for shard in shards:
@@ -209,7 +218,7 @@ async def test_snapshots_of_every_shard_are_read_and_windows_of_then_answered_al
         assert held.first_sequence > 1, "the log begins behind the first messages"
     wrong: list[str] = []
     for window in expected["windows"]:
-        question = parse_question(window["given"], window["now"] * 10**9)
+        question = parse_metrics_query(window["given"], window["now"] * 10**9)
         wrong += differences(_shown(window["answer"]), window_of(shards, question, customs), str(window["given"]))
     assert not wrong, "\n".join(wrong[:40])
 
@@ -220,19 +229,19 @@ def _shown(answer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in answer.items() if key not in passing}
 
 
-def window_of(shards: list[Shard], question: Question, customs: list[CustomMetric]) -> dict[str, Any]:
+def window_of(shards: list[Shard], question: MetricsQuery, customs: list[CustomMetric]) -> dict[str, Any]:
     """``GET /metrics`` from machines alone."""
     fields = sorted({field for group in GROUPS.values() for field in group.fields})
     query = replace(question.query, fields=fields, by_model=True, custom=[one.name for one in customs])
     partials = [finish(shard.answer(query, True)) for shard in shards]
-    found: Answer = merge_partials(partials, len(shards), query)
+    found: Answer = merge_results(partials, len(shards), query)
 
-    def groups(figures: Figures, by_model: dict[str, Figures] | None = None) -> dict[str, Any]:
+    def groups(figures: Aggregates, by_model: dict[str, Aggregates] | None = None) -> dict[str, Any]:
         shown = {
             name: render_cost(figures, by_model) if name == "cost" else group.render(figures)
             for name, group in GROUPS.items()
         }
-        own = {one.name: one.value(figures.custom.get(one.name, Tally())) for one in customs}
+        own = {one.name: one.value(figures.custom.get(one.name, CustomValue())) for one in customs}
         return {"span_count": figures.sums.spans, **shown, **own}
 
     shown = groups(found.total, found.models)
@@ -244,9 +253,9 @@ def window_of(shards: list[Shard], question: Question, customs: list[CustomMetri
 async def test_the_snapshot_of_the_alerter_is_read_and_rules_say_what_they_said(kept: Kept) -> None:
     expected, config = kept.landing.expected, AlerterConfig.of(load(str(kept.landing.config), {}))
     async with jetstream.connect(kept.url, name="test") as bus:
-        machine = Alerter(config.rules, config.project)
-        rulebook = Rulebook(bus, config.rules, config.customs, config.cooldown_ns)
-        rulebook.apply_to(machine, await rulebook.open())
+        machine = AlerterMachine(config.rules, config.project)
+        rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns)
+        rule_store.apply_to(machine, await rule_store.open())
         for _, message in await messages(bus, subjects.ALERTS, [subjects.ALL_ALERTS], None):
             machine.learn(msgspec.json.decode(message.payload, type=AlertEvent))
         await restored(bus, "alerter", 0, machine, expected["snapshots"]["alerter.0"])

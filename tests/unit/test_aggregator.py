@@ -13,18 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tokentrace.metric.reader
-import tokentrace.window
+import tokentrace.metrics.reader
+import tokentrace.rollup.rollup
 from tokentrace.errors import Rejected
-from tokentrace.machine import Message
-from tokentrace.metric.cost import render_cost
-from tokentrace.metric.query import Answer, Partial, Query, decode_partial, encode_partial, merge_partials
-from tokentrace.metric.reader import finish, pieces
-from tokentrace.metric.registry import GROUPS
-from tokentrace.quantile import RELATIVE_ERROR
-from tokentrace.records import Batch, Span, decode_batches, encode_batches
-from tokentrace_aggregator.machine import Shard
-from tokentrace_ingest.commit import shard_of
+from tokentrace.metrics import (
+    GROUPS,
+    Answer,
+    Query,
+    ShardResult,
+    decode_result,
+    encode_result,
+    finish,
+    merge_results,
+    pieces,
+)
+from tokentrace.metrics.cost import render_cost
+from tokentrace.records import Batch, Span, decode_batches, encode_batches, shard_of
+from tokentrace.rollup import RELATIVE_ERROR
+from tokentrace.service.machine import Message
+from tokentrace_aggregator.shard import Shard
 
 NOW_S = 1_790_000_000
 SECOND = 10**9
@@ -90,8 +97,8 @@ def make_messages(
 
 
 def ask(machines: list[Shard], query: Query) -> Answer:
-    partials = [decode_partial(encode_partial(finish(machine.answer(query, True)))) for machine in machines]
-    return merge_partials(partials, len(machines), query)
+    partials = [decode_result(encode_result(finish(machine.answer(query, True)))) for machine in machines]
+    return merge_results(partials, len(machines), query)
 
 
 def saved(machine: Shard) -> tuple[bytes, dict[str, bytes]]:
@@ -200,8 +207,8 @@ def test_every_figure_equals_an_independent_recount(
     for variant, shards, restart in ((copies[0], 1, False), (copies[1], 3, False), (copies[2], 3, True)):
         streams, every = make_messages(variant, shards, random.Random(seed))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tokentrace.metric.reader, "_PLACES", 3 if many_entries == 0 else 256)
-            patch.setattr(tokentrace.metric.reader, "_MANY_ENTRIES", many_entries)
+            patch.setattr(tokentrace.metrics.reader, "_PLACES", 3 if many_entries == 0 else 256)
+            patch.setattr(tokentrace.metrics.reader, "_MANY_ENTRIES", many_entries)
             answer = ask(fold(streams, dice, restart=restart), query)
         assert answer.from_s <= NOW_S - window_s
         assert answer.to_s == NOW_S + 1
@@ -248,7 +255,7 @@ def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portion
     streams, every = make_messages(dicts, 3, random.Random(seed))
     machines = fold(streams, dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.window, "_PORTION_ROWS", portion_rows)
+        patch.setattr(tokentrace.rollup.rollup, "_PORTION_ROWS", portion_rows)
         answer = ask(machines, query)
     starts = [point.start_s for point in answer.points]
     assert starts[0] == answer.from_s <= NOW_S - window_s
@@ -272,7 +279,7 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
     machine, rest = Shard(0, 1), iter(stream)
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.window, "_PORTION_ROWS", 1)
+        patch.setattr(tokentrace.rollup.rollup, "_PORTION_ROWS", 1)
         *pauses, found = folding(machine, query, rest, 2)
     assert len(pauses) > 60
     assert found is not None
@@ -280,7 +287,7 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
     assert sum(point.total.sums.spans for point in found.points) > 0
 
 
-def folding(machine: Shard, query: Query, rest: Iterator[Message], count: int) -> Iterator[Partial | None]:
+def folding(machine: Shard, query: Query, rest: Iterator[Message], count: int) -> Iterator[ShardResult | None]:
     """The pieces of an answer, after each of which *count* more of *rest* are folded."""
     for found in pieces(machine.answer(query, True)):
         yield found
@@ -302,8 +309,8 @@ def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(m
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S, groupby="name", by_model=True, fields=FIELDS)
     before = finish(machine.answer(query, True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.metric.reader, "_PLACES", 6)
-        patch.setattr(tokentrace.metric.reader, "_MANY_ENTRIES", 1)
+        patch.setattr(tokentrace.metrics.reader, "_PLACES", 6)
+        patch.setattr(tokentrace.metrics.reader, "_MANY_ENTRIES", 1)
         *pauses, found = folding(machine, query, rest, 3)
     assert len(pauses) > 20
     assert found is not None
@@ -346,13 +353,13 @@ def test_two_workers_with_the_same_shard_count_once_and_the_furthest_wins(make_d
         ahead.fold(message, CREATED)
     behind.fold(stream[0], CREATED)
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
-    answer = merge_partials([finish(behind.answer(query, True)), finish(ahead.answer(query, True))], 1, query)
+    answer = merge_results([finish(behind.answer(query, True)), finish(ahead.answer(query, True))], 1, query)
     assert answer.total.sums.spans == 9
 
 
 def test_a_missing_shard_is_named() -> None:
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
-    answer = merge_partials([finish(Shard(1, 3).answer(query, True))], 3, query)
+    answer = merge_results([finish(Shard(1, 3).answer(query, True))], 3, query)
     assert answer.missing_shards == [0, 2]
     assert not answer.caught_up
 

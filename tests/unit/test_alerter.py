@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 
 from make import make_span
 from tokentrace.bus import subjects
+from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected
-from tokentrace.machine import Effect, Message
-from tokentrace.metric.registry import METRICS
-from tokentrace.records import AlertEvent, Batch, Span, encode_batches
-from tokentrace.records.position import Position
-from tokentrace.seen import Seen
+from tokentrace.metrics import METRICS
+from tokentrace.records import AlertEvent, Batch, Position, Span, encode_batches
+from tokentrace.service.machine import Effect, Message
 from tokentrace.units import SECOND, parse_instant, render_instant
-from tokentrace_alerter.index import Index
-from tokentrace_alerter.machine import Alerter
-from tokentrace_alerter.rule import Rule, parse_rule
+from tokentrace_alerter.machine import AlerterMachine
+from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule
 
 #: 2026-09-21T14:00:00Z in seconds, a whole hour.
 START = 497_222 * 3600
@@ -58,10 +56,10 @@ def call(ended: float, **overrides: Any) -> Span:
     return make_span(ended_ns=ns(ended), arrived_ns=ns(max(ended, 0)), **overrides)
 
 
-def prime(alerter: Alerter, name: str, message: Message, seen: Seen) -> None:
+def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
     """Have the rule *name*, if there is one, take in a message that lies behind."""
     watches = {name: alerter.watches[name]} if name in alerter.watches else {}
-    alerter.prime(watches, Index({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
+    alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 class Story:
@@ -71,7 +69,7 @@ class Story:
         #: The log began so long ago that every window is covered.
         self.began = ns(began)
         self.rules = list(rules)
-        self.alerter = Alerter(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default")
         self.alerter._began_ns = self.began
         self.published: list[AlertEvent] = []
         self.log: list[Message] = []
@@ -95,19 +93,19 @@ class Story:
         self.published += events
         return events
 
-    def prime(self, now_ns: int) -> None:
+    def backfill(self, now_ns: int) -> None:
         """Rules that are new are read the log for, as the service does; they are looked at from *now_ns* on."""
         done = self.alerter.position.sequence if self.alerter.position else 0
-        for name in [name for name, watch in self.alerter.watches.items() if watch.priming]:
-            seen = Seen()
+        for name in [name for name, watch in self.alerter.watches.items() if watch.backfilling]:
+            seen = FoldedBatches()
             for message in self.log[:done]:
-                prime(self.alerter, name, message, seen)
-            self.alerter.primed(name, self.began, now_ns)
+                backfill(self.alerter, name, message, seen)
+            self.alerter.backfilled(name, self.began, now_ns)
 
     def restart(self, snapshot: bytes | None, *rules: Rule, caught_up: bool = True) -> None:
         """As the service starts: first its events, then the snapshot, then what came after it."""
         self.rules = list(rules) or self.rules
-        self.alerter = Alerter(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default")
         self.alerter._began_ns = self.began
         for event in self.published:
             self.alerter.learn(event)
@@ -115,7 +113,7 @@ class Story:
             self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
         if caught_up:
-            self.prime(self.log[-1].time_ns if self.log else self.began)
+            self.backfill(self.log[-1].time_ns if self.log else self.began)
         for message in self.log[done:]:
             self.alerter.fold(message, CREATED)
         self.alerter.caught_up = caught_up
@@ -641,7 +639,7 @@ def test_events_learnt_before_a_snapshot_that_cannot_be_read_still_hold() -> Non
     story = Story(make_rule(cooldown="30s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
-    story.alerter = Alerter(story.rules, "default")
+    story.alerter = AlerterMachine(story.rules, "default")
     for event in story.published:
         story.alerter.learn(event)
     with pytest.raises(Rejected):
@@ -741,7 +739,7 @@ def test_a_new_rule_is_primed_by_what_was_read_and_does_not_fire_for_the_past() 
     shown = {rule["name"]: rule for rule in story.alerter.render(ns(20.5))}
     assert (shown["new"]["state"], shown["new"]["last_evaluated"]) == ("warming", None)
     story.alerter.caught_up = True
-    story.prime(ns(20.5))
+    story.backfill(ns(20.5))
     assert [event for event in story.tick(20.5) if event.alert == "new"] == []
     events = story.tick(21.5)
     assert brief(event for event in events if event.alert == "new") == [(21, "firing", 3)]
@@ -805,7 +803,7 @@ def test_another_threshold_needs_no_second_reading() -> None:
 
 def test_an_event_goes_to_the_subject_of_its_rule_under_an_id_of_its_own() -> None:
     rule = make_rule(name="Kosten/h > 5 €")
-    alerter = Alerter([rule], "my shop")
+    alerter = AlerterMachine([rule], "my shop")
     alerter.caught_up = True
     alerter.tick(ns(0))
     payload = encode_batches([Batch(id="a", spans=[call(0.5)])])
@@ -882,14 +880,14 @@ def test_a_truncated_snapshot_is_refused() -> None:
     snapshot = story.alerter.snapshot({}).state()
     for size in range(0, len(snapshot), max(1, len(snapshot) // 40)):
         with pytest.raises(Rejected):
-            Alerter(RULES, "default").restore(snapshot[:size], {})
+            AlerterMachine(RULES, "default").restore(snapshot[:size], {})
 
 
 # --- what is shown
 
 
 def test_before_its_first_evaluation_a_rule_has_nothing_to_show() -> None:
-    (shown,) = Alerter([make_rule()], "default").render(ns(0))
+    (shown,) = AlerterMachine([make_rule()], "default").render(ns(0))
     assert shown["last_evaluated"] is shown["last_fired"] is shown["current_value"] is shown["silenced_until"] is None
     assert shown["firing"] is shown["silenced"] is False
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tokentrace.config import build, load, parse_yaml
 from tokentrace.errors import ConfigError, Rejected
-from tokentrace.settings import build, load, parse_yaml
-from tokentrace_alerter.allowed import AllowedHosts, parse_address
+from tokentrace_alerter.delivery import AllowedHosts, parse_address
 from tokentrace_alerter.service import Config
 
 ANY = AllowedHosts()

@@ -13,11 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokentrace import cell
-from tokentrace.cell import ADDED, COUNTED, Sums, Table, rows_of, sums_of
-from tokentrace.exact import Totals, add_by
-from tokentrace.records import Span
-from tokentrace.records.span import KINDS, MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS
+from tokentrace.records import KINDS, MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS, Span
+from tokentrace.rollup import ADDED, COUNTED, IntSums, SeriesTable, Sums, add_by, rows_of, sums_of
+from tokentrace.rollup import series as cell
 from tokentrace.units import DAY, MINUTE, SCORE_ONE, SECOND
 
 NOW = 1_800_000_000 * SECOND
@@ -37,7 +35,7 @@ STREAM = st.lists(KEY, max_size=80)
 @contextmanager
 def at_most(cells: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, "MAX_CELLS", cells)
+        patch.setattr(cell, "MAX_SERIES", cells)
         yield
 
 
@@ -55,16 +53,18 @@ def span_of(key: Key, **fields: Any) -> Span:
     return make_span(**dict(zip(cell.DIMENSIONS, key, strict=True)), **fields)
 
 
-def sums_by(spans: Sequence[Span], table: Table, groups_of: dict[int, int] | None = None, size: int = 1) -> list[Sums]:
+def sums_by(
+    spans: Sequence[Span], table: SeriesTable, groups_of: dict[int, int] | None = None, size: int = 1
+) -> list[Sums]:
     """What *spans* come to, by group of their cell; all in one group when not told."""
     rows = rows_of(spans, table, NOW)
-    groups = np.array([(groups_of or {}).get(int(n), 0) for n in rows[:, cell.CELL]], np.int64)
+    groups = np.array([(groups_of or {}).get(int(n), 0) for n in rows[:, cell.SERIES]], np.int64)
     return added(groups, rows, size)
 
 
 def added(groups: Any, rows: Any, size: int) -> list[Sums]:
     """What *rows* come to, by group."""
-    totals = add_by(groups, Totals(sums_of(rows)), size)
+    totals = add_by(groups, IntSums(sums_of(rows)), size)
     return [Sums.of(totals, number) for number in range(size)]
 
 
@@ -79,7 +79,7 @@ def as_dict(sums: Sums) -> dict[str, int]:
 @given(STREAM, st.integers(1, 12))
 def test_a_number_once_given_stays(stream: list[Key], limit: int) -> None:
     with at_most(limit):
-        table, numbers = Table(), {}
+        table, numbers = SeriesTable(), {}
         for key in stream:
             assert table.number(key) == numbers.setdefault(key, table.number(key))
         assert [table.number(key) for key in stream] == [numbers[key] for key in stream]
@@ -89,9 +89,9 @@ def test_a_number_once_given_stays(stream: list[Key], limit: int) -> None:
 @given(STREAM, STREAM, st.integers(1, 12))
 def test_a_table_rebuilt_from_its_cells_goes_on_as_before(before: list[Key], after: list[Key], limit: int) -> None:
     with at_most(limit):
-        table = Table()
+        table = SeriesTable()
         numbers = [table.number(key) for key in before]
-        rebuilt = Table(msgspec.msgpack.decode(msgspec.msgpack.encode(table.cells)))
+        rebuilt = SeriesTable(msgspec.msgpack.decode(msgspec.msgpack.encode(table.cells)))
         assert [rebuilt.number(key) for key in before] == numbers
         assert [rebuilt.number(key) for key in after] == [table.number(key) for key in after]
         assert rebuilt.cells == table.cells
@@ -101,7 +101,7 @@ def test_a_table_rebuilt_from_its_cells_goes_on_as_before(before: list[Key], aft
 @settings(deadline=None)
 @given(STREAM)
 def test_below_the_limit_every_combination_has_a_cell_of_its_own(stream: list[Key]) -> None:
-    table = Table()
+    table = SeriesTable()
     assert [table.cells[table.number(key)] for key in stream] == [named(key) for key in stream]
     assert table.cells == list(dict.fromkeys(named(key) for key in stream))
 
@@ -109,7 +109,7 @@ def test_below_the_limit_every_combination_has_a_cell_of_its_own(stream: list[Ke
 @settings(deadline=None)
 @given(STREAM)
 def test_a_dimension_has_as_many_values_as_were_seen(stream: list[Key]) -> None:
-    table = Table()
+    table = SeriesTable()
     for key in stream:
         table.number(key)
     for index, dimension in enumerate(cell.DIMENSIONS):
@@ -123,7 +123,7 @@ def test_a_dimension_has_as_many_values_as_were_seen(stream: list[Key]) -> None:
 @given(STREAM, st.integers(1, 12))
 def test_what_overflows_is_the_name_then_the_caller_and_nothing_else(stream: list[Key], limit: int) -> None:
     with at_most(limit):
-        table = Table()
+        table = SeriesTable()
         for key in stream:
             counted = table.cells[table.number(key)]
             kind, model, provider, caller, name, status = named(key)
@@ -135,7 +135,7 @@ def test_what_overflows_is_the_name_then_the_caller_and_nothing_else(stream: lis
 @given(STREAM, st.integers(1, 12))
 def test_the_table_is_bounded_by_its_limit_and_what_never_folds(stream: list[Key], limit: int) -> None:
     with at_most(limit):
-        table = Table()
+        table = SeriesTable()
         for key in stream:
             table.number(key)
         unfolded = {(kind, model, provider, status) for kind, model, provider, _, _, status in map(named, stream)}
@@ -145,7 +145,7 @@ def test_the_table_is_bounded_by_its_limit_and_what_never_folds(stream: list[Key
 def test_many_names_fold_before_their_one_caller_does() -> None:
     #   50 names of one caller, 8 cells: by name some are other, by caller nothing is lost
     with at_most(8):
-        table = Table()
+        table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", "checkout", f"name-{n}", "ok")) for n in range(50)]
         assert {table.cells[n].caller for n in numbers} == {"checkout"}
         assert "other" in {table.cells[n].name for n in numbers}
@@ -154,7 +154,7 @@ def test_many_names_fold_before_their_one_caller_does() -> None:
 def test_a_caller_who_comes_after_a_flood_of_names_is_still_counted_as_itself() -> None:
     #   a's names fill the table, then b and c appear: 40 cells have room for three callers
     with at_most(40):
-        table = Table()
+        table = SeriesTable()
         for n in range(200):
             table.number(("llm", "m", "p", "a", f"name-{n}", "ok"))
         late = [table.number(("llm", "m", "p", caller, "x", "ok")) for caller in ("b", "c")]
@@ -163,7 +163,7 @@ def test_a_caller_who_comes_after_a_flood_of_names_is_still_counted_as_itself() 
 
 def test_callers_fold_only_when_their_names_cannot_save_them() -> None:
     with at_most(8):
-        table = Table()
+        table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", f"caller-{n}", "x", "ok")) for n in range(50)]
         assert table.cells[numbers[-1]] == ("llm", "m", "p", "other", "other", "ok")
         assert table.cells[numbers[0]] == ("llm", "m", "p", "caller-0", "x", "ok")
@@ -173,13 +173,13 @@ def test_callers_fold_only_when_their_names_cannot_save_them() -> None:
 @given(st.lists(st.tuples(KEY, st.integers(0, MAX_COST_NUSD)), min_size=1, max_size=60), st.integers(1, 6))
 def test_totals_and_figures_by_model_stay_exact_whatever_overflows(stream: list[tuple[Key, int]], limit: int) -> None:
     with at_most(limit):
-        table = Table()
+        table = SeriesTable()
         spans = [span_of(key, cost_nusd=cost) for key, cost in stream]
         rows = rows_of(spans, table, NOW)
         for dimension in ("kind", "model", "provider", "status"):
             values = sorted({getattr(c, dimension) for c in table.cells})
             group = {n: values.index(getattr(c, dimension)) for n, c in enumerate(table.cells)}
-            groups = np.array([group[n] for n in rows[:, cell.CELL].tolist()])
+            groups = np.array([group[n] for n in rows[:, cell.SERIES].tolist()])
             want: Counter[str] = Counter()
             for key, cost in stream:
                 want[named(key)[cell.DIMENSIONS.index(dimension)]] += cost
@@ -240,7 +240,7 @@ def recount(spans: Sequence[Span]) -> dict[str, int]:
 @settings(max_examples=60, deadline=None)
 @given(SPANS)
 def test_every_field_is_added_up_to_the_last_unit(spans: list[Span]) -> None:
-    [sums] = sums_by(spans, Table())
+    [sums] = sums_by(spans, SeriesTable())
     assert as_dict(sums) == recount(spans)
 
 
@@ -254,7 +254,7 @@ def test_a_quarter_of_a_million_of_the_largest_spans_add_up_exactly() -> None:
         **{field: MAX_LATENCY_NS if field.endswith("_ns") else MAX_TOKENS for field in FIELDS.values()}
         | {"total_tokens": 2 * MAX_TOKENS},
     )
-    table, times = Table(), 250_000
+    table, times = SeriesTable(), 250_000
     rows = np.repeat(rows_of([largest], table, NOW), times, axis=0)
     [sums] = added(np.zeros(times, np.int64), rows, 1)
     assert as_dict(sums) == {name: value * times for name, value in recount([largest]).items()}
@@ -264,7 +264,7 @@ def test_a_quarter_of_a_million_of_the_largest_spans_add_up_exactly() -> None:
 @settings(max_examples=40, deadline=None)
 def test_sums_of_parts_are_the_sum_of_the_whole(spans: list[Span], parts: int, random: Any) -> None:
     owner = [random.randrange(-1, parts) for _ in spans]
-    table, total = Table(), Sums()
+    table, total = SeriesTable(), Sums()
     rows = rows_of(spans, table, NOW)
     for number, sums in enumerate(added(np.array(owner, np.int64), rows, parts)):
         mine = [span for span, part in zip(spans, owner, strict=True) if part == number]
@@ -274,22 +274,22 @@ def test_sums_of_parts_are_the_sum_of_the_whole(spans: list[Span], parts: int, r
 
 
 def test_a_span_that_ended_before_it_started_took_no_time() -> None:
-    [sums] = sums_by([make_span(started_ns=NOW, ended_ns=NOW - DAY), make_span(started_ns=NOW - 7)], Table())
+    [sums] = sums_by([make_span(started_ns=NOW, ended_ns=NOW - DAY), make_span(started_ns=NOW - 7)], SeriesTable())
     assert (sums.spans, sums.wall) == (2, 7)
 
 
 def test_unpriced_adds_no_cost_and_unscored_no_score() -> None:
-    [sums] = sums_by([make_span(), make_span(cost_nusd=0, score=0), make_span(cost_nusd=5, score=9)], Table())
+    [sums] = sums_by([make_span(), make_span(cost_nusd=0, score=0), make_span(cost_nusd=5, score=9)], SeriesTable())
     assert (sums.cost, sums.unpriced, sums.score, sums.score_n) == (5, 1, 9, 2)
 
 
 def test_a_zero_latency_is_unset_but_zero_tokens_are_tokens() -> None:
-    [sums] = sums_by([make_span(), make_span(latency_ns=1, ttft_ns=1)], Table())
+    [sums] = sums_by([make_span(), make_span(latency_ns=1, ttft_ns=1)], SeriesTable())
     assert (sums.spans, sums.latency_n, sums.ttft_n) == (2, 1, 1)
 
 
 def test_nothing_makes_no_rows() -> None:
-    rows = rows_of([], Table(), NOW)
+    rows = rows_of([], SeriesTable(), NOW)
     assert rows.shape == (0, 17)
     assert sums_of(rows).shape == (0, cell.WIDTH)
     assert added(np.empty(0, np.int64), rows, 2) == [Sums(), Sums()]
@@ -315,6 +315,6 @@ def test_the_columns_and_the_fields_of_sums_are_the_same() -> None:
     ],
 )
 def test_a_span_counts_in_the_second_it_ended(ended: int, second: int) -> None:
-    [row] = rows_of([make_span(ended_ns=ended)], Table(), NOW + 3 * SECOND)
+    [row] = rows_of([make_span(ended_ns=ended)], SeriesTable(), NOW + 3 * SECOND)
     assert row[cell.SECOND_OF] == second // SECOND
     assert row[cell.ARRIVED] == NOW // SECOND + 3

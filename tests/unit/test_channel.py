@@ -16,17 +16,8 @@ from hypothesis import strategies as st
 from tokentrace.errors import ConfigError
 from tokentrace.records import AlertEvent
 from tokentrace.units import HOUR, MINUTE, SECOND, parse_instant, render_instant
-from tokentrace_alerter.channel import (
-    Channel,
-    backoff_ns,
-    body_of,
-    key_of,
-    labels_of,
-    parse_channel,
-    pushed,
-    signed,
-)
-from tokentrace_alerter.rule import State, decide, parse_rule
+from tokentrace_alerter.delivery import Channel, backoff_ns, body_of, key_of, labels_of, parse_channel, pushed, signed
+from tokentrace_alerter.rules import State, decide, parse_rule
 
 #: 2026-09-21T14:00:00Z, a whole hour.
 START_NS = 497_222 * HOUR

@@ -30,8 +30,7 @@ from tokentrace.dialect.costkatana import (
     start_of,
 )
 from tokentrace.errors import Rejected
-from tokentrace.records import KINDS, Batch, Span, decode_batches, encode_batches
-from tokentrace.records.session import ChatMessage, Started
+from tokentrace.records import KINDS, Batch, ChatMessage, Span, Started, decode_batches, encode_batches
 from tokentrace.units import DAY, MS
 
 NOW_NS = ENDED_NS + 7 * MS

@@ -14,21 +14,19 @@ from hypothesis import strategies as st
 import tokentrace
 from make import make_span
 from tokentrace.errors import ConfigError
-from tokentrace.machine import Message
-from tokentrace.metric.custom import Measured, parse_custom
-from tokentrace.metric.query import Query
-from tokentrace.quantile import RELATIVE_ERROR
+from tokentrace.metrics import CustomRollup, Query, parse_custom_metric
 from tokentrace.records import AlertEvent, Batch, encode_batches
-from tokentrace.tier import Stretch, Tier
-from tokentrace_alerter.machine import Alerter
-from tokentrace_alerter.rule import parse_rule
+from tokentrace.rollup import RELATIVE_ERROR, Resolution, Stretch
+from tokentrace.service.machine import Message
+from tokentrace_alerter.machine import AlerterMachine
+from tokentrace_alerter.rules import parse_rule
 
 SECOND = 10**9
 START = 1_790_000_000
 
 
 def metric(**fields: Any) -> Any:
-    return parse_custom({"name": "mine", "type": "sum", "field": "cost", **fields}, "custom_metrics[0]")
+    return parse_custom_metric({"name": "mine", "type": "sum", "field": "cost", **fields}, "custom_metrics[0]")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +44,7 @@ def metric(**fields: Any) -> Any:
 @pytest.mark.parametrize("kind", ["sum", "avg", "p95"])
 def test_a_field_is_shown_in_its_own_unit(field: str, span: dict[str, Any], value: float, kind: str) -> None:
     own = metric(field=field, type=kind)
-    measured = Measured(own, (Tier(1, 60),))
+    measured = CustomRollup(own, (Resolution(1, 60),))
     made = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
     measured.fold([made], made.arrived_ns)
     at = made.ended_ns // SECOND
@@ -97,9 +95,9 @@ def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
     values: list[tuple[int, int]], seed: int
 ) -> None:
     dice = random.Random(seed)
-    tiers = (Tier(1, 30), Tier(10, 200))
+    tiers = (Resolution(1, 30), Resolution(10, 200))
     own = metric(type="p95", field="attr.size")
-    measured = Measured(own, tiers)
+    measured = CustomRollup(own, tiers)
     now = START + 100
     for age, value in values:
         span = make_span(
@@ -113,7 +111,7 @@ def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
             state, parts = measured.snapshot({})
             made = {name: part.encode() for name, part in parts.items() if part.encode}
             state, made = msgspec.msgpack.decode(msgspec.msgpack.encode((state, made)))
-            measured = Measured(own, tiers)
+            measured = CustomRollup(own, tiers)
             assert measured.restore(state, made)
     measured.tick(now * SECOND)
     stretches = [Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)]
@@ -131,7 +129,7 @@ def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
 
 def test_sums_of_the_largest_attributes_stay_exact_whenever_they_settle() -> None:
     #   9.1e18 three times in one bucket: an int64 ends at 9.2e18
-    measured = Measured(metric(field="attr.size"), (Tier(1, 60),))
+    measured = CustomRollup(metric(field="attr.size"), (Resolution(1, 60),))
     span = make_span(attributes={"size": 9_100_000_000})
     at = span.ended_ns // SECOND
     for count in range(1, 4):
@@ -146,7 +144,7 @@ def test_a_rule_on_a_metric_of_ones_own_fires() -> None:
     given = tokentrace.cost_spike("legal", 1.0, "10s")
     given["metric"] = "legal_doc_cost"
     rule = parse_rule({**given, "eval_interval": "1s"}, "alerts[0]", None, {"legal_doc_cost": own})
-    alerter = Alerter([rule], "default")
+    alerter = AlerterMachine([rule], "default")
     alerter.caught_up = True
     alerter.tick(START * SECOND)
     for number, kind in enumerate(["legal", "news", "legal"]):

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
+from tokentrace.config import Settings, build, parse_yaml
 from tokentrace.records import (
     Annotation,
     Batch,
@@ -22,7 +23,6 @@ from tokentrace.records import (
     Started,
     Tombstone,
 )
-from tokentrace.settings import Settings, build, parse_yaml
 from tokentrace_alerter.service import Config
 
 ROOT = Path(__file__).resolve().parents[2]

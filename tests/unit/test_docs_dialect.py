@@ -15,8 +15,16 @@ from msgspec.structs import replace
 from make import ENDED_NS, STARTED_NS, make_batch, make_span
 from tokentrace.dialect.docs import decode_spans, render_span
 from tokentrace.errors import Rejected
-from tokentrace.records import KINDS, Span, check_span, decode_batches, encode_batches
-from tokentrace.records.span import MAX_COST_NUSD, MAX_LATENCY_NS, MAX_TOKENS
+from tokentrace.records import (
+    KINDS,
+    MAX_COST_NUSD,
+    MAX_LATENCY_NS,
+    MAX_TOKENS,
+    Span,
+    check_span,
+    decode_batches,
+    encode_batches,
+)
 from tokentrace.units import MS
 
 MINIMAL = {"model": "gpt-4o", "prompt_tokens": 1}

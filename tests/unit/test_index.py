@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from make import make_span
 from tokentrace.records import Span
-from tokentrace_alerter import index
-from tokentrace_alerter.index import Index
+from tokentrace_alerter.rules import FilterIndex
+from tokentrace_alerter.rules import filter_index as index
 
 DIMENSIONS = ("kind", "model", "provider", "caller", "name", "status")
 Filters = Mapping[str, Mapping[str, str]]
@@ -52,7 +52,7 @@ def brute(filters: Filters, spans: Sequence[Span]) -> dict[str, list[int]]:
 def matched(filters: Filters, spans: Sequence[Span]) -> dict[str, list[int]]:
     """What the index says, ``None`` written out; every name at most once, indices ascending."""
     found: dict[str, list[int]] = {}
-    for name, numbers in Index(filters).match(spans):
+    for name, numbers in FilterIndex(filters).match(spans):
         assert name not in found
         found[name] = list(range(len(spans))) if numbers is None else numbers
     return found
@@ -156,7 +156,7 @@ def test_without_rules_nothing_is_found() -> None:
 
 
 def test_a_rule_without_a_filter_takes_everything() -> None:
-    assert list(Index({"rule": {}}).match([make_span()] * 3)) == [("rule", None)]
+    assert list(FilterIndex({"rule": {}}).match([make_span()] * 3)) == [("rule", None)]
 
 
 # --- 1,000 rules
@@ -218,7 +218,7 @@ def test_a_thousand_rules_are_not_tried_one_by_one(
         return real(span, key)
 
     monkeypatch.setattr(index, "value_text", counting)
-    built = Index(filters)
+    built = FilterIndex(filters)
     looked = 0
     spans = crowd(100)
     assert sum(len(numbers or ()) for _, numbers in built.match(spans)) == sum(map(len, brute(filters, spans).values()))

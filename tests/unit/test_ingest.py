@@ -19,7 +19,6 @@ from make import make_batch, make_span
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MAX_PAYLOAD, MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace.machine import Message
 from tokentrace.pricing import Pricer
 from tokentrace.records import (
     Annotation,
@@ -31,15 +30,17 @@ from tokentrace.records import (
     Span,
     Started,
     Tombstone,
+    check_batch_id,
     check_span,
     decode_batches,
     encode_batches,
+    shard_of,
 )
-from tokentrace.records.batch import check_batch_id
 from tokentrace.redact import EMAIL_REDACTED, REDACTED, Redactor
-from tokentrace_ingest.commit import Committer, shard_of
-from tokentrace_ingest.letters import Letter
-from tokentrace_ingest.machine import Cleaned, Cleaner, is_json
+from tokentrace.service.machine import Message
+from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
+from tokentrace_ingest.dead_letters import DeadLetter
+from tokentrace_ingest.group_commit import GroupCommit
 
 ARRIVED_NS = 1_773_600_000_000_000_000
 CREATED_NS = 1_773_500_000_000_000_000
@@ -54,7 +55,7 @@ def message(payload: bytes, *, sequence: int = 7, id: str = "") -> Message:
     return Message("tokentrace.raw.default.0", payload, sequence, ARRIVED_NS, headers)
 
 
-def take_in(cleaner: Cleaner, got: Message) -> tuple[list[Cleaned], list[Letter]]:
+def take_in(cleaner: Cleaner, got: Message) -> tuple[list[Cleaned], list[DeadLetter]]:
     """As the hop does it."""
     batches, letters = cleaner.read(got, CREATED_NS)
     size, checked = len(got.payload), is_json(got.payload)
@@ -62,7 +63,7 @@ def take_in(cleaner: Cleaner, got: Message) -> tuple[list[Cleaned], list[Letter]
     return cleaned, [*letters, *(letter for one in cleaned for letter in one.letters)]
 
 
-def written(cleaned: list[Cleaned], letters: list[Letter]) -> bytes:
+def written(cleaned: list[Cleaned], letters: list[DeadLetter]) -> bytes:
     """Everything that is stored, as bytes."""
     parts = b"".join(encode_batches([part]) for one in cleaned for part in one.parts)
     return parts + b"".join(letter.id.encode() + letter.body for letter in letters)
@@ -675,7 +676,7 @@ def request(number: int, **fields: Any) -> Batch:
 
 async def test_commit_returns_only_after_its_batch_is_in_the_stream() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 4)
+    committer = GroupCommit(bus, 4)
 
     async def one(number: int) -> None:
         for turn in range(10):
@@ -691,7 +692,7 @@ async def test_commit_returns_only_after_its_batch_is_in_the_stream() -> None:
 
 async def test_commits_that_come_together_share_a_message() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 1)
+    committer = GroupCommit(bus, 1)
     await asyncio.gather(*(committer.commit("default", [request(number)]) for number in range(500)))
     assert [id for id, _, _ in in_stream(broker)] == [f"request.{number}" for number in range(500)]
     assert (await bus.state(subjects.SPANS)).messages <= 10
@@ -699,19 +700,19 @@ async def test_commits_that_come_together_share_a_message() -> None:
 
 async def test_a_commit_alone_is_not_held_up() -> None:
     broker, bus = await make_bus()
-    await asyncio.wait_for(Committer(bus, 1).commit("default", [request(1)]), 10)
+    await asyncio.wait_for(GroupCommit(bus, 1).commit("default", [request(1)]), 10)
     assert in_stream(broker) == [("request.1", 0, 0)]
 
 
 async def test_a_commit_of_nothing_returns() -> None:
     broker, bus = await make_bus()
-    await asyncio.wait_for(Committer(bus, 1).commit("default", []), 10)
+    await asyncio.wait_for(GroupCommit(bus, 1).commit("default", []), 10)
     assert in_stream(broker) == []
 
 
 async def test_every_part_goes_to_the_subject_of_its_project_and_shard() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 4)
+    committer = GroupCommit(bus, 4)
     parts = [make_batch(sequence=number) for number in range(1, 9)]
     await committer.commit("shop.eu", parts)
     for stored in broker.logs[subjects.SPANS].messages.values():
@@ -722,7 +723,7 @@ async def test_every_part_goes_to_the_subject_of_its_project_and_shard() -> None
 
 async def test_batches_of_different_projects_never_share_a_message() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 1)
+    committer = GroupCommit(bus, 1)
     await asyncio.gather(*(committer.commit(f"p{number % 3}", [request(number)]) for number in range(60)))
     for stored in broker.logs[subjects.SPANS].messages.values():
         project = subjects.parse_project(stored.subject)
@@ -731,7 +732,7 @@ async def test_batches_of_different_projects_never_share_a_message() -> None:
 
 async def test_a_broker_that_is_away_reaches_everybody_who_waits() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 4)
+    committer = GroupCommit(bus, 4)
     broker.up = False
     waiting = [committer.commit("default", [request(number)]) for number in range(300)]
     outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
@@ -744,7 +745,7 @@ async def test_a_broker_that_is_away_reaches_everybody_who_waits() -> None:
 
 async def test_a_part_that_is_not_stored_fails_its_whole_commit() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 2)
+    committer = GroupCommit(bus, 2)
     task = asyncio.ensure_future(committer.commit("default", [make_batch(sequence=1), make_batch(sequence=2)]))
     await asyncio.sleep(0)
     broker.up = False
@@ -754,7 +755,7 @@ async def test_a_part_that_is_not_stored_fails_its_whole_commit() -> None:
 
 async def test_a_broker_that_comes_and_goes_never_makes_commit_say_yes_to_what_is_not_there() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 2)
+    committer = GroupCommit(bus, 2)
     said_yes: list[str] = []
 
     async def one(number: int) -> None:
@@ -784,7 +785,7 @@ async def test_a_broker_that_comes_and_goes_never_makes_commit_say_yes_to_what_i
 
 async def test_a_waiter_that_gives_up_takes_nobody_along() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 1)
+    committer = GroupCommit(bus, 1)
     tasks = [asyncio.ensure_future(committer.commit("default", [request(number)])) for number in range(20)]
     await asyncio.sleep(0)
     tasks[3].cancel()
@@ -797,7 +798,7 @@ async def test_a_waiter_that_gives_up_takes_nobody_along() -> None:
 
 async def test_large_batches_are_not_grouped_beyond_what_a_message_may_be() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 1)
+    committer = GroupCommit(bus, 1)
     big = [request(number, spans=[make_span(attributes={"x": "v" * 300_000})]) for number in range(12)]
     await asyncio.wait_for(asyncio.gather(*(committer.commit("default", [batch]) for batch in big)), 30)
     assert len(in_stream(broker)) == 12
@@ -807,7 +808,7 @@ async def test_large_batches_are_not_grouped_beyond_what_a_message_may_be() -> N
 
 async def test_what_the_broker_cannot_take_is_refused_and_the_others_are_stored() -> None:
     broker, bus = await make_bus()
-    committer = Committer(bus, 1)
+    committer = GroupCommit(bus, 1)
     huge = request(0, spans=[make_span(attributes={"x": "v" * MAX_PAYLOAD})])
     outcomes = await asyncio.gather(
         committer.commit("default", [request(1)]),

@@ -25,10 +25,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from make import make_span
-from tokentrace import pricing
 from tokentrace.pricing import Pricer, Rate
-from tokentrace.records import Span
-from tokentrace.records.span import MAX_COST_NUSD
+from tokentrace.pricing import pricer as pricing
+from tokentrace.records import MAX_COST_NUSD, Span
 from tokentrace.units import SECOND
 
 pricer = Pricer()

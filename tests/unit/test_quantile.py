@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tokentrace.quantile import MAX_BIN, RAW_LIMIT, RELATIVE_ERROR, Summary, bins_of, merge, percentile, values_of
+from tokentrace.rollup import MAX_BIN, RAW_LIMIT, RELATIVE_ERROR, Summary, bins_of, merge, percentile, values_of
 
 LOW, HIGH = -(2**63), 2**63 - 1
 EXTREME = st.sampled_from([LOW, LOW + 1, HIGH, HIGH - 1, 0, 1, -1])

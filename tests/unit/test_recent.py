@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from make import make_span
-from tokentrace_api.recent import RecentSpans
+from tokentrace_api.reads import RecentSpans
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), max_size=30))

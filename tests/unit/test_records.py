@@ -13,7 +13,12 @@ from make import ENDED_NS, make_batch, make_span
 from tokentrace.errors import Rejected
 from tokentrace.records import (
     KINDS,
+    MAX_COST_NUSD,
+    MAX_INSTANT_NS,
+    MAX_LATENCY_NS,
+    MAX_TOKENS,
     ROLLUP_KINDS,
+    SPAN_FIELDS,
     Batch,
     ChatMessage,
     ReporterStats,
@@ -22,14 +27,16 @@ from tokentrace.records import (
     Span,
     Started,
     Tombstone,
+    check_batch_id,
     check_span,
     counts_as_cost,
     decode_batches,
     encode_batches,
     event_time,
+    name_fields,
+    salvage_batches,
+    split_spans,
 )
-from tokentrace.records.batch import check_batch_id, name_fields, salvage_batches, split_spans
-from tokentrace.records.span import MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS, SPAN_FIELDS
 from tokentrace.units import MINUTE
 
 FIVE_MINUTES = 5 * MINUTE

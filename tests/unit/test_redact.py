@@ -27,8 +27,8 @@ from tokentrace.redact import (
     PHONE_REDACTED,
     REDACTED,
     TOKEN_REDACTED,
+    RedactionCounts,
     Redactor,
-    Tally,
 )
 
 SECRET = "hunter2"
@@ -345,7 +345,7 @@ def test_redacting_twice_is_redacting_once(pieces):
 )
 def test_a_secret_of_a_known_form_does_not_pass_wherever_it_stands(kind, around):
     text, needle = canary(kind, around)
-    found: Tally = {}
+    found: RedactionCounts = {}
     clean = redactor.text(around.format(text), found)
     assert needle not in clean
     assert "REDACTED]" in clean
@@ -383,13 +383,13 @@ def test_a_secret_is_known_in_a_long_text_and_the_text_around_it_stays(kind):
     ],
 )
 def test_what_stands_in_says_what_was_there_and_it_is_counted_once(kind, shown, counted):
-    found: Tally = {}
+    found: RedactionCounts = {}
     assert redactor.text(canary(kind, "shown").text, found) == shown
     assert found == {counted: 1}
 
 
 def test_every_secret_of_a_text_is_counted_by_kind():
-    found: Tally = {}
+    found: RedactionCounts = {}
     keys = " ".join(canary("github", str(number)).text for number in range(5))
     redactor.text(f"{keys}, a@b.io and c@d.io, password: hunter2", found)
     assert found == {"api_key": 5, "email": 2, "key_value": 1}
@@ -400,7 +400,7 @@ def test_every_secret_of_a_text_is_counted_by_kind():
 def test_what_is_redacted_already_is_not_counted_again():
     for kind in KINDS:
         clean = redactor.text(canary(kind, "twice").text)
-        found: Tally = {}
+        found: RedactionCounts = {}
         redactor.text(clean, found)
         assert found == {}, clean
 
@@ -654,7 +654,7 @@ def test_no_field_of_a_span_that_is_text_keeps_a_secret(kind):
         attributes={text: 1, "plain": text, "deep": {text: [text, {"x": text}]}},
         usage={text: 3},
     )
-    found: Tally = {}
+    found: RedactionCounts = {}
     clean = redactor.span(span, found)
     assert needle not in repr(clean)
     assert sum(found.values()) >= 10
@@ -761,7 +761,7 @@ def test_texts_under_other_names_stay_without_their_secrets(key):
 
 
 def test_errors_are_content_too_and_the_rest_of_a_span_stays():
-    found: Tally = {}
+    found: RedactionCounts = {}
     attributes = {"prompt": "words", "step": 3}
     span = make_span(error="no such words", error_stack="at x", attributes=attributes, status="error")
     clean = counting.span(span, found)
@@ -783,7 +783,7 @@ def bottomless() -> dict[str, Any]:
 
 
 def test_what_nobody_can_look_at_loses_its_content_and_is_counted():
-    found: Tally = {}
+    found: RedactionCounts = {}
     span = redactor.span(make_span(attributes=bottomless(), error=SECRET, error_stack=SECRET, name=SECRET), found)
     assert (span.name, span.error, span.error_stack, span.attributes) == (REDACTED, REDACTED, REDACTED, {})
     assert span.prompt_tokens == 512

@@ -10,18 +10,25 @@ import msgspec
 import pytest
 
 from make import make_span
-from tokentrace.cell import Table, rows_of
+from tokentrace.config import build
 from tokentrace.errors import ConfigError
-from tokentrace.metric.registry import ALIASES, METRICS
+from tokentrace.metrics import ALIASES, METRICS
 from tokentrace.records import AlertEvent
-from tokentrace.settings import build
+from tokentrace.rollup import SeriesTable, rows_of
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, render_instant
-from tokentrace_alerter.channel import Channel
-from tokentrace_alerter.index import Index
-from tokentrace_alerter.measure import choose
-from tokentrace_alerter.rule import Decision, Rule, State, breaches, decide, parse_rule
+from tokentrace_alerter.delivery import Channel
+from tokentrace_alerter.rules import (
+    Decision,
+    FilterIndex,
+    Rule,
+    RuleEvaluator,
+    State,
+    breaches,
+    choose,
+    decide,
+    parse_rule,
+)
 from tokentrace_alerter.service import Config
-from tokentrace_alerter.watch import Watch
 
 #: 2026-09-21T14:00:00Z, a whole hour.
 START_NS = 497_222 * HOUR
@@ -62,7 +69,7 @@ def play(rule: Rule, seen: str, count: int = 10) -> str:
     """
     inside = {"gt": 1, "gte": 0, "lt": -1, "lte": 0}[rule.op]
     outside = -1 if rule.op in ("gt", "gte") else 1
-    watch, said = Watch(rule, Table()), ""
+    watch, said = RuleEvaluator(rule, SeriesTable()), ""
     for second, mark in enumerate(seen):
         value = None if mark == "-" else rule.threshold + (inside if mark == "#" else outside)
         decision = decide(rule, watch.state, START_NS + second * SECOND, value, 0 if mark == "-" else count)
@@ -392,7 +399,7 @@ def test_a_breach_that_comes_back_within_the_cooldown_waits_for_its_end() -> Non
 
 def test_a_breach_that_comes_back_is_a_new_episode() -> None:
     rule = make_rule(cooldown="2s")
-    watch, starts = Watch(rule, Table()), []
+    watch, starts = RuleEvaluator(rule, SeriesTable()), []
     for second, value in enumerate([11, 11, 11, 9, 9, 11, 11, 11]):
         event = decide(rule, watch.state, START_NS + second * SECOND, value, 1).event
         if event is not None:
@@ -454,8 +461,8 @@ def test_a_silenced_rule_says_nothing() -> None:
 
 
 def test_a_silenced_rule_is_evaluated_all_the_same() -> None:
-    table = Table()
-    watch = Watch(make_rule(silenced=True, window="10s"), table)
+    table = SeriesTable()
+    watch = RuleEvaluator(make_rule(silenced=True, window="10s"), table)
     spans = [make_span(cost_nusd=11 * 10**9, ended_ns=START_NS - SECOND, arrived_ns=START_NS - SECOND)]
     watch.fold(spans, rows_of(spans, table, START_NS - SECOND), START_NS - SECOND)
     watch.start_at(START_NS - SECOND)
@@ -537,11 +544,11 @@ def test_the_end_of_an_episode_says_when_it_began_and_what_is_there_now() -> Non
 
 def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span_count") -> int:
     """How many of *spans* a rule with *filter_* judges by."""
-    table = Table()
-    watch = Watch(make_rule(metric=metric, window="10s", threshold=1e9, filter=filter_), table)
+    table = SeriesTable()
+    watch = RuleEvaluator(make_rule(metric=metric, window="10s", threshold=1e9, filter=filter_), table)
     at = START_NS - SECOND
     made = [make_span(ended_ns=at, arrived_ns=at, **fields) for fields in spans]
-    for _, indices in Index({"rule": filter_}).match(made):
+    for _, indices in FilterIndex({"rule": filter_}).match(made):
         watch.fold(*choose(made, rows_of(made, table, at), indices), at)
     watch.start_at(at)
     watch.evaluate()

@@ -17,14 +17,13 @@ from hypothesis import strategies as st
 
 import tokentrace
 from make import make_span
-from tokentrace.machine import Message
-from tokentrace.metric.custom import CustomMetric, value_text
+from tokentrace.dedup import FoldedBatches
+from tokentrace.metrics import CustomMetric, value_text
 from tokentrace.records import AlertEvent, Batch, Score, Span, encode_batches
-from tokentrace.seen import Seen
+from tokentrace.service.machine import Message
 from tokentrace.units import parse_instant
-from tokentrace_alerter.index import Index
-from tokentrace_alerter.machine import VERSION, Alerter
-from tokentrace_alerter.rule import Rule, parse_rule
+from tokentrace_alerter.machine import VERSION, AlerterMachine
+from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule
 
 #: 2026-09-21T14:00:00Z in seconds.
 START = 497_222 * 3600
@@ -94,8 +93,8 @@ class Story:
         self.alerter.caught_up = True
         self.tick(0)
 
-    def _begin(self) -> Alerter:
-        alerter = Alerter(self.rules, "default")
+    def _begin(self) -> AlerterMachine:
+        alerter = AlerterMachine(self.rules, "default")
         alerter._began_ns = ns(-86400)
         return alerter
 
@@ -291,10 +290,10 @@ def test_a_rule_made_later_is_primed_with_the_scores_that_lie_before() -> None:
     story.send(1.1, span)
     story.send(2, scored(span, 0.2, 0.9))
     story.alerter.add(drop())
-    seen, watches = Seen(), {"drop": story.alerter.watches["drop"]}
+    seen, watches = FoldedBatches(), {"drop": story.alerter.watches["drop"]}
     for message in story.log:
-        story.alerter.prime(watches, Index({"drop": {}}), message, seen)
-    story.alerter.primed("drop", ns(-86400), ns(3))
+        story.alerter.backfill(watches, FilterIndex({"drop": {}}), message, seen)
+    story.alerter.backfilled("drop", ns(-86400), ns(3))
     story.send(4, scored(span, 0.3, 0.2))
     story.tick(20)
     assert story.seen("drop") == (0.3, 1)
@@ -305,7 +304,7 @@ def test_a_snapshot_of_before_there_were_scores_is_refused() -> None:
     assert state["version"] == VERSION
     for version in range(VERSION):
         with pytest.raises(tokentrace.errors.Rejected, match="written by version"):
-            Alerter([drop()], "default").restore(msgspec.msgpack.encode({**state, "version": version}), {})
+            AlerterMachine([drop()], "default").restore(msgspec.msgpack.encode({**state, "version": version}), {})
 
 
 # ---- any story

@@ -19,14 +19,22 @@ from hypothesis import strategies as st
 
 from make import make_span
 from tokentrace.errors import Rejected
-from tokentrace.machine import Message
-from tokentrace.metric.custom import CustomMetric
-from tokentrace.metric.quality import render_quality
-from tokentrace.metric.query import Answer, Figures, Query, Tally, decode_partial, encode_partial, merge_partials
-from tokentrace.metric.reader import finish
-from tokentrace.quantile import RELATIVE_ERROR, Summary
+from tokentrace.metrics import (
+    Aggregates,
+    Answer,
+    CustomMetric,
+    CustomValue,
+    Query,
+    decode_result,
+    encode_result,
+    finish,
+    merge_results,
+)
+from tokentrace.metrics.quality import render_quality
 from tokentrace.records import Batch, Score, Span, encode_batches
-from tokentrace_aggregator.machine import VERSION, Shard
+from tokentrace.rollup import RELATIVE_ERROR, Summary
+from tokentrace.service.machine import Message
+from tokentrace_aggregator.shard import VERSION, Shard
 
 NOW_S = 1_790_000_000
 SECOND = 10**9
@@ -99,8 +107,8 @@ class Pipeline:
 
     def ask(self, query: Query = QUALITY) -> Answer:
         """All shards, over the wire."""
-        partials = [decode_partial(encode_partial(finish(shard.answer(query, True)))) for shard in self._shards]
-        return merge_partials(partials, len(partials), query)
+        partials = [decode_result(encode_result(finish(shard.answer(query, True)))) for shard in self._shards]
+        return merge_results(partials, len(partials), query)
 
     def quality(self, query: Query = QUALITY) -> dict[str, Any]:
         """What ``GET /metrics/quality`` shows."""
@@ -296,8 +304,8 @@ def test_while_a_shard_is_missing_nothing_is_below_zero() -> None:
     span = call(score=ONE // 2)
     pipeline.send(0, spans=[span])
     pipeline.send(1, scores=[scored(span, None, ONE // 2)])
-    lonely = decode_partial(encode_partial(finish(pipeline._shards[1].answer(QUALITY, True))))
-    assert render_quality(merge_partials([lonely], 2, QUALITY).total) == shows([])
+    lonely = decode_result(encode_result(finish(pipeline._shards[1].answer(QUALITY, True))))
+    assert render_quality(merge_results([lonely], 2, QUALITY).total) == shows([])
     assert not lonely.total.summary("score").exact
 
 
@@ -323,7 +331,7 @@ def test_hundreds_that_go_where_they_never_came_leave_what_is_left() -> None:
     assert summary.count == 2
     assert [summary.quantile(q) for q in (0, 1)] == [0, pytest.approx(ONE, rel=RELATIVE_ERROR)]
     # Without shard 0 there is one value, and what goes is none of it.
-    lonely = decode_partial(encode_partial(finish(pipeline._shards[1].answer(QUALITY, True)))).total.summary("score")
+    lonely = decode_result(encode_result(finish(pipeline._shards[1].answer(QUALITY, True)))).total.summary("score")
     assert [lonely.quantile(q) for q in (0, 1)] == [pytest.approx(ONE, rel=RELATIVE_ERROR)] * 2
 
 
@@ -342,7 +350,7 @@ def test_a_snapshot_of_before_there_were_scores_is_refused() -> None:
 def tally(pipeline: Pipeline, name: str) -> float | None:
     query = msgspec.structs.replace(QUALITY, custom=[name])
     metric = next(one for one in CUSTOM if one.name == name)
-    return metric.value(pipeline.ask(query).total.custom.get(name, Tally()))
+    return metric.value(pipeline.ask(query).total.custom.get(name, CustomValue()))
 
 
 @pytest.mark.parametrize(
@@ -526,7 +534,7 @@ def assert_summarises(summary: Summary, values: Sequence[int]) -> None:
         assert abs(Fraction(found) - want) <= error * (below * (1 - weight) + above * weight) + rounding
 
 
-def assert_quality(figures: Figures, told: Sequence[Told]) -> None:
+def assert_quality(figures: Aggregates, told: Sequence[Told]) -> None:
     values = [one.score for one in told if one.score is not None]
     assert (figures.sums.score_n, figures.sums.score) == (len(values), sum(values))
     average = float(Fraction(sum(values), len(values) * ONE)) if values else None
@@ -546,10 +554,10 @@ MEASURED: dict[str, Callable[[Told], Any]] = {
 }
 
 
-def assert_measured(custom: dict[str, Tally], told: Sequence[Told]) -> None:
+def assert_measured(custom: dict[str, CustomValue], told: Sequence[Told]) -> None:
     for name, of in MEASURED.items():
         values = [round(value * ONE) for value in map(of, told) if value is not None]
-        found = custom.get(name, Tally())
+        found = custom.get(name, CustomValue())
         assert (name, found.size, found.total) == (name, len(values), sum(values))
         if name == "p95":
             assert_summarises(found.summary, values)
@@ -579,7 +587,7 @@ def test_any_story_is_a_recount_of_the_spans_as_they_are_now(
     assert answer.groups.keys() <= values
     for value in values:
         mine = [one for one in inside if (getattr(one.span, dimension) or "unknown") == value]
-        figures = answer.groups.get(value, Figures())
+        figures = answer.groups.get(value, Aggregates())
         assert_quality(figures, mine)
         assert_measured(figures.custom, mine)
     lived = pipeline.ask(Query(what="lifetime"))

@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from make import make_span
 from storing import examples
-from tokentrace.metric.custom import attribute_text_of
+from tokentrace.metrics import attribute_text_of
 from tokentrace.records import Span
-from tokentrace_api.columns import COLUMNS, attribute_is, attribute_text, columns_of, span_of
-from tokentrace_api.database import Database
-from tokentrace_api.search import Search, lowered
+from tokentrace_api.reads import Search, lowered
+from tokentrace_api.store import COLUMNS, Database, attribute_is, attribute_text, columns_of, span_of
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +112,7 @@ def test_an_attribute_is_found_by_its_text_and_by_no_other(
 @examples(100)
 @given(number=numbers, inside=st.booleans())
 @example(1e16, True)
-def test_a_number_has_one_text_wherever_it_stands(
-    database: Database, number: float, inside: bool
-) -> None:
+def test_a_number_has_one_text_wherever_it_stands(database: Database, number: float, inside: bool) -> None:
     span = make_span(attributes={"n": {"m": [number]} if inside else number})
     hold(database, [span])
     expression, parameters = attribute_text("n")

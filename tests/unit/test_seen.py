@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from make import ENDED_NS, make_batch
+from tokentrace.dedup import MAX_INTERVALS, FoldedBatches
 from tokentrace.records import Batch
-from tokentrace.seen import MAX_INTERVALS, Seen
 from tokentrace.units import DAY, HOUR
 
 NOW = ENDED_NS
@@ -42,10 +42,10 @@ steps = st.one_of(batches, batches, batches, st.just("restart"))
 @example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
 def test_a_batch_is_new_once_whatever_comes_between(history, stride, shard):
     # A shard sees every stride-th number of a reporter; which ones depends on the shard.
-    seen, model = Seen(stride), set()
+    seen, model = FoldedBatches(stride), set()
     for step in history:
         if step == "restart":
-            seen = Seen.restore(seen.snapshot())
+            seen = FoldedBatches.restore(seen.snapshot())
             continue
         key, number, part = step
         sequence = number * stride + shard % stride if number else 0
@@ -60,7 +60,7 @@ def test_a_batch_is_new_once_whatever_comes_between(history, stride, shard):
 def test_any_order_leaves_one_interval(count, stride, shard, random):
     numbers = [number * stride + shard % stride for number in range(1, count + 1)]
     random.shuffle(numbers)
-    seen = Seen(stride)
+    seen = FoldedBatches(stride)
     assert all(seen.add(numbered(number), NOW) for number in numbers)
     assert len(seen) == 1
     random.shuffle(numbers)
@@ -71,55 +71,59 @@ def test_any_order_leaves_one_interval(count, stride, shard, random):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
 def test_noting_rows_is_the_same_as_having_added_them(rows, cut):
-    whole, resumed = Seen(), Seen()
+    whole, resumed = FoldedBatches(), FoldedBatches()
     for key, sequence, part, after in rows:
         whole.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
     for key, sequence, part, after in rows[:cut]:
         resumed.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
-    resumed = Seen.restore(resumed.snapshot())
+    resumed = FoldedBatches.restore(resumed.snapshot())
     resumed.note([(key, sequence, part, NOW + after) for key, sequence, part, after in rows[cut:]])
     assert resumed.snapshot() == whole.snapshot()
 
 
 def test_a_snapshot_restores_to_the_same_snapshot():
-    seen = Seen(4)
+    seen = FoldedBatches(4)
     for number in (4, 8, 20, 400):
         seen.add(numbered(number), NOW)
     seen.add(request("r", 3), NOW)
-    assert Seen.restore(seen.snapshot()).snapshot() == seen.snapshot()
-    assert len(Seen.restore(seen.snapshot())) == len(seen) == 4
+    assert FoldedBatches.restore(seen.snapshot()).snapshot() == seen.snapshot()
+    assert len(FoldedBatches.restore(seen.snapshot())) == len(seen) == 4
 
 
 def test_a_restored_memory_keeps_its_stride():
-    seen = Seen.restore(Seen(4).snapshot())
+    seen = FoldedBatches.restore(FoldedBatches(4).snapshot())
     assert [seen.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
     assert len(seen) == 1
 
 
 def test_a_part_is_not_another_part_nor_the_whole():
-    seen = Seen()
+    seen = FoldedBatches()
     assert [seen.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
     assert [seen.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
 
 
 def test_a_reporter_and_a_request_of_one_name_are_two():
-    seen = Seen()
+    seen = FoldedBatches()
     assert seen.add(numbered(1, "x"), NOW)
     assert seen.add(request("x"), NOW)
 
 
 @pytest.mark.parametrize("sequence", [0, 1])
 def test_an_id_that_looks_like_a_part_is_its_own(sequence):
-    seen = Seen()
+    seen = FoldedBatches()
     assert seen.add(make_batch(id="a", sequence=sequence, part=1), NOW)
     assert seen.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
 
 
 def test_the_largest_number_is_a_number():
-    seen = Seen()
+    seen = FoldedBatches()
     last = 2**63 - 1
     assert [seen.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
-    assert [Seen.restore(seen.snapshot()).add(numbered(number), NOW) for number in (last, 1, 2)] == [False, False, True]
+    assert [FoldedBatches.restore(seen.snapshot()).add(numbered(number), NOW) for number in (last, 1, 2)] == [
+        False,
+        False,
+        True,
+    ]
 
 
 # --- bounds ----------------------------------------------------------------------------------------------------------
@@ -128,7 +132,7 @@ def test_the_largest_number_is_a_number():
 def test_holes_are_bounded_and_the_oldest_is_given_up():
     #  1  3  5  7 ...            every second number is missing
     #  [1 2 3] 5 7 ...           the hole at 2 is given up when there are too many
-    seen = Seen()
+    seen = FoldedBatches()
     for number in range(1, 2 * MAX_INTERVALS + 1, 2):
         assert seen.add(numbered(number), NOW)
     assert (len(seen), seen.given_up) == (MAX_INTERVALS, 0)
@@ -139,17 +143,17 @@ def test_holes_are_bounded_and_the_oldest_is_given_up():
 
 
 def test_numbers_given_up_are_counted_one_by_one():
-    seen = Seen()
+    seen = FoldedBatches()
     for number in range(10, 10 * MAX_INTERVALS + 1, 10):
         seen.add(numbered(number), NOW)
     seen.add(numbered(5), NOW)
     assert (len(seen), seen.given_up) == (MAX_INTERVALS, 4)
     assert [seen.add(numbered(number), NOW) for number in (5, 6, 9, 10, 4)] == [False, False, False, False, True]
-    assert Seen.restore(seen.snapshot()).given_up == 4
+    assert FoldedBatches.restore(seen.snapshot()).given_up == 4
 
 
 def test_given_up_batches_are_never_folded_twice_and_memory_stays_bounded():
-    random, seen, folded = Random(1), Seen(), set()
+    random, seen, folded = Random(1), FoldedBatches(), set()
     for _ in range(3 * MAX_INTERVALS):
         number = random.randrange(1, 10**9)
         if seen.add(numbered(number), NOW):
@@ -160,7 +164,7 @@ def test_given_up_batches_are_never_folded_twice_and_memory_stays_bounded():
 
 
 def test_a_long_run_takes_no_more_memory_than_a_short_one():
-    seen = Seen(4)
+    seen = FoldedBatches(4)
     for number in range(1, 20_000):
         seen.add(numbered(number * 4), NOW)
     assert len(seen) == 1
@@ -171,7 +175,7 @@ def test_a_long_run_takes_no_more_memory_than_a_short_one():
 
 
 def test_a_reporter_is_forgotten_after_8_days_of_silence():
-    seen = Seen()
+    seen = FoldedBatches()
     seen.add(numbered(1), NOW)
     seen.forget(NOW + 8 * DAY)
     assert not seen.add(numbered(1), NOW)
@@ -181,7 +185,7 @@ def test_a_reporter_is_forgotten_after_8_days_of_silence():
 
 
 def test_a_reporter_that_speaks_is_remembered_from_its_first_batch():
-    seen = Seen()
+    seen = FoldedBatches()
     for day in range(0, 40, 5):
         assert seen.add(numbered(day + 1), NOW + day * DAY)
         seen.forget(NOW + day * DAY)
@@ -189,7 +193,7 @@ def test_a_reporter_that_speaks_is_remembered_from_its_first_batch():
 
 
 def test_a_duplicate_is_a_sign_of_life():
-    seen = Seen()
+    seen = FoldedBatches()
     seen.add(numbered(1), NOW)
     assert not seen.add(numbered(1), NOW + 7 * DAY)
     seen.forget(NOW + 14 * DAY)
@@ -197,7 +201,7 @@ def test_a_duplicate_is_a_sign_of_life():
 
 
 def test_a_late_message_does_not_make_a_reporter_older():
-    seen = Seen()
+    seen = FoldedBatches()
     seen.add(numbered(2), NOW + 7 * DAY)
     seen.add(numbered(1), NOW)
     seen.forget(NOW + 14 * DAY)
@@ -205,7 +209,7 @@ def test_a_late_message_does_not_make_a_reporter_older():
 
 
 def test_a_request_is_forgotten_after_24_hours():
-    seen = Seen()
+    seen = FoldedBatches()
     seen.add(request("r"), NOW)
     seen.forget(NOW + 24 * HOUR)
     assert not seen.add(request("r"), NOW)
@@ -217,7 +221,7 @@ def test_a_request_is_forgotten_after_24_hours():
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
 def test_requests_of_the_last_day_are_known_and_older_ones_take_no_memory(steps):
-    seen, model, now = Seen(), {}, NOW
+    seen, model, now = FoldedBatches(), {}, NOW
     for number, later, restart in steps:
         now += later
         seen.forget(now)
@@ -226,13 +230,13 @@ def test_requests_of_the_last_day_are_known_and_older_ones_take_no_memory(steps)
         assert seen.add(request(f"r{number}"), now) is (number not in model)
         model.setdefault(number, now)
         if restart:
-            seen = Seen.restore(seen.snapshot())
+            seen = FoldedBatches.restore(seen.snapshot())
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
 def test_reporters_of_the_last_8_days_are_known_and_others_take_no_memory(steps):
-    seen, now = Seen(), NOW
+    seen, now = FoldedBatches(), NOW
     numbers: dict[str, set[int]] = {}
     spoke: dict[str, int] = {}
     for key, number, later, restart in steps:
@@ -246,12 +250,12 @@ def test_reporters_of_the_last_8_days_are_known_and_others_take_no_memory(steps)
         known.add(number)
         spoke[key] = now
         if restart:
-            seen = Seen.restore(seen.snapshot())
+            seen = FoldedBatches.restore(seen.snapshot())
     assert seen.reporters() == set(numbers)
 
 
 def test_a_steady_stream_of_requests_is_held_for_a_day_and_no_longer():
-    seen = Seen()
+    seen = FoldedBatches()
     for number in range(5_000):
         now = NOW + number * HOUR // 10
         seen.forget(now)

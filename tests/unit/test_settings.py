@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokentrace.errors import ConfigError
-from tokentrace.settings import (
+from tokentrace.config import (
     ENVIRONMENT,
     AlertRule,
     CustomMetric,
@@ -28,6 +27,7 @@ from tokentrace.settings import (
     own_shards,
     parse_yaml,
 )
+from tokentrace.errors import ConfigError
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
@@ -608,7 +608,7 @@ def test_an_immense_range_of_shards_is_refused_without_being_written_out() -> No
             sys.executable,
             "-c",
             "import resource\n"
-            "from tokentrace.settings import *\n"
+            "from tokentrace.config.settings import *\n"
             "resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\n"
             "try:\n"
             "    own_shards(Nats(shards=4, own_shards='0-99999999999'))\n"

@@ -21,15 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from make import make_span
-from tokentrace.machine import Message
-from tokentrace.metric.custom import CustomMetric, parse_customs
+from tokentrace.dedup import FoldedBatches
+from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
-from tokentrace.seen import Seen
+from tokentrace.service.machine import Message
 from tokentrace.units import DAY, MINUTE, SECOND, parse_instant, render_instant
-from tokentrace_alerter import measure
-from tokentrace_alerter.index import Index
-from tokentrace_alerter.machine import Alerter, event_id
-from tokentrace_alerter.rule import Rule, parse_rule
+from tokentrace_alerter.machine import AlerterMachine, event_id
+from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule
+from tokentrace_alerter.rules import window as measure
 
 #: 2026-09-21T14:00:00Z in seconds, a whole hour.
 START = 497_222 * 3600
@@ -46,7 +45,7 @@ LETTERS = {
     "no_data": "n",
     "warming": "w",
 }
-CUSTOMS = parse_customs(
+CUSTOMS = parse_custom_metrics(
     [
         {"name": "hops", "type": "sum", "field": "attr.hops"},
         {"name": "hop_count", "type": "count", "field": "attr.hops"},
@@ -87,10 +86,10 @@ def slow(ended: float, latency_ms: float, **overrides: Any) -> Span:
     return call(ended, latency_ns=round(latency_ms * 1e6), **overrides)
 
 
-def prime(alerter: Alerter, name: str, message: Message, seen: Seen) -> None:
+def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
     """Have the rule *name*, if there is one, take in a message that lies behind."""
     watches = {name: alerter.watches[name]} if name in alerter.watches else {}
-    alerter.prime(watches, Index({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
+    alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 class Story:
@@ -103,7 +102,7 @@ class Story:
 
     def __init__(self, *rules: Rule, began: float | None = LONG_AGO, begin: float = 0) -> None:
         self.rules = list(rules)
-        self.alerter = Alerter(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default")
         self.published: list[AlertEvent] = []
         self.silences: dict[str, int] = {}
         self.log: list[Message] = []
@@ -147,7 +146,7 @@ class Story:
     def restart(self, snapshot: bytes | None, *rules: Rule) -> None:
         """As the service starts: silences, events, the snapshot, the log behind it, and before it for new rules."""
         self.rules = list(rules) or self.rules
-        self.alerter = Alerter(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default")
         for name, until_ns in self.silences.items():
             self.alerter.silence(name, until_ns)
         for event in self.published:
@@ -155,14 +154,14 @@ class Story:
         if snapshot is not None:
             self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
-        new = [name for name, watch in self.alerter.watches.items() if watch.priming]
+        new = [name for name, watch in self.alerter.watches.items() if watch.backfilling]
         for message in self.log[done:]:
             self.alerter.fold(message, CREATED)
         for name in new:
-            seen = Seen()
+            seen = FoldedBatches()
             for message in self.log[:done]:
-                prime(self.alerter, name, message, seen)
-            self.alerter.primed(name, ns(LONG_AGO), self.log[-1].time_ns)
+                backfill(self.alerter, name, message, seen)
+            self.alerter.backfilled(name, ns(LONG_AGO), self.log[-1].time_ns)
         self.alerter.caught_up = True
 
 
@@ -1639,7 +1638,7 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
     story = Story(neighbour)
     added, ready = sorted((dice.randrange(len(messages)), dice.randrange(len(messages))))
     waiting: list[Message] = []
-    memory, now = Seen(), 0.0
+    memory, now = FoldedBatches(), 0.0
     for number, message in enumerate(messages):
         if number == added:
             story.alerter.add(rule)
@@ -1650,14 +1649,14 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
             story.send(message[0].stored, *(one.span for one in message), id=f"request-{len(story.log)}")
         for _ in range(dice.choice([0, 1, 5])):
             if waiting:
-                prime(story.alerter, "new", waiting.pop(0), memory)
+                backfill(story.alerter, "new", waiting.pop(0), memory)
         story.tick(message[0].stored + dice.choice([0, SETTLED]))
         assert [event for event in story.published if event.alert == "new"] == [] or number > ready
         if number == ready:
             while waiting:
-                prime(story.alerter, "new", waiting.pop(0), memory)
+                backfill(story.alerter, "new", waiting.pop(0), memory)
             now = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
-            story.alerter.primed("new", ns(LONG_AGO), ns(now))
+            story.alerter.backfilled("new", ns(LONG_AGO), ns(now))
     end = int(messages[-1][0].stored) + 20
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "new" and at(event) <= end]
@@ -1681,13 +1680,13 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
             if what == "add":
                 story.alerter.add(parse({**written, "name": name, "window": dice.choice(["1s", "10s"])}))
             elif what == "primed":
-                story.alerter.primed(name, now - 60 * SECOND, now)
+                story.alerter.backfilled(name, now - 60 * SECOND, now)
             elif what == "remove":
                 story.alerter.remove(name)
             elif what == "silence":
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
-                prime(story.alerter, name, dice.choice(story.log), Seen())
+                backfill(story.alerter, name, dice.choice(story.log), FoldedBatches())
         story.send(message[0].stored, *(one.span for one in message))
         story.tick(message[0].stored)
     for name in ("one", "two"):
@@ -1701,7 +1700,7 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
 def test_a_rule_that_is_added_before_there_is_any_message_is_judged_from_then_on() -> None:
     story = Story(began=None)
     story.alerter.add(make_rule())
-    story.alerter.primed("any", ns(0), ns(0))
+    story.alerter.backfilled("any", ns(0), ns(0))
     story.send(0.5, slow(0.5, 600))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
 
@@ -1719,28 +1718,28 @@ def test_a_rule_that_is_being_primed_is_not_looked_at_and_shows_why() -> None:
 def test_a_primed_rule_is_warming_until_its_window_is_covered() -> None:
     story = Story()
     story.alerter.add(make_rule(metric="span_count", op="lt", threshold=5, window="10s"))
-    story.alerter.primed("any", ns(0), ns(3))
+    story.alerter.backfilled("any", ns(0), ns(3))
     assert states_shown(story, 12, 5) == "wwwwwwwwwnnn"
 
 
 def test_nothing_fires_for_the_past_of_a_rule_that_is_added() -> None:
-    story, memory = Story(), Seen()
+    story, memory = Story(), FoldedBatches()
     for second in range(1, 6):
         story.send(second - 0.5, slow(second - 0.5, 600))
     story.alerter.add(make_rule(cooldown="0s", window="3s"))
     for message in story.log:
-        prime(story.alerter, "any", message, memory)
-    story.alerter.primed("any", ns(LONG_AGO), ns(5.7))
+        backfill(story.alerter, "any", message, memory)
+    story.alerter.backfilled("any", ns(LONG_AGO), ns(5.7))
     assert brief(story.tick(9 + SETTLED)) == [(6, "firing"), (7, "firing"), (8, "resolved")]
 
 
 def test_a_message_that_is_primed_twice_counts_once() -> None:
-    story, memory = Story(), Seen()
+    story, memory = Story(), FoldedBatches()
     message = story.send(0.5, call(0.5), call(0.5))
     story.alerter.add(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
     for _ in range(3):
-        prime(story.alerter, "any", message, memory)
-    story.alerter.primed("any", ns(LONG_AGO), ns(0.6))
+        backfill(story.alerter, "any", message, memory)
+    story.alerter.backfilled("any", ns(LONG_AGO), ns(0.6))
     (event,) = story.tick(1 + SETTLED)
     assert event.span_count == 2
 
@@ -1750,7 +1749,7 @@ def test_a_rule_that_is_changed_at_run_time_is_judged_by_its_new_self() -> None:
     story.send(0.5, slow(0.5, 600))
     story.tick(1 + SETTLED)
     story.alerter.add(make_rule(cooldown="0s", threshold=1000))
-    story.alerter.primed("any", ns(LONG_AGO), ns(1.3))
+    story.alerter.backfilled("any", ns(LONG_AGO), ns(1.3))
     story.send(1.5, slow(1.5, 700))
     assert brief(story.tick(2 + SETTLED)) == [(2, "resolved")]
 
@@ -1771,7 +1770,7 @@ def test_a_rule_of_the_same_name_as_one_that_was_removed_begins_anew() -> None:
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
     story.alerter.remove("any")
     story.alerter.add(make_rule(cooldown="1h"))
-    story.alerter.primed("any", ns(LONG_AGO), ns(2))
+    story.alerter.backfilled("any", ns(LONG_AGO), ns(2))
     assert story.shown(2)["state"] != "firing"
     story.send(2.5, slow(2.5, 600))
     (event,) = story.tick(3 + SETTLED)
@@ -1786,7 +1785,7 @@ def test_a_rule_that_was_made_anew_is_not_the_old_one_after_a_restart_either() -
     story.alerter.remove("any")
     story.tick(1.5)
     story.alerter.add(make_rule(cooldown="1h"))
-    story.alerter.primed("any", ns(LONG_AGO), ns(2))
+    story.alerter.backfilled("any", ns(LONG_AGO), ns(2))
     story.tick(3)
     assert (story.shown(3)["state"], story.alerter.episodes()) == ("inactive", [])
     story.restart(story.snapshot(), make_rule(cooldown="1h"))

@@ -21,20 +21,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokentrace.cell import DIMENSIONS, FIELDS, Sums, Table, rows_of
-from tokentrace.exact import add_by
-from tokentrace.quantile import RELATIVE_ERROR, Summary, merge
-from tokentrace.records import Span
-from tokentrace.records.span import MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS
-from tokentrace.tier import HORIZON_NS, TIERS, Stretch, plan
+from tokentrace.records import MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS, Span
+from tokentrace.rollup import (
+    DIMENSIONS,
+    FIELDS,
+    HORIZON_NS,
+    RELATIVE_ERROR,
+    RESOLUTIONS,
+    Rollup,
+    SeriesTable,
+    Stretch,
+    Summary,
+    Sums,
+    add_by,
+    cover,
+    merge,
+    rows_of,
+)
 from tokentrace.units import DAY, HOUR, MINUTE, SCORE_ONE, SECOND
-from tokentrace.window import Rollup
 
 NOON_S = 1_800_057_600  # a whole number of days
 QUANTILES = (0.0, 0.1, 0.5, 0.95, 0.99, 1.0)
 #: Where a tier ends or a bucket does, in seconds.
 EDGES_S = sorted(
-    {max(0, base + off) for t in TIERS for base in (t.width_s, t.keep_s) for off in (-t.width_s, -1, 0, 1, t.width_s)}
+    {
+        max(0, base + off)
+        for t in RESOLUTIONS
+        for base in (t.width_s, t.keep_s)
+        for off in (-t.width_s, -1, 0, 1, t.width_s)
+    }
 )
 SHAPES = (
     ("llm", "m1", "p1", "a", "x", "ok"),
@@ -182,7 +197,7 @@ def assert_summarises(summary: Summary, values: list[int]) -> None:
 
 
 def asked(now_ns: int, window_ns: int) -> list[Stretch]:
-    return plan((now_ns - window_ns) // SECOND, now_ns // SECOND + 1, now_ns // SECOND)
+    return cover((now_ns - window_ns) // SECOND, now_ns // SECOND + 1, now_ns // SECOND)
 
 
 class Reading(NamedTuple):
@@ -206,7 +221,7 @@ class Shard:
     """A rollup and its table."""
 
     def __init__(self) -> None:
-        self.table = Table()
+        self.table = SeriesTable()
         self.rollup = Rollup(self.table)
 
     def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
@@ -227,7 +242,7 @@ class Shard:
         saved = msgspec.msgpack.encode({"cells": self.table.cells, "rollup": rollup, "parts": made})
         state = msgspec.msgpack.decode(saved)
         shard = Shard()
-        shard.table = Table(state["cells"])
+        shard.table = SeriesTable(state["cells"])
         shard.rollup = Rollup.restore(shard.table, state["rollup"], state["parts"])
         return shard
 
@@ -283,7 +298,7 @@ def test_a_plan_is_one_interval_around_the_window_and_off_by_at_most_one_percent
 @given(NOW_NS, WINDOW_NS)
 def test_a_plan_reads_whole_buckets_that_are_still_kept(now_ns: int, window_ns: int) -> None:
     for tier, start_s, end_s in asked(now_ns, window_ns):
-        width_s, keep_s = TIERS[tier]
+        width_s, keep_s = RESOLUTIONS[tier]
         assert start_s % width_s == end_s % width_s == 0
         assert start_s + width_s > now_ns // SECOND - keep_s
 
@@ -298,11 +313,11 @@ def test_a_window_that_ended_long_ago_reads_only_buckets_still_kept(now_ns: int,
     from_s = max(to_s - length_s - 1, now_s - 31 * 86400)
     if from_s >= to_s:
         return
-    stretches = plan(from_s, to_s, now_s)
+    stretches = cover(from_s, to_s, now_s)
     assert stretches[0].start_s <= from_s
     assert to_s <= stretches[-1].end_s
     for tier, start_s, end_s in stretches:
-        width_s, keep_s = TIERS[tier]
+        width_s, keep_s = RESOLUTIONS[tier]
         assert start_s % width_s == end_s % width_s == 0
         assert start_s + width_s > now_s - keep_s
 
@@ -314,15 +329,15 @@ def test_no_plan_needs_fewer_buckets(now_ns: int, window_ns: int) -> None:
     from_s, to_s = stretches[0].start_s, stretches[-1].end_s
     fewest = {to_s: 0}
     for at in range(to_s - 1, from_s - 1, -1):
-        ends = [at + width for width, keep in TIERS if at % width == 0 and at + width > now_ns // SECOND - keep]
+        ends = [at + width for width, keep in RESOLUTIONS if at % width == 0 and at + width > now_ns // SECOND - keep]
         fewest[at] = 1 + min((fewest[end] for end in ends if end in fewest), default=10**9)
-    assert sum((end - start) // TIERS[tier].width_s for tier, start, end in stretches) == fewest[from_s]
+    assert sum((end - start) // RESOLUTIONS[tier].width_s for tier, start, end in stretches) == fewest[from_s]
 
 
 def test_a_plan_is_coarse_in_the_middle_and_fine_at_its_edges() -> None:
     #   11:57:30    11:58             12:00    12:00:05
     #   [ 10 s x 3  | 1 min x 2       |  1 s x 5 )
-    assert plan(NOON_S - 150, NOON_S + 5, NOON_S + 5) == [
+    assert cover(NOON_S - 150, NOON_S + 5, NOON_S + 5) == [
         Stretch(1, NOON_S - 150, NOON_S - 120),
         Stretch(2, NOON_S - 120, NOON_S),
         Stretch(0, NOON_S, NOON_S + 5),
@@ -460,7 +475,7 @@ def at(event_s: int, arrived_s: int, **fields: Any) -> Span:
     return make_span(started_ns=event_s * SECOND, ended_ns=event_s * SECOND, arrived_ns=arrived_s * SECOND, **fields)
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", RESOLUTIONS)
 def test_a_bucket_holds_its_first_second_and_not_that_of_the_next(tier: Any) -> None:
     #   [ width )[ width )[ width )
     #   a       bc      d e
@@ -469,14 +484,14 @@ def test_a_bucket_holds_its_first_second_and_not_that_of_the_next(tier: Any) -> 
     shard, last = Shard(), NOON_S + 2 * width
     for second in seconds:
         shard.fold([at(second, last)], last * SECOND)
-    index = TIERS.index(tier)
+    index = RESOLUTIONS.index(tier)
     for number in range(3):
         start = NOON_S + number * width
         counted = sum(start <= second < start + width for second in seconds)
         assert shard.read([Stretch(index, start, start + width)]).sums.spans == counted
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", RESOLUTIONS)
 @pytest.mark.parametrize("late_by", [-1, 599, 600])
 def test_a_late_span_goes_into_every_tier_that_still_has_its_bucket(tier: Any, late_by: int) -> None:
     #   bucket        arrival - keep
@@ -485,11 +500,11 @@ def test_a_late_span_goes_into_every_tier_that_still_has_its_bucket(tier: Any, l
     arrived_s = end + tier.keep_s + late_by
     shard = Shard()
     shard.fold([at(start, arrived_s)], arrived_s * SECOND)
-    for index, (width_s, keep_s) in enumerate(TIERS):
+    for index, (width_s, keep_s) in enumerate(RESOLUTIONS):
         bucket = start // width_s * width_s
         kept = bucket + width_s > arrived_s - keep_s - 600
         assert shard.read([Stretch(index, bucket, bucket + width_s)]).sums.spans == kept
-    assert shard.rollup._tiers[TIERS.index(tier)].keys() == ({start} if late_by < 600 else set())
+    assert shard.rollup._tiers[RESOLUTIONS.index(tier)].keys() == ({start} if late_by < 600 else set())
 
 
 @pytest.mark.parametrize(("behind_s", "late"), [(-1, 0), (0, 0), (1, 1)])
@@ -587,7 +602,7 @@ def test_reading_is_not_destructive() -> None:
     assert (saved.read(stretches).sums.spans, shard.read(stretches).sums.spans) == (500, 501)
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", RESOLUTIONS)
 def test_a_question_a_moment_behind_the_stream_loses_nothing(tier: Any) -> None:
     #   now - W                               now   now + 2 s
     #   a                                      |    b          b was folded before the question of now was answered

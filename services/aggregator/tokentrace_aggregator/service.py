@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
-from tokentrace.http import Health, Sample
-from tokentrace.metric.custom import CustomMetric, parse_customs
-from tokentrace.metric.query import decode_query, encode_partial, encode_promise
-from tokentrace.metric.reader import pieces
-from tokentrace.pump import TURN_S, Pump
-from tokentrace.settings import Settings, own_shards
+from tokentrace.config import Settings, own_shards
+from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
+from tokentrace.service.runner import TURN_S, Pump
+from tokentrace.service.web import Health, Sample
 from tokentrace.units import SECOND
-from tokentrace_aggregator.machine import Shard
+from tokentrace_aggregator.shard import Shard
 
 NAME = "aggregator"
 
@@ -46,7 +44,7 @@ class Config:
             shards=settings.nats.shards,
             own=tuple(own_shards(settings.nats)),
             snapshot_every_s=settings.storage.snapshot_interval / SECOND,
-            custom=tuple(parse_customs(settings.customs).values()),
+            custom=tuple(parse_custom_metrics(settings.customs).values()),
         )
 
 
@@ -88,18 +86,18 @@ class Aggregator:
         for machine, pump in zip(self.machines, self.pumps, strict=True):
             for found in pieces(machine.answer(query, pump.progress.caught_up)):
                 if found is not None:
-                    yield encode_partial(found)
+                    yield encode_result(found)
                     unpromised.discard(machine.shard)
                 elif time.perf_counter() > turn:
                     for shard in sorted(unpromised):
-                        yield encode_promise(shard)
+                        yield encode_pending(shard)
                     unpromised.clear()
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S
 
     def health(self) -> Health:
         """Ready when every shard has read what there was."""
-        missing = list(self.bus.troubles)
+        missing = list(self.bus.problems)
         missing += [
             f"shard {m.shard}" for m, p in zip(self.machines, self.pumps, strict=True) if not p.progress.caught_up
         ]

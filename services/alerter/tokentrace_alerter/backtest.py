@@ -16,8 +16,8 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent
 from tokentrace.units import parse_instant
-from tokentrace_alerter.machine import Alerter
-from tokentrace_alerter.rule import Rule
+from tokentrace_alerter.machine import AlerterMachine
+from tokentrace_alerter.rules import Rule
 
 
 async def backtest(
@@ -32,12 +32,12 @@ async def backtest(
     Raises:
         Unavailable: The broker is away.
     """
-    machine = Alerter(rules, project)
+    machine = AlerterMachine(rules, project)
     state = await bus.state(subjects.SPANS)
     if not state.messages:
         return
     began_ns = state.first_time_ns if from_ns is None else max(from_ns, state.first_time_ns)
-    start = await bus.before(subjects.SPANS, began_ns - max(rule.reaches_ns for rule in rules))
+    start = await bus.position_at(subjects.SPANS, began_ns - max(rule.reaches_ns for rule in rules))
     started = False
     async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
         async for chunk in feed:
@@ -61,7 +61,7 @@ async def backtest(
             yield event
 
 
-def _taken(machine: Alerter) -> list[AlertEvent]:
+def _taken(machine: AlerterMachine) -> list[AlertEvent]:
     """The events that wait to be published, taken as published."""
     effects = machine.decided()
     for effect in effects:

@@ -16,21 +16,15 @@ from typing import Any
 
 import msgspec
 
+from tokentrace.bad_data import reading
 from tokentrace.bus import subjects
-from tokentrace.cell import Table, rows_of
-from tokentrace.change import changes_in
+from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected
-from tokentrace.foreign import reading
-from tokentrace.machine import Effect, Message, Publish, Saved
-from tokentrace.records import AlertEvent, Batch, decode_batches, decode_event
-from tokentrace.records.position import Position
-from tokentrace.seen import Seen
+from tokentrace.records import AlertEvent, Batch, Position, decode_batches, decode_event
+from tokentrace.rollup import SeriesTable, changes_in, rows_of
+from tokentrace.service.machine import Effect, Message, Publish, Saved
 from tokentrace.units import HOUR, parse_instant
-from tokentrace_alerter.index import Index
-from tokentrace_alerter.measure import choose
-from tokentrace_alerter.render import render_watch
-from tokentrace_alerter.rule import Rule, State
-from tokentrace_alerter.watch import Watch, instance_of
+from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, choose, instance_of, render_watch
 
 VERSION = 6
 #: What is read is complete up to this long ago, once everything has been read.
@@ -38,7 +32,7 @@ SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
 
 
-class Alerter:
+class AlerterMachine:
     """``Machine`` of all rules, over all shards."""
 
     def __init__(self, rules: Sequence[Rule], project: str) -> None:
@@ -53,8 +47,8 @@ class Alerter:
 
     def _reset(self) -> None:
         self._position: Position | None = None
-        self._table = Table()
-        self._seen = Seen()
+        self._table = SeriesTable()
+        self._seen = FoldedBatches()
         self._forgot_ns = 0
         self._effects: list[Effect] = []
         self._began_ns = 0
@@ -62,14 +56,14 @@ class Alerter:
         self.time_ns = 0
         self.caught_up = False
         self.spans = 0
-        self.watches: dict[str, Watch] = {}
-        self._watch_all({rule.name: Watch(rule, self._table) for rule in self._rules})
+        self.watches: dict[str, RuleEvaluator] = {}
+        self._watch_all({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
 
-    def _watch_all(self, watches: dict[str, Watch]) -> None:
+    def _watch_all(self, watches: dict[str, RuleEvaluator]) -> None:
         known, self.watches = self.watches, watches
         self._due: list[tuple[int, int, str]] = []
         self._order = count()
-        self._index = Index({name: watch.rule.filter for name, watch in watches.items()})
+        self._index = FilterIndex({name: watch.rule.filter for name, watch in watches.items()})
         for name, watch in watches.items():
             if watch is not known.get(name):
                 watch.silenced_until_ns = self._silences.get(name, 0)
@@ -77,7 +71,7 @@ class Alerter:
                     watch.recall(held)
             self._schedule(watch)
 
-    def _schedule(self, watch: Watch) -> None:
+    def _schedule(self, watch: RuleEvaluator) -> None:
         if watch.due_ns:
             heapq.heappush(self._due, (watch.due_ns, next(self._order), watch.rule.name))
 
@@ -91,12 +85,12 @@ class Alerter:
     def begin(self, rules: Sequence[Rule]) -> None:
         """Watch these, before anything was read."""
         self._rules = list(rules)
-        self._watch_all({rule.name: Watch(rule, self._table) for rule in self._rules})
+        self._watch_all({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
 
     def add(self, rule: Rule) -> None:
         """Watch *rule* from the next message on; it is looked at once it is ``primed``."""
-        watch = Watch(rule, self._table)
-        watch.priming, watch.began_at = True, self._position
+        watch = RuleEvaluator(rule, self._table)
+        watch.backfilling, watch.began_at = True, self._position
         self._rules = [one for one in self._rules if one.name != rule.name] + [rule]
         self._watch_all({**self.watches, rule.name: watch})
 
@@ -128,7 +122,9 @@ class Alerter:
         if name in self.watches:
             self.watches[name].silenced_until_ns = until_ns
 
-    def prime(self, watches: Mapping[str, Watch], index: Index, message: Message, seen: Seen) -> None:
+    def backfill(
+        self, watches: Mapping[str, RuleEvaluator], index: FilterIndex, message: Message, seen: FoldedBatches
+    ) -> None:
         """
         Take in a message that lies behind, for some rules alone.
 
@@ -143,11 +139,11 @@ class Alerter:
             if (batch.spans or batch.scores) and seen.add(batch, message.time_ns):
                 self._fold_into(watches, index, batch, message.time_ns)
 
-    def primed(self, name: str, since_ns: int, now_ns: int) -> None:
+    def backfilled(self, name: str, since_ns: int, now_ns: int) -> None:
         """It knows everything from stream time *since_ns* on, and is looked at from now on."""
         watch = self.watches.get(name)
         if watch is not None:
-            watch.priming, watch.primed_ns = False, since_ns
+            watch.backfilling, watch.backfilled_ns = False, since_ns
             watch.start_at(now_ns)
             self._schedule(watch)
 
@@ -158,7 +154,7 @@ class Alerter:
         if not self._began_ns:
             self._began_ns = message.time_ns
             for watch in self.watches.values():
-                watch.primed_ns = watch.primed_ns or message.time_ns
+                watch.backfilled_ns = watch.backfilled_ns or message.time_ns
         self._evaluate(message.time_ns)
         self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
@@ -170,7 +166,7 @@ class Alerter:
             self._forgot_ns = message.time_ns
             self._seen.forget(message.time_ns)
 
-    def _fold_into(self, watches: Mapping[str, Watch], index: Index, batch: Batch, time_ns: int) -> None:
+    def _fold_into(self, watches: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, time_ns: int) -> None:
         if batch.spans:
             rows = rows_of(batch.spans, self._table, time_ns)
             for name, indices in index.match(batch.spans):
@@ -211,8 +207,8 @@ class Alerter:
     def start(self, now_ns: int) -> None:
         """Look from *now_ns* on at what is not looked at yet: it was primed by what was read."""
         for watch in self.watches.values():
-            if watch.next_ns == 0 and not watch.priming:
-                watch.primed_ns = self._began_ns or now_ns
+            if watch.next_ns == 0 and not watch.backfilling:
+                watch.backfilled_ns = self._began_ns or now_ns
                 watch.start_at(now_ns)
                 self._schedule(watch)
 
@@ -261,7 +257,7 @@ class Alerter:
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
         """As ``Machine.snapshot``, in one piece."""
-        watches = {name: watch.snapshot() for name, watch in self.watches.items() if not watch.priming}
+        watches = {name: watch.snapshot() for name, watch in self.watches.items() if not watch.backfilling}
         state = {
             "version": VERSION,
             "position": self._position,
@@ -288,19 +284,19 @@ class Alerter:
     def _restore(self, saved: Any) -> None:
         if saved["version"] != VERSION:
             raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
-        self._table = Table(saved["cells"])
+        self._table = SeriesTable(saved["cells"])
         self._position = msgspec.convert(saved["position"], Position | None)
-        self._seen = Seen.restore(saved["seen"])
+        self._seen = FoldedBatches.restore(saved["seen"])
         self._forgot_ns, self._began_ns = msgspec.convert([saved["forgot_ns"], saved["began_ns"]], tuple[int, int])
         for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
             self.forget(name, upto_ns)
-        watches = {rule.name: Watch(rule, self._table) for rule in self._rules}
+        watches = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
         for name, watch in watches.items():
             held = saved["watches"].get(name)
             if held is not None and held["fingerprint"] == watch.rule.fingerprint:
                 watch.restore(held)
             else:
-                watch.priming, watch.began_at = True, self._position
+                watch.backfilling, watch.began_at = True, self._position
         self._watch_all(watches)
         self._effects = [effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)]
 

@@ -15,22 +15,20 @@ import msgspec
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
+from tokentrace.config import AlertRule, Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected
-from tokentrace.http import Health, Sample
-from tokentrace.machine import Effect, Message
-from tokentrace.metric.custom import CustomMetric, parse_customs
-from tokentrace.pump import Pump, until_available
+from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event
-from tokentrace.settings import AlertRule, Settings
-from tokentrace.stopping import Stopped, unless_stopped
+from tokentrace.service.machine import Effect, Message
+from tokentrace.service.runner import Pump, until_available
+from tokentrace.service.stopping import Stopped, unless_stopped
+from tokentrace.service.web import Health, Sample
 from tokentrace.units import SECOND, parse_duration, parse_instant
-from tokentrace_alerter.allowed import AllowedHosts
-from tokentrace_alerter.deliver import Courier
-from tokentrace_alerter.machine import Alerter as Machine
-from tokentrace_alerter.prime import Primer
-from tokentrace_alerter.rule import Rule, parse_rule
-from tokentrace_alerter.rulebook import Change, Rulebook
-from tokentrace_alerter.target import load_target
+from tokentrace_alerter.backfill import Backfiller
+from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, load_target
+from tokentrace_alerter.machine import AlerterMachine as Machine
+from tokentrace_alerter.rule_store import RuleChange, RuleStore
+from tokentrace_alerter.rules import Rule, parse_rule
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -75,7 +73,7 @@ class Config:
             except Rejected as exc:
                 raise ConfigError(f"alert_cooldown: {exc}") from exc
         given = [_plain(rule) for rule in settings.alerts]
-        customs = parse_customs(settings.customs)
+        customs = parse_custom_metrics(settings.customs)
         rules = [parse_rule(one, f"alerts[{n}]", cooldown_ns, customs) for n, one in enumerate(given)]
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
@@ -105,12 +103,14 @@ class Alerter:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self.machine = Machine(config.rules, config.project)
-        self.rulebook = Rulebook(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
-        self.courier = Courier(bus, config.project, self.rulebook.rule, self.machine.episodes, config.allowed)
+        self.rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
+        self.delivery_worker = DeliveryWorker(
+            bus, config.project, self.rule_store.channel, self.machine.episodes, config.allowed
+        )
         self._last: dict[str, int] = {}
         self._heard = asyncio.Condition()
         self._read_events = asyncio.Event()
-        self.primer = Primer(bus, self.machine)
+        self.backfiller = Backfiller(bus, self.machine)
         self.published = 0
         self.pump = Pump(
             bus,
@@ -130,22 +130,22 @@ class Alerter:
         """Watch until *stopping* is set."""
         # The rules people made at run time, and what was fired before, have to be known before anything is decided.
         try:
-            changes = await unless_stopped(stopping, until_available(self.rulebook.open))
+            changes = await unless_stopped(stopping, until_available(self.rule_store.open))
         except Stopped:
             return
-        self.rulebook.apply_to(self.machine, changes)
+        self.rule_store.apply_to(self.machine, changes)
         stop = asyncio.create_task(stopping.wait())
         async with self.bus.serve(subjects.QUERY_ALERTS, self._answer, group=GROUP):
             tasks = [
                 asyncio.create_task(self._follow_events()),
                 asyncio.create_task(self._follow_rules()),
-                asyncio.create_task(self.primer.run()),
+                asyncio.create_task(self.backfiller.run()),
             ]
             reading = asyncio.create_task(self._read_events.wait())
             try:
                 await asyncio.wait([reading, stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 if not stopping.is_set():
-                    tasks.append(asyncio.create_task(self.courier.run()))
+                    tasks.append(asyncio.create_task(self.delivery_worker.run()))
                     tasks.append(asyncio.create_task(self.pump.run(stopping)))
                     done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
                     if stop in done:
@@ -160,8 +160,8 @@ class Alerter:
 
     def _loaded(self) -> None:
         for watch in self.machine.watches.values():
-            if watch.priming:
-                self.primer.ask(watch.rule)
+            if watch.backfilling:
+                self.backfiller.ask(watch.rule)
 
     def _caught_up(self) -> None:
         self.machine.caught_up = True
@@ -183,14 +183,14 @@ class Alerter:
             self.machine.learn(decode_event(message.payload))
 
     async def _follow_rules(self) -> None:
-        async for change in self.rulebook.changes():
+        async for change in self.rule_store.changes():
             self._change(change)
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: RuleChange) -> None:
         change.apply_to(self.machine)
         if change.rule is not None:
             log.info("rule %s: watched from now on", change.name)
-            self.primer.ask(change.rule)
+            self.backfiller.ask(change.rule)
 
     async def _perform(self, effect: Effect) -> None:
         event = decode_event(effect.payload)
@@ -224,11 +224,11 @@ class Alerter:
         return self._last.get(subject, 0) > last
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
-        yield await self.rulebook.answer(payload, self.machine, time.time_ns())
+        yield await self.rule_store.answer(payload, self.machine, time.time_ns())
 
     def health(self) -> Health:
         """Ready when it has read what there was."""
-        missing = list(self.bus.troubles)
+        missing = list(self.bus.problems)
         if not self.pump.progress.caught_up:
             missing.append("alert rules")
         return Health(missing, {"rules": len(self.machine.watches)})
@@ -237,9 +237,11 @@ class Alerter:
         """Its own metrics."""
         yield Sample("tokentrace_alerter_spans_total", "Spans seen.", self.machine.spans)
         yield Sample("tokentrace_alerter_events_total", "Events published.", self.published)
-        yield Sample("tokentrace_alerter_delivered_total", "Events delivered.", self.courier.delivered)
-        yield Sample("tokentrace_alerter_undelivered_total", "Events given up.", self.courier.failed)
-        yield Sample("tokentrace_alerter_expired_total", "Events that came too late to deliver.", self.courier.expired)
+        yield Sample("tokentrace_alerter_delivered_total", "Events delivered.", self.delivery_worker.delivered)
+        yield Sample("tokentrace_alerter_undelivered_total", "Events given up.", self.delivery_worker.failed)
+        yield Sample(
+            "tokentrace_alerter_expired_total", "Events that came too late to deliver.", self.delivery_worker.expired
+        )
         yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.pump.progress.pending)
         if self.machine.time_ns:
             age_s = (time.time_ns() - self.machine.time_ns) / SECOND

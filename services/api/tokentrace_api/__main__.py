@@ -2,7 +2,7 @@
 
 import sys
 
-from tokentrace.program import run_service
+from tokentrace.service.main import run_service
 from tokentrace_api.service import Api, Config
 
 

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
+from tokentrace.bad_data import reading
 from tokentrace.bus import Entry, KeyValue, subjects
 from tokentrace.errors import Conflict, Unavailable
-from tokentrace.foreign import reading
-from tokentrace.records import Batch, Score, Span
-from tokentrace.records.position import Natural
+from tokentrace.records import Batch, Natural, Score, Span
 from tokentrace.units import SCORE_ONE, is_number, score_to_int
-from tokentrace_api.spans import shards_of
+from tokentrace_api.reads import shards_of
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

@@ -14,22 +14,21 @@ from msgspec.structs import replace
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
+from tokentrace.config import Pricing, Settings
 from tokentrace.errors import TokentraceError, Unavailable
-from tokentrace.http import Health, Sample
-from tokentrace.metric.custom import CustomMetric, parse_customs
+from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.pricing import Pricer
-from tokentrace.pump import encode_position, reader_key
-from tokentrace.records import Batch, Span, encode_batches
-from tokentrace.records.batch import shard_of
+from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
-from tokentrace.settings import Pricing, Settings
+from tokentrace.service.runner import encode_position, reader_key
+from tokentrace.service.web import Health, Sample
 from tokentrace.units import DAY
-from tokentrace_api.alert_counts import AlertCounts
-from tokentrace_api.ask import Aggregators
-from tokentrace_api.recent import RecentSpans
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.live_tail import Tails
+from tokentrace_api.reads import RecentSpans
 from tokentrace_api.store import Store
-from tokentrace_api.storing import Storing
-from tokentrace_api.tail import Tails
+from tokentrace_api.store_writer import StoreWriter
 
 log = logging.getLogger("tokentrace.api")
 
@@ -98,7 +97,7 @@ class Config:
             max_bytes=settings.retention.max_bytes,
             project=settings.nats.project,
             log_keeps_ns=int(settings.nats.spans_max_age),
-            custom=parse_customs(settings.customs),
+            custom=parse_custom_metrics(settings.customs),
             pricing=settings.pricing,
             redactor=settings.redaction.redactor,
         )
@@ -109,11 +108,11 @@ class Api:
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
-        self.aggregators = Aggregators(bus, config.shards)
-        self.alert_counts = AlertCounts(bus)
+        self.aggregators = AggregatorClient(bus, config.shards)
+        self.alert_history = AlertHistory(bus)
         self.tails = Tails()
         self.recent = RecentSpans()
-        self.storing = Storing(bus, config.shards, self._open_store, self._hear)
+        self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._hear)
         self.stopping = asyncio.Event()
         self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
         self.started = time.monotonic()
@@ -124,7 +123,7 @@ class Api:
         async with asyncio.TaskGroup() as tasks:
             working = [
                 tasks.create_task(work)
-                for work in (self.storing.run(), self._tell(), self.alert_counts.open_and_follow())
+                for work in (self.store_writer.run(), self._tell(), self.alert_history.open_and_follow())
             ]
             await stopping.wait()
             for task in working:
@@ -152,16 +151,16 @@ class Api:
             await asyncio.sleep(_TELL_EVERY_S)
             try:
                 for shard in range(self.config.shards):
-                    position = self.storing.store.position(shard)
+                    position = self.store_writer.store.position(shard)
                     if position is not None:
                         await self.bus.kv(subjects.META).put(reader_key(NAME, shard), encode_position(position))
-                await self.alert_counts.save()
+                await self.alert_history.save()
             except TokentraceError as exc:
                 log.info("%s", exc)
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """*work* on the store in a thread of its own; Unavailable before it is open."""
-        return await self.storing.read(work)
+        return await self.store_writer.read(work)
 
     async def publish(self, batch: Batch, shard: int | None = None) -> None:
         """
@@ -178,7 +177,7 @@ class Api:
         shard = shard_of(batch, self.config.shards) if shard is None else shard
         ack = await self.bus.publish(subjects.spans(self.config.project, shard), encode_batches([batch]))
         deadline = time.monotonic() + _SETTLE_S
-        while not self.storing.holds(shard, ack.sequence):
+        while not self.store_writer.holds(shard, ack.sequence):
             if time.monotonic() > deadline:
                 raise Unavailable("span store: is behind")
             await asyncio.sleep(0.02)
@@ -194,7 +193,7 @@ class Api:
 
     def health(self) -> Health:
         """Ready when the store holds what the stream had."""
-        storing, missing = self.storing, list(self.bus.troubles)
+        storing, missing = self.store_writer, list(self.bus.problems)
         if not storing.is_open:
             missing.append("span store")
         missing += [f"shard {shard}" for shard in range(self.config.shards) if not storing.caught_up(shard)]
@@ -205,18 +204,20 @@ class Api:
     def details(self) -> dict[str, object]:
         """What is gone or damaged, for people."""
         found: dict[str, object] = {}
-        if self.storing.lost:
-            found["lost"] = [{"shard": shard, "first": first, "last": last} for shard, first, last in self.storing.lost]
-        if self.storing.damaged:
-            found["damaged"] = self.storing.damaged
+        if self.store_writer.lost:
+            found["lost"] = [
+                {"shard": shard, "first": first, "last": last} for shard, first, last in self.store_writer.lost
+            ]
+        if self.store_writer.damaged:
+            found["damaged"] = self.store_writer.damaged
         return found
 
     def samples(self) -> Iterator[Sample]:
         """Its own metrics."""
-        yield Sample("tokentrace_api_stored_spans_total", "Spans stored since start.", self.storing.stored)
-        yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.storing.queue_depth)
-        if self.storing.is_open:
-            store = self.storing.store
+        yield Sample("tokentrace_api_stored_spans_total", "Spans stored since start.", self.store_writer.stored)
+        yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.store_writer.queue_depth)
+        if self.store_writer.is_open:
+            store = self.store_writer.store
             yield Sample("tokentrace_api_repeated_batches_total", "Batches known already.", store.repeated)
             yield Sample("tokentrace_api_rejected_messages_total", "Messages not read.", store.rejected)
             yield Sample("tokentrace_api_disk_bytes", "Size of the span store.", store.disk_bytes())

@@ -16,15 +16,13 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from tokentrace.bad_data import reading
 from tokentrace.bus import HEADROOM_BYTES, Bus, Entry, subjects
 from tokentrace.dialect.costkatana import EndInput, Place, check_metadata, end_of
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
-from tokentrace.foreign import reading
-from tokentrace.records import Batch, Span
-from tokentrace.records.batch import encode_batch
-from tokentrace.records.session import Annotation, Started
-from tokentrace_ingest.commit import Committer
-from tokentrace_ingest.machine import MAX_SPAN_BYTES, Cleaned, Cleaner
+from tokentrace.records import Annotation, Batch, Span, Started, encode_batch
+from tokentrace_ingest.cleaning import MAX_SPAN_BYTES, Cleaned, Cleaner
+from tokentrace_ingest.group_commit import GroupCommit
 
 log = logging.getLogger("tokentrace.ingest")
 
@@ -70,7 +68,7 @@ class OpenSpans:
     """
 
     def __init__(
-        self, bus: Bus, cleaner: Cleaner, committer: Committer, project: str, count: Callable[[Cleaned], None]
+        self, bus: Bus, cleaner: Cleaner, committer: GroupCommit, project: str, count: Callable[[Cleaned], None]
     ) -> None:
         self._bus, self._cleaner, self._committer, self._project = bus, cleaner, committer, project
         self._count = count

@@ -13,18 +13,19 @@ from functools import partial
 
 from starlette.routing import BaseRoute
 
-from tokentrace.bus import Bus, Delivery, Message, subjects
+from tokentrace.bus import Bus, Delivery, subjects
+from tokentrace.config import Settings
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
-from tokentrace.http import Health, Sample
 from tokentrace.pricing import Pricer
-from tokentrace.pump import read_backlog, until_available
 from tokentrace.records import Batch
 from tokentrace.redact import Redactor
-from tokentrace.settings import Settings
-from tokentrace.stopping import Stopped, unless_stopped
-from tokentrace_ingest.commit import Committer
-from tokentrace_ingest.letters import Letter
-from tokentrace_ingest.machine import Cleaned, Cleaner, is_json
+from tokentrace.service.machine import Message
+from tokentrace.service.runner import read_backlog, until_available
+from tokentrace.service.stopping import Stopped, unless_stopped
+from tokentrace.service.web import Health, Sample
+from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
+from tokentrace_ingest.dead_letters import DeadLetter
+from tokentrace_ingest.group_commit import GroupCommit
 from tokentrace_ingest.open_spans import OpenSpans
 
 log = logging.getLogger("tokentrace.ingest")
@@ -32,7 +33,7 @@ log = logging.getLogger("tokentrace.ingest")
 MAX_DELIVERIES = 5
 _FETCH = 128
 #: A message whose worker died is given to another one after this long, seconds.
-PATIENCE_S = 5.0
+ACK_WAIT_S = 5.0
 _GUARD_EVERY_S = 2.0
 #: Raw messages overwritten at once.
 _ERASING = 8
@@ -85,7 +86,7 @@ class Ingest:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self._cleaner = Cleaner(config.redactor, config.pricer)
-        self._committer = Committer(bus, config.shards)
+        self._committer = GroupCommit(bus, config.shards)
         self.open_spans = OpenSpans(bus, self._cleaner, self._committer, config.project, self._count_open_span)
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -96,12 +97,12 @@ class Ingest:
     async def run(self, stopping: asyncio.Event) -> None:
         """Consume raw batches until *stopping* is set; what is under way is finished."""
         async with asyncio.TaskGroup() as tasks:
-            hop = tasks.create_task(self._hop(stopping))
-            guard = tasks.create_task(self._guard())
+            hop = tasks.create_task(self._consume_raw(stopping))
+            guard = tasks.create_task(self._watch_lag())
             await stopping.wait()
             guard.cancel()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(asyncio.shield(hop), PATIENCE_S)
+                await asyncio.wait_for(asyncio.shield(hop), ACK_WAIT_S)
             hop.cancel()
 
     async def accept_batches(self, body: bytes) -> tuple[int, int]:
@@ -129,7 +130,7 @@ class Ingest:
             Rejected: Names the index and the field.
             Unavailable: Nothing was acknowledged; try again.
         """
-        self.check_room()
+        self.check_backpressure()
         cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.letters:
             raise Rejected(cleaned.letters[0].where)
@@ -149,13 +150,13 @@ class Ingest:
 
     # -- the hop
 
-    async def _hop(self, stopping: asyncio.Event) -> None:
+    async def _consume_raw(self, stopping: asyncio.Event) -> None:
         try:
             state = await unless_stopped(stopping, until_available(lambda: self.bus.state(subjects.RAW)))
         except Stopped:
             return
         created_ns = state.created_ns
-        feed = self.bus.consume(subjects.RAW, subjects.INGEST, batch=_FETCH, patience_s=PATIENCE_S)
+        feed = self.bus.consume(subjects.RAW, subjects.INGEST, batch=_FETCH, ack_wait_s=ACK_WAIT_S)
         under_way: set[asyncio.Task[None]] = set()
         stopped: asyncio.Task[object] = asyncio.create_task(stopping.wait())
         try:
@@ -260,14 +261,14 @@ class Ingest:
                 self._counts["raw_left", "nats"] += 1
                 log.info("raw message %d is not overwritten: %s", message.sequence, exc)
 
-    async def _dead_letter(self, project: str, letters: Sequence[Letter], way: str) -> None:
+    async def _dead_letter(self, project: str, letters: Sequence[DeadLetter], way: str) -> None:
         for letter in letters:
             await self.bus.publish(subjects.rejected(project), letter.body, id=letter.id)
         self._counts["rejected", way] += len(letters)
 
     # -- the guard
 
-    async def _guard(self) -> None:
+    async def _watch_lag(self) -> None:
         """Refuse to take more in before the log would lose what somebody has not read."""
         while True:
             await asyncio.sleep(_GUARD_EVERY_S)
@@ -286,7 +287,7 @@ class Ingest:
 
     def health(self) -> Health:
         """Ready when the broker is there and the log has room."""
-        missing = list(self.bus.troubles)
+        missing = list(self.bus.problems)
         if self._blocked:
             missing.append(self._blocked)
         behind = {reader: round(part, 3) for reader, part in self._behind.items() if part >= 0.5}
@@ -304,7 +305,7 @@ class Ingest:
                 "tokentrace_ingest_reader_behind", "Part of the log a reader is behind.", part, {"reader": reader}
             )
 
-    def check_room(self) -> None:
+    def check_backpressure(self) -> None:
         """
         Whether the log has room for more.
 

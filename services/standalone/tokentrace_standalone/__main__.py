@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tokentrace import process
 from tokentrace.errors import TokentraceError
+from tokentrace.service import runtime
 from tokentrace.version import __version__
 
 USAGE = """\
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(words[1:])
     except TokentraceError as exc:
         print(f"tokentrace: {exc}", file=sys.stderr)
-        return process.EXIT_CONFIG
+        return runtime.EXIT_CONFIG
 
 
 def _parser(command: str, what: str) -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def _serve(words: list[str]) -> int:
     parser = _parser("serve", "Run the whole pipeline on this machine.")
     serve.add_arguments(parser)
     given = parser.parse_args(words)
-    return process.run("tokentrace", lambda stopping: serve.serve(given, stopping))
+    return runtime.run("tokentrace", lambda stopping: serve.serve(given, stopping))
 
 
 def _replay(words: list[str]) -> int:
@@ -83,7 +83,7 @@ def _tail(words: list[str]) -> int:
     parser = _parser("tail", "Show spans and alerts as they happen.")
     tail.add_arguments(parser)
     given = parser.parse_args(words)
-    return process.run("tokentrace", lambda stopping: tail.tail(given, stopping))
+    return runtime.run("tokentrace", lambda stopping: tail.tail(given, stopping))
 
 
 def _rules(words: list[str]) -> int:
@@ -94,7 +94,7 @@ def _rules(words: list[str]) -> int:
     given = parser.parse_args(words)
     if given.what == "check":
         return rules.check(given)
-    return process.run("tokentrace", lambda stopping: rules.run_backtest(given, stopping))
+    return runtime.run("tokentrace", lambda stopping: rules.run_backtest(given, stopping))
 
 
 COMMANDS = {"serve": _serve, "replay": _replay, "demo": _demo, "tail": _tail, "rules": _rules}

@@ -12,7 +12,7 @@ from collections import Counter
 from tokentrace.client.reporter import Reporter
 from tokentrace.errors import ConfigError
 from tokentrace.units import SECOND, parse_duration
-from tokentrace_standalone.traffic import SERVICES, Request, make_request, mood
+from tokentrace_standalone.demo_traffic import SERVICES, Request, make_request, mood
 
 _COLUMNS = (("requests", 10), ("spans", 10), ("tokens", 13), ("errors", 8))
 

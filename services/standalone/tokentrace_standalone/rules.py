@@ -8,10 +8,10 @@ import contextlib
 import time
 
 from tokentrace.bus import jetstream
+from tokentrace.config import load
 from tokentrace.errors import ConfigError, Rejected
 from tokentrace.records import AlertEvent
-from tokentrace.settings import load
-from tokentrace.stopping import unless_stopped
+from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import parse_duration, parse_instant, render_duration
 from tokentrace_alerter.backtest import backtest
 from tokentrace_alerter.service import Config

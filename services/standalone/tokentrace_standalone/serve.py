@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from starlette.routing import BaseRoute
 
-from tokentrace import program
 from tokentrace.bus import Bus, jetstream, subjects
+from tokentrace.config import Settings, load
 from tokentrace.errors import TokentraceError, Unavailable
-from tokentrace.http import Health, Sample, bind, parse_addr
-from tokentrace.provision import provision
-from tokentrace.settings import Settings, load
-from tokentrace.stopping import unless_stopped
+from tokentrace.service import main
+from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.stopping import unless_stopped
+from tokentrace.service.web import Health, Sample, bind, parse_addr
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
 from tokentrace_alerter.service import Alerter
@@ -124,7 +124,7 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
         broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(program.serve(pipeline, bus, settings, sockets, stopping, name="serve"))
+            running = tasks.create_task(main.serve(pipeline, bus, settings, sockets, stopping, name="serve"))
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running
@@ -143,7 +143,7 @@ async def _connect(
         broker = await stack.enter_async_context(private_broker(Path(settings.storage.dir) / "nats", nats_port))
         url = broker.url
     bus = await stack.enter_async_context(jetstream.connect(url, name="tokentrace serve"))
-    await provision(bus, settings, room_bytes=None if broker is None else broker.room_bytes)
+    await bootstrap(bus, settings, room_bytes=None if broker is None else broker.room_bytes)
     return broker, bus, url
 
 
@@ -176,8 +176,8 @@ async def _unstick(bus: Bus, broker: Broker) -> None:
         with contextlib.suppress(TokentraceError):
             await bus.kv(subjects.META).put("probe", b"")
         room = shutil.disk_usage(broker.directory).free
-        failed = failed + 1 if bus.connected and bus.troubles and room > _ROOM_BYTES else 0
+        failed = failed + 1 if bus.connected and bus.problems and room > _ROOM_BYTES else 0
         if failed >= _STUCK:
-            log.error("%s, although the disk has room; starting it again", "; ".join(bus.troubles))
+            log.error("%s, although the disk has room; starting it again", "; ".join(bus.problems))
             failed = 0
             await broker.restart()

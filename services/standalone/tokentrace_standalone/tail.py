@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from tokentrace.bus import Bus, Message, Position, jetstream, subjects
+from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.errors import Rejected
-from tokentrace.pump import until_available
-from tokentrace.records import Span, decode_batches, decode_event
-from tokentrace.stopping import unless_stopped
+from tokentrace.records import Position, Span, decode_batches, decode_event
+from tokentrace.service.machine import Message
+from tokentrace.service.runner import until_available
+from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import MS, nusd_to_usd, render_instant
 
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"

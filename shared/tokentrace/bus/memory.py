@@ -12,9 +12,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tokentrace.bus import Chunk, Entry, Handler, Message, Patience, Position, PubAck, Stream, StreamState
+from tokentrace.bad_data import SetAside
+from tokentrace.bus.contract import Chunk, Entry, Handler, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
-from tokentrace.foreign import SetAside
+from tokentrace.records import Position
+from tokentrace.service.machine import Message
 from tokentrace.units import SECOND
 
 MAX_PAYLOAD = 8 * 1024 * 1024
@@ -118,7 +120,7 @@ class MemoryBus:
         return self._broker.up
 
     @property
-    def troubles(self) -> list[str]:
+    def problems(self) -> list[str]:
         """As ``Bus.troubles``: memory is never full."""
         return [] if self.connected else ["nats"]
 
@@ -146,7 +148,7 @@ class MemoryBus:
             log.created_ns, first, log.last_sequence, len(log.messages), log.bytes, log.spec.max_bytes, first_time
         )
 
-    async def before(self, stream: str, time_ns: int) -> Position:
+    async def position_at(self, stream: str, time_ns: int) -> Position:
         """As ``Bus.before``."""
         log = self._broker.log(stream)
         first = next((number for number, message in log.messages.items() if message.time_ns >= time_ns), None)
@@ -224,7 +226,7 @@ class MemoryBus:
             await changed.wait()
 
     async def consume(
-        self, stream: str, durable: str, *, batch: int, patience_s: float
+        self, stream: str, durable: str, *, batch: int, ack_wait_s: float
     ) -> AsyncGenerator[Sequence[MemoryDelivery], None]:
         """As ``Bus.consume``; a memory stream has one work queue, whatever *durable* is called."""
         while True:
@@ -236,8 +238,8 @@ class MemoryBus:
                 for sequence, message in log.messages.items():
                     due, given = log.pending.get(sequence, (0.0, 0))
                     if due <= now and len(taken) < batch and sequence not in log.done:
-                        log.pending[sequence] = (now + patience_s, given + 1)
-                        taken.append(MemoryDelivery(self._broker, log, message, given + 1, patience_s))
+                        log.pending[sequence] = (now + ack_wait_s, given + 1)
+                        taken.append(MemoryDelivery(self._broker, log, message, given + 1, ack_wait_s))
             if taken:
                 yield taken
                 continue
@@ -247,12 +249,12 @@ class MemoryBus:
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
         """As ``Bus.request``."""
-        answers = await self.gather(subject, payload, lambda got: 0 if got else timeout_s)
+        answers = await self.request_many(subject, payload, lambda got: 0 if got else timeout_s)
         if not answers:
             raise Unavailable(f"{subject}: nobody answers")
         return answers[0]
 
-    async def gather(self, subject: str, payload: bytes, patience: Patience) -> list[bytes]:
+    async def request_many(self, subject: str, payload: bytes, patience: WaitPolicy) -> list[bytes]:
         """As ``Bus.gather``."""
         self._broker.check()
         answers: list[bytes] = []
@@ -319,8 +321,8 @@ class MemoryBus:
 class MemoryDelivery:
     """``Delivery`` of a memory work queue."""
 
-    def __init__(self, broker: MemoryBroker, log: _Log, message: Message, deliveries: int, patience_s: float) -> None:
-        self._broker, self._log, self._patience_s = broker, log, patience_s
+    def __init__(self, broker: MemoryBroker, log: _Log, message: Message, deliveries: int, ack_wait_s: float) -> None:
+        self._broker, self._log, self._patience_s = broker, log, ack_wait_s
         self.message = message
         self.deliveries = deliveries
 

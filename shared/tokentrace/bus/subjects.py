@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from tokentrace.bus import Stream
+from tokentrace.bus.contract import Stream
 from tokentrace.errors import Rejected, shorten
 from tokentrace.units import DAY, MINUTE
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError, Rejected, Unavailable
-from tokentrace.records.batch import BATCH_TYPE
+from tokentrace.records import BATCH_TYPE
 
 _HTTP_TIMEOUT_S = 10.0
 

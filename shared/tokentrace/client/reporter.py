@@ -22,8 +22,7 @@ from tokentrace.bus import jetstream
 from tokentrace.bus.subjects import DEFAULT_PROJECT, MAX_PROJECT, escape
 from tokentrace.client.carrier import Carrier, SenderLoop, open_carrier
 from tokentrace.errors import ConfigError, Unavailable, cut_quoted
-from tokentrace.records import ReporterStats, Span
-from tokentrace.records.span import MAX_NAME
+from tokentrace.records import MAX_NAME, ReporterStats, Span
 from tokentrace.redact import Redactor
 
 log = logging.getLogger("tokentrace.reporter")

@@ -11,8 +11,19 @@ from msgspec.structs import replace
 
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected
-from tokentrace.records import Span, check_span
-from tokentrace.records.span import MAX_LATENCY_NS, MAX_TOKENS, CostSource, Id, Kind, Name, Status, Text, Tokens
+from tokentrace.records import (
+    MAX_LATENCY_NS,
+    MAX_TOKENS,
+    CostSource,
+    Id,
+    Kind,
+    Name,
+    Span,
+    Status,
+    Text,
+    Tokens,
+    check_span,
+)
 from tokentrace.units import (
     MS,
     US,

@@ -10,16 +10,23 @@ import msgspec
 from tokentrace.dialect import explain
 from tokentrace.dialect.docs import score_of
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records import KINDS, Span, check_span
-from tokentrace.records.batch import name_fields
-from tokentrace.records.span import MAX_INSTANT_NS, MAX_LATENCY_NS, MIN_INSTANT_NS, is_id
+from tokentrace.records import (
+    KINDS,
+    MAX_INSTANT_NS,
+    MAX_LATENCY_NS,
+    MIN_INSTANT_NS,
+    Span,
+    check_span,
+    is_id,
+    name_fields,
+)
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, nusd_to_usd, usd_to_nusd
 
 TYPE = "trace.span"
 _MAPPED = ("model", "provider", "tokens_in", "tokens_out", "cost_usd", "error", "caller", "ttft_ms", "type")
 
 
-class Message(msgspec.Struct, kw_only=True):
+class MistMessage(msgspec.Struct, kw_only=True):
     """
     The envelope of every MIST message; unknown keys are passed over, as the Go tools do.
 
@@ -49,7 +56,7 @@ class TraceSpan(msgspec.Struct, kw_only=True, omit_defaults=True):
     attrs: dict[str, Any] | None = None
 
 
-_message = msgspec.json.Decoder(Message)
+_message = msgspec.json.Decoder(MistMessage)
 _payload = msgspec.json.Decoder(TraceSpan)
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from tokentrace.bad_data import reading
 from tokentrace.errors import Rejected
-from tokentrace.foreign import reading
 from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
 from tokentrace.units import parse_instant
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from tokentrace.bad_data import UNREADABLE, reading
 from tokentrace.errors import Rejected, cut_quoted, shorten
-from tokentrace.foreign import UNREADABLE, reading
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 

@@ -7,7 +7,7 @@ from tokentrace.redact.patterns import (
     JWT_REDACTED,
     KEY_REDACTED,
     TOKEN_REDACTED,
-    Tally,
+    RedactionCounts,
 )
 from tokentrace.redact.people import CARD_REDACTED, EMAIL_REDACTED, PHONE_REDACTED, SSN_REDACTED
 from tokentrace.redact.redactor import DROPPED, FAILED, Mode, Redactor
@@ -28,6 +28,6 @@ __all__ = [
     "SSN_REDACTED",
     "TOKEN_REDACTED",
     "Mode",
+    "RedactionCounts",
     "Redactor",
-    "Tally",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from tokentrace.redact.patterns import Tally
+from tokentrace.redact.patterns import RedactionCounts
 
 REDACTED = "[REDACTED]"
 
@@ -133,7 +133,7 @@ class Keys:
             known = self._content[key] = any("_".join(words(part)) in CONTENT_KEYS for part in key.split("."))
         return known
 
-    def clean(self, text: str, folded: str, found: Tally) -> str:
+    def clean(self, text: str, folded: str, found: RedactionCounts) -> str:
         """
         *text* with the values of its ``key: value`` pairs taken out.
 

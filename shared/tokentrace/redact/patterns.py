@@ -20,7 +20,7 @@ KEY_REDACTED = "[KEY_REDACTED]"
 CREDENTIALS_REDACTED = "[CREDENTIALS_REDACTED]"
 
 #: How often each kind of secret was taken out.
-Tally = dict[str, int]
+RedactionCounts = dict[str, int]
 
 
 class Pattern(NamedTuple):
@@ -45,7 +45,7 @@ class Pattern(NamedTuple):
         """False when *text* holds none."""
         return any(hint in text for hint in self.hints)
 
-    def sub(self, text: str, found: Tally) -> str:
+    def sub(self, text: str, found: RedactionCounts) -> str:
         """*text* without these secrets; *found* is told how many there were."""
         if self.regex.search(text) is None:
             return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tokentrace.redact.patterns import Pattern, Tally
+from tokentrace.redact.patterns import Pattern, RedactionCounts
 
 EMAIL_REDACTED = "[EMAIL_REDACTED]"
 PHONE_REDACTED = "[PHONE_REDACTED]"
@@ -56,7 +56,7 @@ _PHONES = (
 _NUMBERS = {"ssn": (_SSN,), "creditcard": (_CARD,), "phone": _PHONES}
 
 
-def _hide_addresses(text: str, found: Tally) -> str:
+def _hide_addresses(text: str, found: RedactionCounts) -> str:
     pieces: list[str] = []
     shown = floor = 0
     for match in _DOMAIN.finditer(text):
@@ -83,7 +83,7 @@ class People:
         self._emails = "email" in keys
         self._numbers = [pattern for key, patterns in _NUMBERS.items() if key in keys for pattern in patterns]
 
-    def clean(self, text: str, found: Tally) -> str:
+    def clean(self, text: str, found: RedactionCounts) -> str:
         """*text* without addresses and numbers; *found* is told what they were."""
         if self._emails and "@" in text:
             text = _hide_addresses(text, found)

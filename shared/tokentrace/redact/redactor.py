@@ -12,10 +12,18 @@ from typing import Any, Literal, TypeVar
 
 from msgspec.structs import replace
 
-from tokentrace.records import Annotation, ChatMessage, SessionEnd, Span, Started
-from tokentrace.records.span import MAX_KEY_BYTES, MAX_NAME, MAX_VALUE_BYTES
+from tokentrace.records import (
+    MAX_KEY_BYTES,
+    MAX_NAME,
+    MAX_VALUE_BYTES,
+    Annotation,
+    ChatMessage,
+    SessionEnd,
+    Span,
+    Started,
+)
 from tokentrace.redact.keys import DEFAULT_KEYS, REDACTED, Keys
-from tokentrace.redact.patterns import KEY_HINT, KEYS, MIN_KEY, PRIVATE_KEY, SCHEMES, URL_CREDENTIALS, Tally
+from tokentrace.redact.patterns import KEY_HINT, KEYS, MIN_KEY, PRIVATE_KEY, SCHEMES, URL_CREDENTIALS, RedactionCounts
 from tokentrace.redact.people import People
 
 Mode = Literal["redact", "metadata_only", "off"]
@@ -63,7 +71,7 @@ class Redactor:
 
     # -- texts
 
-    def text(self, text: str, found: Tally | None = None) -> str:
+    def text(self, text: str, found: RedactionCounts | None = None) -> str:
         """
         *text* without the secrets that can be seen in it; the same object when there are none.
 
@@ -82,7 +90,7 @@ class Redactor:
             self._clean.add(text)
         return text
 
-    def _search(self, text: str, found: Tally) -> str:
+    def _search(self, text: str, found: RedactionCounts) -> str:
         folded = text.casefold()
         if not text.isascii():
             folded = folded.translate(_TURKISH)
@@ -109,13 +117,13 @@ class Redactor:
         """True when *key* contains the words of a sensitive key: ``user_email`` is, ``max_tokens`` is not."""
         return self._keys.is_sensitive(key)
 
-    def value(self, key: str, value: Any, found: Tally | None = None) -> Any:
+    def value(self, key: str, value: Any, found: RedactionCounts | None = None) -> Any:
         """The value of *key*, without secrets, at any depth; the same object when there are none."""
         if not self.enabled:
             return value
         return self._value(key, value, {} if found is None else found, drop=self._drops and self._keys.is_content(key))
 
-    def _value(self, key: str, value: Any, found: Tally, *, drop: bool) -> Any:
+    def _value(self, key: str, value: Any, found: RedactionCounts, *, drop: bool) -> Any:
         if isinstance(value, str):
             if not value or value == REDACTED:
                 return value
@@ -137,11 +145,11 @@ class Redactor:
             return _note(found, "key_value", REDACTED)
         return value
 
-    def mapping(self, mapping: dict[str, Any], found: Tally | None = None) -> dict[str, Any]:
+    def mapping(self, mapping: dict[str, Any], found: RedactionCounts | None = None) -> dict[str, Any]:
         """Attributes or metadata without secrets, in keys and values; the same object when there are none."""
         return self._mapping(mapping, {} if found is None else found, drop=False) if self.enabled else mapping
 
-    def _mapping(self, mapping: dict[str, Any], found: Tally, *, drop: bool) -> dict[str, Any]:
+    def _mapping(self, mapping: dict[str, Any], found: RedactionCounts, *, drop: bool) -> dict[str, Any]:
         clean: dict[str, Any] = {}
         changed = False
         for key, value in mapping.items():
@@ -156,34 +164,36 @@ class Redactor:
 
     # -- records
 
-    def span(self, span: Span, found: Tally | None = None) -> Span:
+    def span(self, span: Span, found: RedactionCounts | None = None) -> Span:
         """*span* without secrets in names, attributes, error and stack; the same object when there are none."""
-        return self._guard(span, self._span, found)
+        return self._watch_lag(span, self._span, found)
 
-    def started(self, started: Started, found: Tally | None = None) -> Started:
+    def started(self, started: Started, found: RedactionCounts | None = None) -> Started:
         """*started* without secrets in its names and metadata."""
-        return self._guard(started, self._started, found)
+        return self._watch_lag(started, self._started, found)
 
-    def message(self, message: ChatMessage, found: Tally | None = None) -> ChatMessage:
+    def message(self, message: ChatMessage, found: RedactionCounts | None = None) -> ChatMessage:
         """*message* without secrets in content and metadata; says whether content lost any, and how long it was."""
-        return self._guard(message, self._message, found)
+        return self._watch_lag(message, self._message, found)
 
-    def annotation(self, annotation: Annotation, found: Tally | None = None) -> Annotation:
+    def annotation(self, annotation: Annotation, found: RedactionCounts | None = None) -> Annotation:
         """*annotation* without secrets in its attributes."""
-        return self._guard(annotation, self._annotation, found)
+        return self._watch_lag(annotation, self._annotation, found)
 
-    def session_end(self, end: SessionEnd, found: Tally | None = None) -> SessionEnd:
+    def session_end(self, end: SessionEnd, found: RedactionCounts | None = None) -> SessionEnd:
         """*end* without secrets in its error."""
-        return self._guard(end, self._session_end, found)
+        return self._watch_lag(end, self._session_end, found)
 
-    def _guard(self, record: Record, clean: Callable[[Record, Tally], Record], found: Tally | None) -> Record:
+    def _watch_lag(
+        self, record: Record, clean: Callable[[Record, RedactionCounts], Record], found: RedactionCounts | None
+    ) -> Record:
         found = {} if found is None else found
         try:
             return clean(record, found)
         except Exception:  # noqa: BLE001 - whatever went wrong, what nobody could look at must not be stored
             return replace(record, **_note(found, FAILED, _without_content(record)))
 
-    def _span(self, span: Span, found: Tally) -> Span:
+    def _span(self, span: Span, found: RedactionCounts) -> Span:
         if not self.enabled:
             return span
         changed: dict[str, Any] = {}
@@ -212,7 +222,7 @@ class Redactor:
                 changed["usage"] = dict(zip(usage, span.usage.values(), strict=True))
         return replace(span, **changed) if changed else span
 
-    def _started(self, started: Started, found: Tally) -> Started:
+    def _started(self, started: Started, found: RedactionCounts) -> Started:
         if not self.enabled:
             return started
         return replace(
@@ -222,7 +232,7 @@ class Redactor:
             metadata=self._attributes(started.metadata, found),
         )
 
-    def _message(self, message: ChatMessage, found: Tally) -> ChatMessage:
+    def _message(self, message: ChatMessage, found: RedactionCounts) -> ChatMessage:
         length = len(message.content)
         if not self.enabled:
             return replace(message, length=length, redacted=False, raw="")
@@ -237,21 +247,21 @@ class Redactor:
             metadata=self._attributes(message.metadata, found),
         )
 
-    def _annotation(self, annotation: Annotation, found: Tally) -> Annotation:
+    def _annotation(self, annotation: Annotation, found: RedactionCounts) -> Annotation:
         if not self.enabled:
             return annotation
         return replace(annotation, attributes=self._attributes(annotation.attributes, found))
 
-    def _session_end(self, end: SessionEnd, found: Tally) -> SessionEnd:
+    def _session_end(self, end: SessionEnd, found: RedactionCounts) -> SessionEnd:
         return replace(end, error=self._content(end.error, found)[:MAX_VALUE_BYTES]) if self.enabled else end
 
-    def _content(self, text: str, found: Tally) -> str:
+    def _content(self, text: str, found: RedactionCounts) -> str:
         """A text that is content as a whole."""
         if self._drops and text:
             return _note(found, DROPPED, "")
         return self.text(text, found)
 
-    def _attributes(self, attributes: dict[str, Any], found: Tally) -> dict[str, Any]:
+    def _attributes(self, attributes: dict[str, Any], found: RedactionCounts) -> dict[str, Any]:
         clean = self._mapping(attributes, found, drop=False)
         if clean is attributes:
             return clean
@@ -287,7 +297,7 @@ def _without_content(record: object) -> dict[str, Any]:
 _T = TypeVar("_T")
 
 
-def _note(found: Tally, kind: str, stand_in: _T) -> _T:
+def _note(found: RedactionCounts, kind: str, stand_in: _T) -> _T:
     found[kind] = found.get(kind, 0) + 1
     return stand_in
 

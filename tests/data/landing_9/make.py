@@ -37,9 +37,9 @@ from traffic import SHARDS, Traffic, mist, report
 from landing import ask, broker_on
 from pipeline import Pipeline, http
 from tokentrace.bus import jetstream, subjects
-from tokentrace.snapshots import Snapshots
+from tokentrace.service.snapshots import Snapshots
 from tokentrace.units import DAY, SECOND, parse_instant, render_instant
-from tokentrace_aggregator.machine import Shard
+from tokentrace_aggregator.shard import Shard
 
 T = TypeVar("T")
 CONFIG = """\

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from tokentrace import Reporter, Span
+from tokentrace.client.reporter import Reporter
+from tokentrace.records import Span
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, render_instant
 
 SHARDS = 4

@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tokentrace.bad_data import reading
 from tokentrace.bus import subjects
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
-from tokentrace.foreign import reading
-from tokentrace.http import read_body, reply
-from tokentrace_api.routes.parameters import parameters, parse_count
+from tokentrace.service.web import read_body, reply
+from tokentrace_api.parameters import parameters, parse_count
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
@@ -60,7 +60,7 @@ def routes(api: Api) -> list[BaseRoute]:
         given = parameters(request, ("limit",))
         name = request.path_params["name"]
         limit = parse_count(given, "limit", 100, most=MAX_DELIVERIES)
-        found = api.alert_counts.deliveries(name)
+        found = api.alert_history.deliveries(name)
         if not found and all(rule["name"] != name for rule in await _ask(api, {"ask": "list"})):
             raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
         return reply({"deliveries": [msgspec.to_builtins(record) for record in found[:limit]], "count": len(found)})
@@ -130,7 +130,7 @@ async def _ask(api: Api, asked: dict[str, Any]) -> Any:
         return 0 if told else _TIMEOUT_S
 
     try:
-        await api.bus.gather(subjects.QUERY_ALERTS, msgspec.json.encode(asked), patience)
+        await api.bus.request_many(subjects.QUERY_ALERTS, msgspec.json.encode(asked), patience)
     except Unavailable as exc:
         raise Unavailable("no alerter answers") from exc
     if not told:

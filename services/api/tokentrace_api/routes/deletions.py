@@ -14,10 +14,10 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.bus import subjects
 from tokentrace.errors import Rejected
-from tokentrace.http import reply
 from tokentrace.records import Batch, Tombstone, encode_batches
+from tokentrace.service.web import reply
 from tokentrace.units import DAY, render_instant
-from tokentrace_api.routes.parameters import parameters
+from tokentrace_api.parameters import parameters
 from tokentrace_api.store import Store
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def _delete(api: Api, column: str, id: str, named: dict[str, str]) -> dict
     for start in range(0, len(stones), _STONES):
         batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones[start : start + _STONES])
         await api.bus.publish(subjects.tombstones(api.config.project), encode_batches([batch]), id=batch.id)
-    await api.storing.bury(stones)
+    await api.store_writer.bury(stones)
     return {
         "deleted": True,
         **named,

@@ -17,10 +17,9 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import Span
-from tokentrace_api.routes.parameters import parameters
+from tokentrace_api.parameters import parameters
+from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.routes.searching import SEARCHED, parse_search
-from tokentrace_api.search import Search
-from tokentrace_api.spans import find_spans, newest_ordinal
 from tokentrace_api.store import Store
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import TokentraceError, Unavailable
-from tokentrace.http import reply
-from tokentrace.metric.query import Query
-from tokentrace.pump import read_backlog
-from tokentrace.set_aside import read_set_aside
+from tokentrace.metrics import Query
+from tokentrace.service.runner import read_backlog
+from tokentrace.service.set_aside import read_set_aside
+from tokentrace.service.web import reply
 from tokentrace.units import SECOND, render_instant
 from tokentrace.version import __version__
 
@@ -25,7 +25,7 @@ def routes(api: Api) -> list[BaseRoute]:
     """The route of the pipeline's health."""
 
     async def health(_: Request) -> Response:
-        troubles: list[str] = list(api.health().missing)
+        problems: list[str] = list(api.health().missing)
         lost: list[dict[str, Any]] = []
         shown: dict[str, Any] = {
             "status": "ok",
@@ -34,7 +34,7 @@ def routes(api: Api) -> list[BaseRoute]:
             "span_count": 0,
             "stored_spans": 0,
             "transport": "nats",
-            "queue_depth": api.storing.queue_depth,
+            "queue_depth": api.store_writer.queue_depth,
         }
         try:
             answer = await api.aggregators.ask(Query(what="lifetime"))
@@ -43,17 +43,17 @@ def routes(api: Api) -> list[BaseRoute]:
                 {"service": "aggregator", "shard": shard, "first": first, "last": last}
                 for shard, first, last in answer.lived.lost
             ]
-            troubles += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
+            problems += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
         except Unavailable as exc:
-            troubles.append(str(exc))
+            problems.append(str(exc))
         try:
             shown |= await _log(api)
         except TokentraceError as exc:
-            troubles.append(str(exc))
+            problems.append(str(exc))
         try:
             shown |= await _set_aside(api)
         except TokentraceError as exc:
-            troubles.append(str(exc))
+            problems.append(str(exc))
         try:
             shown["stored_spans"] = await api.read(lambda store: store.count(time.time_ns()))
             shown["disk"] = await api.read(
@@ -64,14 +64,14 @@ def routes(api: Api) -> list[BaseRoute]:
                 }
             )
         except Unavailable as exc:
-            troubles.append(str(exc))
+            problems.append(str(exc))
         shown |= api.details()
         if lost:
             shown["lost"] = [*shown.get("lost", []), *lost]
-        if troubles:
+        if problems:
             shown["status"] = "unhealthy"
-            shown["error"] = "; ".join(dict.fromkeys(troubles))
-        return reply(shown, 503 if troubles else 200)
+            shown["error"] = "; ".join(dict.fromkeys(problems))
+        return reply(shown, 503 if problems else 200)
 
     return [Route(api.config.health_path, health)]
 

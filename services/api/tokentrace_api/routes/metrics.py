@@ -12,14 +12,25 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Rejected, shorten
-from tokentrace.http import reply
-from tokentrace.metric.cost import render_cost
-from tokentrace.metric.custom import CustomMetric
-from tokentrace.metric.latency import quantile_error
-from tokentrace.metric.query import Answer, Figures, Point, Query, Tally
-from tokentrace.metric.registry import ALERTS, GROUPS, METRICS, SPLITS, TRANSPORT, Metric, find_metric
-from tokentrace.quantile import RELATIVE_ERROR
-from tokentrace.tier import HORIZON_NS, finest_step_s
+from tokentrace.metrics import (
+    ALERT_METRICS,
+    BREAKDOWNS,
+    GROUPS,
+    METRICS,
+    TRANSPORT_METRICS,
+    Aggregates,
+    Answer,
+    CustomMetric,
+    CustomValue,
+    Metric,
+    Point,
+    Query,
+    find_metric,
+)
+from tokentrace.metrics.cost import render_cost
+from tokentrace.metrics.latency import quantile_error
+from tokentrace.rollup import HORIZON_NS, RELATIVE_ERROR, finest_step_s
+from tokentrace.service.web import reply
 from tokentrace.units import (
     SCORE_ONE,
     SECOND,
@@ -29,9 +40,17 @@ from tokentrace.units import (
     render_duration,
     render_instant,
 )
-from tokentrace_api.question import ALLOWED, Question, answer, missing, note_since, parse_question, tail
-from tokentrace_api.recount import left_out, tallies_by
-from tokentrace_api.routes.parameters import parameters
+from tokentrace_api.metrics_query import (
+    ALLOWED,
+    MetricsQuery,
+    answer,
+    find_exemplars,
+    missing,
+    note_since,
+    parse_metrics_query,
+)
+from tokentrace_api.parameters import parameters
+from tokentrace_api.reads import count_skipped, custom_values_by
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
@@ -51,7 +70,7 @@ def routes(api: Api) -> list[BaseRoute]:
     """The routes of the metrics."""
 
     async def everything(request: Request) -> Response:
-        question = parse_question(parameters(request, ALLOWED, prefix="attr."))
+        question = parse_metrics_query(parameters(request, ALLOWED, prefix="attr."))
         custom = list(api.config.custom.values())
         fields = sorted({field for group in GROUPS.values() for field in group.fields})
         found = await answer(api, question, fields, by_model=True, custom=custom)
@@ -66,25 +85,25 @@ def routes(api: Api) -> list[BaseRoute]:
                 }
             )
         shown["quantile_error"] = _error(found, fields, custom)
-        shown["transport"] = {key: getattr(found.transport, key) for key in TRANSPORT.values()}
-        shown["alerts"] = {"firings": api.alert_counts.firings, "delivery_failed": api.alert_counts.delivery_failed}
+        shown["transport"] = {key: getattr(found.transport, key) for key in TRANSPORT_METRICS.values()}
+        shown["alerts"] = {"firings": api.alert_history.firings, "delivery_failed": api.alert_history.delivery_failed}
         return reply(shown | coverage(found))
 
     async def one(request: Request) -> Response:
         name = request.path_params["name"]
         given = parameters(request, (*ALLOWED, "key"), prefix="attr.")
-        if "key" in given and SPLITS.get(name, SPLITS["cost_by_model"]).dimension:
+        if "key" in given and BREAKDOWNS.get(name, BREAKDOWNS["cost_by_model"]).dimension:
             raise Rejected("key: only metrics that end in _by_attribute have one")
-        question = parse_question(given)
+        question = parse_metrics_query(given)
         if name in GROUPS:
             return await _group(api, name, question)
-        if name in SPLITS:
+        if name in BREAKDOWNS:
             return await _split(api, name, question, given.get("key", ""))
-        if name in TRANSPORT:
+        if name in TRANSPORT_METRICS:
             found = await api.aggregators.ask(question.query)
-            return reply({"metric": name, "value": getattr(found.transport, TRANSPORT[name])} | missing(found))
-        if name in ALERTS:
-            counts = getattr(api.alert_counts, ALERTS[name])
+            return reply({"metric": name, "value": getattr(found.transport, TRANSPORT_METRICS[name])} | missing(found))
+        if name in ALERT_METRICS:
+            counts = getattr(api.alert_history, ALERT_METRICS[name])
             return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
         if name.startswith("attr.") and len(name) > len("attr."):
             return await _attribute(api, name, question)
@@ -93,12 +112,12 @@ def routes(api: Api) -> list[BaseRoute]:
     async def series(request: Request) -> Response:
         name = request.path_params["name"]
         given = parameters(request, (*ALLOWED, "step"), prefix="attr.")
-        question = parse_question(given)
+        question = parse_metrics_query(given)
         if question.attribute:
             raise Rejected("groupby: a series is grouped by a dimension, not by one of the attributes")
         if question.filters:
             raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
-        if name in {*SPLITS, *TRANSPORT, *ALERTS} or (name.startswith("attr.") and name != "attr."):
+        if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
             raise Rejected(f"{shorten(name)} has no series; a number or group with groupby has", status=404)
         fields, render, custom = _rendered(api, name)
         step_s = parse_step(given.get("step"), question.query)
@@ -113,7 +132,7 @@ def routes(api: Api) -> list[BaseRoute]:
             if fields or own:
                 shown["quantile_error"] = _error(found, fields, own)
             if question.groupby:
-                empty = Figures()
+                empty = Aggregates()
                 shown[f"by_{question.groupby}"] = {
                     group: _points(found.points, [point.groups.get(group, empty) for point in found.points], render)
                     for group in sorted({group for point in found.points for group in point.groups})
@@ -134,12 +153,14 @@ def _find(api: Api, name: str) -> tuple[str, Metric, list[CustomMetric]]:
         return name, own.as_metric(), [own]
     found = find_metric(name)
     if found is None:
-        known = ", ".join([*GROUPS, *METRICS, *SPLITS, *TRANSPORT, *ALERTS, *api.config.custom, "attr.<key>"])
+        known = ", ".join(
+            [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *api.config.custom, "attr.<key>"]
+        )
         raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
     return *found, []
 
 
-def _rendered(api: Api, name: str) -> tuple[tuple[str, ...], Callable[[Figures], Any], list[str]]:
+def _rendered(api: Api, name: str) -> tuple[tuple[str, ...], Callable[[Aggregates], Any], list[str]]:
     """(Distributions, how figures are shown, metrics of one's own) of a group or a number."""
     if name in GROUPS:
         return GROUPS[name].fields, GROUPS[name].render, []
@@ -148,7 +169,7 @@ def _rendered(api: Api, name: str) -> tuple[tuple[str, ...], Callable[[Figures],
 
 
 def _points(
-    points: Sequence[Point], figures: Sequence[Figures], render: Callable[[Figures], Any]
+    points: Sequence[Point], figures: Sequence[Aggregates], render: Callable[[Aggregates], Any]
 ) -> list[dict[str, Any]]:
     return [
         {"at": render_instant(point.start_s * SECOND), "value": render(own), "span_count": own.sums.spans}
@@ -184,7 +205,7 @@ def parse_step(text: str | None, query: Query) -> int:
     return step_ns // SECOND
 
 
-async def _group(api: Api, name: str, question: Question) -> Response:
+async def _group(api: Api, name: str, question: MetricsQuery) -> Response:
     group = GROUPS[name]
     found = await answer(api, question, group.fields, by_model=name == "cost")
     shown: dict[str, Any] = {"window": question.window}
@@ -206,7 +227,7 @@ async def _group(api: Api, name: str, question: Question) -> Response:
     return reply(shown | coverage(found))
 
 
-async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric], question: Question) -> Response:
+async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric], question: MetricsQuery) -> Response:
     found = await answer(api, question, metric.fields, custom=custom)
     shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(found.total)}
     if question.groupby:
@@ -219,8 +240,8 @@ async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric
     return reply(shown | coverage(found))
 
 
-async def _split(api: Api, name: str, question: Question, key: str) -> Response:
-    split, key = SPLITS[name], key.removeprefix("attr.")
+async def _split(api: Api, name: str, question: MetricsQuery, key: str) -> Response:
+    split, key = BREAKDOWNS[name], key.removeprefix("attr.")
     if question.groupby:
         raise Rejected(f"groupby: {name} is grouped already")
     if split.dimension:
@@ -238,18 +259,18 @@ async def _split(api: Api, name: str, question: Question, key: str) -> Response:
     return reply(shown | {"span_count": found.total.sums.spans} | coverage(found))
 
 
-async def _attribute(api: Api, name: str, question: Question) -> Response:
+async def _attribute(api: Api, name: str, question: MetricsQuery) -> Response:
     """A numeric attribute of every kind of span, or of the one asked for."""
     found = await answer(api, question)
     metric = CustomMetric(name=name, type="p95", field=name)
     where, now_ns = question.where(found), question.now_ns
 
-    async def tallies(key: str, *, attribute: bool) -> dict[str, Tally]:
-        return await api.read(lambda store: tallies_by(store, where, metric, key, now_ns, attribute=attribute))
+    async def tallies(key: str, *, attribute: bool) -> dict[str, CustomValue]:
+        return await api.read(lambda store: custom_values_by(store, where, metric, key, now_ns, attribute=attribute))
 
     shown: dict[str, Any] = {"window": question.window, "metric": name}
-    shown |= _tally((await tallies("", attribute=False)).get("", Tally()))
-    shown["left_out"] = await api.read(lambda store: left_out(store, where, name.removeprefix("attr."), now_ns))
+    shown |= _tally((await tallies("", attribute=False)).get("", CustomValue()))
+    shown["left_out"] = await api.read(lambda store: count_skipped(store, where, name.removeprefix("attr."), now_ns))
     if question.groupby:
         groups = await tallies(question.groupby, attribute=bool(question.attribute))
         shown[f"by_{question.groupby}"] = {value: _tally(groups[value]) for value in sorted(groups)}
@@ -257,7 +278,7 @@ async def _attribute(api: Api, name: str, question: Question) -> Response:
     return reply(shown | coverage(found))
 
 
-def _tally(tally: Tally) -> dict[str, Any]:
+def _tally(tally: CustomValue) -> dict[str, Any]:
     p50, p95 = tally.summary.quantile(0.50), tally.summary.quantile(0.95)
     return {
         "count": tally.size,
@@ -268,11 +289,13 @@ def _tally(tally: Tally) -> dict[str, Any]:
     }
 
 
-def _groups(figures: Figures, by_model: Mapping[str, Figures] | None, custom: list[CustomMetric]) -> dict[str, Any]:
+def _groups(
+    figures: Aggregates, by_model: Mapping[str, Aggregates] | None, custom: list[CustomMetric]
+) -> dict[str, Any]:
     return {
         name: render_cost(figures, by_model) if name == "cost" else group.render(figures)
         for name, group in GROUPS.items()
-    } | {metric.name: metric.value(figures.custom.get(metric.name, Tally())) for metric in custom}
+    } | {metric.name: metric.value(figures.custom.get(metric.name, CustomValue())) for metric in custom}
 
 
 def _error(found: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] = ()) -> float:
@@ -285,14 +308,14 @@ def _error(found: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] 
     return max([0.0, *errors, *(0.0 if summary.exact else RELATIVE_ERROR for summary in own)])
 
 
-async def _exemplars(api: Api, name: str, question: Question, found: Answer) -> dict[str, Any]:
+async def _exemplars(api: Api, name: str, question: MetricsQuery, found: Answer) -> dict[str, Any]:
     if name not in _TAILS:
         return {}
     column, unit, shown = _TAILS[name]
     return {
         "exemplars": [
             {"trace_id": one.trace_id, "span_id": one.span_id, unit: shown(one.value)}
-            for one in await tail(api, question, found, column)
+            for one in await find_exemplars(api, question, found, column)
         ]
     }
 

@@ -16,13 +16,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Unavailable
-from tokentrace.http import PROMETHEUS_TYPE, render_families
-from tokentrace.lifetime import HISTOGRAMS, LATENCY_EDGES_MS, TOKEN_EDGES
-from tokentrace.metric import cost, outcome, quality
-from tokentrace.metric.custom import CustomMetric
-from tokentrace.metric.query import Answer, Counter, Query, Tally
+from tokentrace.metrics import Answer, Counter, CustomMetric, CustomValue, Query, cost, errors, quality
+from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, TOKEN_EDGES
+from tokentrace.service.web import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
-from tokentrace_api.routes.parameters import parameters
+from tokentrace_api.parameters import parameters
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
@@ -48,7 +46,7 @@ def routes(api: Api) -> list[BaseRoute]:
                 raise Unavailable(f"aggregator: shards {found.missing_shards} do not answer")
             if not found.caught_up:
                 raise Unavailable("aggregator: still reading what there was before")
-        if not api.alert_counts.caught_up:
+        if not api.alert_history.caught_up:
             raise Unavailable("alerts: still reading what there was before")
         return Response(render_families(_Page(api, lifetime, window)), headers={"content-type": PROMETHEUS_TYPE})
 
@@ -153,8 +151,8 @@ class _Page(Collector):
         total, by_model = self._window.total, self._window.groups
         for name, text, value in (
             ("cost_per_call", "Cost of a span in USD, last hour.", cost.cost_per_call(total)),
-            ("error_rate", "Fraction of spans with an error or timeout, last hour.", outcome.error_rate(total)),
-            ("timeout_rate", "Fraction of spans that timed out, last hour.", outcome.timeout_rate(total)),
+            ("error_rate", "Fraction of spans with an error or timeout, last hour.", errors.error_rate(total)),
+            ("timeout_rate", "Fraction of spans that timed out, last hour.", errors.timeout_rate(total)),
         ):
             yield _gauge(name, text, value)
         scores = GaugeMetricFamily(
@@ -180,7 +178,7 @@ class _Page(Collector):
         yield _gauge("transport_queue_depth", "Spans waiting in reporters.", transport.queue_depth)
 
     def _alerts(self) -> Iterator[Metric]:
-        counts = self._api.alert_counts
+        counts = self._api.alert_history
         for name, text, by_rule in (
             ("firings", "Firings of a rule.", counts.firings),
             ("delivery_failed", "Firings that could not be delivered.", counts.delivery_failed),
@@ -192,14 +190,14 @@ class _Page(Collector):
 
     def _custom(self, metric: CustomMetric) -> Metric:
         if metric.type in ("sum", "count"):
-            lived = self._lifetime.lived.custom.get(metric.name, Tally())
+            lived = self._lifetime.lived.custom.get(metric.name, CustomValue())
             value = lived.total / metric.divisor if metric.type == "sum" else lived.size
             text = f"Custom metric {metric.name}."
             if metric.falls:
                 # An attribute may be negative, and a counter that falls looks like a restart.
                 return _gauge(f"custom_{metric.name}", text, value)
             return CounterMetricFamily(f"tokentrace_custom_{metric.name}", text, value=value)
-        tally = self._window.total.custom.get(metric.name, Tally())
+        tally = self._window.total.custom.get(metric.name, CustomValue())
         return _gauge(f"custom_{metric.name}", f"Custom metric {metric.name}, last hour.", metric.value(tally))
 
 

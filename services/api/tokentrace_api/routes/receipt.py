@@ -11,11 +11,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Rejected
-from tokentrace.http import reply
 from tokentrace.pricing import Receipt
 from tokentrace.records import Span, counts_as_cost, event_time
+from tokentrace.service.web import reply
 from tokentrace.units import nusd_to_usd, render_instant
-from tokentrace_api.routes.parameters import parameters
+from tokentrace_api.parameters import parameters
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

@@ -11,16 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tokentrace.bad_data import UNREADABLE
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, shorten
-from tokentrace.foreign import UNREADABLE
-from tokentrace.http import read_body, reply
-from tokentrace.records import Span
-from tokentrace.records.span import MAX_KEY_BYTES, is_id
+from tokentrace.records import MAX_KEY_BYTES, Span, is_id
+from tokentrace.service.web import read_body, reply
 from tokentrace.units import score_to_int
-from tokentrace_api.routes.parameters import parameters
+from tokentrace_api.parameters import parameters
+from tokentrace_api.reads import find_by_id
 from tokentrace_api.scoring import record_score
-from tokentrace_api.spans import find_by_id
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

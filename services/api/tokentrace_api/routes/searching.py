@@ -5,8 +5,8 @@ from __future__ import annotations
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import KINDS
 from tokentrace.units import ms_to_ns, usd_to_nusd
-from tokentrace_api.routes.parameters import Parameters, parse_moment, parse_number
-from tokentrace_api.search import Search
+from tokentrace_api.parameters import Parameters, parse_moment, parse_number
+from tokentrace_api.reads import Search
 
 #: Parameter -> column.
 _COLUMNS = {

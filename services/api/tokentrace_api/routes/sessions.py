@@ -13,24 +13,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tokentrace.bad_data import reading
 from tokentrace.dialect import costkatana
 from tokentrace.errors import Rejected, shorten
-from tokentrace.foreign import reading
-from tokentrace.http import read_body, reply
 from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started
+from tokentrace.service.web import read_body, reply
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
-from tokentrace_api.routes.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
-from tokentrace_api.routes.traces import pending_status
-from tokentrace_api.sessions import (
+from tokentrace_api.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
+from tokentrace_api.reads import (
     Session,
     Wanted,
+    depths,
     find_session,
     list_sessions,
     session_messages,
     session_spans,
     sum_sessions,
 )
-from tokentrace_api.tree import depths
+from tokentrace_api.routes.traces import pending_status
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

@@ -14,9 +14,9 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace_api.routes.parameters import parameters, parse_count
+from tokentrace_api.live_tail import Tail
+from tokentrace_api.parameters import parameters, parse_count
 from tokentrace_api.routes.searching import SEARCHED, parse_search
-from tokentrace_api.tail import Tail
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

@@ -12,18 +12,16 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import docs, mist
 from tokentrace.errors import Rejected, shorten
-from tokentrace.http import reply
-from tokentrace.lifetime import histogram_quantile_ms
-from tokentrace.metric.query import Query
+from tokentrace.metrics import Query
 from tokentrace.records import Span, Started, counts_as_cost
+from tokentrace.rollup import histogram_quantile_ms
+from tokentrace.service.web import reply
 from tokentrace.units import DAY, MS, ns_to_ms, nusd_to_usd, render_instant
-from tokentrace_api.pages import TraceRow, encode_cursor, find_page, parse_cursor
-from tokentrace_api.question import missing
-from tokentrace_api.routes.parameters import parameters, parse_count
+from tokentrace_api.metrics_query import missing
+from tokentrace_api.parameters import parameters, parse_count
+from tokentrace_api.reads import TraceRow, depths, encode_cursor, find_page, open_spans, parse_cursor
 from tokentrace_api.routes.searching import SEARCHED, parse_search
-from tokentrace_api.spans import open_spans
 from tokentrace_api.store import Store
-from tokentrace_api.tree import depths
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

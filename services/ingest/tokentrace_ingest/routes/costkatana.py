@@ -16,13 +16,11 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.dialect import costkatana
 from tokentrace.dialect.costkatana import Place, SpanInput, has_ended
 from tokentrace.errors import Rejected, shorten
-from tokentrace.http import Endpoint, read_body, reply
-from tokentrace.records import Batch, Span
-from tokentrace.records.session import Started
-from tokentrace.records.span import is_id
+from tokentrace.records import Batch, Span, Started, is_id
+from tokentrace.service.web import Endpoint, read_body, reply
 from tokentrace_ingest.open_spans import OpenSpan
-from tokentrace_ingest.rarer import MAX_CONTENT_BYTES
-from tokentrace_ingest.routes.receipt import check_count, check_sizes, request_id
+from tokentrace_ingest.other_records import MAX_CONTENT_BYTES
+from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
 
 if TYPE_CHECKING:
     from tokentrace_ingest.service import Ingest
@@ -76,7 +74,7 @@ def routes(ingest: Ingest) -> list[BaseRoute]:
 
     def route(path: str, endpoint: Endpoint) -> Route:
         async def answer(request: Request) -> Response:
-            ingest.check_room()
+            ingest.check_backpressure()
             try:
                 return await endpoint(request)
             except Rejected:

@@ -10,9 +10,9 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import mist
 from tokentrace.errors import Rejected
-from tokentrace.http import read_body
 from tokentrace.records import Batch
-from tokentrace_ingest.routes.receipt import check_sizes, request_id
+from tokentrace.service.web import read_body
+from tokentrace_ingest.routes.checks import check_sizes, request_id
 
 if TYPE_CHECKING:
     from tokentrace_ingest.service import Ingest

@@ -10,10 +10,9 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected
-from tokentrace.http import read_body, reply
-from tokentrace.records import Batch
-from tokentrace.records.batch import BATCH_TYPE
-from tokentrace_ingest.routes.receipt import check_count, check_sizes, request_id
+from tokentrace.records import BATCH_TYPE, Batch
+from tokentrace.service.web import read_body, reply
+from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
 
 if TYPE_CHECKING:
     from tokentrace_ingest.service import Ingest

@@ -7,7 +7,7 @@ connection without a word, key-value watches that are deaf for 16 s after a rest
 that hang for ever.
 """
 
-from tokentrace.bus.jetstream.broker import JetStream, connect
-from tokentrace.bus.jetstream.link import parse_urls
+from tokentrace.bus.jetstream.client import JetStream, connect
+from tokentrace.bus.jetstream.connection import parse_urls
 
 __all__ = ["JetStream", "connect", "parse_urls"]

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from tokentrace.bus import Entry
+from tokentrace.bad_data import reading
+from tokentrace.bus.contract import Entry
 from tokentrace.errors import Conflict, Rejected
-from tokentrace.foreign import reading
 
 if TYPE_CHECKING:
-    from tokentrace.bus.jetstream.broker import JetStream
+    from tokentrace.bus.jetstream.client import JetStream
 
 _OBJECT_CHUNK = 128 * 1024
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tokentrace.bus import MIN_STREAM_BYTES, Stream
-from tokentrace.bus.jetstream.border import NO_STREAM, ApiError
-from tokentrace.bus.jetstream.wire import stream_config
+from tokentrace.bus.contract import MIN_STREAM_BYTES, Stream
+from tokentrace.bus.jetstream.codec import stream_config
+from tokentrace.bus.jetstream.errors import NO_STREAM, ApiError
 from tokentrace.errors import Unavailable
 
 log = logging.getLogger("tokentrace.bus")

@@ -9,13 +9,13 @@ from msgspec import Meta
 
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records.session import Role
-from tokentrace.records.span import (
+from tokentrace.records import (
     MAX_INSTANT_NS,
     MIN_INSTANT_NS,
     Id,
     Kind,
     Name,
+    Role,
     Text,
     Tokens,
     check_attributes,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokentrace.dialect.costkatana.inputs import RESOURCE_IDS, TOOL
-from tokentrace.records import Span
-from tokentrace.records.session import ChatMessage, Started
+from tokentrace.records import ChatMessage, Span, Started
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant
 
 _PREVIEW = 500

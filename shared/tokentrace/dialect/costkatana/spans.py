@@ -15,9 +15,7 @@ from tokentrace.dialect.costkatana.inputs import (
 )
 from tokentrace.dialect.docs import score_of
 from tokentrace.errors import Rejected
-from tokentrace.records import Span, check_span
-from tokentrace.records.session import ChatMessage, Started
-from tokentrace.records.span import MAX_LATENCY_NS
+from tokentrace.records import MAX_LATENCY_NS, ChatMessage, Span, Started, check_span
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, usd_to_nusd
 
 

@@ -1,0 +1,136 @@
+"""
+HTTP connections to none but allowed hosts.
+
+A name is resolved once, each of its addresses is checked, and the connection goes to an address that was checked: a
+name server that answers differently the second time has no second time. No proxy of the environment is used, since
+it would do the resolving.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, cast
+
+import httpcore
+import httpx
+
+from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
+
+#: An address that does not answer is left for the next one after this; the last has all the time there is.
+_NEXT_ADDRESS_S = 1.0
+
+
+class CheckedBackend(httpcore.AsyncNetworkBackend):
+    """Opens connections to allowed hosts; ``Rejected`` for all others, before a socket opens."""
+
+    def __init__(self, allowed: AllowedHosts) -> None:
+        self._allowed = allowed
+        self._open = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """
+        A connection to *host*, a name or an address; *timeout* in seconds, None = no limit.
+
+        Raises:
+            Rejected: The host, or each of its addresses, is not allowed.
+            httpcore.ConnectError, httpcore.ConnectTimeout: It cannot be resolved or reached.
+        """
+        *others, last = await self._addresses(host, port)
+        for address in others:
+            least = _NEXT_ADDRESS_S if timeout is None else min(timeout, _NEXT_ADDRESS_S)
+            try:
+                return await self._open.connect_tcp(address, port, least, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                continue
+        return await self._open.connect_tcp(last, port, timeout, local_address, socket_options)
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        address = self._allowed.check_host(host, port)
+        if address is not None:
+            return [str(address)]
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise httpcore.ConnectError(str(exc)) from exc
+        return self._allowed.usable(host, (cast(str, sockaddr[0]) for *_, sockaddr in found))
+
+    async def sleep(self, seconds: float) -> None:
+        """As ``asyncio.sleep``."""
+        await asyncio.sleep(seconds)
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._response.aiter_stream():
+            yield part
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
+
+
+class CheckedTransport(httpx.AsyncBaseTransport):
+    """
+    What an ``httpx.AsyncClient`` sends with; connections stay open for the next request.
+
+    httpx' own transport takes no network backend, so this hands requests to httpcore's pool, as that one does.
+    """
+
+    def __init__(self, allowed: AllowedHosts) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(trust_env=False),
+            max_connections=None,
+            max_keepalive_connections=100,
+            keepalive_expiry=5.0,
+            network_backend=CheckedBackend(allowed),
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """
+        Send *request*.
+
+        Raises:
+            Rejected: Its host is not allowed.
+            httpx.TransportError: It got no answer.
+        """
+        url = request.url
+        try:
+            response = await self._pool.handle_async_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        except (
+            httpcore.TimeoutException,
+            httpcore.NetworkError,
+            httpcore.ProtocolError,
+            httpcore.ProxyError,
+            httpcore.UnsupportedProtocol,
+        ) as exc:
+            # Both libraries have the same exceptions by the same names.
+            raise getattr(httpx, type(exc).__name__, httpx.TransportError)(str(exc)) from exc
+        return httpx.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(response),
+            extensions=response.extensions,
+        )
+
+    async def aclose(self) -> None:
+        """Close its connections."""
+        await self._pool.aclose()

@@ -1,0 +1,127 @@
+"""
+How often each rule has fired since the beginning, and what became of its deliveries.
+
+Counted from the events and the records of deliveries; the counts are kept when those have aged away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+
+import msgspec
+
+from tokentrace.bad_data import reading
+from tokentrace.bus import Bus, subjects
+from tokentrace.records import DeliveryRecord, Position, decode_delivery, decode_event
+from tokentrace.service.machine import Message
+from tokentrace.service.runner import until_available
+
+_KEY = "alert_counts"
+_KEEP_RECORDS = 200
+
+
+class _Saved(msgspec.Struct):
+    position: Position | None = None
+    firings: dict[str, int] = {}
+    deliveries_position: Position | None = None
+    delivery_failed: dict[str, int] = {}
+
+
+class AlertHistory:
+    """Counts and the last records by rule."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus, self._meta = bus, bus.kv(subjects.META)
+        self._state = _Saved()
+        self._saved = b""
+        self._records: dict[str, deque[DeliveryRecord]] = {}
+        self._behind = {subjects.ALERTS, subjects.DELIVERIES}
+
+    @property
+    def caught_up(self) -> bool:
+        """It has counted everything there was."""
+        return not self._behind
+
+    @property
+    def firings(self) -> dict[str, int]:
+        """Rule -> how often it fired."""
+        return dict(sorted(self._state.firings.items()))
+
+    @property
+    def delivery_failed(self) -> dict[str, int]:
+        """Rule -> how many of its events could not be delivered; every rule that ever fired is there."""
+        names = sorted({*self._state.firings, *self._state.delivery_failed})
+        return {name: self._state.delivery_failed.get(name, 0) for name in names}
+
+    def deliveries(self, rule: str) -> list[DeliveryRecord]:
+        """The last attempts to deliver events of *rule*, newest first."""
+        return list(reversed(self._records.get(rule, ())))
+
+    async def open_and_follow(self) -> None:
+        """Count and remember until cancelled."""
+        await self._open()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_events())
+            tasks.create_task(self._follow_deliveries())
+
+    async def _follow_events(self) -> None:
+        feed = self._bus.follow(subjects.ALERTS, [subjects.ALL_ALERTS], self._state.position)
+        async with contextlib.aclosing(feed):
+            async for chunk in feed:
+                for message in chunk.messages:
+                    self._count(message)
+                    self._state.position = Position(chunk.created_ns, message.sequence)
+                if chunk.pending == 0:
+                    self._behind.discard(subjects.ALERTS)
+
+    async def _follow_deliveries(self) -> None:
+        counted = self._state.deliveries_position
+        feed = self._bus.follow(subjects.DELIVERIES, [subjects.ALL_DELIVERIES], None)
+        async with contextlib.aclosing(feed):
+            async for chunk in feed:
+                for message in chunk.messages:
+                    position = Position(chunk.created_ns, message.sequence)
+                    new = (
+                        counted is None or counted.created_ns != chunk.created_ns or counted.sequence < message.sequence
+                    )
+                    self._remember(message, new=new)
+                    if new:
+                        self._state.deliveries_position = position
+                if chunk.pending == 0:
+                    self._behind.discard(subjects.DELIVERIES)
+
+    async def _open(self) -> None:
+        entry = await until_available(lambda: self._meta.get(_KEY))
+        if entry is not None:
+            # Without it everything that the streams still hold is counted anew.
+            which = f"key {_KEY} revision {entry.revision}"
+            with self._bus.set_aside.guard(subjects.META, which), reading("counts of alerts"):
+                self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
+
+    def _count(self, message: Message) -> None:
+        with self._bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
+            event = decode_event(message.payload)
+            if event.status == "firing":
+                self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
+
+    def _remember(self, message: Message, *, new: bool) -> None:
+        with self._bus.set_aside.guard(subjects.DELIVERIES, f"message {message.sequence}"):
+            record = decode_delivery(message.payload)
+            self._records.setdefault(record.rule, deque(maxlen=_KEEP_RECORDS)).append(record)
+            if new and record.outcome == "dead":
+                failed = self._state.delivery_failed
+                failed[record.rule] = failed.get(record.rule, 0) + 1
+
+    async def save(self) -> None:
+        """
+        Keep what was counted.
+
+        Raises:
+            Unavailable: The broker is away; nothing is lost, the events are still there.
+        """
+        data = msgspec.json.encode(self._state)
+        if self.caught_up and data != self._saved:
+            await self._meta.put(_KEY, data)
+            self._saved = data

@@ -1,0 +1,55 @@
+"""Questions to the span store."""
+
+from tokentrace_api.reads.pages import Cursor, Page, TraceRow, encode_cursor, find_page, parse_cursor
+from tokentrace_api.reads.recent import RecentSpans
+from tokentrace_api.reads.search import Search, lowered
+from tokentrace_api.reads.sessions import (
+    Session,
+    Wanted,
+    find_session,
+    list_sessions,
+    session_messages,
+    session_spans,
+    sum_sessions,
+)
+from tokentrace_api.reads.spans import find_by_id, find_spans, newest_ordinal, open_spans, shards_of
+from tokentrace_api.reads.store_metrics import (
+    Exemplar,
+    Where,
+    aggregates_by,
+    count_skipped,
+    custom_values_by,
+    exemplars,
+)
+from tokentrace_api.reads.tree import depths
+
+__all__ = [
+    "Cursor",
+    "Exemplar",
+    "Page",
+    "RecentSpans",
+    "Search",
+    "Session",
+    "TraceRow",
+    "Wanted",
+    "Where",
+    "aggregates_by",
+    "count_skipped",
+    "custom_values_by",
+    "depths",
+    "encode_cursor",
+    "exemplars",
+    "find_by_id",
+    "find_page",
+    "find_session",
+    "find_spans",
+    "list_sessions",
+    "lowered",
+    "newest_ordinal",
+    "open_spans",
+    "parse_cursor",
+    "session_messages",
+    "session_spans",
+    "shards_of",
+    "sum_sessions",
+]

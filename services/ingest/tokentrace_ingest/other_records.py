@@ -1,0 +1,111 @@
+"""What a batch carries besides spans: each record checked, completed and rid of secrets, as a span is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from tokentrace.errors import Rejected, shorten
+from tokentrace.records import MIN_INSTANT_NS, Annotation, ChatMessage, SessionEnd, Started, check_attributes, is_id
+from tokentrace.redact import RedactionCounts, Redactor
+
+#: Of a message's content, in UTF-8.
+MAX_CONTENT_BYTES = 256 * 1024
+
+OtherRecord = Started | ChatMessage | Annotation | SessionEnd
+
+
+class RecordKind(NamedTuple):
+    """
+    Records that travel in one list of a batch.
+
+    Attributes:
+        name: What one of them is called in a dead letter.
+        ids: Fields that must hold an id; those in maybe_ids may also be empty.
+        instants: Fields that take the arrival's instant when they are 0.
+        attributes: The field with what is free in form; "" = none.
+        clean: Takes the secrets out.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    maybe_ids: tuple[str, ...]
+    instants: tuple[str, ...]
+    attributes: str
+    clean: Callable[[Redactor, Any, RedactionCounts], Any]
+
+
+#: Field of a batch -> its records.
+KINDS = {
+    "started": RecordKind(
+        "started",
+        ("trace_id", "span_id"),
+        ("parent_span_id", "session_id", "user_id"),
+        ("started_ns",),
+        "metadata",
+        Redactor.started,
+    ),
+    "messages": RecordKind(
+        "message",
+        ("message_id", "session_id"),
+        ("span_id", "trace_id"),
+        ("created_ns",),
+        "metadata",
+        Redactor.message,
+    ),
+    "annotations": RecordKind("annotation", ("trace_id", "span_id"), (), (), "attributes", Redactor.annotation),
+    "session_ends": RecordKind("session_end", ("session_id",), (), ("ended_ns",), "", Redactor.session_end),
+}
+#: Fields of a batch that only the api fills, once it has found what they speak of.
+FORBIDDEN = ("scores", "tombstones")
+
+
+def finish(
+    record: OtherRecord, kind: RecordKind, redactor: Redactor, arrived_ns: int, source: str, found: RedactionCounts
+) -> OtherRecord:
+    """
+    *record* as it is stored.
+
+    Args:
+        source: Fills in a missing caller; without secrets.
+        found: Is told what was taken out.
+
+    Raises:
+        Rejected: Names the field.
+    """
+    filled: dict[str, Any] = {}
+    for field in kind.instants:
+        instant = getattr(record, field) or arrived_ns
+        if instant < MIN_INSTANT_NS:
+            raise Rejected(f"{field}: not between the years 2000 and 2100")
+        filled[field] = instant
+    _check(record, kind)
+    clean: OtherRecord = kind.clean(redactor, replace(record, **filled), found)
+    if isinstance(clean, Started):
+        return replace(clean, caller=clean.caller or source, arrived_ns=arrived_ns)
+    return clean
+
+
+def _check(record: OtherRecord, kind: RecordKind) -> None:
+    for field in (*kind.ids, *kind.maybe_ids):
+        value = getattr(record, field)
+        if not is_id(value or "") and (value or field in kind.ids):
+            raise Rejected(f"{field}: {shorten(value)!r} is not 1-256 printable ASCII characters")
+    if kind.attributes:
+        try:
+            check_attributes(getattr(record, kind.attributes))
+        except Rejected as exc:
+            raise Rejected(f"{kind.attributes}{str(exc).removeprefix('attributes')}") from exc
+    if isinstance(record, ChatMessage):
+        _check_content(record.content)
+
+
+def _check_content(content: str) -> None:
+    try:
+        size = len(content.encode())
+    except UnicodeEncodeError as exc:
+        raise Rejected("content: not text that UTF-8 can carry") from exc
+    if size > MAX_CONTENT_BYTES:
+        raise Rejected(f"content: {size} bytes, at most {MAX_CONTENT_BYTES} are kept", status=413)

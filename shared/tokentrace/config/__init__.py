@@ -1,0 +1,43 @@
+"""The configuration of every program: one schema, read once."""
+
+from tokentrace.config.settings import (
+    ENVIRONMENT,
+    AlertRule,
+    CustomMetric,
+    Delivery,
+    Duration,
+    FileTransport,
+    HttpServer,
+    HttpTransport,
+    Nats,
+    Pricing,
+    Retention,
+    Settings,
+    Storage,
+    Transport,
+    build,
+    load,
+    own_shards,
+    parse_yaml,
+)
+
+__all__ = [
+    "ENVIRONMENT",
+    "AlertRule",
+    "CustomMetric",
+    "Delivery",
+    "Duration",
+    "FileTransport",
+    "HttpServer",
+    "HttpTransport",
+    "Nats",
+    "Pricing",
+    "Retention",
+    "Settings",
+    "Storage",
+    "Transport",
+    "build",
+    "load",
+    "own_shards",
+    "parse_yaml",
+]

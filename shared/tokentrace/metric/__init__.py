@@ -1,1 +1,0 @@
-"""Metrics: what is asked of the aggregators, how their answers merge, and what each number means."""

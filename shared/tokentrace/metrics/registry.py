@@ -1,0 +1,187 @@
+"""The names of metrics: what ``GET /metrics/{name}`` knows and what a rule may watch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from tokentrace.metrics import cost, errors, latency, quality, tokens
+from tokentrace.metrics.query import Aggregates
+
+#: Dimensions that figures are grouped and filtered by from the cells.
+GROUPABLE = ("model", "caller", "provider", "name", "status", "kind")
+Number = float | int | None
+
+
+class Group(NamedTuple):
+    """
+    A group of numbers that is shown together.
+
+    Attributes:
+        fields: Distributions it needs, of ``cell.FIELDS``.
+        render: The numbers as JSON.
+    """
+
+    fields: tuple[str, ...]
+    render: Callable[[Aggregates], dict[str, Any]]
+
+
+class Metric(NamedTuple):
+    """
+    One number.
+
+    Attributes:
+        fields: Distributions it needs, of ``cell.FIELDS``.
+        value: The number in its documented unit; None without data.
+        contributing: How many spans it was made of.
+    """
+
+    fields: tuple[str, ...]
+    value: Callable[[Aggregates], Number]
+    contributing: Callable[[Aggregates], int]
+
+
+def _cost(figures: Aggregates) -> dict[str, Any]:
+    return cost.render_cost(figures, None)
+
+
+class Breakdown(NamedTuple):
+    """
+    Numbers by the values of a dimension or an attribute.
+
+    Attributes:
+        dimension: Which; "" = the attribute that is asked for.
+        fields: Distributions it needs, of ``cell.FIELDS``.
+        value: What is shown for each; None = nothing.
+    """
+
+    dimension: str
+    fields: tuple[str, ...]
+    value: Callable[[Aggregates], Any]
+
+
+GROUPS: Mapping[str, Group] = {
+    "cost": Group((), _cost),
+    "tokens": Group(tokens.FIELDS, tokens.render_tokens),
+    "latency": Group(latency.FIELDS, latency.render_latency),
+    "errors": Group((), errors.render_errors),
+    "quality": Group(quality.FIELDS, quality.render_quality),
+}
+
+
+def _money(figures: Aggregates) -> Number:
+    return cost.total_cost(figures) if figures.paid else None
+
+
+def _spans(figures: Aggregates) -> int:
+    return figures.sums.spans
+
+
+def _paid(figures: Aggregates) -> int:
+    return figures.paid
+
+
+def _timed(figures: Aggregates) -> int:
+    return figures.sums.latency_n
+
+
+def _streamed(figures: Aggregates) -> int:
+    return figures.sums.ttft_n
+
+
+def _ms(field: str, q: float, contributing: Callable[[Aggregates], int]) -> Metric:
+    return Metric((field,), lambda figures: latency.quantile_ms(figures, field, q), contributing)
+
+
+def _tokens(field: str, q: float) -> Metric:
+    return Metric((field,), lambda figures: tokens.token_quantile(figures, field, q), _spans)
+
+
+def _sum(name: str) -> Metric:
+    return Metric((), lambda figures: getattr(figures.sums, name) if figures.sums.spans else None, _spans)
+
+
+METRICS: Mapping[str, Metric] = {
+    "total_cost": Metric((), _money, _paid),
+    "cost_per_call": Metric((), cost.cost_per_call, _spans),
+    "unpriced_span_count": Metric((), lambda figures: figures.sums.unpriced if figures.paid else None, _paid),
+    "prompt_tokens": _sum("prompt"),
+    "completion_tokens": _sum("completion"),
+    "total_tokens": _sum("total"),
+    "prompt_token_p50": _tokens("prompt", 0.50),
+    "prompt_token_p95": _tokens("prompt", 0.95),
+    "completion_token_p50": _tokens("completion", 0.50),
+    "completion_token_p95": _tokens("completion", 0.95),
+    "latency_p50": _ms("latency", 0.50, _timed),
+    "latency_p95": _ms("latency", 0.95, _timed),
+    "latency_p99": _ms("latency", 0.99, _timed),
+    "latency_avg": Metric((), latency.average_ms, _timed),
+    "ttft_p50": _ms("ttft", 0.50, _streamed),
+    "ttft_p95": _ms("ttft", 0.95, _streamed),
+    "error_rate": Metric((), errors.error_rate, _spans),
+    "error_count": Metric((), lambda figures: errors.error_count(figures) if figures.sums.spans else None, _spans),
+    "timeout_rate": Metric((), errors.timeout_rate, _spans),
+    "timeout_count": _sum("timeouts"),
+    "span_count": _sum("spans"),
+    "quality_score": Metric((), quality.score_avg, quality.scored),
+    "quality_p10": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.10), quality.scored),
+    "quality_p50": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.50), quality.scored),
+}
+
+#: Those of scores: what scores given after the fact change.
+QUALITY = frozenset({"quality_score", "quality_p10", "quality_p50"})
+
+#: Maps from a value to numbers.
+BREAKDOWNS: Mapping[str, Breakdown] = {
+    "cost_by_model": Breakdown("model", (), _money),
+    "cost_by_caller": Breakdown("caller", (), _money),
+    "cost_by_provider": Breakdown("provider", (), _money),
+    "cost_by_attribute": Breakdown("", (), _money),
+    "tokens_by_model": Breakdown("model", (), tokens.render_split),
+    "latency_by_model": Breakdown("model", ("latency",), latency.render_split),
+    "quality_by_model": Breakdown("model", (), quality.score_avg),
+    "quality_by_attribute": Breakdown("", (), quality.score_avg),
+}
+
+#: Other keys of ``GET /metrics`` and other paths below it, which no metric of one's own may take.
+RESERVED = (
+    "window",
+    "from",
+    "to",
+    "since",
+    "span_count",
+    "quantile_error",
+    "incomplete",
+    "missing_shards",
+    "transport",
+    "alerts",
+    "prometheus",
+)
+#: What is counted since the beginning, below ``GET /metrics`` too.
+TRANSPORT_METRICS: Mapping[str, str] = {
+    "transport_sent": "sent",
+    "transport_failed": "failed",
+    "transport_dropped": "dropped",
+    "transport_queue_depth": "queue_depth",
+}
+ALERT_METRICS: Mapping[str, str] = {"alert_firings": "firings", "alert_delivery_failed": "delivery_failed"}
+
+#: Other names for them (SPEC C.5).
+ALIASES: Mapping[str, str] = {
+    "total_cost_usd": "total_cost",
+    "cost_hourly": "total_cost",
+    "latency_p50_ms": "latency_p50",
+    "latency_p95_ms": "latency_p95",
+    "latency_p99_ms": "latency_p99",
+    "total_spans": "span_count",
+    "total_tokens_in": "prompt_tokens",
+    "total_tokens_out": "completion_tokens",
+    "quality": "quality_score",
+}
+
+
+def find_metric(name: str) -> tuple[str, Metric] | None:
+    """(Its own name, the metric) of a name or alias; None when there is none."""
+    own = ALIASES.get(name, name)
+    metric = METRICS.get(own)
+    return None if metric is None else (own, metric)

@@ -1,0 +1,39 @@
+"""Tokens: whole prompts and completions, and the parts of them that are cached or reasoned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokentrace.metrics.query import Aggregates
+
+FIELDS = ("prompt", "completion")
+
+
+def token_quantile(figures: Aggregates, field: str, q: float) -> float | None:
+    """A quantile of prompt or completion tokens of a call; None without calls."""
+    value = figures.summary(field).quantile(q)
+    return None if value is None else round(value, 6)
+
+
+def render_tokens(figures: Aggregates) -> dict[str, Any]:
+    """The group ``tokens`` of ``GET /metrics``."""
+    sums = figures.sums
+    return {
+        "prompt_total": sums.prompt,
+        "completion_total": sums.completion,
+        "total": sums.total,
+        "cache_read_total": sums.cache_read,
+        "cache_write_total": sums.cache_write,
+        "cache_write_1h_total": sums.cache_write_1h,
+        "reasoning_total": sums.reasoning,
+        "prompt_p50": token_quantile(figures, "prompt", 0.50),
+        "prompt_p95": token_quantile(figures, "prompt", 0.95),
+        "completion_p50": token_quantile(figures, "completion", 0.50),
+        "completion_p95": token_quantile(figures, "completion", 0.95),
+    }
+
+
+def render_split(figures: Aggregates) -> dict[str, int] | None:
+    """An entry of ``tokens_by_model``; None without calls."""
+    sums = figures.sums
+    return {"prompt": sums.prompt, "completion": sums.completion, "total": sums.total} if sums.spans else None

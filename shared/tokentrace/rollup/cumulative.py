@@ -1,0 +1,141 @@
+"""Counters over everything a shard has ever folded: what ``/stats`` and Prometheus show, never falling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tokentrace.rollup.int_sums import IntSums
+from tokentrace.rollup.quantile import Ints
+from tokentrace.rollup.series import COMPLETION, LATENCY, PROMPT, SERIES, TTFT, WALL, WIDTH
+from tokentrace.units import MS
+
+#: Upper edges of the histogram that ``/stats`` interpolates in, milliseconds (SPEC C.4); the last bucket is open.
+WALL_EDGES_MS = (1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
+_WALL_EDGES_NS = np.array(WALL_EDGES_MS, np.int64) * MS
+#: Upper edges of the documented histograms (SPEC C.1); the last bucket is open.
+LATENCY_EDGES_MS = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
+TOKEN_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+_LATENCY_EDGES_NS = np.array(LATENCY_EDGES_MS, np.int64) * MS
+_TOKEN_EDGES = np.array(TOKEN_EDGES, np.int64)
+#: Histogram -> (column, smallest value that counts, upper edges in the unit of the column).
+HISTOGRAMS = {
+    "latency": (LATENCY, 1, _LATENCY_EDGES_NS),
+    "ttft": (TTFT, 1, _LATENCY_EDGES_NS),
+    "prompt": (PROMPT, 0, _TOKEN_EDGES),
+    "completion": (COMPLETION, 0, _TOKEN_EDGES),
+}
+PLACES = len(TOKEN_EDGES) + 1
+
+
+class Counters:
+    """Sums over everything, one row per cell, of any schema."""
+
+    def __init__(self, width: int) -> None:
+        self.totals = IntSums.zeros(0, width)
+
+    def add(self, cells: Ints, totals: IntSums, size: int) -> None:
+        """
+        Take in what the distinct *cells* add.
+
+        Args:
+            size: How many cells there are.
+        """
+        known = len(self.totals)
+        if known < size:
+            self.totals = self.totals.spread(np.arange(known), size)
+        self.totals = self.totals.add_at(cells, totals)
+
+    def count(self, rows: Ints, size: int) -> None:
+        """Take in *rows*, whose sums are added already: sums are all there is."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything as plain data for ``restore``."""
+        low, high = self.totals
+        return {"low": low.tobytes(), "high": None if high is None else high.tobytes()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what ``snapshot`` saw."""
+        width = self.totals.low.shape[1]
+        low, high = (
+            None if data is None else np.frombuffer(data, np.int64).reshape(-1, width).copy()
+            for data in (state["low"], state["high"])
+        )
+        if low is None:
+            raise ValueError("no sums")
+        self.totals = IntSums(low, high)
+
+
+class CumulativeCounters(Counters):
+    """The sums of spans, and the fixed histograms of each cell."""
+
+    def __init__(self) -> None:
+        super().__init__(WIDTH)
+        self.histograms: Ints = np.zeros((0, len(HISTOGRAMS), PLACES), np.int64)
+        self.walls: Ints = np.zeros(len(WALL_EDGES_MS) + 1, np.int64)
+        self.longest_ns = 0
+
+    def count(self, rows: Ints, size: int) -> None:
+        """As ``Counters.count``."""
+        known = len(self.histograms)
+        if known < size:
+            self.histograms = np.concatenate(
+                [self.histograms, np.zeros((size - known, len(HISTOGRAMS), PLACES), np.int64)]
+            )
+        own = rows[:, SERIES] * PLACES
+        for index, (column, least, edges) in enumerate(HISTOGRAMS.values()):
+            values = rows[:, column]
+            at = own + np.searchsorted(edges, values, side="left")
+            if least:
+                at = at[values >= least]
+            if len(at):
+                self.histograms[:, index] += np.bincount(at, minlength=size * PLACES).reshape(size, PLACES)
+        walls = rows[:, WALL]
+        self.walls += np.bincount(np.searchsorted(_WALL_EDGES_NS, walls, side="left"), minlength=len(self.walls))
+        self.longest_ns = max(self.longest_ns, int(walls.max(initial=0)))
+
+    def snapshot(self) -> dict[str, Any]:
+        """As ``Counters.snapshot``."""
+        return {
+            **super().snapshot(),
+            "histograms": self.histograms.tobytes(),
+            "walls": self.walls.tolist(),
+            "longest_ns": self.longest_ns,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """As ``Counters.restore``."""
+        super().restore(state)
+        shape = (-1, len(HISTOGRAMS), PLACES)
+        self.histograms = np.frombuffer(state["histograms"], np.int64).reshape(shape).copy()
+        self.walls = np.array(state["walls"], np.int64)
+        self.longest_ns = state["longest_ns"]
+
+
+def histogram_quantile_ms(counts: Sequence[int], longest_ns: int, q: float) -> float:
+    """
+    A quantile of a fixed histogram, as the Go server estimates it.
+
+    Args:
+        counts: Values per bucket of WALL_EDGES_MS, the open one last.
+        longest_ns: Largest value seen, which stands for the open bucket.
+        q: 0 < q < 1.
+
+    Returns:
+        Milliseconds, linear inside the bucket that holds the rank; 0 without values.
+
+    Source:
+        SPEC C.4.
+    """
+    total = sum(counts)
+    if total == 0:
+        return 0.0
+    rank = total * q
+    below, lower = 0, 0.0
+    for count, upper in zip(counts, WALL_EDGES_MS, strict=False):
+        if count and below + count >= rank:
+            return lower + (upper - lower) * (rank - below) / count
+        below, lower = below + count, float(upper)
+    return longest_ns / MS

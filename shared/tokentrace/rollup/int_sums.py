@@ -1,0 +1,160 @@
+"""
+Exact sums of integers in columns, whatever arrives: int64 while that is enough, 32 bits more where it is not.
+
+A total is ``low + high * 2**32``. Nearly always ``high`` is not there; where a column could overflow, its upper part
+moves over, so that adding stays one vector instruction and no sum is ever wrong.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tokentrace.rollup.quantile import Ints, starts_of
+
+#: What a stored low part stays below; twice of it can be added without overflow.
+_ROOM = 2**61
+_SHIFT = 32
+_MASK = (1 << _SHIFT) - 1
+
+
+class IntSums(NamedTuple):
+    """Rows of totals: both arrays of shape (rows, columns); high is None where it would be all zero."""
+
+    low: Ints
+    high: Ints | None = None
+
+    @classmethod
+    def of(cls, numbers: Ints) -> IntSums:
+        """Rows of any int64."""
+        totals = cls(numbers)
+        fits = not numbers.size or (int(numbers.max()) < _ROOM and int(numbers.min()) > -_ROOM)
+        return totals if fits else _carried(totals)
+
+    @classmethod
+    def zeros(cls, rows: int, columns: int) -> IntSums:
+        """Nothing, in *rows* rows."""
+        return cls(np.zeros((rows, columns), np.int64))
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def numbers(self, row: int) -> list[int]:
+        """The exact integers of one row."""
+        low: list[int] = self.low[row].tolist()
+        if self.high is None:
+            return low
+        return [part + (more << _SHIFT) for part, more in zip(low, self.high[row].tolist(), strict=True)]
+
+    def every(self) -> list[list[int]]:
+        """The exact integers of all rows."""
+        return self.low.tolist() if self.high is None else [self.numbers(row) for row in range(len(self))]
+
+    def take(self, rows: Ints) -> IntSums:
+        """Some rows, copied."""
+        return IntSums(self.low[rows], None if self.high is None else self.high[rows])
+
+    def spread(self, at: Ints, rows: int) -> IntSums:
+        """These rows at the places *at* among *rows* rows, zeros elsewhere."""
+        low = np.zeros((rows, self.low.shape[1]), np.int64)
+        low[at] = self.low
+        if self.high is None:
+            return IntSums(low)
+        high = np.zeros_like(low)
+        high[at] = self.high
+        return IntSums(low, high)
+
+    def add_at(self, at: Ints, more: IntSums) -> IntSums:
+        """*more* added to the distinct rows *at*; changes and returns this one, or a wider one that replaces it."""
+        changed = self.low[at] + more.low
+        self.low[at] = changed
+        high = self.high
+        if more.high is not None:
+            high = np.zeros_like(self.low) if high is None else high
+            high[at] += more.high
+        if changed.size and (int(changed.max()) >= _ROOM or int(changed.min()) <= -_ROOM):
+            return _carried(IntSums(self.low, high))
+        return IntSums(self.low, high)
+
+
+def _carried(totals: IntSums) -> IntSums:
+    high = totals.low >> _SHIFT
+    return IntSums(totals.low & _MASK, high if totals.high is None else totals.high + high)
+
+
+def add_by(groups: Ints, totals: IntSums, size: int) -> IntSums:
+    """
+    Rows of *totals* added up by group.
+
+    Args:
+        groups: Of each row, shape (rows,); rows of group < 0 are left out.
+        size: How many groups there are.
+    """
+    found, added = add_together(groups, totals)
+    return added.spread(found, size)
+
+
+def add_together(groups: Ints, totals: IntSums) -> tuple[Ints, IntSums]:
+    """(Groups that have any rows, ascending; the rows of each added up); rows of group < 0 are left out."""
+    kept = groups >= 0
+    if not kept.all():
+        groups, totals = groups[kept], totals.take(np.flatnonzero(kept))
+    order = np.argsort(groups, kind="stable")
+    groups = groups[order]
+    starts = starts_of(groups)
+    return groups[starts], add_runs(totals.take(order), starts)
+
+
+def add_runs(totals: IntSums, starts: Ints) -> IntSums:
+    """Each run of rows, from one of *starts* to the next, added up."""
+    low, high = totals
+    if len(low) == 0:
+        return totals
+    if max(int(low.max()), -int(low.min())) >= _ROOM // len(low):
+        low, high = _carried(totals)
+    added = IntSums(
+        np.add.reduceat(low, starts, axis=0), None if high is None else np.add.reduceat(high, starts, axis=0)
+    )
+    return _carried(added) if high is not None else added
+
+
+class Packed(NamedTuple):
+    """
+    Totals put away in little room: columns that are all zero are left out, the others as narrow as they allow.
+
+    Attributes:
+        small, large: uint32 of shape (rows, len(small_columns)); int64 of shape (rows, len(large_columns)).
+        high: As it was.
+    """
+
+    small_columns: Ints
+    small: np.ndarray[tuple[int, int], np.dtype[np.uint32]]
+    large_columns: Ints
+    large: Ints
+    high: Ints | None
+    columns: int
+
+    def __len__(self) -> int:
+        return len(self.large)
+
+    def into(self, low: Ints) -> None:
+        """Write the low parts over *low*, zeros of shape (rows, columns)."""
+        low[:, self.small_columns] = self.small
+        low[:, self.large_columns] = self.large
+
+    def unpack(self) -> IntSums:
+        """As they were."""
+        totals = IntSums.zeros(len(self), self.columns)
+        self.into(totals.low)
+        return IntSums(totals.low, None if self.high is None else self.high.copy())
+
+
+def pack(totals: IntSums) -> Packed:
+    """*totals* put away."""
+    low = totals.low
+    least, most = low.min(axis=0, initial=0), low.max(axis=0, initial=0)
+    narrow = (least >= 0) & (most < 2**32)
+    small = np.flatnonzero(narrow & (most > 0))
+    large = np.flatnonzero(~narrow)
+    return Packed(small, low[:, small].astype(np.uint32), large, low[:, large], totals.high, low.shape[1])

@@ -1,0 +1,1 @@
+"""What every server program shares: the machine and its runner, snapshots, HTTP, start and stop."""

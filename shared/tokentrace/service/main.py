@@ -1,0 +1,122 @@
+"""A service as a program: flags and settings in, one connection, one socket, its tasks, until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+from starlette.routing import BaseRoute
+
+from tokentrace.bus import Bus, jetstream
+from tokentrace.config import Settings, load
+from tokentrace.service import runtime
+from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.set_aside import tell_set_aside
+from tokentrace.service.stopping import unless_stopped
+from tokentrace.service.web import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
+
+#: How long a service waits for its first connection: in containers the broker may come up after it.
+_CONNECT_S = 60.0
+
+C = TypeVar("C")
+
+
+class Service(Protocol):
+    """What a program runs."""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Work until *stopping* is set, then finish what is under way."""
+        ...
+
+    def routes(self) -> Sequence[BaseRoute]:
+        """Its HTTP side, health aside."""
+        ...
+
+    def health(self) -> Health:
+        """Whether it can do its work."""
+        ...
+
+    def samples(self) -> Iterable[Sample]:
+        """Its own metrics."""
+        ...
+
+
+def run_service(name: str, *, port: int, configure: Callable[[Settings], C], make: Callable[[Bus, C], Service]) -> int:
+    """
+    ``python -m tokentrace_<name>``: read flags, environment and file, and run one service.
+
+    Args:
+        port: Where it listens when nothing says otherwise.
+        configure: The service's part of the settings; ConfigError before anything is started.
+        make: The service itself.
+
+    Returns:
+        Exit code, as ``process.run``.
+    """
+    tool = f"tokentrace_{name}"
+    given = _arguments(tool, f"The {name} service of tokentrace.").parse_args()
+    addr = given.addr or os.environ.get("TOKENTRACE_ADDR") or f":{port}"
+
+    async def run(stopping: asyncio.Event) -> None:
+        settings = load(given.config, overrides={"nats.url": given.nats, "storage.dir": given.data_dir})
+        config = configure(settings)
+        sock = bind(parse_addr(addr, port))
+        async with contextlib.AsyncExitStack() as stack:
+            bus = await unless_stopped(stopping, _connect(stack, settings, name))
+            await serve(make(bus, config), bus, settings, [sock], stopping, name=name)
+
+    return runtime.run(tool, run)
+
+
+async def _connect(stack: contextlib.AsyncExitStack, settings: Settings, name: str) -> Bus:
+    bus = await stack.enter_async_context(jetstream.connect(settings.nats.url, name=name, wait_s=_CONNECT_S))
+    await bootstrap(bus, settings)
+    return bus
+
+
+async def serve(
+    service: Service,
+    bus: Bus,
+    settings: Settings,
+    sockets: Sequence[socket.socket],
+    stopping: asyncio.Event,
+    *,
+    name: str,
+) -> None:
+    """
+    Run *service* and its HTTP side, health included, until *stopping* is set.
+
+    Args:
+        bus: Its connection.
+        name: Under which it tells what it cannot read.
+    """
+
+    def health() -> Health:
+        found, totals = service.health(), bus.set_aside.totals
+        return found._replace(details={**found.details, "set_aside": dict(totals)}) if totals else found
+
+    def samples() -> Iterator[Sample]:
+        yield from service.samples()
+        for place, count in sorted(bus.set_aside.totals.items()):
+            yield Sample("tokentrace_set_aside_total", "What could not be read.", count, {"place": place})
+
+    routes = [*service.routes(), *health_routes(health, samples)]
+    app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(service.run(stopping))
+        tasks.create_task(tell_set_aside(bus, name, stopping))
+        tasks.create_task(serve_http(app, sockets, stopping=stopping))
+
+
+def _arguments(tool: str, what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=tool, description=what)
+    parser.add_argument("--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml if it is there)")
+    parser.add_argument("--nats", metavar="URL", help="NATS server (default nats://127.0.0.1:4222)")
+    parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host this machine only")
+    parser.add_argument("--data-dir", metavar="DIR", help="where to keep files (default ./tokentrace-data)")
+    return parser
