@@ -29,8 +29,8 @@ from tokentrace.config import Nats, Settings
 from tokentrace.records import Position
 from tokentrace.rollup import SeriesTable
 from tokentrace.service.bootstrap import bootstrap
-from tokentrace.service.machine import Saved
 from tokentrace.service.snapshots import Snapshots
+from tokentrace.state import Saved
 from tokentrace_aggregator.shard import Shard
 
 SPANS = int(os.environ.get("BENCH_HISTORY_SPANS", "10000000"))

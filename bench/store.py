@@ -17,8 +17,8 @@ from bench.reference import APPEND, BATCH, SCAN, at_least, at_most
 from bench.row import Measured, Plan, Runner
 from bench.spans import make_batches
 from bench.table import quantity
+from tokentrace.bus import Message
 from tokentrace.records import encode_batches
-from tokentrace.service.machine import Message
 from tokentrace.units import DAY, MS, SECOND
 from tokentrace_api.reads import Search, find_page
 from tokentrace_api.store import COLUMNS, Item, Segment, Store, day_of, trace_hash

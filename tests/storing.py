@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 
 from make import make_batch
+from tokentrace.bus import Message
 from tokentrace.records import Batch, Span, encode_batches
-from tokentrace.service.machine import Message
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.store import Item, Store
 

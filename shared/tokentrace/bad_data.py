@@ -18,7 +18,7 @@ import msgspec
 
 from tokentrace.errors import Rejected, cut_quoted, shorten
 
-log = logging.getLogger("tokentrace.foreign")
+log = logging.getLogger(__name__)
 
 #: What decoders raise at bytes that nobody expected; ``UnicodeDecodeError`` and ``binascii.Error`` are ValueErrors.
 UNREADABLE: tuple[type[Exception], ...] = (

@@ -84,7 +84,7 @@ async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
 async def test_a_new_stream_without_any_room_waits_and_says_so_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokentrace.service.runner._COMPLAIN_AFTER_S", 0.1)
+    monkeypatch.setattr("tokentrace.service.retry._COMPLAIN_AFTER_S", 0.1)
     broker = Broker(tmp_path / "nats", room="100KB")
     broker.start()
     try:

@@ -13,16 +13,17 @@ from fleet import Fleet
 from pipeline import http
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import load
-from tokentrace_api.service import Api, Config
+from tokentrace_api.app import compose
+from tokentrace_api.service import Config
 
 TOKEN = {"Authorization": "Bearer the-key"}
 
 
 def all_routes() -> list[tuple[str, str]]:
     """(Method, path) of every route that the api has, with something put in for its parameters."""
-    api = Api(MemoryBus(MemoryBroker()), Config.of(load(None)))
+    app = compose(MemoryBus(MemoryBroker()), Config.of(load(None)))
     found = []
-    for route in api.routes():
+    for route in app.routes:
         assert isinstance(route, Route)
         path = re.sub(r"\{[^}]*\}", "nobody", route.path)
         found += [(method, path) for method in sorted(route.methods or ())]

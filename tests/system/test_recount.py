@@ -35,17 +35,17 @@ import tokentrace.rollup.series
 import tokentrace_api.aggregator_client
 import tokentrace_api.metrics_query
 import tokentrace_api.store.store
-from tokentrace.bus import subjects
+from tokentrace.bus import Message, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import Settings
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metrics
 from tokentrace.records import KINDS, Batch, ReporterStats, Span, encode_batches
-from tokentrace.service.machine import Message
 from tokentrace.service.web import make_app
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
 from tokentrace_aggregator.shard import Shard
+from tokentrace_api.app import compose
 from tokentrace_api.service import Api
 from tokentrace_api.service import Config as ApiConfig
 from tokentrace_api.store import Item, Store
@@ -324,12 +324,14 @@ class Desk:
         self._opened += 1
         self._fill(self._directory / f"store-{self._opened}", dice, restart=restart)
         config = replace(ApiConfig.of(Settings()), shards=shards, custom=own)
-        self.api = Api(bus, config)
+        app = compose(bus, config)
+        assert isinstance(app.service, Api)
+        self.api, self.routes = app.service, app.routes
         self.api.store_writer._readers, self.api.store_writer._store = self._readers, self.store
         self._connect()
 
     def _connect(self) -> None:
-        transport = httpx.ASGITransport(make_app(self.api.routes()))
+        transport = httpx.ASGITransport(make_app(self.routes))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://api")
         self._runner.run(self._open.enter_async_context(self.client))
 
@@ -384,7 +386,9 @@ class Desk:
         own = parse_custom_metrics(self.customs)
         config = AggregatorConfig(shards, tuple(range(shards)), snapshot_every_s=0.2, custom=tuple(own.values()))
         self.aggregators = [Aggregator(bus, config)]
-        self.api = Api(bus, replace(ApiConfig.of(Settings()), shards=shards, custom=own, directory=directory))
+        app = compose(bus, replace(ApiConfig.of(Settings()), shards=shards, custom=own, directory=directory))
+        assert isinstance(app.service, Api)
+        self.api, self.routes = app.service, app.routes
         self._stopping = asyncio.Event()
         self._running = [asyncio.create_task(one.run(self._stopping)) for one in (*self.aggregators, self.api)]
 

@@ -27,13 +27,12 @@ from hypothesis import strategies as st
 
 from make import make_span
 from pipeline import Pipeline
-from tokentrace.bus import Bus, Objects, jetstream, subjects
+from tokentrace.bus import Bus, Message, Objects, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.metrics import CustomMetric, Query, finish
 from tokentrace.records import Batch, encode_batches
 from tokentrace.service import snapshots
-from tokentrace.service.machine import Message
 from tokentrace.service.runner import Pump
 from tokentrace.service.snapshots import KEEP_SNAPSHOTS, Snapshots
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from landing import FOLDERS, Landing, ask, broker_on, differences, lasting
 from pipeline import Pipeline
-from tokentrace.bus import Bus, jetstream, subjects
+from tokentrace.bus import Bus, Message, jetstream, subjects
 from tokentrace.config import load
 from tokentrace.metrics import (
     GROUPS,
@@ -35,7 +35,7 @@ from tokentrace.metrics import (
 )
 from tokentrace.metrics.cost import render_cost
 from tokentrace.records import AlertEvent, Position
-from tokentrace.service.machine import Machine, Message
+from tokentrace.service.machine import Machine
 from tokentrace.service.snapshots import Snapshots
 from tokentrace_aggregator.shard import Shard
 from tokentrace_alerter.machine import SETTLED_NS, AlerterMachine
@@ -254,7 +254,7 @@ async def test_the_snapshot_of_the_alerter_is_read_and_rules_say_what_they_said(
     expected, config = kept.landing.expected, AlerterConfig.of(load(str(kept.landing.config), {}))
     async with jetstream.connect(kept.url, name="test") as bus:
         machine = AlerterMachine(config.rules, config.project)
-        rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns)
+        rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
         rule_store.apply_to(machine, await rule_store.open())
         for _, message in await messages(bus, subjects.ALERTS, [subjects.ALL_ALERTS], None):
             machine.learn(msgspec.json.decode(message.payload, type=AlertEvent))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tokentrace.metrics.reader
 import tokentrace.rollup.rollup
+from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     GROUPS,
@@ -30,7 +31,6 @@ from tokentrace.metrics import (
 from tokentrace.metrics.cost import render_cost
 from tokentrace.records import Batch, Span, decode_batches, encode_batches, shard_of
 from tokentrace.rollup import RELATIVE_ERROR
-from tokentrace.service.machine import Message
 from tokentrace_aggregator.shard import Shard
 
 NOW_S = 1_790_000_000

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from make import make_span
-from tokentrace.bus import subjects
+from tokentrace.bus import Message, subjects
 from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected
 from tokentrace.metrics import METRICS
 from tokentrace.records import AlertEvent, Batch, Position, Span, encode_batches
-from tokentrace.service.machine import Effect, Message
+from tokentrace.service.machine import Effect
 from tokentrace.units import SECOND, parse_instant, render_instant
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import tokentrace
 from make import make_span
+from tokentrace.bus import Message
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import CustomRollup, Query, parse_custom_metric
 from tokentrace.records import AlertEvent, Batch, encode_batches
 from tokentrace.rollup import RELATIVE_ERROR, Resolution, Stretch
-from tokentrace.service.machine import Message
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import parse_rule
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from make import make_batch, make_span
-from tokentrace.bus import subjects
+from tokentrace.bus import Message, subjects
 from tokentrace.bus.memory import MAX_PAYLOAD, MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.pricing import Pricer
@@ -37,7 +37,6 @@ from tokentrace.records import (
     shard_of,
 )
 from tokentrace.redact import EMAIL_REDACTED, REDACTED, Redactor
-from tokentrace.service.machine import Message
 from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
 from tokentrace_ingest.dead_letters import DeadLetter
 from tokentrace_ingest.group_commit import GroupCommit

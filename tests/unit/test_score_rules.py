@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 import tokentrace
 from make import make_span
+from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
 from tokentrace.metrics import CustomMetric, value_text
 from tokentrace.records import AlertEvent, Batch, Score, Span, encode_batches
-from tokentrace.service.machine import Message
 from tokentrace.units import parse_instant
 from tokentrace_alerter.machine import VERSION, AlerterMachine
 from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from make import make_span
+from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     Aggregates,
@@ -33,7 +34,6 @@ from tokentrace.metrics import (
 from tokentrace.metrics.quality import render_quality
 from tokentrace.records import Batch, Score, Span, encode_batches
 from tokentrace.rollup import RELATIVE_ERROR, Summary
-from tokentrace.service.machine import Message
 from tokentrace_aggregator.shard import VERSION, Shard
 
 NOW_S = 1_790_000_000

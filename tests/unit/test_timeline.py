@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from make import make_span
+from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
-from tokentrace.service.machine import Message
 from tokentrace.units import DAY, MINUTE, SECOND, parse_instant, render_instant
 from tokentrace_alerter.machine import AlerterMachine, event_id
 from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule

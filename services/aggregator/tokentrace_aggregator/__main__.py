@@ -3,12 +3,13 @@
 import sys
 
 from tokentrace.service.main import run_service
-from tokentrace_aggregator.service import Aggregator, Config
+from tokentrace_aggregator.app import compose
+from tokentrace_aggregator.service import Config
 
 
 def main() -> int:
     """The program; returns its exit code."""
-    return run_service("aggregator", port=8701, configure=Config.of, make=Aggregator)
+    return run_service("aggregator", port=8701, configure=Config.of, compose=compose)
 
 
 if __name__ == "__main__":

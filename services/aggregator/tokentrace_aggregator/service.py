@@ -7,13 +7,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
-from starlette.routing import BaseRoute
-
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Settings, own_shards
 from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
+from tokentrace.service.health import Health, Sample
 from tokentrace.service.runner import TURN_S, Pump
-from tokentrace.service.web import Health, Sample
 from tokentrace.units import SECOND
 from tokentrace_aggregator.shard import Shard
 
@@ -120,7 +118,3 @@ class Aggregator:
             yield Sample("tokentrace_aggregator_clamped_total", "Spans from the future.", machine.clamped, labels)
             yield Sample("tokentrace_aggregator_rejected_total", "Messages not read.", pump.progress.rejected, labels)
             yield Sample("tokentrace_aggregator_lag_messages", "Messages still to read.", pump.progress.pending, labels)
-
-    def routes(self) -> list[BaseRoute]:
-        """Its HTTP side: nothing but health, which every program adds."""
-        return []

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from tokentrace.bad_data import reading
+from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
@@ -48,7 +49,8 @@ from tokentrace.rollup import (
     score_rows,
     split_at,
 )
-from tokentrace.service.machine import Effect, Message, Part, Saved
+from tokentrace.service.machine import Effect
+from tokentrace.state import Part, Saved
 from tokentrace.units import HOUR, MINUTE, SECOND
 
 VERSION = 5

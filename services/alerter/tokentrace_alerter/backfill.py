@@ -8,10 +8,10 @@ import logging
 import time
 
 from tokentrace.bad_data import BAD_DATA
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus, Message, subjects
 from tokentrace.dedup import FoldedBatches
-from tokentrace.service.machine import Message
-from tokentrace.service.runner import TURN_S, until_available
+from tokentrace.service.retry import until_available
+from tokentrace.service.runner import TURN_S
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator
 

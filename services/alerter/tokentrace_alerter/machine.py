@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import subjects
+from tokentrace.bus import Message, subjects
 from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent, Batch, Position, decode_batches, decode_event
 from tokentrace.rollup import SeriesTable, changes_in, rows_of
-from tokentrace.service.machine import Effect, Message, Publish, Saved
+from tokentrace.service.machine import Effect, Publish
+from tokentrace.state import Saved
 from tokentrace.units import HOUR, parse_instant
 from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, choose, instance_of, render_watch
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from starlette.routing import BaseRoute
 
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus, Message, subjects
 from tokentrace.config import AlertRule, Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event
-from tokentrace.service.machine import Effect, Message
-from tokentrace.service.runner import Pump, until_available
+from tokentrace.service.health import Health, Sample
+from tokentrace.service.machine import Effect
+from tokentrace.service.retry import until_available
+from tokentrace.service.runner import Pump
 from tokentrace.service.stopping import Stopped, unless_stopped
-from tokentrace.service.web import Health, Sample
 from tokentrace.units import SECOND, parse_duration, parse_instant
 from tokentrace_alerter.backfill import Backfiller
 from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, load_target
@@ -246,7 +246,3 @@ class Alerter:
         if self.machine.time_ns:
             age_s = (time.time_ns() - self.machine.time_ns) / SECOND
             yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message taken in.", age_s)
-
-    def routes(self) -> list[BaseRoute]:
-        """Its HTTP side: nothing but health, which every program adds."""
-        return []

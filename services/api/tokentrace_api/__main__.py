@@ -3,12 +3,13 @@
 import sys
 
 from tokentrace.service.main import run_service
-from tokentrace_api.service import Api, Config
+from tokentrace_api.app import compose
+from tokentrace_api.service import Config
 
 
 def main() -> int:
     """The program; returns its exit code."""
-    return run_service("api", port=9090, configure=Config.of, make=Api)
+    return run_service("api", port=9090, configure=Config.of, compose=compose)
 
 
 if __name__ == "__main__":

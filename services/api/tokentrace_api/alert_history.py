@@ -13,10 +13,9 @@ from collections import deque
 import msgspec
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus, Message, subjects
 from tokentrace.records import DeliveryRecord, Position, decode_delivery, decode_event
-from tokentrace.service.machine import Message
-from tokentrace.service.runner import until_available
+from tokentrace.service.retry import until_available
 
 _KEY = "alert_counts"
 _KEEP_RECORDS = 200

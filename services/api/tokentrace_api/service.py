@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import replace
-from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Pricing, Settings
@@ -20,8 +19,8 @@ from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
-from tokentrace.service.runner import encode_position, reader_key
-from tokentrace.service.web import Health, Sample
+from tokentrace.service.health import Health, Sample
+from tokentrace.service.reader_positions import encode_position, reader_key
 from tokentrace.units import DAY
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
@@ -227,35 +226,3 @@ class Api:
         )
         yield Sample("tokentrace_api_tails", "Live tails that are followed now.", len(self.tails))
         yield Sample("tokentrace_api_tail_dropped_total", "Spans that tails were too slow for.", self.tails.dropped)
-
-    def routes(self) -> list[BaseRoute]:
-        """Its HTTP side."""
-        from tokentrace_api.routes import (
-            alerts,
-            deletions,
-            export,
-            forward,
-            health,
-            metrics,
-            prometheus,
-            receipt,
-            scores,
-            sessions,
-            tail,
-            traces,
-        )
-
-        return [
-            *prometheus.routes(self),
-            *metrics.routes(self),
-            *receipt.routes(self),
-            *tail.routes(self),
-            *deletions.routes(self),
-            *traces.routes(self),
-            *export.routes(self),
-            *scores.routes(self),
-            *sessions.routes(self),
-            *alerts.routes(self),
-            *forward.routes(self),
-            *health.routes(self),
-        ]

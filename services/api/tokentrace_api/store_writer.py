@@ -11,11 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus, Message, subjects
 from tokentrace.errors import Unavailable
 from tokentrace.records import Span, Tombstone, decode_batches
-from tokentrace.service.machine import Message
-from tokentrace.service.runner import until_available
+from tokentrace.service.retry import until_available
 from tokentrace_api.store import Item, Store, StoreDamaged
 
 log = logging.getLogger("tokentrace.api.store")

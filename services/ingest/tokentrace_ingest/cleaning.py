@@ -14,6 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from tokentrace.bad_data import UNREADABLE
+from tokentrace.bus import Message
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected
 from tokentrace.pricing import Pricer
@@ -30,7 +31,6 @@ from tokentrace.records import (
     split_spans,
 )
 from tokentrace.redact import RedactionCounts, Redactor
-from tokentrace.service.machine import Message
 from tokentrace_ingest import other_records
 from tokentrace_ingest.dead_letters import DeadLetter, DeadLetterWriter
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
+from tokentrace.bus import Message
 from tokentrace.errors import shorten
 from tokentrace.records import MAX_ATTRIBUTES, MAX_DEPTH, MAX_KEY_BYTES, ChatMessage, Span
 from tokentrace.redact import RedactionCounts, Redactor
-from tokentrace.service.machine import Message
 from tokentrace.units import is_number
 from tokentrace_ingest import other_records
 

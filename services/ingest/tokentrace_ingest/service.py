@@ -11,18 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from starlette.routing import BaseRoute
-
-from tokentrace.bus import Bus, Delivery, subjects
+from tokentrace.bus import Bus, Delivery, Message, subjects
 from tokentrace.config import Settings
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.pricing import Pricer
 from tokentrace.records import Batch
 from tokentrace.redact import Redactor
-from tokentrace.service.machine import Message
-from tokentrace.service.runner import read_backlog, until_available
+from tokentrace.service.health import Health, Sample
+from tokentrace.service.reader_positions import read_backlog
+from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import Stopped, unless_stopped
-from tokentrace.service.web import Health, Sample
 from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
 from tokentrace_ingest.dead_letters import DeadLetter
 from tokentrace_ingest.group_commit import GroupCommit
@@ -318,9 +316,3 @@ class Ingest:
     def count_refused(self, way: str, spans: int = 1) -> None:
         """Note a request that was refused whole."""
         self._counts["rejected", way] += spans
-
-    def routes(self) -> list[BaseRoute]:
-        """Its HTTP side."""
-        from tokentrace_ingest.routes import costkatana, mist, spans
-
-        return [*spans.routes(self), *mist.routes(self), *costkatana.routes(self)]

@@ -20,16 +20,17 @@ from tokentrace.config import Settings, load
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.service import main
 from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.health import Health, Sample
+from tokentrace.service.listen import bind, parse_addr
 from tokentrace.service.stopping import unless_stopped
-from tokentrace.service.web import Health, Sample, bind, parse_addr
-from tokentrace_aggregator.service import Aggregator
+from tokentrace_aggregator import app as aggregator_app
 from tokentrace_aggregator.service import Config as AggregatorConfig
-from tokentrace_alerter.service import Alerter
+from tokentrace_alerter import app as alerter_app
 from tokentrace_alerter.service import Config as AlerterConfig
-from tokentrace_api.service import Api
+from tokentrace_api import app as api_app
 from tokentrace_api.service import Config as ApiConfig
+from tokentrace_ingest import app as ingest_app
 from tokentrace_ingest.service import Config as IngestConfig
-from tokentrace_ingest.service import Ingest
 from tokentrace_standalone.broker import Broker, private_broker
 
 log = logging.getLogger("tokentrace.serve")
@@ -74,11 +75,13 @@ class Pipeline:
     """All services on one bus."""
 
     def __init__(self, bus: Bus, configs: Configs) -> None:
-        self.ingest = Ingest(bus, configs.ingest)
-        self.aggregator = Aggregator(bus, configs.aggregator)
-        self.alerter = Alerter(bus, configs.alerter)
-        self.api = Api(bus, configs.api)
-        self._services = (self.ingest, self.aggregator, self.alerter, self.api)
+        self._apps = (
+            ingest_app.compose(bus, configs.ingest),
+            aggregator_app.compose(bus, configs.aggregator),
+            alerter_app.compose(bus, configs.alerter),
+            api_app.compose(bus, configs.api),
+        )
+        self._services = [app.service for app in self._apps]
 
     def health(self) -> Health:
         """Ready when every service is."""
@@ -95,9 +98,10 @@ class Pipeline:
         for service in self._services:
             yield from service.samples()
 
+    @property
     def routes(self) -> list[BaseRoute]:
-        """Everybody's routes, all on one port."""
-        return [route for service in self._services for route in service.routes()]
+        """The routes of all services, all on one port."""
+        return [route for app in self._apps for route in app.routes]
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Work until *stopping* is set."""
@@ -124,7 +128,9 @@ async def serve(given: argparse.Namespace, stopping: asyncio.Event) -> None:
         broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(main.serve(pipeline, bus, settings, sockets, stopping, name="serve"))
+            running = tasks.create_task(
+                main.serve(main.App(pipeline, pipeline.routes), bus, settings, sockets, stopping, name="serve")
+            )
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running

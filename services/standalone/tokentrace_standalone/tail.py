@@ -10,11 +10,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from tokentrace.bus import Bus, jetstream, subjects
+from tokentrace.bus import Bus, Message, jetstream, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import Position, Span, decode_batches, decode_event
-from tokentrace.service.machine import Message
-from tokentrace.service.runner import until_available
+from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import MS, nusd_to_usd, render_instant
 

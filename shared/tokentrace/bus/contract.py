@@ -16,7 +16,6 @@ import msgspec
 
 from tokentrace.bad_data import SetAside
 from tokentrace.records import Position
-from tokentrace.service.machine import Message
 from tokentrace.units import MINUTE
 
 __all__ = [
@@ -41,6 +40,16 @@ __all__ = [
 HEADROOM_BYTES = 16 * 1024
 #: No stream is cut below this.
 MIN_STREAM_BYTES = 1024 * 1024
+
+
+class Message(NamedTuple):
+    """One message of a stream; time_ns is when the broker stored it, Unix nanoseconds."""
+
+    subject: str
+    payload: bytes
+    sequence: int
+    time_ns: int
+    headers: Mapping[str, str]
 
 
 class PubAck(NamedTuple):

@@ -13,10 +13,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from dataclasses import dataclass, field
 
 from tokentrace.bad_data import SetAside
-from tokentrace.bus.contract import Chunk, Entry, Handler, PubAck, Stream, StreamState, WaitPolicy
+from tokentrace.bus.contract import Chunk, Entry, Handler, Message, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
 from tokentrace.records import Position
-from tokentrace.service.machine import Message
 from tokentrace.units import SECOND
 
 MAX_PAYLOAD = 8 * 1024 * 1024

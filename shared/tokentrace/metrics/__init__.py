@@ -11,24 +11,8 @@ from tokentrace.metrics.custom import (
     parse_custom_metrics,
     value_text,
 )
-from tokentrace.metrics.query import (
-    ALL_KINDS,
-    Aggregates,
-    Answer,
-    Counter,
-    Cumulative,
-    CustomValue,
-    Point,
-    Query,
-    ReporterTotals,
-    ShardResult,
-    decode_query,
-    decode_result,
-    encode_pending,
-    encode_query,
-    encode_result,
-    merge_results,
-)
+from tokentrace.metrics.merge import Answer, merge_results
+from tokentrace.metrics.query import ALL_KINDS, Query, decode_query, encode_query
 from tokentrace.metrics.reader import Read, RollupReader, Work, finish, pieces, with_any
 from tokentrace.metrics.registry import (
     ALERT_METRICS,
@@ -41,6 +25,18 @@ from tokentrace.metrics.registry import (
     TRANSPORT_METRICS,
     Metric,
     find_metric,
+)
+from tokentrace.metrics.result import (
+    Aggregates,
+    Counter,
+    Cumulative,
+    CustomValue,
+    Point,
+    ReporterTotals,
+    ShardResult,
+    decode_result,
+    encode_pending,
+    encode_result,
 )
 
 __all__ = [

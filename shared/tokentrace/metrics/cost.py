@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokentrace.metrics.query import Aggregates
+from tokentrace.metrics.result import Aggregates
 from tokentrace.units import NUSD_PER_USD, nusd_to_usd
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from tokentrace.errors import ConfigError, shorten
-from tokentrace.metrics.query import Aggregates, CustomValue, Query
+from tokentrace.metrics.query import Query
 from tokentrace.metrics.reader import Read, grouped, matching
 from tokentrace.metrics.registry import (
     ALERT_METRICS,
@@ -23,6 +23,7 @@ from tokentrace.metrics.registry import (
     TRANSPORT_METRICS,
     Metric,
 )
+from tokentrace.metrics.result import Aggregates, CustomValue
 from tokentrace.records import Span, attribute, counts_as_cost, event_time
 from tokentrace.rollup import (
     CHANGED,
@@ -44,7 +45,7 @@ from tokentrace.rollup import (
     add_together,
     change_rows,
 )
-from tokentrace.service.machine import Part
+from tokentrace.state import Part
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
 
 #: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.

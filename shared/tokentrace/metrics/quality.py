@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokentrace.metrics.query import Aggregates
+from tokentrace.metrics.result import Aggregates
 from tokentrace.units import SCORE_ONE
 
 FIELDS = ("score",)

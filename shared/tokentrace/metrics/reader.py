@@ -8,7 +8,9 @@ from typing import NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.metrics.query import ALL_KINDS, Aggregates, Query, merge_summaries
+from tokentrace.metrics.merge import merge_summaries
+from tokentrace.metrics.query import ALL_KINDS, Query
+from tokentrace.metrics.result import Aggregates
 from tokentrace.records import counts_as_cost
 from tokentrace.rollup import (
     ADDED,

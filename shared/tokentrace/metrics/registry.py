@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tokentrace.metrics import cost, errors, latency, quality, tokens
-from tokentrace.metrics.query import Aggregates
+from tokentrace.metrics.result import Aggregates
 
 #: Dimensions that figures are grouped and filtered by from the cells.
 GROUPABLE = ("model", "caller", "provider", "name", "status", "kind")

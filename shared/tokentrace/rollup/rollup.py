@@ -24,7 +24,7 @@ from tokentrace.rollup.quantile import RAW_LIMIT, Ints, Summary, starts_of
 from tokentrace.rollup.recent_values import RecentValues
 from tokentrace.rollup.resolutions import RESOLUTIONS, Resolution, Stretch
 from tokentrace.rollup.series import ARRIVED, CHANGED, SECOND_OF, SERIES, SIGN, SPAN_SCHEMA, Schema, SeriesTable
-from tokentrace.service.machine import Part
+from tokentrace.state import Part
 from tokentrace.units import SECOND
 
 #: Rows wait until there are this many, or somebody asks: grouping a few thousand at once is what makes folding cheap.

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from tokentrace.bus import MIN_STREAM_BYTES, Bus, Stream, StreamState, subjects
 from tokentrace.config import Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
-from tokentrace.service.runner import until_available
+from tokentrace.service.retry import until_available
 
-log = logging.getLogger("tokentrace.provision")
+log = logging.getLogger(__name__)
 
 _SHARDS = "shards"
 #: At most this much is left to a stream beyond what it holds, where the disk has too little room for all.

@@ -7,22 +7,14 @@ effects; effects are plain data whose ids derive from content, so performing one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
+from tokentrace.bus import Message
 from tokentrace.records import Position
-
-
-class Message(NamedTuple):
-    """One message of a stream; time_ns is when the broker stored it, Unix nanoseconds."""
-
-    subject: str
-    payload: bytes
-    sequence: int
-    time_ns: int
-    headers: Mapping[str, str]
+from tokentrace.state import Saved
 
 
 class Publish(msgspec.Struct, frozen=True):
@@ -42,32 +34,6 @@ class Publish(msgspec.Struct, frozen=True):
 
 
 Effect = Publish
-
-
-class Part(NamedTuple):
-    """
-    A piece of a snapshot that rarely changes.
-
-    Attributes:
-        revision: Rises with every change; 0 = as it was restored.
-        encode: Makes its bytes, in any thread, from what it was when it was captured; None = that revision is saved.
-    """
-
-    revision: int
-    encode: Callable[[], bytes] | None
-
-
-class Saved(NamedTuple):
-    """
-    A snapshot: captured in a moment, made into bytes later and in any thread.
-
-    Attributes:
-        state: Makes everything that changes all the time.
-        parts: Name -> what rarely changes; a revision that was saved before need not be saved again.
-    """
-
-    state: Callable[[], bytes]
-    parts: Mapping[str, Part] = {}
 
 
 class Machine(Protocol):

@@ -8,7 +8,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from starlette.routing import BaseRoute
 
@@ -16,9 +16,11 @@ from tokentrace.bus import Bus, jetstream
 from tokentrace.config import Settings, load
 from tokentrace.service import runtime
 from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.health import Health, Sample, health_routes
+from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.set_aside import tell_set_aside
 from tokentrace.service.stopping import unless_stopped
-from tokentrace.service.web import Health, Sample, bind, health_routes, make_app, parse_addr, serve_http
+from tokentrace.service.web import make_app
 
 #: How long a service waits for its first connection: in containers the broker may come up after it.
 _CONNECT_S = 60.0
@@ -33,10 +35,6 @@ class Service(Protocol):
         """Work until *stopping* is set, then finish what is under way."""
         ...
 
-    def routes(self) -> Sequence[BaseRoute]:
-        """Its HTTP side, health aside."""
-        ...
-
     def health(self) -> Health:
         """Whether it can do its work."""
         ...
@@ -46,14 +44,26 @@ class Service(Protocol):
         ...
 
 
-def run_service(name: str, *, port: int, configure: Callable[[Settings], C], make: Callable[[Bus, C], Service]) -> int:
+class App(NamedTuple):
+    """
+    A service and its HTTP side.
+
+    Attributes:
+        routes: Without health, which every program adds.
+    """
+
+    service: Service
+    routes: Sequence[BaseRoute] = ()
+
+
+def run_service(name: str, *, port: int, configure: Callable[[Settings], C], compose: Callable[[Bus, C], App]) -> int:
     """
     ``python -m tokentrace_<name>``: read flags, environment and file, and run one service.
 
     Args:
         port: Where it listens when nothing says otherwise.
         configure: The service's part of the settings; ConfigError before anything is started.
-        make: The service itself.
+        compose: Makes the service and its routes.
 
     Returns:
         Exit code, as ``process.run``.
@@ -68,7 +78,7 @@ def run_service(name: str, *, port: int, configure: Callable[[Settings], C], mak
         sock = bind(parse_addr(addr, port))
         async with contextlib.AsyncExitStack() as stack:
             bus = await unless_stopped(stopping, _connect(stack, settings, name))
-            await serve(make(bus, config), bus, settings, [sock], stopping, name=name)
+            await serve(compose(bus, config), bus, settings, [sock], stopping, name=name)
 
     return runtime.run(tool, run)
 
@@ -80,7 +90,7 @@ async def _connect(stack: contextlib.AsyncExitStack, settings: Settings, name: s
 
 
 async def serve(
-    service: Service,
+    app: App,
     bus: Bus,
     settings: Settings,
     sockets: Sequence[socket.socket],
@@ -89,12 +99,14 @@ async def serve(
     name: str,
 ) -> None:
     """
-    Run *service* and its HTTP side, health included, until *stopping* is set.
+    Run the service of *app* and its HTTP side, health included, until *stopping* is set.
 
     Args:
         bus: Its connection.
         name: Under which it tells what it cannot read.
     """
+
+    service = app.service
 
     def health() -> Health:
         found, totals = service.health(), bus.set_aside.totals
@@ -105,12 +117,12 @@ async def serve(
         for place, count in sorted(bus.set_aside.totals.items()):
             yield Sample("tokentrace_set_aside_total", "What could not be read.", count, {"place": place})
 
-    routes = [*service.routes(), *health_routes(health, samples)]
-    app = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+    routes = [*app.routes, *health_routes(health, samples)]
+    http = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
         tasks.create_task(tell_set_aside(bus, name, stopping))
-        tasks.create_task(serve_http(app, sockets, stopping=stopping))
+        tasks.create_task(serve_http(http, sockets, stopping=stopping))
 
 
 def _arguments(tool: str, what: str) -> argparse.ArgumentParser:

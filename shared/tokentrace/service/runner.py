@@ -6,28 +6,25 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 
-from tokentrace.bad_data import BAD_DATA, SetAside, reading
-from tokentrace.bus import Bus, Chunk, Entry, StreamState, subjects
-from tokentrace.errors import Rejected, TokentraceError, Unavailable
-from tokentrace.records import Natural, Position
+from tokentrace.bad_data import BAD_DATA
+from tokentrace.bus import Bus, Chunk, StreamState, subjects
+from tokentrace.errors import Rejected, TokentraceError
 from tokentrace.service.machine import Effect, Machine
+from tokentrace.service.reader_positions import encode_position, reader_key
+from tokentrace.service.retry import until_available
 from tokentrace.service.snapshots import Snapshots
 from tokentrace.service.stopping import Stopped, unless_stopped
-from tokentrace.units import DAY
 
-log = logging.getLogger("tokentrace.pump")
+log = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 60.0
 SAVE_EVERY_BYTES = 256 * 1024 * 1024
 TELL_EVERY_S = 2.0
-_COMPLAIN_AFTER_S = 5.0
-_READER = "reader."
 #: How long the loop may be held before others get a turn.
 TURN_S = 0.005
 
@@ -233,81 +230,3 @@ class Pump:
         except BaseException:
             self._unsaved = True
             raise
-
-
-T = TypeVar("T")
-
-
-async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What *attempt* returns, tried again with growing pauses while the world is away; each reason is logged once."""
-    pause = 0.05
-    started = time.monotonic()
-    told: set[str] = set()
-    while True:
-        try:
-            return await attempt()
-        except Unavailable as exc:
-            if time.monotonic() - started > _COMPLAIN_AFTER_S and str(exc) not in told:
-                told.add(str(exc))
-                log.warning("still trying: %s", exc)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
-
-
-def reader_key(service: str, shard: int) -> str:
-    """Where a reader's position stands in ``tt_meta``."""
-    return f"{_READER}{service}.{shard}"
-
-
-def encode_position(position: Position) -> bytes:
-    """A reader's position as it stands in ``tt_meta`` under ``reader_key``."""
-    return msgspec.json.encode([position.created_ns, position.sequence, time.time_ns()])
-
-
-_told = msgspec.json.Decoder(tuple[Natural, Natural, Natural])
-
-
-def read_positions(entries: Mapping[str, Entry], set_aside: SetAside) -> dict[str, tuple[int, int, int]]:
-    """Reader -> what ``encode_position`` said, of those in ``tt_meta`` that can be read."""
-    positions = {}
-    for key, entry in entries.items():
-        if key.startswith(_READER):
-            with set_aside.guard(subjects.META, f"key {key} revision {entry.revision}"), reading("reader's position"):
-                positions[key] = _told.decode(entry.value)
-    return positions
-
-
-def backlog(
-    state: StreamState, positions: Mapping[str, tuple[int, int, int]], now_ns: int, forget_ns: int = 7 * DAY
-) -> dict[str, float]:
-    """
-    How much of the stream each reader has still to read, as a fraction of its ceiling in bytes.
-
-    Args:
-        positions: reader -> (stream created at, sequence, when it told so).
-        forget_ns: A reader that has told nothing for this long is gone.
-    """
-    if state.max_bytes <= 0 or state.messages == 0:
-        return {}
-    full = state.bytes / state.max_bytes
-    span = max(state.last_sequence - state.first_sequence + 1, 1)
-    behind = {}
-    for reader, (created_ns, sequence, told_ns) in positions.items():
-        if told_ns < now_ns - forget_ns:
-            continue
-        read = sequence if created_ns == state.created_ns else 0
-        unread = max(state.last_sequence - max(read, state.first_sequence - 1), 0)
-        behind[reader] = full * unread / span
-    return behind
-
-
-async def read_backlog(bus: Bus) -> tuple[StreamState, dict[str, float]]:
-    """
-    The span log, and how far each reader is behind in it.
-
-    Raises:
-        Unavailable: The broker is away.
-    """
-    state = await bus.state(subjects.SPANS)
-    entries = await bus.kv(subjects.META).items()
-    return state, backlog(state, read_positions(entries, bus.set_aside), time.time_ns())

@@ -17,7 +17,7 @@ from tokentrace.errors import TokentraceError
 from tokentrace.records import Natural
 from tokentrace.units import MINUTE
 
-log = logging.getLogger("tokentrace.set_aside")
+log = logging.getLogger(__name__)
 
 _PREFIX = "set_aside."
 _LOOK_EVERY_S = 1.0

@@ -13,10 +13,11 @@ import msgspec
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace.service.machine import Machine, Saved
+from tokentrace.service.machine import Machine
+from tokentrace.state import Saved
 from tokentrace.units import DAY, MINUTE
 
-log = logging.getLogger("tokentrace.snapshots")
+log = logging.getLogger(__name__)
 
 KEEP_SNAPSHOTS = 3
 _LOADS_AT_ONCE = 8

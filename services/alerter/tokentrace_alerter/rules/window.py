@@ -21,7 +21,7 @@ from tokentrace.rollup import (
     Stretch,
     score_rows,
 )
-from tokentrace.service.machine import Part
+from tokentrace.state import Part
 from tokentrace.units import SECOND
 from tokentrace_alerter.rules.rule import MAX_GROUPS, Reading, Rule
 

@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.bad_data import reading
 from tokentrace.bus import subjects
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
-from tokentrace.service.web import read_body, reply
+from tokentrace.service.body import read_body
+from tokentrace.service.web import reply
 from tokentrace_api.parameters import parameters, parse_count
 
 if TYPE_CHECKING:

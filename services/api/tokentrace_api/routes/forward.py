@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace.service.web import read_raw
+from tokentrace.service.body import read_raw
 
 if TYPE_CHECKING:
     from tokentrace_api.service import Api

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import Query
-from tokentrace.service.runner import read_backlog
+from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
 from tokentrace.service.web import reply
 from tokentrace.units import SECOND, render_instant

@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.errors import Unavailable
 from tokentrace.metrics import Answer, Counter, CustomMetric, CustomValue, Query, cost, errors, quality
 from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, TOKEN_EDGES
-from tokentrace.service.web import PROMETHEUS_TYPE, render_families
+from tokentrace.service.health import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
 from tokentrace_api.parameters import parameters
 

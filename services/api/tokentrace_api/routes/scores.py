@@ -15,7 +15,8 @@ from tokentrace.bad_data import UNREADABLE
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import MAX_KEY_BYTES, Span, is_id
-from tokentrace.service.web import read_body, reply
+from tokentrace.service.body import read_body
+from tokentrace.service.web import reply
 from tokentrace.units import score_to_int
 from tokentrace_api.parameters import parameters
 from tokentrace_api.reads import find_by_id

@@ -17,7 +17,8 @@ from tokentrace.bad_data import reading
 from tokentrace.dialect import costkatana
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started
-from tokentrace.service.web import read_body, reply
+from tokentrace.service.body import read_body
+from tokentrace.service.web import reply
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
 from tokentrace_api.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
 from tokentrace_api.reads import (

@@ -23,11 +23,10 @@ import duckdb
 import numpy as np
 
 from tokentrace.bad_data import SetAside
-from tokentrace.bus import subjects
+from tokentrace.bus import Message, subjects
 from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.records import Batch, ChatMessage, Position, Span, Started, Tombstone, decode_batches
-from tokentrace.service.machine import Message
 from tokentrace.units import DAY, SECOND
 from tokentrace_api.store import deletions, segment
 from tokentrace_api.store.columns import attributes_json, columns_of, nullable, span_of, trace_hash

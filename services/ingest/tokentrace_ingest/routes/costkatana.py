@@ -17,7 +17,8 @@ from tokentrace.dialect import costkatana
 from tokentrace.dialect.costkatana import Place, SpanInput, has_ended
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import Batch, Span, Started, is_id
-from tokentrace.service.web import Endpoint, read_body, reply
+from tokentrace.service.body import read_body
+from tokentrace.service.web import Endpoint, reply
 from tokentrace_ingest.open_spans import OpenSpan
 from tokentrace_ingest.other_records import MAX_CONTENT_BYTES
 from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id

@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.dialect import mist
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch
-from tokentrace.service.web import read_body
+from tokentrace.service.body import read_body
 from tokentrace_ingest.routes.checks import check_sizes, request_id
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected
 from tokentrace.records import BATCH_TYPE, Batch
-from tokentrace.service.web import read_body, reply
+from tokentrace.service.body import read_body
+from tokentrace.service.web import reply
 from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
 
 if TYPE_CHECKING:

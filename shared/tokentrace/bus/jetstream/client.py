@@ -17,7 +17,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tokentrace.bad_data import UNREADABLE, SetAside
-from tokentrace.bus.contract import HEADROOM_BYTES, Chunk, Handler, PubAck, Stream, StreamState, WaitPolicy
+from tokentrace.bus.contract import HEADROOM_BYTES, Chunk, Handler, Message, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.jetstream import streams
 from tokentrace.bus.jetstream.codec import decode_answer, join_parts, parse_headers, split, state_of
 from tokentrace.bus.jetstream.connection import Connection, abort, parse_urls, without_secret
@@ -29,11 +29,11 @@ from tokentrace.bus.jetstream.errors import (
     translate_errors,
     translate_request_errors,
 )
+from tokentrace.bus.jetstream.kv import JetStreamKeyValue
+from tokentrace.bus.jetstream.objects import JetStreamObjects
 from tokentrace.bus.jetstream.pull import Inbox, JetStreamDelivery, Pull, parse_meta, unsubscribe
-from tokentrace.bus.jetstream.stores import JetStreamKeyValue, JetStreamObjects
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.records import Position
-from tokentrace.service.machine import Message
 from tokentrace.units import SECOND, parse_instant, render_instant
 
 log = logging.getLogger("tokentrace.bus")

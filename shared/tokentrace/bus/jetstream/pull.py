@@ -13,9 +13,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from tokentrace.bus.contract import Message
 from tokentrace.bus.jetstream.errors import translate_errors
 from tokentrace.errors import Unavailable
-from tokentrace.service.machine import Message
 from tokentrace.units import SECOND
 
 _BEAT_S = 1.0

@@ -1,4 +1,4 @@
-"""Key-value buckets and object stores on JetStream: streams with a layout that every NATS client knows."""
+"""Object stores on JetStream streams, in the layout that every NATS client knows."""
 
 from __future__ import annotations
 
@@ -6,65 +6,16 @@ import base64
 import hashlib
 import json
 import uuid
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from tokentrace.bad_data import reading
-from tokentrace.bus.contract import Entry
-from tokentrace.errors import Conflict, Rejected
-
-if TYPE_CHECKING:
-    from tokentrace.bus.jetstream.client import JetStream
+from tokentrace.bus.jetstream.access import StreamAccess
+from tokentrace.errors import Rejected
 
 _OBJECT_CHUNK = 128 * 1024
-
-
-class JetStreamKeyValue:
-    """``KeyValue`` on the stream ``KV_<bucket>``."""
-
-    def __init__(self, bus: JetStream, bucket: str) -> None:
-        self._bus, self._stream, self._prefix = bus, f"KV_{bucket}", f"$KV.{bucket}."
-
-    async def get(self, key: str) -> Entry | None:
-        """As ``KeyValue.get``."""
-        message = await self._bus.last(self._stream, self._prefix + key)
-        if message is None or "KV-Operation" in message.headers:
-            return None
-        return Entry(message.payload, message.sequence)
-
-    async def put(self, key: str, value: bytes) -> int:
-        """As ``KeyValue.put``."""
-        return (await self._bus.publish(self._prefix + key, value)).sequence
-
-    async def create(self, key: str, value: bytes) -> int:
-        """As ``KeyValue.create``; a deleted key counts as not there."""
-        try:
-            return await self.update(key, value, 0)
-        except Conflict:
-            message = await self._bus.last(self._stream, self._prefix + key)
-            if message is None or "KV-Operation" not in message.headers:
-                raise
-            return await self.update(key, value, message.sequence)
-
-    async def update(self, key: str, value: bytes, revision: int) -> int:
-        """As ``KeyValue.update``."""
-        return (await self._bus.publish(self._prefix + key, value, expect_last=revision)).sequence
-
-    async def delete(self, key: str) -> None:
-        """As ``KeyValue.delete``."""
-        await self._bus.publish(self._prefix + key, b"", headers={"KV-Operation": "DEL"})
-
-    async def items(self) -> dict[str, Entry]:
-        """As ``KeyValue.items``."""
-        found = {}
-        for subject in await self._bus.subjects(self._stream, self._prefix + ">"):
-            key = subject.removeprefix(self._prefix)
-            entry = await self.get(key)
-            if entry is not None:
-                found[key] = entry
-        return found
 
 
 class _Description(msgspec.Struct, frozen=True):
@@ -91,8 +42,8 @@ _descriptions = msgspec.json.Decoder(_Description)
 class JetStreamObjects:
     """``Objects`` on the stream ``OBJ_<bucket>``, laid out as every NATS client expects an object store to be."""
 
-    def __init__(self, bus: JetStream, bucket: str) -> None:
-        self._bus, self._bucket, self._stream = bus, bucket, f"OBJ_{bucket}"
+    def __init__(self, streams: StreamAccess, bucket: str) -> None:
+        self._streams, self._bucket, self._stream = streams, bucket, f"OBJ_{bucket}"
 
     def _meta_subject(self, name: str) -> str:
         return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
@@ -103,7 +54,7 @@ class JetStreamObjects:
         subject = f"$O.{self._bucket}.C.{nuid}"
         chunks = [data[at : at + _OBJECT_CHUNK] for at in range(0, len(data), _OBJECT_CHUNK)]
         for chunk in chunks:
-            await self._bus.publish(subject, chunk)
+            await self._streams.publish(subject, chunk)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
         meta = {
             "name": name,
@@ -114,7 +65,7 @@ class JetStreamObjects:
             "digest": f"SHA-256={digest}",
             "options": {"max_chunk_size": _OBJECT_CHUNK},
         }
-        await self._bus.publish(self._meta_subject(name), json.dumps(meta).encode(), headers={"Nats-Rollup": "sub"})
+        await self._streams.publish(self._meta_subject(name), json.dumps(meta).encode(), headers={"Nats-Rollup": "sub"})
 
     async def get(self, name: str) -> bytes | None:
         """As ``Objects.get``."""
@@ -123,7 +74,9 @@ class JetStreamObjects:
         if meta is None:
             return None
         parts = (
-            await self._bus.read(self._stream, f"$O.{self._bucket}.C.{meta.nuid}", meta.chunks) if meta.chunks else []
+            await self._streams.read(self._stream, f"$O.{self._bucket}.C.{meta.nuid}", meta.chunks)
+            if meta.chunks
+            else []
         )
         data = b"".join(parts)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
@@ -134,7 +87,7 @@ class JetStreamObjects:
         return data
 
     async def _meta(self, subject: str) -> _Description | None:
-        message = await self._bus.last(self._stream, subject)
+        message = await self._streams.last(self._stream, subject)
         if message is None:
             return None
         with reading(f"its description, message {message.sequence}"):
@@ -146,8 +99,8 @@ class JetStreamObjects:
     async def names(self) -> list[str]:
         """As ``Objects.names``."""
         names = []
-        for subject in await self._bus.subjects(self._stream, f"$O.{self._bucket}.M.>"):
-            with self._bus.set_aside.guard(self._bucket, f"object {subject}"):
+        for subject in await self._streams.subjects(self._stream, f"$O.{self._bucket}.M.>"):
+            with self._streams.set_aside.guard(self._bucket, f"object {subject}"):
                 names.append(self._name_of(subject))
         return sorted(names)
 
@@ -171,6 +124,6 @@ class JetStreamObjects:
             meta = await self._meta(subject)
         except Rejected:
             meta = None
-        await self._bus.purge(self._stream, subject)
+        await self._streams.purge(self._stream, subject)
         if meta is not None and meta.nuid:
-            await self._bus.purge(self._stream, f"$O.{self._bucket}.C.{meta.nuid}")
+            await self._streams.purge(self._stream, f"$O.{self._bucket}.C.{meta.nuid}")

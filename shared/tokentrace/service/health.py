@@ -1,0 +1,88 @@
+"""Health and a service's own metrics over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tokentrace.service.web import reply
+
+#: Content type of Prometheus' text format.
+PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Health(NamedTuple):
+    """
+    Whether a service can do its work.
+
+    Attributes:
+        missing: What it waits for; empty = ready.
+        details: More, for people.
+    """
+
+    missing: Sequence[str]
+    details: Mapping[str, Any]
+
+
+class Sample(NamedTuple):
+    """One number of a service's own metrics; counters end in ``_total``."""
+
+    name: str
+    help: str
+    value: float
+    labels: Mapping[str, str] = {}
+
+
+def health_routes(health: Callable[[], Health], samples: Callable[[], Iterable[Sample]]) -> list[Route]:
+    """``/healthz`` (the loop turns), ``/readyz`` (connected and caught up) and ``/internal/metrics``."""
+
+    async def healthz(_: Request) -> Response:
+        return reply({"status": "ok"})
+
+    async def readyz(_: Request) -> Response:
+        state = health()
+        body = {"status": "not_ready" if state.missing else "ok", "missing": list(state.missing), **state.details}
+        return reply(body, 503 if state.missing else 200)
+
+    async def internal_metrics(_: Request) -> Response:
+        return Response(render_samples(samples()), headers={"content-type": PROMETHEUS_TYPE})
+
+    return [
+        Route("/healthz", healthz),
+        Route("/readyz", readyz),
+        Route("/internal/metrics", internal_metrics),
+    ]
+
+
+class _Samples(Collector):
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._samples = samples
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for sample in self._samples:
+            family = families.get(sample.name)
+            if family is None:
+                make = CounterMetricFamily if sample.name.endswith("_total") else GaugeMetricFamily
+                family = families[sample.name] = make(sample.name, sample.help, labels=list(sample.labels))
+            family.add_metric(list(sample.labels.values()), sample.value)
+        yield from families.values()
+
+
+def render_samples(samples: Iterable[Sample]) -> bytes:
+    """*samples* in Prometheus' text format."""
+    return render_families(_Samples(samples))
+
+
+def render_families(collector: Collector) -> bytes:
+    """What *collector* collects in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return generate_latest(registry)
