@@ -25,7 +25,7 @@ test: $(READY) ## run all tests, three files at a time; ARGS="-k name" for flags
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## run the tests that need no broker
-	$(BIN)/python -m pytest tests/unit tests/golden $(ARGS)
+	$(BIN)/python -m pytest tests/unit $(ARGS)
 
 check: $(READY) ## lint, types, architecture
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import ROOT, TRACE, http
+from kit.pipeline import ROOT, TRACE, http
 
 pytestmark = pytest.mark.skipif(not os.environ.get("TOKENTRACE_COMPOSE"), reason="no container engine: see .ci/run")
 

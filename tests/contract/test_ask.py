@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 import tokentrace_api.aggregator_client
-from conftest import Broker
+from kit.broker import Broker
 from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.errors import Unavailable
 from tokentrace.metrics import Query, ShardResult, encode_pending, encode_result

@@ -10,7 +10,7 @@ from pathlib import Path
 import nats
 import pytest
 
-from conftest import Broker
+from kit.broker import Broker
 from tokentrace.bus import Bus, Stream, jetstream
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Conflict, Rejected, Unavailable

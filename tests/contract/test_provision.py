@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from conftest import Broker
-from pipeline import free_port
+from kit.broker import Broker
+from kit.pipeline import free_port
 from tokentrace.bus import jetstream, subjects
 from tokentrace.config import Duration, Nats, Settings
 from tokentrace.errors import ConfigError

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from conftest import Broker
-from make import make_span
+from kit.broker import Broker
+from kit.builders import make_span
 from tokentrace.bus import Bus, Entry, KeyValue, Stream, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.metrics import parse_custom_metrics

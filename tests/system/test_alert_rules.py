@@ -17,9 +17,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from make import make_batch, make_span
-from pipeline import Pipeline, http
-from receiver import (
+from kit.builders import make_batch, make_span
+from kit.pipeline import Pipeline, http
+from kit.receiver import (
     CALL,
     HOOKS,
     SECRETS,

@@ -15,9 +15,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from debian import program
-from pipeline import Pipeline, free_port, http
-from receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
+from kit.debian import program
+from kit.pipeline import Pipeline, free_port, http
+from kit.receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND
 from tokentrace_alerter.delivery import channel

@@ -20,9 +20,9 @@ from urllib.parse import quote
 import nats
 import pytest
 
-from conftest import Broker
-from make import make_batch, make_span
-from pipeline import Apart, Pipeline, finish, free_port, http, replay
+from kit.broker import Broker
+from kit.builders import make_batch, make_span
+from kit.pipeline import Apart, Pipeline, finish, free_port, http, replay
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import encode_batches

@@ -18,7 +18,7 @@ import nats
 import numpy as np
 import pytest
 
-from pipeline import Pipeline, finish, replay
+from kit.pipeline import Pipeline, finish, replay
 from tokentrace.records import AlertEvent, decode_batches
 from tokentrace.units import SECOND, parse_instant, render_instant
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline import Apart, Pipeline
+from kit.pipeline import Apart, Pipeline
 
 SPAN = {"model": "gpt-4o", "prompt_tokens": 5, "comp_tokens": 1, "trace_id": "t", "span_id": "s", "session_id": "se"}
 RULE = {"name": "r", "metric": "error_rate", "op": "gt", "threshold": 1, "window": "1h"}

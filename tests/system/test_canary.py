@@ -22,10 +22,10 @@ import duckdb
 import msgspec
 import pytest
 
-from canaries import KINDS, Canary, canary
-from conftest import GUARD
-from make import ENDED_NS, STARTED_NS
-from pipeline import Apart, http
+from kit.builders import ENDED_NS, STARTED_NS
+from kit.canaries import KINDS, Canary, canary
+from kit.environment import GUARD
+from kit.pipeline import Apart, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.client.reporter import Reporter
 from tokentrace.records import BATCH_TYPE, Annotation, Batch, ChatMessage, SessionEnd, Span, Started, encode_batches

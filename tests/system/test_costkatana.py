@@ -25,8 +25,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import Broker
-from pipeline import Answer, free_port, http
+from kit.broker import Broker
+from kit.pipeline import Answer, free_port, http
 from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.client.trace_client import TraceClient
 from tokentrace.dialect.costkatana import decode_end, end_of

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from fleet import Fleet
-from make import make_batch, make_span
-from pipeline import Answer
+from kit.builders import make_batch, make_span
+from kit.fleet import Fleet
+from kit.pipeline import Answer
 from tokentrace.bus import jetstream, subjects
 from tokentrace.records import encode_batches
 

@@ -27,9 +27,9 @@ import msgspec
 import nats
 import pytest
 
-from make import make_batch, make_span
-from pipeline import Apart, Pipeline, free_port, http
-from receiver import (
+from kit.builders import make_batch, make_span
+from kit.pipeline import Apart, Pipeline, free_port, http
+from kit.receiver import (
     CALL,
     HOOKS,
     SECRETS,

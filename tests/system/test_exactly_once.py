@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from nats.aio.msg import Msg
 
-from pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay, sum_of_pages
+from kit.pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay, sum_of_pages
 
 
 @pytest.fixture

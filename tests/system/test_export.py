@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from fleet import Fleet
-from make import make_batch, make_span
+from kit.builders import make_batch, make_span
+from kit.fleet import Fleet
 from tokentrace.bus import jetstream, subjects
 from tokentrace.records import Batch, encode_batches
 

@@ -19,7 +19,7 @@ import msgspec
 import nats
 import pytest
 
-from pipeline import Pipeline
+from kit.pipeline import Pipeline
 
 SPANS, RAW = "tokentrace.spans.default.0", "tokentrace.raw.default.0"
 DELETIONS = "tokentrace.spans.default.deleted"
@@ -119,7 +119,7 @@ def snapshot_names(serving: Pipeline) -> list[str]:
 
     async def ask(client: Any) -> list[str]:
         info = await client.jetstream().stream_info("OBJ_tt_snapshots", subjects_filter="$O.tt_snapshots.M.>")
-        encoded = [subject.rpartition(".")[2] for subject in info.state.subjects if not subject.endswith(".zzz")]
+        encoded = [subject.rpartition(".")[2] for subject in info.state.subjects or {} if not subject.endswith(".zzz")]
         found = [base64.urlsafe_b64decode(name).decode() for name in encoded]
         return sorted(name for name in found if name.startswith("aggregator.0.") and "piece" not in name)
 

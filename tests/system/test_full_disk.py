@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import Apart, Pipeline, http
+from kit.pipeline import Apart, Pipeline, http
 
 SIZE_MIB = 192
 

@@ -27,8 +27,8 @@ import nats
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import plain_environment
-from pipeline import Answer, Pipeline
+from kit.environment import plain_environment
+from kit.pipeline import Answer, Pipeline
 from tokentrace.metrics import Query
 from tokentrace.records import Batch, Span, encode_batches
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from starlette.routing import Route
 
-from fleet import Fleet
-from pipeline import http
+from kit.fleet import Fleet
+from kit.pipeline import http
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import load
 from tokentrace_api.app import compose

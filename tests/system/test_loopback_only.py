@@ -12,9 +12,9 @@ from typing import Any
 import loopback_only
 import pytest
 
-from conftest import ALLOWED
-from pipeline import Pipeline
-from receiver import CALL, Desk, Receiver, Reply, delete, make_event, make_rule, path_of, read
+from kit.environment import ALLOWED
+from kit.pipeline import Pipeline
+from kit.receiver import CALL, Desk, Receiver, Reply, delete, make_event, make_rule, path_of, read
 from tokentrace.bus import subjects
 
 #: Documentation's own network (RFC 5737). A socket bound to loopback cannot reach it even if nothing refused it.

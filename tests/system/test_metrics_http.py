@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from conftest import plain_environment
-from pipeline import Answer, Apart, Pipeline, free_port, http
+from kit.environment import plain_environment
+from kit.pipeline import Answer, Apart, Pipeline, free_port, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metric, parse_custom_metrics

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from debian import program
-from pipeline import TRACE, Answer, Apart, Pipeline, finish, free_port, http, replay
+from kit.debian import program
+from kit.pipeline import TRACE, Answer, Apart, Pipeline, finish, free_port, http, replay
 
 PAGE = "/metrics/prometheus"
 LATENCY_EDGES = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)

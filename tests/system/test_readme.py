@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import ROOT, Pipeline
+from kit.pipeline import ROOT, Pipeline
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")
 

@@ -22,7 +22,7 @@ from genai_prices import Usage
 from genai_prices.data import providers
 from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 
-from pipeline import Answer, Pipeline
+from kit.pipeline import Answer, Pipeline
 
 DEMO_S = 15
 HALF_A_NANO = Decimal(5).scaleb(-10)

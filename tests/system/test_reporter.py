@@ -25,9 +25,9 @@ import msgspec
 import nats
 import pytest
 
-from conftest import Broker
-from make import make_span
-from pipeline import Pipeline, free_port
+from kit.broker import Broker
+from kit.builders import make_span
+from kit.pipeline import Pipeline, free_port
 from tokentrace.bus import jetstream, subjects
 from tokentrace.client.reporter import BATCH_BYTES, BATCH_SPANS, Reporter, Stats
 from tokentrace.errors import ConfigError
@@ -145,7 +145,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 def counted(pipeline: Pipeline) -> dict[str, int]:
     """Spans and tokens in /metrics."""
-    from pipeline import http as ask
+    from kit.pipeline import http as ask
 
     body = ask("GET", f"{pipeline.url}/metrics?window=30d", headers={"Authorization": "Bearer s3cret"}).json()
     return {"spans": body["span_count"], "prompt": body["tokens"]["prompt_total"]}

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from fleet import Fleet
-from pipeline import Answer, http
+from kit.fleet import Fleet
+from kit.pipeline import Answer, http
 from tokentrace.bus import Bus, jetstream, subjects
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from make import make_span
-from pipeline import Pipeline
+from kit.builders import make_span
+from kit.pipeline import Pipeline
 from tokentrace_api.reads import depths
 
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fleet import Fleet
-from pipeline import Answer, Pipeline
+from kit.fleet import Fleet
+from kit.pipeline import Answer, Pipeline
 
 NUMBER = (int, float)
 KINDS = {"llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import Answer, Pipeline
+from kit.pipeline import Answer, Pipeline
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB

@@ -25,8 +25,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from make import make_span
-from pipeline import Pipeline
+from kit.builders import make_span
+from kit.pipeline import Pipeline
 from tokentrace.bus import Bus, Message, Objects, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable

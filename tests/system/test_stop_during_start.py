@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Broker
-from pipeline import Pipeline, free_port
+from kit.broker import Broker
+from kit.pipeline import Pipeline, free_port
 from tokentrace.bus import Bus, jetstream
 from tokentrace.config import Settings, Storage
 from tokentrace.service.bootstrap import bootstrap

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from fleet import Fleet
-from pipeline import http
+from kit.fleet import Fleet
+from kit.pipeline import http
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from landing import FOLDERS, Landing, ask, broker_on, differences, lasting
-from pipeline import Pipeline
+from kit.landing import FOLDERS, Landing, ask, broker_on, differences, lasting
+from kit.pipeline import Pipeline
 from tokentrace.bus import Bus, Message, jetstream, subjects
 from tokentrace.config import load
 from tokentrace.metrics import (

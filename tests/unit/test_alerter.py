@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace.bus import Message, subjects
 from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected

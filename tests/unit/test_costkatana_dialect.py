@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make import ENDED_NS, STARTED_NS, make_batch, make_span
+from kit.builders import ENDED_NS, STARTED_NS, make_batch, make_span
 from tokentrace.dialect.costkatana import (
     Place,
     SpanInput,

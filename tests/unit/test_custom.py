@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokentrace
-from make import make_span
+from kit.builders import make_span
 from tokentrace.bus import Message
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import CustomRollup, Query, parse_custom_metric

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from make import ENDED_NS, STARTED_NS, make_batch, make_span
+from kit.builders import ENDED_NS, STARTED_NS, make_batch, make_span
 from tokentrace.dialect.docs import decode_spans, render_span
 from tokentrace.errors import Rejected
 from tokentrace.records import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace.records import Span
 from tokentrace_alerter.rules import FilterIndex
 from tokentrace_alerter.rules import filter_index as index

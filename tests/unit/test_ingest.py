@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from make import make_batch, make_span
+from kit.builders import make_batch, make_span
 from tokentrace.bus import Message, subjects
 from tokentrace.bus.memory import MAX_PAYLOAD, MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable

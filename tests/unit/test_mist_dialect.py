@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from make import ENDED_NS, STARTED_NS, make_batch, make_span
+from kit.builders import ENDED_NS, STARTED_NS, make_batch, make_span
 from tokentrace.dialect.docs import decode_spans
 from tokentrace.dialect.mist import decode_message, render_span
 from tokentrace.errors import Rejected

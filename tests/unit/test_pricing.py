@@ -24,7 +24,7 @@ from genai_prices.types import (
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace.pricing import Pricer, Rate
 from tokentrace.pricing import pricer as pricing
 from tokentrace.records import MAX_COST_NUSD, Span

@@ -23,7 +23,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace.pricing import FIELD_UNITS, Pricer, Rate, Receipt
 from tokentrace.records import Span, counts_as_cost
 from tokentrace.units import SECOND

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace_api.reads import RecentSpans
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from make import ENDED_NS, make_batch, make_span
+from kit.builders import ENDED_NS, make_batch, make_span
 from tokentrace.errors import Rejected
 from tokentrace.records import (
     KINDS,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from canaries import KINDS, canary
-from make import ENDED_NS, make_span
+from kit.builders import ENDED_NS, make_span
+from kit.canaries import KINDS, canary
 from tokentrace.records import Annotation, ChatMessage, SessionEnd, Started, check_span
 from tokentrace.redact import (
     API_KEY_REDACTED,

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace.config import build
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import ALIASES, METRICS

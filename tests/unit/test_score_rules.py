@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokentrace
-from make import make_span
+from kit.builders import make_span
 from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
 from tokentrace.metrics import CustomMetric, value_text

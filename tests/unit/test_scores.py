@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from make import make_span
+from kit.builders import make_span
 from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (

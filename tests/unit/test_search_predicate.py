@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from make import make_span
-from storing import examples
+from kit.builders import make_span
+from kit.store_log import examples
 from tokentrace.metrics import attribute_text_of
 from tokentrace.records import Span
 from tokentrace_api.reads import Search, lowered

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from make import ENDED_NS, make_batch
+from kit.builders import ENDED_NS, make_batch
 from tokentrace.dedup import MAX_INTERVALS, FoldedBatches
 from tokentrace.records import Batch
 from tokentrace.units import DAY, HOUR

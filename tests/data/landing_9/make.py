@@ -34,8 +34,8 @@ import nats
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the folder of the tests
 from traffic import SHARDS, Traffic, mist, report
 
-from landing import ask, broker_on
-from pipeline import Pipeline, http
+from kit.landing import ask, broker_on
+from kit.pipeline import Pipeline, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.service.snapshots import Snapshots
 from tokentrace.units import DAY, SECOND, parse_instant, render_instant

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conftest import Broker
-from pipeline import Answer, free_port, http
+from kit.broker import Broker
+from kit.pipeline import Answer, free_port, http
 
 
 class Fleet:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import msgspec
 import nats
 
-from pipeline import Answer, Pipeline, http
+from kit.pipeline import Answer, Pipeline, http
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import AlertEvent

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from make import make_span
-from storing import NOW_NS, ROLLUPS, Log, examples, last_versions
+from kit.builders import make_span
+from kit.store_log import NOW_NS, ROLLUPS, Log, examples, last_versions
 from tokentrace.errors import Rejected
 from tokentrace.records import Span
 from tokentrace_api.reads import (

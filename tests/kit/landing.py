@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import Broker
-from pipeline import Pipeline
+from kit.broker import Broker
+from kit.pipeline import Pipeline
 
-FOLDERS = sorted((Path(__file__).parent / "data").glob("landing_*"))
+FOLDERS = sorted((Path(__file__).parent.parent / "data").glob("landing_*"))
 #: What a rule is; what it says of the last hour or of events that have aged away is compared elsewhere.
 _OF_A_RULE = (
     "name",

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
-from make import make_batch
+from kit.builders import make_batch
 from tokentrace.bus import Message
 from tokentrace.records import Batch, Span, encode_batches
 from tokentrace_api.reads import Search, find_spans, newest_ordinal

@@ -1,7 +1,7 @@
 """
 Bytes that other programs have written or will read: a change here breaks somebody's stream, store or dashboard.
 
-``python tests/golden/test_wire.py`` writes the files anew; the diff is then what has to be argued for.
+``python tests/unit/golden/test_wire.py`` writes the files anew; the diff is then what has to be argued for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
 
-from make import ENDED_NS, STARTED_NS, make_batch, make_span  # noqa: E402
+from kit.builders import ENDED_NS, STARTED_NS, make_batch, make_span  # noqa: E402
 from tokentrace.dialect import docs, mist  # noqa: E402
 from tokentrace.records import (  # noqa: E402
     Annotation,

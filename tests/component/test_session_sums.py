@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from make import make_span
-from storing import DAY, NOW_NS, ROLLUPS, SECOND, Log, examples, last_versions
+from kit.builders import make_span
+from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, examples, last_versions
 from tokentrace.records import SessionEnd, Span, Started
 from tokentrace_api.reads import Session, Wanted, find_session, list_sessions, sum_sessions
 from tokentrace_api.store import Store

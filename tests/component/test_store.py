@@ -28,8 +28,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from make import make_span
-from storing import DAY, MORE, NOW_NS, SECOND, Log, examples, last_versions, shown
+from kit.builders import make_span
+from kit.environment import ROOT
+from kit.store_log import DAY, MORE, NOW_NS, SECOND, Log, examples, last_versions, shown
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import Settings
@@ -603,7 +604,7 @@ os._exit(0)
 
 
 def start_child(directory: Path, count: int, max_bytes: int, checkpoint: bool) -> subprocess.Popen[str]:
-    paths = [*sys.path, str(Path(__file__).parent)]
+    paths = [*sys.path, str(ROOT / "tests")]
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(directory), str(max_bytes), str(count), "x" if checkpoint else ""],
         stdout=subprocess.PIPE,

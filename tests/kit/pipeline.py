@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conftest import Broker
+from kit.broker import Broker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 TRACE = ROOT / "tests" / "data" / "AzureLLMInferenceTrace_conv.csv"
 
 
