@@ -604,7 +604,7 @@ os._exit(0)
 
 
 def start_child(directory: Path, count: int, max_bytes: int, checkpoint: bool) -> subprocess.Popen[str]:
-    paths = [*sys.path, str(ROOT / "tests")]
+    paths = [*sys.path, str(ROOT / "tests"), str(Path(__file__).parent)]
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(directory), str(max_bytes), str(count), "x" if checkpoint else ""],
         stdout=subprocess.PIPE,
