@@ -67,7 +67,7 @@ def _fold() -> Measured:
 
 
 def _report() -> Measured:
-    """Nobody listens at the address: what is timed is the caller's side alone."""
+    """Without a server at the address: only the caller's side is timed."""
     reporter = Reporter("bench", "nats://127.0.0.1:9", max_queue_spans=2_000_000, max_queue_bytes=2**31)
     spans = make_spans(1000)
     best = float("inf")
