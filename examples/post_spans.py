@@ -11,7 +11,7 @@ def main() -> None:
         "name": "summarize",
         "model": "gpt-4o",
         "provider": "openai",
-        "caller": "examples",
+        "caller": "checkout",
         "prompt_tokens": 512,
         "comp_tokens": 128,
         "latency_ms": 1240,
@@ -21,7 +21,7 @@ def main() -> None:
     request = urllib.request.Request(f"{url}/spans", json.dumps(span).encode(), headers)
     with urllib.request.urlopen(request, timeout=10) as response:
         print(response.status, response.read().decode())
-    with urllib.request.urlopen(f"{url}/metrics/cost?window=1h&caller=examples", timeout=10) as response:
+    with urllib.request.urlopen(f"{url}/metrics/cost?window=1h&caller=checkout", timeout=10) as response:
         print(response.read().decode())
 
 

@@ -56,7 +56,7 @@ def test_post_spans_counts_once_however_often_it_is_run(pipeline: Pipeline) -> N
         posted, cost = run("post_spans.py", pipeline.url).splitlines()
         assert posted == '202 {"accepted":1}'
         assert "total_usd" in json.loads(cost)
-    counted = "/metrics/span_count?caller=examples&window=1h"
+    counted = "/metrics/span_count?caller=checkout&window=1h"
     pipeline.until(lambda: pipeline.get(counted).json()["span_count"] == 1, "counted once")
 
 
