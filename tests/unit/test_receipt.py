@@ -178,7 +178,8 @@ def test_the_receipt_of_any_tokens_at_any_moment_adds_up(name: str, data: st.Dat
 @cache
 def units_of(name: str) -> list[str]:
     """What *name* has a price for and no field of a span is."""
-    found = {unit.usage_key for price in conditions(PAIRS[name][1]) for unit, _ in pricer._tables.priced_units(price.prices)}
+    prices = [price.prices for price in conditions(PAIRS[name][1])]
+    found = {unit.usage_key for priced in prices for unit, _ in pricer._tables.priced_units(priced)}
     return sorted(found - {*FIELD_UNITS, "requests"})
 
 
