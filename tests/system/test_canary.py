@@ -25,7 +25,7 @@ import pytest
 from kit.builders import ENDED_NS, STARTED_NS
 from kit.canaries import KINDS, Canary, canary
 from kit.environment import GUARD
-from kit.pipeline import Apart, http
+from kit.pipeline import SeparateServices, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.client.reporter import Reporter
 from tokentrace.records import BATCH_TYPE, Annotation, Batch, ChatMessage, SessionEnd, Span, Started, encode_batches
@@ -237,7 +237,7 @@ async def send_nats(sender: Sender, url: str) -> None:
             sender.spans += 1
 
 
-def ask_everything(pipeline: Apart, sender: Sender) -> bytes:
+def ask_everything(pipeline: SeparateServices, sender: Sender) -> bytes:
     """What the api answers to every question it takes."""
     paths = [
         "/traces/recent",
@@ -336,7 +336,7 @@ class Outcome:
             "TOKENTRACE_DUPLICATE_WINDOW": "120s",
         }
         run = directory / "run"
-        pipeline = Apart(run, env=env)
+        pipeline = SeparateServices(run, env=env)
         pipeline.env["TOKENTRACE_INGEST_URL"] = f"http://127.0.0.1:{pipeline.ports['ingest']}"
         sender = Sender()
         pipeline.start()
@@ -374,7 +374,7 @@ class Outcome:
         }
 
     @staticmethod
-    def end_sessions(pipeline: Apart, sender: Sender) -> None:
+    def end_sessions(pipeline: SeparateServices, sender: Sender) -> None:
         """The one thing that is told to the api itself."""
         for number, kind in enumerate(KINDS):
             session = f"ended-{number}"
@@ -430,7 +430,7 @@ def test_with_redaction_off_the_same_search_finds_every_secret(leaky: Outcome) -
 @pytest.mark.parametrize("mode", ["redact", "off"])
 async def test_what_left_the_queue_is_overwritten_even_while_a_neighbour_still_waits(mode: str, tmp_path: Path) -> None:
     """A file of the queue lives as long as one of its messages waits: the first one, which is held back here."""
-    pipeline = Apart(tmp_path / "run", env={"TOKENTRACE_REDACTION_MODE": mode})
+    pipeline = SeparateServices(tmp_path / "run", env={"TOKENTRACE_REDACTION_MODE": mode})
     pipeline.port = pipeline.ports["ingest"]
     needles: dict[bytes, str] = {}
     pipeline.broker.start()
