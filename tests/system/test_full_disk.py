@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kit.pipeline import Apart, Pipeline, http
+from kit.pipeline import Pipeline, SeparateServices, http
 
 SIZE_MIB = 192
 
@@ -157,7 +157,7 @@ def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path
 
 def test_an_api_whose_disk_cannot_be_written_says_so_and_begins_when_it_can(tmp_path: Path, disk: Disk) -> None:
     view = tmp_path / "view"
-    apart = Apart(tmp_path / "run")
+    apart = SeparateServices(tmp_path / "run")
     apart.data = view / "data"
     (disk.directory / "data").mkdir()
     disk.bind(view, "rw")

@@ -23,7 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kit.environment import plain_environment
-from kit.pipeline import Answer, Apart, Pipeline, free_port, http
+from kit.pipeline import Answer, Pipeline, SeparateServices, free_port, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metric, parse_custom_metrics
@@ -1189,7 +1189,7 @@ def test_a_metric_defined_before_anything_was_saved_measures_everything(start: C
 # --- a part is away --------------------------------------------------------------------------------------------------
 
 
-class Halved(Apart):
+class Halved(SeparateServices):
     """Two shards, and an aggregator for each of them."""
 
     SERVICES = ("ingest", "aggregator", "second", "api")

@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kit.debian import program
-from kit.pipeline import TRACE, Answer, Apart, Pipeline, finish, free_port, http, replay
+from kit.pipeline import TRACE, Answer, Pipeline, SeparateServices, finish, free_port, http, replay
 
 PAGE = "/metrics/prometheus"
 LATENCY_EDGES = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
@@ -435,7 +435,7 @@ def test_metrics_of_ones_own_are_in_the_page(shown: Shown) -> None:
 # --- every service a process of its own, each of two aggregators with half of the spans
 
 
-class Sharded(Apart):
+class Sharded(SeparateServices):
     """Two shards, an aggregator for each, and an alerter."""
 
     SERVICES = ("ingest", "aggregator", "second", "alerter", "api")

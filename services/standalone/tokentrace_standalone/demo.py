@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 from tokentrace.errors import ConfigError
 from tokentrace.units import SECOND, parse_duration
 from tokentrace_standalone.demo_traffic import SERVICES, Request, make_request, mood

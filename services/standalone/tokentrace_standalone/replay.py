@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace as change
 
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 from tokentrace.errors import ConfigError, Rejected
 from tokentrace.records import Span
 from tokentrace.units import SECOND, ms_to_ns, parse_instant
