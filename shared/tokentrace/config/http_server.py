@@ -40,7 +40,10 @@ class HttpServer(Section, frozen=True, kw_only=True):
         10_000_000_000
     )
     auth_token: Annotated[
-        str, Meta(description="Bearer token that requests must carry; empty = requests need no token.")
+        str,
+        Meta(
+            description="Bearer token that requests need, except /healthz, /readyz and /mist. Empty = no request needs one."
+        ),
     ] = ""
     ingest_url: Annotated[
         str, Meta(description="URL of an ingest to which an api that runs alone forwards posted spans.")

@@ -46,7 +46,8 @@ class AlertDelivery(Section, frozen=True, kw_only=True):
         list[str] | None,
         Meta(
             description="Names, addresses and CIDR ranges that deliveries may go to, each with :port if wanted. "
-            "Unset = every host, [] = none."
+            "Unset = every host, [] = none. A listed name may have any address. Link-local and metadata addresses "
+            "(169.254.0.0/16, fe80::/10) are always refused. Deliveries of type custom are not limited."
         ),
     ] = None
 
