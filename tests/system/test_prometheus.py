@@ -445,7 +445,7 @@ class Sharded(SeparateServices):
 
     def start_one(self, name: str) -> None:
         module = "aggregator" if name == "second" else name
-        own = {"aggregator": {"TOKENTRACE_SHARDS": "0"}, "second": {"TOKENTRACE_SHARDS": "1"}}.get(name, {})
+        own = {"aggregator": {"TOKENTRACE_OWN_SHARDS": "0"}, "second": {"TOKENTRACE_OWN_SHARDS": "1"}}.get(name, {})
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
         with self.log.open("ab") as log:
             self.running[name] = subprocess.Popen(
