@@ -30,7 +30,9 @@ UNREADABLE: tuple[type[Exception], ...] = (
     ArithmeticError,
     RecursionError,
 )
-#: The same, and what was decoded and is out of bounds.
+#: ``UNREADABLE``, and a length that lies: more memory than there is, which is refused before any is taken.
+_UNDECODABLE: tuple[type[Exception], ...] = (*UNREADABLE, MemoryError)
+#: ``UNREADABLE``, and what was decoded and is out of bounds.
 BAD_DATA: tuple[type[Exception], ...] = (Rejected, *UNREADABLE)
 #: Records kept, and the length of what each says.
 MAX_KEPT = 100
@@ -48,7 +50,7 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UNREADABLE as exc:
+    except _UNDECODABLE as exc:
         raise Rejected(f"{what}: {why(exc)}") from exc
 
 
