@@ -8,7 +8,7 @@ Theory of operation
 is full, it drops the span and counts it. Encoding at once also copies the span, so later changes to its attributes do
 not matter.
 
-One daemon thread for each reporter (``sender``) starts with the first span. It runs an event loop of its own, connects
+One daemon thread for each reporter (``sender``) starts with the first span. It runs its own event loop, connects
 over NATS or HTTP (``transport``) and takes batches from the queue. A batch is sent when it has 256 spans or 512 KiB, or
 when its first span has waited 0.2 s, or at once during ``flush()`` and ``close()``. Before it is sent, each span is
 decoded, checked and redacted. At most 16 batches are in flight.

@@ -234,7 +234,7 @@ class Sender:
                 log.debug("batch %d was not accepted and is sent again: %s", batch.sequence, exc)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _MAX_SEND_PAUSE_S)
-            except Exception as exc:  # noqa: BLE001 - refused, or a defect: this batch is lost, the next ones must go on
+            except Exception as exc:  # noqa: BLE001 - refused, or a defect: the next batches must go on
                 log.error("batch %d is refused and its %d spans are lost: %s", batch.sequence, len(clean), exc)
                 self._queue.finish(len(clean), accepted=False)
                 self._queue.restore_unreported(batch.stats)

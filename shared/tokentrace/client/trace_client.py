@@ -231,7 +231,7 @@ class TraceClient:
 
         Raises:
             Rejected: The service refuses the request; ``status`` is the HTTP status.
-            Unavailable: The service does not answer in time, or answers with an error of its own.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         return self._read(f"/api/sessions/{quote(session_id, safe='')}/graph")
 
@@ -247,7 +247,7 @@ class TraceClient:
 
         Raises:
             Rejected: The service refuses the request; ``status`` is 404 if it does not know the session.
-            Unavailable: The service does not answer in time, or answers with an error of its own.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         return self._read(f"/api/sessions/{quote(session_id, safe='')}/details")
 
@@ -276,7 +276,7 @@ class TraceClient:
 
         Raises:
             Rejected: The service refuses the request; ``status`` is the HTTP status.
-            Unavailable: The service does not answer in time, or answers with an error of its own.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         parameters = {"userId": user_id, "label": label, "from": since, "to": until, "page": page, "limit": limit}
         return self._read("/api/sessions", parameters)
@@ -293,7 +293,7 @@ class TraceClient:
 
         Raises:
             Rejected: The service refuses the request; ``status`` is the HTTP status.
-            Unavailable: The service does not answer in time, or answers with an error of its own.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         return self._read("/api/sessions/summary", {"from": since, "to": until})
 
