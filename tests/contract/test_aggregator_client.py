@@ -52,9 +52,9 @@ async def test_whoever_promises_an_answer_is_waited_for_longer_than_the_others(
         serve = stack.enter_async_context
         await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, part(0))))
         await serve(bus.serve(subjects.QUERY_METRICS, answers(part(1))))
-        assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == []
+        assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == []
         # Of the third nobody speaks, and it is not waited for once the others are there.
-        assert (await asyncio.wait_for(AggregatorClient(bus, 3).ask(QUERY), 8)).missing_shards == [2]
+        assert (await asyncio.wait_for(AggregatorClient(bus, 3).query(QUERY), 8)).missing_shards == [2]
 
 
 async def test_a_promise_is_no_answer_and_is_not_waited_for_without_end(
@@ -64,9 +64,9 @@ async def test_a_promise_is_no_answer_and_is_not_waited_for_without_end(
     monkeypatch.setattr(tokentrace_api.aggregator_client, "ACK_WAIT_S", 0.5)
     async with bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())):
         with pytest.raises(Unavailable, match="no aggregator answers"):
-            await AggregatorClient(bus, 1).ask(QUERY)
+            await AggregatorClient(bus, 1).query(QUERY)
         async with bus.serve(subjects.QUERY_METRICS, answers(part(1))):
-            assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == [0]
+            assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == [0]
 
 
 async def test_a_promise_is_kept_by_whoever_holds_the_shard_too(bus: Bus) -> None:
@@ -74,15 +74,15 @@ async def test_a_promise_is_kept_by_whoever_holds_the_shard_too(bus: Bus) -> Non
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())),
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), part(0))),
     ):
-        answer = await asyncio.wait_for(AggregatorClient(bus, 1).ask(QUERY), 8)
+        answer = await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)
     assert (answer.missing_shards, answer.caught_up) == ([], True)
 
 
 async def test_what_is_no_answer_is_left_out(bus: Bus) -> None:
     async with bus.serve(subjects.QUERY_METRICS, answers(b"rubbish", b"", part(0))):
-        assert (await AggregatorClient(bus, 1).ask(QUERY)).missing_shards == []
+        assert (await AggregatorClient(bus, 1).query(QUERY)).missing_shards == []
 
 
 async def test_without_aggregators_it_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable, match="no aggregator answers"):
-        await asyncio.wait_for(AggregatorClient(bus, 1).ask(QUERY), 8)
+        await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)
