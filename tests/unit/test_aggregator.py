@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokentrace.metrics.reader
-import tokentrace.rollup.rollup
+import tokentrace.rollup.reader
 from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
@@ -255,7 +255,7 @@ def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portion
     streams, every = make_messages(dicts, 3, random.Random(seed))
     machines = fold(streams, dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.rollup.rollup, "_PORTION_ROWS", portion_rows)
+        patch.setattr(tokentrace.rollup.reader, "_PORTION_ROWS", portion_rows)
         answer = ask(machines, query)
     starts = [point.start_s for point in answer.points]
     assert starts[0] == answer.from_s <= NOW_S - window_s
@@ -279,7 +279,7 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
     machine, rest = Shard(0, 1), iter(stream)
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.rollup.rollup, "_PORTION_ROWS", 1)
+        patch.setattr(tokentrace.rollup.reader, "_PORTION_ROWS", 1)
         *pauses, found = folding(machine, query, rest, 2)
     assert len(pauses) > 60
     assert found is not None
@@ -342,7 +342,7 @@ def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) 
     streams, _ = make_messages(dicts, 3, make_dice)
     answer = ask(fold(streams, make_dice), Query(what="lifetime"))
     assert (answer.total.sums.spans, answer.total.sums.cost, answer.total.sums.prompt) == (6, 30, 18)
-    assert answer.lived.by_operation == {"x": (6, 1)}
+    assert answer.cumulative.by_operation == {"x": (6, 1)}
 
 
 def test_two_workers_with_the_same_shard_count_once_and_the_furthest_wins(make_dice: random.Random) -> None:

@@ -220,7 +220,7 @@ def test_a_score_of_a_span_dated_too_far_ahead_counts_when_that_arrived() -> Non
     pipeline.send(spans=[span])
     pipeline.send(scores=[scored(span, ONE // 4, None)])
     assert pipeline.quality(msgspec.structs.replace(QUALITY, from_s=NOW_S - 60, to_s=NOW_S - 59)) == shows([0.25])
-    lived = pipeline.ask(Query(what="lifetime")).lived
+    lived = pipeline.ask(Query(what="lifetime")).cumulative
     assert lived.clamped == 1
 
 
@@ -243,10 +243,10 @@ def test_other_scores_and_other_figures_are_left_alone() -> None:
     assert after.total.summaries["latency"] == before.total.summaries["latency"]
     assert after.total.summaries["prompt"] == before.total.summaries["prompt"]
     now = pipeline.ask(Query(what="lifetime"))
-    assert (now.lived.by_operation, now.lived.walls, now.lived.histograms, now.transport) == (
-        lived.lived.by_operation,
-        lived.lived.walls,
-        lived.lived.histograms,
+    assert (now.cumulative.by_operation, now.cumulative.walls, now.cumulative.histograms, now.transport) == (
+        lived.cumulative.by_operation,
+        lived.cumulative.walls,
+        lived.cumulative.histograms,
         lived.transport,
     )
 
@@ -255,7 +255,7 @@ def test_a_score_of_a_span_of_another_shard_makes_no_operation() -> None:
     pipeline = Pipeline()
     pipeline.send(scores=[scored(call(), ONE, None)])
     pipeline.restart(0)
-    assert pipeline.ask(Query(what="lifetime")).lived.by_operation == {}
+    assert pipeline.ask(Query(what="lifetime")).cumulative.by_operation == {}
 
 
 def test_a_batch_of_scores_counts_once() -> None:
@@ -433,7 +433,7 @@ def test_what_was_measured_over_all_time_falls_with_a_score_taken_away() -> None
     pipeline, span = Pipeline(2, CUSTOM), call(attributes={"eval.helpful": 1.0})
     pipeline.send(0, spans=[span, call(attributes={"eval.helpful": 0.5})])
     pipeline.send(1, scores=[scored(span, None, ONE, "eval.helpful")])
-    lived = pipeline.ask(Query(what="lifetime")).lived.custom
+    lived = pipeline.ask(Query(what="lifetime")).cumulative.custom
     assert (lived["rated"].size, lived["best"].size, lived["p95"].total) == (1, 0, ONE // 2)
 
 

@@ -20,7 +20,7 @@ from tokentrace.metrics import (
     CustomValue,
     Query,
     attribute_to_int,
-    with_any,
+    nonempty,
 )
 from tokentrace.records import ROLLUP_KINDS
 from tokentrace.rollup import DIMENSIONS, UNKNOWN, Summary, Sums
@@ -148,7 +148,7 @@ def aggregates_by(
             lists = row[len(names) + 1 :]
             summaries = {field: _raw(numbers or []) for field, numbers in zip(fields, lists, strict=True)}
             found[own] = Aggregates(sums=sums, paid=row[len(names)], summaries=summaries)
-    return with_any(found) if key else found
+    return nonempty(found) if key else found
 
 
 def custom_values_by(

@@ -91,10 +91,10 @@ def test_a_table_rebuilt_from_its_cells_goes_on_as_before(before: list[Key], aft
     with at_most(limit):
         table = SeriesTable()
         numbers = [table.number(key) for key in before]
-        rebuilt = SeriesTable(msgspec.msgpack.decode(msgspec.msgpack.encode(table.cells)))
+        rebuilt = SeriesTable(msgspec.msgpack.decode(msgspec.msgpack.encode(table.series)))
         assert [rebuilt.number(key) for key in before] == numbers
         assert [rebuilt.number(key) for key in after] == [table.number(key) for key in after]
-        assert rebuilt.cells == table.cells
+        assert rebuilt.series == table.series
         assert len(rebuilt) == len(table)
 
 
@@ -102,8 +102,8 @@ def test_a_table_rebuilt_from_its_cells_goes_on_as_before(before: list[Key], aft
 @given(STREAM)
 def test_below_the_limit_every_combination_has_a_cell_of_its_own(stream: list[Key]) -> None:
     table = SeriesTable()
-    assert [table.cells[table.number(key)] for key in stream] == [named(key) for key in stream]
-    assert table.cells == list(dict.fromkeys(named(key) for key in stream))
+    assert [table.series[table.number(key)] for key in stream] == [named(key) for key in stream]
+    assert table.series == list(dict.fromkeys(named(key) for key in stream))
 
 
 @settings(deadline=None)
@@ -125,7 +125,7 @@ def test_what_overflows_is_the_name_then_the_caller_and_nothing_else(stream: lis
     with at_most(limit):
         table = SeriesTable()
         for key in stream:
-            counted = table.cells[table.number(key)]
+            counted = table.series[table.number(key)]
             kind, model, provider, caller, name, status = named(key)
             assert (counted.kind, counted.model, counted.provider, counted.status) == (kind, model, provider, status)
             assert (counted.caller, counted.name) in {(caller, name), (caller, "other"), ("other", "other")}
@@ -147,8 +147,8 @@ def test_many_names_fold_before_their_one_caller_does() -> None:
     with at_most(8):
         table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", "checkout", f"name-{n}", "ok")) for n in range(50)]
-        assert {table.cells[n].caller for n in numbers} == {"checkout"}
-        assert "other" in {table.cells[n].name for n in numbers}
+        assert {table.series[n].caller for n in numbers} == {"checkout"}
+        assert "other" in {table.series[n].name for n in numbers}
 
 
 def test_a_caller_who_comes_after_a_flood_of_names_is_still_counted_as_itself() -> None:
@@ -158,15 +158,15 @@ def test_a_caller_who_comes_after_a_flood_of_names_is_still_counted_as_itself() 
         for n in range(200):
             table.number(("llm", "m", "p", "a", f"name-{n}", "ok"))
         late = [table.number(("llm", "m", "p", caller, "x", "ok")) for caller in ("b", "c")]
-        assert [table.cells[n].caller for n in late] == ["b", "c"]
+        assert [table.series[n].caller for n in late] == ["b", "c"]
 
 
 def test_callers_fold_only_when_their_names_cannot_save_them() -> None:
     with at_most(8):
         table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", f"caller-{n}", "x", "ok")) for n in range(50)]
-        assert table.cells[numbers[-1]] == ("llm", "m", "p", "other", "other", "ok")
-        assert table.cells[numbers[0]] == ("llm", "m", "p", "caller-0", "x", "ok")
+        assert table.series[numbers[-1]] == ("llm", "m", "p", "other", "other", "ok")
+        assert table.series[numbers[0]] == ("llm", "m", "p", "caller-0", "x", "ok")
 
 
 @settings(deadline=None)
@@ -177,8 +177,8 @@ def test_totals_and_figures_by_model_stay_exact_whatever_overflows(stream: list[
         spans = [span_of(key, cost_nusd=cost) for key, cost in stream]
         rows = rows_of(spans, table, NOW)
         for dimension in ("kind", "model", "provider", "status"):
-            values = sorted({getattr(c, dimension) for c in table.cells})
-            group = {n: values.index(getattr(c, dimension)) for n, c in enumerate(table.cells)}
+            values = sorted({getattr(c, dimension) for c in table.series})
+            group = {n: values.index(getattr(c, dimension)) for n, c in enumerate(table.series)}
             groups = np.array([group[n] for n in rows[:, cell.SERIES].tolist()])
             want: Counter[str] = Counter()
             for key, cost in stream:

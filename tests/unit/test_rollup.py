@@ -232,14 +232,14 @@ class Shard:
         return reading
 
     def read_by(self, stretches: Sequence[Stretch], dimension: str) -> dict[str, Reading]:
-        values = sorted({getattr(cell, dimension) for cell in self.table.cells})
-        groups = np.array([values.index(getattr(cell, dimension)) for cell in self.table.cells], np.int64)
+        values = sorted({getattr(cell, dimension) for cell in self.table.series})
+        groups = np.array([values.index(getattr(cell, dimension)) for cell in self.table.series], np.int64)
         return dict(zip(values, readings_of(self.rollup, stretches, groups, len(values), list(FIELDS)), strict=True))
 
     def restarted(self) -> Shard:
         rollup, parts = self.rollup.snapshot({})
         made = {name: part.encode() for name, part in parts.items() if part.encode}
-        saved = msgspec.msgpack.encode({"cells": self.table.cells, "rollup": rollup, "parts": made})
+        saved = msgspec.msgpack.encode({"cells": self.table.series, "rollup": rollup, "parts": made})
         state = msgspec.msgpack.decode(saved)
         shard = Shard()
         shard.table = SeriesTable(state["cells"])
