@@ -515,7 +515,7 @@ class Worker:
                 found.append(list(figures.sums.numbers()))
                 found.append([figures.summaries[name].quantile(0.9) for name in figures.summaries])
                 found.append(tally and [tally.size, tally.total, tally.summary.quantile(0.95)])
-        lived = finish(self.shard.answer(Query(what="lifetime"), True)).lived
+        lived = finish(self.shard.answer(Query(what="lifetime"), True)).cumulative
         assert lived is not None
         found += [(one.model, one.status, list(one.sums.numbers())) for one in lived.counters]
         return [*found, lived.walls, lived.histograms, lived.custom["legal"].total]
