@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, why
+from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, reason_of
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
 from tokentrace.metrics import CustomMetric
@@ -214,7 +214,7 @@ class RuleStore:
             status = 400 if isinstance(exc, ConfigError) else status
             body = {"error": str(exc)}
         except UNREADABLE as exc:
-            status, body = 400, {"error": f"question: {why(exc)}"}
+            status, body = 400, {"error": f"question: {reason_of(exc)}"}
         return msgspec.json.encode({"status": status, "body": body})
 
     async def _do(self, asked: Mapping[str, Any], machine: AlerterMachine, now_ns: int) -> tuple[int, Any]:
