@@ -76,7 +76,7 @@ async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
             assert (await bus.state(subjects.SPANS)).max_bytes == 8192 * MIB
             assert (await bus.publish(subjects.spans("default", 0), b"x")).sequence == 2
         told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.service.bootstrap"]
-        assert told == ["the broker has no room for all that is configured: TT_SPANS: left as it is, 8192 MiB"]
+        assert told == ["the broker has no space for the configured sizes: TT_SPANS: left unchanged, 8192 MiB"]
     finally:
         broker.stop()
 

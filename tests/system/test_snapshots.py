@@ -33,7 +33,7 @@ from tokentrace.errors import Rejected, Unavailable
 from tokentrace.metrics import CustomMetric, Query, finish
 from tokentrace.records import Batch, encode_batches
 from tokentrace.service import snapshots
-from tokentrace.service.runner import Pump
+from tokentrace.service.runner import Runner
 from tokentrace.service.snapshots import KEEP_SNAPSHOTS, Snapshots
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND
 from tokentrace_aggregator.shard import Shard
@@ -490,7 +490,7 @@ class Worker:
 
     async def save(self) -> None:
         while True:
-            await self.snapshots.look()
+            await self.snapshots.refresh()
             # A piece that another worker removes meanwhile has to be written again, as the pump does.
             with contextlib.suppress(Unavailable):
                 await self.snapshots.save(self.shard.snapshot(self.snapshots.revisions))
@@ -887,8 +887,8 @@ def test_a_manifest_that_cannot_be_decoded_is_passed_over(data: bytes) -> None:
 # --- the loop around it ----------------------------------------------------------------------------------------------
 
 
-def make_pump(bus: Bus, shard: Shard, save_every_s: float) -> Pump:
-    return Pump(
+def make_pump(bus: Bus, shard: Shard, save_every_s: float) -> Runner:
+    return Runner(
         bus,
         shard,
         stream=subjects.SPANS,
@@ -990,7 +990,7 @@ async def test_a_pump_whose_snapshot_is_damaged_says_so_and_goes_on() -> None:
         running_pump = make_pump(world.bus, shard, 3600)
         running = asyncio.create_task(running_pump.run(stopping))
         await until(lambda shard=shard: shard.spans == 2 * len(world.log))
-        assert bool(running_pump.progress.trouble) is expected
+        assert bool(running_pump.progress.problem) is expected
         await publish(world, 1)
         await until(lambda shard=shard: shard.spans == 2 * len(world.log))
         stopping.set()

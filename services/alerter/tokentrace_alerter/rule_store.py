@@ -20,6 +20,7 @@ from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
 from tokentrace.metrics import CustomMetric
 from tokentrace.records import Instant
+from tokentrace.service.follow import Follower
 from tokentrace.units import DAY, parse_duration, render_instant
 from tokentrace_alerter.delivery import AllowedHosts, Channel
 from tokentrace_alerter.machine import AlerterMachine
@@ -147,8 +148,8 @@ class RuleStore:
     async def changes(self) -> AsyncIterator[RuleChange]:
         """What people change from now on, and in between."""
         self._following = True
-        async with contextlib.aclosing(self._bus.follow(_STREAM, [f"{_PREFIX}>"], None)) as feed:
-            async for chunk in feed:
+        async with Follower(self._bus, _STREAM, [f"{_PREFIX}>"], None, reader="alerter.rules") as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     key = message.subject.removeprefix(_PREFIX)
                     kept = self._decode(key, message.payload) if message.payload else None

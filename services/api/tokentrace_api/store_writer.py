@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from typing import TypeVar
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.errors import Unavailable
 from tokentrace.records import Span, Tombstone, decode_batches
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace_api.store import Item, Store, StoreDamaged
 
@@ -124,14 +124,18 @@ class StoreWriter:
 
     async def _bury_all(self, store: Store, buried: asyncio.Event) -> None:
         """Hear of deletions, from the beginning of the log on; *buried* is set when those are carried out."""
-        feed = self._bus.follow(subjects.SPANS, [subjects.ALL_TOMBSTONES], None)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with Follower(
+            self._bus,
+            subjects.SPANS,
+            [subjects.ALL_TOMBSTONES],
+            None,
+            reader="api.deletions",
+            on_caught_up=buried.set,
+        ) as chunks:
+            async for chunk in chunks:
                 stones = [stone for message in chunk.messages for stone in self._tombstones_in(message)]
                 if stones:
                     await until_available(partial(self._in_writer, partial(store.bury, stones)))
-                if chunk.pending == 0:
-                    buried.set()
 
     def _tombstones_in(self, message: Message) -> list[Tombstone]:
         with self._bus.set_aside.guard(subjects.SPANS, f"message {message.sequence}"):
@@ -146,11 +150,12 @@ class StoreWriter:
             raise Unavailable(str(exc)) from exc
 
     async def _follow(self, store: Store, shard: int) -> None:
-        feed = self._bus.follow(subjects.SPANS, [subjects.shard_spans(shard)], store.position(shard))
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        position, filters = store.position(shard), [subjects.shard_spans(shard)]
+        async with Follower(
+            self._bus, subjects.SPANS, filters, position, reader=f"api.{shard}", needs_every_message=True
+        ) as chunks:
+            async for chunk in chunks:
                 if chunk.missing is not None:
-                    log.error("shard %d: messages %d to %d are gone from the stream", shard, *chunk.missing)
                     self.lost = [*self.lost, (shard, *chunk.missing)][-20:]
                 for message in chunk.messages:
                     while self._ahead_bytes > _AHEAD_BYTES:
