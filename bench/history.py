@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from bench.process import ACK_WAIT_S, ask, free_port, nats, python, started, wait_for
+from bench.process import WAIT_S, ask, free_port, nats, python, started, wait_for
 from bench.reference import LOOP, ROUTE, at_most
 from bench.row import Budget, Failed, Measured, Plan, Runner
 from bench.table import quantity
@@ -85,10 +85,10 @@ def run(runner: Runner) -> None:
 
 
 def _wait_for_history(port: int) -> None:
-    deadline, found = time.monotonic() + ACK_WAIT_S, -1
+    deadline, found = time.monotonic() + WAIT_S, -1
     while found < SPANS:
         if time.monotonic() > deadline:
-            raise Failed(f"only {found:,} of {SPANS:,} spans are there {ACK_WAIT_S:.0f} s after the start")
+            raise Failed(f"only {found:,} of {SPANS:,} spans are there {WAIT_S:.0f} s after the start")
         found = ask(f"http://127.0.0.1:{port}/metrics/span_count?window={_DAYS}d")["value"] or 0
         time.sleep(0.1)
 

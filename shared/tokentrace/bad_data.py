@@ -30,6 +30,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
     ArithmeticError,
     RecursionError,
 )
+#: ``UNREADABLE``, and MemoryError: a decoder refuses to allocate the size that corrupt data claims.
+_UNDECODABLE: tuple[type[Exception], ...] = (*UNREADABLE, MemoryError)
 #: ``UNREADABLE``, and ``Rejected`` for data that was decoded but is not valid.
 BAD_DATA: tuple[type[Exception], ...] = (Rejected, *UNREADABLE)
 #: How many records are kept.
@@ -48,7 +50,7 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UNREADABLE as exc:
+    except _UNDECODABLE as exc:
         raise Rejected(f"{what}: {reason_of(exc)}") from exc
 
 
