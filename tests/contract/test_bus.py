@@ -61,7 +61,7 @@ async def test_a_compare_and_set_publish_lets_one_of_two_win(bus: Bus) -> None:
     assert (await bus.publish("log.rule", b"2", expect_last=1)).sequence == 2
 
 
-async def test_a_subject_that_no_stream_takes_is_unavailable(bus: Bus) -> None:
+async def test_publishing_on_a_subject_that_no_stream_stores_is_unavailable(bus: Bus) -> None:
     with pytest.raises(Unavailable):
         await bus.publish("nowhere.at.all", b"")
 
@@ -92,7 +92,7 @@ async def test_an_erased_message_is_gone_and_its_neighbours_stay(bus: Bus) -> No
     assert (await bus.publish("log.a", b"3")).sequence == 4
 
 
-async def test_an_erased_message_of_a_work_queue_is_given_to_nobody_again(bus: Bus) -> None:
+async def test_an_erased_message_of_a_work_queue_is_not_delivered_again(bus: Bus) -> None:
     for n in range(2):
         await bus.publish("queue.a", str(n).encode())
     feed = bus.consume("QUEUE", "crew", batch=1, ack_wait_s=1.0)
@@ -143,14 +143,14 @@ async def test_a_follower_of_an_empty_stream_learns_that_it_is_caught_up(bus: Bu
     assert (list(chunk.messages), chunk.pending) == ([], 0)
 
 
-async def test_a_follower_hears_what_is_published_later(bus: Bus) -> None:
+async def test_a_follower_receives_what_is_published_later(bus: Bus) -> None:
     async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], None)) as feed:
         await anext(feed)
         await bus.publish("log.a", b"later")
         assert (await anext(feed)).messages[0].payload == b"later"
 
 
-async def test_a_stream_made_anew_is_rewound(bus: Bus) -> None:
+async def test_a_reader_of_a_recreated_stream_is_rewound(bus: Bus) -> None:
     await bus.publish("log.a", b"x")
     async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(12345, 7))) as feed:
         chunk = await anext(feed)
@@ -169,7 +169,7 @@ async def test_a_reader_beyond_the_end_is_rewound(bus: Bus) -> None:
         assert (await anext(feed)).rewound
 
 
-async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
+async def test_messages_that_the_stream_discarded_are_reported(bus: Bus) -> None:
     await bus.ensure(Stream(name="LOG", subjects=("log.>",), max_bytes=4096))
     for _ in range(40):
         await bus.publish("log.a", bytes(300))
@@ -182,7 +182,7 @@ async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
         assert (await anext(feed)).missing == (1, state.first_sequence - 1)
 
 
-async def test_a_full_bucket_refuses_or_lets_the_oldest_entry_go(bus: Bus) -> None:
+async def test_a_full_bucket_refuses_or_discards_its_oldest_entry(bus: Bus) -> None:
     for name, evicts in (("keeps", False), ("lets", True)):
         await bus.ensure(
             Stream(
@@ -232,7 +232,7 @@ async def test_an_acknowledged_message_leaves_the_queue(bus: Bus) -> None:
     assert (await bus.state("QUEUE")).messages == 0
 
 
-async def test_a_message_given_back_comes_again(bus: Bus) -> None:
+async def test_a_message_with_a_negative_acknowledgement_is_delivered_again(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
     (delivery,) = await _take(bus, 1)
     await delivery.nak()
@@ -241,14 +241,14 @@ async def test_a_message_given_back_comes_again(bus: Bus) -> None:
     await again.ack()
 
 
-async def test_an_unacknowledged_message_comes_again_when_patience_ends(bus: Bus) -> None:
+async def test_an_unacknowledged_message_is_delivered_again_after_ack_wait(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
     await _take(bus, 1, ack_wait_s=0.5)
     (again,) = await _take(bus, 1, ack_wait_s=0.5)
     assert again.deliveries == 2
 
 
-async def test_a_terminated_message_never_comes_again(bus: Bus) -> None:
+async def test_a_terminated_message_is_not_delivered_again(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
     (delivery,) = await _take(bus, 1)
     await delivery.term("bad")
@@ -274,12 +274,12 @@ async def test_a_request_is_answered(bus: Bus) -> None:
         assert await bus.request("ask.me", b"hi", timeout_s=2) == b"hi!"
 
 
-async def test_a_request_to_nobody_is_unavailable_at_once(bus: Bus) -> None:
+async def test_a_request_that_nothing_serves_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable):
         await bus.request("ask.nobody", b"", timeout_s=5)
 
 
-async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> None:
+async def test_every_server_answers_request_many_and_one_of_each_group(bus: Bus) -> None:
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
         yield payload
 
@@ -293,7 +293,7 @@ async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> Non
     assert got == [b"x"] * 3
 
 
-async def test_an_answer_arrives_before_the_next_is_there_and_changes_how_long_is_waited(bus: Bus) -> None:
+async def test_each_reply_arrives_at_once_and_may_extend_the_wait(bus: Bus) -> None:
     more = asyncio.Event()
 
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
@@ -312,7 +312,7 @@ async def test_an_answer_arrives_before_the_next_is_there_and_changes_how_long_i
         assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"it will take a while"]
 
 
-async def test_an_answer_that_takes_long_holds_up_no_other(bus: Bus) -> None:
+async def test_a_slow_answer_delays_no_other(bus: Bus) -> None:
     begun, enough = asyncio.Event(), asyncio.Event()
 
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
@@ -380,7 +380,7 @@ async def test_an_object_comes_back_as_it_was(bus: Bus, size: int) -> None:
     assert await shelf.names() == []
 
 
-async def test_a_follower_outlives_a_killed_broker_and_misses_nothing(tmp_path: Path) -> None:
+async def test_a_follower_survives_kills_of_the_broker_and_misses_nothing(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()
     try:
@@ -441,7 +441,7 @@ async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_p
         broker.stop()
 
 
-async def test_who_is_cancelled_as_an_answer_arrives_is_cancelled(bus: Bus) -> None:
+async def test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled(bus: Bus) -> None:
     """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, and whoever asks in a loop goes on for ever."""
 
     async def ask() -> None:

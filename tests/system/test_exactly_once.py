@@ -29,7 +29,7 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
     serving.stop()
 
 
-def test_an_hour_of_real_traffic_comes_out_exactly(pipeline: Pipeline) -> None:
+def test_an_hour_of_real_traffic_gives_exact_totals(pipeline: Pipeline) -> None:
     sending = replay(pipeline, "--speed", "max")
     finish(sending)
     assert_exact(pipeline)
@@ -84,7 +84,7 @@ def apart(tmp_path: Path) -> Iterator[Apart]:
     services.stop()
 
 
-def test_ingest_may_be_away_longer_than_the_duplicate_window(apart: Apart) -> None:
+def test_an_ingest_outage_longer_than_the_duplicate_window_leaves_exact_totals(apart: Apart) -> None:
     sending = replay(apart, "--speed", "600")
     for _ in range(3):
         time.sleep(0.7)
@@ -95,7 +95,7 @@ def test_ingest_may_be_away_longer_than_the_duplicate_window(apart: Apart) -> No
     assert_exact(apart)
 
 
-def test_each_service_may_be_killed_alone(apart: Apart) -> None:
+def test_kills_of_single_services_leave_exact_totals(apart: Apart) -> None:
     sending = replay(apart, "--speed", "600")
     for name in ("aggregator", "api", "ingest", "aggregator", "api"):
         time.sleep(0.8)
@@ -105,7 +105,7 @@ def test_each_service_may_be_killed_alone(apart: Apart) -> None:
     assert_exact(apart)
 
 
-async def test_every_batch_sent_again_from_elsewhere_counts_once(pipeline: Pipeline) -> None:
+async def test_every_batch_that_is_sent_again_counts_once(pipeline: Pipeline) -> None:
     """The duplicate window is 1 s here, so the broker has forgotten: only the readers know better."""
     batches: list[tuple[str, bytes, dict[str, str]]] = []
     client = await nats.connect(pipeline.nats_url)
@@ -137,7 +137,7 @@ async def test_every_batch_sent_again_from_elsewhere_counts_once(pipeline: Pipel
     await asyncio.to_thread(assert_exact, pipeline)
 
 
-async def test_a_corrupted_newest_snapshot_falls_back_to_the_one_before(pipeline: Pipeline) -> None:
+async def test_a_corrupt_newest_snapshot_falls_back_to_the_one_before(pipeline: Pipeline) -> None:
     await asyncio.to_thread(finish, replay(pipeline, "--speed", "1200"))
     await asyncio.to_thread(assert_exact, pipeline)
     await asyncio.sleep(2)
@@ -169,7 +169,7 @@ def test_a_lost_database_file_is_rebuilt_from_the_stream(pipeline: Pipeline) -> 
     assert_exact(pipeline)
 
 
-async def test_what_the_stream_no_longer_has_is_said(pipeline: Pipeline) -> None:
+async def test_messages_that_the_stream_lost_are_named_in_health(pipeline: Pipeline) -> None:
     await asyncio.to_thread(finish, replay(pipeline, "--speed", "max"))
     await asyncio.to_thread(assert_exact, pipeline)
     client = await nats.connect(pipeline.nats_url)

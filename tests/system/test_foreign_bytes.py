@@ -141,7 +141,7 @@ def on_a_broker_of_its_own(tmp_path: Path, broker: Broker) -> Iterator[Pipeline]
     pipeline.stop()
 
 
-def test_the_messages_that_ended_a_process_are_named_while_it_runs_and_at_its_next_start(
+def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
     on_a_broker_of_its_own: Pipeline,
 ) -> None:
     serving = on_a_broker_of_its_own
@@ -181,7 +181,7 @@ def test_the_messages_that_ended_a_process_are_named_while_it_runs_and_at_its_ne
     assert "Traceback" not in serving.log.read_text()
 
 
-def test_broken_headers_end_no_reading(serving: Pipeline) -> None:
+def test_malformed_headers_do_not_stop_a_reader(serving: Pipeline) -> None:
     kept = ("$KV.tt_rules.odd", "$KV.tt_meta.reader.odd.0", "$O.tt_snapshots.M.eno=")
     for headers in BROKEN_HEADERS:
         for subject in (SPANS, RAW, ALERTS, DELIVERIES, *kept):
@@ -193,7 +193,7 @@ def test_broken_headers_end_no_reading(serving: Pipeline) -> None:
     post_spans(serving, 3)
 
 
-def test_whoever_else_answers_is_not_believed(serving: Pipeline) -> None:
+def test_answers_of_another_client_are_not_accepted(serving: Pipeline) -> None:
     """One that answers everything it hears, acknowledgements and questions, before the broker or a service can."""
     post_spans(serving, 3)
     assert serving.post("/alerts", RULE).status == 201
@@ -219,7 +219,7 @@ def test_whoever_else_answers_is_not_believed(serving: Pipeline) -> None:
     assert "Traceback" not in serving.log.read_text()
 
 
-def test_entries_of_others_leave_scores_spans_and_counts_in_working_order(serving: Pipeline) -> None:
+def test_undecodable_entries_do_not_break_scores_spans_and_counts(serving: Pipeline) -> None:
     span = {"model": "gpt-4o", "prompt_tokens": 5, "comp_tokens": 1, "trace_id": "t1", "span_id": "s1"}
     assert serving.post("/spans", span).status == 202
     serving.until(lambda: serving.get("/traces/t1").status == 200, "stored")
@@ -248,7 +248,7 @@ def test_entries_of_others_leave_scores_spans_and_counts_in_working_order(servin
     assert serving.metrics()["quality"]["score_avg"] == 0.75
 
 
-def test_a_number_of_shards_that_is_none_does_not_stop_a_start(serving: Pipeline) -> None:
+def test_an_undecodable_shard_count_does_not_prevent_a_start(serving: Pipeline) -> None:
     post_spans(serving, 3)
     publish(serving, ("$KV.tt_meta.shards", b"\xff"), ("$KV.tt_meta.alert_counts", b'{"firings":{"\xff":1}}'))
     serving.kill()
@@ -284,7 +284,7 @@ def bent(dice: random.Random, payload: bytes) -> bytes:
     return bytes(data[: dice.randrange(len(data) + 1)] if dice.random() < 0.3 else data)
 
 
-def test_a_fuzz_over_all_that_is_read_stops_nothing(serving: Pipeline) -> None:
+def test_fuzzed_data_in_every_stream_stops_no_service(serving: Pipeline) -> None:
     """``FOREIGN_SEED`` repeats a run, ``FOREIGN_ROUNDS`` makes it longer."""
     seed = int(os.environ.get("FOREIGN_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
     print(f"FOREIGN_SEED={seed}")

@@ -146,7 +146,7 @@ def story(pipeline: Pipeline, begin: Any, end: Any) -> None:
     pipeline.until(lambda: totals(pipeline) == expected(sender), f"exact: {expected(sender)}")
 
 
-def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
+def test_a_full_disk_loses_nothing_and_the_pipeline_recovers_when_there_is_space(tmp_path: Path, disk: Disk) -> None:
     pipeline = Pipeline(tmp_path / "run", "--data-dir", str(disk.directory / "data"))
     pipeline.start()
     try:
@@ -155,7 +155,7 @@ def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path
         pipeline.stop()
 
 
-def test_an_api_whose_disk_cannot_be_written_says_so_and_begins_when_it_can(tmp_path: Path, disk: Disk) -> None:
+def test_an_api_with_a_read_only_disk_reports_it_and_starts_when_it_is_writable(tmp_path: Path, disk: Disk) -> None:
     view = tmp_path / "view"
     apart = Apart(tmp_path / "run")
     apart.data = view / "data"

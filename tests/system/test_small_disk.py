@@ -143,7 +143,7 @@ class Story:
 
 
 @pytest.mark.parametrize("disk", [2000, 8000, 15_000], indirect=True, ids=["2GB", "8GB", "15GB"])
-def test_serve_comes_up_again_and_again_on_a_disk_smaller_than_its_streams(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_starts_repeatedly_on_a_disk_smaller_than_its_streams(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     try:
         for starts in (1, 2, 3):
@@ -158,7 +158,7 @@ def test_serve_comes_up_again_and_again_on_a_disk_smaller_than_its_streams(tmp_p
 
 
 @pytest.mark.parametrize("disk", [20_000], indirect=True, ids=["20GB"])
-def test_serve_comes_up_when_the_room_shrinks_between_starts(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_starts_when_the_space_shrinks_between_starts(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     try:
         story.start()
@@ -179,7 +179,7 @@ def test_serve_comes_up_when_the_room_shrinks_between_starts(tmp_path: Path, dis
 
 
 @pytest.mark.parametrize("disk", [400], indirect=True, ids=["400MB"])
-def test_serve_on_a_full_disk_says_so_and_works_as_soon_as_there_is_room(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_on_a_full_disk_reports_it_and_recovers_when_there_is_space(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     pipeline = story.pipeline
     try:

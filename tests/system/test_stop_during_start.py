@@ -95,7 +95,7 @@ def start_all(directory: Path, url: str) -> list[Program]:
     return [Program(directory, name, "--nats", url) for name in (*SERVICES, "serve")]
 
 
-def test_a_stop_is_heard_while_the_broker_is_away(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_the_broker_is_unreachable(tmp_path: Path, programs: list[Program]) -> None:
     url = f"nats://127.0.0.1:{free_port()}"
     programs += [*start_all(tmp_path, url), Program(tmp_path, "tail", "--nats", url)]
     for program in programs:
@@ -103,7 +103,7 @@ def test_a_stop_is_heard_while_the_broker_is_away(tmp_path: Path, programs: list
     assert_they_stop(programs, signal.SIGTERM)
 
 
-def test_a_stop_is_heard_while_the_broker_says_nothing(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_the_broker_is_silent(tmp_path: Path, programs: list[Program]) -> None:
     with contextlib.ExitStack() as stack:
         for name in ("ingest", "serve"):
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -113,7 +113,7 @@ def test_a_stop_is_heard_while_the_broker_says_nothing(tmp_path: Path, programs:
         assert_they_stop(programs, signal.SIGTERM)
 
 
-def test_a_stop_is_heard_while_jetstream_has_no_room(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_jetstream_has_no_space(tmp_path: Path, programs: list[Program]) -> None:
     broker = Broker(tmp_path / "nats", room="100KB")
     broker.start()
     try:
@@ -127,7 +127,7 @@ def test_a_stop_is_heard_while_jetstream_has_no_room(tmp_path: Path, programs: l
         broker.stop()
 
 
-async def test_a_stop_is_heard_when_the_broker_goes_away_before_a_service_has_begun(tmp_path: Path) -> None:
+async def test_services_stop_if_the_broker_dies_before_they_have_started(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()
     settings = Settings(storage=Storage(dir=str(tmp_path / "data")))
@@ -160,7 +160,7 @@ def _services(bus: Bus, settings: Settings) -> list[Ingest | Aggregator | Alerte
     ]
 
 
-def test_a_stop_is_heard_while_a_port_or_a_directory_is_taken(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_a_port_or_a_directory_is_in_use(tmp_path: Path, programs: list[Program]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -182,7 +182,7 @@ def test_a_stop_is_heard_while_a_port_or_a_directory_is_taken(tmp_path: Path, pr
         assert pipeline.stop() == 0
 
 
-def test_a_stop_is_heard_while_the_log_is_replayed(tmp_path: Path) -> None:
+def test_serve_stops_while_the_log_is_replayed(tmp_path: Path) -> None:
     pipeline, sent = Pipeline(tmp_path / "run"), 0
     pipeline.start()
     try:

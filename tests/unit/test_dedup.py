@@ -40,7 +40,7 @@ steps = st.one_of(batches, batches, batches, st.just("restart"))
 @example([("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("a", 2, 0)], 1, 0)
 @example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
 @example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
-def test_a_batch_is_new_once_whatever_comes_between(history, stride, shard):
+def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
     # A shard sees every stride-th number of a reporter; which ones depends on the shard.
     seen, model = FoldedBatches(stride), set()
     for step in history:
@@ -70,7 +70,7 @@ def test_any_order_leaves_one_interval(count, stride, shard, random):
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
-def test_noting_rows_is_the_same_as_having_added_them(rows, cut):
+def test_note_equals_adding_the_same_batches(rows, cut):
     whole, resumed = FoldedBatches(), FoldedBatches()
     for key, sequence, part, after in rows:
         whole.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
@@ -90,32 +90,32 @@ def test_a_snapshot_restores_to_the_same_snapshot():
     assert len(FoldedBatches.restore(seen.snapshot())) == len(seen) == 4
 
 
-def test_a_restored_memory_keeps_its_stride():
+def test_a_restored_state_keeps_its_stride():
     seen = FoldedBatches.restore(FoldedBatches(4).snapshot())
     assert [seen.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
     assert len(seen) == 1
 
 
-def test_a_part_is_not_another_part_nor_the_whole():
+def test_parts_of_a_batch_are_different_batches():
     seen = FoldedBatches()
     assert [seen.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
     assert [seen.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
 
 
-def test_a_reporter_and_a_request_of_one_name_are_two():
+def test_a_reporter_and_a_request_with_the_same_id_are_different():
     seen = FoldedBatches()
     assert seen.add(numbered(1, "x"), NOW)
     assert seen.add(request("x"), NOW)
 
 
 @pytest.mark.parametrize("sequence", [0, 1])
-def test_an_id_that_looks_like_a_part_is_its_own(sequence):
+def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence):
     seen = FoldedBatches()
     assert seen.add(make_batch(id="a", sequence=sequence, part=1), NOW)
     assert seen.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
 
 
-def test_the_largest_number_is_a_number():
+def test_the_largest_batch_number_is_recorded():
     seen = FoldedBatches()
     last = 2**63 - 1
     assert [seen.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
@@ -129,7 +129,7 @@ def test_the_largest_number_is_a_number():
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 
-def test_holes_are_bounded_and_the_oldest_is_given_up():
+def test_gaps_are_limited_and_the_oldest_is_dropped():
     #  1  3  5  7 ...            every second number is missing
     #  [1 2 3] 5 7 ...           the hole at 2 is given up when there are too many
     seen = FoldedBatches()
@@ -142,7 +142,7 @@ def test_holes_are_bounded_and_the_oldest_is_given_up():
     assert seen.add(numbered(4), NOW)
 
 
-def test_numbers_given_up_are_counted_one_by_one():
+def test_every_number_in_a_dropped_gap_is_counted():
     seen = FoldedBatches()
     for number in range(10, 10 * MAX_INTERVALS + 1, 10):
         seen.add(numbered(number), NOW)
@@ -152,7 +152,7 @@ def test_numbers_given_up_are_counted_one_by_one():
     assert FoldedBatches.restore(seen.snapshot()).given_up == 4
 
 
-def test_given_up_batches_are_never_folded_twice_and_memory_stays_bounded():
+def test_dropping_gaps_folds_no_batch_twice_and_limits_the_size():
     random, seen, folded = Random(1), FoldedBatches(), set()
     for _ in range(3 * MAX_INTERVALS):
         number = random.randrange(1, 10**9)
@@ -163,7 +163,7 @@ def test_given_up_batches_are_never_folded_twice_and_memory_stays_bounded():
     assert not any(seen.add(numbered(number), NOW) for number in folded)
 
 
-def test_a_long_run_takes_no_more_memory_than_a_short_one():
+def test_the_state_of_a_reporter_without_gaps_does_not_grow():
     seen = FoldedBatches(4)
     for number in range(1, 20_000):
         seen.add(numbered(number * 4), NOW)
@@ -184,7 +184,7 @@ def test_a_reporter_is_forgotten_after_8_days_of_silence():
     assert seen.add(numbered(1), NOW + 8 * DAY + 1)
 
 
-def test_a_reporter_that_speaks_is_remembered_from_its_first_batch():
+def test_an_active_reporter_is_remembered_from_its_first_batch():
     seen = FoldedBatches()
     for day in range(0, 40, 5):
         assert seen.add(numbered(day + 1), NOW + day * DAY)
@@ -192,7 +192,7 @@ def test_a_reporter_that_speaks_is_remembered_from_its_first_batch():
     assert not seen.add(numbered(1), NOW + 36 * DAY)
 
 
-def test_a_duplicate_is_a_sign_of_life():
+def test_a_duplicate_keeps_its_reporter_from_being_forgotten():
     seen = FoldedBatches()
     seen.add(numbered(1), NOW)
     assert not seen.add(numbered(1), NOW + 7 * DAY)
@@ -200,7 +200,7 @@ def test_a_duplicate_is_a_sign_of_life():
     assert not seen.add(numbered(1), NOW + 14 * DAY)
 
 
-def test_a_late_message_does_not_make_a_reporter_older():
+def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered():
     seen = FoldedBatches()
     seen.add(numbered(2), NOW + 7 * DAY)
     seen.add(numbered(1), NOW)
@@ -220,7 +220,7 @@ def test_a_request_is_forgotten_after_24_hours():
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
-def test_requests_of_the_last_day_are_known_and_older_ones_take_no_memory(steps):
+def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
     seen, model, now = FoldedBatches(), {}, NOW
     for number, later, restart in steps:
         now += later
@@ -235,7 +235,7 @@ def test_requests_of_the_last_day_are_known_and_older_ones_take_no_memory(steps)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
-def test_reporters_of_the_last_8_days_are_known_and_others_take_no_memory(steps):
+def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps):
     seen, now = FoldedBatches(), NOW
     numbers: dict[str, set[int]] = {}
     spoke: dict[str, int] = {}
@@ -254,7 +254,7 @@ def test_reporters_of_the_last_8_days_are_known_and_others_take_no_memory(steps)
     assert seen.reporters() == set(numbers)
 
 
-def test_a_steady_stream_of_requests_is_held_for_a_day_and_no_longer():
+def test_a_steady_stream_of_requests_takes_the_space_of_one_day():
     seen = FoldedBatches()
     for number in range(5_000):
         now = NOW + number * HOUR // 10

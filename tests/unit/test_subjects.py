@@ -62,12 +62,12 @@ def test_a_plain_name_stays_readable(plain: str) -> None:
     ("text", "token"),
     [("", "="), (".", "=2E"), ("a b", "a=20b"), ("=", "=3D"), ("é", "=C3=A9"), (">", "=3E"), ("*", "=2A")],
 )
-def test_what_escape_writes_is_fixed(text: str, token: str) -> None:
+def test_escape_is_stable(text: str, token: str) -> None:
     assert escape(text) == token
 
 
 @pytest.mark.parametrize("bent", ["=FF", "=4", "==", "=zz", "a=C3", "=ff"])
-def test_a_token_that_escape_never_wrote_is_still_read_as_something(bent: str) -> None:
+def test_unescape_accepts_tokens_that_escape_does_not_write(bent: str) -> None:
     assert isinstance(unescape(bent), str)
 
 
@@ -101,7 +101,7 @@ def test_a_subject_that_ends_without_a_number_has_no_shard(wrong: str) -> None:
         parse_shard(wrong)
 
 
-def test_a_refused_subject_is_shown_shortened() -> None:
+def test_the_error_for_a_subject_shows_it_shortened() -> None:
     for parse in (parse_project, parse_shard):
         with pytest.raises(Rejected) as refused:
             parse("x" * 10_000)
@@ -115,7 +115,7 @@ def test_a_refused_subject_is_shown_shortened() -> None:
 @example("")
 @example(">")
 @example("a.b")
-def test_every_subject_is_taken_by_exactly_the_stream_meant_for_it(project: str) -> None:
+def test_every_subject_is_stored_by_exactly_its_own_stream(project: str) -> None:
     wanted = [subjects.RAW, subjects.SPANS, subjects.REJECTED, subjects.ALERTS]
     for build, name in zip(BUILDERS, wanted, strict=True):
         takers = [
@@ -153,7 +153,7 @@ def test_a_reader_of_one_shard_sees_that_shard_of_every_project(project: str, sh
     assert not matches(subjects.shard_spans(shard), subjects.raw(project, shard))
 
 
-def test_the_streams_are_those_of_the_design_with_its_limits() -> None:
+def test_the_streams_have_the_documented_limits() -> None:
     made = {stream.name: stream for stream in subjects.streams()}
     gib, day = 1024**3, 86_400 * 10**9
     assert made["TT_RAW"].work_queue
