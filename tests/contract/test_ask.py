@@ -1,4 +1,4 @@
-"""Asking the aggregators over a real broker: who is late, who is silent, who is not there."""
+"""Queries to aggregators over a real broker: slow, silent and missing aggregators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def bus(broker: Broker) -> AsyncIterator[Bus]:
 
 
 def answers(*steps: bytes | float | asyncio.Event) -> Callable[[bytes], AsyncIterator[bytes]]:
-    """Says what is given, one after the other, and waits in between."""
+    """Return a handler that replies with the bytes, waits for the events and sleeps for the numbers, in order."""
 
     async def answer(_: bytes) -> AsyncIterator[bytes]:
         for step in steps:
@@ -51,7 +51,7 @@ async def test_an_aggregator_that_replies_in_progress_gets_more_time(bus: Bus, m
         await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, part(0))))
         await serve(bus.serve(subjects.QUERY_METRICS, answers(part(1))))
         assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == []
-        # Of the third nobody speaks, and it is not waited for once the others are there.
+        # No aggregator has shard 2; the client stops waiting after the others have answered.
         assert (await asyncio.wait_for(AggregatorClient(bus, 3).ask(QUERY), 8)).missing_shards == [2]
 
 

@@ -25,7 +25,7 @@ def spans_at(*ended_ns: int, **fields: Any) -> list[Span]:
 
 
 class Reader:
-    """A machine that reads the spans of a bus when it is told to."""
+    """A machine that reads the log up to a given message."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus, self.machine = bus, AlerterMachine([], "default")
@@ -50,14 +50,14 @@ class Reader:
                     return
 
     def look(self, seconds: float = 3) -> AlertEvent:
-        """The first event when the clock has gone on by *seconds*."""
+        """Advance the clock by *seconds* and return the first event."""
         self.machine.caught_up = True
         effects = self.machine.tick(time.time_ns() + round(seconds * SECOND))
         return msgspec.json.decode(effects[0].payload, type=AlertEvent)
 
 
 def counting(**overrides: Any) -> Rule:
-    """Fires at once, and says how many spans there are."""
+    """A rule that fires at once with the number of spans."""
     return make_rule(
         "new", **{"op": "gte", "threshold": 0, "window": "60s", "eval_interval": "1s", "cooldown": "1h", **overrides}
     )
@@ -114,7 +114,7 @@ async def test_rules_created_together_share_one_reading_of_the_log(bus: Bus, mon
 
 
 async def test_each_rule_of_a_shared_reading_counts_its_own_window(bus: Bus) -> None:
-    """What lies before its own beginning is late for nobody, and each message counts once."""
+    """A message before a rule's window is not late for it, and each message counts once."""
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))
@@ -144,7 +144,7 @@ async def test_a_backfill_ends_where_the_machine_reads_on(bus: Bus) -> None:
 
 
 async def test_messages_folded_before_the_backfill_starts_count_once(bus: Bus) -> None:
-    """The task that primes a rule begins when the loop gets to it; the pump may have its turn before."""
+    """The backfill starts as a task of its own, so the runner may fold messages before it."""
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))

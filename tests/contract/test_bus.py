@@ -1,4 +1,4 @@
-"""One suite, two buses: whatever holds for the twin in memory holds for JetStream."""
+"""The contract of the bus, tested on the bus in memory and on JetStream."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OBJ = Stream(
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
-            made: Bus = MemoryBus(MemoryBroker())
+            connected: Bus = MemoryBus(MemoryBroker())
         else:
             server: Broker = request.getfixturevalue("broker")
-            made = await stack.enter_async_context(jetstream.connect(server.url, name="contract"))
+            connected = await stack.enter_async_context(jetstream.connect(server.url, name="contract"))
         for stream in (LOG, QUEUE, KV, OBJ):
-            await made.ensure(stream)
-        yield made
+            await connected.ensure(stream)
+        yield connected
 
 
 async def test_a_published_message_is_acknowledged_with_ascending_sequences(bus: Bus) -> None:
@@ -183,7 +183,7 @@ async def test_messages_that_the_stream_discarded_are_reported(bus: Bus) -> None
 
 
 async def test_a_full_bucket_refuses_or_discards_its_oldest_entry(bus: Bus) -> None:
-    for name, evicts in (("keeps", False), ("lets", True)):
+    for name, evicts in (("refuses", False), ("evicts", True)):
         await bus.ensure(
             Stream(
                 name=f"KV_{name}",
@@ -200,14 +200,14 @@ async def test_a_full_bucket_refuses_or_discards_its_oldest_entry(bus: Bus) -> N
             await bus.kv(bucket).create(f"k{number}", bytes(1000))
 
     with pytest.raises(Unavailable):
-        await fill("keeps")
-    assert await bus.kv("keeps").get("k0") is not None
-    await fill("lets")
-    assert await bus.kv("lets").get("k0") is None
-    last = await bus.kv("lets").get("k39")
+        await fill("refuses")
+    assert await bus.kv("refuses").get("k0") is not None
+    await fill("evicts")
+    assert await bus.kv("evicts").get("k0") is None
+    last = await bus.kv("evicts").get("k39")
     assert last is not None
-    await bus.kv("lets").update("k39", bytes(1000), last.revision)
-    await bus.kv("lets").create("k0", b"again")
+    await bus.kv("evicts").update("k39", bytes(1000), last.revision)
+    await bus.kv("evicts").create("k0", b"again")
 
 
 async def _take(bus: Bus, want: int, ack_wait_s: float = 30.0) -> list[object]:
@@ -276,7 +276,7 @@ async def test_a_request_is_answered(bus: Bus) -> None:
 
 async def test_a_request_that_nothing_serves_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable):
-        await bus.request("ask.nobody", b"", timeout_s=5)
+        await bus.request("ask.nothing", b"", timeout_s=5)
 
 
 async def test_every_server_answers_request_many_and_one_of_each_group(bus: Bus) -> None:
@@ -297,19 +297,19 @@ async def test_each_reply_arrives_at_once_and_may_extend_the_wait(bus: Bus) -> N
     more = asyncio.Event()
 
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
-        yield b"it will take a while"
+        yield b"in progress"
         await more.wait()
         yield payload
 
-    def patience(answers: list[bytes]) -> float:
+    def wait_policy(answers: list[bytes]) -> float:
         if answers:
             more.set()
         return (1, 30, 0)[len(answers)]
 
     async with bus.serve("ask.slow", answer):
-        assert await bus.request_many("ask.slow", b"x", patience) == [b"it will take a while", b"x"]
+        assert await bus.request_many("ask.slow", b"x", wait_policy) == [b"in progress", b"x"]
         more.clear()
-        assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"it will take a while"]
+        assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"in progress"]
 
 
 async def test_a_slow_answer_delays_no_other(bus: Bus) -> None:
@@ -442,7 +442,7 @@ async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_p
 
 
 async def test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled(bus: Bus) -> None:
-    """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, and whoever asks in a loop goes on for ever."""
+    """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, so a loop of requests could not be stopped."""
 
     async def ask() -> None:
         while True:
@@ -469,7 +469,7 @@ async def test_an_object_that_is_removed_while_it_is_read_is_whole_or_gone(bus: 
 
 
 async def test_reading_objects_leaves_no_consumer_behind(broker: Broker) -> None:
-    """A stream takes a thousand consumers, and a snapshot has a hundred and fifty pieces."""
+    """A stream takes a thousand consumers, and loading a snapshot of 150 pieces creates 150."""
     async with jetstream.connect(broker.url, name="reader") as bus:
         await bus.ensure(OBJ)
         shelf = bus.objects("shelf")

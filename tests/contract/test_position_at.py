@@ -18,7 +18,7 @@ async def test_position_at_in_an_empty_stream_is_its_beginning(bus: Bus) -> None
 
 
 async def fill(bus: Bus, count: int) -> list[int]:
-    """Stream times of *count* messages, a few milliseconds apart."""
+    """Publish *count* messages a few milliseconds apart, and return their stream times."""
     for number in range(count):
         await bus.publish("log.a", str(number).encode())
         await asyncio.sleep(0.005)

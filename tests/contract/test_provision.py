@@ -1,4 +1,4 @@
-"""Streams and buckets on a real broker: made once, brought up to date, cut to the disk there is."""
+"""Creating and updating streams and buckets on a real broker, within the space of its disk."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ async def test_existing_streams_are_kept_on_a_broker_with_less_space_than_they_r
             await bootstrap(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
             assert (await bus.state(subjects.SPANS)).max_bytes == 8192 * MIB
             assert (await bus.publish(subjects.spans("default", 0), b"x")).sequence == 2
-        told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.service.bootstrap"]
-        assert told == ["the broker has no space for the configured sizes: TT_SPANS: left unchanged, 8192 MiB"]
+        logged = [record.getMessage() for record in caplog.records if record.name == "tokentrace.service.bootstrap"]
+        assert logged == ["the broker has no space for the configured sizes: TT_SPANS: left unchanged, 8192 MiB"]
     finally:
         broker.stop()
 
@@ -92,10 +92,10 @@ async def test_bootstrap_without_space_waits_and_logs_the_reason_once(
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(4):
                     await bootstrap(bus, Settings())
-        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert len(told) == 1
-        assert "stream TT_" in told[0]
-        assert "insufficient storage" in told[0]
+        logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(logged) == 1
+        assert "stream TT_" in logged[0]
+        assert "insufficient storage" in logged[0]
     finally:
         broker.stop()
 
@@ -108,10 +108,10 @@ async def test_bootstrap_keeps_the_replicas_that_an_operator_set(tmp_path: Path)
         cluster = f'cluster {{ name: "three", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
         brokers.append(Broker(tmp_path / f"nats{n}", extra=f'server_name: "n{n}"\n{cluster}\n'))
     try:
-        for one in brokers:
-            one.start()
-        # A list of servers, of which the first is not there.
-        urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(one.url for one in brokers)])
+        for member in brokers:
+            member.start()
+        # The first server of the list does not exist.
+        urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(member.url for member in brokers)])
         async with asyncio.timeout(60), jetstream.connect(urls, name="replicated") as bus:
             await bootstrap(bus, Settings())
             names = [subjects.SPANS, f"KV_{subjects.META}", f"OBJ_{subjects.SNAPSHOTS}"]
@@ -127,12 +127,12 @@ async def test_bootstrap_keeps_the_replicas_that_an_operator_set(tmp_path: Path)
             assert len(changed) >= 2
             assert (await _api(bus, f"STREAM.INFO.{subjects.SPANS}"))["config"]["max_age"] == 3 * DAY
     finally:
-        for one in brokers:
-            one.stop()
+        for member in brokers:
+            member.stop()
 
 
 async def _api(bus: jetstream.JetStream, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A request of JetStream's API, as an operator's tool makes it; until a leader is there to answer."""
+    """Call JetStream's API as an operator's tool does; repeat until the cluster has a leader."""
     while True:
         answer = json.loads(await bus.request(f"$JS.API.{call}", json.dumps(body or {}).encode(), timeout_s=5))
         if "error" not in answer:

@@ -9,73 +9,73 @@ from typing import Any
 
 import pytest
 
-from kit.rules import Desk, make_rule
+from kit.rules import RuleHost, make_rule
 from tokentrace.bus import Bus, Entry, KeyValue
 from tokentrace.records import AlertEvent
 from tokentrace.units import SECOND, render_instant
 
 
 async def test_of_two_simultaneous_creations_of_one_name_one_succeeds(bus: Bus) -> None:
-    async with Desk(bus) as one, Desk(bus) as other:
+    async with RuleHost(bus) as first, RuleHost(bus) as second:
         for number in range(10):
             name = f"rule {number}"
-            answers = await asyncio.gather(one.create(name, threshold=1), other.create(name, threshold=2))
+            answers = await asyncio.gather(first.create(name, threshold=1), second.create(name, threshold=2))
             assert sorted(status for status, _ in answers) == [201, 409]
-            await one.knows(name)
-            await other.knows(name)
-            mine, theirs = one.book.rule(name), other.book.rule(name)
+            await first.knows(name)
+            await second.knows(name)
+            mine, theirs = first.store.rule(name), second.store.rule(name)
             assert mine is not None
             assert mine == theirs
             assert mine.threshold == (1 if answers[0][0] == 201 else 2)
 
 
 async def test_two_alerters_that_change_rules_simultaneously_end_with_the_same_rules(bus: Bus) -> None:
-    async with Desk(bus, make_rule()) as one, Desk(bus, make_rule()) as other:
+    async with RuleHost(bus, make_rule()) as first, RuleHost(bus, make_rule()) as second:
         for round_ in range(6):
             calls = []
-            for desk, threshold in ((one, round_ + 1), (other, round_ + 101)):
+            for host, threshold in ((first, round_ + 1), (second, round_ + 101)):
                 calls += [
-                    desk.create("a", threshold=threshold),
-                    desk.silence("a", f"{round_ + 1}h"),
-                    desk.delete("a" if round_ % 2 else "b"),
-                    desk.create("b", threshold=threshold),
-                    desk.silence("configured"),
+                    host.create("a", threshold=threshold),
+                    host.silence("a", f"{round_ + 1}h"),
+                    host.delete("a" if round_ % 2 else "b"),
+                    host.create("b", threshold=threshold),
+                    host.silence("configured"),
                 ]
             answers = await asyncio.gather(*calls)
             assert {status for status, _ in answers} <= {200, 201, 204, 404, 409}
-        await one.create("last")
-        for desk in (one, other):
-            await desk.knows("last")
-        fresh = await Desk(bus, make_rule()).open()
+        await first.create("last")
+        for host in (first, second):
+            await host.knows("last")
+        fresh = await RuleHost(bus, make_rule()).open()
         for name in ("a", "b", "last", "configured"):
-            rules = [desk.book.rule(name) for desk in (one, other, fresh)]
+            rules = [host.store.rule(name) for host in (first, second, fresh)]
             assert rules[0] == rules[1] == rules[2], name
-            watches = [desk.machine.watches.get(name) for desk in (one, other, fresh)]
+            watches = [host.machine.watches.get(name) for host in (first, second, fresh)]
             assert len({watch and watch.silenced_until_ns for watch in watches}) == 1, name
 
 
 async def test_a_rule_created_through_one_alerter_can_be_changed_through_another_at_once(bus: Bus) -> None:
-    """What was acknowledged with 201 is there, whichever alerter is asked next."""
-    one, other = await Desk(bus).open(), await Desk(bus).open()
-    assert (await one.create())[0] == 201
-    assert (await other.silence())[0] == 200
-    assert (await one.silence())[0] == 200
-    assert (await other.delete())[0] == 204
-    assert (await one.delete())[0] == 404
+    """A rule that was acknowledged with 201 exists for every alerter."""
+    first, second = await RuleHost(bus).open(), await RuleHost(bus).open()
+    assert (await first.create())[0] == 201
+    assert (await second.silence())[0] == 200
+    assert (await first.silence())[0] == 200
+    assert (await second.delete())[0] == 204
+    assert (await first.delete())[0] == 404
 
 
 async def test_a_silence_does_not_restore_a_rule_that_was_deleted_meanwhile(bus: Bus) -> None:
-    async with Desk(bus, make_rule()) as one:
-        other = await Desk(bus, make_rule()).open()
-        assert (await one.delete("configured"))[0] == 204
-        await one.knows_not("configured")
-        assert (await other.silence("configured"))[0] in (404, 409)
+    async with RuleHost(bus, make_rule()) as first:
+        second = await RuleHost(bus, make_rule()).open()
+        assert (await first.delete("configured"))[0] == 204
+        await first.knows_not("configured")
+        assert (await second.silence("configured"))[0] in (404, 409)
         await asyncio.sleep(0.1)
-        assert one.book.rule("configured") is None
+        assert first.store.rule("configured") is None
 
 
 class Between:
-    """A bus whose bucket lets somebody else in between reading everything and what follows."""
+    """A bus whose buckets call *meanwhile* after all entries were read."""
 
     def __init__(self, bus: Bus, meanwhile: Callable[[], Any]) -> None:
         self._bus, self._meanwhile = bus, meanwhile
@@ -95,40 +95,40 @@ class _Between:
         return getattr(self._kv, name)
 
     async def items(self) -> dict[str, Entry]:
-        found = await self._kv.items()
+        entries = await self._kv.items()
         await self._meanwhile()
-        return found
+        return entries
 
 
 async def test_a_rule_created_while_another_alerter_starts_is_not_lost(bus: Bus) -> None:
-    """The name is that of a rule of the configuration that was deleted, which the start brings back."""
-    async with Desk(bus, make_rule()) as one:
-        await one.delete("configured")
-        await one.knows_not("configured")
+    """The created rule has the name of a deleted configured rule, which the start brings back."""
+    async with RuleHost(bus, make_rule()) as first:
+        await first.delete("configured")
+        await first.knows_not("configured")
 
         async def meanwhile() -> None:
-            assert (await one.create("configured", threshold=77))[0] == 201
+            assert (await first.create("configured", threshold=77))[0] == 201
 
         between: Any = Between(bus, meanwhile)
-        await Desk(between, make_rule()).open()
-    rule = (await Desk(bus, make_rule()).open()).book.rule("configured")
+        await RuleHost(between, make_rule()).open()
+    rule = (await RuleHost(bus, make_rule()).open()).store.rule("configured")
     assert rule is not None
     assert rule.threshold == 77
 
 
 async def test_a_change_acknowledged_by_one_alerter_applies_to_the_other(bus: Bus) -> None:
-    async with Desk(bus) as one, Desk(bus) as other:
+    async with RuleHost(bus) as first, RuleHost(bus) as second:
         for number in range(20):
             name = f"rule {number}"
-            assert (await one.create(name))[0] == 201
-            assert name in await other.names()
-            assert (await other.silence(name))[0] == 200
-            (shown,) = [rule for rule in (await one.ask({"ask": "list"}))[1] if rule["name"] == name]
+            assert (await first.create(name))[0] == 201
+            assert name in await second.names()
+            assert (await second.silence(name))[0] == 200
+            (shown,) = [rule for rule in (await first.ask({"ask": "list"}))[1] if rule["name"] == name]
             assert shown["silenced"] is True
-            assert (await other.create(name))[0] == 409
-            assert (await other.delete(name))[0] == 204
-            assert await one.names() == []
-            assert (await one.silence(name))[0] == 404
+            assert (await second.create(name))[0] == 409
+            assert (await second.delete(name))[0] == 204
+            assert await first.names() == []
+            assert (await first.silence(name))[0] == 404
 
 
 def make_firing(name: str, at_ns: int) -> AlertEvent:
@@ -149,18 +149,18 @@ def make_firing(name: str, at_ns: int) -> AlertEvent:
     )
 
 
-@pytest.mark.parametrize("heard", ["before", "after"])
-async def test_a_rule_created_again_does_not_inherit_the_state_of_the_deleted_one(bus: Bus, heard: str) -> None:
-    """Whether the events are read before the rules or after, and without any snapshot."""
+@pytest.mark.parametrize("read_events", ["before", "after"])
+async def test_a_rule_created_again_does_not_inherit_the_state_of_the_deleted_one(bus: Bus, read_events: str) -> None:
+    """Neither if the events are read before the rules nor if they are read after; there is no snapshot."""
     old = make_firing("mine", time.time_ns() - SECOND)
-    async with Desk(bus) as desk:
-        assert (await desk.create())[0] == 201
-        desk.machine.learn(old)
-        assert (await desk.delete())[0] == 204
-        assert (await desk.create())[0] == 201
-        assert not desk.machine.watches["mine"].state.firing
-    again = Desk(bus)
-    if heard == "before":
+    async with RuleHost(bus) as host:
+        assert (await host.create())[0] == 201
+        host.machine.learn(old)
+        assert (await host.delete())[0] == 204
+        assert (await host.create())[0] == 201
+        assert not host.machine.watches["mine"].state.firing
+    again = RuleHost(bus)
+    if read_events == "before":
         again.machine.learn(old)
     await again.open()
     again.machine.learn(old)
@@ -171,12 +171,12 @@ async def test_a_rule_created_again_does_not_inherit_the_state_of_the_deleted_on
 
 async def test_a_configured_rule_that_comes_back_does_not_inherit_its_old_state(bus: Bus) -> None:
     old = make_firing("configured", time.time_ns() - SECOND)
-    async with Desk(bus, make_rule()) as desk:
-        desk.machine.learn(old)
-        assert (await desk.delete("configured"))[0] == 204
-        again = await Desk(bus, make_rule()).open()
+    async with RuleHost(bus, make_rule()) as host:
+        host.machine.learn(old)
+        assert (await host.delete("configured"))[0] == 204
+        again = await RuleHost(bus, make_rule()).open()
         again.machine.learn(old)
         assert not again.machine.watches["configured"].state.firing
-        await desk.knows("configured")
-        desk.machine.learn(old)
-        assert not desk.machine.watches["configured"].state.firing
+        await host.knows("configured")
+        host.machine.learn(old)
+        assert not host.machine.watches["configured"].state.firing

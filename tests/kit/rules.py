@@ -44,20 +44,20 @@ def make_rule(name: str = "configured", **overrides: Any) -> Rule:
     return parse_rule(written(name, **overrides), "alerts[0]")
 
 
-class Desk:
-    """A rulebook and its machine as an alerter has them: what others change is followed."""
+class RuleHost:
+    """The rule store and the machine of one alerter; inside the context it follows the changes of other alerters."""
 
     def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
-        self.book = RuleStore(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
+        self.store = RuleStore(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
         self.machine = AlerterMachine(configured, "default")
         self.changes: list[RuleChange] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def open(self) -> Desk:
-        self.book.apply_to(self.machine, await self.book.open())
+    async def open(self) -> RuleHost:
+        self.store.apply_to(self.machine, await self.store.open())
         return self
 
-    async def __aenter__(self) -> Desk:
+    async def __aenter__(self) -> RuleHost:
         await self.open()
         self._task = asyncio.create_task(self._follow())
         return self
@@ -68,13 +68,13 @@ class Desk:
         await asyncio.gather(self._task, return_exceptions=True)
 
     async def _follow(self) -> None:
-        async for change in self.book.changes():
+        async for change in self.store.changes():
             self.changes.append(change)
             change.apply_to(self.machine)
 
     async def ask(self, asked: Any, now_ns: int | None = None) -> tuple[int, Any]:
         payload = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
-        answer = msgspec.json.decode(await self.book.answer(payload, self.machine, now_ns or time.time_ns()))
+        answer = msgspec.json.decode(await self.store.answer(payload, self.machine, now_ns or time.time_ns()))
         return answer["status"], answer["body"]
 
     async def create(self, name: str = "mine", **overrides: Any) -> tuple[int, Any]:
@@ -95,9 +95,9 @@ class Desk:
         await self.until(lambda: name in self.machine.watches)
 
     async def knows_not(self, name: str = "mine") -> None:
-        await self.until(lambda: name not in self.machine.watches and self.book.rule(name) is None)
+        await self.until(lambda: name not in self.machine.watches and self.store.rule(name) is None)
 
     async def names(self) -> list[str]:
         status, shown = await self.ask({"ask": "list"})
         assert status == 200
-        return sorted(one["name"] for one in shown)
+        return sorted(rule["name"] for rule in shown)

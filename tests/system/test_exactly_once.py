@@ -1,4 +1,4 @@
-"""An hour of real traffic, and everything that may go wrong while it passes: the totals stay exact."""
+"""Totals stay exact for an hour of real traffic, whatever fails meanwhile."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_twenty_kills_of_everything_leave_exact_totals(pipeline: Pipeline) -> No
 
 
 def has_broker(pipeline: Pipeline) -> bool:
-    """For a moment after a kill there is none."""
+    """Return True if the pipeline's nats-server runs; after a kill it takes a moment to restart."""
     with contextlib.suppress(subprocess.CalledProcessError):
         return pipeline.nats_pid() > 0
     return False
@@ -106,7 +106,7 @@ def test_kills_of_single_services_leave_exact_totals(apart: Apart) -> None:
 
 
 async def test_every_batch_that_is_sent_again_counts_once(pipeline: Pipeline) -> None:
-    """The duplicate window is 1 s here, so the broker has forgotten: only the readers know better."""
+    """The duplicate window is 1 s here, so the broker stores the batches again and the readers must recognise them."""
     batches: list[tuple[str, bytes, dict[str, str]]] = []
     client = await nats.connect(pipeline.nats_url)
 
@@ -130,8 +130,8 @@ async def test_every_batch_that_is_sent_again_counts_once(pipeline: Pipeline) ->
 
     def known() -> bool:
         lines = pipeline.get("/internal/metrics").body.decode().splitlines()
-        found = [line for line in lines if line.startswith("tokentrace_aggregator_repeated_total")]
-        return float(found[0].rpartition(" ")[2]) >= len(repeated)
+        counters = [line for line in lines if line.startswith("tokentrace_aggregator_repeated_total")]
+        return float(counters[0].rpartition(" ")[2]) >= len(repeated)
 
     await asyncio.to_thread(pipeline.until, known, "all repetitions read")
     await asyncio.to_thread(assert_exact, pipeline)
@@ -147,7 +147,7 @@ async def test_a_corrupt_newest_snapshot_falls_back_to_the_one_before(pipeline: 
     names = [name for name in stored if name.removeprefix("aggregator.0.").isdigit()]
     assert 2 <= len(names) <= 3
     newest = await store.get_info(names[-1])
-    # Same name, later generation, rubbish inside: what a reader finds first.
+    # A reader tries the snapshot with the highest name first.
     await store.put(f"aggregator.0.{'9' * 20}", b"rubbish" * 100)
     await store.delete(newest.name)
     await client.close()

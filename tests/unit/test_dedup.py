@@ -1,4 +1,4 @@
-"""What has been folded, against a plain set."""
+"""Deduplication of batches, compared with a plain set."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ steps = st.one_of(batches, batches, batches, st.just("restart"))
 @example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
 @example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
 def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
-    # A shard sees every stride-th number of a reporter; which ones depends on the shard.
-    seen, model = FoldedBatches(stride), set()
+    # A shard receives every stride-th number of a reporter, starting at a number that depends on the shard.
+    dedup, model = FoldedBatches(stride), set()
     for step in history:
         if step == "restart":
-            seen = FoldedBatches.restore(seen.snapshot())
+            dedup = FoldedBatches.restore(dedup.snapshot())
             continue
         key, number, part = step
         sequence = number * stride + shard % stride if number else 0
         identity = (key, sequence, part)
-        assert seen.add(make_batch(id=key, sequence=sequence, part=part), NOW) is (identity not in model)
+        assert dedup.add(make_batch(id=key, sequence=sequence, part=part), NOW) is (identity not in model)
         model.add(identity)
-    assert seen.given_up == 0
+    assert dedup.given_up == 0
 
 
 @settings(max_examples=50, deadline=None)
@@ -60,12 +60,12 @@ def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
 def test_any_order_leaves_one_interval(count, stride, shard, random):
     numbers = [number * stride + shard % stride for number in range(1, count + 1)]
     random.shuffle(numbers)
-    seen = FoldedBatches(stride)
-    assert all(seen.add(numbered(number), NOW) for number in numbers)
-    assert len(seen) == 1
+    dedup = FoldedBatches(stride)
+    assert all(dedup.add(numbered(number), NOW) for number in numbers)
+    assert len(dedup) == 1
     random.shuffle(numbers)
-    assert not any(seen.add(numbered(number), NOW) for number in numbers)
-    assert len(seen) == 1
+    assert not any(dedup.add(numbered(number), NOW) for number in numbers)
+    assert len(dedup) == 1
 
 
 @settings(max_examples=50, deadline=None)
@@ -82,182 +82,182 @@ def test_note_equals_adding_the_same_batches(rows, cut):
 
 
 def test_a_snapshot_restores_to_the_same_snapshot():
-    seen = FoldedBatches(4)
+    dedup = FoldedBatches(4)
     for number in (4, 8, 20, 400):
-        seen.add(numbered(number), NOW)
-    seen.add(request("r", 3), NOW)
-    assert FoldedBatches.restore(seen.snapshot()).snapshot() == seen.snapshot()
-    assert len(FoldedBatches.restore(seen.snapshot())) == len(seen) == 4
+        dedup.add(numbered(number), NOW)
+    dedup.add(request("r", 3), NOW)
+    assert FoldedBatches.restore(dedup.snapshot()).snapshot() == dedup.snapshot()
+    assert len(FoldedBatches.restore(dedup.snapshot())) == len(dedup) == 4
 
 
 def test_a_restored_state_keeps_its_stride():
-    seen = FoldedBatches.restore(FoldedBatches(4).snapshot())
-    assert [seen.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
-    assert len(seen) == 1
+    dedup = FoldedBatches.restore(FoldedBatches(4).snapshot())
+    assert [dedup.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
+    assert len(dedup) == 1
 
 
 def test_parts_of_a_batch_are_different_batches():
-    seen = FoldedBatches()
-    assert [seen.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
-    assert [seen.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
+    dedup = FoldedBatches()
+    assert [dedup.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
+    assert [dedup.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
 
 
 def test_a_reporter_and_a_request_with_the_same_id_are_different():
-    seen = FoldedBatches()
-    assert seen.add(numbered(1, "x"), NOW)
-    assert seen.add(request("x"), NOW)
+    dedup = FoldedBatches()
+    assert dedup.add(numbered(1, "x"), NOW)
+    assert dedup.add(request("x"), NOW)
 
 
 @pytest.mark.parametrize("sequence", [0, 1])
 def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence):
-    seen = FoldedBatches()
-    assert seen.add(make_batch(id="a", sequence=sequence, part=1), NOW)
-    assert seen.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
+    dedup = FoldedBatches()
+    assert dedup.add(make_batch(id="a", sequence=sequence, part=1), NOW)
+    assert dedup.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
 
 
 def test_the_largest_batch_number_is_recorded():
-    seen = FoldedBatches()
+    dedup = FoldedBatches()
     last = 2**63 - 1
-    assert [seen.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
-    assert [FoldedBatches.restore(seen.snapshot()).add(numbered(number), NOW) for number in (last, 1, 2)] == [
+    assert [dedup.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
+    assert [FoldedBatches.restore(dedup.snapshot()).add(numbered(number), NOW) for number in (last, 1, 2)] == [
         False,
         False,
         True,
     ]
 
 
-# --- bounds ----------------------------------------------------------------------------------------------------------
+# --- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_gaps_are_limited_and_the_oldest_is_dropped():
     #  1  3  5  7 ...            every second number is missing
-    #  [1 2 3] 5 7 ...           the hole at 2 is given up when there are too many
-    seen = FoldedBatches()
+    #  [1 2 3] 5 7 ...           the gap at 2 is dropped when there are too many
+    dedup = FoldedBatches()
     for number in range(1, 2 * MAX_INTERVALS + 1, 2):
-        assert seen.add(numbered(number), NOW)
-    assert (len(seen), seen.given_up) == (MAX_INTERVALS, 0)
-    assert seen.add(numbered(2 * MAX_INTERVALS + 1), NOW)
-    assert (len(seen), seen.given_up) == (MAX_INTERVALS, 1)
-    assert not seen.add(numbered(2), NOW)
-    assert seen.add(numbered(4), NOW)
+        assert dedup.add(numbered(number), NOW)
+    assert (len(dedup), dedup.given_up) == (MAX_INTERVALS, 0)
+    assert dedup.add(numbered(2 * MAX_INTERVALS + 1), NOW)
+    assert (len(dedup), dedup.given_up) == (MAX_INTERVALS, 1)
+    assert not dedup.add(numbered(2), NOW)
+    assert dedup.add(numbered(4), NOW)
 
 
 def test_every_number_in_a_dropped_gap_is_counted():
-    seen = FoldedBatches()
+    dedup = FoldedBatches()
     for number in range(10, 10 * MAX_INTERVALS + 1, 10):
-        seen.add(numbered(number), NOW)
-    seen.add(numbered(5), NOW)
-    assert (len(seen), seen.given_up) == (MAX_INTERVALS, 4)
-    assert [seen.add(numbered(number), NOW) for number in (5, 6, 9, 10, 4)] == [False, False, False, False, True]
-    assert FoldedBatches.restore(seen.snapshot()).given_up == 4
+        dedup.add(numbered(number), NOW)
+    dedup.add(numbered(5), NOW)
+    assert (len(dedup), dedup.given_up) == (MAX_INTERVALS, 4)
+    assert [dedup.add(numbered(number), NOW) for number in (5, 6, 9, 10, 4)] == [False, False, False, False, True]
+    assert FoldedBatches.restore(dedup.snapshot()).given_up == 4
 
 
 def test_dropping_gaps_folds_no_batch_twice_and_limits_the_size():
-    random, seen, folded = Random(1), FoldedBatches(), set()
+    random, dedup, folded = Random(1), FoldedBatches(), set()
     for _ in range(3 * MAX_INTERVALS):
         number = random.randrange(1, 10**9)
-        if seen.add(numbered(number), NOW):
+        if dedup.add(numbered(number), NOW):
             assert number not in folded
             folded.add(number)
-    assert len(seen) <= MAX_INTERVALS
-    assert not any(seen.add(numbered(number), NOW) for number in folded)
+    assert len(dedup) <= MAX_INTERVALS
+    assert not any(dedup.add(numbered(number), NOW) for number in folded)
 
 
 def test_the_state_of_a_reporter_without_gaps_does_not_grow():
-    seen = FoldedBatches(4)
+    dedup = FoldedBatches(4)
     for number in range(1, 20_000):
-        seen.add(numbered(number * 4), NOW)
-    assert len(seen) == 1
-    assert len(seen.snapshot()) < 100
+        dedup.add(numbered(number * 4), NOW)
+    assert len(dedup) == 1
+    assert len(dedup.snapshot()) < 100
 
 
 # --- forgetting ------------------------------------------------------------------------------------------------------
 
 
 def test_a_reporter_is_forgotten_after_8_days_of_silence():
-    seen = FoldedBatches()
-    seen.add(numbered(1), NOW)
-    seen.forget(NOW + 8 * DAY)
-    assert not seen.add(numbered(1), NOW)
-    seen.forget(NOW + 8 * DAY + 1)
-    assert len(seen) == 0
-    assert seen.add(numbered(1), NOW + 8 * DAY + 1)
+    dedup = FoldedBatches()
+    dedup.add(numbered(1), NOW)
+    dedup.forget(NOW + 8 * DAY)
+    assert not dedup.add(numbered(1), NOW)
+    dedup.forget(NOW + 8 * DAY + 1)
+    assert len(dedup) == 0
+    assert dedup.add(numbered(1), NOW + 8 * DAY + 1)
 
 
 def test_an_active_reporter_is_remembered_from_its_first_batch():
-    seen = FoldedBatches()
+    dedup = FoldedBatches()
     for day in range(0, 40, 5):
-        assert seen.add(numbered(day + 1), NOW + day * DAY)
-        seen.forget(NOW + day * DAY)
-    assert not seen.add(numbered(1), NOW + 36 * DAY)
+        assert dedup.add(numbered(day + 1), NOW + day * DAY)
+        dedup.forget(NOW + day * DAY)
+    assert not dedup.add(numbered(1), NOW + 36 * DAY)
 
 
 def test_a_duplicate_keeps_its_reporter_from_being_forgotten():
-    seen = FoldedBatches()
-    seen.add(numbered(1), NOW)
-    assert not seen.add(numbered(1), NOW + 7 * DAY)
-    seen.forget(NOW + 14 * DAY)
-    assert not seen.add(numbered(1), NOW + 14 * DAY)
+    dedup = FoldedBatches()
+    dedup.add(numbered(1), NOW)
+    assert not dedup.add(numbered(1), NOW + 7 * DAY)
+    dedup.forget(NOW + 14 * DAY)
+    assert not dedup.add(numbered(1), NOW + 14 * DAY)
 
 
 def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered():
-    seen = FoldedBatches()
-    seen.add(numbered(2), NOW + 7 * DAY)
-    seen.add(numbered(1), NOW)
-    seen.forget(NOW + 14 * DAY)
-    assert not seen.add(numbered(2), NOW + 14 * DAY)
+    dedup = FoldedBatches()
+    dedup.add(numbered(2), NOW + 7 * DAY)
+    dedup.add(numbered(1), NOW)
+    dedup.forget(NOW + 14 * DAY)
+    assert not dedup.add(numbered(2), NOW + 14 * DAY)
 
 
 def test_a_request_is_forgotten_after_24_hours():
-    seen = FoldedBatches()
-    seen.add(request("r"), NOW)
-    seen.forget(NOW + 24 * HOUR)
-    assert not seen.add(request("r"), NOW)
-    seen.forget(NOW + 24 * HOUR + 1)
-    assert len(seen) == 0
-    assert seen.add(request("r"), NOW + 24 * HOUR + 1)
+    dedup = FoldedBatches()
+    dedup.add(request("r"), NOW)
+    dedup.forget(NOW + 24 * HOUR)
+    assert not dedup.add(request("r"), NOW)
+    dedup.forget(NOW + 24 * HOUR + 1)
+    assert len(dedup) == 0
+    assert dedup.add(request("r"), NOW + 24 * HOUR + 1)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
 def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
-    seen, model, now = FoldedBatches(), {}, NOW
+    dedup, model, now = FoldedBatches(), {}, NOW
     for number, later, restart in steps:
         now += later
-        seen.forget(now)
+        dedup.forget(now)
         model = {key: at for key, at in model.items() if at >= now - 24 * HOUR}
-        assert len(seen) == len(model)
-        assert seen.add(request(f"r{number}"), now) is (number not in model)
+        assert len(dedup) == len(model)
+        assert dedup.add(request(f"r{number}"), now) is (number not in model)
         model.setdefault(number, now)
         if restart:
-            seen = FoldedBatches.restore(seen.snapshot())
+            dedup = FoldedBatches.restore(dedup.snapshot())
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
 def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps):
-    seen, now = FoldedBatches(), NOW
+    dedup, now = FoldedBatches(), NOW
     numbers: dict[str, set[int]] = {}
     spoke: dict[str, int] = {}
     for key, number, later, restart in steps:
         now += later
-        seen.forget(now)
+        dedup.forget(now)
         for silent in [name for name, at in spoke.items() if at < now - 8 * DAY]:
             del numbers[silent], spoke[silent]
-        assert (len(seen) == 0) is (not numbers)
+        assert (len(dedup) == 0) is (not numbers)
         known = numbers.setdefault(key, set())
-        assert seen.add(numbered(number, key), now) is (number not in known)
+        assert dedup.add(numbered(number, key), now) is (number not in known)
         known.add(number)
         spoke[key] = now
         if restart:
-            seen = FoldedBatches.restore(seen.snapshot())
-    assert seen.reporters() == set(numbers)
+            dedup = FoldedBatches.restore(dedup.snapshot())
+    assert dedup.reporters() == set(numbers)
 
 
 def test_a_steady_stream_of_requests_takes_the_space_of_one_day():
-    seen = FoldedBatches()
+    dedup = FoldedBatches()
     for number in range(5_000):
         now = NOW + number * HOUR // 10
-        seen.forget(now)
-        assert seen.add(request(f"request-{number}"), now)
-        assert len(seen) <= 24 * 10 + 1
+        dedup.forget(now)
+        assert dedup.add(request(f"request-{number}"), now)
+        assert len(dedup) <= 24 * 10 + 1
