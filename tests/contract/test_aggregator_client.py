@@ -1,4 +1,4 @@
-"""Asking the aggregators over a real broker: who is late, who is silent, who is not there."""
+"""Queries to aggregators over a real broker: slow, silent and missing aggregators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def bus(broker: Broker) -> AsyncIterator[Bus]:
 
 
 def answers(*steps: bytes | float | asyncio.Event) -> Callable[[bytes], AsyncIterator[bytes]]:
-    """Says what is given, one after the other, and waits in between."""
+    """Return a handler that replies with the bytes, waits for the events and sleeps for the numbers, in order."""
 
     async def answer(_: bytes) -> AsyncIterator[bytes]:
         for step in steps:
@@ -44,22 +44,18 @@ def part(shard: int, sequence: int = 1) -> bytes:
     return encode_result(ShardResult(shard=shard, position=Position(1, sequence), caught_up=True, to_s=60))
 
 
-async def test_whoever_promises_an_answer_is_waited_for_longer_than_the_others(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_aggregator_that_replies_in_progress_gets_more_time(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 0.1)
     async with AsyncExitStack() as stack:
         serve = stack.enter_async_context
         await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, part(0))))
         await serve(bus.serve(subjects.QUERY_METRICS, answers(part(1))))
         assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == []
-        # Of the third nobody speaks, and it is not waited for once the others are there.
+        # No aggregator has shard 2; the client stops waiting after the others have answered.
         assert (await asyncio.wait_for(AggregatorClient(bus, 3).query(QUERY), 8)).missing_shards == [2]
 
 
-async def test_a_promise_is_no_answer_and_is_not_waited_for_without_end(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_aggregator_that_only_replies_in_progress_times_out(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 0.1)
     monkeypatch.setattr(tokentrace_api.aggregator_client, "ACK_WAIT_S", 0.5)
     async with bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())):
@@ -69,7 +65,7 @@ async def test_a_promise_is_no_answer_and_is_not_waited_for_without_end(
             assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == [0]
 
 
-async def test_a_promise_is_kept_by_whoever_holds_the_shard_too(bus: Bus) -> None:
+async def test_another_aggregator_of_the_shard_may_send_the_result(bus: Bus) -> None:
     async with (
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())),
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), part(0))),
@@ -78,11 +74,11 @@ async def test_a_promise_is_kept_by_whoever_holds_the_shard_too(bus: Bus) -> Non
     assert (answer.missing_shards, answer.caught_up) == ([], True)
 
 
-async def test_what_is_no_answer_is_left_out(bus: Bus) -> None:
+async def test_replies_that_cannot_be_decoded_are_ignored(bus: Bus) -> None:
     async with bus.serve(subjects.QUERY_METRICS, answers(b"rubbish", b"", part(0))):
         assert (await AggregatorClient(bus, 1).query(QUERY)).missing_shards == []
 
 
-async def test_without_aggregators_it_is_unavailable_at_once(bus: Bus) -> None:
+async def test_without_aggregators_a_query_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable, match="no aggregator answers"):
         await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
 from tokentrace.bad_data import BAD_DATA
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.dedup import FoldedBatches
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace.service.runner import TURN_S
 from tokentrace_alerter.machine import AlerterMachine
@@ -106,8 +106,10 @@ async def _read(bus: Bus, machine: AlerterMachine, takers: _Takers) -> None:
         return
     seen = FoldedBatches()
     turn = time.perf_counter() + TURN_S
-    async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
-        async for chunk in feed:
+    async with Follower(
+        bus, subjects.SPANS, [subjects.ALL_SPANS], start, reader="alerter.backfill", until_caught_up=True
+    ) as chunks:
+        async for chunk in chunks:
             for message in chunk.messages:
                 if message.sequence > takers.last:
                     return
@@ -119,5 +121,5 @@ async def _read(bus: Bus, machine: AlerterMachine, takers: _Takers) -> None:
                 if time.perf_counter() > turn:
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S
-            if chunk.pending == 0 or (chunk.messages and chunk.messages[-1].sequence >= takers.last):
+            if chunk.messages and chunk.messages[-1].sequence >= takers.last:
                 return

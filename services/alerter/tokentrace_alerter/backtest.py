@@ -15,6 +15,7 @@ import msgspec
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent
+from tokentrace.service.follow import Follower
 from tokentrace.units import parse_instant
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import Rule
@@ -39,8 +40,10 @@ async def backtest(
     began_ns = state.first_time_ns if from_ns is None else max(from_ns, state.first_time_ns)
     start = await bus.position_at(subjects.SPANS, began_ns - max(rule.reaches_ns for rule in rules))
     started = False
-    async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
-        async for chunk in feed:
+    async with Follower(
+        bus, subjects.SPANS, [subjects.ALL_SPANS], start, reader="backtest", until_caught_up=True
+    ) as chunks:
+        async for chunk in chunks:
             for message in chunk.messages:
                 if message.time_ns > to_ns:
                     break
@@ -51,7 +54,7 @@ async def backtest(
                     machine.fold(message, chunk.created_ns)
                 for event in _taken(machine):
                     yield event
-            if chunk.pending == 0 or (chunk.messages and chunk.messages[-1].time_ns > to_ns):
+            if chunk.messages and chunk.messages[-1].time_ns > to_ns:
                 break
     if not started:
         machine.start(began_ns)

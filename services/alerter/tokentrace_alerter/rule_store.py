@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, why
+from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, reason_of
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
 from tokentrace.metrics import CustomMetric
 from tokentrace.records import Instant
+from tokentrace.service.follow import Follower
 from tokentrace.units import DAY, parse_duration, render_instant
 from tokentrace_alerter.delivery import AllowedHosts, Channel
 from tokentrace_alerter.machine import AlerterMachine
@@ -147,8 +148,8 @@ class RuleStore:
     async def changes(self) -> AsyncIterator[RuleChange]:
         """What people change from now on, and in between."""
         self._following = True
-        async with contextlib.aclosing(self._bus.follow(_STREAM, [f"{_PREFIX}>"], None)) as feed:
-            async for chunk in feed:
+        async with Follower(self._bus, _STREAM, [f"{_PREFIX}>"], None, reader="alerter.rules") as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     key = message.subject.removeprefix(_PREFIX)
                     kept = self._decode(key, message.payload) if message.payload else None
@@ -214,7 +215,7 @@ class RuleStore:
             status = 400 if isinstance(exc, ConfigError) else status
             body = {"error": str(exc)}
         except UNREADABLE as exc:
-            status, body = 400, {"error": f"question: {why(exc)}"}
+            status, body = 400, {"error": f"question: {reason_of(exc)}"}
         return msgspec.json.encode({"status": status, "body": body})
 
     async def _do(self, asked: Mapping[str, Any], machine: AlerterMachine, now_ns: int) -> tuple[int, Any]:

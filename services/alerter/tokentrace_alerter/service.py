@@ -18,10 +18,11 @@ from tokentrace.config import AlertRule, Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event
+from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.machine import Effect
 from tokentrace.service.retry import until_available
-from tokentrace.service.runner import Pump
+from tokentrace.service.runner import Runner
 from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND, parse_duration, parse_instant
 from tokentrace_alerter.backfill import Backfiller
@@ -112,7 +113,7 @@ class Alerter:
         self._read_events = asyncio.Event()
         self.backfiller = Backfiller(bus, self.machine)
         self.published = 0
-        self.pump = Pump(
+        self.runner = Runner(
             bus,
             self.machine,
             stream=subjects.SPANS,
@@ -123,7 +124,7 @@ class Alerter:
             save_every_s=config.snapshot_every_s,
             on_caught_up=self._caught_up,
             on_loaded=self._loaded,
-            settles=True,
+            clock="stream",
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -146,7 +147,7 @@ class Alerter:
                 await asyncio.wait([reading, stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 if not stopping.is_set():
                     tasks.append(asyncio.create_task(self.delivery_worker.run()))
-                    tasks.append(asyncio.create_task(self.pump.run(stopping)))
+                    tasks.append(asyncio.create_task(self.runner.run(stopping)))
                     done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
                     if stop in done:
                         await tasks[-1]
@@ -167,16 +168,21 @@ class Alerter:
         self.machine.caught_up = True
 
     async def _follow_events(self) -> None:
-        async with contextlib.aclosing(self.bus.follow(subjects.ALERTS, [subjects.ALL_ALERTS], None)) as feed:
-            async for chunk in feed:
+        async with Follower(
+            self.bus,
+            subjects.ALERTS,
+            [subjects.ALL_ALERTS],
+            None,
+            reader="alerter.events",
+            on_caught_up=self._read_events.set,
+        ) as chunks:
+            async for chunk in chunks:
                 async with self._heard:
                     for message in chunk.messages:
                         if message.sequence > self._last.get(message.subject, 0):
                             self._last[message.subject] = message.sequence
                             self._learn(message)
                     self._heard.notify_all()
-                if chunk.pending == 0:
-                    self._read_events.set()
 
     def _learn(self, message: Message) -> None:
         with self.bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
@@ -229,7 +235,7 @@ class Alerter:
     def health(self) -> Health:
         """Ready when it has read what there was."""
         missing = list(self.bus.problems)
-        if not self.pump.progress.caught_up:
+        if not self.runner.progress.caught_up:
             missing.append("alert rules")
         return Health(missing, {"rules": len(self.machine.watches)})
 
@@ -242,7 +248,7 @@ class Alerter:
         yield Sample(
             "tokentrace_alerter_expired_total", "Events that came too late to deliver.", self.delivery_worker.expired
         )
-        yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.pump.progress.pending)
+        yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.runner.progress.pending)
         if self.machine.time_ns:
             age_s = (time.time_ns() - self.machine.time_ns) / SECOND
             yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message taken in.", age_s)

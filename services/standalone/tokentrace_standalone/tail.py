@@ -15,6 +15,7 @@ from tokentrace.bus import Bus, Message, jetstream, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import Position, Span, decode_batches, decode_event
 from tokentrace.service import runtime
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import MS, nusd_to_usd, render_instant
@@ -70,8 +71,8 @@ async def _follow(bus: Bus, stream: str, pattern: str, show: Callable[[Message],
     """Call *show* for each message of *stream* that is stored from now on."""
     state = await until_available(lambda: bus.state(stream))
     after = Position(state.created_ns, state.last_sequence)
-    async with contextlib.aclosing(bus.follow(stream, [pattern], after)) as feed:
-        async for chunk in feed:
+    async with Follower(bus, stream, [pattern], after, reader="tail") as chunks:
+        async for chunk in chunks:
             for message in chunk.messages:
                 show(message)
 
