@@ -19,7 +19,7 @@ from tokentrace.metrics import parse_custom_metrics
 from tokentrace.records import AlertEvent, Batch, Position, Span, encode_batches
 from tokentrace.units import DAY, HOUR, MINUTE, SECOND, parse_instant, render_instant
 from tokentrace_alerter import rule_store as rule_store
-from tokentrace_alerter.backfill import READINGS, Backfiller, backfill
+from tokentrace_alerter.backfill import MAX_PASSES, Backfiller, backfill
 from tokentrace_alerter.delivery import AllowedHosts
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rule_store import RuleChange, RuleStore
@@ -104,10 +104,10 @@ class Desk:
                 await asyncio.sleep(0.005)
 
     async def knows(self, name: str = "mine") -> None:
-        await self.until(lambda: name in self.machine.watches)
+        await self.until(lambda: name in self.machine.evaluators)
 
     async def knows_not(self, name: str = "mine") -> None:
-        await self.until(lambda: name not in self.machine.watches and self.book.rule(name) is None)
+        await self.until(lambda: name not in self.machine.evaluators and self.book.rule(name) is None)
 
     async def names(self) -> list[str]:
         status, shown = await self.ask({"ask": "list"})
@@ -150,7 +150,7 @@ async def test_names_of_all_kinds_are_different_rules(bus: Bus) -> None:
     async with Desk(bus) as desk:
         for name in names:
             assert (await desk.create(name))[0] == 201, name
-        await desk.until(lambda: len(desk.machine.watches) == len(names))
+        await desk.until(lambda: len(desk.machine.evaluators) == len(names))
         assert (await desk.silence("a b"))[0] == 200
         assert (await desk.delete("a.b"))[0] == 204
         await desk.knows_not("a.b")
@@ -311,10 +311,10 @@ async def test_a_silence_is_told_kept_and_ends_by_its_time(text: str, ns: int) -
         status, body = await desk.ask({"ask": "silence", "name": "configured", "duration": text}, now)
         assert status == 200
         assert 0 <= now + ns - parse_instant(body["silenced_until"]) < SECOND // 1000
-        watch = desk.machine.watches["configured"]
+        watch = desk.machine.evaluators["configured"]
         await desk.until(lambda: watch.silenced_until_ns == now + ns)
     again = await Desk(bus, make_rule()).open()
-    assert again.machine.watches["configured"].silenced_until_ns == now + ns
+    assert again.machine.evaluators["configured"].silenced_until_ns == now + ns
     (shown,) = again.machine.render(now + ns - 1)
     assert shown["silenced"] is True
     (shown,) = again.machine.render(now + ns)
@@ -336,13 +336,13 @@ async def test_a_silence_survives_changes_of_the_machine_and_is_seen_by_all(bus:
         await other.knows()
         assert (await other.silence())[0] == 200
         for desk in (one, other):
-            watches = desk.machine.watches
+            watches = desk.machine.evaluators
             await desk.until(lambda watches=watches: watches["mine"].silenced_until_ns > time.time_ns())
         await one.create("another")
         await one.knows("another")
-        assert one.machine.watches["mine"].silenced_until_ns > 0
-        assert one.machine.watches["another"].silenced_until_ns == 0
-    assert (await Desk(bus).open()).machine.watches["mine"].silenced_until_ns > time.time_ns()
+        assert one.machine.evaluators["mine"].silenced_until_ns > 0
+        assert one.machine.evaluators["another"].silenced_until_ns == 0
+    assert (await Desk(bus).open()).machine.evaluators["mine"].silenced_until_ns > time.time_ns()
 
 
 async def test_a_rule_that_is_made_anew_is_not_silenced(bus: Bus) -> None:
@@ -350,24 +350,24 @@ async def test_a_rule_that_is_made_anew_is_not_silenced(bus: Bus) -> None:
         await desk.create()
         await desk.knows()
         await desk.silence()
-        await desk.until(lambda: desk.machine.watches["mine"].silenced_until_ns > 0)
+        await desk.until(lambda: desk.machine.evaluators["mine"].silenced_until_ns > 0)
         await desk.delete()
         await desk.knows_not()
         await desk.create()
         await desk.knows()
         await asyncio.sleep(0.05)
-        assert desk.machine.watches["mine"].silenced_until_ns == 0
-    assert (await Desk(bus).open()).machine.watches["mine"].silenced_until_ns == 0
+        assert desk.machine.evaluators["mine"].silenced_until_ns == 0
+    assert (await Desk(bus).open()).machine.evaluators["mine"].silenced_until_ns == 0
 
 
 async def test_a_silence_does_not_have_the_rule_primed_again(bus: Bus) -> None:
     async with Desk(bus) as desk:
         await desk.create()
         await desk.knows()
-        watch = desk.machine.watches["mine"]
+        watch = desk.machine.evaluators["mine"]
         await desk.silence()
         await desk.until(lambda: watch.silenced_until_ns > 0)
-        assert desk.machine.watches["mine"] is watch
+        assert desk.machine.evaluators["mine"] is watch
         assert [change.rule is None for change in desk.changes] == [False, True]
 
 
@@ -434,7 +434,7 @@ async def test_whatever_two_do_at_once_they_come_to_the_same_rules(bus: Bus) -> 
         for name in ("a", "b", "last", "configured"):
             rules = [desk.book.rule(name) for desk in (one, other, fresh)]
             assert rules[0] == rules[1] == rules[2], name
-            watches = [desk.machine.watches.get(name) for desk in (one, other, fresh)]
+            watches = [desk.machine.evaluators.get(name) for desk in (one, other, fresh)]
             assert len({watch and watch.silenced_until_ns for watch in watches}) == 1, name
 
 
@@ -657,31 +657,31 @@ async def test_a_rule_made_anew_does_not_inherit_what_the_one_before_said(bus: B
     old = make_firing("mine", time.time_ns() - SECOND)
     async with Desk(bus) as desk:
         assert (await desk.create())[0] == 201
-        desk.machine.learn(old)
+        desk.machine.apply_event(old)
         assert (await desk.delete())[0] == 204
         assert (await desk.create())[0] == 201
-        assert not desk.machine.watches["mine"].state.firing
+        assert not desk.machine.evaluators["mine"].state.firing
     again = Desk(bus)
     if heard == "before":
-        again.machine.learn(old)
+        again.machine.apply_event(old)
     await again.open()
-    again.machine.learn(old)
-    assert not again.machine.watches["mine"].state.firing
-    again.machine.learn(make_firing("mine", time.time_ns() + SECOND))
-    assert again.machine.watches["mine"].state.firing
+    again.machine.apply_event(old)
+    assert not again.machine.evaluators["mine"].state.firing
+    again.machine.apply_event(make_firing("mine", time.time_ns() + SECOND))
+    assert again.machine.evaluators["mine"].state.firing
 
 
 async def test_a_rule_of_the_configuration_that_comes_back_does_not_inherit_its_past(bus: Bus) -> None:
     old = make_firing("configured", time.time_ns() - SECOND)
     async with Desk(bus, make_rule()) as desk:
-        desk.machine.learn(old)
+        desk.machine.apply_event(old)
         assert (await desk.delete("configured"))[0] == 204
         again = await Desk(bus, make_rule()).open()
-        again.machine.learn(old)
-        assert not again.machine.watches["configured"].state.firing
+        again.machine.apply_event(old)
+        assert not again.machine.evaluators["configured"].state.firing
         await desk.knows("configured")
-        desk.machine.learn(old)
-        assert not desk.machine.watches["configured"].state.firing
+        desk.machine.apply_event(old)
+        assert not desk.machine.evaluators["configured"].state.firing
 
 
 # --- priming
@@ -735,11 +735,11 @@ async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
     for number in range(5):
         last = await reader.publish(*spans_at(now - number * SECOND, now - 205 * SECOND))
     await reader.read(last)
-    reader.machine.add(counting())
-    assert reader.machine.watches["new"].backfilling
+    reader.machine.add_rule(counting())
+    assert reader.machine.evaluators["new"].backfilling
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
-    assert not reader.machine.watches["new"].backfilling
+    assert not reader.machine.evaluators["new"].backfilling
     event = reader.look()
     assert event.span_count == 5
     assert parse_instant(event.fired_at) > now
@@ -763,16 +763,16 @@ async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkey
     for number, (name, window) in enumerate(windows.items()):
         rule = counting(window=window)
         rule = msgspec.structs.replace(rule, name=name)
-        reader.machine.add(rule)
+        reader.machine.add_rule(rule)
         backfiller.ask(rule)
-        if number < READINGS:
+        if number < MAX_PASSES:
             await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        while any(watch.backfilling for watch in reader.machine.watches.values()):
+        while any(watch.backfilling for watch in reader.machine.evaluators.values()):
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert len(readings) <= READINGS + 1
+    assert len(readings) <= MAX_PASSES + 1
     reader.machine.caught_up = True
     effects = reader.machine.tick(time.time_ns() + 3 * SECOND)
     events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
@@ -787,12 +787,12 @@ async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks
     second = await reader.publish(*spans_at(now, now))
     short, long = counting(), msgspec.structs.replace(counting(window="1h"), name="long")
     await reader.read(first)
-    reader.machine.add(short)
+    reader.machine.add_rule(short)
     await reader.read(second)
-    reader.machine.add(long)
+    reader.machine.add_rule(long)
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, short, long)
-    assert {name: (watch.spans, watch.late) for name, watch in reader.machine.watches.items()} == {
+    assert {name: (watch.spans, watch.late) for name, watch in reader.machine.evaluators.items()} == {
         "new": (3, 0),
         "long": (3, 0),
     }
@@ -803,7 +803,7 @@ async def test_what_was_not_read_yet_is_not_primed_but_read_later(bus: Bus) -> N
     first = await reader.publish(*spans_at(now))
     await reader.read(first)
     second = await reader.publish(*spans_at(now, now))
-    reader.machine.add(counting())
+    reader.machine.add_rule(counting())
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
     await reader.read(second)
@@ -816,7 +816,7 @@ async def test_what_is_read_before_priming_begins_counts_once(bus: Bus) -> None:
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))
     await reader.read(first)
-    reader.machine.add(counting())
+    reader.machine.add_rule(counting())
     await reader.read(second)
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
@@ -829,7 +829,7 @@ async def test_what_comes_twice_counts_once(bus: Bus) -> None:
     await reader.read(first)
     again = await reader.publish(*spans_at(now), id="same")
     await reader.read(again)
-    reader.machine.add(counting())
+    reader.machine.add_rule(counting())
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
     later = await reader.publish(*spans_at(now), id="same")
@@ -839,7 +839,7 @@ async def test_what_comes_twice_counts_once(bus: Bus) -> None:
 
 async def test_a_rule_made_before_there_is_anything_is_judged_at_once(bus: Bus) -> None:
     reader = Reader(bus)
-    reader.machine.add(counting())
+    reader.machine.add_rule(counting())
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
     now = time.time_ns()
@@ -851,10 +851,10 @@ async def test_a_rule_is_warming_as_long_as_the_log_does_not_reach_back_to_where
     reader, now = Reader(bus), time.time_ns()
     await reader.read(await reader.publish(*spans_at(now)))
     rule = counting(op="lt", threshold=10, window="1h")
-    reader.machine.add(rule)
+    reader.machine.add_rule(rule)
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, rule)
-    watch = reader.machine.watches["new"]
+    watch = reader.machine.evaluators["new"]
     assert watch.warming(time.time_ns() + 50 * MINUTE)
     assert not watch.warming(time.time_ns() + 61 * MINUTE)
 
@@ -868,7 +868,7 @@ async def test_what_cannot_be_read_is_passed_over(bus: Bus) -> None:
         await reader.read(last)
     with contextlib.suppress(Exception):
         await reader.read(last)
-    reader.machine.add(counting())
+    reader.machine.add_rule(counting())
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
     assert reader.look().span_count == 2
@@ -877,9 +877,9 @@ async def test_what_cannot_be_read_is_passed_over(bus: Bus) -> None:
 async def test_priming_a_rule_that_is_gone_meanwhile_does_no_harm(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     await reader.read(await reader.publish(*spans_at(now)))
-    reader.machine.add(counting())
+    reader.machine.add_rule(counting())
     task = asyncio.create_task(backfill(bus, reader.machine, counting()))
-    reader.machine.remove("new")
+    reader.machine.remove_rule("new")
     async with asyncio.timeout(10):
         await task
-    assert reader.machine.watches == {}
+    assert reader.machine.evaluators == {}

@@ -1,4 +1,4 @@
-"""A real Alertmanager: what it is pushed, how long it believes it, and what it tells its own receivers."""
+"""A real Alertmanager: what it is alertmanager_alert, how long it believes it, and what it tells its own receivers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from kit.pipeline import Pipeline, free_port, http
 from kit.receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND
-from tokentrace_alerter.delivery import channel
-from tokentrace_alerter.delivery import worker as deliver
+from tokentrace_alerter.delivery import alertmanager, payload
 
 ZERO = "0001-01-01T00:00:00Z"
 #: Where Debian's Alertmanager looks for its templates, wherever its package was unpacked.
@@ -288,7 +287,7 @@ def test_an_address_with_a_prefix_is_kept() -> None:
     (sent,) = receiver.sent
     assert sent.path == "/prefix/api/v2/alerts"
     assert (sent.header("X-A"), sent.header("Content-Type")) == ("b", "application/json")
-    (pushed,) = sent.json()
+    (alertmanager_alert,) = sent.json()
     assert set(pushed) == {"labels", "annotations", "startsAt", "endsAt"}
 
 
@@ -298,10 +297,10 @@ def test_an_address_with_a_prefix_is_kept() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reminded every second, and believed for four."""
-    assert channel.ALERTMANAGER_EVERY_NS == MINUTE
-    assert channel.ALERTMANAGER_LASTS_NS == 4 * MINUTE
-    monkeypatch.setattr(deliver, "ALERTMANAGER_EVERY_NS", SECOND)
-    monkeypatch.setattr(channel, "ALERTMANAGER_LASTS_NS", 4 * SECOND)
+    assert alertmanager.RENEW_EVERY_NS == MINUTE
+    assert payload.ALERTMANAGER_LASTS_NS == 4 * MINUTE
+    monkeypatch.setattr(alertmanager, "RENEW_EVERY_NS", SECOND)
+    monkeypatch.setattr(payload, "ALERTMANAGER_LASTS_NS", 4 * SECOND)
 
 
 async def watch(manager: Alertmanager, name: str, seconds: float) -> list[list[Any]]:
@@ -505,11 +504,11 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0)
 
 async def test_a_payload_of_version_4_is_signed_and_has_its_key_like_ours(told: Receiver) -> None:
     answers: list[Sent] = []
-    given = {"type": "http", "url": told.url + "/signed", "format": "alertmanager", "secret": "s"}
+    given = {"type": "http", "url": told.url + "/signature", "format": "alertmanager", "secret": "s"}
     async with Desk(make_rule(delivery=given)) as desk:
         await desk.say(make_event(value=None, span_count=0))
         await desk.done()
-    answers += [sent for sent in told.sent if sent.path == "/signed"]
+    answers += [sent for sent in told.sent if sent.path == "/signature"]
     (sent,) = answers
     assert sent.key.startswith("alert_")
     assert (sent.header("X-Tokentrace-Signature") or "").startswith("sha256=")

@@ -51,8 +51,7 @@ from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import ConfigError, Unavailable
 from tokentrace.records import encode_batches
 from tokentrace.units import HOUR, MINUTE, SECOND, render_instant
-from tokentrace_alerter.delivery import Callbacks, backoff_ns, load_target
-from tokentrace_alerter.delivery import worker as deliver
+from tokentrace_alerter.delivery import Callbacks, alertmanager, backoff_ns, load_target, worker
 from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
 
@@ -294,7 +293,7 @@ def undone(pipeline: Pipeline) -> int:
     async def ask() -> int:
         client = await nats.connect(pipeline.nats_url, error_cb=complain)
         try:
-            info = await client.jetstream().consumer_info(subjects.ALERTS, deliver.DURABLE)
+            info = await client.jetstream().consumer_info(subjects.ALERTS, worker.DURABLE)
             return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
         finally:
             await client.close()
@@ -390,7 +389,7 @@ async def test_nothing_is_decided_about_what_was_not_read_yet() -> None:
 
     while alerter.health().missing:
         await asyncio.sleep(0)
-    assert alerter.machine.watches["rule"].next_ns, "who is ready looks at its rules"
+    assert alerter.machine.evaluators["rule"].next_ns, "who is ready looks at its rules"
     first = await send(1)
     assert [event["fired_at"] for event in await until_said(1)] == [render_instant(first)]
     await until_said(2)
@@ -778,7 +777,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     def set_to(now_ns: int) -> None:
         fake = SimpleNamespace(time_ns=lambda: now_ns, monotonic=time.monotonic)
-        monkeypatch.setattr(deliver, "time", fake)
+        monkeypatch.setattr(worker, "time", fake)
+        monkeypatch.setattr(alertmanager, "time", fake)
 
     return set_to
 

@@ -58,7 +58,7 @@ def call(ended: float, **overrides: Any) -> Span:
 
 def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
     """Have the rule *name*, if there is one, take in a message that lies behind."""
-    watches = {name: alerter.watches[name]} if name in alerter.watches else {}
+    watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
     alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
@@ -96,11 +96,11 @@ class Story:
     def backfill(self, now_ns: int) -> None:
         """Rules that are new are read the log for, as the service does; they are looked at from *now_ns* on."""
         done = self.alerter.position.sequence if self.alerter.position else 0
-        for name in [name for name, watch in self.alerter.watches.items() if watch.backfilling]:
+        for name in [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]:
             seen = FoldedBatches()
             for message in self.log[:done]:
                 backfill(self.alerter, name, message, seen)
-            self.alerter.backfilled(name, self.began, now_ns)
+            self.alerter.finish_backfill(name, self.began, now_ns)
 
     def restart(self, snapshot: bytes | None, *rules: Rule, caught_up: bool = True) -> None:
         """As the service starts: first its events, then the snapshot, then what came after it."""
@@ -108,7 +108,7 @@ class Story:
         self.alerter = AlerterMachine(self.rules, "default")
         self.alerter._began_ns = self.began
         for event in self.published:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         if snapshot is not None:
             self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
@@ -595,7 +595,7 @@ def test_a_firing_that_was_resolved_still_holds_for_its_cooldown_after_a_kill(tw
     story.restart(snapshot)
     if twice:
         for event in story.published:
-            story.alerter.learn(event)
+            story.alerter.apply_event(event)
     breach(story, [6.5, 8.5])
     assert story.tick(9.3) == []
     breach(story, [29.5, 30.5])
@@ -641,7 +641,7 @@ def test_events_learnt_before_a_snapshot_that_cannot_be_read_still_hold() -> Non
     assert len(story.tick(1 + SETTLED)) == 1
     story.alerter = AlerterMachine(story.rules, "default")
     for event in story.published:
-        story.alerter.learn(event)
+        story.alerter.apply_event(event)
     with pytest.raises(Rejected):
         story.alerter.restore(b"rubbish", {})
     for message in story.log:
@@ -678,7 +678,7 @@ def test_events_may_be_learnt_again(order: str) -> None:
     assert [at(event) for event in story.tick(7 + SETTLED)] == [1, 6]
     events = {"as published": [0, 1], "twice": [0, 1, 0, 1], "late": [0]}[order]
     for index in events:
-        story.alerter.learn(story.published[index])
+        story.alerter.apply_event(story.published[index])
     assert [at(event) for event in story.tick(16 + SETTLED)] == [11, 16]
 
 
@@ -686,7 +686,7 @@ def test_an_event_of_a_rule_that_is_gone_is_no_trouble() -> None:
     story, old = Story(make_rule()), Story(make_rule(name="gone"))
     breach(old, [0.5])
     for event in old.tick(2):
-        story.alerter.learn(event)
+        story.alerter.apply_event(event)
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
 
@@ -699,7 +699,7 @@ def test_a_firing_of_somebody_else_starts_the_cooldown() -> None:
     other = Story(make_rule(cooldown="5s", window="60s"))
     breach(other, [0.5])
     (fired,) = other.tick(2.9)
-    story.alerter.learn(fired)
+    story.alerter.apply_event(fired)
     breach(story, [0.5])
     assert [at(event) for event in story.tick(12)] == [6, 11]
 
@@ -718,7 +718,7 @@ def test_a_firing_that_won_against_ones_own_event_counts_for_the_cooldown() -> N
     story.send(2.5, call(2.5))
     mine = story.tick(5 + SETTLED)
     assert brief(mine) == [(1, "firing", 2), (5, "resolved", 0)]
-    story.alerter.learn(msgspec.structs.replace(mine[0], fired_at=render_instant(ns(4))))
+    story.alerter.apply_event(msgspec.structs.replace(mine[0], fired_at=render_instant(ns(4))))
     story.send(5.5, call(5.4), call(5.5))
     assert story.tick(6 + SETTLED) == []
     assert brief(story.tick(7 + SETTLED)) == [(7, "firing", 2)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokentrace.errors import ConfigError
 from tokentrace.records import AlertEvent
 from tokentrace.units import HOUR, MINUTE, SECOND, parse_instant, render_instant
-from tokentrace_alerter.delivery import Channel, backoff_ns, body_of, key_of, labels_of, parse_channel, pushed, signed
+from tokentrace_alerter.delivery import Channel, backoff_ns, webhook_body, idempotency_key, alertmanager_labels, parse_channel, alertmanager_alert, signature
 from tokentrace_alerter.rules import State, decide, parse_rule
 
 #: 2026-09-21T14:00:00Z, a whole hour.
@@ -263,7 +263,7 @@ def test_what_shares_a_destination() -> None:
 
 
 def test_a_webhook_is_sent_the_documented_payload() -> None:
-    shown = msgspec.json.decode(body_of(Channel(type="http", url=URL), make_event(filter={"model": "o3"})))
+    shown = msgspec.json.decode(webhook_body(Channel(type="http", url=URL), make_event(filter={"model": "o3"})))
     assert set(shown) >= TEN_KEYS | {"level", "message", "status", "starts_at", "ends_at"}
     assert {key: shown[key] for key in TEN_KEYS} == {
         "alert": "hourly-cost-spike",
@@ -284,7 +284,7 @@ def test_a_webhook_that_knows_alertmanager_is_sent_version_4(status: str) -> Non
     """Alertmanager's documentation, webhook_config: these keys, these types, nothing missing."""
     group = {"user": "alice"}
     event = make_event(group=group) if status == "firing" else make_resolved(group=group)
-    shown = msgspec.json.decode(body_of(Channel(type="webhook", url=URL, format="alertmanager"), event))
+    shown = msgspec.json.decode(webhook_body(Channel(type="webhook", url=URL, format="alertmanager"), event))
     (alert,) = shown.pop("alerts")
     labels = {
         "alertname": "hourly-cost-spike",
@@ -328,7 +328,7 @@ def test_a_webhook_that_knows_alertmanager_is_sent_version_4(status: str) -> Non
 def test_the_fingerprint_is_that_of_the_labels_and_not_of_the_moment() -> None:
     def fingerprint(event: AlertEvent) -> str:
         channel = Channel(type="webhook", url=URL, format="alertmanager")
-        found: str = msgspec.json.decode(body_of(channel, event))["alerts"][0]["fingerprint"]
+        found: str = msgspec.json.decode(webhook_body(channel, event))["alerts"][0]["fingerprint"]
         return found
 
     one = make_event(group={"user": "alice"})
@@ -343,7 +343,7 @@ def test_the_fingerprint_is_that_of_the_labels_and_not_of_the_moment() -> None:
 
 def test_filter_and_instance_are_labels() -> None:
     event = make_event(filter={"model": "o3", "attr.step_name": "plan"}, group={"user": "alice"})
-    assert labels_of(event) == {
+    assert alertmanager_labels(event) == {
         "alertname": "hourly-cost-spike",
         "metric": "total_cost",
         "severity": "critical",
@@ -356,7 +356,7 @@ def test_filter_and_instance_are_labels() -> None:
 
 def test_a_label_never_takes_the_place_of_one_of_ours() -> None:
     taken = {"alertname": "a", "metric": "b", "severity": "c", "rule_id": "d"}
-    labels = labels_of(make_event(filter=taken))
+    labels = alertmanager_labels(make_event(filter=taken))
     assert labels["alertname"] == "hourly-cost-spike"
     assert labels["severity"] == "critical"
     assert set(taken.values()) <= set(labels.values())
@@ -364,7 +364,7 @@ def test_a_label_never_takes_the_place_of_one_of_ours() -> None:
 
 @pytest.mark.parametrize("key", ["a.b.c", "step-name", "2fast", "ünïcode", "with space", "a:b", "{}", "severity"])
 def test_a_key_of_any_kind_becomes_the_name_of_a_label(key: str) -> None:
-    labels = labels_of(make_event(group={key: "here"}))
+    labels = alertmanager_labels(make_event(group={key: "here"}))
     assert "here" in labels.values()
     assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in labels)
 
@@ -376,7 +376,7 @@ keys = st.text(min_size=1, max_size=12).filter(lambda key: key.removeprefix("att
 def test_two_instances_of_a_rule_have_different_labels(
     filter_: dict[str, str], key: str, values: tuple[str, str]
 ) -> None:
-    one, other = (labels_of(make_event(filter=filter_, group={key: value})) for value in values)
+    one, other = (alertmanager_labels(make_event(filter=filter_, group={key: value})) for value in values)
     assert (one == other) == (values[0] == values[1])
     assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in one)
 
@@ -386,7 +386,7 @@ def test_two_instances_of_a_rule_have_different_labels(
 
 def test_an_alertmanager_is_told_that_it_lasts_for_four_minutes_from_now() -> None:
     now = START_NS + 90 * SECOND
-    alert = pushed(make_event(group={"user": "alice"}), now)
+    alert = alertmanager_alert(make_event(group={"user": "alice"}), now)
     assert set(alert) <= {"labels", "annotations", "startsAt", "endsAt", "generatorURL"}
     assert alert["labels"]["alertname"] == "hourly-cost-spike"
     assert alert["labels"]["user"] == "alice"
@@ -396,7 +396,7 @@ def test_an_alertmanager_is_told_that_it_lasts_for_four_minutes_from_now() -> No
 
 def test_an_alertmanager_is_told_now_of_the_end_of_a_firing_that_is_over() -> None:
     now = START_NS + 90 * SECOND
-    assert pushed(make_event(), now, over=True)["endsAt"] == render_instant(now)
+    assert alertmanager_alert(make_event(), now, over=True)["endsAt"] == render_instant(now)
 
 
 @pytest.mark.parametrize("names", [("X-A", "x-a"), ("Authorization", "AUTHORIZATION")])
@@ -407,7 +407,7 @@ def test_a_header_whose_name_is_there_twice_is_refused(names: tuple[str, str]) -
 
 
 def test_an_alertmanager_is_told_when_it_was_over() -> None:
-    alert = pushed(make_resolved(), START_NS + HOUR)
+    alert = alertmanager_alert(make_resolved(), START_NS + HOUR)
     assert (alert["startsAt"], alert["endsAt"]) == (FIRED, OVER)
     assert parse_instant(alert["endsAt"]) <= START_NS + HOUR
 
@@ -417,13 +417,13 @@ def test_a_firing_and_its_resolution_are_one_alert() -> None:
     firing = make_event(group={"user": "a"}, filter={"model": "o3"})
     again = msgspec.structs.replace(firing, fired_at=OVER, value=99.0, span_count=7, message="m")
     over = make_resolved(group={"user": "a"}, filter={"model": "o3"})
-    labels = [pushed(event, START_NS)["labels"] for event in (firing, again, over)]
+    labels = [alertmanager_alert(event, START_NS)["labels"] for event in (firing, again, over)]
     assert labels[0] == labels[1] == labels[2]
 
 
 @pytest.mark.parametrize("value", [None, 0, 0.1 + 0.2, 1e300, -3])
 def test_a_value_of_any_kind_is_an_annotation(value: float | None) -> None:
-    alert = pushed(make_event(value=value), START_NS)
+    alert = alertmanager_alert(make_event(value=value), START_NS)
     shown = alert["annotations"]["value"]
     assert shown == "" if value is None else float(shown) == value
     msgspec.json.encode(alert)
@@ -433,7 +433,7 @@ def test_a_value_of_any_kind_is_an_annotation(value: float | None) -> None:
 
 
 def test_the_key_is_the_rule_and_the_instant() -> None:
-    assert key_of(make_event()) == f"alert_7f3a1c2b@{FIRED}"
+    assert idempotency_key(make_event()) == f"alert_7f3a1c2b@{FIRED}"
 
 
 def test_every_instant_status_and_instance_has_a_key_of_its_own() -> None:
@@ -445,18 +445,18 @@ def test_every_instant_status_and_instance_has_a_key_of_its_own() -> None:
     ]
     events += [msgspec.structs.replace(event, status="resolved") for event in events]
     events += [make_event(rule_id="alert_00000000")]
-    assert len({key_of(event) for event in events}) == len(events)
+    assert len({idempotency_key(event) for event in events}) == len(events)
 
 
 def test_every_attempt_has_the_same_key_whatever_else_changed() -> None:
     event = make_event(group={"user": "alice"})
     other = msgspec.structs.replace(event, value=1.0, message="x", level="warning", filter={"a": "b"}, starts_at=OVER)
-    assert key_of(event) == key_of(other)
+    assert idempotency_key(event) == idempotency_key(other)
 
 
 @given(group=st.text(), status=st.sampled_from(["firing", "resolved"]))
 def test_a_key_may_stand_in_a_header_whatever_the_instance_is(group: str, status: Any) -> None:
-    key = key_of(make_event(group={"user": group}, status=status))
+    key = idempotency_key(make_event(group={"user": group}, status=status))
     assert key.isascii()
     assert key.isprintable()
     assert " " not in key
@@ -481,7 +481,7 @@ def test_the_key_of_a_real_event_is_that_of_its_episode_instant() -> None:
     assert first is not None
     assert second is not None
     assert first.starts_at == second.starts_at
-    assert key_of(first) != key_of(second)
+    assert idempotency_key(first) != idempotency_key(second)
 
 
 # --- signatures and pauses
@@ -490,12 +490,12 @@ def test_the_key_of_a_real_event_is_that_of_its_episode_instant() -> None:
 @pytest.mark.parametrize("secret", ["shh", "", "ünïcode", "x" * 200])
 @pytest.mark.parametrize("body", [b"", b"{}", bytes(range(256))])
 def test_the_signature_is_an_hmac_of_the_body(secret: str, body: bytes) -> None:
-    assert signed(secret, body) == "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+    assert signature(secret, body) == "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
 def test_the_signature_is_the_one_others_compute() -> None:
     """The test vector 2 of RFC 4231."""
-    assert signed("Jefe", b"what do ya want for nothing?") == (
+    assert signature("Jefe", b"what do ya want for nothing?") == (
         "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
     )
 

@@ -24,7 +24,7 @@ from tokentrace_alerter.rules import (
     RuleEvaluator,
     State,
     breaches,
-    choose,
+    select,
     decide,
     parse_rule,
 )
@@ -74,7 +74,7 @@ def play(rule: Rule, seen: str, count: int = 10) -> str:
         value = None if mark == "-" else rule.threshold + (inside if mark == "#" else outside)
         decision = decide(rule, watch.state, START_NS + second * SECOND, value, 0 if mark == "-" else count)
         if decision.event is not None:
-            watch.take(decision.event)
+            watch.apply_event(decision.event)
         said += {"firing": "F", "resolved": "R"}[decision.event.status] if decision.event else "."
     return said
 
@@ -339,7 +339,7 @@ def test_an_operator_is_exact_at_its_threshold(op: str, below: bool, at: bool, a
         decision = decide(rule, State(), START_NS, value, 10)
         assert (decision.event is not None) == fires
         assert breaches(rule, value, 10) == fires
-        assert decision.why == ("" if fires else "ok")
+        assert decision.reason == ("" if fires else "ok")
 
 
 def test_half_is_not_more_than_half() -> None:
@@ -369,7 +369,7 @@ def test_fewer_spans_than_asked_for_decide_nothing(count: int, fires: bool) -> N
     decision = decide(make_rule(min_spans=5), State(), START_NS, 99.0, count)
     assert (decision.event is not None) == fires
     if count == 4:
-        assert decision.why == "min_spans"
+        assert decision.reason == "min_spans"
 
 
 # --- one rule over time
@@ -403,7 +403,7 @@ def test_a_breach_that_comes_back_is_a_new_episode() -> None:
     for second, value in enumerate([11, 11, 11, 9, 9, 11, 11, 11]):
         event = decide(rule, watch.state, START_NS + second * SECOND, value, 1).event
         if event is not None:
-            watch.take(event)
+            watch.apply_event(event)
             starts.append((second, event.status, event.starts_at, event.ends_at))
     first, second_ = render_instant(START_NS), render_instant(START_NS + 5 * SECOND)
     assert starts == [
@@ -468,7 +468,7 @@ def test_a_silenced_rule_is_evaluated_all_the_same() -> None:
     watch.start_at(START_NS - SECOND)
     assert watch.evaluate() == []
     assert (watch.state.value, watch.state.span_count, watch.state.breached) == (11.0, 1, True)
-    assert (watch.state.firing, watch.state.fired_ns, watch.state.why) == (False, 0, "silenced")
+    assert (watch.state.firing, watch.state.fired_ns, watch.state.reason) == (False, 0, "silenced")
 
 
 # --- what is said
@@ -549,7 +549,7 @@ def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span
     at = START_NS - SECOND
     made = [make_span(ended_ns=at, arrived_ns=at, **fields) for fields in spans]
     for _, indices in FilterIndex({"rule": filter_}).match(made):
-        watch.fold(*choose(made, rows_of(made, table, at), indices), at)
+        watch.fold(*select(made, rows_of(made, table, at), indices), at)
     watch.start_at(at)
     watch.evaluate()
     return watch.state.span_count

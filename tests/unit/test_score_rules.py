@@ -123,13 +123,13 @@ class Story:
         state = self.alerter.snapshot({}).state()
         self.alerter = self._begin()
         for event in self.events:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         self.alerter.restore(state, {})
         self.alerter.caught_up = True
 
     def seen(self, name: str, group: str = "") -> tuple[float | None, int]:
         """(Value, span count) that the rule saw last."""
-        state = self.alerter.watches[name].states.get(group)
+        state = self.alerter.evaluators[name].states.get(group)
         return (None, 0) if state is None else (state.value, state.span_count)
 
 
@@ -167,7 +167,7 @@ def test_scores_are_no_spans() -> None:
         story.send(2, scored(span, 0.9, 0.1), id="the other")
     story.tick(10)
     assert story.seen("calls") == (1, 1)
-    assert [watch.spans for watch in story.alerter.watches.values()] == [1, 1]
+    assert [watch.spans for watch in story.alerter.evaluators.values()] == [1, 1]
     assert story.alerter.spans == 1
     assert [shown["spans_considered"] for shown in story.alerter.render(ns(10))] == [1, 1]
 
@@ -289,11 +289,11 @@ def test_a_rule_made_later_is_primed_with_the_scores_that_lie_before() -> None:
     span = call(1, 0.9)
     story.send(1.1, span)
     story.send(2, scored(span, 0.2, 0.9))
-    story.alerter.add(drop())
-    seen, watches = FoldedBatches(), {"drop": story.alerter.watches["drop"]}
+    story.alerter.add_rule(drop())
+    seen, watches = FoldedBatches(), {"drop": story.alerter.evaluators["drop"]}
     for message in story.log:
         story.alerter.backfill(watches, FilterIndex({"drop": {}}), message, seen)
-    story.alerter.backfilled("drop", ns(-86400), ns(3))
+    story.alerter.finish_backfill("drop", ns(-86400), ns(3))
     story.send(4, scored(span, 0.3, 0.2))
     story.tick(20)
     assert story.seen("drop") == (0.3, 1)
@@ -417,7 +417,7 @@ def test_every_instant_sees_what_the_log_had_said_by_then(calls: list[Any], dice
             # The first message at or after the instant's due time came behind what it saw.
             seen_until = next((time for time, _ in log if time >= instant + lag), at)
             wanted = expected(rule, told, instant, min(seen_until, at))
-            states = story.alerter.watches[rule.name].states
+            states = story.alerter.evaluators[rule.name].states
             for group in wanted.keys() | states.keys():
                 values = wanted.get(group, [])
                 value, count = story.seen(rule.name, group)

@@ -14,13 +14,14 @@ from tokentrace.config import (
     ENVIRONMENT,
     AlertRule,
     CustomMetric,
-    Delivery,
     FileTransport,
+    HttpDelivery,
     HttpServer,
     HttpTransport,
     Nats,
     Retention,
     Settings,
+    StdoutDelivery,
     Transport,
     build,
     load,
@@ -185,8 +186,7 @@ def test_every_documented_key_is_read() -> None:
             cooldown="10m",
             min_spans=20,
             filter={"model": "gpt-4o", "attr.team": "search"},
-            delivery=Delivery(
-                type="http",
+            delivery=HttpDelivery(
                 url="https://hooks/x",
                 timeout="3s",
                 headers={"Authorization": "Bearer x"},
@@ -196,7 +196,6 @@ def test_every_documented_key_is_read() -> None:
     ]
     assert got.alerts[1].min_spans == 0
     assert got.alerts[1].cooldown is None  # the window, says the alerter
-    assert Delivery().type == "stdout"
     assert got.custom_metrics == [
         CustomMetric(name="docs", type="sum", field="attr.documents"),
         CustomMetric(name="cached", type="count", filter_key="attr.cache", filter_val="hit"),
@@ -421,7 +420,7 @@ def test_variables_are_filled_in_anywhere_in_the_values() -> None:
     got = read(
         "http_server: {auth_token: '${TOKEN}', addr: '${HOST}:${PORT}', max_batch_size: '${SIZE}', enabled: '${ON}'}\n"
         "alerts: [{name: a, metric: m, op: gt, threshold: '${HIGH}', window: 1h,\n"
-        "          delivery: {headers: {Authorization: 'Bearer ${TOKEN}'}}}]\n",
+        "          delivery: {type: http, url: 'http://a', headers: {Authorization: 'Bearer ${TOKEN}'}}}]\n",
         TOKEN="s: {e} # ct",
         HOST="0.0.0.0",
         PORT="80",
@@ -433,7 +432,7 @@ def test_variables_are_filled_in_anywhere_in_the_values() -> None:
     assert got.http_server.addr == "0.0.0.0:80"
     assert (got.http_server.max_batch_size, got.http_server.enabled) == (55, True)
     assert got.alerts[0].threshold == 0.5
-    assert got.alerts[0].delivery is not None
+    assert isinstance(got.alerts[0].delivery, HttpDelivery)
     assert got.alerts[0].delivery.headers == {"Authorization": "Bearer s: {e} # ct"}
 
 
@@ -631,3 +630,13 @@ def test_mist_needs_a_token_only_if_told_so(require: str, is_open: bool) -> None
     paths = read(f"mist: {{require_auth: {require}}}").open_paths
     assert ("/mist" in paths) is is_open
     assert {"/healthz", "/readyz"} <= set(paths)
+
+
+def test_a_delivery_without_a_type_in_the_file_is_standard_output() -> None:
+    got = read("alerts: [{name: a, metric: m, op: gt, threshold: 1, window: 1h, delivery: {send_resolved: true}}]")
+    assert got.alerts[0].delivery == StdoutDelivery(send_resolved=True)
+
+
+def test_a_key_of_a_rule_or_delivery_without_a_value_counts_as_absent() -> None:
+    got = read("alerts: [{name: a, metric: m, op: gt, threshold: 1, window: 1h, for: , delivery: {type: stdout, url: }}]")
+    assert (got.alerts[0].for_, got.alerts[0].delivery) == (None, StdoutDelivery())

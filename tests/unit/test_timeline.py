@@ -88,7 +88,7 @@ def slow(ended: float, latency_ms: float, **overrides: Any) -> Span:
 
 def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
     """Have the rule *name*, if there is one, take in a message that lies behind."""
-    watches = {name: alerter.watches[name]} if name in alerter.watches else {}
+    watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
     alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
@@ -126,7 +126,7 @@ class Story:
         for effect in list(self.alerter.tick(ns(now))):
             self.alerter.performed(effect)
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
             events.append(event)
         self.published += events
         return events
@@ -150,18 +150,18 @@ class Story:
         for name, until_ns in self.silences.items():
             self.alerter.silence(name, until_ns)
         for event in self.published:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         if snapshot is not None:
             self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
-        new = [name for name, watch in self.alerter.watches.items() if watch.backfilling]
+        new = [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]
         for message in self.log[done:]:
             self.alerter.fold(message, CREATED)
         for name in new:
             seen = FoldedBatches()
             for message in self.log[:done]:
                 backfill(self.alerter, name, message, seen)
-            self.alerter.backfilled(name, ns(LONG_AGO), self.log[-1].time_ns)
+            self.alerter.finish_backfill(name, ns(LONG_AGO), self.log[-1].time_ns)
         self.alerter.caught_up = True
 
 
@@ -365,7 +365,7 @@ def test_the_pending_of_an_episode_that_another_alerter_ended_is_over() -> None:
         ahead.tick(second + SETTLED)
         if second == 9:
             for event in ahead.published:
-                behind.alerter.learn(event)
+                behind.alerter.apply_event(event)
         behind.send(second - 0.5, *spans)
         if second <= 6 or second > 9:
             behind.tick(second + SETTLED)
@@ -916,7 +916,7 @@ def test_a_rule_that_was_grouped_and_is_not_any_more_does_not_fire_for_ever() ->
     story.send(3.5, slow(3.5, 300))
     story.tick(10)
     assert story.shown(10)["state"] != "firing"
-    assert story.alerter.episodes() == []
+    assert story.alerter.open_episodes() == []
 
 
 def test_a_rule_that_is_grouped_from_now_on_ends_what_fired_before() -> None:
@@ -927,7 +927,7 @@ def test_a_rule_that_is_grouped_from_now_on_ends_what_fired_before() -> None:
     story.tick(2)
     story.tick(10)
     assert story.shown(10)["state"] != "firing"
-    assert story.alerter.episodes() == []
+    assert story.alerter.open_episodes() == []
 
 
 def test_a_silence_is_of_all_instances() -> None:
@@ -1565,26 +1565,26 @@ class Rival(Story):
 
     def hear(self) -> None:
         for event in self.subject.events[self.heard :]:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         self.heard = len(self.subject.events)
 
     def tick(self, now: float) -> list[AlertEvent]:
         """As the service performs: with the last sequence it knows of as a condition."""
         for effect in list(self.alerter.tick(ns(now))):
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
-            before = self.alerter.heard(event)
+            before = self.alerter.last_event(event)
             while True:
                 known = self.subject.ids.get(event_id(event))
                 if known is None and self.heard < len(self.subject.events):
                     self.hear()
-                    if self.alerter.heard(event) is not before:
+                    if self.alerter.last_event(event) is not before:
                         break
                     continue
                 if known is None:
                     self.subject.events.append(event)
                     known = self.subject.ids[event_id(event)] = len(self.subject.events)
                 self.heard = max(self.heard, known)
-                self.alerter.learn(event)
+                self.alerter.apply_event(event)
                 break
             self.alerter.performed(effect)
         return []
@@ -1641,7 +1641,7 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
     memory, now = FoldedBatches(), 0.0
     for number, message in enumerate(messages):
         if number == added:
-            story.alerter.add(rule)
+            story.alerter.add_rule(rule)
             waiting = list(story.log)
             assert story.shown(message[0].stored, "new")["state"] == "warming"
         story.send(message[0].stored, *(one.span for one in message))
@@ -1656,7 +1656,7 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
             while waiting:
                 backfill(story.alerter, "new", waiting.pop(0), memory)
             now = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
-            story.alerter.backfilled("new", ns(LONG_AGO), ns(now))
+            story.alerter.finish_backfill("new", ns(LONG_AGO), ns(now))
     end = int(messages[-1][0].stored) + 20
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "new" and at(event) <= end]
@@ -1678,11 +1678,11 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
             what = dice.choice(["add", "primed", "remove", "silence", "prime"])
             now = ns(message[0].stored)
             if what == "add":
-                story.alerter.add(parse({**written, "name": name, "window": dice.choice(["1s", "10s"])}))
+                story.alerter.add_rule(parse({**written, "name": name, "window": dice.choice(["1s", "10s"])}))
             elif what == "primed":
-                story.alerter.backfilled(name, now - 60 * SECOND, now)
+                story.alerter.finish_backfill(name, now - 60 * SECOND, now)
             elif what == "remove":
-                story.alerter.remove(name)
+                story.alerter.remove_rule(name)
             elif what == "silence":
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
@@ -1690,7 +1690,7 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
         story.send(message[0].stored, *(one.span for one in message))
         story.tick(message[0].stored)
     for name in ("one", "two"):
-        story.alerter.remove(name)
+        story.alerter.remove_rule(name)
     end = int(messages[-1][0].stored) + 20
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "any" and at(event) <= end]
@@ -1699,15 +1699,15 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
 
 def test_a_rule_that_is_added_before_there_is_any_message_is_judged_from_then_on() -> None:
     story = Story(began=None)
-    story.alerter.add(make_rule())
-    story.alerter.backfilled("any", ns(0), ns(0))
+    story.alerter.add_rule(make_rule())
+    story.alerter.finish_backfill("any", ns(0), ns(0))
     story.send(0.5, slow(0.5, 600))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
 
 
 def test_a_rule_that_is_being_primed_is_not_looked_at_and_shows_why() -> None:
     story = Story()
-    story.alerter.add(make_rule())
+    story.alerter.add_rule(make_rule())
     story.send(0.5, slow(0.5, 600))
     assert story.tick(10) == []
     shown = story.shown(10)
@@ -1717,8 +1717,8 @@ def test_a_rule_that_is_being_primed_is_not_looked_at_and_shows_why() -> None:
 
 def test_a_primed_rule_is_warming_until_its_window_is_covered() -> None:
     story = Story()
-    story.alerter.add(make_rule(metric="span_count", op="lt", threshold=5, window="10s"))
-    story.alerter.backfilled("any", ns(0), ns(3))
+    story.alerter.add_rule(make_rule(metric="span_count", op="lt", threshold=5, window="10s"))
+    story.alerter.finish_backfill("any", ns(0), ns(3))
     assert states_shown(story, 12, 5) == "wwwwwwwwwnnn"
 
 
@@ -1726,20 +1726,20 @@ def test_nothing_fires_for_the_past_of_a_rule_that_is_added() -> None:
     story, memory = Story(), FoldedBatches()
     for second in range(1, 6):
         story.send(second - 0.5, slow(second - 0.5, 600))
-    story.alerter.add(make_rule(cooldown="0s", window="3s"))
+    story.alerter.add_rule(make_rule(cooldown="0s", window="3s"))
     for message in story.log:
         backfill(story.alerter, "any", message, memory)
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(5.7))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(5.7))
     assert brief(story.tick(9 + SETTLED)) == [(6, "firing"), (7, "firing"), (8, "resolved")]
 
 
 def test_a_message_that_is_primed_twice_counts_once() -> None:
     story, memory = Story(), FoldedBatches()
     message = story.send(0.5, call(0.5), call(0.5))
-    story.alerter.add(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
+    story.alerter.add_rule(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
     for _ in range(3):
         backfill(story.alerter, "any", message, memory)
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(0.6))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(0.6))
     (event,) = story.tick(1 + SETTLED)
     assert event.span_count == 2
 
@@ -1748,8 +1748,8 @@ def test_a_rule_that_is_changed_at_run_time_is_judged_by_its_new_self() -> None:
     story = Story(make_rule(cooldown="0s"))
     story.send(0.5, slow(0.5, 600))
     story.tick(1 + SETTLED)
-    story.alerter.add(make_rule(cooldown="0s", threshold=1000))
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(1.3))
+    story.alerter.add_rule(make_rule(cooldown="0s", threshold=1000))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(1.3))
     story.send(1.5, slow(1.5, 700))
     assert brief(story.tick(2 + SETTLED)) == [(2, "resolved")]
 
@@ -1758,7 +1758,7 @@ def test_a_rule_that_is_removed_says_nothing_more_not_even_what_was_decided() ->
     story = Story(make_rule(cooldown="0s"), make_rule(name="other", cooldown="0s"))
     story.send(0.5, slow(0.5, 600))
     story.send(1.5, slow(1.5, 600))
-    story.alerter.remove("any")
+    story.alerter.remove_rule("any")
     assert [(event.alert, at(event)) for event in story.tick(2 + SETTLED)] == [("other", 1), ("other", 2)]
     assert [shown["name"] for shown in story.alerter.render(ns(3))] == ["other"]
 
@@ -1768,9 +1768,9 @@ def test_a_rule_of_the_same_name_as_one_that_was_removed_begins_anew() -> None:
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, slow(0.5, 600))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
-    story.alerter.remove("any")
-    story.alerter.add(make_rule(cooldown="1h"))
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(2))
+    story.alerter.remove_rule("any")
+    story.alerter.add_rule(make_rule(cooldown="1h"))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(2))
     assert story.shown(2)["state"] != "firing"
     story.send(2.5, slow(2.5, 600))
     (event,) = story.tick(3 + SETTLED)
@@ -1782,14 +1782,14 @@ def test_a_rule_that_was_made_anew_is_not_the_old_one_after_a_restart_either() -
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, slow(0.5, 600))
     story.tick(1 + SETTLED)
-    story.alerter.remove("any")
+    story.alerter.remove_rule("any")
     story.tick(1.5)
-    story.alerter.add(make_rule(cooldown="1h"))
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(2))
+    story.alerter.add_rule(make_rule(cooldown="1h"))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(2))
     story.tick(3)
-    assert (story.shown(3)["state"], story.alerter.episodes()) == ("inactive", [])
+    assert (story.shown(3)["state"], story.alerter.open_episodes()) == ("inactive", [])
     story.restart(story.snapshot(), make_rule(cooldown="1h"))
-    assert (story.shown(3)["firing"], story.alerter.episodes()) == (False, [])
+    assert (story.shown(3)["firing"], story.alerter.open_episodes()) == (False, [])
     assert story.tick(5) == []
 
 
@@ -1831,7 +1831,7 @@ def test_a_snapshot_of_while_a_rule_is_being_primed_is_good_for_the_others() -> 
         story.send(second - 0.5, slow(second - 0.5, 600))
         story.tick(second + SETTLED)
         if second == 4:
-            story.alerter.add(new)
+            story.alerter.add_rule(new)
             story.restart(story.snapshot(), old, new)
     assert brief(event for event in story.published if event.alert == "any") == [(6, "firing")]
 

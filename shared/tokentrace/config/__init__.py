@@ -1,10 +1,22 @@
 """The configuration of every program: one schema, read once."""
 
+from tokentrace.config.alerts import (
+    DELIVERIES,
+    DELIVERY_MAX_RETRIES,
+    DELIVERY_TIMEOUT,
+    AlertmanagerDelivery,
+    AlertRule,
+    CustomDelivery,
+    Delivery,
+    HttpDelivery,
+    StdoutDelivery,
+    WebhookDelivery,
+    parse_alert_rule,
+    parse_delivery,
+)
 from tokentrace.config.settings import (
     ENVIRONMENT,
-    AlertRule,
     CustomMetric,
-    Delivery,
     Duration,
     FileTransport,
     HttpServer,
@@ -22,22 +34,32 @@ from tokentrace.config.settings import (
 )
 
 __all__ = [
+    "DELIVERIES",
+    "DELIVERY_MAX_RETRIES",
+    "DELIVERY_TIMEOUT",
     "ENVIRONMENT",
     "AlertRule",
+    "AlertmanagerDelivery",
+    "CustomDelivery",
     "CustomMetric",
     "Delivery",
     "Duration",
     "FileTransport",
+    "HttpDelivery",
     "HttpServer",
     "HttpTransport",
     "Nats",
     "Pricing",
     "Retention",
     "Settings",
+    "StdoutDelivery",
     "Storage",
     "Transport",
+    "WebhookDelivery",
     "build",
     "load",
     "own_shards",
+    "parse_alert_rule",
+    "parse_delivery",
     "parse_yaml",
 ]

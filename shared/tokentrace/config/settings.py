@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import yaml
 
+from tokentrace.config.alerts import AlertRule, tidy_alerts
 from tokentrace.dialect import explain
 from tokentrace.errors import ConfigError, Rejected, shorten
 from tokentrace.units import parse_duration
@@ -105,20 +106,6 @@ class Retention(_Section, frozen=True, kw_only=True):
     max_bytes: int = 16 * 1024 * 1024 * 1024
 
 
-class Delivery(_Section, frozen=True, kw_only=True):
-    """Where a rule's events go besides the alert subject."""
-
-    type: Literal["stdout", "http", "webhook", "alertmanager", "custom"] = "stdout"
-    url: str | None = None
-    target: str | None = None
-    timeout: str | None = None
-    headers: dict[str, str] | None = None
-    max_retries: int | None = None
-    send_resolved: bool | None = None
-    secret: str | None = None
-    format: Literal["tokentrace", "alertmanager"] | None = None
-
-
 class AlertDelivery(_Section, frozen=True, kw_only=True):
     """
     Where the events of rules may be delivered.
@@ -128,28 +115,6 @@ class AlertDelivery(_Section, frozen=True, kw_only=True):
     """
 
     allow_hosts: list[str] | None = None
-
-
-class AlertRule(_Section, frozen=True, kw_only=True):
-    """A rule as SPEC D.1 writes it; what its words mean is the alerter's to say."""
-
-    name: str
-    metric: str
-    op: Literal["gt", "gte", "lt", "lte", ">", ">=", "<", "<="]
-    threshold: float
-    window: str
-    eval_interval: str | None = None
-    cooldown: str | None = None
-    min_spans: int = 0
-    filter: dict[str, str] = {}
-    delivery: Delivery | None = None
-    level: Literal["warning", "critical"] = "warning"
-    silenced: bool = False
-    for_: str | None = msgspec.field(default=None, name="for")
-    recovery_threshold: float | None = None
-    no_data: Literal["ignore", "fire", "keep"] | None = None
-    group_by: str | None = None
-    change: Literal["absolute", "percent"] | None = None
 
 
 class CustomMetric(_Section, frozen=True, kw_only=True):
@@ -368,7 +333,7 @@ def build(tree: Mapping[str, Any], name: str) -> Settings:
         ConfigError: Names the key that is unknown, missing or of the wrong kind.
     """
     # A section whose keys are all commented out is empty, which YAML reads as null.
-    tree = {key: value for key, value in tree.items() if value is not None}
+    tree = {key: tidy_alerts(value) if key == "alerts" else value for key, value in tree.items() if value is not None}
     try:
         settings = msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
     except msgspec.ValidationError as exc:
