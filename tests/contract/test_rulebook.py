@@ -1,4 +1,4 @@
-"""Rules that people make, silence and delete, on both buses; and what a rule made at run time reads again."""
+"""The rule store and backfill, on the memory bus and on JetStream."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def make_rule(name: str = "configured", **overrides: Any) -> Rule:
 
 
 class Desk:
-    """A rulebook and its machine as an alerter has them: what others change is followed."""
+    """A rule store and a machine, wired as in the alerter: changes are followed and applied."""
 
     def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
         self.book = RuleStore(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
@@ -115,10 +115,10 @@ class Desk:
         return sorted(one["name"] for one in shown)
 
 
-# --- making, deleting, silencing
+# --- creating, deleting, silencing
 
 
-async def test_a_rule_that_is_made_is_watched_listed_and_survives(bus: Bus) -> None:
+async def test_a_created_rule_is_evaluated_listed_and_survives_a_restart(bus: Bus) -> None:
     async with Desk(bus, make_rule()) as desk:
         status, body = await desk.create(filter={"model": "o3"}, delivery={"type": "stdout"}, group_by="user")
         assert (status, body["name"]) == (201, "mine")
@@ -132,7 +132,7 @@ async def test_a_rule_that_is_made_is_watched_listed_and_survives(bus: Bus) -> N
     assert (rule.filter, rule.group_by, rule.delivery is not None) == ({"model": "o3"}, "user", True)
 
 
-async def test_a_name_is_taken_once(bus: Bus) -> None:
+async def test_a_second_rule_of_a_name_is_a_conflict(bus: Bus) -> None:
     async with Desk(bus, make_rule()) as desk:
         assert (await desk.create())[0] == 201
         assert (await desk.create(threshold=99))[0] == 409
@@ -145,7 +145,7 @@ async def test_a_name_is_taken_once(bus: Bus) -> None:
     assert rule.threshold == 5
 
 
-async def test_names_of_all_kinds_are_different_rules(bus: Bus) -> None:
+async def test_names_that_differ_in_any_character_are_different_rules(bus: Bus) -> None:
     names = ["a", "A", "a b", "a.b", "a/b", "a*", ">", "ünïcode 🙂", "x" * 128, '"quoted"', "a b c"]
     async with Desk(bus) as desk:
         for name in names:
@@ -189,7 +189,7 @@ async def test_names_of_all_kinds_are_different_rules(bus: Bus) -> None:
         ({"name": "n" * 129}, "name"),
     ],
 )
-async def test_a_rule_that_makes_no_sense_is_a_400_that_names_the_key(rule: dict[str, Any], key: str) -> None:
+async def test_an_invalid_rule_is_a_400_that_names_the_key(rule: dict[str, Any], key: str) -> None:
     desk = await Desk(await make_memory()).open()
     status, body = await desk.ask({"ask": "create", "rule": {**written(), **rule}})
     assert status == 400
@@ -228,32 +228,32 @@ HUGE = b"1" + b"0" * 400
     ],
     ids=lambda asked: repr(asked[:24]) + str(len(asked)),
 )
-async def test_a_question_that_makes_no_sense_is_a_400(asked: bytes) -> None:
+async def test_an_invalid_request_is_a_400(asked: bytes) -> None:
     desk = await Desk(await make_memory(), make_rule()).open()
     assert (await desk.ask(asked))[0] == 400
     assert await desk.names() == ["configured"]
 
 
 @pytest.mark.parametrize("ask", ["delete", "silence", "explode", None])
-async def test_a_rule_nobody_made_is_404(ask: str | None) -> None:
+async def test_a_request_about_an_unknown_rule_is_a_404(ask: str | None) -> None:
     desk = await Desk(await make_memory(), make_rule()).open()
     assert (await desk.ask({"ask": ask, "name": "nobody", "duration": "1h"}))[0] == 404
 
 
-async def test_what_is_asked_for_and_does_not_exist_is_400() -> None:
+async def test_an_unknown_request_is_a_400_that_lists_the_known_ones() -> None:
     desk = await Desk(await make_memory(), make_rule()).open()
     status, body = await desk.ask({"ask": "explode", "name": "configured"})
     assert status == 400
     assert "list, create, delete, silence" in body["error"]
 
 
-async def test_an_empty_question_lists(bus: Bus) -> None:
+async def test_an_empty_request_lists_the_rules(bus: Bus) -> None:
     desk = await Desk(bus, make_rule()).open()
     status, shown = await desk.ask(b"")
     assert (status, [one["name"] for one in shown]) == (200, ["configured"])
 
 
-async def test_a_rule_that_is_deleted_is_gone_and_may_be_made_anew(bus: Bus) -> None:
+async def test_a_deleted_rule_is_gone_and_may_be_created_again(bus: Bus) -> None:
     async with Desk(bus) as desk:
         await desk.create(threshold=1)
         await desk.knows()
@@ -269,7 +269,7 @@ async def test_a_rule_that_is_deleted_is_gone_and_may_be_made_anew(bus: Bus) -> 
     assert await (await Desk(bus).open()).names() == ["mine"]
 
 
-async def test_a_rule_of_the_configuration_that_is_deleted_comes_back_with_the_next_start(bus: Bus) -> None:
+async def test_a_deleted_rule_of_the_configuration_comes_back_with_a_restart(bus: Bus) -> None:
     async with Desk(bus, make_rule()) as desk:
         assert await desk.delete("configured") == (204, None)
         await desk.knows_not("configured")
@@ -281,7 +281,7 @@ async def test_a_rule_of_the_configuration_that_is_deleted_comes_back_with_the_n
     assert await (await Desk(bus, make_rule()).open()).names() == ["configured"]
 
 
-async def test_a_rule_that_takes_the_name_of_a_deleted_one_of_the_configuration_stays(bus: Bus) -> None:
+async def test_a_created_rule_with_the_name_of_a_deleted_configured_one_survives_a_restart(bus: Bus) -> None:
     async with Desk(bus, make_rule()) as desk:
         await desk.delete("configured")
         await desk.knows_not("configured")
@@ -293,8 +293,8 @@ async def test_a_rule_that_takes_the_name_of_a_deleted_one_of_the_configuration_
     assert rule.threshold == 77
 
 
-async def test_when_one_alerter_starts_anew_all_agree_which_rules_there_are(bus: Bus) -> None:
-    """A deleted rule of the configuration comes back with a restart: for everybody, or for nobody."""
+async def test_after_a_restart_of_one_alerter_all_have_the_same_rules(bus: Bus) -> None:
+    """A deleted rule of the configuration comes back with a restart in all alerters or in none."""
     async with Desk(bus, make_rule()) as one:
         await one.delete("configured")
         await one.knows_not("configured")
@@ -304,7 +304,7 @@ async def test_when_one_alerter_starts_anew_all_agree_which_rules_there_are(bus:
 
 
 @pytest.mark.parametrize(("text", "ns"), [("2h", 2 * HOUR), ("90s", 90 * SECOND), ("1ns", 1), ("366d", 366 * DAY)])
-async def test_a_silence_is_told_kept_and_ends_by_its_time(text: str, ns: int) -> None:
+async def test_a_silence_is_shown_survives_a_restart_and_ends_in_time(text: str, ns: int) -> None:
     bus = await make_memory()
     now = time.time_ns() // SECOND * SECOND
     async with Desk(bus, make_rule()) as desk:
@@ -322,14 +322,14 @@ async def test_a_silence_is_told_kept_and_ends_by_its_time(text: str, ns: int) -
 
 
 @pytest.mark.parametrize("duration", [None, "", "0", "0s", "-1h", "367d", "for ever", 5, [], "9" * 60 + "h"])
-async def test_a_silence_that_makes_no_sense_is_a_400(duration: Any) -> None:
+async def test_an_invalid_duration_of_a_silence_is_a_400(duration: Any) -> None:
     desk = await Desk(await make_memory(), make_rule()).open()
     status, body = await desk.silence("configured", duration)
     assert status == 400
     assert body["error"].startswith("duration")
 
 
-async def test_a_silence_survives_changes_of_the_machine_and_is_seen_by_all(bus: Bus) -> None:
+async def test_a_silence_survives_new_rules_and_holds_in_all_alerters(bus: Bus) -> None:
     async with Desk(bus) as one, Desk(bus) as other:
         await one.create()
         await one.knows()
@@ -345,7 +345,7 @@ async def test_a_silence_survives_changes_of_the_machine_and_is_seen_by_all(bus:
     assert (await Desk(bus).open()).machine.evaluators["mine"].silenced_until_ns > time.time_ns()
 
 
-async def test_a_rule_that_is_made_anew_is_not_silenced(bus: Bus) -> None:
+async def test_a_rule_that_is_created_again_is_not_silenced(bus: Bus) -> None:
     async with Desk(bus) as desk:
         await desk.create()
         await desk.knows()
@@ -360,7 +360,7 @@ async def test_a_rule_that_is_made_anew_is_not_silenced(bus: Bus) -> None:
     assert (await Desk(bus).open()).machine.evaluators["mine"].silenced_until_ns == 0
 
 
-async def test_a_silence_does_not_have_the_rule_primed_again(bus: Bus) -> None:
+async def test_a_silence_causes_no_backfill(bus: Bus) -> None:
     async with Desk(bus) as desk:
         await desk.create()
         await desk.knows()
@@ -371,7 +371,7 @@ async def test_a_silence_does_not_have_the_rule_primed_again(bus: Bus) -> None:
         assert [change.rule is None for change in desk.changes] == [False, True]
 
 
-async def test_what_was_read_at_the_start_is_no_change(bus: Bus) -> None:
+async def test_entries_read_at_the_start_are_not_reported_as_changes(bus: Bus) -> None:
     async with Desk(bus) as desk:
         await desk.create()
         await desk.knows()
@@ -383,7 +383,7 @@ async def test_what_was_read_at_the_start_is_no_change(bus: Bus) -> None:
         assert [change.name for change in again.changes] == ["later"]
 
 
-async def test_there_are_only_so_many_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_rules_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rule_store, "MAX_RULES", 3)
     async with Desk(await make_memory(), make_rule()) as desk:
         for name in ("one", "two"):
@@ -399,7 +399,7 @@ async def test_there_are_only_so_many_rules(monkeypatch: pytest.MonkeyPatch) -> 
 # --- two at once
 
 
-async def test_of_two_that_make_a_rule_of_one_name_one_does(bus: Bus) -> None:
+async def test_of_two_alerters_that_create_the_same_name_one_succeeds(bus: Bus) -> None:
     async with Desk(bus) as one, Desk(bus) as other:
         for number in range(10):
             name = f"rule {number}"
@@ -413,7 +413,7 @@ async def test_of_two_that_make_a_rule_of_one_name_one_does(bus: Bus) -> None:
             assert mine.threshold == (1 if answers[0][0] == 201 else 2)
 
 
-async def test_whatever_two_do_at_once_they_come_to_the_same_rules(bus: Bus) -> None:
+async def test_concurrent_changes_in_two_alerters_lead_to_the_same_rules(bus: Bus) -> None:
     async with Desk(bus, make_rule()) as one, Desk(bus, make_rule()) as other:
         for round_ in range(6):
             calls = []
@@ -438,8 +438,8 @@ async def test_whatever_two_do_at_once_they_come_to_the_same_rules(bus: Bus) -> 
             assert len({watch and watch.silenced_until_ns for watch in watches}) == 1, name
 
 
-async def test_a_rule_made_through_one_may_be_silenced_and_deleted_through_another_at_once(bus: Bus) -> None:
-    """What was acknowledged with 201 is there, whichever alerter is asked next."""
+async def test_a_rule_created_through_one_alerter_can_be_changed_through_another_at_once(bus: Bus) -> None:
+    """After a 201 every alerter knows the rule."""
     one, other = await Desk(bus).open(), await Desk(bus).open()
     assert (await one.create())[0] == 201
     assert (await other.silence())[0] == 200
@@ -448,7 +448,7 @@ async def test_a_rule_made_through_one_may_be_silenced_and_deleted_through_anoth
     assert (await one.delete())[0] == 404
 
 
-async def test_a_silence_does_not_bring_back_what_somebody_else_deleted(bus: Bus) -> None:
+async def test_a_silence_does_not_restore_a_rule_that_another_alerter_deleted(bus: Bus) -> None:
     async with Desk(bus, make_rule()) as one:
         other = await Desk(bus, make_rule()).open()
         assert (await one.delete("configured"))[0] == 204
@@ -459,7 +459,7 @@ async def test_a_silence_does_not_bring_back_what_somebody_else_deleted(bus: Bus
 
 
 class Between:
-    """A bus whose bucket lets somebody else in between reading everything and what follows."""
+    """A bus whose bucket runs a function after all its entries are read."""
 
     def __init__(self, bus: Bus, meanwhile: Callable[[], Any]) -> None:
         self._bus, self._meanwhile = bus, meanwhile
@@ -484,8 +484,8 @@ class _Between:
         return found
 
 
-async def test_a_rule_that_is_made_while_another_alerter_starts_is_not_lost(bus: Bus) -> None:
-    """The name is that of a rule of the configuration that was deleted, which the start brings back."""
+async def test_a_rule_created_while_another_alerter_starts_is_not_lost(bus: Bus) -> None:
+    """The name belongs to a deleted rule of the configuration, which the start restores."""
     async with Desk(bus, make_rule()) as one:
         await one.delete("configured")
         await one.knows_not("configured")
@@ -500,7 +500,7 @@ async def test_a_rule_that_is_made_while_another_alerter_starts_is_not_lost(bus:
     assert rule.threshold == 77
 
 
-# --- garbage in the bucket
+# --- invalid entries in the bucket
 
 
 @pytest.mark.parametrize(
@@ -527,7 +527,7 @@ async def test_a_rule_that_is_made_while_another_alerter_starts_is_not_lost(bus:
     ],
     ids=lambda garbage: repr(garbage[:40]) + str(len(garbage)),
 )
-async def test_what_is_no_rule_hides_no_other_and_stops_nobody(garbage: bytes) -> None:
+async def test_an_invalid_entry_hides_no_other_rule_and_stops_no_alerter(garbage: bytes) -> None:
     bus = await make_memory()
     async with Desk(bus, make_rule()) as desk:
         await desk.create("before")
@@ -539,7 +539,7 @@ async def test_what_is_no_rule_hides_no_other_and_stops_nobody(garbage: bytes) -
     assert await (await Desk(bus, make_rule()).open()).names() == ["before", "behind", "configured"]
 
 
-async def test_garbage_where_a_rule_is_to_be_is_written_over(bus: Bus) -> None:
+async def test_an_invalid_entry_under_the_key_of_a_rule_is_overwritten(bus: Bus) -> None:
     async with Desk(bus) as desk:
         await desk.create()
         await desk.knows()
@@ -550,7 +550,7 @@ async def test_garbage_where_a_rule_is_to_be_is_written_over(bus: Bus) -> None:
         assert (await desk.create())[0] == 201
 
 
-async def test_a_rule_on_a_metric_that_is_no_longer_configured_is_left_out_until_it_is(bus: Bus) -> None:
+async def test_a_rule_on_an_unknown_custom_metric_is_skipped_until_the_metric_is_configured(bus: Bus) -> None:
     async with Desk(bus) as desk:
         assert (await desk.create(metric="hops"))[0] == 201
         await desk.knows()
@@ -558,17 +558,17 @@ async def test_a_rule_on_a_metric_that_is_no_longer_configured_is_left_out_until
     assert await (await Desk(bus).open()).names() == ["mine"]
 
 
-# --- where a reader stands that has read everything before a time
+# --- the position that belongs to a time
 
 
-async def test_before_on_an_empty_stream_is_its_beginning(bus: Bus) -> None:
+async def test_in_an_empty_stream_the_position_of_any_time_is_the_beginning(bus: Bus) -> None:
     created = (await bus.state("LOG")).created_ns
     for at in (0, time.time_ns(), time.time_ns() + HOUR):
         assert await bus.position_at("LOG", at) == Position(created, 0)
 
 
 async def fill(bus: Bus, count: int) -> list[int]:
-    """Stream times of *count* messages, a few milliseconds apart."""
+    """Publish *count* messages a few milliseconds apart and return their stream times."""
     for number in range(count):
         await bus.publish("log.a", str(number).encode())
         await asyncio.sleep(0.005)
@@ -581,7 +581,7 @@ async def fill(bus: Bus, count: int) -> list[int]:
     return times
 
 
-async def test_before_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus) -> None:
+async def test_the_position_of_a_time_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus) -> None:
     times = await fill(bus, 12)
     created = (await bus.state("LOG")).created_ns
     for asked in (0, *times, *(at + 1 for at in times), *(at - 1 for at in times), times[-1] + HOUR):
@@ -591,7 +591,7 @@ async def test_before_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus
         assert position.sequence >= sum(at < asked - SECOND // 1000 for at in times)
 
 
-async def test_a_reader_goes_on_from_there(bus: Bus) -> None:
+async def test_a_reader_continues_from_the_position_of_a_time(bus: Bus) -> None:
     times = await fill(bus, 8)
     position = await bus.position_at("LOG", times[5])
     async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", ["log.>"], position)) as feed:
@@ -603,7 +603,7 @@ async def test_a_reader_goes_on_from_there(bus: Bus) -> None:
                 break
 
 
-async def test_before_what_the_stream_still_has_is_where_it_begins(bus: Bus) -> None:
+async def test_a_time_before_the_first_message_gives_the_position_of_the_beginning(bus: Bus) -> None:
     await bus.ensure(Stream(name="LOG", subjects=("log.>",), max_bytes=4096))
     for _ in range(40):
         await bus.publish("log.a", bytes(300))
@@ -615,10 +615,10 @@ async def test_before_what_the_stream_still_has_is_where_it_begins(bus: Bus) -> 
     assert (await bus.position_at("LOG", time.time_ns() + HOUR)).sequence == 40
 
 
-# --- what was written holds for whoever is asked next
+# --- a change holds in all alerters
 
 
-async def test_what_one_alerter_has_answered_holds_for_the_other(bus: Bus) -> None:
+async def test_a_change_that_one_alerter_acknowledged_holds_in_the_other(bus: Bus) -> None:
     async with Desk(bus) as one, Desk(bus) as other:
         for number in range(20):
             name = f"rule {number}"
@@ -652,8 +652,8 @@ def make_firing(name: str, at_ns: int) -> AlertEvent:
 
 
 @pytest.mark.parametrize("heard", ["before", "after"])
-async def test_a_rule_made_anew_does_not_inherit_what_the_one_before_said(bus: Bus, heard: str) -> None:
-    """Whether the events are read before the rules or after, and without any snapshot."""
+async def test_a_rule_that_is_created_again_does_not_inherit_earlier_events(bus: Bus, heard: str) -> None:
+    """This holds whether the events are read before or after the rules, and without a snapshot."""
     old = make_firing("mine", time.time_ns() - SECOND)
     async with Desk(bus) as desk:
         assert (await desk.create())[0] == 201
@@ -671,7 +671,7 @@ async def test_a_rule_made_anew_does_not_inherit_what_the_one_before_said(bus: B
     assert again.machine.evaluators["mine"].state.firing
 
 
-async def test_a_rule_of_the_configuration_that_comes_back_does_not_inherit_its_past(bus: Bus) -> None:
+async def test_a_configured_rule_that_comes_back_does_not_inherit_earlier_events(bus: Bus) -> None:
     old = make_firing("configured", time.time_ns() - SECOND)
     async with Desk(bus, make_rule()) as desk:
         desk.machine.apply_event(old)
@@ -684,7 +684,7 @@ async def test_a_rule_of_the_configuration_that_comes_back_does_not_inherit_its_
         assert not desk.machine.evaluators["configured"].state.firing
 
 
-# --- priming
+# --- backfill
 
 
 def spans_at(*ended_ns: int, **fields: Any) -> list[Span]:
@@ -692,7 +692,7 @@ def spans_at(*ended_ns: int, **fields: Any) -> list[Span]:
 
 
 class Reader:
-    """A machine that reads the spans of a bus when it is told to."""
+    """A machine that reads the spans of a bus up to a given message."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus, self.machine = bus, AlerterMachine([], "default")
@@ -717,20 +717,20 @@ class Reader:
                     return
 
     def look(self, seconds: float = 3) -> AlertEvent:
-        """The first event when the clock has gone on by *seconds*."""
+        """Return the first event when the clock is *seconds* ahead."""
         self.machine.caught_up = True
         effects = self.machine.tick(time.time_ns() + round(seconds * SECOND))
         return msgspec.json.decode(effects[0].payload, type=AlertEvent)
 
 
 def counting(**overrides: Any) -> Rule:
-    """Fires at once, and says how many spans there are."""
+    """A rule that fires at once with the number of spans."""
     return make_rule(
         "new", **{"op": "gte", "threshold": 0, "window": "60s", "eval_interval": "1s", "cooldown": "1h", **overrides}
     )
 
 
-async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
+async def test_a_rule_created_at_run_time_counts_earlier_spans(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     for number in range(5):
         last = await reader.publish(*spans_at(now - number * SECOND, now - 205 * SECOND))
@@ -745,7 +745,7 @@ async def test_a_rule_made_at_run_time_sees_what_was_there(bus: Bus) -> None:
     assert parse_instant(event.fired_at) > now
 
 
-async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rules_that_wait_at_the_same_time_share_a_pass(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, now = Reader(bus), time.time_ns()
     for number in range(5):
         last = await reader.publish(*spans_at(now - number * SECOND, now - 209 * SECOND))
@@ -780,8 +780,8 @@ async def test_rules_that_wait_at_the_same_time_share_a_reading(bus: Bus, monkey
     assert first == {name: 5 if int(window[:-1]) < 209 else 10 for name, window in windows.items()}
 
 
-async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks(bus: Bus) -> None:
-    """What lies before its own beginning is late for nobody, and each message counts once."""
+async def test_in_a_shared_pass_each_rule_is_backfilled_as_far_back_as_it_looks(bus: Bus) -> None:
+    """Spans before the look-back of a rule do not count as late, and each message counts once."""
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))
@@ -798,7 +798,7 @@ async def test_rules_that_share_a_reading_look_back_as_far_as_each_of_them_looks
     }
 
 
-async def test_what_was_not_read_yet_is_not_primed_but_read_later(bus: Bus) -> None:
+async def test_messages_that_the_pump_has_not_read_are_not_backfilled_but_folded_later(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     await reader.read(first)
@@ -810,8 +810,8 @@ async def test_what_was_not_read_yet_is_not_primed_but_read_later(bus: Bus) -> N
     assert reader.look().span_count == 3
 
 
-async def test_what_is_read_before_priming_begins_counts_once(bus: Bus) -> None:
-    """The task that primes a rule begins when the loop gets to it; the pump may have its turn before."""
+async def test_messages_folded_before_the_backfill_begins_count_once(bus: Bus) -> None:
+    """The backfill task may start after the pump has folded further messages."""
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))
@@ -823,7 +823,7 @@ async def test_what_is_read_before_priming_begins_counts_once(bus: Bus) -> None:
     assert reader.look().span_count == 3
 
 
-async def test_what_comes_twice_counts_once(bus: Bus) -> None:
+async def test_a_repeated_batch_counts_once_with_backfill(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now), id="same")
     await reader.read(first)
@@ -837,7 +837,7 @@ async def test_what_comes_twice_counts_once(bus: Bus) -> None:
     assert reader.look().span_count == 1
 
 
-async def test_a_rule_made_before_there_is_anything_is_judged_at_once(bus: Bus) -> None:
+async def test_a_rule_created_before_there_are_spans_is_evaluated_at_once(bus: Bus) -> None:
     reader = Reader(bus)
     reader.machine.add_rule(counting())
     async with asyncio.timeout(10):
@@ -847,7 +847,7 @@ async def test_a_rule_made_before_there_is_anything_is_judged_at_once(bus: Bus) 
     assert reader.look().span_count == 1
 
 
-async def test_a_rule_is_warming_as_long_as_the_log_does_not_reach_back_to_where_it_looks(bus: Bus) -> None:
+async def test_a_rule_is_warming_until_the_log_covers_its_window(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     await reader.read(await reader.publish(*spans_at(now)))
     rule = counting(op="lt", threshold=10, window="1h")
@@ -859,7 +859,7 @@ async def test_a_rule_is_warming_as_long_as_the_log_does_not_reach_back_to_where
     assert not watch.warming(time.time_ns() + 61 * MINUTE)
 
 
-async def test_what_cannot_be_read_is_passed_over(bus: Bus) -> None:
+async def test_backfill_skips_unreadable_messages(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     await reader.publish(*spans_at(now))
     await bus.publish(subjects.spans("default", 0), b"\xc1rubbish")
@@ -874,7 +874,7 @@ async def test_what_cannot_be_read_is_passed_over(bus: Bus) -> None:
     assert reader.look().span_count == 2
 
 
-async def test_priming_a_rule_that_is_gone_meanwhile_does_no_harm(bus: Bus) -> None:
+async def test_backfilling_a_removed_rule_has_no_effect(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     await reader.read(await reader.publish(*spans_at(now)))
     reader.machine.add_rule(counting())
