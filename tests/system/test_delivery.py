@@ -1,4 +1,4 @@
-"""From a decision to whoever is to be woken: alerters that are killed, and what a webhook is sent."""
+"""Delivery of events by real alerters, through kills and to receivers that fail."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import ConfigError, Unavailable
 from tokentrace.records import encode_batches
 from tokentrace.units import HOUR, MINUTE, SECOND, render_instant
-from tokentrace_alerter.delivery import Callbacks, backoff_ns, load_target
-from tokentrace_alerter.delivery import worker as deliver
+from tokentrace_alerter.delivery import Callbacks, alertmanager, backoff_ns, load_target, worker
 from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
 
@@ -63,7 +62,7 @@ def rendered(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# --- two alerters, of which one is killed again and again
+# --- two alerters, one of which is killed again and again
 
 TWINS = """
 alerts:
@@ -101,12 +100,12 @@ alerts:
     threshold: 1
     window: 1h
 """
-#: How long a request may wait for its answer, and how late one comes that the alerter has given up.
+#: The timeout of a request, and the delay of an answer that comes after it, seconds.
 TIMEOUT_S, LATE_S = 0.3, 0.9
 
 
 class Twins(SeparateServices):
-    """With two alerters."""
+    """Services as separate processes, with two alerters."""
 
     SERVICES = ("ingest", "aggregator", "api")
     TWINS = ("one", "two")
@@ -135,7 +134,7 @@ class Twins(SeparateServices):
         self.until(lambda: http("GET", f"http://127.0.0.1:{self.ports[name]}/readyz").status == 200, f"{name} ready")
 
     def send(self, caller: str, cases: list[str], ended: float) -> None:
-        """Calls that ended then, one for each case."""
+        """Post calls that ended then, one for each case."""
         spans = [
             {
                 "model": "gpt-4o",
@@ -170,7 +169,7 @@ class Twins(SeparateServices):
 
 
 class Unreliable:
-    """Answers 500 or too late a third of the time, from a seed."""
+    """A receiver that answers a third of the requests with 500 or too late, from a seed."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)
@@ -211,7 +210,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory, unreliable: Receiver) -> Ite
 
 
 class Killer(threading.Thread):
-    """Kills one twin or the other at random moments and starts it again."""
+    """Kills one of the two alerters at random times and starts it again."""
 
     def __init__(self, twins: Twins, dice: random.Random) -> None:
         super().__init__()
@@ -233,17 +232,17 @@ class Killer(threading.Thread):
 
 
 def assert_told_once(told: list[Any], expected: set[tuple[str, str]]) -> None:
-    """Each expected firing is an event, once, and nothing else is."""
+    """Check that the events are exactly the expected firings."""
     found = Counter((event["group"]["case"], event["fired_at"]) for event in told)
     assert {one: count for one, count in found.items() if count > 1} == {}, "said twice"
     assert set(found) - expected == set(), "never to be said"
     assert expected - set(found) == set(), "never said"
 
 
-def test_two_hundred_firings_through_kills_and_a_bad_receiver_are_said_once_and_all_arrive(
+def test_200_firings_through_kills_and_a_bad_receiver_are_published_once_and_delivered(
     twins: Twins, unreliable: Receiver
 ) -> None:
-    """Show 3 of issue 5."""
+    """Every firing reaches the receiver through kills, timeouts and errors."""
     seed = random.randrange(2**32)
     print(f"seed of the kills {seed}")
     answers: Any = unreliable.answer
@@ -265,7 +264,7 @@ def test_two_hundred_firings_through_kills_and_a_bad_receiver_are_said_once_and_
     ended = {(case, rendered(datetime.fromisoformat(at).timestamp() + 1)) for case, at in expected}
     assert_told_once(events(twins, "each", "resolved"), ended)
 
-    # A delivery whose alerter was killed comes again after 10 s.
+    # The broker redelivers an event of a killed alerter after 10 s.
     twins.until(lambda: len(set(answers.in_time)) >= 200, "all accepted", 60)
     twins.until(lambda: undone(twins) == 0, "done with every event", 60)
     keys = {sent.key: (sent.json()["group"]["case"], sent.json()["fired_at"]) for sent in unreliable.sent}
@@ -289,12 +288,12 @@ def test_two_hundred_firings_through_kills_and_a_bad_receiver_are_said_once_and_
 
 
 def undone(pipeline: Pipeline) -> int:
-    """Events that are still to be delivered, or are being delivered."""
+    """Return the count of events that are not acknowledged yet."""
 
     async def ask() -> int:
         client = await nats.connect(pipeline.nats_url, error_cb=complain)
         try:
-            info = await client.jetstream().consumer_info(subjects.ALERTS, deliver.DURABLE)
+            info = await client.jetstream().consumer_info(subjects.ALERTS, worker.DURABLE)
             return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
         finally:
             await client.close()
@@ -302,8 +301,8 @@ def undone(pipeline: Pipeline) -> int:
     return asyncio.run(ask())
 
 
-def test_nine_hundred_instances_that_fire_at_one_instant_are_said_once_by_two_alerters(twins: Twins) -> None:
-    """More than the twins can say within the broker's duplicate window, which no reader may trust."""
+def test_900_instances_that_fire_at_one_instant_are_published_once_by_two_alerters(twins: Twins) -> None:
+    """Two alerters cannot publish that many within the duplicate window, so they must not rely on it."""
     cases = [f"case {number}" for number in range(900)]
     second = int(time.time()) + 1
     time.sleep(second + 0.1 - time.time())
@@ -314,8 +313,8 @@ def test_nine_hundred_instances_that_fire_at_one_instant_are_said_once_by_two_al
     assert repeated == {}, f"{len(repeated)} of 900 said more than once"
 
 
-async def test_what_another_alerter_said_while_the_broker_was_away_is_not_said_again() -> None:
-    """On the twin of the broker: one alerter cannot publish for longer than the broker remembers what it has."""
+async def test_events_another_alerter_published_during_a_broker_outage_are_not_repeated() -> None:
+    """This uses the memory bus: one alerter cannot publish for longer than the duplicate window."""
 
     class Cut(MemoryBus):
         cut = True
@@ -350,8 +349,8 @@ async def test_what_another_alerter_said_while_the_broker_was_away_is_not_said_a
     assert told == {"a": 1, "b": 1, "c": 1}
 
 
-async def test_nothing_is_decided_about_what_was_not_read_yet() -> None:
-    """On the twin of the broker: the reader stands still, as after a lost connection, and the clock does not."""
+async def test_no_instant_is_evaluated_before_its_messages_are_read() -> None:
+    """This uses the memory bus: the reader stops, as after a lost connection, and the clock goes on."""
 
     class Slow(MemoryBus):
         def __init__(self, broker: MemoryBroker) -> None:
@@ -390,7 +389,7 @@ async def test_nothing_is_decided_about_what_was_not_read_yet() -> None:
 
     while alerter.health().missing:
         await asyncio.sleep(0)
-    assert alerter.machine.watches["rule"].next_ns, "who is ready looks at its rules"
+    assert alerter.machine.evaluators["rule"].next_ns, "who is ready looks at its rules"
     first = await send(1)
     assert [event["fired_at"] for event in await until_said(1)] == [render_instant(first)]
     await until_said(2)
@@ -407,8 +406,8 @@ async def test_nothing_is_decided_about_what_was_not_read_yet() -> None:
     ]
 
 
-def test_alerters_that_stood_still_for_a_while_say_what_they_would_have_said(twins: Twins) -> None:
-    """DESIGN 7b: live, backtest and replay after a restart are the same function of the stream."""
+def test_stopped_alerters_publish_the_same_events_when_they_continue(twins: Twins) -> None:
+    """Events are a function of the stream: live, in a backtest, and after a restart."""
 
     def stand_still() -> None:
         for name in Twins.TWINS:
@@ -430,8 +429,8 @@ def test_alerters_that_stood_still_for_a_while_say_what_they_would_have_said(twi
     assert_told_once(events(twins, "paused"), expected)
 
 
-def test_two_alerters_answer_alike_when_one_of_them_brought_back_a_deleted_rule(twins: Twins) -> None:
-    """A rule of the configuration comes back on restart: everywhere or nowhere."""
+def test_two_alerters_list_the_same_rules_after_one_restored_a_deleted_rule(twins: Twins) -> None:
+    """A deleted rule of the configuration comes back on restart in all alerters or in none."""
 
     def shown() -> set[int]:
         return {twins.get("/alerts/restored/status").status for _ in range(20)}
@@ -446,18 +445,18 @@ def test_two_alerters_answer_alike_when_one_of_them_brought_back_a_deleted_rule(
     assert len(shown()) == 1, "it depends on who is asked"
 
 
-def test_what_one_alerter_answered_holds_for_the_other(twins: Twins) -> None:
+def test_a_change_acknowledged_by_one_twin_holds_in_the_other(twins: Twins) -> None:
     assert_holds_at_once(twins)
 
 
-def test_neither_of_them_crashed_on_the_way(twins: Twins) -> None:
+def test_neither_twin_crashed_during_these_tests(twins: Twins) -> None:
     assert "Traceback" not in twins.log.read_text()
 
 
-# --- what a webhook is sent
+# --- the body of a webhook
 
 
-async def test_a_webhook_is_sent_the_event_with_its_key_its_signature_and_the_headers_it_asked_for() -> None:
+async def test_a_webhook_request_has_event_key_signature_and_configured_headers() -> None:
     with Receiver() as receiver:
         headers = {"Authorization": "Bearer t", "X-Team": "on call"}
         given = {"type": "http", "url": receiver.url + "/hook/1?team=a%20b", "headers": headers, "secret": "geheim"}
@@ -481,7 +480,7 @@ async def test_a_webhook_is_sent_the_event_with_its_key_its_signature_and_the_he
     assert desk.delivery_worker.delivered == 1
 
 
-async def test_without_a_secret_nothing_is_signed() -> None:
+async def test_without_a_secret_there_is_no_signature() -> None:
     with Receiver() as receiver:
         async with Desk(make_rule(delivery={"type": "webhook", "url": receiver.url})) as desk:
             await desk.say(make_event())
@@ -499,7 +498,7 @@ async def test_a_header_is_sent_once_however_the_rule_writes_its_name(name: str)
     assert len(receiver.sent[0].every(name)) == 1
 
 
-async def test_each_instance_and_each_end_has_a_key_of_its_own() -> None:
+async def test_each_instance_and_each_resolution_has_its_own_key() -> None:
     with Receiver() as receiver:
         given = {"type": "http", "url": receiver.url, "send_resolved": True}
         async with Desk(make_rule(delivery=given, group_by="case")) as desk:
@@ -511,7 +510,7 @@ async def test_each_instance_and_each_end_has_a_key_of_its_own() -> None:
     assert all(re.fullmatch(r"[!-~]+", sent.key) for sent in receiver.sent)
 
 
-def test_five_seconds_is_how_long_an_answer_may_take_unless_the_rule_says_otherwise() -> None:
+def test_the_timeout_is_five_seconds_unless_the_rule_sets_it() -> None:
     given = {"type": "http", "url": "http://h"}
     channel = parse_rule(make_rule(delivery=given), "rule").delivery
     assert channel is not None
@@ -521,7 +520,7 @@ def test_five_seconds_is_how_long_an_answer_may_take_unless_the_rule_says_otherw
     assert channel.timeout_ns == SECOND // 4
 
 
-async def test_an_answer_that_takes_too_long_is_one_more_attempt_under_the_same_key() -> None:
+async def test_a_timeout_is_retried_with_the_same_key() -> None:
     with Receiver(lambda sent: Reply(after_s=2) if len(receiver.sent) == 1 else Reply()) as receiver:
         async with Desk(make_rule(delivery={"type": "http", "url": receiver.url, "timeout": "200ms"})) as desk:
             await desk.say(make_event())
@@ -535,7 +534,7 @@ async def test_an_answer_that_takes_too_long_is_one_more_attempt_under_the_same_
     assert receiver.sent[0].body == receiver.sent[1].body
 
 
-async def test_whoever_has_answered_may_take_its_time_to_say_more() -> None:
+async def test_a_slow_response_body_does_not_fail_the_delivery() -> None:
     with Receiver(lambda sent: Reply(dribble_s=2, body=b"late")) as receiver:
         async with Desk(make_rule(delivery={"type": "http", "url": receiver.url, "timeout": "200ms"})) as desk:
             await desk.say(make_event())
@@ -544,7 +543,7 @@ async def test_whoever_has_answered_may_take_its_time_to_say_more() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 410, 422, 429, 499])
-async def test_a_receiver_that_refuses_is_asked_once(status: int) -> None:
+async def test_a_refused_event_is_not_retried(status: int) -> None:
     with Receiver(lambda sent: Reply(status)) as receiver:
         async with Desk(make_rule(delivery={"type": "http", "url": receiver.url})) as desk:
             await desk.say(make_event())
@@ -565,7 +564,7 @@ async def test_no_redirect_is_followed(status: int) -> None:
     assert desk.outcomes() == ["dead"]
 
 
-async def test_a_failing_receiver_is_tried_again_after_pauses_that_grow() -> None:
+async def test_a_failing_receiver_is_retried_after_growing_pauses() -> None:
     replies = [Reply(500), Reply(0), Reply(503), Reply()]
     with Receiver(lambda sent: replies[len(receiver.sent) - 1]) as receiver:
         async with Desk(make_rule(delivery={"type": "http", "url": receiver.url})) as desk:
@@ -587,7 +586,7 @@ def test_a_pause_is_a_minute_at_most() -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-async def test_after_its_retries_an_event_is_dead_and_the_next_one_is_not(retries: int) -> None:
+async def test_an_event_that_failed_all_retries_is_dead_and_the_next_one_is_delivered(retries: int) -> None:
     port = free_port()
     given = {"type": "http", "url": f"http://127.0.0.1:{port}", "max_retries": retries}
     with Receiver() as receiver:
@@ -601,7 +600,7 @@ async def test_after_its_retries_an_event_is_dead_and_the_next_one_is_not(retrie
 
 
 @pytest.mark.parametrize("resolved", [False, True])
-async def test_an_end_is_delivered_to_who_asked_for_it(resolved: bool) -> None:
+async def test_a_resolution_is_delivered_with_send_resolved(resolved: bool) -> None:
     with Receiver() as receiver:
         given = {"type": "http", "url": receiver.url, "send_resolved": resolved}
         async with Desk(make_rule(delivery=given)) as desk:
@@ -612,7 +611,7 @@ async def test_an_end_is_delivered_to_who_asked_for_it(resolved: bool) -> None:
     assert statuses == (["firing", "resolved"] if resolved else ["firing"])
 
 
-async def test_a_destination_gets_eight_at_once_at_most() -> None:
+async def test_a_destination_gets_at_most_eight_concurrent_requests() -> None:
     with Receiver(lambda sent: Reply(after_s=0.1)) as receiver:
         given = {"type": "http", "url": receiver.url + "/a"}
         async with Desk(make_rule(delivery=given), make_rule("same", delivery=given)) as desk:
@@ -623,8 +622,8 @@ async def test_a_destination_gets_eight_at_once_at_most() -> None:
     assert len(receiver.sent) == 60
 
 
-async def test_destinations_that_do_not_answer_hold_up_no_other() -> None:
-    """15 dead destinations with 8 in flight each: more than 100 connections."""
+async def test_destinations_that_hang_delay_no_other_destination() -> None:
+    """15 destinations that hang with 8 requests each need more than 100 connections."""
     with Receiver(lambda sent: Reply(after_s=30)) as dead, Receiver() as alive:
         rules = [make_rule(f"dead {n}", {"type": "http", "url": f"{dead.url}/{n}"}) for n in range(15)]
         async with Desk(*rules, make_rule("alive", {"type": "http", "url": alive.url, "timeout": "2s"})) as desk:
@@ -635,8 +634,8 @@ async def test_destinations_that_do_not_answer_hold_up_no_other() -> None:
     assert desk.outcomes("alive") == ["delivered"]
 
 
-async def test_a_queue_behind_one_destination_holds_up_no_other() -> None:
-    """1,200 events wait for a receiver that hangs; another's is delivered meanwhile."""
+async def test_a_long_queue_for_one_destination_delays_no_other() -> None:
+    """1,200 events wait for a receiver that hangs, and an event for another receiver is delivered."""
     with Receiver(lambda sent: Reply(after_s=30)) as dead, Receiver() as alive:
         rules = [
             make_rule("dead", {"type": "http", "url": dead.url}),
@@ -661,7 +660,7 @@ async def test_a_queue_behind_one_destination_holds_up_no_other() -> None:
         ("ü..example", Reply()),
     ],
 )
-async def test_no_secret_is_told_of_a_delivery(host: str, reply: Reply, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_record_or_log_line_of_a_delivery_contains_a_secret(host: str, reply: Reply, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with Receiver(lambda sent: reply) as receiver:
@@ -697,7 +696,7 @@ def test_a_header_that_cannot_be_sent_is_refused_with_the_rule(value: str) -> No
         Reply(500, headers={"Content-Encoding": "gzip"}, body=b"x"),
     ],
 )
-async def test_an_odd_answer_ends_no_courier(reply: Reply) -> None:
+async def test_an_invalid_http_response_does_not_stop_the_worker(reply: Reply) -> None:
     with Receiver(lambda sent: reply) as odd, Receiver() as fine:
         given = {"type": "http", "url": odd.url, "max_retries": 0, "timeout": "1s"}
         async with Desk(make_rule("odd", given), make_rule("fine", {"type": "http", "url": fine.url})) as desk:
@@ -723,7 +722,7 @@ async def test_an_odd_answer_ends_no_courier(reply: Reply) -> None:
     ],
     ids=str,
 )
-async def test_an_odd_header_is_refused_or_ends_no_courier(headers: dict[str, str]) -> None:
+async def test_an_unusual_header_is_refused_or_does_not_stop_the_worker(headers: dict[str, str]) -> None:
     with Receiver() as receiver:
         given = {"type": "http", "url": receiver.url, "max_retries": 0, "timeout": "1s", "headers": headers}
         with contextlib.suppress(ConfigError):
@@ -732,7 +731,7 @@ async def test_an_odd_header_is_refused_or_ends_no_courier(headers: dict[str, st
                 await desk.done()
 
 
-async def test_what_a_receiver_wants_remembered_is_forgotten() -> None:
+async def test_cookies_are_not_kept() -> None:
     with Receiver(lambda sent: Reply(headers={"Set-Cookie": "session=a; Path=/"})) as receiver:
         async with Desk(make_rule(delivery={"type": "http", "url": receiver.url})) as desk:
             await desk.say(make_event())
@@ -742,7 +741,7 @@ async def test_what_a_receiver_wants_remembered_is_forgotten() -> None:
     assert receiver.sent[1].header("Cookie") is None
 
 
-async def test_what_is_no_event_and_what_has_no_rule_any_more_is_passed_over() -> None:
+async def test_invalid_events_and_events_of_removed_rules_are_skipped() -> None:
     with Receiver() as receiver:
         async with Desk(make_rule(delivery={"type": "http", "url": receiver.url}), make_rule("silent")) as desk:
             await desk.bus.publish(subjects.alerts("default", "rule"), b"{")
@@ -767,18 +766,19 @@ async def test_stdout_gets_one_line_for_each_firing(capsys: pytest.CaptureFixtur
     assert msgspec.to_builtins(plain) in lines
 
 
-# --- an event that is old
+# --- old events
 
 Clock = Callable[[int], None]
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Sets the courier's clock."""
+    """Sets the clock of the delivery worker."""
 
     def set_to(now_ns: int) -> None:
         fake = SimpleNamespace(time_ns=lambda: now_ns, monotonic=time.monotonic)
-        monkeypatch.setattr(deliver, "time", fake)
+        monkeypatch.setattr(worker, "time", fake)
+        monkeypatch.setattr(alertmanager, "time", fake)
 
     return set_to
 
@@ -813,8 +813,8 @@ def event_ns(event: Any) -> int:
     return int(datetime.fromisoformat(event.fired_at).timestamp() * 1000) * 1_000_000
 
 
-async def test_another_episode_that_lasts_now_makes_no_old_firing_news() -> None:
-    """DESIGN 7b: a firing older than an hour whose episode has ended is recorded as expired, not sent."""
+async def test_an_old_firing_expires_although_a_later_episode_is_open() -> None:
+    """A firing older than an hour whose episode has ended is recorded as expired and not sent."""
     now = time.time_ns()
     old, new = make_event(at_ns=now - 5 * HOUR), make_event(at_ns=now)
     with Receiver() as receiver:
@@ -826,7 +826,7 @@ async def test_another_episode_that_lasts_now_makes_no_old_firing_news() -> None
     assert desk.outcomes() == ["expired", "delivered"]
 
 
-async def test_an_instance_that_lasts_keeps_no_other_instance_from_expiring() -> None:
+async def test_an_open_episode_of_one_instance_does_not_keep_another_from_expiring() -> None:
     now = time.time_ns()
     old = make_event(at_ns=now - 2 * HOUR, group={"case": "a"})
     async with Desk(make_rule(delivery={"type": "stdout"}, group_by="case")) as desk:
@@ -848,12 +848,12 @@ async def test_an_event_that_failed_until_it_was_an_hour_old_expires(clock: Cloc
     assert desk.told()[-1]["attempt"] == 2
 
 
-# --- functions of one's own
+# --- custom callables
 
 
 @pytest.fixture
 def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of functions, new for each test; in the current directory, where they write."""
+    """A new module of callables for each test, in the current directory, to which they write."""
     name = f"hooks_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(HOOKS)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -872,7 +872,7 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("called", "called"),
     ],
 )
-async def test_a_function_of_ones_own_is_given_the_event(hooks: str, tmp_path: Path, target: str, where: str) -> None:
+async def test_a_custom_callable_receives_the_event(hooks: str, tmp_path: Path, target: str, where: str) -> None:
     async with Desk(make_rule(delivery={"type": "custom", "target": f"{hooks}:{target}"})) as desk:
         event = make_event()
         await desk.say(event)
@@ -881,7 +881,7 @@ async def test_a_function_of_ones_own_is_given_the_event(hooks: str, tmp_path: P
     assert kept(tmp_path, where) == [msgspec.to_builtins(event)]
 
 
-async def test_a_function_that_raises_is_tried_again(hooks: str, tmp_path: Path) -> None:
+async def test_a_custom_callable_that_raises_is_retried(hooks: str, tmp_path: Path) -> None:
     async with Desk(make_rule(delivery={"type": "custom", "target": f"{hooks}:raises"})) as desk:
         await desk.say(make_event())
         await desk.done()
@@ -891,7 +891,7 @@ async def test_a_function_that_raises_is_tried_again(hooks: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("target", ["nothing:here", "hooks:missing", "hooks:plain.missing"])
-def test_a_target_that_is_not_there_ends_the_program_with_2(tmp_path: Path, target: str) -> None:
+def test_a_target_that_does_not_exist_ends_the_alerter_with_exit_code_2(tmp_path: Path, target: str) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
     rule = make_rule(delivery={"type": "custom", "target": target})
     (tmp_path / "tokentrace.yml").write_text(json.dumps({"alerts": [rule]}))
@@ -905,13 +905,13 @@ def test_a_target_that_is_not_there_ends_the_program_with_2(tmp_path: Path, targ
 
 
 @pytest.mark.parametrize("name", ["not_callable", "_Object", "_Called"])
-def test_a_target_that_cannot_be_called_with_an_event_is_refused(hooks: str, name: str) -> None:
+def test_a_target_that_is_not_callable_is_refused(hooks: str, name: str) -> None:
     with pytest.raises(ConfigError, match="target"):
         load_target(f"{hooks}:{name}")
 
 
-async def test_a_function_that_never_returns_is_called_eight_times_at_most(hooks: str) -> None:
-    """Nobody can end a thread: those that hang are not to become ever more."""
+async def test_a_custom_callable_that_hangs_is_called_at_most_eight_times(hooks: str) -> None:
+    """A thread cannot be ended, so the number of threads that hang is limited."""
     calls = Callbacks(8)
     for _ in range(8):
         with pytest.raises(TimeoutError):
@@ -922,7 +922,7 @@ async def test_a_function_that_never_returns_is_called_eight_times_at_most(hooks
     assert threading.active_count() == before
 
 
-def test_a_function_that_hangs_keeps_nobody_from_stopping(tmp_path: Path) -> None:
+def test_a_custom_callable_that_hangs_does_not_keep_the_alerter_from_stopping(tmp_path: Path) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
     rule = make_rule(delivery={"type": "custom", "target": "hooks:hangs"}, window="10s", eval_interval="1s")
     (tmp_path / "tokentrace.yml").write_text(json.dumps({"alerts": [rule]}))

@@ -199,7 +199,7 @@ async def test_a_name_whose_addresses_are_link_local_is_dead_and_not_tried_again
         await desk.done()
     (record,) = desk.told()
     assert (record["outcome"], record["attempt"], names.asked) == ("dead", 1, 1)
-    assert "'hooks.example.com' has no other than link-local" in record["error"]
+    assert "'hooks.example.com' has only link-local" in record["error"]
 
 
 async def test_of_several_addresses_the_forbidden_are_passed_over_and_one_that_is_closed_is_followed_by_the_next(

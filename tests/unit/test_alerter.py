@@ -1,4 +1,4 @@
-"""However a stream is cut, repeated or read again after a kill: the same instants see and say the same."""
+"""The machine gives the same events however its stream is cut, repeated, or read again after a kill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule
 #: 2026-09-21T14:00:00Z in seconds, a whole hour.
 START = 497_222 * 3600
 CREATED = 7
-#: The clock may be trusted up to this long ago.
+#: Once caught up, data older than this is considered complete, seconds.
 SETTLED = 0.2
 
 
@@ -38,7 +38,7 @@ def ns(seconds: float) -> int:
 
 
 def make_rule(**overrides: Any) -> Rule:
-    """A rule that speaks at every instant that has a span, unless told otherwise."""
+    """A rule that fires at every instant that has a span."""
     given = {
         "name": "any",
         "metric": "span_count",
@@ -57,16 +57,16 @@ def call(ended: float, **overrides: Any) -> Span:
 
 
 def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
-    """Have the rule *name*, if there is one, take in a message that lies behind."""
-    watches = {name: alerter.watches[name]} if name in alerter.watches else {}
+    """Fold an older message for the rule *name* alone."""
+    watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
     alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 class Story:
-    """An alerter, the stream it reads, and what it has published: the stream of its events."""
+    """An alerter, the log that it reads, and the events that it has published."""
 
     def __init__(self, *rules: Rule, begin: float | None = 0, began: float = -40 * 86400) -> None:
-        #: The log began so long ago that every window is covered.
+        #: Begin of the log, seconds after START: so early that every window is covered.
         self.began = ns(began)
         self.rules = list(rules)
         self.alerter = AlerterMachine(self.rules, "default")
@@ -85,7 +85,7 @@ class Story:
         self.alerter.fold(self.log[-1], CREATED)
 
     def tick(self, now: float) -> list[AlertEvent]:
-        """What is published when the clock shows *now*."""
+        """Return the events that are published when the clock shows *now*."""
         effects = self.alerter.tick(ns(now))
         for effect in effects:
             self.alerter.performed(effect)
@@ -94,21 +94,21 @@ class Story:
         return events
 
     def backfill(self, now_ns: int) -> None:
-        """Rules that are new are read the log for, as the service does; they are looked at from *now_ns* on."""
+        """Backfill the new rules as the service does; they are evaluated from *now_ns* on."""
         done = self.alerter.position.sequence if self.alerter.position else 0
-        for name in [name for name, watch in self.alerter.watches.items() if watch.backfilling]:
+        for name in [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]:
             seen = FoldedBatches()
             for message in self.log[:done]:
                 backfill(self.alerter, name, message, seen)
-            self.alerter.backfilled(name, self.began, now_ns)
+            self.alerter.finish_backfill(name, self.began, now_ns)
 
     def restart(self, snapshot: bytes | None, *rules: Rule, caught_up: bool = True) -> None:
-        """As the service starts: first its events, then the snapshot, then what came after it."""
+        """Start as the service does: with the events, then the snapshot, then the later messages."""
         self.rules = list(rules) or self.rules
         self.alerter = AlerterMachine(self.rules, "default")
         self.alerter._began_ns = self.began
         for event in self.published:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         if snapshot is not None:
             self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
@@ -133,10 +133,10 @@ def brief(events: Iterable[AlertEvent]) -> list[tuple[float, str, int]]:
     return [(at(event), event.status, event.span_count) for event in events]
 
 
-# --- when an instant is looked at, and what is in its window
+# --- when an instant is evaluated, and which spans its window holds
 
 
-def test_what_is_due_is_looked_at_before_a_later_message_is_taken_in() -> None:
+def test_an_instant_is_evaluated_before_a_later_message_is_folded() -> None:
     #   0    1    2    3    4
     #   |----|----|--a-|--b-|     a ended in second 1, stored at 2.5; b is stored at 3.5
     story = Story(make_rule())
@@ -147,28 +147,28 @@ def test_what_is_due_is_looked_at_before_a_later_message_is_taken_in() -> None:
     assert brief(story.tick(4 + SETTLED)) == [(4, "firing", 2)]
 
 
-def test_a_message_stored_at_the_instant_itself_comes_after_it() -> None:
+def test_a_message_stored_at_the_instant_is_folded_after_the_evaluation() -> None:
     story = Story(make_rule())
     story.send(1.5, call(0.5))
     story.send(2.0, call(0.6))
     assert brief(story.tick(2.0)) == [(2, "firing", 1)]
 
 
-def test_a_message_stored_a_nanosecond_before_the_instant_is_seen() -> None:
+def test_a_message_stored_a_nanosecond_before_the_instant_counts() -> None:
     story = Story(make_rule())
     payload = encode_batches([Batch(id="a", spans=[call(0.5)])])
     story.alerter.fold(Message("tokentrace.spans.default.0", payload, 1, ns(2) - 1, {}), CREATED)
     assert brief(story.tick(2 + SETTLED)) == [(2, "firing", 1)]
 
 
-def test_a_message_far_ahead_has_every_instant_before_it_looked_at_first() -> None:
+def test_every_instant_before_a_message_far_ahead_is_evaluated_first() -> None:
     story = Story(make_rule(window="3s"))
     story.send(0.5, call(0.5))
     story.send(9.5, call(9.5))
     assert brief(story.tick(9.5)) == [(1, "firing", 1), (2, "firing", 1), (3, "firing", 1), (4, "resolved", 0)]
 
 
-def test_the_clock_alone_is_trusted_up_to_a_moment_ago() -> None:
+def test_without_messages_instants_are_evaluated_up_to_200_ms_ago() -> None:
     story = Story(make_rule())
     story.send(0.5, call(0.5))
     assert story.tick(1 + SETTLED - 0.001) == []
@@ -176,7 +176,7 @@ def test_the_clock_alone_is_trusted_up_to_a_moment_ago() -> None:
     assert story.tick(1 + SETTLED) == []
 
 
-def test_a_clock_that_goes_back_decides_nothing_twice() -> None:
+def test_a_clock_that_goes_back_evaluates_no_instant_twice() -> None:
     story = Story(make_rule())
     story.send(0.5, call(0.5))
     assert len(story.tick(3 + SETTLED)) == 3
@@ -185,20 +185,20 @@ def test_a_clock_that_goes_back_decides_nothing_twice() -> None:
     assert brief(story.tick(4 + SETTLED)) == [(4, "firing", 1)]
 
 
-def test_before_everything_is_read_the_clock_decides_nothing() -> None:
+def test_before_it_has_caught_up_the_clock_evaluates_nothing() -> None:
     story = Story(make_rule(), begin=None)
     story.send(0.5, call(0.5))
     assert story.tick(100) == []
 
 
 @pytest.mark.parametrize(("interval", "instants"), [("1s", [1, 2, 3, 4, 5, 6]), ("2s", [2, 4, 6]), ("5s", [5])])
-def test_instants_are_whole_intervals_whenever_the_alerter_began(interval: str, instants: list[float]) -> None:
+def test_instants_are_multiples_of_the_interval_whenever_the_alerter_started(interval: str, instants: list[float]) -> None:
     story = Story(make_rule(eval_interval=interval), begin=0.3)
     story.send(0.5, call(0.5))
     assert [at(event) for event in story.tick(6.9)] == instants
 
 
-def test_an_instant_belongs_to_what_comes_after_it() -> None:
+def test_a_window_excludes_its_end_and_includes_its_start() -> None:
     #   0         10
     #   [---------)      window of 10 s at 10
     #  a b       c d
@@ -208,7 +208,7 @@ def test_an_instant_belongs_to_what_comes_after_it() -> None:
     assert brief(events) == [(10, "firing", 2), (11, "firing", 2), (12, "firing", 2), (13, "firing", 3)]
 
 
-def test_a_call_counts_when_it_ended_however_late_it_is_known() -> None:
+def test_a_call_counts_at_the_time_it_ended_however_late_it_arrives() -> None:
     story = Story(make_rule())
     story.send(8.5, call(1.5), call(-5))
     assert brief(story.tick(12 + SETTLED)) == [
@@ -219,13 +219,13 @@ def test_a_call_counts_when_it_ended_however_late_it_is_known() -> None:
     ]
 
 
-def test_a_call_that_claims_to_end_in_an_hour_counts_when_it_arrives() -> None:
+def test_a_call_that_ends_an_hour_ahead_counts_at_its_arrival() -> None:
     story = Story(make_rule())
     story.send(1.5, make_span(ended_ns=ns(3600), arrived_ns=ns(1.5)))
     assert brief(story.tick(2 + SETTLED)) == [(2, "firing", 1)]
 
 
-def test_falling_values_are_looked_at_five_seconds_later() -> None:
+def test_a_rule_on_low_values_is_evaluated_five_seconds_later() -> None:
     story = Story(make_rule(name="up"), make_rule(name="down", op="lt", threshold=100))
     story.send(0.5, call(0.5))
     assert [event.alert for event in story.tick(5.9 + SETTLED)] == ["up"] * 5
@@ -233,15 +233,15 @@ def test_falling_values_are_looked_at_five_seconds_later() -> None:
     assert brief(down) == [(1, "firing", 1)]
 
 
-def test_a_span_that_arrives_within_the_five_seconds_keeps_a_falling_value_up() -> None:
+def test_a_span_that_arrives_within_the_five_seconds_counts_for_a_rule_on_low_values() -> None:
     story = Story(make_rule(op="lt", threshold=2, window="3s"))
     story.send(0.5, call(0.5))
     story.send(5.9, call(0.7))
     assert story.tick(6 + SETTLED) == []
 
 
-def test_every_late_span_of_the_window_counts_for_a_falling_value() -> None:
-    """At 12 the window is [2, 12); it is looked at when the stream shows 17, and the span stored at 16.5 is there."""
+def test_every_late_span_of_the_window_counts_for_a_rule_on_low_values() -> None:
+    """The window [2, 12) is evaluated at stream time 17, so the span stored at 16.5 counts."""
     story = Story(make_rule(op="lte", threshold=1000))
     story.send(11.5, call(11.5))
     story.send(16.5, call(2.5))
@@ -265,7 +265,7 @@ def test_a_window_of_wide_buckets_ends_at_its_instant(rule: Rule, stored: float)
     assert [event.span_count for event in story.published if at(event) == 64] == [1]
 
 
-def test_a_window_is_never_shorter_than_it_says() -> None:
+def test_a_window_is_never_shorter_than_configured() -> None:
     #     8.5  9   10
     #     [----|----)     window of 1500 ms at 10
     #      a
@@ -274,7 +274,7 @@ def test_a_window_is_never_shorter_than_it_says() -> None:
     assert brief(story.tick(10 + SETTLED)) == [(10, "firing", 1)]
 
 
-# --- each value is what a recount says
+# --- each value equals a second implementation
 
 
 class Sent(NamedTuple):
@@ -284,7 +284,7 @@ class Sent(NamedTuple):
     span: Span
 
 
-def test_every_metric_has_a_recount() -> None:
+def test_every_metric_has_a_second_implementation() -> None:
     assert set(RECOUNT) == set(METRICS)
 
 
@@ -324,7 +324,7 @@ def timed(spans: Sequence[Span]) -> list[Span]:
     return [span for span in llm(spans) if span.latency_ns]
 
 
-#: Metric -> (value, spans that contributed) of the spans of a window, as the documents define them.
+#: Metric -> (value, contributing spans) of the spans of a window, as the documents define them.
 RECOUNT: dict[str, Callable[[list[Span]], tuple[float | None, int]]] = {
     "total_cost": lambda s: (dollars(s) if paid(s) else None, len(paid(s))),
     "cost_per_call": lambda s: (dollars(s) / len(llm(s)) if llm(s) else None, len(llm(s))),
@@ -354,7 +354,7 @@ RECOUNT: dict[str, Callable[[list[Span]], tuple[float | None, int]]] = {
 
 
 def recount(rule: Rule, sent: Sequence[Sent], instant: int) -> tuple[float | None, int]:
-    """The value of *rule* at *instant* seconds after START: what ended in the window and was stored before it."""
+    """Compute the value of *rule* from the spans that ended in the window and were stored before the instant."""
     second = START + instant
     low = (second - rule.window_ns // SECOND) // rule.bucket_s * rule.bucket_s
     known = [one.span for one in sent if ns(one.stored) < second * SECOND + rule.lag_ns]
@@ -408,7 +408,7 @@ def make_sent(stream: Stream) -> list[list[Sent]]:
     filter_=st.sampled_from([{}, {}, {"model": "o3"}, {"status": "ok", "model": "gpt-4o"}]),
     metrics=st.lists(st.sampled_from(sorted(RECOUNT)), min_size=6, max_size=6, unique=True),
 )
-def test_every_value_at_every_instant_equals_a_recount(
+def test_every_value_at_every_instant_equals_a_second_implementation(
     stream: Stream, window: str, every: int, filter_: dict[str, str], metrics: list[str]
 ) -> None:
     rules = [
@@ -420,7 +420,7 @@ def test_every_value_at_every_instant_equals_a_recount(
 
 @settings(max_examples=40, deadline=None)
 @given(stream=random_streams, window=st.sampled_from(["1s", "3s", "10s", "60s", "199s"]), every=st.sampled_from([1, 3]))
-def test_every_falling_value_at_every_instant_equals_a_recount(stream: Stream, window: str, every: int) -> None:
+def test_every_value_of_a_rule_on_low_values_equals_a_second_implementation(stream: Stream, window: str, every: int) -> None:
     metrics = ("span_count", "quality_score", "latency_p50", "total_cost")
     rules = [
         make_rule(name=metric, metric=metric, window=window, eval_interval=f"{every}s", op="lte", threshold=1e300)
@@ -452,7 +452,7 @@ def check_against_recount(rules: Sequence[Rule], stream: Stream, every: int) -> 
     assert not fired
 
 
-# --- the same stream says the same, however it is read
+# --- the same stream gives the same events, however it is read
 
 RULES = [
     make_rule(name="cost", metric="total_cost", op="gt", threshold=0.001, window="5s", cooldown="3s"),
@@ -468,7 +468,7 @@ RULES = [
 
 
 def said(events: Iterable[AlertEvent]) -> dict[str, list[tuple[Any, ...]]]:
-    """What each rule published, in order."""
+    """Return the events of each rule, in order."""
     result: dict[str, list[tuple[Any, ...]]] = {}
     for event in events:
         told = (event.fired_at, event.status, event.value, event.span_count, event.starts_at, event.ends_at)
@@ -477,7 +477,7 @@ def said(events: Iterable[AlertEvent]) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def tell(rules: Sequence[Rule], messages: list[list[Sent]]) -> dict[str, list[tuple[Any, ...]]]:
-    """What is said when the stream is read in one go."""
+    """Return the events when the stream is read without a restart."""
     story = Story(*rules)
     for message in messages:
         story.send(message[0].stored, *(one.span for one in message))
@@ -509,7 +509,7 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
 
 @settings(max_examples=60, deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
-def test_a_kill_after_any_publication_leaves_the_rest_to_be_published_and_nothing_else(
+def test_after_a_kill_the_unpublished_events_are_published_and_no_others(
     stream: Stream, seed: int
 ) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
@@ -537,7 +537,7 @@ def test_a_kill_after_any_publication_leaves_the_rest_to_be_published_and_nothin
 
 @settings(max_examples=40, deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
-def test_batches_that_come_again_change_nothing(stream: Stream, seed: int) -> None:
+def test_repeated_batches_change_nothing(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
     story, sent = Story(*RULES), []
     for number, message in enumerate(messages, start=1):
@@ -571,7 +571,7 @@ def breach(story: Story, seconds: Iterable[float]) -> None:
         story.send(second, call(second))
 
 
-def test_a_firing_that_the_snapshot_does_not_know_holds_for_its_cooldown() -> None:
+def test_a_firing_later_than_the_snapshot_starts_the_cooldown() -> None:
     #   0  1  2  3  4  5  6  7  8  9  10 11 12
     #   |S |F           killed                 F    cooldown 10 s
     story = Story(make_rule(cooldown="10s", window="5s"))
@@ -585,7 +585,7 @@ def test_a_firing_that_the_snapshot_does_not_know_holds_for_its_cooldown() -> No
 
 
 @pytest.mark.parametrize("twice", [False, True])
-def test_a_firing_that_was_resolved_still_holds_for_its_cooldown_after_a_kill(twice: bool) -> None:
+def test_the_cooldown_of_a_resolved_firing_survives_a_kill(twice: bool) -> None:
     #   0  1  2  3  4 killed  6 ...      31
     #   |S |F    |R           breach     F       window 2 s, cooldown 30 s
     story = Story(make_rule(cooldown="30s", window="2s"))
@@ -595,14 +595,14 @@ def test_a_firing_that_was_resolved_still_holds_for_its_cooldown_after_a_kill(tw
     story.restart(snapshot)
     if twice:
         for event in story.published:
-            story.alerter.learn(event)
+            story.alerter.apply_event(event)
     breach(story, [6.5, 8.5])
     assert story.tick(9.3) == []
     breach(story, [29.5, 30.5])
     assert [at(event) for event in story.tick(31.3)] == [31]
 
 
-def test_nothing_is_published_for_what_lies_before_the_last_event() -> None:
+def test_nothing_is_published_for_instants_before_the_last_event() -> None:
     story = Story(make_rule())
     snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5, 1.5, 2.5])
@@ -613,7 +613,7 @@ def test_nothing_is_published_for_what_lies_before_the_last_event() -> None:
 
 @pytest.mark.parametrize("event", ["firing", "resolved"])
 def test_a_snapshot_between_deciding_and_publishing_loses_no_event(event: str) -> None:
-    """The pump may save while an event waits for the broker; killed then, nobody else knows of it."""
+    """The pump may save a snapshot while an event waits to be published. After a kill only the snapshot has the event."""
     story = Story(make_rule(cooldown="1h", window="2s"))
     story.send(0.5, call(0.5))
     if event == "resolved":
@@ -635,13 +635,13 @@ def test_a_snapshot_while_an_event_is_being_published_loses_no_event() -> None:
     assert [event.status for event in story.tick(2 + SETTLED)] == ["firing"]
 
 
-def test_events_learnt_before_a_snapshot_that_cannot_be_read_still_hold() -> None:
+def test_events_applied_before_an_unreadable_snapshot_still_count() -> None:
     story = Story(make_rule(cooldown="30s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
     story.alerter = AlerterMachine(story.rules, "default")
     for event in story.published:
-        story.alerter.learn(event)
+        story.alerter.apply_event(event)
     with pytest.raises(Rejected):
         story.alerter.restore(b"rubbish", {})
     for message in story.log:
@@ -652,7 +652,7 @@ def test_events_learnt_before_a_snapshot_that_cannot_be_read_still_hold() -> Non
     assert story.tick(6) == []
 
 
-def test_without_any_snapshot_the_events_still_hold() -> None:
+def test_without_a_snapshot_the_events_still_count() -> None:
     story = Story(make_rule(cooldown="30s", window="60s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
@@ -661,7 +661,7 @@ def test_without_any_snapshot_the_events_still_hold() -> None:
     assert brief(story.tick(31 + SETTLED)) == [(31, "firing", 1)]
 
 
-def test_what_fired_before_the_kill_is_resolved_after_it() -> None:
+def test_an_episode_that_began_before_a_kill_is_resolved_after_it() -> None:
     story = Story(make_rule(cooldown="30s", window="3s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
@@ -672,39 +672,39 @@ def test_what_fired_before_the_kill_is_resolved_after_it() -> None:
 
 
 @pytest.mark.parametrize("order", ["as published", "twice", "late"])
-def test_events_may_be_learnt_again(order: str) -> None:
+def test_an_event_may_be_applied_twice(order: str) -> None:
     story = Story(make_rule(cooldown="5s", window="60s"))
     breach(story, [0.5])
     assert [at(event) for event in story.tick(7 + SETTLED)] == [1, 6]
     events = {"as published": [0, 1], "twice": [0, 1, 0, 1], "late": [0]}[order]
     for index in events:
-        story.alerter.learn(story.published[index])
+        story.alerter.apply_event(story.published[index])
     assert [at(event) for event in story.tick(16 + SETTLED)] == [11, 16]
 
 
-def test_an_event_of_a_rule_that_is_gone_is_no_trouble() -> None:
+def test_an_event_of_a_removed_rule_is_ignored() -> None:
     story, old = Story(make_rule()), Story(make_rule(name="gone"))
     breach(old, [0.5])
     for event in old.tick(2):
-        story.alerter.learn(event)
+        story.alerter.apply_event(event)
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
 
 
-# --- two that decide
+# --- two alerters
 
 
-def test_a_firing_of_somebody_else_starts_the_cooldown() -> None:
+def test_a_firing_of_another_alerter_starts_the_cooldown() -> None:
     story = Story(make_rule(cooldown="5s", window="60s"))
     other = Story(make_rule(cooldown="5s", window="60s"))
     breach(other, [0.5])
     (fired,) = other.tick(2.9)
-    story.alerter.learn(fired)
+    story.alerter.apply_event(fired)
     breach(story, [0.5])
     assert [at(event) for event in story.tick(12)] == [6, 11]
 
 
-def test_a_firing_that_won_against_ones_own_event_counts_for_the_cooldown() -> None:
+def test_a_firing_of_another_alerter_that_replaced_an_event_starts_the_cooldown() -> None:
     """
     Who loses the race folds the winner's event and decides again (DESIGN 7b).
 
@@ -718,16 +718,16 @@ def test_a_firing_that_won_against_ones_own_event_counts_for_the_cooldown() -> N
     story.send(2.5, call(2.5))
     mine = story.tick(5 + SETTLED)
     assert brief(mine) == [(1, "firing", 2), (5, "resolved", 0)]
-    story.alerter.learn(msgspec.structs.replace(mine[0], fired_at=render_instant(ns(4))))
+    story.alerter.apply_event(msgspec.structs.replace(mine[0], fired_at=render_instant(ns(4))))
     story.send(5.5, call(5.4), call(5.5))
     assert story.tick(6 + SETTLED) == []
     assert brief(story.tick(7 + SETTLED)) == [(7, "firing", 2)]
 
 
-# --- rules that change
+# --- rules that are changed
 
 
-def test_a_new_rule_is_primed_by_what_was_read_and_does_not_fire_for_the_past() -> None:
+def test_a_new_rule_is_backfilled_and_does_not_fire_for_earlier_instants() -> None:
     old, new = make_rule(name="old", cooldown="1h"), make_rule(name="new", window="60s")
     story = Story(old)
     breach(story, [0.5, 1.5, 2.5])
@@ -757,7 +757,7 @@ def test_a_new_rule_is_warming_until_its_window_is_covered() -> None:
         assert shown["state"] == state, now
 
 
-def test_a_rule_that_stays_keeps_its_firings_when_another_comes() -> None:
+def test_a_rule_keeps_its_firings_when_another_one_is_added() -> None:
     old = make_rule(name="old", cooldown="30s", window="60s")
     story = Story(old)
     breach(story, [0.5])
@@ -768,7 +768,7 @@ def test_a_rule_that_stays_keeps_its_firings_when_another_comes() -> None:
     assert [at(event) for event in story.tick(40)] == [31]
 
 
-def test_a_rule_that_goes_leaves_the_others_where_they_were() -> None:
+def test_removing_a_rule_changes_no_other() -> None:
     stays = make_rule(name="stays", cooldown="30s", window="60s")
     story = Story(stays, make_rule(name="goes"))
     breach(story, [0.5])
@@ -780,7 +780,7 @@ def test_a_rule_that_goes_leaves_the_others_where_they_were() -> None:
 
 
 @pytest.mark.parametrize(("before", "after", "instants"), [("7s", "5s", [5, 10, 15]), ("1h", "5s", [5, 10, 15])])
-def test_a_rule_with_another_interval_is_looked_at_at_its_own_instants(
+def test_a_rule_with_a_new_interval_is_evaluated_at_its_new_instants(
     before: str, after: str, instants: list[float]
 ) -> None:
     story = Story(make_rule(eval_interval=before, window="60s"))
@@ -790,7 +790,7 @@ def test_a_rule_with_another_interval_is_looked_at_at_its_own_instants(
     assert [at(event) for event in story.tick(16)] == instants
 
 
-def test_another_threshold_needs_no_second_reading() -> None:
+def test_a_new_threshold_needs_no_backfill() -> None:
     story = Story(make_rule(threshold=99))
     breach(story, [0.5])
     story.tick(1.5)
@@ -798,10 +798,10 @@ def test_another_threshold_needs_no_second_reading() -> None:
     assert brief(story.tick(2.5)) == [(2, "firing", 1)]
 
 
-# --- what goes out, and what cannot come in
+# --- what is published, and what cannot be read
 
 
-def test_an_event_goes_to_the_subject_of_its_rule_under_an_id_of_its_own() -> None:
+def test_an_event_goes_to_the_subject_of_its_rule_with_a_unique_id() -> None:
     rule = make_rule(name="Kosten/h > 5 €")
     alerter = AlerterMachine([rule], "my shop")
     alerter.caught_up = True
@@ -816,7 +816,7 @@ def test_an_event_goes_to_the_subject_of_its_rule_under_an_id_of_its_own() -> No
     ]
 
 
-def test_a_message_that_cannot_be_read_is_passed_and_what_was_due_is_not_lost() -> None:
+def test_an_unreadable_message_is_skipped_and_due_instants_are_evaluated() -> None:
     story = Story(make_rule())
     story.send(0.5, call(0.5))
     with pytest.raises(Rejected):
@@ -826,7 +826,7 @@ def test_a_message_that_cannot_be_read_is_passed_and_what_was_due_is_not_lost() 
     assert brief(story.tick(1.5)) == [(1, "firing", 1)]
 
 
-def test_what_is_lost_or_comes_from_the_start_again_moves_the_position() -> None:
+def test_a_gap_or_a_rewound_log_moves_the_position() -> None:
     story = Story(make_rule(cooldown="1h"))
     breach(story, [0.5])
     story.tick(1.5)
@@ -860,7 +860,7 @@ FINGERPRINT = make_rule().fingerprint
     ],
     ids=lambda state: f"{len(state)} bytes",
 )
-def test_what_is_no_snapshot_is_refused_and_leaves_an_alerter_that_works(state: bytes) -> None:
+def test_an_invalid_snapshot_is_refused_and_the_alerter_still_works(state: bytes) -> None:
     story = Story(make_rule(), begin=None)
     try:
         with pytest.raises(Rejected):
@@ -886,13 +886,13 @@ def test_a_truncated_snapshot_is_refused() -> None:
 # --- what is shown
 
 
-def test_before_its_first_evaluation_a_rule_has_nothing_to_show() -> None:
+def test_before_its_first_evaluation_a_rule_shows_no_values() -> None:
     (shown,) = AlerterMachine([make_rule()], "default").render(ns(0))
     assert shown["last_evaluated"] is shown["last_fired"] is shown["current_value"] is shown["silenced_until"] is None
     assert shown["firing"] is shown["silenced"] is False
 
 
-def test_a_rule_shows_what_it_saw_last() -> None:
+def test_a_rule_shows_the_values_of_its_last_evaluation() -> None:
     story = Story(make_rule(window="3s", cooldown="1h"))
     breach(story, [0.5])
     story.tick(2.5)
@@ -907,7 +907,7 @@ def test_a_rule_shows_what_it_saw_last() -> None:
     assert shown["last_fired"] == render_instant(ns(1))
 
 
-def test_a_silenced_rule_shows_that_it_would_fire_and_says_nothing() -> None:
+def test_a_silenced_rule_shows_a_breach_and_publishes_nothing() -> None:
     story = Story(make_rule(silenced=True))
     breach(story, [0.5])
     assert story.tick(2.5) == []

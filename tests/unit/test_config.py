@@ -10,8 +10,8 @@ import pytest
 from tokentrace.config import (
     AlertRule,
     CustomMetric,
-    Delivery,
     FileTransport,
+    HttpDelivery,
     HttpServer,
     HttpTransport,
     Retention,
@@ -171,8 +171,7 @@ def test_every_documented_key_is_read() -> None:
             cooldown="10m",
             min_spans=20,
             filter={"model": "gpt-4o", "attr.team": "search"},
-            delivery=Delivery(
-                type="http",
+            delivery=HttpDelivery(
                 url="https://hooks/x",
                 timeout="3s",
                 headers={"Authorization": "Bearer x"},
@@ -182,7 +181,6 @@ def test_every_documented_key_is_read() -> None:
     ]
     assert got.alerts[1].min_spans == 0
     assert got.alerts[1].cooldown is None  # the alerter uses the window
-    assert Delivery().type == "stdout"
     assert got.custom_metrics == [
         CustomMetric(name="docs", type="sum", field="attr.documents"),
         CustomMetric(name="cached", type="count", filter_key="attr.cache", filter_val="hit"),

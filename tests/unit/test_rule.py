@@ -1,4 +1,4 @@
-"""What a rule says of a value at an instant: no clock but the one that is handed in."""
+"""Parsing of rules and the decision at one instant, with the time as an argument."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tokentrace_alerter.rules import (
     RuleEvaluator,
     State,
     breaches,
-    choose,
     decide,
     parse_rule,
+    select,
 )
 from tokentrace_alerter.service import Config
 
@@ -47,7 +47,7 @@ TEN_KEYS = {
 
 
 def make_given(**overrides: Any) -> dict[str, Any]:
-    """The documented rule of SPEC D.3 as somebody writes it; None takes a key away."""
+    """The documented example rule as people write it; None removes a key."""
     given = {"name": "hourly-cost-spike", "metric": "total_cost", "op": "gt", "threshold": 10.0, "window": "1h"}
     return {key: value for key, value in {**given, **overrides}.items() if value is not None}
 
@@ -57,13 +57,13 @@ def make_rule(**overrides: Any) -> Rule:
 
 
 def make_configured(*rules: dict[str, Any], **settings: Any) -> tuple[Rule, ...]:
-    """What the alerter makes of a ``tokentrace.yml`` with these rules."""
+    """Return the rules of the alerter for a ``tokentrace.yml`` with these rules."""
     return Config.of(build({"alerts": list(rules), **settings}, "tokentrace.yml")).rules
 
 
 def play(rule: Rule, seen: str, count: int = 10) -> str:
     """
-    One character for each second, what is seen above, what is said below.
+    Evaluate one instant a second and return what is published, one character a second.
 
     ``#`` the condition holds, ``.`` it does not, ``-`` no data; ``F`` firing, ``R`` resolved, ``.`` nothing.
     """
@@ -74,7 +74,7 @@ def play(rule: Rule, seen: str, count: int = 10) -> str:
         value = None if mark == "-" else rule.threshold + (inside if mark == "#" else outside)
         decision = decide(rule, watch.state, START_NS + second * SECOND, value, 0 if mark == "-" else count)
         if decision.event is not None:
-            watch.take(decision.event)
+            watch.apply_event(decision.event)
         said += {"firing": "F", "resolved": "R"}[decision.event.status] if decision.event else "."
     return said
 
@@ -85,7 +85,7 @@ def fire(rule: Rule, value: float, count: int = 312) -> AlertEvent:
     return event
 
 
-# --- what is written, and what is meant when nothing is
+# --- written rules and defaults
 
 
 def test_a_rule_with_nothing_but_the_required_keys_has_the_documented_defaults() -> None:
@@ -112,11 +112,11 @@ def test_a_rule_with_nothing_but_the_required_keys_has_the_documented_defaults()
         ("1s", SECOND),
     ],
 )
-def test_the_default_interval_is_a_tenth_of_the_window_but_not_too_short(window: str, interval_ns: int) -> None:
+def test_the_default_interval_is_a_tenth_of_the_window_within_limits(window: str, interval_ns: int) -> None:
     assert make_rule(window=window).eval_interval_ns == interval_ns
 
 
-def test_the_cooldown_is_the_rules_own_then_the_common_one_then_the_window() -> None:
+def test_the_cooldown_is_that_of_the_rule_then_the_common_one_then_the_window() -> None:
     assert parse_rule(make_given(cooldown="7m"), "alerts[0]", 5 * MINUTE).cooldown_ns == 7 * MINUTE
     assert parse_rule(make_given(), "alerts[0]", 5 * MINUTE).cooldown_ns == 5 * MINUTE
     assert parse_rule(make_given(), "alerts[0]").cooldown_ns == HOUR
@@ -124,7 +124,7 @@ def test_the_cooldown_is_the_rules_own_then_the_common_one_then_the_window() -> 
     assert rule.cooldown_ns == 90 * SECOND
 
 
-def test_every_key_of_the_documented_form_is_taken() -> None:
+def test_every_documented_key_is_accepted() -> None:
     rule = make_rule(
         window="15m",
         eval_interval="10s",
@@ -160,11 +160,11 @@ def test_every_metric_may_be_watched(metric: str) -> None:
         ("quality", "quality_score"),
     ],
 )
-def test_another_name_of_a_metric_means_the_metric(written: str, meant: str) -> None:
+def test_an_alias_of_a_metric_means_the_metric(written: str, meant: str) -> None:
     assert make_rule(metric=written).metric == meant
 
 
-def test_every_other_name_leads_to_a_metric_that_exists() -> None:
+def test_every_alias_leads_to_a_metric_that_exists() -> None:
     assert {make_rule(metric=name).metric for name in ALIASES} <= set(METRICS)
 
 
@@ -211,7 +211,7 @@ def test_a_symbol_means_its_operator(symbol: str, name: str) -> None:
         ("min_spans", -1),
     ],
 )
-def test_a_key_that_makes_no_sense_is_refused_by_its_name(key: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_with_the_name_of_its_key(key: str, value: Any) -> None:
     given = make_given()
     if value is None:
         del given[key]
@@ -238,7 +238,7 @@ def test_a_key_that_makes_no_sense_is_refused_by_its_name(key: str, value: Any) 
         ("colour", "red"),
     ],
 )
-def test_a_bad_rule_in_the_file_is_refused_by_place_and_key(key: str, value: Any) -> None:
+def test_an_invalid_rule_in_the_file_is_refused_with_its_index_and_key(key: str, value: Any) -> None:
     value = {".nan": math.nan, ".inf": math.inf}.get(value, value)
     with pytest.raises(ConfigError, match=rf"alerts\[1\].*\b{key}"):
         make_configured(make_given(name="fine"), make_given(**{key: value}))
@@ -252,12 +252,12 @@ def test_a_required_key_that_is_missing_in_the_file_is_named(key: str) -> None:
         make_configured(given)
 
 
-def test_a_common_cooldown_that_is_none_is_refused_by_its_name() -> None:
+def test_an_invalid_common_cooldown_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="alert_cooldown"):
         make_configured(make_given(), alert_cooldown="five minutes")
 
 
-def test_a_common_cooldown_that_is_none_is_refused_even_where_every_rule_has_its_own() -> None:
+def test_an_invalid_common_cooldown_is_refused_even_if_no_rule_uses_it() -> None:
     with pytest.raises(ConfigError, match="alert_cooldown"):
         make_configured(make_given(cooldown="1m"), alert_cooldown="five minutes")
 
@@ -267,14 +267,14 @@ def test_two_rules_of_one_name_are_refused() -> None:
         make_configured(make_given(), make_given(metric="error_rate"))
 
 
-def test_the_shortest_and_the_longest_window_and_name_are_taken() -> None:
+def test_the_shortest_and_the_longest_window_and_name_are_accepted() -> None:
     assert make_rule(window="1s").window_ns == SECOND
     assert make_rule(window="31d").window_ns == 31 * DAY
     assert make_rule(window="744h").window_ns == 31 * DAY
     assert make_rule(name="n" * 128).name == "n" * 128
 
 
-def test_what_a_rule_is_called_decides_its_id_and_nothing_else_does() -> None:
+def test_the_id_of_a_rule_depends_on_its_name_only() -> None:
     one = make_rule().rule_id
     assert re.fullmatch(r"alert_[0-9a-f]{8}", one)
     assert make_rule(threshold=11, metric="error_rate", window="5m").rule_id == one
@@ -282,7 +282,7 @@ def test_what_a_rule_is_called_decides_its_id_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize("change", [{"metric": "error_rate"}, {"window": "2h"}, {"filter": {"model": "o3"}}])
-def test_a_rule_that_watches_something_else_is_another(change: dict[str, Any]) -> None:
+def test_a_rule_on_other_data_has_another_fingerprint(change: dict[str, Any]) -> None:
     assert make_rule(**change).fingerprint != make_rule().fingerprint
 
 
@@ -303,14 +303,14 @@ def test_a_rule_that_watches_something_else_is_another(change: dict[str, Any]) -
         ("31d", "3d", 86400),
     ],
 )
-def test_windows_are_whole_buckets_unless_that_makes_over_a_hundred_of_them(
+def test_buckets_divide_the_window_unless_that_makes_over_a_hundred_of_them(
     window: str, interval: str, bucket_s: int
 ) -> None:
     assert make_rule(window=window, eval_interval=interval).bucket_s == bucket_s
 
 
 @pytest.mark.parametrize("window", ["1s", "3s", "99s", "100s", "250s", "1h", "31d"])
-def test_without_an_interval_of_its_own_a_rule_has_ten_buckets_or_one_of_a_second(window: str) -> None:
+def test_with_the_default_interval_a_rule_has_ten_buckets_or_buckets_of_a_second(window: str) -> None:
     rule = make_rule(window=window)
     assert rule.bucket_s == 1 or rule.window_ns == 10 * rule.bucket_s * SECOND
 
@@ -339,7 +339,7 @@ def test_an_operator_is_exact_at_its_threshold(op: str, below: bool, at: bool, a
         decision = decide(rule, State(), START_NS, value, 10)
         assert (decision.event is not None) == fires
         assert breaches(rule, value, 10) == fires
-        assert decision.why == ("" if fires else "ok")
+        assert decision.reason == ("" if fires else "ok")
 
 
 def test_half_is_not_more_than_half() -> None:
@@ -354,22 +354,22 @@ def test_no_data_fires_nothing_whatever_the_operator(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", ["lt", "lte"])
-def test_a_value_that_no_span_contributed_to_fires_nothing(op: str) -> None:
+def test_a_value_without_contributing_spans_fires_nothing(op: str) -> None:
     rule = make_rule(metric="quality_score", op=op, threshold=0.75)
     assert decide(rule, State(), START_NS, 0.0, 0) == Decision(None, "no_data")
 
 
-def test_a_quality_rule_over_an_empty_stretch_says_nothing_and_wakes_up_with_the_data() -> None:
+def test_a_quality_rule_without_data_is_quiet_and_fires_when_data_comes() -> None:
     rule = make_rule(metric="quality_score", op="lt", threshold=0.75, cooldown="5s")
     assert play(rule, "-----..---#") == "..........F"
 
 
 @pytest.mark.parametrize(("count", "fires"), [(0, False), (4, False), (5, True), (6, True)])
-def test_fewer_spans_than_asked_for_decide_nothing(count: int, fires: bool) -> None:
+def test_with_fewer_than_min_spans_nothing_is_published(count: int, fires: bool) -> None:
     decision = decide(make_rule(min_spans=5), State(), START_NS, 99.0, count)
     assert (decision.event is not None) == fires
     if count == 4:
-        assert decision.why == "min_spans"
+        assert decision.reason == "min_spans"
 
 
 # --- one rule over time
@@ -382,7 +382,7 @@ def test_a_breach_fires_again_after_each_cooldown_and_ends_once(op: str) -> None
     assert play(rule, "..#########...") == "..F..F..F..R.."
 
 
-def test_the_end_of_the_cooldown_belongs_to_the_next_firing() -> None:
+def test_a_rule_may_fire_exactly_at_the_end_of_its_cooldown() -> None:
     rule = make_rule(cooldown="5s")
     state = State(firing=True, fired_ns=START_NS, starts_ns=START_NS, event_ns=START_NS)
     assert decide(rule, state, START_NS + 5 * SECOND - 1, 11, 1) == Decision(None, "cooldown")
@@ -403,7 +403,7 @@ def test_a_breach_that_comes_back_is_a_new_episode() -> None:
     for second, value in enumerate([11, 11, 11, 9, 9, 11, 11, 11]):
         event = decide(rule, watch.state, START_NS + second * SECOND, value, 1).event
         if event is not None:
-            watch.take(event)
+            watch.apply_event(event)
             starts.append((second, event.status, event.starts_at, event.ends_at))
     first, second_ = render_instant(START_NS), render_instant(START_NS + 5 * SECOND)
     assert starts == [
@@ -415,7 +415,7 @@ def test_a_breach_that_comes_back_is_a_new_episode() -> None:
     ]
 
 
-def test_the_cooldown_of_one_rule_holds_no_other() -> None:
+def test_the_cooldown_of_one_rule_does_not_affect_another() -> None:
     one, other = make_rule(name="one", cooldown="1h"), make_rule(name="other", cooldown="2s")
     assert play(one, "######") == "F....."
     assert play(other, "######") == "F.F.F."
@@ -426,11 +426,11 @@ def test_without_a_cooldown_every_instant_fires() -> None:
     assert play(make_rule(cooldown="0s"), "###..#") == "FFFR.F"
 
 
-def test_what_fired_is_resolved_once_when_nothing_is_left_to_judge() -> None:
+def test_an_episode_is_resolved_once_when_no_data_is_left() -> None:
     assert play(make_rule(cooldown="2s"), "##------#") == "F.R.....F"
 
 
-def test_what_never_fired_is_never_resolved() -> None:
+def test_a_rule_that_never_fired_is_never_resolved() -> None:
     assert play(make_rule(), "...---...") == "........."
 
 
@@ -448,19 +448,19 @@ def test_an_instant_is_decided_once() -> None:
         assert decide(rule, state, instant, None, 0).event is None
 
 
-def test_deciding_changes_nothing_until_the_event_is_taken() -> None:
+def test_deciding_changes_nothing_until_the_event_is_applied() -> None:
     rule, state = make_rule(), State()
     assert decide(rule, state, START_NS, 11, 1) == decide(rule, state, START_NS, 11, 1)
     assert state == State()
 
 
-def test_a_silenced_rule_says_nothing() -> None:
+def test_a_silenced_rule_publishes_nothing() -> None:
     rule = make_rule(silenced=True, cooldown="1s")
     assert play(rule, "..####..--##") == "............"
     assert decide(rule, State(), START_NS, 11, 1) == Decision(None, "silenced")
 
 
-def test_a_silenced_rule_is_evaluated_all_the_same() -> None:
+def test_a_silenced_rule_is_evaluated() -> None:
     table = SeriesTable()
     watch = RuleEvaluator(make_rule(silenced=True, window="10s"), table)
     spans = [make_span(cost_nusd=11 * 10**9, ended_ns=START_NS - SECOND, arrived_ns=START_NS - SECOND)]
@@ -468,10 +468,10 @@ def test_a_silenced_rule_is_evaluated_all_the_same() -> None:
     watch.start_at(START_NS - SECOND)
     assert watch.evaluate() == []
     assert (watch.state.value, watch.state.span_count, watch.state.breached) == (11.0, 1, True)
-    assert (watch.state.firing, watch.state.fired_ns, watch.state.why) == (False, 0, "silenced")
+    assert (watch.state.firing, watch.state.fired_ns, watch.state.reason) == (False, 0, "silenced")
 
 
-# --- what is said
+# --- events
 
 
 def test_the_event_has_the_documented_keys_and_values() -> None:
@@ -495,7 +495,7 @@ def test_the_event_has_the_documented_keys_and_values() -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["fired_at"])
 
 
-def test_an_event_says_the_window_as_written_and_the_metric_by_its_own_name() -> None:
+def test_an_event_has_the_window_as_written_and_the_metric_without_alias() -> None:
     event = fire(make_rule(metric="latency_p99_ms", op=">", window="60m", filter={"model": "o3"}, level="critical"), 11)
     assert (event.metric, event.op, event.window) == ("latency_p99", "gt", "60m")
     assert (event.filter, event.level) == ({"model": "o3"}, "critical")
@@ -523,7 +523,7 @@ def test_the_message_shows_the_operator_as_a_symbol(op: str, symbol: str) -> Non
     assert fire(make_rule(op=op, threshold=1), value).message == f"total_cost {symbol} {value} (threshold: 1)"
 
 
-def test_the_end_of_an_episode_says_when_it_began_and_what_is_there_now() -> None:
+def test_a_resolution_has_the_start_of_the_episode_and_the_current_value() -> None:
     state = State(firing=True, fired_ns=START_NS, starts_ns=START_NS, event_ns=START_NS)
     fine = decide(make_rule(), state, START_NS + SECOND, 9.5, 3).event
     gone = decide(make_rule(), state, START_NS + SECOND, None, 0).event
@@ -543,13 +543,13 @@ def test_the_end_of_an_episode_says_when_it_began_and_what_is_there_now() -> Non
 
 
 def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span_count") -> int:
-    """How many of *spans* a rule with *filter_* judges by."""
+    """Return how many of *spans* a rule with *filter_* counts."""
     table = SeriesTable()
     watch = RuleEvaluator(make_rule(metric=metric, window="10s", threshold=1e9, filter=filter_), table)
     at = START_NS - SECOND
     made = [make_span(ended_ns=at, arrived_ns=at, **fields) for fields in spans]
     for _, indices in FilterIndex({"rule": filter_}).match(made):
-        watch.fold(*choose(made, rows_of(made, table, at), indices), at)
+        watch.fold(*select(made, rows_of(made, table, at), indices), at)
     watch.start_at(at)
     watch.evaluate()
     return watch.state.span_count
@@ -630,7 +630,7 @@ def test_a_quality_rule_counts_scored_spans_of_every_kind() -> None:
     assert counted({}, *spans, metric="quality_score") == 3
 
 
-def test_a_latency_rule_counts_spans_that_have_one() -> None:
+def test_a_latency_rule_counts_spans_with_a_latency() -> None:
     assert counted({}, {"latency_ns": 0}, {}, {}, metric="latency_p95") == 2
     assert counted({}, {"ttft_ns": 0}, {"ttft_ns": 5}, metric="ttft_p50") == 1
 

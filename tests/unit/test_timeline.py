@@ -1,5 +1,5 @@
 """
-The whole machine over time, drawn: what is seen above, what is said below it, and the state that is shown.
+The machine over time, as drawings: the values of each second, the events, and the states shown.
 
 One character is one second and one instant; time is an argument. A second half tells a recount of its own, written
 from the issue, and compares random rules over random streams with it, through restarts and through a second alerter.
@@ -33,9 +33,9 @@ from tokentrace_alerter.rules import window as measure
 #: 2026-09-21T14:00:00Z in seconds, a whole hour.
 START = 497_222 * 3600
 CREATED = 7
-#: The clock may be trusted up to this long ago.
+#: Once caught up, data older than this is considered complete, seconds.
 SETTLED = 0.2
-#: The log began so long ago that every window is covered.
+#: Begin of the log, seconds after START: so early that every window is covered.
 LONG_AGO = -40 * DAY / SECOND
 LETTERS = {
     "inactive": "i",
@@ -63,7 +63,7 @@ def ns(seconds: float) -> int:
 
 
 def make_rule(**overrides: Any) -> Rule:
-    """Average latency over 500 ms in the last second, looked at every second."""
+    """A rule: average latency over 500 ms in the last second, evaluated every second."""
     given = {
         "name": "any",
         "metric": "latency_avg",
@@ -87,17 +87,17 @@ def slow(ended: float, latency_ms: float, **overrides: Any) -> Span:
 
 
 def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
-    """Have the rule *name*, if there is one, take in a message that lies behind."""
-    watches = {name: alerter.watches[name]} if name in alerter.watches else {}
+    """Fold an older message for the rule *name* alone."""
+    watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
     alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 class Story:
     """
-    An alerter, the log it reads, and what it has published.
+    An alerter, the log that it reads, and the events that it has published.
 
     Args:
-        began: When the first message of the log was stored; None = there is none yet.
+        began: When the first message of the log was stored, seconds after START; None = the log is empty.
     """
 
     def __init__(self, *rules: Rule, began: float | None = LONG_AGO, begin: float = 0) -> None:
@@ -121,12 +121,12 @@ class Story:
         return message
 
     def tick(self, now: float) -> list[AlertEvent]:
-        """What is published when the clock shows *now*."""
+        """Return the events that are published when the clock shows *now*."""
         events = []
         for effect in list(self.alerter.tick(ns(now))):
             self.alerter.performed(effect)
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
             events.append(event)
         self.published += events
         return events
@@ -136,7 +136,7 @@ class Story:
         self.alerter.silence(name, self.silences[name])
 
     def shown(self, now: float, name: str = "any") -> dict[str, Any]:
-        """The rule as ``GET /alerts`` shows it."""
+        """Return the rule as ``GET /alerts`` shows it."""
         (found,) = [one for one in self.alerter.render(ns(now)) if one["name"] == name]
         return found
 
@@ -144,24 +144,24 @@ class Story:
         return self.alerter.snapshot({}).state()
 
     def restart(self, snapshot: bytes | None, *rules: Rule) -> None:
-        """As the service starts: silences, events, the snapshot, the log behind it, and before it for new rules."""
+        """Start as the service does: silences, events, snapshot, later messages, and backfill of new rules."""
         self.rules = list(rules) or self.rules
         self.alerter = AlerterMachine(self.rules, "default")
         for name, until_ns in self.silences.items():
             self.alerter.silence(name, until_ns)
         for event in self.published:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         if snapshot is not None:
             self.alerter.restore(snapshot, {})
         done = self.alerter.position.sequence if self.alerter.position else 0
-        new = [name for name, watch in self.alerter.watches.items() if watch.backfilling]
+        new = [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]
         for message in self.log[done:]:
             self.alerter.fold(message, CREATED)
         for name in new:
             seen = FoldedBatches()
             for message in self.log[:done]:
                 backfill(self.alerter, name, message, seen)
-            self.alerter.backfilled(name, ns(LONG_AGO), self.log[-1].time_ns)
+            self.alerter.finish_backfill(name, ns(LONG_AGO), self.log[-1].time_ns)
         self.alerter.caught_up = True
 
 
@@ -188,9 +188,9 @@ class Drawing(NamedTuple):
     Attributes:
         seen: Each second: ``#`` breaches, ``1`` too but with one span instead of two, ``=`` at the threshold, ``~``
             between it and the recovery threshold, ``_`` at that, ``.`` fine, ``-`` no data.
-        said: Each instant: F a firing, R a resolution.
-        state: As shown: inactive, pending, firing, resolved, no_data.
-        silence: (After which instant somebody silences the rule, until which second).
+        said: The event of each instant: F a firing, R a resolution, ``.`` none.
+        state: The state shown after each instant, as one of ``LETTERS``.
+        silence: (The instant after which the rule is silenced, the second until which).
     """
 
     what: str
@@ -280,7 +280,7 @@ drawn = pytest.mark.parametrize("drawing", DRAWINGS, ids=[drawing.what for drawi
 
 
 def play(drawing: Drawing, after: Callable[[Story, int], None] = lambda story, instant: None) -> tuple[str, str]:
-    """(What is said, the states shown) when *drawing* is seen; *after* is called after each instant."""
+    """Play *drawing* and return (events, states shown); *after* is called after each instant."""
     rule = make_rule(**drawing.rule)
     sign = 1 if rule.op in ("gt", "gte") else -1
     lag = rule.lag_ns / SECOND
@@ -305,18 +305,18 @@ def play(drawing: Drawing, after: Callable[[Story, int], None] = lambda story, i
 
 
 @drawn
-def test_what_is_seen_is_said(drawing: Drawing) -> None:
+def test_each_drawing_gives_its_events_and_states(drawing: Drawing) -> None:
     assert play(drawing) == (drawing.said, drawing.state)
 
 
 @drawn
-def test_a_restart_after_every_instant_says_the_same(drawing: Drawing) -> None:
+def test_a_restart_after_every_instant_gives_the_same_events(drawing: Drawing) -> None:
     assert play(drawing, lambda story, instant: story.restart(story.snapshot())) == (drawing.said, drawing.state)
 
 
 @drawn
-def test_a_kill_after_any_instant_and_an_older_snapshot_say_the_same(drawing: Drawing) -> None:
-    """What was published since the snapshot is known from the log; nothing is said twice, early or not at all."""
+def test_a_kill_with_an_older_snapshot_gives_the_same_events(drawing: Drawing) -> None:
+    """Events since the snapshot are known from the alert stream: none is repeated, early or missing."""
     for killed in range(2, len(drawing.seen)):
         for saved in {1, killed // 2, killed - 1}:
             kept = []
@@ -331,16 +331,16 @@ def test_a_kill_after_any_instant_and_an_older_snapshot_say_the_same(drawing: Dr
 
 
 @drawn
-def test_a_silence_that_was_over_before_changes_nothing(drawing: Drawing) -> None:
+def test_a_silence_that_is_over_before_the_next_instant_changes_nothing(drawing: Drawing) -> None:
     if drawing.silence == (0, 0):
         assert play(drawing._replace(silence=(1, 1.5))) == (drawing.said, drawing.state)
 
 
-# --- what is drawn by hand
+# --- single stories
 
 
-def test_a_breach_that_outlasted_its_for_before_the_kill_waits_anew_in_the_next_episode() -> None:
-    """The snapshot knows the pending of the first episode, which has fired and is over."""
+def test_after_a_kill_the_next_episode_waits_for_its_for_again() -> None:
+    """The snapshot has the pending state of the first episode, which has ended since."""
     #         1   5       10
     #  seen   ....####.#####      for 3 s, snapshot at 6, killed at 9
     #  said   .......FR...FF
@@ -355,8 +355,8 @@ def test_a_breach_that_outlasted_its_for_before_the_kill_waits_anew_in_the_next_
     assert brief(story.published) == [(8, "firing"), (9, "resolved"), (13, "firing"), (14, "firing")]
 
 
-def test_the_pending_of_an_episode_that_another_alerter_ended_is_over() -> None:
-    """This one lags behind at 6, pending; the other has said that it fired at 8 and was over at 9."""
+def test_events_of_another_alerter_end_a_pending_state() -> None:
+    """This alerter has read up to 6 and is pending. The other one has published a firing at 8 and its end at 9."""
     rule = make_rule(**{"for": "3s", "cooldown": "0s"})
     ahead, behind = Story(rule), Story(rule)
     for second, mark in enumerate("....####.####", start=1):
@@ -365,7 +365,7 @@ def test_the_pending_of_an_episode_that_another_alerter_ended_is_over() -> None:
         ahead.tick(second + SETTLED)
         if second == 9:
             for event in ahead.published:
-                behind.alerter.learn(event)
+                behind.alerter.apply_event(event)
         behind.send(second - 0.5, *spans)
         if second <= 6 or second > 9:
             behind.tick(second + SETTLED)
@@ -436,14 +436,14 @@ def test_a_silence_may_be_ended_early_and_made_longer() -> None:
     assert [at(event) for event in story.published] == [1, 2, 5, 6, 8, 9]
 
 
-def test_a_silence_of_one_rule_is_not_one_of_another() -> None:
+def test_a_silence_of_one_rule_does_not_silence_another() -> None:
     story = Story(make_rule(name="any"), make_rule(name="other"))
     story.silence(100)
     story.send(0.5, slow(0.5, 600))
     assert [event.alert for event in story.tick(1 + SETTLED)] == ["other"]
 
 
-def test_what_is_resolved_is_called_so_for_a_quarter_of_an_hour() -> None:
+def test_an_ended_episode_is_shown_as_resolved_for_15_minutes() -> None:
     story = Story(make_rule(eval_interval="60s"))
     story.send(59.5, slow(59.5, 600))
     story.tick(60 + SETTLED)
@@ -471,14 +471,14 @@ def test_what_is_resolved_is_called_so_for_a_quarter_of_an_hour() -> None:
         ({"for": "5s"}, "#", "pending"),
     ],
 )
-def test_why_nothing_was_said_is_shown(rule: dict[str, Any], seen: str, why: str | None) -> None:
+def test_the_reason_why_nothing_was_published_is_shown(rule: dict[str, Any], seen: str, why: str | None) -> None:
     shown: list[Any] = []
     play(Drawing("", rule, seen, "", ""), lambda story, n: shown.append(story.shown(n + 0.2)["why_not_fired"]))
     assert shown[-1] == why
 
 
-def test_what_keeps_firing_without_data_is_shown_as_firing() -> None:
-    """``keep``: what was stays."""
+def test_with_no_data_keep_a_firing_rule_without_data_is_shown_as_firing() -> None:
+    """With ``keep`` the state stays as it was."""
     story = Story(make_rule(no_data="keep"))
     story.send(0.5, slow(0.5, 600))
     for second in (1, 2, 3):
@@ -491,7 +491,7 @@ def test_what_keeps_firing_without_data_is_shown_as_firing() -> None:
 
 
 def states_shown(story: Story, until: int, lag: float) -> str:
-    """One letter for each instant."""
+    """Return the state shown after each instant, one letter each."""
     shown = ""
     for second in range(1, until + 1):
         story.tick(second + lag + SETTLED)
@@ -511,7 +511,7 @@ def test_no_data_fires_nothing_until_the_window_is_covered() -> None:
     assert brief(story.tick(11 + 5 + SETTLED)) == [(11, "firing")]
 
 
-def test_a_breach_that_has_to_last_begins_when_the_window_is_covered() -> None:
+def test_the_time_of_for_begins_when_the_window_is_covered() -> None:
     rule = make_rule(
         **{"metric": "span_count", "threshold": 99, "window": "10s", "no_data": "fire", "for": "3s"},
         filter={"caller": "nobody"},
@@ -520,7 +520,7 @@ def test_a_breach_that_has_to_last_begins_when_the_window_is_covered() -> None:
     assert brief(story.tick(20 + 5 + SETTLED)) == [(14, "firing")]
 
 
-def test_a_count_that_is_too_small_is_not_trusted_until_the_window_is_covered() -> None:
+def test_a_rule_on_a_low_count_does_not_fire_until_the_window_is_covered() -> None:
     few = {"metric": "span_count", "op": "lt", "threshold": 8, "window": "10s"}
     for began, instants in ((LONG_AGO, list(range(1, 8))), (0.5, [])):
         story = Story(make_rule(**few, cooldown="0s"), began=began)
@@ -530,19 +530,19 @@ def test_a_count_that_is_too_small_is_not_trusted_until_the_window_is_covered() 
         assert [at(event) for event in story.published if event.status == "firing"] == instants
 
 
-def test_an_average_is_trusted_before_the_window_is_covered() -> None:
+def test_a_rule_on_an_average_may_fire_before_the_window_is_covered() -> None:
     story = Story(make_rule(metric="quality_score", op="lt", threshold=0.5, window="10s"), began=0.3)
     story.send(0.5, call(0.5, score=0))
     assert brief(story.tick(1 + 5 + SETTLED)) == [(1, "firing")]
 
 
-def test_a_sum_that_is_too_large_already_is_trusted_before_the_window_is_covered() -> None:
+def test_a_rule_on_a_high_sum_may_fire_before_the_window_is_covered() -> None:
     story = Story(make_rule(metric="total_cost", threshold=1, window="1h"), began=0.3)
     story.send(0.5, call(0.5, cost_nusd=2 * 10**9))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
 
 
-def test_a_change_is_not_trusted_until_both_windows_are_covered() -> None:
+def test_a_rule_with_change_does_not_fire_until_both_windows_are_covered() -> None:
     rule = make_rule(metric="span_count", threshold=0, op="gte", window="5s", change="absolute", cooldown="0s")
     story = Story(rule, began=0.5)
     for second in range(1, 16):
@@ -552,7 +552,7 @@ def test_a_change_is_not_trusted_until_both_windows_are_covered() -> None:
     assert story.shown(10.4)["state"] == "firing"
 
 
-def test_the_states_of_a_rule_that_warms_up() -> None:
+def test_a_warming_rule_shows_warming_until_its_window_is_covered() -> None:
     #   1        10
     #   wwwwwwwwww|ii   a window of 10 s, known from 0.5 on
     story = Story(make_rule(window="10s"), began=0.5)
@@ -561,15 +561,15 @@ def test_the_states_of_a_rule_that_warms_up() -> None:
     assert states_shown(story, 12, 0) == "wwwwwwwwwwii"
 
 
-def test_a_rule_that_fires_while_it_warms_up_is_firing() -> None:
+def test_a_rule_that_fires_while_warming_is_shown_as_firing() -> None:
     story = Story(make_rule(window="10s"), began=0.5)
     story.send(0.6, slow(0.6, 600))
     assert states_shown(story, 3, 0) == "fff"
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_a_log_without_any_message_is_known_from_when_somebody_watches(restarted: bool) -> None:
-    """A rule that is to fire without data must not wait for data: nobody has sent anything for hours."""
+def test_with_an_empty_log_the_window_is_covered_one_window_after_the_start(restarted: bool) -> None:
+    """A rule with no_data "fire" must fire although no span was ever sent."""
     story = Story(make_rule(metric="span_count", threshold=99, window="10s", no_data="fire"), began=None)
     story.tick(30)
     if restarted:
@@ -591,8 +591,8 @@ def test_a_span_that_is_late_by_less_than_the_window_counts_from_then_on() -> No
 
 
 @pytest.mark.parametrize(("stored", "fires"), [(5.9, False), (6.0, True), (6.1, True)])
-def test_a_span_that_comes_within_the_lag_keeps_a_falling_value_up(stored: float, fires: bool) -> None:
-    """At 1 the window of a second is looked at when the stream shows 6."""
+def test_a_span_that_arrives_within_the_lag_counts_for_a_rule_on_low_values(stored: float, fires: bool) -> None:
+    """The window of one second that ends at 1 is evaluated at stream time 6."""
     story = Story(make_rule(metric="quality_score", op="lt", threshold=0.5))
     story.send(0.9, call(0.5, score=4 * 10**8))
     story.send(stored, call(0.6, score=10**9))
@@ -614,7 +614,7 @@ def test_a_span_that_is_later_than_the_window_changes_nothing_and_is_counted(sto
     assert story.shown(stored + 30)["late_spans"] == 3
 
 
-def test_what_was_resolved_is_not_taken_back_by_a_late_span() -> None:
+def test_a_late_span_does_not_revoke_a_resolution() -> None:
     #   0    1    2    3    4       the call of second 2 arrives at 3.5
     story = Story(make_rule(window="2s"))
     story.send(0.5, slow(0.5, 600))
@@ -624,7 +624,7 @@ def test_what_was_resolved_is_not_taken_back_by_a_late_span() -> None:
     assert brief(story.published) == [(1, "firing"), (3, "resolved")]
 
 
-def test_late_spans_are_counted_for_the_rule_that_wanted_them() -> None:
+def test_late_spans_are_counted_for_the_rules_whose_filter_they_pass() -> None:
     story = Story(
         make_rule(name="short"), make_rule(name="long", window="1h"), make_rule(name="none", filter={"a": "b"})
     )
@@ -639,7 +639,7 @@ def test_late_spans_are_counted_for_the_rule_that_wanted_them() -> None:
 
 
 def changes(counts: str, change: str, **overrides: Any) -> str:
-    """Said of a rule over a second whose spans are as many as the digits say, ``-`` none."""
+    """Return the events of a rule when each second has as many spans as its digit says, ``-`` none."""
     story = Story(make_rule(metric="span_count", cooldown="0s", change=change, **overrides))
     steps = [(second - 0.5, 0, second) for second in range(1, len(counts) + 1)]
     steps += [(second + story.rules[0].lag_ns / SECOND + SETTLED, 1, second) for second in range(1, len(counts) + 1)]
@@ -751,7 +751,7 @@ def instances(story: Story, now: float) -> dict[str, dict[str, Any]]:
 
 
 def play_groups(rule: Rule, seen: Mapping[str, str], **spans: Any) -> dict[str, str]:
-    """Each instance drawn as in ``play``: what *seen* of its user, and what was said of it."""
+    """Play a drawing for each user and return the events of each instance."""
     story, lag = Story(rule), rule.lag_ns / SECOND
     length = max(map(len, seen.values()))
     said = {name: ["."] * length for name in seen}
@@ -774,7 +774,7 @@ def play_groups(rule: Rule, seen: Mapping[str, str], **spans: Any) -> dict[str, 
 
 
 @pytest.mark.parametrize("key", ["user", "attr.user"])
-def test_each_instance_has_a_state_of_its_own(key: str) -> None:
+def test_each_instance_has_its_own_state(key: str) -> None:
     seen = {"alice": "..##..", "bob": "#.#.#.", "carol": "......"}
     said = play_groups(make_rule(group_by=key, cooldown="2s"), seen)
     assert said == {"alice": "..F.R.", "bob": "FRFRFR", "carol": "......"}
@@ -786,12 +786,12 @@ def test_each_instance_waits_for_its_own_for() -> None:
     assert said == {"alice": "..F.R", "bob": "....F", "carol": "....."}
 
 
-def test_each_instance_has_a_cooldown_of_its_own() -> None:
+def test_each_instance_has_its_own_cooldown() -> None:
     seen = {"alice": "########", "bob": "..######"}
     assert play_groups(make_rule(group_by="user", cooldown="3s"), seen) == {"alice": "F..F..F.", "bob": "..F..F.."}
 
 
-def test_an_event_tells_its_instance() -> None:
+def test_an_event_names_its_instance() -> None:
     story = Story(make_rule(group_by="user", filter={"model": "gpt-4o"}))
     story.send(0.5, slow(0.5, 600, attributes={"user": "alice"}))
     (event,) = story.tick(1 + SETTLED)
@@ -817,7 +817,7 @@ def test_an_event_tells_its_instance() -> None:
     ],
 )
 @pytest.mark.parametrize("metric", ["span_count", "calls"])
-def test_what_tells_instances_apart(key: str, fields: list[dict[str, Any]], names: list[str], metric: str) -> None:
+def test_the_value_of_group_by_is_the_instance(key: str, fields: list[dict[str, Any]], names: list[str], metric: str) -> None:
     calls = CustomMetric(name="calls", type="count")
     rule = parse_rule(
         {
@@ -840,15 +840,15 @@ def test_what_tells_instances_apart(key: str, fields: list[dict[str, Any]], name
         assert sum(event.span_count for event in story.published) <= len(fields)
 
 
-def test_an_empty_attribute_is_an_instance_of_its_own() -> None:
-    """It is not the one of spans that say "unknown"."""
+def test_an_empty_attribute_is_a_separate_instance() -> None:
+    """It differs from the instance of spans whose attribute is "unknown"."""
     story = Story(make_rule(metric="span_count", op="gte", threshold=1, group_by="user"))
     story.send(0.5, call(0.5, attributes={"user": ""}), *[call(0.5, attributes={"user": "unknown"})] * 2)
     told = {event.group["user"]: event.span_count for event in story.tick(1 + SETTLED)}
     assert told == {"": 1, "unknown": 2}
 
 
-def test_an_instance_that_fires_and_vanishes_is_resolved_and_forgotten_after_its_cooldown() -> None:
+def test_a_firing_instance_that_vanishes_is_resolved_and_dropped_after_its_cooldown() -> None:
     story = Story(make_rule(group_by="user", cooldown="5s"))
     story.send(0.5, slow(0.5, 600, attributes={"user": "alice"}))
     story.tick(1 + SETTLED)
@@ -860,7 +860,7 @@ def test_an_instance_that_fires_and_vanishes_is_resolved_and_forgotten_after_its
     assert (story.shown(20)["instance_count"], story.shown(20)["instances"]) == (0, [])
 
 
-def test_an_instance_that_never_fired_is_forgotten_when_it_vanishes() -> None:
+def test_an_instance_that_never_fired_is_dropped_when_it_vanishes() -> None:
     story = Story(make_rule(group_by="user", window="2s"))
     story.send(0.5, slow(0.5, 300, attributes={"user": "alice"}))
     story.tick(2 + SETTLED)
@@ -879,7 +879,7 @@ def test_an_instance_that_vanishes_while_pending_is_not_pending_any_more() -> No
     assert story.tick(20) == []
 
 
-def test_an_instance_that_vanishes_within_its_cooldown_breaches_no_more() -> None:
+def test_an_instance_that_vanishes_within_its_cooldown_is_not_in_breach() -> None:
     #   alice  #.#---    fires, is resolved, comes back within the cooldown, and is gone
     story = Story(make_rule(group_by="user", cooldown="1h"))
     for second, latency in ((1, 600), (2, 300), (3, 600)):
@@ -895,19 +895,19 @@ def test_no_data_keeps_an_instance_firing() -> None:
     assert said == {"alice": "F...FR", "bob": "......"}
 
 
-def test_an_instance_that_fires_goes_on_without_data_when_that_is_a_breach() -> None:
+def test_with_no_data_fire_a_firing_instance_stays_firing_without_data() -> None:
     said = play_groups(make_rule(group_by="user", no_data="fire", cooldown="2s"), {"alice": "#---.", "bob": "....."})
     assert said == {"alice": "F.F.R", "bob": "....."}
 
 
-def test_an_instance_that_was_there_and_is_gone_fires_when_no_data_is_a_breach() -> None:
-    """Without instances the same rule fires; a rule that silently never fires is what nobody wants."""
+def test_with_no_data_fire_an_instance_that_vanishes_fires() -> None:
+    """An ungrouped rule would fire, so the grouped one must fire too."""
     said = play_groups(make_rule(group_by="user", no_data="fire"), {"alice": "..--.", "bob": "....."})
     assert said == {"alice": "..F.R", "bob": "....."}
 
 
-def test_a_rule_that_was_grouped_and_is_not_any_more_does_not_fire_for_ever() -> None:
-    """The configuration takes group_by away while alice fires."""
+def test_a_rule_that_is_no_longer_grouped_does_not_fire_for_ever() -> None:
+    """The configuration removes group_by while the instance "alice" is firing."""
     story = Story(make_rule(group_by="user"))
     story.send(0.5, slow(0.5, 600, attributes={"user": "alice"}))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
@@ -916,10 +916,10 @@ def test_a_rule_that_was_grouped_and_is_not_any_more_does_not_fire_for_ever() ->
     story.send(3.5, slow(3.5, 300))
     story.tick(10)
     assert story.shown(10)["state"] != "firing"
-    assert story.alerter.episodes() == []
+    assert story.alerter.open_episodes() == []
 
 
-def test_a_rule_that_is_grouped_from_now_on_ends_what_fired_before() -> None:
+def test_a_rule_that_becomes_grouped_ends_its_earlier_episode() -> None:
     story = Story(make_rule())
     story.send(0.5, slow(0.5, 600))
     story.tick(1 + SETTLED)
@@ -927,10 +927,10 @@ def test_a_rule_that_is_grouped_from_now_on_ends_what_fired_before() -> None:
     story.tick(2)
     story.tick(10)
     assert story.shown(10)["state"] != "firing"
-    assert story.alerter.episodes() == []
+    assert story.alerter.open_episodes() == []
 
 
-def test_a_silence_is_of_all_instances() -> None:
+def test_a_silence_applies_to_all_instances() -> None:
     story = Story(make_rule(group_by="user"))
     story.silence(3)
     for second in (1, 2, 3):
@@ -939,7 +939,7 @@ def test_a_silence_is_of_all_instances() -> None:
     assert [(at(event), event.group["user"]) for event in events] == [(3, "a"), (3, "b")]
 
 
-# --- more instances than are told apart
+# --- more instances than the limit
 
 FEW = 8
 
@@ -951,7 +951,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def every(story: Story, instant: float) -> dict[str, int]:
-    """Instance -> spans of what was said at *instant*."""
+    """Return instance -> span count of the events at *instant*."""
     return {
         next(iter(event.group.values())): event.span_count
         for event in story.published
@@ -960,7 +960,7 @@ def every(story: Story, instant: float) -> dict[str, int]:
 
 
 def grouped_rule(metric: str = "span_count", **overrides: Any) -> Rule:
-    """Says at every instant how much each instance has."""
+    """A rule that fires at every instant for every instance."""
     given = {"metric": metric, "op": "gte", "threshold": -1e300, "window": "10s", "cooldown": "0s", **overrides}
     return make_rule(group_by="user", **given)
 
@@ -974,7 +974,7 @@ def of_users(second: float, counts: Mapping[str, int], **fields: Any) -> list[Sp
 
 
 @pytest.mark.parametrize("metric", ["span_count", "hop_count", "latency_p95"])
-def test_the_heaviest_stay_and_the_rest_is_other(few: int, metric: str) -> None:
+def test_at_the_limit_the_heaviest_instances_are_kept_and_the_rest_is_other(few: int, metric: str) -> None:
     story = Story(grouped_rule(metric))
     crowd = {f"u{n}": n + 1 for n in range(30)}
     story.send(0.5, *of_users(0.5, crowd, latency_ns=10**9))
@@ -992,7 +992,7 @@ def test_the_heaviest_stay_and_the_rest_is_other(few: int, metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["span_count", "hop_count"])
-def test_somebody_who_becomes_heavy_later_is_found(few: int, metric: str) -> None:
+def test_an_instance_that_becomes_heavy_later_is_kept(few: int, metric: str) -> None:
     story = Story(grouped_rule(metric))
     story.send(0.5, *of_users(0.5, {f"u{n}": 2 for n in range(30)}))
     story.tick(1 + SETTLED)
@@ -1004,7 +1004,7 @@ def test_somebody_who_becomes_heavy_later_is_found(few: int, metric: str) -> Non
     assert sum(every(story, 7).values()) == 60 + 6 * 23
 
 
-def test_somebody_who_is_called_other_is_counted_with_the_rest(few: int) -> None:
+def test_an_instance_named_other_is_counted_with_the_rest(few: int) -> None:
     story = Story(grouped_rule())
     story.send(0.5, *of_users(0.5, {"other": 5}), *of_users(0.5, {f"u{n}": 1 for n in range(20)}))
     for second in (1, 2, 3):
@@ -1027,10 +1027,10 @@ crowds = st.lists(
     change=st.sampled_from([None, None, "absolute"]),
     seed=st.integers(0, 2**32),
 )
-def test_whatever_crowd_comes_the_sums_stay_right(
+def test_with_any_number_of_instances_every_span_counts_once(
     stream: list[tuple[float, dict[int, int]]], metric: str, change: str | None, seed: int
 ) -> None:
-    """Every span that has a user is in one instance, through restarts."""
+    """Every span with a user counts in exactly one instance, through restarts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "MAX_GROUPS", FEW)
         dice, now = random.Random(seed), 0.2
@@ -1056,8 +1056,8 @@ def test_whatever_crowd_comes_the_sums_stay_right(
 
 
 @pytest.mark.parametrize("metric", ["span_count", "hop_count"])
-def test_whoever_is_counted_with_the_rest_is_not_without_data(few: int, metric: str) -> None:
-    """Thirty users, all of whom call every second: nobody is missing, whoever is told apart."""
+def test_an_instance_counted_as_other_is_not_without_data(few: int, metric: str) -> None:
+    """Thirty users call every second, so no instance is without data."""
     story = Story(make_rule(metric=metric, threshold=1e9, group_by="user", no_data="fire"))
     for second in range(1, 15):
         story.send(second - 0.5, *of_users(second - 0.5, {f"u{n}": 1 + (n + second) % 3 for n in range(30)}))
@@ -1066,8 +1066,8 @@ def test_whoever_is_counted_with_the_rest_is_not_without_data(few: int, metric: 
 
 
 @pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
-def test_instances_that_come_once_and_never_again_are_not_remembered_for_ever(few: int, no_data: str) -> None:
-    """Somebody groups by a session: there are never more instances than are told apart, and the rest."""
+def test_instances_that_appear_once_are_dropped(few: int, no_data: str) -> None:
+    """With group_by on a session id, the number of instances stays within the limit."""
     story = Story(make_rule(metric="span_count", threshold=1e9, group_by="user", no_data=no_data))
     for second in range(1, 60):
         story.send(second - 0.5, *of_users(second - 0.5, {f"session-{second}-{n}": 1 for n in range(3)}))
@@ -1075,7 +1075,7 @@ def test_instances_that_come_once_and_never_again_are_not_remembered_for_ever(fe
     assert story.shown(60)["instance_count"] <= few + 1
 
 
-def test_an_instance_that_fires_is_not_resolved_because_others_are_heavier(few: int) -> None:
+def test_a_firing_instance_is_kept_although_others_are_heavier(few: int) -> None:
     """
     "Cost per user over 5 dollars": whoever spends them in one call is not over it because others call more often.
     """
@@ -1088,8 +1088,8 @@ def test_an_instance_that_fires_is_not_resolved_because_others_are_heavier(few: 
 
 
 @pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
-def test_an_instance_that_fires_and_is_told_apart_no_more_is_ended(few: int, no_data: str) -> None:
-    """Nobody would ever end it otherwise: who hears of it would believe for ever that it lasts."""
+def test_a_firing_instance_that_becomes_other_is_resolved(few: int, no_data: str) -> None:
+    """Without the resolution its receivers would consider the episode open for ever."""
     story = Story(grouped_rule(no_data=no_data))
     for second in range(1, 8):
         story.send(second - 0.5, *of_users(second - 0.5, {f"u{n}": 2 for n in range(few - 1)}))
@@ -1105,7 +1105,7 @@ def test_an_instance_that_fires_and_is_told_apart_no_more_is_ended(few: int, no_
     assert [event for event in ended if event.starts_at == event.ends_at] == []
 
 
-def test_a_cooldown_holds_for_an_instance_that_was_counted_with_the_rest_meanwhile(few: int) -> None:
+def test_the_cooldown_of_an_instance_survives_being_counted_as_other(few: int) -> None:
     story = Story(make_rule(group_by="user", cooldown="1h"))
     for second in range(1, 12):
         spans = [slow(second - 0.5, 300, attributes={"user": f"{second}-{n}"}) for n in range(12)]
@@ -1132,7 +1132,7 @@ def test_a_cooldown_holds_for_an_instance_that_was_counted_with_the_rest_meanwhi
     ),
     killed=st.sets(st.integers(1, 9)),
 )
-def test_a_restart_leaves_the_same_events_however_many_instances_there_are(
+def test_a_restart_gives_the_same_events_with_any_number_of_instances(
     stream: list[dict[int, int]], written: dict[str, Any], killed: set[int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -1153,8 +1153,8 @@ def test_a_restart_leaves_the_same_events_however_many_instances_there_are(
 
 
 @pytest.mark.parametrize("metric", ["error_rate", "calls_of_somebody"])
-def test_an_instance_below_the_bound_has_all_of_its_spans_whatever_their_status_and_kind(metric: str) -> None:
-    """Up to 1,000 are told apart; 600 users with calls that succeed, fail, time out are not too many."""
+def test_below_the_limit_an_instance_counts_its_spans_of_every_status_and_kind(metric: str) -> None:
+    """The limit is 1,000 instances, and 600 users with several kinds and statuses are within it."""
     story = Story(grouped_rule(metric))
     users = {f"u{n}": 1 for n in range(600)}
     for status in ("ok", "error", "timeout"):
@@ -1166,7 +1166,7 @@ def test_an_instance_below_the_bound_has_all_of_its_spans_whatever_their_status_
     assert [told[name] == (3, value) for name in users].count(False) == 0
 
 
-# --- a recount
+# --- a second implementation
 
 
 class Sent(NamedTuple):
@@ -1232,7 +1232,7 @@ RECOUNT: dict[str, Callable[[list[Span]], Value]] = {
 
 
 class Told(NamedTuple):
-    """One event, without words."""
+    """The facts of one event."""
 
     instant: int
     group: str
@@ -1243,7 +1243,7 @@ class Told(NamedTuple):
 
 
 class Instance:
-    """What a recount remembers of one instance."""
+    """The state of one instance in the second implementation."""
 
     def __init__(self) -> None:
         self.firing = False
@@ -1254,7 +1254,7 @@ class Instance:
 
 def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_until: float = 0) -> list[Told]:
     """
-    What a rule says of *sent* at the instants up to *end*, from the words of the issue.
+    Compute the events of a rule for the instants up to *end*, independently of the product.
 
     A window holds what ended in it; what is there to be seen is what was stored before the instant, or before five
     seconds later when the rule watches for something falling or missing.
@@ -1337,7 +1337,7 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
 
 
 def told(events: Iterable[AlertEvent]) -> list[Told]:
-    """*events* in the order of a recount."""
+    """Return *events* in the order of the second implementation."""
     found = [
         Told(
             int(at(event)),
@@ -1397,7 +1397,7 @@ THRESHOLDS: dict[str, list[float]] = {
 
 @st.composite
 def random_rules(draw: st.DrawFn, *, plain: bool = False) -> dict[str, Any]:
-    """A rule as it is written; *plain* = its state does not matter."""
+    """A written rule; *plain* = without cooldown, for and recovery threshold."""
     metric = draw(st.sampled_from(sorted(THRESHOLDS)))
     rule: dict[str, Any] = {
         "name": "any",
@@ -1410,7 +1410,7 @@ def random_rules(draw: st.DrawFn, *, plain: bool = False) -> dict[str, Any]:
         "no_data": draw(st.sampled_from(["ignore", "ignore", "fire", "keep"])),
     }
     if draw(st.booleans()):
-        # What an instance that vanished says is drawn by hand; a recount need not decide it.
+        # Vanished instances of rules with no_data "fire" are tested by single stories.
         rule["group_by"] = draw(st.sampled_from(["model", "user", "attr.user", "status"]))
         rule["no_data"] = "keep" if rule["no_data"] == "fire" else rule["no_data"]
     if draw(st.integers(0, 3)) == 0:
@@ -1452,7 +1452,7 @@ def flat(messages: Iterable[Iterable[Sent]]) -> list[Sent]:
 
 @settings(max_examples=150, deadline=None)
 @given(written=random_rules(), stream=random_streams, silent=st.sampled_from([0, 0, 25, 33]))
-def test_every_rule_says_what_a_recount_says(written: dict[str, Any], stream: Stream, silent: int) -> None:
+def test_the_events_of_any_rule_equal_a_second_implementation(written: dict[str, Any], stream: Stream, silent: int) -> None:
     rule, messages = parse(written), make_sent(stream)
     story = Story(rule)
     if silent:
@@ -1466,7 +1466,7 @@ def test_every_rule_says_what_a_recount_says(written: dict[str, Any], stream: St
 
 @st.composite
 def random_drawings(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
-    """(A rule, what is seen) that changes its mind often."""
+    """A rule, and values that cross its threshold often."""
     rule: dict[str, Any] = {
         "name": "any",
         "metric": "latency_avg",
@@ -1486,10 +1486,10 @@ def random_drawings(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
 
 @settings(max_examples=250, deadline=None)
 @given(drawing=random_drawings(), killed=st.lists(st.tuples(st.integers(0, 23), st.integers(0, 23)), max_size=3))
-def test_any_drawing_says_what_a_recount_says_whenever_it_is_killed(
+def test_the_events_of_any_drawing_equal_a_second_implementation_through_kills(
     drawing: tuple[dict[str, Any], str], killed: list[tuple[int, int]]
 ) -> None:
-    """Killed after one instant, with the snapshot of another before it."""
+    """The alerter is killed after one instant and restored from the snapshot of an earlier one."""
     (written, seen), sign = drawing, 1 if drawing[0]["op"] in ("gt", "gte") else -1
     snapshots: list[bytes] = []
 
@@ -1510,7 +1510,7 @@ def test_any_drawing_says_what_a_recount_says_whenever_it_is_killed(
 
 
 def disturbed(written: Mapping[str, Any], messages: list[list[Sent]], seed: int, *, older: bool) -> Story:
-    """The same story with a clock that ticks at random, killed at random."""
+    """Play a story with random ticks, snapshots and kills."""
     dice, rule = random.Random(seed), parse(written)
     story = Story(rule)
     snapshots = [story.snapshot()]
@@ -1532,7 +1532,7 @@ def disturbed(written: Mapping[str, Any], messages: list[list[Sent]], seed: int,
 
 @settings(max_examples=120, deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
-def test_restarts_anywhere_leave_the_same_events(written: dict[str, Any], stream: Stream, seed: int) -> None:
+def test_restarts_at_any_time_give_the_same_events(written: dict[str, Any], stream: Stream, seed: int) -> None:
     messages = make_sent(stream)
     story = disturbed(written, messages, seed, older=False)
     assert_told(story.published, recount(written, flat(messages), int(messages[-1][0].stored) + 20))
@@ -1540,7 +1540,7 @@ def test_restarts_anywhere_leave_the_same_events(written: dict[str, Any], stream
 
 @settings(max_examples=150, deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
-def test_kills_anywhere_and_older_snapshots_leave_the_same_events(
+def test_kills_at_any_time_with_older_snapshots_give_the_same_events(
     written: dict[str, Any], stream: Stream, seed: int
 ) -> None:
     messages = make_sent(stream)
@@ -1549,7 +1549,7 @@ def test_kills_anywhere_and_older_snapshots_leave_the_same_events(
 
 
 class Subject:
-    """Where two alerters publish: the broker's sequence, and the ids it remembers."""
+    """The alert subject of two alerters: its sequence, and the message ids of the duplicate window."""
 
     def __init__(self) -> None:
         self.events: list[AlertEvent] = []
@@ -1557,7 +1557,7 @@ class Subject:
 
 
 class Rival(Story):
-    """An alerter that shares a subject with another."""
+    """An alerter that shares an alert subject with another one."""
 
     def __init__(self, rule: Rule, subject: Subject) -> None:
         self.subject, self.heard = subject, 0
@@ -1565,26 +1565,26 @@ class Rival(Story):
 
     def hear(self) -> None:
         for event in self.subject.events[self.heard :]:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         self.heard = len(self.subject.events)
 
     def tick(self, now: float) -> list[AlertEvent]:
-        """As the service performs: with the last sequence it knows of as a condition."""
+        """Publish as the service does: on the condition that the last known sequence is still the last."""
         for effect in list(self.alerter.tick(ns(now))):
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
-            before = self.alerter.heard(event)
+            before = self.alerter.last_event(event)
             while True:
                 known = self.subject.ids.get(event_id(event))
                 if known is None and self.heard < len(self.subject.events):
                     self.hear()
-                    if self.alerter.heard(event) is not before:
+                    if self.alerter.last_event(event) is not before:
                         break
                     continue
                 if known is None:
                     self.subject.events.append(event)
                     known = self.subject.ids[event_id(event)] = len(self.subject.events)
                 self.heard = max(self.heard, known)
-                self.alerter.learn(event)
+                self.alerter.apply_event(event)
                 break
             self.alerter.performed(effect)
         return []
@@ -1592,7 +1592,7 @@ class Rival(Story):
 
 @settings(max_examples=100, deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
-def test_two_alerters_at_their_own_pace_say_together_what_one_says(
+def test_two_alerters_at_different_speeds_publish_together_what_one_publishes(
     written: dict[str, Any], stream: Stream, seed: int
 ) -> None:
     dice, messages, subject = random.Random(seed), make_sent(stream), Subject()
@@ -1614,11 +1614,11 @@ def test_two_alerters_at_their_own_pace_say_together_what_one_says(
     assert_told(subject.events, recount(written, flat(messages), end))
 
 
-# --- rules that come and go while messages do
+# --- rules that are added and removed during traffic
 
 
 def after(expected: Sequence[Told], instant: float) -> list[Told]:
-    """What a rule that is known from *instant* on says of *expected*: nothing is over that it never said."""
+    """Return the events from *instant* on, without a resolution of an episode that began before it."""
     found, said = [], set()
     for one in expected:
         if one.instant > instant and (one.status == "firing" or one.group in said):
@@ -1629,10 +1629,10 @@ def after(expected: Sequence[Told], instant: float) -> list[Told]:
 
 @settings(max_examples=120, deadline=None)
 @given(written=random_rules(plain=True), other=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
-def test_a_rule_added_at_run_time_says_what_it_would_have_said(
+def test_a_rule_added_at_run_time_publishes_what_it_would_have_published(
     written: dict[str, Any], other: dict[str, Any], stream: Stream, seed: int
 ) -> None:
-    """Messages come while it is primed; it is judged from then on, by everything there was."""
+    """Messages arrive during the backfill; from then on the rule is evaluated over all spans."""
     dice, messages = random.Random(seed), make_sent(stream)
     rule, neighbour = parse(written, name="new"), parse(other, name="old")
     story = Story(neighbour)
@@ -1641,7 +1641,7 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
     memory, now = FoldedBatches(), 0.0
     for number, message in enumerate(messages):
         if number == added:
-            story.alerter.add(rule)
+            story.alerter.add_rule(rule)
             waiting = list(story.log)
             assert story.shown(message[0].stored, "new")["state"] == "warming"
         story.send(message[0].stored, *(one.span for one in message))
@@ -1656,7 +1656,7 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
             while waiting:
                 backfill(story.alerter, "new", waiting.pop(0), memory)
             now = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
-            story.alerter.backfilled("new", ns(LONG_AGO), ns(now))
+            story.alerter.finish_backfill("new", ns(LONG_AGO), ns(now))
     end = int(messages[-1][0].stored) + 20
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "new" and at(event) <= end]
@@ -1667,7 +1667,7 @@ def test_a_rule_added_at_run_time_says_what_it_would_have_said(
 
 @settings(max_examples=60, deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
-def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
+def test_adding_removing_and_silencing_rules_changes_no_other_rule(
     written: dict[str, Any], stream: Stream, seed: int
 ) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
@@ -1678,11 +1678,11 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
             what = dice.choice(["add", "primed", "remove", "silence", "prime"])
             now = ns(message[0].stored)
             if what == "add":
-                story.alerter.add(parse({**written, "name": name, "window": dice.choice(["1s", "10s"])}))
+                story.alerter.add_rule(parse({**written, "name": name, "window": dice.choice(["1s", "10s"])}))
             elif what == "primed":
-                story.alerter.backfilled(name, now - 60 * SECOND, now)
+                story.alerter.finish_backfill(name, now - 60 * SECOND, now)
             elif what == "remove":
-                story.alerter.remove(name)
+                story.alerter.remove_rule(name)
             elif what == "silence":
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
@@ -1690,24 +1690,24 @@ def test_rules_that_come_go_and_are_silenced_leave_the_others_alone(
         story.send(message[0].stored, *(one.span for one in message))
         story.tick(message[0].stored)
     for name in ("one", "two"):
-        story.alerter.remove(name)
+        story.alerter.remove_rule(name)
     end = int(messages[-1][0].stored) + 20
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "any" and at(event) <= end]
     assert_told(mine, recount(written, flat(messages), end))
 
 
-def test_a_rule_that_is_added_before_there_is_any_message_is_judged_from_then_on() -> None:
+def test_a_rule_added_before_the_first_message_is_evaluated_from_then_on() -> None:
     story = Story(began=None)
-    story.alerter.add(make_rule())
-    story.alerter.backfilled("any", ns(0), ns(0))
+    story.alerter.add_rule(make_rule())
+    story.alerter.finish_backfill("any", ns(0), ns(0))
     story.send(0.5, slow(0.5, 600))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
 
 
-def test_a_rule_that_is_being_primed_is_not_looked_at_and_shows_why() -> None:
+def test_a_rule_is_not_evaluated_during_backfill_and_shows_why() -> None:
     story = Story()
-    story.alerter.add(make_rule())
+    story.alerter.add_rule(make_rule())
     story.send(0.5, slow(0.5, 600))
     assert story.tick(10) == []
     shown = story.shown(10)
@@ -1715,88 +1715,88 @@ def test_a_rule_that_is_being_primed_is_not_looked_at_and_shows_why() -> None:
     assert shown["next_evaluation"] is None
 
 
-def test_a_primed_rule_is_warming_until_its_window_is_covered() -> None:
+def test_a_backfilled_rule_is_warming_until_its_window_is_covered() -> None:
     story = Story()
-    story.alerter.add(make_rule(metric="span_count", op="lt", threshold=5, window="10s"))
-    story.alerter.backfilled("any", ns(0), ns(3))
+    story.alerter.add_rule(make_rule(metric="span_count", op="lt", threshold=5, window="10s"))
+    story.alerter.finish_backfill("any", ns(0), ns(3))
     assert states_shown(story, 12, 5) == "wwwwwwwwwnnn"
 
 
-def test_nothing_fires_for_the_past_of_a_rule_that_is_added() -> None:
+def test_an_added_rule_does_not_fire_for_earlier_instants() -> None:
     story, memory = Story(), FoldedBatches()
     for second in range(1, 6):
         story.send(second - 0.5, slow(second - 0.5, 600))
-    story.alerter.add(make_rule(cooldown="0s", window="3s"))
+    story.alerter.add_rule(make_rule(cooldown="0s", window="3s"))
     for message in story.log:
         backfill(story.alerter, "any", message, memory)
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(5.7))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(5.7))
     assert brief(story.tick(9 + SETTLED)) == [(6, "firing"), (7, "firing"), (8, "resolved")]
 
 
-def test_a_message_that_is_primed_twice_counts_once() -> None:
+def test_a_message_that_is_backfilled_twice_counts_once() -> None:
     story, memory = Story(), FoldedBatches()
     message = story.send(0.5, call(0.5), call(0.5))
-    story.alerter.add(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
+    story.alerter.add_rule(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
     for _ in range(3):
         backfill(story.alerter, "any", message, memory)
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(0.6))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(0.6))
     (event,) = story.tick(1 + SETTLED)
     assert event.span_count == 2
 
 
-def test_a_rule_that_is_changed_at_run_time_is_judged_by_its_new_self() -> None:
+def test_a_rule_changed_at_run_time_is_evaluated_in_its_new_form() -> None:
     story = Story(make_rule(cooldown="0s"))
     story.send(0.5, slow(0.5, 600))
     story.tick(1 + SETTLED)
-    story.alerter.add(make_rule(cooldown="0s", threshold=1000))
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(1.3))
+    story.alerter.add_rule(make_rule(cooldown="0s", threshold=1000))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(1.3))
     story.send(1.5, slow(1.5, 700))
     assert brief(story.tick(2 + SETTLED)) == [(2, "resolved")]
 
 
-def test_a_rule_that_is_removed_says_nothing_more_not_even_what_was_decided() -> None:
+def test_a_removed_rule_publishes_nothing_more_not_even_waiting_events() -> None:
     story = Story(make_rule(cooldown="0s"), make_rule(name="other", cooldown="0s"))
     story.send(0.5, slow(0.5, 600))
     story.send(1.5, slow(1.5, 600))
-    story.alerter.remove("any")
+    story.alerter.remove_rule("any")
     assert [(event.alert, at(event)) for event in story.tick(2 + SETTLED)] == [("other", 1), ("other", 2)]
     assert [shown["name"] for shown in story.alerter.render(ns(3))] == ["other"]
 
 
-def test_a_rule_of_the_same_name_as_one_that_was_removed_begins_anew() -> None:
-    """Its cooldown, its episode and its firing are its own."""
+def test_a_rule_with_the_name_of_a_removed_one_starts_without_state() -> None:
+    """It inherits neither the cooldown nor the episode of the removed rule."""
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, slow(0.5, 600))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
-    story.alerter.remove("any")
-    story.alerter.add(make_rule(cooldown="1h"))
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(2))
+    story.alerter.remove_rule("any")
+    story.alerter.add_rule(make_rule(cooldown="1h"))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(2))
     assert story.shown(2)["state"] != "firing"
     story.send(2.5, slow(2.5, 600))
     (event,) = story.tick(3 + SETTLED)
     assert (at(event), seconds(event.starts_at)) == (3, 3)
 
 
-def test_a_rule_that_was_made_anew_is_not_the_old_one_after_a_restart_either() -> None:
-    """Who was there when it was deleted and who was not have to come to the same state."""
+def test_a_rule_created_again_starts_without_state_after_a_restart_too() -> None:
+    """An alerter that ran at the deletion and one that started later must reach the same state."""
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, slow(0.5, 600))
     story.tick(1 + SETTLED)
-    story.alerter.remove("any")
+    story.alerter.remove_rule("any")
     story.tick(1.5)
-    story.alerter.add(make_rule(cooldown="1h"))
-    story.alerter.backfilled("any", ns(LONG_AGO), ns(2))
+    story.alerter.add_rule(make_rule(cooldown="1h"))
+    story.alerter.finish_backfill("any", ns(LONG_AGO), ns(2))
     story.tick(3)
-    assert (story.shown(3)["state"], story.alerter.episodes()) == ("inactive", [])
+    assert (story.shown(3)["state"], story.alerter.open_episodes()) == ("inactive", [])
     story.restart(story.snapshot(), make_rule(cooldown="1h"))
-    assert (story.shown(3)["firing"], story.alerter.episodes()) == (False, [])
+    assert (story.shown(3)["firing"], story.alerter.open_episodes()) == (False, [])
     assert story.tick(5) == []
 
 
-# --- restarts with other rules
+# --- restarts with changed rules
 
 
-def test_a_rule_that_stays_misses_nothing_while_another_one_comes() -> None:
+def test_a_rule_misses_no_span_while_another_one_is_added() -> None:
     """
     The configuration gets a second rule; what the first one has seen, and what happened while nobody ran, is its own.
     """
@@ -1813,7 +1813,7 @@ def test_a_rule_that_stays_misses_nothing_while_another_one_comes() -> None:
     assert brief(event for event in story.published if event.alert == "any") == [(6, "firing"), (10, "resolved")]
 
 
-def test_a_breach_goes_on_pending_while_another_rule_comes() -> None:
+def test_a_breach_stays_pending_while_another_rule_is_added() -> None:
     old, new = make_rule(**{"for": "5s"}), make_rule(name="new", window="60s")
     story = Story(old)
     for second in range(1, 10):
@@ -1824,19 +1824,19 @@ def test_a_breach_goes_on_pending_while_another_rule_comes() -> None:
     assert brief(event for event in story.published if event.alert == "any") == [(6, "firing")]
 
 
-def test_a_snapshot_of_while_a_rule_is_being_primed_is_good_for_the_others() -> None:
+def test_a_snapshot_taken_during_a_backfill_holds_the_other_rules() -> None:
     old, new = make_rule(**{"for": "5s"}), make_rule(name="new", window="60s")
     story = Story(old)
     for second in range(1, 10):
         story.send(second - 0.5, slow(second - 0.5, 600))
         story.tick(second + SETTLED)
         if second == 4:
-            story.alerter.add(new)
+            story.alerter.add_rule(new)
             story.restart(story.snapshot(), old, new)
     assert brief(event for event in story.published if event.alert == "any") == [(6, "firing")]
 
 
-def test_a_new_rule_of_the_configuration_sees_what_was_read_before() -> None:
+def test_a_new_rule_of_the_configuration_is_backfilled() -> None:
     old, new = make_rule(), make_rule(name="new", metric="span_count", op="gte", threshold=3, window="60s")
     story = Story(old)
     for second in (1, 2, 3):
@@ -1847,7 +1847,7 @@ def test_a_new_rule_of_the_configuration_sees_what_was_read_before() -> None:
 
 
 @pytest.mark.parametrize("key", ["threshold", "cooldown", "level", "silenced", "for", "recovery_threshold"])
-def test_a_rule_that_watches_the_same_keeps_its_ring(key: str) -> None:
+def test_a_rule_on_the_same_data_keeps_its_window(key: str) -> None:
     value = {
         "threshold": 400,
         "cooldown": "2s",
@@ -1872,11 +1872,11 @@ def test_a_rule_that_watches_the_same_keeps_its_ring(key: str) -> None:
         ("no_data", "fire"),
     ],
 )
-def test_a_rule_that_watches_something_else_has_another_ring(key: str, value: Any) -> None:
+def test_a_rule_on_other_data_gets_a_new_window(key: str, value: Any) -> None:
     assert make_rule(**{key: value}).fingerprint != make_rule().fingerprint
 
 
-def test_every_fingerprint_is_different() -> None:
+def test_rules_on_different_data_have_different_fingerprints() -> None:
     rules = [
         make_rule(group_by=group_by, change=change, metric=metric)
         for group_by in (None, "user", "absolute")
@@ -1886,11 +1886,11 @@ def test_every_fingerprint_is_different() -> None:
     assert Counter(rule.fingerprint for rule in rules).most_common(1)[0][1] == 1
 
 
-# --- two rules of one id
+# --- rules with the same id
 
 
 def test_events_of_different_rules_never_share_an_id() -> None:
-    """Eight hex digits are 32 bits: of 10,000 rules two share them once in a hundred times."""
+    """Eight hex digits are 32 bits: among 10,000 rules two share them with a probability of 1 %."""
     seen: dict[str, str] = {}
     pair: tuple[str, str] | None = None
     for number in range(400_000):

@@ -1,8 +1,7 @@
 """
-What rules would have said: the same machine over the same stream, with the stream's clock.
+Backtest: which events rules would have published. The same machine reads the same stream with the stream's clock.
 
-A backtest publishes nothing and keeps nothing; its events are those that an alerter which had these rules would have
-published.
+A backtest publishes nothing and saves nothing.
 """
 
 from __future__ import annotations
@@ -25,13 +24,15 @@ async def backtest(
     bus: Bus, rules: Sequence[Rule], project: str, from_ns: int | None, to_ns: int
 ) -> AsyncIterator[AlertEvent]:
     """
-    What *rules* say of the instants in [from_ns, to_ns], in order.
+    Yield the events of *rules* for the instants in [from_ns, to_ns] (Unix nanoseconds), in order.
+
+    Messages that cannot be read are skipped, as the alerter skips them.
 
     Args:
         from_ns: None = from the first message of the log on.
 
     Raises:
-        Unavailable: The broker is away.
+        Unavailable: The broker cannot be reached.
     """
     machine = AlerterMachine(rules, project)
     state = await bus.state(subjects.SPANS)
@@ -49,27 +50,27 @@ async def backtest(
                     break
                 if not started and message.time_ns >= began_ns:
                     started = True
-                    machine.start(began_ns)
+                    machine.start_evaluation(began_ns)
                 with contextlib.suppress(Rejected):
                     machine.fold(message, chunk.created_ns)
-                for event in _taken(machine):
+                for event in _publish_nowhere(machine):
                     yield event
             if chunk.messages and chunk.messages[-1].time_ns > to_ns:
                 break
     if not started:
-        machine.start(began_ns)
-    machine.look_until(to_ns)
-    for event in _taken(machine):
+        machine.start_evaluation(began_ns)
+    machine.evaluate_until(to_ns)
+    for event in _publish_nowhere(machine):
         if parse_instant(event.fired_at) <= to_ns:
             yield event
 
 
-def _taken(machine: AlerterMachine) -> list[AlertEvent]:
-    """The events that wait to be published, taken as published."""
-    effects = machine.decided()
+def _publish_nowhere(machine: AlerterMachine) -> list[AlertEvent]:
+    """Return the events that wait to be published, after telling the machine that they were."""
+    effects = machine.waiting_effects()
     for effect in effects:
         machine.performed(effect)
     events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
     for event in events:
-        machine.learn(event)
+        machine.apply_event(event)
     return events

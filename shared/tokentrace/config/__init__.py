@@ -1,5 +1,19 @@
 """The configuration of every program: one schema for ``tokentrace.yml``, the environment and the flags."""
 
+from tokentrace.config.alerts import (
+    DELIVERIES,
+    DELIVERY_MAX_RETRIES,
+    DELIVERY_TIMEOUT,
+    AlertmanagerDelivery,
+    AlertRule,
+    CustomDelivery,
+    Delivery,
+    HttpDelivery,
+    StdoutDelivery,
+    WebhookDelivery,
+    parse_alert_rule,
+    parse_delivery,
+)
 from tokentrace.config.custom_metrics import CustomMetric
 from tokentrace.config.http_server import HttpServer
 from tokentrace.config.load import DEPRECATED, ENVIRONMENT, build, keys_without_effect, load, parse_yaml
@@ -10,20 +24,26 @@ from tokentrace.config.redaction import Redaction
 from tokentrace.config.retention import Retention
 from tokentrace.config.schema import encode_schema, json_schema
 from tokentrace.config.section import Duration
-from tokentrace.config.settings import AlertDelivery, AlertRule, Delivery, Settings
+from tokentrace.config.settings import AlertDelivery, Settings
 from tokentrace.config.storage import Storage
 from tokentrace.config.transport import ChildTransport, FileTransport, HttpTransport, Transport
 
 __all__ = [
+    "DELIVERIES",
+    "DELIVERY_MAX_RETRIES",
+    "DELIVERY_TIMEOUT",
     "DEPRECATED",
     "ENVIRONMENT",
     "AlertDelivery",
     "AlertRule",
+    "AlertmanagerDelivery",
     "ChildTransport",
+    "CustomDelivery",
     "CustomMetric",
     "Delivery",
     "Duration",
     "FileTransport",
+    "HttpDelivery",
     "HttpServer",
     "HttpTransport",
     "Mist",
@@ -33,13 +53,17 @@ __all__ = [
     "Redaction",
     "Retention",
     "Settings",
+    "StdoutDelivery",
     "Storage",
     "Transport",
+    "WebhookDelivery",
     "build",
     "encode_schema",
     "json_schema",
     "keys_without_effect",
     "load",
     "own_shards",
+    "parse_alert_rule",
+    "parse_delivery",
     "parse_yaml",
 ]

@@ -17,6 +17,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
+from tokentrace.config.alerts import tidy_alerts
 from tokentrace.config.section import Duration
 from tokentrace.config.settings import Settings
 from tokentrace.dialect import explain
@@ -208,7 +209,7 @@ def build(tree: Mapping[str, Any], name: str) -> Settings:
         ConfigError: Names the key that is unknown or missing, or whose value is wrong.
     """
     # YAML reads a section whose keys are all commented out as null.
-    tree = {key: value for key, value in tree.items() if value is not None}
+    tree = {key: tidy_alerts(value) if key == "alerts" else value for key, value in tree.items() if value is not None}
     try:
         settings = msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
         settings.check()

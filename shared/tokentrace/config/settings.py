@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from tokentrace.config.alerts import AlertRule
 from tokentrace.config.custom_metrics import CustomMetric
 from tokentrace.config.http_server import HttpServer
 from tokentrace.config.mist import Mist
@@ -21,24 +22,6 @@ from tokentrace.config.transport import Transport
 from tokentrace.errors import ConfigError
 
 
-class Delivery(Section, frozen=True, kw_only=True):
-    """Where the events of a rule are delivered, besides the alert subject."""
-
-    type: Annotated[
-        Literal["stdout", "http", "webhook", "alertmanager", "custom"], Meta(description="The kind of delivery.")
-    ] = "stdout"
-    url: Annotated[str | None, Meta(description="URL of a webhook or of an Alertmanager.")] = None
-    target: Annotated[str | None, Meta(description="Function or object of type custom, as package.module:name.")] = None
-    timeout: Annotated[str | None, Meta(description="Timeout of one attempt, such as 5s, which is the default.")] = None
-    headers: Annotated[dict[str, str] | None, Meta(description="Headers of each request.")] = None
-    max_retries: Annotated[int | None, Meta(description="Attempts after the first one; 12 by default.")] = None
-    send_resolved: Annotated[bool | None, Meta(description="Also deliver the end of an episode.")] = None
-    secret: Annotated[str | None, Meta(description="Key of the signature in the header X-Tokentrace-Signature.")] = None
-    format: Annotated[Literal["tokentrace", "alertmanager"] | None, Meta(description="Form of a webhook's body.")] = (
-        None
-    )
-
-
 class AlertDelivery(Section, frozen=True, kw_only=True):
     """Where the events of all rules may be delivered."""
 
@@ -49,55 +32,6 @@ class AlertDelivery(Section, frozen=True, kw_only=True):
             "Unset = every host, [] = none. A listed name may have any address. Link-local and metadata addresses "
             "(169.254.0.0/16, fe80::/10) are always refused. Deliveries of type custom are not limited."
         ),
-    ] = None
-
-
-class AlertRule(Section, frozen=True, kw_only=True):
-    """A rule as the file writes it. The alerter checks what its values mean."""
-
-    name: Annotated[str, Meta(description="Name of the rule.")]
-    metric: Annotated[str, Meta(description="Any number of GET /metrics/{name}, or a custom metric.")]
-    op: Annotated[
-        Literal["gt", "gte", "lt", "lte", ">", ">=", "<", "<="], Meta(description="How the value is compared.")
-    ]
-    threshold: Annotated[float, Meta(description="What the value is compared with.")]
-    window: Annotated[str, Meta(description="Window of the metric, such as 1h.")]
-    eval_interval: Annotated[
-        str | None,
-        Meta(
-            description="How often the rule is evaluated; by default a tenth of the window, at least 30 s, "
-            "or 1 s for windows under 5 minutes."
-        ),
-    ] = None
-    cooldown: Annotated[
-        str | None, Meta(description="Time for which a firing rule does not fire again; by default the window.")
-    ] = None
-    min_spans: Annotated[int, Meta(description="The rule decides nothing on fewer spans than this.")] = 0
-    filter: Annotated[dict[str, str], Meta(description="Dimensions and attributes that a span must have.")] = (
-        msgspec.field(default_factory=dict)
-    )
-    delivery: Annotated[Delivery | None, Meta(description="Where events are delivered besides the subject.")] = None
-    level: Annotated[Literal["warning", "critical"], Meta(description="Severity of the events.")] = "warning"
-    silenced: Annotated[bool, Meta(description="Evaluate the rule and publish nothing.")] = False
-    for_: Annotated[str | None, Meta(description="How long the condition must hold before the rule fires.")] = (
-        msgspec.field(default=None, name="for")
-    )
-    recovery_threshold: Annotated[
-        float | None, Meta(description="Value at which a firing rule is resolved; by default the threshold.")
-    ] = None
-    no_data: Annotated[
-        Literal["ignore", "fire", "keep"] | None,
-        Meta(
-            description="What happens without data. ignore, the default: a firing rule is resolved; fire: the rule "
-            "fires; keep: its state stays."
-        ),
-    ] = None
-    group_by: Annotated[
-        str | None, Meta(description="Dimension or attribute; each of its values has a state of its own.")
-    ] = None
-    change: Annotated[
-        Literal["absolute", "percent"] | None,
-        Meta(description="Compare the difference to the window before, as a number or in percent."),
     ] = None
 
 
