@@ -638,5 +638,6 @@ def test_a_delivery_without_a_type_in_the_file_is_standard_output() -> None:
 
 
 def test_a_key_of_a_rule_or_delivery_without_a_value_counts_as_absent() -> None:
-    got = read("alerts: [{name: a, metric: m, op: gt, threshold: 1, window: 1h, for: , delivery: {type: stdout, url: }}]")
+    rule = "name: a, metric: m, op: gt, threshold: 1, window: 1h"
+    got = read(f"alerts: [{{{rule}, for: , delivery: {{type: stdout, url: }}}}]")
     assert (got.alerts[0].for_, got.alerts[0].delivery) == (None, StdoutDelivery())
