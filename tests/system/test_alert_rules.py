@@ -18,8 +18,8 @@ from kit.pipeline import Pipeline, http
 from kit.receiver import (
     CALL,
     HOOKS,
-    SERVED,
     SECRETS,
+    SERVED,
     Receiver,
     Reply,
     assert_holds_at_once,
