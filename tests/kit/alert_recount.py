@@ -79,7 +79,7 @@ RECOUNT: dict[str, Callable[[list[Span]], Value]] = {
     "spent_on_o3": lambda spans: total(
         [span.cost_nusd / 1e9 for span in paid(spans) if span.model == "o3" and span.cost_nusd is not None]
     ),
-    "calls_of_somebody": lambda spans: total([1 for span in spans if span.attributes.get("user") is not None]),
+    "calls_with_user": lambda spans: total([1 for span in spans if span.attributes.get("user") is not None]),
 }
 
 
@@ -243,7 +243,7 @@ THRESHOLDS: dict[str, list[float]] = {
     "hop_avg": [0, 0.5],
     "hop_p95": [0.25, 1.7],
     "spent_on_o3": [1, 3.1],
-    "calls_of_somebody": [1, 2],
+    "calls_with_user": [1, 2],
 }
 
 

@@ -38,7 +38,7 @@ CUSTOMS = parse_custom_metrics(
         {"name": "hop_avg", "type": "avg", "field": "attr.hops"},
         {"name": "hop_p95", "type": "p95", "field": "attr.hops"},
         {"name": "spent_on_o3", "type": "sum", "field": "cost", "filter_key": "model", "filter_val": "o3"},
-        {"name": "calls_of_somebody", "type": "count", "filter_key": "user"},
+        {"name": "calls_with_user", "type": "count", "filter_key": "user"},
     ]
 )
 

@@ -157,7 +157,7 @@ def test_the_alertmanager_accepts_the_labels_of_any_filter_and_group(manager: Al
         "日本": "letters",
         "a b": "1",
         "a.b": "2",
-        "alertname": "somebody else",
+        "alertname": "another alert",
         "severity": "none",
         "rule_id": "x",
         "status": "",

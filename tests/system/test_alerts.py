@@ -223,7 +223,7 @@ def test_the_status_of_one_rule_equals_its_entry_in_the_list(pipeline: Pipeline,
     pipeline.until(same, f"the same for {name!r}", 10)
 
 
-@pytest.mark.parametrize("name", ["nobody", "BURST", "burst%20", "%F0%9F%92%A9", "a.b", "not%20today%2F"])
+@pytest.mark.parametrize("name", ["unknown", "BURST", "burst%20", "%F0%9F%92%A9", "a.b", "not%20today%2F"])
 def test_the_status_of_an_unknown_rule_is_404(pipeline: Pipeline, name: str) -> None:
     answer = pipeline.get(f"/alerts/{name}/status")
     assert answer.status == 404

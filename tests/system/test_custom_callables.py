@@ -120,7 +120,7 @@ def test_a_custom_callable_that_hangs_does_not_keep_the_alerter_from_stopping(tm
         serving.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             serving.process.wait(12)
-        assert serving.process.returncode == 0, "it still waits for a function of somebody else's"
+        assert serving.process.returncode == 0, "it still waits for the callable"
     finally:
         if serving.process is not None and serving.process.poll() is None:
             serving.kill()

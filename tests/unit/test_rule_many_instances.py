@@ -234,7 +234,7 @@ def test_a_restart_gives_the_same_events_with_any_number_of_instances(
         assert told(stories[0].published) == told(stories[1].published)
 
 
-@pytest.mark.parametrize("metric", ["error_rate", "calls_of_somebody"])
+@pytest.mark.parametrize("metric", ["error_rate", "calls_with_user"])
 def test_below_the_limit_an_instance_counts_its_spans_of_every_status_and_kind(metric: str) -> None:
     """The limit is 1,000 instances, and 600 users with several kinds and statuses are within it."""
     story = Story(grouped_rule(metric))

@@ -27,7 +27,7 @@ from tokentrace.units import SECOND
 def test_no_data_fires_nothing_until_the_window_is_covered() -> None:
     #  0 1                   11
     #  |s|...................|F      window 10 s, known from 0.5 on
-    rule = make_rule(metric="span_count", threshold=99, window="10s", no_data="fire", filter={"caller": "nobody"})
+    rule = make_rule(metric="span_count", threshold=99, window="10s", no_data="fire", filter={"caller": "unknown"})
     story = Story(rule, began=0.5)
     story.tick(10 + 5 + SETTLED)
     assert story.published == []
@@ -39,7 +39,7 @@ def test_no_data_fires_nothing_until_the_window_is_covered() -> None:
 def test_the_time_of_for_begins_when_the_window_is_covered() -> None:
     rule = make_rule(
         **{"metric": "span_count", "threshold": 99, "window": "10s", "no_data": "fire", "for": "3s"},
-        filter={"caller": "nobody"},
+        filter={"caller": "unknown"},
     )
     story = Story(rule, began=0.5)
     assert brief(story.tick(20 + 5 + SETTLED)) == [(14, "firing")]
