@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from kit.broker import Broker
-from kit.rules import STREAMS
+from kit.rule_store import STREAMS
 from tokentrace.bus import Bus, jetstream
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 
 
 @pytest.fixture(params=["memory", "jetstream"])
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    """A bus in memory, then one on JetStream, with the streams of ``kit.rules``."""
+    """A bus in memory, then one on JetStream, with the streams of ``kit.rule_store``."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
             connected: Bus = MemoryBus(MemoryBroker())

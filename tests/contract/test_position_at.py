@@ -1,24 +1,35 @@
-"""The position of a reader that has read everything before a time, on both buses."""
+"""The position of a stream that belongs to a time, on the memory bus and on JetStream."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 
+import pytest
+
+from kit.rule_store import open_bus
 from tokentrace.bus import Bus, Stream
 from tokentrace.records import Position
 from tokentrace.units import HOUR, SECOND
+from tokentrace_alerter import rule_store as rule_store
 
 
-async def test_position_at_in_an_empty_stream_is_its_beginning(bus: Bus) -> None:
+@pytest.fixture(params=["memory", "jetstream"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    async with open_bus(request) as opened:
+        yield opened
+
+
+async def test_in_an_empty_stream_the_position_of_any_time_is_the_beginning(bus: Bus) -> None:
     created = (await bus.state("LOG")).created_ns
     for at in (0, time.time_ns(), time.time_ns() + HOUR):
         assert await bus.position_at("LOG", at) == Position(created, 0)
 
 
 async def fill(bus: Bus, count: int) -> list[int]:
-    """Publish *count* messages a few milliseconds apart, and return their stream times."""
+    """Publish *count* messages a few milliseconds apart and return their stream times."""
     for number in range(count):
         await bus.publish("log.a", str(number).encode())
         await asyncio.sleep(0.005)
@@ -31,7 +42,7 @@ async def fill(bus: Bus, count: int) -> list[int]:
     return times
 
 
-async def test_position_at_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus) -> None:
+async def test_the_position_of_a_time_misses_nothing_and_is_at_most_a_millisecond_early(bus: Bus) -> None:
     times = await fill(bus, 12)
     created = (await bus.state("LOG")).created_ns
     for asked in (0, *times, *(at + 1 for at in times), *(at - 1 for at in times), times[-1] + HOUR):
@@ -41,7 +52,7 @@ async def test_position_at_misses_nothing_and_is_at_most_a_millisecond_early(bus
         assert position.sequence >= sum(at < asked - SECOND // 1000 for at in times)
 
 
-async def test_a_reader_can_start_at_the_position(bus: Bus) -> None:
+async def test_a_reader_continues_from_the_position_of_a_time(bus: Bus) -> None:
     times = await fill(bus, 8)
     position = await bus.position_at("LOG", times[5])
     async with asyncio.timeout(10), contextlib.aclosing(bus.follow("LOG", ["log.>"], position)) as feed:
@@ -53,7 +64,7 @@ async def test_a_reader_can_start_at_the_position(bus: Bus) -> None:
                 break
 
 
-async def test_position_at_before_the_first_message_is_the_beginning(bus: Bus) -> None:
+async def test_a_time_before_the_first_message_gives_the_position_of_the_beginning(bus: Bus) -> None:
     await bus.ensure(Stream(name="LOG", subjects=("log.>",), max_bytes=4096))
     for _ in range(40):
         await bus.publish("log.a", bytes(300))

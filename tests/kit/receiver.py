@@ -181,17 +181,17 @@ def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
     return msgspec.structs.replace(event, status="resolved", fired_at=at, ends_at=at, value=None, span_count=0)
 
 
-class Desk:
+class DeliveryRun:
     """A delivery worker that runs on the memory bus, and the records that it published."""
 
     def __init__(self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] = ("127.0.0.0/8", "localhost")) -> None:
         self.broker = MemoryBroker()
         self.bus = MemoryBus(self.broker)
         self.rules = {given["name"]: parse_rule(given, "rule") for given in rules}
-        self.lasting: list[AlertEvent] = []
+        self.open_episodes: list[AlertEvent] = []
         allowed = AllowedHosts.parse(allow_hosts)
         self.delivery_worker = DeliveryWorker(
-            self.bus, "default", self._channel_of, lambda: list(self.lasting), allowed
+            self.bus, "default", self._channel_of, lambda: list(self.open_episodes), allowed
         )
         self._work: asyncio.Task[None] | None = None
 
@@ -199,7 +199,7 @@ class Desk:
         rule = self.rules.get(name)
         return rule.delivery if rule is not None else None
 
-    async def __aenter__(self) -> Desk:
+    async def __aenter__(self) -> DeliveryRun:
         for stream in subjects.streams():
             await self.bus.ensure(stream)
         self._work = asyncio.create_task(self.delivery_worker.run())
@@ -213,18 +213,18 @@ class Desk:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await self._work
 
-    async def say(self, *events: AlertEvent) -> None:
+    async def publish(self, *events: AlertEvent) -> None:
         """Publish *events* as the alerter does."""
         for event in events:
             await self.bus.publish(subjects.alerts("default", event.alert), msgspec.json.encode(event))
 
-    def told(self, rule: str | None = None) -> list[dict[str, Any]]:
+    def records(self, rule: str | None = None) -> list[dict[str, Any]]:
         """Return the delivery records, in order."""
         every = [json.loads(one.payload) for one in self.broker.logs[subjects.DELIVERIES].messages.values()]
         return [one for one in every if rule in (None, one["rule"])]
 
     def outcomes(self, rule: str | None = None) -> list[str]:
-        return [record["outcome"] for record in self.told(rule)]
+        return [record["outcome"] for record in self.records(rule)]
 
     @property
     def waiting(self) -> int:
@@ -238,7 +238,7 @@ class Desk:
         while not condition():
             if self._work is not None and self._work.done():
                 raise AssertionError(f"the delivery worker has ended instead of: {what}") from self._work.exception()
-            assert time.monotonic() < deadline, f"not {what} within {seconds} s; told {self.told()[-5:]}"
+            assert time.monotonic() < deadline, f"not {what} within {seconds} s; told {self.records()[-5:]}"
             await asyncio.sleep(0.01)
 
     async def done(self, seconds: float = 10.0) -> None:
@@ -363,3 +363,36 @@ def hangs(payload):
 not_callable = 5
 '''
 SECRETS = ("geheim-user", "geheim-word", "geheim-query", "geheim-header", "geheim-key")
+
+#: A configuration with rules for each outcome of a delivery; ``{host}`` is the receiver.
+SERVED = """
+alerts:
+  - name: configured
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    cooldown: 2s
+    filter: {{caller: configured}}
+  - name: refused
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    filter: {{caller: webhooks}}
+    delivery:
+      type: http
+      url: "http://geheim-user:geheim-word@{host}/refused?token=geheim-query"
+      headers: {{X-Token: geheim-header}}
+      secret: geheim-key
+  - name: own function
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    filter: {{caller: webhooks}}
+    delivery: {{type: custom, target: "hooks:waits"}}
+"""

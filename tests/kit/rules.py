@@ -1,103 +1,72 @@
-"""Rules at run time: an alerter's rule store with its machine, on a bus in memory or on JetStream."""
+"""Builders of rules, and one rule played without a machine."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
 from typing import Any
 
-import msgspec
+from tokentrace.config import build
+from tokentrace.records import AlertEvent
+from tokentrace.rollup import SeriesTable
+from tokentrace.units import HOUR, SECOND
+from tokentrace_alerter.rules import (
+    Rule,
+    RuleEvaluator,
+    State,
+    decide,
+    parse_rule,
+)
+from tokentrace_alerter.service import Config
 
-from tokentrace.bus import Bus, Stream, subjects
-from tokentrace.bus.memory import MemoryBroker, MemoryBus
-from tokentrace.metrics import parse_custom_metrics
-from tokentrace_alerter.delivery import AllowedHosts
-from tokentrace_alerter.machine import AlerterMachine
-from tokentrace_alerter.rule_store import RuleChange, RuleStore
-from tokentrace_alerter.rules import Rule, parse_rule
-
-MIB = 1024 * 1024
-STREAMS = [
-    subjects.bucket(subjects.RULES, max_bytes=MIB),
-    Stream(name=subjects.SPANS, subjects=(subjects.ALL_SPANS,), max_bytes=64 * MIB),
-    Stream(name="LOG", subjects=("log.>",), max_bytes=MIB),
-]
-CUSTOMS = parse_custom_metrics([{"name": "hops", "type": "sum", "field": "attr.hops"}])
-#: A number that no float can hold, as JSON.
-HUGE = b"1" + b"0" * 400
-
-
-async def make_memory() -> MemoryBus:
-    bus = MemoryBus(MemoryBroker())
-    for stream in STREAMS:
-        await bus.ensure(stream)
-    return bus
-
-
-def written(name: str = "mine", **overrides: Any) -> dict[str, Any]:
-    given = {"name": name, "metric": "span_count", "op": "gt", "threshold": 5, "window": "10s"}
-    return {**given, **overrides}
+#: 2026-09-21T14:00:00Z, a whole hour.
+START_NS = 497_222 * HOUR
+TEN_KEYS = {
+    "alert",
+    "fired_at",
+    "metric",
+    "op",
+    "value",
+    "threshold",
+    "window",
+    "span_count",
+    "filter",
+    "rule_id",
+}
 
 
-def make_rule(name: str = "configured", **overrides: Any) -> Rule:
-    return parse_rule(written(name, **overrides), "alerts[0]")
+def make_given(**overrides: Any) -> dict[str, Any]:
+    """The documented example rule as people write it; None removes a key."""
+    given = {"name": "hourly-cost-spike", "metric": "total_cost", "op": "gt", "threshold": 10.0, "window": "1h"}
+    return {key: value for key, value in {**given, **overrides}.items() if value is not None}
 
 
-class RuleHost:
-    """The rule store and the machine of one alerter; inside the context it follows the changes of other alerters."""
+def make_rule(**overrides: Any) -> Rule:
+    return parse_rule(make_given(**overrides), "alerts[0]")
 
-    def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
-        self.store = RuleStore(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
-        self.machine = AlerterMachine(configured, "default")
-        self.changes: list[RuleChange] = []
-        self._task: asyncio.Task[None] | None = None
 
-    async def open(self) -> RuleHost:
-        self.store.apply_to(self.machine, await self.store.open())
-        return self
+def make_configured(*rules: dict[str, Any], **settings: Any) -> tuple[Rule, ...]:
+    """Return the rules of the alerter for a ``tokentrace.yml`` with these rules."""
+    return Config.of(build({"alerts": list(rules), **settings}, "tokentrace.yml")).rules
 
-    async def __aenter__(self) -> RuleHost:
-        await self.open()
-        self._task = asyncio.create_task(self._follow())
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+def play(rule: Rule, seen: str, count: int = 10) -> str:
+    """
+    Evaluate one instant a second and return what is published, one character a second.
 
-    async def _follow(self) -> None:
-        async for change in self.store.changes():
-            self.changes.append(change)
-            change.apply_to(self.machine)
+    ``#`` the condition holds, ``.`` it does not, ``-`` no data; ``F`` firing, ``R`` resolved, ``.`` nothing.
+    """
+    inside = {"gt": 1, "gte": 0, "lt": -1, "lte": 0}[rule.op]
+    outside = -1 if rule.op in ("gt", "gte") else 1
+    watch, said = RuleEvaluator(rule, SeriesTable()), ""
+    for second, mark in enumerate(seen):
+        value = None if mark == "-" else rule.threshold + (inside if mark == "#" else outside)
+        decision = decide(rule, watch.state, START_NS + second * SECOND, value, 0 if mark == "-" else count)
+        if decision.event is not None:
+            watch.apply_event(decision.event)
+        said += {"firing": "F", "resolved": "R"}[decision.event.status] if decision.event else "."
+    return said
 
-    async def ask(self, asked: Any, now_ns: int | None = None) -> tuple[int, Any]:
-        payload = asked if isinstance(asked, bytes) else msgspec.json.encode(asked)
-        answer = msgspec.json.decode(await self.store.answer(payload, self.machine, now_ns or time.time_ns()))
-        return answer["status"], answer["body"]
 
-    async def create(self, name: str = "mine", **overrides: Any) -> tuple[int, Any]:
-        return await self.ask({"ask": "create", "rule": written(name, **overrides)})
-
-    async def delete(self, name: str = "mine") -> tuple[int, Any]:
-        return await self.ask({"ask": "delete", "name": name})
-
-    async def silence(self, name: str = "mine", duration: Any = "2h") -> tuple[int, Any]:
-        return await self.ask({"ask": "silence", "name": name, "duration": duration})
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(4):
-            while not holds():
-                await asyncio.sleep(0.005)
-
-    async def knows(self, name: str = "mine") -> None:
-        await self.until(lambda: name in self.machine.watches)
-
-    async def knows_not(self, name: str = "mine") -> None:
-        await self.until(lambda: name not in self.machine.watches and self.store.rule(name) is None)
-
-    async def names(self) -> list[str]:
-        status, shown = await self.ask({"ask": "list"})
-        assert status == 200
-        return sorted(rule["name"] for rule in shown)
+def fire(rule: Rule, value: float, count: int = 312) -> AlertEvent:
+    event = decide(rule, State(), START_NS, value, count).event
+    assert event is not None
+    return event

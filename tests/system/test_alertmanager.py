@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,89 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from kit.debian import program
-from kit.pipeline import Pipeline, free_port, http
-from kit.receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
+from kit.alertmanager import ZERO, Alertmanager
+from kit.pipeline import Pipeline
+from kit.receiver import DeliveryRun, Receiver, Reply, Sent, make_end, make_event, make_rule
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND
 from tokentrace_alerter.delivery import alertmanager, payload
-
-ZERO = "0001-01-01T00:00:00Z"
-#: Debian's Alertmanager reads its templates from here, even if its package was unpacked elsewhere.
-TEMPLATES = "/usr/share/prometheus/alertmanager"
-
-
-def movable(binary: Path, directory: Path) -> Path:
-    """Return *binary*, or a patched copy in *directory* that reads the templates from there if they are not installed."""
-    data = binary.read_bytes()
-    if Path(TEMPLATES).is_dir() or TEMPLATES.encode() not in data:
-        return binary
-    # The new path must have the same length; it is relative to the working directory.
-    here = "./" * (len(TEMPLATES) // 2 - 1) + "am"
-    (directory / "am").symlink_to(binary.parents[1] / "share" / "prometheus" / "alertmanager")
-    copy = directory / binary.name
-    copy.write_bytes(data.replace(TEMPLATES.encode(), here.encode()))
-    copy.chmod(0o755)
-    return copy
-
-
-class Alertmanager:
-    """An Alertmanager process with one receiver for all alerts."""
-
-    def __init__(self, directory: Path, told: Receiver) -> None:
-        self._directory = directory
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-        directory.mkdir(parents=True, exist_ok=True)
-        self._binary = movable(program("prometheus-alertmanager", "prometheus-alertmanager"), directory)
-        self.log = directory / "alertmanager.log"
-        self._config = directory / "alertmanager.yml"
-        route = {"receiver": "local", "group_by": ["alertname"], "group_wait": "0s", "group_interval": "1s"}
-        local = {"name": "local", "webhook_configs": [{"url": told.url + "/own", "send_resolved": True}]}
-        self._config.write_text(json.dumps({"route": route, "receivers": [local]}))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    self._binary,
-                    f"--config.file={self._config}",
-                    f"--storage.path={self._directory / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{self.port}",
-                    "--cluster.listen-address=",
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                if http("GET", self.url + "/-/ready").status == 200:
-                    return
-            assert self.process.poll() is None, self.log.read_text()[-2000:]
-            time.sleep(0.05)
-        raise AssertionError(self.log.read_text()[-2000:])
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def alerts(self, name: str) -> list[Any]:
-        """Return the alerts called *name* that have not ended."""
-        answer = http("GET", self.url + "/api/v2/alerts")
-        assert answer.status == 200, answer.body
-        return [alert for alert in answer.json() if alert["labels"]["alertname"] == name]
 
 
 def instant(text: str) -> float:
@@ -220,10 +140,10 @@ def accepted(manager: Alertmanager, *events: AlertEvent) -> list[Any]:
 
     async def give() -> list[str]:
         rule = make_rule(events[0].alert, {"type": "alertmanager", "url": manager.url, "max_retries": 0})
-        async with Desk(rule) as desk:
-            await desk.say(*events)
-            await desk.done()
-        return [record["error"] or record["outcome"] for record in desk.told()]
+        async with DeliveryRun(rule) as run:
+            await run.publish(*events)
+            await run.done()
+        return [record["error"] or record["outcome"] for record in run.records()]
 
     assert asyncio.run(give()) == ["delivered"] * len(events)
     return manager.alerts(events[0].alert)
@@ -237,7 +157,7 @@ def test_the_alertmanager_accepts_the_labels_of_any_filter_and_group(manager: Al
         "日本": "letters",
         "a b": "1",
         "a.b": "2",
-        "alertname": "somebody else",
+        "alertname": "another alert",
         "severity": "none",
         "rule_id": "x",
         "status": "",
@@ -278,16 +198,18 @@ def test_an_event_without_a_value_is_accepted(manager: Alertmanager) -> None:
 
 def test_the_path_prefix_of_an_alertmanager_url_is_kept() -> None:
     async def give(url: str) -> None:
-        async with Desk(make_rule(delivery={"type": "alertmanager", "url": url, "headers": {"X-A": "b"}})) as desk:
-            await desk.say(make_event())
-            await desk.done()
+        async with DeliveryRun(
+            make_rule(delivery={"type": "alertmanager", "url": url, "headers": {"X-A": "b"}})
+        ) as run:
+            await run.publish(make_event())
+            await run.done()
 
     with Receiver() as receiver:
         asyncio.run(give(receiver.url + "/prefix/"))
     (sent,) = receiver.sent
     assert sent.path == "/prefix/api/v2/alerts"
     assert (sent.header("X-A"), sent.header("Content-Type")) == ("b", "application/json")
-    (alertmanager_alert,) = sent.json()
+    (pushed,) = sent.json()
     assert set(pushed) == {"labels", "annotations", "startsAt", "endsAt"}
 
 
@@ -315,11 +237,11 @@ async def watch(manager: Alertmanager, name: str, seconds: float) -> list[list[A
 
 @pytest.mark.usefixtures("quick")
 async def test_an_alert_is_renewed_while_its_episode_lasts_and_ended_after_it(manager: Alertmanager) -> None:
-    async with Desk(make_rule("reminded", {"type": "alertmanager", "url": manager.url})) as desk:
+    async with DeliveryRun(make_rule("reminded", {"type": "alertmanager", "url": manager.url})) as run:
         event = make_event("reminded")
-        desk.lasting = [event]
-        await desk.say(event)
-        await desk.done()
+        run.open_episodes = [event]
+        await run.publish(event)
+        await run.done()
         seen = await watch(manager, "reminded", 6)
         assert {len(alerts) for alerts in seen} == {1}
         ends = [instant(alerts[0]["endsAt"]) for alerts in seen]
@@ -328,9 +250,9 @@ async def test_an_alert_is_renewed_while_its_episode_lasts_and_ended_after_it(ma
         assert ends[-1] - ends[0] > 3
         assert {alerts[0]["startsAt"] for alerts in seen} == {seen[0][0]["startsAt"]}
         assert instant(seen[0][0]["startsAt"]) == instant(event.starts_at)
-        desk.lasting = []
-        await desk.say(make_end(event))
-        await desk.done()
+        run.open_episodes = []
+        await run.publish(make_end(event))
+        await run.done()
         assert {len(alerts) for alerts in await watch(manager, "reminded", 2.5)} == {0}
 
 
@@ -338,9 +260,9 @@ async def test_an_alert_is_renewed_while_its_episode_lasts_and_ended_after_it(ma
 async def test_a_restarted_alerter_renews_open_episodes_and_alerts_without_renewal_end(
     manager: Alertmanager,
 ) -> None:
-    async with Desk(make_rule("taken over", {"type": "alertmanager", "url": manager.url})) as desk:
-        desk.lasting = [make_event("taken over")]
-        await desk.until(lambda: len(manager.alerts("taken over")) == 1, "reminded", 5)
+    async with DeliveryRun(make_rule("taken over", {"type": "alertmanager", "url": manager.url})) as run:
+        run.open_episodes = [make_event("taken over")]
+        await run.until(lambda: len(manager.alerts("taken over")) == 1, "reminded", 5)
     seen = await watch(manager, "taken over", 5)
     assert (len(seen[0]), len(seen[-1])) == (1, 0)
 
@@ -349,17 +271,17 @@ async def test_a_retry_after_the_end_of_the_episode_does_not_reopen_the_alert(tm
     """The Alertmanager is down when the rule fires and up again after the episode, when the retry comes."""
     late = Alertmanager(tmp_path / "late", told)
     try:
-        async with Desk(make_rule("late", {"type": "alertmanager", "url": late.url})) as desk:
+        async with DeliveryRun(make_rule("late", {"type": "alertmanager", "url": late.url})) as run:
             event = make_event("late")
-            desk.lasting = [event]
-            await desk.say(event)
-            await desk.until(lambda: len(desk.outcomes()) == 3, "tried three times")
+            run.open_episodes = [event]
+            await run.publish(event)
+            await run.until(lambda: len(run.outcomes()) == 3, "tried three times")
             await asyncio.to_thread(late.start)
-            desk.lasting = []
+            run.open_episodes = []
             end = make_end(event)
-            await desk.say(end)
-            await desk.until(lambda: desk.waiting == 0, "done", 10)
-            assert {record["outcome"] for record in desk.told() if record["status"] == "resolved"} == {"delivered"}
+            await run.publish(end)
+            await run.until(lambda: run.waiting == 0, "done", 10)
+            assert {record["outcome"] for record in run.records() if record["status"] == "resolved"} == {"delivered"}
             seen = await watch(late, "late", 1)
             assert {len(alerts) for alerts in seen} == {0}, "it fires for another four minutes"
     finally:
@@ -370,15 +292,15 @@ async def test_a_late_event_of_an_earlier_episode_does_not_end_the_current_one(m
     """An Alertmanager sees both episodes as one alert."""
     now = time.time_ns()
     old, new = make_event("two episodes", now - 30 * SECOND), make_event("two episodes", now)
-    async with Desk(make_rule("two episodes", {"type": "alertmanager", "url": manager.url})) as desk:
-        desk.lasting = [new]
-        await desk.say(new)
-        await desk.done()
-        await desk.say(old, make_end(old, now - 20 * SECOND))
-        await desk.done()
+    async with DeliveryRun(make_rule("two episodes", {"type": "alertmanager", "url": manager.url})) as run:
+        run.open_episodes = [new]
+        await run.publish(new)
+        await run.done()
+        await run.publish(old, make_end(old, now - 20 * SECOND))
+        await run.done()
         (alert,) = manager.alerts("two episodes")
     assert instant(alert["startsAt"]) == instant(new.starts_at)
-    assert sorted(desk.outcomes()) == ["delivered", "expired", "expired"]
+    assert sorted(run.outcomes()) == ["delivered", "expired", "expired"]
 
 
 @pytest.mark.usefixtures("quick")
@@ -388,11 +310,11 @@ async def test_an_alertmanager_that_hangs_delays_no_renewal_in_another(manager: 
             make_rule("hung", {"type": "alertmanager", "url": hung.url, "timeout": "1s"}),
             make_rule("beside it", {"type": "alertmanager", "url": manager.url}),
         )
-        async with Desk(*rules) as desk:
+        async with DeliveryRun(*rules) as run:
             event = make_event("beside it")
-            desk.lasting = [*(make_event("hung", group={"case": str(n)}) for n in range(10)), event]
-            await desk.say(event)
-            await desk.done()
+            run.open_episodes = [*(make_event("hung", group={"case": str(n)}) for n in range(10)), event]
+            await run.publish(event)
+            await run.done()
             seen = await watch(manager, "beside it", 7)
     assert {len(alerts) for alerts in seen} == {1}, "it was taken to be over"
 
@@ -404,15 +326,15 @@ async def test_a_delayed_renewal_does_not_reopen_an_alert(manager: Alertmanager)
             make_rule("hung", {"type": "alertmanager", "url": hung.url, "timeout": "2s"}),
             make_rule("held up", {"type": "alertmanager", "url": manager.url}),
         )
-        async with Desk(*rules) as desk:
+        async with DeliveryRun(*rules) as run:
             event = make_event("held up")
-            desk.lasting = [make_event("hung"), event]
-            await desk.say(event)
-            await desk.until(lambda: hung.at_once == 1, "reminding the one that hangs")
+            run.open_episodes = [make_event("hung"), event]
+            await run.publish(event)
+            await run.until(lambda: hung.at_once == 1, "reminding the one that hangs")
             await asyncio.sleep(0.2)
-            desk.lasting = desk.lasting[:1]
-            await desk.say(make_end(event))
-            await desk.done()
+            run.open_episodes = run.open_episodes[:1]
+            await run.publish(make_end(event))
+            await run.done()
             seen = await watch(manager, "held up", 3)
     assert {len(alerts) for alerts in seen[3:]} == {0}, "it fires again"
 
@@ -455,7 +377,9 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["same alert", 'odd "name" \\ {x="y"}, 日本'])
-async def test_our_payload_has_the_form_of_an_alertmanagers_payload(manager: Alertmanager, told: Receiver, name: str) -> None:
+async def test_our_payload_has_the_form_of_an_alertmanagers_payload(
+    manager: Alertmanager, told: Receiver, name: str
+) -> None:
     """The same alert, firing and ended, is sent by the Alertmanager and by us to the same receiver."""
     ours = {"type": "webhook", "url": told.url + "/ours", "format": "alertmanager", "send_resolved": True}
     event = make_event(name, filter={"caller": "chat"}, group={"model": "gpt-4o"}, level="critical")
@@ -464,9 +388,9 @@ async def test_our_payload_has_the_form_of_an_alertmanagers_payload(manager: Ale
     for one in (event, end):
         before = len(told.sent)
         for delivery in (ours, {"type": "alertmanager", "url": manager.url}):
-            async with Desk(make_rule(name, delivery)) as desk:
-                await desk.say(one)
-                await desk.done()
+            async with DeliveryRun(make_rule(name, delivery)) as run:
+                await run.publish(one)
+                await run.done()
         await until(lambda one=one: bool(own(told, name, one.status)), "told by the Alertmanager")
         (sent,) = [sent for sent in told.sent[before:] if sent.path == "/ours"]
         pairs.append((sent, own(told, name, one.status)[0]))
@@ -505,9 +429,9 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0)
 async def test_a_payload_of_version_4_has_a_signature_and_an_idempotency_key(told: Receiver) -> None:
     answers: list[Sent] = []
     given = {"type": "http", "url": told.url + "/signature", "format": "alertmanager", "secret": "s"}
-    async with Desk(make_rule(delivery=given)) as desk:
-        await desk.say(make_event(value=None, span_count=0))
-        await desk.done()
+    async with DeliveryRun(make_rule(delivery=given)) as run:
+        await run.publish(make_event(value=None, span_count=0))
+        await run.done()
     answers += [sent for sent in told.sent if sent.path == "/signature"]
     (sent,) = answers
     assert sent.key.startswith("alert_")

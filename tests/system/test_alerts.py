@@ -20,7 +20,6 @@ from urllib.parse import quote
 import nats
 import pytest
 
-from kit.broker import Broker
 from kit.builders import make_batch, make_span
 from kit.pipeline import Pipeline, SeparateServices, finish, free_port, http, replay
 from tokentrace.bus import subjects
@@ -224,7 +223,7 @@ def test_the_status_of_one_rule_equals_its_entry_in_the_list(pipeline: Pipeline,
     pipeline.until(same, f"the same for {name!r}", 10)
 
 
-@pytest.mark.parametrize("name", ["nobody", "BURST", "burst%20", "%F0%9F%92%A9", "a.b", "not%20today%2F"])
+@pytest.mark.parametrize("name", ["unknown", "BURST", "burst%20", "%F0%9F%92%A9", "a.b", "not%20today%2F"])
 def test_the_status_of_an_unknown_rule_is_404(pipeline: Pipeline, name: str) -> None:
     answer = pipeline.get(f"/alerts/{name}/status")
     assert answer.status == 404
@@ -455,67 +454,3 @@ async def test_an_event_never_overtakes_one_that_is_being_published() -> None:
     await running
     told = [json.loads(message.payload) for message in broker.logs[subjects.ALERTS].messages.values()]
     assert [event["status"] for event in told] == ["firing", "resolved"]
-
-
-# --- invalid rules
-
-
-def refusal(pipeline: Pipeline) -> str:
-    """Return the error output of a process that ends with exit code 2 instead of becoming ready."""
-    pipeline.start(wait=False)
-    assert pipeline.process is not None
-    deadline = time.monotonic() + 60
-    while pipeline.process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            if pipeline.get("/readyz").status == 200:
-                break
-        time.sleep(0.05)
-    code = pipeline.process.poll()
-    pipeline.stop()
-    assert code == 2, "it runs" if code is None else pipeline.log.read_text()[-1000:]
-    return pipeline.log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("metric", "latency_p42"), ("window", "an hour"), ("op", "'!='"), ("cooldown", "never"), ("threshold", ".nan")],
-)
-def test_an_invalid_rule_ends_serve_with_exit_code_2_its_index_and_key(tmp_path: Path, key: str, value: str) -> None:
-    given = {"name": "bad", "metric": "total_cost", "op": "gt", "threshold": "1", "window": "1h", key: value}
-    rule = ", ".join(f"{name}: {text}" for name, text in given.items())
-    pipeline = Pipeline(write_rules(tmp_path, f"alerts: [{{{rule}}}]\n"))
-    said = refusal(pipeline)
-    assert f"alerts[0].{key}" in said
-    assert "Traceback" not in said
-
-
-def test_an_invalid_rule_ends_the_alerter_with_exit_code_2(tmp_path: Path, broker: Broker) -> None:
-    config = write_rules(tmp_path, "alerts: [{name: bad, metric: nothing, op: gt, threshold: 1, window: 1h}]\n")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tokentrace_alerter",
-            "--nats",
-            broker.url,
-            "--addr",
-            f"127.0.0.1:{free_port()}",
-            "--data-dir",
-            str(tmp_path / "data"),
-            "--config",
-            str(config / "tokentrace.yml"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "alerts[0].metric" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_an_invalid_common_cooldown_ends_serve_with_exit_code_2_and_its_key(tmp_path: Path) -> None:
-    rule = "{name: fine, metric: total_cost, op: gt, threshold: 1, window: 1h}"
-    pipeline = Pipeline(write_rules(tmp_path, f"alert_cooldown: five minutes\nalerts: [{rule}]\n"))
-    assert "alert_cooldown" in refusal(pipeline)

@@ -92,9 +92,7 @@ def recount(spans: list[Seen], instant_s: int) -> float | None:
     return float(np.percentile(inside, 95)) / 1e6 if inside else None
 
 
-def test_a_backtest_equals_the_live_events_and_a_second_implementation(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_a_backtest_equals_the_live_events_and_a_second_implementation(pipeline: Pipeline, tmp_path: Path) -> None:
     began_s = time.time_ns() // SECOND
     sending = replay(pipeline, "--speed", str(SPEED), "--ending", "sent")
     finish(sending)

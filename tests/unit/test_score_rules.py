@@ -1,7 +1,7 @@
 """
-Rules and scores after the fact: a score counts when its span ended, and is known from the moment the log has it.
+Rules and scores that arrive after their span: a score counts at the end of its span, from its arrival in the log on.
 
-The oracle recounts, at every instant, what the messages that had come by then say of the spans of the window.
+The second implementation computes every value from the messages that had arrived by the instant.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokentrace
+from kit.alerter_log import begin_log
 from kit.builders import make_span
 from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
@@ -95,7 +96,7 @@ class Story:
 
     def _begin(self) -> AlerterMachine:
         alerter = AlerterMachine(self.rules, "default")
-        alerter._began_ns = ns(-86400)
+        begin_log(alerter, ns(-86400))
         return alerter
 
     def send(self, at: float, *records: Span | Score, id: str = "") -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from tokentrace.bad_data import UNREADABLE, reading, why
+from tokentrace.bad_data import UNREADABLE, reading, reason_of
 from tokentrace.errors import Rejected, shorten
 
 
