@@ -447,5 +447,3 @@ def test_a_file_that_is_not_a_mapping_is_refused(text: str) -> None:
 def test_durations_are_written_with_units(text: str, ns: int) -> None:
     assert read(f"nats: {{duplicate_window: {text}}}").nats.duplicate_window == ns
     assert read("nats: {duplicate_window: '${W}'}", W=text).nats.duplicate_window == ns
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import Any
 
 import typer
 from typer.exceptions import TyperException
@@ -42,7 +43,7 @@ def print_help(context: typer.Context) -> None:
     _print_help(context.parent)
 
 
-def _print_help(context: typer.Context) -> None:
+def _print_help(context: Any) -> None:
     # With rich installed, get_help prints the help itself and returns an empty text.
     print(context.get_help(), end="")
 

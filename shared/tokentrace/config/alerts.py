@@ -43,7 +43,9 @@ class WebhookDelivery(Section, frozen=True, kw_only=True, tag="webhook"):
 
     url: Annotated[str, Meta(description="URL of a webhook, or of an Alertmanager without /api/v2/alerts.")]
     timeout: Annotated[DurationText, Meta(description="Timeout of one attempt, 10ms to 1m.")] = DELIVERY_TIMEOUT
-    headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = {}
+    headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = msgspec.field(
+        default_factory=dict
+    )
     max_retries: Annotated[int, Meta(ge=0, le=100, description="Attempts after the first one.")] = DELIVERY_MAX_RETRIES
     send_resolved: Annotated[bool, Meta(description="Also deliver the end of an episode.")] = False
     secret: Annotated[str, Meta(description="Key of the signature in the header X-Tokentrace-Signature.")] = ""
@@ -66,7 +68,9 @@ class AlertmanagerDelivery(Section, frozen=True, kw_only=True, tag="alertmanager
 
     url: Annotated[str, Meta(description="URL of a webhook, or of an Alertmanager without /api/v2/alerts.")]
     timeout: Annotated[DurationText, Meta(description="Timeout of one attempt, 10ms to 1m.")] = DELIVERY_TIMEOUT
-    headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = {}
+    headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = msgspec.field(
+        default_factory=dict
+    )
     max_retries: Annotated[int, Meta(ge=0, le=100, description="Attempts after the first one.")] = DELIVERY_MAX_RETRIES
 
 
@@ -117,7 +121,8 @@ class AlertRule(Section, frozen=True, kw_only=True):
     eval_interval: Annotated[
         DurationText | None,
         Meta(
-            description="How often the rule is evaluated; by default a tenth of the window, at least 30 s, or 1 s for windows under 5 minutes."
+            description="How often the rule is evaluated; by default a tenth of the window, at least 30 s, "
+            "or 1 s for windows under 5 minutes."
         ),
     ] = None
     cooldown: Annotated[
@@ -125,7 +130,9 @@ class AlertRule(Section, frozen=True, kw_only=True):
         Meta(description="Time for which a firing rule does not fire again; by default the window."),
     ] = None
     min_spans: Annotated[int, Meta(ge=0, description="The rule decides nothing on fewer spans than this.")] = 0
-    filter: Annotated[dict[str, str], Meta(description="Dimensions and attributes that a span must have.")] = {}
+    filter: Annotated[dict[str, str], Meta(description="Dimensions and attributes that a span must have.")] = (
+        msgspec.field(default_factory=dict)
+    )
     delivery: Annotated[Delivery | None, Meta(description="Where events are delivered besides the subject.")] = None
     level: Annotated[Literal["warning", "critical"], Meta(description="Severity of the events.")] = "warning"
     silenced: Annotated[bool, Meta(description="Evaluate the rule and publish nothing.")] = False
@@ -138,7 +145,8 @@ class AlertRule(Section, frozen=True, kw_only=True):
     no_data: Annotated[
         Literal["ignore", "fire", "keep"],
         Meta(
-            description="What happens without data. ignore: a firing rule is resolved; fire: the rule fires; keep: its state stays."
+            description="What happens without data. ignore: a firing rule is resolved; fire: the rule fires; "
+            "keep: its state stays."
         ),
     ] = "ignore"
     group_by: Annotated[

@@ -42,7 +42,8 @@ class HttpServer(Section, frozen=True, kw_only=True):
     auth_token: Annotated[
         str,
         Meta(
-            description="Bearer token that requests need, except /healthz, /readyz and /mist. Empty = no request needs one."
+            description="Bearer token that requests need, except /healthz, /readyz and /mist. "
+            "Empty = no request needs one."
         ),
     ] = ""
     ingest_url: Annotated[
