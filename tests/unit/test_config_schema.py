@@ -63,7 +63,7 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def keys_below(schema: dict[str, Any], parent: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, schema) of each key without keys below it; a path is ``a.b`` or ``list[].b``."""
+    """Yield (path, schema) of each key without keys below it; a path is like ``list[].b``."""
     for name, key in schema["properties"].items():
         path = f"{parent}{name}"
         inner = resolve(key)
