@@ -1,37 +1,71 @@
-"""A question about numbers: read from the parameters, answered from the aggregators' cells or the spans themselves."""
+"""A query for metrics: made from the parameters, answered from the aggregators' series or from the stored spans."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from msgspec.structs import replace
+from pydantic import Field
 
 from tokentrace.errors import Rejected, Unavailable, shorten
 from tokentrace.metrics import ALL_KINDS, GROUPABLE, Aggregates, Answer, CustomMetric, Query
 from tokentrace.records import KINDS
 from tokentrace.units import SECOND
-from tokentrace_api.parameters import Parameters, parse_window
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.parameters import ATTRIBUTE_PREFIX, AttributeParams, Duration, Text
 from tokentrace_api.reads import Exemplar, Where, aggregates_by, custom_values_by, exemplars
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
-
-FILTERS = ("model", "provider", "caller", "name", "status")
-ALLOWED = ("window", "groupby", "kind", *FILTERS)
-_PREFIX = "attr."
-#: The tail of a distribution is worth so much time, no more.
+#: Time limit of the look-up of exemplars, seconds.
 _EXEMPLARS_S = 0.2
+
+
+class MetricsParams(AttributeParams):
+    """Which spans are counted, and how they are grouped."""
+
+    window: Duration = Field(
+        cast(Any, "1h"), description="The last so much time: `1h`, `24h`, `7d`, `2h30m`; at least `1s`."
+    )
+    groupby: Text = Field(
+        None,
+        description="A dimension (`model`, `caller`, `provider`, `name`, `status`, `kind`) or `attr.<key>`.",
+        examples=["model"],
+    )
+    kind: Text = Field(
+        None,
+        description=(
+            "Whose calls are counted: a kind of span, or `all`; `llm` when absent. Cost and quality are those of every "
+            "kind unless a kind is named."
+        ),
+        examples=["all"],
+    )
+    model: Text = Field(None, description="Only spans of this model.", examples=["gpt-4o"])
+    provider: Text = Field(None, description="Only spans of this provider.", examples=["openai"])
+    caller: Text = Field(None, description="Only spans of this caller.", examples=["checkout"])
+    name: Text = Field(None, description="Only spans of this name.", examples=["answer question"])
+    status: Text = Field(None, description="Only spans with this status.", examples=["error"])
+
+    def filters(self) -> dict[str, str]:
+        """Return dimension -> value that a span must have."""
+        values = {
+            "model": self.model,
+            "provider": self.provider,
+            "caller": self.caller,
+            "name": self.name,
+            "status": self.status,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class MetricsQuery(NamedTuple):
     """
-    What is asked.
+    What a client asks for.
 
     Attributes:
-        window: As written.
+        window: As the client wrote it.
         query: The interval, kinds, filters and grouping by dimension.
         attribute: Group by this attribute; "" = by a dimension or not at all.
         filters: Attribute -> value that a span must have.
@@ -57,41 +91,39 @@ class MetricsQuery(NamedTuple):
         return Where(replace(self.query, from_s=found.from_s, to_s=found.to_s), self.filters)
 
 
-def parse_metrics_query(given: Parameters, now_ns: int | None = None) -> MetricsQuery:
+def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> MetricsQuery:
     """
-    The question in the parameters of a metric.
+    Return the query that *params* describe.
 
     Raises:
         Rejected: Names the parameter.
     """
-    window, window_ns = parse_window(given)
-    for name in ("kind", "groupby"):
-        if given.get(name) == "":
+    kind, groupby = params.kind, params.groupby
+    for name, value in (("kind", kind), ("groupby", groupby)):
+        if value == "":
             raise Rejected(f"{name}: is empty")
-    kind = given.get("kind", "")
     if kind and kind != ALL_KINDS and kind not in KINDS:
         raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")
-    groupby = given.get("groupby", "")
-    attribute = "" if groupby in GROUPABLE else groupby.removeprefix(_PREFIX)
+    attribute = "" if groupby is None or groupby in GROUPABLE else groupby.removeprefix(ATTRIBUTE_PREFIX)
     if groupby and not attribute and groupby not in GROUPABLE:
         raise Rejected("groupby: attr. is followed by nothing")
     now_s = (time.time_ns() if now_ns is None else now_ns) // SECOND
     query = Query(
-        from_s=now_s - -(-window_ns // SECOND),
-        # The running second is part of the window, so that what has just ended is seen.
+        from_s=now_s - -(-params.window.ns // SECOND),
+        # The running second is part of the window, so that a span that has just ended is counted.
         to_s=now_s + 1,
         now_s=now_s,
         kind=kind or "llm",
         only_kind=bool(kind) and kind != ALL_KINDS,
-        filters={name: given[name] for name in FILTERS if name in given},
-        groupby="" if attribute else groupby,
+        filters=params.filters(),
+        groupby="" if attribute else groupby or "",
     )
-    filters = {name.removeprefix(_PREFIX): value for name, value in given.items() if name.startswith(_PREFIX)}
-    return MetricsQuery(window, query, attribute, filters)
+    return MetricsQuery(params.window.text, query, attribute, params.attributes)
 
 
 async def answer(
-    api: Api,
+    aggregators: AggregatorClient,
+    store: StoreReader,
     question: MetricsQuery,
     fields: Sequence[str] = (),
     *,
@@ -110,16 +142,16 @@ async def answer(
         Unavailable: No aggregator answers, or the store does not.
     """
     names = [metric.name for metric in custom]
-    found = await api.aggregators.ask(replace(question.query, fields=list(fields), by_model=by_model, custom=names))
+    found = await aggregators.ask(replace(question.query, fields=list(fields), by_model=by_model, custom=names))
     if not question.attribute and not question.filters:
         return found
     where, now_ns, key = question.where(found), question.now_ns, question.groupby
 
     async def recount(key: str, fields: Sequence[str], *, attribute: bool = False) -> dict[str, Aggregates]:
-        groups = await api.read(lambda store: aggregates_by(store, where, key, fields, now_ns, attribute=attribute))
+        groups = await store.read(lambda spans: aggregates_by(spans, where, key, fields, now_ns, attribute=attribute))
         for metric in custom:
             work = partial(custom_values_by, where=where, metric=metric, key=key, now_ns=now_ns, attribute=attribute)
-            tallies = await api.read(work)
+            tallies = await store.read(work)
             for name, tally in tallies.items():
                 groups.setdefault(name, Aggregates()).custom[metric.name] = tally
         return dict(sorted(groups.items()))
@@ -129,22 +161,22 @@ async def answer(
         found.models = await recount("model", ()) if by_model else {}
     if key:
         found.groups = await recount(key, fields, attribute=bool(question.attribute))
-    await note_since(api, question, found)
+    await note_since(store, question, found)
     return found
 
 
-async def note_since(api: Api, question: MetricsQuery, found: Answer) -> None:
+async def note_since(store: StoreReader, question: MetricsQuery, found: Answer) -> None:
     """Say in *found* how far back the stored spans reach, of which part of it was counted."""
-    since_ns = await api.read(lambda store: store.shown_since(question.now_ns))
+    since_ns = await store.read(lambda spans: spans.shown_since(question.now_ns))
     if since_ns > found.from_s * SECOND:
         found.since_ns = max(found.since_ns, since_ns)
 
 
-async def find_exemplars(api: Api, question: MetricsQuery, found: Answer, column: str) -> list[Exemplar]:
+async def find_exemplars(store: StoreReader, question: MetricsQuery, found: Answer, column: str) -> list[Exemplar]:
     """Up to three spans with the largest *column*, each of another trace; none when finding them takes too long."""
     where, now_ns = question.where(found), question.now_ns
     try:
-        return await api.read(lambda store: exemplars(store, where, column, now_ns, _EXEMPLARS_S))
+        return await store.read(lambda spans: exemplars(spans, where, column, now_ns, _EXEMPLARS_S))
     except Unavailable:
         return []
 

@@ -11,20 +11,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import Entry, KeyValue, subjects
+from tokentrace.bus import Bus, Entry, KeyValue, subjects
 from tokentrace.errors import Conflict, Unavailable
 from tokentrace.records import Batch, Natural, Score, Span
 from tokentrace.units import SCORE_ONE, is_number, score_to_int
+from tokentrace_api.interfaces import Publisher, StoreReader
 from tokentrace_api.reads import shards_of
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
 
 _TRIES = 16
 
@@ -45,19 +43,34 @@ class _Held(msgspec.Struct, frozen=True, kw_only=True):
     published: bool = False
 
 
-async def record_score(api: Api, span: Span, name: str, value: int | None) -> None:
+class Scoring(NamedTuple):
+    """
+    What recording a score takes.
+
+    Attributes:
+        bus: Holds the bucket ``tt_scores``.
+        store: Says on which shard a span came.
+        publisher: Publishes the batch of a score.
+    """
+
+    bus: Bus
+    store: StoreReader
+    publisher: Publisher
+
+
+async def record_score(scoring: Scoring, span: Span, name: str, value: int | None) -> None:
     """
     Make *value*, in 1e-9 or None for none, the score *name* of *span*; returns once it is stored and can be seen.
 
     Raises:
         Unavailable: Perhaps not recorded; saying it again does no harm.
     """
-    scores, key = api.bus.kv(subjects.SCORES), _key(span, name)
+    scores, key = scoring.bus.kv(subjects.SCORES), _key(span, name)
     for _ in range(_TRIES):
         entry = await scores.get(key)
-        held = None if entry is None else _decode(api, key, entry)
+        held = None if entry is None else _decode(scoring, key, entry)
         if held is not None and not held.published:
-            await _publish(api, span, name, held)
+            await _publish(scoring, span, name, held)
         before = _given(span, name) if held is None else held.value
         if value == before:
             if held is not None and entry is not None and not held.published:
@@ -71,15 +84,15 @@ async def record_score(api: Api, span: Span, name: str, value: int | None) -> No
             revision = await (scores.create(key, data) if entry is None else scores.update(key, data, entry.revision))
         except Conflict:
             continue
-        await _publish(api, span, name, now)
+        await _publish(scoring, span, name, now)
         await _settle(scores, key, now, revision)
         return
     raise Unavailable("score: is being changed by many at once")
 
 
-def _decode(api: Api, key: str, entry: Entry) -> _Held | None:
+def _decode(scoring: Scoring, key: str, entry: Entry) -> _Held | None:
     """None: it cannot be read, and the score is what the stored span says."""
-    with api.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
+    with scoring.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
         return msgspec.json.decode(entry.value, type=_Held)
     return None
 
@@ -98,7 +111,7 @@ def _key(span: Span, name: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
+async def _publish(scoring: Scoring, span: Span, name: str, held: _Held) -> None:
     score = Score(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -116,9 +129,11 @@ async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
         attributes=span.attributes,
     )
     # On the shard of its span: there the span has been folded, and whoever knows the score knows the span.
-    [shard] = await api.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns())) or [0]
+    [shard] = await scoring.store.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns())) or [
+        0
+    ]
     batch_id = f"score.{_key(span, name)}.{held.number}"
-    await api.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
+    await scoring.publisher.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
 
 
 async def _settle(scores: KeyValue, key: str, held: _Held, revision: int) -> None:

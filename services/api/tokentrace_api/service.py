@@ -200,6 +200,11 @@ class Api:
             missing.append(storing.trouble)
         return Health(missing, self.details())
 
+    @property
+    def queue_depth(self) -> int:
+        """Return how many messages wait to be stored."""
+        return self.store_writer.queue_depth
+
     def details(self) -> dict[str, object]:
         """What is gone or damaged, for people."""
         found: dict[str, object] = {}

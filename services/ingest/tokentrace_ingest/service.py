@@ -41,6 +41,8 @@ _HELP = {
     "rejected": "Spans refused.",
     "raw_left": "Raw messages with secrets that were not overwritten, but left to go with their file.",
 }
+#: For one release both labels are sent.
+_DEPRECATED = "Label way is deprecated: use source."
 
 
 @dataclass(frozen=True)
@@ -294,10 +296,12 @@ class Ingest:
     def samples(self) -> Iterator[Sample]:
         """Its own metrics."""
         for (what, way), count in sorted(self._counts.items()):
-            yield Sample(f"tokentrace_ingest_{what}_total", _HELP[what], count, {"way": way})
+            labels = {"way": way, "source": way}
+            yield Sample(f"tokentrace_ingest_{what}_total", f"{_HELP[what]} {_DEPRECATED}", count, labels)
         for (kind, way), count in sorted(self._redactions.items()):
-            labels = {"kind": kind, "way": way}
-            yield Sample("tokentrace_ingest_redactions_total", "Secrets taken out of what came in.", count, labels)
+            labels = {"kind": kind, "way": way, "source": way}
+            text = f"Secrets removed from what was sent. {_DEPRECATED}"
+            yield Sample("tokentrace_ingest_redactions_total", text, count, labels)
         for reader, part in self._behind.items():
             yield Sample(
                 "tokentrace_ingest_reader_behind", "Part of the log a reader is behind.", part, {"reader": reader}
