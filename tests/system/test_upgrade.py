@@ -41,7 +41,7 @@ from tokentrace_aggregator.shard import Shard
 from tokentrace_alerter.machine import SETTLED_NS, AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.service import Config as AlerterConfig
-from tokentrace_api.metrics_query import MetricsQuery, parse_metrics_query
+from tokentrace_api.metrics_query import MetricsParams, MetricsQuery, parse_metrics_query
 
 #: A rule without a filter.
 UNFILTERED = "everything"
@@ -218,7 +218,7 @@ async def test_snapshots_of_every_shard_are_read_and_windows_of_then_answered_al
         assert held.first_sequence > 1, "the log begins behind the first messages"
     wrong: list[str] = []
     for window in expected["windows"]:
-        question = parse_metrics_query(window["given"], window["now"] * 10**9)
+        question = parse_metrics_query(MetricsParams.of(list(window["given"].items())), window["now"] * 10**9)
         wrong += differences(_shown(window["answer"]), window_of(shards, question, customs), str(window["given"]))
     assert not wrong, "\n".join(wrong[:40])
 

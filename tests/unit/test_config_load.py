@@ -69,9 +69,13 @@ RULE = "name: a, metric: m, op: gt, threshold: 1, window: 1h"
     [
         ("http_server: {auth_token: '${NONE}'}", "http_server.auth_token"),
         ("http_server: {auth_token: 'a${NONE}b'}", "http_server.auth_token"),
-        (f"alerts: [{{{RULE}, delivery: {{type: http, url: http://a, secret: '${{NONE}}'}}}}]", "alerts[0].delivery.secret"),
         (
-            f"alerts: [{{{RULE}, delivery: {{type: http, url: http://a, headers: {{Authorization: 'Bearer ${{NONE}}'}}}}}}]",
+            f"alerts: [{{{RULE}, delivery: {{type: http, url: http://a, secret: '${{NONE}}'}}}}]",
+            "alerts[0].delivery.secret",
+        ),
+        (
+            f"alerts: [{{{RULE}, delivery: {{type: http, url: http://a, "
+            "headers: {Authorization: 'Bearer ${NONE}'}}}]",
             "alerts[0].delivery.headers.Authorization",
         ),
     ],

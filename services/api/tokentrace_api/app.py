@@ -1,9 +1,10 @@
-"""The api composed: its service and its routes."""
+"""Composes the api: its service, its routes, and what each route uses."""
 
 from __future__ import annotations
 
 from tokentrace.bus import Bus
 from tokentrace.service.main import App
+from tokentrace.service.openapi import make_documented_app
 from tokentrace_api.routes import (
     alerts,
     deletions,
@@ -18,24 +19,29 @@ from tokentrace_api.routes import (
     tail,
     traces,
 )
+from tokentrace_api.scoring import Scoring
 from tokentrace_api.service import Api, Config
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """The api service and every route it answers."""
+    """Return the api service and every route it answers; of two routes that match a path the first answers."""
     service = Api(bus, config)
-    routes = [
-        *prometheus.routes(service),
-        *metrics.routes(service),
-        *receipt.routes(service),
-        *tail.routes(service),
-        *deletions.routes(service),
-        *traces.routes(service),
-        *export.routes(service),
-        *scores.routes(service),
-        *sessions.routes(service),
-        *alerts.routes(service),
-        *forward.routes(service),
-        *health.routes(service),
+    aggregators, history, custom = service.aggregators, service.alert_history, config.custom
+    tombstones = deletions.LogOfDeletions(
+        bus, config.project, config.log_keeps_ns, service.store_writer.apply_deletions
+    )
+    routers = [
+        prometheus.router(config.prometheus_path, aggregators, history, custom),
+        metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, custom)),
+        receipt.router(service, service.pricer),
+        tail.router(service.tails, lambda: service.stopping.is_set()),
+        deletions.router(service, tombstones),
+        traces.router(service, aggregators),
+        export.router(service),
+        scores.router(service, Scoring(bus, service, service), config.redactor),
+        sessions.router(service, service),
+        alerts.router(bus, history),
+        forward.router(config.ingest_url, config.ingest_path, config.max_body_bytes),
+        health.router(config.health_path, service, service, aggregators, bus, config.max_bytes),
     ]
-    return App(service, routes)
+    return App(service, [route for router in routers for route in router.routes], {}, make_documented_app)

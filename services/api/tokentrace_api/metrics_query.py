@@ -5,25 +5,59 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from msgspec.structs import replace
+from pydantic import Field
 
 from tokentrace.errors import Rejected, Unavailable, shorten
 from tokentrace.metrics import ALL_KINDS, GROUPABLE, Aggregates, Answer, CustomMetric, Query
 from tokentrace.records import KINDS
 from tokentrace.units import SECOND
-from tokentrace_api.parameters import Parameters, parse_window
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.parameters import ATTRIBUTE_PREFIX, AttributeParams, Duration, Text
 from tokentrace_api.reads import Exemplar, Where, aggregates_by, custom_values_by, exemplars
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
-
-FILTERS = ("model", "provider", "caller", "name", "status")
-ALLOWED = ("window", "groupby", "kind", *FILTERS)
-_PREFIX = "attr."
-#: Exemplars are left out of the answer if finding them takes longer, seconds.
+#: Time limit of the look-up of exemplars, seconds.
 _EXEMPLARS_S = 0.2
+
+
+class MetricsParams(AttributeParams):
+    """Which spans are counted, and how they are grouped."""
+
+    window: Duration = Field(
+        cast(Any, "1h"), description="The last so much time: `1h`, `24h`, `7d`, `2h30m`; at least `1s`."
+    )
+    groupby: Text = Field(
+        None,
+        description="A dimension (`model`, `caller`, `provider`, `name`, `status`, `kind`) or `attr.<key>`.",
+        examples=["model"],
+    )
+    kind: Text = Field(
+        None,
+        description=(
+            "Whose calls are counted: a kind of span, or `all`; `llm` when absent. Cost and quality are those of every "
+            "kind unless a kind is named."
+        ),
+        examples=["all"],
+    )
+    model: Text = Field(None, description="Only spans of this model.", examples=["gpt-4o"])
+    provider: Text = Field(None, description="Only spans of this provider.", examples=["openai"])
+    caller: Text = Field(None, description="Only spans of this caller.", examples=["checkout"])
+    name: Text = Field(None, description="Only spans of this name.", examples=["answer metrics_query"])
+    status: Text = Field(None, description="Only spans with this status.", examples=["error"])
+
+    def filters(self) -> dict[str, str]:
+        """Return dimension -> value that a span must have."""
+        values = {
+            "model": self.model,
+            "provider": self.provider,
+            "caller": self.caller,
+            "name": self.name,
+            "status": self.status,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class MetricsQuery(NamedTuple):
@@ -57,44 +91,39 @@ class MetricsQuery(NamedTuple):
         return Where(replace(self.query, from_s=answered.from_s, to_s=answered.to_s), self.filters)
 
 
-def parse_metrics_query(parameters: Parameters, now_ns: int | None = None) -> MetricsQuery:
+def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> MetricsQuery:
     """
-    Parse the parameters of a metrics request.
-
-    Args:
-        now_ns: Time of the query, Unix nanoseconds; None = now.
+    Return the query that *params* describe.
 
     Raises:
         Rejected: A parameter is not valid; the text names it.
     """
-    window, window_ns = parse_window(parameters)
-    for name in ("kind", "groupby"):
-        if parameters.get(name) == "":
+    kind, groupby = params.kind, params.groupby
+    for name, value in (("kind", kind), ("groupby", groupby)):
+        if value == "":
             raise Rejected(f"{name}: is empty")
-    kind = parameters.get("kind", "")
     if kind and kind != ALL_KINDS and kind not in KINDS:
         raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")
-    groupby = parameters.get("groupby", "")
-    attribute = "" if groupby in GROUPABLE else groupby.removeprefix(_PREFIX)
+    attribute = "" if groupby is None or groupby in GROUPABLE else groupby.removeprefix(ATTRIBUTE_PREFIX)
     if groupby and not attribute and groupby not in GROUPABLE:
         raise Rejected("groupby: the name of the attribute after attr. is missing")
     now_s = (time.time_ns() if now_ns is None else now_ns) // SECOND
     query = Query(
-        from_s=now_s - -(-window_ns // SECOND),
-        # The current second is part of the window, so that spans that have just ended are counted.
+        from_s=now_s - -(-params.window.ns // SECOND),
+        # The running second is part of the window, so that a span that has just ended is counted.
         to_s=now_s + 1,
         now_s=now_s,
         kind=kind or "llm",
         only_kind=bool(kind) and kind != ALL_KINDS,
-        filters={name: parameters[name] for name in FILTERS if name in parameters},
-        groupby="" if attribute else groupby,
+        filters=params.filters(),
+        groupby="" if attribute else groupby or "",
     )
-    filters = {name.removeprefix(_PREFIX): value for name, value in parameters.items() if name.startswith(_PREFIX)}
-    return MetricsQuery(window, query, attribute, filters)
+    return MetricsQuery(params.window.text, query, attribute, params.attributes)
 
 
 async def answer(
-    api: Api,
+    aggregators: AggregatorClient,
+    store: StoreReader,
     metrics_query: MetricsQuery,
     fields: Sequence[str] = (),
     *,
@@ -113,17 +142,18 @@ async def answer(
         Unavailable: No aggregator answers, or the store does not.
     """
     names = [metric.name for metric in custom]
-    query = replace(metrics_query.query, fields=list(fields), by_model=by_model, custom=names)
-    answered = await api.aggregators.query(query)
+    answered = await aggregators.query(
+        replace(metrics_query.query, fields=list(fields), by_model=by_model, custom=names)
+    )
     if not metrics_query.attribute and not metrics_query.filters:
         return answered
     where, now_ns, key = metrics_query.where(answered), metrics_query.now_ns, metrics_query.groupby
 
     async def from_store(key: str, fields: Sequence[str], *, attribute: bool = False) -> dict[str, Aggregates]:
-        groups = await api.read(lambda store: aggregates_by(store, where, key, fields, now_ns, attribute=attribute))
+        groups = await store.read(lambda spans: aggregates_by(spans, where, key, fields, now_ns, attribute=attribute))
         for metric in custom:
             work = partial(custom_values_by, where=where, metric=metric, key=key, now_ns=now_ns, attribute=attribute)
-            custom_values = await api.read(work)
+            custom_values = await store.read(work)
             for name, custom_value in custom_values.items():
                 groups.setdefault(name, Aggregates()).custom[metric.name] = custom_value
         return dict(sorted(groups.items()))
@@ -133,22 +163,24 @@ async def answer(
         answered.models = await from_store("model", ()) if by_model else {}
     if key:
         answered.groups = await from_store(key, fields, attribute=bool(metrics_query.attribute))
-    await note_since(api, metrics_query, answered)
+    await note_since(store, metrics_query, answered)
     return answered
 
 
-async def note_since(api: Api, metrics_query: MetricsQuery, answered: Answer) -> None:
-    """Set ``since_ns`` of *answered* if the stored spans, from which a part was computed, do not cover the window."""
-    since_ns = await api.read(lambda store: store.shown_since(metrics_query.now_ns))
+async def note_since(store: StoreReader, metrics_query: MetricsQuery, answered: Answer) -> None:
+    """Say in *answered* how far back the stored spans reach, of which part of it was counted."""
+    since_ns = await store.read(lambda spans: spans.shown_since(metrics_query.now_ns))
     if since_ns > answered.from_s * SECOND:
         answered.since_ns = max(answered.since_ns, since_ns)
 
 
-async def find_exemplars(api: Api, metrics_query: MetricsQuery, answered: Answer, column: str) -> list[Exemplar]:
-    """Find up to three spans with the largest *column*, each of another trace; none if that takes too long."""
+async def find_exemplars(
+    store: StoreReader, metrics_query: MetricsQuery, answered: Answer, column: str
+) -> list[Exemplar]:
+    """Up to three spans with the largest *column*, each of another trace; none when finding them takes too long."""
     where, now_ns = metrics_query.where(answered), metrics_query.now_ns
     try:
-        return await api.read(lambda store: exemplars(store, where, column, now_ns, _EXEMPLARS_S))
+        return await store.read(lambda spans: exemplars(spans, where, column, now_ns, _EXEMPLARS_S))
     except Unavailable:
         return []
 

@@ -11,20 +11,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import Entry, KeyValue, subjects
+from tokentrace.bus import Bus, Entry, KeyValue, subjects
 from tokentrace.errors import Conflict, Unavailable
 from tokentrace.records import Batch, Natural, Score, Span
 from tokentrace.units import SCORE_ONE, is_number, score_to_int
+from tokentrace_api.interfaces import Publisher, StoreReader
 from tokentrace_api.reads import shards_of
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
 
 #: How often a change is tried while other requests change the same score.
 _TRIES = 16
@@ -47,7 +45,22 @@ class _StoredScore(msgspec.Struct, frozen=True, kw_only=True):
     published: bool = False
 
 
-async def record_score(api: Api, span: Span, name: str, value: int | None) -> None:
+class Scoring(NamedTuple):
+    """
+    What recording a score takes.
+
+    Attributes:
+        bus: Holds the bucket ``tt_scores``.
+        store: Says on which shard a span came.
+        publisher: Publishes the batch of a score.
+    """
+
+    bus: Bus
+    store: StoreReader
+    publisher: Publisher
+
+
+async def record_score(scoring: Scoring, span: Span, name: str, value: int | None) -> None:
     """
     Set the score *name* of *span*, and return when the store shows it.
 
@@ -57,12 +70,12 @@ async def record_score(api: Api, span: Span, name: str, value: int | None) -> No
     Raises:
         Unavailable: The score may or may not have been recorded; the call may be repeated.
     """
-    scores, key = api.bus.kv(subjects.SCORES), _key(span, name)
+    scores, key = scoring.bus.kv(subjects.SCORES), _key(span, name)
     for _ in range(_TRIES):
         entry = await scores.get(key)
-        stored = None if entry is None else _decode(api, key, entry)
+        stored = None if entry is None else _decode(scoring, key, entry)
         if stored is not None and not stored.published:
-            await _publish(api, span, name, stored)
+            await _publish(scoring, span, name, stored)
         before = _score_of_span(span, name) if stored is None else stored.value
         if value == before:
             if stored is not None and entry is not None and not stored.published:
@@ -76,15 +89,15 @@ async def record_score(api: Api, span: Span, name: str, value: int | None) -> No
             revision = await (scores.create(key, data) if entry is None else scores.update(key, data, entry.revision))
         except Conflict:
             continue
-        await _publish(api, span, name, changed)
+        await _publish(scoring, span, name, changed)
         await _mark_published(scores, key, changed, revision)
         return
     raise Unavailable(f"score {name}: other requests changed it during each of {_TRIES} tries")
 
 
-def _decode(api: Api, key: str, entry: Entry) -> _StoredScore | None:
+def _decode(scoring: Scoring, key: str, entry: Entry) -> _StoredScore | None:
     """Decode an entry; None if it is unreadable, in which case the score of the stored span counts."""
-    with api.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
+    with scoring.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
         return msgspec.json.decode(entry.value, type=_StoredScore)
     return None
 
@@ -107,7 +120,7 @@ def _key(span: Span, name: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-async def _publish(api: Api, span: Span, name: str, stored: _StoredScore) -> None:
+async def _publish(scoring: Scoring, span: Span, name: str, stored: _StoredScore) -> None:
     score = Score(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -125,9 +138,10 @@ async def _publish(api: Api, span: Span, name: str, stored: _StoredScore) -> Non
         attributes=span.attributes,
     )
     # On the shard of its span, after the span: a reader that has folded the score has folded the span.
-    [shard] = await api.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns())) or [0]
+    shards = await scoring.store.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns()))
+    [shard] = shards or [0]
     batch_id = f"score.{_key(span, name)}.{stored.number}"
-    await api.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
+    await scoring.publisher.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
 
 
 async def _mark_published(scores: KeyValue, key: str, stored: _StoredScore, revision: int) -> None:

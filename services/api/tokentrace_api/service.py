@@ -224,6 +224,11 @@ class Api:
             missing.append(writer.problem)
         return Health(missing, self.details())
 
+    @property
+    def queue_depth(self) -> int:
+        """Return how many messages wait to be stored."""
+        return self.store_writer.queue_depth
+
     def details(self) -> dict[str, object]:
         """Return the lost messages and damaged files for ``/health``; empty if there are none."""
         shown: dict[str, object] = {}

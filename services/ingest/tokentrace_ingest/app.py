@@ -1,19 +1,25 @@
-"""The ingest composed: its service and its routes."""
+"""Composes ingest: its service, its routes, and what each route uses."""
 
 from __future__ import annotations
 
-from tokentrace.bus import Bus
+from tokentrace.bus import Bus, subjects
 from tokentrace.service.main import App
+from tokentrace.service.openapi import make_documented_app
 from tokentrace_ingest.routes import costkatana, mist, spans
+from tokentrace_ingest.routes.intake import Limits
 from tokentrace_ingest.service import Config, Ingest
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """The ingest service and every route it answers."""
+    """Return the ingest service and every route it answers."""
     service = Ingest(bus, config)
+    keys, limits = bus.kv(subjects.REQUESTS), Limits(config.max_batch_size, config.max_body_bytes)
+    post_spans = spans.endpoint(service, keys, limits)
+    post_mist = mist.endpoint(service, keys, limits)
     routes = [
-        *spans.routes(service),
-        *mist.routes(service),
-        *costkatana.routes(service),
+        *spans.router(config.spans_path, post_spans).routes,
+        *mist.router(post_mist).routes,
+        *costkatana.router(service, service.open_spans, keys, limits).routes,
     ]
-    return App(service, routes)
+    hot = {("POST", config.spans_path): post_spans, ("POST", mist.PATH): post_mist}
+    return App(service, routes, hot, make_documented_app)

@@ -71,6 +71,8 @@ _HELP = {
     "rejected": f"Spans rejected. {_WAY_DEPRECATED}",
     "raw_left": f"Raw messages with secrets that were acknowledged without being overwritten. {_WAY_DEPRECATED}",
 }
+#: For one release both labels are sent.
+_DEPRECATED = "Label way is deprecated: use source."
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from tokentrace.service import main
 from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.listen import bind, parse_addr
+from tokentrace.service.openapi import make_documented_app
 from tokentrace.service.stopping import unless_stopped
+from tokentrace.service.web import HotPaths
 from tokentrace_aggregator import app as aggregator_app
 from tokentrace_aggregator.service import Config as AggregatorConfig
 from tokentrace_alerter import app as alerter_app
@@ -113,6 +115,11 @@ class Pipeline:
         """The routes of all services, for one port."""
         return [route for app in self._apps for route in app.routes]
 
+    @property
+    def hot(self) -> HotPaths:
+        """The endpoints of all services that are looked up before any routing."""
+        return {key: endpoint for app in self._apps for key, endpoint in app.hot.items()}
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Run all services until *stopping* is set."""
         async with asyncio.TaskGroup() as tasks:
@@ -144,9 +151,8 @@ async def serve(flags: Flags, stopping: asyncio.Event) -> None:
         broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(
-                main.serve(main.App(pipeline, pipeline.routes), bus, settings, sockets, stopping, name="serve")
-            )
+            app = main.App(pipeline, pipeline.routes, pipeline.hot, make_documented_app)
+            running = tasks.create_task(main.serve(app, bus, settings, sockets, stopping, name="serve"))
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running

@@ -16,6 +16,7 @@ from tokentrace.service.web import reply
 
 #: Content type of Prometheus' text format.
 PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+HEALTHZ, READYZ, INTERNAL_METRICS = "/healthz", "/readyz", "/internal/metrics"
 
 
 class Health(NamedTuple):
@@ -32,7 +33,7 @@ class Health(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One number of a service's own metrics; counters end in ``_total``."""
+    """One number of a service's own metrics; the names of counters end in ``_total``."""
 
     name: str
     help: str
@@ -40,25 +41,36 @@ class Sample(NamedTuple):
     labels: Mapping[str, str] = {}
 
 
+def answer_healthz() -> Response:
+    """Return 200: the event loop runs."""
+    return reply({"status": "ok"})
+
+
+def answer_readyz(health: Health) -> Response:
+    """Return 200 when the service is connected and caught up, else 503; ``missing`` lists what it waits for."""
+    status = "not_ready" if health.missing else "ok"
+    body = {"status": status, "missing": list(health.missing), **health.details}
+    return reply(body, 503 if health.missing else 200)
+
+
+def answer_samples(samples: Iterable[Sample]) -> Response:
+    """Return *samples* in Prometheus' text format."""
+    return Response(render_samples(samples), headers={"content-type": PROMETHEUS_TYPE})
+
+
 def health_routes(health: Callable[[], Health], samples: Callable[[], Iterable[Sample]]) -> list[Route]:
-    """``/healthz`` (the loop turns), ``/readyz`` (connected and caught up) and ``/internal/metrics``."""
+    """Return ``/healthz``, ``/readyz`` and ``/internal/metrics`` for a service that answers nothing else."""
 
     async def healthz(_: Request) -> Response:
-        return reply({"status": "ok"})
+        return answer_healthz()
 
     async def readyz(_: Request) -> Response:
-        state = health()
-        body = {"status": "not_ready" if state.missing else "ok", "missing": list(state.missing), **state.details}
-        return reply(body, 503 if state.missing else 200)
+        return answer_readyz(health())
 
     async def internal_metrics(_: Request) -> Response:
-        return Response(render_samples(samples()), headers={"content-type": PROMETHEUS_TYPE})
+        return answer_samples(samples())
 
-    return [
-        Route("/healthz", healthz),
-        Route("/readyz", readyz),
-        Route("/internal/metrics", internal_metrics),
-    ]
+    return [Route(HEALTHZ, healthz), Route(READYZ, readyz), Route(INTERNAL_METRICS, internal_metrics)]
 
 
 class _Samples(Collector):
@@ -77,12 +89,12 @@ class _Samples(Collector):
 
 
 def render_samples(samples: Iterable[Sample]) -> bytes:
-    """*samples* in Prometheus' text format."""
+    """Return *samples* in Prometheus' text format."""
     return render_families(_Samples(samples))
 
 
 def render_families(collector: Collector) -> bytes:
-    """What *collector* collects in Prometheus' text format."""
+    """Return the metric families of *collector* in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     return generate_latest(registry)

@@ -7,10 +7,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
 from tokentrace.bus import Bus, jetstream
 from tokentrace.config import Settings, load
@@ -20,7 +22,7 @@ from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.set_aside import publish_set_aside
 from tokentrace.service.stopping import unless_stopped
-from tokentrace.service.web import make_app
+from tokentrace.service.web import HotPaths, make_app
 
 #: How long a service waits for its first connection, seconds: in containers the broker may start after it.
 _CONNECT_S = 60.0
@@ -44,16 +46,50 @@ class Service(Protocol):
         ...
 
 
+class MakeHttp(Protocol):
+    """Makes the HTTP application of a service from its routes, and adds health."""
+
+    def __call__(
+        self,
+        routes: Sequence[BaseRoute],
+        hot: HotPaths,
+        health: Callable[[], Health],
+        samples: Callable[[], Iterable[Sample]],
+        *,
+        token: str,
+        open_paths: Collection[str],
+    ) -> ASGIApp:
+        """Return the application; the arguments are those of ``openapi.make_documented_app``."""
+        ...
+
+
+def make_plain_app(
+    routes: Sequence[BaseRoute],
+    hot: HotPaths,
+    health: Callable[[], Health],
+    samples: Callable[[], Iterable[Sample]],
+    *,
+    token: str,
+    open_paths: Collection[str],
+) -> ASGIApp:
+    """Return an application without a document: importing FastAPI would cost an aggregator 15 MiB and half a second."""
+    return make_app([*routes, *health_routes(health, samples)], token=token, open_paths=open_paths)
+
+
 class App(NamedTuple):
     """
     A service and its HTTP routes.
 
     Attributes:
-        routes: Without the routes of health and metrics, which ``serve`` adds.
+        routes: Without health, which ``make_http`` adds.
+        hot: Endpoints that are looked up before any routing.
+        make_http: ``openapi.make_documented_app`` for a service with routes of its own.
     """
 
     service: Service
     routes: Sequence[BaseRoute] = ()
+    hot: HotPaths = MappingProxyType({})
+    make_http: MakeHttp = make_plain_app
 
 
 def run_service(
@@ -126,8 +162,8 @@ async def serve(
         for place, count in sorted(bus.set_aside.totals.items()):
             yield Sample("tokentrace_set_aside_total", "Data that could not be decoded.", count, {"place": place})
 
-    routes = [*app.routes, *health_routes(health, samples)]
-    http = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
+    token, open_paths = settings.http_server.auth_token, settings.open_paths
+    http = app.make_http(app.routes, app.hot, health, samples, token=token, open_paths=open_paths)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
         tasks.create_task(publish_set_aside(bus, name, stopping))

@@ -1,10 +1,10 @@
-"""What every service's HTTP side shares: the server, the error envelope, bodies with a limit, health, tokens."""
+"""What the HTTP side of every service shares: JSON answers, the error envelope, the bearer token, hot paths."""
 
 from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokentrace.errors import Conflict, Rejected, Unavailable
@@ -20,40 +20,44 @@ from tokentrace.errors import Conflict, Rejected, Unavailable
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/healthz", "/readyz")
-#: Where Cost Katana's SDK is answered.
+#: Paths below this one are Cost Katana's; its SDK reads the error text from ``message``.
 SDK_PATHS = "/api/"
 _encoder = msgspec.json.Encoder()
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+#: (Method, path) -> endpoint that answers before any routing.
+HotPaths = Mapping[tuple[str, str], Endpoint]
+
 
 def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """*body* as JSON."""
+    """Return *body*, a Struct or builtins, as JSON."""
     return Response(_encoder.encode(body), status, media_type="application/json", headers=dict(headers or {}))
 
 
 def failure(message: str, status: int, headers: Mapping[str, str] | None = None, *, path: str = "") -> Response:
-    """The error envelope of every service; under ``/api/`` it says the same as ``message``, where the SDK looks."""
+    """Return the error envelope ``{"error": message}``; below ``/api/`` it repeats the text as ``message``."""
     body = {"error": message, "message": message} if path.startswith(SDK_PATHS) else {"error": message}
     return reply(body, status, headers)
 
 
-async def _on_rejected(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, Rejected)
+async def _on_rejected(request: Request, exc: Rejected) -> Response:
     return failure(str(exc), exc.status, path=request.url.path)
 
 
-async def _on_unavailable(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, Unavailable)
+async def _on_unavailable(request: Request, exc: Unavailable) -> Response:
     return failure(str(exc), 503, {"Retry-After": str(exc.retry_after_s)}, path=request.url.path)
 
 
-async def _on_conflict(request: Request, exc: Exception) -> Response:
+async def _on_conflict(request: Request, exc: Conflict) -> Response:
     return failure(str(exc), 409, path=request.url.path)
 
 
-async def _on_http(request: Request, exc: Exception) -> Response:
-    assert isinstance(exc, HTTPException)
+async def _on_http(request: Request, exc: HTTPException) -> Response:
     detail = {404: "not found", 405: "method not allowed"}.get(exc.status_code, exc.detail)
-    return failure(detail, exc.status_code, exc.headers, path=request.url.path)
+    headers = dict(exc.headers or {})
+    if exc.status_code == 405:
+        headers["Allow"] = ", ".join(allowed_methods(request.app.routes, request.scope))
+    return failure(detail, exc.status_code, headers, path=request.url.path)
 
 
 async def _on_bug(request: Request, exc: Exception) -> Response:
@@ -61,28 +65,46 @@ async def _on_bug(request: Request, exc: Exception) -> Response:
     return failure("internal error", 500, path=request.url.path)
 
 
+#: Exception -> answer, for every application of every service.
+EXCEPTION_HANDLERS: Mapping[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    Rejected: _on_rejected,
+    Unavailable: _on_unavailable,
+    Conflict: _on_conflict,
+    HTTPException: _on_http,
+    Exception: _on_bug,
+}
+
+
+def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
+    """
+    Return the methods that any route has for the path of *scope*, sorted.
+
+    Starlette names only the methods of the first route of the path.
+    """
+    methods: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
+
+
 def make_app(routes: Sequence[BaseRoute], *, token: str = "", open_paths: Collection[str] = OPEN_PATHS) -> ASGIApp:
     """
-    An application of *routes* with the error envelope.
+    Return an application of *routes* with the error envelope.
 
     Args:
-        token: Bearer token that every path but the open ones asks for; "" = none.
+        token: Bearer token required on every path but *open_paths*; "" = none.
     """
-    app: ASGIApp = Starlette(
-        routes=routes,
-        exception_handlers={
-            Rejected: _on_rejected,
-            Unavailable: _on_unavailable,
-            Conflict: _on_conflict,
-            HTTPException: _on_http,
-            Exception: _on_bug,
-        },
-    )
+    return require_token(Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS), token, open_paths)
+
+
+def require_token(app: ASGIApp, token: str, open_paths: Collection[str]) -> ASGIApp:
+    """Return *app* behind ``Authorization: Bearer <token>``, except on *open_paths*; unchanged without a token."""
     return _Bearer(app, token, frozenset(open_paths)) if token else app
 
 
 class _Bearer:
-    """Asks for ``Authorization: Bearer <token>``; compares in constant time."""
+    """Compares the token in constant time."""
 
     def __init__(self, app: ASGIApp, token: str, open_paths: frozenset[str]) -> None:
         self._app, self._open = app, open_paths
@@ -90,13 +112,35 @@ class _Bearer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self._open:
-            given = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._expected):
-                asked = {"WWW-Authenticate": "Bearer"}
-                response = failure("missing or wrong bearer token", 401, asked, path=scope["path"])
+            sent = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
+            if not hmac.compare_digest(sent, self._expected):
+                challenge = {"WWW-Authenticate": "Bearer"}
+                response = failure("missing or wrong bearer token", 401, challenge, path=scope["path"])
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+class HotPathApp:
+    """
+    Answers *hot* paths itself and leaves every other request to *app*.
+
+    Matching a route and passing FastAPI's middleware costs more than reading a span, so ``POST /spans`` and ``/mist``
+    are looked up by method and path. Their routes stay declared in *app*, for the document.
+    """
+
+    def __init__(self, app: ASGIApp, hot: HotPaths) -> None:
+        self._app, self._hot = app, hot
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._hot.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        try:
+            response = await endpoint(request)
+        except Exception as exc:  # noqa: BLE001 - every error becomes an answer, as in the application behind
+            kinds = (kind for kind in type(exc).__mro__ if kind in EXCEPTION_HANDLERS)
+            response = await EXCEPTION_HANDLERS[next(kinds)](request, exc)
+        await response(scope, receive, send)

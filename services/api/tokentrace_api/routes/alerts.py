@@ -1,87 +1,307 @@
-"""``/alerts``: what the alerter says of its rules, and what people want of them."""
+"""``/alerts``: rules and their state, asked of the alerters over the bus."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from fastapi import Path as PathName
+from fastapi import Query as QueryParams
+from msgspec import UNSET, Meta, UnsetType
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import subjects
+from tokentrace.bus import Bus, subjects
+from tokentrace.config import AlertRule
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
 from tokentrace.records import (
     AlertAnswer,
     AlertRequest,
     CreateRule,
     DeleteRule,
+    DeliveryRecord,
     ListRules,
     SilenceRule,
     decode_alert_answer,
     encode_alert_request,
 )
 from tokentrace.service.body import read_body
+from tokentrace.service.contract import Answer, Content, Params, Router, operation
 from tokentrace.service.web import reply
-from tokentrace_api.parameters import parameters, parse_count
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
+from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.parameters import Count
+from tokentrace_api.routes.answers import InstantText, Natural
 
 _TIMEOUT_S = 5.0
 _MAX_BODY_BYTES = 64 * 1024
 MAX_DELIVERIES = 200
+RuleName = Annotated[str, PathName(description="Name of the rule.", examples=["slow"])]
+State = Literal["inactive", "pending", "firing", "resolved", "no_data", "warming"]
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes of the alerts."""
+class DeliveriesParams(Params):
+    """How many deliveries."""
 
-    async def listed(request: Request) -> Response:
-        parameters(request, ())
-        return reply(await _ask(api, ListRules()))
+    limit: Count = Field(100, description=f"Deliveries listed; over {MAX_DELIVERIES} counts as {MAX_DELIVERIES}.")
 
+
+class RuleInstance(msgspec.Struct):
+    """
+    The state of a grouped rule for one value of the group.
+
+    Attributes:
+        group: The value.
+    """
+
+    group: str
+    state: State
+    current_value: float | None
+    span_count: Natural
+    last_fired: InstantText | None
+    why_not_fired: str | None
+
+
+class RuleState(msgspec.Struct, kw_only=True):
+    """
+    A rule and its state; of a grouped rule, that of the instance that is worst off.
+
+    Attributes:
+        current_value: The metric at the last evaluation, in its documented unit; null without data.
+        firing: The condition holds.
+        delivery: Type of the delivery; null = events only go to the alert subject.
+        span_count: Spans that contributed to the value.
+        spans_considered: Spans in the windows that matched the filter. late_spans: Spans that came too late.
+        why_not_fired: Why the last evaluation published nothing.
+        instances: The first 100 instances of a grouped rule; instance_count is the number of all.
+    """
+
+    name: str
+    metric: str
+    op: Literal["gt", "gte", "lt", "lte"]
+    threshold: float
+    window: str
+    last_evaluated: InstantText | None
+    last_fired: InstantText | None
+    current_value: float | None
+    firing: bool
+    silenced: bool
+    silenced_until: InstantText | None
+    rule_id: str
+    level: str
+    filter: dict[str, str]
+    min_spans: Natural
+    cooldown: str
+    eval_interval: str
+    for_: str = msgspec.field(name="for")
+    recovery_threshold: float | None
+    no_data: str
+    group_by: str | None
+    change: str | None
+    delivery: str | None
+    next_evaluation: InstantText | None
+    span_count: Natural
+    spans_considered: int
+    late_spans: int
+    state: State
+    starts_at: InstantText | None
+    why_not_fired: str | None
+    instance_count: Natural | UnsetType = UNSET
+    instances: list[RuleInstance] | UnsetType = UNSET
+
+
+class RuleCreated(msgspec.Struct):
+    """The rule's id and name."""
+
+    rule_id: Annotated[str, Meta(pattern="^alert_[0-9a-f]{8}$")]
+    name: str
+
+
+class SilenceInput(msgspec.Struct, forbid_unknown_fields=True):
+    """How long: a duration such as ``2h``, at most ``366d``."""
+
+    duration: str
+
+
+class Silenced(msgspec.Struct):
+    """Until when nothing is published."""
+
+    silenced_until: InstantText
+
+
+class Deliveries(msgspec.Struct):
+    """
+    Attempts to deliver, newest first.
+
+    Attributes:
+        count: How many are kept, of which ``limit`` are listed.
+    """
+
+    deliveries: list[DeliveryRecord]
+    count: Natural
+
+
+_RULE_EXAMPLE: dict[str, Any] = {
+    "name": "slow",
+    "metric": "latency_p95",
+    "op": "gt",
+    "threshold": 3000,
+    "window": "5m",
+    "cooldown": "10m",
+    "min_spans": 20,
+    "filter": {"caller": "checkout"},
+    "delivery": {"type": "http", "url": "https://hooks.example.com/x"},
+}
+_STATE_EXAMPLE: dict[str, Any] = {
+    "name": "slow",
+    "metric": "latency_p95",
+    "op": "gt",
+    "threshold": 3000,
+    "window": "5m",
+    "last_evaluated": "2026-03-15T14:23:00.000Z",
+    "last_fired": None,
+    "current_value": 2140.0,
+    "firing": False,
+    "silenced": False,
+    "silenced_until": None,
+    "rule_id": "alert_a1b2c3d4",
+    "level": "warning",
+    "filter": {"caller": "checkout"},
+    "min_spans": 20,
+    "cooldown": "10m",
+    "eval_interval": "30s",
+    "for": "0s",
+    "recovery_threshold": None,
+    "no_data": "ignore",
+    "group_by": None,
+    "change": None,
+    "delivery": "http",
+    "next_evaluation": "2026-03-15T14:23:30.000Z",
+    "span_count": 312,
+    "spans_considered": 312,
+    "late_spans": 0,
+    "state": "inactive",
+    "starts_at": None,
+    "why_not_fired": "not_breached",
+}
+_DELIVERY_EXAMPLE: dict[str, Any] = {
+    "rule": "slow",
+    "fired_at": "2026-03-15T14:23:00.000Z",
+    "status": "firing",
+    "group": {},
+    "key": "slow.2026-03-15T14:23:00.000Z",
+    "channel": "http",
+    "destination": "https://hooks.example.com",
+    "outcome": "delivered",
+    "attempt": 1,
+    "error": "",
+    "at": "2026-03-15T14:23:00.120Z",
+    "took_ms": 41.5,
+}
+_NO_PARAMETERS = {400: "limit: unknown parameter; allowed are none"}
+_NOT_FOUND = {404: "no rule is called 'slow'"}
+_AWAY = {503: "no alerter answers"}
+_BODY_ERRORS = {
+    413: "body: over 65536 bytes, which is the limit after decompression",
+    415: "Content-Encoding: 'br' is not supported, only gzip is",
+}
+_LIST = operation(
+    "listAlerts",
+    "List rules and their state",
+    "Every rule, of the file and made at run time.",
+    Answer(list[RuleState], "The rules.", [_STATE_EXAMPLE]),
+    errors={**_NO_PARAMETERS, **_AWAY},
+)
+_CREATE = operation(
+    "createAlert",
+    "Create a rule",
+    "The rule survives restarts. It starts with the spans that the log holds of its window.",
+    Answer(RuleCreated, "It is watched.", {"rule_id": "alert_a1b2c3d4", "name": "slow"}, status=201),
+    body=[Content(AlertRule, {"rule": _RULE_EXAMPLE})],
+    errors={
+        400: "rule: metric: 'latency' is not known",
+        409: "a rule is called 'slow' already",
+        **_BODY_ERRORS,
+        **_AWAY,
+    },
+)
+_STATUS = operation(
+    "getAlertStatus",
+    "Get the state of a rule",
+    "The same as its element of `GET /alerts`.",
+    Answer(RuleState, "The rule.", _STATE_EXAMPLE),
+    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_AWAY},
+)
+_DELIVERIES = operation(
+    "listAlertDeliveries",
+    "List the deliveries of a rule",
+    "The last attempts to deliver its events, newest first; up to 200 are kept.",
+    Answer(Deliveries, "The attempts.", {"deliveries": [_DELIVERY_EXAMPLE], "count": 1}),
+    errors={400: "limit: 'x' is not a whole number >= 0", **_NOT_FOUND, **_AWAY},
+)
+_SILENCE = operation(
+    "silenceAlert",
+    "Silence a rule",
+    "The rule is still evaluated, and publishes nothing until then.",
+    Answer(Silenced, "It is silenced.", {"silenced_until": "2026-03-15T17:00:00.000Z"}),
+    body=[Content(SilenceInput, {"two hours": {"duration": "2h"}})],
+    errors={
+        400: "duration: 'x' is not a duration such as 90s, 2h30m or 7d",
+        **_NOT_FOUND,
+        409: "rule 'slow' is being changed",
+        **_BODY_ERRORS,
+        **_AWAY,
+    },
+)
+_DELETE = operation(
+    "deleteAlert",
+    "Delete a rule",
+    "A rule of the configuration file comes back with the next start.",
+    Answer(None, "It is deleted.", status=204),
+    errors={**_NO_PARAMETERS, **_NOT_FOUND, 409: "rule 'slow' is being changed", **_AWAY},
+)
+
+
+def router(bus: Bus, history: AlertHistory) -> Router:
+    """Return the routes of the alerts."""
+    routes = Router("alerts")
+
+    @routes.get("/alerts", **_LIST)
+    async def listed() -> Response:
+        return reply(await _ask(bus, ListRules()))
+
+    @routes.post("/alerts", **_CREATE)
     async def create(request: Request) -> Response:
-        parameters(request, ())
-        return reply(await _ask(api, CreateRule(await _json(request))), 201)
+        return reply(await _ask(bus, CreateRule(await _json(request))), 201)
 
-    async def status(request: Request) -> Response:
-        parameters(request, ())
-        name = request.path_params["name"]
-        for rule in await _ask(api, ListRules()):
+    @routes.get("/alerts/{name:path}/status", **_STATUS)
+    async def status(name: RuleName) -> Response:
+        for rule in await _ask(bus, ListRules()):
             if rule["name"] == name:
                 return reply(rule)
         raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
 
-    async def silence(request: Request) -> Response:
-        parameters(request, ())
-        given = await _json(request)
-        if not isinstance(given, dict) or set(given) != {"duration"}:
-            raise Rejected('body: {"duration": "2h"} is what a silence takes')
-        return reply(await _ask(api, SilenceRule(request.path_params["name"], given["duration"])))
+    @routes.get("/alerts/{name:path}/deliveries", **_DELIVERIES)
+    async def deliveries(name: RuleName, params: Annotated[DeliveriesParams, QueryParams()]) -> Response:
+        records = history.deliveries(name)
+        if not records and all(rule["name"] != name for rule in await _ask(bus, ListRules())):
+            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+        return reply(Deliveries(records[: min(params.limit, MAX_DELIVERIES)], len(records)))
 
-    async def delete(request: Request) -> Response:
-        parameters(request, ())
-        await _ask(api, DeleteRule(request.path_params["name"]))
+    @routes.post("/alerts/{name:path}/silence", **_SILENCE)
+    async def silence(request: Request, name: RuleName) -> Response:
+        body = await _json(request)
+        if not isinstance(body, dict) or set(body) != {"duration"}:
+            raise Rejected('body: {"duration": "2h"} is what a silence takes')
+        return reply(await _ask(bus, SilenceRule(name, body["duration"])))
+
+    @routes.delete("/alerts/{name:path}", **_DELETE)
+    async def delete(name: RuleName) -> Response:
+        await _ask(bus, DeleteRule(name))
         return Response(status_code=204)
 
-    async def deliveries(request: Request) -> Response:
-        given = parameters(request, ("limit",))
-        name = request.path_params["name"]
-        limit = parse_count(given, "limit", 100, most=MAX_DELIVERIES)
-        found = api.alert_history.deliveries(name)
-        if not found and all(rule["name"] != name for rule in await _ask(api, ListRules())):
-            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
-        return reply({"deliveries": [msgspec.to_builtins(record) for record in found[:limit]], "count": len(found)})
-
-    return [
-        Route("/alerts", listed, methods=["GET"]),
-        Route("/alerts", create, methods=["POST"]),
-        Route("/alerts/{name:path}/status", status),
-        Route("/alerts/{name:path}/deliveries", deliveries),
-        Route("/alerts/{name:path}/silence", silence, methods=["POST"]),
-        Route("/alerts/{name:path}", delete, methods=["DELETE"]),
-    ]
+    return routes
 
 
 async def _json(request: Request) -> Any:
@@ -90,31 +310,31 @@ async def _json(request: Request) -> Any:
         return msgspec.json.decode(body)
 
 
-async def _ask(api: Api, asked: AlertRequest) -> Any:
+async def _ask(bus: Bus, asked: AlertRequest) -> Any:
     """
-    The answer of one of the alerters.
+    Return the body of the first answer of an alerter.
 
     Raises:
-        Rejected, Conflict, Unavailable: As it says, or there is none.
+        Rejected, Conflict, Unavailable: As the alerter says, or no alerter answers.
     """
-    told: list[AlertAnswer] = []
+    decoded: list[AlertAnswer] = []
     read = 0
 
-    def patience(answers: list[bytes]) -> float:
+    def wait_s(answers: list[bytes]) -> float:
         nonlocal read
         for answer in answers[read:]:
-            with api.bus.set_aside.guard(subjects.QUERY_ALERTS, "answer"):
-                told.append(decode_alert_answer(answer, asked))
+            with bus.set_aside.guard(subjects.QUERY_ALERTS, "answer"):
+                decoded.append(decode_alert_answer(answer, asked))
         read = len(answers)
-        return 0 if told else _TIMEOUT_S
+        return 0 if decoded else _TIMEOUT_S
 
     try:
-        await api.bus.request_many(subjects.QUERY_ALERTS, encode_alert_request(asked), patience)
+        await bus.request_many(subjects.QUERY_ALERTS, encode_alert_request(asked), wait_s)
     except Unavailable as exc:
         raise Unavailable("no alerter answers") from exc
-    if not told:
+    if not decoded:
         raise Unavailable("no alerter answers")
-    status, body = told[0].status, told[0].body
+    status, body = decoded[0].status, decoded[0].body
     if status < 300:
         return body
     if status == 409:

@@ -5,80 +5,131 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Literal, NamedTuple
 
-from starlette.requests import Request
+import msgspec
+from fastapi import Path as PathName
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
-from tokentrace.bus import subjects
+from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch, Tombstone, encode_batches
+from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import DAY, render_instant
-from tokentrace_api.parameters import parameters
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.routes.answers import InstantText, Natural
+from tokentrace_api.routes.traces import TraceId
 from tokentrace_api.store import Store
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
 
 #: Tombstones of one message.
 _STONES = 5000
 #: Requests to the broker under way at once.
 _AT_ONCE = 32
-#: A span that was started longer ago is in ``tt_open_spans`` no more, however often it was ended.
+#: ``tt_open_spans`` forgets a span this long after its start, however often it was ended.
 _KEPT_NS = 3 * DAY
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes of deletions."""
+class Deleted(msgspec.Struct, kw_only=True):
+    """
+    What was deleted.
 
-    async def trace(request: Request) -> Response:
-        parameters(request, ())
-        trace_id = request.path_params["trace_id"]
-        return reply(await _delete(api, "trace_id", trace_id, {"trace_id": trace_id}))
+    Attributes:
+        span_count: Ended spans that went.
+        log_expires_at: When the log, which nothing is shown from, will have discarded the last record.
+        log_aged_out_by: Deprecated: the old name of ``log_expires_at``; it goes with the next release.
+    """
 
-    async def user(request: Request) -> Response:
-        parameters(request, ())
-        user_id = request.path_params["user_id"]
-        return reply(await _delete(api, "user_id", user_id, {"user_id": user_id}))
-
-    return [
-        Route("/traces/{trace_id:path}", trace, methods=["DELETE"]),
-        Route("/api/users/{user_id:path}", user, methods=["DELETE"]),
-    ]
+    deleted: Literal[True] = True
+    trace_id: str | UnsetType = UNSET
+    user_id: str | UnsetType = UNSET
+    span_count: Natural
+    log_aged_out_by: InstantText
+    log_expires_at: InstantText
 
 
-async def _delete(api: Api, column: str, id: str, named: dict[str, str]) -> dict[str, Any]:
+class LogOfDeletions(NamedTuple):
+    """
+    Where deletions are written down.
+
+    Attributes:
+        bus: Takes the tombstones, and holds the bucket of open spans.
+        project: Whose deletions they are.
+        log_keeps_ns: How long the log keeps a record.
+        apply: Applies tombstones to the store at once.
+    """
+
+    bus: Bus
+    project: str
+    log_keeps_ns: int
+    apply: Callable[[list[Tombstone]], Awaitable[None]]
+
+
+_EXPIRES = {"log_aged_out_by": "2026-03-22T14:23:01.441Z", "log_expires_at": "2026-03-22T14:23:01.441Z"}
+_ERRORS = {400: "limit: unknown parameter; allowed are none", 503: "the broker is away"}
+_DELETE_TRACE = operation(
+    "deleteTrace",
+    "Delete a trace",
+    "Its spans are gone from every answer at once. Totals keep their sums.",
+    Answer(Deleted, "It is deleted.", {"deleted": True, "trace_id": "t1", "span_count": 1, **_EXPIRES}),
+    errors={**_ERRORS, 404: "trace not found"},
+)
+_DELETE_USER = operation(
+    "deleteUser",
+    "Delete a user",
+    "The user's spans go, and with them the sessions and traces in which no other user is named.",
+    Answer(Deleted, "They are deleted.", {"deleted": True, "user_id": "u-7", "span_count": 3, **_EXPIRES}),
+    errors={**_ERRORS, 404: "user not found"},
+)
+
+
+def router(store: StoreReader, deletions: LogOfDeletions) -> Router:
+    """Return the routes of deletions."""
+    routes = Router("traces")
+
+    @routes.delete("/traces/{trace_id:path}", **_DELETE_TRACE)
+    async def trace(trace_id: TraceId) -> Response:
+        deleted = await _delete(store, deletions, "trace_id", trace_id)
+        deleted.trace_id = trace_id
+        return reply(deleted)
+
+    @routes.delete("/api/users/{user_id:path}", **_DELETE_USER)
+    async def user(user_id: Annotated[str, PathName(description="Id of the user.", examples=["u-7"])]) -> Response:
+        deleted = await _delete(store, deletions, "user_id", user_id)
+        deleted.user_id = user_id
+        return reply(deleted)
+
+    return routes
+
+
+async def _delete(store: StoreReader, deletions: LogOfDeletions, column: str, id: str) -> Deleted:
     now_ns = time.time_ns()
-    found = await api.find(lambda store: _held(store, column, id, now_ns))
-    if not found:
+    matches = await store.find(lambda spans: _held(spans, column, id, now_ns))
+    if not matches:
         raise Rejected(f"{column.removesuffix('_id')} not found", status=404)
-    held = found[0]
-    # Whoever ends one of them from now on is told that there is none: else its start would come back with its end.
-    await _forget_open(api, held.begun)
-    # An ingest whose clock is ahead of ours has let in what arrives later than now.
+    held = matches[0]
+    # From now on the end of such a span is a 404; otherwise its start would come back with its end.
+    await _forget_open(deletions.bus, held.begun)
+    # The clock of an ingest may be ahead, so records may have arrived later than now.
     at_ns = max(now_ns, held.newest_ns)
     stones = [Tombstone(target="trace" if column == "trace_id" else "user", id=id, deleted_ns=at_ns)]
     stones += [Tombstone(target="session", id=session, deleted_ns=at_ns) for session in held.sessions]
     stones += [Tombstone(target="trace", id=trace, deleted_ns=at_ns) for trace in held.traces]
     for start in range(0, len(stones), _STONES):
         batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones[start : start + _STONES])
-        await api.bus.publish(subjects.tombstones(api.config.project), encode_batches([batch]), id=batch.id)
-    await api.store_writer.apply_deletions(stones)
-    return {
-        "deleted": True,
-        **named,
-        "span_count": held.spans,
-        # What was said of it last, such as a score, may have come a moment ago.
-        "log_aged_out_by": render_instant(at_ns + api.config.log_keeps_ns),
-    }
+        subject = subjects.tombstones(deletions.project)
+        await deletions.bus.publish(subject, encode_batches([batch]), id=batch.id)
+    await deletions.apply(stones)
+    # Counted from now: a record about these spans, such as a score, may have arrived a moment ago.
+    expires = render_instant(at_ns + deletions.log_keeps_ns)
+    return Deleted(span_count=held.spans, log_aged_out_by=expires, log_expires_at=expires)
 
 
-async def _forget_open(api: Api, span_ids: Sequence[str]) -> None:
-    """Take out of ``tt_open_spans`` what is kept there of spans for those who end them."""
-    bucket, room = api.bus.kv(subjects.OPEN_SPANS), asyncio.Semaphore(_AT_ONCE)
+async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
+    """Delete open spans from ``tt_open_spans``, where their ends would look them up."""
+    bucket, room = bus.kv(subjects.OPEN_SPANS), asyncio.Semaphore(_AT_ONCE)
 
     async def forget(span_id: str) -> None:
         key = subjects.open_span_key(span_id)
@@ -91,13 +142,13 @@ async def _forget_open(api: Api, span_ids: Sequence[str]) -> None:
 
 class _Held(NamedTuple):
     """
-    What there is to be deleted.
+    What a deletion takes.
 
     Attributes:
-        spans: How many go, ended ones.
+        spans: How many ended spans.
         newest_ns: Arrival of the newest record, Unix nanoseconds.
-        sessions, traces: Those that go as a whole.
-        begun: Ids of the spans among them that were started and may be ended.
+        sessions, traces: Ids of those that go as a whole.
+        begun: Ids of the spans among them that are open and may still be ended.
     """
 
     spans: int
@@ -107,13 +158,13 @@ class _Held(NamedTuple):
     begun: list[str]
 
 
-#: Every record, and whose it is.
+#: Every record, with its session, trace and user.
 _NAMED = (
     "WITH named AS (SELECT session_id, trace_id, user_id FROM {spans} UNION ALL "
     "SELECT session_id, trace_id, user_id FROM {started} UNION ALL "
     "SELECT session_id, nullif(trace_id, ''), NULL FROM {messages}) "
 )
-#: Sessions, or traces, in which this user is named and nobody else: what names nobody is this user's.
+#: Sessions, or traces, in which this user is named and no other; records that name no user count as this user's.
 _OWN = (
     "SELECT COLUMN FROM named WHERE COLUMN IN (SELECT COLUMN FROM named WHERE user_id = ?) "
     "GROUP BY COLUMN HAVING count(*) FILTER (user_id <> ?) = 0"
@@ -121,7 +172,7 @@ _OWN = (
 
 
 def _held(store: Store, column: str, id: str, now_ns: int) -> list[_Held]:
-    """What is held of a trace, or a user; empty when there is nothing."""
+    """Return what the store holds of a trace or a user; an empty list when there is nothing."""
     tables = ("spans", "started", "messages") if column == "trace_id" else ("spans", "started")
     every = " UNION ALL ".join(f"SELECT 1 FROM {{{table}}} WHERE {column} = ?" for table in tables)
     if not store.query(f"{every} LIMIT 1", [id] * len(tables), now_ns):
@@ -143,7 +194,7 @@ def _held(store: Store, column: str, id: str, now_ns: int) -> list[_Held]:
         f"UNION ALL SELECT arrived_ns FROM {{messages}} WHERE {whole}"
     )
     newest = store.query(f"SELECT max(arrived_ns) FROM ({arrivals})", [*values, *values, sessions, traces], now_ns)
-    # The bucket forgets by itself what was started before.
+    # The bucket has forgotten spans that were started before.
     recent = f"SELECT DISTINCT span_id FROM {{started}} WHERE {going} AND arrived_ns > ?"
     begun = [row[0] for row in store.query(recent, [*values, now_ns - _KEPT_NS], now_ns)]
     others = traces if column == "user_id" else []

@@ -7,25 +7,26 @@ import io
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Annotated, Any
 
 import msgspec
+from fastapi import Query as QueryParams
+from msgspec import Meta
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import docs
-from tokentrace.errors import Rejected, shorten
 from tokentrace.records import Span
-from tokentrace_api.parameters import parameters
+from tokentrace.service.contract import Answer, Router, operation
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.parameters import choice
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
-from tokentrace_api.routes.searching import SEARCHED, parse_search
+from tokentrace_api.routes.answers import SPAN_EXAMPLE
+from tokentrace_api.routes.searching import SearchParams
 from tokentrace_api.store import Store
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
-
-#: Rows of the store looked at in one go, so that about so many bytes are sent at once.
+#: Rows of the store read in one step; the size of a step adapts so that about 8 MiB are sent at once.
 _LEAST_STEP, _MOST_STEP = 500, 20_000
 _PART_BYTES = 8 * 1024 * 1024
 #: Columns of CSV: the documented fields; attributes are one, as JSON.
@@ -62,30 +63,49 @@ COLUMNS = (
 _TYPES = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The route of the export."""
+_Format: Any = choice(tuple(_TYPES), "neither jsonl nor csv")
 
-    async def export(request: Request) -> Response:
-        given = parameters(request, (*SEARCHED, "format"), prefix="attr.")
-        form = given.get("format", "jsonl")
-        if form not in _TYPES:
-            raise Rejected(f"format: {shorten(form)!r} is neither jsonl nor csv")
-        search, now_ns = parse_search(given), time.time_ns()
-        # Asked before the first byte is sent: a store that is away is a 503 and no empty file.
-        last = await api.read(lambda store: newest_ordinal(store, now_ns))
+
+class ExportParams(SearchParams):
+    """Which spans, and in which form."""
+
+    format: _Format = Field("jsonl", description="`jsonl`: a JSON object on each line; or `csv`.")
+
+
+JsonLines = Annotated[str, Meta(description="A span on each line, in the form of `GET /traces/{trace_id}`.")]
+Csv = Annotated[str, Meta(description="A header, then a span on each line; attributes are JSON in one column.")]
+_EXPORT = operation(
+    "exportSpans",
+    "Export spans",
+    "Every span that matches, in order of arrival, streamed. A span that came in several versions is there once.",
+    Answer(JsonLines, "The spans.", msgspec.json.encode(SPAN_EXAMPLE).decode() + "\n", media="application/x-ndjson"),
+    Answer(Csv, "The spans.", ",".join(COLUMNS) + "\r\n", media="text/csv"),
+    errors={400: "format: 'xml' is neither jsonl nor csv", 503: "span store: is not open yet"},
+)
+
+
+def router(store: StoreReader) -> Router:
+    """Return the route of the export."""
+    routes = Router("traces")
+
+    @routes.get("/export", **_EXPORT)
+    async def export(request: Request, params: Annotated[ExportParams, QueryParams()]) -> Response:
+        form, search, now_ns = params.format, params.search(), time.time_ns()
+        # Read before the first byte is sent: a store that is away gives a 503 instead of an empty file.
+        last = await store.read(lambda spans: newest_ordinal(spans, now_ns))
         render = _lines if form == "jsonl" else _table
         headers = {"Content-Disposition": f'attachment; filename="spans.{form}"'}
         head = b"" if form == "jsonl" else _csv([COLUMNS])
         if request.method == "HEAD":
             return Response(media_type=_TYPES[form], headers=headers)
-        parts = _parts(api, search, last, now_ns, head, render)
+        parts = _parts(store, search, last, now_ns, head, render)
         return StreamingResponse(parts, media_type=_TYPES[form], headers=headers)
 
-    return [Route("/export", export)]
+    return routes
 
 
 async def _parts(
-    api: Api, search: Search, last: int, now_ns: int, head: bytes, render: Callable[[Sequence[Span]], bytes]
+    store: StoreReader, search: Search, last: int, now_ns: int, head: bytes, render: Callable[[Sequence[Span]], bytes]
 ) -> AsyncIterator[bytes]:
     if head:
         yield head
@@ -96,15 +116,15 @@ async def _parts(
     after, step = 0, _LEAST_STEP
     while after < last:
         upto = min(after + step, last)
-        # Rendered where it was read: this loop has others to serve.
-        data = await api.read(partial(part, after=after, upto=upto))
+        # Rendered in the worker thread, because the event loop serves other requests too.
+        data = await store.read(partial(part, after=after, upto=upto))
         if data:
             yield data
         after, step = upto, _next_step(step, len(data))
 
 
 def _next_step(step: int, size: int) -> int:
-    """How many rows to look at after *step* of them came to *size* bytes: few of large spans, many where few match."""
+    """Return how many rows to read next, after *step* rows came to *size* bytes."""
     return min(max(step * _PART_BYTES // max(size, 1), _LEAST_STEP), 4 * step, _MOST_STEP)
 
 
@@ -123,7 +143,7 @@ def _table(spans: Sequence[Span]) -> bytes:
 
 
 def _cell(value: object) -> object:
-    """A spreadsheet takes a text that begins like a formula for one: a quote before it makes it text again."""
+    """Return *value* as a CSV field; a quote keeps a spreadsheet from running text that begins like a formula."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return "" if value is None else value

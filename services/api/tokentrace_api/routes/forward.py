@@ -1,20 +1,17 @@
-"""What ingest answers, ``POST /spans``, ``/mist`` and ``/api/traces/*``, passed on: one base URL serves everything."""
+"""``POST /spans``, ``/mist`` and ``/api/traces/*`` passed on to ingest, so that one base URL serves everything."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import httpx
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.service.body import read_raw
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
+from tokentrace.service.contract import Router
+from tokentrace.service.ingest_operations import COSTKATANA, POST_MIST, POST_SPANS, SpanId
 
 _PASSED = (
     b"content-type",
@@ -27,20 +24,25 @@ _PASSED = (
 )
 _RETURNED = ("content-type", "retry-after", "x-trace-id", "x-session-id")
 _TIMEOUT_S = 15.0
-#: What may stand in a path and a query as it is.
+#: Characters that stay unescaped in a path and a query.
 _URL_MARKS = "/?%:@!$&'()*+,;=-._~"
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes that ingest answers; none when nobody said where ingest is."""
-    config = api.config
-    if not config.ingest_url:
-        return []
-    client = httpx.AsyncClient(base_url=config.ingest_url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=64))
+def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
+    """
+    Return the routes that ingest answers, documented as ingest documents them.
 
-    async def forward(request: Request) -> Response:
-        body = await read_raw(request, config.max_body_bytes)
-        # As bytes: a name may be any text, and httpx would take a str for ASCII.
+    Args:
+        ingest_url: Where ingest is; "" = nothing can be posted here, and there are no routes.
+    """
+    routes = Router("spans", lenient=True)
+    if not ingest_url:
+        return routes
+    client = httpx.AsyncClient(base_url=ingest_url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=64))
+
+    async def pass_on(request: Request) -> Response:
+        body = await read_raw(request, max_body_bytes)
+        # As bytes: a header may be any text, and httpx would take a str for ASCII.
         headers = [(name, value.strip()) for name, value in request.headers.raw if name in _PASSED]
         try:
             answer = await client.post(_target(request), content=body, headers=headers)
@@ -51,11 +53,20 @@ def routes(api: Api) -> list[BaseRoute]:
         returned = {name: answer.headers[name] for name in _RETURNED if name in answer.headers}
         return Response(answer.content, answer.status_code, returned)
 
-    return [Route(path, forward, methods=["POST"]) for path in (config.ingest_path, "/mist", "/api/traces/{rest:path}")]
+    async def pass_on_end(request: Request, trace_id: SpanId) -> Response:
+        return await pass_on(request)
+
+    routes.post(spans_path, **POST_SPANS)(pass_on)
+    routes.post("/mist", **POST_MIST)(pass_on)
+    sdk = Router("Cost Katana", lenient=True)
+    for path, described in COSTKATANA.items():
+        sdk.post(path, **described)(pass_on_end if "{" in path else pass_on)
+    routes.routes.extend(sdk.routes)
+    return routes
 
 
 def _target(request: Request) -> httpx.URL:
-    """Path and query as they came: an id in the path may hold an escaped slash."""
+    """Return path and query byte for byte: an id in the path may hold an escaped slash."""
     path = request.scope.get("raw_path") or request.url.path.encode()
     query = request.scope.get("query_string", b"")
     return httpx.URL(quote(path + b"?" + query if query else path, safe=_URL_MARKS))

@@ -1,43 +1,171 @@
-"""``GET /health``: is the whole pipeline well, as far as the api can see."""
+"""``GET /health``: the state of the whole pipeline, as far as the api can see it."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
-from starlette.requests import Request
+import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
+from tokentrace.bus import Bus
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import Query
+from tokentrace.service.contract import Answer, Router, operation
+from tokentrace.service.health import Health
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
 from tokentrace.service.web import reply
 from tokentrace.units import SECOND, render_instant
 from tokentrace.version import __version__
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.routes.answers import InstantText, Natural
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
+
+class StoreState(Protocol):
+    """What the api service knows of itself; ``Api`` is one."""
+
+    started: float
+
+    @property
+    def queue_depth(self) -> int:
+        """Return how many messages wait to be stored."""
+        ...
+
+    def health(self) -> Health:
+        """Return what the service waits for."""
+        ...
+
+    def details(self) -> dict[str, object]:
+        """Return what is lost or damaged."""
+        ...
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The route of the pipeline's health."""
+class LostMessages(msgspec.Struct):
+    """Messages of a shard that were gone before they were read: numbers first to last."""
 
-    async def health(_: Request) -> Response:
-        problems: list[str] = list(api.health().missing)
+    shard: int
+    first: int
+    last: int
+    service: str | UnsetType = UNSET
+
+
+class LogState(msgspec.Struct):
+    """What the stream of spans covers."""
+
+    from_: InstantText | None = msgspec.field(name="from")
+    covers_s: int
+    bytes: Natural
+    max_bytes: int
+
+
+class DiskState(msgspec.Struct):
+    """The store's files, and the free space of their disk."""
+
+    store_bytes: Natural
+    store_max_bytes: Natural | None
+    free_bytes: Natural
+
+
+class SetAsideRecord(msgspec.Struct):
+    """Something that could not be read: where, which, why, how often, and when last."""
+
+    place: str
+    which: str
+    reason: str
+    count: Natural
+    last_at: InstantText
+
+
+class SetAsideState(msgspec.Struct):
+    """What could not be read in streams, buckets, objects and files."""
+
+    total: Natural
+    places: dict[str, Natural]
+    newest: list[SetAsideRecord]
+
+
+class PipelineHealth(msgspec.Struct, kw_only=True):
+    """
+    The state of the pipeline.
+
+    Attributes:
+        span_count: Counted since the stream began. stored_spans: Shown by the store.
+        queue_depth: Messages that wait to be stored.
+        warnings: Readers that are more than half of the log behind.
+        lost: Messages that were gone before they were read.
+        error: What is wrong, when status is unhealthy.
+    """
+
+    status: Literal["ok", "unhealthy"]
+    version: str
+    uptime_s: Natural
+    span_count: Natural
+    stored_spans: Natural
+    transport: str
+    queue_depth: Natural
+    log: LogState | UnsetType = UNSET
+    warnings: list[str] | UnsetType = UNSET
+    set_aside: SetAsideState | UnsetType = UNSET
+    disk: DiskState | UnsetType = UNSET
+    lost: list[LostMessages] | UnsetType = UNSET
+    damaged: Any = UNSET
+    error: str | UnsetType = UNSET
+
+
+_EXAMPLE = {
+    "status": "ok",
+    "version": __version__,
+    "uptime_s": 3612,
+    "span_count": 8941,
+    "stored_spans": 8941,
+    "transport": "nats",
+    "queue_depth": 0,
+    "log": {"from": "2026-03-15T14:23:01.441Z", "covers_s": 3600, "bytes": 5242880, "max_bytes": 8589934592},
+    "disk": {"store_bytes": 4194304, "store_max_bytes": 17179869184, "free_bytes": 107374182400},
+}
+_HEALTH = operation(
+    "getHealth",
+    "Get the state of the pipeline",
+    "503 when a part of the pipeline is away; what is lost, damaged or could not be read is listed either way.",
+    Answer(PipelineHealth, "Every part answers.", _EXAMPLE),
+    Answer(
+        PipelineHealth,
+        "A part is away.",
+        {**_EXAMPLE, "status": "unhealthy", "error": "no aggregator answers"},
+        status=503,
+    ),
+)
+
+
+def router(
+    path: str, state: StoreState, store: StoreReader, aggregators: AggregatorClient, bus: Bus, max_bytes: int
+) -> Router:
+    """
+    Return the route at *path*.
+
+    Args:
+        max_bytes: What the store's files may take; 0 = no limit.
+    """
+    routes = Router("service", lenient=True)
+
+    @routes.get(path, **_HEALTH)
+    async def health() -> Response:
+        problems: list[str] = list(state.health().missing)
         lost: list[dict[str, Any]] = []
         shown: dict[str, Any] = {
             "status": "ok",
             "version": __version__,
-            "uptime_s": int(time.monotonic() - api.started),
+            "uptime_s": int(time.monotonic() - state.started),
             "span_count": 0,
             "stored_spans": 0,
             "transport": "nats",
-            "queue_depth": api.store_writer.queue_depth,
+            "queue_depth": state.queue_depth,
         }
         try:
-            answer = await api.aggregators.query(Query(what="lifetime"))
+            answer = await aggregators.query(Query(what="lifetime"))
             shown["span_count"] = answer.total.sums.spans
             lost = [
                 {"service": "aggregator", "shard": shard, "first": first, "last": last}
@@ -47,25 +175,25 @@ def routes(api: Api) -> list[BaseRoute]:
         except Unavailable as exc:
             problems.append(str(exc))
         try:
-            shown |= await _log(api)
+            shown |= await _log(bus)
         except TokentraceError as exc:
             problems.append(str(exc))
         try:
-            shown |= await _set_aside(api)
+            shown |= await _set_aside(bus)
         except TokentraceError as exc:
             problems.append(str(exc))
         try:
-            shown["stored_spans"] = await api.read(lambda store: store.count(time.time_ns()))
-            shown["disk"] = await api.read(
-                lambda store: {
-                    "store_bytes": store.disk_bytes(),
-                    "store_max_bytes": api.config.max_bytes or None,
-                    "free_bytes": store.free_bytes(),
+            shown["stored_spans"] = await store.read(lambda spans: spans.count(time.time_ns()))
+            shown["disk"] = await store.read(
+                lambda spans: {
+                    "store_bytes": spans.disk_bytes(),
+                    "store_max_bytes": max_bytes or None,
+                    "free_bytes": spans.free_bytes(),
                 }
             )
         except Unavailable as exc:
             problems.append(str(exc))
-        shown |= api.details()
+        shown |= state.details()
         if lost:
             shown["lost"] = [*shown.get("lost", []), *lost]
         if problems:
@@ -73,12 +201,12 @@ def routes(api: Api) -> list[BaseRoute]:
             shown["error"] = "; ".join(dict.fromkeys(problems))
         return reply(shown, 503 if problems else 200)
 
-    return [Route(api.config.health_path, health)]
+    return routes
 
 
-async def _set_aside(api: Api) -> dict[str, Any]:
-    """What could not be read in streams, buckets, objects and files: named, and no reason to be unhealthy."""
-    totals, records = await read_set_aside(api.bus)
+async def _set_aside(bus: Bus) -> dict[str, Any]:
+    """Return what could not be read in streams, buckets, objects and files; it does not make the pipeline unhealthy."""
+    totals, records = await read_set_aside(bus)
     if not totals:
         return {}
     newest = [
@@ -94,9 +222,9 @@ async def _set_aside(api: Api) -> dict[str, Any]:
     return {"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}}
 
 
-async def _log(api: Api) -> dict[str, Any]:
-    """What the stream covers, and which readers are more than half of it behind."""
-    state, behind = await read_backlog(api.bus)
+async def _log(bus: Bus) -> dict[str, Any]:
+    """Return what the stream covers, and which readers are more than half of it behind."""
+    state, behind = await read_backlog(bus)
     covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {
         "log": {

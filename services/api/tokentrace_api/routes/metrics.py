@@ -1,15 +1,16 @@
-"""``GET /metrics`` and everything below it in JSON: numbers over a window, by group and in steps."""
+"""``GET /metrics`` and the paths below it: metrics over a window, by group and in steps."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, NamedTuple
 
+from fastapi import Path as PathName
+from fastapi import Query as QueryParams
 from msgspec.structs import replace
-from starlette.requests import Request
+from pydantic import Field
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Rejected, shorten
 from tokentrace.metrics import (
@@ -30,6 +31,7 @@ from tokentrace.metrics import (
 from tokentrace.metrics.cost import render_cost
 from tokentrace.metrics.latency import quantile_error
 from tokentrace.rollup import HORIZON_NS, RELATIVE_ERROR, finest_step_s
+from tokentrace.service.contract import Router
 from tokentrace.service.web import reply
 from tokentrace.units import (
     SCORE_ONE,
@@ -40,8 +42,11 @@ from tokentrace.units import (
     render_duration,
     render_instant,
 )
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.metrics_query import (
-    ALLOWED,
+    MetricsParams,
     MetricsQuery,
     answer,
     find_exemplars,
@@ -49,16 +54,14 @@ from tokentrace_api.metrics_query import (
     note_since,
     parse_metrics_query,
 )
-from tokentrace_api.parameters import parameters
+from tokentrace_api.parameters import Text
 from tokentrace_api.reads import count_skipped, custom_values_by
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
+from tokentrace_api.routes.metrics_operations import GET_METRIC, GET_METRICS, GET_SERIES
 
 MAX_POINTS = 2000
 _AUTOMATIC_POINTS = 120
 _STEPS_S = (1, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400)
-#: Group or metric -> column whose largest values are the tail, and how one is shown.
+#: Group or metric -> (column of which the largest values are exemplars, key, conversion).
 _TAILS: Mapping[str, tuple[str, str, Callable[[int], float]]] = {
     "cost": ("cost_nusd", "cost_usd", nusd_to_usd),
     "latency": ("latency_ns", "latency_ms", lambda ns: ns / 1e6),
@@ -66,120 +69,165 @@ _TAILS: Mapping[str, tuple[str, str, Callable[[int], float]]] = {
 }
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes of the metrics."""
+MetricName = Annotated[str, PathName(description="Name of the metric or group.", examples=["cost"])]
 
-    async def everything(request: Request) -> Response:
-        question = parse_metrics_query(parameters(request, ALLOWED, prefix="attr."))
-        custom = list(api.config.custom.values())
-        fields = sorted({field for group in GROUPS.values() for field in group.fields})
-        found = await answer(api, question, fields, by_model=True, custom=custom)
-        shown: dict[str, Any] = {"window": question.window, "span_count": found.total.sums.spans}
-        shown |= _groups(found.total, found.models, custom)
-        if question.groupby:
-            # Of a thousand groups this takes a while, in which others want to be answered.
-            shown[f"by_{question.groupby}"] = await asyncio.to_thread(
-                lambda: {
-                    name: {"span_count": figures.sums.spans, **_groups(figures, None, custom)}
-                    for name, figures in found.groups.items()
-                }
-            )
-        shown["quantile_error"] = _error(found, fields, custom)
-        shown["transport"] = {key: getattr(found.transport, key) for key in TRANSPORT_METRICS.values()}
-        shown["alerts"] = {"firings": api.alert_history.firings, "delivery_failed": api.alert_history.delivery_failed}
-        return reply(shown | coverage(found))
 
-    async def one(request: Request) -> Response:
-        name = request.path_params["name"]
-        given = parameters(request, (*ALLOWED, "key"), prefix="attr.")
-        if "key" in given and BREAKDOWNS.get(name, BREAKDOWNS["cost_by_model"]).dimension:
+class MetricParams(MetricsParams):
+    """Of one metric."""
+
+    key: Text = Field(
+        None,
+        description="Only of `cost_by_attribute` and `quality_by_attribute`: the attribute.",
+        examples=["workflow"],
+    )
+
+
+class SeriesParams(MetricsParams):
+    """Of a series."""
+
+    step: Text = Field(
+        None,
+        description="Length of a step, a multiple of the finest buckets kept at the start of the window.",
+        examples=["10m"],
+    )
+
+
+class Source(NamedTuple):
+    """
+    Where metrics come from.
+
+    Attributes:
+        history: Counts of alerts and deliveries.
+        custom: Name -> custom metric.
+    """
+
+    aggregators: AggregatorClient
+    store: StoreReader
+    history: AlertHistory
+    custom: Mapping[str, CustomMetric]
+
+
+def router(path: str, source: Source) -> Router:
+    """Return the routes of the metrics at *path* and below."""
+    routes = Router("metrics")
+
+    @routes.get(path, **GET_METRICS)
+    async def everything(params: Annotated[MetricsParams, QueryParams()]) -> Response:
+        return await _everything(source, parse_metrics_query(params))
+
+    @routes.get(path + "/{name}/series", **GET_SERIES)
+    async def series(name: MetricName, params: Annotated[SeriesParams, QueryParams()]) -> Response:
+        return await _series(source, name, parse_metrics_query(params), params.step)
+
+    @routes.get(path + "/{name}", **GET_METRIC)
+    async def metric(name: MetricName, params: Annotated[MetricParams, QueryParams()]) -> Response:
+        if params.key is not None and BREAKDOWNS.get(name, BREAKDOWNS["cost_by_model"]).dimension:
             raise Rejected("key: only metrics that end in _by_attribute have one")
-        question = parse_metrics_query(given)
+        question = parse_metrics_query(params)
         if name in GROUPS:
-            return await _group(api, name, question)
+            return await _group(source, name, question)
         if name in BREAKDOWNS:
-            return await _split(api, name, question, given.get("key", ""))
+            return await _breakdown(source, name, question, params.key or "")
         if name in TRANSPORT_METRICS:
-            found = await api.aggregators.query(question.query)
-            return reply({"metric": name, "value": getattr(found.transport, TRANSPORT_METRICS[name])} | missing(found))
+            answered = await source.aggregators.query(question.query)
+            value = getattr(answered.transport, TRANSPORT_METRICS[name])
+            return reply({"metric": name, "value": value} | missing(answered))
         if name in ALERT_METRICS:
-            counts = getattr(api.alert_history, ALERT_METRICS[name])
+            counts = getattr(source.history, ALERT_METRICS[name])
             return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
         if name.startswith("attr.") and len(name) > len("attr."):
-            return await _attribute(api, name, question)
-        return await _number(api, *_find(api, name), question)
+            return await _attribute(source, name, question)
+        return await _number(source, *_find(source, name), question)
 
-    async def series(request: Request) -> Response:
-        name = request.path_params["name"]
-        given = parameters(request, (*ALLOWED, "step"), prefix="attr.")
-        question = parse_metrics_query(given)
-        if question.attribute:
-            raise Rejected("groupby: a series is grouped by a dimension, not by one of the attributes")
-        if question.filters:
-            raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
-        if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
-            raise Rejected(f"{shorten(name)} has no series; a number or group with groupby has", status=404)
-        fields, render, custom = _rendered(api, name)
-        step_s = parse_step(given.get("step"), question.query)
-        found = await api.aggregators.query(
-            replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
+    return routes
+
+
+async def _everything(source: Source, question: MetricsQuery) -> Response:
+    custom = list(source.custom.values())
+    fields = sorted({field for group in GROUPS.values() for field in group.fields})
+    answered = await answer(source.aggregators, source.store, question, fields, by_model=True, custom=custom)
+    shown: dict[str, Any] = {"window": question.window, "span_count": answered.total.sums.spans}
+    shown |= _groups(answered.total, answered.models, custom)
+    if question.groupby:
+        # In a thread: a thousand groups take long enough to delay other requests.
+        shown[f"by_{question.groupby}"] = await asyncio.to_thread(
+            lambda: {
+                name: {"span_count": aggregates.sums.spans, **_groups(aggregates, None, custom)}
+                for name, aggregates in answered.groups.items()
+            }
         )
-        shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
-        own = [one for one in map(api.config.custom.__getitem__, custom) if one.type == "p95"]
-
-        def show() -> Response:
-            shown["points"] = _points(found.points, [point.total for point in found.points], render)
-            if fields or own:
-                shown["quantile_error"] = _error(found, fields, own)
-            if question.groupby:
-                empty = Aggregates()
-                shown[f"by_{question.groupby}"] = {
-                    group: _points(found.points, [point.groups.get(group, empty) for point in found.points], render)
-                    for group in sorted({group for point in found.points for group in point.groups})
-                }
-            return reply(shown | coverage(found))
-
-        # Ten thousand quantiles take a while, in which others want to be answered.
-        return await asyncio.to_thread(show)
-
-    path = api.config.metrics_path
-    return [Route(path, everything), Route(path + "/{name}/series", series), Route(path + "/{name}", one)]
+    shown["quantile_error"] = _error(answered, fields, custom)
+    shown["transport"] = {key: getattr(answered.transport, key) for key in TRANSPORT_METRICS.values()}
+    shown["alerts"] = {"firings": source.history.firings, "delivery_failed": source.history.delivery_failed}
+    return reply(shown | coverage(answered))
 
 
-def _find(api: Api, name: str) -> tuple[str, Metric, list[CustomMetric]]:
-    """(Its own name, the metric, what has to be asked for besides)."""
-    if name in api.config.custom:
-        own = api.config.custom[name]
+async def _series(source: Source, name: str, question: MetricsQuery, step: str | None) -> Response:
+    if question.attribute:
+        raise Rejected("groupby: a series is grouped by a dimension, not by one of the attributes")
+    if question.filters:
+        raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
+    if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
+        raise Rejected(f"{shorten(name)} has no series; a number or group with groupby has", status=404)
+    fields, render, custom = _rendered(source, name)
+    step_s = parse_step(step, question.query)
+    answered = await source.aggregators.query(
+        replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
+    )
+    shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
+    p95s = [metric for metric in map(source.custom.__getitem__, custom) if metric.type == "p95"]
+
+    def show() -> Response:
+        points = answered.points
+        shown["points"] = _points(points, [point.total for point in points], render)
+        if fields or p95s:
+            shown["quantile_error"] = _error(answered, fields, p95s)
+        if question.groupby:
+            empty = Aggregates()
+            shown[f"by_{question.groupby}"] = {
+                group: _points(points, [point.groups.get(group, empty) for point in points], render)
+                for group in sorted({group for point in points for group in point.groups})
+            }
+        return reply(shown | coverage(answered))
+
+    # In a thread: ten thousand quantiles take long enough to delay other requests.
+    return await asyncio.to_thread(show)
+
+
+def _find(source: Source, name: str) -> tuple[str, Metric, list[CustomMetric]]:
+    """Return (canonical name, metric, custom metrics to ask for), or raise a 404 that lists every name."""
+    if name in source.custom:
+        own = source.custom[name]
         return name, own.as_metric(), [own]
     found = find_metric(name)
     if found is None:
         known = ", ".join(
-            [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *api.config.custom, "attr.<key>"]
+            [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *source.custom, "attr.<key>"]
         )
         raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
     return *found, []
 
 
-def _rendered(api: Api, name: str) -> tuple[tuple[str, ...], Callable[[Aggregates], Any], list[str]]:
-    """(Distributions, how figures are shown, metrics of one's own) of a group or a number."""
+def _rendered(source: Source, name: str) -> tuple[tuple[str, ...], Callable[[Aggregates], Any], list[str]]:
+    """Return (distributions, rendering, names of custom metrics) of a group or a number."""
     if name in GROUPS:
         return GROUPS[name].fields, GROUPS[name].render, []
-    _, metric, custom = _find(api, name)
-    return metric.fields, metric.value, [one.name for one in custom]
+    _, metric, custom = _find(source, name)
+    return metric.fields, metric.value, [custom_metric.name for custom_metric in custom]
 
 
 def _points(
-    points: Sequence[Point], figures: Sequence[Aggregates], render: Callable[[Aggregates], Any]
+    points: Sequence[Point], aggregates: Sequence[Aggregates], render: Callable[[Aggregates], Any]
 ) -> list[dict[str, Any]]:
     return [
-        {"at": render_instant(point.start_s * SECOND), "value": render(own), "span_count": own.sums.spans}
-        for point, own in zip(points, figures, strict=True)
+        {"at": render_instant(point.start_s * SECOND), "value": render(part), "span_count": part.sums.spans}
+        for point, part in zip(points, aggregates, strict=True)
     ]
 
 
 def parse_step(text: str | None, query: Query) -> int:
     """
-    The step of a series in seconds; without one about a hundred steps.
+    Return the step of a series in seconds; without *text* one that gives about a hundred steps.
 
     Raises:
         Rejected: Names the finest that can be had.
@@ -205,9 +253,9 @@ def parse_step(text: str | None, query: Query) -> int:
     return step_ns // SECOND
 
 
-async def _group(api: Api, name: str, question: MetricsQuery) -> Response:
+async def _group(source: Source, name: str, question: MetricsQuery) -> Response:
     group = GROUPS[name]
-    found = await answer(api, question, group.fields, by_model=name == "cost")
+    found = await answer(source.aggregators, source.store, question, group.fields, by_model=name == "cost")
     shown: dict[str, Any] = {"window": question.window}
     key = f"by_{question.groupby}"
     if name == "cost":
@@ -223,12 +271,14 @@ async def _group(api: Api, name: str, question: MetricsQuery) -> Response:
         shown |= group.render(found.total)
     if group.fields:
         shown["quantile_error"] = _error(found, group.fields)
-    shown |= {"span_count": found.total.sums.spans} | await _exemplars(api, name, question, found)
+    shown |= {"span_count": found.total.sums.spans} | await _exemplars(source.store, name, question, found)
     return reply(shown | coverage(found))
 
 
-async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric], question: MetricsQuery) -> Response:
-    found = await answer(api, question, metric.fields, custom=custom)
+async def _number(
+    source: Source, name: str, metric: Metric, custom: list[CustomMetric], question: MetricsQuery
+) -> Response:
+    found = await answer(source.aggregators, source.store, question, metric.fields, custom=custom)
     shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(found.total)}
     if question.groupby:
         shown[f"by_{question.groupby}"] = {value: metric.value(figures) for value, figures in found.groups.items()}
@@ -236,54 +286,62 @@ async def _number(api: Api, name: str, metric: Metric, custom: list[CustomMetric
         shown["quantile_error"] = _error(found, metric.fields, custom)
     shown |= {"span_count": metric.contributing(found.total)}
     if not custom:
-        shown |= await _exemplars(api, "cost" if name == "total_cost" else name.partition("_")[0], question, found)
+        shown |= await _exemplars(
+            source.store, "cost" if name == "total_cost" else name.partition("_")[0], question, found
+        )
     return reply(shown | coverage(found))
 
 
-async def _split(api: Api, name: str, question: MetricsQuery, key: str) -> Response:
-    split, key = BREAKDOWNS[name], key.removeprefix("attr.")
+async def _breakdown(source: Source, name: str, question: MetricsQuery, key: str) -> Response:
+    breakdown, key = BREAKDOWNS[name], key.removeprefix("attr.")
     if question.groupby:
         raise Rejected(f"groupby: {name} is grouped already")
-    if split.dimension:
-        asked = question._replace(query=replace(question.query, groupby=split.dimension))
+    if breakdown.dimension:
+        asked = question._replace(query=replace(question.query, groupby=breakdown.dimension))
     elif key:
         asked = question._replace(attribute=key)
     else:
         raise Rejected(f"key: {name} needs the attribute it is grouped by, such as ?key=workflow")
-    found = await answer(api, asked, split.fields)
-    values = {value: split.value(figures) for value, figures in found.groups.items()}
+    found = await answer(source.aggregators, source.store, asked, breakdown.fields)
+    values = {value: breakdown.value(figures) for value, figures in found.groups.items()}
     values = {value: number for value, number in values.items() if number is not None}
     shown: dict[str, Any] = {"window": question.window, "metric": name, "value": values, f"by_{asked.groupby}": values}
-    if split.fields:
-        shown["quantile_error"] = _error(found, split.fields)
+    if breakdown.fields:
+        shown["quantile_error"] = _error(found, breakdown.fields)
     return reply(shown | {"span_count": found.total.sums.spans} | coverage(found))
 
 
-async def _attribute(api: Api, name: str, question: MetricsQuery) -> Response:
-    """A numeric attribute of every kind of span, or of the one asked for."""
-    found = await answer(api, question)
+async def _attribute(source: Source, name: str, question: MetricsQuery) -> Response:
+    """Answer for a numeric attribute, over every kind of span unless one is named."""
+    found = await answer(source.aggregators, source.store, question)
     metric = CustomMetric(name=name, type="p95", field=name)
     where, now_ns = question.where(found), question.now_ns
 
-    async def tallies(key: str, *, attribute: bool) -> dict[str, CustomValue]:
-        return await api.read(lambda store: custom_values_by(store, where, metric, key, now_ns, attribute=attribute))
+    async def custom_values(key: str, *, attribute: bool) -> dict[str, CustomValue]:
+        return await source.store.read(
+            lambda spans: custom_values_by(spans, where, metric, key, now_ns, attribute=attribute)
+        )
 
     shown: dict[str, Any] = {"window": question.window, "metric": name}
-    shown |= _tally((await tallies("", attribute=False)).get("", CustomValue()))
-    shown["left_out"] = await api.read(lambda store: count_skipped(store, where, name.removeprefix("attr."), now_ns))
+    shown |= _summarize((await custom_values("", attribute=False)).get("", CustomValue()))
+    key = name.removeprefix("attr.")
+    # left_out is the old name; both are sent for one release.
+    shown["left_out"] = shown["skipped"] = await source.store.read(
+        lambda spans: count_skipped(spans, where, key, now_ns)
+    )
     if question.groupby:
-        groups = await tallies(question.groupby, attribute=bool(question.attribute))
-        shown[f"by_{question.groupby}"] = {value: _tally(groups[value]) for value in sorted(groups)}
-    await note_since(api, question, found)
+        groups = await custom_values(question.groupby, attribute=bool(question.attribute))
+        shown[f"by_{question.groupby}"] = {group: _summarize(groups[group]) for group in sorted(groups)}
+    await note_since(source.store, question, found)
     return reply(shown | coverage(found))
 
 
-def _tally(tally: CustomValue) -> dict[str, Any]:
-    p50, p95 = tally.summary.quantile(0.50), tally.summary.quantile(0.95)
+def _summarize(value: CustomValue) -> dict[str, Any]:
+    p50, p95 = value.summary.quantile(0.50), value.summary.quantile(0.95)
     return {
-        "count": tally.size,
-        "sum": int_to_score(tally.total) if tally.size else None,
-        "avg": tally.total / (tally.size * SCORE_ONE) if tally.size else None,
+        "count": value.size,
+        "sum": int_to_score(value.total) if value.size else None,
+        "avg": value.total / (value.size * SCORE_ONE) if value.size else None,
         "p50": None if p50 is None else p50 / 1e9,
         "p95": None if p95 is None else p95 / 1e9,
     }
@@ -299,7 +357,7 @@ def _groups(
 
 
 def _error(found: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] = ()) -> float:
-    """The largest relative error of any quantile in the answer."""
+    """Return the largest relative error of any quantile in the answer."""
     every = [found.total, *found.groups.values()]
     for point in found.points:
         every += [point.total, *point.groups.values()]
@@ -308,20 +366,20 @@ def _error(found: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] 
     return max([0.0, *errors, *(0.0 if summary.exact else RELATIVE_ERROR for summary in own)])
 
 
-async def _exemplars(api: Api, name: str, question: MetricsQuery, found: Answer) -> dict[str, Any]:
+async def _exemplars(store: StoreReader, name: str, question: MetricsQuery, found: Answer) -> dict[str, Any]:
     if name not in _TAILS:
         return {}
     column, unit, shown = _TAILS[name]
     return {
         "exemplars": [
             {"trace_id": one.trace_id, "span_id": one.span_id, unit: shown(one.value)}
-            for one in await find_exemplars(api, question, found, column)
+            for one in await find_exemplars(store, question, found, column)
         ]
     }
 
 
 def coverage(found: Answer) -> dict[str, Any]:
-    """What the numbers are about: the exact interval, from <= ended < to, and what is missing from it."""
+    """Return what the numbers are about: the exact interval, from <= ended_at < to, and what is missing from it."""
     return {
         "from": render_instant(found.from_s * SECOND),
         "to": render_instant(found.to_s * SECOND),

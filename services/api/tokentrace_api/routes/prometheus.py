@@ -1,56 +1,82 @@
-"""``GET /metrics/prometheus``: everything since the stream began, in Prometheus' text format 0.0.4."""
+"""``GET /metrics/prometheus``: metrics since the stream began, in Prometheus' text format 0.0.4."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated
 
+from msgspec import Meta
 from msgspec.structs import replace
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Unavailable
-from tokentrace.metrics import Answer, Counter, CustomMetric, CustomValue, Query, cost, errors, quality
+from tokentrace.metrics import Answer as MetricsAnswer
+from tokentrace.metrics import Counter, CustomMetric, CustomValue, Query, cost, errors, quality
 from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, TOKEN_EDGES
+from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
-from tokentrace_api.parameters import parameters
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.alert_history import AlertHistory
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
-
-#: The window of the gauges, seconds (SPEC C.1).
+#: The window of the gauges, seconds.
 _WINDOW_S = 3600
 Labels = tuple[str, ...]
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The route; it comes before those of ``/metrics/{name}``."""
+MetricsText = Annotated[str, Meta(description="Prometheus' text format 0.0.4.")]
+_EXAMPLE = """\
+# HELP tokentrace_cost_total Total cost in USD.
+# TYPE tokentrace_cost_total counter
+tokentrace_cost_total{caller="checkout",model="gpt-4o",provider="openai"} 1.42
+"""
+_SCRAPE = operation(
+    "getPrometheusMetrics",
+    "Scrape metrics about LLM calls",
+    """
+    Prometheus' text format 0.0.4: counters and histograms since the stream began, gauges over the last hour. The answer
+    is 503 while a shard is missing or still catching up, because a counter must never fall.
+    """,
+    Answer(MetricsText, "The metrics.", _EXAMPLE, media="text/plain"),
+    errors={400: "window: unknown parameter; allowed are none", 503: "aggregator: shards [1] do not answer"},
+)
 
-    async def scrape(request: Request) -> Response:
-        parameters(request, ())
+
+def router(
+    path: str, aggregators: AggregatorClient, history: AlertHistory, custom: Mapping[str, CustomMetric]
+) -> Router:
+    """
+    Return the route at *path*; it must precede ``/metrics/{name}``.
+
+    Args:
+        custom: Name -> custom metric.
+    """
+    routes = Router("metrics")
+
+    @routes.get(path, **_SCRAPE)
+    async def scrape() -> Response:
         now_s = time.time_ns() // SECOND
-        query = _window(now_s, [one.name for one in api.config.custom.values()])
+        query = _window(now_s, [metric.name for metric in custom.values()])
         lifetime, window = await asyncio.gather(
-            api.aggregators.query(replace(query, what="lifetime")), api.aggregators.query(query)
+            aggregators.query(replace(query, what="lifetime")), aggregators.query(query)
         )
-        for found in (lifetime, window):
-            # A gap in a scrape is right, a counter that falls never is.
-            if found.missing_shards:
-                raise Unavailable(f"aggregator: shards {found.missing_shards} do not answer")
-            if not found.caught_up:
+        for answer in (lifetime, window):
+            # A gap in a scrape is harmless; a counter that falls looks like a restart.
+            if answer.missing_shards:
+                raise Unavailable(f"aggregator: shards {answer.missing_shards} do not answer")
+            if not answer.caught_up:
                 raise Unavailable("aggregator: still reading what there was before")
-        if not api.alert_history.caught_up:
+        if not history.caught_up:
             raise Unavailable("alerts: still reading what there was before")
-        return Response(render_families(_Page(api, lifetime, window)), headers={"content-type": PROMETHEUS_TYPE})
+        page = _Page(history, custom, lifetime, window)
+        return Response(render_families(page), headers={"content-type": PROMETHEUS_TYPE})
 
-    return [Route(api.config.prometheus_path, scrape)]
+    return routes
 
 
 def _window(now_s: int, custom: list[str]) -> Query:
@@ -62,17 +88,24 @@ def _window(now_s: int, custom: list[str]) -> Query:
 class _Page(Collector):
     """One scrape."""
 
-    def __init__(self, api: Api, lifetime: Answer, window: Answer) -> None:
-        self._api, self._lifetime, self._window = api, lifetime, window
+    def __init__(
+        self,
+        history: AlertHistory,
+        custom: Mapping[str, CustomMetric],
+        lifetime: MetricsAnswer,
+        window: MetricsAnswer,
+    ) -> None:
+        self._history, self._metrics = history, custom
+        self._lifetime, self._window = lifetime, window
 
     def collect(self) -> Iterator[Metric]:
-        """The families, in the order of the documents."""
+        """Yield the families in the order of the metrics reference."""
         yield from self._counters(self._lifetime.cumulative.counters)
         yield from self._histograms()
         yield from self._gauges()
         yield from self._transport()
         yield from self._alerts()
-        for metric in self._api.config.custom.values():
+        for metric in self._metrics.values():
             yield self._custom(metric)
 
     def _counters(self, counters: Sequence[Counter]) -> Iterator[Metric]:
@@ -85,7 +118,7 @@ class _Page(Collector):
                 family.add_metric(key, added[key])
             return family
 
-        # Whole numbers are added up as such; money becomes dollars at the very end.
+        # Sum integers, and convert to dollars at the end, so that no rounding adds up.
         spent: dict[Labels, int] = {}
         for one in counters:
             key = (one.model, one.provider, one.caller)
@@ -178,7 +211,7 @@ class _Page(Collector):
         yield _gauge("transport_queue_depth", "Spans waiting in reporters.", transport.queue_depth)
 
     def _alerts(self) -> Iterator[Metric]:
-        counts = self._api.alert_history
+        counts = self._history
         for name, text, by_rule in (
             ("firings", "Firings of a rule.", counts.firings),
             ("delivery_failed", "Firings that could not be delivered.", counts.delivery_failed),
@@ -202,7 +235,7 @@ class _Page(Collector):
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:
-    """Without data there is no sample."""
+    """Return a gauge; without data it has no sample."""
     family = GaugeMetricFamily(f"tokentrace_{name}", text)
     if value is not None:
         family.add_metric((), value)

@@ -1,26 +1,27 @@
-"""``GET /traces/{id}/spans/{span_id}/receipt``: how the cost of a span came about, line by line."""
+"""``GET /traces/{id}/spans/{span_id}/receipt``: how the cost of a span was computed, line by line."""
 
 from __future__ import annotations
 
 import time
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-from starlette.requests import Request
+import msgspec
+from fastapi import Path as PathName
+from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.errors import Rejected
-from tokentrace.pricing import Receipt
+from tokentrace.pricing import Pricer, Receipt
 from tokentrace.records import Span, counts_as_cost, event_time
+from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import nusd_to_usd, render_instant
-from tokentrace_api.parameters import parameters
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.routes.answers import InstantText
+from tokentrace_api.routes.traces import TraceId
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
-
-#: Where a cost comes from -> how sure it is.
+#: ``Span.cost_source`` -> the name of its confidence in a receipt.
 _CONFIDENCE = {
     "": "exact",
     "priced": "exact",
@@ -32,23 +33,112 @@ _CONFIDENCE = {
 }
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The route; it comes before that of ``/traces/{id}``."""
+#: Decimal text: exact, because a JSON number may be read as a float.
+Money = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$", examples=["0.00256"])]
+Confidence = Literal["exact", "reported", "overridden", "partly_priced", "unpriced", "reported_zero_ignored"]
 
-    async def receipt(request: Request) -> Response:
-        parameters(request, ())
-        trace_id, span_id = request.path_params["trace_id"], request.path_params["span_id"]
-        spans = await api.read(lambda store: store.trace(trace_id, time.time_ns()))
+
+class ReceiptLine(msgspec.Struct):
+    """*amount* of *unit* at *rate_usd* for each *per*."""
+
+    unit: str
+    amount: int
+    rate_usd: Money
+    per: int
+    cost_usd: Money
+
+
+class ReceiptPrice(msgspec.Struct):
+    """Which price was used: the table, its version, the model it was found under, and the instant."""
+
+    source: str | None
+    version: str | None
+    matched_model: str | None
+    priced_at: InstantText
+    tier: str | None
+
+
+class ReceiptAnswer(msgspec.Struct):
+    """
+    How the cost of a span was computed; ``lines`` and ``rounding`` add up to ``cost_usd``.
+
+    Attributes:
+        total_cost_usd: The cost as a number, as every other answer shows it.
+        counted: The span's cost is part of totals; that of a span which only sums up others is not.
+        reason: Why the cost is unknown or partial.
+        note: Only where the prices of that time are not known any more.
+    """
+
+    trace_id: str
+    span_id: str
+    model: str
+    provider: str
+    cost_usd: Money | None
+    total_cost_usd: float | None
+    counted: bool
+    confidence: Confidence
+    reason: str | None
+    price: ReceiptPrice
+    lines: list[ReceiptLine]
+    rounding: Money
+    note: str | UnsetType = UNSET
+
+
+_EXAMPLE: dict[str, Any] = {
+    "trace_id": "t1",
+    "span_id": "s1",
+    "model": "gpt-4o",
+    "provider": "openai",
+    "cost_usd": "0.00256",
+    "total_cost_usd": 0.00256,
+    "counted": True,
+    "confidence": "exact",
+    "reason": None,
+    "price": {
+        "source": "openai:gpt-4o@genai-prices-0.2.3",
+        "version": "genai-prices-0.2.3",
+        "matched_model": "gpt-4o",
+        "priced_at": "2026-03-15T14:23:02.261Z",
+        "tier": None,
+    },
+    "lines": [
+        {"unit": "input_tokens", "amount": 512, "rate_usd": "2.5", "per": 1000000, "cost_usd": "0.00128"},
+        {"unit": "output_tokens", "amount": 128, "rate_usd": "10", "per": 1000000, "cost_usd": "0.00128"},
+    ],
+    "rounding": "0",
+}
+_RECEIPT = operation(
+    "getReceipt",
+    "Get the receipt of a span",
+    "How the cost of a span was computed: prices, amounts and rounding. Amounts of money are decimal text.",
+    Answer(ReceiptAnswer, "The receipt.", _EXAMPLE),
+    errors={
+        400: "limit: unknown parameter; allowed are none",
+        404: "span not found",
+        503: "span store: is not open yet",
+    },
+)
+
+
+def router(store: StoreReader, pricer: Pricer) -> Router:
+    """Return the route; it must precede ``/traces/{id}``. *pricer* has the prices that ingest has."""
+    routes = Router("traces")
+
+    @routes.get("/traces/{trace_id:path}/spans/{span_id:path}/receipt", **_RECEIPT)
+    async def receipt(
+        trace_id: TraceId, span_id: Annotated[str, PathName(description="Id of the span.", examples=["s1"])]
+    ) -> Response:
+        spans = await store.read(lambda spans: spans.trace(trace_id, time.time_ns()))
         span = next((span for span in spans if span.span_id == span_id), None)
         if span is None:
             raise Rejected("span not found", status=404)
-        return reply(render_receipt(span, api.pricer.receipt(span)))
+        return reply(render_receipt(span, pricer.receipt(span)))
 
-    return [Route("/traces/{trace_id:path}/spans/{span_id:path}/receipt", receipt)]
+    return routes
 
 
 def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
-    """Amounts of money are decimal text, exact; ``lines`` and ``rounding`` add up to ``cost_usd``."""
+    """Return *receipt* of *span* as the struct ``ReceiptAnswer`` describes it."""
     source, at, version = span.cost_model.rpartition("@")
     model = source.partition(":")[2] or source
     shown: dict[str, Any] = {

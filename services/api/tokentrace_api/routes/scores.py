@@ -1,29 +1,27 @@
-"""``POST /scores``: what a span was worth, said after it ended."""
+"""``POST /scores``: scores of spans that have ended."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.bad_data import UNREADABLE
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import MAX_KEY_BYTES, Span, is_id
+from tokentrace.redact import Redactor
 from tokentrace.service.body import read_body
+from tokentrace.service.contract import Answer, Content, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import score_to_int
-from tokentrace_api.parameters import parameters
+from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.reads import find_by_id
-from tokentrace_api.scoring import record_score
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
+from tokentrace_api.scoring import Scoring, record_score
 
 _MAX_BODY_BYTES = 1024 * 1024
 MAX_SCORES = 1000
@@ -34,8 +32,8 @@ class ScoreInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     A score.
 
     Attributes:
-        trace_id, span_id: Of the span; without span_id the root of the trace is meant, without trace_id any trace's.
-        name: ``eval.`` is put before it where it is not there.
+        trace_id, span_id: Of the span; without span_id the root of the trace, without trace_id a span of any trace.
+        name: ``eval.`` is added in front where it is missing.
         value: 0 to 1; null takes the score away.
     """
 
@@ -46,7 +44,7 @@ class ScoreInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def attribute(self) -> str:
-        """The attribute it is kept as."""
+        """Return the attribute under which the span keeps it."""
         return self.name if self.name.startswith("eval.") else f"eval.{self.name}"
 
 
@@ -56,52 +54,96 @@ _many = msgspec.json.Decoder(list[ScoreInput])
 
 def decode_scores(body: bytes) -> list[ScoreInput]:
     """
-    One score, or an array of them.
+    Return one score, or an array of them.
 
     Raises:
         Rejected: Names the index and the field.
     """
     try:
-        given = _many.decode(body) if body.lstrip()[:1] == b"[" else [_one.decode(body)]
+        scores = _many.decode(body) if body.lstrip()[:1] == b"[" else [_one.decode(body)]
     except UNREADABLE as exc:
         raise Rejected(explain(str(exc))) from exc
-    if len(given) > MAX_SCORES:
-        raise Rejected(f"scores: {len(given)}, at most {MAX_SCORES} are taken in one request", status=413)
-    for index, one in enumerate(given):
-        where = f"score {index}: " if len(given) > 1 else ""
-        if not one.trace_id and not one.span_id:
+    if len(scores) > MAX_SCORES:
+        raise Rejected(f"scores: {len(scores)}, at most {MAX_SCORES} are taken in one request", status=413)
+    for index, score in enumerate(scores):
+        where = f"score {index}: " if len(scores) > 1 else ""
+        if not score.trace_id and not score.span_id:
             raise Rejected(f"{where}span_id or trace_id: one of them is required")
         for name in ("trace_id", "span_id"):
-            value = getattr(one, name)
+            value = getattr(score, name)
             if value and not is_id(value):
                 raise Rejected(f"{where}{name}: {shorten(value)!r} is not 1-256 printable ASCII characters")
-        if one.name in ("", "eval.") or len(one.attribute.encode(errors="replace")) > MAX_KEY_BYTES:
-            raise Rejected(f"{where}name: {shorten(one.name)!r} is empty or too long")
-    return given
+        if score.name in ("", "eval.") or len(score.attribute.encode(errors="replace")) > MAX_KEY_BYTES:
+            raise Rejected(f"{where}name: {shorten(score.name)!r} is empty or too long")
+    return scores
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The route of scores."""
+class ScoredSpan(msgspec.Struct):
+    """A span that was scored."""
 
+    trace_id: str
+    span_id: str
+
+
+class ScoresAccepted(msgspec.Struct):
+    """How many scores are stored, and the span of each."""
+
+    accepted: int
+    spans: list[ScoredSpan]
+
+
+_SCORE_EXAMPLE = {"trace_id": "t1", "span_id": "s1", "value": 0.92}
+_SCORES = operation(
+    "postScores",
+    "Score spans after they ended",
+    """
+    One score or an array of up to 1,000. A score replaces the one that the span had under that name, and is counted in
+    quality once it is stored. Every span is looked up before any score is recorded: a wrong id refuses the request.
+    """,
+    Answer(
+        ScoresAccepted,
+        "The scores are stored.",
+        {"accepted": 1, "spans": [{"trace_id": "t1", "span_id": "s1"}]},
+        status=202,
+    ),
+    body=[
+        Content(
+            (ScoreInput, list[ScoreInput]),
+            {"one": _SCORE_EXAMPLE, "several": [_SCORE_EXAMPLE, {"trace_id": "t2", "name": "eval.tone", "value": 0}]},
+        )
+    ],
+    errors={
+        400: "span_id or trace_id: one of them is required",
+        404: "span not found",
+        413: "scores: 1001, at most 1000 are taken in one request",
+        415: "Content-Encoding: 'br' is not supported, only gzip is",
+        503: "span store: is behind",
+    },
+)
+
+
+def router(store: StoreReader, scoring: Scoring, redactor: Redactor) -> Router:
+    """Return the route of scores; *redactor* cleans their names."""
+    routes = Router("traces")
+
+    @routes.post("/scores", **_SCORES)
     async def scores(request: Request) -> Response:
-        parameters(request, ())
-        given = decode_scores(await read_body(request, _MAX_BODY_BYTES))
-        # All are found before any is recorded: a wrong id refuses the request and leaves nothing half done.
-        spans = [await _span_of(api, one, index, len(given)) for index, one in enumerate(given)]
-        for one, span in zip(given, spans, strict=True):
-            name = api.config.redactor.text(one.attribute)
-            await record_score(api, span, name, None if one.value is None else score_to_int(one.value))
-        shown = [{"trace_id": span.trace_id, "span_id": span.span_id} for span in spans]
-        return reply({"accepted": len(given), "spans": shown}, 202)
+        inputs = decode_scores(await read_body(request, _MAX_BODY_BYTES))
+        spans = [await _span_of(store, score, index, len(inputs)) for index, score in enumerate(inputs)]
+        for score, span in zip(inputs, spans, strict=True):
+            name = redactor.text(score.attribute)
+            await record_score(scoring, span, name, None if score.value is None else score_to_int(score.value))
+        scored = [ScoredSpan(span.trace_id, span.span_id) for span in spans]
+        return reply(ScoresAccepted(len(inputs), scored), 202)
 
-    return [Route("/scores", scores, methods=["POST"])]
+    return routes
 
 
-async def _span_of(api: Api, given: ScoreInput, index: int, count: int) -> Span:
-    found = await api.find(lambda store: find_by_id(store, given.trace_id, given.span_id, time.time_ns()))
+async def _span_of(store: StoreReader, score: ScoreInput, index: int, count: int) -> Span:
+    matches = await store.find(lambda spans: find_by_id(spans, score.trace_id, score.span_id, time.time_ns()))
     where = f"score {index}: " if count > 1 else ""
-    if not found:
+    if not matches:
         raise Rejected(f"{where}span not found", status=404)
-    if len(found) > 1:
-        raise Rejected(f"{where}span_id: {shorten(given.span_id)!r} is in {len(found)} traces; give trace_id too")
-    return found[0]
+    if len(matches) > 1:
+        raise Rejected(f"{where}span_id: {shorten(score.span_id)!r} is in {len(matches)} traces; give trace_id too")
+    return matches[0]

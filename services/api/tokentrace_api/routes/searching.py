@@ -2,47 +2,57 @@
 
 from __future__ import annotations
 
-from tokentrace.errors import Rejected, shorten
-from tokentrace.records import KINDS
+from typing import Any
+
+from pydantic import Field
+
 from tokentrace.units import ms_to_ns, usd_to_nusd
-from tokentrace_api.parameters import Parameters, parse_moment, parse_number
+from tokentrace_api.parameters import KIND_NAMES, Amount, AttributeParams, Moment, Text, choice
 from tokentrace_api.reads import Search
 
-#: Parameter -> column.
-_COLUMNS = {
-    "model": "model",
-    "caller": "caller",
-    "status": "status",
-    "provider": "provider",
-    "name": "name",
-    "kind": "kind",
-    "session": "session_id",
-    "user": "user_id",
-}
-#: Every parameter that says which spans, those that begin with ``attr.`` aside.
-SEARCHED = (*_COLUMNS, "min_cost", "min_latency", "q", "since", "until")
-_STATUSES = ("ok", "error", "timeout")
+_Status: Any = choice(("ok", "error", "timeout"))
+_Kind: Any = choice(KIND_NAMES)
 
 
-def parse_search(given: Parameters) -> Search:
-    """
-    Which spans the parameters ask for.
+class SearchParams(AttributeParams):
+    """Which spans: one span must match every filter."""
 
-    Raises:
-        Rejected: Names the parameter.
-    """
-    for name, allowed in (("status", _STATUSES), ("kind", KINDS)):
-        if name in given and given[name] not in allowed:
-            raise Rejected(f"{name}: {shorten(given[name])!r} is none of {', '.join(allowed)}")
-    least = {}
-    for name, column, scale in (("min_cost", "cost_nusd", usd_to_nusd), ("min_latency", "latency_ns", ms_to_ns)):
-        if name in given:
-            least[column] = scale(parse_number(given, name))
-    return Search(
-        columns={column: given[name] for name, column in _COLUMNS.items() if name in given},
-        attributes={name.removeprefix("attr."): value for name, value in given.items() if name.startswith("attr.")},
-        least=least,
-        text=given.get("q", ""),
-        since_ns=parse_moment(given, "since"),
-        until_ns=parse_moment(given, "until"),
-    )
+    model: Text = Field(None, description="Model, as the vendor names it.", examples=["gpt-4o"])
+    caller: Text = Field(None, description="Calling service or function.", examples=["checkout"])
+    status: _Status = Field(None, description="How the span ended.", examples=["error"])
+    provider: Text = Field(None, description="Vendor of the model.", examples=["openai"])
+    name: Text = Field(None, description="Name of the span.", examples=["answer question"])
+    kind: _Kind = Field(None, description="Kind of span.", examples=["llm"])
+    session: Text = Field(None, description="Session id.", examples=["s1"])
+    user: Text = Field(None, description="User id.", examples=["u-7"])
+    min_cost: Amount = Field(None, description="Least cost, US dollars.", examples=[0.01])
+    min_latency: Amount = Field(None, description="Least latency, milliseconds.", examples=[1000])
+    q: Text = Field(None, description="Part of the name or the error, in any case of letters.", examples=["rate limit"])
+    since: Moment = Field(None, description="Started at or after this instant.", examples=["2026-03-15T14:00:00Z"])
+    until: Moment = Field(None, description="Started at or before this instant.", examples=["2026-03-15T15:00:00Z"])
+
+    def search(self) -> Search:
+        """Return the filters as a ``Search``."""
+        columns = {
+            "model": self.model,
+            "caller": self.caller,
+            "status": self.status,
+            "provider": self.provider,
+            "name": self.name,
+            "kind": self.kind,
+            "session_id": self.session,
+            "user_id": self.user,
+        }
+        least = {}
+        if self.min_cost is not None:
+            least["cost_nusd"] = usd_to_nusd(self.min_cost)
+        if self.min_latency is not None:
+            least["latency_ns"] = ms_to_ns(self.min_latency)
+        return Search(
+            columns={column: value for column, value in columns.items() if value is not None},
+            attributes=self.attributes,
+            least=least,
+            text=self.q or "",
+            since_ns=self.since,
+            until_ns=self.until,
+        )

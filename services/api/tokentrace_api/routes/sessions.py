@@ -1,4 +1,4 @@
-"""``/api/sessions``: what Cost Katana's clients ask of conversations (SPEC B.3)."""
+"""``/api/sessions``: conversations, as Cost Katana's clients ask for them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
+from fastapi import Path as PathName
+from fastapi import Query as QueryParams
+from msgspec import UNSET, UnsetType
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.bad_data import reading
 from tokentrace.dialect import costkatana
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started
+from tokentrace.records import Batch, ChatMessage, Kind, SessionEnd, Span, Started
 from tokentrace.service.body import read_body
+from tokentrace.service.contract import Answer, Content, Params, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
-from tokentrace_api.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
+from tokentrace_api.interfaces import Publisher, StoreReader
+from tokentrace_api.parameters import Amount, Count, Moment, OptionalCount, Text, choice
 from tokentrace_api.reads import (
     Session,
     SessionFilter,
@@ -31,32 +36,323 @@ from tokentrace_api.reads import (
     session_spans,
     sum_sessions,
 )
+from tokentrace_api.routes.answers import InstantText, Message, Milliseconds, Natural, SpanStatus
 from tokentrace_api.routes.traces import pending_status
 
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
-
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
-_FILTERS = ("userId", "label", "status", "source", "from", "to", "minCost", "maxCost", "minSpans", "maxSpans")
 _STATUSES = ("active", "completed", "error")
 _MAX_BODY_BYTES = 64 * 1024
+_Status: Any = choice(_STATUSES)
+SessionId = Annotated[str, PathName(description="Id of the session.", examples=["s1"])]
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes of the sessions."""
+class PeriodParams(Params):
+    """When a session started."""
 
-    async def listed(request: Request) -> Response:
-        given = parameters(request, (*_FILTERS, "page", "limit"))
-        page = max(parse_count(given, "page", 1), 1)
-        limit = max(parse_count(given, "limit", DEFAULT_LIMIT, most=MAX_LIMIT), 1)
-        wanted, now_ns = _wanted(given), time.time_ns()
-        sessions, total = await api.read(lambda store: list_sessions(store, wanted, limit, (page - 1) * limit, now_ns))
+    from_: Moment = Field(None, alias="from", description="Not before.", examples=["2026-03-15T00:00:00Z"])
+    to: Moment = Field(None, description="Not after.", examples=["2026-03-16T00:00:00Z"])
+
+
+class SessionParams(PeriodParams):
+    """Which sessions, and which page of them."""
+
+    user_id: Text = Field(None, alias="userId", description="User the session belongs to.", examples=["u-7"])
+    label: Text = Field(None, description="Part of the label, in any case of letters.", examples=["chat"])
+    status: _Status = Field(None, description="`error` once any span has failed.", examples=["completed"])
+    source: Text = Field(None, description="How the session's spans came.", examples=["costkatana"])
+    min_cost: Amount = Field(None, alias="minCost", description="Least cost, US dollars.", examples=[0.01])
+    max_cost: Amount = Field(None, alias="maxCost", description="Greatest cost, US dollars.", examples=[10])
+    min_spans: OptionalCount = Field(None, alias="minSpans", description="Least number of spans.", examples=[1])
+    max_spans: OptionalCount = Field(None, alias="maxSpans", description="Greatest number of spans.", examples=[100])
+    page: Count = Field(1, description="Page, from 1; 0 counts as 1.")
+    limit: Count = Field(
+        DEFAULT_LIMIT, description=f"Sessions on a page, 1 to {MAX_LIMIT}; others count as the nearest."
+    )
+
+    def wanted(self) -> SessionFilter:
+        """Return the filters for the store."""
+        return SessionFilter(
+            user_id=self.user_id or "",
+            label=self.label or "",
+            status=self.status or "",
+            source=self.source or "",
+            since_ns=self.from_,
+            until_ns=self.to,
+            min_cost_nusd=None if self.min_cost is None else usd_to_nusd(self.min_cost),
+            max_cost_nusd=None if self.max_cost is None else usd_to_nusd(self.max_cost),
+            min_spans=self.min_spans,
+            max_spans=self.max_spans,
+        )
+
+
+class TokenSums(msgspec.Struct):
+    """Tokens of all inputs and of all outputs."""
+
+    input: Natural
+    output: Natural
+
+
+class ErrorText(msgspec.Struct):
+    """What went wrong."""
+
+    message: str
+    stack: str | UnsetType = UNSET
+
+
+class SessionSums(msgspec.Struct, rename="camel"):
+    """Sums of a session; cost in US dollars."""
+
+    total_spans: Natural
+    total_duration: Milliseconds
+    total_cost: float
+    total_tokens: TokenSums
+
+
+class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
+    """
+    A session with its messages: the SDK's names, and beside them the backend's for the same.
+
+    Attributes:
+        duration: Milliseconds from its start to its end, or to the end of its last span.
+        ended_at: Only of a session that was ended.
+    """
+
+    session_id: str
+    status: Literal["active", "completed", "error"]
+    total_spans: Natural
+    open_spans: Natural
+    total_cost: float = msgspec.field(name="totalCostUSD")
+    total_input_tokens: Natural
+    total_output_tokens: Natural
+    started_at: InstantText
+    duration: Milliseconds
+    source: str
+    has_errors: bool
+    error_count: Natural
+    summary: SessionSums
+    messages: list[Message]
+    user_id: str | UnsetType = UNSET
+    label: str | UnsetType = UNSET
+    ended_at: InstantText | UnsetType = UNSET
+    error: ErrorText | UnsetType = UNSET
+
+
+class SessionPage(msgspec.Struct, rename="camel"):
+    """A page of sessions, newest start first; ``pages`` and ``totalPages`` are the same."""
+
+    sessions: list[SessionDetails]
+    total: Natural
+    page: Natural
+    limit: Natural
+    pages: Natural
+    total_pages: Natural
+
+
+class SessionSummary(msgspec.Struct, rename="camel"):
+    """
+    Sums over the sessions of a period; cost in US dollars.
+
+    Attributes:
+        avg_duration, average_duration: Milliseconds, the same: the mean over the sessions that have ended.
+    """
+
+    total_sessions: Natural
+    active_sessions: Natural
+    completed_sessions: Natural
+    error_sessions: Natural
+    total_cost: float
+    total_tokens: TokenSums
+    avg_duration: Milliseconds
+    average_duration: Milliseconds
+    error_rate: float
+
+
+class TraceNode(msgspec.Struct, kw_only=True, rename="camel"):
+    """A span as a node: the SDK's names, and beside them the backend's for the same."""
+
+    id: str
+    session_id: str
+    name: str
+    label: str
+    type: Kind
+    status: SpanStatus
+    depth: Natural
+    tokens: TokenSums
+    cost: float | None = msgspec.field(name="costUSD")
+    metadata: dict[str, Any]
+    started_at: InstantText
+    ended_at: InstantText | None
+    duration: Milliseconds | None
+    start: InstantText
+    end: InstantText | None
+    parent_id: str | UnsetType = UNSET
+    error: ErrorText | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    ai_model: str | UnsetType = UNSET
+    tool: str | UnsetType = UNSET
+    resource_ids: list[Any] | UnsetType = UNSET
+
+
+class GraphEdge(msgspec.Struct, rename={"source": "from", "target": "to"}):
+    """From a span to one that it called."""
+
+    source: str
+    target: str
+
+
+class SessionGraph(msgspec.Struct):
+    """Nodes by start; an edge for every node that names a parent, whether the parent is known or not."""
+
+    nodes: list[TraceNode]
+    edges: list[GraphEdge]
+
+
+class SessionEndInput(msgspec.Struct, kw_only=True):
+    """How a session ended; an empty body, or no error, means well."""
+
+    error: dict[str, Any] | str | None = None
+
+
+_MESSAGE_EXAMPLE = {
+    "messageId": "m1",
+    "sessionId": "s1",
+    "traceId": "call",
+    "role": "user",
+    "content": "mail me: [EMAIL]",
+    "redactedContent": "mail me: [EMAIL]",
+    "isRedacted": True,
+    "metadata": {},
+    "createdAt": "2026-03-15T14:23:01.441Z",
+    "timestamp": "2026-03-15T14:23:01.441Z",
+    "contentPreview": "mail me: [EMAIL]",
+    "fullContentStored": True,
+}
+_SESSION_EXAMPLE: dict[str, Any] = {
+    "sessionId": "s1",
+    "status": "completed",
+    "totalSpans": 2,
+    "openSpans": 0,
+    "totalCostUSD": 0.00256,
+    "totalInputTokens": 512,
+    "totalOutputTokens": 128,
+    "startedAt": "2026-03-15T14:23:01.441Z",
+    "duration": 820,
+    "source": "costkatana",
+    "hasErrors": False,
+    "errorCount": 0,
+    "summary": {
+        "totalSpans": 2,
+        "totalDuration": 820,
+        "totalCost": 0.00256,
+        "totalTokens": {"input": 512, "output": 128},
+    },
+    "messages": [_MESSAGE_EXAMPLE],
+    "userId": "u-7",
+    "endedAt": "2026-03-15T14:23:02.261Z",
+}
+_NODE_EXAMPLE: dict[str, Any] = {
+    "id": "call",
+    "parentId": "root",
+    "sessionId": "s1",
+    "name": "answer",
+    "label": "answer",
+    "type": "llm",
+    "status": "ok",
+    "depth": 1,
+    "model": "gpt-4o",
+    "aiModel": "gpt-4o",
+    "tokens": {"input": 512, "output": 128},
+    "costUSD": 0.00256,
+    "metadata": {},
+    "startedAt": "2026-03-15T14:23:01.441Z",
+    "endedAt": "2026-03-15T14:23:02.261Z",
+    "duration": 820,
+    "start": "2026-03-15T14:23:01.441Z",
+    "end": "2026-03-15T14:23:02.261Z",
+}
+_NO_PARAMETERS = {400: "limit: unknown parameter; allowed are none"}
+_NOT_FOUND = {404: "Session s1 not found"}
+_STORE_AWAY = {503: "span store: is not open yet"}
+_LIST = operation(
+    "listSessions",
+    "List sessions",
+    "Newest start first, each with its messages.",
+    Answer(
+        SessionPage,
+        "A page.",
+        {"sessions": [_SESSION_EXAMPLE], "total": 1, "page": 1, "limit": 20, "pages": 1, "totalPages": 1},
+    ),
+    errors={400: "status: 'done' is none of active, completed, error", **_STORE_AWAY},
+)
+_SUMMARY = operation(
+    "getSessionsSummary",
+    "Sum up sessions",
+    "Counts, cost, tokens and mean duration of the sessions that started in a period.",
+    Answer(
+        SessionSummary,
+        "The sums.",
+        {
+            "totalSessions": 2,
+            "activeSessions": 0,
+            "completedSessions": 1,
+            "errorSessions": 1,
+            "totalCost": 0.00512,
+            "totalTokens": {"input": 1024, "output": 256},
+            "avgDuration": 820,
+            "averageDuration": 820,
+            "errorRate": 0.5,
+        },
+    ),
+    errors={400: "from: instant: 'today' is not RFC 3339 such as 2026-03-15T14:23:01.441Z", **_STORE_AWAY},
+)
+_GRAPH = operation(
+    "getSessionGraph",
+    "Get a session as a graph",
+    "Its spans as nodes, and an edge from each parent.",
+    Answer(SessionGraph, "The graph.", {"nodes": [_NODE_EXAMPLE], "edges": [{"from": "root", "to": "call"}]}),
+    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
+)
+_DETAILS = operation(
+    "getSessionDetails",
+    "Get a session with its messages",
+    "Messages are in order of time.",
+    Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
+    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
+)
+_END = operation(
+    "endSession",
+    "End a session",
+    "The first end counts; ending it again changes nothing.",
+    Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
+    body=[Content(SessionEndInput, {"well": {}, "error": {"error": {"message": "gave up"}}})],
+    body_required=False,
+    errors={
+        400: "error: is not text of at most 4096 characters",
+        **_NOT_FOUND,
+        413: "body: over 65536 bytes, which is the limit after decompression",
+        415: "Content-Encoding: 'br' is not supported, only gzip is",
+        503: "span store: is behind",
+    },
+)
+
+
+def router(store: StoreReader, publisher: Publisher) -> Router:
+    """Return the routes of sessions; *publisher* takes their ends."""
+    routes = Router("sessions")
+
+    @routes.get("/api/sessions", **_LIST)
+    async def listed(params: Annotated[SessionParams, QueryParams()]) -> Response:
+        page, limit = max(params.page, 1), min(max(params.limit, 1), MAX_LIMIT)
+        wanted, now_ns = params.wanted(), time.time_ns()
+        sessions, total = await store.read(
+            lambda spans: list_sessions(spans, wanted, limit, (page - 1) * limit, now_ns)
+        )
         ids = [session.session_id for session in sessions]
-        messages = await api.read(lambda store: session_messages(store, ids, now_ns))
+        messages = await store.read(lambda spans: session_messages(spans, ids, now_ns))
         pages = math.ceil(total / limit)
         return reply(
             {
-                "sessions": [_details(session, messages[session.session_id], now_ns) for session in sessions],
+                "sessions": [_details(session, messages[session.session_id]) for session in sessions],
                 "total": total,
                 "page": page,
                 "limit": limit,
@@ -65,108 +361,76 @@ def routes(api: Api) -> list[BaseRoute]:
             }
         )
 
-    async def summary(request: Request) -> Response:
-        given = parameters(request, ("from", "to"))
-        since_ns, until_ns = parse_moment(given, "from"), parse_moment(given, "to")
-        sums = await api.read(lambda store: sum_sessions(store, since_ns, until_ns, time.time_ns()))
+    @routes.get("/api/sessions/summary", **_SUMMARY)
+    async def summary(params: Annotated[PeriodParams, QueryParams()]) -> Response:
+        sums = await store.read(lambda spans: sum_sessions(spans, params.from_, params.to, time.time_ns()))
         mean_ms = ns_to_ms(sums.duration_ns)
         return reply(
-            {
-                "totalSessions": sums.sessions,
-                "activeSessions": sums.active,
-                "completedSessions": sums.completed,
-                "errorSessions": sums.errors,
-                "totalCost": nusd_to_usd(sums.cost_nusd),
-                "totalTokens": {"input": sums.prompt_tokens, "output": sums.completion_tokens},
-                "avgDuration": mean_ms,
-                "averageDuration": mean_ms,
-                "errorRate": sums.errors / sums.sessions if sums.sessions else 0,
-            }
+            SessionSummary(
+                total_sessions=sums.sessions,
+                active_sessions=sums.active,
+                completed_sessions=sums.completed,
+                error_sessions=sums.errors,
+                total_cost=nusd_to_usd(sums.cost_nusd),
+                total_tokens=TokenSums(sums.prompt_tokens, sums.completion_tokens),
+                avg_duration=mean_ms,
+                average_duration=mean_ms,
+                error_rate=sums.errors / sums.sessions if sums.sessions else 0,
+            )
         )
 
-    async def graph(request: Request) -> Response:
-        parameters(request, ())
-        session_id, now_ns = request.path_params["session_id"], time.time_ns()
-        await _found(api, session_id)
-        spans, open_ = await api.read(lambda store: session_spans(store, session_id, now_ns))
-        return reply(render_graph(spans, open_, now_ns))
+    @routes.get("/api/sessions/{session_id:path}/graph", **_GRAPH)
+    async def graph(session_id: SessionId) -> Response:
+        now_ns = time.time_ns()
+        await _find(store, session_id)
+        spans, pending = await store.read(lambda spans: session_spans(spans, session_id, now_ns))
+        return reply(render_graph(spans, pending, now_ns))
 
-    async def details(request: Request) -> Response:
-        parameters(request, ())
-        session = await _found(api, request.path_params["session_id"])
-        return reply(await _with_messages(api, session))
+    @routes.get("/api/sessions/{session_id:path}/details", **_DETAILS)
+    async def details(session_id: SessionId) -> Response:
+        return reply(await _with_messages(store, await _find(store, session_id)))
 
-    async def end(request: Request) -> Response:
-        parameters(request, ())
-        session_id = request.path_params["session_id"]
+    @routes.post("/api/sessions/{session_id:path}/end", **_END)
+    async def end(request: Request, session_id: SessionId) -> Response:
         error = _end_error(await read_body(request, _MAX_BODY_BYTES))
-        session = await _found(api, session_id)
+        session = await _find(store, session_id)
         if session.ended_ns is None:
             over = SessionEnd(session_id=session_id, ended_ns=time.time_ns(), error=error)
             now_ns = over.ended_ns
-            await api.publish(Batch(id=f"session.{uuid.uuid4().hex}", arrived_ns=now_ns, session_ends=[over]))
-            session = await _found(api, session_id)
-        return reply(await _with_messages(api, session))
+            await publisher.publish(Batch(id=f"session.{uuid.uuid4().hex}", arrived_ns=now_ns, session_ends=[over]))
+            session = await _find(store, session_id)
+        return reply(await _with_messages(store, session))
 
-    return [
-        Route("/api/sessions", listed),
-        Route("/api/sessions/summary", summary),
-        Route("/api/sessions/{session_id:path}/graph", graph),
-        Route("/api/sessions/{session_id:path}/details", details),
-        Route("/api/sessions/{session_id:path}/end", end, methods=["POST"]),
-    ]
-
-
-class _End(msgspec.Struct, kw_only=True):
-    error: dict[str, Any] | str | None = None
+    return routes
 
 
 def _end_error(body: bytes) -> str:
-    """What a session ended with, in the body of its end; an empty body says that all went well."""
+    """Return the error text in the body of a session's end; "" for an empty body."""
     if not body.strip():
         return ""
     with reading("body"):
-        error = msgspec.json.decode(body, type=_End).error
+        error = msgspec.json.decode(body, type=SessionEndInput).error
     text = error.get("message", "") if isinstance(error, dict) else error or ""
     if not isinstance(text, str) or len(text) > 4096:
         raise Rejected("error: is not text of at most 4096 characters")
     return text
 
 
-async def _found(api: Api, session_id: str) -> Session:
-    found = await api.find(lambda store: find_session(store, session_id, time.time_ns()))
-    if not found:
+async def _find(store: StoreReader, session_id: str) -> Session:
+    sessions = await store.find(lambda spans: find_session(spans, session_id, time.time_ns()))
+    if not sessions:
         raise Rejected(f"Session {shorten(session_id)} not found", status=404)
-    return found[0]
+    return sessions[0]
 
 
-async def _with_messages(api: Api, session: Session) -> dict[str, Any]:
+async def _with_messages(store: StoreReader, session: Session) -> dict[str, Any]:
     now_ns = time.time_ns()
-    messages = await api.read(lambda store: session_messages(store, [session.session_id], now_ns))
-    return _details(session, messages[session.session_id], now_ns)
+    messages = await store.read(lambda spans: session_messages(spans, [session.session_id], now_ns))
+    return _details(session, messages[session.session_id])
 
 
-def _wanted(given: Parameters) -> SessionFilter:
-    if "status" in given and given["status"] not in _STATUSES:
-        raise Rejected(f"status: {shorten(given['status'])!r} is none of {', '.join(_STATUSES)}")
-    money = {name: usd_to_nusd(parse_number(given, name)) for name in ("minCost", "maxCost") if name in given}
-    counts = {name: parse_count(given, name, 0) for name in ("minSpans", "maxSpans") if name in given}
-    return SessionFilter(
-        user_id=given.get("userId", ""),
-        label=given.get("label", ""),
-        status=given.get("status", ""),
-        source=given.get("source", ""),
-        since_ns=parse_moment(given, "from"),
-        until_ns=parse_moment(given, "to"),
-        min_cost_nusd=money.get("minCost"),
-        max_cost_nusd=money.get("maxCost"),
-        min_spans=counts.get("minSpans"),
-        max_spans=counts.get("maxSpans"),
-    )
-
-
-def _details(session: Session, messages: Sequence[ChatMessage], now_ns: int) -> dict[str, Any]:
-    """``SessionDetails`` of the SDK, and beside it what the backend calls the same."""
+def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any]:
+    """Return *session* as the struct ``SessionDetails`` describes it."""
     until_ns = session.ended_ns or session.last_ns or session.started_ns
     duration_ms = ns_to_ms(max(until_ns - session.started_ns, 0))
     cost = nusd_to_usd(session.cost_nusd)
@@ -202,14 +466,16 @@ def _details(session: Session, messages: Sequence[ChatMessage], now_ns: int) -> 
 
 
 def render_graph(spans: Sequence[Span], open_: Sequence[Started], now_ns: int) -> dict[str, Any]:
-    """Nodes by start, and an edge for every one that names a parent, whether that is known or not."""
+    """Return spans as the struct ``SessionGraph`` describes them."""
     depth = depths([*spans, *open_])
     dated: list[tuple[int, dict[str, Any]]] = [
         (span.started_ns, costkatana.render_node(span, depth[span.trace_id, span.span_id])) for span in spans
     ]
-    for one in open_:
-        node = costkatana.render_open(one, depth[one.trace_id, one.span_id], pending_status(one, now_ns))
-        dated.append((one.started_ns, node))
+    for started in open_:
+        node = costkatana.render_open(
+            started, depth[started.trace_id, started.span_id], pending_status(started, now_ns)
+        )
+        dated.append((started.started_ns, node))
     nodes = [node for _, node in sorted(dated, key=lambda item: item[0])]
     edges = [{"from": node["parentId"], "to": node["id"]} for node in nodes if "parentId" in node]
     return {"nodes": nodes, "edges": edges}

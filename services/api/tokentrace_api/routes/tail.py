@@ -4,71 +4,97 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
 
 import msgspec
+from fastapi import Query as QueryParams
+from msgspec import Meta
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace_api.live_tail import Tail
-from tokentrace_api.parameters import parameters, parse_count
-from tokentrace_api.routes.searching import SEARCHED, parse_search
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
+from tokentrace.service.contract import Answer, Router, operation
+from tokentrace_api.live_tail import Tail, Tails
+from tokentrace_api.parameters import Count
+from tokentrace_api.routes.answers import SPAN_EXAMPLE
+from tokentrace_api.routes.searching import SearchParams
 
 DEFAULT_RATE, MAX_RATE = 50, 1000
 MAX_TAILS = 100
-#: Without anything to say a line is sent this often, so that nobody in between takes the connection for dead.
+#: A comment line is sent after this long without an event, so that no proxy takes the connection for dead.
 _BEAT_S = 10.0
 _TURN_S = 0.5
 _TYPE = "text/event-stream"
 
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The route of the tail."""
+class TailParams(SearchParams):
+    """Which spans, and how many."""
 
-    async def tail(request: Request) -> Response:
-        given = parameters(request, (*SEARCHED, "rate"), prefix="attr.")
-        search = parse_search(given)
-        rate = parse_count(given, "rate", DEFAULT_RATE, most=MAX_RATE)
+    rate: Count = Field(DEFAULT_RATE, description=f"Spans a second at most; over {MAX_RATE} counts as {MAX_RATE}.")
+
+
+EventStream = Annotated[str, Meta(description="Server-sent events.")]
+_TAIL = operation(
+    "tailSpans",
+    "Follow spans as they arrive",
+    """
+    Server-sent events, until the client leaves. `span` carries a span in the form of `GET /traces/{trace_id}` with its
+    `trace_id`; `dropped` says how many spans were left out so far, because more arrived than `rate` allows or than the
+    client has read.
+    """,
+    Answer(
+        EventStream,
+        "The stream.",
+        f": following\n\nevent: span\ndata: {msgspec.json.encode(SPAN_EXAMPLE).decode()}\n\n",
+        media=_TYPE,
+    ),
+    errors={400: "rate: must be over 0", 503: f"tail: {MAX_TAILS} are followed already"},
+)
+
+
+def router(tails: Tails, is_stopping: Callable[[], bool]) -> Router:
+    """Return the route; streams end when *is_stopping* turns true."""
+    routes = Router("traces")
+
+    @routes.get("/traces/tail", **_TAIL)
+    async def tail(request: Request, params: Annotated[TailParams, QueryParams()]) -> Response:
+        rate = min(params.rate, MAX_RATE)
         if rate == 0:
             raise Rejected("rate: must be over 0")
-        if len(api.tails) >= MAX_TAILS:
+        if len(tails) >= MAX_TAILS:
             raise Unavailable(f"tail: {MAX_TAILS} are followed already", retry_after_s=5)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
             return Response(media_type=_TYPE, headers=headers)
-        followed = Tail(search, rate, time.time_ns())
-        # Counted at once: of many who come in the same moment none slips past the limit.
-        api.tails.add(followed)
-        return StreamingResponse(_events(api, followed), media_type=_TYPE, headers=headers)
+        followed = Tail(params.search(), rate, time.time_ns())
+        # Added before the first await, so that simultaneous requests cannot pass the limit.
+        tails.add(followed)
+        return StreamingResponse(_events(tails, followed, is_stopping), media_type=_TYPE, headers=headers)
 
-    return [Route("/traces/tail", tail)]
+    return routes
 
 
-async def _events(api: Api, tail: Tail) -> AsyncIterator[bytes]:
+async def _events(tails: Tails, tail: Tail, is_stopping: Callable[[], bool]) -> AsyncIterator[bytes]:
     try:
         yield b": following\n\n"
-        told, spoke = 0, time.monotonic()
-        while not api.stopping.is_set():
+        reported, sent_at = 0, time.monotonic()
+        while not is_stopping():
             spans = await tail.take(_TURN_S)
             parts = [_event("span", docs.render_span(span)) for span in spans]
-            if tail.dropped > told:
-                told = tail.dropped
-                parts.append(_event("dropped", {"dropped": told}))
-            if not parts and time.monotonic() - spoke > _BEAT_S:
+            if tail.dropped > reported:
+                reported = tail.dropped
+                parts.append(_event("dropped", {"dropped": reported}))
+            if not parts and time.monotonic() - sent_at > _BEAT_S:
                 parts.append(b": nothing new\n\n")
             if parts:
-                spoke = time.monotonic()
+                sent_at = time.monotonic()
                 yield b"".join(parts)
             await asyncio.sleep(0)
     finally:
-        api.tails.discard(tail)
+        tails.discard(tail)
 
 
 def _event(name: str, data: Any) -> bytes:

@@ -1,208 +1,483 @@
-"""``GET /traces``, ``/traces/recent``, ``/traces/{id}`` and ``/stats``."""
+"""``GET /traces``, ``/traces/recent``, ``/traces/{id}``, its timeline, and ``/stats``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from starlette.requests import Request
+import msgspec
+from fastapi import Path as PathName
+from fastapi import Query as QueryParams
+from msgspec import UNSET, UnsetType
+from pydantic import ConfigDict, Field, WithJsonSchema
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from tokentrace.dialect import docs, mist
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected
 from tokentrace.metrics import Query
-from tokentrace.records import Span, Started, counts_as_cost
+from tokentrace.records import Kind, Span, Started, counts_as_cost
 from tokentrace.rollup import histogram_quantile_ms
+from tokentrace.service.contract import Answer, Params, Router, operation, parsed
 from tokentrace.service.web import reply
 from tokentrace.units import DAY, MS, ns_to_ms, nusd_to_usd, render_instant
-from tokentrace_api.metrics_query import missing
-from tokentrace_api.parameters import parameters, parse_count
-from tokentrace_api.reads import TraceRow, depths, encode_cursor, find_page, open_spans, parse_cursor
-from tokentrace_api.routes.searching import SEARCHED, parse_search
+from tokentrace_api.aggregator_client import AggregatorClient
+from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.parameters import Count, choice
+from tokentrace_api.reads import Cursor, TraceRow, depths, encode_cursor, find_page, open_spans, parse_cursor
+from tokentrace_api.routes.answers import (
+    MIST_EXAMPLE,
+    SPAN_EXAMPLE,
+    Incomplete,
+    InstantText,
+    Milliseconds,
+    MistSpan,
+    Natural,
+    SpanStatus,
+    StoredSpan,
+)
+from tokentrace_api.routes.searching import SearchParams
 from tokentrace_api.store import Store
-
-if TYPE_CHECKING:
-    from tokentrace_api.service import Api
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 200
 RECENT_LIMIT, MAX_RECENT = 100, 10_000
-#: A span that has not ended by then never will.
+#: A span that has not ended by then counts as abandoned.
 ABANDONED_NS = DAY
 
+TraceId = Annotated[str, PathName(description="Id of the trace; `/` and other characters escaped.", examples=["t1"])]
+_Cursor = Annotated[Cursor | None, parsed(lambda text: _cursor(text)), WithJsonSchema({"type": "string"})]
+_Format: Any = choice(("docs", "mist"), "neither docs nor mist")
 
-def routes(api: Api) -> list[BaseRoute]:
-    """The routes of the span store."""
 
-    async def listed(request: Request) -> Response:
-        given = parameters(request, (*SEARCHED, "limit", "offset", "cursor"), prefix="attr.")
-        limit = parse_count(given, "limit", DEFAULT_LIMIT, most=MAX_LIMIT)
-        offset = parse_count(given, "offset", 0)
-        search = parse_search(given)
-        cursor = parse_cursor(given["cursor"]) if "cursor" in given else None
-        page = await api.read(lambda store: find_page(store, search, limit, offset, cursor, time.time_ns()))
-        shown: dict[str, Any] = {
-            "traces": [render_row(row) for row in page.rows],
-            "trace_ids": [row.trace_id for row in page.rows],
-            "count": len(page.rows),
-            "total": page.total,
-            "limit": limit,
-            "offset": offset,
-            "next_cursor": None if page.next is None else encode_cursor(page.next),
-        }
-        if page.searched_until_ns is not None:
-            shown["searched_until"] = render_instant(page.searched_until_ns)
-        return reply(shown)
+def _cursor(text: str) -> Cursor:
+    try:
+        return parse_cursor(text)
+    except Rejected as exc:
+        raise Rejected(str(exc).removeprefix("cursor: ")) from exc
 
-    async def recent(request: Request) -> Response:
-        text = request.query_params.get("limit", "")
-        limit = min(int(text), MAX_RECENT) if text.isascii() and text.isdigit() and 0 < len(text) < 10 else 0
-        spans = await api.read(lambda store: store.recent(limit or RECENT_LIMIT, time.time_ns()))
+
+def _recent_limit(text: str) -> int:
+    limit = min(int(text), MAX_RECENT) if text.isascii() and text.isdigit() and 0 < len(text) < 10 else 0
+    return limit or RECENT_LIMIT
+
+
+class TraceListParams(SearchParams):
+    """A page of traces."""
+
+    limit: Count = Field(DEFAULT_LIMIT, description=f"Traces on a page; over {MAX_LIMIT} counts as {MAX_LIMIT}.")
+    offset: Count = Field(0, description="Traces to leave out; a cursor is faster.")
+    cursor: _Cursor = Field(None, description="`next_cursor` of the page before.")
+
+
+class RecentParams(Params):
+    """As the Go server reads them: unknown parameters and wrong limits are passed over."""
+
+    model_config = ConfigDict(extra="ignore")
+    limit: Annotated[
+        int, parsed(_recent_limit), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_RECENT})
+    ] = Field(RECENT_LIMIT, description=f"How many; anything but a whole number over 0 counts as {RECENT_LIMIT}.")
+
+
+class TraceParams(Params):
+    """The form of a trace."""
+
+    format: _Format = Field("docs", description="`docs`, or `mist` for MIST's names and nanoseconds.")
+
+
+class ListedTrace(msgspec.Struct):
+    """A trace in a list: sums over its spans, each span once; money in US dollars."""
+
+    trace_id: str
+    name: str
+    started_at: InstantText
+    ended_at: InstantText
+    total_cost_usd: float
+    total_tokens: Natural
+    span_count: Natural
+    status: str
+
+
+class TracePage(msgspec.Struct):
+    """
+    A page of traces, newest start first.
+
+    Attributes:
+        count: Traces on this page.
+        total: Matching traces on all pages; null when counting them would take too long.
+        next_cursor: Cursor of the next page; null = this is the last one.
+        searched_until: Only when the page ended early: nothing that started before has been looked at.
+    """
+
+    traces: list[ListedTrace]
+    trace_ids: list[str]
+    count: Natural
+    total: Natural | None
+    limit: Natural
+    offset: Natural
+    next_cursor: str | None
+    searched_until: InstantText | UnsetType = UNSET
+
+
+class RecentSpansAnswer(msgspec.Struct):
+    """The newest spans, newest first."""
+
+    spans: list[MistSpan]
+    count: Natural
+
+
+class Trace(msgspec.Struct):
+    """
+    A trace; sums are those of the spans that have ended.
+
+    Attributes:
+        name: Of the root.
+        ended_at: End of the last span; null while none has ended.
+        spans: The ended ones by start, then the open ones.
+    """
+
+    trace_id: str
+    name: str
+    started_at: InstantText
+    ended_at: InstantText | None
+    total_cost_usd: float
+    total_tokens: Natural
+    span_count: Natural
+    spans: list[StoredSpan]
+
+
+class MistTrace(msgspec.Struct):
+    """A trace in MIST's form."""
+
+    trace_id: str
+    spans: list[MistSpan]
+
+
+class TimelineRow(msgspec.Struct):
+    """
+    A span as a bar.
+
+    Attributes:
+        depth: How many ancestors the trace holds.
+        start_ms: Since the start of the trace.
+        duration_ms: null while the span is open.
+    """
+
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    kind: Kind
+    depth: Natural
+    start_ms: Milliseconds
+    model: str | None
+    status: SpanStatus
+    duration_ms: Milliseconds | None
+    cost_usd: float | None
+
+
+class Timeline(msgspec.Struct):
+    """A trace ready to be drawn, rows by start."""
+
+    trace_id: str
+    started_at: InstantText
+    duration_ms: Milliseconds
+    rows: list[TimelineRow]
+
+
+class OperationCounts(msgspec.Struct):
+    """Spans of one name."""
+
+    count: Natural
+    errors: Natural
+
+
+class Stats(Incomplete, kw_only=True):
+    """Totals since the stream began; money in US dollars."""
+
+    total_spans: Natural
+    error_count: Natural
+    error_rate: float
+    latency_p50_ms: Milliseconds
+    latency_p99_ms: Milliseconds
+    latency_avg_ms: Milliseconds
+    total_tokens_in: Natural
+    total_tokens_out: Natural
+    total_cost_usd: float
+    by_operation: dict[str, OperationCounts] | UnsetType = UNSET
+
+
+_NOT_FOUND = {404: "trace not found"}
+_STORE_AWAY = {503: "span store: is not open yet"}
+_ROW_EXAMPLE = {
+    "trace_id": "t1",
+    "name": "answer question",
+    "started_at": "2026-03-15T14:23:01.441Z",
+    "ended_at": "2026-03-15T14:23:02.261Z",
+    "total_cost_usd": 0.00256,
+    "total_tokens": 640,
+    "span_count": 1,
+    "status": "ok",
+}
+_SPAN_IN_TRACE = {key: value for key, value in SPAN_EXAMPLE.items() if key != "trace_id"} | {"depth": 0}
+_TRACE_EXAMPLE = {key: value for key, value in _ROW_EXAMPLE.items() if key != "status"} | {"spans": [_SPAN_IN_TRACE]}
+_LIST = operation(
+    "listTraces",
+    "List traces",
+    """
+    Traces, newest start first. A trace matches when one of its spans has everything that the filters ask for.
+    Follow `next_cursor` for more.
+    """,
+    Answer(
+        TracePage,
+        "A page.",
+        {
+            "traces": [_ROW_EXAMPLE],
+            "trace_ids": ["t1"],
+            "count": 1,
+            "total": 1,
+            "limit": 20,
+            "offset": 0,
+            "next_cursor": None,
+        },
+    ),
+    errors={400: "status: 'bad' is none of ok, error, timeout", **_STORE_AWAY},
+)
+_RECENT = operation(
+    "listRecentSpans",
+    "List the newest spans",
+    "In MIST's form, newest first.",
+    Answer(RecentSpansAnswer, "The spans.", {"spans": [MIST_EXAMPLE], "count": 1}),
+    errors=_STORE_AWAY,
+)
+_GET = operation(
+    "getTrace",
+    "Get a trace",
+    "A trace with every span and its depth.",
+    Answer((Trace, MistTrace), "The trace.", _TRACE_EXAMPLE),
+    errors={400: "format: 'xml' is neither docs nor mist", **_NOT_FOUND, **_STORE_AWAY},
+)
+_TIMELINE = operation(
+    "getTraceTimeline",
+    "Get a trace as rows to draw",
+    "A row for each span: where it begins and how long it takes, in milliseconds.",
+    Answer(
+        Timeline,
+        "The rows.",
+        {
+            "trace_id": "t1",
+            "started_at": "2026-03-15T14:23:01.441Z",
+            "duration_ms": 820,
+            "rows": [
+                {
+                    "span_id": "s1",
+                    "parent_span_id": None,
+                    "name": "answer question",
+                    "kind": "llm",
+                    "depth": 0,
+                    "start_ms": 0,
+                    "model": "gpt-4o",
+                    "status": "ok",
+                    "duration_ms": 820,
+                    "cost_usd": 0.00256,
+                }
+            ],
+        },
+    ),
+    errors={400: "limit: unknown parameter; allowed are none", **_NOT_FOUND, **_STORE_AWAY},
+)
+_STATS = operation(
+    "getStats",
+    "Get totals since the beginning",
+    "Counted since the stream began; spans that the store has forgotten are still counted.",
+    Answer(
+        Stats,
+        "The totals.",
+        {
+            "total_spans": 312,
+            "error_count": 4,
+            "error_rate": 0.0128,
+            "latency_p50_ms": 820.0,
+            "latency_p99_ms": 3810.0,
+            "latency_avg_ms": 910.5,
+            "total_tokens_in": 156800,
+            "total_tokens_out": 39200,
+            "total_cost_usd": 1.42,
+            "by_operation": {"answer question": {"count": 312, "errors": 4}},
+        },
+    ),
+    errors={400: "window: unknown parameter; allowed are none", 503: "no aggregator answers"},
+)
+
+
+def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
+    """Return the routes that read traces; the one for a trace matches every path below ``/traces/`` that is left."""
+    routes = Router("traces")
+
+    @routes.get("/traces", **_LIST)
+    async def listed(params: Annotated[TraceListParams, QueryParams()]) -> Response:
+        limit, search = min(params.limit, MAX_LIMIT), params.search()
+        page = await store.read(
+            lambda spans: find_page(spans, search, limit, params.offset, params.cursor, time.time_ns())
+        )
+        until_ns = page.searched_until_ns
+        return reply(
+            TracePage(
+                traces=[render_row(row) for row in page.rows],
+                trace_ids=[row.trace_id for row in page.rows],
+                count=len(page.rows),
+                total=page.total,
+                limit=limit,
+                offset=params.offset,
+                next_cursor=None if page.next is None else encode_cursor(page.next),
+                searched_until=UNSET if until_ns is None else render_instant(until_ns),
+            )
+        )
+
+    @routes.get("/traces/recent", **_RECENT)
+    async def recent(params: Annotated[RecentParams, QueryParams()]) -> Response:
+        spans = await store.read(lambda spans: spans.recent(params.limit, time.time_ns()))
         return reply({"spans": [mist.render_span(span) for span in spans], "count": len(spans)})
 
-    async def one(request: Request) -> Response:
-        trace_id = request.path_params["trace_id"].rstrip("/")
+    @routes.get("/traces/{trace_id:path}/timeline", **_TIMELINE)
+    async def timeline(trace_id: TraceId) -> Response:
+        spans, pending = await _spans_of(store, trace_id)
+        return reply(render_timeline(trace_id, spans, pending, time.time_ns()))
+
+    @routes.get("/traces/{trace_id:path}", **_GET)
+    async def trace(trace_id: TraceId, params: Annotated[TraceParams, QueryParams()]) -> Response:
+        trace_id = trace_id.rstrip("/")
         if not trace_id:
             raise Rejected("trace ID required")
-        given = parameters(request, ("format",))
-        if given.get("format", "docs") not in ("docs", "mist"):
-            raise Rejected(f"format: {shorten(given['format'])!r} is neither docs nor mist")
-        spans, pending = await _spans_of(api, trace_id)
-        if given.get("format") == "mist":
-            shown = [mist.render_span(span) for span in spans] + [_mist_pending(one) for one in pending]
+        spans, pending = await _spans_of(store, trace_id)
+        if params.format == "mist":
+            shown = [mist.render_span(span) for span in spans] + [_mist_pending(started) for started in pending]
             return reply({"trace_id": trace_id, "spans": shown})
         return reply(render_trace(trace_id, spans, pending, time.time_ns()))
 
-    async def timeline(request: Request) -> Response:
-        parameters(request, ())
-        trace_id = request.path_params["trace_id"]
-        spans, pending = await _spans_of(api, trace_id)
-        return reply(render_timeline(trace_id, spans, pending, time.time_ns()))
-
-    async def stats(request: Request) -> Response:
-        parameters(request, ())
-        answer = await api.aggregators.query(Query(what="lifetime"))
-        sums = answer.total.sums
-        shown: dict[str, Any] = {
-            "total_spans": sums.spans,
-            "error_count": sums.errors,
-            "error_rate": sums.errors / sums.spans if sums.spans else 0,
-            "latency_p50_ms": histogram_quantile_ms(answer.cumulative.walls, answer.cumulative.longest_ns, 0.50),
-            "latency_p99_ms": histogram_quantile_ms(answer.cumulative.walls, answer.cumulative.longest_ns, 0.99),
-            "latency_avg_ms": sums.wall / (sums.spans * MS) if sums.spans else 0,
-            "total_tokens_in": sums.prompt,
-            "total_tokens_out": sums.completion,
-            "total_cost_usd": nusd_to_usd(sums.cost),
+    @routes.get("/stats", **_STATS)
+    async def stats() -> Response:
+        answer = await aggregators.query(Query(what="lifetime"))
+        sums, cumulative = answer.total.sums, answer.cumulative
+        by_operation = {
+            name: OperationCounts(count, errors) for name, (count, errors) in sorted(cumulative.by_operation.items())
         }
-        if answer.cumulative.by_operation:
-            shown["by_operation"] = {
-                name: {"count": count, "errors": errors}
-                for name, (count, errors) in sorted(answer.cumulative.by_operation.items())
-            }
-        return reply(shown | missing(answer))
+        return reply(
+            Stats(
+                total_spans=sums.spans,
+                error_count=sums.errors,
+                error_rate=sums.errors / sums.spans if sums.spans else 0,
+                latency_p50_ms=histogram_quantile_ms(cumulative.walls, cumulative.longest_ns, 0.50),
+                latency_p99_ms=histogram_quantile_ms(cumulative.walls, cumulative.longest_ns, 0.99),
+                latency_avg_ms=sums.wall / (sums.spans * MS) if sums.spans else 0,
+                total_tokens_in=sums.prompt,
+                total_tokens_out=sums.completion,
+                total_cost_usd=nusd_to_usd(sums.cost),
+                by_operation=by_operation or UNSET,
+                incomplete=True if answer.missing_shards else UNSET,
+                missing_shards=answer.missing_shards or UNSET,
+            )
+        )
 
-    return [
-        Route("/traces", listed),
-        Route("/traces/recent", recent),
-        Route("/traces/{trace_id:path}/timeline", timeline),
-        Route("/traces/{trace_id:path}", one),
-        Route("/stats", stats),
-    ]
+    return routes
 
 
-async def _spans_of(api: Api, trace_id: str) -> tuple[list[Span], list[Started]]:
-    """(Those that have ended, those that have not)."""
+async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Span], list[Started]]:
+    """Return (ended spans, open spans) of a trace, or raise a 404."""
     now_ns = time.time_ns()
 
     def read(store: Store) -> tuple[list[Span], list[Started]]:
-        # In this order, so that a span that ends meanwhile is not missed; of both it is the end that is shown.
+        # Open spans first: a span that ends between the two reads is in both, and then its end is shown.
         pending = open_spans(store, "trace_id", trace_id, now_ns)
         spans = store.trace(trace_id, now_ns)
         ended = {span.span_id for span in spans}
-        return spans, [one for one in pending if one.span_id not in ended]
+        return spans, [started for started in pending if started.span_id not in ended]
 
-    spans, pending = await api.read(read)
+    spans, pending = await store.read(read)
     if not spans and not pending:
         raise Rejected("trace not found", status=404)
     return spans, pending
 
 
-def render_timeline(
-    trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0
-) -> dict[str, Any]:
-    """A trace ready to be drawn: a row for each span, where it begins and how long it is, milliseconds."""
+def render_timeline(trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0) -> Timeline:
+    """Return a trace ready to be drawn: a row for each span, milliseconds since the start of the trace."""
     every: list[Span | Started] = [*spans, *pending]
-    begin, depth = min(one.started_ns for one in every), depths(every)
+    begin, depth = min(span.started_ns for span in every), depths(every)
     ends = [span.ended_ns for span in spans] or [begin]
 
-    def row(one: Span | Started) -> dict[str, Any]:
-        return {
-            "span_id": one.span_id,
-            "parent_span_id": one.parent_span_id,
-            "name": one.name,
-            "kind": one.kind,
-            "depth": depth[one.trace_id, one.span_id],
-            "start_ms": ns_to_ms(one.started_ns - begin),
-        }
+    def row(
+        span: Span | Started, status: Any, *, model: str | None, duration_ms: float | None, cost_usd: float | None
+    ) -> TimelineRow:
+        return TimelineRow(
+            span_id=span.span_id,
+            parent_span_id=span.parent_span_id,
+            name=span.name,
+            kind=span.kind,
+            depth=depth[span.trace_id, span.span_id],
+            start_ms=ns_to_ms(span.started_ns - begin),
+            model=model,
+            status=status,
+            duration_ms=duration_ms,
+            cost_usd=cost_usd,
+        )
 
     rows = [
-        row(span)
-        | {
-            "model": span.model or None,
-            "status": span.status,
-            "duration_ms": ns_to_ms(max(span.ended_ns - span.started_ns, 0)),
-            "cost_usd": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
-        }
+        row(
+            span,
+            span.status,
+            model=span.model or None,
+            duration_ms=ns_to_ms(max(span.ended_ns - span.started_ns, 0)),
+            cost_usd=None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
+        )
         for span in spans
     ]
     rows += [
-        row(one) | {"model": None, "status": pending_status(one, now_ns), "duration_ms": None, "cost_usd": None}
-        for one in pending
+        row(started, pending_status(started, now_ns), model=None, duration_ms=None, cost_usd=None)
+        for started in pending
     ]
-    return {
-        "trace_id": trace_id,
-        "started_at": render_instant(begin),
-        "duration_ms": ns_to_ms(max(ends) - begin),
-        "rows": sorted(rows, key=lambda row: row["start_ms"]),
-    }
+    return Timeline(
+        trace_id=trace_id,
+        started_at=render_instant(begin),
+        duration_ms=ns_to_ms(max(ends) - begin),
+        rows=sorted(rows, key=lambda row: row.start_ms),
+    )
 
 
-def pending_status(one: Started, now_ns: int) -> str:
-    """What a span that has not ended is called: after a day nobody waits for it any more."""
-    return "abandoned" if one.started_ns < now_ns - ABANDONED_NS else "pending"
+def pending_status(started: Started, now_ns: int) -> str:
+    """Return the status of an open span: pending, and abandoned after a day."""
+    return "abandoned" if started.started_ns < now_ns - ABANDONED_NS else "pending"
 
 
-def render_row(row: TraceRow) -> dict[str, Any]:
-    """A line of the list of traces."""
-    return {
-        "trace_id": row.trace_id,
-        "name": row.name,
-        "started_at": render_instant(row.started_ns),
-        "ended_at": render_instant(row.ended_ns),
-        "total_cost_usd": nusd_to_usd(row.cost_nusd),
-        "total_tokens": row.total_tokens,
-        "span_count": row.span_count,
-        "status": row.status,
-    }
+def render_row(row: TraceRow) -> ListedTrace:
+    """Return *row* as the list of traces shows it."""
+    return ListedTrace(
+        trace_id=row.trace_id,
+        name=row.name,
+        started_at=render_instant(row.started_ns),
+        ended_at=render_instant(row.ended_ns),
+        total_cost_usd=nusd_to_usd(row.cost_nusd),
+        total_tokens=row.total_tokens,
+        span_count=row.span_count,
+        status=row.status,
+    )
 
 
 def render_trace(
     trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0
 ) -> dict[str, Any]:
-    """A trace in the documents' form: sums over what has ended, then every span."""
+    """Return a trace as the struct ``Trace`` describes it: sums over the ended spans, then every span."""
     every: list[Span | Started] = [*spans, *pending]
-    root = next((one for one in every if one.parent_span_id is None), every[0])
+    root = next((span for span in every if span.parent_span_id is None), every[0])
     cost = sum(span.cost_nusd or 0 for span in spans if counts_as_cost(span.kind))
     depth = depths(every)
     shown = [docs.render_span(span) | {"depth": depth[span.trace_id, span.span_id]} for span in spans]
     for span in shown:
         del span["trace_id"]
-    shown += [_docs_pending(one, now_ns) | {"depth": depth[one.trace_id, one.span_id]} for one in pending]
+    shown += [
+        _docs_pending(started, now_ns) | {"depth": depth[started.trace_id, started.span_id]} for started in pending
+    ]
     return {
         "trace_id": trace_id,
         "name": root.name,
-        "started_at": render_instant(min(one.started_ns for one in every)),
+        "started_at": render_instant(min(span.started_ns for span in every)),
         "ended_at": render_instant(max(span.ended_ns for span in spans)) if spans else None,
         "total_cost_usd": nusd_to_usd(cost),
         "total_tokens": sum(span.total_tokens for span in spans),
@@ -211,35 +486,35 @@ def render_trace(
     }
 
 
-def _docs_pending(one: Started, now_ns: int) -> dict[str, Any]:
+def _docs_pending(started: Started, now_ns: int) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "span_id": one.span_id,
-        "parent_span_id": one.parent_span_id,
-        "name": one.name,
-        "kind": one.kind,
-        "status": pending_status(one, now_ns),
-        "started_at": render_instant(one.started_ns),
+        "span_id": started.span_id,
+        "parent_span_id": started.parent_span_id,
+        "name": started.name,
+        "kind": started.kind,
+        "status": pending_status(started, now_ns),
+        "started_at": render_instant(started.started_ns),
         "ended_at": None,
     }
     optional = {
-        "caller": one.caller,
-        "session_id": one.session_id,
-        "user_id": one.user_id,
-        "attributes": one.metadata,
+        "caller": started.caller,
+        "session_id": started.session_id,
+        "user_id": started.user_id,
+        "attributes": started.metadata,
     }
     return shown | {name: value for name, value in optional.items() if value}
 
 
-def _mist_pending(one: Started) -> dict[str, Any]:
-    """As MIST writes a span that has not ended: end_ns is 0."""
+def _mist_pending(started: Started) -> dict[str, Any]:
+    """Return an open span in MIST's form, where end_ns is 0."""
     shown = {
-        "trace_id": one.trace_id,
-        "span_id": one.span_id,
-        "parent_id": one.parent_span_id,
-        "operation": one.name,
-        "start_ns": one.started_ns,
+        "trace_id": started.trace_id,
+        "span_id": started.span_id,
+        "parent_id": started.parent_span_id,
+        "operation": started.name,
+        "start_ns": started.started_ns,
         "end_ns": 0,
         "status": "",
-        "attrs": one.metadata,
+        "attrs": started.metadata,
     }
     return {key: value for key, value in shown.items() if value or key not in ("parent_id", "attrs")}

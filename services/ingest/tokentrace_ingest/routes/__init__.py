@@ -1,1 +1,1 @@
-"""The HTTP ways in, one file for each form."""
+"""The HTTP routes that take spans and messages in, one file for each format."""

@@ -1,27 +1,23 @@
-"""What every way in asks of a request: how much it may bring, and how a repetition of it is told."""
+"""Checks that every route shares: how much a request may bring, and whether it repeats an earlier one."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 
-from tokentrace.bus import subjects
+from tokentrace.bus import KeyValue
 from tokentrace.errors import Conflict, Rejected
 from tokentrace.records import Batch, Span, encode_batch
 from tokentrace_ingest.cleaning import MAX_SPAN_BYTES
-
-if TYPE_CHECKING:
-    from tokentrace_ingest.service import Ingest
 
 _MAX_KEY = 256
 
 
 def check_count(count: int, limit: int) -> None:
     """
-    How many spans one request may bring.
+    Check how many spans one request brings.
 
     Raises:
         Rejected: 413, more than *limit*.
@@ -32,7 +28,7 @@ def check_count(count: int, limit: int) -> None:
 
 def check_sizes(spans: list[Span], body_bytes: int) -> None:
     """
-    How large one span may be.
+    Check how large each span is, where the body is large enough to hold one that is too large.
 
     Raises:
         Rejected: 413, names the index.
@@ -43,27 +39,27 @@ def check_sizes(spans: list[Span], body_bytes: int) -> None:
                 raise Rejected(f"span {index}: over {MAX_SPAN_BYTES} bytes", status=413)
 
 
-async def request_id(ingest: Ingest, request: Request, body: bytes, *, has_ids: bool) -> str:
+async def request_id(keys: KeyValue, request: Request, body: bytes, *, has_ids: bool) -> str:
     """
-    The batch id of a request: the same for a repetition, if there is any way to tell one.
+    Return the batch id of a request, which a repetition gets too where it can be recognised.
 
     Args:
-        has_ids: Every record in *body* has ids of its own, so that two equal bodies tell the same.
+        keys: The bucket of Idempotency-Keys and the digests of their bodies.
+        has_ids: Every record in *body* brings its ids, so that two equal bodies mean the same records.
 
     Raises:
         Rejected: 422 for an Idempotency-Key that was used with another body within a day.
     """
-    given = request.headers.get("idempotency-key", "")
-    if given:
-        if len(given) > _MAX_KEY:
+    key = request.headers.get("idempotency-key", "")
+    if key:
+        if len(key) > _MAX_KEY:
             raise Rejected(f"Idempotency-Key: longer than {_MAX_KEY} characters")
         digest = hashlib.sha256(body).hexdigest()
-        name = hashlib.sha256(f"{request.url.path}\n{given}".encode()).hexdigest()
-        requests = ingest.bus.kv(subjects.REQUESTS)
+        name = hashlib.sha256(f"{request.url.path}\n{key}".encode()).hexdigest()
         try:
-            await requests.create(name, digest.encode())
+            await keys.create(name, digest.encode())
         except Conflict:
-            entry = await requests.get(name)
+            entry = await keys.get(name)
             if entry is not None and entry.value != digest.encode():
                 raise Rejected(
                     "Idempotency-Key: was used with another body within the last 24 hours", status=422

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
+from tokentrace.bus import KeyValue
 from tokentrace.dialect import mist
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch
 from tokentrace.service.body import read_body
+from tokentrace.service.contract import Router
+from tokentrace.service.ingest_operations import POST_MIST
+from tokentrace.service.web import Endpoint
 from tokentrace_ingest.routes.checks import check_sizes, request_id
+from tokentrace_ingest.routes.intake import Intake, Limits
 
-if TYPE_CHECKING:
-    from tokentrace_ingest.service import Ingest
+PATH = "/mist"
 
 
-def routes(ingest: Ingest) -> list[BaseRoute]:
-    """The route."""
+def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
+    """Return the function that answers; *keys* is the bucket of Idempotency-Keys."""
 
     async def post_mist(request: Request) -> Response:
         try:
-            body = await read_body(request, ingest.config.max_body_bytes)
+            body = await read_body(request, limits.body_bytes)
             span = mist.decode_message(body)
             check_sizes([span], len(body))
         except Rejected:
-            ingest.count_refused("mist")
+            intake.count_refused("mist")
             raise
-        key = await request_id(ingest, request, body, has_ids=bool(span.trace_id and span.span_id))
-        await ingest.accept(Batch(id=key, spans=[span]), "mist", size_bytes=len(body))
+        batch_id = await request_id(keys, request, body, has_ids=bool(span.trace_id and span.span_id))
+        await intake.accept(Batch(id=batch_id, spans=[span]), "mist", size_bytes=len(body))
         return Response(status_code=202)
 
-    return [Route("/mist", post_mist, methods=["POST"])]
+    return post_mist
+
+
+def router(post_mist: Endpoint) -> Router:
+    """Return the route of *post_mist*."""
+    routes = Router("spans", lenient=True)
+    routes.post(PATH, **POST_MIST)(post_mist)
+    return routes

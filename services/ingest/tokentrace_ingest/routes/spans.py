@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
+from tokentrace.bus import KeyValue
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected
 from tokentrace.records import BATCH_TYPE, Batch
 from tokentrace.service.body import read_body
-from tokentrace.service.web import reply
+from tokentrace.service.contract import Router
+from tokentrace.service.ingest_operations import POST_SPANS, Accepted
+from tokentrace.service.web import Endpoint, reply
 from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
-
-if TYPE_CHECKING:
-    from tokentrace_ingest.service import Ingest
+from tokentrace_ingest.routes.intake import Intake, Limits
 
 
-def routes(ingest: Ingest) -> list[BaseRoute]:
-    """The route, where the configuration says."""
+def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
+    """Return the function that answers; *keys* is the bucket of Idempotency-Keys."""
 
     async def post_spans(request: Request) -> Response:
         try:
-            body = await read_body(request, ingest.config.max_body_bytes)
+            body = await read_body(request, limits.body_bytes)
             if request.headers.get("content-type", "").startswith(BATCH_TYPE):
-                accepted, rejected = await ingest.accept_batches(body)
-                return reply({"accepted": accepted, "rejected": rejected}, 202)
+                accepted, rejected = await intake.accept_batches(body)
+                return reply(Accepted(accepted=accepted, rejected=rejected), 202)
             spans = docs.decode_spans(body)
-            check_count(len(spans), ingest.config.max_batch_size)
+            check_count(len(spans), limits.spans)
             check_sizes(spans, len(body))
         except Rejected:
-            ingest.count_refused("spans")
+            intake.count_refused("spans")
             raise
         has_ids = all(span.trace_id and span.span_id for span in spans)
-        key = await request_id(ingest, request, body, has_ids=has_ids)
-        await ingest.accept(Batch(id=key, spans=spans), "spans", size_bytes=len(body))
-        return reply({"accepted": len(spans)}, 202)
+        batch_id = await request_id(keys, request, body, has_ids=has_ids)
+        await intake.accept(Batch(id=batch_id, spans=spans), "spans", size_bytes=len(body))
+        return reply(Accepted(accepted=len(spans)), 202)
 
-    return [Route(ingest.config.spans_path, post_spans, methods=["POST"])]
+    return post_spans
+
+
+def router(path: str, post_spans: Endpoint) -> Router:
+    """Return the route of *post_spans* at the configured *path*."""
+    routes = Router("spans", lenient=True)
+    routes.post(path, **POST_SPANS)(post_spans)
+    return routes

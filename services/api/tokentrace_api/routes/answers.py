@@ -1,0 +1,138 @@
+"""Structs that several routes answer with, or that describe what a dialect renders."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from tokentrace.records import CostSource, Kind, Role
+
+Natural = Annotated[int, Meta(ge=0)]
+#: RFC 3339 in UTC with milliseconds.
+InstantText = Annotated[str, Meta(extra_json_schema={"format": "date-time"}, examples=["2026-03-15T14:23:01.441Z"])]
+Milliseconds = float
+SpanStatus = Literal["ok", "error", "timeout", "pending", "abandoned"]
+
+SPAN_EXAMPLE: dict[str, Any] = {
+    "trace_id": "t1",
+    "span_id": "s1",
+    "parent_span_id": None,
+    "name": "answer question",
+    "kind": "llm",
+    "model": "gpt-4o",
+    "provider": "openai",
+    "prompt_tokens": 512,
+    "comp_tokens": 128,
+    "total_tokens": 640,
+    "cost_usd": 0.00256,
+    "latency_ms": 820,
+    "status": "ok",
+    "started_at": "2026-03-15T14:23:01.441Z",
+    "ended_at": "2026-03-15T14:23:02.261Z",
+    "caller": "checkout",
+    "cost_model": "openai:gpt-4o@genai-prices-0.2.3",
+    "cost_source": "priced",
+    "attributes": {"request_id": "abc123"},
+}
+MIST_EXAMPLE: dict[str, Any] = {
+    "trace_id": "t1",
+    "span_id": "s1",
+    "operation": "answer question",
+    "start_ns": 1773584581441000000,
+    "end_ns": 1773584582261000000,
+    "status": "ok",
+    "attrs": {"model": "gpt-4o", "tokens_in": 512, "tokens_out": 128, "cost_usd": 0.00256},
+}
+
+
+class StoredSpan(msgspec.Struct, kw_only=True):
+    """
+    A span as the store shows it; empty optional fields are left out.
+
+    Attributes:
+        trace_id: Left out below a trace, which names it.
+        cost_usd: US dollars; null when the span could not be priced, absent while it is open.
+        depth: Below a trace only: how many ancestors are shown above it.
+    """
+
+    span_id: str
+    parent_span_id: str | None
+    name: str
+    kind: Kind
+    status: SpanStatus
+    started_at: InstantText
+    ended_at: InstantText | None
+    trace_id: str | UnsetType = UNSET
+    depth: Natural | UnsetType = UNSET
+    model: str | UnsetType = UNSET
+    provider: str | UnsetType = UNSET
+    prompt_tokens: Natural | UnsetType = UNSET
+    comp_tokens: Natural | UnsetType = UNSET
+    total_tokens: Natural | UnsetType = UNSET
+    cost_usd: float | UnsetType | None = UNSET
+    latency_ms: Milliseconds | UnsetType = UNSET
+    caller: str | UnsetType = UNSET
+    cost_model: str | UnsetType = UNSET
+    cost_source: CostSource | UnsetType = UNSET
+    unpriced_reason: str | UnsetType = UNSET
+    ttft_ms: Milliseconds | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+    error_stack: str | UnsetType = UNSET
+    session_id: str | UnsetType = UNSET
+    user_id: str | UnsetType = UNSET
+    cache_read_tokens: Natural | UnsetType = UNSET
+    cache_write_tokens: Natural | UnsetType = UNSET
+    cache_write_1h_tokens: Natural | UnsetType = UNSET
+    reasoning_tokens: Natural | UnsetType = UNSET
+    usage: dict[str, Natural] | UnsetType = UNSET
+    attributes: dict[str, Any] | UnsetType = UNSET
+
+
+class MistSpan(msgspec.Struct, kw_only=True):
+    """A span in MIST's form, nanoseconds; ``end_ns`` is 0 while it is open."""
+
+    trace_id: str
+    span_id: str
+    operation: str
+    start_ns: int
+    end_ns: int
+    status: str
+    parent_id: str | UnsetType = UNSET
+    attrs: dict[str, Any] | UnsetType = UNSET
+
+
+class Message(msgspec.Struct, kw_only=True, rename="camel"):
+    """
+    A message of a session.
+
+    Attributes:
+        content: What was said where the operator keeps that, else the same without secrets.
+        content_preview: The first 500 characters, without secrets.
+    """
+
+    message_id: str
+    session_id: str
+    trace_id: str
+    role: Role
+    content: str
+    is_redacted: bool
+    metadata: dict[str, Any]
+    created_at: InstantText
+    timestamp: InstantText
+    content_preview: str
+    full_content_stored: bool
+    redacted_content: str | UnsetType = UNSET
+
+
+class Incomplete(msgspec.Struct, kw_only=True):
+    """
+    What an answer says when not every shard answered; both are left out otherwise.
+
+    Attributes:
+        missing_shards: Numbers of the shards whose spans are not counted.
+    """
+
+    incomplete: bool | UnsetType = UNSET
+    missing_shards: list[int] | UnsetType = UNSET

@@ -1,0 +1,319 @@
+"""What the document says of ``GET /metrics`` and the paths below it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from tokentrace.service.contract import Answer, operation
+from tokentrace_api.routes.answers import Incomplete, InstantText, Milliseconds, Natural
+
+
+class Coverage(Incomplete, kw_only=True):
+    """
+    What the numbers are about.
+
+    Attributes:
+        from_, to: The exact interval: from <= ended_at < to.
+        since: Spans before this instant are missing from the numbers; null = none are.
+    """
+
+    from_: InstantText = msgspec.field(name="from")
+    to: InstantText
+    since: InstantText | None
+
+
+class UnpricedCounts(msgspec.Struct):
+    """Spans of a model without a price, or with one for a part of their tokens."""
+
+    unpriced_span_count: Natural
+    partly_priced_span_count: Natural
+
+
+class CostMetrics(msgspec.Struct, kw_only=True):
+    """US dollars over every kind of span that costs."""
+
+    total_usd: float
+    per_call_usd: float | None
+    by_model: dict[str, float] | UnsetType = UNSET
+    unpriced_by_model: dict[str, UnpricedCounts] | UnsetType = UNSET
+    unpriced_span_count: Natural
+    partly_priced_span_count: Natural
+
+
+class TokenMetrics(msgspec.Struct):
+    """Tokens; quantiles are those of calls, null without calls."""
+
+    prompt_total: int
+    completion_total: int
+    total: int
+    cache_read_total: int
+    cache_write_total: int
+    cache_write_1h_total: int
+    reasoning_total: int
+    prompt_p50: float | None
+    prompt_p95: float | None
+    completion_p50: float | None
+    completion_p95: float | None
+
+
+class LatencyMetrics(msgspec.Struct):
+    """Milliseconds; null without values. Spans without a latency are left out."""
+
+    p50_ms: Milliseconds | None
+    p95_ms: Milliseconds | None
+    p99_ms: Milliseconds | None
+    avg_ms: Milliseconds | None
+    ttft_p50_ms: Milliseconds | None
+    ttft_p95_ms: Milliseconds | None
+
+
+class ErrorMetrics(msgspec.Struct):
+    """Spans with status error or timeout; rates are fractions of all spans, null without spans."""
+
+    rate: float | None
+    count: int
+    timeout_rate: float | None
+    timeout_count: int
+
+
+class QualityMetrics(msgspec.Struct):
+    """``eval.score`` of scored spans, 0 to 1; null when none is scored."""
+
+    score_avg: float | None
+    score_p10: float | None
+    score_p50: float | None
+    scored_span_count: Natural
+
+
+class TransportCounts(msgspec.Struct):
+    """Spans of reporters since the stream began, and those that wait in them now."""
+
+    sent: int
+    failed: int
+    dropped: int
+    queue_depth: int
+
+
+class AlertCounts(msgspec.Struct):
+    """Rule -> firings, and events that could not be delivered, since the stream began."""
+
+    firings: dict[str, int]
+    delivery_failed: dict[str, int]
+
+
+class MetricsOverview(Coverage, kw_only=True):
+    """
+    Every group; custom metrics stand beside them under their names. With ``groupby`` there is ``by_<group>``: value ->
+    the same groups.
+
+    Attributes:
+        quantile_error: The largest relative error of any quantile in the answer; 0 = exact.
+    """
+
+    window: str
+    span_count: Natural
+    cost: CostMetrics
+    tokens: TokenMetrics
+    latency: LatencyMetrics
+    errors: ErrorMetrics
+    quality: QualityMetrics
+    quantile_error: float
+    transport: TransportCounts
+    alerts: AlertCounts
+
+
+class Exemplar(msgspec.Struct, kw_only=True):
+    """A span of the tail; it has the one of the three numbers that the metric is about."""
+
+    trace_id: str
+    span_id: str
+    cost_usd: float | UnsetType = UNSET
+    latency_ms: Milliseconds | UnsetType = UNSET
+    ttft_ms: Milliseconds | UnsetType = UNSET
+
+
+class GroupAnswer(Coverage, kw_only=True):
+    """
+    The numbers of one group, as in ``MetricsOverview``. With ``groupby`` there is ``by_<group>``: value -> the numbers,
+    and of groups but ``cost`` the numbers over everything are left out.
+    """
+
+    window: str
+    span_count: Natural
+    quantile_error: float | UnsetType = UNSET
+    exemplars: list[Exemplar] | UnsetType = UNSET
+
+
+class NumberAnswer(GroupAnswer, kw_only=True):
+    """
+    One number; with ``groupby`` there is ``by_<group>``: value -> the number.
+
+    Attributes:
+        value: In its documented unit; null without data.
+        span_count: Spans that contributed.
+    """
+
+    metric: str
+    value: float | None
+
+
+class BreakdownAnswer(Coverage, kw_only=True):
+    """A number for each value of a dimension or an attribute; ``by_<group>`` repeats ``value``."""
+
+    window: str
+    metric: str
+    value: dict[str, Any]
+    span_count: Natural
+    quantile_error: float | UnsetType = UNSET
+
+
+class AttributeAnswer(Coverage, kw_only=True):
+    """
+    A numeric attribute; with ``groupby`` there is ``by_<group>``: value -> the same five numbers.
+
+    Attributes:
+        skipped: Values of 9.2e9 and more, which are not counted.
+        left_out: Deprecated: the old name of ``skipped``; it goes with the next release.
+    """
+
+    window: str
+    metric: str
+    count: Natural
+    sum: float | None
+    avg: float | None
+    p50: float | None
+    p95: float | None
+    left_out: Natural
+    skipped: Natural
+
+
+class CounterAnswer(Incomplete, kw_only=True):
+    """A counter since the stream began; of alerts also by rule."""
+
+    metric: str
+    value: int
+    by_rule: dict[str, int] | UnsetType = UNSET
+
+
+class SeriesPoint(msgspec.Struct):
+    """
+    One step of a series.
+
+    Attributes:
+        at: Where the step begins.
+        value: A number, or the numbers of a group.
+    """
+
+    at: InstantText
+    value: Any
+    span_count: Natural
+
+
+class SeriesAnswer(Coverage, kw_only=True):
+    """A metric in steps; with ``groupby`` there is ``by_<group>``: value -> points at the same instants."""
+
+    window: str
+    metric: str
+    step: str
+    points: list[SeriesPoint]
+    quantile_error: float | UnsetType = UNSET
+
+
+_COVERAGE = {"from": "2026-03-15T13:23:01.000Z", "to": "2026-03-15T14:23:02.000Z", "since": None}
+_AWAY = {503: "no aggregator answers"}
+_COST = {
+    "total_usd": 1.42,
+    "per_call_usd": 0.00455,
+    "by_model": {"gpt-4o": 1.28, "gpt-4o-mini": 0.14},
+    "unpriced_by_model": {},
+    "unpriced_span_count": 0,
+    "partly_priced_span_count": 0,
+}
+_OVERVIEW_EXAMPLE: dict[str, Any] = {
+    "window": "1h",
+    "span_count": 312,
+    "cost": _COST,
+    "tokens": {
+        "prompt_total": 156800,
+        "completion_total": 39200,
+        "total": 196000,
+        "cache_read_total": 0,
+        "cache_write_total": 0,
+        "cache_write_1h_total": 0,
+        "reasoning_total": 0,
+        "prompt_p50": 480.0,
+        "prompt_p95": 1210.0,
+        "completion_p50": 121.0,
+        "completion_p95": 340.0,
+    },
+    "latency": {
+        "p50_ms": 820,
+        "p95_ms": 2140,
+        "p99_ms": 3810,
+        "avg_ms": 910.5,
+        "ttft_p50_ms": 210,
+        "ttft_p95_ms": 480,
+    },
+    "errors": {"rate": 0.0128, "count": 4, "timeout_rate": 0.0032, "timeout_count": 1},
+    "quality": {"score_avg": 0.884, "score_p10": 0.71, "score_p50": 0.9, "scored_span_count": 180},
+    "quantile_error": 0.01,
+    "transport": {"sent": 312, "failed": 0, "dropped": 0, "queue_depth": 0},
+    "alerts": {"firings": {"slow": 2}, "delivery_failed": {"slow": 0}},
+    **_COVERAGE,
+}
+_GROUP_EXAMPLE: dict[str, Any] = {
+    "window": "24h",
+    **_COST,
+    "span_count": 312,
+    "exemplars": [{"trace_id": "t1", "span_id": "s1", "cost_usd": 0.31}],
+    **_COVERAGE,
+}
+_SERIES_EXAMPLE: dict[str, Any] = {
+    "window": "1h",
+    "metric": "error_rate",
+    "step": "30m",
+    "points": [
+        {"at": "2026-03-15T13:30:00.000Z", "value": 0.02, "span_count": 100},
+        {"at": "2026-03-15T14:00:00.000Z", "value": 0.009, "span_count": 212},
+    ],
+    **_COVERAGE,
+}
+GET_METRICS = operation(
+    "getMetrics",
+    "Get all metrics of a window",
+    """
+    Cost, tokens, latency, errors and quality, custom metrics, and what reporters and alerts have counted. Groups and
+    filters by attribute are computed from the stored spans; all else from the aggregators.
+    """,
+    Answer(MetricsOverview, "The metrics.", _OVERVIEW_EXAMPLE),
+    errors={400: "window: duration: 'x' is not a duration such as 90s, 2h30m or 7d", **_AWAY},
+)
+GET_METRIC = operation(
+    "getMetric",
+    "Get one metric or group",
+    """
+    `name` is a group (`cost`, `tokens`, `latency`, `errors`, `quality`), a number such as `error_rate` or
+    `latency_p95`, a breakdown such as `cost_by_model`, a custom metric, or `attr.<key>` for a numeric attribute. An
+    unknown name is a 404 whose text lists them all.
+    """,
+    Answer((GroupAnswer, NumberAnswer, BreakdownAnswer, AttributeAnswer, CounterAnswer), "The metric.", _GROUP_EXAMPLE),
+    errors={
+        400: "key: cost_by_attribute needs the attribute it is grouped by, such as ?key=workflow",
+        404: "unknown metric 'x'; known are cost, tokens, latency, errors, quality, total_cost",
+        **_AWAY,
+    },
+)
+GET_SERIES = operation(
+    "getMetricSeries",
+    "Get a metric in steps",
+    "A number or a group over the steps of a window; at most 2,000 steps.",
+    Answer(SeriesAnswer, "The series.", _SERIES_EXAMPLE),
+    errors={
+        400: "step: '1s' makes over 2000 points; the finest for this window is 10s",
+        404: "cost_by_model has no series; a number or group with groupby has",
+        **_AWAY,
+    },
+)

@@ -1,0 +1,338 @@
+"""
+The contract of a route: what FastAPI declares and documents, and how a request is read by it.
+
+How it works. A route is a function on a ``Router``, declared with ``operation(...)``: its id, texts, body, answers and
+errors. FastAPI reads the function's signature for the document, but it neither reads requests nor writes answers here,
+because its own solver costs twice as much and takes what this API refuses (a parameter given twice, ``limit=1.0``).
+``ContractRoute`` calls the function itself with at most three kinds of arguments: the request, names from the path, and
+one ``Annotated[Model, Query()]``, where the model derives from ``Params``. Any other argument is a TypeError at start,
+because it would be ignored in silence.
+
+``Params`` reads the query string: an unknown parameter and one given twice are refused by name, and each value goes
+through a parser of this program, whose words reach the client.
+
+Bodies and answers are msgspec Structs: the Struct that decodes a body or encodes an answer is also its JSON schema.
+FastAPI cannot read Structs, so ``operation`` keeps them in a list and leaves a number in the route, which
+``tokentrace.service.openapi`` replaces by the schemas when the document is built.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from fastapi import APIRouter
+from fastapi.params import Query as QueryMark
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, request_response
+from starlette.types import Receive, Scope, Send
+
+from tokentrace.errors import Rejected, shorten
+
+T = TypeVar("T")
+#: Key of a route's ``openapi_extra`` under which the number of its ``Operation`` stands.
+MARK = "x-operation"
+
+
+class Failure(msgspec.Struct, forbid_unknown_fields=True):
+    """The error envelope: what is wrong, which input, and why."""
+
+    error: str
+
+
+class SdkFailure(msgspec.Struct, forbid_unknown_fields=True):
+    """The error envelope below ``/api/``; Cost Katana's SDK reads ``message``, which is the same text."""
+
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    One answer of an operation.
+
+    Attributes:
+        type: What msgspec makes a JSON schema of, or a tuple of alternatives; None = the answer has no body.
+        example: An instance of it, in builtins.
+        headers: Name -> description.
+        media: Media type.
+    """
+
+    type: Any
+    description: str
+    example: Any = None
+    status: int = 200
+    media: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A body in one media type; *type* as in ``Answer``, examples by name."""
+
+    type: Any
+    examples: Mapping[str, Any]
+    media: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Header:
+    """A request header that an operation reads."""
+
+    name: str
+    description: str
+    example: str
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a document says of a route beyond its parameters and texts; see ``operation``."""
+
+    answers: Sequence[Answer]
+    body: Sequence[Content] = ()
+    body_required: bool = True
+    errors: Mapping[int, str] = field(default_factory=dict)
+    headers: Sequence[Header] = ()
+
+
+_operations: list[Operation] = []
+
+
+def operation_of(extra: Mapping[str, Any]) -> Operation:
+    """Return the operation that an entry of the document, made from ``operation(...)``, is marked with."""
+    number: int = extra[MARK]
+    return _operations[number]
+
+
+def operation(
+    id: str,
+    summary: str,
+    description: str,
+    *answers: Answer,
+    body: Sequence[Content] = (),
+    body_required: bool = True,
+    errors: Mapping[int, str] | None = None,
+    headers: Sequence[Header] = (),
+) -> dict[str, Any]:
+    """
+    Return the keyword arguments of a route's decorator.
+
+    Args:
+        id: The ``operationId``; clients generate method names from it, so it never changes.
+        answers: The answers of success, the usual one first.
+        body: The media types that a body may have.
+        errors: Status -> an example of the error text. 401 is added where a token is required.
+    """
+    _operations.append(Operation(answers, body, body_required, errors or {}, headers))
+    return {
+        "operation_id": id,
+        "summary": summary,
+        "description": inspect.cleandoc(description),
+        "status_code": answers[0].status,
+        "response_class": Response,
+        "openapi_extra": {MARK: len(_operations) - 1},
+    }
+
+
+def parsed(parse: Callable[[str], Any]) -> PlainValidator:
+    """
+    Return a validator of a query parameter: *parse* reads the text and raises ``Rejected``.
+
+    A default that is text is parsed as well, so that it can be documented as a client would write it.
+    """
+
+    def validate(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse(value)
+        except Rejected as exc:
+            raise ValueError(str(exc)) from exc
+
+    return PlainValidator(validate)
+
+
+class Params(BaseModel):
+    """
+    The query parameters of a family of routes.
+
+    A subclass names a parameter for each field and may set ``prefix``: every parameter that begins with the prefix and
+    goes on is collected in the field ``free``, declared with the alias ``<prefix><key>``. A subclass with
+    ``extra="ignore"`` passes over unknown and repeated parameters instead of refusing them.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    prefix: ClassVar[str] = ""
+    _names: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        aliases = (info.alias or name for name, info in cls.model_fields.items())
+        cls._names = frozenset(alias for alias in aliases if alias != f"{cls.prefix}<key>")
+
+    @classmethod
+    def read(cls, request: Request) -> Self:
+        """
+        Read the query string of *request*.
+
+        Raises:
+            Rejected: Names the parameter that is unknown, given twice, or wrong.
+        """
+        return cls.of(request.query_params.multi_items())
+
+    @classmethod
+    def of(cls, items: Sequence[tuple[str, str]]) -> Self:
+        """
+        Return the parameters of *items*, (name, value) as they were sent.
+
+        Raises:
+            Rejected: As ``read``.
+        """
+        if cls.model_config["extra"] == "ignore":
+            values: dict[str, Any] = {name: value for name, value in items if name in cls._names}
+        else:
+            values = cls._collect(items)
+        try:
+            return cls.model_validate(values)
+        except ValidationError as exc:
+            [first, *_] = exc.errors(include_url=False, include_input=False)
+            cause = first.get("ctx", {}).get("error", first["msg"])
+            raise Rejected(f"{first['loc'][0]}: {cause}") from exc
+
+    @classmethod
+    def _collect(cls, items: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        prefix, values = cls.prefix, {}
+        free: dict[str, str] = {}
+        for name, value in items:
+            if name in cls._names:
+                if name in values:
+                    raise Rejected(f"{name}: given twice")
+                values[name] = value
+            elif prefix and name.startswith(prefix) and len(name) > len(prefix):
+                key = name.removeprefix(prefix)
+                if key in free:
+                    raise Rejected(f"{name}: given twice")
+                free[key] = value
+            else:
+                refuse(name, cls._names, prefix)
+        return {**values, f"{prefix}<key>": free} if free else values
+
+
+def refuse(name: str, allowed: frozenset[str], prefix: str = "") -> None:
+    """
+    Refuse the query parameter *name*.
+
+    Raises:
+        Rejected: Always; lists the parameters that are allowed.
+    """
+    known = ", ".join([*sorted(allowed), *([f"{prefix}<key>"] if prefix else [])]) or "none"
+    raise Rejected(f"{shorten(name)}: unknown parameter; allowed are {known}")
+
+
+class ContractRoute(APIRoute):
+    """A route that reads the request itself, and refuses every query parameter when it declares none."""
+
+    refuses_unknown: ClassVar[bool] = True
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        # Starlette's own wrapper: FastAPI's opens two exit stacks for dependencies, of which there are none.
+        self.app = request_response(self.get_route_handler())
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function that turns a request into an answer."""
+        endpoint: Callable[..., Awaitable[Response]] = self.endpoint
+        request_name, model_name, model = _arguments(self.endpoint, frozenset(self.param_convertors))
+        path_names = tuple(self.param_convertors)
+        strict = self.refuses_unknown and model is None
+
+        async def handle(request: Request) -> Response:
+            arguments: dict[str, Any] = {}
+            for name in path_names:
+                arguments[name] = request.path_params[name]
+            if model is not None:
+                arguments[model_name] = model.read(request)
+            elif strict and request.scope["query_string"]:
+                for name in request.query_params:
+                    refuse(name, frozenset())
+            if request_name:
+                arguments[request_name] = request
+            return await endpoint(**arguments)
+
+        return handle
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As a Starlette route, ``GET`` answers ``HEAD`` too; declaring it would document every operation twice."""
+        match, child = super().matches(scope)
+        if match is Match.PARTIAL and self._answers(scope["method"]):
+            return Match.FULL, child
+        return match, child
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or raise a 405."""
+        if not self._answers(scope["method"]):
+            raise HTTPException(405)
+        await self.app(scope, receive, send)
+
+    def _answers(self, method: str) -> bool:
+        methods = self.methods or set()
+        return method in methods or (method == "HEAD" and "GET" in methods)
+
+
+class LenientRoute(ContractRoute):
+    """The same, but unknown query parameters are passed over, as health checks and senders of spans expect."""
+
+    refuses_unknown = False
+
+
+class Router(APIRouter):
+    """
+    A router whose routes read requests by contract.
+
+    Args:
+        tag: Under which the document lists its operations.
+        lenient: Unknown query parameters of routes without ``Params`` are passed over instead of refused.
+    """
+
+    def __init__(self, tag: str, *, lenient: bool = False) -> None:
+        super().__init__(tags=[tag], route_class=LenientRoute if lenient else ContractRoute)
+
+
+def _arguments(endpoint: Callable[..., Any], path_names: frozenset[str]) -> tuple[str, str, type[Params] | None]:
+    """
+    Return (name of the request argument, name of the parameters' argument, their model); "" and None = there is none.
+
+    Raises:
+        TypeError: An argument is of another kind, or a name of the path is no argument.
+    """
+    request_name = model_name = ""
+    model: type[Params] | None = None
+    hints = get_type_hints(endpoint, include_extras=True)
+    names = set(inspect.signature(endpoint).parameters)
+    for name in names:
+        hint = hints.get(name)
+        if name in path_names:
+            continue
+        if hint is Request:
+            request_name = name
+        elif get_origin(hint) is Annotated and isinstance(get_args(hint)[1], QueryMark) and model is None:
+            model_name, model = name, get_args(hint)[0]
+            if not issubclass(model, Params):
+                raise TypeError(f"{endpoint.__qualname__}: {name}: {model.__name__} does not derive from Params")
+        else:
+            raise TypeError(
+                f"{endpoint.__qualname__}: {name}: an endpoint takes the request, names of its path and one "
+                f"Annotated[Params, Query()]; nothing else would be filled in"
+            )
+    if path_names - names:
+        raise TypeError(f"{endpoint.__qualname__}: takes no {', '.join(sorted(path_names - names))} from its path")
+    return request_name, model_name, model

@@ -1,0 +1,247 @@
+"""The OpenAPI document of a service, built once at start, and the application that serves and follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from tokentrace.service.contract import (
+    MARK,
+    Answer,
+    Content,
+    Failure,
+    Operation,
+    Router,
+    SdkFailure,
+    operation,
+    operation_of,
+)
+from tokentrace.service.health import Health, Sample
+from tokentrace.service.health_operations import health_router
+from tokentrace.service.reference import REFERENCE_PATHS, reference_router
+from tokentrace.service.web import (
+    EXCEPTION_HANDLERS,
+    SDK_PATHS,
+    HotPathApp,
+    HotPaths,
+    require_token,
+)
+from tokentrace.version import __version__
+
+OPENAPI_PATH = "/openapi.json"
+_SCHEME = "bearer"
+_REF = "#/components/schemas/{name}"
+_DESCRIPTION = """\
+Token-level observability for LLM calls.
+
+Errors are `{"error": "what, which, why"}`; below `/api/` the text is also in `message`. A 503 says in `Retry-After`
+after how many seconds another try makes sense. Unknown query parameters are refused with 400. `HEAD` is answered
+wherever `GET` is. Times are RFC 3339 with a time zone, durations are written `90s`, `2h30m` or `7d`, money is in US
+dollars.
+"""
+#: In the order in which the document lists them.
+TAGS: Mapping[str, str] = {
+    "spans": "Send spans.",
+    "Cost Katana": "Send spans and messages as Cost Katana's clients do.",
+    "metrics": "Cost, tokens, latency, errors and quality over a window.",
+    "traces": "Stored spans and traces: search, follow, export, score and delete.",
+    "sessions": "Conversations, as Cost Katana's clients ask for them.",
+    "alerts": "Rules, their state and their deliveries.",
+    "service": "Health, the service's own metrics and this document.",
+}
+_ERRORS: Mapping[int, str] = {
+    400: "The request is wrong; the text names the field or parameter.",
+    401: "The bearer token is missing or wrong.",
+    404: "There is no such thing.",
+    409: "The name is taken, or the state has changed meanwhile.",
+    413: "The body, the batch or one span in it is too large.",
+    415: "The Content-Encoding is neither absent nor gzip.",
+    422: "The Idempotency-Key was used with another body within the last 24 hours.",
+    503: "The broker, the store or another service is away or behind; try again after Retry-After seconds.",
+}
+_UNAUTHORIZED = "missing or wrong bearer token"
+
+
+def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_paths: Collection[str]) -> dict[str, Any]:
+    """
+    Return the OpenAPI 3.1 document of *routes*; of two routes with one path and method the first is documented.
+
+    Args:
+        token_required: A bearer token is configured; without one the security requirement is optional.
+        open_paths: Where no token is required.
+    """
+    documented = _first_of_each(routes)
+    document = get_openapi(
+        title="tokentrace",
+        version=__version__,
+        description=_DESCRIPTION,
+        routes=documented,
+        tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+    )
+    entries = [
+        (path, entry, operation_of(entry)) for path, item in document["paths"].items() for entry in item.values()
+    ]
+    schemas = _Schemas(types for _, _, declared in entries for types in _types_of(declared))
+    for path, entry, declared in entries:
+        del entry[MARK]
+        is_open = path in open_paths
+        errors = dict(declared.errors) if is_open else {**declared.errors, 401: _UNAUTHORIZED}
+        entry["security"] = [] if is_open else [{_SCHEME: []}] if token_required else [{}, {_SCHEME: []}]
+        entry["responses"] = {str(answer.status): {} for answer in declared.answers}
+        for answer in declared.answers:
+            _add_answer(entry["responses"][str(answer.status)], answer, schemas)
+        for status in sorted(errors):
+            entry["responses"].setdefault(str(status), _failure(path, status, errors[status], schemas))
+        if declared.body:
+            entry["requestBody"] = {
+                "required": declared.body_required,
+                "content": {content.media: _content(content, schemas) for content in declared.body},
+            }
+        for header in declared.headers:
+            schema: dict[str, Any] = {"type": "string"}
+            if header.max_length is not None:
+                schema["maxLength"] = header.max_length
+            entry.setdefault("parameters", []).append(
+                {
+                    "name": header.name,
+                    "in": "header",
+                    "required": False,
+                    "description": header.description,
+                    "schema": schema,
+                    "example": header.example,
+                }
+            )
+    scheme = {"type": "http", "scheme": "bearer", "description": "`http_server.auth_token`, where one is set."}
+    document["components"] = {"schemas": schemas.components, "securitySchemes": {_SCHEME: scheme}}
+    return document
+
+
+def _first_of_each(routes: Sequence[BaseRoute]) -> list[APIRoute]:
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for route in routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            keys = {(route.path_format, method) for method in route.methods or ()}
+            if not keys & seen:
+                found.append(route)
+            seen |= keys
+    return found
+
+
+class _Schemas:
+    """The JSON schemas of msgspec types: references into shared components."""
+
+    def __init__(self, types: Iterable[Any]) -> None:
+        # Keyed by text: an annotated type with a schema of its own is not hashable.
+        kinds = {repr(kind): kind for kind in [Failure, SdkFailure, *types]}
+        schemas, components = msgspec.json.schema_components(kinds.values(), ref_template=_REF)
+        self._of = dict(zip(kinds, schemas, strict=True))
+        self.components = components
+
+    def of(self, kind: Any) -> dict[str, Any]:
+        """Return the schema of *kind*; of a tuple, that of any of its members."""
+        if isinstance(kind, tuple):
+            return {"anyOf": [self.of(member) for member in kind]}
+        return self._of[repr(kind)]
+
+
+def _types_of(declared: Operation) -> Iterator[Any]:
+    for kind in (*(answer.type for answer in declared.answers), *(content.type for content in declared.body)):
+        if kind is not None:
+            yield from kind if isinstance(kind, tuple) else (kind,)
+
+
+def _add_answer(entry: dict[str, Any], answer: Answer, schemas: _Schemas) -> None:
+    entry.setdefault("description", answer.description)
+    if answer.headers:
+        entry["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in answer.headers.items()
+        }
+    if answer.type is not None:
+        entry.setdefault("content", {})[answer.media] = {"schema": schemas.of(answer.type), "example": answer.example}
+
+
+def _content(content: Content, schemas: _Schemas) -> dict[str, Any]:
+    examples = {name: {"value": value} for name, value in content.examples.items()}
+    return {"schema": schemas.of(content.type), **({"examples": examples} if examples else {})}
+
+
+def _failure(path: str, status: int, text: str, schemas: _Schemas) -> dict[str, Any]:
+    sdk = path.startswith(SDK_PATHS)
+    example = {"error": text, "message": text} if sdk else {"error": text}
+    schema = schemas.of(SdkFailure if sdk else Failure)
+    entry: dict[str, Any] = {
+        "description": _ERRORS[status],
+        "content": {"application/json": {"schema": schema, "example": example}},
+    }
+    if status == 503:
+        entry["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}, "example": "1"}}
+    if status == 401:
+        entry["headers"] = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
+    return entry
+
+
+def _document_router(document: Callable[[], bytes]) -> Router:
+    router = Router("service")
+
+    @router.get(
+        OPENAPI_PATH,
+        **operation(
+            "getOpenapi",
+            "This document",
+            "The OpenAPI 3.1 document of every route that this server answers.",
+            Answer(dict[str, Any], "The document.", {"openapi": "3.1.0"}),
+        ),
+    )
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
+
+    return router
+
+
+def make_documented_app(
+    routes: Sequence[BaseRoute],
+    hot: HotPaths,
+    health: Callable[[], Health],
+    samples: Callable[[], Iterable[Sample]],
+    *,
+    token: str,
+    open_paths: Collection[str],
+) -> ASGIApp:
+    """
+    Return the FastAPI application of *routes*, with health, ``/openapi.json`` and ``/docs``.
+
+    ``/docs`` and its files are the same on every installation and need no token; the document needs it like any read.
+
+    Args:
+        hot: Endpoints that are looked up before any routing.
+        token, open_paths: As ``web.make_app``.
+    """
+    encoded = b""
+    every = [
+        *routes,
+        *health_router(health, samples).routes,
+        *_document_router(lambda: encoded).routes,
+        *reference_router(OPENAPI_PATH).routes,
+    ]
+    opened = {*open_paths, *REFERENCE_PATHS}
+    encoded = msgspec.json.encode(build_document(every, token_required=bool(token), open_paths=opened))
+    app = FastAPI(
+        title="tokentrace",
+        version=__version__,
+        openapi_url=None,
+        # FastAPI instruments itself whenever the process has an OpenTelemetry SDK: this server has metrics already.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        exception_handlers=dict(EXCEPTION_HANDLERS),
+    )
+    # Not include_router: it matches every request twice.
+    app.router.routes.extend(every)
+    return require_token(HotPathApp(app, hot), token, opened)
