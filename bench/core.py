@@ -11,8 +11,8 @@ from bench.reference import BATCH, DECODE, at_most
 from bench.row import Budget, Measured, Plan, Runner
 from bench.spans import make_batches, make_spans
 from bench.table import seconds_per_call
+from tokentrace import Reporter
 from tokentrace.bus import Message
-from tokentrace.client.reporter import Reporter
 from tokentrace.records import decode_batches, encode_batches
 from tokentrace_aggregator.shard import Shard
 

@@ -16,7 +16,7 @@ from bench.reference import LOOP, at_most
 from bench.row import Failed, Measured, Plan, Runner
 from bench.spans import make_spans
 from bench.table import quantity
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 
 #: Spans a second, on the machine the budgets were set on.
 _RATE = 10_000

@@ -139,11 +139,11 @@ def _fill(directory: Path, spans: int, now_ns: int) -> None:
     first_ns = now_ns - spans * step
     days = [day_of(first_ns + n * _DAYS * DAY // 100) for n in range(100)]
     for day in sorted({*days, day_of(now_ns)}):
-        store._attach(directory / Segment(day, 0).file_name)
+        store.catalog.attach(directory / Segment(day, 0).file_name)
     wanted = ", ".join(f"{text} AS {name}" for name, text in _columns(first_ns, step).items())
-    for one in store._segments:
-        start = bisect_left(range(spans), one.day, key=lambda n: day_of(first_ns + n * step))
-        end = bisect_right(range(spans), one.day, key=lambda n: day_of(first_ns + n * step))
+    for segment in store.catalog.segments:
+        start = bisect_left(range(spans), segment.day, key=lambda n: day_of(first_ns + n * step))
+        end = bisect_right(range(spans), segment.day, key=lambda n: day_of(first_ns + n * step))
         for low in range(start, end, _CHUNK):
             high = min(low + _CHUNK, end)
             traces = range(low // _IN_A_TRACE, high // _IN_A_TRACE + 1)
@@ -153,9 +153,9 @@ def _fill(directory: Path, spans: int, now_ns: int) -> None:
                 "tid": np.array(ids, dtype=object),
                 "crc": np.array([trace_hash(text) for text in ids], np.uint32),
             }
-            with store._database.given("held", held):
-                store._run(
-                    f"INSERT INTO {one.name}.spans SELECT {wanted} FROM range(?, ?) AS t(i) "
+            with store.catalog.database.registered("held", held):
+                store.catalog.database.run(
+                    f"INSERT INTO {segment.name}.spans SELECT {wanted} FROM range(?, ?) AS t(i) "
                     f"JOIN held ON held.trace = i // {_IN_A_TRACE} ORDER BY i",
                     [low, high],
                 )

@@ -173,7 +173,7 @@ class Worker:
                 numbers.append(list(aggregates.sums.numbers()))
                 numbers.append([aggregates.summaries[name].quantile(0.9) for name in aggregates.summaries])
                 numbers.append(custom and [custom.size, custom.total, custom.summary.quantile(0.95)])
-        lived = finish(self.shard.answer(Query(what="lifetime"), True)).lived
+        lived = finish(self.shard.answer(Query(what="lifetime"), True)).cumulative
         assert lived is not None
         numbers += [(counter.model, counter.status, list(counter.sums.numbers())) for counter in lived.counters]
         return [*numbers, lived.walls, lived.histograms, lived.custom["legal"].total]

@@ -22,7 +22,7 @@ import pytest
 
 from kit.broker import Broker
 from kit.builders import make_batch, make_span
-from kit.pipeline import Apart, Pipeline, finish, free_port, http, replay
+from kit.pipeline import Pipeline, SeparateServices, finish, free_port, http, replay
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import encode_batches
@@ -340,7 +340,7 @@ def test_kills_of_everything_never_fire_within_the_cooldown(tmp_path: Path) -> N
         pipeline.stop()
 
 
-class Watched(Apart):
+class Watched(SeparateServices):
     """With one alerter, and a second one for who asks."""
 
     SERVICES = ("ingest", "aggregator", "api", "alerter")

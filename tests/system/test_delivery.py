@@ -28,7 +28,7 @@ import nats
 import pytest
 
 from kit.builders import make_batch, make_span
-from kit.pipeline import Apart, Pipeline, free_port, http
+from kit.pipeline import Pipeline, SeparateServices, free_port, http
 from kit.receiver import (
     CALL,
     HOOKS,
@@ -105,7 +105,7 @@ alerts:
 TIMEOUT_S, LATE_S = 0.3, 0.9
 
 
-class Twins(Apart):
+class Twins(SeparateServices):
     """With two alerters."""
 
     SERVICES = ("ingest", "aggregator", "api")

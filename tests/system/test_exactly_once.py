@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from nats.aio.msg import Msg
 
-from kit.pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay, sum_of_pages
+from kit.pipeline import TRACE, Pipeline, SeparateServices, assert_exact, finish, replay, sum_of_pages
 
 
 @pytest.fixture
@@ -77,14 +77,14 @@ def test_kills_of_the_broker_alone_leave_exact_totals(pipeline: Pipeline) -> Non
 
 
 @pytest.fixture
-def apart(tmp_path: Path) -> Iterator[Apart]:
-    services = Apart(tmp_path)
+def apart(tmp_path: Path) -> Iterator[SeparateServices]:
+    services = SeparateServices(tmp_path)
     services.start()
     yield services
     services.stop()
 
 
-def test_an_ingest_outage_longer_than_the_duplicate_window_leaves_exact_totals(apart: Apart) -> None:
+def test_an_ingest_outage_longer_than_the_duplicate_window_leaves_exact_totals(apart: SeparateServices) -> None:
     sending = replay(apart, "--speed", "600")
     for _ in range(3):
         time.sleep(0.7)
@@ -95,7 +95,7 @@ def test_an_ingest_outage_longer_than_the_duplicate_window_leaves_exact_totals(a
     assert_exact(apart)
 
 
-def test_kills_of_single_services_leave_exact_totals(apart: Apart) -> None:
+def test_kills_of_single_services_leave_exact_totals(apart: SeparateServices) -> None:
     sending = replay(apart, "--speed", "600")
     for name in ("aggregator", "api", "ingest", "aggregator", "api"):
         time.sleep(0.8)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from kit.pipeline import Apart, Pipeline, http
+from kit.pipeline import Pipeline, SeparateServices, http
 
 SIZE_MIB = 192
 
@@ -157,7 +157,7 @@ def test_a_full_disk_loses_nothing_and_the_pipeline_recovers_when_there_is_space
 
 def test_an_api_with_a_read_only_disk_reports_it_and_starts_when_it_is_writable(tmp_path: Path, disk: Disk) -> None:
     view = tmp_path / "view"
-    apart = Apart(tmp_path / "run")
+    apart = SeparateServices(tmp_path / "run")
     apart.data = view / "data"
     (disk.directory / "data").mkdir()
     disk.bind(view, "rw")

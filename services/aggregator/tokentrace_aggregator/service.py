@@ -21,13 +21,13 @@ NAME = "aggregator"
 @dataclass(frozen=True)
 class Config:
     """
-    What an aggregator has to know.
+    Configuration of an aggregator.
 
     Attributes:
-        shards: How many there are.
-        own: Which of them this one holds.
-        snapshot_every_s: At least this often, seconds.
-        custom: Metrics of one's own.
+        shards: How many shards there are.
+        own: Numbers of the shards that this aggregator holds.
+        snapshot_every_s: Longest time between two snapshots, seconds.
+        custom: Custom metrics.
     """
 
     shards: int
@@ -37,7 +37,7 @@ class Config:
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
-        """The aggregator's part of *settings*."""
+        """The configuration in *settings*."""
         return cls(
             shards=settings.nats.shards,
             own=tuple(own_shards(settings.nats)),
@@ -48,7 +48,13 @@ class Config:
 
 @dataclass
 class Aggregator:
-    """The shards this worker holds, and how far each is."""
+    """
+    The aggregator service.
+
+    Attributes:
+        machines: The state of each of its shards.
+        pumps: The loop that follows the log for each of them.
+    """
 
     bus: Bus
     config: Config
@@ -72,29 +78,31 @@ class Aggregator:
             )
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Fold and answer until *stopping* is set."""
+        """Fold messages and answer queries until *stopping* is set."""
         async with self.bus.serve(subjects.QUERY_METRICS, self._answer), asyncio.TaskGroup() as tasks:
             for runner in self.runners:
                 tasks.create_task(runner.run(stopping))
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
-        unpromised = {machine.shard for machine in self.machines}
-        turn = time.perf_counter() + TURN_S
+        # Shards whose result has not been sent and that have not said that they are working on it.
+        silent = {machine.shard for machine in self.machines}
+        turn_ends = time.perf_counter() + TURN_S
         for machine, runner in zip(self.machines, self.runners, strict=True):
-            for found in pieces(machine.answer(query, runner.progress.caught_up)):
-                if found is not None:
-                    yield encode_result(found)
-                    unpromised.discard(machine.shard)
-                elif time.perf_counter() > turn:
-                    for shard in sorted(unpromised):
+            for result in pieces(machine.answer(query, runner.progress.caught_up)):
+                if result is not None:
+                    yield encode_result(result)
+                    silent.discard(machine.shard)
+                elif time.perf_counter() > turn_ends:
+                    # A shard has half a second to answer; one that replies "in progress" gets ten seconds.
+                    for shard in sorted(silent):
                         yield encode_pending(shard)
-                    unpromised.clear()
+                    silent.clear()
                     await asyncio.sleep(0)
-                    turn = time.perf_counter() + TURN_S
+                    turn_ends = time.perf_counter() + TURN_S
 
     def health(self) -> Health:
-        """Ready when every shard has read what there was."""
+        """Ready when the bus has no problem and every shard has caught up."""
         missing = list(self.bus.problems)
         missing += [
             f"shard {m.shard}" for m, p in zip(self.machines, self.runners, strict=True) if not p.progress.caught_up
@@ -108,13 +116,18 @@ class Aggregator:
         return Health(missing, {key: value for key, value in details.items() if value or key == "shards"})
 
     def samples(self) -> Iterator[Sample]:
-        """Its own metrics."""
+        """The aggregator's own metrics, for ``/internal/metrics``."""
         for machine, runner in zip(self.machines, self.runners, strict=True):
-            labels, progress = {"shard": str(machine.shard)}, runner.progress
-            yield Sample("tokentrace_aggregator_spans_total", "Spans folded.", machine.spans, labels)
-            yield Sample("tokentrace_aggregator_batches_total", "Batches folded.", machine.batches, labels)
-            yield Sample("tokentrace_aggregator_repeated_total", "Batches known already.", machine.repeated, labels)
-            yield Sample("tokentrace_aggregator_late_total", "Spans behind every tier.", machine.late, labels)
-            yield Sample("tokentrace_aggregator_clamped_total", "Spans from the future.", machine.clamped, labels)
-            yield Sample("tokentrace_aggregator_rejected_total", "Messages not read.", progress.rejected, labels)
-            yield Sample("tokentrace_aggregator_lag_messages", "Messages still to read.", progress.pending, labels)
+            labels = {"shard": str(machine.shard)}
+            progress, duplicates = runner.progress, machine.duplicate_batches
+            for name, help_text, value in (
+                ("spans_total", "Spans folded.", machine.spans),
+                ("batches_total", "Batches folded.", machine.batches),
+                ("duplicate_batches_total", "Batches skipped because they were folded before.", duplicates),
+                ("repeated_total", "Deprecated: use tokentrace_aggregator_duplicate_batches_total.", duplicates),
+                ("late_total", "Spans too old for any bucket; only cumulative counters count them.", machine.late),
+                ("clamped_total", "Spans that end too far in the future; they count at arrival.", machine.clamped),
+                ("rejected_total", "Messages that could not be decoded.", progress.rejected),
+                ("lag_messages", "Messages not read yet.", progress.pending),
+            ):
+                yield Sample(f"tokentrace_aggregator_{name}", help_text, value, labels)

@@ -262,7 +262,7 @@ class AlerterMachine:
         state = {
             "version": VERSION,
             "position": self._position,
-            "cells": list(self._table.cells),
+            "cells": list(self._table.series),
             "seen": self._seen.snapshot(),
             "forgot_ns": self._forgot_ns,
             "began_ns": self._began_ns,

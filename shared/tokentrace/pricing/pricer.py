@@ -4,10 +4,10 @@ Tokens to money.
 How it works. The rates of a model are looked up once, in the configuration first and then in the tables that
 ``genai-prices`` bundles, and become vectors of integers (``rates``). A span's cost is one exact sum over its token
 fields, rounded once, half to even, to nano-dollars. ``genai_prices.calc_price`` takes 17 to 105 microseconds a call and
-a vector takes below two, so ``calc_price`` prices only the rare span with a ``usage`` map of other units; for all
-others it is the oracle of the property tests.
+a vector takes less than two. So ``calc_price`` prices only spans with a ``usage`` map of other units, which are rare;
+the property tests compare the vectors with it.
 
-What can come out:
+Possible results:
 
 * A cost that the span reports is kept. A reported 0 with tokens means "not given", unless the provider is in
   ``trust_zero``, because clients report 0 for models that they do not know.

@@ -1,4 +1,9 @@
-"""What travels between the services: frozen msgspec structs, array-like on the wire, fields only ever appended."""
+"""
+The records that services exchange and store: frozen msgspec structs.
+
+Most are encoded as msgpack arrays, so a field is identified by its index: new fields are only appended, with a default,
+and a reader of either version can decode the other's records. Alert events and delivery records are JSON objects.
+"""
 
 from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event
 from tokentrace.records.batch import (

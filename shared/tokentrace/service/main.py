@@ -56,24 +56,34 @@ class App(NamedTuple):
     routes: Sequence[BaseRoute] = ()
 
 
-def run_service(name: str, *, port: int, configure: Callable[[Settings], C], compose: Callable[[Bus, C], App]) -> int:
+def run_service(
+    name: str,
+    *,
+    port: int,
+    configure: Callable[[Settings], C],
+    compose: Callable[[Bus, C], App],
+    default_addr: Callable[[Settings], str] | None = None,
+) -> int:
     """
     Run one service as ``python -m tokentrace_<name>``, with settings from flags, environment and file.
 
     Args:
-        port: The default port.
-        configure: Returns the service's part of the settings; may raise ConfigError.
-        compose: Returns the service and its routes.
+        port: Where the service listens if no address, or an address without a port, is given.
+        default_addr: The address if neither the flag nor TOKENTRACE_ADDR gives one; None = *port* on 127.0.0.1.
+        configure: The service's part of the settings; ConfigError before anything is started.
+        compose: Makes the service and its routes.
 
     Returns:
-        The exit code, as ``runtime.run``.
+        Exit code, as ``runtime.run``.
     """
     tool = f"tokentrace_{name}"
-    arguments = _arguments(tool, f"The {name} service of tokentrace.").parse_args()
-    addr = arguments.addr or os.environ.get("TOKENTRACE_ADDR") or f":{port}"
+    flags = _arguments(tool, f"The {name} service of tokentrace.").parse_args()
 
     async def run(stopping: asyncio.Event) -> None:
-        settings = load(arguments.config, overrides={"nats.url": arguments.nats, "storage.dir": arguments.data_dir})
+        settings = load(flags.config, overrides={"nats.url": flags.nats, "storage.dir": flags.data_dir})
+        addr = (
+            flags.addr or os.environ.get("TOKENTRACE_ADDR") or (default_addr(settings) if default_addr else f":{port}")
+        )
         config = configure(settings)
         sock = bind(parse_addr(addr, port))
         async with contextlib.AsyncExitStack() as stack:
@@ -126,8 +136,10 @@ async def serve(
 
 def _arguments(tool: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=tool, description=what)
-    parser.add_argument("--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml if it is there)")
-    parser.add_argument("--nats", metavar="URL", help="NATS server (default nats://127.0.0.1:4222)")
-    parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host this machine only")
-    parser.add_argument("--data-dir", metavar="DIR", help="where to keep files (default ./tokentrace-data)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml, if that file exists)"
+    )
+    parser.add_argument("--nats", metavar="URL", help="NATS server (default: nats://127.0.0.1:4222)")
+    parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host: 127.0.0.1")
+    parser.add_argument("--data-dir", metavar="DIR", help="where files are kept (default: ./tokentrace-data)")
     return parser

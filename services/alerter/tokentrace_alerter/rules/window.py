@@ -211,7 +211,7 @@ class _Everybodys:
         return found if self._groups is None else self._groups.named(found)
 
     def snapshot(self) -> Callable[[], Any]:
-        known, cells = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.cells))
+        known, cells = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.series))
         return _later(known, cells, *self._rollup.snapshot({}))
 
     def restore(self, saved: Any) -> None:

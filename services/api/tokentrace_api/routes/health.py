@@ -37,11 +37,11 @@ def routes(api: Api) -> list[BaseRoute]:
             "queue_depth": api.store_writer.queue_depth,
         }
         try:
-            answer = await api.aggregators.ask(Query(what="lifetime"))
+            answer = await api.aggregators.query(Query(what="lifetime"))
             shown["span_count"] = answer.total.sums.spans
             lost = [
                 {"service": "aggregator", "shard": shard, "first": first, "last": last}
-                for shard, first, last in answer.lived.lost
+                for shard, first, last in answer.cumulative.lost
             ]
             problems += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
         except Unavailable as exc:

@@ -50,9 +50,9 @@ async def test_an_aggregator_that_replies_in_progress_gets_more_time(bus: Bus, m
         serve = stack.enter_async_context
         await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, part(0))))
         await serve(bus.serve(subjects.QUERY_METRICS, answers(part(1))))
-        assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == []
+        assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == []
         # No aggregator has shard 2; the client stops waiting after the others have answered.
-        assert (await asyncio.wait_for(AggregatorClient(bus, 3).ask(QUERY), 8)).missing_shards == [2]
+        assert (await asyncio.wait_for(AggregatorClient(bus, 3).query(QUERY), 8)).missing_shards == [2]
 
 
 async def test_an_aggregator_that_only_replies_in_progress_times_out(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +60,9 @@ async def test_an_aggregator_that_only_replies_in_progress_times_out(bus: Bus, m
     monkeypatch.setattr(tokentrace_api.aggregator_client, "ACK_WAIT_S", 0.5)
     async with bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())):
         with pytest.raises(Unavailable, match="no aggregator answers"):
-            await AggregatorClient(bus, 1).ask(QUERY)
+            await AggregatorClient(bus, 1).query(QUERY)
         async with bus.serve(subjects.QUERY_METRICS, answers(part(1))):
-            assert (await AggregatorClient(bus, 2).ask(QUERY)).missing_shards == [0]
+            assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == [0]
 
 
 async def test_another_aggregator_of_the_shard_may_send_the_result(bus: Bus) -> None:
@@ -70,15 +70,15 @@ async def test_another_aggregator_of_the_shard_may_send_the_result(bus: Bus) -> 
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())),
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), part(0))),
     ):
-        answer = await asyncio.wait_for(AggregatorClient(bus, 1).ask(QUERY), 8)
+        answer = await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)
     assert (answer.missing_shards, answer.caught_up) == ([], True)
 
 
 async def test_replies_that_cannot_be_decoded_are_ignored(bus: Bus) -> None:
     async with bus.serve(subjects.QUERY_METRICS, answers(b"rubbish", b"", part(0))):
-        assert (await AggregatorClient(bus, 1).ask(QUERY)).missing_shards == []
+        assert (await AggregatorClient(bus, 1).query(QUERY)).missing_shards == []
 
 
 async def test_without_aggregators_a_query_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable, match="no aggregator answers"):
-        await asyncio.wait_for(AggregatorClient(bus, 1).ask(QUERY), 8)
+        await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)

@@ -1,4 +1,4 @@
-"""Cells against plain counting: how they are numbered, what overflows, and that sums are integers to the last one."""
+"""Series against plain counting: numbering, overflow into ``other``, and exact integer sums."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokentrace.records import KINDS, MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS, Span
-from tokentrace.rollup import ADDED, COUNTED, IntSums, SeriesTable, Sums, add_by, rows_of, sums_of
-from tokentrace.rollup import series as cell
+from tokentrace.rollup import (
+    ADDED,
+    ARRIVED,
+    COUNTED,
+    DIMENSIONS,
+    SECOND_OF,
+    SERIES,
+    WIDTH,
+    IntSums,
+    SeriesTable,
+    Sums,
+    add_by,
+    rows_of,
+    series,
+    sums_of,
+)
 from tokentrace.units import DAY, MINUTE, SCORE_ONE, SECOND
 
 NOW = 1_800_000_000 * SECOND
@@ -33,14 +47,14 @@ STREAM = st.lists(KEY, max_size=80)
 
 
 @contextmanager
-def at_most(cells: int) -> Iterator[None]:
+def at_most(limit: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cell, "MAX_SERIES", cells)
+        patch.setattr(series, "MAX_SERIES", limit)
         yield
 
 
 def named(key: Key) -> Key:
-    """*key* with ``unknown`` in place of nothing."""
+    """*key* with ``unknown`` in place of empty values."""
     kind, model, provider, caller, name, status = key
     return kind, model or "unknown", provider or "unknown", caller or "unknown", name or "unknown", status
 
@@ -50,20 +64,20 @@ def make_span(**fields: Any) -> Span:
 
 
 def span_of(key: Key, **fields: Any) -> Span:
-    return make_span(**dict(zip(cell.DIMENSIONS, key, strict=True)), **fields)
+    return make_span(**dict(zip(DIMENSIONS, key, strict=True)), **fields)
 
 
 def sums_by(
     spans: Sequence[Span], table: SeriesTable, groups_of: dict[int, int] | None = None, size: int = 1
 ) -> list[Sums]:
-    """What *spans* come to, by group of their cell; all in one group when not told."""
+    """Sums of *spans* by group of their series; one group for all if *groups_of* is None."""
     rows = rows_of(spans, table, NOW)
-    groups = np.array([(groups_of or {}).get(int(n), 0) for n in rows[:, cell.SERIES]], np.int64)
+    groups = np.array([(groups_of or {}).get(int(n), 0) for n in rows[:, SERIES]], np.int64)
     return added(groups, rows, size)
 
 
 def added(groups: Any, rows: Any, size: int) -> list[Sums]:
-    """What *rows* come to, by group."""
+    """Sums of *rows* by group."""
     totals = add_by(groups, IntSums(sums_of(rows)), size)
     return [Sums.of(totals, number) for number in range(size)]
 
@@ -77,7 +91,7 @@ def as_dict(sums: Sums) -> dict[str, int]:
 
 @settings(deadline=None)
 @given(STREAM, st.integers(1, 12))
-def test_a_number_once_given_stays(stream: list[Key], limit: int) -> None:
+def test_the_number_of_a_series_never_changes(stream: list[Key], limit: int) -> None:
     with at_most(limit):
         table, numbers = SeriesTable(), {}
         for key in stream:
@@ -87,32 +101,32 @@ def test_a_number_once_given_stays(stream: list[Key], limit: int) -> None:
 
 @settings(deadline=None)
 @given(STREAM, STREAM, st.integers(1, 12))
-def test_a_table_rebuilt_from_its_cells_goes_on_as_before(before: list[Key], after: list[Key], limit: int) -> None:
+def test_a_table_restored_from_its_series_numbers_as_before(before: list[Key], after: list[Key], limit: int) -> None:
     with at_most(limit):
         table = SeriesTable()
         numbers = [table.number(key) for key in before]
-        rebuilt = SeriesTable(msgspec.msgpack.decode(msgspec.msgpack.encode(table.cells)))
+        rebuilt = SeriesTable(msgspec.msgpack.decode(msgspec.msgpack.encode(table.series)))
         assert [rebuilt.number(key) for key in before] == numbers
         assert [rebuilt.number(key) for key in after] == [table.number(key) for key in after]
-        assert rebuilt.cells == table.cells
+        assert rebuilt.series == table.series
         assert len(rebuilt) == len(table)
 
 
 @settings(deadline=None)
 @given(STREAM)
-def test_below_the_limit_every_combination_has_a_cell_of_its_own(stream: list[Key]) -> None:
+def test_below_the_limit_every_combination_is_a_separate_series(stream: list[Key]) -> None:
     table = SeriesTable()
-    assert [table.cells[table.number(key)] for key in stream] == [named(key) for key in stream]
-    assert table.cells == list(dict.fromkeys(named(key) for key in stream))
+    assert [table.series[table.number(key)] for key in stream] == [named(key) for key in stream]
+    assert table.series == list(dict.fromkeys(named(key) for key in stream))
 
 
 @settings(deadline=None)
 @given(STREAM)
-def test_a_dimension_has_as_many_values_as_were_seen(stream: list[Key]) -> None:
+def test_distinct_counts_the_values_of_a_dimension(stream: list[Key]) -> None:
     table = SeriesTable()
     for key in stream:
         table.number(key)
-    for index, dimension in enumerate(cell.DIMENSIONS):
+    for index, dimension in enumerate(DIMENSIONS):
         assert table.distinct(dimension) == len({named(key)[index] for key in stream})
 
 
@@ -121,11 +135,11 @@ def test_a_dimension_has_as_many_values_as_were_seen(stream: list[Key]) -> None:
 
 @settings(deadline=None)
 @given(STREAM, st.integers(1, 12))
-def test_what_overflows_is_the_name_then_the_caller_and_nothing_else(stream: list[Key], limit: int) -> None:
+def test_only_name_and_then_caller_become_other(stream: list[Key], limit: int) -> None:
     with at_most(limit):
         table = SeriesTable()
         for key in stream:
-            counted = table.cells[table.number(key)]
+            counted = table.series[table.number(key)]
             kind, model, provider, caller, name, status = named(key)
             assert (counted.kind, counted.model, counted.provider, counted.status) == (kind, model, provider, status)
             assert (counted.caller, counted.name) in {(caller, name), (caller, "other"), ("other", "other")}
@@ -133,7 +147,9 @@ def test_what_overflows_is_the_name_then_the_caller_and_nothing_else(stream: lis
 
 @settings(deadline=None)
 @given(STREAM, st.integers(1, 12))
-def test_the_table_is_bounded_by_its_limit_and_what_never_folds(stream: list[Key], limit: int) -> None:
+def test_the_table_is_bounded_by_its_limit_plus_the_dimensions_that_are_always_kept(
+    stream: list[Key], limit: int
+) -> None:
     with at_most(limit):
         table = SeriesTable()
         for key in stream:
@@ -142,47 +158,47 @@ def test_the_table_is_bounded_by_its_limit_and_what_never_folds(stream: list[Key
         assert len(table) <= limit + len(unfolded)
 
 
-def test_many_names_fold_before_their_one_caller_does() -> None:
-    #   50 names of one caller, 8 cells: by name some are other, by caller nothing is lost
+def test_names_become_other_before_their_caller_does() -> None:
+    #   50 names of one caller, 8 series: some names are other, the caller is kept
     with at_most(8):
         table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", "checkout", f"name-{n}", "ok")) for n in range(50)]
-        assert {table.cells[n].caller for n in numbers} == {"checkout"}
-        assert "other" in {table.cells[n].name for n in numbers}
+        assert {table.series[n].caller for n in numbers} == {"checkout"}
+        assert "other" in {table.series[n].name for n in numbers}
 
 
-def test_a_caller_who_comes_after_a_flood_of_names_is_still_counted_as_itself() -> None:
-    #   a's names fill the table, then b and c appear: 40 cells have room for three callers
+def test_a_caller_that_comes_after_many_names_is_still_counted_separately() -> None:
+    #   the names of a fill three quarters of the table, then b and c appear: 40 series have room for three callers
     with at_most(40):
         table = SeriesTable()
         for n in range(200):
             table.number(("llm", "m", "p", "a", f"name-{n}", "ok"))
         late = [table.number(("llm", "m", "p", caller, "x", "ok")) for caller in ("b", "c")]
-        assert [table.cells[n].caller for n in late] == ["b", "c"]
+        assert [table.series[n].caller for n in late] == ["b", "c"]
 
 
-def test_callers_fold_only_when_their_names_cannot_save_them() -> None:
+def test_callers_become_other_only_when_the_table_is_full_without_their_names() -> None:
     with at_most(8):
         table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", f"caller-{n}", "x", "ok")) for n in range(50)]
-        assert table.cells[numbers[-1]] == ("llm", "m", "p", "other", "other", "ok")
-        assert table.cells[numbers[0]] == ("llm", "m", "p", "caller-0", "x", "ok")
+        assert table.series[numbers[-1]] == ("llm", "m", "p", "other", "other", "ok")
+        assert table.series[numbers[0]] == ("llm", "m", "p", "caller-0", "x", "ok")
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(KEY, st.integers(0, MAX_COST_NUSD)), min_size=1, max_size=60), st.integers(1, 6))
-def test_totals_and_figures_by_model_stay_exact_whatever_overflows(stream: list[tuple[Key, int]], limit: int) -> None:
+def test_totals_and_sums_by_model_are_exact_after_overflow(stream: list[tuple[Key, int]], limit: int) -> None:
     with at_most(limit):
         table = SeriesTable()
         spans = [span_of(key, cost_nusd=cost) for key, cost in stream]
         rows = rows_of(spans, table, NOW)
         for dimension in ("kind", "model", "provider", "status"):
-            values = sorted({getattr(c, dimension) for c in table.cells})
-            group = {n: values.index(getattr(c, dimension)) for n, c in enumerate(table.cells)}
-            groups = np.array([group[n] for n in rows[:, cell.SERIES].tolist()])
+            values = sorted({getattr(c, dimension) for c in table.series})
+            group = {n: values.index(getattr(c, dimension)) for n, c in enumerate(table.series)}
+            groups = np.array([group[n] for n in rows[:, SERIES].tolist()])
             want: Counter[str] = Counter()
             for key, cost in stream:
-                want[named(key)[cell.DIMENSIONS.index(dimension)]] += cost
+                want[named(key)[DIMENSIONS.index(dimension)]] += cost
             found = added(groups, rows, len(values))
             assert {value: found[n].cost for n, value in enumerate(values)} == dict(want)
             assert sum(sums.spans for sums in found) == len(stream)
@@ -221,7 +237,7 @@ SPANS = st.lists(
 
 
 def recount(spans: Sequence[Span]) -> dict[str, int]:
-    """What *spans* come to, one by one, in Python integers."""
+    """Sums of *spans* in Python integers."""
     return {name: sum(getattr(s, field) for s in spans) for name, field in FIELDS.items()} | {
         "spans": len(spans),
         "errors": sum(s.status == "error" for s in spans),
@@ -239,7 +255,7 @@ def recount(spans: Sequence[Span]) -> dict[str, int]:
 
 @settings(max_examples=60, deadline=None)
 @given(SPANS)
-def test_every_field_is_added_up_to_the_last_unit(spans: list[Span]) -> None:
+def test_every_sum_is_exact(spans: list[Span]) -> None:
     [sums] = sums_by(spans, SeriesTable())
     assert as_dict(sums) == recount(spans)
 
@@ -262,7 +278,7 @@ def test_a_quarter_of_a_million_of_the_largest_spans_add_up_exactly() -> None:
 
 @given(SPANS, st.integers(1, 4), st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_sums_of_parts_are_the_sum_of_the_whole(spans: list[Span], parts: int, random: Any) -> None:
+def test_sums_of_parts_add_up_to_the_sum_of_the_whole(spans: list[Span], parts: int, random: Any) -> None:
     owner = [random.randrange(-1, parts) for _ in spans]
     table, total = SeriesTable(), Sums()
     rows = rows_of(spans, table, NOW)
@@ -273,7 +289,7 @@ def test_sums_of_parts_are_the_sum_of_the_whole(spans: list[Span], parts: int, r
     assert as_dict(total) == recount([s for s, part in zip(spans, owner, strict=True) if part >= 0])
 
 
-def test_a_span_that_ended_before_it_started_took_no_time() -> None:
+def test_a_span_that_ended_before_it_started_has_no_duration() -> None:
     [sums] = sums_by([make_span(started_ns=NOW, ended_ns=NOW - DAY), make_span(started_ns=NOW - 7)], SeriesTable())
     assert (sums.spans, sums.wall) == (2, 7)
 
@@ -288,14 +304,14 @@ def test_a_zero_latency_is_unset_but_zero_tokens_are_tokens() -> None:
     assert (sums.spans, sums.latency_n, sums.ttft_n) == (2, 1, 1)
 
 
-def test_nothing_makes_no_rows() -> None:
+def test_no_spans_make_no_rows() -> None:
     rows = rows_of([], SeriesTable(), NOW)
     assert rows.shape == (0, 17)
-    assert sums_of(rows).shape == (0, cell.WIDTH)
+    assert sums_of(rows).shape == (0, WIDTH)
     assert added(np.empty(0, np.int64), rows, 2) == [Sums(), Sums()]
 
 
-def test_the_columns_and_the_fields_of_sums_are_the_same() -> None:
+def test_sums_have_the_fields_of_the_columns_in_the_same_order() -> None:
     assert [*COUNTED, *ADDED] == list(Sums.__slots__)
 
 
@@ -306,15 +322,15 @@ def test_the_columns_and_the_fields_of_sums_are_the_same() -> None:
     ("ended", "second"),
     [
         (NOW, NOW),
-        (NOW - 1, NOW - SECOND),  # the nanosecond before belongs to the second before
+        (NOW - 1, NOW - SECOND),  # the nanosecond before is in the second before
         (NOW - 40 * DAY, NOW - 40 * DAY),
-        (NOW + 5 * MINUTE, NOW + 5 * MINUTE),  # five minutes ahead is believed
-        (NOW + 5 * MINUTE + 1, NOW),  # beyond that it counts when it arrived
+        (NOW + 5 * MINUTE, NOW + 5 * MINUTE),  # up to five minutes ahead is accepted
+        (NOW + 5 * MINUTE + 1, NOW),  # beyond that the span counts at its arrival
         (MAX_INSTANT_NS, NOW),
         (0, 0),
     ],
 )
 def test_a_span_counts_in_the_second_it_ended(ended: int, second: int) -> None:
     [row] = rows_of([make_span(ended_ns=ended)], SeriesTable(), NOW + 3 * SECOND)
-    assert row[cell.SECOND_OF] == second // SECOND
-    assert row[cell.ARRIVED] == NOW // SECOND + 3
+    assert row[SECOND_OF] == second // SECOND
+    assert row[ARRIVED] == NOW // SECOND + 3
