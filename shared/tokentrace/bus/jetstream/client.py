@@ -6,8 +6,8 @@ How it works
 NATS gives a process one TCP connection. JetStream, the part of NATS that stores messages, has no protocol of its own:
 every call is a message to a subject below ``$JS.API`` with JSON in it, and every answer is a message too. nats-py has
 helpers for all of this. We use nats-py for the connection only, because each helper below failed in a way that a test
-shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040. Tests without a path
-are in tests/contract/test_bus.py.
+shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040. Tests without a
+path are in tests/contract/test_bus.py.
 
 * **Requests and publishes** (``requests``, ``publisher``). The future of ``publish_async`` never ends if the server
   dies, and ``request`` can lose a cancellation in Python 3.11. Here every request has a number, a future and a timeout
