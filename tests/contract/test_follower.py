@@ -62,10 +62,9 @@ async def test_a_chunk_is_applied_when_the_next_one_is_asked_for(bus: Bus) -> No
 async def test_leaving_the_loop_closes_the_feed(bus: Bus) -> None:
     await publish(bus, b"1")
     follower = Follower(bus, "LOG", ["log.>"], None, reader="test")
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is what ends the follower
-        async with follower as chunks:
-            async for _ in chunks:
-                raise ZeroDivisionError
+    async with follower as chunks:
+        async for _ in chunks:
+            break
     with pytest.raises(StopAsyncIteration):
         await anext(aiter(follower))
 

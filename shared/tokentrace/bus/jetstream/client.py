@@ -6,12 +6,14 @@ How it works
 NATS gives a process one TCP connection. JetStream, the part of NATS that stores messages, has no protocol of its own:
 every call is a message to a subject below ``$JS.API`` with JSON in it, and every answer is a message too. nats-py has
 helpers for all of this. We use nats-py for the connection only, because each helper below failed in a way that a test
-shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040.
+shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040. Tests without a
+path are in tests/contract/test_bus.py.
 
 * **Requests and publishes** (``requests``, ``publisher``). The future of ``publish_async`` never ends if the server
   dies, and ``request`` can lose a cancellation in Python 3.11. Here every request has a number, a future and a timeout
-  of 5 s, and all futures fail when the connection is lost. Tests in tests/contract: ``test_publishing_while_the_broker_
-  is_away_is_unavailable_and_ends``, ``test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled``.
+  of 5 s, and all futures fail when the connection is lost. Tests:
+  ``test_publishing_while_the_broker_is_away_is_unavailable_and_ends``,
+  ``test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled``.
 * **The send buffer** (``connection``). By default nats-py buffers messages while it is disconnected and sends them
   after the caller was told that they failed. The buffer size is 0 here, so a call fails at once (same test).
 * **Following** (``follow``, ``pull``). A consumer without acknowledgements loses messages on a broken connection, and
