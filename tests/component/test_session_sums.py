@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kit.builders import make_span
 from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, examples, last_versions
 from tokentrace.records import SessionEnd, Span, Started
-from tokentrace_api.reads import Session, Wanted, find_session, list_sessions, sum_sessions
+from tokentrace_api.reads import Session, SessionFilter, find_session, list_sessions, sum_sessions
 from tokentrace_api.store import Store
 
 
@@ -142,7 +142,7 @@ def test_list_details_and_summary_of_sessions_equal_a_plain_fold_however_often_s
     store = Store(next(directories), shards=1, keep_ns=DAY)
     store.append(told.after(store))
     wanted = folded(said, began, over)
-    sessions, total = list_sessions(store, Wanted(), 100, 0, NOW_NS)
+    sessions, total = list_sessions(store, SessionFilter(), 100, 0, NOW_NS)
     try:
         assert total == len(wanted)
         compared = [name for name in FIELDS if not (ambiguous and name in ("user_id", "label", "error"))]
@@ -157,7 +157,7 @@ def test_list_details_and_summary_of_sessions_equal_a_plain_fold_however_often_s
         assert starts == sorted(starts)
         sums = sum_sessions(store, None, None, NOW_NS)
         assert (sums.sessions, sums.cost_nusd) == (len(wanted), sum(one["cost_nusd"] for one in wanted.values()))
-        page, _ = list_sessions(store, Wanted(status="error"), 100, 0, NOW_NS)
+        page, _ = list_sessions(store, SessionFilter(status="error"), 100, 0, NOW_NS)
         assert {one.session_id for one in page} == {name for name, one in wanted.items() if one["status"] == "error"}
     finally:
         store.close()

@@ -1,29 +1,35 @@
-"""What tests of the span store share: messages for it, and what it has to show, folded in plain Python."""
+"""Helpers for tests of the span store: a log in memory, and what a store must show, computed in plain Python."""
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
+from msgspec.structs import replace
 
-from kit.builders import make_batch
+from kit.builders import make_batch, make_span
 from tokentrace.bus import Message
-from tokentrace.records import Batch, Span, encode_batches
+from tokentrace.records import Batch, Score, Span, encode_batches
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
-from tokentrace_api.store import Item, Store
+from tokentrace_api.store import Item, Store, segment
 
 SECOND, DAY = 10**9, 86_400 * 10**9
-#: 2027-01-15T12:00:00Z, when nearly everything in these tests arrives and is asked for.
+#: 2027-01-15T12:00:00Z, the arrival of nearly all records in these tests and the time of nearly all queries.
 NOW_NS = 1_800_014_400 * SECOND
-#: Examples of a property are so many times more when this is set.
+#: Factor for the number of examples of a property, from the environment.
 MORE = int(os.environ.get("TOKENTRACE_EXAMPLES", "1"))
 ROLLUPS = {"http", "agent", "workflow", "chain"}
+#: Shards of ``open_store``, unless a test says otherwise.
+SHARDS = 3
+_FOREVER_NS = 10**18
 
 
 def examples(count: int) -> settings:
-    """*count* examples of a property, none of them timed."""
+    """Return settings for *count* examples of a property, without a time limit."""
     return settings(
         max_examples=count * MORE,
         deadline=None,
@@ -31,31 +37,41 @@ def examples(count: int) -> settings:
     )
 
 
+def open_store(directory: Path, **options: Any) -> Store:
+    """Open a store that shows records of any age."""
+    return Store(directory, **{"shards": SHARDS, "keep_ns": _FOREVER_NS, **options})
+
+
+def stored_span(trace: str, number: int = 0, **fields: Any) -> Span:
+    """Build the span *number* of *trace*, arrived at NOW_NS."""
+    return make_span(**{"trace_id": trace, "span_id": f"{number}", "arrived_ns": NOW_NS, **fields})
+
+
 class Log:
-    """A stream: numbers its messages shard by shard, and gives them again from any position."""
+    """A stream: numbers the messages of each shard, and returns them again from any position."""
 
     def __init__(self, shards: int = 1) -> None:
         self.items: list[list[Item]] = [[] for _ in range(shards)]
         self._batches = 0
 
-    def say(self, *batches: Batch, shard: int = 0, time_ns: int = NOW_NS) -> Item:
-        """The next message of *shard*."""
+    def add(self, *batches: Batch, shard: int = 0, time_ns: int = NOW_NS) -> Item:
+        """Add the next message of *shard*."""
         message = Message("spans", encode_batches(batches), len(self.items[shard]) + 1, time_ns, {})
         item = Item(shard, 1, message)
         self.items[shard].append(item)
         return item
 
     def spans(self, *spans: Span, shard: int = 0, time_ns: int = NOW_NS, **fields: Any) -> Item:
-        """The next message, with one new batch."""
-        return self.say(self.batch(spans=list(spans), **fields), shard=shard, time_ns=time_ns)
+        """Add the next message, with one new batch."""
+        return self.add(self.batch(spans=list(spans), **fields), shard=shard, time_ns=time_ns)
 
     def batch(self, **fields: Any) -> Batch:
-        """A batch that nobody has seen."""
+        """Build a batch with a new id."""
         self._batches += 1
         return make_batch(**{"id": f"batch-{self._batches}", "sequence": 0, "arrived_ns": NOW_NS, "spans": []} | fields)
 
     def after(self, store: Store) -> list[Item]:
-        """What *store* has not read."""
+        """Return the messages behind the positions of *store*."""
         missing = []
         for shard, items in enumerate(self.items):
             position = store.position(shard)
@@ -64,13 +80,74 @@ class Log:
 
 
 def shown(store: Store, now_ns: int = NOW_NS) -> list[Span]:
-    """Every span of *store*, its last version, in order of arrival."""
+    """Return the last version of every span that *store* shows, in order of arrival."""
     last = newest_ordinal(store, now_ns)
     return find_spans(store, Search(), 0, last, now_ns, last)
 
 
 def last_versions(spans: Iterable[Span]) -> list[Span]:
-    """Of several versions of a span the last, where it stands."""
+    """Return the last version of each span, in its place."""
     rows = list(enumerate(spans))
     last = {(span.trace_id, span.span_id): number for number, span in rows}
     return [span for number, span in rows if last[span.trace_id, span.span_id] == number]
+
+
+def files(directory: Path) -> list[str]:
+    """Return the names of the files of a store, oldest first."""
+    return sorted(file.name for file in directory.glob(segment.GLOB))
+
+
+def read_to(store: Store) -> int:
+    """Return the sequence number up to which *store* holds shard 0."""
+    position = store.position(0)
+    return position.sequence if position else 0
+
+
+def incompressible(log: Log, number: int) -> Item:
+    """Add a message of a hundred spans that take about 100 kB on the disk."""
+    dice = random.Random(number)
+    return log.spans(*(stored_span(f"{number}", index, error=dice.randbytes(400).hex()) for index in range(100)))
+
+
+# -- a log whose content follows from its sequence numbers
+
+
+def spans_of_message(sequence: int) -> list[Span]:
+    """Return the spans that the message *sequence* of ``numbered_log`` carries."""
+    dice = random.Random(sequence)
+    return [
+        stored_span(f"{sequence}", number, error=dice.randbytes(dice.randrange(200)).hex())
+        for number in range(dice.randrange(1, 60))
+    ]
+
+
+def numbered_log(count: int) -> Log:
+    """Return a log in which each message also scores the first span of the message before."""
+    log = Log(1)
+    for sequence in range(1, count + 1):
+        scores = [Score(trace_id=f"{sequence - 1}", span_id="0", name="eval.score", value=sequence)]
+        log.add(log.batch(spans=spans_of_message(sequence), scores=scores if sequence > 1 else []))
+    return log
+
+
+def assert_exact(store: Store, upto: int, *, scores_ahead: bool = False) -> None:
+    """
+    Check that *store* holds the spans of messages 1 to *upto* of ``numbered_log``, each once, with their scores.
+
+    Args:
+        scores_ahead: Do not compare scores. After a kill, a span in an older file may have the score of a message
+            behind *upto*: older files are updated before the transaction of the newest file commits.
+    """
+    expected = []
+    for sequence in range(1, upto + 1):
+        first, *others = spans_of_message(sequence)
+        if sequence < upto:
+            first = replace(first, score=sequence + 1, attributes={"eval.score": (sequence + 1) / 10**9})
+        expected += [first, *others]
+    assert store.count(NOW_NS) == len(expected)
+    if scores_ahead:
+        assert [(span.trace_id, span.span_id, span.error) for span in shown(store)] == [
+            (span.trace_id, span.span_id, span.error) for span in expected
+        ]
+    else:
+        assert shown(store) == expected

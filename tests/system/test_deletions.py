@@ -1,4 +1,4 @@
-"""What is deleted is gone from every answer at once, everywhere, and stays away when all is read again."""
+"""Deleted records are in no answer of any replica any more, also after the store is rebuilt from the log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from kit.builders import make_batch, make_span
 from kit.fleet import Fleet
+from kit.json_spans import fresh, json_span
 from kit.pipeline import Answer
 from tokentrace.bus import jetstream, subjects
 from tokentrace.records import encode_batches
@@ -30,21 +30,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert set(running.stop().values()) == {0}
 
 
-def fresh(what: str) -> str:
-    return f"{what}-{uuid.uuid4().hex[:12]}"
-
-
-def make(**fields: Any) -> dict[str, Any]:
-    made = {"kind": "llm", "model": "gpt-4o", "prompt_tokens": 10, "comp_tokens": 2, "cost_usd": 0.5, **fields}
-    return {"trace_id": fresh("trace"), "span_id": fresh("span"), "name": "x", **made}
-
-
 def get(fleet: Fleet, path: str, name: str = "api-a") -> Any:
     return fleet.get(name, path).json()
 
 
 def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
-    """Stored in both apis and counted afterwards."""
+    """Send *spans* and wait until both apis have stored them."""
     assert fleet.send("ingest", "POST", "/spans", list(spans)).status == 202
     for name in APIS:
         for span in spans:
@@ -53,7 +44,7 @@ def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
 
 def shown(fleet: Fleet, span: dict[str, Any], name: str = "api-a") -> bool:
     answer = fleet.get(name, f"/traces/{span['trace_id']}")
-    return answer.status == 200 and span["span_id"] in [one["span_id"] for one in answer.json()["spans"]]
+    return answer.status == 200 and span["span_id"] in [shown["span_id"] for shown in answer.json()["spans"]]
 
 
 def delete(fleet: Fleet, path: str, name: str = "api-a") -> Any:
@@ -63,7 +54,7 @@ def delete(fleet: Fleet, path: str, name: str = "api-a") -> Any:
 
 
 def exported(fleet: Fleet, query: str, name: str = "api-a") -> set[str]:
-    """Span ids."""
+    """Return the ids of the exported spans."""
     lines = fleet.get(name, f"/export?{query}").body.splitlines()
     return {json.loads(line)["span_id"] for line in lines}
 
@@ -80,12 +71,12 @@ def open_keys(fleet: Fleet) -> set[str]:
     return asyncio.run(run())
 
 
-def test_a_deleted_trace_is_in_no_answer_any_more_and_the_sums_stay(fleet: Fleet) -> None:
+def test_a_deleted_trace_is_in_no_answer_and_sums_keep_it(fleet: Fleet) -> None:
     caller, session, user, model = fresh("caller"), fresh("session"), fresh("user"), "gpt-4o-mini"
     dims = {"caller": caller, "session_id": session, "user_id": user, "model": model}
-    gone = make(name="needle", attributes={"team": "gone"}, status="error", error="haystack", **dims)
-    below = make(trace_id=gone["trace_id"], parent_span_id=gone["span_id"], attributes={"team": "gone"}, **dims)
-    kept = make(attributes={"team": "kept"}, **dims)
+    gone = json_span(name="needle", attributes={"team": "gone"}, status="error", error="haystack", **dims)
+    below = json_span(trace_id=gone["trace_id"], parent_span_id=gone["span_id"], attributes={"team": "gone"}, **dims)
+    kept = json_span(attributes={"team": "kept"}, **dims)
     send(fleet, gone, below, kept)
     fleet.until(lambda: get(fleet, f"/metrics?window=24h&caller={caller}")["span_count"] == 3, "counted")
     score = {"trace_id": gone["trace_id"], "value": 0.5}
@@ -93,11 +84,11 @@ def test_a_deleted_trace_is_in_no_answer_any_more_and_the_sums_stay(fleet: Fleet
     fleet.until(lambda: get(fleet, f"/metrics/quality?window=24h&caller={caller}")["score_avg"] == 0.5, "scored")
     before, stats = get(fleet, f"/metrics?window=24h&caller={caller}"), get(fleet, "/stats")
 
-    asked = datetime.now(UTC)
+    requested = datetime.now(UTC)
     answer = delete(fleet, f"/traces/{gone['trace_id']}")
     aged_out = datetime.fromisoformat(answer.pop("log_aged_out_by"))
     assert answer == {"deleted": True, "trace_id": gone["trace_id"], "span_count": 2}
-    assert timedelta(days=7) - timedelta(seconds=1) <= aged_out - asked <= timedelta(days=7, minutes=1)
+    assert timedelta(days=7) - timedelta(seconds=1) <= aged_out - requested <= timedelta(days=7, minutes=1)
 
     def check_gone(name: str) -> None:
         trace, span = gone["trace_id"], gone["span_id"]
@@ -109,18 +100,18 @@ def test_a_deleted_trace_is_in_no_answer_any_more_and_the_sums_stay(fleet: Fleet
             assert trace not in page["trace_ids"], query
             assert page["total"] == len(page["trace_ids"]), query
         recent = get(fleet, "/traces/recent?limit=10000", name)["spans"]
-        assert trace not in {one["trace_id"] for one in recent}
+        assert trace not in {span["trace_id"] for span in recent}
         assert exported(fleet, f"caller={caller}", name) == {kept["span_id"]}
         details = get(fleet, f"/api/sessions/{session}/details", name)
         assert (details["totalSpans"], details["totalCostUSD"], details["status"]) == (1, 0.5, "active")
         nodes = get(fleet, f"/api/sessions/{session}/graph", name)["nodes"]
         assert [node["id"] for node in nodes] == [kept["span_id"]]
         assert get(fleet, f"/api/sessions?userId={user}", name)["sessions"][0]["totalSpans"] == 1
-        found = fleet.send(name, "POST", "/scores", {"span_id": span, "value": 1})
-        assert found.status == 404
+        scored = fleet.send(name, "POST", "/scores", {"span_id": span, "value": 1})
+        assert scored.status == 404
 
     check_gone("api-a")
-    # The other replica hears of it within a moment.
+    # The other replica reads the deletion within a second.
     time.sleep(1)
     check_gone("api-b")
     after = get(fleet, f"/metrics?window=24h&caller={caller}")
@@ -130,18 +121,20 @@ def test_a_deleted_trace_is_in_no_answer_any_more_and_the_sums_stay(fleet: Fleet
     for name in APIS:
         cost = get(fleet, f"/metrics/cost?window=24h&caller={caller}", name)
         exemplars = cost.get("exemplars", [])
-        assert {one["trace_id"] for one in exemplars} <= {kept["trace_id"]}
-    recount = get(fleet, f"/metrics/total_cost?window=24h&caller={caller}&attr.session_id={session}&attr.team=gone")
-    assert recount["span_count"] == 0
+        assert {exemplar["trace_id"] for exemplar in exemplars} <= {kept["trace_id"]}
+    by_attribute = get(
+        fleet, f"/metrics/total_cost?window=24h&caller={caller}&attr.session_id={session}&attr.team=gone"
+    )
+    assert by_attribute["span_count"] == 0
 
-    # What comes later of the same trace is new, and can be scored.
-    late = make(trace_id=gone["trace_id"], caller=caller)
+    # Spans of the same trace that arrive later are shown and can be scored.
+    late = json_span(trace_id=gone["trace_id"], caller=caller)
     send(fleet, late, {**gone, "name": "again"})
     for name in APIS:
         trace = get(fleet, f"/traces/{gone['trace_id']}", name)
-        assert {one["span_id"] for one in trace["spans"]} == {late["span_id"], gone["span_id"]}
-        assert {one["attributes"]["team"] for one in trace["spans"] if one["name"] == "again"} == {"gone"}
-        assert not any("eval.score" in one.get("attributes", {}) for one in trace["spans"])
+        assert {span["span_id"] for span in trace["spans"]} == {late["span_id"], gone["span_id"]}
+        assert {span["attributes"]["team"] for span in trace["spans"] if span["name"] == "again"} == {"gone"}
+        assert not any("eval.score" in span.get("attributes", {}) for span in trace["spans"])
     again = {"trace_id": gone["trace_id"], "span_id": gone["span_id"], "value": 0.5}
     assert fleet.send("api-a", "POST", "/scores", again).status == 202
     fleet.until(lambda: get(fleet, f"/traces?caller={caller}&attr.eval.score=0.5")["total"] == 1, "scored anew")
@@ -150,12 +143,12 @@ def test_a_deleted_trace_is_in_no_answer_any_more_and_the_sums_stay(fleet: Fleet
     )
 
 
-def test_what_is_not_there_cannot_be_deleted(fleet: Fleet) -> None:
-    for path, text in (("/traces/nobody", "trace not found"), ("/api/users/nobody", "user not found")):
+def test_deleting_an_unknown_target_is_a_404(fleet: Fleet) -> None:
+    for path, text in (("/traces/unknown", "trace not found"), ("/api/users/unknown", "user not found")):
         answer = fleet.send("api-a", "DELETE", path)
         assert (answer.status, answer.json()["error"]) == (404, text)
-    assert fleet.send("api-a", "DELETE", "/api/users/nobody").json()["message"] == "user not found"
-    span = make()
+    assert fleet.send("api-a", "DELETE", "/api/users/unknown").json()["message"] == "user not found"
+    span = json_span()
     send(fleet, span)
     delete(fleet, f"/traces/{span['trace_id']}")
     assert fleet.send("api-a", "DELETE", f"/traces/{span['trace_id']}").status == 404
@@ -165,7 +158,7 @@ def test_what_is_not_there_cannot_be_deleted(fleet: Fleet) -> None:
     assert fleet.send("api-a", "PUT", "/traces/x").status == 405
 
 
-def test_an_open_span_goes_too_and_its_end_brings_nothing_back(fleet: Fleet) -> None:
+def test_a_started_span_is_deleted_too_and_its_end_restores_nothing(fleet: Fleet) -> None:
     root, child, session = fresh("root"), fresh("child"), fresh("session")
     secret = {"metadata": {"note": "private"}}
     assert katana(fleet, "/api/traces/start", name="r", traceId=root, sessionId=session, **secret).status == 200
@@ -182,23 +175,23 @@ def test_an_open_span_goes_too_and_its_end_brings_nothing_back(fleet: Fleet) -> 
         assert fleet.get("api-a", path).status == 404, path
     answer = katana(fleet, f"/api/traces/{root}/end", status="ok")
     assert (answer.status, answer.json()["message"]) == (404, f"Trace {root} not found")
-    # A session of the same name starts from nothing.
+    # A later session with the same id starts empty.
     assert katana(fleet, "/api/traces/start", name="new", sessionId=session).status == 200
-    fresh_one = get(fleet, f"/api/sessions/{session}/details")
-    assert (fresh_one["totalSpans"], fresh_one["messages"]) == (1, [])
+    new_session = get(fleet, f"/api/sessions/{session}/details")
+    assert (new_session["totalSpans"], new_session["messages"]) == (1, [])
 
 
-def test_a_user_goes_with_what_names_nobody_and_others_stay(fleet: Fleet) -> None:
+def test_deleting_a_user_deletes_records_without_a_user_in_their_sessions_and_keeps_others(fleet: Fleet) -> None:
     user, other = fresh("user"), fresh("other")
     alone, shared = fresh("alone"), fresh("shared")
-    mine = make(session_id=alone, user_id=user)
-    unnamed = make(session_id=alone)
-    loose = make(user_id=user)
-    below = make(trace_id=loose["trace_id"], parent_span_id=loose["span_id"])
-    in_shared = make(session_id=shared, user_id=user)
-    of_other = make(session_id=shared, user_id=other)
-    both = make(user_id=user)
-    both_other = make(trace_id=both["trace_id"], user_id=other)
+    mine = json_span(session_id=alone, user_id=user)
+    unnamed = json_span(session_id=alone)
+    loose = json_span(user_id=user)
+    below = json_span(trace_id=loose["trace_id"], parent_span_id=loose["span_id"])
+    in_shared = json_span(session_id=shared, user_id=user)
+    of_other = json_span(session_id=shared, user_id=other)
+    both = json_span(user_id=user)
+    both_other = json_span(trace_id=both["trace_id"], user_id=other)
     gone, kept = [mine, unnamed, loose, below, in_shared, both], [of_other, both_other]
     send(fleet, *gone, *kept)
     for session in (alone, shared):
@@ -226,10 +219,10 @@ def test_a_user_goes_with_what_names_nobody_and_others_stay(fleet: Fleet) -> Non
     assert fleet.send("api-a", "DELETE", f"/api/users/{user}").status == 404
 
 
-def test_a_store_that_is_made_anew_never_shows_what_was_deleted(fleet: Fleet) -> None:
+def test_a_rebuilt_store_never_shows_deleted_records(fleet: Fleet) -> None:
     caller, user = fresh("caller"), fresh("user")
-    kept = [make(caller=caller) for _ in range(300)]
-    gone = [make(caller=caller) for _ in range(5)] + [make(caller=caller, user_id=user)]
+    kept = [json_span(caller=caller) for _ in range(300)]
+    gone = [json_span(caller=caller) for _ in range(5)] + [json_span(caller=caller, user_id=user)]
     send(fleet, *gone)
     assert fleet.send("ingest", "POST", "/spans", kept).status == 202
     opened = fresh("open")
@@ -239,7 +232,7 @@ def test_a_store_that_is_made_anew_never_shows_what_was_deleted(fleet: Fleet) ->
     for span in gone[:-1]:
         delete(fleet, f"/traces/{span['trace_id']}")
     delete(fleet, f"/api/users/{user}")
-    late = make(trace_id=gone[0]["trace_id"], caller=caller)
+    late = json_span(trace_id=gone[0]["trace_id"], caller=caller)
     send(fleet, late)
     assert fleet.terminate("api-a") == 0
     shutil.rmtree(fleet.data_of("api-a"))
@@ -256,16 +249,16 @@ def test_a_store_that_is_made_anew_never_shows_what_was_deleted(fleet: Fleet) ->
     fleet.until(rebuilt, "rebuilt", 60)
     assert exported(fleet, f"caller={caller}") == wanted
     assert seen
-    assert not any(ids & one for one in seen)
+    assert not any(ids & exported_ids for exported_ids in seen)
     for span in gone[1:]:
         assert fleet.get("api-a", f"/traces/{span['trace_id']}").status == 404
     assert fleet.get("api-a", f"/traces/{opened}").status == 404
-    assert {one["span_id"] for one in get(fleet, f"/traces/{late['trace_id']}")["spans"]} == {late["span_id"]}
+    assert {span["span_id"] for span in get(fleet, f"/traces/{late['trace_id']}")["spans"]} == {late["span_id"]}
 
 
-def test_what_was_deleted_while_a_replica_was_away_is_not_shown_by_it_for_a_moment(fleet: Fleet) -> None:
+def test_a_replica_that_was_down_during_a_deletion_never_shows_the_deleted_trace(fleet: Fleet) -> None:
     caller = fresh("caller")
-    gone, kept = make(caller=caller), make(caller=caller)
+    gone, kept = json_span(caller=caller), json_span(caller=caller)
     send(fleet, gone, kept)
     fleet.kill("api-b")
     delete(fleet, f"/traces/{gone['trace_id']}")
@@ -281,7 +274,7 @@ def test_what_was_deleted_while_a_replica_was_away_is_not_shown_by_it_for_a_mome
     assert exported(fleet, f"caller={caller}", "api-b") == {kept["span_id"]}
 
 
-def test_what_an_ingest_with_a_clock_ahead_of_ours_let_in_goes_too(fleet: Fleet) -> None:
+def test_a_span_that_arrived_by_a_clock_ahead_of_the_apis_is_deleted_too(fleet: Fleet) -> None:
     trace, ahead_ns = fresh("ahead"), time.time_ns() + 3600 * 10**9
     span = make_span(trace_id=trace, arrived_ns=ahead_ns)
 
@@ -296,15 +289,15 @@ def test_what_an_ingest_with_a_clock_ahead_of_ours_let_in_goes_too(fleet: Fleet)
     assert fleet.get("api-a", f"/traces/{trace}").status == 404
 
 
-def test_a_delete_while_spans_stream_in_hides_what_came_before_it(fleet: Fleet) -> None:
+def test_a_deletion_while_spans_arrive_hides_those_that_were_accepted_before_it(fleet: Fleet) -> None:
     trace = fresh("stream")
-    first = make(trace_id=trace)
+    first = json_span(trace_id=trace)
     send(fleet, first)
-    early = [make(trace_id=trace) for _ in range(200)]
+    early = [json_span(trace_id=trace) for _ in range(200)]
     assert fleet.send("ingest", "POST", "/spans", early).status == 202
-    # Accepted, and perhaps not yet stored: it is as deleted as what was.
+    # Accepted spans that are perhaps not stored yet are deleted too.
     delete(fleet, f"/traces/{trace}")
-    late = make(trace_id=trace)
+    late = json_span(trace_id=trace)
     send(fleet, late)
     for name in APIS:
-        assert [one["span_id"] for one in get(fleet, f"/traces/{trace}", name)["spans"]] == [late["span_id"]]
+        assert [span["span_id"] for span in get(fleet, f"/traces/{trace}", name)["spans"]] == [late["span_id"]]

@@ -1,4 +1,4 @@
-"""``GET /export``: what the filters give, in both forms the same, streamed however much it is."""
+"""``GET /export``: the matching spans, the same in both formats, streamed whatever their number."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert set(running.stop().values()) == {0}
 
 
-def make(number: int, **fields: Any) -> dict[str, Any]:
+def numbered_span(number: int, **fields: Any) -> dict[str, Any]:
     return {
         "trace_id": f"t{number}",
         "span_id": f"s{number}",
@@ -59,9 +59,9 @@ def make(number: int, **fields: Any) -> dict[str, Any]:
 
 
 SPANS = [
-    make(number, name=text, error=text, attributes={"text": text, "n": -1.5, "yes": True})
+    numbered_span(number, name=text, error=text, attributes={"text": text, "n": -1.5, "yes": True})
     for number, text in enumerate(ODD)
-] + [make(number) for number in range(len(ODD), 40)]
+] + [numbered_span(number) for number in range(len(ODD), 40)]
 FILTERS = [
     "",
     "model=gpt-4o",
@@ -99,8 +99,8 @@ def table(fleet: Fleet, query: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(answer.body.decode(), newline="")))
 
 
-def cell(value: Any) -> str:
-    """What stands in the table for a value of the lines."""
+def csv_field(value: Any) -> str:
+    """Return the CSV field for a value of the JSON lines."""
     if value is None or value == {}:
         return ""
     if isinstance(value, str):
@@ -109,20 +109,20 @@ def cell(value: Any) -> str:
 
 
 @pytest.mark.parametrize("query", FILTERS)
-def test_it_is_what_the_filters_give_and_both_forms_are_the_same(fleet: Fleet, query: str) -> None:
-    found = lines(fleet, query)
+def test_an_export_holds_the_matching_spans_and_both_formats_agree(fleet: Fleet, query: str) -> None:
+    spans = lines(fleet, query)
     traces = fleet.get("api", f"/traces?limit=200&{query}").json()["trace_ids"]
-    assert sorted(span["trace_id"] for span in found) == sorted(traces)
+    assert sorted(span["trace_id"] for span in spans) == sorted(traces)
     rows = table(fleet, query)
-    assert len(rows) == len(found)
-    for span, row in zip(found, rows, strict=True):
+    assert len(rows) == len(spans)
+    for span, row in zip(spans, rows, strict=True):
         attributes = span.pop("attributes", {})
         assert (json.loads(row.pop("attributes")) if attributes else row.pop("attributes")) == (attributes or "")
         assert span.keys() <= row.keys()
-        assert {name: row[name] for name in row} == {name: cell(span.get(name)) for name in row}
+        assert {name: row[name] for name in row} == {name: csv_field(span.get(name)) for name in row}
 
 
-def test_lines_are_the_spans_as_traces_show_them(fleet: Fleet) -> None:
+def test_json_lines_show_spans_as_traces_do(fleet: Fleet) -> None:
     by_trace = {span["trace_id"]: span for span in lines(fleet, "")}
     assert len(by_trace) == len(SPANS)
     for trace, span in by_trace.items():
@@ -132,10 +132,10 @@ def test_lines_are_the_spans_as_traces_show_them(fleet: Fleet) -> None:
         assert span == shown
 
 
-def test_no_cell_begins_like_a_formula(fleet: Fleet) -> None:
-    cells = [text for row in table(fleet, "") for text in row.values()]
-    assert not any(text.startswith(("=", "+", "-", "@", "\t", "\r")) for text in cells)
-    assert {"'" + formula for formula in FORMULAS} <= set(cells)
+def test_no_csv_field_starts_like_a_formula(fleet: Fleet) -> None:
+    fields = [text for row in table(fleet, "") for text in row.values()]
+    assert not any(text.startswith(("=", "+", "-", "@", "\t", "\r")) for text in fields)
+    assert {"'" + formula for formula in FORMULAS} <= set(fields)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_no_cell_begins_like_a_formula(fleet: Fleet) -> None:
         ("model=a&model=b", "model: given twice"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(fleet: Fleet, query: str, named: str) -> None:
+def test_an_invalid_parameter_is_refused_by_name(fleet: Fleet, query: str, named: str) -> None:
     answer = fleet.get("api", f"/export?{query}")
     assert answer.status == 400
     assert answer.json()["error"].startswith(named)
@@ -161,7 +161,7 @@ MANY, TEXT = 50_000, "0123456789abcdef" * 256
 
 
 def publish(fleet: Fleet, batches: Sequence[Batch]) -> None:
-    """Into the log, past ingest."""
+    """Publish *batches* to the log without ingest."""
 
     async def run() -> None:
         async with jetstream.connect(fleet.broker.url, name="test") as bus:
@@ -171,7 +171,7 @@ def publish(fleet: Fleet, batches: Sequence[Batch]) -> None:
     asyncio.run(run())
 
 
-def test_much_is_sent_in_pieces_and_never_held_as_a_whole(fleet: Fleet) -> None:
+def test_a_large_export_is_streamed_and_never_held_in_memory_as_a_whole(fleet: Fleet) -> None:
     project = uuid.uuid4().hex
     now = time.time_ns()
     fields = {"span_id": "1", "caller": "many", "arrived_ns": now}
@@ -213,6 +213,6 @@ def stored(fleet: Fleet) -> int:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had since its mark was put back."""
+    """Return the peak memory of a process since it was last reset, bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

@@ -32,7 +32,7 @@ from kit.metrics_http import (
     send_traffic,
     serve_metrics,
 )
-from kit.pipeline import Apart, Pipeline, free_port
+from kit.pipeline import Pipeline, SeparateServices, free_port
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import parse_custom_metric, parse_custom_metrics
@@ -217,7 +217,7 @@ def test_a_custom_metric_added_before_the_first_snapshot_measures_everything(sta
 # --- a shard is missing
 
 
-class Halved(Apart):
+class Halved(SeparateServices):
     """Two shards with an aggregator each."""
 
     SERVICES = ("ingest", "aggregator", "second", "api")
@@ -227,7 +227,7 @@ class Halved(Apart):
 
     def start_one(self, name: str) -> None:
         module = "aggregator" if name == "second" else name
-        own = {"aggregator": {"TOKENTRACE_SHARDS": "0"}, "second": {"TOKENTRACE_SHARDS": "1"}}.get(name, {})
+        own = {"aggregator": {"TOKENTRACE_OWN_SHARDS": "0"}, "second": {"TOKENTRACE_OWN_SHARDS": "1"}}.get(name, {})
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
         with self.log.open("ab") as log:
             self.running[name] = subprocess.Popen(

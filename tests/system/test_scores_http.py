@@ -1,4 +1,4 @@
-"""Scores after the fact over HTTP: seen everywhere, counted once, by two api processes on three shards."""
+"""``POST /scores``: a score is visible on both api processes and counts once, on three shards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import random
 import shutil
 import threading
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from kit.fleet import Fleet
+from kit.json_spans import fresh, json_span
 from kit.pipeline import Answer, http
 from tokentrace.bus import Bus, jetstream, subjects
 
@@ -30,17 +30,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert set(running.stop().values()) == {0}
 
 
-def fresh(what: str) -> str:
-    return f"{what}-{uuid.uuid4().hex[:12]}"
-
-
-def make(**fields: Any) -> dict[str, Any]:
-    made = {"kind": "llm", "model": "gpt-4o", "prompt_tokens": 10, "comp_tokens": 2, "cost_usd": 0.5, **fields}
-    return {"trace_id": fresh("trace"), "span_id": fresh("span"), **made}
-
-
 def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
-    """Stored in both apis afterwards."""
+    """Send *spans* and wait until both apis have stored them."""
     assert fleet.send("ingest", "POST", "/spans", list(spans)).status == 202
     for name in ("api-a", "api-b"):
         for trace in {span["trace_id"] for span in spans}:
@@ -55,8 +46,8 @@ def score(fleet: Fleet, *, to: str = "api-a", **fields: Any) -> Any:
 
 def attributes(fleet: Fleet, span: dict[str, Any], name: str = "api-a") -> dict[str, Any]:
     trace = fleet.get(name, f"/traces/{span['trace_id']}").json()
-    (found,) = [one for one in trace["spans"] if one["span_id"] == span["span_id"]]
-    return dict(found.get("attributes", {}))
+    (shown,) = [stored for stored in trace["spans"] if stored["span_id"] == span["span_id"]]
+    return dict(shown.get("attributes", {}))
 
 
 def quality(fleet: Fleet, caller: str, name: str = "api-a") -> dict[str, Any]:
@@ -68,46 +59,46 @@ def refused(answer: Answer, status: int) -> str:
     return str(answer.json()["error"])
 
 
-def with_bus(fleet: Fleet, ask: Callable[[Bus], Awaitable[T]]) -> T:
+def with_bus(fleet: Fleet, work: Callable[[Bus], Awaitable[T]]) -> T:
     async def run() -> T:
         async with jetstream.connect(fleet.broker.url, name="test") as bus:
-            return await ask(bus)
+            return await work(bus)
 
     return asyncio.run(run())
 
 
 def rebuild(fleet: Fleet, name: str) -> None:
-    """Take an api's database away and have it made anew."""
+    """Delete the store of an api and let the api rebuild it."""
     assert fleet.terminate(name) == 0
     shutil.rmtree(fleet.data_of(name))
     fleet.start_one(name)
     fleet.until(lambda: fleet.get(name, "/readyz").status == 200, "rebuilt", 60)
 
 
-def half_done(fleet: Fleet, key: str, value: float) -> None:
-    """Leave in the bucket what an api leaves that is killed after it decided and before it told anybody."""
+def change_without_publishing(fleet: Fleet, key: str, value: float) -> None:
+    """Change the entry in the bucket as an api does that is killed before it publishes the change."""
 
     async def write(bus: Bus) -> None:
         bucket = bus.kv(subjects.SCORES)
         entry = await bucket.get(key)
         assert entry is not None
-        held = json.loads(entry.value)
-        assert held["published"] is True
-        half = {
+        stored = json.loads(entry.value)
+        assert stored["published"] is True
+        unpublished = {
             "value": round(value * 1e9),
-            "previous": held["value"],
-            "number": held["number"] + 1,
+            "previous": stored["value"],
+            "number": stored["number"] + 1,
             "published": False,
         }
-        await bucket.update(key, json.dumps(half).encode(), entry.revision)
+        await bucket.update(key, json.dumps(unpublished).encode(), entry.revision)
 
     with_bus(fleet, write)
 
 
 class TestNaming:
-    def test_a_span_is_found_by_its_own_id_and_a_trace_means_its_root(self, fleet: Fleet) -> None:
-        root = make()
-        child = make(trace_id=root["trace_id"], parent_span_id=root["span_id"])
+    def test_a_span_is_found_by_its_id_and_a_trace_id_means_its_root(self, fleet: Fleet) -> None:
+        root = json_span()
+        child = json_span(trace_id=root["trace_id"], parent_span_id=root["span_id"])
         send(fleet, child, root)
         ids = {"trace_id": root["trace_id"], "span_id": child["span_id"]}
         assert score(fleet, span_id=child["span_id"], value=0.25) == {"accepted": 1, "spans": [ids]}
@@ -116,8 +107,8 @@ class TestNaming:
         score(fleet, **ids, value=1)
         assert attributes(fleet, child) == {"eval.score": 1}
 
-    def test_a_name_is_below_eval_and_null_takes_the_score_away(self, fleet: Fleet) -> None:
-        span = make(attributes={"eval.kept": 0.125, "team": "a"})
+    def test_a_name_is_prefixed_with_eval_and_null_removes_the_score(self, fleet: Fleet) -> None:
+        span = json_span(attributes={"eval.kept": 0.125, "team": "a"})
         send(fleet, span)
         for name, value in (("helpful", 0.1), ("eval.kind", 0.2), ("score", 0.3)):
             score(fleet, span_id=span["span_id"], name=name, value=value)
@@ -129,8 +120,8 @@ class TestNaming:
         score(fleet, span_id=span["span_id"], name="kept", value=None)
         assert attributes(fleet, span) == {"team": "a"}
 
-    def test_an_array_is_taken_in_its_order_or_not_at_all(self, fleet: Fleet) -> None:
-        first, second = make(), make()
+    def test_an_array_is_recorded_in_order_or_not_at_all(self, fleet: Fleet) -> None:
+        first, second = json_span(), json_span()
         send(fleet, first, second)
         given = [
             {"span_id": first["span_id"], "value": 0.1},
@@ -140,14 +131,14 @@ class TestNaming:
         answer = fleet.send("api-a", "POST", "/scores", given)
         assert (answer.status, answer.json()["accepted"]) == (202, 3)
         assert attributes(fleet, first) == {"eval.score": 0.3}
-        wrong = [{"span_id": first["span_id"], "value": 0.9}, {"span_id": fresh("nobody"), "value": 1}]
+        wrong = [{"span_id": first["span_id"], "value": 0.9}, {"span_id": fresh("unknown"), "value": 1}]
         assert refused(fleet.send("api-a", "POST", "/scores", wrong), 404) == "score 1: span not found"
         assert attributes(fleet, first) == {"eval.score": 0.3}
         assert fleet.send("api-a", "POST", "/scores", []).json() == {"accepted": 0, "spans": []}
 
-    def test_an_id_that_is_in_two_traces_needs_the_trace(self, fleet: Fleet) -> None:
-        one = make()
-        other = make(span_id=one["span_id"])
+    def test_a_span_id_in_two_traces_needs_the_trace_id(self, fleet: Fleet) -> None:
+        one = json_span()
+        other = json_span(span_id=one["span_id"])
         send(fleet, one, other)
         given = {"span_id": one["span_id"], "value": 0.5}
         text = refused(fleet.send("api-a", "POST", "/scores", given), 400)
@@ -180,11 +171,11 @@ class TestNaming:
         (b'[{"span_id": "a", "value": 1}, {"span_id": "a", "value": 2}]', "value"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(fleet: Fleet, body: bytes, named: str) -> None:
+def test_an_invalid_score_is_refused_by_name(fleet: Fleet, body: bytes, named: str) -> None:
     assert named in refused(http("POST", fleet.url("api-a") + "/scores", body), 400)
 
 
-def test_too_many_or_too_much_is_refused(fleet: Fleet) -> None:
+def test_too_many_scores_or_a_too_large_body_are_refused(fleet: Fleet) -> None:
     many = json.dumps([{"span_id": "a", "value": 1}] * 1001).encode()
     assert refused(http("POST", fleet.url("api-a") + "/scores", many), 413).startswith("scores: 1001")
     large = b" " * (1024 * 1024 + 1)
@@ -193,10 +184,10 @@ def test_too_many_or_too_much_is_refused(fleet: Fleet) -> None:
     assert refused(fleet.get("api-a", "/scores"), 405) == "method not allowed"
 
 
-class TestSeen:
-    def test_metrics_groups_and_filters_follow(self, fleet: Fleet) -> None:
+class TestMetrics:
+    def test_metrics_groups_and_filters_show_scores(self, fleet: Fleet) -> None:
         caller = fresh("caller")
-        spans = [make(caller=caller, attributes={"team": "ab"[number % 2]}) for number in range(10)]
+        spans = [json_span(caller=caller, attributes={"team": "ab"[number % 2]}) for number in range(10)]
         send(fleet, *spans)
         for number, span in enumerate(spans):
             to = ("api-a", "api-b")[number % 2]
@@ -219,9 +210,9 @@ class TestSeen:
                 f"found in {name}",
             )
 
-    def test_said_twice_it_counts_once_and_taken_away_it_counts_no_more(self, fleet: Fleet) -> None:
+    def test_a_repeated_score_counts_once_and_a_removed_score_does_not_count(self, fleet: Fleet) -> None:
         caller = fresh("caller")
-        span = make(caller=caller, attributes={"eval.score": 0.25})
+        span = json_span(caller=caller, attributes={"eval.score": 0.25})
         send(fleet, span)
         for to in ("api-a", "api-b", "api-a"):
             score(fleet, to=to, span_id=span["span_id"], value=0.75)
@@ -233,7 +224,7 @@ class TestSeen:
         score(fleet, to="api-a", span_id=span["span_id"], value=0.25)
         fleet.until(lambda: quality(fleet, caller)["score_avg"] == 0.25, "back again")
 
-    def test_a_rule_about_quality_fires(self, fleet: Fleet) -> None:
+    def test_a_rule_about_quality_fires_on_a_late_score(self, fleet: Fleet) -> None:
         caller, name = fresh("caller"), fresh("drop")
         rule = {
             "name": name,
@@ -246,7 +237,7 @@ class TestSeen:
         }
         answer = fleet.send("api-a", "POST", "/alerts", rule)
         assert answer.status == 201, answer.body
-        span = make(caller=caller)
+        span = json_span(caller=caller)
         send(fleet, span)
         score(fleet, span_id=span["span_id"], value=0.9)
 
@@ -259,7 +250,7 @@ class TestSeen:
         fleet.until(lambda: state()["state"] == "firing", "firing")
 
 
-def test_of_what_later_ends_say_the_last_is_there_on_every_replica_and_after_a_rebuild(fleet: Fleet) -> None:
+def test_the_last_of_repeated_ends_wins_on_every_replica_and_after_a_rebuild(fleet: Fleet) -> None:
     ids = [fresh("merged") for _ in range(4)]
     for span_id in ids:
         started = {"name": "x", "traceId": span_id}
@@ -270,7 +261,7 @@ def test_of_what_later_ends_say_the_last_is_there_on_every_replica_and_after_a_r
             assert fleet.send("ingest", "POST", f"/api/traces/{span_id}/end", end).status == 200
 
     def last(name: str) -> bool:
-        return all(attributes(fleet, {"trace_id": one, "span_id": one}, name) == {"n": 7} for one in ids)
+        return all(attributes(fleet, {"trace_id": id, "span_id": id}, name) == {"n": 7} for id in ids)
 
     for name in ("api-a", "api-b"):
         fleet.until(lambda name=name: last(name), f"merged in {name}")
@@ -279,29 +270,29 @@ def test_of_what_later_ends_say_the_last_is_there_on_every_replica_and_after_a_r
 
 
 class TestRaces:
-    def test_many_who_score_at_once_leave_the_last_values_and_nothing_else(self, fleet: Fleet) -> None:
+    def test_concurrent_scores_leave_the_last_values_and_nothing_else(self, fleet: Fleet) -> None:
         caller, rng = fresh("caller"), random.Random(5)
         given = [{"attributes": {"eval.score": 0.5}} if rng.random() < 0.5 else {} for _ in range(6)]
-        spans = [make(caller=caller, **fields) for fields in given]
+        spans = [json_span(caller=caller, **fields) for fields in given]
         send(fleet, *spans)
-        done = threading.Lock()
-        said = 0
+        counting = threading.Lock()
+        accepted = 0
 
-        def say(seed: int) -> None:
-            nonlocal said
-            own = random.Random(seed)
+        def score_randomly(seed: int) -> None:
+            nonlocal accepted
+            dice = random.Random(seed)
             for _ in range(12):
-                value = own.choice([0, 0.125, 0.25, 0.5, 1, None])
-                body = {"span_id": own.choice(spans)["span_id"], "value": value}
-                answer = fleet.send(own.choice(["api-a", "api-b"]), "POST", "/scores", body)
-                # Losing to many others is told as such, and may be said again.
+                value = dice.choice([0, 0.125, 0.25, 0.5, 1, None])
+                body = {"span_id": dice.choice(spans)["span_id"], "value": value}
+                answer = fleet.send(dice.choice(["api-a", "api-b"]), "POST", "/scores", body)
+                # A request that loses to many others is refused with 503 and may be repeated.
                 assert answer.status in (202, 503), answer.body
-                with done:
-                    said += answer.status == 202
+                with counting:
+                    accepted += answer.status == 202
 
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(say, range(8)))
-        assert said > 80
+            list(pool.map(score_randomly, range(8)))
+        assert accepted > 80
 
         def values(name: str) -> list[float | None]:
             return [attributes(fleet, span, name).get("eval.score") for span in spans]
@@ -316,26 +307,26 @@ class TestRaces:
 
         fleet.until(exact, "metrics equal the last values", 20)
 
-    def test_what_a_kill_kept_back_is_published_by_whoever_comes_next(self, fleet: Fleet) -> None:
+    def test_a_change_that_a_kill_left_unpublished_is_published_by_the_next_request(self, fleet: Fleet) -> None:
         caller = fresh("caller")
-        span = make(caller=caller)
+        span = json_span(caller=caller)
         send(fleet, span)
         before = set(with_bus(fleet, lambda bus: bus.kv(subjects.SCORES).items()))
         score(fleet, span_id=span["span_id"], value=0.25)
         (key,) = set(with_bus(fleet, lambda bus: bus.kv(subjects.SCORES).items())) - before
 
-        half_done(fleet, key, 0.5)
+        change_without_publishing(fleet, key, 0.5)
         assert quality(fleet, caller)["score_avg"] == 0.25
-        # Whether the same is said again or something else: what was decided is told first, and counted once.
+        # Whether the next request repeats the value or changes it, the unpublished change is published first.
         score(fleet, to="api-b", span_id=span["span_id"], value=0.5)
         fleet.until(lambda: quality(fleet, caller)["score_avg"] == 0.5, "repaired")
-        half_done(fleet, key, 0.75)
+        change_without_publishing(fleet, key, 0.75)
         score(fleet, to="api-a", span_id=span["span_id"], value=1)
         fleet.until(lambda: quality(fleet, caller)["score_avg"] == 1, "repaired again")
         assert quality(fleet, caller)["scored_span_count"] == 1
 
-    def test_of_many_scores_the_last_is_there_after_a_rebuild(self, fleet: Fleet) -> None:
-        spans = [make() for _ in range(3)]
+    def test_the_last_of_many_scores_is_shown_after_a_rebuild(self, fleet: Fleet) -> None:
+        spans = [json_span() for _ in range(3)]
         send(fleet, *spans)
         for number in range(7):
             for span in spans:

@@ -1,4 +1,4 @@
-"""``GET /traces`` with every documented filter, over spans that are really stored."""
+"""``GET /traces`` with every documented filter, over stored spans; and the timeline of a trace."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ("attr.request_id=abc123", ["t1", "t0"]),
         ("attr.step=3", ["t3", "t2", "t0"]),
@@ -61,14 +61,16 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         ("since=2026-03-15T14:00:01Z&attr.step=3&model=gpt-4o", ["t3", "t2"]),
     ],
 )
-def test_a_filter_finds_these_traces_newest_first(pipeline: Pipeline, query: str, found: list[str]) -> None:
+def test_a_filter_finds_exactly_the_matching_traces_newest_first(
+    pipeline: Pipeline, query: str, expected: list[str]
+) -> None:
     page: Any = pipeline.get(f"/traces?{query}").json()
-    assert page["trace_ids"] == found
-    assert page["total"] == len(found)
+    assert page["trace_ids"] == expected
+    assert page["total"] == len(expected)
 
 
 @pytest.mark.parametrize("query", ["since=yesterday", "until=2026-02-30T00:00:00Z", "since=", "attr.=1", "attr=1"])
-def test_a_filter_that_makes_no_sense_is_a_400_that_names_it(pipeline: Pipeline, query: str) -> None:
+def test_an_invalid_filter_is_refused_with_400_by_name(pipeline: Pipeline, query: str) -> None:
     answer = pipeline.get(f"/traces?{query}")
     assert answer.status == 400
     assert query.partition("=")[0] in answer.json()["error"]
@@ -79,13 +81,13 @@ TREE = [
     {"span_id": "plan", "parent_span_id": "root", "name": "plan", "at": 100, "ms": 200, "cost_usd": 0.5},
     {"span_id": "tool", "parent_span_id": "plan", "kind": "tool", "name": "look up", "at": 350, "ms": 50},
     {"span_id": "fail", "parent_span_id": "root", "name": "answer", "at": 450, "ms": 400, "error": "Rate LIMIT hit"},
-    {"span_id": "lost", "parent_span_id": "nobody", "kind": "tool", "name": "late", "at": 500, "ms": 10},
+    {"span_id": "lost", "parent_span_id": "missing", "kind": "tool", "name": "late", "at": 500, "ms": 10},
 ]
 
 
 @pytest.fixture(scope="module")
 def tree(pipeline: Pipeline) -> str:
-    """A trace of three levels, with a span whose parent is not there."""
+    """A trace of three levels, with a span whose parent is missing."""
     spans = []
     for node in TREE:
         start, ms = node["at"], node["ms"]
@@ -106,7 +108,7 @@ def tree(pipeline: Pipeline) -> str:
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "expected"),
     [
         ("session=s1", True),
         ("session=s2", False),
@@ -123,24 +125,24 @@ def tree(pipeline: Pipeline) -> str:
         ("q=rate%20limit&kind=tool", False),
     ],
 )
-def test_one_span_has_to_match_everything_that_is_asked(pipeline: Pipeline, tree: str, query: str, found: bool) -> None:
+def test_one_span_of_a_trace_must_match_all_filters(pipeline: Pipeline, tree: str, query: str, expected: bool) -> None:
     shown = pipeline.get(f"/traces?{query}").json()["trace_ids"]
-    assert (tree in shown) is found
+    assert (tree in shown) is expected
 
 
 @pytest.mark.parametrize("query", ["min_cost=-1", "min_cost=nan", "min_latency=soon", "min_latency=", "min_cost=inf"])
-def test_a_bound_that_is_no_number_is_refused_by_name(pipeline: Pipeline, query: str) -> None:
+def test_a_bound_that_is_not_a_number_is_refused_by_name(pipeline: Pipeline, query: str) -> None:
     answer = pipeline.get(f"/traces?{query}")
     assert answer.status == 400
     assert answer.json()["error"].startswith(query.partition("=")[0] + ":")
 
 
-def test_a_timeline_is_ready_to_be_drawn(pipeline: Pipeline, tree: str) -> None:
+def test_a_timeline_gives_depth_start_and_duration_of_every_span(pipeline: Pipeline, tree: str) -> None:
     #   root  |=================================|        depth 0
     #   plan      |=======|                              depth 1
     #   tool               |=|                           depth 2
     #   fail                  |===============|          depth 1
-    #   lost                    |                        its parent is not there: depth 0
+    #   lost                    |                        its parent is missing: depth 0
     shown = pipeline.get(f"/traces/{tree}/timeline").json()
     assert (shown["started_at"], shown["duration_ms"]) == ("2026-03-16T10:00:00.000Z", 900)
     rows = [(row["span_id"], row["depth"], row["start_ms"], row["duration_ms"]) for row in shown["rows"]]
@@ -157,15 +159,15 @@ def test_a_timeline_is_ready_to_be_drawn(pipeline: Pipeline, tree: str) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 14)), max_size=40))
-def test_a_depth_counts_the_ancestors_that_are_there(pairs: list[tuple[int, int]]) -> None:
-    parents = {f"{own}": f"{parent}" for own, parent in pairs if own != parent}
-    spans = [make_span(span_id=own, parent_span_id=parent) for own, parent in parents.items()]
-    found = {span_id: depth for (_, span_id), depth in depths(spans).items()}
-    assert set(found) == set(parents)
-    for own in parents:
-        chain, at = [own], parents[own]
+def test_a_depth_counts_the_ancestors_that_are_present(pairs: list[tuple[int, int]]) -> None:
+    parents = {f"{child}": f"{parent}" for child, parent in pairs if child != parent}
+    spans = [make_span(span_id=child, parent_span_id=parent) for child, parent in parents.items()]
+    depth_of = {span_id: depth for (_, span_id), depth in depths(spans).items()}
+    assert set(depth_of) == set(parents)
+    for child in parents:
+        chain, at = [child], parents[child]
         while at in parents and at not in chain:
             chain.append(at)
             at = parents[at]
-        if at not in parents:  # no circle: every ancestor that is there counts
-            assert found[own] == len(chain) - 1
+        if at not in parents:  # no cycle: every ancestor that is present counts
+            assert depth_of[child] == len(chain) - 1

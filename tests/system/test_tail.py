@@ -1,4 +1,4 @@
-"""``GET /traces/tail``: what arrives from now on, to many who follow, some of them slow and some gone."""
+"""``GET /traces/tail``: spans as they arrive, for many clients, some of them slow and some disconnected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from kit.fleet import Fleet
+from kit.json_spans import fresh, json_span
 from kit.pipeline import http
 
 
@@ -25,15 +25,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert set(running.stop().values()) == {0}
 
 
-def fresh(what: str) -> str:
-    return f"{what}-{uuid.uuid4().hex[:12]}"
-
-
-def make(**fields: Any) -> dict[str, Any]:
-    made = {"kind": "llm", "model": "gpt-4o", "prompt_tokens": 10, "comp_tokens": 2, "cost_usd": 0.5, **fields}
-    return {"trace_id": fresh("trace"), "span_id": fresh("span"), "name": "x", **made}
-
-
 def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
     for start in range(0, len(spans), 200):
         answer = fleet.send("ingest", "POST", "/spans", list(spans[start : start + 200]))
@@ -41,7 +32,7 @@ def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
 
 
 class Follower:
-    """One connection, read line by line as a browser's EventSource would; leaving it ends it."""
+    """A client of the tail that reads line by line, as the EventSource of a browser does; closing it disconnects."""
 
     def __init__(self, fleet: Fleet, query: str = "", *, read: bool = True, name: str = "api") -> None:
         self.events: list[tuple[str, Any]] = []
@@ -58,11 +49,14 @@ class Follower:
         self._rest = b""
         self._thread = threading.Thread(target=self._read, daemon=True)
         if read:
-            self._thread.start()
+            self.start_reading()
+
+    def start_reading(self) -> None:
+        self._thread.start()
 
     def _read(self) -> None:
         try:
-            # Transfer-Encoding: chunked; the pieces need not be whole events.
+            # Transfer-Encoding: chunked; a chunk may end within an event.
             while size := int(self._file.readline() or b"0", 16):
                 self._rest += self._file.read(size)
                 self._file.readline()
@@ -83,7 +77,7 @@ class Follower:
         self.events.append((fields["event"], json.loads(fields["data"])))
 
     def spans(self) -> list[str]:
-        """Ids of the spans that came."""
+        """Return the ids of the received spans."""
         return [data["span_id"] for event, data in list(self.events) if event == "span"]
 
     def dropped(self) -> int:
@@ -99,18 +93,18 @@ class Follower:
         self.close()
 
     def close(self) -> None:
-        with_shutdown(self.socket)
+        shut_down(self.socket)
         if self._thread.is_alive():
             self._thread.join(10)
         self._file.close()
         self.socket.close()
 
 
-def with_shutdown(connection: socket.socket) -> None:
-    """Wake whoever reads from it."""
+def shut_down(connection: socket.socket) -> None:
+    """Shut *connection* down, so that the thread that reads from it wakes up."""
     try:
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:  # the other side has gone already
+    except OSError:  # the server has closed it already
         return
 
 
@@ -126,48 +120,48 @@ def sample(fleet: Fleet, name: str) -> float:
     return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
 
 
-def followed(fleet: Fleet) -> int:
+def open_tails(fleet: Fleet) -> int:
     return int(sample(fleet, "tokentrace_api_tails"))
 
 
-def test_only_what_arrives_from_now_on_is_told_and_in_its_order(fleet: Fleet) -> None:
-    before = make()
+def test_a_tail_sends_only_spans_that_arrive_after_it_opened_in_order(fleet: Fleet) -> None:
+    before = json_span()
     send(fleet, before)
     fleet.until(lambda: fleet.get("api", f"/traces/{before['trace_id']}").status == 200, "stored")
-    with Follower(fleet) as one:
-        assert b"content-type: text/event-stream" in one.head
-        assert b"cache-control: no-store" in one.head
-        after = [make(attributes={"text": "line\nbreak\r\n\ndata: x", "n": number}) for number in range(20)]
+    with Follower(fleet) as tail:
+        assert b"content-type: text/event-stream" in tail.head
+        assert b"cache-control: no-store" in tail.head
+        after = [json_span(attributes={"text": "line\nbreak\r\n\ndata: x", "n": number}) for number in range(20)]
         send(fleet, *after)
-        until(lambda: len(one.spans()) == 20, "told")
-        assert one.spans() == [span["span_id"] for span in after]
-        shown = [data for _, data in one.events]
+        until(lambda: len(tail.spans()) == 20, "sent")
+        assert tail.spans() == [span["span_id"] for span in after]
+        shown = [data for _, data in tail.events]
         assert [data["attributes"] for data in shown] == [span["attributes"] for span in after]
         for span, data in zip(after, shown, strict=True):
             (trace,) = fleet.get("api", f"/traces/{span['trace_id']}").json()["spans"]
             assert data.items() >= {name: trace[name] for name in trace if name != "depth"}.items()
-        assert one.dropped() == 0
-    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+        assert tail.dropped() == 0
+    fleet.until(lambda: open_tails(fleet) == 0, "closed")
 
 
-def test_a_score_or_a_replay_is_no_new_span(fleet: Fleet) -> None:
-    span = make()
-    with Follower(fleet) as one:
+def test_a_score_does_not_send_its_span_again(fleet: Fleet) -> None:
+    span = json_span()
+    with Follower(fleet) as tail:
         send(fleet, span)
-        until(lambda: one.spans() == [span["span_id"]], "told")
+        until(lambda: tail.spans() == [span["span_id"]], "sent")
         score = {"span_id": span["span_id"], "value": 0.5}
         assert fleet.send("api", "POST", "/scores", score).status == 202
-        last = make()
+        last = json_span()
         send(fleet, last)
-        until(lambda: last["span_id"] in one.spans(), "told of the last")
-        assert one.spans() == [span["span_id"], last["span_id"]]
+        until(lambda: last["span_id"] in tail.spans(), "sent the last")
+        assert tail.spans() == [span["span_id"], last["span_id"]]
 
 
-def test_every_filter_of_the_lists_holds_for_a_tail(fleet: Fleet) -> None:
-    own = fresh("own")
+def test_every_filter_of_a_list_works_for_a_tail(fleet: Fleet) -> None:
+    caller = fresh("own")
     spans = [
-        make(
-            caller=own,
+        json_span(
+            caller=caller,
             name=f"Name{number}",
             model=("gpt-4o", "claude-sonnet-4-5")[number % 2],
             provider=("openai", "anthropic")[number % 2],
@@ -202,80 +196,80 @@ def test_every_filter_of_the_lists_holds_for_a_tail(fleet: Fleet) -> None:
         "&until=2026-03-15T14:00:01.000Z",
         "&name=nothing",
     ]
-    tails = [Follower(fleet, f"caller={own}{query}&rate=1000") for query in queries]
+    tails = [Follower(fleet, f"caller={caller}{query}&rate=1000") for query in queries]
     for tail in tails:
         tail.__enter__()
-    assert followed(fleet) == len(queries)
-    send(fleet, make(), *spans)
-    until(lambda: len(tails[0].spans()) == len(spans), "told")
-    # What the store finds is what the tails have told.
-    fleet.until(lambda: fleet.get("api", f"/traces?caller={own}").json()["total"] == len(spans), "stored")
+    assert open_tails(fleet) == len(queries)
+    send(fleet, json_span(), *spans)
+    until(lambda: len(tails[0].spans()) == len(spans), "sent")
+    # Each tail has sent what the same filter finds in the store.
+    fleet.until(lambda: fleet.get("api", f"/traces?caller={caller}").json()["total"] == len(spans), "stored")
     by_trace = {span["trace_id"]: span["span_id"] for span in spans}
     for query, tail in zip(queries, tails, strict=True):
-        found = fleet.get("api", f"/traces?limit=200&caller={own}{query}").json()["trace_ids"]
+        found = fleet.get("api", f"/traces?limit=200&caller={caller}{query}").json()["trace_ids"]
         until(lambda tail=tail, found=found: len(tail.spans()) >= len(found), query)
         assert sorted(tail.spans()) == sorted(by_trace[trace] for trace in found), query
     for tail in tails:
         tail.close()
-    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+    fleet.until(lambda: open_tails(fleet) == 0, "closed")
 
 
-def test_what_comes_too_fast_is_counted(fleet: Fleet) -> None:
-    own = fresh("fast")
-    with Follower(fleet, f"caller={own}&rate=5") as one, Follower(fleet, f"caller={own}&rate=1000") as other:
-        spans = [make(caller=own) for _ in range(200)]
+def test_spans_above_the_rate_are_dropped_and_counted(fleet: Fleet) -> None:
+    caller = fresh("fast")
+    with Follower(fleet, f"caller={caller}&rate=5") as limited, Follower(fleet, f"caller={caller}&rate=1000") as other:
+        spans = [json_span(caller=caller) for _ in range(200)]
         send(fleet, *spans)
-        until(lambda: len(other.spans()) == 200, "told")
-        until(lambda: len(one.spans()) + one.dropped() == 200, "accounted for")
-        assert 5 <= len(one.spans()) < 200
+        until(lambda: len(other.spans()) == 200, "sent")
+        until(lambda: len(limited.spans()) + limited.dropped() == 200, "accounted for")
+        assert 5 <= len(limited.spans()) < 200
         assert other.dropped() == 0
-        # In a later second there is room again, and what is told goes on adding up.
+        # A later second allows more spans, and the counts keep adding up.
         time.sleep(1.1)
-        send(fleet, make(caller=own))
-        until(lambda: len(one.spans()) + one.dropped() == 201, "one more")
-        assert len(one.spans()) >= 6
+        send(fleet, json_span(caller=caller))
+        until(lambda: len(limited.spans()) + limited.dropped() == 201, "one more")
+        assert len(limited.spans()) >= 6
 
 
-def test_a_reader_that_reads_nothing_harms_nobody_and_hears_how_much_it_missed(fleet: Fleet) -> None:
-    own = fresh("slow")
+def test_a_client_that_reads_nothing_blocks_no_other_and_learns_how_much_it_missed(fleet: Fleet) -> None:
+    caller = fresh("slow")
     text = "0123456789abcdef" * 1024
-    with Follower(fleet, f"caller={own}&rate=1000", read=False) as slow:
-        spans = [make(caller=own, attributes={"text": text}) for _ in range(2000)]
+    with Follower(fleet, f"caller={caller}&rate=1000", read=False) as slow:
+        spans = [json_span(caller=caller, attributes={"text": text}) for _ in range(2000)]
         for start in range(0, len(spans), 200):
             send(fleet, *spans[start : start + 200])
-        fleet.until(lambda: fleet.get("api", f"/traces?caller={own}&limit=1").json()["total"] == 2000, "stored", 60)
+        fleet.until(lambda: fleet.get("api", f"/traces?caller={caller}&limit=1").json()["total"] == 2000, "stored", 60)
         fleet.until(lambda: sample(fleet, "tokentrace_api_tail_dropped_total") > 0, "dropped")
-        slow._thread.start()
+        slow.start_reading()
         until(lambda: len(slow.spans()) + slow.dropped() == 2000, "accounted for", 60)
         assert slow.spans() == [span["span_id"] for span in spans if span["span_id"] in set(slow.spans())]
-    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+    fleet.until(lambda: open_tails(fleet) == 0, "closed")
 
 
-def test_who_goes_away_without_a_word_is_forgotten(fleet: Fleet) -> None:
-    tails = [Follower(fleet, "caller=nobody") for _ in range(10)]
+def test_tails_of_disconnected_clients_are_closed(fleet: Fleet) -> None:
+    tails = [Follower(fleet, "caller=none") for _ in range(10)]
     until(lambda: all(tail.comments for tail in tails), "following")
-    assert followed(fleet) == 10
+    assert open_tails(fleet) == 10
     for tail in tails:
         tail.close()
-    fleet.until(lambda: followed(fleet) == 0, "forgotten")
+    fleet.until(lambda: open_tails(fleet) == 0, "closed")
 
 
-def test_a_hundred_may_follow_and_no_more_however_fast_they_come(fleet: Fleet) -> None:
+def test_at_most_a_hundred_tails_are_open_even_if_more_connect_at_once(fleet: Fleet) -> None:
     with ThreadPoolExecutor(40) as pool:
-        tails = list(pool.map(lambda _: Follower(fleet, "caller=nobody"), range(130)))
+        tails = list(pool.map(lambda _: Follower(fleet, "caller=none"), range(130)))
     statuses = [tail.status for tail in tails]
     try:
         assert (statuses.count(200), statuses.count(503)) == (100, 30)
-        assert followed(fleet) == 100
+        assert open_tails(fleet) == 100
         refused = http("GET", fleet.url("api") + "/traces/tail")
         assert (refused.status, refused.headers["retry-after"]) == (503, "5")
         assert refused.json()["error"] == "tail: 100 are followed already"
     finally:
         for tail in tails:
             tail.close()
-    fleet.until(lambda: followed(fleet) == 0, "forgotten")
-    with Follower(fleet) as one:
-        assert one.status == 200
+    fleet.until(lambda: open_tails(fleet) == 0, "closed")
+    with Follower(fleet) as tail:
+        assert tail.status == 200
 
 
 @pytest.mark.parametrize(
@@ -289,19 +283,19 @@ def test_a_hundred_may_follow_and_no_more_however_fast_they_come(fleet: Fleet) -
         ("since=now", "since: "),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(fleet: Fleet, query: str, named: str) -> None:
+def test_an_invalid_parameter_is_refused_by_name(fleet: Fleet, query: str, named: str) -> None:
     answer = fleet.get("api", f"/traces/tail?{query}")
     assert answer.status == 400
     assert answer.json()["error"].startswith(named)
 
 
-def test_a_service_that_is_told_to_stop_ends_its_tails_and_itself(fleet: Fleet) -> None:
-    own = fresh("stop")
-    tails = [Follower(fleet, f"caller={own}&rate=1000") for _ in range(5)]
-    stuck = Follower(fleet, f"caller={own}&rate=1000", read=False)
+def test_a_stopping_api_ends_its_tails_and_exits(fleet: Fleet) -> None:
+    caller = fresh("stop")
+    tails = [Follower(fleet, f"caller={caller}&rate=1000") for _ in range(5)]
+    stuck = Follower(fleet, f"caller={caller}&rate=1000", read=False)
     until(lambda: all(tail.comments for tail in tails), "following")
-    send(fleet, *[make(caller=own, attributes={"text": "0123456789abcdef" * 1024}) for _ in range(1000)])
-    fleet.until(lambda: fleet.get("api", f"/traces?caller={own}&limit=1").json()["total"] == 1000, "stored", 60)
+    send(fleet, *[json_span(caller=caller, attributes={"text": "0123456789abcdef" * 1024}) for _ in range(1000)])
+    fleet.until(lambda: fleet.get("api", f"/traces?caller={caller}&limit=1").json()["total"] == 1000, "stored", 60)
     assert fleet.terminate("api") == 0
     for tail in tails:
         assert tail.ended.wait(10)

@@ -1,4 +1,4 @@
-"""The aggregator as a service: it follows the log for each of its shards and answers ``tokentrace.query.metrics``."""
+"""The aggregator as a service: a runner for each shard it holds, and answers to ``tokentrace.query.metrics``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.config import Settings, own_shards
 from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
 from tokentrace.service.health import Health, Sample
-from tokentrace.service.runner import TURN_S, Pump
+from tokentrace.service.runner import TURN_S, Runner
 from tokentrace.units import SECOND
 from tokentrace_aggregator.shard import Shard
 
@@ -59,14 +59,14 @@ class Aggregator:
     bus: Bus
     config: Config
     machines: list[Shard] = field(default_factory=list)
-    pumps: list[Pump] = field(default_factory=list)
+    runners: list[Runner] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for shard in self.config.own:
             machine = Shard(shard, self.config.shards, self.config.custom)
             self.machines.append(machine)
-            self.pumps.append(
-                Pump(
+            self.runners.append(
+                Runner(
                     self.bus,
                     machine,
                     stream=subjects.SPANS,
@@ -80,16 +80,16 @@ class Aggregator:
     async def run(self, stopping: asyncio.Event) -> None:
         """Fold messages and answer queries until *stopping* is set."""
         async with self.bus.serve(subjects.QUERY_METRICS, self._answer), asyncio.TaskGroup() as tasks:
-            for pump in self.pumps:
-                tasks.create_task(pump.run(stopping))
+            for runner in self.runners:
+                tasks.create_task(runner.run(stopping))
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
         # Shards whose result has not been sent and that have not said that they are working on it.
         silent = {machine.shard for machine in self.machines}
         turn_ends = time.perf_counter() + TURN_S
-        for machine, pump in zip(self.machines, self.pumps, strict=True):
-            for result in pieces(machine.answer(query, pump.progress.caught_up)):
+        for machine, runner in zip(self.machines, self.runners, strict=True):
+            for result in pieces(machine.answer(query, runner.progress.caught_up)):
                 if result is not None:
                     yield encode_result(result)
                     silent.discard(machine.shard)
@@ -105,21 +105,21 @@ class Aggregator:
         """Ready when the bus has no problem and every shard has caught up."""
         missing = list(self.bus.problems)
         missing += [
-            f"shard {m.shard}" for m, p in zip(self.machines, self.pumps, strict=True) if not p.progress.caught_up
+            f"shard {m.shard}" for m, p in zip(self.machines, self.runners, strict=True) if not p.progress.caught_up
         ]
         details = {
             "shards": [machine.shard for machine in self.machines],
             "lost": {str(m.shard): [[loss.first, loss.last] for loss in m.losses] for m in self.machines if m.losses},
-            "trouble": [pump.progress.trouble for pump in self.pumps if pump.progress.trouble],
+            "trouble": [runner.progress.problem for runner in self.runners if runner.progress.problem],
             "too_many_models": [machine.shard for machine in self.machines if machine.too_many_models],
         }
         return Health(missing, {key: value for key, value in details.items() if value or key == "shards"})
 
     def samples(self) -> Iterator[Sample]:
         """The aggregator's own metrics, for ``/internal/metrics``."""
-        for machine, pump in zip(self.machines, self.pumps, strict=True):
+        for machine, runner in zip(self.machines, self.runners, strict=True):
             labels = {"shard": str(machine.shard)}
-            progress, duplicates = pump.progress, machine.duplicate_batches
+            progress, duplicates = runner.progress, machine.duplicate_batches
             for name, help_text, value in (
                 ("spans_total", "Spans folded.", machine.spans),
                 ("batches_total", "Batches folded.", machine.batches),

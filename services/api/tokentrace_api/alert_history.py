@@ -1,20 +1,22 @@
 """
-How often each rule has fired since the beginning, and what became of its deliveries.
+How often each rule has fired, and the outcome of its deliveries.
 
-Counted from the events and the records of deliveries; the counts are kept when those have aged away.
+Both are counted from the streams of events and delivery records. The counts are saved in a bucket, so that they outlive
+the messages of those streams.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
+from functools import partial
 
 import msgspec
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.records import DeliveryRecord, Position, decode_delivery, decode_event
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 
 _KEY = "alert_counts"
@@ -29,7 +31,7 @@ class _Saved(msgspec.Struct):
 
 
 class AlertHistory:
-    """Counts and the last records by rule."""
+    """Counts and the last delivery records of each rule."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus, self._meta = bus, bus.kv(subjects.META)
@@ -40,61 +42,59 @@ class AlertHistory:
 
     @property
     def caught_up(self) -> bool:
-        """It has counted everything there was."""
+        """True if all messages that the streams held have been counted."""
         return not self._behind
 
     @property
     def firings(self) -> dict[str, int]:
-        """Rule -> how often it fired."""
+        """Rule -> number of times it fired."""
         return dict(sorted(self._state.firings.items()))
 
     @property
     def delivery_failed(self) -> dict[str, int]:
-        """Rule -> how many of its events could not be delivered; every rule that ever fired is there."""
+        """Rule -> number of its events whose delivery was given up; 0 for every other rule that has fired."""
         names = sorted({*self._state.firings, *self._state.delivery_failed})
         return {name: self._state.delivery_failed.get(name, 0) for name in names}
 
     def deliveries(self, rule: str) -> list[DeliveryRecord]:
-        """The last attempts to deliver events of *rule*, newest first."""
+        """Return the last delivery records of *rule*, newest first, at most 200."""
         return list(reversed(self._records.get(rule, ())))
 
     async def open_and_follow(self) -> None:
-        """Count and remember until cancelled."""
+        """Load the saved counts and follow both streams until cancelled."""
         await self._open()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_events())
             tasks.create_task(self._follow_deliveries())
 
     async def _follow_events(self) -> None:
-        feed = self._bus.follow(subjects.ALERTS, [subjects.ALL_ALERTS], self._state.position)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with self._follower(subjects.ALERTS, subjects.ALL_ALERTS, self._state.position) as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     self._count(message)
                     self._state.position = Position(chunk.created_ns, message.sequence)
-                if chunk.pending == 0:
-                    self._behind.discard(subjects.ALERTS)
 
     async def _follow_deliveries(self) -> None:
         counted = self._state.deliveries_position
-        feed = self._bus.follow(subjects.DELIVERIES, [subjects.ALL_DELIVERIES], None)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with self._follower(subjects.DELIVERIES, subjects.ALL_DELIVERIES, None) as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     position = Position(chunk.created_ns, message.sequence)
                     new = (
                         counted is None or counted.created_ns != chunk.created_ns or counted.sequence < message.sequence
                     )
-                    self._remember(message, new=new)
+                    self._add_record(message, new=new)
                     if new:
                         self._state.deliveries_position = position
-                if chunk.pending == 0:
-                    self._behind.discard(subjects.DELIVERIES)
+
+    def _follower(self, stream: str, filter: str, after: Position | None) -> Follower:
+        caught_up = partial(self._behind.discard, stream)
+        return Follower(self._bus, stream, [filter], after, reader="api.alert_history", on_caught_up=caught_up)
 
     async def _open(self) -> None:
         entry = await until_available(lambda: self._meta.get(_KEY))
         if entry is not None:
-            # Without it everything that the streams still hold is counted anew.
+            # If the entry is unreadable, the messages that the streams still hold are counted from the start.
             which = f"key {_KEY} revision {entry.revision}"
             with self._bus.set_aside.guard(subjects.META, which), reading("counts of alerts"):
                 self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
@@ -105,7 +105,7 @@ class AlertHistory:
             if event.status == "firing":
                 self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
 
-    def _remember(self, message: Message, *, new: bool) -> None:
+    def _add_record(self, message: Message, *, new: bool) -> None:
         with self._bus.set_aside.guard(subjects.DELIVERIES, f"message {message.sequence}"):
             record = decode_delivery(message.payload)
             self._records.setdefault(record.rule, deque(maxlen=_KEEP_RECORDS)).append(record)
@@ -115,10 +115,10 @@ class AlertHistory:
 
     async def save(self) -> None:
         """
-        Keep what was counted.
+        Save the counts if they changed and both streams have been read to the end.
 
         Raises:
-            Unavailable: The broker is away; nothing is lost, the events are still there.
+            Unavailable: The broker cannot be reached. Nothing is lost: the counts are saved later.
         """
         data = msgspec.json.encode(self._state)
         if self.caught_up and data != self._saved:

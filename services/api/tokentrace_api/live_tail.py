@@ -1,4 +1,4 @@
-"""The live tail: spans as they arrive, to whoever follows; whoever is too slow is told how many passed by."""
+"""The live tail: sends spans to clients as they are stored, and counts the spans that a client is too slow for."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from weakref import WeakSet
 from tokentrace.records import Span
 from tokentrace_api.reads import Search
 
-#: Spans that wait for a follower to take them.
-_WAITING = 1000
+#: The most spans that wait for one client.
+_MAX_WAITING = 1000
 
 
 class Tail:
     """
-    One follower.
+    The live tail of one client.
 
     Args:
-        search: Which spans.
-        rate: Spans a second at most; what comes faster is counted and passed over.
-        since_ns: What arrived before is no news.
+        search: The filter of the client.
+        rate: Spans a second at most; further spans are dropped and counted.
+        since_ns: Spans that arrived before this time are not sent, Unix nanoseconds.
 
     Attributes:
-        search: As given.
-        dropped: Spans passed over.
+        search: The filter of the client.
+        dropped: Number of spans that were dropped.
     """
 
     def __init__(self, search: Search, rate: int, since_ns: int) -> None:
@@ -34,17 +34,25 @@ class Tail:
         self._waiting: deque[Span] = deque()
         self._wake = asyncio.Event()
         self._second = 0
-        self._given = 0
+        self._taken_this_second = 0
         self.dropped = 0
 
     def offer(self, spans: Sequence[Span], now_s: int) -> int:
-        """Take what there is room for of *spans*, which match; returns how many had to be dropped."""
+        """
+        Queue as many of *spans*, which match the filter, as the rate and the queue allow.
+
+        Args:
+            now_s: Time of a monotonic clock, seconds.
+
+        Returns:
+            Number of spans that were dropped.
+        """
         if now_s != self._second:
-            self._second, self._given = now_s, 0
+            self._second, self._taken_this_second = now_s, 0
         fresh = [span for span in spans if span.arrived_ns >= self._since_ns]
-        room = max(min(self._rate - self._given, _WAITING - len(self._waiting)), 0)
+        room = max(min(self._rate - self._taken_this_second, _MAX_WAITING - len(self._waiting)), 0)
         taken = fresh[:room]
-        self._given += len(taken)
+        self._taken_this_second += len(taken)
         self._waiting += taken
         dropped = len(fresh) - len(taken)
         self.dropped += dropped
@@ -53,7 +61,7 @@ class Tail:
         return dropped
 
     async def take(self, timeout_s: float) -> list[Span]:
-        """Everything that waits; empty when nothing came within *timeout_s*."""
+        """Return and remove all waiting spans; an empty list if none arrives within *timeout_s* seconds."""
         if not self._waiting:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -65,10 +73,15 @@ class Tail:
 
 
 class Tails:
-    """All followers there are."""
+    """
+    The live tails of all clients.
+
+    Attributes:
+        dropped: Number of spans that were dropped by all tails together.
+    """
 
     def __init__(self) -> None:
-        # Weak, because an answer whose client went away before its first byte is never begun, and so never ends.
+        # Weak references, because a response whose client disconnects before the first byte never runs its cleanup.
         self._tails: WeakSet[Tail] = WeakSet()
         self.dropped = 0
 
@@ -76,21 +89,21 @@ class Tails:
         return len(self._tails)
 
     def add(self, tail: Tail) -> None:
-        """*tail* hears from now on of what arrives."""
+        """Offer to *tail* what is stored from now on."""
         self._tails.add(tail)
 
     def discard(self, tail: Tail) -> None:
-        """*tail* hears of nothing any more."""
+        """Offer nothing to *tail* any more."""
         self._tails.discard(tail)
 
     async def offer(self, spans: Sequence[Span], now_s: int) -> None:
-        """Tell everybody of *spans*, which have just been stored; those who ask for the same are looked at once."""
-        alike: dict[str, list[Tail]] = {}
+        """Offer *spans*, which were just stored, to every tail; each distinct filter is evaluated once."""
+        by_filter: dict[str, list[Tail]] = {}
         for tail in self._tails if spans else ():
-            alike.setdefault(repr(tail.search), []).append(tail)
-        for tails in alike.values():
-            found = [span for span in spans if tails[0].search.matches(span)]
+            by_filter.setdefault(repr(tail.search), []).append(tail)
+        for tails in by_filter.values():
+            matching = [span for span in spans if tails[0].search.matches(span)]
             for tail in tails:
-                self.dropped += tail.offer(found, now_s)
-            # A hundred who ask for different things may take a second: others wait for this loop.
+                self.dropped += tail.offer(matching, now_s)
+            # A hundred different filters may take a second; let other tasks of the loop run in between.
             await asyncio.sleep(0)

@@ -1,9 +1,9 @@
 """
-Scores after the fact, each counted once whoever records it and whenever it is said again.
+Scores recorded after a span ended. Each counts once, however many clients record it and however often it is repeated.
 
-What a score is now stands in ``tt_scores``, written with compare-and-set: so every change knows what it replaces, and
-its batch has an id of its own that every reader knows. A batch that a crash kept back is published by whoever comes
-next.
+The current value of a score is an entry of the bucket ``tt_scores``, changed with compare-and-set. So each change knows
+the value that it replaces, and gets a batch id that all readers recognise if the batch is published twice. If an api
+dies between the change and its publication, the next request for the same score publishes the batch.
 """
 
 from __future__ import annotations
@@ -26,17 +26,19 @@ from tokentrace_api.reads import shards_of
 if TYPE_CHECKING:
     from tokentrace_api.service import Api
 
+#: How often a change is tried while other requests change the same score.
 _TRIES = 16
 
 
-class _Held(msgspec.Struct, frozen=True, kw_only=True):
+class _StoredScore(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A score now.
+    The entry of a score in the bucket.
 
     Attributes:
-        value, previous: In 1e-9; None = there is, was none.
-        number: How often it has been changed.
-        published: Its batch is in the log for certain.
+        value: Current value in 10⁻⁹; None = no score.
+        previous: Value before the last change in 10⁻⁹; None = there was no score.
+        number: How often the score has been changed.
+        published: True if the batch of the last change is known to be in the log.
     """
 
     value: Annotated[int, Meta(ge=0, le=SCORE_ONE)] | None
@@ -47,45 +49,48 @@ class _Held(msgspec.Struct, frozen=True, kw_only=True):
 
 async def record_score(api: Api, span: Span, name: str, value: int | None) -> None:
     """
-    Make *value*, in 1e-9 or None for none, the score *name* of *span*; returns once it is stored and can be seen.
+    Set the score *name* of *span*, and return when the store shows it.
+
+    Args:
+        value: The score in 10⁻⁹; None = remove it.
 
     Raises:
-        Unavailable: Perhaps not recorded; saying it again does no harm.
+        Unavailable: The score may or may not have been recorded; the call may be repeated.
     """
     scores, key = api.bus.kv(subjects.SCORES), _key(span, name)
     for _ in range(_TRIES):
         entry = await scores.get(key)
-        held = None if entry is None else _decode(api, key, entry)
-        if held is not None and not held.published:
-            await _publish(api, span, name, held)
-        before = _given(span, name) if held is None else held.value
+        stored = None if entry is None else _decode(api, key, entry)
+        if stored is not None and not stored.published:
+            await _publish(api, span, name, stored)
+        before = _score_of_span(span, name) if stored is None else stored.value
         if value == before:
-            if held is not None and entry is not None and not held.published:
-                await _settle(scores, key, held, entry.revision)
+            if stored is not None and entry is not None and not stored.published:
+                await _mark_published(scores, key, stored, entry.revision)
             return
-        # A bucket's revision is over every number that an entry which cannot be read may have had.
-        number = held.number + 1 if held is not None else 1 if entry is None else entry.revision + 1
-        now = _Held(value=value, previous=before, number=number)
+        # The number in an unreadable entry is unknown, but it is not above the revision of the entry.
+        number = stored.number + 1 if stored is not None else 1 if entry is None else entry.revision + 1
+        changed = _StoredScore(value=value, previous=before, number=number)
         try:
-            data = msgspec.json.encode(now)
+            data = msgspec.json.encode(changed)
             revision = await (scores.create(key, data) if entry is None else scores.update(key, data, entry.revision))
         except Conflict:
             continue
-        await _publish(api, span, name, now)
-        await _settle(scores, key, now, revision)
+        await _publish(api, span, name, changed)
+        await _mark_published(scores, key, changed, revision)
         return
-    raise Unavailable("score: is being changed by many at once")
+    raise Unavailable(f"score {name}: other requests changed it during each of {_TRIES} tries")
 
 
-def _decode(api: Api, key: str, entry: Entry) -> _Held | None:
-    """None: it cannot be read, and the score is what the stored span says."""
+def _decode(api: Api, key: str, entry: Entry) -> _StoredScore | None:
+    """Decode an entry; None if it is unreadable, in which case the score of the stored span counts."""
     with api.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
-        return msgspec.json.decode(entry.value, type=_Held)
+        return msgspec.json.decode(entry.value, type=_StoredScore)
     return None
 
 
-def _given(span: Span, name: str) -> int | None:
-    """The score that the span came with."""
+def _score_of_span(span: Span, name: str) -> int | None:
+    """Return the score with which the span was sent, in 10⁻⁹; None if it had none."""
     value = span.attributes.get(name)
     if name == "eval.score" and span.score is not None:
         return span.score
@@ -93,18 +98,22 @@ def _given(span: Span, name: str) -> int | None:
 
 
 def _key(span: Span, name: str) -> str:
-    """A key that any bucket takes, whatever the ids are; a span that is sent anew after it was deleted has another."""
+    """
+    Return the key of a score: a hash, because a key of a bucket cannot contain every character of an id.
+
+    The arrival is part of it, so that a span that is deleted and sent again starts without the old score.
+    """
     parts = (span.trace_id, span.span_id, str(span.arrived_ns), name)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
+async def _publish(api: Api, span: Span, name: str, stored: _StoredScore) -> None:
     score = Score(
         trace_id=span.trace_id,
         span_id=span.span_id,
         name=name,
-        value=held.value,
-        previous=held.previous,
+        value=stored.value,
+        previous=stored.previous,
         kind=span.kind,
         model=span.model,
         provider=span.provider,
@@ -115,13 +124,13 @@ async def _publish(api: Api, span: Span, name: str, held: _Held) -> None:
         arrived_ns=span.arrived_ns,
         attributes=span.attributes,
     )
-    # On the shard of its span: there the span has been folded, and whoever knows the score knows the span.
+    # On the shard of its span, after the span: a reader that has folded the score has folded the span.
     [shard] = await api.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns())) or [0]
-    batch_id = f"score.{_key(span, name)}.{held.number}"
+    batch_id = f"score.{_key(span, name)}.{stored.number}"
     await api.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
 
 
-async def _settle(scores: KeyValue, key: str, held: _Held, revision: int) -> None:
-    """Note that its batch is in the log; who changed it meanwhile has seen to that as well."""
+async def _mark_published(scores: KeyValue, key: str, stored: _StoredScore, revision: int) -> None:
+    """Mark the entry as published, unless another request has changed it; that request has published it then."""
     with contextlib.suppress(Conflict):
-        await scores.update(key, msgspec.json.encode(msgspec.structs.replace(held, published=True)), revision)
+        await scores.update(key, msgspec.json.encode(msgspec.structs.replace(stored, published=True)), revision)

@@ -1,4 +1,4 @@
-"""The api as a service: follows the spans into its store, asks the aggregators, answers people."""
+"""The api service: fills the span store from the log, queries the aggregators, and holds what the routes use."""
 
 from __future__ import annotations
 
@@ -32,31 +32,36 @@ from tokentrace_api.store_writer import StoreWriter
 log = logging.getLogger("tokentrace.api")
 
 NAME = "api"
-_TELL_EVERY_S = 2.0
-#: How long what was just published may take to be stored, and what is asked for to arrive.
-_SETTLE_S = 10.0
-_FIND_S = 1.0
+#: How often the positions are published, seconds.
+_PUBLISH_POSITIONS_EVERY_S = 2.0
+#: How long to wait until a published batch is stored, seconds.
+_STORED_WITHIN_S = 10.0
+#: How long to repeat a query that finds nothing, seconds: what arrived just now may not be stored yet.
+_FOUND_WITHIN_S = 1.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Config:
     """
-    What the api has to know.
+    The settings of the api.
 
     Attributes:
-        shards: How many there are.
-        directory: Where the store's files are.
-        max_spans: Rows shown; 0 = no limit.
-        keep_ns: How long spans are shown.
-        metrics_path, prometheus_path, health_path: Where people find them.
-        custom: Name -> metric of one's own.
-        max_bytes: What the store's files may take; 0 = no limit.
-        project: Whose deletions and scores these are.
-        log_keeps_ns: How long the log keeps what is deleted here.
-        pricing: What a receipt is explained with: the same as ingest's.
-        ingest_url: Where what is posted here goes; "" = nothing can be posted here.
-        redactor: Cleans what is said here of sessions and scores, as ingest does with all else.
+        shards: Number of shards.
+        directory: Where the files of the store are.
+        max_spans: Only so many spans, the newest, are shown; 0 = no limit.
+        keep_ns: How long after its arrival a span is shown, nanoseconds.
+        memory_limit_mb: Memory limit of DuckDB, MB.
+        metrics_path, prometheus_path, health_path: Paths of these routes.
+        ingest_url: Base URL of the ingest to which posted spans are forwarded; "" = the api accepts none.
+        ingest_path: Path of the spans at that ingest.
+        max_body_bytes: The largest body that is forwarded, bytes.
+        max_bytes: Size of all files of the store together; 0 = no limit.
+        project: Project under which the api publishes deletions and scores.
+        log_keeps_ns: How long the log keeps records, deleted ones included, nanoseconds.
+        custom: Name -> custom metric.
+        pricing: Prices for receipts; the same settings as those of ingest.
+        redactor: Redacts the errors of session ends, which do not pass through ingest.
     """
 
     shards: int
@@ -79,7 +84,7 @@ class Config:
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
-        """The api's part of *settings*."""
+        """Take the settings of the api from *settings*."""
         http = settings.http_server
         return cls(
             shards=settings.nats.shards,
@@ -103,7 +108,19 @@ class Config:
 
 
 class Api:
-    """The span store and everything that can be asked."""
+    """
+    The state of the api that the routes use.
+
+    Attributes:
+        aggregators: Answers queries for metrics.
+        alert_history: Counts of firings and deliveries.
+        tails: The live tails of all clients.
+        recent: Counts spans that were sent twice.
+        store_writer: Fills and reads the span store.
+        stopping: Set when the service stops.
+        pricer: Explains costs in receipts.
+        started: When the service started, seconds of ``time.monotonic``.
+    """
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
@@ -111,18 +128,18 @@ class Api:
         self.alert_history = AlertHistory(bus)
         self.tails = Tails()
         self.recent = RecentSpans()
-        self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._hear)
+        self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
         self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
         self.started = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Store spans until *stopping* is set."""
+        """Fill the store until *stopping* is set."""
         self.stopping = stopping
         async with asyncio.TaskGroup() as tasks:
             working = [
                 tasks.create_task(work)
-                for work in (self.store_writer.run(), self._tell(), self.alert_history.open_and_follow())
+                for work in (self.store_writer.run(), self._publish_positions(), self.alert_history.open_and_follow())
             ]
             await stopping.wait()
             for task in working:
@@ -140,14 +157,14 @@ class Api:
             set_aside=self.bus.set_aside,
         )
 
-    async def _hear(self, spans: list[Span]) -> None:
+    async def _note_stored(self, spans: list[Span]) -> None:
         self.recent.add(spans)
         await self.tails.offer(spans, int(time.monotonic()))
 
-    async def _tell(self) -> None:
-        """Say now and then how far the store is, for those who look for who is behind."""
+    async def _publish_positions(self) -> None:
+        """Publish the positions of the store regularly, so that ingest can measure the lag; save the alert counts."""
         while True:
-            await asyncio.sleep(_TELL_EVERY_S)
+            await asyncio.sleep(_PUBLISH_POSITIONS_EVERY_S)
             try:
                 for shard in range(self.config.shards):
                     position = self.store_writer.store.position(shard)
@@ -158,32 +175,39 @@ class Api:
                 log.info("%s", exc)
 
     async def read(self, work: Callable[[Store], T]) -> T:
-        """*work* on the store in a thread of its own; Unavailable before it is open."""
+        """Run *work* on the store in a reading thread; raises ``Unavailable`` while the store is not open."""
         return await self.store_writer.read(work)
 
     async def publish(self, batch: Batch, shard: int | None = None) -> None:
         """
-        Store what was decided here, and return when it is stored here as well.
+        Publish *batch* to the log, and return when the store of this api holds it.
 
         Args:
-            shard: Always the same for the same batch; None = by its id.
+            shard: The shard to publish to, always the same for the same batch; None = computed from its id.
 
         Raises:
-            Unavailable: The broker is away, or the store takes too long; it may be tried again under the same id.
+            Unavailable: The broker cannot be reached, or the store takes too long. The call may be repeated with the
+                same batch id.
         """
         if batch.session_ends:
             batch = replace(batch, session_ends=[self.config.redactor.session_end(end) for end in batch.session_ends])
         shard = shard_of(batch, self.config.shards) if shard is None else shard
         ack = await self.bus.publish(subjects.spans(self.config.project, shard), encode_batches([batch]))
-        deadline = time.monotonic() + _SETTLE_S
+        deadline = time.monotonic() + _STORED_WITHIN_S
         while not self.store_writer.holds(shard, ack.sequence):
             if time.monotonic() > deadline:
-                raise Unavailable("span store: is behind")
+                raise Unavailable(
+                    f"span store: the batch is published but was not stored within {_STORED_WITHIN_S:.0f} s"
+                )
             await asyncio.sleep(0.02)
 
     async def find(self, work: Callable[[Store], list[T]]) -> list[T]:
-        """What *work* finds; nothing is believed not to be there before what arrived a moment ago could be stored."""
-        deadline = time.monotonic() + _FIND_S
+        """
+        Run *work* on the store, and repeat it for up to a second while it returns nothing.
+
+        Without the repetition, what arrived just now and is not stored yet would be reported as missing.
+        """
+        deadline = time.monotonic() + _FOUND_WITHIN_S
         while True:
             found = await self.read(work)
             if found or time.monotonic() > deadline:
@@ -191,38 +215,38 @@ class Api:
             await asyncio.sleep(0.1)
 
     def health(self) -> Health:
-        """Ready when the store holds what the stream had."""
-        storing, missing = self.store_writer, list(self.bus.problems)
-        if not storing.is_open:
+        """Return what is missing: an open store that works and holds what the stream held when it was first read."""
+        writer, missing = self.store_writer, list(self.bus.problems)
+        if not writer.is_open:
             missing.append("span store")
-        missing += [f"shard {shard}" for shard in range(self.config.shards) if not storing.caught_up(shard)]
-        if storing.trouble:
-            missing.append(storing.trouble)
+        missing += [f"shard {shard}" for shard in range(self.config.shards) if not writer.caught_up(shard)]
+        if writer.problem:
+            missing.append(writer.problem)
         return Health(missing, self.details())
 
     def details(self) -> dict[str, object]:
-        """What is gone or damaged, for people."""
-        found: dict[str, object] = {}
+        """Return the lost messages and damaged files for ``/health``; empty if there are none."""
+        shown: dict[str, object] = {}
         if self.store_writer.lost:
-            found["lost"] = [
+            shown["lost"] = [
                 {"shard": shard, "first": first, "last": last} for shard, first, last in self.store_writer.lost
             ]
         if self.store_writer.damaged:
-            found["damaged"] = self.store_writer.damaged
-        return found
+            shown["damaged"] = self.store_writer.damaged
+        return shown
 
     def samples(self) -> Iterator[Sample]:
-        """Its own metrics."""
+        """Return the metrics of the api itself."""
         yield Sample("tokentrace_api_stored_spans_total", "Spans stored since start.", self.store_writer.stored)
         yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.store_writer.queue_depth)
         if self.store_writer.is_open:
             store = self.store_writer.store
-            yield Sample("tokentrace_api_repeated_batches_total", "Batches known already.", store.repeated)
-            yield Sample("tokentrace_api_rejected_messages_total", "Messages not read.", store.rejected)
-            yield Sample("tokentrace_api_disk_bytes", "Size of the span store.", store.disk_bytes())
-            yield Sample("tokentrace_api_disk_free_bytes", "Room left on its disk.", store.free_bytes())
+            yield Sample("tokentrace_api_repeated_batches_total", "Batches that were stored before.", store.repeated)
+            yield Sample("tokentrace_api_rejected_messages_total", "Messages not decodable.", store.rejected)
+            yield Sample("tokentrace_api_disk_bytes", "Size of the span store, bytes.", store.disk_bytes())
+            yield Sample("tokentrace_api_disk_free_bytes", "Free space on its disk, bytes.", store.free_bytes())
         yield Sample(
-            "tokentrace_duplicate_spans_total", "Spans that came again in another batch.", self.recent.repeated
+            "tokentrace_duplicate_spans_total", "Spans that were sent again in another batch.", self.recent.repeated
         )
-        yield Sample("tokentrace_api_tails", "Live tails that are followed now.", len(self.tails))
-        yield Sample("tokentrace_api_tail_dropped_total", "Spans that tails were too slow for.", self.tails.dropped)
+        yield Sample("tokentrace_api_tails", "Live tails that are open now.", len(self.tails))
+        yield Sample("tokentrace_api_tail_dropped_total", "Spans dropped by slow tails.", self.tails.dropped)

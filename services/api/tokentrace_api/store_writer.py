@@ -1,9 +1,8 @@
-"""Following the log into the store: what is read is stored in its order, and what the disk refuses waits."""
+"""Following the log into the store, in order; while the disk refuses, reading ahead stops and writing is retried."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,14 +13,16 @@ from typing import TypeVar
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.errors import Unavailable
 from tokentrace.records import Span, Tombstone, decode_batches
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace_api.store import Item, Store, StoreDamaged
 
 log = logging.getLogger("tokentrace.api.store")
 
+#: One call stores the messages of so many seconds, or of so many bytes.
 _FLUSH_S = 0.1
 _FLUSH_BYTES = 8 * 1024 * 1024
-#: What is read ahead of the disk.
+#: The most bytes that are read from the log and not yet stored.
 _AHEAD_BYTES = 64 * 1024 * 1024
 _PRUNE_EVERY_S = 60.0
 T = TypeVar("T")
@@ -29,26 +30,28 @@ T = TypeVar("T")
 
 class StoreWriter:
     """
-    The store, and the tasks that fill it.
+    Opens the store and fills it from the log, with one writing thread and four reading threads.
+
+    If the open store proves damaged, it is closed and opened again, and the log is read from its positions.
 
     Args:
-        open_store: Called in the thread that writes; Unavailable is tried again.
-        hear: Called with the spans that were stored and are new.
+        open_store: Opens the store; called in the writing thread, again and again while it raises ``Unavailable``.
+        on_stored: Called with the new spans after they were stored.
 
     Attributes:
-        trouble: Why nothing can be stored now; "" when it can.
-        lost: (shard, first, last) of messages that were gone from the stream before they were read.
-        stored: Spans stored since start.
+        problem: Why nothing can be stored now; "" = storing works.
+        lost: (shard, first, last) sequence numbers of messages that the stream discarded before they were read.
+        stored: Number of spans stored since the start.
     """
 
     def __init__(
-        self, bus: Bus, shards: int, open_store: Callable[[], Store], hear: Callable[[list[Span]], Awaitable[None]]
+        self, bus: Bus, shards: int, open_store: Callable[[], Store], on_stored: Callable[[list[Span]], Awaitable[None]]
     ) -> None:
-        self._bus, self._shards, self._open_store, self._hear = bus, shards, open_store, hear
+        self._bus, self._shards, self._open_store, self._on_stored = bus, shards, open_store, on_stored
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="store-read")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._store: Store | None = None
-        self.trouble = ""
+        self.problem = ""
         self.lost: list[tuple[int, int, int]] = []
         self.stored = 0
         self._damaged: list[str] = []
@@ -64,20 +67,20 @@ class StoreWriter:
 
     @property
     def store(self) -> Store:
-        """The open store; Unavailable before it is."""
+        """The open store; raises ``Unavailable`` while it is not open."""
         if self._store is None:
             raise Unavailable("span store: not open yet")
         return self._store
 
     async def run(self) -> None:
-        """Store spans until cancelled; what is not stored by then is read again at the next start."""
+        """Store messages until cancelled; messages that are not stored by then are read again at the next start."""
         try:
             while True:
-                store = await self._trying(self._open_store)
+                store = await self._until_accepted(self._open_store)
                 try:
                     await self._fill(store)
                 except* StoreDamaged as exc:
-                    log.error("%s; it is opened again and the log is read on from what is left", exc.exceptions[0])
+                    log.error("%s; the store is opened again and the log is read from its positions", exc.exceptions[0])
                     self._damaged += store.damaged
                 finally:
                     self._store = None
@@ -88,11 +91,11 @@ class StoreWriter:
             self._writer.shutdown()
 
     async def _fill(self, store: Store) -> None:
-        buried = asyncio.Event()
+        deletions_applied = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._bury_all(store, buried))
-            # What was deleted has to be known before anything is read, or it would be shown again for a while.
-            await buried.wait()
+            tasks.create_task(self._follow_deletions(store, deletions_applied))
+            # All deletions are read before any shard is followed; otherwise deleted spans would be shown for a moment.
+            await deletions_applied.wait()
             self._store = store
             for shard in range(self._shards):
                 tasks.create_task(self._follow(store, shard))
@@ -103,54 +106,59 @@ class StoreWriter:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
     async def read(self, work: Callable[[Store], T]) -> T:
-        """*work* on the store in a thread of its own."""
+        """Run *work* on the store in a reading thread; raises ``Unavailable`` while the store is not open."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, self.store)
 
-    async def _trying(self, work: Callable[[], T]) -> T:
-        """*work*, by the thread that writes, as often as it takes until the disk does not refuse."""
+    async def _until_accepted(self, work: Callable[[], T]) -> T:
+        """Run *work* in the writing thread, again and again while the disk refuses."""
         pause = 0.1
         while True:
             try:
                 done = await self._in_writer(work)
             except Unavailable as exc:
-                if not self.trouble:
+                if not self.problem:
                     log.error("%s", exc)
-                self.trouble = str(exc)
+                self.problem = str(exc)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
             else:
-                self.trouble = ""
+                self.problem = ""
                 return done
 
-    async def _bury_all(self, store: Store, buried: asyncio.Event) -> None:
-        """Hear of deletions, from the beginning of the log on; *buried* is set when those are carried out."""
-        feed = self._bus.follow(subjects.SPANS, [subjects.ALL_TOMBSTONES], None)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
-                stones = [stone for message in chunk.messages for stone in self._tombstones_in(message)]
-                if stones:
-                    await until_available(partial(self._in_writer, partial(store.bury, stones)))
-                if chunk.pending == 0:
-                    buried.set()
+    async def _follow_deletions(self, store: Store, applied: asyncio.Event) -> None:
+        """Follow the deletions from the start of the log; set *applied* when all that the log holds are applied."""
+        async with Follower(
+            self._bus,
+            subjects.SPANS,
+            [subjects.ALL_TOMBSTONES],
+            None,
+            reader="api.deletions",
+            on_caught_up=applied.set,
+        ) as chunks:
+            async for chunk in chunks:
+                tombstones = [tombstone for message in chunk.messages for tombstone in self._tombstones_in(message)]
+                if tombstones:
+                    await until_available(partial(self._in_writer, partial(store.apply_deletions, tombstones)))
 
     def _tombstones_in(self, message: Message) -> list[Tombstone]:
         with self._bus.set_aside.guard(subjects.SPANS, f"message {message.sequence}"):
-            return [stone for batch in decode_batches(message.payload) for stone in batch.tombstones]
+            return [tombstone for batch in decode_batches(message.payload) for tombstone in batch.tombstones]
         return []
 
-    async def bury(self, stones: list[Tombstone]) -> None:
-        """Carry out deletions; Unavailable when the disk refuses."""
+    async def apply_deletions(self, tombstones: list[Tombstone]) -> None:
+        """Apply deletions to the store; raises ``Unavailable`` if the disk refuses or the store is not open."""
         try:
-            await self._in_writer(partial(self.store.bury, stones))
+            await self._in_writer(partial(self.store.apply_deletions, tombstones))
         except StoreDamaged as exc:
             raise Unavailable(str(exc)) from exc
 
     async def _follow(self, store: Store, shard: int) -> None:
-        feed = self._bus.follow(subjects.SPANS, [subjects.shard_spans(shard)], store.position(shard))
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        position, filters = store.position(shard), [subjects.shard_spans(shard)]
+        async with Follower(
+            self._bus, subjects.SPANS, filters, position, reader=f"api.{shard}", needs_every_message=True
+        ) as chunks:
+            async for chunk in chunks:
                 if chunk.missing is not None:
-                    log.error("shard %d: messages %d to %d are gone from the stream", shard, *chunk.missing)
                     self.lost = [*self.lost, (shard, *chunk.missing)][-20:]
                 for message in chunk.messages:
                     while self._ahead_bytes > _AHEAD_BYTES:
@@ -171,11 +179,11 @@ class StoreWriter:
             while not self._queue.empty() and size < _FLUSH_BYTES:
                 items.append(self._queue.get_nowait())
                 size += len(items[-1].message.payload)
-            spans = await self._trying(partial(store.append, items))
+            spans = await self._until_accepted(partial(store.append, items))
             self._ahead_bytes -= size
             self._room.set()
             self.stored += len(spans)
-            await self._hear(spans)
+            await self._on_stored(spans)
 
     async def _prune(self, store: Store) -> None:
         while True:
@@ -186,26 +194,26 @@ class StoreWriter:
             await asyncio.sleep(_PRUNE_EVERY_S)
 
     def holds(self, shard: int, sequence: int) -> bool:
-        """The message *sequence* of *shard*, or one after it, is stored."""
+        """Return True if the message *sequence* of *shard*, or a later one, is stored."""
         position = None if self._store is None else self._store.position(shard)
         return position is not None and position.sequence >= sequence
 
     def caught_up(self, shard: int) -> bool:
-        """The store holds what the stream had when it was first read to the end."""
+        """Return True if everything is stored that the stream of *shard* held when it was first read to the end."""
         target = self._targets[shard]
         return target is not None and (target == 0 or self.holds(shard, target))
 
     @property
     def damaged(self) -> list[str]:
-        """Files that could not be read, and why."""
+        """Names of files that could not be read since the start, each with the type of the error."""
         return self._damaged if self._store is None else [*self._damaged, *self._store.damaged]
 
     @property
     def queue_depth(self) -> int:
-        """Messages read or known of and not yet stored."""
+        """Number of messages that are in the stream and not yet stored."""
         return self._queue.qsize() + sum(self._pending)
 
     @property
     def is_open(self) -> bool:
-        """The store can be asked."""
+        """True if the store answers queries."""
         return self._store is not None

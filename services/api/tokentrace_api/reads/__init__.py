@@ -1,11 +1,11 @@
-"""Questions to the span store."""
+"""Queries to the span store: pages of traces, single spans, sessions, and metrics by attribute."""
 
 from tokentrace_api.reads.pages import Cursor, Page, TraceRow, encode_cursor, find_page, parse_cursor
 from tokentrace_api.reads.recent import RecentSpans
 from tokentrace_api.reads.search import Search, lowered
 from tokentrace_api.reads.sessions import (
     Session,
-    Wanted,
+    SessionFilter,
     find_session,
     list_sessions,
     session_messages,
@@ -30,8 +30,8 @@ __all__ = [
     "RecentSpans",
     "Search",
     "Session",
+    "SessionFilter",
     "TraceRow",
-    "Wanted",
     "Where",
     "aggregates_by",
     "count_skipped",

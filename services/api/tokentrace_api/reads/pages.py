@@ -1,8 +1,9 @@
 """
-Pages of traces, newest start first: exact whatever the filter, and never by reading everything.
+Pages of traces, newest start first, exact for every filter and without reading all rows.
 
-What few spans match is found through them. What many match is found by walking back in time: a trace is met at the row
-it starts with, and nothing older can start later. A page that takes too long ends early and says how far it got.
+If few spans match, the page is computed from their traces. If many match, the search walks back in time over the rows:
+it meets a trace at the row with which the trace starts, so all traces that start later are known by then. A page that
+takes too long ends early and says how far the search got.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from tokentrace.records import ROLLUP_KINDS
 from tokentrace_api.reads.search import Search
 from tokentrace_api.store import Store, trace_hash
 
-#: Up to so many matching spans a page is found through them.
+#: Up to so many matching spans, a page is computed from their traces.
 FEW = 50_000
-#: Rows a walk looks at in its first step, for each trace that is wanted, and in any step at most.
+#: Rows that the first step of a walk reads for each trace of the page, and the most rows that a step reads.
 _ROWS_A_TRACE = 8
 _MOST_ROWS = 20_000
-#: Nothing starts later, Unix nanoseconds.
+#: The largest start of a span, Unix nanoseconds.
 _LAST_NS = 2**63 - 1
-#: Work on one page, seconds.
+#: Time for one page, seconds.
 BUDGET_S = 0.2
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 _SUMS = (
@@ -42,7 +43,7 @@ _ONCE = "QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY ordi
 
 
 class TraceRow(NamedTuple):
-    """A line of ``GET /traces``: sums over the spans of a trace, each span once."""
+    """A trace in ``GET /traces``: sums over the last versions of its spans. Times in Unix ns, money in nano-dollars."""
 
     trace_id: str
     name: str
@@ -55,46 +56,47 @@ class TraceRow(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """What was shown before: traces that started later, or at the same instant and have a smaller id."""
+    """The last trace of a page. Traces that started later, or at the same time with a smaller id, were shown before."""
 
     started_ns: int
     trace_id: str
 
     def is_before(self, row: TraceRow) -> bool:
-        """*row* is still to be shown."""
+        """Return True if *row* comes after the cursor and is still to be shown."""
         return row.started_ns < self.started_ns or (row.started_ns == self.started_ns and row.trace_id > self.trace_id)
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """As it stands in an address."""
+    """Return the cursor as text for a URL."""
     return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
 
 
 def parse_cursor(text: str) -> Cursor:
     """
-    The cursor of an earlier answer.
+    Decode the cursor of an earlier answer.
 
     Raises:
-        Rejected: It is of no answer.
+        Rejected: The text is not such a cursor.
     """
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(decoded, type=Cursor)
     except (binascii.Error, msgspec.DecodeError, ValueError) as exc:
-        raise Rejected(f"cursor: {shorten(text)!r} is not one of an earlier answer") from exc
+        raise Rejected(f"cursor: {shorten(text)!r} is not a cursor of an earlier answer") from exc
     if not 0 <= cursor.started_ns <= _LAST_NS:
-        raise Rejected(f"cursor: {shorten(text)!r} is not one of an earlier answer")
+        raise Rejected(f"cursor: {shorten(text)!r} is not a cursor of an earlier answer")
     return cursor
 
 
 class Page(NamedTuple):
     """
-    Some traces.
+    A page of traces.
 
     Attributes:
-        total: How many match in all; None when so many do that counting them would take too long.
-        next: Where the next page goes on; None = there are no more.
-        searched_until_ns: The page ended early: of what started before, nothing is known; None = it did not.
+        total: Number of all matching traces; None if there are too many to count in time.
+        next: Cursor of the next page; None = this is the last page.
+        searched_until_ns: If the page ended early, traces that started at or before this time were not searched, Unix
+            nanoseconds; otherwise None.
     """
 
     rows: list[TraceRow]
@@ -113,15 +115,19 @@ def find_page(
     budget_s: float = BUDGET_S,
 ) -> Page:
     """
-    The page behind *cursor* and *offset* more traces.
+    Find the traces that come after *cursor* and *offset* more traces.
+
+    Args:
+        limit: Number of traces on the page.
+        budget_s: Seconds after which a walk ends the page early.
 
     Raises:
         Unavailable: The disk refused.
     """
     deadline = time.perf_counter() + budget_s
     condition, values = search.condition()
-    some = f"SELECT trace_hash FROM {{spans}} WHERE {condition or 'true'} LIMIT {FEW + 1}"
-    grouped = store.query(f"SELECT trace_hash, count(*) FROM ({some}) GROUP BY trace_hash", values, now_ns)
+    first = f"SELECT trace_hash FROM {{spans}} WHERE {condition or 'true'} LIMIT {FEW + 1}"
+    grouped = store.query(f"SELECT trace_hash, count(*) FROM ({first}) GROUP BY trace_hash", values, now_ns)
     matching = sum(count for _, count in grouped)
     if not matching:
         return Page([], 0, None)
@@ -133,10 +139,10 @@ def find_page(
 
 
 def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, reached_ns: int | None) -> Page:
-    """The page of *rows*, which begin behind the cursor and hold one more than it where there is one."""
+    """Cut the page out of *rows*, which start after the cursor and hold one row more than the page if there is one."""
     shown = list(rows[offset : offset + limit])
     if len(rows) > offset + limit:
-        # A page of nothing goes on where it began.
+        # With limit 0 there is no last row and so no cursor.
         last = shown[-1] if shown else None
         return Page(shown, total, Cursor(last.started_ns, last.trace_id) if last else None)
     return Page(shown, total, None if reached_ns is None else Cursor(reached_ns, ""), reached_ns)
@@ -145,31 +151,31 @@ def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, r
 def _through_matches(
     store: Store, search: Search, hashes: Sequence[int], limit: int, offset: int, cursor: Cursor | None, now_ns: int
 ) -> Page:
-    """The page, when the spans that match are of traces with *hashes*, and of others that are left out by the sums."""
+    """Compute the page from the traces with *hashes*; traces that only share a hash with a match are filtered out."""
     condition, values = search.condition()
     bounds, instants = search.bounds("began")
-    # Only the hash is read of every row: the wide columns are of the rows that are found by it.
+    # Only the hash is read of all rows; the wide columns are read of rows with a matching hash.
     rows_of = "WHERE ordinal IN (SELECT ordinal FROM {spans} WHERE trace_hash IN (SELECT unnest(?::UINTEGER[])))"
     conditions = [text for text in (f"bool_or({condition})" if condition else "", bounds) if text]
-    found = (
-        # What is summed, and must match, is the last version of each span.
-        f"WITH found AS MATERIALIZED (SELECT trace_id, {_SUMS} FROM (SELECT * FROM {{spans}} {rows_of} {_ONCE}) "
+    matching = (
+        # Only the last version of each span is summed, and only it may match.
+        f"WITH matching AS MATERIALIZED (SELECT trace_id, {_SUMS} FROM (SELECT * FROM {{spans}} {rows_of} {_ONCE}) "
         f"GROUP BY trace_id {'HAVING ' + ' AND '.join(conditions) if conditions else ''}) "
     )
-    given = [hashes, *values, *instants]
-    after, key = "", list[Any]()
+    parameters = [hashes, *values, *instants]
+    after, after_values = "", list[Any]()
     if cursor is not None:
         after = "WHERE began < ? OR (began = ? AND trace_id > ?)"
-        key = [cursor.started_ns, cursor.started_ns, cursor.trace_id]
+        after_values = [cursor.started_ns, cursor.started_ns, cursor.trace_id]
     rows = store.query(
-        f"{found} SELECT *, (SELECT count(*) FROM found) FROM found {after} "
+        f"{matching} SELECT *, (SELECT count(*) FROM matching) FROM matching {after} "
         f"ORDER BY began DESC, trace_id LIMIT {limit + 1} OFFSET {offset}",
-        [*given, *key],
+        [*parameters, *after_values],
         now_ns,
     )
     if rows:
         return _cut([_row(row) for row in rows], limit, 0, int(rows[0][-1]), None)
-    total = store.query(f"{found} SELECT count(*) FROM found", given, now_ns)
+    total = store.query(f"{matching} SELECT count(*) FROM matching", parameters, now_ns)
     return Page([], int(total[0][0]) if total else 0, None)
 
 
@@ -180,12 +186,18 @@ def _row(row: Sequence[Any]) -> TraceRow:
 def _walk(
     store: Store, search: Search, limit: int, offset: int, cursor: Cursor | None, now_ns: int, deadline: float
 ) -> tuple[list[TraceRow], int | None]:
-    """(The first traces behind *cursor*, one more than are wanted; how far back was looked when the time was over)."""
-    wanted = offset + limit + 1
+    """
+    Walk back in time from *cursor*.
+
+    Returns:
+        (The first matching traces after the cursor, one more than the page needs if there is one; the start down to
+        which was searched if the time ran out, Unix nanoseconds, otherwise None).
+    """
+    needed = offset + limit + 1
     condition, values = search.condition()
-    found: list[TraceRow] = []
+    traces: list[TraceRow] = []
     bounds = [bound for bound in (search.until_ns, cursor.started_ns if cursor else None) if bound is not None]
-    upto_ns, size = min([_LAST_NS, *bounds]), min(_ROWS_A_TRACE * wanted, _MOST_ROWS)
+    upto_ns, size = min([_LAST_NS, *bounds]), min(_ROWS_A_TRACE * needed, _MOST_ROWS)
     while True:
         newest = store.query(
             f"SELECT trace_id, started_ns FROM {{spans}} WHERE started_ns <= ? ORDER BY started_ns DESC LIMIT {size}",
@@ -195,26 +207,26 @@ def _walk(
         last = len(newest) < size
         floor_ns = -1 if last else int(newest[-1][1])
         if floor_ns == upto_ns and not last:
-            size *= 4  # as many spans as this started at one instant
+            size *= 4  # all rows of this step started at the same time
             continue
         if search.since_ns is not None and floor_ns < search.since_ns:
             floor_ns, last = search.since_ns - 1, True
         met = {trace_id for trace_id, started_ns in newest if started_ns > floor_ns}
         rows = [row for row in _summed(store, met, condition, values, now_ns) if floor_ns < row.started_ns <= upto_ns]
-        found += sorted(
+        traces += sorted(
             (row for row in rows if cursor is None or cursor.is_before(row)),
             key=lambda row: (-row.started_ns, row.trace_id),
         )
-        if last or len(found) >= wanted:
-            return found[:wanted], None
-        # Whoever skips some has to be told of what comes behind them: there is no going on in between.
-        if time.perf_counter() > deadline and len(found) >= offset:
-            return found, floor_ns
+        if last or len(traces) >= needed:
+            return traces[:needed], None
+        # A cursor cannot express a position within the skipped traces, so those are always searched to the end.
+        if time.perf_counter() > deadline and len(traces) >= offset:
+            return traces, floor_ns
         upto_ns, size = floor_ns, min(size * 4, max(size, _MOST_ROWS))
 
 
 def _summed(store: Store, trace_ids: set[str], condition: str, values: Sequence[Any], now_ns: int) -> list[TraceRow]:
-    """The traces called so of which a span matches."""
+    """Return those of the traces with *trace_ids* of which a span matches."""
     if not trace_ids:
         return []
     ids = sorted(trace_ids)

@@ -1,4 +1,4 @@
-"""Spans that come again in another batch: a fault of their sender, shown once and counted here."""
+"""Counting spans that their sender reports again in another batch. Such a span is shown once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ _BLOCKS = 16
 
 class RecentSpans:
     """
-    The ids of the last million spans, in eight bytes each.
+    Hashes of the ids of the last million spans, eight bytes each.
 
     Args:
-        block, blocks: So many ids are held together, and so many times that.
+        block: Ids are collected in a set of this size and then kept as one sorted array.
+        blocks: Number of such arrays; the oldest is dropped for a new one.
+
+    Attributes:
+        repeated: Number of spans whose id was among the last million when they arrived.
     """
 
     def __init__(self, block: int = _BLOCK, blocks: int = _BLOCKS) -> None:
@@ -29,7 +33,7 @@ class RecentSpans:
         self.repeated = 0
 
     def add(self, spans: Sequence[Span]) -> None:
-        """Take note of *spans*; those whose trace and span id were there already are counted."""
+        """Remember the ids of *spans* and count those that were known."""
         new = []
         for span in spans:
             key = hash((span.trace_id, span.span_id))
@@ -40,9 +44,9 @@ class RecentSpans:
                 new.append(key)
         keys = np.array(new, np.int64)
         known = np.zeros(len(keys), bool)
-        for held in self._older:
-            at = np.minimum(np.searchsorted(held, keys), len(held) - 1)
-            known |= held[at] == keys
+        for block in self._older:
+            places = np.minimum(np.searchsorted(block, keys), len(block) - 1)
+            known |= block[places] == keys
         self.repeated += int(known.sum())
         if len(self._newest) >= self._block:
             self._older.append(np.sort(np.fromiter(self._newest, np.int64, len(self._newest))))

@@ -1,4 +1,4 @@
-"""Which spans are asked for: as SQL over the stored ones, and as a predicate over those that arrive."""
+"""The filter of lists, exports and live tails: as SQL for stored spans and as a predicate for arriving ones."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from tokentrace.metrics import attribute_text_of
 from tokentrace.records import Span
 from tokentrace_api.store import attribute_is
 
-#: No column holds more: a number that fits none must not fail where it is compared.
-_MOST = 2**63 - 1
+#: The largest value of a column. A larger bound is reduced to it, because DuckDB cannot bind it.
+_MAX_INT = 2**63 - 1
 
 
 class Search(NamedTuple):
     """
-    What one span has to have, all of it.
+    Conditions that one span must all meet.
 
     Attributes:
         columns: Column -> value.
         attributes: Key -> value in text form.
         least: Column -> smallest value.
-        text: What its name or error contains, whatever the case; "" = anything.
-        since_ns, until_ns: What is listed started at or after, at or before; None = whenever. For a page of traces that
-            is the trace, not the span that matches.
+        text: Text that the name or the error contains, regardless of case; "" = any.
+        since_ns, until_ns: Bounds of the start, both included, Unix nanoseconds; None = no bound. On a page of traces
+            they apply to the start of the trace, not of the matching span.
     """
 
     columns: Mapping[str, str] = {}
@@ -34,44 +34,44 @@ class Search(NamedTuple):
     until_ns: int | None = None
 
     def condition(self) -> tuple[str, list[Any]]:
-        """(SQL that is true of a span that matches, its values), bounds of time aside; "" = every span."""
+        """Return (SQL that is true for a matching span, its parameters) without the bounds of time; "" = every span."""
         conditions = [f"{column} = ?" for column in self.columns]
         values: list[Any] = list(self.columns.values())
         for column, least in self.least.items():
             conditions.append(f"{column} >= ?")
-            values.append(min(least, _MOST))
+            values.append(min(least, _MAX_INT))
         for key, value in self.attributes.items():
-            text, given = attribute_is(key, value)
+            text, parameters = attribute_is(key, value)
             conditions.append(text)
-            values += given
+            values += parameters
         if self.text:
             conditions.append("(contains(lower(name), ?) OR contains(lower(error), ?))")
             values += [lowered(self.text)] * 2
         return " AND ".join(conditions), values
 
     def bounds(self, column: str) -> tuple[str, list[Any]]:
-        """The same for when *column*, Unix nanoseconds, may lie."""
-        given = [(f"{column} >= ?", self.since_ns), (f"{column} <= ?", self.until_ns)]
-        held = [(text, bound) for text, bound in given if bound is not None]
-        return " AND ".join(text for text, _ in held), [bound for _, bound in held]
+        """Return (SQL for the bounds of time on *column*, Unix nanoseconds; its parameters)."""
+        bounds = [(f"{column} >= ?", self.since_ns), (f"{column} <= ?", self.until_ns)]
+        given = [(text, bound) for text, bound in bounds if bound is not None]
+        return " AND ".join(text for text, _ in given), [bound for _, bound in given]
 
     def matches(self, span: Span) -> bool:
-        """*span* has it all, and started when it may have."""
+        """Return True if *span* meets all conditions and starts within the bounds of time."""
         if any(getattr(span, column) != value for column, value in self.columns.items()):
             return False
         for column, least in self.least.items():
-            found = getattr(span, column)
-            if found is None or found < least:
+            number = getattr(span, column)
+            if number is None or number < least:
                 return False
         if any(attribute_text_of(span, key) != value for key, value in self.attributes.items()):
             return False
         text = lowered(self.text)
         if text and text not in lowered(span.name) and text not in lowered(span.error):
             return False
-        late_enough = self.since_ns is None or span.started_ns >= self.since_ns
-        return late_enough and (self.until_ns is None or span.started_ns <= self.until_ns)
+        is_late_enough = self.since_ns is None or span.started_ns >= self.since_ns
+        return is_late_enough and (self.until_ns is None or span.started_ns <= self.until_ns)
 
 
 def lowered(text: str) -> str:
-    """*text* in small letters as the store's SQL has it: each letter by itself, and one for one."""
+    """Return *text* in lower case as SQL ``lower`` does it: letter by letter, one letter for each."""
     return text.lower() if text.isascii() else "".join(letter.lower()[0] for letter in text)

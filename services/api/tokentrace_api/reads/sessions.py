@@ -1,4 +1,4 @@
-"""Sessions: conversations and workflows, made of the spans, messages and ends that name them (SPEC A.5)."""
+"""Sessions (conversations, workflows), computed from the spans, messages and session ends that name them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tokentrace.records import ROLLUP_KINDS, ChatMessage, Span, Started
 from tokentrace_api.reads.spans import newest_ordinal, open_spans
 from tokentrace_api.store import MESSAGES, Store, span_of
 
-#: Asking for all sessions reads every span that is in one: given up after so long.
+#: A query over all sessions reads every span that has one; it is interrupted after so many seconds.
 _LIMIT_S = 10.0
-#: No page begins further behind; a larger number is none of SQL's.
+#: A larger offset does not fit into the integers of SQL; no store holds so many sessions.
 _MAX_OFFSET = 2**62
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
-#: JSON is read only of what may have one: few spans of a session do.
+#: JSON is parsed only if the text contains the key, which few spans do.
 _LABEL = "CASE WHEN contains({0}, '\"label\"') THEN json_extract_string({0}, '/label') END"
 _COLUMNS = (
     "session_id, trace_id, span_id, user_id, kind, status, source, started_ns, ended_ns, cost_nusd, "
@@ -24,14 +24,14 @@ _COLUMNS = (
 )
 _LAST = "QUALIFY row_number() OVER (PARTITION BY session_id, trace_id, span_id ORDER BY ordinal DESC) = 1"
 _KEY = "hash(session_id, trace_id, span_id)"
-#: What each session comes to; a span counts once, and one that has not ended only as a span.
+#: One row for each session. A span counts once; a span that has not ended counts only in the number of spans.
 _TEMPLATE = f"""
--- Written out, the spans of all sessions would not fit into the memory.
+-- Materialized, the spans of all sessions would not fit into the memory limit.
 WITH ended AS NOT MATERIALIZED (ENDED
 ), began AS (
-    SELECT session_id, user_id, started_ns, {_LABEL.format("metadata")} AS label FROM {{started}} AS one
+    SELECT session_id, user_id, started_ns, {_LABEL.format("metadata")} AS label FROM {{started}} AS begun
     WHERE OWN AND NOT EXISTS (SELECT 1 FROM (SELECT session_id, trace_id, span_id FROM {{spans}} WHERE OWN) AS ended
-        WHERE ended.session_id = one.session_id AND ended.trace_id = one.trace_id AND ended.span_id = one.span_id)
+        WHERE ended.session_id = begun.session_id AND ended.trace_id = begun.trace_id AND ended.span_id = begun.span_id)
 ), everything AS NOT MATERIALIZED (
     SELECT session_id, user_id, label, started_ns, ended_ns, status, source, error, prompt_tokens, completion_tokens,
         CASE WHEN kind IN ({_ROLLUPS}) THEN 0 ELSE coalesce(cost_nusd, 0) END AS cost_nusd FROM ended
@@ -68,10 +68,16 @@ class Session(NamedTuple):
     A session.
 
     Attributes:
-        ended_ns: When somebody ended it; None = nobody has.
-        last_ns: When its last span ended; None = none has.
-        spans, open, errors: How many; how many of them have not ended; how many did not end well.
-        status: active, completed, or error once any span has failed.
+        user_id, label, source: Of the first span that has one.
+        started_ns: Start of the first span, Unix nanoseconds.
+        ended_ns: When the session was ended by a request, Unix nanoseconds; None = it was not.
+        last_ns: When its last span ended, Unix nanoseconds; None = no span has ended.
+        spans: Number of spans.
+        open: Number of spans that have not ended.
+        errors: Number of spans that ended with status error or timeout.
+        error: Message of the session's end, otherwise of its first span that has one; "" = none.
+        cost_nusd: Cost in nano-dollars.
+        status: active; completed; or error if a span failed or the session ended with an error.
     """
 
     session_id: str
@@ -91,13 +97,15 @@ class Session(NamedTuple):
     status: str
 
 
-class Wanted(NamedTuple):
+class SessionFilter(NamedTuple):
     """
-    Which sessions.
+    Conditions that a session must all meet; "" and None = any.
 
     Attributes:
-        label: Part of it, whatever the case.
-        since_ns, until_ns: When it started, both included.
+        label: Text that the label contains, regardless of case.
+        since_ns, until_ns: Bounds of its start, both included, Unix nanoseconds.
+        min_cost_nusd, max_cost_nusd: Bounds of its cost, both included, nano-dollars.
+        min_spans, max_spans: Bounds of its number of spans, both included.
     """
 
     user_id: str = ""
@@ -112,8 +120,8 @@ class Wanted(NamedTuple):
     max_spans: int | None = None
 
     def sql(self) -> tuple[str, list[Any]]:
-        """(Condition, values of its parameters)."""
-        given: list[tuple[str, Any]] = [
+        """Return (SQL condition, its parameters)."""
+        conditions: list[tuple[str, Any]] = [
             ("user_id = ?", self.user_id or None),
             ("contains(lower(label), lower(?))", self.label or None),
             ("status = ?", self.status or None),
@@ -125,16 +133,18 @@ class Wanted(NamedTuple):
             ("spans >= ?", self.min_spans),
             ("spans <= ?", self.max_spans),
         ]
-        held = [(text, value) for text, value in given if value is not None]
-        return " AND ".join(text for text, _ in held) or "true", [value for _, value in held]
+        given = [(text, value) for text, value in conditions if value is not None]
+        return " AND ".join(text for text, _ in given) or "true", [value for _, value in given]
 
 
 class SessionTotals(NamedTuple):
     """
-    What sessions come to together.
+    Sums over sessions.
 
     Attributes:
-        duration_ns: Mean of those that have ended; 0 when none has.
+        sessions, active, completed, errors: Number of sessions, and of those with each status.
+        cost_nusd: Cost in nano-dollars.
+        duration_ns: Mean duration of the sessions that have ended, nanoseconds; 0 if none has.
     """
 
     sessions: int
@@ -149,15 +159,15 @@ class SessionTotals(NamedTuple):
 
 def _sessions(store: Store, now_ns: int) -> tuple[str, list[Any]]:
     """
-    (SQL that says what ``sessions`` are, all of them; its values).
+    Return (SQL that defines ``sessions`` with all sessions, its parameters).
 
-    Hardly any span is stored twice, and finding the last version of each would sort millions of them: those that are
-    stored twice are found first, and only they are sorted.
+    Finding the last version of each span would sort millions of rows, but hardly any span has two versions. So the
+    spans with two versions are found first, and only they are sorted.
     """
     upto = newest_ordinal(store, now_ns)
     known = f"{_ANY} AND ordinal <= {upto}"
-    twice = f"SELECT {_KEY} FROM {{spans}} WHERE {known} GROUP BY 1 HAVING count(*) > 1"
-    keys = [key for (key,) in store.query(twice, [], now_ns, limit_s=_LIMIT_S)]
+    repeated = f"SELECT {_KEY} FROM {{spans}} WHERE {known} GROUP BY 1 HAVING count(*) > 1"
+    keys = [key for (key,) in store.query(repeated, [], now_ns, limit_s=_LIMIT_S)]
     ended = _ENDED.replace("OWN", known)
     if not keys:
         return _TEMPLATE.replace("ENDED", ended).replace("OWN", _ANY), []
@@ -166,14 +176,21 @@ def _sessions(store: Store, now_ns: int) -> tuple[str, list[Any]]:
     return _TEMPLATE.replace("ENDED", ended).replace("OWN", _ANY), [keys, keys]
 
 
-def list_sessions(store: Store, wanted: Wanted, limit: int, offset: int, now_ns: int) -> tuple[list[Session], int]:
-    """(A page of the sessions, newest start first, how many there are)."""
-    condition, values = wanted.sql()
-    sessions, given = _sessions(store, now_ns)
-    values = [*given, *values]
+def list_sessions(
+    store: Store, filter_: SessionFilter, limit: int, offset: int, now_ns: int
+) -> tuple[list[Session], int]:
+    """
+    Return (a page of the sessions that match, newest start first; number of all that match).
+
+    Raises:
+        Unavailable: The disk refused, or the query took too long.
+    """
+    condition, values = filter_.sql()
+    sessions, parameters = _sessions(store, now_ns)
+    values = [*parameters, *values]
     rows = store.query(
-        f"{sessions}, found AS (SELECT * FROM sessions WHERE {condition}) "
-        "SELECT *, (SELECT count(*) FROM found) FROM found "
+        f"{sessions}, matching AS (SELECT * FROM sessions WHERE {condition}) "
+        "SELECT *, (SELECT count(*) FROM matching) FROM matching "
         f"ORDER BY started_ns DESC, session_id LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}",
         values,
         now_ns,
@@ -186,22 +203,27 @@ def list_sessions(store: Store, wanted: Wanted, limit: int, offset: int, now_ns:
 
 
 def find_session(store: Store, session_id: str, now_ns: int) -> list[Session]:
-    """The session called so, if there is one."""
+    """Return the session with this id, in a list that is empty if there is none."""
     rows = store.query(f"{_SESSION} SELECT * FROM sessions", [session_id] * 4, now_ns)
     return [_session_of(row) for row in rows]
 
 
 def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_ns: int) -> SessionTotals:
-    """What the sessions that started in [since_ns, until_ns] come to."""
-    condition, values = Wanted(since_ns=since_ns, until_ns=until_ns).sql()
-    sessions, given = _sessions(store, now_ns)
+    """
+    Sum over the sessions that started in [since_ns, until_ns], Unix nanoseconds; None = no bound.
+
+    Raises:
+        Unavailable: The disk refused, or the query took too long.
+    """
+    condition, values = SessionFilter(since_ns=since_ns, until_ns=until_ns).sql()
+    sessions, parameters = _sessions(store, now_ns)
     rows = store.query(
         f"{sessions} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
         "count(*) FILTER (status = 'error'), coalesce(sum(cost_nusd), 0)::HUGEINT, "
         "coalesce(sum(prompt_tokens), 0)::HUGEINT, coalesce(sum(completion_tokens), 0)::HUGEINT, "
         "coalesce(avg(greatest(ended_ns - started_ns, 0)) FILTER (ended_ns IS NOT NULL), 0) "
         f"FROM sessions WHERE {condition}",
-        [*given, *values],
+        [*parameters, *values],
         now_ns,
         limit_s=_LIMIT_S,
     )
@@ -219,8 +241,8 @@ def _session_of(row: Sequence[Any]) -> Session:
 
 
 def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span], list[Started]]:
-    """(The spans of a session by start, those that have not ended)."""
-    # In this order, so that a span that ends meanwhile is not missed; of both it is the end that is shown.
+    """Return (the ended spans of a session, by start; the spans that have not ended)."""
+    # Started spans are read first: a span that ends between the two queries is then in both results, not in neither.
     pending = open_spans(store, "session_id", session_id, now_ns)
     rows = store.query(
         "SELECT * FROM {spans} WHERE session_id = ? "
@@ -231,12 +253,12 @@ def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span
     )
     spans = [span_of(row) for row in rows]
     ended = {(span.trace_id, span.span_id) for span in spans}
-    return spans, [one for one in pending if (one.trace_id, one.span_id) not in ended]
+    return spans, [span for span in pending if (span.trace_id, span.span_id) not in ended]
 
 
 def session_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, list[ChatMessage]]:
-    """Session -> its messages, oldest first."""
-    found: dict[str, list[ChatMessage]] = {session_id: [] for session_id in session_ids}
+    """Return the messages of each session, oldest first."""
+    messages: dict[str, list[ChatMessage]] = {session_id: [] for session_id in session_ids}
     rows = store.query(
         "SELECT * FROM {messages} WHERE session_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY created_ns, arrived_ns",
         [list(session_ids)],
@@ -244,8 +266,8 @@ def session_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> d
     )
     for row in rows:
         message = _message_of(row)
-        found[message.session_id].append(message)
-    return found
+        messages[message.session_id].append(message)
+    return messages
 
 
 def _message_of(row: Sequence[Any]) -> ChatMessage:

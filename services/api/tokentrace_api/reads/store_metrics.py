@@ -1,7 +1,8 @@
 """
-The same figures as the aggregators', recounted from the spans themselves: what groups and filters by attribute need.
+Metrics computed from stored spans. Queries that group or filter by an attribute need them.
 
-Sums are exact integers, distributions are raw and so are their quantiles. A worker thread's work.
+Other queries are answered by the aggregators, which know no attributes. Here as there, sums are exact integers; the
+distributions here consist of all values, so their quantiles are exact. The functions block and run in worker threads.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ _EXEMPLARS = 3
 
 
 class Exemplar(NamedTuple):
-    """A span of the tail; value is in the unit of its column."""
+    """A span with a high value; *value* is in the unit of its column."""
 
     trace_id: str
     span_id: str
@@ -76,32 +77,33 @@ class Where(NamedTuple):
     Which spans are counted.
 
     Attributes:
-        query: The interval [from_s, to_s) in event time, kinds and filters by dimension.
-        attributes: Key -> value in text form.
+        query: The interval [from_s, to_s) in event time, the kinds, and filters by dimension.
+        attributes: Key -> value in text form that a span must have.
     """
 
     query: Query
     attributes: Mapping[str, str] = {}
 
     def sql(self) -> tuple[str, list[Any]]:
-        """(Condition, values of its parameters)."""
+        """Return (SQL condition, its parameters), without the kinds."""
         query = self.query
-        conditions, values = ["event_ns >= ? AND event_ns < ?"], [query.from_s * SECOND, query.to_s * SECOND]
-        given: list[Any] = list(values)
+        conditions = ["event_ns >= ? AND event_ns < ?"]
+        parameters: list[Any] = [query.from_s * SECOND, query.to_s * SECOND]
         for dimension, value in query.filters.items():
             conditions.append(f"{_shown(dimension)} = ?")
-            given.append(value)
+            parameters.append(value)
         for key, value in self.attributes.items():
-            text, own = attribute_is(key, value)
+            text, values = attribute_is(key, value)
             conditions.append(text)
-            given += own
-        return " AND ".join(conditions), given
+            parameters += values
+        return " AND ".join(conditions), parameters
 
     def kinds(self) -> tuple[str, str, str]:
-        """Conditions: (whose calls count, whose money, whose scores)."""
-        asked = "true" if self.query.kind == ALL_KINDS else f"kind = '{self.query.kind}'"
-        wide = asked if self.query.only_kind else "true"
-        return asked, f"({wide} AND kind NOT IN ({_ROLLUPS}))", wide
+        """Return the conditions for spans whose (calls, cost, score) count."""
+        calls = "true" if self.query.kind == ALL_KINDS else f"kind = '{self.query.kind}'"
+        # Without an explicit kind, cost and scores of spans of every kind count.
+        others = calls if self.query.only_kind else "true"
+        return calls, f"({others} AND kind NOT IN ({_ROLLUPS}))", others
 
 
 def _shown(dimension: str) -> str:
@@ -109,7 +111,7 @@ def _shown(dimension: str) -> str:
 
 
 def _group(key: str, *, attribute: bool) -> tuple[str, list[str]]:
-    """SQL for the group of a span: "" for everything, a dimension, or an attribute, NULL where there is none."""
+    """Return SQL for the group of a span by *key*: "" = one group, a dimension, or an attribute (NULL if missing)."""
     if not key:
         return "''", []
     return attribute_text(key) if attribute or key not in DIMENSIONS else (_shown(key), [])
@@ -119,17 +121,23 @@ def aggregates_by(
     store: Store, where: Where, key: str, fields: Sequence[str], now_ns: int, *, attribute: bool = False
 ) -> dict[str, Aggregates]:
     """
-    Value of *key* -> figures; spans without the attribute are left out.
+    Compute the aggregates of each group of spans; spans without the attribute are left out.
 
     Args:
-        key: A dimension or an attribute; "" for totals.
-        fields: Distributions wanted, of ``cell.FIELDS``.
-        attribute: *key* is one although a dimension has its name.
+        key: A dimension or an attribute; "" = one group for all spans.
+        fields: Names of the distributions to compute: latency, ttft, prompt, completion, score.
+        attribute: *key* is an attribute, even if a dimension has the same name.
+
+    Returns:
+        Value of *key* -> aggregates. Costs are in nano-dollars, times in nanoseconds, scores in 10⁻⁹.
+
+    Raises:
+        Unavailable: The disk refused.
     """
     group, paths = _group(key, attribute=attribute)
     condition, values = where.sql()
     calls, money, quality = where.kinds()
-    # A list of integers of any size travels as text.
+    # Sums may exceed 64 bits; as text they are fetched exactly.
     columns = [
         f"coalesce(sum(({expression})::HUGEINT) FILTER ({kinds}), 0)::VARCHAR"
         for kinds, names in ((calls, _CALLS), (money, _MONEY), (quality, _QUALITY))
@@ -139,49 +147,62 @@ def aggregates_by(
     for field in fields:
         column, counts = _FIELDS[field]
         columns.append(f"list({column}) FILTER ({quality if field == 'score' else calls} AND {counts})")
-    sql = f"SELECT {group} AS own, {', '.join(columns)} FROM {{spans}} WHERE {condition} GROUP BY own"
+    sql = f"SELECT {group} AS grp, {', '.join(columns)} FROM {{spans}} WHERE {condition} GROUP BY grp"
     names = [*_CALLS, *_MONEY, *_QUALITY]
-    found = {}
-    for own, *row in store.query(sql, [*paths, *values], now_ns):
-        if own is not None:
-            sums = Sums(**{name: int(value) for name, value in zip(names, row, strict=False)})
+    groups = {}
+    for value, *row in store.query(sql, [*paths, *values], now_ns):
+        if value is not None:
+            sums = Sums(**{name: int(total) for name, total in zip(names, row, strict=False)})
             lists = row[len(names) + 1 :]
             summaries = {field: _raw(numbers or []) for field, numbers in zip(fields, lists, strict=True)}
-            found[own] = Aggregates(sums=sums, paid=row[len(names)], summaries=summaries)
-    return nonempty(found) if key else found
+            groups[value] = Aggregates(sums=sums, paid=row[len(names)], summaries=summaries)
+    return nonempty(groups) if key else groups
 
 
 def custom_values_by(
     store: Store, where: Where, metric: CustomMetric, key: str, now_ns: int, *, attribute: bool = False
 ) -> dict[str, CustomValue]:
-    """Value of *key* -> what a metric of one's own, or a numeric attribute, comes to; arguments as ``figures_by``."""
+    """
+    Compute a custom metric, or a numeric attribute, for each group of spans.
+
+    Args:
+        key, attribute: As for ``aggregates_by``.
+
+    Returns:
+        Value of *key* -> count, sum and distribution; groups without a value are left out.
+
+    Raises:
+        Unavailable: The disk refused.
+    """
     group, paths = _group(key, attribute=attribute)
     condition, values = where.sql()
-    text, given = _measured(metric)
+    measured, measured_paths = _measured(metric)
     if metric.filter_key:
-        filtered, more = _group(metric.filter_key.removeprefix("attr."), attribute=metric.filter_key[:5] == "attr.")
+        filtered, filter_paths = _group(
+            metric.filter_key.removeprefix("attr."), attribute=metric.filter_key[:5] == "attr."
+        )
         condition += f" AND {filtered} IS NOT NULL" if metric.filter_val is None else f" AND {filtered} = ?"
-        values += more if metric.filter_val is None else [*more, metric.filter_val]
+        values += filter_paths if metric.filter_val is None else [*filter_paths, metric.filter_val]
     if where.query.only_kind:
         condition += f" AND kind = '{where.query.kind}'"
     sql = (
-        f"SELECT own, list(value) FROM (SELECT {group} AS own, {text} AS value FROM {{spans}} WHERE {condition}) "
-        "WHERE value IS NOT NULL AND own IS NOT NULL GROUP BY own"
+        f"SELECT grp, list(value) FROM (SELECT {group} AS grp, {measured} AS value FROM {{spans}} WHERE {condition}) "
+        "WHERE value IS NOT NULL AND grp IS NOT NULL GROUP BY grp"
     )
-    found = {}
-    for own, numbers in store.query(sql, [*paths, *given, *values], now_ns):
+    groups = {}
+    for value, numbers in store.query(sql, [*paths, *measured_paths, *values], now_ns):
         if metric.field.startswith("attr."):
             decoded = (attribute_to_int(msgspec.json.decode(number)) for number in numbers)
             whole = [number for number in decoded if number is not None]
         else:
             whole = numbers
         if whole:
-            found[own] = CustomValue(len(whole), sum(whole), _raw(whole))
-    return found
+            groups[value] = CustomValue(len(whole), sum(whole), _raw(whole))
+    return groups
 
 
 def count_skipped(store: Store, where: Where, key: str, now_ns: int) -> int:
-    """How many spans have a number for *key* that is too large to be counted."""
+    """Count the spans whose number for the attribute *key* is too large to be summed."""
     condition, values = where.sql()
     (kind, paths), (text, _) = attribute_text(key, "json_type"), attribute_text(key)
     sql = (
@@ -190,12 +211,12 @@ def count_skipped(store: Store, where: Where, key: str, now_ns: int) -> int:
     )
     if where.query.only_kind:
         sql += f" AND kind = '{where.query.kind}'"
-    found = store.query(sql, [*values, *paths, *paths], now_ns)
-    return int(found[0][0]) if found else 0
+    rows = store.query(sql, [*values, *paths, *paths], now_ns)
+    return int(rows[0][0]) if rows else 0
 
 
 def _measured(metric: CustomMetric) -> tuple[str, list[str]]:
-    """SQL for what ``CustomMetric.measure`` takes of a span; a numeric attribute as its text."""
+    """Return (SQL for what ``CustomMetric.measure`` reads from a span, numbers of attributes as text; parameters)."""
     column = metric.column
     if not column:
         return "0", []
@@ -213,7 +234,12 @@ def _raw(numbers: Sequence[int]) -> Summary:
 
 
 def exemplars(store: Store, where: Where, column: str, now_ns: int, limit_s: float) -> list[Exemplar]:
-    """The spans with the largest *column*, one for each trace, up to three."""
+    """
+    Find up to three spans with the largest *column*, at most one of each trace.
+
+    Raises:
+        Unavailable: The disk refused, or it took longer than *limit_s*.
+    """
     condition, values = where.sql()
     calls, money, _ = where.kinds()
     kinds = money if column == "cost_nusd" else calls

@@ -1,4 +1,4 @@
-"""How deep a span lies below the roots of what it is shown with."""
+"""The depth of spans below their roots."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from tokentrace.records import Span, Started
 
-#: (Trace, span): an id is unique in its trace only.
+#: (Trace id, span id), because a span id is unique in its trace only.
 Key = tuple[str, str]
 
 
 def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
     """
-    Span -> how many of its ancestors are there; spans that are their own ancestors count from 0.
+    Count, for each span, those of its ancestors that are in *spans*; in a cycle of parents the count starts at 0.
 
-    A parent is looked for in the span's own trace, then in the others.
+    A parent is looked up in the trace of the span first, then in the other traces.
     """
     elsewhere = {span.span_id: _key(span) for span in spans}
     known = {_key(span) for span in spans}
@@ -22,23 +22,23 @@ def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
     def parent_of(span: Span | Started) -> Key | None:
         if span.parent_span_id is None:
             return None
-        own = (span.trace_id, span.parent_span_id)
-        return own if own in known else elsewhere.get(span.parent_span_id)
+        in_trace = (span.trace_id, span.parent_span_id)
+        return in_trace if in_trace in known else elsewhere.get(span.parent_span_id)
 
     parents = {_key(span): parent_of(span) for span in spans}
-    found: dict[Key, int] = {}
-    for own in parents:
+    depth_of: dict[Key, int] = {}
+    for key in parents:
         chain: list[Key] = []
         passed: set[Key] = set()
-        at: Key | None = own
-        while at is not None and at not in found and at not in passed:
+        at: Key | None = key
+        while at is not None and at not in depth_of and at not in passed:
             chain.append(at)
             passed.add(at)
             at = parents[at]
-        below = found[at] + 1 if at is not None and at in found else 0
-        for offset, one in enumerate(reversed(chain)):
-            found[one] = below + offset
-    return found
+        below = depth_of[at] + 1 if at is not None and at in depth_of else 0
+        for offset, member in enumerate(reversed(chain)):
+            depth_of[member] = below + offset
+    return depth_of
 
 
 def _key(span: Span | Started) -> Key:

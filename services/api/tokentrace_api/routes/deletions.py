@@ -66,7 +66,7 @@ async def _delete(api: Api, column: str, id: str, named: dict[str, str]) -> dict
     for start in range(0, len(stones), _STONES):
         batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones[start : start + _STONES])
         await api.bus.publish(subjects.tombstones(api.config.project), encode_batches([batch]), id=batch.id)
-    await api.store_writer.bury(stones)
+    await api.store_writer.apply_deletions(stones)
     return {
         "deleted": True,
         **named,

@@ -37,7 +37,7 @@ def routes(api: Api) -> list[BaseRoute]:
             "queue_depth": api.store_writer.queue_depth,
         }
         try:
-            answer = await api.aggregators.ask(Query(what="lifetime"))
+            answer = await api.aggregators.query(Query(what="lifetime"))
             shown["span_count"] = answer.total.sums.spans
             lost = [
                 {"service": "aggregator", "shard": shard, "first": first, "last": last}

@@ -100,7 +100,7 @@ def routes(api: Api) -> list[BaseRoute]:
         if name in BREAKDOWNS:
             return await _split(api, name, question, given.get("key", ""))
         if name in TRANSPORT_METRICS:
-            found = await api.aggregators.ask(question.query)
+            found = await api.aggregators.query(question.query)
             return reply({"metric": name, "value": getattr(found.transport, TRANSPORT_METRICS[name])} | missing(found))
         if name in ALERT_METRICS:
             counts = getattr(api.alert_history, ALERT_METRICS[name])
@@ -121,7 +121,7 @@ def routes(api: Api) -> list[BaseRoute]:
             raise Rejected(f"{shorten(name)} has no series; a number or group with groupby has", status=404)
         fields, render, custom = _rendered(api, name)
         step_s = parse_step(given.get("step"), question.query)
-        found = await api.aggregators.ask(
+        found = await api.aggregators.query(
             replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
         )
         shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}

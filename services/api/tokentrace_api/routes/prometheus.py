@@ -38,7 +38,7 @@ def routes(api: Api) -> list[BaseRoute]:
         now_s = time.time_ns() // SECOND
         query = _window(now_s, [one.name for one in api.config.custom.values()])
         lifetime, window = await asyncio.gather(
-            api.aggregators.ask(replace(query, what="lifetime")), api.aggregators.ask(query)
+            api.aggregators.query(replace(query, what="lifetime")), api.aggregators.query(query)
         )
         for found in (lifetime, window):
             # A gap in a scrape is right, a counter that falls never is.

@@ -23,7 +23,7 @@ from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
 from tokentrace_api.parameters import Parameters, parameters, parse_count, parse_moment, parse_number
 from tokentrace_api.reads import (
     Session,
-    Wanted,
+    SessionFilter,
     depths,
     find_session,
     list_sessions,
@@ -146,12 +146,12 @@ async def _with_messages(api: Api, session: Session) -> dict[str, Any]:
     return _details(session, messages[session.session_id], now_ns)
 
 
-def _wanted(given: Parameters) -> Wanted:
+def _wanted(given: Parameters) -> SessionFilter:
     if "status" in given and given["status"] not in _STATUSES:
         raise Rejected(f"status: {shorten(given['status'])!r} is none of {', '.join(_STATUSES)}")
     money = {name: usd_to_nusd(parse_number(given, name)) for name in ("minCost", "maxCost") if name in given}
     counts = {name: parse_count(given, name, 0) for name in ("minSpans", "maxSpans") if name in given}
-    return Wanted(
+    return SessionFilter(
         user_id=given.get("userId", ""),
         label=given.get("label", ""),
         status=given.get("status", ""),

@@ -82,7 +82,7 @@ def routes(api: Api) -> list[BaseRoute]:
 
     async def stats(request: Request) -> Response:
         parameters(request, ())
-        answer = await api.aggregators.ask(Query(what="lifetime"))
+        answer = await api.aggregators.query(Query(what="lifetime"))
         sums = answer.total.sums
         shown: dict[str, Any] = {
             "total_spans": sums.spans,

@@ -1,4 +1,4 @@
-"""A span as a row of the store, and back: nothing is lost on the way."""
+"""A span as a row of the store and back, without loss; and SQL for attributes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokentrace.records import FUTURE_NS, SPAN_FIELDS, Span
 
 log = logging.getLogger("tokentrace.api.store")
 
-#: Column -> DuckDB type. What is rarely set travels in ``rest``.
+#: Column -> DuckDB type. Fields that are rarely set are encoded together in ``rest``.
 COLUMNS = {
     "ordinal": "BIGINT",
     "trace_hash": "UINTEGER",
@@ -58,41 +58,41 @@ COLUMNS = {
     "rest": "BLOB",
 }
 _REST = ("usage", "error_stack")
-_OWN = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attributes", "rest")
-_FIELDS = tuple(name for name in COLUMNS if name not in _OWN)
+_COMPUTED = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attributes", "rest")
+_FIELDS = tuple(name for name in COLUMNS if name not in _COMPUTED)
 _json = msgspec.json.Encoder()
 _pack = msgspec.msgpack.Encoder()
-#: A text that stands in JSON as it is; numbers with a fraction or an exponent may be written in another way.
+#: Texts that JSON contains unchanged. A number with a fraction or an exponent may be written differently in JSON.
 _VERBATIM = re.compile(r'(?!-?[\d.]+(?:[eE][-+]?\d+)?$)[^"\\\x00-\x1f{\[]+|-?\d+')
 
 
 def trace_hash(trace_id: str) -> int:
-    """Four bytes of *trace_id*: a tenth of the reading finds the rows of a trace, nearly all of them its own."""
+    """Return the CRC-32 of *trace_id*. Its column is a tenth of the size of the ids, so finding a trace reads less."""
     return zlib.crc32(trace_id.encode())
 
 
 def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_ordinal: int) -> dict[str, Any]:
     """
-    *spans* as columns for ``Database.insert``: numpy arrays, or a single value where all have the same.
+    Turn *spans* into columns for ``Database.insert``: a numpy array, or a single value if all spans have the same.
 
     Args:
         origins: (stream sequence, shard) of each span.
         first_ordinal: Number of the first row.
     """
     count = len(spans)
-    # Taken apart whole and turned round: one attribute of one span at a time was a third of storing it.
-    given = dict(zip(SPAN_FIELDS, zip(*map(astuple, spans), strict=True), strict=True))
+    # Transposing whole spans is faster: reading one field of one span at a time took a third of the time of storing.
+    fields = dict(zip(SPAN_FIELDS, zip(*map(astuple, spans), strict=True), strict=True))
     sequences, shards = zip(*origins, strict=True)
-    arrived, ended = np.array(given["arrived_ns"], np.int64), np.array(given["ended_ns"], np.int64)
+    arrived, ended = np.array(fields["arrived_ns"], np.int64), np.array(fields["ended_ns"], np.int64)
     columns: dict[str, Any] = {
         "ordinal": np.arange(first_ordinal, first_ordinal + count, dtype=np.int64),
-        "trace_hash": np.fromiter(map(trace_hash, given["trace_id"]), np.uint32, count),
+        "trace_hash": np.fromiter(map(trace_hash, fields["trace_id"]), np.uint32, count),
         "sequence": np.array(sequences, np.int64),
         "shard": np.array(shards, np.int32),
-        "event_ns": np.where(ended <= arrived + FUTURE_NS, ended, arrived),  # ``event_time`` of all at once
+        "event_ns": np.where(ended <= arrived + FUTURE_NS, ended, arrived),  # as ``event_time`` in tokentrace.records
     }
     for name in _FIELDS:
-        values = given[name]
+        values = fields[name]
         first = values[0]
         if values[-1] == first and values.count(first) == count:
             columns[name] = first
@@ -102,27 +102,27 @@ def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_
             columns[name] = nullable(values)
         else:
             columns[name] = np.array(values, np.int64)
-    rest = [_rest(*own) for own in zip(*(given[name] for name in _REST), strict=True)]
-    for name, texts in (("attributes", list(map(attributes_json, given["attributes"]))), ("rest", rest)):
+    rest = [_rest(*values) for values in zip(*(fields[name] for name in _REST), strict=True)]
+    for name, texts in (("attributes", list(map(attributes_json, fields["attributes"]))), ("rest", rest)):
         columns[name] = np.array(texts, dtype=object) if any(texts) else None
     return columns
 
 
 def nullable(values: Sequence[int | None]) -> Any:
-    """*values* as a numpy column in which None is NULL."""
+    """Return *values* as a numpy column in which None is NULL."""
     known = np.fromiter((value or 0 for value in values), np.int64, len(values))
     return np.ma.masked_array(known, np.fromiter((value is None for value in values), bool, len(values)))
 
 
 def attributes_json(attributes: dict[str, Any]) -> str | None:
-    """*attributes* as they are stored; None when there are none."""
+    """Return *attributes* as JSON; None if there are none."""
     if not attributes:
         return None
     try:
         return _json.encode(attributes).decode()
     except (TypeError, ValueError, RecursionError):
-        # Ingest lets nothing through that JSON cannot say; whoever wrote to the log past it loses the attributes only.
-        log.warning("attributes %s cannot be stored", shorten(list(attributes)))
+        # Ingest accepts only attributes that JSON can hold. A writer that bypasses ingest loses the attributes only.
+        log.warning("attributes %s cannot be stored: they are not valid JSON", shorten(list(attributes)))
         return None
 
 
@@ -131,7 +131,7 @@ def _rest(*values: Any) -> bytes | None:
 
 
 def span_of(row: Sequence[Any]) -> Span:
-    """The span that *row*, in the order of COLUMNS, was made of."""
+    """Return the span of which *row*, in the order of COLUMNS, was made."""
     values = dict(zip(COLUMNS, row, strict=True))
     fields = {name: values[name] for name in _FIELDS}
     if values["rest"] is not None:
@@ -147,32 +147,32 @@ def _pointer(*keys: str) -> str:
 
 def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str, list[str]]:
     """
-    SQL for what ``records.attribute`` finds, as text.
+    Return SQL for the text form of the attribute *key*, which ``tokentrace.records.attribute`` finds in Python.
 
     Args:
-        function: What to take of it instead, such as ``json_type``.
+        key: A key, or a path into nested maps, with dots between keys. A key with dots takes precedence over a path.
+        function: Another JSON function to apply to the attribute, such as ``json_type``.
 
     Returns:
-        (Expression, values of its parameters).
+        (Expression, values of its parameters). The expression is NULL for a span without the attribute.
     """
     literal = _pointer(key)
-    found = f"{function}(attributes, ?)"
+    extracted = f"{function}(attributes, ?)"
     if "." not in key:
-        return found, [literal]
+        return extracted, [literal]
     keys = key.split(".")
-    # A path leads into maps; of a list a pointer would take an element.
+    # A path leads into maps only, but a JSON pointer with a number or "-" would also select an element of a list.
     above = [_pointer(*keys[:depth]) for depth in range(1, len(keys)) if keys[depth].isdigit() or keys[depth] == "-"]
     maps = "".join(" AND json_type(attributes, ?) = 'OBJECT'" for _ in above)
-    expression = (
-        f"CASE WHEN json_extract_string(attributes, ?) IS NOT NULL THEN {found} WHEN true{maps} THEN {found} END"
-    )
+    has_key = "json_extract_string(attributes, ?) IS NOT NULL"
+    expression = f"CASE WHEN {has_key} THEN {extracted} WHEN true{maps} THEN {extracted} END"
     return expression, [literal, literal, *above, _pointer(*keys)]
 
 
 def attribute_is(key: str, value: str) -> tuple[str, list[str]]:
-    """SQL for: the attribute *key* is *value* in text form; (condition, values of its parameters)."""
+    """Return SQL that is true if the text form of the attribute *key* is *value*: (condition, its parameters)."""
     text, paths = attribute_text(key)
     if not _VERBATIM.fullmatch(value):
         return f"{text} = ?", [*paths, value]
-    # Looking for the text first spares taking most of the JSON apart.
+    # Searching for the text first avoids parsing the JSON of most rows.
     return f"(contains(attributes, ?) AND {text} = ?)", [value, *paths, value]

@@ -1,4 +1,4 @@
-"""DuckDB with files attached: one thread writes, any number read beside it."""
+"""DuckDB with files attached: one thread writes, any number of threads query at the same time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Database:
     A database in memory, to which files are attached.
 
     Args:
-        temporary: Where it puts what does not fit into its memory.
-        memory_limit_mb: How much that is.
+        temporary: Directory into which DuckDB spills what exceeds its memory limit.
+        memory_limit_mb: That limit, MB.
     """
 
     def __init__(self, temporary: Path, memory_limit_mb: int) -> None:
@@ -28,7 +28,8 @@ class Database:
             "memory_limit": f"{memory_limit_mb}MB",
             "threads": 2,
             "temp_directory": str(temporary),
-            # Each checkpoint writes the started row group again: at DuckDB's 16 MB that was a quarter of all appending.
+            # Each checkpoint rewrites the last row group; with DuckDB's default of 16 MB that took a quarter of the
+            # time of appending.
             "checkpoint_threshold": "128MB",
         }
         self._writer = duckdb.connect(":memory:", config=config)
@@ -36,18 +37,18 @@ class Database:
         self._reading_changes = threading.Condition()
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
-        """A statement of the writer, its result read to the end, as DuckDB asks before the next one."""
+        """Run a statement on the writer's connection and fetch all rows; DuckDB requires that before the next one."""
         rows: Rows = self._writer.execute(sql, list(parameters)).fetchall()
         return rows
 
     def attach(self, file: Path, name: str) -> None:
-        """Make *file*, or open it, as the database *name*."""
+        """Attach *file* as the database *name*; create the file if it is missing."""
         quoted = str(file).replace("'", "''")
         self.run(f"ATTACH '{quoted}' AS {name}")
 
     @contextlib.contextmanager
-    def given(self, name: str, columns: Mapping[str, Any]) -> Iterator[None]:
-        """While inside, numpy *columns* are the writer's table *name*."""
+    def registered(self, name: str, columns: Mapping[str, Any]) -> Iterator[None]:
+        """Make numpy *columns* a table *name* of the writer while the context lasts."""
         self._writer.register(name, columns)
         try:
             yield
@@ -56,23 +57,27 @@ class Database:
 
     def insert(self, table: str, columns: Mapping[str, Any]) -> None:
         """
-        Add rows to *table*.
+        Insert rows into *table*.
 
         Args:
-            columns: In the order of those of *table*: numpy arrays, at least one, or a value that all rows have.
+            columns: Values in the order of the columns of *table*: a numpy array, or a single value for all rows. At
+                least one is an array.
         """
         arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
         values = [column for name, column in columns.items() if name not in arrays]
-        wanted = ", ".join(name if name in arrays else "?" for name in columns)
-        with self.given("columns", arrays):
-            self.run(f"INSERT INTO {table} SELECT {wanted} FROM columns", values)
+        selected = ", ".join(name if name in arrays else "?" for name in columns)
+        with self.registered("columns", arrays):
+            self.run(f"INSERT INTO {table} SELECT {selected} FROM columns", values)
 
     def read(self, sql: str, parameters: Sequence[Any], limit_s: float | None) -> Rows:
         """
-        The rows of *sql*, asked in any thread.
+        Run a query in any thread.
 
         Args:
-            limit_s: Given up after so long; None = never.
+            limit_s: Seconds after which the query is interrupted; None = never.
+
+        Raises:
+            duckdb.Error: The query failed; ``InterruptException`` if it took too long or the database is closing.
         """
         with self._reading_changes:
             cursor = self._writer.cursor()
@@ -91,12 +96,17 @@ class Database:
                 self._reading.remove(cursor)
                 self._reading_changes.notify_all()
 
+    @property
+    def running_queries(self) -> int:
+        """Number of queries that run now."""
+        return len(self._reading)
+
     def close(self) -> None:
-        """DuckDB closes nothing while somebody reads: who does is told to stop, and nobody else begins."""
+        """Interrupt all queries and close. DuckDB does not close while a query runs; new queries wait meanwhile."""
         with self._reading_changes:
             while self._reading:
                 for cursor in self._reading:
                     cursor.interrupt()
-                # Again and again: one that has not begun yet does not hear it.
+                # Repeat, because an interrupt has no effect on a query that has not begun yet.
                 self._reading_changes.wait(0.05)
             self._writer.close()

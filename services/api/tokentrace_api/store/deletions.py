@@ -1,8 +1,8 @@
-"""What was deleted: it is gone from every answer, and stays away when the store is rebuilt from the log."""
+"""Deletions: which records a tombstone hides, and how its rows are removed from the files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,12 @@ from msgspec.structs import replace
 
 from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started, Tombstone
 from tokentrace_api.store.columns import trace_hash
+from tokentrace_api.store.database import Database
+from tokentrace_api.store.reader_state import forget_waiting, read_waiting
+from tokentrace_api.store.segment import Segment
 from tokentrace_api.store.span_updates import Key, SpanUpdate
 
-#: Table -> the column that says whose a record is, for each target.
+#: Target of a deletion -> table -> the column that holds the id of the target.
 _COLUMNS = {
     "trace": {"spans": "trace_id", "started": "trace_id", "messages": "trace_id"},
     "session": {
@@ -26,7 +29,7 @@ _COLUMNS = {
 
 
 class Deletions:
-    """All tombstones that are known; what arrived after one was put up is new and stays."""
+    """All known tombstones. A tombstone hides what arrived before it; later records of the same target are shown."""
 
     def __init__(self) -> None:
         self._deleted: dict[str, dict[str, int]] = {target: {} for target in _COLUMNS}
@@ -34,32 +37,34 @@ class Deletions:
     def __len__(self) -> int:
         return sum(map(len, self._deleted.values()))
 
-    def holds(self, stone: Tombstone) -> bool:
-        """*stone* says nothing new."""
-        return stone.deleted_ns <= self._deleted[stone.target].get(stone.id, -1)
+    def holds(self, tombstone: Tombstone) -> bool:
+        """Return True if *tombstone* hides nothing that is not hidden already."""
+        return tombstone.deleted_ns <= self._deleted[tombstone.target].get(tombstone.id, -1)
 
-    def add(self, stone: Tombstone) -> None:
-        """Put it up: what it stands for is gone."""
-        known = self._deleted[stone.target]
-        known[stone.id] = max(stone.deleted_ns, known.get(stone.id, -1))
+    def add(self, tombstone: Tombstone) -> None:
+        """Hide what *tombstone* deletes from now on."""
+        known = self._deleted[tombstone.target]
+        known[tombstone.id] = max(tombstone.deleted_ns, known.get(tombstone.id, -1))
 
     def without_hidden(self, batch: Batch) -> Batch:
-        """*batch* without what was deleted before it got here."""
+        """Return *batch* without the records that a tombstone hides."""
         if not self:
             return batch
         at = batch.arrived_ns
         return replace(
             batch,
-            spans=[one for one in batch.spans if not self.hides_span(one)],
-            started=[one for one in batch.started if not self.hides_span(replace(one, arrived_ns=at))],
-            messages=[one for one in batch.messages if not self.hides_message(one, at)],
-            session_ends=[one for one in batch.session_ends if not self.hides_message(one, at)],
-            scores=[one for one in batch.scores if not self._hides("trace", one.trace_id, at)],
-            annotations=[one for one in batch.annotations if not self._hides("trace", one.trace_id, at)],
+            spans=[span for span in batch.spans if not self.hides_span(span)],
+            started=[span for span in batch.started if not self.hides_span(replace(span, arrived_ns=at))],
+            messages=[message for message in batch.messages if not self.hides_message(message, at)],
+            session_ends=[end for end in batch.session_ends if not self.hides_message(end, at)],
+            scores=[score for score in batch.scores if not self._hides("trace", score.trace_id, at)],
+            annotations=[
+                annotation for annotation in batch.annotations if not self._hides("trace", annotation.trace_id, at)
+            ],
         )
 
     def hides_span(self, span: Span | Started) -> bool:
-        """*span* was deleted before it got here."""
+        """Return True if the trace, session or user of *span* was deleted after the span arrived."""
         return bool(self) and (
             self._hides("trace", span.trace_id, span.arrived_ns)
             or self._hides("session", span.session_id, span.arrived_ns)
@@ -67,39 +72,62 @@ class Deletions:
         )
 
     def hides_message(self, message: ChatMessage | SessionEnd, arrived_ns: int) -> bool:
-        """The same of what belongs to a session."""
+        """Return True if the session or trace of *message* was deleted after the message arrived."""
         trace_id = message.trace_id if isinstance(message, ChatMessage) else None
         return bool(self) and (
             self._hides("session", message.session_id, arrived_ns) or self._hides("trace", trace_id, arrived_ns)
         )
 
-    def suppresses(self, key: Key, change: SpanUpdate) -> bool:
-        """*change*, which waits for the span *key*, was deleted with its trace."""
-        return self._hides("trace", key[0], change.arrived_ns)
+    def suppresses(self, key: Key, update: SpanUpdate) -> bool:
+        """Return True if *update*, which waits for the span *key*, was deleted with the trace of that span."""
+        return self._hides("trace", key[0], update.arrived_ns)
 
     def _hides(self, target: str, id: str | None, arrived_ns: int) -> bool:
         return id is not None and arrived_ns <= self._deleted[target].get(id, -1)
 
 
-def columns_by_target(stones: Iterable[Tombstone]) -> dict[str, dict[str, Any]]:
-    """Target -> *stones* for it, as numpy columns for ``statements``."""
+def apply(database: Database, segment: Segment, tombstones: Sequence[Tombstone]) -> None:
+    """
+    Delete from *segment*, in one transaction, the rows and waiting updates that *tombstones* hide.
+
+    One statement for each table deletes for all tombstones together, because a user may have thousands of sessions.
+
+    Raises:
+        duckdb.Error: The disk refused; the transaction is left open.
+    """
+    database.run("BEGIN")
+    for target, columns in columns_by_target(tombstones).items():
+        with database.registered("tombstones", columns):
+            for sql in statements(segment.name, target):
+                database.run(sql)
+    applied = Deletions()
+    for tombstone in tombstones:
+        applied.add(tombstone)
+    for key, update in read_waiting(database, segment).items():
+        if applied.suppresses(key, update):
+            forget_waiting(database, segment, key)
+    database.run("COMMIT")
+
+
+def columns_by_target(tombstones: Iterable[Tombstone]) -> dict[str, dict[str, Any]]:
+    """Group *tombstones* by target, as numpy columns for ``statements``."""
     groups: dict[str, list[Tombstone]] = {}
-    for stone in stones:
-        groups.setdefault(stone.target, []).append(stone)
+    for tombstone in tombstones:
+        groups.setdefault(tombstone.target, []).append(tombstone)
     return {
         target: {
-            "id": np.array([stone.id for stone in group], dtype=object),
-            "hash": np.array([trace_hash(stone.id) for stone in group], np.uint32),
-            "deleted_ns": np.array([stone.deleted_ns for stone in group], np.int64),
+            "id": np.array([tombstone.id for tombstone in group], dtype=object),
+            "hash": np.array([trace_hash(tombstone.id) for tombstone in group], np.uint32),
+            "deleted_ns": np.array([tombstone.deleted_ns for tombstone in group], np.int64),
         }
         for target, group in groups.items()
     }
 
 
 def statements(segment: str, target: str) -> Iterator[str]:
-    """SQL that takes what the rows of ``stones`` stand for, all of *target*, out of *segment*."""
+    """Return SQL that deletes from *segment* what the rows of the table ``tombstones``, all of *target*, hide."""
     for table, column in _COLUMNS[target].items():
-        own = f"held.{column} = stones.id AND held.arrived_ns <= stones.deleted_ns"
+        is_hidden = f"held.{column} = tombstones.id AND held.arrived_ns <= tombstones.deleted_ns"
         if column == "trace_id" and table == "spans":
-            own = f"held.trace_hash = stones.hash AND {own}"
-        yield f"DELETE FROM {segment}.{table} AS held USING stones WHERE {own}"
+            is_hidden = f"held.trace_hash = tombstones.hash AND {is_hidden}"
+        yield f"DELETE FROM {segment}.{table} AS held USING tombstones WHERE {is_hidden}"

@@ -1,4 +1,4 @@
-"""What a file of the store says besides its rows: how far it was read, what was folded, what waits for its span."""
+"""The reader state of a file: positions, ids of folded batches, and updates that wait for their span."""
 
 from __future__ import annotations
 
@@ -15,88 +15,88 @@ from tokentrace_api.store.database import Database
 from tokentrace_api.store.segment import Segment, check_statements, columns_from
 from tokentrace_api.store.span_updates import Key, SpanUpdate
 
-#: Ids folded since the last whole memory was written; more are folded into a new one.
+#: Above so many rows in ``folded``, all ids are written as one state in ``seen`` instead.
 _MAX_FOLDED = 50_000
-_changes = msgspec.msgpack.Decoder(SpanUpdate)
+_updates = msgspec.msgpack.Decoder(SpanUpdate)
 
 
 @dataclass
 class StoredReader:
     """
-    What the store knows of one shard's stream.
+    What the store knows about the stream of one shard.
 
     Attributes:
-        position: The last message that is on disk; None = none is.
-        seen: The batches folded.
-        folded: (id, sequence, part, stream time) of those that are not on disk yet.
-        unsaved: How many stand on disk beside the last whole memory.
+        position: The last message that is stored; None = there is none.
+        seen: The batches that were folded.
+        unsaved_ids: (id, sequence, part, stream time) of folded batches that are not on disk yet.
+        folded_rows: Number of rows in ``folded``, which add to the last state in ``seen``.
     """
 
     position: Position | None
     seen: FoldedBatches
-    folded: list[tuple[str, int, int, int]] = field(default_factory=list)
-    unsaved: int = 0
+    unsaved_ids: list[tuple[str, int, int, int]] = field(default_factory=list)
+    folded_rows: int = 0
 
 
 class ReaderState(NamedTuple):
-    """The largest ordinal of a file, its readers by shard, what was said of spans that were not there."""
+    """The largest ordinal of a file, its readers by shard, and its updates for spans that had not arrived."""
 
-    ordinal: int
+    last_ordinal: int
     readers: dict[int, StoredReader]
     waiting: dict[Key, SpanUpdate]
 
 
-def read_reader_state(database: Database, segment: Segment, shards: int, *, whole: bool = False) -> ReaderState:
+def read_reader_state(database: Database, segment: Segment, shards: int, *, check: bool = False) -> ReaderState:
     """
-    What *segment* says.
+    Read the state of *segment*.
 
     Args:
-        whole: All of the file is read, so that what is damaged is found now.
+        check: Read all of the file first, so that damage anywhere in it is found now.
 
     Raises:
-        duckdb.Error: It cannot be read.
-        Rejected: What stands there was not written by this program.
+        duckdb.Error: The file cannot be read.
+        Rejected: A value in it was not written by this program.
     """
     query, name = database.run, segment.name
-    for statement in check_statements(segment) if whole else ():
+    for statement in check_statements(segment) if check else ():
         query(statement)
-    newest = query(f"SELECT max(ordinal) FROM {name}.spans")[0][0]
+    last_ordinal = query(f"SELECT max(ordinal) FROM {name}.spans")[0][0]
     readers = {}
     for shard, created_ns, sequence in query(f"SELECT shard, created_ns, sequence FROM {name}.position"):
         if shard >= shards:
             continue
         states = query(f"SELECT state FROM {name}.seen WHERE shard = ?", [shard])
         folded = query(f"SELECT id, sequence, part, time_ns FROM {name}.folded WHERE shard = ?", [shard])
-        with reading(f"what shard {shard} has folded is not readable"):
+        with reading(f"folded batches of shard {shard}"):
             seen = FoldedBatches.restore(states[0][0]) if states else FoldedBatches(shards)
             seen.note(folded)
-            readers[shard] = StoredReader(Position(created_ns, sequence), seen, unsaved=len(folded))
-    return ReaderState(newest or 0, readers, read_waiting(database, segment))
+            readers[shard] = StoredReader(Position(created_ns, sequence), seen, folded_rows=len(folded))
+    return ReaderState(last_ordinal or 0, readers, read_waiting(database, segment))
 
 
 def read_waiting(database: Database, segment: Segment) -> dict[Key, SpanUpdate]:
     """
-    What was said of spans that were not there; a change that says nothing: the span has arrived.
+    Read the updates of *segment* whose span had not arrived; an empty update says that it has arrived since.
 
     Raises:
-        duckdb.Error, Rejected: As ``read_memory``.
+        duckdb.Error, Rejected: As ``read_reader_state``.
     """
     rows = database.run(f"SELECT trace_id, span_id, change FROM {segment.name}.amendments")
-    with reading("what was said of spans is not readable"):
-        return {(trace_id, span_id): _changes.decode(change) for trace_id, span_id, change in rows}
+    with reading("updates that wait for their span"):
+        return {(trace_id, span_id): _updates.decode(update) for trace_id, span_id, update in rows}
 
 
-def write_waiting(database: Database, segment: Segment, changes: Mapping[Key, SpanUpdate]) -> None:
-    """Note what waits from now on for each of the spans in *changes*."""
-    for key in changes:
+def write_waiting(database: Database, segment: Segment, updates: Mapping[Key, SpanUpdate]) -> None:
+    """Replace the updates that wait for the spans in *updates*."""
+    for key in updates:
         forget_waiting(database, segment, key)
-    if changes:
-        rows = [(*key, msgspec.msgpack.encode(change)) for key, change in changes.items()]
+    if updates:
+        rows = [(*key, msgspec.msgpack.encode(update)) for key, update in updates.items()]
         database.insert(f"{segment.name}.amendments", columns_from("amendments", rows))
 
 
 def forget_waiting(database: Database, segment: Segment, key: Key) -> None:
-    """Nothing stands in *segment* of the span *key* any more."""
+    """Delete from *segment* the update that waits for the span *key*."""
     database.run(f"DELETE FROM {segment.name}.amendments WHERE trace_id = ? AND span_id = ?", list(key))
 
 
@@ -108,28 +108,28 @@ def write_reader(
     position: Position,
     time_ns: int | None,
     *,
-    fresh: bool,
+    is_new_file: bool,
 ) -> None:
     """
-    Note that *shard* has been read up to *position*.
+    Write that *shard* has been read up to *position*, with the ids folded since the last write.
 
     Args:
-        time_ns: Stream time of *position*; None = the reader has not moved.
-        fresh: The file knows no reader yet.
+        time_ns: Stream time of *position*, Unix nanoseconds; None = the shard was not read.
+        is_new_file: The file holds no reader state yet, so all ids are written.
     """
     query, name = database.run, segment.name
     query(f"DELETE FROM {name}.position WHERE shard = ?", [shard])
     query(f"INSERT INTO {name}.position VALUES (?, ?, ?)", [shard, position.created_ns, position.sequence])
     known = query(f"SELECT count(*) FROM {name}.seen WHERE shard = ?", [shard])[0][0]
-    if fresh or known == 0 or reader.unsaved + len(reader.folded) > _MAX_FOLDED:
+    if is_new_file or known == 0 or reader.folded_rows + len(reader.unsaved_ids) > _MAX_FOLDED:
         if time_ns is not None:
-            # By the time of the stream: a replay years later has to know the same repetitions.
+            # Ids expire by the time of the stream, so that a replay years later recognises the same duplicates.
             reader.seen.forget(time_ns)
         query(f"DELETE FROM {name}.seen WHERE shard = ?", [shard])
         query(f"DELETE FROM {name}.folded WHERE shard = ?", [shard])
         query(f"INSERT INTO {name}.seen VALUES (?, ?)", [shard, reader.seen.snapshot()])
-        reader.unsaved = 0
-    elif reader.folded:
-        rows = [(shard, *row) for row in reader.folded]
+        reader.folded_rows = 0
+    elif reader.unsaved_ids:
+        rows = [(shard, *row) for row in reader.unsaved_ids]
         database.insert(f"{name}.folded", columns_from("folded", rows))
-        reader.unsaved += len(rows)
+        reader.folded_rows += len(rows)

@@ -1,7 +1,7 @@
 """
-A segment: one DuckDB file with what arrived on a UTC day, or in a part of it, and the stream positions it contains.
+A segment: one DuckDB file with what arrived on a UTC day or a part of it. Its name, its tables, its errors.
 
-A file is let go of as a whole; so a day that grows large is cut into several.
+Retention removes whole files, so a large day is cut into several.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tokentrace.units import SECOND
 from tokentrace_api.store.columns import COLUMNS
 
 SCHEMA_VERSION = 3
-#: A file that is larger than this is followed by another.
+#: A file that has grown to this size is not appended to any more, bytes.
 MAX_BYTES = 1024 * 1024 * 1024
 GLOB = "spans-*.duckdb"
-#: Files that could not be read, and what belongs to them.
-SET_ASIDE = "spans-*.damaged-*"
-#: Why a disk refuses although no file is damaged.
+#: Damaged files that are kept under another name, with their WAL.
+DAMAGED_GLOB = "spans-*.damaged-*"
+#: Errors of opening a file that do not mean that it is damaged.
 _REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _NAME = re.compile(r"spans-(\d{4})-(\d\d)-(\d\d)-(\d{3,})\.duckdb")
 
-#: Spans that began and were not known to have ended.
+#: Spans that have started; their end, if it is known, is a row of ``spans``.
 STARTED = {
     "trace_id": "VARCHAR",
     "span_id": "VARCHAR",
@@ -59,9 +59,9 @@ MESSAGES = {
     "metadata": "VARCHAR",
 }
 SESSION_ENDS = {"session_id": "VARCHAR", "ended_ns": "BIGINT", "error": "VARCHAR", "arrived_ns": "BIGINT"}
-#: What was said of spans that had not arrived yet.
+#: Updates of spans that have not arrived yet.
 AMENDMENTS = {"trace_id": "VARCHAR", "span_id": "VARCHAR", "change": "BLOB"}
-#: What can be asked for: each yields one row for one record.
+#: Tables that queries may read; one row is one record.
 RECORDS: Mapping[str, Mapping[str, str]] = {
     "spans": COLUMNS,
     "started": STARTED,
@@ -85,39 +85,39 @@ _TABLES: Mapping[str, Mapping[str, str]] = {
 
 
 class Segment(NamedTuple):
-    """Which file: the day of arrival and its how-manieth; in this order they follow each other in time."""
+    """A day of arrival and the number of the file on that day, from 0. Segments sort in order of time."""
 
     day: str
     part: int
 
     @property
     def name(self) -> str:
-        """What the attached database is called."""
+        """Name of the attached database."""
         return f"d{self.day.replace('-', '')}_{self.part}"
 
     @property
     def file_name(self) -> str:
-        """Its file in the store's directory."""
+        """Name of the file in the directory of the store."""
         return f"spans-{self.day}-{self.part:03d}.duckdb"
 
     def next(self) -> Segment:
-        """The one that follows on the same day."""
+        """Return the next segment of the same day."""
         return Segment(self.day, self.part + 1)
 
 
 def parse_segment(file: Path) -> Segment | None:
-    """The segment that *file* holds; None when it is none of this version."""
+    """Return the segment that *file* is named after; None if the name is not that of a file of this version."""
     match = _NAME.fullmatch(file.name)
     return Segment(f"{match[1]}-{match[2]}-{match[3]}", int(match[4])) if match else None
 
 
 def day_of(time_ns: int) -> str:
-    """The UTC day of an instant, such as ``2026-03-15``."""
+    """Return the UTC day of an instant in Unix nanoseconds, such as ``2026-03-15``."""
     return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=time_ns // SECOND):%Y-%m-%d}"
 
 
 def table_statements(segment: Segment) -> list[str]:
-    """SQL that makes the tables of *segment* where they are not there."""
+    """Return SQL that creates the tables of *segment* that are missing."""
     return [
         f"CREATE TABLE IF NOT EXISTS {segment.name}.{table} "
         f"({', '.join(f'{name} {kind}' for name, kind in columns.items())})"
@@ -126,14 +126,14 @@ def table_statements(segment: Segment) -> list[str]:
 
 
 def check_statements(segment: Segment) -> list[str]:
-    """SQL that reads every block of *segment*, and so fails when one is damaged."""
+    """Return SQL that reads every block of *segment*, and so fails if one is damaged."""
     return [f"SELECT bit_xor(hash(COLUMNS(*))) FROM {segment.name}.{table}" for table in _TABLES]
 
 
-def is_refusal(why: Exception) -> bool:
-    """A file could not be opened for a reason that passes: the disk is full or read-only, somebody else has it open."""
-    text = str(why)
-    if isinstance(why, duckdb.OutOfMemoryException) or "set lock on file" in text or "already attached" in text:
+def is_refusal(reason: Exception) -> bool:
+    """Return True if a file is not damaged but cannot be opened now: the disk is full, or another process has it."""
+    text = str(reason)
+    if isinstance(reason, duckdb.OutOfMemoryException) or "set lock on file" in text or "already attached" in text:
         return True
     return any(os.strerror(code) in text for code in _REFUSALS)
 
@@ -142,7 +142,7 @@ _DTYPES = {"BIGINT": np.int64, "INTEGER": np.int32, "BOOLEAN": np.bool_}
 
 
 def columns_from(table: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """*rows*, at least one, in the order of the columns of *table*, as numpy columns that DuckDB inserts from."""
+    """Turn *rows*, at least one, in the order of the columns of *table*, into numpy columns for ``Database.insert``."""
     columns = _TABLES[table]
     return {
         name: np.array(values, dtype=_DTYPES.get(kind, object))

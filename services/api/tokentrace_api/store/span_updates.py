@@ -1,4 +1,4 @@
-"""What is said of a span after it ended: scores and annotations, which change its attributes and nothing else."""
+"""Scores and annotations: what is added to a span after it ended. They change its attributes and its score only."""
 
 from __future__ import annotations
 
@@ -6,84 +6,87 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from msgspec.structs import replace
 
 from tokentrace.dialect.docs import score_of
 from tokentrace.records import Batch, Span
 from tokentrace.units import int_to_score
+from tokentrace_api.store.columns import attributes_json, nullable, span_of, trace_hash
+from tokentrace_api.store.database import Database
+from tokentrace_api.store.segment import Segment
 
+#: (Trace id, span id).
 Key = tuple[str, str]
+#: Segment -> (ordinal, span) of stored rows.
+Versions = dict[Segment, list[tuple[int, Span]]]
 SCORE = "eval.score"
 
 
 class SpanUpdate(msgspec.Struct, frozen=True, array_like=True):
     """
-    Attributes to be set, and others to be taken away.
+    A change of the attributes of one span. Stored in the table ``amendments``.
 
     Attributes:
-        given: Merged over those the span has.
-        gone: Names of those it loses.
-        arrived_ns: When the last of it arrived, Unix nanoseconds.
+        values: Attributes to set, merged over those of the span.
+        removed: Names of attributes to remove.
+        arrived_ns: When the last part of the update arrived, Unix nanoseconds.
     """
 
-    given: dict[str, Any] = {}
-    gone: list[str] = []
+    values: dict[str, Any] = {}
+    removed: list[str] = []
     arrived_ns: int = 0
 
     def then(self, later: SpanUpdate) -> SpanUpdate:
-        """Both, *later* last."""
-        given = {key: value for key, value in self.given.items() if key not in later.gone} | later.given
-        gone = [key for key in self.gone if key not in later.given]
-        gone += [key for key in later.gone if key not in gone]
-        return SpanUpdate(given, gone, max(self.arrived_ns, later.arrived_ns))
-
-    def apply(self, attributes: Mapping[str, Any]) -> dict[str, Any]:
-        """*attributes* afterwards."""
-        return {key: value for key, value in attributes.items() if key not in self.gone} | self.given
+        """Return one update that does what this one and then *later* do."""
+        values = {key: value for key, value in self.values.items() if key not in later.removed} | later.values
+        removed = [key for key in self.removed if key not in later.values]
+        removed += [key for key in later.removed if key not in removed]
+        return SpanUpdate(values, removed, max(self.arrived_ns, later.arrived_ns))
 
     @property
-    def says_something(self) -> bool:
-        """It changes any span at all."""
-        return bool(self.given or self.gone)
+    def is_empty(self) -> bool:
+        """True if the update changes nothing."""
+        return not (self.values or self.removed)
 
     @property
-    def rescores(self) -> bool:
-        """The score that everybody counts is another one."""
-        return SCORE in self.given or SCORE in self.gone
+    def changes_score(self) -> bool:
+        """True if the update sets or removes ``eval.score``, from which quality is computed."""
+        return SCORE in self.values or SCORE in self.removed
 
-    def amended(self, span: Span) -> Span:
-        """*span* afterwards."""
-        attributes = self.apply(span.attributes)
-        return replace(span, attributes=attributes, score=score_of(attributes) if self.rescores else span.score)
+    def applied_to(self, span: Span) -> Span:
+        """Return *span* with the update."""
+        kept = {key: value for key, value in span.attributes.items() if key not in self.removed}
+        attributes = kept | self.values
+        return replace(span, attributes=attributes, score=score_of(attributes) if self.changes_score else span.score)
 
 
 def updates_of(batches: Iterable[Batch]) -> dict[Key, SpanUpdate]:
-    """(Trace, span) -> what *batches*, in order, say of it."""
-    found: dict[Key, SpanUpdate] = {}
+    """Collect the scores and annotations of *batches*, in order, into one update for each span."""
+    updates: dict[Key, SpanUpdate] = {}
 
-    def note(key: Key, change: SpanUpdate) -> None:
-        found[key] = found[key].then(change) if key in found else change
+    def add(key: Key, update: SpanUpdate) -> None:
+        updates[key] = updates[key].then(update) if key in updates else update
 
     for batch in batches:
         for annotation in batch.annotations:
-            note(
-                (annotation.trace_id, annotation.span_id), SpanUpdate(dict(annotation.attributes), [], batch.arrived_ns)
-            )
+            key = (annotation.trace_id, annotation.span_id)
+            add(key, SpanUpdate(dict(annotation.attributes), [], batch.arrived_ns))
         for score in batch.scores:
-            named = {} if score.value is None else {score.name: int_to_score(score.value)}
-            note((score.trace_id, score.span_id), SpanUpdate(named, [] if named else [score.name], batch.arrived_ns))
-    return found
+            values = {} if score.value is None else {score.name: int_to_score(score.value)}
+            add((score.trace_id, score.span_id), SpanUpdate(values, [] if values else [score.name], batch.arrived_ns))
+    return updates
 
 
 class UpdatedSpans(NamedTuple):
     """
-    What becomes of batches.
+    The result of ``apply_updates``.
 
     Attributes:
-        spans: Theirs, in order, with what was said of them.
-        updates: What is said of spans that were stored before.
-        waiting: What is said of spans that are not there yet.
-        touched: Spans for which something else waits than before.
+        spans: The new spans in order, with their updates applied.
+        updates: Updates for spans that were stored before.
+        waiting: Updates for spans that have not arrived.
+        touched: Keys whose entry in ``waiting`` was added, changed or removed.
     """
 
     spans: list[Span]
@@ -94,13 +97,14 @@ class UpdatedSpans(NamedTuple):
 
 def apply_updates(batches: Sequence[Batch], known: Collection[Key], waiting: Mapping[Key, SpanUpdate]) -> UpdatedSpans:
     """
-    Fold *batches* in their order, each its spans first: what is said of a span changes the versions that are there.
+    Fold *batches* in order, the spans of each batch before its scores and annotations.
 
-    All of them, for the last one may be deleted with its user while the one before stays.
+    An update changes every version of a span that is there, not only the last one: the last version may later be
+    deleted with its user while an earlier one stays.
 
     Args:
-        known: Those of the spans *batches* speak about that are stored.
-        waiting: What was said before of spans that were not there.
+        known: Keys of spans that are stored, of those that the batches update.
+        waiting: Updates from before whose span had not arrived.
     """
     spans: list[Span] = []
     if not waiting and not any(batch.scores or batch.annotations for batch in batches):
@@ -108,22 +112,68 @@ def apply_updates(batches: Sequence[Batch], known: Collection[Key], waiting: Map
             spans += batch.spans
         return UpdatedSpans(spans, {}, {}, set())
     updates: dict[Key, SpanUpdate] = {}
-    left, touched, places = dict(waiting), set[Key](), dict[Key, list[int]]()
+    still_waiting, touched, places = dict(waiting), set[Key](), dict[Key, list[int]]()
     for batch in batches:
         for span in batch.spans:
             key = (span.trace_id, span.span_id)
-            change = left.pop(key, None)
-            if change is not None:
+            update = still_waiting.pop(key, None)
+            if update is not None:
                 touched.add(key)
-                span = change.amended(span)
+                span = update.applied_to(span)
             places.setdefault(key, []).append(len(spans))
             spans.append(span)
-        for key, change in updates_of([batch]).items():
+        for key, update in updates_of([batch]).items():
             for place in places.get(key, ()):
-                spans[place] = change.amended(spans[place])
+                spans[place] = update.applied_to(spans[place])
             if key in known:
-                updates[key] = updates[key].then(change) if key in updates else change
+                updates[key] = updates[key].then(update) if key in updates else update
             elif key not in places:
-                left[key] = left[key].then(change) if key in left else change
+                still_waiting[key] = still_waiting[key].then(update) if key in still_waiting else update
                 touched.add(key)
-    return UpdatedSpans(spans, updates, left, touched)
+    return UpdatedSpans(spans, updates, still_waiting, touched)
+
+
+# -- stored rows
+
+
+def stored_versions(database: Database, segments: Sequence[Segment], keys: Collection[Key]) -> Versions:
+    """Find every stored version of the spans with *keys*."""
+    versions: Versions = {}
+    if not keys:
+        return versions
+    hashes = {"hash": np.array([trace_hash(trace_id) for trace_id, _ in keys], np.uint32)}
+    with database.registered("wanted", hashes):
+        for segment in segments:
+            rows = database.run(
+                f"SELECT * FROM {segment.name}.spans WHERE trace_hash IN (SELECT DISTINCT hash FROM wanted)"
+            )
+            spans = [(int(row[0]), span_of(row)) for row in rows]
+            versions[segment] = [(ordinal, span) for ordinal, span in spans if (span.trace_id, span.span_id) in keys]
+    return versions
+
+
+def changed_columns(versions: Versions, updates: Mapping[Key, SpanUpdate]) -> dict[Segment, dict[str, Any]]:
+    """Return, for each segment with rows to update, their ordinals and new values as numpy columns."""
+    changes = {}
+    for segment, rows in versions.items():
+        updated = [
+            (ordinal, updates[span.trace_id, span.span_id].applied_to(span))
+            for ordinal, span in rows
+            if (span.trace_id, span.span_id) in updates
+        ]
+        if updated:
+            changes[segment] = {
+                "ordinal": np.array([ordinal for ordinal, _ in updated], np.int64),
+                "attributes": np.array([attributes_json(span.attributes) for _, span in updated], dtype=object),
+                "score": nullable([span.score for _, span in updated]),
+            }
+    return changes
+
+
+def set_columns(database: Database, segment: Segment, columns: Mapping[str, Any]) -> None:
+    """Update the rows of *segment* with the values that ``changed_columns`` returned for it."""
+    with database.registered("columns", columns):
+        database.run(
+            f"UPDATE {segment.name}.spans AS held SET attributes = columns.attributes, score = columns.score "
+            "FROM columns WHERE held.ordinal = columns.ordinal"
+        )

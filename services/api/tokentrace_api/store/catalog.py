@@ -1,0 +1,273 @@
+"""The open files of the store and the state they hold: positions, folded batches, updates that wait for their span."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+
+from tokentrace.bad_data import SetAside
+from tokentrace.dedup import FoldedBatches
+from tokentrace.errors import Rejected, Unavailable
+from tokentrace.records import Position
+from tokentrace_api.store import segment
+from tokentrace_api.store.database import Database
+from tokentrace_api.store.reader_state import ReaderState, StoredReader, read_reader_state, read_waiting
+from tokentrace_api.store.segment import Segment, parse_segment
+from tokentrace_api.store.span_updates import Key, SpanUpdate
+
+log = logging.getLogger("tokentrace.api.store")
+
+
+class StoreDamaged(Exception):
+    """
+    A file of the open store is damaged.
+
+    Callers may have read the log past what the remaining files hold. They must open the store again and continue from
+    its positions.
+    """
+
+
+class Catalog:
+    """
+    The files of a store, attached to one database. Its methods are called by the writing thread only.
+
+    Args:
+        directory: Where the files are; it is created if missing.
+        shards: Number of shards of the stream.
+        memory_limit_mb: Memory limit of DuckDB, MB.
+        set_aside: Takes a note of each file that cannot be read.
+
+    Attributes:
+        database: DuckDB with all segments attached.
+        segments: The attached segments, oldest first.
+        visible: The segments that queries read; None while the database is not open. Read by any thread.
+        readers: Shard -> position and folded batches.
+        waiting: Updates whose span has not arrived yet.
+        last_ordinal: Number of the newest row; 0 = there is none.
+        damaged: Names of files that could not be read, each with the type of the error.
+        is_stale: A transaction failed, and what is in memory may be ahead of the files.
+
+    Raises:
+        Unavailable: The directory or a file in it cannot be opened now.
+    """
+
+    def __init__(self, directory: Path, shards: int, memory_limit_mb: int, set_aside: SetAside) -> None:
+        self.directory, self._shards, self._memory_limit_mb = directory, shards, memory_limit_mb
+        self.set_aside = set_aside
+        self.visible: tuple[Segment, ...] | None = None
+        self.is_stale = False
+        self._damaged_while_open = False
+        self.last_ordinal = 0
+        self.damaged: list[str] = []
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            # Without this write, a read-only disk would make every file look damaged.
+            (directory / "probe").write_bytes(b"")
+            self._open()
+        except (OSError, duckdb.Error) as exc:
+            raise Unavailable(f"span store: {directory} cannot be opened: {str(exc)[:200]}") from exc
+
+    # -- opening and closing
+
+    def _open(self) -> None:
+        """
+        Attach all files and load their state.
+
+        Raises:
+            Unavailable: A file cannot be opened now although it is not damaged; opening may be tried again.
+        """
+        self.database = Database(self.directory / "tmp", self._memory_limit_mb)
+        self.segments: list[Segment] = []
+        self._reset_state()
+        files = sorted(self.directory.glob(segment.GLOB), key=lambda file: parse_segment(file) or Segment("", 0))
+        for file in files:
+            if file.stat().st_size == 0:
+                _remove(file)  # the process died while it created the file
+                continue
+            crashed = file == files[-1] and file.with_name(file.name + ".wal").exists()
+            try:
+                self.attach(file)
+                self._load(read_reader_state(self.database, self.segments[-1], self._shards, check=crashed))
+            except (duckdb.Error, Rejected) as exc:
+                if segment.is_refusal(exc):
+                    self.close()
+                    raise Unavailable(f"span store: {file.name}: {type(exc).__name__}: {str(exc)[:200]}") from exc
+                self._keep_damaged(file, exc, newest=file == files[-1])
+        self.visible = tuple(self.segments)
+
+    def attach(self, file: Path) -> None:
+        """
+        Attach *file*, created if missing, with all tables.
+
+        Raises:
+            duckdb.Error: It cannot be opened.
+            Rejected: Its name or its schema version is not one that this program reads.
+        """
+        opened = parse_segment(file)
+        if opened is None:
+            raise Rejected(f"{file.name}: the name is not that of a store file of this version")
+        try:
+            self.database.attach(file, opened.name)
+            for statement in segment.table_statements(opened):
+                self.database.run(statement)
+            version = self.database.run(f"SELECT max(version) FROM {opened.name}.schema_version")[0][0]
+            if version is None:
+                self.database.run(f"INSERT INTO {opened.name}.schema_version VALUES ({segment.SCHEMA_VERSION})")
+            elif version != segment.SCHEMA_VERSION:
+                raise Rejected(f"schema version {version}, this program reads version {segment.SCHEMA_VERSION}")
+        except (duckdb.Error, Rejected):
+            with contextlib.suppress(duckdb.Error):
+                self.database.run(f"DETACH {opened.name}")
+            raise
+        self.segments = sorted([*self.segments, opened])
+
+    def _keep_damaged(self, file: Path, reason: Exception, *, newest: bool) -> None:
+        """Rename a damaged file, detach it and note why."""
+        name = f"{file.name}.damaged-{int(time.time())}"
+        # The positions in newer files lie behind the content of an older file, so only the newest one is read again.
+        consequence = "its content is read from the log again" if newest else "its content is no longer shown"
+        log.error("%s cannot be read (%s) and is kept as %s; %s", file.name, reason, name, consequence)
+        opened = parse_segment(file)
+        if opened is not None:
+            with contextlib.suppress(duckdb.Error):
+                self.database.run(f"DETACH {opened.name}")
+            self.segments = [other for other in self.segments if other != opened]
+        for part in (file, file.with_name(file.name + ".wal")):
+            if part.exists():
+                part.rename(part.with_name(part.name.replace(file.name, name)))
+        self.damaged.append(f"{file.name}: {type(reason).__name__}")
+        self.set_aside.note("span store", f"file {name}", reason)
+
+    def close(self) -> None:
+        """Write everything to the files and detach them; running queries are interrupted."""
+        self.visible = None
+        self.database.close()
+
+    # -- the state that the files hold
+
+    def position(self, shard: int) -> Position | None:
+        """Return the position of the last message of *shard* that is stored; None if there is none."""
+        return self.readers[shard].position
+
+    def _reset_state(self) -> None:
+        self.readers = {shard: StoredReader(None, FoldedBatches(self._shards)) for shard in range(self._shards)}
+        self.waiting: dict[Key, SpanUpdate] = {}
+
+    def _load(self, state: ReaderState) -> None:
+        """Take over the state of a file; called from the oldest file to the newest, so that newer state replaces it."""
+        self.last_ordinal = max(self.last_ordinal, state.last_ordinal)
+        self.readers |= state.readers
+        self._merge_waiting(state.waiting)
+
+    def _merge_waiting(self, waiting: Mapping[Key, SpanUpdate]) -> None:
+        # An empty update in a newer file says that the span has arrived for which an older file holds an update.
+        merged = self.waiting | dict(waiting)
+        self.waiting = {key: update for key, update in merged.items() if not update.is_empty}
+
+    # -- after a failure
+
+    def fail(self, reason: Exception) -> Unavailable:
+        """
+        Roll back after an error of the disk or of DuckDB, and reload the state from the files if that is possible.
+
+        Returns:
+            The error to be raised.
+
+        Raises:
+            StoreDamaged: A file proved damaged during the reload.
+        """
+        self.is_stale = True
+        with contextlib.suppress(duckdb.Error):
+            self.database.run("ROLLBACK")
+        if isinstance(reason, duckdb.FatalException | duckdb.InternalException) or "invalidated" in str(reason):
+            self.visible = None
+        with contextlib.suppress(duckdb.Error, Rejected, OSError, Unavailable):
+            self.recover()
+        return Unavailable(f"span store: {type(reason).__name__}: {str(reason)[:200]}")
+
+    def recover(self) -> None:
+        """
+        Reload the state from the files if a transaction failed before; reopen a database that DuckDB invalidated.
+
+        Raises:
+            duckdb.Error, OSError, Unavailable: The disk still refuses. Nothing may be written until this succeeds.
+            StoreDamaged: A file is damaged that was not damaged when the store was opened.
+        """
+        if not self.is_stale:
+            return
+        if self.visible is not None:
+            try:
+                states = [read_reader_state(self.database, opened, self._shards) for opened in self.segments]
+            except (duckdb.Error, Rejected):
+                self.visible = None
+            else:
+                self._reset_state()
+                for state in states:
+                    self._load(state)
+        if self.visible is None:
+            self.close()
+            known = len(self.damaged)
+            try:
+                self._open()
+            finally:
+                self._damaged_while_open = self._damaged_while_open or len(self.damaged) > known
+        if self._damaged_while_open:
+            self.visible = None
+            raise StoreDamaged(f"span store: {self.damaged[-1]}: was damaged while it was open")
+        self.is_stale = False
+
+    # -- files come and go
+
+    def segment_for(self, day: str) -> Segment:
+        """Return the segment for what arrives on *day*; create one if the newest is of an earlier day or too large."""
+        newest = self.segments[-1] if self.segments else None
+        created = Segment(day, 0)
+        if newest is not None and newest.day >= day:
+            if (self.directory / newest.file_name).stat().st_size < segment.MAX_BYTES:
+                return newest
+            created = newest.next()
+        file = self.directory / created.file_name
+        _remove(file)  # a failed attempt may have left it
+        try:
+            self.attach(file)
+        except duckdb.Error:
+            with contextlib.suppress(OSError):
+                _remove(file)
+            raise
+        self.visible = tuple(self.segments)
+        return created
+
+    def remove(self, removed: Segment) -> None:
+        """Detach and delete the file of *removed*."""
+        self.segments = [other for other in self.segments if other != removed]
+        self.visible = tuple(self.segments)
+        try:
+            self.database.run(f"DETACH {removed.name}")
+        finally:
+            # DETACH can fail on a full disk; delete the file anyway, because that frees space.
+            _remove(self.directory / removed.file_name)
+        # Updates that waited in the removed file only no longer wait.
+        self.waiting = {}
+        for opened in self.segments:
+            self._merge_waiting(read_waiting(self.database, opened))
+
+    def disk_bytes(self) -> int:
+        """Return the size of all files, damaged ones included, bytes."""
+        return sum(_size(file) for file in self.directory.glob("spans-*"))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # removed by the writing thread in the meantime
+        return 0
+
+
+def _remove(file: Path) -> None:
+    for part in (file, file.with_name(file.name + ".wal")):
+        part.unlink(missing_ok=True)

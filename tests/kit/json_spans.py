@@ -1,0 +1,26 @@
+"""Spans in the documented JSON form, with ids that no other test uses."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+
+def fresh(prefix: str) -> str:
+    """Return a new id that starts with *prefix*."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+def json_span(**fields: Any) -> dict[str, Any]:
+    """Return a call to gpt-4o with new ids, in the form of ``POST /spans``."""
+    return {
+        "trace_id": fresh("trace"),
+        "span_id": fresh("span"),
+        "name": "x",
+        "kind": "llm",
+        "model": "gpt-4o",
+        "prompt_tokens": 10,
+        "comp_tokens": 2,
+        "cost_usd": 0.5,
+        **fields,
+    }
