@@ -41,7 +41,7 @@ def test_variables_are_substituted_anywhere_in_the_values() -> None:
     got = read(
         "http_server: {auth_token: '${TOKEN}', addr: '${HOST}:${PORT}', max_batch_size: '${SIZE}', enabled: '${ON}'}\n"
         "alerts: [{name: a, metric: m, op: gt, threshold: '${HIGH}', window: 1h,\n"
-        "          delivery: {headers: {Authorization: 'Bearer ${TOKEN}'}}}]\n",
+        "          delivery: {type: http, url: 'http://a', headers: {Authorization: 'Bearer ${TOKEN}'}}}]\n",
         TOKEN="s: {e} # ct",
         HOST="0.0.0.0",
         PORT="80",
@@ -69,9 +69,9 @@ RULE = "name: a, metric: m, op: gt, threshold: 1, window: 1h"
     [
         ("http_server: {auth_token: '${NONE}'}", "http_server.auth_token"),
         ("http_server: {auth_token: 'a${NONE}b'}", "http_server.auth_token"),
-        (f"alerts: [{{{RULE}, delivery: {{type: http, secret: '${{NONE}}'}}}}]", "alerts[0].delivery.secret"),
+        (f"alerts: [{{{RULE}, delivery: {{type: http, url: http://a, secret: '${{NONE}}'}}}}]", "alerts[0].delivery.secret"),
         (
-            f"alerts: [{{{RULE}, delivery: {{headers: {{Authorization: 'Bearer ${{NONE}}'}}}}}}]",
+            f"alerts: [{{{RULE}, delivery: {{type: http, url: http://a, headers: {{Authorization: 'Bearer ${{NONE}}'}}}}}}]",
             "alerts[0].delivery.headers.Authorization",
         ),
     ],

@@ -51,7 +51,13 @@ INVALID = [
 
 
 def resolve(schema: dict[str, Any]) -> dict[str, Any]:
-    """The object schema that *schema* is or refers to, else *schema*."""
+    """The object schema that *schema* is or refers to, else *schema*; of a union of objects all keys together."""
+    objects = [option["$ref"] for option in schema.get("anyOf", []) if "$ref" in option]
+    if len(objects) > 1:
+        merged: dict[str, Any] = {}
+        for reference in objects:
+            merged |= SCHEMA["$defs"][reference.rpartition("/")[2]]["properties"]
+        return {"properties": {name: key for name, key in merged.items() if "const" not in key}}
     for option in (schema, *schema.get("anyOf", [])):
         if "$ref" in option:
             return dict(SCHEMA["$defs"][option["$ref"].rpartition("/")[2]])
@@ -63,7 +69,7 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def keys_below(schema: dict[str, Any], parent: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, schema) of each key without keys below it; a path is ``a.b`` or ``list[].b``."""
+    """Yield (path, schema) of each key without keys below it; a path is like ``list[].b``."""
     for name, key in schema["properties"].items():
         path = f"{parent}{name}"
         inner = resolve(key)

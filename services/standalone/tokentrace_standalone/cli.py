@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import Any
+from collections.abc import Callable
 
 import typer
 from typer.exceptions import TyperException
@@ -40,12 +40,12 @@ def version() -> None:
 def print_help(context: typer.Context) -> None:
     """Print this help."""
     assert context.parent is not None
-    _print_help(context.parent)
+    _print_help(context.parent.get_help)
 
 
-def _print_help(context: Any) -> None:
+def _print_help(get_help: Callable[[], str]) -> None:
     # With rich installed, get_help prints the help itself and returns an empty text.
-    print(context.get_help(), end="")
+    print(get_help(), end="")
 
 
 def main(words: list[str]) -> int:
@@ -62,7 +62,7 @@ def main(words: list[str]) -> int:
     if first not in ("-h", "--help") and first not in command.commands:  # type: ignore[attr-defined]
         print(f"unknown command: {first}", file=sys.stderr)
         with contextlib.redirect_stdout(sys.stderr):
-            _print_help(typer.Context(command, info_name="tokentrace"))
+            _print_help(typer.Context(command, info_name="tokentrace").get_help)
         return EXIT_UNKNOWN_COMMAND
     try:
         code = command.main(words or ["--help"], prog_name="tokentrace", standalone_mode=False)

@@ -16,7 +16,7 @@ from tokentrace.config.alerts import (
 )
 from tokentrace.config.custom_metrics import CustomMetric
 from tokentrace.config.http_server import HttpServer
-from tokentrace.config.load import DEPRECATED, ENVIRONMENT, build, keys_without_effect, load, parse_yaml
+from tokentrace.config.loader import DEPRECATED, ENVIRONMENT, build, keys_without_effect, load, parse_yaml
 from tokentrace.config.mist import Mist
 from tokentrace.config.nats import Nats, own_shards
 from tokentrace.config.pricing import ModelRate, Pricing

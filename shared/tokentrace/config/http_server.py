@@ -41,10 +41,7 @@ class HttpServer(Section, frozen=True, kw_only=True):
     )
     auth_token: Annotated[
         str,
-        Meta(
-            description="Bearer token that requests need, except /healthz, /readyz and /mist. "
-            "Empty = no request needs one."
-        ),
+        Meta(description="Bearer token of requests, except for /healthz, /readyz and /mist; empty = none is needed."),
     ] = ""
     ingest_url: Annotated[
         str, Meta(description="URL of an ingest to which an api that runs alone forwards posted spans.")
