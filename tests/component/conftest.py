@@ -12,7 +12,7 @@ import pytest
 
 import tokentrace_api.aggregator_client
 import tokentrace_api.metrics_query
-import tokentrace_api.store.store
+import tokentrace_api.store.catalog
 from kit.recount_desk import Desk
 from kit.store_log import numbered_log, open_store
 from kit.store_process import start_appending
@@ -49,7 +49,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         return time.time_ns() if clock.now_ns is None else int(clock.now_ns)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tokentrace_api.metrics_query, tokentrace_api.store.store):
+        for module in (tokentrace_api.metrics_query, tokentrace_api.store.catalog):
             patch.setattr(module, "time", SimpleNamespace(time_ns=time_ns, time=time.time))
         # Wait for answers however busy the machine is.
         patch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 30.0)
