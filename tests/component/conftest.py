@@ -1,13 +1,19 @@
-"""Fixtures for tests of the span store."""
+"""Fixtures of the component tests."""
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import tokentrace_api.aggregator_client
+import tokentrace_api.metrics_query
+import tokentrace_api.store.catalog
+from kit.recount_desk import Desk
 from kit.store_log import numbered_log, open_store
 from kit.store_process import start_appending
 from tokentrace_api.store import segment
@@ -32,3 +38,21 @@ def crashed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with start_appending(directory, 40, 10**9, checkpoint=False) as process:
         process.communicate()
     return directory
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A desk whose clock is set by the world that is opened."""
+    clock = SimpleNamespace(now_ns=None)
+
+    def time_ns() -> int:
+        return time.time_ns() if clock.now_ns is None else int(clock.now_ns)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tokentrace_api.metrics_query, tokentrace_api.store.catalog):
+            patch.setattr(module, "time", SimpleNamespace(time_ns=time_ns, time=time.time))
+        # Wait for answers however busy the machine is.
+        patch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 30.0)
+        made = Desk(tmp_path_factory.mktemp("recount"), clock)
+        yield made
+        made.shutdown()

@@ -1,0 +1,280 @@
+"""A pipeline whose metrics are known: traffic, queries, and the expected numbers."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+
+from kit.pipeline import Answer, Pipeline
+from tokentrace.units import parse_duration
+
+INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+DIMENSIONS = ("model", "caller", "provider", "name", "status", "kind")
+ROLLUPS = ("http", "agent", "workflow", "chain")
+TRANSPORT = ("transport_sent", "transport_failed", "transport_dropped", "transport_queue_depth")
+FIRINGS = ("alert_firings", "alert_delivery_failed")
+SETTINGS = """
+custom_metrics:
+  - {name: legal_doc_cost, type: sum, field: cost, filter_key: document_type, filter_val: legal}
+  - {name: agent_steps, type: count, filter_key: attr.step_name}
+  - {name: answer_score, type: avg, field: attr.eval.score}
+  - {name: legal_prompts, type: p95, field: prompt_tokens, filter_key: document_type, filter_val: legal}
+  - {name: latency_of_legal, type: avg, field: latency_ms, filter_key: document_type, filter_val: legal}
+  - {name: cost_of_legal, type: avg, field: cost, filter_key: document_type, filter_val: legal}
+"""
+CUSTOM = ("legal_doc_cost", "agent_steps", "answer_score", "legal_prompts", "latency_of_legal", "cost_of_legal")
+
+
+def fresh(what: str) -> str:
+    return f"{what}-{uuid.uuid4().hex[:12]}"
+
+
+def make(**fields: Any) -> dict[str, Any]:
+    made = {"kind": "llm", "model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tokens": 128, **fields}
+    return {"trace_id": fresh("trace"), "span_id": fresh("span"), **made}
+
+
+def send(serving: Pipeline, spans: Sequence[Mapping[str, Any]]) -> None:
+    """Send *spans*; return when they are folded and stored."""
+    answer = serving.post("/spans", [*spans, mark := make(kind="custom", model="", name=fresh("mark"))])
+    assert answer.status == 202, answer.body
+    path = f"/metrics/span_count?window=30d&kind=custom&name={mark['name']}"
+    serving.until(lambda: serving.get(path).json()["value"] == 1, "folded")
+    serving.until(lambda: serving.get(f"/traces/{mark['trace_id']}").status == 200, "stored")
+
+
+def ask(serving: Pipeline, path: str, /, **query: str) -> Any:
+    """The answer to ``/metrics<path>``; an attribute is passed as attr__name."""
+    given = {key.replace("attr__", "attr."): value for key, value in query.items()}
+    answer = serving.get(f"/metrics{path}?{urlencode(given)}")
+    deadline = time.monotonic() + 20
+    while answer.status == 503 and time.monotonic() < deadline:
+        time.sleep(0.5)  # on a busy machine an aggregator may answer too late
+        answer = serving.get(f"/metrics{path}?{urlencode(given)}")
+    assert answer.status == 200, (path, query, answer.status, answer.body[:500])
+    return answer.json()
+
+
+def refused(answer: Answer, status: int) -> str:
+    assert answer.status == status, (answer.status, answer.body[:500])
+    body = answer.json()
+    assert list(body) == ["error"], body
+    return str(body["error"])
+
+
+def moment(text: str) -> datetime:
+    assert INSTANT.fullmatch(text), text
+    return datetime.fromisoformat(text)
+
+
+def make_traffic(caller: str) -> list[dict[str, Any]]:
+    """Model calls of every status, an embedding, a tool and an agent; one call is unpriced, one partly priced."""
+    spans = []
+    for number in range(12):
+        attributes: dict[str, Any] = {"tag": caller, "workflow": ("plan", "write", "check")[number % 3]}
+        if number < 5:
+            attributes |= {"eval.score": number / 10, "document_type": ("legal", "news")[number % 2]}
+        if number % 4 == 0:
+            attributes |= {"step_name": "plan", "depth": number - 4, "ratio": number / 8}
+        spans.append(
+            make(
+                model=("gpt-4o", "gpt-4o-mini", "own-7b")[number % 3],
+                provider="openai" if number % 3 < 2 else "",
+                name=f"step-{number % 2}",
+                prompt_tokens=100 * (number + 1),
+                comp_tokens=10 * number,
+                cost_usd=0.001 * (number + 1),
+                latency_ms=number * 100,
+                ttft_ms=number * 7 if number % 2 else 0,
+                status={8: "error", 9: "timeout", 10: "error"}.get(number, "ok"),
+                attributes=attributes,
+                cache_read_tokens=number,
+                reasoning_tokens=number,
+            )
+        )
+    tag = {"tag": caller}
+    spans += [
+        make(model="nobody-knows-this", provider="", latency_ms=50, attributes=tag),
+        make(model="text-embedding-3-small", prompt_tokens=3, comp_tokens=1, attributes=tag, cost_usd=None),
+        make(kind="embedding", model="text-embedding-3-small", prompt_tokens=1000, comp_tokens=0, cost_usd=0.5),
+        make(kind="tool", model="", cost_usd=4, latency_ms=9000, attributes={**tag, "eval.score": 0.9}),
+        make(kind="agent", model="", cost_usd=90, latency_ms=9999, attributes={**tag, "eval.score": 1, "only": "me"}),
+    ]
+    for span in spans:
+        span["caller"] = caller
+        span["attributes"] = {**span.get("attributes", {}), **tag}
+        if span["kind"] in ("tool", "agent"):
+            span["prompt_tokens"] = span["comp_tokens"] = 0
+        if span.get("cost_usd", 0) is None:
+            del span["cost_usd"]
+    return spans
+
+
+#: Cost of the calls that report none, from the price tables, nano-dollars; None = unpriced.
+PRICED = {"nobody-knows-this": None, "text-embedding-3-small": 60}
+
+
+def nusd(span: Mapping[str, Any]) -> int | None:
+    return round(span["cost_usd"] * 1e9) if "cost_usd" in span else PRICED[span["model"]]
+
+
+class Expected:
+    """The expected numbers of some spans."""
+
+    def __init__(self, spans: Iterable[Mapping[str, Any]], kind: str = "") -> None:
+        every = [span for span in spans if kind in ("", "all", span["kind"])]
+        self.calls = [span for span in every if span["kind"] == "llm" or kind]
+        self.paid = [span for span in every if span["kind"] not in ROLLUPS]
+        self.scores = [a["eval.score"] for a in (span["attributes"] for span in every) if "eval.score" in a]
+
+    def numbers(self, field: str, *, unset: bool = False) -> list[float]:
+        found = [span.get(field, 0) for span in self.calls]
+        return [value for value in found if value] if unset else found
+
+    def share(self, *statuses: str) -> float | None:
+        return self.count(*statuses) / len(self.calls) if self.calls else None
+
+    def count(self, *statuses: str) -> int:
+        return sum(span.get("status", "ok") in statuses for span in self.calls)
+
+    @property
+    def cost(self) -> float:
+        return sum(nusd(span) or 0 for span in self.paid) / 1e9
+
+    def metric(self, name: str) -> tuple[float | None, int]:
+        """(Value, number of contributing spans) of a metric."""
+        calls, paid = len(self.calls), len(self.paid)
+        times, first = self.numbers("latency_ms", unset=True), self.numbers("ttft_ms", unset=True)
+        prompts, completions = self.numbers("prompt_tokens"), self.numbers("comp_tokens")
+        quantiles = {
+            "latency": times,
+            "ttft": first,
+            "prompt_token": prompts,
+            "completion_token": completions,
+            "quality": self.scores,
+        }
+        family, _, percent = name.rpartition("_p")
+        if family in quantiles and percent.isdigit():
+            values = quantiles[family]
+            return float(np.quantile(values, int(percent) / 100)) if values else None, len(values)
+        found: dict[str, tuple[float | None, int]] = {
+            "total_cost": (self.cost if paid else None, paid),
+            "cost_per_call": (self.cost / calls if calls else None, calls),
+            "unpriced_span_count": (sum(nusd(span) is None for span in self.paid) if paid else None, paid),
+            "prompt_tokens": (sum(prompts) if calls else None, calls),
+            "completion_tokens": (sum(completions) if calls else None, calls),
+            "total_tokens": (sum(prompts) + sum(completions) if calls else None, calls),
+            "latency_avg": (float(np.mean(times)) if times else None, len(times)),
+            "error_rate": (self.share("error", "timeout"), calls),
+            "error_count": (self.count("error", "timeout") if calls else None, calls),
+            "timeout_rate": (self.share("timeout"), calls),
+            "timeout_count": (self.count("timeout") if calls else None, calls),
+            "span_count": (calls or None, calls),
+            "quality_score": (float(np.mean(self.scores)) if self.scores else None, len(self.scores)),
+        }
+        return found[name]
+
+
+def grouped(spans: Iterable[Mapping[str, Any]], dimension: str) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for span in spans:
+        default = "ok" if dimension == "status" else ""
+        found.setdefault(span.get(dimension, default) or "unknown", []).append(span)
+    return dict(sorted(found.items()))
+
+
+def assert_coverage(shown: Mapping[str, Any], window: str = "1h") -> None:
+    """The interval of the answer contains the window and little more, and the answer is complete."""
+    asked, now = timedelta(microseconds=parse_duration(window) / 1000), datetime.now(UTC)
+    begins, ends = moment(shown["from"]), moment(shown["to"])
+    assert ends - begins >= asked
+    assert ends - begins <= asked * 1.01 + timedelta(seconds=61)
+    assert now - timedelta(seconds=30) < ends <= now + timedelta(seconds=2)
+    assert shown["since"] is None
+    assert "incomplete" not in shown
+
+
+def expected_groups(spans: Sequence[Mapping[str, Any]], kind: str = "") -> dict[str, dict[str, Any]]:
+    """Group -> its expected JSON for *spans*."""
+    of = Expected(spans, kind)
+
+    def value(name: str) -> float | None:
+        return of.metric(name)[0]
+
+    return {
+        "cost": {
+            "total_usd": of.cost,
+            "per_call_usd": value("cost_per_call"),
+            "unpriced_span_count": sum(nusd(span) is None for span in of.paid),
+            "partly_priced_span_count": sum("cost_usd" not in span and nusd(span) is not None for span in of.paid),
+        },
+        "tokens": {
+            "prompt_total": value("prompt_tokens") or 0,
+            "completion_total": value("completion_tokens") or 0,
+            "total": value("total_tokens") or 0,
+            "cache_read_total": sum(of.numbers("cache_read_tokens")),
+            "cache_write_total": 0,
+            "cache_write_1h_total": 0,
+            "reasoning_total": sum(of.numbers("reasoning_tokens")),
+            "prompt_p50": value("prompt_token_p50"),
+            "prompt_p95": value("prompt_token_p95"),
+            "completion_p50": value("completion_token_p50"),
+            "completion_p95": value("completion_token_p95"),
+        },
+        "latency": {
+            "p50_ms": value("latency_p50"),
+            "p95_ms": value("latency_p95"),
+            "p99_ms": value("latency_p99"),
+            "avg_ms": value("latency_avg"),
+            "ttft_p50_ms": value("ttft_p50"),
+            "ttft_p95_ms": value("ttft_p95"),
+        },
+        "errors": {
+            "rate": value("error_rate"),
+            "count": of.count("error", "timeout"),
+            "timeout_rate": value("timeout_rate"),
+            "timeout_count": of.count("timeout"),
+        },
+        "quality": {
+            "score_avg": value("quality_score"),
+            "score_p10": value("quality_p10"),
+            "score_p50": value("quality_p50"),
+            "scored_span_count": len(of.scores),
+        },
+    }
+
+
+def close_to(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if value is None else pytest.approx(value, rel=1e-9) for key, value in wanted.items()}
+
+
+UNPRICED = {
+    "nobody-knows-this": {"unpriced_span_count": 1, "partly_priced_span_count": 0},
+    "text-embedding-3-small": {"unpriced_span_count": 0, "partly_priced_span_count": 1},
+}
+
+
+def serve_metrics(directory: Path) -> Iterator[Pipeline]:
+    """A pipeline with custom metrics, stopped afterwards."""
+    (directory / "tokentrace.yml").write_text(SETTINGS, encoding="utf-8")
+    serving = Pipeline(directory)
+    serving.start()
+    yield serving
+    assert serving.stop() == 0
+
+
+def send_traffic(serving: Pipeline) -> tuple[str, list[dict[str, Any]]]:
+    """Send ``make_traffic``; return (its caller, its spans)."""
+    caller = fresh("traffic")
+    spans = make_traffic(caller)
+    send(serving, spans)
+    return caller, spans

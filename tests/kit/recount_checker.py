@@ -1,0 +1,478 @@
+"""Sends queries to every route of metrics and compares the answers with a recount."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from hypothesis import strategies as st
+
+from kit.recount_desk import Desk
+from kit.recount_numbers import (
+    DISTRIBUTIONS,
+    GROUP_RECOUNTS,
+    SCALARS,
+    SPLIT_RECOUNTS,
+    Mean,
+    Number,
+    Quantile,
+    Spans,
+    Sum,
+    assert_number,
+    assert_quantile,
+    event_s,
+    if_any,
+    measured,
+    own_number,
+    partly_priced,
+    ratio,
+    split_by_use,
+    unpriced,
+    usd,
+    value_of,
+)
+from kit.recount_world import DAY, DIMENSIONS, EXACT_UP_TO, HOUR, LARGEST_ERROR, SECOND
+from tokentrace.metrics import ALIASES
+from tokentrace.records import Span
+
+
+class Ask(NamedTuple):
+    """The parameters of a query; *groupby* as written in the URL."""
+
+    window: str = "1h"
+    kind: str = ""
+    filters: Mapping[str, str] = {}
+    attributes: Mapping[str, str] = {}
+    groupby: str = ""
+
+    @property
+    def by_attribute(self) -> bool:
+        return bool(self.groupby) and self.groupby not in DIMENSIONS
+
+    @property
+    def key(self) -> str:
+        return self.groupby.removeprefix("attr.")
+
+    def given(self, *, groupby: bool = True) -> dict[str, str]:
+        """As query parameters."""
+        given = {"window": self.window, "kind": self.kind, "groupby": self.groupby if groupby else "", **self.filters}
+        named = {f"attr.{key}": value for key, value in self.attributes.items()}
+        return {name: value for name, value in given.items() if value} | named
+
+
+WINDOWS = {
+    "1s": 1,
+    "10s": 10,
+    "1m30s": 90,
+    "20m": 1200,
+    "1h": HOUR,
+    "2h30m": 9000,
+    "6h": 6 * HOUR,
+    "24h": DAY,
+    "36h1s": 36 * HOUR + 1,
+    "7d": 7 * DAY,
+    "8d": 8 * DAY,
+    "30d": 30 * DAY,
+    "31d": 31 * DAY,
+    "60d": 60 * DAY,
+}
+KINDS_ASKED = st.sampled_from(["", "", "", "all", "llm", "tool", "embedding", "agent"])
+GROUP_ATTRIBUTES = ("step", "attr.step", "n", "x", "attr.flag", "deep.n", "attr.deep", "attr.model", "k/e~y", "nowhere")
+FILTERS: Sequence[dict[str, str]] = (
+    {},
+    {"model": "gpt-4o"},
+    {"model": "größer/x y"},
+    {"provider": "unknown", "status": "ok"},
+    {"caller": "a"},
+    {"name": "x", "status": "error"},
+    {"model": "unknown"},
+    {"caller": "nobody"},
+)
+ATTRIBUTE_FILTERS: Sequence[dict[str, str]] = (
+    {},
+    {"step": "plan"},
+    {"n": "3"},
+    {"n": str(2**64 - 1)},
+    {"x": "0.1"},
+    {"x": "1.5e-9"},
+    {"flag": "true"},
+    {"deep.n": "5"},
+    {"deep.n": "text", "flag": "false"},
+    {"model": "mine"},
+    {"k/e~y": "a"},
+    {"nowhere": "1"},
+)
+ASKS = st.builds(
+    Ask,
+    window=st.sampled_from(list(WINDOWS)),
+    kind=KINDS_ASKED,
+    filters=st.sampled_from([{}, *FILTERS]),
+    attributes=st.sampled_from([{}, {}, *ATTRIBUTE_FILTERS]),
+    groupby=st.one_of(st.just(""), st.sampled_from(DIMENSIONS), st.sampled_from(GROUP_ATTRIBUTES)),
+)
+ATTRIBUTE_METRICS = ("x", "n", "deep.n", "flag", "step", "nowhere")
+
+
+def instant_s(text: str) -> int:
+    return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp())
+
+
+class Truth:
+    """The expected answer to *ask* over the interval that the answer names."""
+
+    def __init__(self, desk: Desk, ask: Ask, from_s: int, to_s: int) -> None:
+        self.desk, self.ask, self.from_s = desk, ask, from_s
+        self._window = [span for span in desk.world.spans if from_s <= event_s(span) < to_s]
+        self._kept = [span for span in self._window if span.arrived_ns >= desk.now_ns - desk.keep_s * SECOND]
+        self.total = split_by_use(self.matching(stored=bool(ask.attributes)), ask.kind)
+        self.models = self._split(self.matching(stored=bool(ask.attributes)), "model", is_attribute=False)
+        self.groups = self.by(ask.key, is_attribute=ask.by_attribute) if ask.groupby else {}
+
+    def matching(self, *, stored: bool) -> list[Span]:
+        """The spans that pass every filter; with *stored* only those that the store keeps."""
+        ask = self.ask
+        return [
+            span
+            for span in (self._kept if stored else self._window)
+            if all(value_of(span, key, is_attribute=False) == value for key, value in ask.filters.items())
+            and all(value_of(span, key, is_attribute=True) == value for key, value in ask.attributes.items())
+        ]
+
+    def by(self, key: str, *, is_attribute: bool) -> dict[str, Spans]:
+        """Value -> its spans; spans without the attribute are left out."""
+        matching = self.matching(stored=is_attribute or bool(self.ask.attributes))
+        return self._split(matching, key, is_attribute=is_attribute)
+
+    def _split(self, spans: Iterable[Span], key: str, *, is_attribute: bool) -> dict[str, Spans]:
+        groups: dict[str, list[Span]] = {}
+        for span in spans:
+            value = value_of(span, key, is_attribute=is_attribute)
+            if value is not None:
+                groups.setdefault(value, []).append(span)
+        return {value: split_by_use(found, self.ask.kind) for value, found in groups.items()}
+
+    def error(self, name: str, body: Mapping[str, Any], groups: Mapping[str, Spans]) -> float:
+        """The error of quantiles that the answer states, which must be 0 up to 100 values of each."""
+        found = next((take for start, take in DISTRIBUTIONS.items() if f"{name}$".startswith(start)), None)
+        if found is None:
+            assert "quantile_error" not in body
+            return LARGEST_ERROR
+        error = float(body["quantile_error"])
+        assert 0 <= error <= LARGEST_ERROR
+        if all(len(values) <= EXACT_UP_TO for of in (self.total, *groups.values()) for values in found(of)):
+            assert error == 0, name
+        return error
+
+
+def is_shown(of: Spans) -> bool:
+    """Whether a group has calls, scores, cost or unpriced spans."""
+    return bool(of.calls or of.scored or usd(of.paid) or unpriced(of))
+
+
+def has_calls(of: Spans) -> bool:
+    """Whether a group has calls."""
+    return bool(of.calls)
+
+
+def has_scores(of: Spans) -> bool:
+    """Whether a group has scores."""
+    return bool(of.scored)
+
+
+#: Group of metrics -> which groups it must show; other groups of metrics show those with calls.
+SHOWN_BY = {"cost": is_shown, "quality": has_scores}
+
+
+def assert_groups(
+    got: Mapping[str, Any],
+    groups: Mapping[str, Spans],
+    shown: Callable[[Spans], bool],
+    check: Callable[[Any, Spans, object], None],
+    where: object,
+) -> None:
+    """Every group that must be shown is, no other group is, and each is right."""
+    missing = {value for value, of in groups.items() if shown(of)} - set(got)
+    assert not missing, (where, missing)
+    assert not set(got) - set(groups), (where, got)
+    for value, shown_value in got.items():
+        check(shown_value, groups[value], (where, value))
+
+
+def assert_all(got: Mapping[str, Any], want: Mapping[str, Number], error: float, where: object) -> None:
+    for name, number in want.items():
+        assert_number(got[name], number, error, (where, name))
+
+
+class Checker:
+    """Sends one query to every route that takes it, and compares the answers with the expected ones."""
+
+    def __init__(self, desk: Desk, ask: Ask) -> None:
+        self.desk, self.ask = desk, ask
+        self._truths: dict[tuple[int, int], Truth] = {}
+
+    def truth(self, body: Mapping[str, Any], *, stored: bool | None = None) -> Truth:
+        """
+        The expected answer over the interval of *body*, which is at least the requested one and at most 1 % larger.
+
+        Args:
+            stored: The store was read; None = it was if groups or filters use attributes.
+        """
+        ask, desk = self.ask, self.desk
+        from_s, to_s = instant_s(body["from"]), instant_s(body["to"])
+        now_s, length_s = desk.world.now_s, min(WINDOWS[ask.window], 31 * DAY)
+        assert to_s == now_s + 1
+        assert now_s - length_s - max(1, length_s / 100) <= from_s <= now_s - length_s
+        since_s = 0
+        if WINDOWS[ask.window] > 31 * DAY:
+            since_s = now_s - 31 * DAY
+        if ask.attributes or (ask.by_attribute if stored is None else stored):
+            kept_s = (desk.now_ns - desk.keep_s * SECOND) // SECOND
+            since_s = max(since_s, kept_s) if kept_s > from_s else since_s
+        assert body["since"] is None if not since_s else abs(instant_s(body["since"]) - since_s) <= 1
+        assert body.get("window", ask.window) == ask.window
+        if (from_s, to_s) not in self._truths:
+            self._truths[from_s, to_s] = Truth(desk, ask, from_s, to_s)
+        return self._truths[from_s, to_s]
+
+    def everything(self) -> None:
+        """GET /metrics."""
+        ask, body = self.ask, self.desk.get("/metrics", self.ask.given())
+        truth, world = self.truth(body), self.desk.world
+        assert body["span_count"] == len(truth.total.calls)
+        self._assert_everything(body, truth.total, ask)
+        self._assert_models(body["cost"], truth, ask)
+        if ask.groupby:
+
+            def check(got: Any, of: Spans, where: object) -> None:
+                assert got["span_count"] == len(of.calls), where
+                self._assert_everything(got, of, where)
+
+            assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, ask)
+        told = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
+        assert body["transport"] == told
+        assert body["alerts"] == {"firings": {}, "delivery_failed": {}}
+
+    def _assert_everything(self, got: Any, of: Spans, where: object) -> None:
+        for name, recount in GROUP_RECOUNTS.items():
+            assert_all(got[name], recount(of), LARGEST_ERROR, (where, name))
+        for custom in self.desk.customs:
+            assert_number(got[custom["name"]], own_number(custom, own_values(custom, of)), LARGEST_ERROR, custom)
+
+    def _assert_models(self, got: Any, truth: Truth, where: object) -> None:
+        """A model without cost and without calls may be left out."""
+        assert_groups(
+            got["by_model"],
+            truth.models,
+            lambda of: bool(of.calls or usd(of.paid)),
+            lambda value, of, at: assert_number(value, Sum(usd(of.paid)), 0, at),
+            where,
+        )
+        counts = {
+            value: {"unpriced_span_count": unpriced(of), "partly_priced_span_count": partly_priced(of)}
+            for value, of in truth.models.items()
+            if unpriced(of) or partly_priced(of)
+        }
+        assert got["unpriced_by_model"] == counts, where
+
+    def scalar(self, name: str) -> None:
+        """GET /metrics/{name} of a number."""
+        ask, recount = self.ask, SCALARS[ALIASES.get(name, name)]
+        body = self.desk.get(f"/metrics/{name}", ask.given())
+        truth, own = self.truth(body), ALIASES.get(name, name)
+        assert body["metric"] == own
+        number, contributing = recount(truth.total)
+        error = truth.error(own, body, truth.groups)
+        assert_number(body["value"], number, error, (ask, name))
+        assert body["span_count"] == len(contributing), (ask, name)
+        if ask.groupby:
+
+            def check(got: Any, of: Spans, where: object) -> None:
+                assert_number(got, recount(of)[0], error, where)
+
+            assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, (ask, name))
+
+    def group(self, name: str) -> None:
+        """GET /metrics/{name} of a group."""
+        ask, recount = self.ask, GROUP_RECOUNTS[name]
+        body = self.desk.get(f"/metrics/{name}", ask.given())
+        truth = self.truth(body)
+        error = truth.error(name, body, truth.groups)
+        assert body["span_count"] == len(truth.total.calls)
+        if name == "cost" or not ask.groupby:
+            assert_all(body, recount(truth.total), error, (ask, name))
+        if name == "cost" and ask.key != "model":
+            self._assert_models(body, truth, ask)
+        if ask.groupby:
+
+            def check(got: Any, of: Spans, where: object) -> None:
+                if name == "cost":
+                    assert_number(got, Sum(usd(of.paid)), 0, where)
+                else:
+                    assert_all(got, recount(of), error, where)
+
+            assert_groups(body[f"by_{ask.key}"], truth.groups, SHOWN_BY.get(name, has_calls), check, (ask, name))
+        self._assert_exemplars(name, body, truth)
+
+    def _assert_exemplars(self, name: str, body: Mapping[str, Any], truth: Truth) -> None:
+        """Exemplars have the largest values and different traces; there may be none if the search took too long."""
+        if name not in ("cost", "latency") or not body["exemplars"]:
+            return
+        stored = split_by_use(truth.matching(stored=True), self.ask.kind)
+        field, unit, shown = ("cost_nusd", 10**9, "cost_usd") if name == "cost" else ("latency_ns", 10**6, "latency_ms")
+        largest: dict[str, int] = {}
+        for span in stored.paid if name == "cost" else stored.calls:
+            largest[span.trace_id] = max(largest.get(span.trace_id, 0), getattr(span, field) or 0)
+        ranked = sorted((value for value in largest.values() if value), reverse=True)[:3]
+        assert [one[shown] for one in body["exemplars"]] == [value / unit for value in ranked]
+        assert [largest[one["trace_id"]] for one in body["exemplars"]] == ranked
+
+    def split(self, name: str, key: str = "") -> None:
+        """GET /metrics/{name} of a breakdown."""
+        ask = self.ask._replace(groupby="")
+        dimension, recount = SPLIT_RECOUNTS[name]
+        body = self.desk.get(f"/metrics/{name}", ask.given() | ({"key": key} if key else {}))
+        truth = self.truth(body, stored=not dimension)
+        groups = truth.by(dimension or key.removeprefix("attr."), is_attribute=not dimension)
+        error = truth.error(name, body, groups)
+        assert body["value"] == body[f"by_{dimension or key.removeprefix('attr.')}"]
+        assert body["span_count"] == len(truth.total.calls)
+
+        def check(got: Any, of: Spans, where: object) -> None:
+            want = recount(of)
+            assert want is not None, where
+            if isinstance(want, dict):
+                assert_all(got, want, error, where)
+            else:
+                assert_number(got, want, error, where)
+
+        assert_groups(
+            body["value"], groups, lambda of: is_shown(of) and recount(of) is not None, check, (ask, name, key)
+        )
+
+    def attribute(self, key: str) -> None:
+        """GET /metrics/attr.<key>, which is read from the stored spans and has no error."""
+        ask = self.ask
+        body = self.desk.get(f"/metrics/attr.{key}", ask.given())
+        truth = self.truth(body, stored=True)
+        custom = {"type": "p95", "field": f"attr.{key}"}
+        matching = split_by_use(truth.matching(stored=True), ask.kind)
+        self._assert_tally(body, own_values(custom, matching), (ask, key))
+        if ask.groupby:
+            groups = truth._split(truth.matching(stored=True), ask.key, is_attribute=ask.by_attribute)
+            assert_groups(
+                body[f"by_{ask.key}"],
+                groups,
+                lambda of: bool(own_values(custom, of)),
+                lambda got, of, where: self._assert_tally(got, own_values(custom, of), where),
+                (ask, key),
+            )
+
+    @staticmethod
+    def _assert_tally(got: Mapping[str, Any], values: Sequence[int], where: object) -> None:
+        assert got["count"] == len(values), where
+        assert_number(got["sum"], if_any(values, Fraction(sum(values), 10**9)), 0, where)
+        assert_number(got["avg"], Mean(ratio(sum(values), 10**9 * len(values))), 0, where)
+        for name, q in (("p50", 0.5), ("p95", 0.95)):
+            assert_quantile(got[name], Quantile(values, q, 10**9), 0.0, where)
+
+    def own(self, custom: Mapping[str, Any]) -> None:
+        """GET /metrics/{name} of a custom metric."""
+        ask, name = self.ask, custom["name"]
+        body = self.desk.get(f"/metrics/{name}", ask.given())
+        truth = self.truth(body)
+        values = own_values(custom, truth.total)
+        assert_number(body["value"], own_number(custom, values), LARGEST_ERROR, (ask, custom))
+        assert body["span_count"] == len(values)
+        if ask.groupby:
+            assert_groups(
+                body[f"by_{ask.key}"],
+                truth.groups,
+                lambda of: bool(own_values(custom, of)),
+                lambda got, of, at: assert_number(got, own_number(custom, own_values(custom, of)), LARGEST_ERROR, at),
+                (ask, custom),
+            )
+
+    def transport(self) -> None:
+        """The totals of reporters and alerts, which do not depend on the window."""
+        world = self.desk.world
+        told = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
+        for name, value in told.items():
+            assert self.desk.get(f"/metrics/transport_{name}", self.ask.given())["value"] == value
+        for name in ("alert_firings", "alert_delivery_failed"):
+            assert self.desk.get(f"/metrics/{name}", {}) == {"metric": name, "value": 0, "by_rule": {}}
+
+    def series(self, name: str, step_s: int) -> None:
+        """GET /metrics/{name}/series: a point equals its step read as a window, and the steps make up the window."""
+        ask, customs = self.ask, {one["name"]: one for one in self.desk.customs}
+        body = self.desk.get(f"/metrics/{name}/series", ask.given() | {"step": f"{step_s}s"})
+        truth = self.truth(body)
+        from_s, to_s = instant_s(body["from"]), instant_s(body["to"])
+        starts = [from_s, *range((from_s // step_s + 1) * step_s, to_s, step_s)]
+        wholes = {"": body["points"], **(body.get(f"by_{ask.groupby}") or {})}
+        groups = {"": truth.total, **truth.groups}
+        missing = {
+            value
+            for value, of in truth.groups.items()
+            if (own_values(customs[name], of) if name in customs else is_shown(of))
+        } - set(wholes)
+        assert not missing, (ask, name, missing)
+        for value, points in wholes.items():
+            assert [instant_s(point["at"]) for point in points] == starts
+            for point, (start_s, end_s) in zip(points, pairwise([*starts, to_s]), strict=True):
+                of = Spans(*([span for span in part if start_s <= event_s(span) < end_s] for part in groups[value]))
+                where = (ask, name, value, point["at"])
+                assert point["span_count"] == len(of.calls), where
+                # Older values need not be kept unrounded.
+                error = LARGEST_ERROR
+                if name in GROUP_RECOUNTS:
+                    want = GROUP_RECOUNTS[name](of)
+                elif name in customs:
+                    want = {"value": own_number(customs[name], own_values(customs[name], of))}
+                else:
+                    want = {"value": SCALARS[name](of)[0]}
+                shown = point["value"] if name in GROUP_RECOUNTS else point
+                for key, number in want.items():
+                    if isinstance(number, Quantile):
+                        assert_quantile(shown[key], number, error, where)
+                    else:
+                        assert_number(shown[key], number, error, where)
+        self._assert_adds_up(name, body, ask)
+
+    def _assert_adds_up(self, name: str, body: Mapping[str, Any], ask: Ask) -> None:
+        """For metrics that add up, the sum of the points equals the window exactly."""
+        unit = additive_unit(name, self.desk.customs)
+        if unit is None:
+            return
+        whole = self.desk.get(f"/metrics/{name}", ask.given())
+        assert (whole["from"], whole["to"]) == (body["from"], body["to"])
+        pairs = [(body["points"], whole["value"])]
+        if ask.groupby:
+            shown = whole[f"by_{ask.groupby}"]
+            pairs += [(points, shown[value]) for value, points in body[f"by_{ask.groupby}"].items()]
+        for points, total in pairs:
+            parts = [point["value"] for point in points if point["value"] is not None]
+            assert (total is None) == (not parts)
+            # Below 2**53 a float is an exact integer.
+            if parts and max(abs(total), *map(abs, parts)) * unit < 2**52:
+                assert sum(round(Fraction(part) * unit) for part in parts) == round(Fraction(total) * unit), (ask, name)
+
+
+def own_values(custom: Mapping[str, Any], of: Spans) -> list[int]:
+    """The values of a custom metric, of every kind or of the requested one."""
+    found = (measured(span, custom) for span in of.every)
+    return [value for value in found if value is not None]
+
+
+def additive_unit(name: str, customs: Sequence[Mapping[str, Any]]) -> int | None:
+    """Integers per unit of a metric that adds up; None for other metrics."""
+    if name == "total_cost":
+        return 10**9
+    if name in ("span_count", "prompt_tokens", "completion_tokens", "total_tokens", "error_count", "timeout_count"):
+        return 1
+    custom = next((one for one in customs if one["name"] == name), None)
+    if custom is None or custom["type"] not in ("sum", "count"):
+        return None
+    return 1 if custom["type"] == "count" else 10**9

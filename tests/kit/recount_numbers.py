@@ -1,0 +1,352 @@
+"""A recount of all metrics from the spans, with fractions and numpy; it imports nothing of the project but spans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kit.recount_world import DIMENSIONS, EXACT_UP_TO, ROLLUPS, SECOND
+from tokentrace.records import Span
+
+
+class Spans(NamedTuple):
+    """Some spans by what they count for: calls, cost, quality."""
+
+    calls: list[Span]
+    paid: list[Span]
+    scored: list[Span]
+    every: list[Span]
+
+
+def split_by_use(spans: Iterable[Span], kind: str) -> Spans:
+    """Counts, tokens and latency are of *kind*; cost and quality of every kind unless *kind* is given."""
+    every = list(spans)
+    calls = every if kind == "all" else [span for span in every if span.kind == (kind or "llm")]
+    wide = every if kind in ("", "all") else calls
+    return Spans(
+        calls=calls,
+        paid=[span for span in wide if span.kind not in ROLLUPS],
+        scored=[span for span in wide if span.score is not None],
+        every=wide,
+    )
+
+
+class Sum(NamedTuple):
+    """An exact number; None if no span contributes."""
+
+    value: Fraction | None
+
+
+class Mean(NamedTuple):
+    """The result of a division."""
+
+    value: Fraction | None
+
+
+class Quantile(NamedTuple):
+    """
+    A quantile of integers.
+
+    Attributes:
+        unit: What a value is divided by.
+        rounded: Shown to so much.
+    """
+
+    values: Sequence[int]
+    q: float
+    unit: int
+    rounded: float = 0.0
+
+
+Number = Sum | Mean | Quantile
+
+
+def assert_number(got: Any, want: Number, error: float, where: object) -> None:
+    """*got* equals *want*; *error* is the error of quantiles that the answer states."""
+    if isinstance(want, Quantile):
+        assert_quantile(got, want, 0.0 if len(want.values) <= EXACT_UP_TO else error, where)
+    elif want.value is None:
+        assert got is None, (where, got)
+    elif isinstance(want, Sum):
+        assert got is not None, (where, want)
+        assert got == (want.value if isinstance(got, int) else float(want.value)), (where, got, want)
+    else:
+        assert got is not None, (where, want)
+        assert abs(Fraction(got) - want.value) <= abs(want.value) / 10**12, (where, got, float(want.value))
+
+
+def assert_quantile(got: float | None, want: Quantile, error: float, where: object) -> None:
+    if not want.values:
+        assert got is None, (where, got)
+        return
+    assert got is not None, (where, want)
+    values = np.sort(np.array(want.values, float))
+    true = float(np.quantile(values, want.q)) / want.unit
+    rank = want.q * (len(values) - 1)
+    low, high = values[int(rank)], values[min(int(rank) + 1, len(values) - 1)]
+    size = max(abs(low), abs(high)) / want.unit
+    assert abs(got - true) <= error * size + 1e-12 * size + want.rounded, (where, got, true, len(values))
+
+
+def ratio(part: int, whole: int) -> Fraction | None:
+    return Fraction(part, whole) if whole else None
+
+
+def usd(spans: Sequence[Span]) -> Fraction:
+    return Fraction(sum(span.cost_nusd or 0 for span in spans), 10**9)
+
+
+def total_cost(of: Spans) -> Fraction | None:
+    return usd(of.paid) if of.paid else None
+
+
+def latencies(of: Spans) -> list[int]:
+    return [span.latency_ns for span in of.calls if span.latency_ns > 0]
+
+
+def ttfts(of: Spans) -> list[int]:
+    return [span.ttft_ns for span in of.calls if span.ttft_ns > 0]
+
+
+def scores(of: Spans) -> list[int]:
+    return [span.score for span in of.scored if span.score is not None]
+
+
+def tokens(of: Spans, field: str) -> list[int]:
+    return [getattr(span, field) for span in of.calls]
+
+
+def failed(of: Spans, *statuses: str) -> int:
+    return sum(span.status in statuses for span in of.calls)
+
+
+def ms(values: Sequence[int], q: float) -> Quantile:
+    return Quantile(values, q, 10**6, rounded=0.51e-6)
+
+
+def token_quantile(of: Spans, field: str, q: float) -> Quantile:
+    return Quantile(tokens(of, field), q, 1, rounded=0.51e-6)
+
+
+def unpriced(of: Spans) -> int:
+    return sum(span.cost_nusd is None for span in of.paid)
+
+
+def partly_priced(of: Spans) -> int:
+    return sum(span.cost_source == "partly_priced" for span in of.paid)
+
+
+def if_any(contributing: Sequence[object], value: int | Fraction) -> Sum:
+    """*value*, or None if no span contributes."""
+    return Sum(Fraction(value) if contributing else None)
+
+
+Recount = Callable[[Spans], tuple[Number, Sequence[object]]]
+#: Metric -> (its number, the spans that contribute).
+SCALARS: Mapping[str, Recount] = {
+    "total_cost": lambda of: (Sum(total_cost(of)), of.paid),
+    "cost_per_call": lambda of: (Mean(usd(of.paid) / len(of.calls) if of.calls else None), of.calls),
+    "unpriced_span_count": lambda of: (if_any(of.paid, unpriced(of)), of.paid),
+    "prompt_tokens": lambda of: (if_any(of.calls, sum(tokens(of, "prompt_tokens"))), of.calls),
+    "completion_tokens": lambda of: (if_any(of.calls, sum(tokens(of, "completion_tokens"))), of.calls),
+    "total_tokens": lambda of: (if_any(of.calls, sum(tokens(of, "total_tokens"))), of.calls),
+    "prompt_token_p50": lambda of: (token_quantile(of, "prompt_tokens", 0.5), of.calls),
+    "prompt_token_p95": lambda of: (token_quantile(of, "prompt_tokens", 0.95), of.calls),
+    "completion_token_p50": lambda of: (token_quantile(of, "completion_tokens", 0.5), of.calls),
+    "completion_token_p95": lambda of: (token_quantile(of, "completion_tokens", 0.95), of.calls),
+    "latency_p50": lambda of: (ms(latencies(of), 0.5), latencies(of)),
+    "latency_p95": lambda of: (ms(latencies(of), 0.95), latencies(of)),
+    "latency_p99": lambda of: (ms(latencies(of), 0.99), latencies(of)),
+    "latency_avg": lambda of: (average_ms(of), latencies(of)),
+    "ttft_p50": lambda of: (ms(ttfts(of), 0.5), ttfts(of)),
+    "ttft_p95": lambda of: (ms(ttfts(of), 0.95), ttfts(of)),
+    "error_rate": lambda of: (Mean(ratio(failed(of, "error", "timeout"), len(of.calls))), of.calls),
+    "error_count": lambda of: (if_any(of.calls, failed(of, "error", "timeout")), of.calls),
+    "timeout_rate": lambda of: (Mean(ratio(failed(of, "timeout"), len(of.calls))), of.calls),
+    "timeout_count": lambda of: (if_any(of.calls, failed(of, "timeout")), of.calls),
+    "span_count": lambda of: (if_any(of.calls, len(of.calls)), of.calls),
+    "quality_score": lambda of: (mean_score(of), of.scored),
+    "quality_p10": lambda of: (Quantile(scores(of), 0.1, 10**9), of.scored),
+    "quality_p50": lambda of: (Quantile(scores(of), 0.5, 10**9), of.scored),
+}
+#: Metric or group -> the values of each of its distributions.
+DISTRIBUTIONS: Mapping[str, Callable[[Spans], list[Sequence[int]]]] = {
+    "prompt_token_p": lambda of: [tokens(of, "prompt_tokens")],
+    "completion_token_p": lambda of: [tokens(of, "completion_tokens")],
+    "latency_p": lambda of: [latencies(of)],
+    "latency_by": lambda of: [latencies(of)],
+    "ttft_p": lambda of: [ttfts(of)],
+    "quality_p": lambda of: [scores(of)],
+    "tokens$": lambda of: [tokens(of, "prompt_tokens"), tokens(of, "completion_tokens")],
+    "latency$": lambda of: [latencies(of), ttfts(of)],
+    "quality$": lambda of: [scores(of)],
+}
+
+
+def average_ms(of: Spans) -> Mean:
+    return Mean(ratio(sum(latencies(of)), 10**6 * len(latencies(of))))
+
+
+def mean_score(of: Spans) -> Mean:
+    return Mean(ratio(sum(scores(of)), 10**9 * len(scores(of))))
+
+
+def cost_group(of: Spans) -> dict[str, Number]:
+    return {
+        "total_usd": Sum(usd(of.paid)),
+        "per_call_usd": SCALARS["cost_per_call"](of)[0],
+        "unpriced_span_count": Sum(Fraction(unpriced(of))),
+        "partly_priced_span_count": Sum(Fraction(partly_priced(of))),
+    }
+
+
+def tokens_group(of: Spans) -> dict[str, Number]:
+    sums = {
+        "prompt_total": "prompt_tokens",
+        "completion_total": "completion_tokens",
+        "total": "total_tokens",
+        "cache_read_total": "cache_read_tokens",
+        "cache_write_total": "cache_write_tokens",
+        "cache_write_1h_total": "cache_write_1h_tokens",
+        "reasoning_total": "reasoning_tokens",
+    }
+    quantiles = {"prompt_p50": 0.5, "prompt_p95": 0.95, "completion_p50": 0.5, "completion_p95": 0.95}
+    return {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in sums.items()} | {
+        name: token_quantile(of, f"{name.partition('_')[0]}_tokens", q) for name, q in quantiles.items()
+    }
+
+
+def latency_group(of: Spans) -> dict[str, Number]:
+    return {
+        "p50_ms": ms(latencies(of), 0.5),
+        "p95_ms": ms(latencies(of), 0.95),
+        "p99_ms": ms(latencies(of), 0.99),
+        "avg_ms": average_ms(of),
+        "ttft_p50_ms": ms(ttfts(of), 0.5),
+        "ttft_p95_ms": ms(ttfts(of), 0.95),
+    }
+
+
+def errors_group(of: Spans) -> dict[str, Number]:
+    return {
+        "rate": Mean(ratio(failed(of, "error", "timeout"), len(of.calls))),
+        "count": Sum(Fraction(failed(of, "error", "timeout"))),
+        "timeout_rate": Mean(ratio(failed(of, "timeout"), len(of.calls))),
+        "timeout_count": Sum(Fraction(failed(of, "timeout"))),
+    }
+
+
+def quality_group(of: Spans) -> dict[str, Number]:
+    return {
+        "score_avg": mean_score(of),
+        "score_p10": Quantile(scores(of), 0.1, 10**9),
+        "score_p50": Quantile(scores(of), 0.5, 10**9),
+        "scored_span_count": Sum(Fraction(len(of.scored))),
+    }
+
+
+GROUP_RECOUNTS: Mapping[str, Callable[[Spans], dict[str, Number]]] = {
+    "cost": cost_group,
+    "tokens": tokens_group,
+    "latency": latency_group,
+    "errors": errors_group,
+    "quality": quality_group,
+}
+
+
+def tokens_split(of: Spans) -> dict[str, Number] | None:
+    fields = {"prompt": "prompt_tokens", "completion": "completion_tokens", "total": "total_tokens"}
+    return {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in fields.items()} if of.calls else None
+
+
+def latency_split(of: Spans) -> dict[str, Number] | None:
+    return {f"p{p}_ms": ms(latencies(of), p / 100) for p in (50, 95, 99)} if latencies(of) else None
+
+
+#: Breakdown -> (dimension, "" = the attribute of the request; spans of a value -> its entry, None = no entry).
+SPLIT_RECOUNTS: Mapping[str, tuple[str, Callable[[Spans], dict[str, Number] | Number | None]]] = {
+    "cost_by_model": ("model", lambda of: Sum(usd(of.paid)) if of.paid else None),
+    "cost_by_caller": ("caller", lambda of: Sum(usd(of.paid)) if of.paid else None),
+    "cost_by_provider": ("provider", lambda of: Sum(usd(of.paid)) if of.paid else None),
+    "cost_by_attribute": ("", lambda of: Sum(usd(of.paid)) if of.paid else None),
+    "tokens_by_model": ("model", tokens_split),
+    "latency_by_model": ("model", latency_split),
+    "quality_by_model": ("model", lambda of: mean_score(of) if of.scored else None),
+    "quality_by_attribute": ("", lambda of: mean_score(of) if of.scored else None),
+}
+
+
+def event_s(span: Span) -> int:
+    """The second in which a span counts: its end, or its arrival if the end is over five minutes later."""
+    ahead = span.ended_ns - span.arrived_ns
+    return (span.ended_ns if ahead <= 300 * SECOND else span.arrived_ns) // SECOND
+
+
+def attribute(span: Span, key: str) -> Any:
+    """The attribute *key*: the literal key first, then the path."""
+    value = span.attributes.get(key)
+    if value is None and "." in key:
+        value = span.attributes
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def text_of(value: Any) -> str | None:
+    """A value as JSON, a string as it is; None if there is none."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return repr(value).replace("e-0", "e-")
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def value_of(span: Span, key: str, *, is_attribute: bool) -> str | None:
+    """The value of *key* that grouping and filters use: ``unknown`` for a dimension that is not set."""
+    return text_of(attribute(span, key)) if is_attribute else getattr(span, key) or "unknown"
+
+
+def billionths(value: Any) -> int | None:
+    """A numeric attribute in units of 1e-9; a bool is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    with localcontext() as context:
+        context.prec = 60
+        exact = Decimal(value) if isinstance(value, int) else Decimal(repr(value))
+        return int((exact * 10**9).to_integral_value(ROUND_HALF_EVEN))
+
+
+def measured(span: Span, custom: Mapping[str, Any]) -> int | None:
+    """What *span* adds to a custom metric; None = nothing."""
+    key = custom.get("filter_key")
+    if key:
+        is_attribute = key not in DIMENSIONS
+        found = value_of(span, key.removeprefix("attr."), is_attribute=is_attribute)
+        if found is None or ("filter_val" in custom and found != custom["filter_val"]):
+            return None
+    field = custom.get("field", "")
+    if field.startswith("attr."):
+        # Values that do not fit into 64 bits have a separate test.
+        number = billionths(attribute(span, field.removeprefix("attr.")))
+        return number if number is not None and abs(number) < 2**63 else None
+    if field == "cost":
+        return None if span.kind in ROLLUPS else span.cost_nusd
+    if field in ("latency_ms", "ttft_ms"):
+        return getattr(span, field.replace("_ms", "_ns")) or None
+    return int(getattr(span, field.replace("comp_", "completion_"))) if field else 0
+
+
+def own_number(custom: Mapping[str, Any], values: Sequence[int]) -> Number:
+    """The value of a custom metric in its unit."""
+    field = custom.get("field", "")
+    unit = 10**9 if field.startswith("attr.") or field == "cost" else 10**6 if field.endswith("_ms") else 1
+    if custom["type"] == "count":
+        return if_any(values, len(values))
+    if custom["type"] == "sum":
+        return if_any(values, Fraction(sum(values), unit))
+    return Mean(ratio(sum(values), unit * len(values))) if custom["type"] == "avg" else Quantile(values, 0.95, unit)
