@@ -37,7 +37,7 @@ fmt: $(READY) ## format the code
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format --quiet .
 
-bench: $(READY) ## measure the budgets; exits 1 where one is missed
+bench: $(READY) ## measure the budgets; exits 1 where one is missed; ARGS="--list", "--only core", "--json FILE", "--against FILE"
 	$(BIN)/python -m bench $(ARGS)
 
 up: ## build and start the containers: docker compose

@@ -63,6 +63,8 @@ def main(words: Sequence[str] | None = None, groups: Sequence[Group] = GROUPS) -
     if old is not None:
         comparison = results.compare(old.rows, run.rows)
         print(f"\nAgainst {given.against}, taken {old.taken_at}:\n\n{comparison.text}")
+        if old.sizes != results.sizes():
+            print(f"\nOther sizes: {old.sizes or 'the usual'} then, {results.sizes() or 'the usual'} now.")
         failed = failed or (given.strict and bool(comparison.worse))
     return 1 if failed else 0
 

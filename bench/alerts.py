@@ -22,7 +22,7 @@ from bench.reference import LOOP, at_most
 from bench.row import Failed, Measured, Plan, Runner
 from bench.spans import make_spans
 from bench.table import quantity
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 from tokentrace.records import Span
 
 #: Spans a second, on the machine the budgets were set on.
@@ -38,7 +38,7 @@ _MARK = """
 
 
 #: How long events are waited for after the last span.
-_ACK_WAIT_S = 60.0
+_WAIT_S = 60.0
 #: A reporter holds a batch for 0.2 s; the rule is evaluated once a second.
 _HELD_S, _INTERVAL_S = 0.2, 1.0
 
@@ -84,7 +84,7 @@ def _measure(rules: str, seconds: float, rate: int) -> tuple[list[float], float,
             words = python(f"tokentrace_{service}", "--nats", url, "--addr", f"127.0.0.1:{port}", "--data-dir", name)
             words += ["--config", str(directory / "tokentrace.yml")]
             stack.enter_context(started(words, f"http://127.0.0.1:{port}/readyz"))
-        sender = subprocess.Popen(python("bench.alerts", url, str(seconds + _ACK_WAIT_S), str(rate)))
+        sender = subprocess.Popen(python("bench.alerts", url, str(seconds + _WAIT_S), str(rate)))
         try:
             waits, age_s = asyncio.run(_watch(url, ports["alerter"], seconds))
             return waits, age_s, note
@@ -117,13 +117,13 @@ async def _watch(url: str, port: int, seconds: float) -> tuple[list[float], floa
         )
         if number >= _TRIALS * 9 // 10:
             ages.append(await asyncio.to_thread(_age_s, port))
-    deadline = time.perf_counter() + _ACK_WAIT_S
+    deadline = time.perf_counter() + _WAIT_S
     while len(heard) < len(sent) and time.perf_counter() < deadline:
         await asyncio.sleep(0.05)
     reporter.close()
     await connection.close()
     if len(heard) < len(sent):
-        raise Failed(f"{len(sent) - len(heard)} of {len(sent)} marked spans had no event after {_ACK_WAIT_S:.0f} s")
+        raise Failed(f"{len(sent) - len(heard)} of {len(sent)} marked spans had no event after {_WAIT_S:.0f} s")
     return sorted(heard[trial] - at for trial, at in sent.items()), max(ages)
 
 
@@ -135,7 +135,7 @@ def _age_s(port: int) -> float:
         Failed: It does not say.
     """
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/internal/metrics", timeout=_ACK_WAIT_S) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/internal/metrics", timeout=_WAIT_S) as response:
             found = re.search(rb"^tokentrace_alerter_last_message_age_seconds (\S+)", response.read(), re.MULTILINE)
     except OSError as exc:
         raise Failed(f"the alerter does not show its metrics: {exc}") from exc

@@ -11,8 +11,8 @@ from bench.reference import BATCH, DECODE, at_most
 from bench.row import Budget, Measured, Plan, Runner
 from bench.spans import make_batches, make_spans
 from bench.table import seconds_per_call
+from tokentrace import Reporter
 from tokentrace.bus import Message
-from tokentrace.client.reporter import Reporter
 from tokentrace.records import decode_batches, encode_batches
 from tokentrace_aggregator.shard import Shard
 
@@ -67,7 +67,7 @@ def _fold() -> Measured:
 
 
 def _report() -> Measured:
-    """Nobody listens at the address: what is timed is the caller's side alone."""
+    """Without a server at the address: only the caller's side is timed."""
     reporter = Reporter("bench", "nats://127.0.0.1:9", max_queue_spans=2_000_000, max_queue_bytes=2**31)
     spans = make_spans(1000)
     best = float("inf")

@@ -16,14 +16,14 @@ from bench.reference import LOOP, at_most
 from bench.row import Failed, Measured, Plan, Runner
 from bench.spans import make_spans
 from bench.table import quantity
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 
 #: Spans a second, on the machine the budgets were set on.
 _RATE = 10_000
 _SECONDS = 12.0
 _WARM_S = 2.0
 #: How long what was sent last is waited for.
-_ACK_WAIT_S = 60.0
+_WAIT_S = 60.0
 _POLL_S = 0.05
 #: A reporter holds a batch for 0.2 s, the store commits each 0.1 s.
 _HELD_S, _COMMIT_S = 0.2, 0.1
@@ -71,9 +71,7 @@ class _Watch(threading.Thread):
             seen = next((moment for moment, value in self.seen if value >= count), None)
             if seen is None:
                 most = max((value for _, value in self.seen), default=0)
-                raise Failed(
-                    f"{most:,} of {marks[-1][1]:,} spans were seen {_ACK_WAIT_S:.0f} s after the last was sent"
-                )
+                raise Failed(f"{most:,} of {marks[-1][1]:,} spans were seen {_WAIT_S:.0f} s after the last was sent")
             found.append(seen - at)
         return sorted(found)
 
@@ -120,8 +118,8 @@ def _send(url: str, watches: list[_Watch], rate: int) -> list[tuple[float, int]]
             if elapsed > _WARM_S:
                 marks.append((time.perf_counter(), sent))
             time.sleep(0.005)
-        reporter.flush(_ACK_WAIT_S)
-        deadline = time.monotonic() + _ACK_WAIT_S
+        reporter.flush(_WAIT_S)
+        deadline = time.monotonic() + _WAIT_S
         while time.monotonic() < deadline and not all(watch.has_seen(sent) for watch in watches):
             time.sleep(_POLL_S)
     for watch in watches:

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from bench.process import ACK_WAIT_S, ask, free_port, nats, python, started, wait_for
+from bench.process import WAIT_S, ask, free_port, nats, python, started, wait_for
 from bench.reference import LOOP, ROUTE, at_most
 from bench.row import Budget, Failed, Measured, Plan, Runner
 from bench.table import quantity
@@ -64,8 +64,9 @@ def run(runner: Runner) -> None:
     """Snapshots, start, questions, memory."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         url = stack.enter_context(nats(Path(name)))
-        # The next rows start from the snapshot that this one saves.
-        runner.row(STALL, lambda: Measured(asyncio.run(_prepare(url))))
+        # Not within a row: without the snapshot it saves, or with a part of the history, no other row means anything.
+        stall_s = asyncio.run(_prepare(url))
+        runner.row(STALL, lambda: Measured(stall_s))
         port, api = free_port(), free_port()
         words = python("tokentrace_aggregator", "--nats", url, "--addr", f"127.0.0.1:{port}", "--data-dir", name)
         began = time.perf_counter()
@@ -75,12 +76,8 @@ def run(runner: Runner) -> None:
         for service, own in (("ingest", free_port()), ("api", api)):
             words = python(f"tokentrace_{service}", "--nats", url, "--addr", f"127.0.0.1:{own}", "--data-dir", name)
             stack.enter_context(started(words, f"http://127.0.0.1:{own}/readyz"))
-
-        def start() -> Measured:
-            _wait_for_history(api)
-            return Measured(ready_s, note=f"{_DAYS} days in {len(_CELLS)} series")
-
-        runner.row(START, start)
+        _wait_for_history(api)
+        runner.row(START, lambda: Measured(ready_s, note=f"{_DAYS} days in {len(_CELLS)} series"))
         runner.row(METRICS, lambda: _ask_all(url, api, runner.offered(_RATE)))
         for plan, metric in zip(SERIES, _SERIES, strict=True):
             runner.row(plan, partial(_ask_series, api, metric))
@@ -88,10 +85,10 @@ def run(runner: Runner) -> None:
 
 
 def _wait_for_history(port: int) -> None:
-    deadline, found = time.monotonic() + ACK_WAIT_S, -1
+    deadline, found = time.monotonic() + WAIT_S, -1
     while found < SPANS:
         if time.monotonic() > deadline:
-            raise Failed(f"only {found:,} of {SPANS:,} spans are there {ACK_WAIT_S:.0f} s after the start")
+            raise Failed(f"only {found:,} of {SPANS:,} spans are there {WAIT_S:.0f} s after the start")
         found = ask(f"http://127.0.0.1:{port}/metrics/span_count?window={_DAYS}d")["value"] or 0
         time.sleep(0.1)
 

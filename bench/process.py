@@ -21,11 +21,11 @@ from bench.table import quantity
 from tokentrace_standalone.broker import find_binary
 
 #: How long a service may take to come up, or to answer while it is behind, before its rows are FAILED.
-ACK_WAIT_S = 120.0
+WAIT_S = 120.0
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """A port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -93,7 +93,7 @@ def started(
                 process.wait()
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = ACK_WAIT_S) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = WAIT_S) -> None:
     """
     Return once *url* answers 200.
 
@@ -113,7 +113,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = ACK_WA
             time.sleep(0.05)
 
 
-def ask(url: str, seconds: float = ACK_WAIT_S) -> Any:
+def ask(url: str, seconds: float = WAIT_S) -> Any:
     """
     The JSON that *url* answers, asked again while it answers with an error: behind is no reason to give up.
 

@@ -19,12 +19,18 @@ WORSE = 0.05
 
 
 class Results(msgspec.Struct, frozen=True):
-    """A file of results."""
+    """
+    A file of results.
+
+    Attributes:
+        sizes: The ``BENCH_…`` variables of the environment: rows of other sizes do not compare.
+    """
 
     format: Literal[1]
     taken_at: str
     python: str
     cores: int
+    sizes: dict[str, str]
     rows: list[Row]
 
 
@@ -49,8 +55,13 @@ def write(path: Path, rows: Sequence[Row]) -> None:
         OSError: The file cannot be written.
     """
     taken_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    results = Results(1, taken_at, platform.python_version(), os.cpu_count() or 1, list(rows))
+    results = Results(1, taken_at, platform.python_version(), os.cpu_count() or 1, sizes(), list(rows))
     path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+
+
+def sizes() -> dict[str, str]:
+    """What the environment says about sizes and durations."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("BENCH_")}
 
 
 def read(path: Path) -> Results:

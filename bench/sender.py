@@ -9,7 +9,7 @@ import time
 from msgspec.structs import replace
 
 from bench.spans import make_spans
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 
 
 def main(url: str, rate: float, seconds: float, seed: int) -> None:

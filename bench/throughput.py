@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.process import ACK_WAIT_S, ask, free_port, fsync_note, nats, python, started
+from bench.process import WAIT_S, ask, free_port, fsync_note, nats, python, started
 from bench.reference import PUBLISH, at_least
 from bench.row import Budget, Failed, Measured, Plan, Runner
 
@@ -210,13 +210,11 @@ def _wait_for_all(base: str, account: _Account) -> _Account:
     Raises:
         Failed: It is still behind after ``PATIENCE_S``.
     """
-    deadline = time.monotonic() + ACK_WAIT_S
+    deadline = time.monotonic() + WAIT_S
     while True:
         seen, stored = ask(f"{base}/stats")["total_spans"], ask(f"{base}/health")["stored_spans"]
         if seen >= account.spans and stored >= account.spans:
             return _Account(seen, stored, 0)
         if time.monotonic() > deadline:
-            raise Failed(
-                f"behind after {ACK_WAIT_S:.0f} s: {seen:,} seen and {stored:,} stored of {account.spans:,} spans"
-            )
+            raise Failed(f"behind after {WAIT_S:.0f} s: {seen:,} seen and {stored:,} stored of {account.spans:,} spans")
         time.sleep(0.1)

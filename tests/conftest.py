@@ -50,8 +50,6 @@ def _nothing_left_loopback() -> Iterator[None]:
     assert not told, told
 
 
-
-
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
     """A private nats-server."""

@@ -1,5 +1,5 @@
 """
-Token-level observability for AI inference: report what your LLM calls cost, how slow they were, how good they were.
+Token-level observability for AI inference: report the cost, latency and quality of LLM calls.
 
     from tokentrace import Reporter, Span
 
@@ -7,9 +7,16 @@ Token-level observability for AI inference: report what your LLM calls cost, how
     reporter.report(Span(name="chat", model="gpt-4o", provider="openai", prompt_tokens=512, completion_tokens=128))
 """
 
-from tokentrace.client.reporter import Reporter, Stats
-from tokentrace.client.rules import cost_spike, error_rate_spike, latency_regression, quality_drop
-from tokentrace.client.trace_client import TraceClient
+from tokentrace.client import (
+    Reporter,
+    StartedSpan,
+    Stats,
+    TraceClient,
+    cost_spike,
+    error_rate_spike,
+    latency_regression,
+    quality_drop,
+)
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, Unavailable
 from tokentrace.records import Span
 from tokentrace.version import __version__
@@ -20,6 +27,7 @@ __all__ = [
     "Rejected",
     "Reporter",
     "Span",
+    "StartedSpan",
     "Stats",
     "TokentraceError",
     "TraceClient",

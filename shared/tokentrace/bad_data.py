@@ -1,8 +1,8 @@
 """
-Data that others may have written: whatever stands in a stream, a bucket, an object or a file is data.
+Handling data that cannot be decoded: a stream, bucket, object or file may contain bytes that another program wrote.
 
-Whoever decodes it uses ``reading``, which turns every way in which a decoder fails into ``Rejected``. What was rejected
-is told to the process's ``SetAside``, which ``/health`` and ``/internal/metrics`` show, and the process goes on.
+Decode inside ``reading``, which turns every error of a decoder into ``Rejected``. Note what was rejected in the
+process's ``SetAside`` and continue with the next message; ``/health`` and ``/internal/metrics`` show the notes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokentrace.errors import Rejected, cut_quoted, shorten
 
 log = logging.getLogger(__name__)
 
-#: What decoders raise at bytes that nobody expected; ``UnicodeDecodeError`` and ``binascii.Error`` are ValueErrors.
+#: What decoders raise for unexpected bytes; ``UnicodeDecodeError`` and ``binascii.Error`` are ValueErrors.
 UNREADABLE: tuple[type[Exception], ...] = (
     msgspec.MsgspecError,
     ValueError,
@@ -30,30 +30,32 @@ UNREADABLE: tuple[type[Exception], ...] = (
     ArithmeticError,
     RecursionError,
 )
-#: The same, and what was decoded and is out of bounds.
+#: ``UNREADABLE``, and MemoryError: a decoder refuses to allocate the size that corrupt data claims.
+_UNDECODABLE: tuple[type[Exception], ...] = (*UNREADABLE, MemoryError)
+#: ``UNREADABLE``, and ``Rejected`` for data that was decoded but is not valid.
 BAD_DATA: tuple[type[Exception], ...] = (Rejected, *UNREADABLE)
-#: Records kept, and the length of what each says.
+#: How many records are kept.
 MAX_KEPT = 100
-_MAX_REASON = 300
-_MAX_WHICH = 120
+#: Maximum length of a record's texts, characters.
+_MAX_REASON, _MAX_WHICH = 300, 120
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
     """
-    Decode inside this; *what* begins the reason.
+    Turn the errors of decoders inside the block into ``Rejected``; *what* begins its message.
 
     Raises:
-        Rejected: It cannot be read; no value longer than 40 characters is quoted.
+        Rejected: The data cannot be decoded; the message quotes no value longer than 40 characters.
     """
     try:
         yield
-    except UNREADABLE as exc:
-        raise Rejected(f"{what}: {why(exc)}") from exc
+    except _UNDECODABLE as exc:
+        raise Rejected(f"{what}: {reason_of(exc)}") from exc
 
 
-def why(error: Exception) -> str:
-    """What *error* says, in a text that may be logged and shown."""
+def reason_of(error: Exception) -> str:
+    """Return the message of *error*, shortened so that it may be logged and shown."""
     text = cut_quoted(str(error)) or "no reason given"
     known = isinstance(error, Rejected | msgspec.MsgspecError | ValueError | RecursionError)
     return shorten(text if known else f"{type(error).__name__}: {text}", _MAX_REASON)
@@ -61,14 +63,14 @@ def why(error: Exception) -> str:
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One thing that could not be read.
+    One piece of data that could not be decoded.
 
     Attributes:
         place: The stream, bucket or request subject, such as ``TT_ALERTS``.
-        which: Of it, such as ``message 17``, ``key alert_counts revision 3`` or ``object aggregator.0.001``.
-        reason: Why it cannot be read.
-        count: How often it was met.
-        last_ns: When it was met last, Unix nanoseconds.
+        which: Which part of the place, such as ``message 17``, ``key shards revision 3`` or ``object aggregator.0.1``.
+        reason: Why it cannot be decoded.
+        count: How often it was read.
+        last_ns: When it was last read, Unix nanoseconds.
     """
 
     place: str
@@ -80,42 +82,42 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 class SetAside:
     """
-    What one process could not read: the newest ``MAX_KEPT`` records, and how many there were in each place.
+    The data that one process could not decode: the ``MAX_KEPT`` newest records, and a count for each place.
 
     Attributes:
-        totals: Place -> different things set aside since start.
+        totals: Place -> number of different pieces of data set aside since the start.
     """
 
     def __init__(self) -> None:
-        # The store is written by a thread of its own.
+        # The span store calls this from its writer thread.
         self._lock = threading.Lock()
         self._records: dict[tuple[str, str], Record] = {}
         self.totals: Counter[str] = Counter()
 
     def note(self, place: str, which: str, reason: Exception | str) -> None:
-        """Remember it; what is met again is counted in its record, and logged once."""
-        text = why(reason) if isinstance(reason, Exception) else shorten(reason, _MAX_REASON)
+        """Record one piece of data; if it was recorded before, count it again but do not log it again."""
+        text = reason_of(reason) if isinstance(reason, Exception) else shorten(reason, _MAX_REASON)
         key = place, shorten(which, _MAX_WHICH)
         with self._lock:
-            held = self._records.pop(key, None)
-            count = held.count + 1 if held is not None else 1
+            known = self._records.pop(key, None)
+            count = known.count + 1 if known is not None else 1
             self._records[key] = Record(place=place, which=key[1], reason=text, count=count, last_ns=time.time_ns())
-            if held is None:
+            if known is None:
                 self.totals[place] += 1
             while len(self._records) > MAX_KEPT:
                 del self._records[next(iter(self._records))]
-        if held is None:
-            log.warning("%s: %s is set aside: %s", *key, text)
+        if known is None:
+            log.warning("%s: %s was set aside: %s", *key, text)
 
     @property
     def records(self) -> list[Record]:
-        """The one met last is the last."""
+        """Return the records, the one read last at the end."""
         with self._lock:
             return list(self._records.values())
 
     @contextlib.contextmanager
     def guard(self, place: str, which: str) -> Iterator[None]:
-        """Decode inside this: what cannot be read is noted, and the block ends there."""
+        """Record what the block cannot decode, end the block, and continue after it."""
         try:
             yield
         except BAD_DATA as exc:

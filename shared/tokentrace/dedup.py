@@ -1,8 +1,8 @@
 """
-Which batches a reader has folded: what makes a redelivery, a resend or a replay count once.
+Deduplication: which batches a reader has folded, so that a batch that is delivered, sent or replayed again counts once.
 
-A reporter numbers its batches from 1, so what has been seen of it is a few intervals however many batches there
-were. A batch of an HTTP request stands alone and is remembered by its id for a day.
+A reporter numbers its batches from 1, so the numbers folded so far are a few intervals, however many batches there
+were. The batch of an HTTP request has no number; its id is remembered for a day.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import msgspec
 from tokentrace.records import Batch
 from tokentrace.units import DAY
 
+#: How long the numbers of a silent reporter and the id of a request are remembered.
 REPORTER_NS = 8 * DAY
 REQUEST_NS = DAY
-#: A reporter has few batches under way at once: a hole this many holes ago was given up by its sender.
+#: Intervals kept for each reporter. It has few batches under way at once, so the oldest gap will not be filled.
 MAX_INTERVALS = 4096
 
 
 class _Reporter(msgspec.Struct, array_like=True):
-    """Numbers seen: [starts[i], ends[i]], ascending, never touching."""
+    """The batch numbers folded: intervals [starts[i], ends[i]], ascending, with a gap between each two."""
 
     last_ns: int
     starts: list[int]
@@ -31,10 +32,13 @@ class _Reporter(msgspec.Struct, array_like=True):
 
 class FoldedBatches:
     """
-    The batches folded so far.
+    The batches that one reader has folded.
 
     Args:
-        stride: Numbers of one reporter arrive this far apart, because they are spread over that many shards.
+        stride: Number of shards: a shard gets every *stride*-th batch number of a reporter.
+
+    Attributes:
+        given_up: Batch numbers in gaps that were dropped; a batch with such a number is taken for a repetition.
     """
 
     def __init__(self, stride: int = 1) -> None:
@@ -45,13 +49,13 @@ class FoldedBatches:
 
     def add(self, batch: Batch, now_ns: int) -> bool:
         """
-        Take note of *batch*.
+        Record *batch*.
 
         Args:
-            now_ns: Stream time of the message that carries it, so that a replay forgets alike.
+            now_ns: Stream time of the batch's message, so that a replay forgets the same batches.
 
         Returns:
-            True when it is new and has to be folded.
+            True if the batch is new and must be folded.
         """
         if batch.sequence == 0:
             key = _key(batch)
@@ -90,48 +94,48 @@ class FoldedBatches:
         return True
 
     def forget(self, now_ns: int) -> None:
-        """Drop reporters silent for 8 days and requests older than a day, measured in stream time."""
+        """Forget reporters that were silent for 8 days and requests older than a day, in stream time."""
         for reporter in [key for key, state in self._reporters.items() if state.last_ns < now_ns - REPORTER_NS]:
             del self._reporters[reporter]
-        # Requests were added in stream order, so the old ones stand first.
-        old = []
+        # Requests were added in stream order, so the oldest come first.
+        expired = []
         for request, at_ns in self._requests.items():
             if at_ns >= now_ns - REQUEST_NS:
                 break
-            old.append(request)
-        for request in old:
+            expired.append(request)
+        for request in expired:
             del self._requests[request]
 
     def reporters(self) -> set[str]:
-        """The ids of the reporters that are remembered."""
+        """Return the ids of the reporters that are remembered."""
         return {key.rpartition("#")[0] for key in self._reporters}
 
     def __len__(self) -> int:
-        """How many intervals and ids are held."""
+        """Return the number of intervals and request ids held."""
         return sum(len(reporter.starts) for reporter in self._reporters.values()) + len(self._requests)
 
     def snapshot(self) -> bytes:
-        """Everything above as bytes for ``restore``."""
+        """Return the state as bytes for ``restore``."""
         return msgspec.msgpack.encode([self._stride, self.given_up, self._reporters, self._requests])
 
     @classmethod
     def restore(cls, state: bytes) -> FoldedBatches:
-        """A reader's memory from ``snapshot``."""
+        """Return the batches that ``snapshot`` saved."""
         stride, given_up, reporters, requests = msgspec.msgpack.decode(
             state, type=tuple[int, int, dict[str, _Reporter], dict[str, int]]
         )
-        seen = cls(stride)
-        seen.given_up = given_up
-        seen._reporters = reporters
-        seen._requests = requests
-        return seen
+        folded = cls(stride)
+        folded.given_up = given_up
+        folded._reporters = reporters
+        folded._requests = requests
+        return folded
 
     def note(self, rows: Iterable[tuple[str, int, int, int]]) -> None:
-        """Take note of (id, sequence, part, stream time) of batches that were folded after the last snapshot."""
+        """Record the (id, sequence, part, stream time) of batches that were folded after the last snapshot."""
         for key, sequence, part, now_ns in rows:
             self.add(Batch(id=key, sequence=sequence, part=part), now_ns)
 
 
 def _key(batch: Batch) -> str:
-    """Each part of a split batch is a sequence of its own, so that the numbers of the first ones stay without holes."""
+    """Return the key of *batch*: each part of a split batch is numbered separately, so that part 0 has no gaps."""
     return f"{batch.id}#{batch.part}"

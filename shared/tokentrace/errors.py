@@ -1,11 +1,11 @@
 """
-Everything tokentrace raises on purpose.
+The exceptions that tokentrace raises on purpose.
 
     TokentraceError
-    ├── Rejected      the input is wrong: the same input fails every time; counted, dead-lettered, HTTP 4xx
-    ├── Unavailable   the world is away: worth another try; retried in place, HTTP 503 + Retry-After
-    ├── Conflict      somebody else wrote first: read again, decide again
-    └── ConfigError   the configuration is wrong: the program does not start, exit code 2
+    ├── Rejected      the input is invalid and fails every time: counted, dead-lettered, HTTP 4xx
+    ├── Unavailable   a broker, service or disk does not work now: retried, HTTP 503 with Retry-After
+    ├── Conflict      another writer was first: read again and decide again, HTTP 409
+    └── ConfigError   the configuration is invalid: the program does not start, exit code 2
 """
 
 import re
@@ -14,16 +14,16 @@ _QUOTED = re.compile(r"""(['"`])(.{40}).+\1""", re.DOTALL)
 
 
 class TokentraceError(Exception):
-    """Base of all errors raised here on purpose."""
+    """Base class of the exceptions of tokentrace."""
 
 
 class Rejected(TokentraceError):
     """
-    The input is wrong and stays wrong.
+    The input is invalid; sending it again fails again.
 
     Args:
-        message: What, which and why; never a value longer than 40 characters.
-        status: The HTTP status that says the same, 400-499.
+        message: What is invalid, where and why; quotes no value longer than 40 characters.
+        status: The HTTP status of the answer, 400-499.
     """
 
     def __init__(self, message: str, *, status: int = 400) -> None:
@@ -33,11 +33,11 @@ class Rejected(TokentraceError):
 
 class Unavailable(TokentraceError):
     """
-    The broker, a worker or a disk cannot answer now.
+    A broker, service or disk does not work now; another try may succeed.
 
     Args:
-        message: What is away.
-        retry_after_s: When another try makes sense, seconds.
+        message: What does not work.
+        retry_after_s: When to try again, seconds.
     """
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
@@ -46,19 +46,19 @@ class Unavailable(TokentraceError):
 
 
 class Conflict(TokentraceError):
-    """A compare-and-set lost: what was expected is no longer what is there."""
+    """A compare-and-set lost: the stored value is no longer the expected one."""
 
 
 class ConfigError(TokentraceError):
-    """The configuration is wrong; the message names the key."""
+    """The configuration is invalid; the message names the key."""
 
 
 def shorten(value: object, limit: int = 40) -> str:
-    """*value* as it may stand in an error text: printable, at most *limit* characters."""
+    """Return *value* for use in an error text: printable ASCII, at most *limit* characters."""
     text = ascii(value) if not isinstance(value, str) else value.encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def cut_quoted(message: str) -> str:
-    """A decoder's *message* with every quoted value cut to 40 characters: no secret travels in an error."""
+    """Return *message* with every quoted value cut to 40 characters, because a value may contain a secret."""
     return _QUOTED.sub(r"\1\2…\1", message)

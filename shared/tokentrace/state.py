@@ -1,4 +1,4 @@
-"""State captured in a moment, to be made into bytes for a snapshot later and in any thread."""
+"""A machine's state, captured at once and encoded later in another thread."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 class Part(NamedTuple):
     """
-    A piece of a snapshot that rarely changes.
+    A part of a snapshot that rarely changes.
 
     Attributes:
-        revision: Rises with every change; 0 = as it was restored.
-        encode: Makes its bytes, in any thread, from what it was when it was captured; None = that revision is saved.
+        revision: Increases with every change; 0 = unchanged since it was restored.
+        encode: Returns the part's bytes as of the capture, in any thread; None = this revision is saved already.
     """
 
     revision: int
@@ -21,11 +21,11 @@ class Part(NamedTuple):
 
 class Saved(NamedTuple):
     """
-    A snapshot: captured in a moment, made into bytes later and in any thread.
+    A captured state.
 
     Attributes:
-        state: Makes everything that changes all the time.
-        parts: Name -> what rarely changes; a revision that was saved before need not be saved again.
+        state: Returns the bytes of everything that changes with nearly every message, in any thread.
+        parts: Name -> part that rarely changes; a revision that is saved already is not saved again.
     """
 
     state: Callable[[], bytes]

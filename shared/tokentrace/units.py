@@ -1,7 +1,8 @@
 """
-Conversions between the numbers people write and the integers we keep: the only place that knows them.
+Conversions between external notations and the integers that tokentrace keeps.
 
-Instants and durations are int nanoseconds, money is int nano-dollars (nusd), scores are int 1e-9.
+Instants and durations are integer nanoseconds, money is integer nano-dollars (nusd, 1e-9 US dollars), and scores are
+integers in units of 1e-9.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def parse_duration(text: str) -> int:
     """
-    A Go duration such as ``2h30m``, ``1.5s`` or ``500ms``, with ``d`` for 24 h, as nanoseconds >= 0.
+    Parse a duration in the notation of Go, such as ``2h30m``, ``1.5s`` or ``500ms``; ``d`` stands for 24 h.
+
+    Returns:
+        Nanoseconds, at least 0.
 
     Raises:
-        Rejected: Not a duration, negative, or beyond 292 years.
+        Rejected: *text* is not a duration, is negative, or is longer than 292 years.
     """
     if text == "0":
         return 0
@@ -56,7 +60,7 @@ def parse_duration(text: str) -> int:
 
 
 def render_duration(ns: int) -> str:
-    """*ns* in the largest units that divide it: ``90m`` is ``1h30m``, ``1500ms`` is ``1s500ms``."""
+    """Render nanoseconds >= 0 with the largest units first: 90 minutes are ``1h30m``, 1500 ms are ``1s500ms``."""
     if ns == 0:
         return "0s"
     parts = []
@@ -69,10 +73,13 @@ def render_duration(ns: int) -> str:
 
 def parse_instant(text: str) -> int:
     """
-    An RFC 3339 instant, any offset, up to nanoseconds, as Unix nanoseconds.
+    Parse an RFC 3339 instant with any offset. Digits after the nanoseconds are ignored.
+
+    Returns:
+        Unix nanoseconds.
 
     Raises:
-        Rejected: Not RFC 3339 (a time zone is part of it), or no such day.
+        Rejected: *text* is not RFC 3339, which requires an offset, or the day or time does not exist.
     """
     match = _INSTANT.fullmatch(text)
     if match is None:
@@ -89,14 +96,14 @@ def parse_instant(text: str) -> int:
     ns = (since.days * 86_400 + since.seconds + leap) * SECOND + int((fraction or "0").ljust(9, "0"))
     if sign:
         if int(off_h) > 23 or int(off_m) > 59:
-            raise Rejected(f"instant: {shorten(text)!r}: no such offset")
+            raise Rejected(f"instant: {shorten(text)!r}: the offset is not between -23:59 and +23:59")
         offset = int(off_h) * HOUR + int(off_m) * MINUTE
         ns += -offset if sign == "+" else offset
     return ns
 
 
 def render_instant(ns: int) -> str:
-    """Unix nanoseconds as ``2026-03-15T14:23:01.441Z``, cut to the millisecond."""
+    """Render Unix nanoseconds as ``2026-03-15T14:23:01.441Z``, cut to the millisecond."""
     ms = ns // MS
     seconds, rest = divmod(ms, 1000)
     moment = datetime.fromtimestamp(seconds, tz=UTC)
@@ -104,12 +111,12 @@ def render_instant(ns: int) -> str:
 
 
 def _scaled(value: float | int | Decimal, scale: int) -> int:
-    """*value* x *scale* rounded half to even, where a float means the shortest decimal that reads back as it."""
+    """Return *value* × *scale* rounded half to even; a float stands for the shortest decimal that parses to it."""
     if isinstance(value, int):
         return value * scale
     if isinstance(value, float):
         near = value * scale
-        # The product is off by at most half an ulp; below 2**50 that cannot move it across a quarter.
+        # The product is wrong by at most half an ulp, which is below 0.25 for products below 2**50.
         if abs(near) < 2**50 and abs(near - round(near)) < 0.25:
             return round(near)
         value = Decimal(repr(value))
@@ -119,38 +126,38 @@ def _scaled(value: float | int | Decimal, scale: int) -> int:
 
 
 def usd_to_nusd(usd: float | int | Decimal) -> int:
-    """US dollars as whole nano-dollars, rounded half to even."""
+    """Convert US dollars to whole nano-dollars, rounded half to even."""
     return _scaled(usd, NUSD_PER_USD)
 
 
 def nusd_to_usd(nusd: int) -> float:
-    """Nano-dollars as the nearest float of US dollars."""
+    """Convert nano-dollars to the nearest float of US dollars."""
     return nusd / NUSD_PER_USD
 
 
 def score_to_int(score: float | int | Decimal) -> int:
-    """A score or numeric attribute as an integer of 1e-9, rounded half to even."""
+    """Convert a score or a numeric attribute to whole units of 1e-9, rounded half to even."""
     return _scaled(score, SCORE_ONE)
 
 
 def int_to_score(value: int) -> float:
-    """An integer of 1e-9 as the nearest float."""
+    """Convert units of 1e-9 to the nearest float."""
     return value / SCORE_ONE
 
 
 def ms_to_ns(ms: float | int) -> int:
-    """Milliseconds, whole or not, as nanoseconds."""
+    """Convert milliseconds to whole nanoseconds, rounded half to even."""
     return int(ms) * MS if -(2**53) < ms < 2**53 and ms == int(ms) else _scaled(ms, MS)
 
 
 def ns_to_ms(ns: float) -> float | int:
-    """Nanoseconds as milliseconds: an int when whole, as the documents show it, else a float."""
+    """Convert nanoseconds to milliseconds: an int if the number is whole, so that JSON shows ``1240``, else a float."""
     ms = ns / MS
     return int(ms) if ms.is_integer() else ms
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """True for a finite int or float; a bool is no number."""
+    """True for an int or a finite float; False for a bool."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)
     )

@@ -1,3 +1,3 @@
-"""The one version string of every program here."""
+"""The version of all packages and programs of tokentrace."""
 
 __version__ = "0.1.0"

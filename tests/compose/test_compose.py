@@ -167,7 +167,7 @@ def test_three_ingests_and_two_aggregators_answer_as_one_does(stack: Stack) -> N
     stack.up("--scale", "ingest=3", files=two)
     assert assert_exact() == one
 
-    everything = {name: {"environment": {"TOKENTRACE_SHARDS": "0-3"}} for name in ("aggregator", "aggregator-2")}
+    everything = {name: {"environment": {"TOKENTRACE_OWN_SHARDS": "0-3"}} for name in ("aggregator", "aggregator-2")}
     both = (*two, stack.override("both", everything))
     stack.up("--scale", "ingest=3", files=both)
     assert assert_exact() == one

@@ -1,4 +1,4 @@
-"""Queries to aggregators over a real broker: late, silent, missing and unreadable replies."""
+"""Queries to aggregators over a real broker: slow, silent and missing aggregators."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def bus(broker: Broker) -> AsyncIterator[Bus]:
 
 
 def answers(*steps: bytes | float | asyncio.Event) -> Callable[[bytes], AsyncIterator[bytes]]:
-    """Return a server that yields the bytes of *steps* and waits for the numbers (seconds) and events between them."""
+    """Return a handler that replies with the bytes, waits for the events and sleeps for the numbers, in order."""
 
     async def answer(_: bytes) -> AsyncIterator[bytes]:
         for step in steps:
@@ -40,49 +40,45 @@ def answers(*steps: bytes | float | asyncio.Event) -> Callable[[bytes], AsyncIte
     return answer
 
 
-def result(shard: int, sequence: int = 1) -> bytes:
+def part(shard: int, sequence: int = 1) -> bytes:
     return encode_result(ShardResult(shard=shard, position=Position(1, sequence), caught_up=True, to_s=60))
 
 
-async def test_a_shard_that_replies_in_progress_gets_more_time_than_the_others(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_aggregator_that_replies_in_progress_gets_more_time(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 0.1)
     async with AsyncExitStack() as stack:
         serve = stack.enter_async_context
-        await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, result(0))))
-        await serve(bus.serve(subjects.QUERY_METRICS, answers(result(1))))
+        await serve(bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), 1.0, part(0))))
+        await serve(bus.serve(subjects.QUERY_METRICS, answers(part(1))))
         assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == []
-        # No reply mentions the third shard, so the client stops waiting when the others have answered.
+        # No aggregator has shard 2; the client stops waiting after the others have answered.
         assert (await asyncio.wait_for(AggregatorClient(bus, 3).query(QUERY), 8)).missing_shards == [2]
 
 
-async def test_a_shard_in_progress_without_a_result_is_missing_after_its_time(
-    bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_aggregator_that_only_replies_in_progress_times_out(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 0.1)
     monkeypatch.setattr(tokentrace_api.aggregator_client, "ACK_WAIT_S", 0.5)
     async with bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())):
         with pytest.raises(Unavailable, match="no aggregator answers"):
             await AggregatorClient(bus, 1).query(QUERY)
-        async with bus.serve(subjects.QUERY_METRICS, answers(result(1))):
+        async with bus.serve(subjects.QUERY_METRICS, answers(part(1))):
             assert (await AggregatorClient(bus, 2).query(QUERY)).missing_shards == [0]
 
 
-async def test_a_result_of_another_replica_of_the_shard_ends_the_wait(bus: Bus) -> None:
+async def test_another_aggregator_of_the_shard_may_send_the_result(bus: Bus) -> None:
     async with (
         bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), asyncio.Event())),
-        bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), result(0))),
+        bus.serve(subjects.QUERY_METRICS, answers(encode_pending(0), part(0))),
     ):
         answer = await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)
     assert (answer.missing_shards, answer.caught_up) == ([], True)
 
 
-async def test_unreadable_replies_are_skipped(bus: Bus) -> None:
-    async with bus.serve(subjects.QUERY_METRICS, answers(b"rubbish", b"", result(0))):
+async def test_replies_that_cannot_be_decoded_are_ignored(bus: Bus) -> None:
+    async with bus.serve(subjects.QUERY_METRICS, answers(b"rubbish", b"", part(0))):
         assert (await AggregatorClient(bus, 1).query(QUERY)).missing_shards == []
 
 
-async def test_without_aggregators_the_query_is_unavailable_at_once(bus: Bus) -> None:
+async def test_without_aggregators_a_query_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable, match="no aggregator answers"):
         await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)

@@ -1,4 +1,4 @@
-"""One suite, two buses: whatever holds for the twin in memory holds for JetStream."""
+"""The contract of the bus, tested on the bus in memory and on JetStream."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OBJ = Stream(
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
-            made: Bus = MemoryBus(MemoryBroker())
+            connected: Bus = MemoryBus(MemoryBroker())
         else:
             server: Broker = request.getfixturevalue("broker")
-            made = await stack.enter_async_context(jetstream.connect(server.url, name="contract"))
+            connected = await stack.enter_async_context(jetstream.connect(server.url, name="contract"))
         for stream in (LOG, QUEUE, KV, OBJ):
-            await made.ensure(stream)
-        yield made
+            await connected.ensure(stream)
+        yield connected
 
 
 async def test_a_published_message_is_acknowledged_with_ascending_sequences(bus: Bus) -> None:
@@ -61,7 +61,7 @@ async def test_a_compare_and_set_publish_lets_one_of_two_win(bus: Bus) -> None:
     assert (await bus.publish("log.rule", b"2", expect_last=1)).sequence == 2
 
 
-async def test_a_subject_that_no_stream_takes_is_unavailable(bus: Bus) -> None:
+async def test_publishing_on_a_subject_that_no_stream_stores_is_unavailable(bus: Bus) -> None:
     with pytest.raises(Unavailable):
         await bus.publish("nowhere.at.all", b"")
 
@@ -92,7 +92,7 @@ async def test_an_erased_message_is_gone_and_its_neighbours_stay(bus: Bus) -> No
     assert (await bus.publish("log.a", b"3")).sequence == 4
 
 
-async def test_an_erased_message_of_a_work_queue_is_given_to_nobody_again(bus: Bus) -> None:
+async def test_an_erased_message_of_a_work_queue_is_not_delivered_again(bus: Bus) -> None:
     for n in range(2):
         await bus.publish("queue.a", str(n).encode())
     feed = bus.consume("QUEUE", "crew", batch=1, ack_wait_s=1.0)
@@ -143,14 +143,14 @@ async def test_a_follower_of_an_empty_stream_learns_that_it_is_caught_up(bus: Bu
     assert (list(chunk.messages), chunk.pending) == ([], 0)
 
 
-async def test_a_follower_hears_what_is_published_later(bus: Bus) -> None:
+async def test_a_follower_receives_what_is_published_later(bus: Bus) -> None:
     async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], None)) as feed:
         await anext(feed)
         await bus.publish("log.a", b"later")
         assert (await anext(feed)).messages[0].payload == b"later"
 
 
-async def test_a_stream_made_anew_is_rewound(bus: Bus) -> None:
+async def test_a_reader_of_a_recreated_stream_is_rewound(bus: Bus) -> None:
     await bus.publish("log.a", b"x")
     async with asyncio.timeout(5), contextlib.aclosing(bus.follow("LOG", ["log.>"], Position(12345, 7))) as feed:
         chunk = await anext(feed)
@@ -169,7 +169,7 @@ async def test_a_reader_beyond_the_end_is_rewound(bus: Bus) -> None:
         assert (await anext(feed)).rewound
 
 
-async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
+async def test_messages_that_the_stream_discarded_are_reported(bus: Bus) -> None:
     await bus.ensure(Stream(name="LOG", subjects=("log.>",), max_bytes=4096))
     for _ in range(40):
         await bus.publish("log.a", bytes(300))
@@ -182,8 +182,8 @@ async def test_what_the_stream_no_longer_has_is_named(bus: Bus) -> None:
         assert (await anext(feed)).missing == (1, state.first_sequence - 1)
 
 
-async def test_a_full_bucket_refuses_or_lets_the_oldest_entry_go(bus: Bus) -> None:
-    for name, evicts in (("keeps", False), ("lets", True)):
+async def test_a_full_bucket_refuses_or_discards_its_oldest_entry(bus: Bus) -> None:
+    for name, evicts in (("refuses", False), ("evicts", True)):
         await bus.ensure(
             Stream(
                 name=f"KV_{name}",
@@ -200,14 +200,14 @@ async def test_a_full_bucket_refuses_or_lets_the_oldest_entry_go(bus: Bus) -> No
             await bus.kv(bucket).create(f"k{number}", bytes(1000))
 
     with pytest.raises(Unavailable):
-        await fill("keeps")
-    assert await bus.kv("keeps").get("k0") is not None
-    await fill("lets")
-    assert await bus.kv("lets").get("k0") is None
-    last = await bus.kv("lets").get("k39")
+        await fill("refuses")
+    assert await bus.kv("refuses").get("k0") is not None
+    await fill("evicts")
+    assert await bus.kv("evicts").get("k0") is None
+    last = await bus.kv("evicts").get("k39")
     assert last is not None
-    await bus.kv("lets").update("k39", bytes(1000), last.revision)
-    await bus.kv("lets").create("k0", b"again")
+    await bus.kv("evicts").update("k39", bytes(1000), last.revision)
+    await bus.kv("evicts").create("k0", b"again")
 
 
 async def _take(bus: Bus, want: int, ack_wait_s: float = 30.0) -> list[object]:
@@ -232,7 +232,7 @@ async def test_an_acknowledged_message_leaves_the_queue(bus: Bus) -> None:
     assert (await bus.state("QUEUE")).messages == 0
 
 
-async def test_a_message_given_back_comes_again(bus: Bus) -> None:
+async def test_a_message_with_a_negative_acknowledgement_is_delivered_again(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
     (delivery,) = await _take(bus, 1)
     await delivery.nak()
@@ -241,14 +241,14 @@ async def test_a_message_given_back_comes_again(bus: Bus) -> None:
     await again.ack()
 
 
-async def test_an_unacknowledged_message_comes_again_when_patience_ends(bus: Bus) -> None:
+async def test_an_unacknowledged_message_is_delivered_again_after_ack_wait(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
     await _take(bus, 1, ack_wait_s=0.5)
     (again,) = await _take(bus, 1, ack_wait_s=0.5)
     assert again.deliveries == 2
 
 
-async def test_a_terminated_message_never_comes_again(bus: Bus) -> None:
+async def test_a_terminated_message_is_not_delivered_again(bus: Bus) -> None:
     await bus.publish("queue.a", b"x")
     (delivery,) = await _take(bus, 1)
     await delivery.term("bad")
@@ -274,12 +274,12 @@ async def test_a_request_is_answered(bus: Bus) -> None:
         assert await bus.request("ask.me", b"hi", timeout_s=2) == b"hi!"
 
 
-async def test_a_request_to_nobody_is_unavailable_at_once(bus: Bus) -> None:
+async def test_a_request_that_nothing_serves_is_unavailable_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable):
-        await bus.request("ask.nobody", b"", timeout_s=5)
+        await bus.request("ask.nothing", b"", timeout_s=5)
 
 
-async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> None:
+async def test_every_server_answers_request_many_and_one_of_each_group(bus: Bus) -> None:
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
         yield payload
 
@@ -293,26 +293,26 @@ async def test_everybody_answers_a_gather_and_one_of_each_group(bus: Bus) -> Non
     assert got == [b"x"] * 3
 
 
-async def test_an_answer_arrives_before_the_next_is_there_and_changes_how_long_is_waited(bus: Bus) -> None:
+async def test_each_reply_arrives_at_once_and_may_extend_the_wait(bus: Bus) -> None:
     more = asyncio.Event()
 
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
-        yield b"it will take a while"
+        yield b"in progress"
         await more.wait()
         yield payload
 
-    def patience(answers: list[bytes]) -> float:
+    def wait_policy(answers: list[bytes]) -> float:
         if answers:
             more.set()
         return (1, 30, 0)[len(answers)]
 
     async with bus.serve("ask.slow", answer):
-        assert await bus.request_many("ask.slow", b"x", patience) == [b"it will take a while", b"x"]
+        assert await bus.request_many("ask.slow", b"x", wait_policy) == [b"in progress", b"x"]
         more.clear()
-        assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"it will take a while"]
+        assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"in progress"]
 
 
-async def test_an_answer_that_takes_long_holds_up_no_other(bus: Bus) -> None:
+async def test_a_slow_answer_delays_no_other(bus: Bus) -> None:
     begun, enough = asyncio.Event(), asyncio.Event()
 
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
@@ -380,7 +380,7 @@ async def test_an_object_comes_back_as_it_was(bus: Bus, size: int) -> None:
     assert await shelf.names() == []
 
 
-async def test_a_follower_outlives_a_killed_broker_and_misses_nothing(tmp_path: Path) -> None:
+async def test_a_follower_survives_kills_of_the_broker_and_misses_nothing(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()
     try:
@@ -441,8 +441,8 @@ async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_p
         broker.stop()
 
 
-async def test_who_is_cancelled_as_an_answer_arrives_is_cancelled(bus: Bus) -> None:
-    """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, and whoever asks in a loop goes on for ever."""
+async def test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled(bus: Bus) -> None:
+    """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, so a loop of requests could not be stopped."""
 
     async def ask() -> None:
         while True:
@@ -469,7 +469,7 @@ async def test_an_object_that_is_removed_while_it_is_read_is_whole_or_gone(bus: 
 
 
 async def test_reading_objects_leaves_no_consumer_behind(broker: Broker) -> None:
-    """A stream takes a thousand consumers, and a snapshot has a hundred and fifty pieces."""
+    """A stream takes a thousand consumers, and loading a snapshot of 150 pieces creates 150."""
     async with jetstream.connect(broker.url, name="reader") as bus:
         await bus.ensure(OBJ)
         shelf = bus.objects("shelf")

@@ -1,4 +1,4 @@
-"""Streams and buckets on a real broker: made once, brought up to date, cut to the disk there is."""
+"""Creating and updating streams and buckets on a real broker, within the space of its disk."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokentrace.units import DAY
 MIB = 1024 * 1024
 
 
-async def test_streams_are_cut_in_proportion_to_the_room_there_is(tmp_path: Path) -> None:
+async def test_stream_sizes_are_cut_in_proportion_to_the_space(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats", room="300MB")
     broker.start()
     try:
@@ -34,7 +34,7 @@ async def test_streams_are_cut_in_proportion_to_the_room_there_is(tmp_path: Path
         broker.stop()
 
 
-async def test_a_stream_is_never_cut_below_half_as_much_again_as_it_holds(broker: Broker) -> None:
+async def test_a_stream_is_never_cut_below_one_and_a_half_times_what_it_holds(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="full") as bus:
         await bootstrap(bus, Settings())
         for _ in range(20):
@@ -48,7 +48,7 @@ async def test_a_stream_is_never_cut_below_half_as_much_again_as_it_holds(broker
         assert kept.bytes * 1.5 <= kept.max_bytes < 64 * MIB
 
 
-async def test_streams_that_were_cut_grow_again_when_there_is_room(broker: Broker) -> None:
+async def test_streams_that_were_cut_grow_again_when_there_is_space(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="roomy") as bus:
         await bootstrap(bus, Settings(), room_bytes=1024 * MIB)
         await bus.publish(subjects.spans("default", 0), bytes(200_000))
@@ -59,7 +59,7 @@ async def test_streams_that_were_cut_grow_again_when_there_is_room(broker: Broke
         assert large.max_bytes == 8192 * MIB
 
 
-async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
+async def test_existing_streams_are_kept_on_a_broker_with_less_space_than_they_reserve(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = Broker(tmp_path / "nats")
@@ -75,13 +75,13 @@ async def test_streams_of_a_broker_with_less_room_than_they_reserve_are_kept(
             await bootstrap(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
             assert (await bus.state(subjects.SPANS)).max_bytes == 8192 * MIB
             assert (await bus.publish(subjects.spans("default", 0), b"x")).sequence == 2
-        told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.service.bootstrap"]
-        assert told == ["the broker has no room for all that is configured: TT_SPANS: left as it is, 8192 MiB"]
+        logged = [record.getMessage() for record in caplog.records if record.name == "tokentrace.service.bootstrap"]
+        assert logged == ["the broker has no space for the configured sizes: TT_SPANS: left unchanged, 8192 MiB"]
     finally:
         broker.stop()
 
 
-async def test_a_new_stream_without_any_room_waits_and_says_so_once(
+async def test_bootstrap_without_space_waits_and_logs_the_reason_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tokentrace.service.retry._COMPLAIN_AFTER_S", 0.1)
@@ -92,15 +92,15 @@ async def test_a_new_stream_without_any_room_waits_and_says_so_once(
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(4):
                     await bootstrap(bus, Settings())
-        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert len(told) == 1
-        assert "stream TT_" in told[0]
-        assert "insufficient storage" in told[0]
+        logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(logged) == 1
+        assert "stream TT_" in logged[0]
+        assert "insufficient storage" in logged[0]
     finally:
         broker.stop()
 
 
-async def test_a_start_leaves_the_replicas_that_an_operator_set(tmp_path: Path) -> None:
+async def test_bootstrap_keeps_the_replicas_that_an_operator_set(tmp_path: Path) -> None:
     ports = [free_port() for _ in range(3)]
     routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports)
     brokers = []
@@ -108,10 +108,10 @@ async def test_a_start_leaves_the_replicas_that_an_operator_set(tmp_path: Path) 
         cluster = f'cluster {{ name: "three", listen: "127.0.0.1:{port}", routes: [{routes}] }}'
         brokers.append(Broker(tmp_path / f"nats{n}", extra=f'server_name: "n{n}"\n{cluster}\n'))
     try:
-        for one in brokers:
-            one.start()
-        # A list of servers, of which the first is not there.
-        urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(one.url for one in brokers)])
+        for member in brokers:
+            member.start()
+        # The first server of the list does not exist.
+        urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(member.url for member in brokers)])
         async with asyncio.timeout(60), jetstream.connect(urls, name="replicated") as bus:
             await bootstrap(bus, Settings())
             names = [subjects.SPANS, f"KV_{subjects.META}", f"OBJ_{subjects.SNAPSHOTS}"]
@@ -127,12 +127,12 @@ async def test_a_start_leaves_the_replicas_that_an_operator_set(tmp_path: Path) 
             assert len(changed) >= 2
             assert (await _api(bus, f"STREAM.INFO.{subjects.SPANS}"))["config"]["max_age"] == 3 * DAY
     finally:
-        for one in brokers:
-            one.stop()
+        for member in brokers:
+            member.stop()
 
 
 async def _api(bus: jetstream.JetStream, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A request of JetStream's API, as an operator's tool makes it; until a leader is there to answer."""
+    """Call JetStream's API as an operator's tool does; repeat until the cluster has a leader."""
     while True:
         answer = json.loads(await bus.request(f"$JS.API.{call}", json.dumps(body or {}).encode(), timeout_s=5))
         if "error" not in answer:
@@ -141,13 +141,13 @@ async def _api(bus: jetstream.JetStream, call: str, body: dict[str, Any] | None 
         await asyncio.sleep(0.1)
 
 
-def test_the_least_that_streams_take_is_small() -> None:
+def test_the_smallest_streams_take_less_than_128_mib() -> None:
     streams = subjects.streams()
     assert sum(stream.max_bytes for stream in fit(streams, 1)) < 128 * MIB
 
 
 @pytest.mark.parametrize("room", [300 * MIB, 1024 * MIB, 6553 * MIB, 12_735 * MIB])
-def test_what_is_cut_fills_the_room_and_no_more(room: int) -> None:
+def test_streams_that_were_cut_fill_the_space_exactly(room: int) -> None:
     total = sum(stream.max_bytes for stream in fit(subjects.streams(), room))
     assert room - 1024 <= total <= room
 
@@ -162,25 +162,25 @@ def test_what_is_cut_fills_the_room_and_no_more(room: int) -> None:
         ("nats://user:pa,ss@a:1", ["nats://user:pa,ss@a:1"]),
     ],
 )
-def test_several_nats_urls_are_a_list(text: str, urls: list[str]) -> None:
+def test_nats_urls_are_separated_by_commas(text: str, urls: list[str]) -> None:
     assert jetstream.parse_urls(text) == urls
 
 
 @pytest.mark.parametrize(
     "text", ["", "nats://", "nats://a:4222,", "nats://a:b", "http://a:1", "nats://u:hunter2@a:x", "nats://a:99999"]
 )
-def test_what_is_no_nats_url_is_a_configuration_error_without_its_password(text: str) -> None:
+def test_an_invalid_nats_url_is_a_configuration_error_without_its_password(text: str) -> None:
     with pytest.raises(ConfigError, match="NATS URL") as caught:
         jetstream.parse_urls(text)
     assert "hunter2" not in str(caught.value)
 
 
-def test_streams_that_fit_are_left_alone() -> None:
+def test_streams_that_fit_are_not_cut() -> None:
     streams = subjects.streams()
     assert fit(streams, 10**12) == streams
 
 
-async def test_another_shard_count_is_refused_with_what_to_do(broker: Broker) -> None:
+async def test_another_shard_count_is_refused_with_instructions(broker: Broker) -> None:
     async with asyncio.timeout(30), jetstream.connect(broker.url, name="shards") as bus:
         await bootstrap(bus, Settings(nats=Nats(shards=2)))
         await bootstrap(bus, Settings(nats=Nats(shards=2)))

@@ -1,4 +1,4 @@
-"""Builders: a span and a batch that are valid as they stand, so that a test names only what it is about."""
+"""Builders of a valid span and a valid batch, so that a test states only the fields that matter to it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from tokentrace.records import Batch, Span
 from tokentrace.units import MS
 
-#: The example of SPEC A.1: 2026-03-15T14:23:01.441Z to 14:23:02.681Z.
+#: The documented example span: 2026-03-15T14:23:01.441Z to 14:23:02.681Z, Unix nanoseconds.
 STARTED_NS = 1_773_584_581_441_000_000
 ENDED_NS = STARTED_NS + 1240 * MS
 
 
 def make_span(**overrides: Any) -> Span:
-    """A finished call to gpt-4o: 512 + 128 tokens in 1240 ms. The total follows the parts unless it is given."""
+    """Return a finished call to gpt-4o with 512 + 128 tokens in 1240 ms. Without ``total_tokens``, it is the sum."""
     fields: dict[str, Any] = {
         "trace_id": "7f3a1c2b-0000-4000-8000-000000000001",
         "span_id": "a1b2c3d4-0000-4000-8000-000000000002",
@@ -36,7 +36,7 @@ def make_span(**overrides: Any) -> Span:
 
 
 def make_batch(*spans: Span, **overrides: Any) -> Batch:
-    """The first batch of a reporter; one span in it unless others are given."""
+    """Return the first batch of a reporter, with *spans* or else one default span."""
     fields: dict[str, Any] = {
         "id": "shop.web.0123456789abcdef0123456789abcdef",
         "sequence": 1,

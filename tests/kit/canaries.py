@@ -1,4 +1,4 @@
-"""Secrets of fifty kinds, made up anew for each place they are put, so that one that is found says where it was."""
+"""Made-up secrets of fifty kinds. Each place gets its own, so that a secret found later tells where it was put."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ _HEX = "0123456789abcdef"
 
 class Canary(NamedTuple):
     """
-    A secret as somebody would write it.
+    A secret in its usual notation.
 
     Attributes:
         text: A piece of text that holds it.
-        needle: The part that must not be found anywhere.
+        needle: The part of the text that must not occur anywhere after redaction.
     """
 
     text: str
     needle: str
 
 
-def drawn(seed: str, length: int, alphabet: str = _ALNUM) -> str:
-    """*length* characters that are a function of *seed*; a digit is among the first three."""
+def draw_characters(seed: str, length: int, alphabet: str = _ALNUM) -> str:
+    """Return *length* characters that depend on *seed* only, with a digit among the first three."""
     digest = b"".join(hashlib.sha256(f"{seed}:{block}".encode()).digest() for block in range(length // 32 + 1))
     text = "".join(alphabet[byte % len(alphabet)] for byte in digest[:length])
     return text[0] + str(digest[0] % 8 + 2) + text[2:]
 
 
 def _plain(pattern: str, length: int, alphabet: str = _ALNUM) -> Callable[[str], Canary]:
-    def make(seed: str) -> Canary:
-        needle = drawn(seed, length, alphabet)
+    def build(seed: str) -> Canary:
+        needle = draw_characters(seed, length, alphabet)
         return Canary(pattern.replace("@@", needle), needle)
 
-    return make
+    return build
 
 
 def _jwt(seed: str) -> Canary:
     header = base64.urlsafe_b64encode(b'{"alg":"HS256","typ":"JWT"}').decode().rstrip("=")
-    claims = base64.urlsafe_b64encode(f'{{"sub":"{drawn(seed, 12)}"}}'.encode()).decode().rstrip("=")
-    return Canary(f"{header}.{claims}.{drawn(seed + 's', 43)}", claims)
+    claims = base64.urlsafe_b64encode(f'{{"sub":"{draw_characters(seed, 12)}"}}'.encode()).decode().rstrip("=")
+    return Canary(f"{header}.{claims}.{draw_characters(seed + 's', 43)}", claims)
 
 
 def _basic(seed: str) -> Canary:
-    coded = base64.b64encode(f"user:{drawn(seed, 16)}".encode()).decode()
+    coded = base64.b64encode(f"user:{draw_characters(seed, 16)}".encode()).decode()
     return Canary(f"sent Basic {coded} along", coded.rstrip("="))
 
 
 def _pem(end: str) -> Callable[[str], Canary]:
-    def make(seed: str) -> Canary:
-        needle = drawn(seed, 44)
+    def build(seed: str) -> Canary:
+        needle = draw_characters(seed, 44)
         return Canary(f"-----BEGIN RSA PRIVATE KEY-----\nMIIE{needle}\n{end}", needle)
 
-    return make
+    return build
 
 
 def _card(seed: str) -> Canary:
-    digits = [4, *(int(char) for char in drawn(seed, 14, string.digits))]
+    digits = [4, *(int(char) for char in draw_characters(seed, 14, string.digits))]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[::-2]]
     check = -(sum(doubled) + sum(digits[-2::-2])) % 10
     number = "".join(map(str, [*digits, check]))
@@ -70,15 +70,15 @@ def _card(seed: str) -> Canary:
 
 
 def _number(pattern: str, first: str = "") -> Callable[[str], Canary]:
-    def make(seed: str) -> Canary:
-        digits = iter(first + drawn(seed, 12, string.digits)[1:])
+    def build(seed: str) -> Canary:
+        digits = iter(first + draw_characters(seed, 12, string.digits)[1:])
         needle = "".join(next(digits) if char == "#" else char for char in pattern)
         return Canary(f"call {needle} now", needle)
 
-    return make
+    return build
 
 
-#: Kind -> what makes one.
+#: Kind of secret -> the function that builds one from a seed.
 KINDS: dict[str, Callable[[str], Canary]] = {
     "openai project": _plain("sk-proj-@@", 48),
     "openai": _plain("sk-@@", 48),
@@ -135,5 +135,5 @@ KINDS: dict[str, Callable[[str], Canary]] = {
 
 
 def canary(kind: str, place: str) -> Canary:
-    """The secret of *kind* that is put in *place*."""
+    """Return the secret of *kind* for *place*; the same arguments give the same secret."""
     return KINDS[kind](f"{kind}/{place}")

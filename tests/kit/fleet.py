@@ -1,4 +1,4 @@
-"""Services as processes of their own on one broker, several of a kind, each with its own port and its own directory."""
+"""Any number of service processes on one broker, for example two apis."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from kit.pipeline import Answer, free_port, http
 
 class Fleet:
     """
-    Real services on a real broker.
+    Service processes on one real broker, each with its own port and its own data directory.
+
+    An api forwards spans to the first ingest of the fleet, if there is one.
 
     Args:
-        names: A service, and what tells it from others of its kind: ``api-a``, ``api-b``.
+        directory: Holds the data of the broker and of all services, and their common log ``fleet.log``.
+        names: One name for each process: the service, and a suffix if there are several, such as ``api-a``.
+        env: Environment variables besides those of the test process.
+
+    Attributes:
+        ports: Name -> HTTP port.
+        running: Name -> process.
     """
 
     def __init__(self, directory: Path, names: Sequence[str], env: Mapping[str, str] | None = None) -> None:
@@ -34,6 +42,7 @@ class Fleet:
         directory.mkdir(parents=True, exist_ok=True)
 
     def start(self) -> None:
+        """Start the broker and all services, and wait until each is ready."""
         self.broker.start()
         for name in self.ports:
             self.start_one(name)
@@ -41,6 +50,7 @@ class Fleet:
             self.until(lambda name=name: self.get(name, "/readyz").status == 200, f"{name} ready", 60)
 
     def start_one(self, name: str) -> None:
+        """Start one service and return at once."""
         ingest = next((port for other, port in self.ports.items() if other.startswith("ingest")), None)
         env = self.env
         if name.startswith("api") and ingest is not None:
@@ -64,19 +74,21 @@ class Fleet:
             )
 
     def data_of(self, name: str) -> Path:
+        """The data directory of one service."""
         return self.directory / f"data-{name}"
 
     def terminate(self, name: str) -> int:
-        """SIGTERM; returns the exit code."""
+        """Send SIGTERM to one service and return its exit code."""
         self.running[name].send_signal(signal.SIGTERM)
         return self.running[name].wait(40)
 
     def kill(self, name: str) -> None:
+        """Send SIGKILL to one service."""
         self.running[name].kill()
         self.running[name].wait()
 
     def stop(self) -> dict[str, int]:
-        """Exit codes."""
+        """Send SIGTERM to all services, stop the broker, and return name -> exit code."""
         for process in self.running.values():
             if process.poll() is None:
                 process.terminate()
@@ -85,17 +97,20 @@ class Fleet:
         return codes
 
     def url(self, name: str) -> str:
+        """The base URL of one service."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
     def get(self, name: str, path: str) -> Answer:
+        """Send a GET request to one service."""
         return http("GET", self.url(name) + path)
 
     def send(self, name: str, method: str, path: str, body: Any = None) -> Answer:
+        """Send a request to one service; *body* is encoded as JSON."""
         data = None if body is None else json.dumps(body).encode()
         return http(method, self.url(name) + path, data, {"Content-Type": "application/json"})
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-        """Wait for *condition*; a service that is away makes it false."""
+        """Wait until *condition* holds; an error of the connection counts as false. Fail after *seconds*."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, KeyError):

@@ -1,4 +1,8 @@
-"""A real ``tokentrace serve`` in a process group of its own, and what one asks it."""
+"""
+Real pipelines for tests: ``Pipeline`` is one ``tokentrace serve``, ``SeparateServices`` is one process a service.
+
+Also here: plain HTTP requests, the replay of an hour of real traffic, and the totals which that hour must give.
+"""
 
 from __future__ import annotations
 
@@ -23,24 +27,25 @@ TRACE = ROOT / "tests" / "data" / "AzureLLMInferenceTrace_conv.csv"
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """Return a TCP port of 127.0.0.1 that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Answer:
-    """An HTTP answer, whatever its status."""
+    """An HTTP response with any status."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status, self.headers, self.body = status, headers, body
 
     def json(self) -> Any:
+        """The body, decoded from JSON."""
         return json.loads(self.body)
 
 
 def http(method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
-    """One HTTP request, without raising for a status."""
+    """Send one HTTP request and return the response; no status raises."""
     request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
@@ -51,7 +56,16 @@ def http(method: str, url: str, body: bytes | None = None, headers: Mapping[str,
 
 
 class Pipeline:
-    """``tokentrace serve`` as a person would start it."""
+    """
+    One ``tokentrace serve`` process with its own broker and its own process group, on free ports.
+
+    Snapshots are saved every second and the duplicate window is 1 s, so that tests of restarts are short.
+
+    Args:
+        directory: The working directory; data is kept in ``directory/data``, the log in ``directory/serve.log``.
+        flags: More flags for ``serve``.
+        env: Environment variables besides those of the test process.
+    """
 
     def __init__(self, directory: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
         self.directory = directory
@@ -70,13 +84,16 @@ class Pipeline:
 
     @property
     def url(self) -> str:
+        """The base URL of the HTTP API."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def nats_url(self) -> str:
+        """The URL of the broker."""
         return f"nats://127.0.0.1:{self.nats_port}"
 
     def start(self, *, wait: bool = True) -> None:
+        """Start the process and, if *wait*, return once it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -104,10 +121,11 @@ class Pipeline:
             self.wait_ready()
 
     def wait_ready(self) -> None:
+        """Wait until ``/readyz`` answers 200."""
         self.until(lambda: self.get("/readyz").status == 200, "ready")
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-        """Wait for *condition*; a pipeline that is away makes it false."""
+        """Wait until *condition* holds; an error of the connection counts as false. Fail after *seconds*."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
@@ -118,31 +136,35 @@ class Pipeline:
         raise AssertionError(f"not {what} within {seconds} s:\n{self.log.read_text()[-3000:]}")
 
     def get(self, path: str) -> Answer:
+        """Send a GET request."""
         return http("GET", self.url + path)
 
     def post(self, path: str, body: bytes | Any, headers: Mapping[str, str] | None = None) -> Answer:
+        """Send a POST request; a *body* that is not bytes is encoded as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return http("POST", self.url + path, data, {"Content-Type": "application/json", **(headers or {})})
 
     def metrics(self, window: str = "30d") -> Any:
+        """The decoded body of ``GET /metrics``."""
         return self.get(f"/metrics?window={window}").json()
 
     def kill(self) -> None:
-        """kill -9 of the whole process group, and wait until its nats-server has followed."""
+        """Send SIGKILL to the process group, nats-server included, and wait for the process."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def nats_pid(self) -> int:
-        found = subprocess.run(
+        """The process id of the nats-server."""
+        children = subprocess.run(
             ["pgrep", "-P", str(self.process.pid if self.process else 0), "nats-server"],
             capture_output=True,
             check=True,
         )
-        return int(found.stdout.split()[0])
+        return int(children.stdout.split()[0])
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """Send SIGTERM, SIGKILL after 40 s, and return the exit code; 0 if it was never started."""
         if self.process is None:
             return 0
         if self.process.poll() is None:
@@ -154,8 +176,14 @@ class Pipeline:
         return self.process.returncode
 
 
-class Apart(Pipeline):
-    """The same services as processes of their own, on a broker of their own; asked through the api."""
+class SeparateServices(Pipeline):
+    """
+    Ingest, aggregator and api as separate processes on their own broker. Requests go to the api.
+
+    Attributes:
+        ports: Service name -> its HTTP port.
+        running: Service name -> its process.
+    """
 
     SERVICES = ("ingest", "aggregator", "api")
 
@@ -168,9 +196,11 @@ class Apart(Pipeline):
 
     @property
     def nats_url(self) -> str:
+        """The URL of the broker."""
         return self.broker.url
 
     def start(self, *, wait: bool = True) -> None:
+        """Start the broker and all services and, if *wait*, return once the api is ready."""
         self.broker.start()
         for name in self.SERVICES:
             self.start_one(name)
@@ -178,6 +208,7 @@ class Apart(Pipeline):
             self.wait_ready()
 
     def start_one(self, name: str) -> None:
+        """Start one service and return at once."""
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
         with self.log.open("ab") as log:
             self.running[name] = subprocess.Popen(
@@ -190,10 +221,12 @@ class Apart(Pipeline):
             )
 
     def kill_one(self, name: str) -> None:
+        """Send SIGKILL to one service."""
         self.running[name].kill()
         self.running[name].wait()
 
     def stop(self) -> int:
+        """Send SIGTERM to all services, stop the broker, and return the exit code that is furthest from 0."""
         for process in self.running.values():
             if process.poll() is None:
                 process.terminate()
@@ -203,7 +236,7 @@ class Apart(Pipeline):
 
 
 def replay(pipeline: Pipeline, *flags: str) -> subprocess.Popen[bytes]:
-    """``tokentrace replay`` of the hour of real traffic."""
+    """Start ``tokentrace replay`` with ``TRACE``, an hour of real traffic with 19,366 spans."""
     return subprocess.Popen(
         [
             sys.executable,
@@ -231,7 +264,7 @@ def replay(pipeline: Pipeline, *flags: str) -> subprocess.Popen[bytes]:
 
 
 def finish(sending: subprocess.Popen[bytes], seconds: float = 120) -> str:
-    """What the replay printed, once it has ended well."""
+    """Wait for a replay, check that it ended with exit code 0, and return its output."""
     try:
         output, _ = sending.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -242,7 +275,7 @@ def finish(sending: subprocess.Popen[bytes], seconds: float = 120) -> str:
 
 
 def assert_exact(pipeline: Pipeline) -> None:
-    """The known totals of the hour, everywhere they are shown."""
+    """Check that all places which show totals show those of ``TRACE``, to the token and the nano-dollar."""
     pipeline.until(lambda: pipeline.get("/readyz").status == 200, "ready")
     pipeline.until(lambda: pipeline.metrics()["span_count"] >= 19366, "all in /metrics")
     pipeline.until(lambda: pipeline.get("/traces?limit=1").json()["total"] >= 19366, "all in /traces")
@@ -261,13 +294,13 @@ def assert_exact(pipeline: Pipeline) -> None:
 
 
 def sum_of_export(pipeline: Pipeline) -> tuple[int, int]:
-    """(Spans, nano-dollars) added up over every line of ``GET /export``."""
+    """Return the number of spans and their cost in nano-dollars, added up over all lines of ``GET /export``."""
     costs = [json.loads(line)["cost_usd"] for line in pipeline.get("/export?format=jsonl").body.splitlines()]
     return len(costs), sum(round(cost * 1e9) for cost in costs)
 
 
 def sum_of_pages(pipeline: Pipeline) -> tuple[int, int]:
-    """(Spans, nano-dollars) added up over every page of ``GET /traces``."""
+    """Return the number of spans and their cost in nano-dollars, added up over all pages of ``GET /traces``."""
     count, cost, offset = 0, 0, 0
     while True:
         page = pipeline.get(f"/traces?limit=200&offset={offset}").json()

@@ -1,4 +1,4 @@
-"""Both ends of a delivery: a receiver that answers as a test says, and a courier on a broker in memory."""
+"""Both ends of a delivery: a receiver with programmable answers, and a delivery worker on the memory bus."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tokentrace_alerter.rules import parse_rule
 
 
 class Sent(NamedTuple):
-    """A request as it arrived; *at* is monotonic, seconds."""
+    """A request that was received; *at* is monotonic time, seconds."""
 
     at: float
     path: str
@@ -37,17 +37,17 @@ class Sent(NamedTuple):
     body: bytes
 
     def every(self, name: str) -> list[str]:
-        """All headers of that name."""
+        """Return all headers of that name."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def header(self, name: str) -> str | None:
-        """The header of that name, which is there once; None when it is not there."""
+        """Return the only header of that name; None = there is none."""
         (value,) = self.every(name) or [None]
         return value
 
     @property
     def key(self) -> str:
-        """Its Idempotency-Key."""
+        """The Idempotency-Key."""
         (value,) = self.every("Idempotency-Key")
         return value
 
@@ -57,12 +57,12 @@ class Sent(NamedTuple):
 
 class Reply(NamedTuple):
     """
-    What is answered.
+    The answer to a request.
 
     Attributes:
-        status: 0 = the connection is closed without a word.
-        after_s: So long after the request has arrived.
-        dribble_s: So long after the head comes the body.
+        status: 0 = the connection is closed without an answer.
+        after_s: Delay of the answer after the request, seconds.
+        dribble_s: Delay of the body after the head, seconds.
     """
 
     status: int = 200
@@ -73,7 +73,7 @@ class Reply(NamedTuple):
 
 
 class Receiver:
-    """An HTTP server on a port of its own that remembers what it was sent."""
+    """An HTTP server on a free port that keeps the requests it receives."""
 
     def __init__(self, answer: Callable[[Sent], Reply] = lambda sent: Reply()) -> None:
         self.answer = answer
@@ -98,7 +98,7 @@ class Receiver:
             request_queue_size = 256
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """Whoever asked has gone."""
+                """The client has closed the connection."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -149,13 +149,13 @@ class Receiver:
 
 
 def make_rule(name: str = "rule", delivery: Mapping[str, Any] | None = None, **given: Any) -> dict[str, Any]:
-    """A rule as somebody posts it: valid as it stands."""
+    """A valid rule in the form that is posted."""
     rule = {"name": name, "metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", **given}
     return rule if delivery is None else {**rule, "delivery": dict(delivery)}
 
 
 def make_event(alert: str = "rule", at_ns: int | None = None, number: int = 0, **given: Any) -> AlertEvent:
-    """A firing of *alert*, now unless told otherwise; *number* tells those of one moment apart."""
+    """A firing of *alert* at *at_ns* (default: now); *number* distinguishes events of one second."""
     at_ns = (time.time_ns() if at_ns is None else at_ns) // SECOND * SECOND + number * 1_000_000
     fields: dict[str, Any] = {
         "alert": alert,
@@ -176,22 +176,22 @@ def make_event(alert: str = "rule", at_ns: int | None = None, number: int = 0, *
 
 
 def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
-    """The resolution of *event*."""
+    """Return the resolution of *event*."""
     at = render_instant(time.time_ns() if at_ns is None else at_ns)
     return msgspec.structs.replace(event, status="resolved", fired_at=at, ends_at=at, value=None, span_count=0)
 
 
-class Desk:
-    """A courier at work on a broker in memory, and what it recorded."""
+class DeliveryRun:
+    """A delivery worker that runs on the memory bus, and the records that it published."""
 
     def __init__(self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] = ("127.0.0.0/8", "localhost")) -> None:
         self.broker = MemoryBroker()
         self.bus = MemoryBus(self.broker)
         self.rules = {given["name"]: parse_rule(given, "rule") for given in rules}
-        self.lasting: list[AlertEvent] = []
+        self.open_episodes: list[AlertEvent] = []
         allowed = AllowedHosts.parse(allow_hosts)
         self.delivery_worker = DeliveryWorker(
-            self.bus, "default", self._channel_of, lambda: list(self.lasting), allowed
+            self.bus, "default", self._channel_of, lambda: list(self.open_episodes), allowed
         )
         self._work: asyncio.Task[None] | None = None
 
@@ -199,7 +199,7 @@ class Desk:
         rule = self.rules.get(name)
         return rule.delivery if rule is not None else None
 
-    async def __aenter__(self) -> Desk:
+    async def __aenter__(self) -> DeliveryRun:
         for stream in subjects.streams():
             await self.bus.ensure(stream)
         self._work = asyncio.create_task(self.delivery_worker.run())
@@ -213,40 +213,40 @@ class Desk:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await self._work
 
-    async def say(self, *events: AlertEvent) -> None:
-        """Publish *events* as an alerter does."""
+    async def publish(self, *events: AlertEvent) -> None:
+        """Publish *events* as the alerter does."""
         for event in events:
             await self.bus.publish(subjects.alerts("default", event.alert), msgspec.json.encode(event))
 
-    def told(self, rule: str | None = None) -> list[dict[str, Any]]:
-        """What is recorded of the deliveries, in order."""
+    def records(self, rule: str | None = None) -> list[dict[str, Any]]:
+        """Return the delivery records, in order."""
         every = [json.loads(one.payload) for one in self.broker.logs[subjects.DELIVERIES].messages.values()]
         return [one for one in every if rule in (None, one["rule"])]
 
     def outcomes(self, rule: str | None = None) -> list[str]:
-        return [record["outcome"] for record in self.told(rule)]
+        return [record["outcome"] for record in self.records(rule)]
 
     @property
     def waiting(self) -> int:
-        """Events that are not done with."""
+        """Count of events that are not acknowledged."""
         log = self.broker.logs[subjects.ALERTS]
         return len(log.messages.keys() - log.done)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-        """Wait for *condition*; a courier that ends fails at once."""
+        """Wait for *condition*; fail at once if the worker ends."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self._work is not None and self._work.done():
-                raise AssertionError(f"the courier has ended instead of: {what}") from self._work.exception()
-            assert time.monotonic() < deadline, f"not {what} within {seconds} s; told {self.told()[-5:]}"
+                raise AssertionError(f"the delivery worker has ended instead of: {what}") from self._work.exception()
+            assert time.monotonic() < deadline, f"not {what} within {seconds} s; told {self.records()[-5:]}"
             await asyncio.sleep(0.01)
 
     async def done(self, seconds: float = 10.0) -> None:
-        """Wait until every event is done with."""
+        """Wait until every event is acknowledged."""
         await self.until(lambda: self.waiting == 0, "done with every event", seconds)
 
 
-# --- what the streams hold
+# --- contents of the streams
 
 
 async def complain(error: Exception) -> None:
@@ -266,7 +266,7 @@ async def _read(url: str, name: str) -> list[Any]:
 
 
 def read(pipeline: Pipeline, name: str, rule: str) -> list[Any]:
-    """What the stream *name* holds of *rule*, in order."""
+    """Return the messages of the stream *name* about *rule*, in order."""
     every = asyncio.run(_read(pipeline.nats_url, name))
     return [one for one in every if rule in (one.get("alert"), one.get("rule"))]
 
@@ -294,7 +294,7 @@ def delete(pipeline: Pipeline, name: str) -> Answer:
 
 
 def assert_holds_at_once(services: Pipeline) -> None:
-    """Twenty rules: made, then at once shown, silenced, refused a second time, deleted, gone, and made again."""
+    """Check for twenty rules that each change holds at once: create, silence, refuse a second one, delete, create."""
     wrong = Counter[str]()
     for number in range(20):
         name = f"at once {number}"
@@ -331,7 +331,7 @@ async def waits(payload):
 
 
 def wrapped(payload):
-    """What a decorator that knows nothing of coroutines makes of one."""
+    """A plain function that returns a coroutine, as a decorator may make of a coroutine function."""
     return waits(payload)
 
 
@@ -363,3 +363,36 @@ def hangs(payload):
 not_callable = 5
 '''
 SECRETS = ("geheim-user", "geheim-word", "geheim-query", "geheim-header", "geheim-key")
+
+#: A configuration with rules for each outcome of a delivery; ``{host}`` is the receiver.
+SERVED = """
+alerts:
+  - name: configured
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    cooldown: 2s
+    filter: {{caller: configured}}
+  - name: refused
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    filter: {{caller: webhooks}}
+    delivery:
+      type: http
+      url: "http://geheim-user:geheim-word@{host}/refused?token=geheim-query"
+      headers: {{X-Token: geheim-header}}
+      secret: geheim-key
+  - name: own function
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    filter: {{caller: webhooks}}
+    delivery: {{type: custom, target: "hooks:waits"}}
+"""

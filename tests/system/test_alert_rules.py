@@ -1,9 +1,7 @@
-"""Rules that are made, silenced and deleted over HTTP while the pipeline runs."""
+"""Rules that are created, silenced and deleted over HTTP while the pipeline runs."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
 import threading
 import time
@@ -13,16 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kit.builders import make_batch, make_span
 from kit.pipeline import Pipeline, http
 from kit.receiver import (
     CALL,
     HOOKS,
     SECRETS,
+    SERVED,
     Receiver,
     Reply,
     assert_holds_at_once,
@@ -34,42 +31,8 @@ from kit.receiver import (
     read,
 )
 from tokentrace.bus import subjects
-from tokentrace.bus.memory import MemoryBroker, MemoryBus
-from tokentrace.records import encode_batches
-from tokentrace_alerter.service import Alerter, Config
 
 JSON = {"Content-Type": "application/json"}
-SERVED = """
-alerts:
-  - name: configured
-    metric: span_count
-    op: gte
-    threshold: 1
-    window: 1h
-    eval_interval: 1s
-    cooldown: 2s
-    filter: {{caller: configured}}
-  - name: refused
-    metric: span_count
-    op: gte
-    threshold: 1
-    window: 1h
-    eval_interval: 1s
-    filter: {{caller: webhooks}}
-    delivery:
-      type: http
-      url: "http://geheim-user:geheim-word@{host}/refused?token=geheim-query"
-      headers: {{X-Token: geheim-header}}
-      secret: geheim-key
-  - name: own function
-    metric: span_count
-    op: gte
-    threshold: 1
-    window: 1h
-    eval_interval: 1s
-    filter: {{caller: webhooks}}
-    delivery: {{type: custom, target: "hooks:waits"}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -90,26 +53,26 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, webhooks: Receiver) -> It
 
 
 def send(pipeline: Pipeline, caller: str, count: int = 1) -> None:
-    """So many calls that end now."""
+    """Post *count* calls that end now."""
     assert pipeline.post("/spans", [{**CALL, "caller": caller}] * count).status == 202
 
 
 def status_of(pipeline: Pipeline, name: str) -> Any:
-    """The rule as it is shown; None when there is none."""
+    """Return the status of the rule; None = there is no such rule."""
     answer = pipeline.get(path_of(name, "/status"))
     assert answer.status in (200, 404), answer.body
     return answer.json() if answer.status == 200 else None
 
 
 def make(pipeline: Pipeline, name: str, **given: Any) -> None:
-    """Post a rule and wait until it is there."""
+    """Post a rule and wait until it is listed."""
     answer = pipeline.post("/alerts", make_rule(name, **given))
     assert answer.status == 201, answer.body
     pipeline.until(lambda: status_of(pipeline, name) is not None, f"{name!r} there", 10)
 
 
 def failed(pipeline: Pipeline, rule: str) -> float:
-    """What ``tokentrace_alert_delivery_failed_total`` says."""
+    """Return ``tokentrace_alert_delivery_failed_total`` of *rule*."""
     page = pipeline.get("/metrics/prometheus").body.decode()
     families = text_string_to_metric_families(page)
     (value,) = [
@@ -121,9 +84,7 @@ def failed(pipeline: Pipeline, rule: str) -> float:
     return float(value)
 
 
-def test_what_cannot_be_delivered_is_counted_told_and_kept_without_its_secrets(
-    pipeline: Pipeline, webhooks: Receiver
-) -> None:
+def test_a_failed_delivery_is_counted_and_recorded_without_secrets(pipeline: Pipeline, webhooks: Receiver) -> None:
     send(pipeline, "webhooks")
     pipeline.until(lambda: pipeline.get("/alerts/refused/deliveries").json()["count"] == 1, "given up", 15)
     (sent,) = [one for one in webhooks.sent if one.path.startswith("/refused")]
@@ -145,7 +106,7 @@ def test_what_cannot_be_delivered_is_counted_told_and_kept_without_its_secrets(
     assert [secret for secret in SECRETS if secret in said] == []
 
 
-def test_a_function_named_in_the_configuration_is_called(pipeline: Pipeline) -> None:
+def test_a_custom_callable_of_the_configuration_is_called(pipeline: Pipeline) -> None:
     send(pipeline, "webhooks")
     pipeline.until(lambda: len(kept(pipeline.directory, "waits")) == 1, "called", 15)
     assert kept(pipeline.directory, "waits") == events(pipeline, "own function")
@@ -153,7 +114,7 @@ def test_a_function_named_in_the_configuration_is_called(pipeline: Pipeline) -> 
     assert (record["channel"], record["destination"], record["outcome"]) == ("custom", "hooks:waits", "delivered")
 
 
-def test_no_function_is_taken_from_a_stranger(pipeline: Pipeline) -> None:
+def test_a_custom_callable_in_a_posted_rule_is_refused(pipeline: Pipeline) -> None:
     answer = pipeline.post("/alerts", make_rule("custom", {"type": "custom", "target": "os:system"}))
     assert answer.status == 400
     assert "custom" in answer.json()["error"]
@@ -161,7 +122,7 @@ def test_no_function_is_taken_from_a_stranger(pipeline: Pipeline) -> None:
     assert status_of(pipeline, "custom") is None
 
 
-def test_a_rule_is_made_shown_silenced_and_deleted(pipeline: Pipeline) -> None:
+def test_a_rule_is_created_shown_silenced_and_deleted(pipeline: Pipeline) -> None:
     answer = pipeline.post(
         "/alerts", make_rule("Ein Ding", {"type": "stdout"}, level="critical", filter={"caller": "x"})
     )
@@ -196,7 +157,7 @@ def test_a_rule_is_made_shown_silenced_and_deleted(pipeline: Pipeline) -> None:
     assert delete(pipeline, "Ein Ding").status == 404
 
 
-def test_what_is_answered_holds_for_who_asks_next(pipeline: Pipeline) -> None:
+def test_an_acknowledged_change_holds_for_the_next_request(pipeline: Pipeline) -> None:
     assert_holds_at_once(pipeline)
 
 
@@ -259,7 +220,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("wrong", "named"), REFUSALS, ids=lambda value: str(value)[:60])
-def test_a_rule_that_makes_no_sense_is_refused_by_name(
+def test_an_invalid_posted_rule_is_refused_with_its_key(
     pipeline: Pipeline, wrong: dict[str, Any], named: list[str]
 ) -> None:
     answer = pipeline.post("/alerts", {**make_rule("senseless"), **wrong})
@@ -283,7 +244,7 @@ def test_a_rule_that_makes_no_sense_is_refused_by_name(
         ("POST", "/alerts", b"\xff\xfe{}", 400),
         ("POST", "/alerts", b" " * (1 << 20) + b"{}", 413),
         ("POST", "/alerts?colour=red", b"{}", 400),
-        ("POST", "/alerts/nobody/silence", b'{"duration": "2h"}', 404),
+        ("POST", "/alerts/unknown/silence", b'{"duration": "2h"}', 404),
         ("POST", "/alerts/configured/silence", b'{"duration": "soon"}', 400),
         ("POST", "/alerts/configured/silence", b'{"duration": "0s"}', 400),
         ("POST", "/alerts/configured/silence", b'{"duration": "-2h"}', 400),
@@ -294,10 +255,10 @@ def test_a_rule_that_makes_no_sense_is_refused_by_name(
         ("POST", "/alerts/configured/silence", b"[]", 400),
         ("POST", "/alerts/configured/silence", b'{"duration": "2h", "why": "x"}', 400),
         ("POST", "/alerts/configured/silence", b"nonsense", 400),
-        ("DELETE", "/alerts/nobody", None, 404),
+        ("DELETE", "/alerts/unknown", None, 404),
         ("DELETE", "/alerts/", None, 404),
-        ("GET", "/alerts/nobody/status", None, 404),
-        ("GET", "/alerts/nobody/deliveries", None, 404),
+        ("GET", "/alerts/unknown/status", None, 404),
+        ("GET", "/alerts/unknown/deliveries", None, 404),
         ("GET", "/alerts/configured/deliveries?limit=-1", None, 400),
         ("GET", "/alerts/configured/deliveries?limit=many", None, 400),
         ("GET", "/alerts/configured/deliveries?colour=red", None, 400),
@@ -305,7 +266,9 @@ def test_a_rule_that_makes_no_sense_is_refused_by_name(
         ("PUT", "/alerts/configured", b"{}", 405),
     ],
 )
-def test_what_else_is_refused(pipeline: Pipeline, method: str, path: str, body: bytes | None, expected: int) -> None:
+def test_other_invalid_requests_are_refused(
+    pipeline: Pipeline, method: str, path: str, body: bytes | None, expected: int
+) -> None:
     answer = http(method, pipeline.url + path, body, JSON)
     assert answer.status == expected, answer.body
     if expected != 200:
@@ -336,8 +299,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_rule_may_be_called_anything(pipeline: Pipeline, name: str) -> None:
-    """Or else is refused at once: what is there can be shown, silenced and deleted, and no other is meant."""
+def test_any_accepted_name_can_be_shown_silenced_and_deleted(pipeline: Pipeline, name: str) -> None:
+    """A name is either refused at once, or the rule can be shown, silenced and deleted by it."""
     other = name.strip()
     answer = pipeline.post("/alerts", make_rule(name))
     if answer.status == 400:
@@ -361,7 +324,7 @@ def test_a_rule_may_be_called_anything(pipeline: Pipeline, name: str) -> None:
         assert status_of(pipeline, other) is not None, "another was meant"
 
 
-def test_of_twenty_who_make_the_same_rule_at_once_one_does(pipeline: Pipeline) -> None:
+def test_of_twenty_concurrent_posts_of_a_name_one_succeeds(pipeline: Pipeline) -> None:
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: pipeline.post("/alerts", make_rule("many hands")), range(20)))
     assert Counter(answer.status for answer in answers) == {201: 1, 409: 19}
@@ -373,11 +336,11 @@ def test_of_twenty_who_make_the_same_rule_at_once_one_does(pipeline: Pipeline) -
     assert 204 in gone
 
 
-def test_a_rule_of_the_configuration_keeps_its_name(pipeline: Pipeline) -> None:
+def test_a_posted_rule_cannot_take_the_name_of_a_configured_one(pipeline: Pipeline) -> None:
     assert pipeline.post("/alerts", make_rule("configured")).status == 409
 
 
-def test_a_rule_knows_what_happened_before_it_was_made(pipeline: Pipeline) -> None:
+def test_a_posted_rule_counts_earlier_calls(pipeline: Pipeline) -> None:
     send(pipeline, "early", 50)
     pipeline.until(lambda: pipeline.get("/traces?caller=early&limit=1").json()["total"] >= 1, "stored", 10)
     began = time.monotonic()
@@ -391,7 +354,7 @@ def test_a_rule_knows_what_happened_before_it_was_made(pipeline: Pipeline) -> No
 
 
 def make_many(pipeline: Pipeline, names: list[str], seconds: float, **given: Any) -> float:
-    """Post rules one after the other; returns how long it took, or fails when it takes too long."""
+    """Post rules one after the other and return how long it took; fail if it takes too long."""
     began = time.monotonic()
     for number, name in enumerate(names):
         assert pipeline.post("/alerts", make_rule(name, threshold=1e12, eval_interval="1s", **given)).status == 201
@@ -401,7 +364,7 @@ def make_many(pipeline: Pipeline, names: list[str], seconds: float, **given: Any
 
 
 def assert_values(pipeline: Pipeline, names: list[str], expected: Callable[[], float]) -> None:
-    """Every rule comes to the expected value within a while."""
+    """Wait until every rule shows the expected value."""
 
     def values() -> Counter[Any]:
         shown = {rule["name"]: rule for rule in pipeline.get("/alerts").json()}
@@ -414,12 +377,12 @@ def assert_values(pipeline: Pipeline, names: list[str], expected: Callable[[], f
 
 
 def delete_all(pipeline: Pipeline, names: list[str]) -> None:
-    """Also those that were never made."""
+    """Delete the rules, including those that were never created."""
     for name in names:
         assert delete(pipeline, name).status in (204, 404)
 
 
-def test_many_rules_made_while_calls_end_count_every_call_once(pipeline: Pipeline) -> None:
+def test_many_rules_posted_during_traffic_count_every_call_once(pipeline: Pipeline) -> None:
     stopping = threading.Event()
 
     def busy() -> None:
@@ -442,8 +405,8 @@ def test_many_rules_made_while_calls_end_count_every_call_once(pipeline: Pipelin
         delete_all(pipeline, names)
 
 
-def test_rules_with_the_same_filter_are_made_as_fast_as_others(pipeline: Pipeline) -> None:
-    """Each reads the log once, and it is no more work for there being others: 4,000 calls take milliseconds."""
+def test_creating_rules_with_the_same_filter_takes_no_extra_passes(pipeline: Pipeline) -> None:
+    """Each rule shares a pass over the log with the others, and reading 4,000 calls takes milliseconds."""
     for _ in range(8):
         send(pipeline, "alike", 500)
     names = [f"alike {number}" for number in range(80)]
@@ -470,7 +433,7 @@ def test_a_silenced_rule_holds_and_fires_once_the_silence_is_over(pipeline: Pipe
     assert delete(pipeline, "hush").status == 204
 
 
-def test_what_people_changed_is_there_after_a_kill_and_what_was_configured_comes_back(pipeline: Pipeline) -> None:
+def test_changes_survive_a_kill_and_deleted_configured_rules_come_back(pipeline: Pipeline) -> None:
     send(pipeline, "webhooks")
     pipeline.until(lambda: pipeline.get("/alerts/refused/deliveries").json()["count"] == 1, "given up", 15)
     given = {"eval_interval": "1s", "cooldown": "1h", "filter": {"caller": "kept"}, "level": "critical"}
@@ -499,7 +462,7 @@ def test_what_people_changed_is_there_after_a_kill_and_what_was_configured_comes
         assert delete(pipeline, name).status == 204
 
 
-def test_a_rule_that_was_deleted_while_it_fired_begins_anew_when_it_is_made_again(pipeline: Pipeline) -> None:
+def test_a_rule_deleted_while_firing_starts_without_an_episode_when_created_again(pipeline: Pipeline) -> None:
     given = {"eval_interval": "1s", "cooldown": "1h", "filter": {"caller": "again"}}
     make(pipeline, "again", threshold=1, **given)
     send(pipeline, "again")
@@ -521,45 +484,5 @@ def test_a_rule_that_was_deleted_while_it_fired_begins_anew_when_it_is_made_agai
     assert delete(pipeline, "again").status == 204
 
 
-async def test_a_rule_made_while_messages_come_takes_each_in_once() -> None:
-    """On the twin of the broker, where a message can be read between the rule and its priming."""
-    bus = MemoryBus(MemoryBroker())
-    for stream in subjects.streams():
-        await bus.ensure(stream)
-    service = Alerter(bus, Config((), "default"))
-    stopping = asyncio.Event()
-    running = asyncio.create_task(service.run(stopping))
-
-    async def send_one(number: int) -> None:
-        now = time.time_ns()
-        span = make_span(ended_ns=now, started_ns=now, latency_ns=0, arrived_ns=now)
-        await bus.publish(subjects.spans("default", 0), encode_batches([make_batch(span, sequence=number)]))
-
-    async def send_many() -> None:
-        for number in range(2, 302):
-            await send_one(number)
-
-    await send_one(1)
-    while service.health().missing or service.machine.position is None:
-        await asyncio.sleep(0.01)
-    sending = asyncio.create_task(send_many())
-    for number in range(40):
-        rule = make_rule(f"rule {number}", threshold=1e12, eval_interval="1s")
-        asked = msgspec.json.encode({"ask": "create", "rule": rule})
-        answer = await bus.request(subjects.QUERY_ALERTS, asked, timeout_s=5)
-        assert json.loads(answer)["status"] == 201
-        await asyncio.sleep(0.005)
-    await sending
-    deadline = time.monotonic() + 5
-    counts: Counter[Any] = Counter()
-    while counts != {301: 40} and time.monotonic() < deadline:
-        await asyncio.sleep(0.2)
-        shown = json.loads(await bus.request(subjects.QUERY_ALERTS, b"", timeout_s=5))["body"]
-        counts = Counter(rule["current_value"] for rule in shown)
-    stopping.set()
-    await running
-    assert counts == {301: 40}
-
-
-def test_it_did_not_crash_on_the_way(pipeline: Pipeline) -> None:
+def test_no_service_crashed_during_these_tests(pipeline: Pipeline) -> None:
     assert "Traceback" not in pipeline.log.read_text()

@@ -1,11 +1,8 @@
-"""A real Alertmanager: what it is pushed, how long it believes it, and what it tells its own receivers."""
+"""Alerts pushed to a real Alertmanager: their labels, how long they last, and its own webhooks."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -15,90 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from kit.debian import program
-from kit.pipeline import Pipeline, free_port, http
-from kit.receiver import Desk, Receiver, Reply, Sent, make_end, make_event, make_rule
+from kit.alertmanager import ZERO, Alertmanager
+from kit.pipeline import Pipeline
+from kit.receiver import DeliveryRun, Receiver, Reply, Sent, make_end, make_event, make_rule
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND
-from tokentrace_alerter.delivery import channel
-from tokentrace_alerter.delivery import worker as deliver
-
-ZERO = "0001-01-01T00:00:00Z"
-#: Where Debian's Alertmanager looks for its templates, wherever its package was unpacked.
-TEMPLATES = "/usr/share/prometheus/alertmanager"
-
-
-def movable(binary: Path, directory: Path) -> Path:
-    """*binary*, or a copy of it in *directory* that finds the templates beside it when they are not installed."""
-    data = binary.read_bytes()
-    if Path(TEMPLATES).is_dir() or TEMPLATES.encode() not in data:
-        return binary
-    # A path of the same length, from the directory it is started in.
-    here = "./" * (len(TEMPLATES) // 2 - 1) + "am"
-    (directory / "am").symlink_to(binary.parents[1] / "share" / "prometheus" / "alertmanager")
-    copy = directory / binary.name
-    copy.write_bytes(data.replace(TEMPLATES.encode(), here.encode()))
-    copy.chmod(0o755)
-    return copy
-
-
-class Alertmanager:
-    """One process of its own, with nothing but a receiver that is told of everything."""
-
-    def __init__(self, directory: Path, told: Receiver) -> None:
-        self._directory = directory
-        self.port = free_port()
-        self.process: subprocess.Popen[bytes] | None = None
-        directory.mkdir(parents=True, exist_ok=True)
-        self._binary = movable(program("prometheus-alertmanager", "prometheus-alertmanager"), directory)
-        self.log = directory / "alertmanager.log"
-        self._config = directory / "alertmanager.yml"
-        route = {"receiver": "local", "group_by": ["alertname"], "group_wait": "0s", "group_interval": "1s"}
-        local = {"name": "local", "webhook_configs": [{"url": told.url + "/own", "send_resolved": True}]}
-        self._config.write_text(json.dumps({"route": route, "receivers": [local]}))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    self._binary,
-                    f"--config.file={self._config}",
-                    f"--storage.path={self._directory / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{self.port}",
-                    "--cluster.listen-address=",
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                if http("GET", self.url + "/-/ready").status == 200:
-                    return
-            assert self.process.poll() is None, self.log.read_text()[-2000:]
-            time.sleep(0.05)
-        raise AssertionError(self.log.read_text()[-2000:])
-
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-
-    def alerts(self, name: str) -> list[Any]:
-        """The alerts called *name* that have not ended."""
-        answer = http("GET", self.url + "/api/v2/alerts")
-        assert answer.status == 200, answer.body
-        return [alert for alert in answer.json() if alert["labels"]["alertname"] == name]
+from tokentrace_alerter.delivery import alertmanager, payload
 
 
 def instant(text: str) -> float:
@@ -107,7 +26,7 @@ def instant(text: str) -> float:
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[Receiver]:
-    """What the Alertmanager tells of everything, at /own; and what is told it directly, elsewhere."""
+    """Receives the Alertmanager's own webhooks at /own, and ours at other paths."""
     with Receiver() as receiver:
         yield receiver
 
@@ -123,12 +42,12 @@ def manager(tmp_path_factory: pytest.TempPathFactory, told: Receiver) -> Iterato
 
 
 def own(told: Receiver, name: str, status: str) -> list[Any]:
-    """The Alertmanager's own payloads about *name*."""
+    """Return the Alertmanager's own payloads about *name*."""
     payloads = [sent.json() for sent in told.sent if sent.path == "/own"]
     return [one for one in payloads if one["groupLabels"]["alertname"] == name and one["status"] == status]
 
 
-# --- the whole way, from a call to what an Alertmanager shows
+# --- from a call to the alert that an Alertmanager shows
 
 RULES = """
 alerts:
@@ -157,7 +76,7 @@ CALL = {"model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tok
 
 
 class Watched(Pipeline):
-    """With a rule that has fired at the beginning and lasts."""
+    """A pipeline with a rule that fires at the start and keeps firing."""
 
     lasts_since = 0.0
 
@@ -180,7 +99,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, manager: Alertmanager) ->
         serving.stop()
 
 
-def test_what_fires_is_active_with_its_labels_until_its_episode_ends(
+def test_a_firing_is_active_in_the_alertmanager_until_its_episode_ends(
     pipeline: Watched, manager: Alertmanager, told: Receiver
 ) -> None:
     for _ in range(2):
@@ -213,24 +132,24 @@ def test_what_fires_is_active_with_its_labels_until_its_episode_ends(
         assert instant(one["endsAt"]) - instant(one["startsAt"]) < 20
 
 
-# --- what is pushed
+# --- pushed alerts
 
 
 def accepted(manager: Alertmanager, *events: AlertEvent) -> list[Any]:
-    """What the Alertmanager shows of *events* once it has been given them."""
+    """Push *events* and return the alerts that the Alertmanager shows."""
 
     async def give() -> list[str]:
         rule = make_rule(events[0].alert, {"type": "alertmanager", "url": manager.url, "max_retries": 0})
-        async with Desk(rule) as desk:
-            await desk.say(*events)
-            await desk.done()
-        return [record["error"] or record["outcome"] for record in desk.told()]
+        async with DeliveryRun(rule) as run:
+            await run.publish(*events)
+            await run.done()
+        return [record["error"] or record["outcome"] for record in run.records()]
 
     assert asyncio.run(give()) == ["delivered"] * len(events)
     return manager.alerts(events[0].alert)
 
 
-def test_any_filter_and_any_group_becomes_labels_that_are_accepted(manager: Alertmanager) -> None:
+def test_the_alertmanager_accepts_the_labels_of_any_filter_and_group(manager: Alertmanager) -> None:
     odd = {
         "caller": 'a "quoted" \\ value\nof 日本',
         "attr.step.name": "synthesize",
@@ -238,7 +157,7 @@ def test_any_filter_and_any_group_becomes_labels_that_are_accepted(manager: Aler
         "日本": "letters",
         "a b": "1",
         "a.b": "2",
-        "alertname": "somebody else",
+        "alertname": "another alert",
         "severity": "none",
         "rule_id": "x",
         "status": "",
@@ -252,36 +171,38 @@ def test_any_filter_and_any_group_becomes_labels_that_are_accepted(manager: Aler
     assert set(odd.values()) - {""} <= set(labels.values())
 
 
-def test_each_instance_is_an_alert_of_its_own(manager: Alertmanager) -> None:
+def test_each_instance_is_a_separate_alert(manager: Alertmanager) -> None:
     cases = ["a", "b", "A", "a ", "", "a.b", "a_b", "日本"]
     alerts = accepted(manager, *(make_event("instances", group={"attr.case": case}) for case in cases))
     assert sorted(alert["labels"].get("case", "") for alert in alerts) == sorted(cases)
 
 
 @pytest.mark.parametrize("key", ["attr.", "attr.1", "__", "é", "²", "_", "a" * 256])
-def test_any_single_key_becomes_a_label_that_is_accepted(manager: Alertmanager, key: str) -> None:
+def test_the_alertmanager_accepts_the_label_of_any_key(manager: Alertmanager, key: str) -> None:
     (alert,) = accepted(manager, make_event(f"key {key[:20]}", filter={key: "x"}))
     assert "x" in alert["labels"].values()
 
 
 @pytest.mark.parametrize("key", ["a b", "metric", "filter_metric", "alertname"])
-def test_a_group_that_is_called_like_a_filter_still_tells_instances_apart(manager: Alertmanager, key: str) -> None:
-    """Names that become the same label must not make two instances one alert."""
+def test_a_group_named_like_a_filter_still_distinguishes_instances(manager: Alertmanager, key: str) -> None:
+    """Keys that become the same label name must not merge two instances into one alert."""
     same = {"a.b": "x", "a-b": "y", "metric": "z"}
     events = [make_event(f"same {key}", filter=same, group={key: case}) for case in ("1", "2")]
     assert len(accepted(manager, *events)) == 2
 
 
-def test_an_event_without_a_value_is_pushed(manager: Alertmanager) -> None:
+def test_an_event_without_a_value_is_accepted(manager: Alertmanager) -> None:
     (alert,) = accepted(manager, make_event("no data", value=None, span_count=0))
     assert alert["annotations"].get("value", "") == ""
 
 
-def test_an_address_with_a_prefix_is_kept() -> None:
+def test_the_path_prefix_of_an_alertmanager_url_is_kept() -> None:
     async def give(url: str) -> None:
-        async with Desk(make_rule(delivery={"type": "alertmanager", "url": url, "headers": {"X-A": "b"}})) as desk:
-            await desk.say(make_event())
-            await desk.done()
+        async with DeliveryRun(
+            make_rule(delivery={"type": "alertmanager", "url": url, "headers": {"X-A": "b"}})
+        ) as run:
+            await run.publish(make_event())
+            await run.done()
 
     with Receiver() as receiver:
         asyncio.run(give(receiver.url + "/prefix/"))
@@ -292,20 +213,20 @@ def test_an_address_with_a_prefix_is_kept() -> None:
     assert set(pushed) == {"labels", "annotations", "startsAt", "endsAt"}
 
 
-# --- while an episode lasts, and after it
+# --- renewal while an episode lasts, and its end
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reminded every second, and believed for four."""
-    assert channel.ALERTMANAGER_EVERY_NS == MINUTE
-    assert channel.ALERTMANAGER_LASTS_NS == 4 * MINUTE
-    monkeypatch.setattr(deliver, "ALERTMANAGER_EVERY_NS", SECOND)
-    monkeypatch.setattr(channel, "ALERTMANAGER_LASTS_NS", 4 * SECOND)
+    """Renew alerts every second, with an end four seconds ahead."""
+    assert alertmanager.RENEW_EVERY_NS == MINUTE
+    assert payload.ALERTMANAGER_LASTS_NS == 4 * MINUTE
+    monkeypatch.setattr(alertmanager, "RENEW_EVERY_NS", SECOND)
+    monkeypatch.setattr(payload, "ALERTMANAGER_LASTS_NS", 4 * SECOND)
 
 
 async def watch(manager: Alertmanager, name: str, seconds: float) -> list[list[Any]]:
-    """What is shown of *name*, looked at all the time."""
+    """Return what the Alertmanager shows of *name*, polled for *seconds*."""
     seen = []
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -315,12 +236,12 @@ async def watch(manager: Alertmanager, name: str, seconds: float) -> list[list[A
 
 
 @pytest.mark.usefixtures("quick")
-async def test_it_is_reminded_while_the_episode_lasts_and_told_when_it_is_over(manager: Alertmanager) -> None:
-    async with Desk(make_rule("reminded", {"type": "alertmanager", "url": manager.url})) as desk:
+async def test_an_alert_is_renewed_while_its_episode_lasts_and_ended_after_it(manager: Alertmanager) -> None:
+    async with DeliveryRun(make_rule("reminded", {"type": "alertmanager", "url": manager.url})) as run:
         event = make_event("reminded")
-        desk.lasting = [event]
-        await desk.say(event)
-        await desk.done()
+        run.open_episodes = [event]
+        await run.publish(event)
+        await run.done()
         seen = await watch(manager, "reminded", 6)
         assert {len(alerts) for alerts in seen} == {1}
         ends = [instant(alerts[0]["endsAt"]) for alerts in seen]
@@ -329,96 +250,96 @@ async def test_it_is_reminded_while_the_episode_lasts_and_told_when_it_is_over(m
         assert ends[-1] - ends[0] > 3
         assert {alerts[0]["startsAt"] for alerts in seen} == {seen[0][0]["startsAt"]}
         assert instant(seen[0][0]["startsAt"]) == instant(event.starts_at)
-        desk.lasting = []
-        await desk.say(make_end(event))
-        await desk.done()
+        run.open_episodes = []
+        await run.publish(make_end(event))
+        await run.done()
         assert {len(alerts) for alerts in await watch(manager, "reminded", 2.5)} == {0}
 
 
 @pytest.mark.usefixtures("quick")
-async def test_whoever_was_restarted_reminds_of_what_lasts_and_what_nobody_reminds_of_ends(
+async def test_a_restarted_alerter_renews_open_episodes_and_alerts_without_renewal_end(
     manager: Alertmanager,
 ) -> None:
-    async with Desk(make_rule("taken over", {"type": "alertmanager", "url": manager.url})) as desk:
-        desk.lasting = [make_event("taken over")]
-        await desk.until(lambda: len(manager.alerts("taken over")) == 1, "reminded", 5)
+    async with DeliveryRun(make_rule("taken over", {"type": "alertmanager", "url": manager.url})) as run:
+        run.open_episodes = [make_event("taken over")]
+        await run.until(lambda: len(manager.alerts("taken over")) == 1, "reminded", 5)
     seen = await watch(manager, "taken over", 5)
     assert (len(seen[0]), len(seen[-1])) == (1, 0)
 
 
-async def test_an_attempt_that_comes_after_the_end_lets_nothing_fire_again(tmp_path: Path, told: Receiver) -> None:
-    """The Alertmanager is away when it fires, and back when it is over: the next attempt must not say that it fires."""
+async def test_a_retry_after_the_end_of_the_episode_does_not_reopen_the_alert(tmp_path: Path, told: Receiver) -> None:
+    """The Alertmanager is down when the rule fires and up again after the episode, when the retry comes."""
     late = Alertmanager(tmp_path / "late", told)
     try:
-        async with Desk(make_rule("late", {"type": "alertmanager", "url": late.url})) as desk:
+        async with DeliveryRun(make_rule("late", {"type": "alertmanager", "url": late.url})) as run:
             event = make_event("late")
-            desk.lasting = [event]
-            await desk.say(event)
-            await desk.until(lambda: len(desk.outcomes()) == 3, "tried three times")
+            run.open_episodes = [event]
+            await run.publish(event)
+            await run.until(lambda: len(run.outcomes()) == 3, "tried three times")
             await asyncio.to_thread(late.start)
-            desk.lasting = []
+            run.open_episodes = []
             end = make_end(event)
-            await desk.say(end)
-            await desk.until(lambda: desk.waiting == 0, "done", 10)
-            assert {record["outcome"] for record in desk.told() if record["status"] == "resolved"} == {"delivered"}
+            await run.publish(end)
+            await run.until(lambda: run.waiting == 0, "done", 10)
+            assert {record["outcome"] for record in run.records() if record["status"] == "resolved"} == {"delivered"}
             seen = await watch(late, "late", 1)
             assert {len(alerts) for alerts in seen} == {0}, "it fires for another four minutes"
     finally:
         late.stop()
 
 
-async def test_what_an_earlier_episode_says_late_does_not_end_the_one_that_lasts(manager: Alertmanager) -> None:
-    """To an Alertmanager both are one alert."""
+async def test_a_late_event_of_an_earlier_episode_does_not_end_the_current_one(manager: Alertmanager) -> None:
+    """An Alertmanager sees both episodes as one alert."""
     now = time.time_ns()
     old, new = make_event("two episodes", now - 30 * SECOND), make_event("two episodes", now)
-    async with Desk(make_rule("two episodes", {"type": "alertmanager", "url": manager.url})) as desk:
-        desk.lasting = [new]
-        await desk.say(new)
-        await desk.done()
-        await desk.say(old, make_end(old, now - 20 * SECOND))
-        await desk.done()
+    async with DeliveryRun(make_rule("two episodes", {"type": "alertmanager", "url": manager.url})) as run:
+        run.open_episodes = [new]
+        await run.publish(new)
+        await run.done()
+        await run.publish(old, make_end(old, now - 20 * SECOND))
+        await run.done()
         (alert,) = manager.alerts("two episodes")
     assert instant(alert["startsAt"]) == instant(new.starts_at)
-    assert sorted(desk.outcomes()) == ["delivered", "expired", "expired"]
+    assert sorted(run.outcomes()) == ["delivered", "expired", "expired"]
 
 
 @pytest.mark.usefixtures("quick")
-async def test_another_alertmanager_that_hangs_delays_no_reminder(manager: Alertmanager) -> None:
+async def test_an_alertmanager_that_hangs_delays_no_renewal_in_another(manager: Alertmanager) -> None:
     with Receiver(lambda sent: Reply(after_s=30)) as hung:
         rules = (
             make_rule("hung", {"type": "alertmanager", "url": hung.url, "timeout": "1s"}),
             make_rule("beside it", {"type": "alertmanager", "url": manager.url}),
         )
-        async with Desk(*rules) as desk:
+        async with DeliveryRun(*rules) as run:
             event = make_event("beside it")
-            desk.lasting = [*(make_event("hung", group={"case": str(n)}) for n in range(10)), event]
-            await desk.say(event)
-            await desk.done()
+            run.open_episodes = [*(make_event("hung", group={"case": str(n)}) for n in range(10)), event]
+            await run.publish(event)
+            await run.done()
             seen = await watch(manager, "beside it", 7)
     assert {len(alerts) for alerts in seen} == {1}, "it was taken to be over"
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_reminder_that_was_held_up_lets_nothing_fire_again(manager: Alertmanager) -> None:
+async def test_a_delayed_renewal_does_not_reopen_an_alert(manager: Alertmanager) -> None:
     with Receiver(lambda sent: Reply(after_s=30)) as hung:
         rules = (
             make_rule("hung", {"type": "alertmanager", "url": hung.url, "timeout": "2s"}),
             make_rule("held up", {"type": "alertmanager", "url": manager.url}),
         )
-        async with Desk(*rules) as desk:
+        async with DeliveryRun(*rules) as run:
             event = make_event("held up")
-            desk.lasting = [make_event("hung"), event]
-            await desk.say(event)
-            await desk.until(lambda: hung.at_once == 1, "reminding the one that hangs")
+            run.open_episodes = [make_event("hung"), event]
+            await run.publish(event)
+            await run.until(lambda: hung.at_once == 1, "reminding the one that hangs")
             await asyncio.sleep(0.2)
-            desk.lasting = desk.lasting[:1]
-            await desk.say(make_end(event))
-            await desk.done()
+            run.open_episodes = run.open_episodes[:1]
+            await run.publish(make_end(event))
+            await run.done()
             seen = await watch(manager, "held up", 3)
     assert {len(alerts) for alerts in seen[3:]} == {0}, "it fires again"
 
 
-# --- version 4 of its webhook's payload
+# --- the webhook payload of version 4
 
 
 class _Alert(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -432,7 +353,7 @@ class _Alert(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Payload(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """All that a receiver knows that only knows version 4."""
+    """The payload as a receiver knows it that supports version 4 only."""
 
     version: str
     groupKey: str  # noqa: N815
@@ -447,7 +368,7 @@ class Payload(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def shape(value: Any) -> Any:
-    """Keys and types; values of maps of names are all text."""
+    """Return keys and types; the values of label maps are text."""
     if isinstance(value, dict):
         return {key: shape(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -456,8 +377,10 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["same alert", 'odd "name" \\ {x="y"}, 日本'])
-async def test_our_payload_is_that_of_an_alertmanager(manager: Alertmanager, told: Receiver, name: str) -> None:
-    """The same alert, firing and ended, once by the Alertmanager and once by ourselves to the same receiver."""
+async def test_our_payload_has_the_form_of_an_alertmanagers_payload(
+    manager: Alertmanager, told: Receiver, name: str
+) -> None:
+    """The same alert, firing and ended, is sent by the Alertmanager and by us to the same receiver."""
     ours = {"type": "webhook", "url": told.url + "/ours", "format": "alertmanager", "send_resolved": True}
     event = make_event(name, filter={"caller": "chat"}, group={"model": "gpt-4o"}, level="critical")
     end = make_end(event)
@@ -465,9 +388,9 @@ async def test_our_payload_is_that_of_an_alertmanager(manager: Alertmanager, tol
     for one in (event, end):
         before = len(told.sent)
         for delivery in (ours, {"type": "alertmanager", "url": manager.url}):
-            async with Desk(make_rule(name, delivery)) as desk:
-                await desk.say(one)
-                await desk.done()
+            async with DeliveryRun(make_rule(name, delivery)) as run:
+                await run.publish(one)
+                await run.done()
         await until(lambda one=one: bool(own(told, name, one.status)), "told by the Alertmanager")
         (sent,) = [sent for sent in told.sent[before:] if sent.path == "/ours"]
         pairs.append((sent, own(told, name, one.status)[0]))
@@ -503,23 +426,23 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0)
         await asyncio.sleep(0.02)
 
 
-async def test_a_payload_of_version_4_is_signed_and_has_its_key_like_ours(told: Receiver) -> None:
+async def test_a_payload_of_version_4_has_a_signature_and_an_idempotency_key(told: Receiver) -> None:
     answers: list[Sent] = []
-    given = {"type": "http", "url": told.url + "/signed", "format": "alertmanager", "secret": "s"}
-    async with Desk(make_rule(delivery=given)) as desk:
-        await desk.say(make_event(value=None, span_count=0))
-        await desk.done()
-    answers += [sent for sent in told.sent if sent.path == "/signed"]
+    given = {"type": "http", "url": told.url + "/signature", "format": "alertmanager", "secret": "s"}
+    async with DeliveryRun(make_rule(delivery=given)) as run:
+        await run.publish(make_event(value=None, span_count=0))
+        await run.done()
+    answers += [sent for sent in told.sent if sent.path == "/signature"]
     (sent,) = answers
     assert sent.key.startswith("alert_")
     assert (sent.header("X-Tokentrace-Signature") or "").startswith("sha256=")
     assert msgspec.json.decode(sent.body, type=Payload).alerts[0].annotations["value"] == ""
 
 
-# --- last, because it takes a minute since the pipeline began
+# --- this test is last, because it needs a minute after the start of the pipeline
 
 
-def test_after_a_minute_an_episode_that_lasts_is_believed_for_longer(pipeline: Watched, manager: Alertmanager) -> None:
+def test_after_a_minute_the_alert_of_an_open_episode_is_renewed(pipeline: Watched, manager: Alertmanager) -> None:
     (first,) = manager.alerts("lasting")
     assert first["status"]["state"] == "active"
     pipeline.until(lambda: manager.alerts("lasting")[0]["endsAt"] > first["endsAt"], "reminded", 70)

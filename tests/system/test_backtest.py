@@ -1,4 +1,4 @@
-"""What rules would have said is what they said, and what the stream itself says."""
+"""A backtest gives the events that were published live, and those of a second implementation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kit.pipeline import Pipeline, finish, replay
 from tokentrace.records import AlertEvent, decode_batches
 from tokentrace.units import SECOND, parse_instant, render_instant
 
-#: An hour of traffic in 20 seconds and windows of 20 seconds; 60 = in a minute, and windows of one.
+#: Seconds of traffic, and of the rules' windows.
 SPEED = int(os.environ.get("TOKENTRACE_BACKTEST_SPEED", "180"))
 WINDOW_S = 3600 // SPEED
 EVERY_S = WINDOW_S // 10
 THRESHOLD_MS = 9000.0
-#: A quantile of over a hundred values may be off by so much: what lies that close to the threshold proves nothing.
+#: Relative error of a quantile of over a hundred values. Values so close to the threshold are not compared.
 MARGIN = 0.006
 RULES = f"""
 alerts:
@@ -37,7 +37,7 @@ alerts:
 
 
 class Seen(NamedTuple):
-    """A span of the stream: when it was stored, when it ended, how long it took."""
+    """A span of the log: when it was stored, when it ended, and its latency."""
 
     stored_ns: int
     ended_ns: int
@@ -56,7 +56,7 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
 
 
 async def read(pipeline: Pipeline) -> tuple[list[Seen], list[AlertEvent]]:
-    """(Every span of the log, every event), by a client of its own."""
+    """Return (all spans of the log, all events), read by a separate NATS client."""
     client = await nats.connect(pipeline.nats_url)
     try:
         stream = client.jetstream()
@@ -81,7 +81,7 @@ async def read(pipeline: Pipeline) -> tuple[list[Seen], list[AlertEvent]]:
 
 
 def recount(spans: list[Seen], instant_s: int) -> float | None:
-    """The p95 of the window that ends there, of what had been stored by then, in milliseconds."""
+    """Compute the p95 in milliseconds of the spans in the window that were stored before the instant."""
     inside = [
         span.latency_ns
         for span in spans
@@ -92,9 +92,7 @@ def recount(spans: list[Seen], instant_s: int) -> float | None:
     return float(np.percentile(inside, 95)) / 1e6 if inside else None
 
 
-def test_a_backtest_says_what_was_said_live_and_both_are_a_recount_of_the_stream(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_a_backtest_equals_the_live_events_and_a_second_implementation(pipeline: Pipeline, tmp_path: Path) -> None:
     began_s = time.time_ns() // SECOND
     sending = replay(pipeline, "--speed", str(SPEED), "--ending", "sent")
     finish(sending)
@@ -102,7 +100,7 @@ def test_a_backtest_says_what_was_said_live_and_both_are_a_recount_of_the_stream
     spans, _ = asyncio.run(read(pipeline))
     assert len(spans) == 19366
     last_s = max(span.stored_ns for span in spans) // SECOND
-    # Live evaluation goes on; what is compared ends with the traffic.
+    # Live evaluation continues after the traffic; compare the events up to its end.
     pipeline.until(
         lambda: all(
             rule["last_evaluated"] is not None and parse_instant(rule["last_evaluated"]) // SECOND >= last_s
@@ -148,13 +146,13 @@ def test_a_backtest_says_what_was_said_live_and_both_are_a_recount_of_the_stream
     assert len(sure) >= 5
     assert any(sure.values())
     assert {instant for instant in sure if sure[instant]} == firing & set(sure)
-    # The other rule speaks at most every ten seconds, and with the same start while it lasts.
+    # The other rule fires at most every ten seconds, with the same start within an episode.
     once = [event for event in live if event.alert == "once" and event.status == "firing"]
     at = [parse_instant(event.fired_at) // SECOND for event in once]
     assert all(later - earlier >= 10 for earlier, later in pairwise(at))
 
 
-def test_the_rules_of_a_file_are_checked_without_a_broker(tmp_path: Path) -> None:
+def test_rules_check_needs_no_broker(tmp_path: Path) -> None:
     file = tmp_path / "tokentrace.yml"
     for text, code, said in (
         (RULES, 0, "2 rules are valid"),

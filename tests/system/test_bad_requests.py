@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kit.pipeline import Apart, Pipeline
+from kit.pipeline import Pipeline, SeparateServices
 
 SPAN = {"model": "gpt-4o", "prompt_tokens": 5, "comp_tokens": 1, "trace_id": "t", "span_id": "s", "session_id": "se"}
 RULE = {"name": "r", "metric": "error_rate", "op": "gt", "threshold": 1, "window": "1h"}
@@ -67,9 +67,9 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeparateServices]:
     """An api that passes what is posted on to an ingest of its own."""
-    pipeline = Apart(tmp_path_factory.mktemp("apart"))
+    pipeline = SeparateServices(tmp_path_factory.mktemp("apart"))
     pipeline.env["TOKENTRACE_INGEST_URL"] = f"http://127.0.0.1:{pipeline.ports['ingest']}"
     pipeline.start()
     try:
@@ -259,7 +259,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_traceback(
 HEADERS = ("Idempotency-Key", "X-Service-Name", "X-Session-Id", "X-Project-Id", "Content-Type", "Authorization")
 
 
-def test_odd_headers_and_targets_that_the_api_passes_on_are_no_5xx(apart: Apart) -> None:
+def test_odd_headers_and_targets_that_the_api_passes_on_are_no_5xx(apart: SeparateServices) -> None:
     for name in HEADERS:
         for value in ("\xff\xfe", "\xc3\xa4", "x" * 5000, "a\x01b", "a\x7fb", ""):
             answer = exchange(apart.port, post("/spans", json.dumps(SPAN).encode(), f"{name}: {value}"))
@@ -271,7 +271,7 @@ def test_odd_headers_and_targets_that_the_api_passes_on_are_no_5xx(apart: Apart)
         assert status_of(exchange(apart.port, post("/spans", body))) == 400, name
 
 
-def test_a_request_half_sent_is_cut_off_when_a_service_ends(apart: Apart) -> None:
+def test_a_request_half_sent_is_cut_off_when_a_service_ends(apart: SeparateServices) -> None:
     with socket.create_connection(("127.0.0.1", apart.port)) as client:
         client.sendall(post("/spans", b"x" * 50)[:-10])
         apart.until(lambda: apart.get("/healthz").status == 200, "asked")

@@ -1,8 +1,9 @@
 """
-Fifty kinds of secrets, sent through every way in, are nowhere afterwards; with redaction off the same search finds all.
+Secrets of fifty kinds are sent over every input of the pipeline, and none is found in anything the pipeline keeps.
 
-Every secret is unlike every other one, so that whatever is found says which way it came and where it was put. Searched
-are the files of NATS, every table and every byte of the span store, snapshots, logs, and what the api answers.
+All secrets differ, so a secret that is found tells over which input it came and in which field it was. The search
+covers the files of NATS with all snapshots, the files and tables of the span store, the logs, and all responses of the
+api. With redaction off the same search finds every secret, which proves that the search works.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ import pytest
 from kit.builders import ENDED_NS, STARTED_NS
 from kit.canaries import KINDS, Canary, canary
 from kit.environment import GUARD
-from kit.pipeline import Apart, http
+from kit.pipeline import SeparateServices, http
+from tokentrace import Reporter
 from tokentrace.bus import jetstream, subjects
-from tokentrace.client.reporter import Reporter
 from tokentrace.records import BATCH_TYPE, Annotation, Batch, ChatMessage, SessionEnd, Span, Started, encode_batches
 from tokentrace.redact import Redactor
 from tokentrace_ingest.service import ACK_WAIT_S
@@ -36,23 +37,29 @@ ATTRIBUTE_PLACES = ("value", "key", "nested")
 
 
 class Sender:
-    """Makes secrets for places, and remembers them."""
+    """
+    Builds input that contains secrets, and records each secret.
+
+    Attributes:
+        needles: Secret -> its kind, field and input.
+        spans: How many valid spans were built.
+    """
 
     def __init__(self) -> None:
         self.needles: dict[bytes, str] = {}
         self.spans = 0
 
     def put(self, kind: str, way: str, place: str) -> str:
-        """The text that is put there."""
-        made: Canary = canary(kind, f"{way}/{place}")
-        self.needles[made.needle.encode()] = f"{kind} in {place} by {way}"
-        return made.text
+        """Return a text with a new secret for the field *place* of the input *way*."""
+        secret: Canary = canary(kind, f"{way}/{place}")
+        self.needles[secret.needle.encode()] = f"{kind} in {place} by {way}"
+        return secret.text
 
     def attributes(self, kind: str, way: str, *, nested: bool = True) -> dict[str, Any]:
-        found: dict[str, Any] = {"value": self.put(kind, way, "value"), self.put(kind, way, "key"): 1}
+        attributes: dict[str, Any] = {"value": self.put(kind, way, "value"), self.put(kind, way, "key"): 1}
         if nested:
-            found["deep"] = {"list": [{"x": self.put(kind, way, "nested")}]}
-        return found
+            attributes["deep"] = {"list": [{"x": self.put(kind, way, "nested")}]}
+        return attributes
 
     def span(self, kind: str, way: str, number: int, **changes: Any) -> Span:
         self.spans += 1
@@ -77,7 +84,7 @@ class Sender:
         )
 
     def batch(self, way: str) -> Batch:
-        """One batch with every kind of record, and some that are bad."""
+        """Return one batch with all kinds of records and, for each kind of secret, an invalid span."""
         spans, started, messages, annotations, ends = [], [], [], [], []
         session = f"session-{way}"
         for number, kind in enumerate(KINDS):
@@ -124,11 +131,11 @@ class Sender:
         )
 
     def docs(self, way: str) -> list[dict[str, Any]]:
-        """The documented JSON."""
-        found = []
+        """Return the body of ``POST /spans``."""
+        spans = []
         for number, kind in enumerate(KINDS):
             self.spans += 1
-            found.append(
+            spans.append(
                 {
                     "trace_id": f"{way}-{number}",
                     "span_id": "1",
@@ -142,10 +149,10 @@ class Sender:
                     "session_id": f"session-{way}",
                 }
             )
-        return found
+        return spans
 
     def mist(self, way: str) -> Iterator[bytes]:
-        """MIST messages."""
+        """Yield the bodies of ``POST /mist``."""
         for number, kind in enumerate(KINDS):
             self.spans += 1
             payload = {
@@ -230,15 +237,15 @@ async def send_nats(sender: Sender, url: str) -> None:
         await bus.publish(subject, encode_batches([sender.batch("msgpack")]))
         await bus.publish(subject, json.dumps(sender.docs("json")).encode())
         for number, kind in enumerate(KINDS):
-            # What nobody can read, and what only partly can be: both held a secret, for all anybody knows.
+            # A message that cannot be decoded, and one with an invalid span: dead letters must hold no secret either.
             await bus.publish(subject, b"\xc1" + sender.put(kind, "rubbish", "bytes").encode())
             bad = {"kind": "tool", "name": "bad", "error": sender.put(kind, "json bad", "error"), "latency_ms": -1}
             await bus.publish(subject, json.dumps([bad, {"kind": "tool", "name": f"n{number}"}]).encode())
             sender.spans += 1
 
 
-def ask_everything(pipeline: Apart, sender: Sender) -> bytes:
-    """What the api answers to every question it takes."""
+def ask_everything(pipeline: SeparateServices, sender: Sender) -> bytes:
+    """Return the bodies of all read routes of the api, for all traces and sessions."""
     paths = [
         "/traces/recent",
         "/stats",
@@ -250,47 +257,47 @@ def ask_everything(pipeline: Apart, sender: Sender) -> bytes:
         "/export?format=csv",
         *(f"/metrics/{name}?window=30d&groupby={by}" for name in ("total_tokens", "error_rate") for by in GROUPS),
     ]
-    answers = []
-    page, ids = 0, []
+    bodies = []
+    offset, ids = 0, []
     while True:
-        answer = pipeline.get(f"/traces?limit=200&offset={page}")
-        answers.append(answer.body)
-        found = [trace["trace_id"] for trace in answer.json()["traces"]]
-        ids += found
-        page += 200
-        if not found:
+        answer = pipeline.get(f"/traces?limit=200&offset={offset}")
+        bodies.append(answer.body)
+        page_ids = [trace["trace_id"] for trace in answer.json()["traces"]]
+        ids += page_ids
+        offset += 200
+        if not page_ids:
             break
     for trace_id in ids:
         name = quote(trace_id, safe="")
         paths += [f"/traces/{name}", f"/traces/{name}?format=mist", f"/traces/{name}/timeline"]
     sessions = pipeline.get("/api/sessions?limit=100")
-    answers.append(sessions.body)
+    bodies.append(sessions.body)
     for session in sessions.json()["sessions"]:
         name = quote(session["sessionId"], safe="")
         paths += [f"/api/sessions/{name}/graph", f"/api/sessions/{name}/details"]
     for path in paths:
         answer = pipeline.get(path)
         assert answer.status == 200, (path, answer.body[:300])
-        answers.append(answer.body)
-    return b"\n".join(answers)
+        bodies.append(answer.body)
+    return b"\n".join(bodies)
 
 
 GROUPS = ("model", "caller", "name", "provider", "status")
 
 
 def search(needles: dict[bytes, str], *places: Path) -> set[str]:
-    """Which needles are in the bytes of the files below *places*."""
+    """Return what *needles* says of each secret that occurs in the files below *places*."""
     listed = places[0].parent / "needles.txt"
     listed.write_bytes(b"\n".join(needles))
     command = ["grep", "-r", "-a", "-o", "-h", "-F", "-f", str(listed), *map(str, places)]
-    found = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})
-    assert found.returncode in (0, 1), found.stderr
+    searched = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})
+    assert searched.returncode in (0, 1), searched.stderr
     listed.unlink()
-    return {needles[needle] for needle in set(found.stdout.split(b"\n")) if needle}
+    return {needles[needle] for needle in set(searched.stdout.split(b"\n")) if needle}
 
 
 def dump(files: list[Path], into: Path) -> None:
-    """Every value of every table of a DuckDB file that can hold text."""
+    """Write all values of all tables of the DuckDB *files* to one file."""
     with into.open("wb") as out:
         for file in files:
             with duckdb.connect(str(file), read_only=True) as database:
@@ -301,7 +308,7 @@ def dump(files: list[Path], into: Path) -> None:
                         out.writelines(value for value in row if isinstance(value, bytes))
 
 
-#: DuckDB compresses what it stores; for this test it does not, so that the bytes of its files can be searched.
+#: A ``sitecustomize`` that turns off the compression of DuckDB, so that the bytes of its files can be searched.
 UNCOMPRESSED = textwrap.dedent(
     """
     import loopback_only
@@ -319,11 +326,14 @@ UNCOMPRESSED = textwrap.dedent(
 
 class Outcome:
     """
-    What a run left behind.
+    Sends all input through services with redaction mode *mode*, stops them and searches what they left behind.
 
     Attributes:
-        needles: Secret -> what it is.
-        found: Place -> which secrets are in it.
+        needles: Secret -> its kind, field and input.
+        found: Place (nats, store, tables, answers, logs) -> what is known of each secret in it.
+        sent: How many valid spans were sent.
+        stats: The body of ``GET /stats`` at the end.
+        counters: The metrics of ingest at the end.
     """
 
     def __init__(self, directory: Path, mode: str) -> None:
@@ -336,7 +346,7 @@ class Outcome:
             "TOKENTRACE_DUPLICATE_WINDOW": "120s",
         }
         run = directory / "run"
-        pipeline = Apart(run, env=env)
+        pipeline = SeparateServices(run, env=env)
         pipeline.env["TOKENTRACE_INGEST_URL"] = f"http://127.0.0.1:{pipeline.ports['ingest']}"
         sender = Sender()
         pipeline.start()
@@ -355,7 +365,7 @@ class Outcome:
             self.stats = pipeline.get("/stats").json()
             self.counters = http("GET", f"{ingest}/internal/metrics").body.decode()
             self.sent = sender.spans
-            # A snapshot is taken every second, and once more at the end.
+            # Each reader also saves a snapshot while it stops, so the search covers snapshots.
         finally:
             code = pipeline.stop()
         assert code == 0
@@ -374,8 +384,8 @@ class Outcome:
         }
 
     @staticmethod
-    def end_sessions(pipeline: Apart, sender: Sender) -> None:
-        """The one thing that is told to the api itself."""
+    def end_sessions(pipeline: SeparateServices, sender: Sender) -> None:
+        """End sessions with an error, which only the api accepts."""
         for number, kind in enumerate(KINDS):
             session = f"ended-{number}"
             span = {"name": "x", "sessionId": session, "status": "ok", "type": "tool"}
@@ -386,26 +396,26 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def redacted(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return Outcome(tmp_path_factory.mktemp("redact"), "redact")
 
 
 @pytest.fixture(scope="module")
-def leaky(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def unredacted(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return Outcome(tmp_path_factory.mktemp("off"), "off")
 
 
 @pytest.mark.parametrize("place", ["nats", "store", "tables", "answers", "logs"])
-def test_no_secret_is_found_anywhere_whichever_way_it_came(clean: Outcome, place: str) -> None:
-    assert sorted(clean.found[place]) == []
+def test_no_secret_of_any_input_is_found_anywhere(redacted: Outcome, place: str) -> None:
+    assert sorted(redacted.found[place]) == []
 
 
-def test_nothing_was_lost_but_the_secrets(clean: Outcome) -> None:
-    assert clean.stats["total_spans"] == clean.sent
+def test_redaction_loses_no_span(redacted: Outcome) -> None:
+    assert redacted.stats["total_spans"] == redacted.sent
 
 
-def test_every_kind_and_every_way_in_is_counted(clean: Outcome) -> None:
-    lines = [line for line in clean.counters.splitlines() if line.startswith("tokentrace_ingest_redactions_total{")]
+def test_redactions_are_counted_for_each_input_and_kind(redacted: Outcome) -> None:
+    lines = [line for line in redacted.counters.splitlines() if line.startswith("tokentrace_ingest_redactions_total{")]
     ways = {line.partition('way="')[2].partition('"')[0] for line in lines}
     kinds = {line.partition('kind="')[2].partition('"')[0] for line in lines}
     assert ways == {"reporter", "nats", "spans", "mist", "costkatana"}
@@ -413,24 +423,26 @@ def test_every_kind_and_every_way_in_is_counted(clean: Outcome) -> None:
     assert kinds == {*tokens, "email", "phone", "ssn", "card", "key_value"}
 
 
-def test_with_redaction_off_the_same_search_finds_every_secret(leaky: Outcome) -> None:
-    # What cannot be read leaves a digest only, and a raw text that somebody else filled in is not kept.
-    gone = (" in bytes by ", " in raw by ", " by json bad")
-    stored = {what for what in leaky.needles.values() if not any(part in what for part in gone)}
-    assert sorted(stored - leaky.found["nats"]) == []
-    # Dead letters are in their stream alone, what was said too early of an end in the bucket of open spans.
-    shown = {what for what in stored if " bad" not in what and " early error " not in what}
-    assert sorted(shown - leaky.found["tables"]) == []
-    assert sorted(shown - leaky.found["store"]) == []
-    # Nobody asks for an end of a session of which nothing else is known.
-    asked = {what for what in shown if " session end by " not in what or what.endswith(" by api")}
-    assert sorted(asked - leaky.found["answers"]) == []
+def test_with_redaction_off_the_same_search_finds_every_secret(unredacted: Outcome) -> None:
+    # Of undecodable bytes only a digest is kept, and a "raw" text in a received batch is discarded.
+    discarded = (" in bytes by ", " in raw by ", " by json bad")
+    stored = {label for label in unredacted.needles.values() if not any(part in label for part in discarded)}
+    assert sorted(stored - unredacted.found["nats"]) == []
+    # Dead letters are kept in their stream only, and an error given before the end in the bucket of open spans only.
+    shown = {label for label in stored if " bad" not in label and " early error " not in label}
+    assert sorted(shown - unredacted.found["tables"]) == []
+    assert sorted(shown - unredacted.found["store"]) == []
+    # The routes show only sessions with spans, and not all ended sessions have one.
+    asked = {label for label in shown if " session end by " not in label or label.endswith(" by api")}
+    assert sorted(asked - unredacted.found["answers"]) == []
 
 
 @pytest.mark.parametrize("mode", ["redact", "off"])
-async def test_what_left_the_queue_is_overwritten_even_while_a_neighbour_still_waits(mode: str, tmp_path: Path) -> None:
-    """A file of the queue lives as long as one of its messages waits: the first one, which is held back here."""
-    pipeline = Apart(tmp_path / "run", env={"TOKENTRACE_REDACTION_MODE": mode})
+async def test_messages_removed_from_the_queue_are_overwritten_while_another_message_waits(
+    mode: str, tmp_path: Path
+) -> None:
+    """NATS keeps a file of the queue while one of its messages waits. The test holds back the first message."""
+    pipeline = SeparateServices(tmp_path / "run", env={"TOKENTRACE_REDACTION_MODE": mode})
     pipeline.port = pipeline.ports["ingest"]
     needles: dict[bytes, str] = {}
     pipeline.broker.start()
@@ -447,15 +459,15 @@ async def test_what_left_the_queue_is_overwritten_even_while_a_neighbour_still_w
                 pipeline.start_one("ingest")
                 pipeline.wait_ready()
                 for kind in KINDS:
-                    made = canary(kind, "queue")
-                    needles[made.needle.encode()] = kind
-                    span = {"kind": "tool", "name": "x", "error": made.text}
+                    secret = canary(kind, "queue")
+                    needles[secret.needle.encode()] = kind
+                    span = {"kind": "tool", "name": "x", "error": secret.text}
                     await bus.publish(subject, json.dumps(span).encode())
                     while (await bus.state(subjects.RAW)).messages > 1:
                         await held.in_progress()
                         await asyncio.sleep(0.01)
                 (queue,) = (tmp_path / "run" / "nats" / "js").rglob(subjects.RAW)
-                assert search({b"held back": "neighbour"}, queue) == {"neighbour"}
+                assert search({b"held back": "waiting message"}, queue) == {"waiting message"}
                 found = search(needles, queue)
     finally:
         for process in pipeline.running.values():

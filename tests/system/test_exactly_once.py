@@ -1,4 +1,4 @@
-"""An hour of real traffic, and everything that may go wrong while it passes: the totals stay exact."""
+"""Totals stay exact for an hour of real traffic, whatever fails meanwhile."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from nats.aio.msg import Msg
 
-from kit.pipeline import TRACE, Apart, Pipeline, assert_exact, finish, replay, sum_of_pages
+from kit.pipeline import TRACE, Pipeline, SeparateServices, assert_exact, finish, replay, sum_of_pages
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def pipeline(tmp_path: Path) -> Iterator[Pipeline]:
     serving.stop()
 
 
-def test_an_hour_of_real_traffic_comes_out_exactly(pipeline: Pipeline) -> None:
+def test_an_hour_of_real_traffic_gives_exact_totals(pipeline: Pipeline) -> None:
     sending = replay(pipeline, "--speed", "max")
     finish(sending)
     assert_exact(pipeline)
@@ -56,7 +56,7 @@ def test_twenty_kills_of_everything_leave_exact_totals(pipeline: Pipeline) -> No
 
 
 def has_broker(pipeline: Pipeline) -> bool:
-    """For a moment after a kill there is none."""
+    """Return True if the pipeline's nats-server runs; after a kill it takes a moment to restart."""
     with contextlib.suppress(subprocess.CalledProcessError):
         return pipeline.nats_pid() > 0
     return False
@@ -77,14 +77,14 @@ def test_kills_of_the_broker_alone_leave_exact_totals(pipeline: Pipeline) -> Non
 
 
 @pytest.fixture
-def apart(tmp_path: Path) -> Iterator[Apart]:
-    services = Apart(tmp_path)
+def apart(tmp_path: Path) -> Iterator[SeparateServices]:
+    services = SeparateServices(tmp_path)
     services.start()
     yield services
     services.stop()
 
 
-def test_ingest_may_be_away_longer_than_the_duplicate_window(apart: Apart) -> None:
+def test_an_ingest_outage_longer_than_the_duplicate_window_leaves_exact_totals(apart: SeparateServices) -> None:
     sending = replay(apart, "--speed", "600")
     for _ in range(3):
         time.sleep(0.7)
@@ -95,7 +95,7 @@ def test_ingest_may_be_away_longer_than_the_duplicate_window(apart: Apart) -> No
     assert_exact(apart)
 
 
-def test_each_service_may_be_killed_alone(apart: Apart) -> None:
+def test_kills_of_single_services_leave_exact_totals(apart: SeparateServices) -> None:
     sending = replay(apart, "--speed", "600")
     for name in ("aggregator", "api", "ingest", "aggregator", "api"):
         time.sleep(0.8)
@@ -105,8 +105,8 @@ def test_each_service_may_be_killed_alone(apart: Apart) -> None:
     assert_exact(apart)
 
 
-async def test_every_batch_sent_again_from_elsewhere_counts_once(pipeline: Pipeline) -> None:
-    """The duplicate window is 1 s here, so the broker has forgotten: only the readers know better."""
+async def test_every_batch_that_is_sent_again_counts_once(pipeline: Pipeline) -> None:
+    """The duplicate window is 1 s here, so the broker stores the batches again and the readers must recognise them."""
     batches: list[tuple[str, bytes, dict[str, str]]] = []
     client = await nats.connect(pipeline.nats_url)
 
@@ -130,14 +130,14 @@ async def test_every_batch_sent_again_from_elsewhere_counts_once(pipeline: Pipel
 
     def known() -> bool:
         lines = pipeline.get("/internal/metrics").body.decode().splitlines()
-        found = [line for line in lines if line.startswith("tokentrace_aggregator_repeated_total")]
-        return float(found[0].rpartition(" ")[2]) >= len(repeated)
+        counters = [line for line in lines if line.startswith("tokentrace_aggregator_repeated_total")]
+        return float(counters[0].rpartition(" ")[2]) >= len(repeated)
 
     await asyncio.to_thread(pipeline.until, known, "all repetitions read")
     await asyncio.to_thread(assert_exact, pipeline)
 
 
-async def test_a_corrupted_newest_snapshot_falls_back_to_the_one_before(pipeline: Pipeline) -> None:
+async def test_a_corrupt_newest_snapshot_falls_back_to_the_one_before(pipeline: Pipeline) -> None:
     await asyncio.to_thread(finish, replay(pipeline, "--speed", "1200"))
     await asyncio.to_thread(assert_exact, pipeline)
     await asyncio.sleep(2)
@@ -147,7 +147,7 @@ async def test_a_corrupted_newest_snapshot_falls_back_to_the_one_before(pipeline
     names = [name for name in stored if name.removeprefix("aggregator.0.").isdigit()]
     assert 2 <= len(names) <= 3
     newest = await store.get_info(names[-1])
-    # Same name, later generation, rubbish inside: what a reader finds first.
+    # A reader tries the snapshot with the highest name first.
     await store.put(f"aggregator.0.{'9' * 20}", b"rubbish" * 100)
     await store.delete(newest.name)
     await client.close()
@@ -169,7 +169,7 @@ def test_a_lost_database_file_is_rebuilt_from_the_stream(pipeline: Pipeline) -> 
     assert_exact(pipeline)
 
 
-async def test_what_the_stream_no_longer_has_is_said(pipeline: Pipeline) -> None:
+async def test_messages_that_the_stream_lost_are_named_in_health(pipeline: Pipeline) -> None:
     await asyncio.to_thread(finish, replay(pipeline, "--speed", "max"))
     await asyncio.to_thread(assert_exact, pipeline)
     client = await nats.connect(pipeline.nats_url)

@@ -1,7 +1,7 @@
 """
-A disk that is full, or refuses to be written: seen in /health while it lasts, over without a person when it ends.
+A full or read-only disk: /health shows it, and the pipeline recovers by itself when it ends.
 
-The disk is a small tmpfs of its own; mounting one takes root.
+The disk is a small tmpfs, which only root can mount.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 
 import pytest
 
-from kit.pipeline import Apart, Pipeline, http
+from kit.pipeline import Pipeline, SeparateServices, http
 
 SIZE_MIB = 192
 
 
 class Disk:
-    """A mounted tmpfs, and a view of it that may be made read-only although files are open beneath."""
+    """A mounted tmpfs, and a bind mount of it that can be made read-only while files are open."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._filler = directory / "filler"
 
     def fill(self) -> None:
-        """Leave not a single page free."""
+        """Fill every free page."""
         with self._filler.open("ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12):
                 try:
@@ -43,7 +43,7 @@ class Disk:
         self._filler.unlink(missing_ok=True)
 
     def bind(self, view: Path, mode: str) -> None:
-        """Show the disk at *view*, rw or ro."""
+        """Mount the disk at *view* too, with mode rw or ro."""
         view.mkdir(exist_ok=True)
         if os.path.ismount(view):
             subprocess.run(["umount", "-l", str(view)], check=True)
@@ -57,7 +57,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     directory.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tokentrace-test", str(directory)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a tmpfs cannot be mounted here: that takes root")
+        pytest.skip("a tmpfs cannot be mounted here: only root can")
     yield Disk(directory)
     for view in (tmp_path / "view", directory):
         if os.path.ismount(view):
@@ -65,7 +65,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 class Sender:
-    """Posts batches that carry their ids, each until it is accepted: so a repetition counts once."""
+    """Posts batches with ids, each until it is accepted, so that a repetition counts once."""
 
     def __init__(self, pipeline: Pipeline, port: int | None = None) -> None:
         self.url = f"http://127.0.0.1:{port or pipeline.port}/spans"
@@ -130,7 +130,7 @@ def expected(sender: Sender) -> dict[str, Any]:
 
 
 def story(pipeline: Pipeline, begin: Any, end: Any) -> None:
-    """Something happens to the disk between *begin* and *end*, while spans keep coming."""
+    """Call *begin* and *end* while spans are sent: the pipeline fails in between and recovers after."""
     with Sender(pipeline) as sender:
         pipeline.until(lambda: sender.accepted >= 200, "accepting")
         begin()
@@ -146,7 +146,7 @@ def story(pipeline: Pipeline, begin: Any, end: Any) -> None:
     pipeline.until(lambda: totals(pipeline) == expected(sender), f"exact: {expected(sender)}")
 
 
-def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path, disk: Disk) -> None:
+def test_a_full_disk_loses_nothing_and_the_pipeline_recovers_when_there_is_space(tmp_path: Path, disk: Disk) -> None:
     pipeline = Pipeline(tmp_path / "run", "--data-dir", str(disk.directory / "data"))
     pipeline.start()
     try:
@@ -155,9 +155,9 @@ def test_a_full_disk_loses_nothing_and_is_over_when_there_is_room(tmp_path: Path
         pipeline.stop()
 
 
-def test_an_api_whose_disk_cannot_be_written_says_so_and_begins_when_it_can(tmp_path: Path, disk: Disk) -> None:
+def test_an_api_with_a_read_only_disk_reports_it_and_starts_when_it_is_writable(tmp_path: Path, disk: Disk) -> None:
     view = tmp_path / "view"
-    apart = Apart(tmp_path / "run")
+    apart = SeparateServices(tmp_path / "run")
     apart.data = view / "data"
     (disk.directory / "data").mkdir()
     disk.bind(view, "rw")

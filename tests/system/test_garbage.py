@@ -1135,7 +1135,7 @@ CONFIGURATIONS: dict[str, tuple[str, str]] = {
 #: nearly all that a program does that ends like this is to load.
 FORKED = """
 import os, signal, sys
-import tokentrace_standalone.serve
+import tokentrace_standalone.cli, tokentrace_standalone.pipeline
 from tokentrace_standalone.__main__ import main
 
 addr, *directories = sys.argv[1:]

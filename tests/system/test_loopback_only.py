@@ -14,7 +14,7 @@ import pytest
 
 from kit.environment import ALLOWED
 from kit.pipeline import Pipeline
-from kit.receiver import CALL, Desk, Receiver, Reply, delete, make_event, make_rule, path_of, read
+from kit.receiver import CALL, DeliveryRun, Receiver, Reply, delete, make_event, make_rule, path_of, read
 from tokentrace.bus import subjects
 
 #: Documentation's own network (RFC 5737). A socket bound to loopback cannot reach it even if nothing refused it.
@@ -136,24 +136,24 @@ async def test_what_waits_for_a_host_that_is_not_allowed_is_dead_without_a_socke
     host: str, sockets: list[Any]
 ) -> None:
     rule = make_rule(delivery={"type": "http", "url": f"http://{host}/hook"})
-    async with Desk(rule, allow_hosts=["127.0.0.0/8:2"]) as desk:
-        await desk.say(make_event())
-        await desk.done()
+    async with DeliveryRun(rule, allow_hosts=["127.0.0.0/8:2"]) as run:
+        await run.publish(make_event())
+        await run.done()
     assert sockets == [("begun",)]
-    (record,) = desk.told()
+    (record,) = run.records()
     assert (record["outcome"], record["attempt"]) == ("dead", 1)
     assert "is not in alert_delivery.allow_hosts" in record["error"]
-    assert desk.delivery_worker.failed == 1
+    assert run.delivery_worker.failed == 1
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "0xA9FEA9FE", "2852039166", "[::ffff:a9fe:a9fe]", "[fe80::1]"])
 async def test_a_metadata_address_is_dead_without_a_socket_whatever_is_allowed(host: str, sockets: list[Any]) -> None:
     rule = make_rule(delivery={"type": "alertmanager", "url": f"http://{host}"})
-    async with Desk(rule, allow_hosts=["0.0.0.0/0", "::/0"]) as desk:
-        await desk.say(make_event())
-        await desk.done()
+    async with DeliveryRun(rule, allow_hosts=["0.0.0.0/0", "::/0"]) as run:
+        await run.publish(make_event())
+        await run.done()
     assert sockets == [("begun",)]
-    (record,) = desk.told()
+    (record,) = run.records()
     assert (record["outcome"], record["attempt"]) == ("dead", 1)
     assert "link-local or metadata" in record["error"]
 
@@ -181,10 +181,12 @@ async def test_a_name_is_resolved_once_and_the_connection_goes_to_the_address_th
     names = NameServer(monkeypatch, "hooks.example.com", ["127.0.0.1"], ["169.254.169.254"])
     with Receiver() as receiver:
         url = f"http://hooks.example.com:{receiver.port}/hook"
-        async with Desk(make_rule(delivery={"type": "http", "url": url}), allow_hosts=["hooks.example.com"]) as desk:
-            await desk.say(make_event())
-            await desk.done()
-    assert desk.outcomes() == ["delivered"]
+        async with DeliveryRun(
+            make_rule(delivery={"type": "http", "url": url}), allow_hosts=["hooks.example.com"]
+        ) as run:
+            await run.publish(make_event())
+            await run.done()
+    assert run.outcomes() == ["delivered"]
     assert names.asked == 1
     assert receiver.sent[0].header("Host") == f"hooks.example.com:{receiver.port}"
 
@@ -194,12 +196,12 @@ async def test_a_name_whose_addresses_are_link_local_is_dead_and_not_tried_again
 ) -> None:
     names = NameServer(monkeypatch, "hooks.example.com", ["169.254.169.254", "fe80::1"])
     rule = make_rule(delivery={"type": "http", "url": "http://hooks.example.com/hook"})
-    async with Desk(rule, allow_hosts=["hooks.example.com"]) as desk:
-        await desk.say(make_event())
-        await desk.done()
-    (record,) = desk.told()
+    async with DeliveryRun(rule, allow_hosts=["hooks.example.com"]) as run:
+        await run.publish(make_event())
+        await run.done()
+    (record,) = run.records()
     assert (record["outcome"], record["attempt"], names.asked) == ("dead", 1, 1)
-    assert "'hooks.example.com' has no other than link-local" in record["error"]
+    assert "'hooks.example.com' has only link-local" in record["error"]
 
 
 async def test_of_several_addresses_the_forbidden_are_passed_over_and_one_that_is_closed_is_followed_by_the_next(
@@ -208,27 +210,29 @@ async def test_of_several_addresses_the_forbidden_are_passed_over_and_one_that_i
     NameServer(monkeypatch, "hooks.example.com", ["169.254.169.254", "127.0.0.2", "127.0.0.1"])
     with Receiver() as receiver:
         url = f"http://hooks.example.com:{receiver.port}/hook"
-        async with Desk(make_rule(delivery={"type": "http", "url": url}), allow_hosts=["hooks.example.com"]) as desk:
-            await desk.say(make_event())
-            await desk.done()
-    assert desk.outcomes() == ["delivered"]
+        async with DeliveryRun(
+            make_rule(delivery={"type": "http", "url": url}), allow_hosts=["hooks.example.com"]
+        ) as run:
+            await run.publish(make_event())
+            await run.done()
+    assert run.outcomes() == ["delivered"]
 
 
 async def test_a_redirect_to_another_host_is_not_followed(sockets: list[Any]) -> None:
     with Receiver(lambda sent: Reply(307, {"Location": "http://192.0.2.1/hook"})) as receiver:
-        async with Desk(make_rule(delivery={"type": "http", "url": receiver.url})) as desk:
-            await desk.say(make_event())
-            await desk.done()
-    assert [record["error"] for record in desk.told()] == ["HTTP 307"]
+        async with DeliveryRun(make_rule(delivery={"type": "http", "url": receiver.url})) as run:
+            await run.publish(make_event())
+            await run.done()
+    assert [record["error"] for record in run.records()] == ["HTTP 307"]
 
 
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as proxy, Receiver() as receiver:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, proxy.url)
-        async with Desk(make_rule(delivery={"type": "http", "url": receiver.url})) as desk:
-            await desk.say(make_event())
-            await desk.done()
+        async with DeliveryRun(make_rule(delivery={"type": "http", "url": receiver.url})) as run:
+            await run.publish(make_event())
+            await run.done()
     assert (len(proxy.sent), len(receiver.sent)) == (0, 1)
 
 

@@ -23,7 +23,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kit.environment import plain_environment
-from kit.pipeline import Answer, Apart, Pipeline, free_port, http
+from kit.pipeline import Answer, Pipeline, SeparateServices, free_port, http
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metric, parse_custom_metrics
@@ -1189,7 +1189,7 @@ def test_a_metric_defined_before_anything_was_saved_measures_everything(start: C
 # --- a part is away --------------------------------------------------------------------------------------------------
 
 
-class Halved(Apart):
+class Halved(SeparateServices):
     """Two shards, and an aggregator for each of them."""
 
     SERVICES = ("ingest", "aggregator", "second", "api")
@@ -1199,7 +1199,7 @@ class Halved(Apart):
 
     def start_one(self, name: str) -> None:
         module = "aggregator" if name == "second" else name
-        own = {"aggregator": {"TOKENTRACE_SHARDS": "0"}, "second": {"TOKENTRACE_SHARDS": "1"}}.get(name, {})
+        own = {"aggregator": {"TOKENTRACE_OWN_SHARDS": "0"}, "second": {"TOKENTRACE_OWN_SHARDS": "1"}}.get(name, {})
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
         with self.log.open("ab") as log:
             self.running[name] = subprocess.Popen(

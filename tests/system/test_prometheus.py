@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kit.debian import program
-from kit.pipeline import TRACE, Answer, Apart, Pipeline, finish, free_port, http, replay
+from kit.pipeline import TRACE, Answer, Pipeline, SeparateServices, finish, free_port, http, replay
 
 PAGE = "/metrics/prometheus"
 LATENCY_EDGES = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
@@ -435,7 +435,7 @@ def test_metrics_of_ones_own_are_in_the_page(shown: Shown) -> None:
 # --- every service a process of its own, each of two aggregators with half of the spans
 
 
-class Sharded(Apart):
+class Sharded(SeparateServices):
     """Two shards, an aggregator for each, and an alerter."""
 
     SERVICES = ("ingest", "aggregator", "second", "alerter", "api")
@@ -445,7 +445,7 @@ class Sharded(Apart):
 
     def start_one(self, name: str) -> None:
         module = "aggregator" if name == "second" else name
-        own = {"aggregator": {"TOKENTRACE_SHARDS": "0"}, "second": {"TOKENTRACE_SHARDS": "1"}}.get(name, {})
+        own = {"aggregator": {"TOKENTRACE_OWN_SHARDS": "0"}, "second": {"TOKENTRACE_OWN_SHARDS": "1"}}.get(name, {})
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
         with self.log.open("ab") as log:
             self.running[name] = subprocess.Popen(

@@ -1,7 +1,7 @@
 """
-``serve`` on a disk that its streams would not fit on: it comes up every time, and nothing it accepted is lost.
+``serve`` on a disk smaller than its streams: it starts every time, and no accepted span is lost.
 
-The disks are sparse tmpfs mounts: mounting one takes root.
+The disks are sparse tmpfs mounts, which only root can mount.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 50
 
 
 class SmallDisk:
-    """A mounted tmpfs, of which a file can take away most."""
+    """A mounted tmpfs that can be resized and filled."""
 
     def __init__(self, directory: Path, size: int) -> None:
         self.directory, self.size = directory, size
@@ -32,17 +32,17 @@ class SmallDisk:
 
     @property
     def free(self) -> int:
-        found = os.statvfs(self.directory)
-        return found.f_bavail * found.f_frsize
+        stats = os.statvfs(self.directory)
+        return stats.f_bavail * stats.f_frsize
 
     def leave(self, size: int) -> None:
-        """Have *size* bytes free, by remounting it smaller: filling it would take that much memory."""
+        """Remount the disk with *size* bytes free; filling it instead would take that much memory."""
         used = self.size - self.free
         self.size = used + size
         subprocess.run(["mount", "-o", f"remount,size={self.size}", str(self.directory)], check=True)
 
     def fill(self) -> None:
-        """Take every page that is left."""
+        """Fill every free page."""
         with self._filler.open("ab", buffering=0) as file:
             for size in (1 << 20, 1 << 12):
                 try:
@@ -61,7 +61,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
     directory = tmp_path / "disk"
     directory.mkdir()
     if os.geteuid() != 0:
-        pytest.skip("a tmpfs cannot be mounted here: that takes root")
+        pytest.skip("a tmpfs cannot be mounted here: only root can")
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tokentrace-test", str(directory)]
     mounted = subprocess.run(mount, capture_output=True, check=False)
     if mounted.returncode != 0:
@@ -71,7 +71,7 @@ def disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[SmallDisk]:
 
 
 class Story:
-    """A pipeline on a small disk, and what it has accepted so far."""
+    """A pipeline on a small disk, and the number of spans that it has accepted."""
 
     def __init__(self, tmp_path: Path, disk: SmallDisk) -> None:
         self.pipeline = Pipeline(tmp_path / "run", "--data-dir", str(disk.directory / "data"))
@@ -89,7 +89,7 @@ class Story:
         assert self.offer() == 202
 
     def offer(self) -> int:
-        """Post a batch, the same one again until it is accepted, for a refused one may have been stored."""
+        """Post a batch; repeat the same batch until it is accepted, because a refused batch may have been stored."""
         self._batch = self._batch or json.dumps(self._spans()).encode()
         status = self.pipeline.post("/spans", self._batch).status
         if status == 202:
@@ -114,20 +114,20 @@ class Story:
     def assert_exact(self) -> None:
         def exact() -> bool:
             metrics = self.pipeline.get("/metrics?window=1h").json()
-            found = (
+            totals = (
                 metrics["span_count"],
                 metrics["tokens"]["prompt_total"],
                 self.pipeline.get("/stats").json()["total_spans"],
                 self.pipeline.get("/health").json()["stored_spans"],
                 round(metrics["cost"]["total_usd"], 9),
             )
-            return bool(found == (self.sent, self.sent * 1000, self.sent, self.sent, round(self.sent * 0.0035, 9)))
+            return bool(totals == (self.sent, self.sent * 1000, self.sent, self.sent, round(self.sent * 0.0035, 9)))
 
         self.pipeline.until(exact, f"exact: {self.sent} spans")
 
     @property
-    def told_of_room(self) -> list[str]:
-        """Every warning and error about the room of streams so far."""
+    def space_warnings(self) -> list[str]:
+        """The warnings and errors about the space for streams so far."""
         lines = [json.loads(line) for line in self.pipeline.log.read_text().splitlines() if line.startswith("{")]
         return [
             line["message"]
@@ -137,13 +137,13 @@ class Story:
         ]
 
     def reserved(self) -> dict[str, int]:
-        """Stream -> what the broker sets aside for it, from its own files."""
+        """Return the bytes that the broker reserves for each stream, from the broker's files."""
         files = self.disk.directory.glob("data/nats/jetstream/jetstream/*/streams/*/meta.inf")
         return {file.parent.name: json.loads(file.read_text())["max_bytes"] for file in files}
 
 
 @pytest.mark.parametrize("disk", [2000, 8000, 15_000], indirect=True, ids=["2GB", "8GB", "15GB"])
-def test_serve_comes_up_again_and_again_on_a_disk_smaller_than_its_streams(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_starts_repeatedly_on_a_disk_smaller_than_its_streams(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     try:
         for starts in (1, 2, 3):
@@ -151,20 +151,20 @@ def test_serve_comes_up_again_and_again_on_a_disk_smaller_than_its_streams(tmp_p
             story.send()
             story.assert_exact()
             story.stop()
-            assert len(story.told_of_room) == starts, "one sentence a start"
+            assert len(story.space_warnings) == starts, "one sentence for each start"
             assert sum(story.reserved().values()) < disk.size
     finally:
         story.pipeline.stop()
 
 
 @pytest.mark.parametrize("disk", [20_000], indirect=True, ids=["20GB"])
-def test_serve_comes_up_when_the_room_shrinks_between_starts(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_starts_when_the_space_shrinks_between_starts(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     try:
         story.start()
         story.send()
         story.stop()
-        assert story.told_of_room == []
+        assert story.space_warnings == []
         assert sum(story.reserved().values()) == 12_736 * MIB
         for left, free in enumerate((10 * GIB, 300 * MIB), 1):
             disk.leave(free)
@@ -172,14 +172,14 @@ def test_serve_comes_up_when_the_room_shrinks_between_starts(tmp_path: Path, dis
             story.send()
             story.assert_exact()
             story.stop()
-            assert len(story.told_of_room) == left, story.told_of_room
+            assert len(story.space_warnings) == left, story.space_warnings
             assert sum(story.reserved().values()) < free
     finally:
         story.pipeline.stop()
 
 
 @pytest.mark.parametrize("disk", [400], indirect=True, ids=["400MB"])
-def test_serve_on_a_full_disk_says_so_and_works_as_soon_as_there_is_room(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_on_a_full_disk_reports_it_and_recovers_when_there_is_space(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     pipeline = story.pipeline
     try:
@@ -187,14 +187,14 @@ def test_serve_on_a_full_disk_says_so_and_works_as_soon_as_there_is_room(tmp_pat
         story.send()
         story.assert_exact()
         story.stop()
-        told = len(story.told_of_room)
+        told = len(story.space_warnings)
         disk.fill()
         pipeline.start(wait=False)
         pipeline.until(lambda: pipeline.get("/healthz").status == 200, "answering", UP_S)
         pipeline.until(lambda: pipeline.get("/metrics?window=1h").json()["span_count"] == story.sent, "asked")
         pipeline.until(lambda: story.offer() == 503, "refusing")
-        pipeline.until(lambda: says_why(pipeline.get("/health")), "unhealthy with the reason")
-        assert len(story.told_of_room) == told + 1, story.told_of_room
+        pipeline.until(lambda: names_the_reason(pipeline.get("/health")), "unhealthy with the reason")
+        assert len(story.space_warnings) == told + 1, story.space_warnings
         disk.make_room()
         pipeline.until(lambda: pipeline.get("/health").status == 200, "healthy again", 90)
         pipeline.until(lambda: story.offer() == 202, "accepting")
@@ -203,6 +203,6 @@ def test_serve_on_a_full_disk_says_so_and_works_as_soon_as_there_is_room(tmp_pat
         pipeline.stop()
 
 
-def says_why(health: Answer) -> bool:
+def names_the_reason(health: Answer) -> bool:
     error = health.json().get("error", "")
     return health.status == 503 and ("cannot be opened" in error or "stores nothing" in error)

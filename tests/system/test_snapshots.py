@@ -1,14 +1,8 @@
-"""
-Snapshots: a manifest and pieces that generations share, through kills, damage and several workers.
-
-First on a real ``tokentrace serve``, whose log is cut behind what a snapshot holds, so that only a snapshot can know
-it; then on the memory bus with a clock that can be set, for what takes ten minutes.
-"""
+"""Snapshots of a real pipeline. Its log is cut behind the last snapshot, so that only the snapshot has the data."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
 import uuid
@@ -16,70 +10,28 @@ import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import nats
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
-from kit.builders import make_span
 from kit.pipeline import Pipeline
-from tokentrace.bus import Bus, Message, Objects, jetstream, subjects
-from tokentrace.bus.memory import MemoryBroker, MemoryBus
-from tokentrace.errors import Rejected, Unavailable
-from tokentrace.metrics import CustomMetric, Query, finish
-from tokentrace.records import Batch, encode_batches
-from tokentrace.service import snapshots
-from tokentrace.service.runner import Pump
-from tokentrace.service.snapshots import KEEP_SNAPSHOTS, Snapshots
-from tokentrace.units import DAY, HOUR, MINUTE, SECOND
-from tokentrace_aggregator.shard import Shard
+from kit.snapshots import (
+    PIECES,
+    PREFIX,
+    Manifest,
+    manifests,
+    pieces,
+    read_state,
+)
+from tokentrace.bus import Objects, jetstream, subjects
+from tokentrace.errors import Rejected
+from tokentrace.service.snapshots import KEEP_SNAPSHOTS
 
 T = TypeVar("T")
-#: Snapshots are acknowledged before they are written: what is not yet on disk is read from the log again.
+#: Snapshots are acknowledged before they are on disk; after this long they are, seconds.
 SETTLES_S = 1.0
-PREFIX = "aggregator.0."
-PIECES = PREFIX + "piece."
-
-
-class Manifest(NamedTuple):
-    """A snapshot as it lies in the object store."""
-
-    name: str
-    state: str
-    parts: dict[str, str]
-
-    @property
-    def pieces(self) -> set[str]:
-        return {self.state, *self.parts.values()}
-
-
-async def manifests(objects: Objects, prefix: str = PREFIX) -> list[Manifest]:
-    """The snapshots of a shard that are any, the oldest first."""
-    found = []
-    for name in await objects.names():
-        if name.startswith(prefix) and name.removeprefix(prefix).isdigit():
-            with contextlib.suppress(Rejected, TypeError, KeyError, msgspec.DecodeError):
-                decoded = msgspec.msgpack.decode(await objects.get(name) or b"")
-                found.append(Manifest(name, decoded["state"], decoded["parts"]))
-    return found
-
-
-async def pieces(objects: Objects) -> set[str]:
-    return {name for name in await objects.names() if name.startswith(PIECES)}
-
-
-def read_state(data: bytes | None) -> dict[str, Any]:
-    """The small part of a snapshot."""
-    assert data is not None
-    state: dict[str, Any] = msgspec.msgpack.decode(zlib.decompress(data))
-    return state
-
-
-# --- a real pipeline -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -101,7 +53,7 @@ def send(serving: Pipeline, *spans: Mapping[str, Any]) -> None:
 
 
 def with_objects(serving: Pipeline, work: Callable[[Objects], Awaitable[T]]) -> T:
-    """What *work* makes of the object store of a pipeline that runs."""
+    """Run *work* on the object store of a running pipeline and return its result."""
 
     async def run() -> T:
         async with jetstream.connect(serving.nats_url, name="test") as bus:
@@ -115,22 +67,22 @@ def listed(serving: Pipeline) -> list[Manifest]:
 
 
 def positions(serving: Pipeline) -> list[int]:
-    """The last message that each snapshot holds, the oldest first."""
+    """Return the position of each snapshot, the oldest first; -1 = damaged."""
 
-    async def position(objects: Objects, one: Manifest) -> int:
+    async def position(objects: Objects, manifest: Manifest) -> int:
         try:
-            return int(read_state(await objects.get(one.state))["position"][1])
+            return int(read_state(await objects.get(manifest.state))["position"][1])
         except (AssertionError, TypeError, Rejected, zlib.error, msgspec.DecodeError):
             return -1
 
     async def work(objects: Objects) -> list[int]:
-        return [await position(objects, one) for one in await manifests(objects)]
+        return [await position(objects, manifest) for manifest in await manifests(objects)]
 
     return with_objects(serving, work)
 
 
 def generation(serving: Pipeline, *spans: Mapping[str, Any]) -> list[Manifest]:
-    """Send *spans* and wait for a snapshot that holds them and nothing is to be saved after."""
+    """Send *spans*, wait for a snapshot that contains them, and return all snapshots."""
     before = [one.name for one in listed(serving)]
     counted = serving.get("/stats").json()["total_spans"]
     send(serving, *spans)
@@ -143,7 +95,7 @@ def generation(serving: Pipeline, *spans: Mapping[str, Any]) -> list[Manifest]:
 
 
 def with_stream(serving: Pipeline, keep_from: int | None) -> int:
-    """The last message of the log; those before *keep_from* are removed for good."""
+    """Remove the messages of the log before *keep_from*, and return its last sequence."""
 
     async def run() -> int:
         client = await nats.connect(serving.nats_url)
@@ -159,7 +111,7 @@ def with_stream(serving: Pipeline, keep_from: int | None) -> int:
 
 
 def three_generations(serving: Pipeline) -> tuple[list[Manifest], list[float]]:
-    """(Three snapshots of nine spans, each of one message more; the costs of the spans)."""
+    """Return three snapshots, each with three spans more than the one before, and the costs of the nine spans."""
     costs = [0.001 * (number + 1) for number in range(9)]
     found: list[Manifest] = []
     for at in (0, 3, 6):
@@ -169,7 +121,7 @@ def three_generations(serving: Pipeline) -> tuple[list[Manifest], list[float]]:
 
 
 def assert_totals(serving: Pipeline, costs: Sequence[float]) -> None:
-    """Every number of the aggregator is exact."""
+    """Check that every number of the aggregator is exact."""
     serving.until(lambda: serving.get("/readyz").status == 200, "ready")
     nusd = sum(round(cost * 1e9) for cost in costs)
     shown, stats = serving.metrics(), serving.get("/stats").json()
@@ -186,7 +138,7 @@ def assert_totals(serving: Pipeline, costs: Sequence[float]) -> None:
 
 
 def restart(serving: Pipeline) -> None:
-    """Stop and start; nothing is left to be saved, and what was done to the objects is on disk."""
+    """Stop and start, so that everything is saved and changes to the objects are on disk."""
     assert serving.stop() == 0
     serving.start()
 
@@ -196,7 +148,7 @@ def log_of(serving: Pipeline) -> list[str]:
     return [json.loads(line)["message"] for line in lines if line.startswith("{")]
 
 
-def test_a_snapshot_is_all_that_is_needed_after_a_kill(serving: Pipeline) -> None:
+def test_a_snapshot_restores_exact_totals_after_a_kill_without_the_log(serving: Pipeline) -> None:
     found, costs = three_generations(serving)
     last = positions(serving)[-1]
     with_stream(serving, last + 1)
@@ -207,7 +159,7 @@ def test_a_snapshot_is_all_that_is_needed_after_a_kill(serving: Pipeline) -> Non
     assert not any("snapshot" in line for line in log_of(serving))
     assert "trouble" not in serving.get("/readyz").json()
     after = generation(serving, make(cost_usd=1))
-    assert [one.name for one in after[:2]] == [one.name for one in found[1:]], "three are kept, the newest"
+    assert [one.name for one in after[:2]] == [one.name for one in found[1:]]
     assert_totals(serving, [*costs, 1])
 
 
@@ -228,32 +180,32 @@ def test_kills_at_any_moment_of_saving_leave_exact_totals(tmp_path: Path) -> Non
         serving.stop()
 
 
-Damage = Callable[[Objects, Manifest, str], Awaitable[None]]
+#: Damages the object *name* of the newest snapshot: (objects, JetStream context of nats-py, newest, name).
+Damage = Callable[[Objects, Any, Manifest, str], Awaitable[None]]
 
 
-async def remove(objects: Objects, newest: Manifest, name: str) -> None:
+async def remove(objects: Objects, context: Any, newest: Manifest, name: str) -> None:
     await objects.delete(name)
 
 
-async def overwrite(objects: Objects, newest: Manifest, name: str) -> None:
+async def overwrite(objects: Objects, context: Any, newest: Manifest, name: str) -> None:
     await objects.put(name, b"\xc1 this was a snapshot" * 20)
 
 
-async def cut_short(objects: Objects, newest: Manifest, name: str) -> None:
+async def cut_short(objects: Objects, context: Any, newest: Manifest, name: str) -> None:
     data = await objects.get(name)
     assert data is not None
     await objects.put(name, data[: len(data) // 2])
 
 
-async def lose_the_bytes(objects: Objects, newest: Manifest, name: str) -> None:
-    """The description is still there and what it describes is not: what a broken disk leaves."""
-    bus: Any = objects._bus  # type: ignore[attr-defined]
-    meta = json.loads((await bus.last(f"OBJ_{subjects.SNAPSHOTS}", objects._meta_subject(name))).payload)  # type: ignore[attr-defined]
-    await bus.purge(f"OBJ_{subjects.SNAPSHOTS}", f"$O.{subjects.SNAPSHOTS}.C.{meta['nuid']}")
+async def lose_the_bytes(objects: Objects, context: Any, newest: Manifest, name: str) -> None:
+    """Remove the chunks and keep the description, as a broken disk may do."""
+    info = await (await context.object_store(subjects.SNAPSHOTS)).get_info(name)
+    await context.purge_stream(f"OBJ_{subjects.SNAPSHOTS}", subject=f"$O.{subjects.SNAPSHOTS}.C.{info.nuid}")
 
 
-async def take_for_another(objects: Objects, newest: Manifest, name: str) -> None:
-    """Well formed, and of another time: the bytes of one of the parts."""
+async def take_for_another(objects: Objects, context: Any, newest: Manifest, name: str) -> None:
+    """Replace the object by a part of the same snapshot, which can be decompressed."""
     data = await objects.get(next(iter(newest.parts.values())))
     assert data is not None
     await objects.put(name, data)
@@ -283,19 +235,23 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before(serving: Pipeline, what
 
 
 def hurt(serving: Pipeline, found: Sequence[Manifest], what: str, damage: Damage) -> None:
-    """Damage the newest snapshot; what the one before it holds is nowhere but in that."""
+    """Damage the newest snapshot, and cut the log so that only the snapshot before it has its data."""
     newest, before = found[-1], found[-2]
     own = sorted(newest.pieces - before.pieces - {newest.state})
     name = {"state": newest.state, "part": own[0], "manifest": newest.name}[what]
     with_stream(serving, positions(serving)[-2] + 1)
 
     async def work(objects: Objects) -> None:
-        await damage(objects, newest, name)
+        client = await nats.connect(serving.nats_url)
+        try:
+            await damage(objects, client.jetstream(), newest, name)
+        finally:
+            await client.close()
 
     with_objects(serving, work)
 
 
-def test_after_falling_back_it_goes_on_with_snapshots_that_can_be_read(serving: Pipeline) -> None:
+def test_after_falling_back_new_snapshots_can_be_read(serving: Pipeline) -> None:
     found, costs = three_generations(serving)
     hurt(serving, found, "part", remove)
     restart(serving)
@@ -306,7 +262,7 @@ def test_after_falling_back_it_goes_on_with_snapshots_that_can_be_read(serving: 
     assert "trouble" not in serving.get("/readyz").json()
 
 
-def test_what_is_no_snapshot_of_this_program_is_set_aside(serving: Pipeline) -> None:
+def test_an_object_that_is_not_a_snapshot_is_set_aside(serving: Pipeline) -> None:
     _, costs = three_generations(serving)
     with_stream(serving, positions(serving)[-1] + 1)
     now_ns = time.time_ns()
@@ -331,7 +287,7 @@ def test_what_is_no_snapshot_of_this_program_is_set_aside(serving: Pipeline) -> 
         (line,) = [line for line in said if f"{PREFIX}{now_ns + number:020d}" in line]
         assert line.endswith("falling back to the one before")
     assert not any("latest" in line for line in said)
-    # They make room for what can be read.
+    # The unreadable snapshots are removed when new ones are saved.
     for _ in range(KEEP_SNAPSHOTS):
         generation(serving, make(cost_usd=1))
         costs.append(1)
@@ -342,7 +298,7 @@ def test_what_is_no_snapshot_of_this_program_is_set_aside(serving: Pipeline) -> 
 
 
 def break_all(serving: Pipeline) -> None:
-    """Remove the small part of every snapshot."""
+    """Remove the state piece of every snapshot."""
 
     async def work(objects: Objects) -> None:
         for one in await manifests(objects):
@@ -359,7 +315,7 @@ def test_without_any_snapshot_the_whole_log_is_read_again(serving: Pipeline) -> 
     assert serving.get("/readyz").json()["trouble"]
 
 
-def test_what_neither_a_snapshot_nor_the_log_has_moves_since(serving: Pipeline) -> None:
+def test_data_that_neither_a_snapshot_nor_the_log_has_moves_since(serving: Pipeline) -> None:
     _, costs = three_generations(serving)
     first = positions(serving)[-1]
     with_stream(serving, first)
@@ -377,7 +333,7 @@ def test_what_neither_a_snapshot_nor_the_log_has_moves_since(serving: Pipeline) 
     assert ready["lost"] == {"0": [[1, first - 1]]}
 
 
-def test_health_says_what_is_gone(serving: Pipeline) -> None:
+def test_health_names_the_lost_messages(serving: Pipeline) -> None:
     three_generations(serving)
     with_stream(serving, positions(serving)[-1])
     break_all(serving)
@@ -402,7 +358,7 @@ def test_three_snapshots_of_each_service_are_kept(serving: Pipeline) -> None:
     assert all(one.pieces <= held for one in aggregators)
 
 
-def test_a_piece_that_did_not_change_is_not_written_again_not_even_after_a_restart(serving: Pipeline) -> None:
+def test_an_unchanged_piece_is_not_written_again_even_after_a_restart(serving: Pipeline) -> None:
     ended = (datetime.now(UTC) - timedelta(days=6)).isoformat()
     costs = [0.5] * 3
     old = generation(serving, *(make(ended_at=ended, model=f"old{n}", cost_usd=0.5) for n in range(3)))[-1]
@@ -420,582 +376,3 @@ def test_a_piece_that_did_not_change_is_not_written_again_not_even_after_a_resta
         if turn == 2:
             restart(serving)
     assert_totals(serving, costs)
-
-
-# --- on the memory bus, with a clock that can be set -----------------------------------------------------------------
-
-START_NS = 1_790_000_000 * SECOND
-OWN = CustomMetric(name="legal", type="p95", field="cost", filter_key="document_type", filter_val="legal")
-
-
-class World:
-    """A broker in memory, a log of spans, and a clock that everybody sees."""
-
-    def __init__(self, broker: MemoryBroker | None = None) -> None:
-        self.now_ns = START_NS
-        self.broker = broker or MemoryBroker(lambda: self.now_ns)
-        self.bus = MemoryBus(self.broker)
-        self.log: list[Message] = []
-
-    @property
-    def objects(self) -> Objects:
-        return self.bus.objects(subjects.SNAPSHOTS)
-
-    async def begin(self) -> None:
-        for stream in subjects.streams():
-            await self.bus.ensure(stream)
-
-    def add(self, *ages_ns: int) -> None:
-        """One message with a span for each of *ages_ns* before now."""
-        number = len(self.log) + 1
-        spans = [
-            make_span(
-                trace_id=f"t{number}",
-                span_id=str(index),
-                model=f"m{(number + index) % 3}",
-                ended_ns=self.now_ns - age,
-                arrived_ns=self.now_ns,
-                cost_nusd=number * 1000 + index,
-                attributes={"document_type": "legal"} if index % 2 else {},
-            )
-            for index, age in enumerate(ages_ns)
-        ]
-        payload = encode_batches([Batch(id=f"b{number}", spans=spans)])
-        self.log.append(Message("tokentrace.spans.default.0", payload, number, self.now_ns, {}))
-
-    def pass_by(self, ns: int) -> None:
-        self.now_ns += ns
-
-
-class Worker:
-    """A shard, and where it is saved; the pump without its loop."""
-
-    def __init__(self, world: World, bus: Bus | None = None) -> None:
-        self.world = world
-        self.shard = Shard(0, 1, (OWN,))
-        self.snapshots = Snapshots(bus or world.bus, "aggregator", 0)
-
-    async def load(self) -> str | None:
-        return await self.snapshots.load_into(self.shard)
-
-    @property
-    def read(self) -> int:
-        """The last message it has folded."""
-        return self.shard.position.sequence if self.shard.position else 0
-
-    def follow(self) -> None:
-        for message in self.world.log[self.read :]:
-            self.shard.fold(message, 7)
-        self.shard.tick(self.world.now_ns)
-
-    async def save(self) -> None:
-        while True:
-            await self.snapshots.look()
-            # A piece that another worker removes meanwhile has to be written again, as the pump does.
-            with contextlib.suppress(Unavailable):
-                await self.snapshots.save(self.shard.snapshot(self.snapshots.revisions))
-                return
-
-    def numbers(self) -> Any:
-        """Everything that can be asked of it, in plain data."""
-        now_s = self.world.now_ns // SECOND
-        found: list[Any] = [self.read, self.shard.spans, self.shard.batches]
-        for window_s in (20 * 60, 3 * 3600, 36 * 3600, 8 * 86400, 30 * 86400):
-            query = Query(
-                from_s=now_s - window_s,
-                to_s=now_s + 1,
-                now_s=now_s,
-                groupby="model",
-                fields=["latency", "prompt"],
-                custom=["legal"],
-            )
-            answer = finish(self.shard.answer(query, True))
-            for figures in (answer.total, *(answer.groups[name] for name in sorted(answer.groups))):
-                tally = figures.custom.get("legal")
-                found.append(list(figures.sums.numbers()))
-                found.append([figures.summaries[name].quantile(0.9) for name in figures.summaries])
-                found.append(tally and [tally.size, tally.total, tally.summary.quantile(0.95)])
-        lived = finish(self.shard.answer(Query(what="lifetime"), True)).lived
-        assert lived is not None
-        found += [(one.model, one.status, list(one.sums.numbers())) for one in lived.counters]
-        return [*found, lived.walls, lived.histograms, lived.custom["legal"].total]
-
-
-async def restarted(world: World) -> Worker:
-    """A new worker, loaded without trouble."""
-    worker = Worker(world)
-    assert await worker.load() is None
-    return worker
-
-
-def fresh_numbers(world: World, upto: int | None = None) -> Any:
-    """What a worker comes to that has read the log from its first message and was never saved."""
-    worker = Worker(world)
-    for message in world.log[:upto]:
-        worker.shard.fold(message, 7)
-    worker.shard.tick(world.now_ns)
-    return worker.numbers()
-
-
-@pytest.fixture
-async def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World()
-    clock = SimpleNamespace(time_ns=lambda: made.now_ns, monotonic=time.monotonic, perf_counter=time.perf_counter)
-    monkeypatch.setattr(snapshots, "time", clock)
-    await made.begin()
-    return made
-
-
-async def test_three_snapshots_are_kept_and_the_pieces_of_them_whatever_their_age(world: World) -> None:
-    worker = Worker(world)
-    world.add(6 * DAY, 6 * DAY + HOUR)
-    seen: set[str] = set()
-    for turn in range(40):
-        world.pass_by(MINUTE)
-        world.add(0, HOUR)
-        worker.follow()
-        await worker.save()
-        found = await manifests(world.objects)
-        assert len(found) == min(turn + 1, KEEP_SNAPSHOTS)
-        held = await pieces(world.objects)
-        assert set().union(*(one.pieces for one in found)) <= held
-        seen |= held
-        # Nothing older than ten minutes is there that no snapshot is made of.
-        floor = f"{PIECES}{world.now_ns - 10 * MINUTE:020d}"
-        kept = set().union(*(one.pieces for one in found))
-        assert all(name in kept or name >= floor for name in held)
-    assert min(await pieces(world.objects)).startswith(f"{PIECES}{START_NS + MINUTE:020d}"), "of the old day"
-    assert len(seen) > 100
-    assert len(await pieces(world.objects)) < len(seen) / 2
-    assert (await restarted(world)).numbers() == worker.numbers() == fresh_numbers(world)
-
-
-async def test_pieces_whose_snapshot_never_came_go_after_ten_minutes(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = Worker(world)
-    orphan = f"{PIECES}{world.now_ns:020d}.1"
-    other = f"aggregator.01.piece.{world.now_ns:020d}.1"
-    await world.objects.put(orphan, b"half a snapshot")
-    await world.objects.put(other, b"of another shard")
-    for minutes, there in ((1, True), (8, True), (1, True), (1, False)):
-        world.pass_by(minutes * MINUTE)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-        assert (orphan in await pieces(world.objects)) is there, minutes
-    assert other in await world.objects.names()
-    monkeypatch.setattr(snapshots, "_WRITING_NS", 0)
-    young = f"{PIECES}{world.now_ns:020d}.99"
-    await world.objects.put(young, b"half a snapshot")
-    world.pass_by(1)
-    world.add(0)
-    worker.follow()
-    await worker.save()
-    assert young not in await pieces(world.objects)
-    assert (await restarted(world)).numbers() == worker.numbers()
-
-
-async def test_only_what_changed_is_written(world: World) -> None:
-    worker = Worker(world)
-    world.add(6 * DAY, 3 * HOUR, 0)
-    worker.follow()
-    await worker.save()
-    (first,) = await manifests(world.objects)
-    assert len(await pieces(world.objects)) == len(first.pieces)
-    worker = await restarted(world)
-    for ages in ([0], [HOUR], [6 * DAY], []):
-        before = await pieces(world.objects)
-        (*_, old) = await manifests(world.objects)
-        world.pass_by(MINUTE)
-        if ages:
-            world.add(*ages)
-        worker.follow()
-        await worker.save()
-        (*_, new) = await manifests(world.objects)
-        written = await pieces(world.objects) - before
-        again = {name for name, piece in new.parts.items() if old.parts.get(name) != piece}
-        assert written == {new.state, *(new.parts[name] for name in again)}
-        # Each of six tiers at most, for the spans and for the metric of one's own; the others are those of before.
-        assert len(again) <= 12 if ages else not again
-        assert len(new.parts) - len(again) >= 3
-        assert (await restarted(world)).numbers() == worker.numbers() == fresh_numbers(world)
-
-
-async def test_two_workers_of_a_shard_leave_each_other_s_pieces(world: World) -> None:
-    one, other = Worker(world), Worker(world)
-    world.add(6 * DAY, 0)
-    for turn in range(60):
-        world.pass_by(30 * SECOND)
-        world.add(0, HOUR)
-        worker = (one, other)[turn % 2]
-        worker.follow()
-        await worker.save()
-        for found in await manifests(world.objects):
-            assert found.pieces <= await pieces(world.objects), turn
-        again = await restarted(world)
-        assert again.numbers() == worker.numbers()
-
-
-async def test_a_worker_that_is_writing_keeps_its_pieces_from_another_that_cleans(world: World) -> None:
-    """Pieces come first and their manifest last: for ten minutes nobody takes them for rubbish."""
-    slow, quick = Worker(world), Worker(world)
-    world.add(6 * DAY, 0)
-    slow.follow()
-    put, begun, go_on = slow.snapshots._objects.put, asyncio.Event(), asyncio.Event()
-
-    async def hesitate(name: str, data: bytes) -> None:
-        if not name.startswith(PIECES):
-            begun.set()
-            await go_on.wait()
-        await put(name, data)
-
-    slow.snapshots._objects = SimpleNamespace(  # type: ignore[assignment]
-        put=hesitate, get=world.objects.get, names=world.objects.names, delete=world.objects.delete
-    )
-    saving = asyncio.create_task(slow.save())
-    await begun.wait()
-    for _ in range(4):
-        world.pass_by(2 * MINUTE)
-        world.add(0)
-        quick.follow()
-        await quick.save()
-    go_on.set()
-    await saving
-    for found in await manifests(world.objects):
-        assert found.pieces <= await pieces(world.objects)
-
-
-async def alone(world: World, worker: Worker) -> None:
-    """From now on only *worker* saves, until every snapshot is its own."""
-    for _ in range(KEEP_SNAPSHOTS):
-        world.pass_by(MINUTE)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-
-
-async def test_a_worker_that_could_not_save_for_a_while_writes_again_what_another_removed(world: World) -> None:
-    one, other = Worker(world), Worker(world)
-    world.add(6 * DAY, 0)
-    one.follow()
-    await one.save()
-    for _ in range(12):
-        world.pass_by(MINUTE)
-        world.add(0)
-        other.follow()
-        await other.save()
-    await alone(world, one)
-    again = await restarted(world)
-    assert again.numbers() == one.numbers() == fresh_numbers(world)
-
-
-async def test_four_workers_of_a_shard_leave_each_other_s_pieces(world: World) -> None:
-    workers = [Worker(world) for _ in range(4)]
-    world.add(6 * DAY, 0)
-    for turn in range(60):
-        world.pass_by(15 * SECOND)
-        world.add(0)
-        workers[turn % 4].follow()
-        await workers[turn % 4].save()
-    await alone(world, workers[0])
-    again = await restarted(world)
-    assert again.numbers() == workers[0].numbers() == fresh_numbers(world)
-
-
-@pytest.mark.parametrize("minutes", [5, 45])
-async def test_snapshots_outlive_a_clock_that_is_set_back(world: World, minutes: int) -> None:
-    worker = Worker(world)
-    world.add(6 * DAY, 0)
-    for _ in range(4):
-        world.pass_by(MINUTE)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-    world.pass_by(-30 * MINUTE)
-    for _ in range(minutes):
-        world.pass_by(MINUTE)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-    again = await restarted(world)
-    assert again.read == worker.read
-    assert again.numbers() == worker.numbers()
-
-
-class Fragile(MemoryBroker):
-    """Goes away at a chosen call and stays away until it is mended."""
-
-    left = -1
-
-    def check(self) -> None:
-        if self.left == 0:
-            raise Unavailable("the broker is away")
-        self.left -= self.left > 0
-        super().check()
-
-
-async def test_whatever_call_of_saving_fails_the_state_is_saved_or_the_one_before_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for broken_at in range(1, 200):
-        broker = Fragile()
-        world = World(broker)
-        clock = SimpleNamespace(time_ns=lambda world=world: world.now_ns)
-        monkeypatch.setattr(snapshots, "time", clock)
-        await world.begin()
-        worker = Worker(world)
-        world.add(6 * DAY, 0)
-        for _ in range(4):
-            world.pass_by(6 * MINUTE)
-            world.add(0)
-            worker.follow()
-            await worker.save()
-        before = worker.numbers()
-        world.pass_by(6 * MINUTE)
-        world.add(0, HOUR)
-        worker.follow()
-        broker.left = broken_at
-        try:
-            await worker.save()
-            failed = False
-        except Unavailable:
-            failed = True
-        broker.left = -1
-        again = await restarted(world)
-        assert again.read in (worker.read, worker.read - 1)
-        again.follow()
-        assert again.numbers() == worker.numbers() != before
-        # Whoever goes on, the one that failed or the one that took over: the next one is whole.
-        for survivor in (worker, again):
-            world.pass_by(MINUTE)
-            world.add(0)
-            survivor.follow()
-            await survivor.save()
-            third = await restarted(world)
-            assert third.read == survivor.read == len(world.log)
-            assert third.numbers() == survivor.numbers() == fresh_numbers(world)
-        if not failed:
-            assert broken_at > 10
-            return
-    raise AssertionError("saving takes more calls than anybody thought")
-
-
-async def test_what_is_removed_by_hand_is_passed_over(world: World) -> None:
-    worker = Worker(world)
-    for _ in range(3):
-        world.pass_by(MINUTE)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-    for expected in (2, 1):
-        (*_, newest) = await manifests(world.objects)
-        await world.objects.delete(newest.name)
-        assert (await restarted(world)).read == expected
-    (last,) = await manifests(world.objects)
-    await world.objects.delete(last.name)
-    assert (await restarted(world)).read == 0
-
-
-async def test_the_trouble_names_the_snapshot_and_the_piece(world: World) -> None:
-    worker = Worker(world)
-    for _ in range(3):
-        world.pass_by(MINUTE)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-    found = await manifests(world.objects)
-    await world.objects.delete(found[2].state)
-    again = Worker(world)
-    trouble = await again.load()
-    assert trouble is not None
-    assert found[2].name in trouble
-    assert found[2].state in trouble
-    assert again.read == 2
-    for one in found[:2]:
-        await world.objects.delete(one.state)
-    nobody = Worker(world)
-    assert await nobody.load() is not None
-    assert (nobody.read, nobody.snapshots.revisions) == (0, {})
-    nobody.follow()
-    assert nobody.numbers() == fresh_numbers(world)
-    await nobody.save()
-    assert (await restarted(world)).numbers() == nobody.numbers()
-
-
-async def test_a_snapshot_of_another_shard_or_service_is_not_taken(world: World) -> None:
-    worker = Worker(world)
-    world.add(0)
-    worker.follow()
-    await worker.save()
-    for service, shard in (("aggregator", 1), ("aggregator", 10), ("alerter", 0)):
-        assert await Snapshots(world.bus, service, shard).load_into(Shard(shard, 16)) is None
-    wrong = Shard(0, 2)
-    trouble = await Snapshots(world.bus, "aggregator", 0).load_into(wrong)
-    assert trouble is not None
-    assert "shard 0 of 1" in trouble
-    assert wrong.position is None
-
-
-GOOD = msgspec.msgpack.encode({"state": PIECES + "1.0", "parts": {"0-1": PIECES + "1.1"}})
-not_text = GOOD.replace(b"aggregator", b"aggreg\xff\xfeor")
-
-
-def load_behind(data: bytes) -> tuple[str | None, int]:
-    """(Trouble, last message read) when *data* lies where the newest snapshot should be."""
-
-    async def run() -> tuple[str | None, int]:
-        world = World()
-        await world.begin()
-        worker = Worker(world)
-        world.add(0)
-        worker.follow()
-        await worker.save()
-        await world.objects.put(f"{PREFIX}{time.time_ns() + HOUR:020d}", data)
-        again = Worker(world)
-        return await again.load(), again.read
-
-    return asyncio.run(run())
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.one_of(
-        st.binary(max_size=200),
-        st.binary(max_size=200).map(zlib.compress),
-        st.recursive(
-            st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=9) | st.binary(max_size=9),
-            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
-            max_leaves=12,
-        ).map(msgspec.msgpack.encode),
-        st.integers(0, len(GOOD)).map(lambda size: GOOD[:size]),
-    )
-)
-@example(GOOD)
-@example(b"")
-def test_whatever_lies_where_a_manifest_should_be_is_passed_over(data: bytes) -> None:
-    trouble, read = load_behind(data)
-    assert trouble is not None
-    assert read == 1
-
-
-@pytest.mark.parametrize("data", [not_text, b"\x81\xa5other" + b"\x91" * 100_000], ids=["no text", "nested"])
-def test_a_manifest_that_cannot_be_decoded_is_passed_over(data: bytes) -> None:
-    test_whatever_lies_where_a_manifest_should_be_is_passed_over.hypothesis.inner_test(data)  # type: ignore[attr-defined]
-
-
-# --- the loop around it ----------------------------------------------------------------------------------------------
-
-
-def make_pump(bus: Bus, shard: Shard, save_every_s: float) -> Pump:
-    return Pump(
-        bus,
-        shard,
-        stream=subjects.SPANS,
-        filters=[subjects.shard_spans(0)],
-        service="aggregator",
-        shard=0,
-        save_every_s=save_every_s,
-    )
-
-
-async def publish(world: World, count: int, pause_s: float = 0.0) -> None:
-    for _ in range(count):
-        world.add(0, 6 * DAY)
-        message = world.log[-1]
-        await world.bus.publish(message.subject, message.payload)
-        await asyncio.sleep(pause_s)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def test_two_pumps_of_a_shard_at_once_leave_a_state_that_is_exact() -> None:
-    world = World()
-    world.now_ns = time.time_ns()
-    await world.begin()
-    shards = [Shard(0, 1, (OWN,)), Shard(0, 1, (OWN,))]
-    for turn in range(3):
-        stopping = asyncio.Event()
-        running = [
-            asyncio.create_task(make_pump(world.bus, shard, pause).run(stopping))
-            for shard, pause in zip(shards, (0.02, 0.05), strict=True)
-        ]
-        await publish(world, 80, 0.01)
-        for shard in shards:
-            await until(lambda shard=shard: shard.spans == 2 * len(world.log))
-        stopping.set()
-        await asyncio.gather(*running)
-        for found in await manifests(world.objects):
-            assert found.pieces <= await pieces(world.objects)
-        again = await restarted(world)
-        again.follow()
-        assert again.numbers() == fresh_numbers(world), turn
-        shards = [Shard(0, 1, (OWN,)), Shard(0, 1, (OWN,))]
-
-
-async def test_a_pump_that_is_stopped_saves_once_more() -> None:
-    world = World()
-    world.now_ns = time.time_ns()
-    await world.begin()
-    shard, stopping = Shard(0, 1, (OWN,)), asyncio.Event()
-    running = asyncio.create_task(make_pump(world.bus, shard, 3600).run(stopping))
-    await publish(world, 3)
-    await until(lambda: shard.spans == 6)
-    assert await manifests(world.objects) == []
-    stopping.set()
-    await running
-    assert (await restarted(world)).read == 3
-
-
-async def test_a_pump_that_is_stopped_amid_saving_saves_once_more() -> None:
-    world = World()
-    world.now_ns = time.time_ns()
-    await world.begin()
-    shard, stopping, begun = Shard(0, 1, (OWN,)), asyncio.Event(), asyncio.Event()
-    running_pump = make_pump(world.bus, shard, 0)
-    objects = world.objects
-    first = True
-
-    async def put(name: str, data: bytes) -> None:
-        nonlocal first
-        if first:
-            first = False
-            begun.set()
-            await asyncio.sleep(30)
-        await objects.put(name, data)
-
-    running_pump._snapshots._objects = SimpleNamespace(  # type: ignore[assignment]
-        put=put, get=objects.get, names=objects.names, delete=objects.delete
-    )
-    running = asyncio.create_task(running_pump.run(stopping))
-    await publish(world, 3)
-    await begun.wait()
-    await until(lambda: shard.spans == 6)
-    stopping.set()
-    await running
-    assert (await restarted(world)).read == 3
-
-
-async def test_a_pump_whose_snapshot_is_damaged_says_so_and_goes_on() -> None:
-    world = World()
-    world.now_ns = time.time_ns()
-    await world.begin()
-    await publish(world, 3)
-    for expected in (False, True):
-        shard, stopping = Shard(0, 1, (OWN,)), asyncio.Event()
-        running_pump = make_pump(world.bus, shard, 3600)
-        running = asyncio.create_task(running_pump.run(stopping))
-        await until(lambda shard=shard: shard.spans == 2 * len(world.log))
-        assert bool(running_pump.progress.trouble) is expected
-        await publish(world, 1)
-        await until(lambda shard=shard: shard.spans == 2 * len(world.log))
-        stopping.set()
-        await running
-        (*_, newest) = await manifests(world.objects)
-        await world.objects.delete(newest.state)
-    with pytest.raises(Rejected, match="gone"):
-        await Snapshots(world.bus, "aggregator", 0)._pieces_of([newest.state])

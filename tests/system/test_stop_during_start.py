@@ -1,7 +1,7 @@
 """
-A stop is heard at every wait of a start, by every program: it ends with exit code 0 and without a traceback.
+Every program can be stopped at every wait of its start: it ends with exit code 0 and without a traceback.
 
-All programs of a case run at the same time, and are told to stop once each of them is known to wait.
+All programs of a test run at the same time, and are stopped once each of them is known to wait.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tokentrace_api.service import Config as ApiConfig
 from tokentrace_ingest.service import Config as IngestConfig
 from tokentrace_ingest.service import Ingest
 
-#: What is promised.
+#: The time in which a program promises to stop, seconds.
 STOP_S = 5.0
 SERVICES = ("ingest", "aggregator", "alerter", "api")
 
 
 class Program:
-    """One of our programs as a process, and its log."""
+    """A program as a process, and its log."""
 
     def __init__(self, directory: Path, name: str, *flags: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -78,14 +78,14 @@ def programs() -> Iterator[list[Program]]:
 
 
 def assert_they_stop(programs: list[Program], number: int) -> None:
-    """All are told at once; two cores have to share what each is promised alone."""
+    """Stop all programs at once and allow twice the promised time, because they share two cores."""
     for program in programs:
         program.process.send_signal(number)
     for program in programs:
         try:
             code = program.process.wait(STOP_S * 2)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{program.name} goes on: {program.text[-2000:]}") from None
+            raise AssertionError(f"{program.name} did not stop: {program.text[-2000:]}") from None
         assert code == 0, (program.name, program.text[-2000:])
         assert "Traceback" not in program.text, program.name
         assert "never retrieved" not in program.text, program.name
@@ -95,7 +95,7 @@ def start_all(directory: Path, url: str) -> list[Program]:
     return [Program(directory, name, "--nats", url) for name in (*SERVICES, "serve")]
 
 
-def test_a_stop_is_heard_while_the_broker_is_away(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_the_broker_is_unreachable(tmp_path: Path, programs: list[Program]) -> None:
     url = f"nats://127.0.0.1:{free_port()}"
     programs += [*start_all(tmp_path, url), Program(tmp_path, "tail", "--nats", url)]
     for program in programs:
@@ -103,7 +103,7 @@ def test_a_stop_is_heard_while_the_broker_is_away(tmp_path: Path, programs: list
     assert_they_stop(programs, signal.SIGTERM)
 
 
-def test_a_stop_is_heard_while_the_broker_says_nothing(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_the_broker_is_silent(tmp_path: Path, programs: list[Program]) -> None:
     with contextlib.ExitStack() as stack:
         for name in ("ingest", "serve"):
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -113,7 +113,7 @@ def test_a_stop_is_heard_while_the_broker_says_nothing(tmp_path: Path, programs:
         assert_they_stop(programs, signal.SIGTERM)
 
 
-def test_a_stop_is_heard_while_jetstream_has_no_room(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_jetstream_has_no_space(tmp_path: Path, programs: list[Program]) -> None:
     broker = Broker(tmp_path / "nats", room="100KB")
     broker.start()
     try:
@@ -122,12 +122,12 @@ def test_a_stop_is_heard_while_jetstream_has_no_room(tmp_path: Path, programs: l
             program.until(lambda text: "still trying: stream" in text)
         assert_they_stop(programs, signal.SIGINT)
         for program in programs:
-            assert program.text.count("still trying") == 1, "said once"
+            assert program.text.count("still trying") == 1
     finally:
         broker.stop()
 
 
-async def test_a_stop_is_heard_when_the_broker_goes_away_before_a_service_has_begun(tmp_path: Path) -> None:
+async def test_services_stop_if_the_broker_dies_before_they_have_started(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()
     settings = Settings(storage=Storage(dir=str(tmp_path / "data")))
@@ -143,7 +143,7 @@ async def test_a_stop_is_heard_when_the_broker_goes_away_before_a_service_has_be
                 await asyncio.sleep(0.3)
                 assert not running.done()
                 stopping.set()
-                # Shorter than the patience that ingest has with messages under way.
+                # Less than the time that ingest allows messages under way.
                 done, _ = await asyncio.wait([running], timeout=STOP_S - 1)
                 assert done, type(service).__name__
                 running.result()
@@ -160,7 +160,7 @@ def _services(bus: Bus, settings: Settings) -> list[Ingest | Aggregator | Alerte
     ]
 
 
-def test_a_stop_is_heard_while_a_port_or_a_directory_is_taken(tmp_path: Path, programs: list[Program]) -> None:
+def test_programs_stop_while_a_port_or_a_directory_is_in_use(tmp_path: Path, programs: list[Program]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -182,7 +182,7 @@ def test_a_stop_is_heard_while_a_port_or_a_directory_is_taken(tmp_path: Path, pr
         assert pipeline.stop() == 0
 
 
-def test_a_stop_is_heard_while_the_log_is_replayed(tmp_path: Path) -> None:
+def test_serve_stops_while_the_log_is_replayed(tmp_path: Path) -> None:
     pipeline, sent = Pipeline(tmp_path / "run"), 0
     pipeline.start()
     try:
@@ -194,7 +194,7 @@ def test_a_stop_is_heard_while_the_log_is_replayed(tmp_path: Path) -> None:
             assert pipeline.post("/spans", spans).status == 202
             sent += len(spans)
         assert pipeline.stop() == 0
-        # Without its files the api reads everything anew.
+        # Without its files the api reads the whole log again.
         shutil.rmtree(pipeline.data / "spans")
         pipeline.start(wait=False)
         pipeline.until(lambda: pipeline.get("/readyz").status == 503, "replaying")

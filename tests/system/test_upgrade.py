@@ -257,10 +257,10 @@ async def test_the_snapshot_of_the_alerter_is_read_and_rules_say_what_they_said(
         rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
         rule_store.apply_to(machine, await rule_store.open())
         for _, message in await messages(bus, subjects.ALERTS, [subjects.ALL_ALERTS], None):
-            machine.learn(msgspec.json.decode(message.payload, type=AlertEvent))
+            machine.apply_event(msgspec.json.decode(message.payload, type=AlertEvent))
         await restored(bus, "alerter", 0, machine, expected["snapshots"]["alerter.0"])
         await read_on(bus, machine, [subjects.ALL_SPANS])
-        machine.look_until(expected["recorded_ns"] - SETTLED_NS)
+        machine.evaluate_until(expected["recorded_ns"] - SETTLED_NS)
     now_ns = expected["recorded_ns"]
     rendered = json.loads(msgspec.json.encode(machine.render(now_ns)))
     wrong = differences(_by_name(expected["answers"]["/alerts"]), _by_name(rendered))

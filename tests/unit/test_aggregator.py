@@ -1,4 +1,4 @@
-"""Whatever arrives, in whatever order, on however many shards: the figures equal an independent recount."""
+"""Results of the aggregator equal an independent recount, for any order of arrival and any number of shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokentrace.metrics.reader
-import tokentrace.rollup.rollup
+import tokentrace.rollup.reader
 from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
@@ -97,12 +97,12 @@ def make_messages(
 
 
 def ask(machines: list[Shard], query: Query) -> Answer:
-    partials = [decode_result(encode_result(finish(machine.answer(query, True)))) for machine in machines]
-    return merge_results(partials, len(machines), query)
+    results = [decode_result(encode_result(finish(machine.answer(query, True)))) for machine in machines]
+    return merge_results(results, len(machines), query)
 
 
 def saved(machine: Shard) -> tuple[bytes, dict[str, bytes]]:
-    """A snapshot made into bytes."""
+    """A snapshot as bytes."""
     state, parts = machine.snapshot({})
     return state(), {name: part.encode() for name, part in parts.items() if part.encode}
 
@@ -127,7 +127,7 @@ def fold(messages: list[list[Message]], dice: random.Random, *, restart: bool = 
 
 
 def recount(every: list[Span], answer: Answer, query: Query, group: str | None = None) -> dict[str, Any]:
-    """The same figures from the spans themselves, with Decimal and numpy."""
+    """The same numbers computed from the spans, with Decimal and numpy."""
     inside = []
     for span in every:
         event = span.ended_ns if span.ended_ns <= span.arrived_ns + 300 * SECOND else span.arrived_ns
@@ -158,13 +158,13 @@ def recount(every: list[Span], answer: Answer, query: Query, group: str | None =
     }
 
 
-def assert_equal(figures: Any, expected: dict[str, Any]) -> None:
+def assert_equal(aggregates: Any, expected: dict[str, Any]) -> None:
     for name, value in expected.items():
         if name != "quantiles":
-            assert getattr(figures.sums, name) == value, name
+            assert getattr(aggregates.sums, name) == value, name
     for field, values in expected["quantiles"].items():
         for q in (0.0, 0.1, 0.5, 0.95, 0.99, 1.0):
-            got = figures.summary(field).quantile(q)
+            got = aggregates.summary(field).quantile(q)
             if not values:
                 assert got is None
                 continue
@@ -182,7 +182,7 @@ def assert_equal(figures: Any, expected: dict[str, Any]) -> None:
     st.sampled_from(["model", "caller", "provider", "status", "kind", "name"]),
     st.sampled_from([250_000, 0]),
 )
-def test_every_figure_equals_an_independent_recount(
+def test_every_number_equals_an_independent_recount(
     dicts: list[dict[str, Any]],
     seed: int,
     window_s: int,
@@ -213,9 +213,9 @@ def test_every_figure_equals_an_independent_recount(
         assert answer.from_s <= NOW_S - window_s
         assert answer.to_s == NOW_S + 1
         assert_equal(answer.total, recount(every, answer, query))
-        for name, figures in answer.groups.items():
-            assert_equal(figures, recount(every, answer, query, name))
-        assert sum(figures.sums.cost for figures in answer.groups.values()) == answer.total.sums.cost
+        for name, aggregates in answer.groups.items():
+            assert_equal(aggregates, recount(every, answer, query, name))
+        assert sum(aggregates.sums.cost for aggregates in answer.groups.values()) == answer.total.sums.cost
         for group in GROUPS.values():
             group.render(answer.total)
         render_cost(answer.total, answer.groups)
@@ -231,7 +231,7 @@ def test_every_figure_equals_an_independent_recount(
     st.sampled_from(["", "model", "name"]),
     st.sampled_from([1, 40, 8192]),
 )
-def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portions(
+def test_a_point_of_a_series_equals_its_step_read_as_a_window_for_any_portion_size(
     dicts: list[dict[str, Any]],
     seed: int,
     lengths: tuple[int, int],
@@ -255,7 +255,7 @@ def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portion
     streams, every = make_messages(dicts, 3, random.Random(seed))
     machines = fold(streams, dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.rollup.rollup, "_PORTION_ROWS", portion_rows)
+        patch.setattr(tokentrace.rollup.reader, "_PORTION_ROWS", portion_rows)
         answer = ask(machines, query)
     starts = [point.start_s for point in answer.points]
     assert starts[0] == answer.from_s <= NOW_S - window_s
@@ -263,13 +263,13 @@ def test_every_point_of_a_series_is_its_step_as_a_window_in_however_many_portion
         assert start_s % step_s == 0 or start_s == answer.from_s
         step = Answer(from_s=start_s, to_s=end_s)
         assert_equal(point.total, recount(every, step, query))
-        for name, figures in point.groups.items():
-            assert_equal(figures, recount(every, step, query, name))
+        for name, aggregates in point.groups.items():
+            assert_equal(aggregates, recount(every, step, query, name))
         if groupby:
-            assert sum(figures.sums.spans for figures in point.groups.values()) == point.total.sums.spans
+            assert sum(aggregates.sums.spans for aggregates in point.groups.values()) == point.total.sums.spans
 
 
-def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Random) -> None:
+def test_messages_are_folded_between_the_portions_of_a_series(make_dice: random.Random) -> None:
     dicts = [
         {"age_s": age, "kind": "llm", "name": f"n{age}", "cost_nusd": 1, "prompt_tokens": 1, "completion_tokens": 0}
         for age in range(600)
@@ -279,7 +279,7 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
     machine, rest = Shard(0, 1), iter(stream)
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.rollup.rollup, "_PORTION_ROWS", 1)
+        patch.setattr(tokentrace.rollup.reader, "_PORTION_ROWS", 1)
         *pauses, found = folding(machine, query, rest, 2)
     assert len(pauses) > 60
     assert found is not None
@@ -288,7 +288,7 @@ def test_a_series_takes_in_what_is_folded_while_it_is_read(make_dice: random.Ran
 
 
 def folding(machine: Shard, query: Query, rest: Iterator[Message], count: int) -> Iterator[ShardResult | None]:
-    """The pieces of an answer, after each of which *count* more of *rest* are folded."""
+    """The pieces of a result; *count* more messages of *rest* are folded after each."""
     for found in pieces(machine.answer(query, True)):
         yield found
         if found is None:
@@ -296,7 +296,7 @@ def folding(machine: Shard, query: Query, rest: Iterator[Message], count: int) -
                 machine.fold(message, CREATED)
 
 
-def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(make_dice: random.Random) -> None:
+def test_a_window_does_not_include_messages_folded_while_it_is_read(make_dice: random.Random) -> None:
     common = {"kind": "llm", "cost_nusd": 1, "completion_tokens": 0}
     dicts = [
         {"age_s": n % 50, "name": f"n{n % 90}", "prompt_tokens": n, "latency_ns": 10**9 * n, **common}
@@ -319,14 +319,14 @@ def test_a_window_is_that_of_the_moment_it_was_asked_for_however_long_it_takes(m
     pairs = [(before.groups[name], found.groups[name]) for name in found.groups]
     for then, now in [(before.total, found.total), *pairs]:
         assert then.sums == now.sums
-        # What came meanwhile may push raw values out, which leaves the histogram.
+        # Messages folded meanwhile may displace unrounded values; then the histogram is used.
         assert then.summary("latency").count == now.summary("latency").count
         exact = then.summary("latency").quantile(0.5)
         assert now.summary("latency").quantile(0.5) == pytest.approx(exact, rel=2 * RELATIVE_ERROR)
     assert finish(machine.answer(query, True)).total.sums.spans > found.total.sums.spans
 
 
-def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) -> None:
+def test_cumulative_counters_count_every_span_once_even_if_it_is_months_late(make_dice: random.Random) -> None:
     dicts = [
         {
             "age_s": age,
@@ -342,10 +342,10 @@ def test_lifetime_counts_every_span_once_however_late(make_dice: random.Random) 
     streams, _ = make_messages(dicts, 3, make_dice)
     answer = ask(fold(streams, make_dice), Query(what="lifetime"))
     assert (answer.total.sums.spans, answer.total.sums.cost, answer.total.sums.prompt) == (6, 30, 18)
-    assert answer.lived.by_operation == {"x": (6, 1)}
+    assert answer.cumulative.by_operation == {"x": (6, 1)}
 
 
-def test_two_workers_with_the_same_shard_count_once_and_the_furthest_wins(make_dice: random.Random) -> None:
+def test_of_two_workers_with_the_same_shard_the_one_that_read_further_is_used(make_dice: random.Random) -> None:
     dicts = [{"age_s": 1, "kind": "llm", "cost_nusd": 1, "prompt_tokens": 1, "completion_tokens": 0} for _ in range(9)]
     (stream,), _ = make_messages(dicts, 1, make_dice)
     ahead, behind = Shard(0, 1), Shard(0, 1)
@@ -364,7 +364,7 @@ def test_a_missing_shard_is_named() -> None:
     assert not answer.caught_up
 
 
-def test_what_was_never_seen_moves_since(make_dice: random.Random) -> None:
+def test_a_gap_in_the_log_moves_since(make_dice: random.Random) -> None:
     dicts = [{"age_s": 1, "kind": "llm", "prompt_tokens": 1, "completion_tokens": 0} for _ in range(3)]
     (stream,), _ = make_messages(dicts, 1, make_dice)
     machine = Shard(0, 1)
@@ -379,7 +379,7 @@ def test_what_was_never_seen_moves_since(make_dice: random.Random) -> None:
 
 
 @pytest.mark.parametrize("state", [b"", b"rubbish", b"x\x9c" + bytes(20)])
-def test_a_damaged_snapshot_is_rejected_and_leaves_a_fresh_shard(state: bytes) -> None:
+def test_a_damaged_snapshot_is_rejected_and_the_shard_starts_empty(state: bytes) -> None:
     machine = Shard(0, 1)
     with pytest.raises(Rejected):
         machine.restore(state, {})

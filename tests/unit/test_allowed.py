@@ -1,4 +1,4 @@
-"""``alert_delivery.allow_hosts``: what an entry means, and which spellings of an address are the same address."""
+"""``alert_delivery.allow_hosts``: the meaning of its entries, and the spellings of an address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def allows(entries: list[str] | None, url: str) -> bool:
 
 
 def spelled(address: ipaddress.IPv4Address, front: list[str], last: str) -> str:
-    """*address* with so many of its bytes as numbers of their own in these bases, and the rest as one number."""
+    """Return *address* with its first bytes as separate numbers in these bases and the rest as one number."""
     words, rest = [], int(address)
     for at, base in enumerate(front):
         shift = 24 - 8 * at
@@ -62,8 +62,8 @@ def test_an_address_is_the_same_in_every_spelling(address: ipaddress.IPv4Address
 @example("256.1")
 @example("1.16777216")
 @example("4294967296")
-def test_numbers_are_read_as_the_resolver_reads_them(text: str) -> None:
-    """The oracle is the C library, which takes no final dot; here it ends an address as it ends a name."""
+def test_numeric_addresses_are_parsed_as_the_c_library_parses_them(text: str) -> None:
+    """The oracle is the C library, except for a final dot, which the C library refuses after an address."""
     text = text.rstrip(".")
     try:
         wanted = ipaddress.IPv4Address(socket.inet_aton(text))
@@ -100,7 +100,7 @@ NEVER = [
 @pytest.mark.parametrize("host", NEVER)
 @pytest.mark.parametrize("entries", [None, ["0.0.0.0/0", "::/0"]])
 def test_a_link_local_or_metadata_address_is_refused_in_every_spelling(entries: list[str] | None, host: str) -> None:
-    # The client cannot read a URL with an octal one, so none is ever sent there.
+    # The HTTP client cannot parse a URL with an octal address, so no request goes there.
     with pytest.raises(Rejected, match="cannot be read" if host.startswith("0251") else "link-local or metadata"):
         AllowedHosts.parse(entries).check_url(f"http://{host}/latest")
     with pytest.raises(Rejected, match="link-local or metadata"):
@@ -108,7 +108,7 @@ def test_a_link_local_or_metadata_address_is_refused_in_every_spelling(entries: 
 
 
 @given(st.ip_addresses(network="169.254.0.0/16"), st.lists(bases, max_size=3), bases)
-def test_no_spelling_of_a_link_local_address_passes(
+def test_no_spelling_of_a_link_local_address_is_allowed(
     address: ipaddress.IPv4Address, front: list[str], last: str
 ) -> None:
     assert not allows(None, f"http://{spelled(address, front, last)}/")
@@ -179,13 +179,13 @@ def test_without_a_list_every_other_host_is_allowed(host: str) -> None:
         ("[fd00::/8]:80", "http://[fd12::1]:81/", False),
         ("::/0", "http://10.0.0.1/", False),
         ("0.0.0.0/0", "http://[::1]/", False),
-        # A name is never looked up to see whether it has an address in a range.
+        # A name is not resolved to check it against a range.
         ("127.0.0.0/8", "http://localhost/", False),
         ("127.0.0.0/8", "http://2130706433/", True),
         ("127.0.0.0/8", "http://0.0.0.0/", False),
     ],
 )
-def test_an_entry_allows_what_it_names_and_nothing_else(entry: str, url: str, wanted: bool) -> None:
+def test_an_entry_allows_the_hosts_that_it_names_and_no_others(entry: str, url: str, wanted: bool) -> None:
     assert allows([entry], url) is wanted
     assert allows(["other.example", entry, "192.0.2.7"], url) is wanted
 
@@ -251,7 +251,7 @@ NO_ENTRIES = [
 
 
 @pytest.mark.parametrize("entry", ["", " ", "exa mple.com", "x" * 64, *NO_ENTRIES])
-def test_what_is_no_entry_is_refused_with_its_place(entry: str) -> None:
+def test_an_invalid_entry_is_refused_with_its_index(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^alert_delivery\.allow_hosts\[1\]: "):
         AllowedHosts.parse(["localhost", entry])
 
@@ -259,17 +259,17 @@ def test_what_is_no_entry_is_refused_with_its_place(entry: str) -> None:
 @pytest.mark.parametrize(
     "entry", ["169.254.169.254", "169.254.0.0/16", "169.254.169.254:80", "0xa9fea9fe", "fe80::/64", "::ffff:a9fe:101"]
 )
-def test_what_could_never_be_allowed_is_no_entry(entry: str) -> None:
+def test_a_link_local_or_metadata_entry_is_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^alert_delivery\.allow_hosts\[0\]: .*cannot be allowed"):
         AllowedHosts.parse([entry])
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://\u2488example/", "http://a" + "x" * 70_000])
-def test_a_host_that_cannot_be_read_is_refused(url: str) -> None:
+def test_an_unreadable_host_is_refused(url: str) -> None:
     assert not allows(None, url)
 
 
-# -- what a name stands for
+# -- the addresses of a name
 
 
 @pytest.mark.parametrize(
@@ -280,12 +280,12 @@ def test_a_host_that_cannot_be_read_is_refused(url: str) -> None:
         (["fd12::1", "::ffff:169.254.169.254", "10.0.0.1"], ["fd12::1", "10.0.0.1"]),
     ],
 )
-def test_of_a_names_addresses_those_that_are_not_link_local_are_used(resolved: list[str], usable: list[str]) -> None:
+def test_the_link_local_addresses_of_a_name_are_not_used(resolved: list[str], usable: list[str]) -> None:
     assert ANY.usable("name", resolved) == usable
 
 
 @pytest.mark.parametrize("resolved", [[], ["169.254.169.254"], ["fe80::1%2", "fd00:ec2::254"]])
-def test_a_name_with_none_but_link_local_addresses_is_refused_by_its_name(resolved: list[str]) -> None:
+def test_a_name_with_only_link_local_addresses_is_refused_by_name(resolved: list[str]) -> None:
     with pytest.raises(Rejected, match=r"metadata\.example"):
         AllowedHosts.parse(["metadata.example"]).usable("metadata.example", resolved)
 
@@ -309,7 +309,7 @@ def test_a_rule_of_the_file_for_another_host_is_refused_naming_the_rule_and_the_
     assert [one.name for one in config.rules] == ["r"]
 
 
-def test_a_rule_of_the_file_for_a_metadata_address_is_refused_without_any_list() -> None:
+def test_a_rule_of_the_file_for_a_metadata_address_is_refused_even_without_a_list() -> None:
     with pytest.raises(ConfigError, match=r"alerts\[0\]\.delivery\.url: host '169\.254\.169\.254'"):
         configured("alerts: [" + RULE % ("http", "http://169.254.169.254/latest") + "]")
 
@@ -318,11 +318,11 @@ def test_a_rule_of_the_file_for_a_metadata_address_is_refused_without_any_list()
     ("value", "hosts"),
     [
         ("127.0.0.0/8, ::1,localhost", ["127.0.0.0/8", "::1", "localhost"]),
-        # Not unset: whoever writes it wants a limit.
+        # It is set, so it is a limit: no host is allowed.
         (" , ", []),
     ],
 )
-def test_the_variable_holds_hosts_with_commas_between(value: str, hosts: list[str]) -> None:
+def test_the_environment_variable_holds_hosts_separated_by_commas(value: str, hosts: list[str]) -> None:
     settings = load("/dev/null", {"TOKENTRACE_ALERT_ALLOW_HOSTS": value})
     assert settings.alert_delivery.allow_hosts == hosts
     assert load("/dev/null", {}).alert_delivery.allow_hosts is None

@@ -186,6 +186,21 @@ def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     assert results.read(tmp_path / "run.json").rows == run.rows
 
 
+def test_a_comparison_of_runs_of_other_sizes_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "old.json"
+    monkeypatch.setenv("BENCH_SECONDS", "5")
+    results.write(file, [])
+    main(["--against", str(file)], [group("g", MET)])
+    assert "Other sizes" not in capsys.readouterr().out
+
+    monkeypatch.setenv("BENCH_SECONDS", "60")
+    main(["--against", str(file)], [group("g", MET)])
+
+    assert "Other sizes: {'BENCH_SECONDS': '5'} then, {'BENCH_SECONDS': '60'} now." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 2, "rows": []}', "[1]"])
 def test_a_file_without_results_is_refused_before_anything_is_measured(tmp_path: Path, text: str) -> None:
     (tmp_path / "old.json").write_text(text)

@@ -400,7 +400,7 @@ class TestPlaces:
         parents = {f"r{n}": f"r{(n + 1) % ring}" for n in range(ring)}
         parents |= {f"t{n}": f"t{n - 1}" if n else "r0" for n in range(tail)}
         shuffled = rng.sample(sorted(parents), len(parents))
-        with pytest.raises(Rejected, match=r"^span \d+: parentId: its parents go round in a ring$"):
+        with pytest.raises(Rejected, match=r"^span \d+: parentId: the parents form a cycle$"):
             place(inputs({name: parents[name] for name in shuffled}), {}, lambda _: "new")
 
     def test_a_chain_of_five_thousand_is_no_recursion(self) -> None:

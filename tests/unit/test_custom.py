@@ -1,4 +1,4 @@
-"""Metrics of one's own, alone and watched by rules."""
+"""Custom metrics: their values, their rollup, and rules that watch them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def metric(**fields: Any) -> Any:
     ],
 )
 @pytest.mark.parametrize("kind", ["sum", "avg", "p95"])
-def test_a_field_is_shown_in_its_own_unit(field: str, span: dict[str, Any], value: float, kind: str) -> None:
+def test_a_value_is_shown_in_the_unit_of_its_field(field: str, span: dict[str, Any], value: float, kind: str) -> None:
     own = metric(field=field, type=kind)
     measured = CustomRollup(own, (Resolution(1, 60),))
     made = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
@@ -84,20 +84,18 @@ def test_a_count_counts_spans_that_have_the_key() -> None:
         ({"field": ""}, "field"),
     ],
 )
-def test_a_metric_that_makes_no_sense_is_refused_by_its_key(fields: dict[str, Any], key: str) -> None:
+def test_an_invalid_custom_metric_is_refused_with_the_key_that_is_wrong(fields: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=rf"custom_metrics\[0\].{key}"):
         metric(**fields)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(-(10**15), 10**15)), max_size=700), st.integers(0, 2**32))
-def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
-    values: list[tuple[int, int]], seed: int
-) -> None:
+def test_custom_values_equal_a_recount_before_and_after_a_restart(values: list[tuple[int, int]], seed: int) -> None:
     dice = random.Random(seed)
-    tiers = (Resolution(1, 30), Resolution(10, 200))
+    resolutions = (Resolution(1, 30), Resolution(10, 200))
     own = metric(type="p95", field="attr.size")
-    measured = CustomRollup(own, tiers)
+    measured = CustomRollup(own, resolutions)
     now = START + 100
     for age, value in values:
         span = make_span(
@@ -111,24 +109,24 @@ def test_what_was_measured_equals_a_recount_before_and_after_a_restart(
             state, parts = measured.snapshot({})
             made = {name: part.encode() for name, part in parts.items() if part.encode}
             state, made = msgspec.msgpack.decode(msgspec.msgpack.encode((state, made)))
-            measured = CustomRollup(own, tiers)
+            measured = CustomRollup(own, resolutions)
             assert measured.restore(state, made)
     measured.tick(now * SECOND)
     stretches = [Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)]
     [(total, groups)] = measured.read([stretches], Query(groupby="model"))
     inside = [value for age, value in values if ((now - age) // 10 * 10 >= now - 60 and age > 20) or age <= 20]
     assert (total.size, total.total) == (len(inside), sum(inside))
-    assert measured.lived().total == sum(value for _, value in values)
-    for model, tally in groups.items():
+    assert measured.cumulative().total == sum(value for _, value in values)
+    for model, value_of_model in groups.items():
         mine = [value for value in inside if f"m{value % 3}" == model]
-        assert (tally.size, tally.total) == (len(mine), sum(mine))
+        assert (value_of_model.size, value_of_model.total) == (len(mine), sum(mine))
     if inside:
         error = 1e-9 if len(inside) <= 100 else RELATIVE_ERROR + 1e-9
         assert total.summary.quantile(1.0) == pytest.approx(float(np.max(inside)), rel=error)
 
 
-def test_sums_of_the_largest_attributes_stay_exact_whenever_they_settle() -> None:
-    #   9.1e18 three times in one bucket: an int64 ends at 9.2e18
+def test_sums_of_the_largest_attributes_are_exact_after_each_settling() -> None:
+    #   9.1e18 three times in one bucket; the largest int64 is 9.2e18
     measured = CustomRollup(metric(field="attr.size"), (Resolution(1, 60),))
     span = make_span(attributes={"size": 9_100_000_000})
     at = span.ended_ns // SECOND
@@ -136,10 +134,10 @@ def test_sums_of_the_largest_attributes_stay_exact_whenever_they_settle() -> Non
         measured.fold([span], span.arrived_ns)
         measured.tick(span.arrived_ns)
         total = measured.read([[Stretch(0, at, at + 1)]], Query())[0][0].total
-        assert total == measured.lived().total == count * 9_100_000_000 * 10**9
+        assert total == measured.cumulative().total == count * 9_100_000_000 * 10**9
 
 
-def test_a_rule_on_a_metric_of_ones_own_fires() -> None:
+def test_a_rule_on_a_custom_metric_fires() -> None:
     own = metric(name="legal_doc_cost", filter_key="document_type", filter_val="legal")
     given = tokentrace.cost_spike("legal", 1.0, "10s")
     given["metric"] = "legal_doc_cost"
@@ -161,7 +159,7 @@ def test_a_rule_on_a_metric_of_ones_own_fires() -> None:
     assert (event.metric, event.value, event.span_count) == ("legal_doc_cost", 1.2, 2)
 
 
-def test_the_named_rules_are_what_the_documents_say() -> None:
+def test_rule_constructors_make_the_documented_rules() -> None:
     made = [
         tokentrace.cost_spike("a", 10.0, "1h", cooldown="30m"),
         tokentrace.latency_regression("b", 3000, "30m"),

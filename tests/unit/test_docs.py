@@ -72,6 +72,8 @@ def source_words() -> set[str]:
 
 def is_setting(key: str, kind: inspect.Type) -> bool:
     """True when *key*, names with dots between, leads to a setting within *kind*."""
+    if isinstance(kind, inspect.Metadata):
+        return is_setting(key, kind.type)
     if isinstance(kind, inspect.UnionType):
         return any(is_setting(key, one) for one in kind.types)
     if isinstance(kind, inspect.ListType):

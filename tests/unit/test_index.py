@@ -1,4 +1,4 @@
-"""The index of rules finds what trying every rule on every span finds, without trying them."""
+"""The filter index finds what trying every filter on every span finds, without trying them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Filters = Mapping[str, Mapping[str, str]]
 
 
 def text_of(span: Span, key: str) -> str | None:
-    """The value of *key* as text, from SPEC A.1 and D.1: dimensions first, then attributes, then paths into them."""
+    """The value of *key* as text: dimensions first, then attributes, then paths into them."""
     if key in DIMENSIONS:
         return getattr(span, key) or "unknown"
     if key.startswith("attr."):
@@ -37,7 +37,7 @@ def text_of(span: Span, key: str) -> str | None:
 
 
 def brute(filters: Filters, spans: Sequence[Span]) -> dict[str, list[int]]:
-    """Every filter tried on every span; names without any are left out."""
+    """Try every filter on every span; names without a match are left out."""
     found = {
         name: [
             number
@@ -50,7 +50,7 @@ def brute(filters: Filters, spans: Sequence[Span]) -> dict[str, list[int]]:
 
 
 def matched(filters: Filters, spans: Sequence[Span]) -> dict[str, list[int]]:
-    """What the index says, ``None`` written out; every name at most once, indices ascending."""
+    """Return what the index finds with ``None`` expanded, after checking that names are unique and indices ascend."""
     found: dict[str, list[int]] = {}
     for name, numbers in FilterIndex(filters).match(spans):
         assert name not in found
@@ -107,14 +107,14 @@ filters_of = st.lists(st.dictionaries(keys, st.one_of(values, st.sampled_from(["
 
 @settings(max_examples=400, deadline=None)
 @given(filters=filters_of, spans=spans_of)
-def test_the_index_finds_what_trying_everything_finds(filters: list[dict[str, str]], spans: list[Span]) -> None:
+def test_the_index_finds_what_trying_every_filter_finds(filters: list[dict[str, str]], spans: list[Span]) -> None:
     named = {f"rule-{number}": one for number, one in enumerate(filters)}
     assert matched(named, spans) == brute(named, spans)
 
 
 @settings(max_examples=100, deadline=None)
 @given(filters=filters_of, spans=spans_of)
-def test_the_order_in_which_rules_came_does_not_matter(filters: list[dict[str, str]], spans: list[Span]) -> None:
+def test_the_order_of_the_rules_does_not_matter(filters: list[dict[str, str]], spans: list[Span]) -> None:
     named = {f"rule-{number}": one for number, one in enumerate(filters)}
     back = dict(reversed(named.items()))
     assert matched(named, spans) == matched(back, spans)
@@ -151,11 +151,11 @@ def test_what_a_filter_means(wanted: dict[str, str], fields: dict[str, Any], mat
     assert matched({"rule": wanted}, spans) == brute({"rule": wanted}, spans) == ({"rule": [0]} if matches else {})
 
 
-def test_without_rules_nothing_is_found() -> None:
+def test_without_rules_the_index_finds_nothing() -> None:
     assert matched({}, [make_span()]) == {}
 
 
-def test_a_rule_without_a_filter_takes_everything() -> None:
+def test_a_rule_without_a_filter_matches_every_span() -> None:
     assert list(FilterIndex({"rule": {}}).match([make_span()] * 3)) == [("rule", None)]
 
 
@@ -189,7 +189,7 @@ def crowd(count: int) -> list[Span]:
     ]
 
 
-def test_a_thousand_rules_find_what_trying_them_finds() -> None:
+def test_with_a_thousand_rules_the_index_finds_what_trying_them_finds() -> None:
     filters, spans = thousand(), crowd(300)
     found = matched(filters, spans)
     assert found == brute(filters, spans)
@@ -206,10 +206,10 @@ def test_a_thousand_rules_find_what_trying_them_finds() -> None:
     ],
     ids=["one key", "a common key and one of its own", "three keys", "of every shape"],
 )
-def test_a_thousand_rules_are_not_tried_one_by_one(
+def test_a_thousand_rules_are_not_compared_one_by_one(
     filters: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is looked up in a span does not grow with the rules that do not concern it."""
+    """The number of lookups in a span does not grow with the rules that it does not match."""
     looked, real = 0, index.value_text
 
     def counting(span: Span, key: str) -> str | None:

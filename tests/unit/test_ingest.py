@@ -59,7 +59,7 @@ def take_in(cleaner: Cleaner, got: Message) -> tuple[list[Cleaned], list[DeadLet
     batches, letters = cleaner.read(got, CREATED_NS)
     size, checked = len(got.payload), is_json(got.payload)
     cleaned = [cleaner.clean(batch, got.time_ns, size, checked=checked) for batch in batches]
-    return cleaned, [*letters, *(letter for one in cleaned for letter in one.letters)]
+    return cleaned, [*letters, *(letter for one in cleaned for letter in one.dead_letters)]
 
 
 def written(cleaned: list[Cleaned], letters: list[DeadLetter]) -> bytes:
@@ -219,7 +219,7 @@ def test_a_bad_span_moves_no_other_into_another_part(bad: set[int]) -> None:
     assert [span.name for part in cleaned.parts for span in part.spans] == [
         f"n{index}" for index in range(320) if index not in bad
     ]
-    assert [letter.position for letter in cleaned.letters] == sorted(bad)
+    assert [letter.position for letter in cleaned.dead_letters] == sorted(bad)
     assert cleaned.spans == 320 - len(bad)
     assert cleaned.parts[0].part == 0
     assert len({part.part for part in cleaned.parts}) == len(cleaned.parts)
@@ -320,9 +320,9 @@ def test_a_readable_bad_span_is_shown_redacted_in_its_letter() -> None:
 
 def test_letters_of_different_spans_differ_and_of_the_same_span_do_not() -> None:
     bad = bare_span(model="")
-    twice = make_cleaner().clean(make_batch(bad, bad), ARRIVED_NS).letters
-    other = make_cleaner().clean(make_batch(bad, sequence=2), ARRIVED_NS).letters
-    again = make_cleaner().clean(make_batch(bad, bad), ARRIVED_NS + 5).letters
+    twice = make_cleaner().clean(make_batch(bad, bad), ARRIVED_NS).dead_letters
+    other = make_cleaner().clean(make_batch(bad, sequence=2), ARRIVED_NS).dead_letters
+    again = make_cleaner().clean(make_batch(bad, bad), ARRIVED_NS + 5).dead_letters
     assert len({letter.id for letter in [*twice, *other]}) == 3
     assert [letter.id for letter in again] == [letter.id for letter in twice]
 
@@ -513,7 +513,7 @@ def test_a_bad_record_becomes_a_letter_and_its_neighbours_stay(
 
 def test_a_content_of_just_256_kib_is_taken() -> None:
     batch = make_batch(messages=[ChatMessage(message_id="m", session_id="s", content="é" * 131_072)])
-    assert make_cleaner().clean(batch, ARRIVED_NS).letters == []
+    assert make_cleaner().clean(batch, ARRIVED_NS).dead_letters == []
 
 
 @pytest.mark.parametrize(

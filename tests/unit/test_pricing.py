@@ -12,6 +12,7 @@ import genai_prices
 import pytest
 from genai_prices import Usage
 from genai_prices.data import providers
+from genai_prices.decompose import is_descendant_or_self
 from genai_prices.types import (
     ConditionalPrice,
     ModelInfo,
@@ -25,12 +26,13 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from tokentrace.pricing import Pricer, Rate
-from tokentrace.pricing import pricer as pricing
+from tokentrace.pricing import FIELD_UNITS, Pricer, Rate, match
+from tokentrace.pricing.match import PriceTables
 from tokentrace.records import MAX_COST_NUSD, Span
 from tokentrace.units import SECOND
 
 pricer = Pricer()
+TABLES = PriceTables({})
 PAIRS: list[tuple[Provider, ModelInfo]] = [(provider, model) for provider in providers for model in provider.models]
 NOON = datetime(2026, 3, 15, 12, tzinfo=UTC)
 #: prompt, completion, cache read, cache write, cache write 1h, reasoning
@@ -365,13 +367,14 @@ def test_a_cost_beyond_all_bounds_is_unpriced():
 
 
 def test_what_is_remembered_about_models_is_bounded(monkeypatch):
-    monkeypatch.setattr(pricing, "_MAX_PLANS", 50)
+    monkeypatch.setattr(match, "MAX_PLANS", 50)
     curious = Pricer()
     for number in range(2_000):
         curious.quote(call("", f"model-of-user-{number}"))
         curious.quote(call("openai", f"gpt-4o-{number}"))
         curious.quote(call(f"provider-{number}", "gpt-4o"))
-    held = [*vars(curious).values(), *vars(curious._tables).values()]
+    tables = curious._tables
+    held = [*vars(curious).values(), *vars(tables).values(), *vars(tables._tables).values()]
     sizes = [len(thing) for thing in held if isinstance(thing, (dict, set, frozenset))]
     assert max(sizes) <= 200
 
@@ -577,24 +580,24 @@ UNPRICED_UNITS = {
 
 
 def test_every_unit_that_any_model_has_a_price_for_is_priced_and_the_others_are_known():
-    units = pricing._bundled_units().units
+    units = TABLES.registry.units
     priced_by: dict[str, list[tuple[Provider, ModelInfo]]] = {}
     for provider, model in PAIRS:
         if isinstance(model.prices, ModelPrice) and is_found(provider.id, model.id):
-            for unit, _ in pricer._priced_units(model.prices):
+            for unit, _ in TABLES.priced_units(model.prices):
                 priced_by.setdefault(unit.usage_key, []).append((provider, model))
     wrong: dict[str, list[object]] = {}
     for name, pairs in priced_by.items():
-        if name in (*pricing.FIELD_UNITS, "requests"):
+        if name in (*FIELD_UNITS, "requests"):
             continue
         for provider, model in pairs:
             prompt = 5000 if has_rate(model.prices, "input_mtok") else 0
             completion = 5000 if has_rate(model.prices, "output_mtok") else 0
             counts = {name: 7, "input_tokens": prompt, "output_tokens": completion}
             # A part of a part is counted in the part as well.
-            parents = [other for other in units.values() if pricing.is_descendant_or_self(other, units[name])]
+            parents = [other for other in units.values() if is_descendant_or_self(other, units[name])]
             counts |= {other.usage_key: max(counts.get(other.usage_key, 0), 7) for other in parents}
-            extra = {key: count for key, count in counts.items() if key not in pricing.FIELD_UNITS and count}
+            extra = {key: count for key, count in counts.items() if key not in FIELD_UNITS and count}
             span = call(
                 provider.id,
                 model.id,
@@ -612,6 +615,6 @@ def test_every_unit_that_any_model_has_a_price_for_is_priced_and_the_others_are_
                 wrong.setdefault(name, []).append((provider.id, model.id, quote, want))
     print({name: found[0] for name, found in wrong.items()})
     assert not wrong
-    unpriced = set(units) - set(priced_by) - set(pricing.FIELD_UNITS)
+    unpriced = set(units) - set(priced_by) - set(FIELD_UNITS)
     print("no model has a price for:", ", ".join(sorted(unpriced)))
     assert unpriced == UNPRICED_UNITS

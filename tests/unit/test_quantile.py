@@ -26,7 +26,7 @@ MANY = arrays(np.int64, st.integers(RAW_LIMIT + 1, 400), elements=ANY)
 
 
 def neighbours(values: list[int], q: float) -> tuple[int, int, Fraction]:
-    """The two ranks that *q* lies between, and how far it is from the first to the second."""
+    """(Value at the rank below *q*, value at the rank above, fraction of the way between the two ranks)."""
     ascending = sorted(values)
     rank = Fraction(q) * (len(ascending) - 1)
     low = math.floor(rank)
@@ -34,11 +34,11 @@ def neighbours(values: list[int], q: float) -> tuple[int, int, Fraction]:
 
 
 def assert_close(got: float | None, values: list[int], q: float, error: float) -> None:
-    """*got* is off by at most *error* of what it is interpolated from."""
+    """*got* differs from the exact quantile by at most the fraction *error* of the values it is interpolated from."""
     assert got is not None
     below, above, weight = neighbours(values, q)
     want = below + (above - below) * weight
-    # A rank in floating point is off by some ulps, and so is what it lies between.
+    # A rank in floating point has an error of a few ulps, which moves the interpolation by as much.
     rounding = Fraction(1, 2**50) * len(values) * max(abs(below), abs(above))
     assert abs(Fraction(got) - want) <= Fraction(error) * (abs(below) * (1 - weight) + abs(above) * weight) + rounding
 
@@ -57,14 +57,14 @@ def test_up_to_a_hundred_values_are_exact(values: list[int], q: float) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-(2**50), 2**50), min_size=1, max_size=RAW_LIMIT), FRACTION)
-def test_exact_means_what_numpy_says(values: list[int], q: float) -> None:
+def test_exact_quantiles_equal_numpy(values: list[int], q: float) -> None:
     want = float(np.quantile(np.array(values, np.float64), q, method="linear"))
     assert Summary.of(values).quantile(q) == pytest.approx(want, rel=1e-12, abs=1e-13 * max(map(abs, values)))
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=400), FRACTION)
-def test_a_percentile_of_any_length_is_what_numpy_says(values: list[int], q: float) -> None:
+def test_percentile_equals_numpy_for_any_length(values: list[int], q: float) -> None:
     want = float(np.quantile(np.array(values, np.float64), q))
     assert percentile(sorted(values), q) == pytest.approx(want, rel=1e-12, abs=1e-12 * max(map(abs, values)))
 
@@ -73,14 +73,14 @@ def test_the_median_of_two_lies_halfway() -> None:
     assert Summary.of([10, 20]).quantile(0.5) == 15.0
 
 
-def test_the_hundredth_value_is_the_last_exact_one() -> None:
+def test_a_hundred_values_are_exact_and_a_hundred_and_one_are_not() -> None:
     values = list(range(1, 102))
     assert Summary.of(values[:100]).exact
     assert Summary.of(values[:100]).quantile(0.5) == 50.5
     assert not Summary.of(values).exact
 
 
-def test_of_nothing_there_is_no_quantile() -> None:
+def test_an_empty_summary_has_no_quantile() -> None:
     assert Summary.of([]).quantile(0.5) is None
     assert Summary.of([]).count == 0
     assert merge([]) == merge([Summary(), Summary()]) == Summary.of([]) == Summary()
@@ -90,7 +90,7 @@ def test_of_nothing_there_is_no_quantile() -> None:
 
 @settings(deadline=None)
 @given(ANY, FRACTION, st.integers(1, 300))
-def test_one_value_however_often_is_every_quantile(value: int, q: float, times: int) -> None:
+def test_a_repeated_value_is_every_quantile(value: int, q: float, times: int) -> None:
     got = Summary.of([value] * times).quantile(q)
     if times <= RAW_LIMIT or abs(value) <= 1:
         assert got == float(value)
@@ -104,7 +104,7 @@ def test_one_value_however_often_is_every_quantile(value: int, q: float, times: 
 
 @settings(deadline=None)
 @given(MANY, FRACTION)
-def test_beyond_a_hundred_the_error_is_the_stated_one(values: np.ndarray, q: float) -> None:
+def test_beyond_a_hundred_values_the_error_is_within_the_stated_bound(values: np.ndarray, q: float) -> None:
     summary = Summary.of(values)
     assert not summary.exact
     assert summary.count == len(values)
@@ -113,7 +113,9 @@ def test_beyond_a_hundred_the_error_is_the_stated_one(values: np.ndarray, q: flo
 
 @settings(deadline=None)
 @given(arrays(np.int64, st.integers(RAW_LIMIT + 1, 400), elements=POSITIVE), FRACTION, st.sampled_from([1, -1]))
-def test_of_one_sign_the_error_is_a_fraction_of_what_numpy_says(values: np.ndarray, q: float, sign: int) -> None:
+def test_for_values_of_one_sign_the_error_is_relative_to_the_result_of_numpy(
+    values: np.ndarray, q: float, sign: int
+) -> None:
     want = float(np.quantile(values.astype(np.float64) * sign, q))
     got = Summary.of(values * sign).quantile(q)
     assert got == pytest.approx(want, rel=RELATIVE_ERROR + 1e-9, abs=1e-12 * float(values.max()))
@@ -129,12 +131,12 @@ def test_quantiles_ascend(values: np.ndarray) -> None:
 
 @settings(deadline=None)
 @given(MANY, FRACTION)
-def test_a_mirror_image_has_mirrored_quantiles(values: np.ndarray, q: float) -> None:
+def test_negated_values_have_negated_quantiles(values: np.ndarray, q: float) -> None:
     values = np.maximum(values, -HIGH)
     got, mirrored = Summary.of(values).quantile(q), Summary.of(-values).quantile(1 - q)
     assert got is not None
     assert mirrored is not None
-    # 1 - q is rounded: allow for a rank next to an edge.
+    # 1 - q is rounded, so skip ranks next to a whole number.
     below, above, weight = neighbours(values.tolist(), q)
     near_edge = min(weight, 1 - weight) < Fraction(1, 10**9)
     if not near_edge:
@@ -162,7 +164,7 @@ def test_the_whole_range_of_int64_fits() -> None:
 
 @st.composite
 def torn(draw: st.DrawFn) -> Torn:
-    """Values, and the same values shuffled and torn into parts, some of them empty."""
+    """Values, and the same values shuffled and cut into parts, some of them empty."""
     values = draw(arrays(np.int64, st.integers(0, 350), elements=ANY)).tolist()
     shuffled = np.random.default_rng(draw(st.integers(0, 2**32))).permutation(np.array(values, np.int64)).tolist()
     cuts = sorted(draw(st.lists(st.integers(0, len(values)), max_size=6)))
@@ -184,18 +186,18 @@ def test_merging_in_any_order_and_grouping_gives_the_same_bytes(case: Torn, rand
 
 @settings(deadline=None)
 @given(MANY)
-def test_a_summary_survives_the_wire(values: np.ndarray) -> None:
+def test_a_summary_is_equal_after_encoding_and_decoding(values: np.ndarray) -> None:
     for summary in (Summary.of(values), Summary.of(values[:50])):
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(summary), type=Summary) == summary
         assert merge([summary]) == summary == merge([summary, Summary()])
 
 
-# ---- buckets
+# ---- bins
 
 
 @settings(deadline=None)
 @given(st.lists(ANY, min_size=1, max_size=50))
-def test_buckets_follow_the_order_of_the_values(values: list[int]) -> None:
+def test_bins_have_the_order_of_their_values(values: list[int]) -> None:
     bins = bins_of(np.array(sorted(values), np.int64))
     assert (np.diff(bins) >= 0).all()
     assert (np.diff(values_of(bins)) >= 0).all()
@@ -204,24 +206,24 @@ def test_buckets_follow_the_order_of_the_values(values: list[int]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(ANY, min_size=1, max_size=50))
-def test_a_value_has_its_bucket_whatever_stands_beside_it(values: list[int]) -> None:
+def test_the_bin_of_a_value_does_not_depend_on_other_values(values: list[int]) -> None:
     together = bins_of(np.array(values, np.int64)).tolist()
     assert together == [int(bins_of(np.array([value], np.int64))[0]) for value in values]
 
 
-def test_every_bucket_stands_for_a_greater_value_than_the_one_before() -> None:
+def test_representative_values_of_bins_increase() -> None:
     assert (np.diff(values_of(np.arange(-MAX_BIN, MAX_BIN + 1))) > 0).all()
 
 
 @settings(deadline=None)
 @given(ANY)
-def test_what_stands_for_a_bucket_is_near_everything_in_it(value: int) -> None:
+def test_the_representative_value_is_within_the_error_of_every_value_in_the_bin(value: int) -> None:
     [stands] = values_of(bins_of(np.array([value], np.int64))).tolist()
     assert abs(Fraction(stands) - value) <= Fraction(RELATIVE_ERROR + 1e-9) * abs(value)
 
 
-def test_a_bucket_ends_with_its_upper_edge() -> None:
-    #   bucket i + 1 holds (2**((i-1)/64), 2**(i/64)]: to the integer up to 2**32, beyond it to a float's rounding
+def test_a_bin_includes_its_upper_edge() -> None:
+    #   bin i + 1 holds (2**((i-1)/64), 2**(i/64)]: exactly up to 2**32, above that with the rounding of a float
     edges = []
     for i in range(1, 32 * 64 + 1):
         edge = 1 << i
@@ -236,7 +238,7 @@ def test_a_bucket_ends_with_its_upper_edge() -> None:
     assert bins_of(-np.array(edges)).tolist() == (-below).tolist()
 
 
-# ---- what is taken away
+# ---- removed values
 
 
 @settings(deadline=None)
@@ -244,19 +246,19 @@ def test_a_bucket_ends_with_its_upper_edge() -> None:
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.booleans(), st.integers(0, 3)), max_size=160),
     st.sampled_from([1, 10**7]),
 )
-def test_values_taken_away_in_other_summaries_are_gone_once_merged(
+def test_values_removed_in_other_summaries_are_absent_after_merging(
     drawn: list[tuple[int, int, bool, int]], scale: int
 ) -> None:
-    #   a value comes in one of four summaries and may go in any other, which then holds less than nothing
-    came: list[list[int]] = [[] for _ in range(4)]
-    went: list[list[int]] = [[] for _ in range(4)]
+    #   a value is added in one of four summaries and may be removed in any, whose count may then be negative
+    added: list[list[int]] = [[] for _ in range(4)]
+    removed: list[list[int]] = [[] for _ in range(4)]
     for value, at, goes, where in drawn:
-        came[at].append(value * scale)
+        added[at].append(value * scale)
         if goes:
-            went[where].append(value * scale)
+            removed[where].append(value * scale)
     parts = [
-        Summary.merged([np.array(added, np.int64)], [], [np.array(gone, np.int64)])
-        for added, gone in zip(came, went, strict=True)
+        Summary.merged([np.array(values, np.int64)], [], [np.array(without, np.int64)])
+        for values, without in zip(added, removed, strict=True)
     ]
     left = [value * scale for value, _, goes, _ in drawn if not goes]
     for summary in (merge(parts), merge([merge(parts[:2]), merge(parts[2:])])):
@@ -270,8 +272,8 @@ def test_values_taken_away_in_other_summaries_are_gone_once_merged(
                 assert summary.quantile(q) is None
 
 
-def test_counts_that_come_to_nothing_are_not_taken_for_exact() -> None:
-    #   1,000,001 comes and 1,000,000 goes, in one bucket: counts say nothing, and something has changed
+def test_bins_whose_counts_cancel_make_a_summary_inexact() -> None:
+    #   1,000,001 is added and 1,000,000 removed in one bin: its count is 0 although the values changed
     same = bins_of(np.array([1_000_000, 1_000_001]))
     assert same[0] == same[1]
     one = np.array([1], np.int64)
@@ -282,7 +284,7 @@ def test_counts_that_come_to_nothing_are_not_taken_for_exact() -> None:
     assert_close(whole.quantile(0.5), [1_000_001], 0.5, RELATIVE_ERROR)
 
 
-def test_what_goes_and_never_came_is_not_below_zero() -> None:
+def test_removing_values_that_were_not_added_gives_no_negative_quantile() -> None:
     lonely = Summary.merged([np.array([5], np.int64)], [], [np.array([7, 7], np.int64)])
     assert (lonely.count, lonely.exact, lonely.quantile(0.5)) == (-1, False, 5.0)
     assert Summary.merged([], [], [np.array([7], np.int64)]).quantile(0.5) is None

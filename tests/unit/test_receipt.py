@@ -178,7 +178,8 @@ def test_the_receipt_of_any_tokens_at_any_moment_adds_up(name: str, data: st.Dat
 @cache
 def units_of(name: str) -> list[str]:
     """What *name* has a price for and no field of a span is."""
-    found = {unit.usage_key for price in conditions(PAIRS[name][1]) for unit, _ in pricer._priced_units(price.prices)}
+    prices = [price.prices for price in conditions(PAIRS[name][1])]
+    found = {unit.usage_key for priced in prices for unit, _ in pricer._tables.priced_units(priced)}
     return sorted(found - {*FIELD_UNITS, "requests"})
 
 
@@ -219,7 +220,7 @@ def a_third() -> str:
     """A model whose price of a second has no end when it is written down."""
     for name in BY_THE_HOUR:
         (price, *_) = conditions(PAIRS[name][1])
-        for unit, rate in pricer._priced_units(price.prices):
+        for unit, rate in pricer._tables.priced_units(price.prices):
             endless = isinstance(rate, Decimal) and (Fraction(rate) * 1000 / unit.per).denominator % 3 == 0
             if unit.usage_key == units_of(name)[0] and unit.per == 3600 and endless:
                 return name

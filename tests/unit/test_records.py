@@ -1,4 +1,4 @@
-"""Spans and batches: what is valid, what survives the wire, and what a broken message can do."""
+"""Batches: what is encoded and decoded, how damaged messages are handled, and how batches are named and split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tokentrace.records import (
     MAX_INSTANT_NS,
     MAX_LATENCY_NS,
     MAX_TOKENS,
-    ROLLUP_KINDS,
     SPAN_FIELDS,
     Batch,
     ChatMessage,
@@ -29,29 +28,16 @@ from tokentrace.records import (
     Tombstone,
     check_batch_id,
     check_span,
-    counts_as_cost,
     decode_batches,
     encode_batches,
-    event_time,
     name_fields,
     salvage_batches,
     split_spans,
 )
-from tokentrace.units import MINUTE
-
-FIVE_MINUTES = 5 * MINUTE
-
-
-def refusal(span: Span) -> str:
-    """Why *span* is refused."""
-    with pytest.raises(Rejected) as caught:
-        check_span(span)
-    assert caught.value.status == 400
-    return str(caught.value)
 
 
 def wire(span_fields: dict[str, Any], **batch_fields: Any) -> bytes:
-    """A message with one span whose fields nobody has checked."""
+    """Return a message with one span whose fields are replaced without a check."""
     fields = msgspec.to_builtins(make_span())
     for name, value in span_fields.items():
         fields[SPAN_FIELDS.index(name)] = value
@@ -59,219 +45,6 @@ def wire(span_fields: dict[str, Any], **batch_fields: Any) -> bytes:
     batch[Batch.__struct_fields__.index("spans")] = [fields]
     return msgspec.msgpack.encode([batch])
 
-
-# --- what a span must be ---------------------------------------------------------------------------------------------
-
-
-def test_the_default_span_of_the_builder_is_valid():
-    check_span(make_span())
-
-
-@pytest.mark.parametrize("kind", ["llm", "embedding"])
-def test_a_call_to_a_model_that_went_well_names_its_model(kind):
-    assert refusal(make_span(kind=kind, model="")).startswith("model:")
-
-
-@pytest.mark.parametrize("kind", ["llm", "embedding"])
-def test_a_call_to_a_model_that_went_well_has_tokens(kind):
-    message = refusal(make_span(kind=kind, prompt_tokens=0, completion_tokens=0))
-    assert "prompt_tokens" in message
-    assert "comp_tokens" in message
-    assert "total_tokens" in message
-
-
-@pytest.mark.parametrize(
-    "tokens", [{"prompt_tokens": 1}, {"completion_tokens": 1}, {"total_tokens": 1}, {"usage": {"web_searches": 1}}]
-)
-def test_one_count_of_any_sort_is_enough(tokens):
-    check_span(make_span(**{"prompt_tokens": 0, "completion_tokens": 0, **tokens}))
-
-
-@pytest.mark.parametrize("status", ["error", "timeout"])
-def test_a_failed_call_needs_neither_model_nor_tokens(status):
-    check_span(make_span(status=status, model="", prompt_tokens=0, completion_tokens=0))
-
-
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"llm", "embedding"}))
-def test_other_kinds_need_neither_model_nor_tokens(kind):
-    check_span(make_span(kind=kind, model="", prompt_tokens=0, completion_tokens=0))
-
-
-def test_a_mist_tool_may_leave_out_what_it_does_not_know():
-    check_span(make_span(source="mist", model="", prompt_tokens=0, completion_tokens=0))
-
-
-@pytest.mark.parametrize("field", ["trace_id", "span_id", "parent_span_id"])
-@pytest.mark.parametrize(
-    "bad", ["a\nb", "a\r", "\x00", "\x7f", "\x1b[31m", "é", "a\u2028b", "\u202eabc", "x" * 257, "١", "\u00a0"]
-)
-def test_an_id_that_could_forge_a_line_of_a_log_is_rejected(field, bad):
-    message = refusal(make_span(**{field: bad}))
-    assert message.startswith(field)
-    assert message.replace("…", "").isascii()
-    assert message.isprintable()
-    assert len(message) < 150
-
-
-@pytest.mark.parametrize("field", ["trace_id", "span_id", "parent_span_id"])
-def test_an_id_is_1_to_256_printable_ascii_characters(field):
-    check_span(make_span(**{field: "x" * 256}))
-    check_span(make_span(**{field: "".join(map(chr, range(32, 127)))}))
-
-
-def test_ids_may_be_missing_but_a_parent_may_not_be_empty():
-    check_span(make_span(trace_id="", span_id="", parent_span_id=None))
-    assert refusal(make_span(parent_span_id="")).startswith("parent_span_id")
-
-
-@pytest.mark.parametrize(
-    ("prompt", "completion", "parts", "field"),
-    [
-        (10, 0, {"cache_read_tokens": 11}, "cache_read_tokens"),
-        (10, 0, {"cache_write_tokens": 11}, "cache_write_tokens"),
-        (10, 0, {"cache_read_tokens": 6, "cache_write_tokens": 5}, "cache_read_tokens"),
-        (10, 0, {"cache_write_tokens": 5, "cache_write_1h_tokens": 6}, "cache_write_1h_tokens"),
-        (10, 0, {"cache_write_1h_tokens": 1}, "cache_write_1h_tokens"),
-        (10, 5, {"reasoning_tokens": 6}, "reasoning_tokens"),
-    ],
-)
-def test_a_part_is_never_more_than_its_whole(prompt, completion, parts, field):
-    assert field in refusal(make_span(prompt_tokens=prompt, completion_tokens=completion, **parts))
-
-
-def test_a_part_may_be_all_of_its_whole():
-    check_span(
-        make_span(
-            prompt_tokens=10,
-            completion_tokens=5,
-            cache_read_tokens=4,
-            cache_write_tokens=6,
-            cache_write_1h_tokens=6,
-            reasoning_tokens=5,
-        )
-    )
-
-
-def test_a_total_may_exceed_its_parts_but_never_fall_short():
-    check_span(make_span(prompt_tokens=10, completion_tokens=5, total_tokens=15))
-    check_span(make_span(prompt_tokens=10, completion_tokens=5, total_tokens=20))
-    assert refusal(make_span(prompt_tokens=10, completion_tokens=5, total_tokens=14)).startswith("total_tokens")
-
-
-@pytest.mark.parametrize("field", ["started_ns", "ended_ns"])
-def test_the_calendar_starts_in_2000(field):
-    year_2000 = 946_684_800_000_000_000
-    check_span(make_span(**{field: year_2000}))
-    assert "2000" in refusal(make_span(**{field: year_2000 - 1}))
-    assert "2000" in refusal(make_span(**{field: 1}))
-
-
-# --- attributes ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("value", ["text", "", 5, -5, 2**64 - 1, -(2**63), 0.5, True, False, None, [1, {"a": [2]}], {}])
-def test_an_attribute_is_a_string_a_number_a_bool_or_made_of_them(value):
-    check_span(make_span(attributes={"key": value}))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [float("nan"), float("inf"), float("-inf"), 2**64, -(2**63) - 1, b"bytes", ("tuple",), {1, 2}, object()],
-)
-@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [value], lambda value: {"deep": [value]}])
-def test_what_json_cannot_say_is_no_attribute_at_any_depth(value, wrap):
-    assert refusal(make_span(attributes={"key": wrap(value)})).startswith("attributes: 'key'")
-
-
-@pytest.mark.parametrize("attributes", [{"": 1}, {"": "x", "a": 1}])
-def test_an_attribute_has_a_name(attributes):
-    assert refusal(make_span(attributes=attributes)) == "attributes: a key is empty"
-
-
-@pytest.mark.parametrize("attributes", [{1: "x"}, {None: "x"}, {b"a": "x"}, {"a": {1: 2}}, {"a": [{None: 1}]}])
-def test_a_key_is_a_string_at_any_depth(attributes):
-    assert "not a string" in refusal(make_span(attributes=attributes))
-
-
-@pytest.mark.parametrize("key", ["tt.internal", "tt.", "tt.x"])
-def test_our_own_prefix_is_not_for_users(key):
-    assert "reserved" in refusal(make_span(attributes={key: 1}))
-
-
-@pytest.mark.parametrize("key", ["tt", "ttx", "TT.x", "budget.left_usd", "x.tt.y"])
-def test_other_prefixes_are_ordinary(key):
-    check_span(make_span(attributes={key: 1}))
-
-
-@pytest.mark.parametrize("value", [1.5, -0.1, 2, -1, 1.0000000001])
-@pytest.mark.parametrize("key", ["eval.score", "eval.coherence", "eval."])
-def test_a_numeric_score_lies_between_0_and_1(key, value):
-    assert key in refusal(make_span(attributes={key: value}))
-
-
-@pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, 0.5, "nightly", "1.5", True, None])
-def test_a_score_may_be_either_end_and_a_suite_is_a_name(value):
-    check_span(make_span(attributes={"eval.suite": value}))
-
-
-def test_there_are_at_most_128_attributes():
-    check_span(make_span(attributes={f"k{index}": index for index in range(128)}))
-    assert "129" in refusal(make_span(attributes={f"k{index}": index for index in range(129)}))
-
-
-def test_a_key_is_measured_in_bytes_and_so_is_a_value():
-    check_span(make_span(attributes={"é" * 128: "é" * (16 * 1024)}))
-    assert "256 bytes" in refusal(make_span(attributes={"é" * 128 + "x": 1}))
-    assert "32768 bytes" in refusal(make_span(attributes={"key": "é" * (16 * 1024) + "x"}))
-    assert "32768 bytes" in refusal(make_span(attributes={"key": "x" * (32 * 1024 + 1)}))
-    assert "32768 bytes" in refusal(make_span(attributes={"key": ["x" * 1024] * 33}))
-
-
-def test_an_attribute_nests_16_levels_and_not_1000():
-    value: Any = 1
-    for _ in range(15):
-        value = [value]
-    check_span(make_span(attributes={"key": value}))
-    for _ in range(1000):
-        value = [value]
-    assert "nested" in refusal(make_span(attributes={"key": value}))
-
-
-@pytest.mark.parametrize(
-    "attributes",
-    [{"key": "\ud800"}, {"\udfff": 1}, {"key": ["\ud800"]}, {"key": {"\ud800": 1}}],
-    ids=["value", "key", "nested value", "nested key"],
-)
-def test_text_that_no_wire_can_carry_is_rejected(attributes):
-    # Python reads undecodable file names and environment variables as lone surrogates.
-    assert refusal(make_span(attributes=attributes)).startswith("attributes")
-
-
-def test_a_refused_attribute_is_named_but_never_quoted_at_length():
-    assert len(refusal(make_span(attributes={"k" * 300: "v"}))) < 150
-    assert len(refusal(make_span(attributes={"eval." + "k" * 200: 10**4000}))) < 200
-    assert "hunter2" not in refusal(make_span(attributes={"key": "hunter2" * 10_000}))
-
-
-# --- money and time --------------------------------------------------------------------------------------------------
-
-
-def test_money_of_a_roll_up_is_never_added():
-    assert {kind for kind in KINDS if not counts_as_cost(kind)} == {"http", "agent", "workflow", "chain"}
-    assert set(KINDS) >= ROLLUP_KINDS
-
-
-def test_a_span_counts_when_it_ended():
-    assert event_time(make_span(ended_ns=ENDED_NS, arrived_ns=ENDED_NS + 10**15)) == ENDED_NS
-
-
-def test_a_clock_may_run_ahead_by_five_minutes_and_no_more():
-    ahead = ENDED_NS + FIVE_MINUTES
-    assert event_time(make_span(ended_ns=ahead, arrived_ns=ENDED_NS)) == ahead
-    assert event_time(make_span(ended_ns=ahead + 1, arrived_ns=ENDED_NS)) == ENDED_NS
-
-
-# --- the wire --------------------------------------------------------------------------------------------------------
 
 text = st.text(max_size=20)
 ids = st.text(st.characters(codec="ascii", min_codepoint=32, max_codepoint=126), max_size=20)
@@ -346,7 +119,7 @@ batches = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(batches, max_size=2))
-def test_what_was_encoded_decodes_to_itself(many):
+def test_encoded_batches_decode_to_equal_batches(many):
     assert decode_batches(encode_batches(many)) == many
 
 
@@ -388,7 +161,7 @@ def test_what_was_encoded_decodes_to_itself(many):
         ("error", "x" * 40_000),
     ],
 )
-def test_a_value_out_of_bounds_is_rejected_and_its_field_is_named(field, value):
+def test_an_error_about_a_value_out_of_bounds_names_its_field(field, value):
     payload = wire({field: value})
     with pytest.raises(Rejected, match=r"^batch: "):
         decode_batches(payload)
@@ -404,24 +177,24 @@ def test_a_value_out_of_bounds_is_rejected_and_its_field_is_named(field, value):
 @pytest.mark.parametrize(
     "payload", [b"", b"\xc1", b"\x00", b"\x80", b"null", b"{}", b"\x91\x90", b"\x91\x91\xa0", b"\x91"]
 )
-def test_what_is_no_batch_is_rejected(payload):
+def test_a_message_that_is_not_batches_is_rejected(payload):
     for decode in (decode_batches, salvage_batches):
         with pytest.raises(Rejected, match=r"^batch: "):
             decode(payload)
 
 
-def test_a_message_may_carry_no_batch():
+def test_a_message_may_contain_no_batch():
     assert decode_batches(encode_batches([])) == []
 
 
-def test_an_endlessly_nested_message_is_rejected():
+def test_a_message_nested_100_000_levels_deep_is_rejected():
     payload = wire({"attributes": {"key": "PLACEHOLDER"}}).replace(b"\xabPLACEHOLDER", b"\x91" * 100_000 + b"\xc0")
     for decode in (decode_batches, salvage_batches):
         with pytest.raises(Rejected):
             decode(payload)
 
 
-PLACE = b"\xabPLACEHOLDER"
+PLACEHOLDER = b"\xabPLACEHOLDER"
 
 
 @pytest.mark.parametrize(
@@ -460,9 +233,9 @@ PLACE = b"\xabPLACEHOLDER"
     ],
 )
 @pytest.mark.parametrize("field", ["attributes", "name"])
-def test_strange_msgpack_is_rejected_or_refused_by_the_check_and_never_crashes(field, inside):
+def test_unusual_msgpack_is_rejected_while_decoding_or_checking(field, inside):
     value = {"key": "PLACEHOLDER"} if field == "attributes" else "PLACEHOLDER"
-    payload = wire({field: value}).replace(PLACE, inside)
+    payload = wire({field: value}).replace(PLACEHOLDER, inside)
     try:
         [batch] = decode_batches(payload)
     except Rejected:
@@ -474,10 +247,10 @@ def test_strange_msgpack_is_rejected_or_refused_by_the_check_and_never_crashes(f
 @pytest.mark.parametrize(
     "inside", [b"\xa2\xff\xfe", b"\x81\x80\x01", b"\x81\xa1\xff\x01"], ids=["text", "map key", "key"]
 )
-def test_a_span_that_cannot_be_read_does_not_take_its_neighbours_along(inside):
+def test_an_undecodable_span_leaves_the_other_spans_of_its_batch(inside):
     good = make_span(span_id="good")
     payload = encode_batches([make_batch(good, make_span(attributes={"key": "PLACEHOLDER"}), good)])
-    [(batch, bad)] = salvage_batches(payload.replace(PLACE, inside))
+    [(batch, bad)] = salvage_batches(payload.replace(PLACEHOLDER, inside))
     assert batch.spans == [good, good]
     assert [index for index, _, _ in bad] == [1]
 
@@ -485,7 +258,7 @@ def test_a_span_that_cannot_be_read_does_not_take_its_neighbours_along(inside):
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 @example(b"\x91\x96\xa1a\x01\x00\x00\xa0\x91\x91\xa1\xff")
-def test_any_bytes_are_batches_or_rejected(payload):
+def test_arbitrary_bytes_decode_or_are_rejected(payload):
     for decode in (decode_batches, salvage_batches):
         try:
             decode(payload)
@@ -495,7 +268,7 @@ def test_any_bytes_are_batches_or_rejected(payload):
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_message_damaged_on_the_way_is_batches_or_rejected(data):
+def test_a_damaged_message_decodes_or_is_rejected(data):
     payload = bytearray(encode_batches([make_batch(make_span(attributes={"a": [1, {"b": "c"}]}, usage={"x": 1}))]))
     for _ in range(data.draw(st.integers(1, 4))):
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
@@ -507,7 +280,7 @@ def test_a_message_damaged_on_the_way_is_batches_or_rejected(data):
             pass
 
 
-def test_good_spans_survive_a_bad_one_in_their_order():
+def test_salvage_keeps_the_valid_spans_in_order():
     first, last = make_span(span_id="first"), make_span(span_id="last")
     payload = encode_batches([make_batch(first, make_span(prompt_tokens=-1), last, sequence=7, part=2)])
     [(batch, bad)] = salvage_batches(payload)
@@ -515,13 +288,13 @@ def test_good_spans_survive_a_bad_one_in_their_order():
     assert [index for index, _, _ in bad] == [1]
 
 
-def test_a_batch_without_a_bad_span_is_salvaged_whole():
+def test_salvage_keeps_all_of_a_valid_batch():
     stats = ReporterStats(sent=10, acked=9, dropped=1, failed=2, queue_depth=3)
     whole = make_batch(make_span(), reporter=stats)
     assert salvage_batches(encode_batches([whole, whole])) == [(whole, []), (whole, [])]
 
 
-def test_the_other_records_of_a_batch_survive_a_bad_span():
+def test_salvage_keeps_the_other_records_of_a_batch():
     score = Score(trace_id="t", span_id="s", name="eval.score", value=1)
     others: dict[str, Any] = {
         "started": [Started(trace_id="t", span_id="s")],
@@ -534,7 +307,7 @@ def test_the_other_records_of_a_batch_survive_a_bad_span():
     assert {name: getattr(batch, name) for name in others} == others
 
 
-def test_a_newer_writer_may_append_fields():
+def test_fields_appended_by_a_newer_version_are_ignored():
     batch = make_batch()
     newer = msgspec.to_builtins(batch)
     newer[5] = [[*newer[5][0], "a field of tomorrow", 5]]
@@ -542,7 +315,7 @@ def test_a_newer_writer_may_append_fields():
     assert decode_batches(payload) == [batch]
 
 
-def test_an_error_of_a_decoder_speaks_of_fields_and_not_of_positions():
+def test_an_error_of_the_decoder_names_fields_instead_of_positions():
     assert name_fields("Expected `int`, got `str` - at `$[13]`") == "prompt_tokens: Expected `int`, got `str`"
     assert name_fields("Expected `int` >= 0 - at `$[30][...]`").startswith("usage: ")
     assert name_fields("Input data was truncated") == "Input data was truncated"
@@ -551,14 +324,14 @@ def test_an_error_of_a_decoder_speaks_of_fields_and_not_of_positions():
 
 
 @pytest.mark.parametrize("bad", ["", "a\nb", "\x00", "é", "x" * 401, "a\tb"])
-def test_a_batch_id_can_stand_in_a_header_and_a_log(bad):
+def test_a_batch_id_that_is_not_safe_in_headers_and_logs_is_rejected(bad):
     with pytest.raises(Rejected, match="batch id"):
         check_batch_id(bad)
     assert check_batch_id("x" * 400) == "x" * 400
 
 
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
-def test_a_split_loses_nothing_repeats_nothing_and_is_the_same_every_time(items, size):
+def test_split_spans_keeps_each_span_once_and_always_cuts_alike(items, size):
     pieces = [list(piece) for piece in split_spans(items, size)]  # type: ignore[type-var]
     assert [item for piece in pieces for item in piece] == items
     assert all(1 <= len(piece) <= size for piece in pieces)

@@ -1,7 +1,7 @@
 """
-Rules and scores after the fact: a score counts when its span ended, and is known from the moment the log has it.
+Rules and scores that arrive after their span: a score counts at the end of its span, from its arrival in the log on.
 
-The oracle recounts, at every instant, what the messages that had come by then say of the spans of the window.
+The second implementation computes every value from the messages that had arrived by the instant.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokentrace
+from kit.alerter_log import begin_log
 from kit.builders import make_span
 from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
@@ -63,7 +64,7 @@ def call(ended: float, score: float | None = None, **attributes: Any) -> Span:
 def scored(
     span: Span, value: float | None, previous: float | None, name: str = "eval.score", **attributes: Any
 ) -> Score:
-    """What the api publishes; *attributes* are those that other scores have given it meanwhile."""
+    """A score as the api publishes it; *attributes* are those that earlier scores added to the span."""
     return Score(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -83,7 +84,7 @@ def scored(
 
 
 class Story:
-    """An alerter that has watched for long, and the log it reads."""
+    """An alerter that started a day ago, and the log that it reads."""
 
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
@@ -95,7 +96,7 @@ class Story:
 
     def _begin(self) -> AlerterMachine:
         alerter = AlerterMachine(self.rules, "default")
-        alerter._began_ns = ns(-86400)
+        begin_log(alerter, ns(-86400))
         return alerter
 
     def send(self, at: float, *records: Span | Score, id: str = "") -> None:
@@ -108,7 +109,7 @@ class Story:
         self.alerter.fold(self.log[-1], CREATED)
 
     def tick(self, now: float) -> list[tuple[float, str, str]]:
-        """(Instant after START, status, instance) of what is published when the clock shows *now*."""
+        """Return (instant after START, status, instance) of the events published when the clock shows *now*."""
         found = []
         for effect in self.alerter.tick(ns(now)):
             self.alerter.performed(effect)
@@ -119,17 +120,17 @@ class Story:
         return found
 
     def restart(self) -> None:
-        """From its own snapshot, after it has heard its events."""
+        """Restart from a snapshot, with the published events applied first."""
         state = self.alerter.snapshot({}).state()
         self.alerter = self._begin()
         for event in self.events:
-            self.alerter.learn(event)
+            self.alerter.apply_event(event)
         self.alerter.restore(state, {})
         self.alerter.caught_up = True
 
     def seen(self, name: str, group: str = "") -> tuple[float | None, int]:
-        """(Value, span count) that the rule saw last."""
-        state = self.alerter.watches[name].states.get(group)
+        """Return (value, span count) of the last evaluation."""
+        state = self.alerter.evaluators[name].states.get(group)
         return (None, 0) if state is None else (state.value, state.span_count)
 
 
@@ -148,7 +149,7 @@ def test_a_late_score_fires_a_rule_and_its_correction_ends_it(restarts: bool) ->
     story.send(12, scored(first, 0.1, 0.9))
     if restarts:
         story.restart()
-    # Judged 5 s behind the clock: when the score came, the instants up to 7 s were done.
+    # Evaluation lags 5 s: when the score arrived, the instants up to 7 s had been evaluated.
     assert story.tick(20) == [(8, "firing", "")]
     assert story.seen("drop") == (0.5, 2)
     story.send(30, scored(first, 0.95, 0.1))
@@ -158,7 +159,7 @@ def test_a_late_score_fires_a_rule_and_its_correction_ends_it(restarts: bool) ->
     assert story.seen("drop") == (0.925, 2)
 
 
-def test_scores_are_no_spans() -> None:
+def test_scores_do_not_count_as_spans() -> None:
     story = Story(drop(), make_rule(name="calls", metric="span_count", op="gt", threshold=100))
     span = call(1, 0.9)
     story.send(1.1, span)
@@ -167,7 +168,7 @@ def test_scores_are_no_spans() -> None:
         story.send(2, scored(span, 0.9, 0.1), id="the other")
     story.tick(10)
     assert story.seen("calls") == (1, 1)
-    assert [watch.spans for watch in story.alerter.watches.values()] == [1, 1]
+    assert [watch.spans for watch in story.alerter.evaluators.values()] == [1, 1]
     assert story.alerter.spans == 1
     assert [shown["spans_considered"] for shown in story.alerter.render(ns(10))] == [1, 1]
 
@@ -183,7 +184,7 @@ def test_a_batch_of_scores_counts_once_before_and_after_a_restart() -> None:
     assert story.seen("drop") == (pytest.approx(0.7), 2)
 
 
-def test_a_score_of_a_span_whose_window_is_over_changes_nothing() -> None:
+def test_a_score_of_a_span_outside_the_window_changes_nothing() -> None:
     #   1 s: 0.9          70 s: 0.9                   75 s: the first one is 0.0
     story = Story(drop())
     old = call(1, 0.9)
@@ -195,7 +196,7 @@ def test_a_score_of_a_span_whose_window_is_over_changes_nothing() -> None:
     assert story.events == []
 
 
-def test_every_kind_of_span_has_quality() -> None:
+def test_scores_of_spans_of_every_kind_count() -> None:
     story = Story(drop())
     tool = msgspec.structs.replace(call(1), kind="tool")
     story.send(1.1, tool, call(1.2, 0.9))
@@ -205,7 +206,7 @@ def test_every_kind_of_span_has_quality() -> None:
 
 
 @pytest.mark.parametrize("filter_key", ["attr.team", "team"])
-def test_a_filter_asks_the_attributes_of_the_span(filter_key: str) -> None:
+def test_a_filter_on_scores_compares_the_attributes_of_the_span(filter_key: str) -> None:
     story = Story(drop(filter={filter_key: "red"}))
     red, blue = call(1, 0.9, team="red"), call(1.2, 0.9, team="blue")
     story.send(1.3, red, blue)
@@ -218,7 +219,7 @@ def test_a_filter_asks_the_attributes_of_the_span(filter_key: str) -> None:
 
 
 @pytest.mark.parametrize(("metric", "value"), [("quality_p10", 0.22), ("quality_p50", 0.3), ("quality_score", 0.4)])
-def test_every_metric_of_quality_follows(metric: str, value: float) -> None:
+def test_every_quality_metric_follows_a_changed_score(metric: str, value: float) -> None:
     #   0.2  0.3  0.9      ->     0.2  0.3  0.7
     story = Story(make_rule(name="any", metric=metric, op="lt", threshold=0))
     spans = [call(1, 0.2), call(1.2, 0.9), call(1.3, 0.9)]
@@ -228,7 +229,7 @@ def test_every_metric_of_quality_follows(metric: str, value: float) -> None:
     assert story.seen("any") == (pytest.approx(value), 3)
 
 
-def test_what_goes_of_a_span_that_never_came_leaves_no_data() -> None:
+def test_removing_the_score_of_an_unknown_span_leaves_no_data() -> None:
     #   the log begins after the span, and before its score is taken away
     story = Story(drop(), make_rule(name="mine", metric="helpful", op="lt", threshold=0.5))
     span = call(1, 0.1, **{"eval.helpful": 0.1})
@@ -251,7 +252,7 @@ def test_each_instance_fires_by_its_own_scores() -> None:
     assert (story.seen("drop", "red"), story.seen("drop", "blue")) == ((0.9, 1), (None, 0))
 
 
-def test_a_rating_moves_a_span_into_another_instance() -> None:
+def test_a_score_moves_a_span_into_another_instance() -> None:
     #   0.4 unrated, 0.8 rated 0.5      ->      0.4 rated 1.0: its score goes along
     story = Story(drop(group_by="attr.eval.helpful"))
     one, other = call(1, 0.4), call(1.2, 0.8, **{"eval.helpful": 0.5})
@@ -265,7 +266,7 @@ def test_a_rating_moves_a_span_into_another_instance() -> None:
     assert (story.seen("drop", "1.0"), story.seen("drop", "0.5")) == ((None, 0), (0.7, 2))
 
 
-def test_a_rule_on_a_metric_of_ones_own_follows_the_score_of_that_name() -> None:
+def test_a_rule_on_a_custom_metric_follows_the_score_of_that_name() -> None:
     story = Story(
         make_rule(name="mine", metric="helpful", op="lt", threshold=0.5),
         make_rule(name="top", metric="best", op="gte", threshold=1),
@@ -284,22 +285,22 @@ def test_a_rule_on_a_metric_of_ones_own_follows_the_score_of_that_name() -> None
     ]
 
 
-def test_a_rule_made_later_is_primed_with_the_scores_that_lie_before() -> None:
+def test_a_rule_added_later_is_backfilled_with_earlier_scores() -> None:
     story = Story()
     span = call(1, 0.9)
     story.send(1.1, span)
     story.send(2, scored(span, 0.2, 0.9))
-    story.alerter.add(drop())
-    seen, watches = FoldedBatches(), {"drop": story.alerter.watches["drop"]}
+    story.alerter.add_rule(drop())
+    seen, watches = FoldedBatches(), {"drop": story.alerter.evaluators["drop"]}
     for message in story.log:
         story.alerter.backfill(watches, FilterIndex({"drop": {}}), message, seen)
-    story.alerter.backfilled("drop", ns(-86400), ns(3))
+    story.alerter.finish_backfill("drop", ns(-86400), ns(3))
     story.send(4, scored(span, 0.3, 0.2))
     story.tick(20)
     assert story.seen("drop") == (0.3, 1)
 
 
-def test_a_snapshot_of_before_there_were_scores_is_refused() -> None:
+def test_a_snapshot_of_an_older_version_is_refused() -> None:
     state = msgspec.msgpack.decode(Story(drop()).alerter.snapshot({}).state())
     assert state["version"] == VERSION
     for version in range(VERSION):
@@ -307,17 +308,17 @@ def test_a_snapshot_of_before_there_were_scores_is_refused() -> None:
             AlerterMachine([drop()], "default").restore(msgspec.msgpack.encode({**state, "version": version}), {})
 
 
-# ---- any story
+# ---- random stories
 
 
 class Told(NamedTuple):
-    """A span and, in the order of the log, (stream time, attributes from then on)."""
+    """A span and, in log order, (stream time, its attributes from then on)."""
 
     span: Span
     since: list[tuple[float, dict[str, Any]]]
 
     def at(self, seen_until: float) -> dict[str, Any] | None:
-        """Its attributes as far as the log goes; None = it is not in the log yet."""
+        """Return its attributes at that point of the log; None = it is not in the log yet."""
         known = [attributes for time, attributes in self.since if time < seen_until]
         return known[-1] if known else None
 
@@ -402,7 +403,7 @@ def expected(rule: Rule, told: Sequence[Told], instant: int, seen_until: float) 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(CALL, min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_every_instant_sees_what_the_log_had_said_by_then(calls: list[Any], dice: Any) -> None:
+def test_every_instant_counts_the_scores_that_the_log_held_by_then(calls: list[Any], dice: Any) -> None:
     told, log = told_of(calls)
     story = Story(*RULES)
     for at, record in [*log, (log[-1][0] + 40, call(-999))]:
@@ -414,10 +415,10 @@ def test_every_instant_sees_what_the_log_had_said_by_then(calls: list[Any], dice
             instant = int((ns(at) - ns(0)) // SECOND) - lag
             if instant <= 0:
                 continue
-            # The first message at or after the instant's due time came behind what it saw.
+            # The instant was evaluated before the first message at or after its due time was folded.
             seen_until = next((time for time, _ in log if time >= instant + lag), at)
             wanted = expected(rule, told, instant, min(seen_until, at))
-            states = story.alerter.watches[rule.name].states
+            states = story.alerter.evaluators[rule.name].states
             for group in wanted.keys() | states.keys():
                 values = wanted.get(group, [])
                 value, count = story.seen(rule.name, group)
@@ -432,7 +433,7 @@ def test_every_instant_sees_what_the_log_had_said_by_then(calls: list[Any], dice
                     assert value == pytest.approx(float(middle), abs=1e-9)
                 else:
                     assert value == pytest.approx(float(sum(values) / len(values)), abs=1e-9)
-    # What was said does not depend on restarts: a reader of the whole log says the same.
+    # Restarts change no event: an alerter that reads the whole log publishes the same ones.
     again = Story(*RULES)
     for message in story.log:
         again.alerter.fold(message, CREATED)
@@ -442,5 +443,5 @@ def test_every_instant_sees_what_the_log_had_said_by_then(calls: list[Any], dice
 
 
 def said(events: Sequence[AlertEvent]) -> list[tuple[str, str, list[str], str]]:
-    """What *events* say, in order of time and rule."""
+    """Return the facts of *events*, sorted by time and rule."""
     return sorted((event.fired_at, event.alert, [*event.group.values()], event.status) for event in events)

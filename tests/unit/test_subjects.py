@@ -1,4 +1,4 @@
-"""Names in, one token out, and back: whatever a project is called, its subject stays inside its stream."""
+"""Escaping of names in subjects, and the streams that store the subjects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace.bus.memory import matches
 from tokentrace.bus.subjects import escape, parse_project, parse_shard, unescape
 from tokentrace.errors import Rejected
 
-#: What UTF-8 can carry: everything but lone surrogates.
+#: Text that UTF-8 can encode: without lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 BUILDERS = [
     lambda project: subjects.raw(project, 0),
@@ -49,8 +49,8 @@ def test_an_escaped_name_is_one_token_of_plain_ascii(text: str) -> None:
 @example("", "=")
 @example("a", "=61")
 @example("é", "e\u0301")
-def test_different_names_are_different_tokens(one: str, other: str) -> None:
-    assert (escape(one) == escape(other)) == (one == other)
+def test_different_names_are_different_tokens(first: str, second: str) -> None:
+    assert (escape(first) == escape(second)) == (first == second)
 
 
 @pytest.mark.parametrize("plain", ["default", "A-Z_09", "-", "_", "0"])
@@ -62,13 +62,13 @@ def test_a_plain_name_stays_readable(plain: str) -> None:
     ("text", "token"),
     [("", "="), (".", "=2E"), ("a b", "a=20b"), ("=", "=3D"), ("é", "=C3=A9"), (">", "=3E"), ("*", "=2A")],
 )
-def test_what_escape_writes_is_fixed(text: str, token: str) -> None:
+def test_escape_is_stable(text: str, token: str) -> None:
     assert escape(text) == token
 
 
-@pytest.mark.parametrize("bent", ["=FF", "=4", "==", "=zz", "a=C3", "=ff"])
-def test_a_token_that_escape_never_wrote_is_still_read_as_something(bent: str) -> None:
-    assert isinstance(unescape(bent), str)
+@pytest.mark.parametrize("token", ["=FF", "=4", "==", "=zz", "a=C3", "=ff"])
+def test_unescape_accepts_tokens_that_escape_does_not_write(token: str) -> None:
+    assert isinstance(unescape(token), str)
 
 
 @given(TEXT, st.integers(0, 255))
@@ -101,7 +101,7 @@ def test_a_subject_that_ends_without_a_number_has_no_shard(wrong: str) -> None:
         parse_shard(wrong)
 
 
-def test_a_refused_subject_is_shown_shortened() -> None:
+def test_the_error_for_a_subject_shows_it_shortened() -> None:
     for parse in (parse_project, parse_shard):
         with pytest.raises(Rejected) as refused:
             parse("x" * 10_000)
@@ -115,7 +115,7 @@ def test_a_refused_subject_is_shown_shortened() -> None:
 @example("")
 @example(">")
 @example("a.b")
-def test_every_subject_is_taken_by_exactly_the_stream_meant_for_it(project: str) -> None:
+def test_every_subject_is_stored_by_exactly_its_own_stream(project: str) -> None:
     wanted = [subjects.RAW, subjects.SPANS, subjects.REJECTED, subjects.ALERTS]
     for build, name in zip(BUILDERS, wanted, strict=True):
         takers = [
@@ -153,25 +153,25 @@ def test_a_reader_of_one_shard_sees_that_shard_of_every_project(project: str, sh
     assert not matches(subjects.shard_spans(shard), subjects.raw(project, shard))
 
 
-def test_the_streams_are_those_of_the_design_with_its_limits() -> None:
-    made = {stream.name: stream for stream in subjects.streams()}
+def test_the_streams_have_the_documented_limits() -> None:
+    by_name = {stream.name: stream for stream in subjects.streams()}
     gib, day = 1024**3, 86_400 * 10**9
-    assert made["TT_RAW"].work_queue
-    assert made["TT_RAW"].max_bytes == gib
-    assert (made["TT_SPANS"].max_bytes, made["TT_SPANS"].max_age_ns) == (8 * gib, 7 * day)
-    assert (made["TT_REJECTED"].max_bytes, made["TT_REJECTED"].max_age_ns) == (gib // 4, 7 * day)
-    assert made["TT_ALERTS"].max_age_ns == 30 * day
-    assert made["KV_tt_open_spans"].max_age_ns == day
-    assert {stream.duplicate_window_ns for stream in made.values()} == {120 * 10**9}
-    assert {name for name in made if name.startswith("KV_")} >= {"KV_tt_meta", "KV_tt_rules", "KV_tt_open_spans"}
-    assert made["OBJ_tt_snapshots"].kind == "objects"
+    assert by_name["TT_RAW"].work_queue
+    assert by_name["TT_RAW"].max_bytes == gib
+    assert (by_name["TT_SPANS"].max_bytes, by_name["TT_SPANS"].max_age_ns) == (8 * gib, 7 * day)
+    assert (by_name["TT_REJECTED"].max_bytes, by_name["TT_REJECTED"].max_age_ns) == (gib // 4, 7 * day)
+    assert by_name["TT_ALERTS"].max_age_ns == 30 * day
+    assert by_name["KV_tt_open_spans"].max_age_ns == day
+    assert {stream.duplicate_window_ns for stream in by_name.values()} == {120 * 10**9}
+    assert {name for name in by_name if name.startswith("KV_")} >= {"KV_tt_meta", "KV_tt_rules", "KV_tt_open_spans"}
+    assert by_name["OBJ_tt_snapshots"].kind == "objects"
 
 
 def test_limits_come_from_the_arguments() -> None:
-    made = {
+    by_name = {
         stream.name: stream
         for stream in subjects.streams(raw_bytes=1, spans_bytes=2, spans_age_ns=3, duplicate_window_ns=4)
     }
-    assert made["TT_RAW"].max_bytes == 1
-    assert (made["TT_SPANS"].max_bytes, made["TT_SPANS"].max_age_ns) == (2, 3)
-    assert made["TT_SPANS"].duplicate_window_ns == made["TT_RAW"].duplicate_window_ns == 4
+    assert by_name["TT_RAW"].max_bytes == 1
+    assert (by_name["TT_SPANS"].max_bytes, by_name["TT_SPANS"].max_age_ns) == (2, 3)
+    assert by_name["TT_SPANS"].duplicate_window_ns == by_name["TT_RAW"].duplicate_window_ns == 4

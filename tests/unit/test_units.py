@@ -1,4 +1,4 @@
-"""Conversions against Decimal and datetime."""
+"""Conversions of units, compared with ``Decimal`` and ``datetime``."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONGEST = 2**63 - 1
 
 
 def exactly(value: float | int | Decimal, scale: int) -> int:
-    """*value* as it is written, times *scale*, rounded half to even."""
+    """Return the decimal notation of *value* times *scale*, rounded half to even."""
     with localcontext() as context:
         context.prec = 800
         product = Decimal(str(value)) * scale
@@ -68,7 +68,7 @@ def exactly(value: float | int | Decimal, scale: int) -> int:
         ("000001s", SECOND),
     ],
 )
-def test_a_duration_is_read_as_go_writes_it(text, ns):
+def test_a_duration_in_the_notation_of_go_is_parsed(text, ns):
     assert parse_duration(text) == ns
 
 
@@ -114,12 +114,12 @@ def test_a_duration_is_read_as_go_writes_it(text, ns):
         "9" * 400 + "h",
     ],
 )
-def test_what_is_no_duration_is_rejected(text):
+def test_a_text_that_is_not_a_duration_is_rejected(text):
     with pytest.raises(Rejected, match="duration"):
         parse_duration(text)
 
 
-def test_a_refused_duration_is_named_but_never_quoted_at_length():
+def test_an_error_quotes_at_most_the_beginning_of_a_duration():
     with pytest.raises(Rejected) as caught:
         parse_duration("hunter2" * 100)
     assert "hunter2" in str(caught.value)
@@ -146,7 +146,7 @@ def test_a_duration_is_the_exact_sum_of_its_parts(parts):
 @example(0)
 @example(1)
 @example(LONGEST)
-def test_a_rendered_duration_reads_back_as_itself(ns):
+def test_a_rendered_duration_parses_to_the_same_nanoseconds(ns):
     assert parse_duration(render_duration(ns)) == ns
 
 
@@ -154,12 +154,12 @@ def test_a_rendered_duration_reads_back_as_itself(ns):
     ("ns", "text"),
     [(0, "0s"), (90 * MINUTE, "1h30m"), (1500 * MS, "1s500ms"), (DAY, "1d"), (36 * HOUR, "1d12h"), (1, "1ns")],
 )
-def test_a_duration_shows_its_largest_units_first(ns, text):
+def test_a_rendered_duration_begins_with_its_largest_unit(ns, text):
     assert render_duration(ns) == text
 
 
 @given(st.text(alphabet="0123456789.hmsnuµd -+e\n", max_size=12))
-def test_any_text_is_a_duration_or_rejected(text):
+def test_any_text_parses_as_a_duration_or_is_rejected(text):
     try:
         assert 0 <= parse_duration(text) <= LONGEST
     except Rejected:
@@ -183,7 +183,7 @@ def test_any_text_is_a_duration_or_rejected(text):
         ("1969-12-31T23:59:59.999999999Z", -1),
     ],
 )
-def test_an_instant_is_read_as_rfc_3339_says(text, ns):
+def test_an_rfc_3339_instant_is_parsed(text, ns):
     assert parse_instant(text) == ns
 
 
@@ -215,13 +215,13 @@ def test_an_instant_is_read_as_rfc_3339_says(text, ns):
         "1773584581",
     ],
 )
-def test_what_is_no_instant_is_rejected(text):
+def test_a_text_that_is_not_an_instant_is_rejected(text):
     with pytest.raises(Rejected, match="instant"):
         parse_instant(text)
 
 
 @pytest.mark.parametrize("offset", ["+24:00", "-24:00", "+99:99", "+00:60", "-12:75"])
-def test_an_offset_that_no_clock_has_is_rejected(offset):
+def test_an_offset_out_of_range_is_rejected(offset):
     with pytest.raises(Rejected, match="instant"):
         parse_instant(f"2026-01-01T00:00:00{offset}")
 
@@ -243,7 +243,7 @@ def test_an_instant_agrees_with_datetime_to_the_nanosecond(naive, offset_minutes
 @given(st.integers(0, 4_102_444_800_000_000_000))
 @example(999_999)
 @example(1_773_584_581_441_999_999)
-def test_a_rendered_instant_is_cut_to_the_millisecond_and_never_rounded_up(ns):
+def test_a_rendered_instant_is_cut_to_the_millisecond(ns):
     text = render_instant(ns)
     moment = EPOCH + timedelta(milliseconds=ns // 10**6)
     assert text == moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
@@ -262,7 +262,7 @@ def test_a_rendered_instant_is_cut_to_the_millisecond_and_never_rounded_up(ns):
         (1, 10**9),
         (1e6, 10**15),
         (1e-9, 1),
-        (5e-10, 0),  # a half goes to the even neighbour
+        (5e-10, 0),  # half rounds to even
         (1.5e-9, 2),
         (2.5e-9, 2),
         (3.5e-9, 4),
@@ -274,7 +274,7 @@ def test_a_rendered_instant_is_cut_to_the_millisecond_and_never_rounded_up(ns):
         (Decimal("123456789.123456789"), 123_456_789_123_456_789),
     ],
 )
-def test_dollars_become_whole_nano_dollars_half_to_even(usd, nusd):
+def test_dollars_convert_to_whole_nano_dollars_half_to_even(usd, nusd):
     assert usd_to_nusd(usd) == nusd
 
 
@@ -282,12 +282,12 @@ def test_dollars_become_whole_nano_dollars_half_to_even(usd, nusd):
 @example(1_125_899.906842624)
 @example(1_125_899.9068426238)
 @example(562_949.9534213125)
-def test_a_float_of_dollars_means_the_decimal_that_is_written(usd):
+def test_a_float_of_dollars_stands_for_its_shortest_decimal(usd):
     assert usd_to_nusd(usd) == exactly(usd, 10**9)
 
 
 @given(st.integers(0, 10**15), st.sampled_from([0, 1, 4, 5, 6, 9]))
-def test_halves_of_a_nano_dollar_are_rounded_to_even_wherever_they_stand(nusd, tenth):
+def test_half_a_nano_dollar_is_rounded_to_even(nusd, tenth):
     usd = Decimal(nusd * 10 + tenth).scaleb(-10)
     assert usd_to_nusd(usd) == exactly(usd, 10**9)
     assert usd_to_nusd(float(usd)) == exactly(float(usd), 10**9)
@@ -297,31 +297,31 @@ def test_halves_of_a_nano_dollar_are_rounded_to_even_wherever_they_stand(nusd, t
 @example(1.7e308, usd_to_nusd)
 @example(1.7e308, ms_to_ns)
 @example(-1.7e308, score_to_int)
-def test_every_finite_float_has_an_integer_however_large(value, convert):
+def test_any_finite_float_converts_exactly(value, convert):
     assert convert(value) == exactly(value, 10**6 if convert is ms_to_ns else 10**9)
 
 
 @given(st.integers(0, 10**15))
-def test_nano_dollars_survive_the_way_through_a_float_of_dollars(nusd):
+def test_nano_dollars_convert_to_a_float_of_dollars_and_back(nusd):
     assert usd_to_nusd(nusd_to_usd(nusd)) == nusd
 
 
 @given(st.integers(0, 10**9))
-def test_a_score_survives_the_way_through_a_float(value):
+def test_a_score_converts_to_a_float_and_back(value):
     assert score_to_int(int_to_score(value)) == value
 
 
 @given(st.integers(0, 30 * DAY))
-def test_nanoseconds_survive_the_way_through_milliseconds(ns):
+def test_nanoseconds_convert_to_milliseconds_and_back(ns):
     assert ms_to_ns(ns_to_ms(ns)) == ns
 
 
 @given(st.one_of(st.integers(0, 10**12), st.floats(0, 1e10)))
-def test_milliseconds_become_whole_nanoseconds(ms):
+def test_milliseconds_convert_to_whole_nanoseconds(ms):
     assert ms_to_ns(ms) == exactly(ms, 10**6)
 
 
-def test_whole_milliseconds_are_shown_as_an_int():
+def test_whole_milliseconds_are_an_int():
     assert repr(ns_to_ms(1_240_000_000)) == "1240"
     assert repr(ns_to_ms(1_240_500_000)) == "1240.5"
     assert repr(ns_to_ms(0)) == "0"
@@ -333,7 +333,7 @@ def test_finite_ints_and_floats_are_numbers(value):
 
 
 @pytest.mark.parametrize("value", [True, False, None, "5", b"5", math.nan, math.inf, -math.inf, Decimal(1), [], 1j])
-def test_bools_strings_and_what_is_not_finite_are_no_numbers(value):
+def test_bools_texts_and_infinite_values_are_not_numbers(value):
     assert not is_number(value)
 
 
@@ -345,7 +345,7 @@ def test_a_value_in_an_error_text_is_short_and_printable(value):
     assert text.isprintable()
 
 
-def test_the_three_kinds_of_error_share_a_base_and_say_how_to_answer():
+def test_all_errors_share_a_base_and_carry_a_status_or_a_delay():
     assert Rejected("no").status == 400
     assert Rejected("no", status=413).status == 413
     assert Unavailable("away").retry_after_s == 1

@@ -1,4 +1,4 @@
-"""``python -m tokentrace_aggregator``: this service alone."""
+"""``python -m tokentrace_aggregator`` runs the aggregator alone."""
 
 import sys
 
@@ -8,7 +8,7 @@ from tokentrace_aggregator.service import Config
 
 
 def main() -> int:
-    """The program; returns its exit code."""
+    """Run the aggregator; return the exit code."""
     return run_service("aggregator", port=8701, configure=Config.of, compose=compose)
 
 

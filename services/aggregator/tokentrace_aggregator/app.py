@@ -1,4 +1,4 @@
-"""The aggregator composed: its service; it has no routes but health."""
+"""Composition of the aggregator. Its only HTTP routes are health and its own metrics."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from tokentrace_aggregator.service import Aggregator, Config
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """The aggregator service."""
+    """The aggregator, following the log on *bus*."""
     return App(Aggregator(bus, config))

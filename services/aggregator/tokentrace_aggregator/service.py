@@ -1,4 +1,4 @@
-"""The aggregator as a service: a pump for each shard it holds, and answers to ``tokentrace.query.metrics``."""
+"""The aggregator as a service: a runner for each shard it holds, and answers to ``tokentrace.query.metrics``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.config import Settings, own_shards
 from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
 from tokentrace.service.health import Health, Sample
-from tokentrace.service.runner import TURN_S, Pump
+from tokentrace.service.runner import TURN_S, Runner
 from tokentrace.units import SECOND
 from tokentrace_aggregator.shard import Shard
 
@@ -21,13 +21,13 @@ NAME = "aggregator"
 @dataclass(frozen=True)
 class Config:
     """
-    What an aggregator has to know.
+    Configuration of an aggregator.
 
     Attributes:
-        shards: How many there are.
-        own: Which of them this one holds.
-        snapshot_every_s: At least this often, seconds.
-        custom: Metrics of one's own.
+        shards: How many shards there are.
+        own: Numbers of the shards that this aggregator holds.
+        snapshot_every_s: Longest time between two snapshots, seconds.
+        custom: Custom metrics.
     """
 
     shards: int
@@ -37,7 +37,7 @@ class Config:
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
-        """The aggregator's part of *settings*."""
+        """The configuration in *settings*."""
         return cls(
             shards=settings.nats.shards,
             own=tuple(own_shards(settings.nats)),
@@ -48,19 +48,25 @@ class Config:
 
 @dataclass
 class Aggregator:
-    """The shards this worker holds, and how far each is."""
+    """
+    The aggregator service.
+
+    Attributes:
+        machines: The state of each of its shards.
+        pumps: The loop that follows the log for each of them.
+    """
 
     bus: Bus
     config: Config
     machines: list[Shard] = field(default_factory=list)
-    pumps: list[Pump] = field(default_factory=list)
+    runners: list[Runner] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for shard in self.config.own:
             machine = Shard(shard, self.config.shards, self.config.custom)
             self.machines.append(machine)
-            self.pumps.append(
-                Pump(
+            self.runners.append(
+                Runner(
                     self.bus,
                     machine,
                     stream=subjects.SPANS,
@@ -72,49 +78,56 @@ class Aggregator:
             )
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Fold and answer until *stopping* is set."""
+        """Fold messages and answer queries until *stopping* is set."""
         async with self.bus.serve(subjects.QUERY_METRICS, self._answer), asyncio.TaskGroup() as tasks:
-            for pump in self.pumps:
-                tasks.create_task(pump.run(stopping))
+            for runner in self.runners:
+                tasks.create_task(runner.run(stopping))
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
-        unpromised = {machine.shard for machine in self.machines}
-        turn = time.perf_counter() + TURN_S
-        for machine, pump in zip(self.machines, self.pumps, strict=True):
-            for found in pieces(machine.answer(query, pump.progress.caught_up)):
-                if found is not None:
-                    yield encode_result(found)
-                    unpromised.discard(machine.shard)
-                elif time.perf_counter() > turn:
-                    for shard in sorted(unpromised):
+        # Shards whose result has not been sent and that have not said that they are working on it.
+        silent = {machine.shard for machine in self.machines}
+        turn_ends = time.perf_counter() + TURN_S
+        for machine, runner in zip(self.machines, self.runners, strict=True):
+            for result in pieces(machine.answer(query, runner.progress.caught_up)):
+                if result is not None:
+                    yield encode_result(result)
+                    silent.discard(machine.shard)
+                elif time.perf_counter() > turn_ends:
+                    # A shard has half a second to answer; one that replies "in progress" gets ten seconds.
+                    for shard in sorted(silent):
                         yield encode_pending(shard)
-                    unpromised.clear()
+                    silent.clear()
                     await asyncio.sleep(0)
-                    turn = time.perf_counter() + TURN_S
+                    turn_ends = time.perf_counter() + TURN_S
 
     def health(self) -> Health:
-        """Ready when every shard has read what there was."""
+        """Ready when the bus has no problem and every shard has caught up."""
         missing = list(self.bus.problems)
         missing += [
-            f"shard {m.shard}" for m, p in zip(self.machines, self.pumps, strict=True) if not p.progress.caught_up
+            f"shard {m.shard}" for m, p in zip(self.machines, self.runners, strict=True) if not p.progress.caught_up
         ]
         details = {
             "shards": [machine.shard for machine in self.machines],
             "lost": {str(m.shard): [[loss.first, loss.last] for loss in m.losses] for m in self.machines if m.losses},
-            "trouble": [pump.progress.trouble for pump in self.pumps if pump.progress.trouble],
+            "trouble": [runner.progress.problem for runner in self.runners if runner.progress.problem],
             "too_many_models": [machine.shard for machine in self.machines if machine.too_many_models],
         }
         return Health(missing, {key: value for key, value in details.items() if value or key == "shards"})
 
     def samples(self) -> Iterator[Sample]:
-        """Its own metrics."""
-        for machine, pump in zip(self.machines, self.pumps, strict=True):
+        """The aggregator's own metrics, for ``/internal/metrics``."""
+        for machine, runner in zip(self.machines, self.runners, strict=True):
             labels = {"shard": str(machine.shard)}
-            yield Sample("tokentrace_aggregator_spans_total", "Spans folded.", machine.spans, labels)
-            yield Sample("tokentrace_aggregator_batches_total", "Batches folded.", machine.batches, labels)
-            yield Sample("tokentrace_aggregator_repeated_total", "Batches known already.", machine.repeated, labels)
-            yield Sample("tokentrace_aggregator_late_total", "Spans behind every tier.", machine.late, labels)
-            yield Sample("tokentrace_aggregator_clamped_total", "Spans from the future.", machine.clamped, labels)
-            yield Sample("tokentrace_aggregator_rejected_total", "Messages not read.", pump.progress.rejected, labels)
-            yield Sample("tokentrace_aggregator_lag_messages", "Messages still to read.", pump.progress.pending, labels)
+            progress, duplicates = runner.progress, machine.duplicate_batches
+            for name, help_text, value in (
+                ("spans_total", "Spans folded.", machine.spans),
+                ("batches_total", "Batches folded.", machine.batches),
+                ("duplicate_batches_total", "Batches skipped because they were folded before.", duplicates),
+                ("repeated_total", "Deprecated: use tokentrace_aggregator_duplicate_batches_total.", duplicates),
+                ("late_total", "Spans too old for any bucket; only cumulative counters count them.", machine.late),
+                ("clamped_total", "Spans that end too far in the future; they count at arrival.", machine.clamped),
+                ("rejected_total", "Messages that could not be decoded.", progress.rejected),
+                ("lag_messages", "Messages not read yet.", progress.pending),
+            ):
+                yield Sample(f"tokentrace_aggregator_{name}", help_text, value, labels)

@@ -1,4 +1,4 @@
-"""The aggregator's state, shard by shard: rollups, lifetime counters, metrics of one's own, what was folded."""
+"""The state of one shard: rollups, cumulative counters, custom metrics, and the batches already folded."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ from tokentrace.rollup import (
     add_by,
     changes_in,
     cover,
+    cover_in_steps,
     rows_of,
     score_rows,
-    split_at,
 )
 from tokentrace.service.machine import Effect
 from tokentrace.state import Part, Saved
@@ -55,18 +55,19 @@ from tokentrace.units import HOUR, MINUTE, SECOND
 
 VERSION = 5
 _MAX_LOSSES = 20
-#: Rows wait this long for company before they are put into their buckets.
+#: Longest time that rows wait before they are added to their buckets.
 _SETTLE_NS = SECOND // 10
-#: A reporter that has told nothing for this long has nothing waiting.
+#: A reporter that has sent no batch for this long is assumed to have no waiting spans.
 _QUIET_NS = 2 * MINUTE
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
     """
-    Messages that a reader never saw.
+    Messages that the stream discarded before this reader read them.
 
     Attributes:
-        until_ns: Stream time of the first message after them; 0 = none has come yet.
+        first, last: Their sequences.
+        until_ns: Stream time of the first message after them; 0 = none was read yet.
     """
 
     first: int
@@ -76,10 +77,17 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
 
 class Shard:
     """
-    ``Machine`` of one shard.
+    The ``Machine`` of one shard.
 
     Args:
-        custom: Metrics of one's own, measured beside the others.
+        shard: Its number.
+        shards: How many shards there are.
+        custom: Custom metrics to be measured.
+
+    Attributes:
+        losses: The last gaps in the log.
+        spans, batches: How many were folded.
+        duplicate_batches: How many were skipped because they had been folded before.
     """
 
     def __init__(self, shard: int, shards: int, custom: Sequence[CustomMetric] = ()) -> None:
@@ -90,41 +98,41 @@ class Shard:
     def _reset(self) -> None:
         self._position: Position | None = None
         self._table = SeriesTable()
-        self._lifetime = CumulativeCounters()
-        self._rollup = Rollup(self._table, RESOLUTIONS, SPAN_SCHEMA, self._lifetime)
-        self._measured = {metric.name: CustomRollup(metric) for metric in self._custom}
-        self._seen = FoldedBatches(self._shards)
+        self._cumulative = CumulativeCounters()
+        self._rollup = Rollup(self._table, RESOLUTIONS, SPAN_SCHEMA, self._cumulative)
+        self._custom_rollups = {metric.name: CustomRollup(metric) for metric in self._custom}
+        self._folded = FoldedBatches(self._shards)
         self._forgot_ns = self._settled_ns = self._time_ns = 0
         self.losses: list[Loss] = []
-        #: Id -> number of its last batch, stream time of it, spans that waited then.
+        #: Reporter -> (number of its last batch, stream time of that batch, spans that waited then).
         self._queues: dict[str, tuple[int, int, int]] = {}
         self._sent = self._dropped = self._failed = self._clamped = 0
         self.spans = 0
         self.batches = 0
-        self.repeated = 0
+        self.duplicate_batches = 0
 
     @property
     def position(self) -> Position | None:
-        """As ``Machine.position``."""
+        """The last message folded, as ``Machine.position``."""
         return self._position
 
     @property
     def late(self) -> int:
-        """Spans behind every tier: counted for life, in no window."""
+        """Number of spans too old for any bucket: cumulative counters count them, windows do not."""
         return self._rollup.late
 
     @property
     def clamped(self) -> int:
-        """Spans that claimed to end over five minutes after they arrived, and count when they did."""
+        """Number of spans that end over five minutes after their arrival; they count at their arrival."""
         return self._clamped
 
     @property
     def too_many_models(self) -> bool:
-        """More models than are ever folded together: memory grows with each."""
+        """Whether there are more than 500 models; models are never counted as ``other``, so memory grows with each."""
         return self._table.distinct("model") > MAX_MODELS
 
     def fold(self, message: Message, created_ns: int) -> None:
-        """As ``Machine.fold``."""
+        """Fold one message, as ``Machine.fold``."""
         self._position = Position(created_ns, message.sequence)
         if self.losses and self.losses[-1].until_ns == 0:
             last = self.losses.pop()
@@ -134,11 +142,11 @@ class Shard:
         self._time_ns = max(self._time_ns, message.time_ns)
         if message.time_ns - self._forgot_ns > HOUR:
             self._forgot_ns = message.time_ns
-            self._seen.forget(message.time_ns)
+            self._folded.forget(message.time_ns)
 
     def _fold_batch(self, batch: Batch, time_ns: int) -> None:
-        if not self._seen.add(batch, time_ns):
-            self.repeated += 1
+        if not self._folded.add(batch, time_ns):
+            self.duplicate_batches += 1
             return
         self.batches += 1
         if batch.reporter is not None:
@@ -149,13 +157,13 @@ class Shard:
             rows = rows_of(batch.spans, self._table, time_ns)
             self._clamped += int((rows[:, STATUS] >= CLAMPED).sum())
             self._rollup.fold(rows)
-            for measured in self._measured.values():
-                measured.fold(batch.spans, time_ns)
+            for rollup in self._custom_rollups.values():
+                rollup.fold(batch.spans, time_ns)
         if batch.scores:
             changes = changes_in(batch.scores)
             self._rollup.change(score_rows(changes, self._table.number_of, time_ns))
-            for measured in self._measured.values():
-                measured.change(changes, time_ns)
+            for rollup in self._custom_rollups.values():
+                rollup.change(changes, time_ns)
 
     def _account(self, batch: Batch, stats: ReporterStats, time_ns: int) -> None:
         self._dropped += stats.newly_dropped
@@ -165,58 +173,66 @@ class Shard:
             self._queues[batch.id] = (batch.sequence, time_ns, stats.queue_depth)
 
     def lost(self, first: int, last: int, created_ns: int) -> None:
-        """As ``Machine.lost``."""
+        """Record a gap in the log, as ``Machine.lost``."""
         self._position = Position(created_ns, last)
         self.losses = [*self.losses, Loss(first, last)][-_MAX_LOSSES:]
 
     def rewound(self, created_ns: int) -> None:
-        """As ``Machine.rewound``; what was folded stays folded, and what comes again is known."""
+        """Start again at the beginning of a recreated stream; batches that come again are skipped."""
         self._position = Position(created_ns, 0)
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
-        """As ``Machine.tick``: nothing is due, only old buckets go."""
+        """Add waiting rows and drop old buckets; there are never any effects."""
         if now_ns - self._settled_ns >= _SETTLE_NS:
             self._settled_ns = now_ns
             self._rollup.settle()
             self._rollup.evict(now_ns)
-            for measured in self._measured.values():
-                measured.tick(now_ns)
-            quiet = [name for name, (_, told_ns, _) in self._queues.items() if told_ns < now_ns - _QUIET_NS]
+            for rollup in self._custom_rollups.values():
+                rollup.tick(now_ns)
+            quiet = [name for name, (_, sent_ns, _) in self._queues.items() if sent_ns < now_ns - _QUIET_NS]
             for name in quiet:
                 del self._queues[name]
         return ()
 
     def performed(self, effect: Effect) -> None:
-        """As ``Machine.performed``: there never are any."""
+        """Do nothing: there are no effects."""
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
-        """As ``Machine.snapshot``; a part is a stretch of a tier."""
+        """As ``Machine.snapshot``; a part holds consecutive buckets of one resolution."""
         rollup, parts = self._rollup.snapshot({name: revision for name, revision in saved.items() if ":" not in name})
         named: dict[str, Part] = dict(parts)
         custom = {}
-        for name, measured in self._measured.items():
-            custom[name], parts = measured.snapshot(_below(f"{name}:", saved))
+        for name, custom_rollup in self._custom_rollups.items():
+            custom[name], parts = custom_rollup.snapshot(_below(f"{name}:", saved))
             named |= {f"{name}:{part}": value for part, value in parts.items()}
         state = {
             "version": VERSION,
             "shard": self.shard,
             "shards": self._shards,
             "position": self._position,
-            "cells": list(self._table.cells),
-            "lifetime": self._lifetime.snapshot(),
+            "cells": list(self._table.series),
+            "lifetime": self._cumulative.snapshot(),
             "rollup": rollup,
             "custom": custom,
-            "seen": self._seen.snapshot(),
+            "seen": self._folded.snapshot(),
             "forgot_ns": self._forgot_ns,
             "time_ns": self._time_ns,
             "losses": self.losses,
             "queues": dict(self._queues),
-            "counts": [self.spans, self.batches, self.repeated, self._sent, self._dropped, self._failed, self._clamped],
+            "counts": [
+                self.spans,
+                self.batches,
+                self.duplicate_batches,
+                self._sent,
+                self._dropped,
+                self._failed,
+                self._clamped,
+            ],
         }
         return Saved(partial(msgspec.msgpack.encode, state), named)
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
-        """As ``Machine.restore``."""
+        """As ``Machine.restore``; raise ``Rejected`` and start empty if the snapshot cannot be read."""
         try:
             with reading("cannot be read"):
                 self._restore(msgspec.msgpack.decode(state), parts)
@@ -231,21 +247,23 @@ class Shard:
             raise Rejected(f"of shard {saved['shard']} of {saved['shards']}, this is {self.shard} of {self._shards}")
         self._position = msgspec.convert(saved["position"], Position | None)
         self._table = SeriesTable(saved["cells"])
-        self._lifetime.restore(saved["lifetime"])
-        own = {name: data for name, data in parts.items() if ":" not in name}
-        self._rollup = Rollup.restore(self._table, saved["rollup"], own, RESOLUTIONS, SPAN_SCHEMA, self._lifetime)
+        self._cumulative.restore(saved["lifetime"])
+        span_parts = {name: data for name, data in parts.items() if ":" not in name}
+        self._rollup = Rollup.restore(
+            self._table, saved["rollup"], span_parts, RESOLUTIONS, SPAN_SCHEMA, self._cumulative
+        )
         self._time_ns, self._forgot_ns = msgspec.convert([saved["time_ns"], saved["forgot_ns"]], tuple[int, int])
-        for name, measured in self._measured.items():
+        for name, rollup in self._custom_rollups.items():
             held = saved["custom"].get(name)
-            if held is None or not measured.restore(held, _below(f"{name}:", parts)):
-                measured.since_ns = self._time_ns
-        self._seen = FoldedBatches.restore(saved["seen"])
+            if held is None or not rollup.restore(held, _below(f"{name}:", parts)):
+                rollup.since_ns = self._time_ns
+        self._folded = FoldedBatches.restore(saved["seen"])
         self.losses = msgspec.convert(saved["losses"], list[Loss])
         self._queues = msgspec.convert(saved["queues"], dict[str, tuple[int, int, int]])
         (
             self.spans,
             self.batches,
-            self.repeated,
+            self.duplicate_batches,
             self._sent,
             self._dropped,
             self._failed,
@@ -253,27 +271,27 @@ class Shard:
         ) = msgspec.convert(saved["counts"], tuple[int, int, int, int, int, int, int])
 
     def since_ns(self, now_ns: int) -> int:
-        """Before this instant something is missing; 0 = nothing is. Losses older than every window do not count."""
+        """Unix nanoseconds before which data is incomplete; 0 = complete. Gaps older than 31 days are ignored."""
         recent = [loss.until_ns or now_ns for loss in self.losses]
         return max((until for until in recent if until > now_ns - HORIZON_NS), default=0)
 
     def answer(self, query: Query, caught_up: bool) -> Work[ShardResult]:
-        """This shard's part of the answer to *query*, piece by piece, so that others get a turn."""
+        """The result of this shard for *query*, computed piece by piece so that folding can go on in between."""
         if query.what == "lifetime":
-            return self._answer_lifetime(caught_up)
+            return self._answer_cumulative(caught_up)
         if query.what == "series":
             return (yield from self._answer_series(query, caught_up))
         return (yield from self._answer_window(query, caught_up))
 
-    def _answer_lifetime(self, caught_up: bool) -> ShardResult:
+    def _answer_cumulative(self, caught_up: bool) -> ShardResult:
         self._rollup.settle()
         return ShardResult(
             shard=self.shard,
             position=self._position,
             caught_up=caught_up,
-            total=Aggregates(sums=self._lifetime_sums()),
+            total=Aggregates(sums=self._cumulative_sums()),
             transport=self._transport(),
-            lived=self._lived(),
+            cumulative=self._cumulative_counters(),
         )
 
     def _answer_window(self, query: Query, caught_up: bool) -> Work[ShardResult]:
@@ -298,10 +316,10 @@ class Shard:
     def _answer_series(self, query: Query, caught_up: bool) -> Work[ShardResult]:
         from_s, since_ns = self._bounds(query)
         reader, points = RollupReader(self._rollup, self._table, query), []
-        steps = split_at(from_s, query.to_s, query.now_s, query.step_s)
+        steps = cover_in_steps(from_s, query.to_s, query.now_s, query.step_s)
         for portion in self._rollup.portions(steps):
-            found = yield from self._read(reader, portion, query)
-            for stretches, (total, groups, _) in zip(portion, found, strict=True):
+            results = yield from self._read(reader, portion, query)
+            for stretches, (total, groups, _) in zip(portion, results, strict=True):
                 points.append(Point(start_s=stretches[0].start_s, total=total, groups=groups))
             yield
         return ShardResult(
@@ -315,75 +333,75 @@ class Shard:
         )
 
     def _read(self, reader: RollupReader, steps: Steps, query: Query) -> Work[list[Read]]:
-        asked = [name for name in query.custom if name in self._measured]
-        measured = {name: self._measured[name].read(steps, query) for name in asked}
-        found = yield from reader.reading(steps)
-        add_custom(found, measured)
-        return found
+        names = [name for name in query.custom if name in self._custom_rollups]
+        measured = {name: self._custom_rollups[name].read(steps, query) for name in names}
+        results = yield from reader.reading(steps)
+        add_custom(results, measured)
+        return results
 
     def _bounds(self, query: Query) -> tuple[int, int]:
-        """(From when there is something to read, Unix seconds; since when nothing is missing, ns, 0 = always)."""
+        """(Start of the interval, not before 31 days ago, Unix seconds; ``since_ns`` of the result)."""
         oldest = query.now_s - HORIZON_NS // SECOND
         if max(query.from_s, oldest) >= query.to_s:
-            raise Rejected("query: its interval is empty or lies behind everything that is kept")
+            raise Rejected("query: its interval is empty or older than the 31 days that are kept")
         since = self.since_ns(query.now_s * SECOND)
         if query.from_s < oldest:
             since = max(since, oldest * SECOND)
-        own = [self._measured[name].since_ns for name in query.custom if name in self._measured]
-        return max(query.from_s, oldest), max([since, *(at for at in own if at > query.from_s * SECOND)])
+        custom = [self._custom_rollups[name].since_ns for name in query.custom if name in self._custom_rollups]
+        return max(query.from_s, oldest), max([since, *(at for at in custom if at > query.from_s * SECOND)])
 
     def _transport(self) -> ReporterTotals:
         queues = {name: (number, depth) for name, (number, _, depth) in self._queues.items()}
         return ReporterTotals(sent=self._sent, dropped=self._dropped, failed=self._failed, queues=queues)
 
-    def _lifetime_sums(self) -> Sums:
-        """Over every kind; money over those that cost."""
-        totals, table = self._lifetime.totals, self._table
-        everything = Sums.of(add_by(np.zeros(len(totals), np.int64), totals, 1))
-        paying = np.array([0 if counts_as_cost(cell.kind) else -1 for cell in table.cells[: len(totals)]], np.int64)
+    def _cumulative_sums(self) -> Sums:
+        """Sums over all kinds; cost over all but roll-up kinds."""
+        totals, table = self._cumulative.totals, self._table
+        sums = Sums.of(add_by(np.zeros(len(totals), np.int64), totals, 1))
+        paying = np.array([0 if counts_as_cost(key.kind) else -1 for key in table.series[: len(totals)]], np.int64)
         paid = Sums.of(add_by(paying, totals, 1))
-        everything.cost, everything.unpriced, everything.partly_priced = paid.cost, paid.unpriced, paid.partly_priced
-        return everything
+        sums.cost, sums.unpriced, sums.partly_priced = paid.cost, paid.unpriced, paid.partly_priced
+        return sums
 
-    def _lived(self) -> Cumulative:
-        lifetime, table = self._lifetime, self._table
+    def _cumulative_counters(self) -> Cumulative:
+        cumulative, table = self._cumulative, self._table
         by_operation: dict[str, tuple[int, int]] = {}
         counters: dict[tuple[str, str, str, str], Counter] = {}
         shown = _at_most(table, "model", MAX_MODELS)
-        for number in range(len(lifetime.totals)):
-            cell, sums = table.cells[number], Sums.of(lifetime.totals, number)
-            if sums.spans:  # a score of a span that another shard has counted makes a cell too
-                count, errors = by_operation.get(cell.name, (0, 0))
-                by_operation[cell.name] = (count + sums.spans, errors + sums.errors)
-            key = (shown[cell.model], cell.provider, cell.caller, cell.status)
+        for number in range(len(cumulative.totals)):
+            series, sums = table.series[number], Sums.of(cumulative.totals, number)
+            if sums.spans:  # a late score makes a series even if another shard counted the span
+                count, errors = by_operation.get(series.name, (0, 0))
+                by_operation[series.name] = (count + sums.spans, errors + sums.errors)
+            key = (shown[series.model], series.provider, series.caller, series.status)
             counter = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
-            cost = sums.cost if counts_as_cost(cell.kind) else 0
-            counter.sums.add(sums if cell.kind == "llm" else Sums(cost=cost))
+            cost = sums.cost if counts_as_cost(series.kind) else 0
+            counter.sums.add(sums if series.kind == "llm" else Sums(cost=cost))
         return Cumulative(
             by_operation=by_operation,
-            walls=lifetime.walls.tolist(),
-            longest_ns=lifetime.longest_ns,
+            walls=cumulative.walls.tolist(),
+            longest_ns=cumulative.longest_ns,
             counters=list(counters.values()),
             histograms=self._histograms(shown),
-            custom={name: measured.lived() for name, measured in self._measured.items()},
+            custom={name: rollup.cumulative() for name, rollup in self._custom_rollups.items()},
             clamped=self._clamped,
             lost=[(self.shard, loss.first, loss.last) for loss in self.losses],
         )
 
     def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:
-        """The documented histograms of model calls, by model."""
-        histograms = self._lifetime.histograms
-        models = [shown[cell.model] if cell.kind == "llm" else "" for cell in self._table.cells[: len(histograms)]]
+        """The Prometheus histograms of spans of the kind llm, by model."""
+        histograms = self._cumulative.histograms
+        models = [shown[key.model] if key.kind == "llm" else "" for key in self._table.series[: len(histograms)]]
         own = np.array(models, dtype=object)
         return {model: histograms[own == model].sum(axis=0).tolist() for model in sorted({*models} - {""})}
 
 
 def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
-    """What is named *prefix* and more, without it."""
+    """The entries of *named* whose name begins with *prefix*, without it."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def _at_most(table: SeriesTable, dimension: str, most: int) -> dict[str, str]:
-    """Value of *dimension* -> the label it is shown under: its own for the first *most* that ever came, else other."""
+    """Value of *dimension* -> its label: the value itself for the first *most* values, ``other`` for later ones."""
     _, known = table.column(dimension)
     return {value: value if code < most else OTHER for value, code in known.items()}

@@ -1,4 +1,4 @@
-"""``python -m tokentrace_alerter``: this service alone."""
+"""``python -m tokentrace_alerter`` runs the alerter alone."""
 
 import sys
 
@@ -8,7 +8,7 @@ from tokentrace_alerter.service import Config
 
 
 def main() -> int:
-    """The program; returns its exit code."""
+    """Run the service and return the exit code of the process."""
     return run_service("alerter", port=8702, configure=Config.of, compose=compose)
 
 

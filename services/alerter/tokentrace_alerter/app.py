@@ -1,4 +1,4 @@
-"""The alerter composed: its service; it has no routes but health."""
+"""Composes the alerter. It has no routes of its own: the runtime adds health and metrics."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from tokentrace_alerter.service import Alerter, Config
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """The alerter service."""
+    """Return the application: the alerter on *bus*."""
     return App(Alerter(bus, config))

@@ -1,15 +1,19 @@
-"""Reading the log again for rules that were made at run time: as far back as they look, and for them alone."""
+"""
+Backfill: reading the log for rules that were added at run time, as far back as they look.
+
+Rules that wait at the same time share one pass over the log. So creating many rules at once reads it once or twice.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
 from tokentrace.bad_data import BAD_DATA
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.dedup import FoldedBatches
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace.service.runner import TURN_S
 from tokentrace_alerter.machine import AlerterMachine
@@ -17,12 +21,12 @@ from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator
 
 log = logging.getLogger("tokentrace.alerter")
 
-#: So many readings go on at once; a rule that is made meanwhile shares the next one with all that wait.
-READINGS = 2
+#: Limit of concurrent passes over the log. A rule that is added while they run waits for the next one.
+MAX_PASSES = 2
 
 
 class Backfiller:
-    """Has rules primed: those that wait at the same time share a reading."""
+    """Backfills the rules that are asked for; those that wait at the same time share a pass over the log."""
 
     def __init__(self, bus: Bus, machine: AlerterMachine) -> None:
         self._bus, self._machine = bus, machine
@@ -30,94 +34,101 @@ class Backfiller:
         self._asked = asyncio.Event()
 
     def ask(self, rule: Rule) -> None:
-        """*rule*, which the machine watches from now on, is to know what lies before."""
+        """Backfill *rule*, which has been added to the machine."""
         self._waiting[rule.name] = rule
         self._asked.set()
 
     async def run(self) -> None:
-        """Read for whoever asks, until cancelled."""
-        turns = asyncio.Semaphore(READINGS)
-        async with asyncio.TaskGroup() as readings:
+        """Backfill until cancelled."""
+        turns = asyncio.Semaphore(MAX_PASSES)
+        async with asyncio.TaskGroup() as passes:
             while True:
                 await turns.acquire()
                 await self._asked.wait()
                 self._asked.clear()
                 rules, self._waiting = list(self._waiting.values()), {}
-                reading = readings.create_task(backfill(self._bus, self._machine, *rules))
-                reading.add_done_callback(lambda _: turns.release())
+                task = passes.create_task(backfill(self._bus, self._machine, *rules))
+                task.add_done_callback(lambda _: turns.release())
 
 
-class _Takers:
-    """Which of some rules take a message in: those that look back as far, up to where they began to watch."""
+class _Recipients:
+    """
+    The rules that a message is folded for.
 
-    def __init__(self, watches: dict[str, RuleEvaluator], since_ns: dict[str, int]) -> None:
-        self._until = {name: watch.began_at.sequence for name, watch in watches.items() if watch.began_at is not None}
-        self._watches, self._since_ns = watches, since_ns
+    A rule takes the messages from its own look-back on, up to the position at which it was added; the machine folds
+    those after it.
+    """
+
+    def __init__(self, evaluators: dict[str, RuleEvaluator], since_ns: dict[str, int]) -> None:
+        self._until = {name: each.added_at.sequence for name, each in evaluators.items() if each.added_at is not None}
+        self._all, self._since_ns = evaluators, since_ns
         self._same_before_ns = self._same_upto = -1
-        self.watches: dict[str, RuleEvaluator] = {}
+        self.evaluators: dict[str, RuleEvaluator] = {}
         self.index = FilterIndex({})
 
     @property
     def first_ns(self) -> int:
-        """How far back the first of them looks."""
+        """The earliest stream time that any of the rules looks back to, Unix nanoseconds."""
         return min(self._since_ns[name] for name in self._until)
 
     @property
     def last(self) -> int:
-        """Sequence of the last message that any of them takes; 0 = none takes any."""
+        """Sequence of the last message that any of the rules takes; 0 = no rule takes any."""
         return max(self._until.values(), default=0)
 
-    def look_at(self, message: Message) -> None:
-        """``watches`` are those that take *message* from now on."""
+    def select_for(self, message: Message) -> None:
+        """Set ``evaluators`` and ``index`` to the rules that take *message*; messages come in order."""
         if message.time_ns < self._same_before_ns and message.sequence <= self._same_upto:
             return
-        self.watches = {
-            name: self._watches[name]
+        self.evaluators = {
+            name: self._all[name]
             for name, until in self._until.items()
             if message.sequence <= until and message.time_ns >= self._since_ns[name]
         }
-        self.index = FilterIndex({name: watch.rule.filter for name, watch in self.watches.items()})
+        self.index = FilterIndex({name: evaluator.rule.filter for name, evaluator in self.evaluators.items()})
         later = [self._since_ns[name] for name in self._until if self._since_ns[name] > message.time_ns]
         self._same_before_ns = min(later, default=1 << 63)
-        self._same_upto = min((self._until[name] for name in self.watches), default=1 << 63)
+        self._same_upto = min((self._until[name] for name in self.evaluators), default=1 << 63)
 
 
 async def backfill(bus: Bus, machine: AlerterMachine, *rules: Rule) -> None:
-    """Fill the rings of *rules*, which *machine* watches from its position on, with what lies before that."""
+    """Fold what the log holds before the position at which *rules* were added to *machine*, then start evaluating."""
     now_ns = time.time_ns()
-    watches = {rule.name: machine.watches[rule.name] for rule in rules if rule.name in machine.watches}
-    since_ns = {name: now_ns - watch.rule.reaches_ns for name, watch in watches.items()}
-    takers = _Takers(watches, since_ns)
-    if takers.last:
-        await _read(bus, machine, takers)
-        # Whether the log reaches back that far or began later: of what was before nobody knows.
+    evaluators = {rule.name: machine.evaluators[rule.name] for rule in rules if rule.name in machine.evaluators}
+    since_ns = {name: now_ns - evaluator.rule.reaches_ns for name, evaluator in evaluators.items()}
+    recipients = _Recipients(evaluators, since_ns)
+    if recipients.last:
+        await _read(bus, machine, recipients)
+        # If the log begins later than a rule looks back, the rule has data from the begin of the log on.
         state = await until_available(lambda: bus.state(subjects.SPANS))
         since_ns = {name: max(since, state.first_time_ns) for name, since in since_ns.items()}
-    for name, watch in watches.items():
-        # It may have been removed, or made anew, meanwhile.
-        if machine.watches.get(name) is watch:
-            known_ns = since_ns[name] if watch.began_at is not None else time.time_ns()
-            machine.backfilled(name, known_ns, time.time_ns())
+    for name, evaluator in evaluators.items():
+        # The rule may have been removed or replaced while this read the log.
+        if machine.evaluators.get(name) is evaluator:
+            known_ns = since_ns[name] if evaluator.added_at is not None else time.time_ns()
+            machine.finish_backfill(name, known_ns, time.time_ns())
 
 
-async def _read(bus: Bus, machine: AlerterMachine, takers: _Takers) -> None:
-    start = await until_available(lambda: bus.position_at(subjects.SPANS, takers.first_ns))
-    if start.sequence >= takers.last:
+async def _read(bus: Bus, machine: AlerterMachine, recipients: _Recipients) -> None:
+    start = await until_available(lambda: bus.position_at(subjects.SPANS, recipients.first_ns))
+    if start.sequence >= recipients.last:
         return
-    seen = FoldedBatches()
+    folded_batches = FoldedBatches()
     turn = time.perf_counter() + TURN_S
-    async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
-        async for chunk in feed:
+    async with Follower(
+        bus, subjects.SPANS, [subjects.ALL_SPANS], start, reader="alerter.backfill", until_caught_up=True
+    ) as chunks:
+        async for chunk in chunks:
             for message in chunk.messages:
-                if message.sequence > takers.last:
+                if message.sequence > recipients.last:
                     return
-                takers.look_at(message)
+                recipients.select_for(message)
                 try:
-                    machine.backfill(takers.watches, takers.index, message, seen)
+                    machine.backfill(recipients.evaluators, recipients.index, message, folded_batches)
                 except BAD_DATA as exc:
                     bus.set_aside.note(subjects.SPANS, f"message {message.sequence}", exc)
                 if time.perf_counter() > turn:
                     await asyncio.sleep(0)
                     turn = time.perf_counter() + TURN_S
-            if chunk.pending == 0 or (chunk.messages and chunk.messages[-1].sequence >= takers.last):
+            if chunk.messages and chunk.messages[-1].sequence >= recipients.last:
                 return

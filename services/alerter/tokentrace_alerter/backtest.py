@@ -1,8 +1,7 @@
 """
-What rules would have said: the same machine over the same stream, with the stream's clock.
+Backtest: which events rules would have published. The same machine reads the same stream with the stream's clock.
 
-A backtest publishes nothing and keeps nothing; its events are those that an alerter which had these rules would have
-published.
+A backtest publishes nothing and saves nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import msgspec
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent
+from tokentrace.service.follow import Follower
 from tokentrace.units import parse_instant
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import Rule
@@ -24,13 +24,15 @@ async def backtest(
     bus: Bus, rules: Sequence[Rule], project: str, from_ns: int | None, to_ns: int
 ) -> AsyncIterator[AlertEvent]:
     """
-    What *rules* say of the instants in [from_ns, to_ns], in order.
+    Yield the events of *rules* for the instants in [from_ns, to_ns] (Unix nanoseconds), in order.
+
+    Messages that cannot be read are skipped, as the alerter skips them.
 
     Args:
         from_ns: None = from the first message of the log on.
 
     Raises:
-        Unavailable: The broker is away.
+        Unavailable: The broker cannot be reached.
     """
     machine = AlerterMachine(rules, project)
     state = await bus.state(subjects.SPANS)
@@ -39,34 +41,36 @@ async def backtest(
     began_ns = state.first_time_ns if from_ns is None else max(from_ns, state.first_time_ns)
     start = await bus.position_at(subjects.SPANS, began_ns - max(rule.reaches_ns for rule in rules))
     started = False
-    async with contextlib.aclosing(bus.follow(subjects.SPANS, [subjects.ALL_SPANS], start)) as feed:
-        async for chunk in feed:
+    async with Follower(
+        bus, subjects.SPANS, [subjects.ALL_SPANS], start, reader="backtest", until_caught_up=True
+    ) as chunks:
+        async for chunk in chunks:
             for message in chunk.messages:
                 if message.time_ns > to_ns:
                     break
                 if not started and message.time_ns >= began_ns:
                     started = True
-                    machine.start(began_ns)
+                    machine.start_evaluation(began_ns)
                 with contextlib.suppress(Rejected):
                     machine.fold(message, chunk.created_ns)
-                for event in _taken(machine):
+                for event in _publish_nowhere(machine):
                     yield event
-            if chunk.pending == 0 or (chunk.messages and chunk.messages[-1].time_ns > to_ns):
+            if chunk.messages and chunk.messages[-1].time_ns > to_ns:
                 break
     if not started:
-        machine.start(began_ns)
-    machine.look_until(to_ns)
-    for event in _taken(machine):
+        machine.start_evaluation(began_ns)
+    machine.evaluate_until(to_ns)
+    for event in _publish_nowhere(machine):
         if parse_instant(event.fired_at) <= to_ns:
             yield event
 
 
-def _taken(machine: AlerterMachine) -> list[AlertEvent]:
-    """The events that wait to be published, taken as published."""
-    effects = machine.decided()
+def _publish_nowhere(machine: AlerterMachine) -> list[AlertEvent]:
+    """Return the events that wait to be published, after telling the machine that they were."""
+    effects = machine.waiting_effects()
     for effect in effects:
         machine.performed(effect)
     events = [msgspec.json.decode(effect.payload, type=AlertEvent) for effect in effects]
     for event in events:
-        machine.learn(event)
+        machine.apply_event(event)
     return events

@@ -1,9 +1,39 @@
 """
-The alerter's state: a ring of buckets for each rule, and what each rule's events say.
+The state of the alerter, over all shards and all rules. Pure: messages and times are arguments.
 
-Its clock is the broker's. Before a message of stream time t is folded, every aligned instant up to t that is due is
-evaluated: what a window holds is decided by event time, what was there to be seen by stream time. Live, after a restart
-and in a backtest the same stream gives the same firings.
+Theory of operation
+-------------------
+
+*Two clocks.* Event time decides which window a span belongs to. Stream time, the time at which the broker stored a
+message, decides when a window is read. The time of day plays no part, except that a caught-up alerter may let stream
+time go on to 200 ms ago when no message comes. So the same stream gives the same events live, after a restart, and in a
+backtest.
+
+*Instants.* A rule is evaluated at multiples of its interval since 1970, so all alerters use the same instants. ``fold``
+first evaluates every instant that is due before the message, then folds the message. A rule that fires on low values is
+due 5 s after its instant, because spans that are still on their way would raise the value. Due rules wait in a heap.
+
+*Rules.* Each rule has a ``RuleEvaluator`` with its own buckets and the state of its instances. ``FilterIndex`` finds
+the rules that a span concerns, so that a thousand filtered rules do not cost a thousand comparisons a span.
+
+*Warming.* A window that begins before the data that was read is incomplete. Over it a rule fires only if more data
+could not take the breach back: "cost > 5" may fire early, "cost < 5" may not.
+
+*The event log is the state.* Whether an instance is firing, since when and when it fired last is what its last firing
+and its last event say. Events are kept in a stream that all alerters read before they evaluate anything. A snapshot
+holds numbers only; ``apply_event`` sets the rest. This is why alerters need no leader and no lock.
+
+*Optimistic publishing.* ``evaluate`` applies its own event at once and asks for a ``Publish``. The service publishes it
+on the condition that no other event has been published for the rule since. If another alerter was first, its event
+arrives through the stream and is applied here. The id of an event is made of rule, instance, instant and status, so the
+broker also drops an event that is published twice.
+
+*Backfill.* A rule that is added at run time, or whose snapshot does not fit, has no data. It is folded from the next
+message on but not evaluated. Meanwhile ``backfill.py`` reads the log up to the position at which the rule was added and
+gives the older messages to this rule alone. ``finish_backfill`` then starts the evaluation.
+
+*Names.* A rule may be deleted and another one created under its name. The time of the deletion is kept, and events up
+to it are ignored, so the new rule does not inherit the state of the old one.
 """
 
 from __future__ import annotations
@@ -25,166 +55,186 @@ from tokentrace.rollup import SeriesTable, changes_in, rows_of
 from tokentrace.service.machine import Effect, Publish
 from tokentrace.state import Saved
 from tokentrace.units import HOUR, parse_instant
-from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, choose, instance_of, render_watch
+from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, instance_of, render_status, select
 
+#: Version of the snapshot's format.
 VERSION = 6
-#: What is read is complete up to this long ago, once everything has been read.
+#: Once caught up, data older than 200 ms is considered complete.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
 
 
 class AlerterMachine:
-    """``Machine`` of all rules, over all shards."""
+    """
+    ``Machine`` of all rules, over all shards.
+
+    Args:
+        rules: Evaluated from the first message on.
+        project: The project in the alert subjects.
+
+    Attributes:
+        evaluators: Rule name -> its evaluator.
+        time_ns: Stream time of the last message folded, Unix nanoseconds; 0 = none.
+        caught_up: All messages that the log held at the start are folded.
+        spans: Count of spans folded.
+    """
 
     def __init__(self, rules: Sequence[Rule], project: str) -> None:
         self._project = project
         self._rules = list(rules)
-        #: Of each instance of each rule the last firing and the last event: together they are its state.
+        #: Rule -> instance -> its last event ("last") and its last firing ("firing"), which together are its state.
         self._events: dict[str, dict[str, dict[str, AlertEvent]]] = {}
         self._silences: dict[str, int] = {}
-        #: Of rules that were removed: what was said up to then is not said by a later rule of the same name.
-        self._forgotten: dict[str, int] = {}
+        #: Name of a removed rule -> events up to this instant belong to it and not to a later rule of that name.
+        self._ignored_upto: dict[str, int] = {}
         self._reset()
 
     def _reset(self) -> None:
         self._position: Position | None = None
         self._table = SeriesTable()
-        self._seen = FoldedBatches()
+        self._folded_batches = FoldedBatches()
         self._forgot_ns = 0
         self._effects: list[Effect] = []
         self._began_ns = 0
-        #: Stream time of the last message taken in.
         self.time_ns = 0
         self.caught_up = False
         self.spans = 0
-        self.watches: dict[str, RuleEvaluator] = {}
-        self._watch_all({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
+        self.evaluators: dict[str, RuleEvaluator] = {}
+        self._set_evaluators({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
 
-    def _watch_all(self, watches: dict[str, RuleEvaluator]) -> None:
-        known, self.watches = self.watches, watches
+    def _set_evaluators(self, evaluators: dict[str, RuleEvaluator]) -> None:
+        before, self.evaluators = self.evaluators, evaluators
         self._due: list[tuple[int, int, str]] = []
         self._order = count()
-        self._index = FilterIndex({name: watch.rule.filter for name, watch in watches.items()})
-        for name, watch in watches.items():
-            if watch is not known.get(name):
-                watch.silenced_until_ns = self._silences.get(name, 0)
-                for held in self._events.get(name, {}).values():
-                    watch.recall(held)
-            self._schedule(watch)
+        self._index = FilterIndex({name: evaluator.rule.filter for name, evaluator in evaluators.items()})
+        for name, evaluator in evaluators.items():
+            if evaluator is not before.get(name):
+                evaluator.silenced_until_ns = self._silences.get(name, 0)
+                for events in self._events.get(name, {}).values():
+                    evaluator.apply_events(events)
+            self._schedule(evaluator)
 
-    def _schedule(self, watch: RuleEvaluator) -> None:
-        if watch.due_ns:
-            heapq.heappush(self._due, (watch.due_ns, next(self._order), watch.rule.name))
+    def _schedule(self, evaluator: RuleEvaluator) -> None:
+        if evaluator.due_ns:
+            heapq.heappush(self._due, (evaluator.due_ns, next(self._order), evaluator.rule.name))
 
     @property
     def position(self) -> Position | None:
         """As ``Machine.position``."""
         return self._position
 
-    # -- rules that come and go
+    # -- adding and removing rules
 
-    def begin(self, rules: Sequence[Rule]) -> None:
-        """Watch these, before anything was read."""
+    def set_rules(self, rules: Sequence[Rule]) -> None:
+        """Evaluate *rules* and no others; only before the first message is folded."""
         self._rules = list(rules)
-        self._watch_all({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
+        self._set_evaluators({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
 
-    def add(self, rule: Rule) -> None:
-        """Watch *rule* from the next message on; it is looked at once it is ``primed``."""
-        watch = RuleEvaluator(rule, self._table)
-        watch.backfilling, watch.began_at = True, self._position
-        self._rules = [one for one in self._rules if one.name != rule.name] + [rule]
-        self._watch_all({**self.watches, rule.name: watch})
+    def add_rule(self, rule: Rule) -> None:
+        """Fold messages for *rule* from the next one on. It is evaluated after ``finish_backfill``."""
+        evaluator = RuleEvaluator(rule, self._table)
+        evaluator.backfilling, evaluator.added_at = True, self._position
+        self._rules = [other for other in self._rules if other.name != rule.name] + [rule]
+        self._set_evaluators({**self.evaluators, rule.name: evaluator})
 
-    def remove(self, name: str, upto_ns: int | None = None) -> None:
-        """Watch it no more, if it is watched; what it said *upto_ns* is forgotten, None = all that is known of."""
+    def remove_rule(self, name: str, upto_ns: int | None = None) -> None:
+        """Drop the rule called *name*, if there is one, and its events up to *upto_ns*; None = all known events."""
         if upto_ns is None:
-            said = [event for held in self._events.get(name, {}).values() for event in held.values()]
-            upto_ns = max([0, *(parse_instant(event.fired_at) for event in said)])
-        self.forget(name, upto_ns)
-        if name not in self.watches:
+            known = [event for events in self._events.get(name, {}).values() for event in events.values()]
+            upto_ns = max([0, *(parse_instant(event.fired_at) for event in known)])
+        self.ignore_events(name, upto_ns)
+        if name not in self.evaluators:
             return
         self._rules = [rule for rule in self._rules if rule.name != name]
         subject = subjects.alerts(self._project, name)
         self._effects = [effect for effect in self._effects if effect.subject != subject]
-        self._watch_all({other: watch for other, watch in self.watches.items() if other != name})
+        self._set_evaluators({other: evaluator for other, evaluator in self.evaluators.items() if other != name})
 
-    def forget(self, name: str, upto_ns: int) -> None:
-        """Before *name* is watched: what was said up to *upto_ns* was said by another rule of that name."""
-        upto_ns = self._forgotten[name] = max(upto_ns, self._forgotten.get(name, 0))
+    def ignore_events(self, name: str, upto_ns: int) -> None:
+        """Ignore the events of *name* up to *upto_ns*: they belong to an earlier rule of that name."""
+        upto_ns = self._ignored_upto[name] = max(upto_ns, self._ignored_upto.get(name, 0))
         instances = self._events.pop(name, {})
-        for group, held in instances.items():
-            later = {word: event for word, event in held.items() if parse_instant(event.fired_at) > upto_ns}
+        for group, events in instances.items():
+            later = {which: event for which, event in events.items() if parse_instant(event.fired_at) > upto_ns}
             if "last" in later:
                 self._events.setdefault(name, {})[group] = later
 
     def silence(self, name: str, until_ns: int) -> None:
-        """Publish nothing of it until *until_ns*; 0 ends a silence."""
+        """Publish no event of *name* for instants before *until_ns*; 0 ends a silence."""
         self._silences[name] = until_ns
-        if name in self.watches:
-            self.watches[name].silenced_until_ns = until_ns
+        if name in self.evaluators:
+            self.evaluators[name].silenced_until_ns = until_ns
 
     def backfill(
-        self, watches: Mapping[str, RuleEvaluator], index: FilterIndex, message: Message, seen: FoldedBatches
+        self,
+        evaluators: Mapping[str, RuleEvaluator],
+        index: FilterIndex,
+        message: Message,
+        folded_batches: FoldedBatches,
     ) -> None:
         """
-        Take in a message that lies behind, for some rules alone.
+        Fold an older message for some rules alone.
 
         Args:
+            evaluators: Of these rules, by name.
             index: Of their filters, by name.
-            seen: What has been taken in for them so.
+            folded_batches: The batches that this backfill has folded already.
 
         Raises:
-            Rejected: It cannot be read.
+            Rejected: The message cannot be read.
         """
         for batch in decode_batches(message.payload):
-            if (batch.spans or batch.scores) and seen.add(batch, message.time_ns):
-                self._fold_into(watches, index, batch, message.time_ns)
+            if (batch.spans or batch.scores) and folded_batches.add(batch, message.time_ns):
+                self._fold_into(evaluators, index, batch, message.time_ns)
 
-    def backfilled(self, name: str, since_ns: int, now_ns: int) -> None:
-        """It knows everything from stream time *since_ns* on, and is looked at from now on."""
-        watch = self.watches.get(name)
-        if watch is not None:
-            watch.backfilling, watch.backfilled_ns = False, since_ns
-            watch.start_at(now_ns)
-            self._schedule(watch)
+    def finish_backfill(self, name: str, since_ns: int, now_ns: int) -> None:
+        """The rule *name* has all data from stream time *since_ns* on: evaluate it from *now_ns* on."""
+        evaluator = self.evaluators.get(name)
+        if evaluator is not None:
+            evaluator.backfilling, evaluator.backfilled_ns = False, since_ns
+            evaluator.start_at(now_ns)
+            self._schedule(evaluator)
 
     # -- the machine
 
     def fold(self, message: Message, created_ns: int) -> None:
-        """As ``Machine.fold``: first what was due before it, then the message."""
+        """As ``Machine.fold``: evaluate the instants that are due before *message*, then fold it."""
         if not self._began_ns:
             self._began_ns = message.time_ns
-            for watch in self.watches.values():
-                watch.backfilled_ns = watch.backfilled_ns or message.time_ns
-        self._evaluate(message.time_ns)
+            for evaluator in self.evaluators.values():
+                evaluator.backfilled_ns = evaluator.backfilled_ns or message.time_ns
+        self.evaluate_until(message.time_ns)
         self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
         for batch in decode_batches(message.payload):
-            if self._seen.add(batch, message.time_ns) and self.watches:
+            if self._folded_batches.add(batch, message.time_ns) and self.evaluators:
                 self.spans += len(batch.spans)
-                self._fold_into(self.watches, self._index, batch, message.time_ns)
+                self._fold_into(self.evaluators, self._index, batch, message.time_ns)
         if message.time_ns - self._forgot_ns > HOUR:
             self._forgot_ns = message.time_ns
-            self._seen.forget(message.time_ns)
+            self._folded_batches.forget(message.time_ns)
 
-    def _fold_into(self, watches: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, time_ns: int) -> None:
+    def _fold_into(
+        self, evaluators: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, time_ns: int
+    ) -> None:
         if batch.spans:
             rows = rows_of(batch.spans, self._table, time_ns)
             for name, indices in index.match(batch.spans):
-                watches[name].fold(*choose(batch.spans, rows, indices), time_ns)
+                evaluators[name].fold(*select(batch.spans, rows, indices), time_ns)
         changes = changes_in(batch.scores)
-        # Before it was given a span may have been in another rule or instance than after.
+        # A score can move a span from one rule or instance to another, so both sides of a change pass the filters.
         for name, indices in index.match([span for _, span in changes]) if changes else ():
-            watches[name].change(changes if indices is None else [changes[at] for at in indices], time_ns)
+            evaluators[name].change(changes if indices is None else [changes[at] for at in indices], time_ns)
 
-    def _evaluate(self, upto_ns: int) -> None:
+    def evaluate_until(self, upto_ns: int) -> None:
+        """Evaluate every instant that is due at stream time *upto_ns*: all messages before it have been folded."""
         while self._due and self._due[0][0] <= upto_ns:
             due_ns, _, name = heapq.heappop(self._due)
-            watch = self.watches.get(name)
-            if watch is None or watch.due_ns != due_ns:
+            evaluator = self.evaluators.get(name)
+            if evaluator is None or evaluator.due_ns != due_ns:
                 continue
-            self._effects += [self._publish(watch.rule, event) for event in watch.evaluate()]
-            self._schedule(watch)
+            self._effects += [self._publish(evaluator.rule, event) for event in evaluator.evaluate()]
+            self._schedule(evaluator)
 
     def _publish(self, rule: Rule, event: AlertEvent) -> Publish:
         subject = subjects.alerts(self._project, rule.name)
@@ -199,26 +249,22 @@ class AlerterMachine:
         self._position = Position(created_ns, 0)
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
-        """As ``Machine.tick``: once everything is read, the clock may be trusted up to a moment ago."""
+        """As ``Machine.tick``: once caught up, evaluate up to 200 ms before *now_ns*."""
         if self.caught_up:
-            self.start(now_ns)
-            self._evaluate(now_ns - SETTLED_NS)
-        return self.decided()
+            self.start_evaluation(now_ns)
+            self.evaluate_until(now_ns - SETTLED_NS)
+        return self.waiting_effects()
 
-    def start(self, now_ns: int) -> None:
-        """Look from *now_ns* on at what is not looked at yet: it was primed by what was read."""
-        for watch in self.watches.values():
-            if watch.next_ns == 0 and not watch.backfilling:
-                watch.backfilled_ns = self._began_ns or now_ns
-                watch.start_at(now_ns)
-                self._schedule(watch)
+    def start_evaluation(self, now_ns: int) -> None:
+        """Evaluate the rules that have not been evaluated yet from *now_ns* on, unless they are being backfilled."""
+        for evaluator in self.evaluators.values():
+            if evaluator.next_ns == 0 and not evaluator.backfilling:
+                evaluator.backfilled_ns = self._began_ns or now_ns
+                evaluator.start_at(now_ns)
+                self._schedule(evaluator)
 
-    def look_until(self, upto_ns: int) -> None:
-        """Evaluate what is due at *upto_ns*: everything up to then has been read."""
-        self._evaluate(upto_ns)
-
-    def decided(self) -> list[Effect]:
-        """What waits to be published."""
+    def waiting_effects(self) -> list[Effect]:
+        """Return the effects that have not been performed yet, in order."""
         return list(self._effects)
 
     def performed(self, effect: Effect) -> None:
@@ -226,57 +272,61 @@ class AlerterMachine:
         if effect in self._effects:
             self._effects.remove(effect)
 
-    def learn(self, event: AlertEvent) -> None:
-        """Somebody, perhaps this alerter before a restart, has published *event*."""
-        if parse_instant(event.fired_at) <= self._forgotten.get(event.alert, 0):
+    def apply_event(self, event: AlertEvent) -> None:
+        """Update the state of a rule from an event of the alert stream, which any alerter may have published."""
+        if parse_instant(event.fired_at) <= self._ignored_upto.get(event.alert, 0):
             return
-        held = self._events.setdefault(event.alert, {}).setdefault(instance_of(event), {})
+        events = self._events.setdefault(event.alert, {}).setdefault(instance_of(event), {})
         if event.status == "firing":
-            held["firing"] = event
-        held["last"] = event
-        watch = self.watches.get(event.alert)
-        if watch is not None:
-            watch.recall(held)
+            events["firing"] = event
+        events["last"] = event
+        evaluator = self.evaluators.get(event.alert)
+        if evaluator is not None:
+            evaluator.apply_events(events)
 
-    def episodes(self) -> list[AlertEvent]:
-        """The last event of every instance that fires now."""
-        lasting = []
-        for name, watch in self.watches.items():
-            for group, held in self._events.get(name, {}).items():
-                state = watch.states.get(group)
-                if held["last"].status == "firing" and state is not None and state.firing:
-                    lasting.append(held["last"])
-        return lasting
+    def open_episodes(self) -> list[AlertEvent]:
+        """Return the last event of every instance that is firing now."""
+        open_events = []
+        for name, evaluator in self.evaluators.items():
+            for group, events in self._events.get(name, {}).items():
+                state = evaluator.states.get(group)
+                if events["last"].status == "firing" and state is not None and state.firing:
+                    open_events.append(events["last"])
+        return open_events
 
     def render(self, now_ns: int) -> list[dict[str, Any]]:
-        """``GET /alerts``."""
-        return [render_watch(watch, now_ns) for watch in self.watches.values()]
+        """Return the body of ``GET /alerts`` at *now_ns* (Unix nanoseconds)."""
+        return [render_status(evaluator, now_ns) for evaluator in self.evaluators.values()]
 
-    def heard(self, event: AlertEvent) -> AlertEvent | None:
-        """The last that was published about the same instance."""
+    def last_event(self, event: AlertEvent) -> AlertEvent | None:
+        """Return the last published event about the same instance as *event*; None = there is none."""
         return self._events.get(event.alert, {}).get(instance_of(event), {}).get("last")
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
         """As ``Machine.snapshot``, in one piece."""
-        watches = {name: watch.snapshot() for name, watch in self.watches.items() if not watch.backfilling}
+        evaluators = {
+            name: evaluator.snapshot() for name, evaluator in self.evaluators.items() if not evaluator.backfilling
+        }
         state = {
             "version": VERSION,
             "position": self._position,
-            "cells": list(self._table.cells),
-            "seen": self._seen.snapshot(),
+            "cells": list(self._table.series),
+            "seen": self._folded_batches.snapshot(),
             "forgot_ns": self._forgot_ns,
             "began_ns": self._began_ns,
             "effects": list(self._effects),
-            "forgotten": dict(self._forgotten),
+            "forgotten": dict(self._ignored_upto),
         }
         return Saved(
-            lambda: msgspec.msgpack.encode({**state, "watches": {name: watch() for name, watch in watches.items()}})
+            lambda: msgspec.msgpack.encode(
+                {**state, "watches": {name: encode() for name, encode in evaluators.items()}}
+            )
         )
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
-        """As ``Machine.restore``; a rule that is new or watches something else has to be primed."""
+        """As ``Machine.restore``; a rule that is new or whose fingerprint has changed must be backfilled."""
         try:
-            with reading("cannot be read"):
+            with reading("snapshot"):
                 self._restore(msgspec.msgpack.decode(state))
         except Rejected:
             self._reset()
@@ -284,36 +334,40 @@ class AlerterMachine:
 
     def _restore(self, saved: Any) -> None:
         if saved["version"] != VERSION:
-            raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
+            raise Rejected(f"snapshot: written by version {saved['version']}, but this is version {VERSION}")
         self._table = SeriesTable(saved["cells"])
         self._position = msgspec.convert(saved["position"], Position | None)
-        self._seen = FoldedBatches.restore(saved["seen"])
+        self._folded_batches = FoldedBatches.restore(saved["seen"])
         self._forgot_ns, self._began_ns = msgspec.convert([saved["forgot_ns"], saved["began_ns"]], tuple[int, int])
         for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
-            self.forget(name, upto_ns)
-        watches = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
-        for name, watch in watches.items():
-            held = saved["watches"].get(name)
-            if held is not None and held["fingerprint"] == watch.rule.fingerprint:
-                watch.restore(held)
+            self.ignore_events(name, upto_ns)
+        evaluators = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
+        for name, evaluator in evaluators.items():
+            saved_rule = saved["watches"].get(name)
+            if saved_rule is not None and saved_rule["fingerprint"] == evaluator.rule.fingerprint:
+                evaluator.restore(saved_rule)
             else:
-                watch.backfilling, watch.began_at = True, self._position
-        self._watch_all(watches)
-        self._effects = [effect for effect in msgspec.convert(saved["effects"], list[Publish]) if self._owed(effect)]
+                evaluator.backfilling, evaluator.added_at = True, self._position
+        self._set_evaluators(evaluators)
+        effects = msgspec.convert(saved["effects"], list[Publish])
+        self._effects = [effect for effect in effects if self._is_still_due(effect)]
 
-    def _owed(self, effect: Publish) -> bool:
-        """An event that was decided and had not been published when the snapshot was taken; it still holds."""
+    def _is_still_due(self, effect: Publish) -> bool:
+        """Apply an event that was not published when the snapshot was taken; False if a later event was published."""
         event = decode_event(effect.payload)
-        watch = self.watches.get(event.alert)
-        if watch is None or parse_instant(event.fired_at) <= watch.states.get(instance_of(event), State()).event_ns:
+        evaluator = self.evaluators.get(event.alert)
+        if evaluator is None:
             return False
-        watch.take(event)
+        if parse_instant(event.fired_at) <= evaluator.states.get(instance_of(event), State()).event_ns:
+            return False
+        evaluator.apply_event(event)
         return True
 
 
 def event_id(event: AlertEvent) -> str:
-    """Makes a repetition harmless: what, when, and which instance."""
-    # The broker knows ids of the whole stream, and eight digits of two names may be the same.
-    own = f"{event.rule_id}@{event.fired_at}@{event.status}@{hashlib.sha256(event.alert.encode()).hexdigest()[:24]}"
-    name = instance_of(event)
-    return f"{own}@{hashlib.sha256(name.encode()).hexdigest()[:16]}" if name else own
+    """Return the message id of *event*, made of rule, instance, instant and status: a repetition has the same one."""
+    # The broker compares ids over the whole stream, and the eight digits of two rule ids may be equal.
+    rule = hashlib.sha256(event.alert.encode()).hexdigest()[:24]
+    ident = f"{event.rule_id}@{event.fired_at}@{event.status}@{rule}"
+    instance = instance_of(event)
+    return f"{ident}@{hashlib.sha256(instance.encode()).hexdigest()[:16]}" if instance else ident

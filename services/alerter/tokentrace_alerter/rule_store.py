@@ -1,8 +1,9 @@
 """
-The rules there are: those of the configuration, those made at run time, and what is silenced or deleted.
+All rules: those of the configuration, those created at run time, and which of them are silenced or deleted.
 
-What people change stands in ``tt_rules``, one entry for each rule, written with compare-and-set and followed as a
-stream by every alerter. An entry survives restarts; a deleted rule of the configuration comes back with one.
+Changes at run time are kept in the bucket ``tt_rules``: one entry for each rule, written with compare-and-set. Every
+alerter follows the bucket as a stream. Entries survive restarts. The exception is a deleted rule of the configuration:
+it comes back for all alerters when one of them restarts.
 """
 
 from __future__ import annotations
@@ -15,11 +16,21 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, why
+from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, reason_of
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
 from tokentrace.metrics import CustomMetric
-from tokentrace.records import Instant
+from tokentrace.records import (
+    AlertAnswer,
+    AlertRequest,
+    CreateRule,
+    DeleteRule,
+    Instant,
+    ListRules,
+    decode_alert_request,
+    encode_alert_answer,
+)
+from tokentrace.service.follow import Follower
 from tokentrace.units import DAY, parse_duration, render_instant
 from tokentrace_alerter.delivery import AllowedHosts, Channel
 from tokentrace_alerter.machine import AlerterMachine
@@ -27,21 +38,22 @@ from tokentrace_alerter.rules import Rule, parse_rule
 
 MAX_RULES = 10_000
 MAX_SILENCE_NS = 366 * DAY
-_TRIES = 8
-#: Why an entry of the bucket is no rule here.
-_UNFIT: tuple[type[Exception], ...] = (ConfigError, *BAD_DATA)
-#: How long an answer waits until what somebody has written is heard of here.
-_HEAR_S = 2.0
+#: Attempts to write an entry before compare-and-set gives up.
+_MAX_TRIES = 8
+#: What parsing a stored rule raises if this alerter cannot use it.
+_UNUSABLE: tuple[type[Exception], ...] = (ConfigError, *BAD_DATA)
+#: Longest time that an answer waits until a written entry is applied here, seconds.
+_APPLY_WAIT_S = 2.0
 _STREAM, _PREFIX = f"KV_{subjects.RULES}", f"$KV.{subjects.RULES}."
 
 
-class _Kept(msgspec.Struct):
+class _StoredRule(msgspec.Struct):
     """
-    An entry of ``tt_rules``.
+    An entry of ``tt_rules``; JSON.
 
     Attributes:
-        rule: As it was posted; None = that of the configuration.
-        since_ns: What was said up to then was said by another rule of that name.
+        rule: As it was posted; None = the rule of the configuration.
+        since_ns: Events up to this instant belong to an earlier rule of this name.
     """
 
     name: str
@@ -53,12 +65,12 @@ class _Kept(msgspec.Struct):
 
 class RuleChange(NamedTuple):
     """
-    What became of a rule.
+    A change of one rule.
 
     Attributes:
-        rule: Watch this from now on; None = no other than before.
-        removed: It is gone.
-        since_ns: What was said up to then was said by another rule of that name.
+        rule: The new rule; None = the rule itself has not changed.
+        removed: The rule was deleted.
+        since_ns: Events up to this instant belong to an earlier rule of this name.
     """
 
     name: str
@@ -68,11 +80,11 @@ class RuleChange(NamedTuple):
     since_ns: int = 0
 
     def apply_to(self, machine: AlerterMachine) -> None:
-        """Have *machine* watch what there is now."""
+        """Make this change in *machine*."""
         if self.rule is not None or self.removed:
-            machine.remove(self.name, self.since_ns or None)
+            machine.remove_rule(self.name, self.since_ns or None)
         if self.rule is not None:
-            machine.add(self.rule)
+            machine.add_rule(self.rule)
         machine.silence(self.name, self.silenced_until_ns)
 
 
@@ -81,10 +93,10 @@ class RuleStore:
     All rules, by name.
 
     Args:
-        configured: Those of the configuration.
-        customs: Metrics of one's own, by name.
-        cooldown_ns: Of rules that name none; None = their window.
-        allowed: The hosts that a rule may have its events delivered to.
+        configured: The rules of the configuration.
+        customs: Custom metrics by name.
+        cooldown_ns: For rules that name none, nanoseconds; None = their window.
+        allowed: The hosts that a created rule may have its events delivered to.
     """
 
     def __init__(
@@ -103,202 +115,224 @@ class RuleStore:
         self._since_ns: dict[str, int] = {}
         self._following = False
         #: Sequence of the last entry that is applied here.
-        self._heard = 0
-        self._news = asyncio.Event()
+        self._applied = 0
+        self._new_entry = asyncio.Event()
 
     def rule(self, name: str) -> Rule | None:
-        """The rule called *name*, if there is one now."""
+        """Return the rule called *name*; None = there is none."""
         return self._rules.get(name)
 
     def channel(self, name: str) -> Channel | None:
-        """Where events of the rule called *name* are delivered now; None if nowhere."""
+        """Return the channel that events of the rule *name* are delivered to; None = they are not delivered."""
         rule = self._rules.get(name)
         return rule.delivery if rule is not None else None
 
     async def open(self) -> list[RuleChange]:
         """
-        Read what people changed before.
+        Read the bucket and return how it changes the rules of the configuration.
 
         Raises:
-            Unavailable: The broker is away.
+            Unavailable: The broker cannot be reached.
         """
         changes = []
         for key, entry in (await self._kv.items()).items():
-            kept = self._decode(key, entry.value)
-            if kept is None:
+            stored = self._decode(key, entry.value)
+            if stored is None:
                 continue
-            if kept.deleted and kept.name in self._configured:
-                # A restart brings back what the configuration says, and everybody hears of it.
-                kept = _Kept(kept.name, since_ns=kept.since_ns)
+            if stored.deleted and stored.name in self._configured:
+                # A restart brings a deleted rule of the configuration back. Write that, so that all alerters agree.
+                stored = _StoredRule(stored.name, since_ns=stored.since_ns)
                 with contextlib.suppress(Conflict):
-                    await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
-            change = self._apply(kept)
+                    await self._kv.update(key, msgspec.json.encode(stored), entry.revision)
+            change = self._apply(stored)
             if change is not None:
                 changes.append(change)
         return changes
 
     def apply_to(self, machine: AlerterMachine, changes: Sequence[RuleChange]) -> None:
-        """Have a machine that has not read anything watch what there is."""
+        """Set the rules of a *machine* that has not folded any message; *changes* are those of ``open``."""
         for change in changes:
-            machine.forget(change.name, change.since_ns)
+            machine.ignore_events(change.name, change.since_ns)
             machine.silence(change.name, change.silenced_until_ns)
-        machine.begin(list(self._rules.values()))
+        machine.set_rules(list(self._rules.values()))
 
     async def changes(self) -> AsyncIterator[RuleChange]:
-        """What people change from now on, and in between."""
+        """Yield the changes since ``open``, for ever. The caller applies a change before it asks for the next one."""
         self._following = True
-        async with contextlib.aclosing(self._bus.follow(_STREAM, [f"{_PREFIX}>"], None)) as feed:
-            async for chunk in feed:
+        async with Follower(self._bus, _STREAM, [f"{_PREFIX}>"], None, reader="alerter.rules") as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     key = message.subject.removeprefix(_PREFIX)
-                    kept = self._decode(key, message.payload) if message.payload else None
-                    change = self._apply(kept) if kept is not None else None
+                    stored = self._decode(key, message.payload) if message.payload else None
+                    change = self._apply(stored) if stored is not None else None
                     if change is not None:
                         yield change
-                    # By now whoever follows has made it hold.
-                    self._heard = message.sequence
-                    self._news.set()
-                    self._news = asyncio.Event()
+                    # Only here has the caller applied the change: a generator goes on when it is asked for the next.
+                    self._applied = message.sequence
+                    self._new_entry.set()
+                    self._new_entry = asyncio.Event()
 
-    async def _hear(self, sequence: int) -> None:
-        """Wait a while until the entry *sequence* holds here."""
+    async def _wait_until_applied(self, sequence: int) -> None:
+        """Wait until the entry *sequence* of the bucket is applied here, for at most two seconds."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_HEAR_S):
-                while self._following and self._heard < sequence:
-                    await self._news.wait()
+            async with asyncio.timeout(_APPLY_WAIT_S):
+                while self._following and self._applied < sequence:
+                    await self._new_entry.wait()
 
-    def _decode(self, key: str, value: bytes) -> _Kept | None:
+    def _decode(self, key: str, value: bytes) -> _StoredRule | None:
+        """Return the entry; None if it cannot be read, which is recorded."""
         with self._bus.set_aside.guard(subjects.RULES, f"key {key}"), reading("rule"):
-            kept = msgspec.json.decode(value, type=_Kept)
-            if key != _key(kept.name):
-                raise ValueError("stands under the key of another name")
-            return kept
+            stored = msgspec.json.decode(value, type=_StoredRule)
+            if key != _key(stored.name):
+                raise ValueError("it stands under the key of another name")
+            return stored
         return None
 
-    def _apply(self, kept: _Kept) -> RuleChange | None:
-        """Make *kept* hold; None when it holds already."""
-        before, silenced = self._rules.get(kept.name), self._silences.get(kept.name, 0)
-        same = kept.since_ns == self._since_ns.get(kept.name, 0)
-        rule = None if kept.deleted else self._configured.get(kept.name)
-        if kept.rule is not None and not kept.deleted:
+    def _apply(self, stored: _StoredRule) -> RuleChange | None:
+        """Apply an entry; None if it changes nothing."""
+        name = stored.name
+        rule_before, silenced_before = self._rules.get(name), self._silences.get(name, 0)
+        is_new = stored.since_ns != self._since_ns.get(name, 0)
+        rule = None if stored.deleted else self._configured.get(name)
+        if stored.rule is not None and not stored.deleted:
             try:
-                rule = parse_rule(kept.rule, kept.name, self._cooldown_ns, self._customs)
-                if rule.name != kept.name:
+                rule = parse_rule(stored.rule, name, self._cooldown_ns, self._customs)
+                if rule.name != name:
                     raise ValueError(f"its rule is called {shorten(rule.name)!r}")
-            except _UNFIT as exc:
-                self._bus.set_aside.note(subjects.RULES, f"key {_key(kept.name)}", exc)
+            except _UNUSABLE as exc:
+                self._bus.set_aside.note(subjects.RULES, f"key {_key(name)}", exc)
                 return None
-        self._silences[kept.name], self._since_ns[kept.name] = kept.silenced_until_ns, kept.since_ns
+        self._silences[name], self._since_ns[name] = stored.silenced_until_ns, stored.since_ns
         if rule is None:
-            self._rules.pop(kept.name, None)
-            return RuleChange(kept.name, None, before is not None, 0, kept.since_ns)
-        self._rules[kept.name] = rule
-        if rule != before or not same:
-            return RuleChange(kept.name, rule, False, kept.silenced_until_ns, kept.since_ns)
-        return (
-            None if silenced == kept.silenced_until_ns else RuleChange(kept.name, None, False, kept.silenced_until_ns)
-        )
+            self._rules.pop(name, None)
+            return RuleChange(name, None, rule_before is not None, 0, stored.since_ns)
+        self._rules[name] = rule
+        if rule != rule_before or is_new:
+            return RuleChange(name, rule, False, stored.silenced_until_ns, stored.since_ns)
+        if silenced_before == stored.silenced_until_ns:
+            return None
+        return RuleChange(name, None, False, stored.silenced_until_ns)
 
-    # -- what people ask for
+    # -- requests
 
     async def answer(self, payload: bytes, machine: AlerterMachine, now_ns: int) -> bytes:
-        """The answer to a question on ``tokentrace.query.alerts``: JSON with the HTTP status it would have."""
+        """Return the encoded ``AlertAnswer`` to the ``AlertRequest`` in *payload*; errors are answers as well."""
         try:
-            with reading("question"):
-                asked = msgspec.json.decode(payload, type=dict[str, Any]) if payload else {"ask": "list"}
-            # Somebody else may have written a moment ago, and have been told that it holds.
-            await self._hear((await self._bus.state(_STREAM)).last_sequence)
-            status, body = await self._do(asked, machine, now_ns)
+            request = decode_alert_request(payload)
+            # Another alerter may have answered a moment ago that its change holds. So it must hold here first.
+            await self._wait_until_applied((await self._bus.state(_STREAM)).last_sequence)
+            answer = await self._execute(request, machine, now_ns)
         except TokentraceError as exc:
-            status = exc.status if isinstance(exc, Rejected) else 409 if isinstance(exc, Conflict) else 503
-            status = 400 if isinstance(exc, ConfigError) else status
-            body = {"error": str(exc)}
+            answer = AlertAnswer(_status_of(exc), {"error": str(exc)})
         except UNREADABLE as exc:
-            status, body = 400, {"error": f"question: {why(exc)}"}
-        return msgspec.json.encode({"status": status, "body": body})
+            answer = AlertAnswer(400, {"error": f"request: {reason_of(exc)}"})
+        return encode_alert_answer(answer)
 
-    async def _do(self, asked: Mapping[str, Any], machine: AlerterMachine, now_ns: int) -> tuple[int, Any]:
-        ask, name = asked.get("ask"), str(asked.get("name", ""))
-        if ask == "list":
-            return 200, machine.render(now_ns)
-        if ask == "create":
-            return 201, await self._create(asked.get("rule"), now_ns)
-        if name not in self._rules and not await self._is_kept(name):
-            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
-        if ask == "delete":
-            await self._write(name, lambda kept: _Kept(name, None, deleted=True, since_ns=now_ns))
-            return 204, None
-        if ask == "silence":
-            until_ns = now_ns + _duration(asked.get("duration"))
+    async def _execute(self, request: AlertRequest, machine: AlerterMachine, now_ns: int) -> AlertAnswer:
+        if isinstance(request, ListRules):
+            return AlertAnswer(200, machine.render(now_ns))
+        if isinstance(request, CreateRule):
+            return AlertAnswer(201, await self._create(request.rule, now_ns))
+        name = request.name
+        if name not in self._rules and not await self._is_stored(name):
+            raise _unknown(name)
+        if isinstance(request, DeleteRule):
+            await self._write(name, lambda stored: _StoredRule(name, None, deleted=True, since_ns=now_ns))
+            return AlertAnswer(204, None)
+        until_ns = now_ns + _silence_duration(request.duration)
 
-            def silenced(kept: _Kept) -> _Kept:
-                if kept.deleted:
-                    raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
-                return _Kept(name, kept.rule, silenced_until_ns=until_ns, since_ns=kept.since_ns)
+        def silenced(stored: _StoredRule) -> _StoredRule:
+            if stored.deleted:
+                raise _unknown(name)
+            return _StoredRule(name, stored.rule, silenced_until_ns=until_ns, since_ns=stored.since_ns)
 
-            await self._write(name, silenced)
-            return 200, {"silenced_until": render_instant(until_ns)}
-        raise Rejected(f"question: {shorten(ask)!r} is none of list, create, delete, silence")
+        await self._write(name, silenced)
+        return AlertAnswer(200, {"silenced_until": render_instant(until_ns)})
 
-    async def _is_kept(self, name: str) -> bool:
-        """Somebody has made it a moment ago, and it has not been heard of here yet."""
+    async def _is_stored(self, name: str) -> bool:
+        """Return whether the bucket holds a rule called *name* that is not applied here yet."""
         entry = await self._kv.get(_key(name))
-        kept = None if entry is None else self._decode(_key(name), entry.value)
-        return kept is not None and kept.rule is not None and not kept.deleted
+        stored = None if entry is None else self._decode(_key(name), entry.value)
+        return stored is not None and stored.rule is not None and not stored.deleted
 
-    async def _create(self, given: object, now_ns: int) -> dict[str, Any]:
-        if not isinstance(given, dict):
+    async def _create(self, written: object, now_ns: int) -> dict[str, Any]:
+        if not isinstance(written, dict):
             raise Rejected("rule: not an object")
         try:
-            rule = parse_rule(given, "rule", self._cooldown_ns, self._customs)
+            rule = parse_rule(written, "rule", self._cooldown_ns, self._customs)
         except ConfigError as exc:
             raise Rejected(str(exc)) from exc
         if rule.delivery is not None and rule.delivery.type == "custom":
-            raise Rejected("rule.delivery.type: custom comes from the configuration only")
+            raise Rejected("rule.delivery.type: custom is allowed in the configuration only")
         if rule.delivery is not None and rule.delivery.url:
             try:
                 self._allowed.check_url(rule.delivery.url)
             except Rejected as exc:
                 raise Rejected(f"rule.delivery.url: {exc}") from exc
         if rule.name in self._rules:
-            raise Conflict(f"a rule is called {shorten(rule.name)!r} already")
+            raise _exists(rule.name)
         if len(self._rules) >= MAX_RULES:
-            raise Rejected(f"there are {MAX_RULES} rules already")
-        kept = _Kept(rule.name, given, since_ns=now_ns)
-        await self._write(rule.name, lambda held: kept, fresh=True)
+            raise Rejected(f"rule: there are {MAX_RULES} rules already, which is the limit")
+        stored = _StoredRule(rule.name, written, since_ns=now_ns)
+        await self._write(rule.name, lambda before: stored, fresh=True)
         return {"rule_id": rule.rule_id, "name": rule.name}
 
-    async def _write(self, name: str, change: Callable[[_Kept], _Kept], *, fresh: bool = False) -> None:
-        """Make of the entry of *name* what *change* makes of it, and wait until that holds here."""
+    async def _write(self, name: str, change: Callable[[_StoredRule], _StoredRule], *, fresh: bool = False) -> None:
+        """
+        Replace the entry of *name* by what *change* makes of it, and wait until that is applied here.
+
+        Args:
+            fresh: There must be no created rule of that name.
+
+        Raises:
+            Conflict: There is one, or other alerters kept changing the entry.
+        """
         key = _key(name)
-        for _ in range(_TRIES):
+        for _ in range(_MAX_TRIES):
             entry: Entry | None = await self._kv.get(key)
-            held = self._decode(key, entry.value) if entry is not None else None
-            if fresh and held is not None and not held.deleted and held.rule is not None:
-                raise Conflict(f"a rule is called {shorten(name)!r} already")
-            kept = change(held or _Kept(name))
+            before = self._decode(key, entry.value) if entry is not None else None
+            if fresh and before is not None and not before.deleted and before.rule is not None:
+                raise _exists(name)
+            stored = msgspec.json.encode(change(before or _StoredRule(name)))
             try:
                 if entry is None:
-                    revision = await self._kv.create(key, msgspec.json.encode(kept))
+                    revision = await self._kv.create(key, stored)
                 else:
-                    revision = await self._kv.update(key, msgspec.json.encode(kept), entry.revision)
+                    revision = await self._kv.update(key, stored, entry.revision)
             except Conflict:
                 continue
-            await self._hear(revision)
+            await self._wait_until_applied(revision)
             return
-        raise Conflict(f"rule {shorten(name)!r} is being changed by somebody else")
+        raise Conflict(f"rule {shorten(name)!r}: other changes came first {_MAX_TRIES} times; try again")
 
 
 def _key(name: str) -> str:
-    """A key that any bucket takes, whatever the name is."""
+    """Return the key of a rule's entry: keys allow few characters, names allow almost all."""
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
-def _duration(text: object) -> int:
+def _unknown(name: str) -> Rejected:
+    return Rejected(f"no rule is called {shorten(name)!r}", status=404)
+
+
+def _exists(name: str) -> Conflict:
+    return Conflict(f"a rule is called {shorten(name)!r} already")
+
+
+def _status_of(error: TokentraceError) -> int:
+    """Return the HTTP status that means *error*."""
+    if isinstance(error, Rejected):
+        return error.status
+    if isinstance(error, ConfigError):
+        return 400
+    return 409 if isinstance(error, Conflict) else 503
+
+
+def _silence_duration(text: str) -> int:
     try:
-        found = parse_duration(str(text))
+        duration_ns = parse_duration(text)
     except Rejected as exc:
         raise Rejected(f"duration: {exc}") from exc
-    if not 0 < found <= MAX_SILENCE_NS:
+    if not 0 < duration_ns <= MAX_SILENCE_NS:
         raise Rejected(f"duration: {shorten(text)!r} is not between 1ns and 366d")
-    return found
+    return duration_ns

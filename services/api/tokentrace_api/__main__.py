@@ -9,7 +9,13 @@ from tokentrace_api.service import Config
 
 def main() -> int:
     """The program; returns its exit code."""
-    return run_service("api", port=9090, configure=Config.of, compose=compose)
+    return run_service(
+        "api",
+        port=9090,
+        configure=Config.of,
+        compose=compose,
+        default_addr=lambda settings: settings.http_server.addr,
+    )
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ the messages of those streams.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
+from functools import partial
 
 import msgspec
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.records import DeliveryRecord, Position, decode_delivery, decode_event
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 
 _KEY = "alert_counts"
@@ -67,20 +68,16 @@ class AlertHistory:
             tasks.create_task(self._follow_deliveries())
 
     async def _follow_events(self) -> None:
-        feed = self._bus.follow(subjects.ALERTS, [subjects.ALL_ALERTS], self._state.position)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with self._follower(subjects.ALERTS, subjects.ALL_ALERTS, self._state.position) as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     self._count(message)
                     self._state.position = Position(chunk.created_ns, message.sequence)
-                if chunk.pending == 0:
-                    self._behind.discard(subjects.ALERTS)
 
     async def _follow_deliveries(self) -> None:
         counted = self._state.deliveries_position
-        feed = self._bus.follow(subjects.DELIVERIES, [subjects.ALL_DELIVERIES], None)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with self._follower(subjects.DELIVERIES, subjects.ALL_DELIVERIES, None) as chunks:
+            async for chunk in chunks:
                 for message in chunk.messages:
                     position = Position(chunk.created_ns, message.sequence)
                     new = (
@@ -89,8 +86,10 @@ class AlertHistory:
                     self._add_record(message, new=new)
                     if new:
                         self._state.deliveries_position = position
-                if chunk.pending == 0:
-                    self._behind.discard(subjects.DELIVERIES)
+
+    def _follower(self, stream: str, filter: str, after: Position | None) -> Follower:
+        caught_up = partial(self._behind.discard, stream)
+        return Follower(self._bus, stream, [filter], after, reader="api.alert_history", on_caught_up=caught_up)
 
     async def _open(self) -> None:
         entry = await until_available(lambda: self._meta.get(_KEY))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from typing import TypeVar
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.errors import Unavailable
 from tokentrace.records import Span, Tombstone, decode_batches
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace_api.store import Item, Store, StoreDamaged
 
@@ -127,14 +127,18 @@ class StoreWriter:
 
     async def _follow_deletions(self, store: Store, applied: asyncio.Event) -> None:
         """Follow the deletions from the start of the log; set *applied* when all that the log holds are applied."""
-        feed = self._bus.follow(subjects.SPANS, [subjects.ALL_TOMBSTONES], None)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with Follower(
+            self._bus,
+            subjects.SPANS,
+            [subjects.ALL_TOMBSTONES],
+            None,
+            reader="api.deletions",
+            on_caught_up=applied.set,
+        ) as chunks:
+            async for chunk in chunks:
                 tombstones = [tombstone for message in chunk.messages for tombstone in self._tombstones_in(message)]
                 if tombstones:
                     await until_available(partial(self._in_writer, partial(store.apply_deletions, tombstones)))
-                if chunk.pending == 0:
-                    applied.set()
 
     def _tombstones_in(self, message: Message) -> list[Tombstone]:
         with self._bus.set_aside.guard(subjects.SPANS, f"message {message.sequence}"):
@@ -149,15 +153,12 @@ class StoreWriter:
             raise Unavailable(str(exc)) from exc
 
     async def _follow(self, store: Store, shard: int) -> None:
-        feed = self._bus.follow(subjects.SPANS, [subjects.shard_spans(shard)], store.position(shard))
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        position, filters = store.position(shard), [subjects.shard_spans(shard)]
+        async with Follower(
+            self._bus, subjects.SPANS, filters, position, reader=f"api.{shard}", needs_every_message=True
+        ) as chunks:
+            async for chunk in chunks:
                 if chunk.missing is not None:
-                    log.error(
-                        "shard %d: the stream discarded messages %d to %d before they were stored",
-                        shard,
-                        *chunk.missing,
-                    )
                     self.lost = [*self.lost, (shard, *chunk.missing)][-20:]
                 for message in chunk.messages:
                     while self._ahead_bytes > _AHEAD_BYTES:

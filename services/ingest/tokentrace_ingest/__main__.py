@@ -1,4 +1,4 @@
-"""``python -m tokentrace_ingest``: this service alone."""
+"""``python -m tokentrace_ingest`` runs the ingest service in a process without other services."""
 
 import sys
 
@@ -8,7 +8,7 @@ from tokentrace_ingest.service import Config
 
 
 def main() -> int:
-    """The program; returns its exit code."""
+    """Run ingest until it is stopped; return the exit code."""
     return run_service("ingest", port=8700, configure=Config.of, compose=compose)
 
 

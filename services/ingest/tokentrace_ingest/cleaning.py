@@ -1,7 +1,7 @@
 """
-What ingest does to a batch, pure: validate, complete, redact, price, split.
+Clean a batch: validate its records, fill in what is missing, remove secrets, price spans and split large batches.
 
-Everything filled in is a function of the message, so a redelivery makes the same record.
+Every value that is filled in is a function of the message, so a message that is delivered twice gives the same records.
 """
 
 from __future__ import annotations
@@ -34,60 +34,61 @@ from tokentrace.redact import RedactionCounts, Redactor
 from tokentrace_ingest import other_records
 from tokentrace_ingest.dead_letters import DeadLetter, DeadLetterWriter
 
-#: A batch is split by index in runs of this many raw spans: never by size, so that a retry splits alike.
+#: A batch is split by index after every 64 raw spans. Splitting by size could split a retry differently.
 RUN = 64
-_WHOLE_SPANS = 256
-_WHOLE_BYTES = 512 * 1024
+_MAX_UNSPLIT_SPANS = 256
+_MAX_UNSPLIT_BYTES = 512 * 1024
 MAX_SPAN_BYTES = 512 * 1024
 
 
 class Cleaned(NamedTuple):
     """
-    What became of a batch.
+    The result of cleaning a batch.
 
     Attributes:
-        parts: Batches to publish; together every good span, and what else the batch carried.
-        letters: One for each bad record.
-        spans: How many good spans.
-        redactions: How many secrets of each kind were taken out.
+        parts: Batches to publish. Together they hold every good span and every other good record.
+        dead_letters: One for each bad record.
+        spans: Number of good spans.
+        redactions: Number of removed secrets by kind.
     """
 
     parts: list[Batch]
-    letters: list[DeadLetter]
+    dead_letters: list[DeadLetter]
     spans: int
     redactions: RedactionCounts
 
 
 class Cleaner:
     """
-    Turns what came in into what may be stored.
+    Turns input into records that may be stored.
 
     Args:
-        redactor: Takes secrets out, before anything else sees them.
-        pricer: Decides every span's cost.
+        redactor: Removes secrets from every record before it is priced or stored.
+        pricer: Decides the cost of every span.
     """
 
     def __init__(self, redactor: Redactor, pricer: Pricer) -> None:
         self._redactor, self._pricer = redactor, pricer
-        self.letters = DeadLetterWriter(redactor)
+        self.dead_letters = DeadLetterWriter(redactor)
 
     def clean(self, batch: Batch, arrived_ns: int, size_bytes: int = 0, *, checked: bool = False) -> Cleaned:
         """
-        Clean *batch*; bad records become dead letters, their neighbours stay.
+        Clean *batch*; a bad record becomes a dead letter, and the other records stay.
 
-        Every way in leads through here, and nothing is stored that did not come out of it.
+        All input goes through this method, from ``TT_RAW`` and from every HTTP route.
 
         Args:
-            arrived_ns: Stream time of the raw message, or when the request was read; the same on every retry.
-            size_bytes: Of the raw message; decides whether it is split.
-            checked: Its spans have passed ``check_span`` already, in a dialect.
+            arrived_ns: Unix nanoseconds: stream time of the raw message, or when the request was read. A redelivered
+                message has the same time.
+            size_bytes: Size of the raw message; a batch of more than 512 KiB is split.
+            checked: True = a dialect has already called ``check_span`` on the spans.
         """
         key = f"{batch.id}:{batch.sequence}"
-        whole = len(batch.spans) <= _WHOLE_SPANS and size_bytes <= _WHOLE_BYTES
+        whole = len(batch.spans) <= _MAX_UNSPLIT_SPANS and size_bytes <= _MAX_UNSPLIT_BYTES
         parts: list[Batch] = []
-        letters: list[DeadLetter] = []
-        found: RedactionCounts = {}
-        source = self._redactor.text(batch.source, found)[:MAX_NAME]
+        dead_letters: list[DeadLetter] = []
+        redactions: RedactionCounts = {}
+        source = self._redactor.text(batch.source, redactions)[:MAX_NAME]
         good = 0
         runs: Sequence[Sequence[Span]] = [batch.spans] if whole else list(split_spans(batch.spans, RUN))
         for part, run in enumerate(runs or [[]]):
@@ -95,36 +96,44 @@ class Cleaner:
             for offset, span in enumerate(run):
                 index = part * RUN + offset
                 try:
-                    spans.append(self.finish(span, key, index, arrived_ns, source, checked=checked, found=found))
+                    finished = self.finish(span, key, index, arrived_ns, source, checked=checked, redactions=redactions)
+                    spans.append(finished)
                 except Rejected as exc:
-                    letters.append(self.letters.span(key, index, str(exc), span, found))
+                    dead_letters.append(self.dead_letters.span(key, index, str(exc), span, redactions))
             good += len(spans)
             if part == 0:
-                rare = self._rarer(batch, key, arrived_ns, source, letters, found)
-                parts.append(replace(batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, **rare))
+                others = self._other_records(batch, key, arrived_ns, source, dead_letters, redactions)
+                parts.append(replace(batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, **others))
             elif spans:
                 parts.append(Batch(id=batch.id, sequence=batch.sequence, part=part, arrived_ns=arrived_ns, spans=spans))
-        return Cleaned(parts, letters, good, found)
+        return Cleaned(parts, dead_letters, good, redactions)
 
-    def _rarer(
-        self, batch: Batch, key: str, arrived_ns: int, source: str, letters: list[DeadLetter], found: RedactionCounts
+    def _other_records(
+        self,
+        batch: Batch,
+        key: str,
+        arrived_ns: int,
+        source: str,
+        dead_letters: list[DeadLetter],
+        redactions: RedactionCounts,
     ) -> dict[str, list[Any]]:
-        """The batch's other lists, clean; their bad records are added to *letters*."""
+        """Return the cleaned lists of *batch* besides ``spans``; append a dead letter for each bad record."""
         kept: dict[str, list[Any]] = {}
         for field, kind in other_records.KINDS.items():
-            given: list[Any] = getattr(batch, field)
+            records: list[Any] = getattr(batch, field)
             good: list[Any] = []
-            for index, record in enumerate(given):
+            for index, record in enumerate(records):
                 try:
-                    good.append(other_records.finish(record, kind, self._redactor, arrived_ns, source, found))
+                    good.append(other_records.finish(record, kind, self._redactor, arrived_ns, source, redactions))
                 except Rejected as exc:
-                    letters.append(self.letters.rare(key, index, str(exc), record, kind, found))
-            if given:
+                    dead_letters.append(self.dead_letters.other_record(key, index, str(exc), record, kind, redactions))
+            if records:
                 kept[field] = good
         for field in other_records.FORBIDDEN:
-            if given := getattr(batch, field):
-                reason = f"{field}: made by the api alone, not taken from outside"
-                letters.append(self.letters.unread(key, 0, reason, msgspec.msgpack.encode(given), kind=field))
+            if records := getattr(batch, field):
+                reason = f"{field}: only the api may write these records"
+                encoded = msgspec.msgpack.encode(records)
+                dead_letters.append(self.dead_letters.unread(key, 0, reason, encoded, kind=field))
                 kept[field] = []
         return kept
 
@@ -137,17 +146,25 @@ class Cleaner:
         source: str = "",
         *,
         checked: bool = False,
-        found: RedactionCounts | None = None,
+        redactions: RedactionCounts | None = None,
     ) -> Span:
         """
-        *span* as it is stored.
+        Return *span* as it is stored: with ids, times and a cost, and without secrets.
+
+        Args:
+            key: Id and sequence of the batch. Missing ids are a hash of *key* and *index*.
+            index: Position of the span in the raw batch.
+            arrived_ns: Unix nanoseconds; the end of a span that has neither start nor end.
+            source: Fills in a missing caller.
+            checked: True = a dialect has already called ``check_span``.
+            redactions: Counts of removed secrets by kind are added to it.
 
         Raises:
             Rejected: Names the field.
         """
         if not checked:
             if span.source:
-                span = replace(span, source="")  # which way in it took is ours to say
+                span = replace(span, source="")  # ingest sets the source; a reporter must not
             check_span(span)
         trace_id, span_id = span.trace_id, span.span_id
         if not trace_id or not span_id:
@@ -158,7 +175,7 @@ class Cleaner:
             ended = started + span.latency_ns if started else arrived_ns
         if not started:
             started = ended - span.latency_ns
-        span = self._redactor.span(span, found)
+        span = self._redactor.span(span, redactions)
         if ended > MAX_INSTANT_NS:
             raise Rejected("ended_at: not between the years 2000 and 2100")
         quote = self._pricer.quote(span, ended if ended <= arrived_ns + FUTURE_NS else arrived_ns)
@@ -181,10 +198,13 @@ class Cleaner:
 
     def read(self, message: Message, created_ns: int) -> tuple[list[Batch], list[DeadLetter]]:
         """
-        The batches of a raw message: msgpack of a reporter, or JSON of anybody.
+        Decode a raw message: msgpack of a reporter, or JSON of any other NATS client.
 
         Args:
-            created_ns: Of the raw stream, part of the id of a message that has none.
+            created_ns: When the raw stream was created; part of the batch id of a message without ``Nats-Msg-Id``.
+
+        Returns:
+            (Batches, dead letters of what could not be decoded).
         """
         payload = message.payload
         if is_json(payload):
@@ -192,14 +212,17 @@ class Cleaner:
         try:
             return self.read_batches(payload)
         except Rejected as exc:
-            return [], [self.letters.undecoded(message, str(exc))]
+            return [], [self.dead_letters.undecoded(message, str(exc))]
 
     def read_batches(self, payload: bytes) -> tuple[list[Batch], list[DeadLetter]]:
         """
-        A reporter's batches; spans that are out of bounds become dead letters, their neighbours stay.
+        Decode a reporter's batches; a record that cannot be decoded becomes a dead letter, and the others stay.
+
+        Returns:
+            (Batches, dead letters).
 
         Raises:
-            Rejected: Nothing can be read.
+            Rejected: Nothing can be decoded.
         """
         try:
             batches = decode_batches(payload)
@@ -214,16 +237,19 @@ class Cleaner:
                 check_batch_id(batch.id)
         except Rejected:
             raise Rejected(reason) from None
-        letters = [
-            self.letters.unread(f"{batch.id}:{batch.sequence}", index, reason, raw)
+        dead_letters = [
+            self.dead_letters.unread(f"{batch.id}:{batch.sequence}", index, reason, raw)
             for batch, bad in salvaged
             for index, raw, reason in bad
         ]
-        return [batch for batch, _ in salvaged], letters
+        return [batch for batch, _ in salvaged], dead_letters
 
     def _read_json(self, message: Message, created_ns: int) -> tuple[list[Batch], list[DeadLetter]]:
-        given = message.headers.get("Nats-Msg-Id", "")
-        key = f"nats.{hashlib.sha256(given.encode()).hexdigest()}" if given else f"nats.{created_ns}.{message.sequence}"
+        message_id = message.headers.get("Nats-Msg-Id", "")
+        if message_id:
+            key = f"nats.{hashlib.sha256(message_id.encode()).hexdigest()}"
+        else:
+            key = f"nats.{created_ns}.{message.sequence}"
         try:
             return [Batch(id=key, spans=docs.decode_spans(message.payload, source="nats"))], []
         except Rejected as exc:
@@ -231,19 +257,19 @@ class Cleaner:
         try:
             items = msgspec.json.decode(message.payload, type=list[msgspec.Raw])
         except UNREADABLE:
-            return [], [self.letters.undecoded(message, reason)]
+            return [], [self.dead_letters.undecoded(message, reason)]
         spans: list[Span] = []
-        letters: list[DeadLetter] = []
+        dead_letters: list[DeadLetter] = []
         for index, item in enumerate(items):
             try:
                 if bytes(item)[:1] != b"{":
                     raise Rejected(f"span {index}: not an object")
                 spans += docs.decode_spans(bytes(item), source="nats")
             except Rejected as exc:
-                letters.append(self.letters.unread(key, index, str(exc), item))
-        return [Batch(id=key, spans=spans)] if spans else [], letters
+                dead_letters.append(self.dead_letters.unread(key, index, str(exc), item))
+        return [Batch(id=key, spans=spans)] if spans else [], dead_letters
 
 
 def is_json(payload: bytes) -> bool:
-    """True when a raw message is JSON in the documented span form, not a reporter's msgpack."""
+    """Return True if *payload* is JSON of the documented span form, and not a reporter's msgpack."""
     return payload[:1].isspace() or payload[:1] in (b"{", b"[")

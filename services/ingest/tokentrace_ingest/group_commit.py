@@ -1,7 +1,7 @@
 """
-Group commit: batches that arrive together share one message of ``TT_SPANS``, and so one fsync.
+Group commit: batches that arrive together share one message of ``TT_SPANS``, and so one fsync of the broker.
 
-A caller waits until the broker has acknowledged the message that carries its batch.
+``GroupCommit.commit`` returns when the broker has acknowledged the message that holds the caller's batches.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from tokentrace.records import Batch, encode_batch, join_encoded, shard_of
 
 _GROUP_BYTES = 1024 * 1024
 _GROUP_BATCHES = 1024
-#: Messages of one lane under way at once: enough to hide the round trip, few enough for groups to form.
-_UNDER_WAY = 4
+#: Unacknowledged messages of one subject: more would leave fewer batches to group, fewer would wait for round trips.
+_MAX_IN_FLIGHT = 4
 
 
 class _Lane:
-    """The queue of one subject."""
+    """The batches that wait for one subject, and its messages in flight."""
 
     def __init__(self, bus: Bus, subject: str) -> None:
         self._bus, self._subject = bus, subject
         self._waiting: deque[tuple[bytes, asyncio.Future[None]]] = deque()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
 
     def add(self, encoded: bytes) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((encoded, future))
-        if len(self._under_way) < _UNDER_WAY:
+        if len(self._in_flight) < _MAX_IN_FLIGHT:
             self._start()
         return future
 
     def _start(self) -> None:
         task = asyncio.get_running_loop().create_task(self._send())
-        self._under_way.add(task)
-        task.add_done_callback(self._sent)
+        self._in_flight.add(task)
+        task.add_done_callback(self._on_sent)
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+    def _on_sent(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.discard(task)
         if not task.cancelled():
             task.result()
         if self._waiting:
             self._start()
 
     async def _send(self) -> None:
-        # One turn of the loop lets the requests that are being read join.
+        # Other tasks get one turn of the loop, so that their batches join this group.
         await asyncio.sleep(0)
-        group = self._take()
+        group = self._next_group()
         if not group:
             return
         try:
@@ -63,7 +63,7 @@ class _Lane:
             if not future.done():
                 future.set_result(None)
 
-    def _take(self) -> list[tuple[bytes, asyncio.Future[None]]]:
+    def _next_group(self) -> list[tuple[bytes, asyncio.Future[None]]]:
         group: list[tuple[bytes, asyncio.Future[None]]] = []
         size = 0
         while self._waiting and len(group) < _GROUP_BATCHES:
@@ -76,40 +76,44 @@ class _Lane:
 
 class GroupCommit:
     """
-    Publishes clean batches to their shards.
+    Publishes clean batches to the subjects of their shards.
 
     Args:
-        shards: How many there are.
+        shards: Shard count.
     """
 
     def __init__(self, bus: Bus, shards: int) -> None:
         self._bus, self._shards = bus, shards
         self._lanes: dict[str, _Lane] = {}
 
-    async def commit(self, project: str, parts: list[Batch], *, beside: str = "") -> None:
+    async def commit(self, project: str, parts: list[Batch], *, order_key: str = "") -> None:
         """
-        Store *parts* and return once every one is acknowledged.
+        Publish *parts* and return once the broker has acknowledged all of them.
 
         Args:
-            beside: What is committed with the same words here shares a shard, and is read in this order.
+            order_key: Batches with the same key go to the same shard, so readers fold them in the order of commits that
+                wait for each other. "" = the shard follows from the batch.
 
         Raises:
-            Unavailable: The broker did not acknowledge all; some may be stored, and readers know them by id.
-            Rejected: Larger than the broker takes.
+            Unavailable: Not every part was acknowledged. Some may be stored; a retry is safe, because readers drop
+                batches that they have folded.
+            Rejected: A part is larger than the largest message of the broker.
         """
-        encoded = [(self._subject(project, part, beside), encode_batch(part)) for part in parts]
-        room = self._bus.max_payload - HEADROOM_BYTES
+        encoded = [(self._subject(project, part, order_key), encode_batch(part)) for part in parts]
+        limit = self._bus.max_payload - HEADROOM_BYTES
         for _, data in encoded:
-            if len(data) > room:
-                raise Rejected(f"batch: {len(data)} bytes after cleaning, the broker takes {room}", status=413)
+            if len(data) > limit:
+                raise Rejected(
+                    f"batch: {len(data)} bytes after cleaning, at most {limit} fit into a message", status=413
+                )
         futures = [self._lane(subject).add(data) for subject, data in encoded]
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _subject(self, project: str, batch: Batch, beside: str) -> str:
-        return subjects.spans(project, shard_of(Batch(id=beside) if beside else batch, self._shards))
+    def _subject(self, project: str, batch: Batch, order_key: str) -> str:
+        return subjects.spans(project, shard_of(Batch(id=order_key) if order_key else batch, self._shards))
 
     def _lane(self, subject: str) -> _Lane:
         lane = self._lanes.get(subject)

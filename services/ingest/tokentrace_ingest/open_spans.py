@@ -1,9 +1,10 @@
 """
-Spans that start in one request and end in another, on whichever replica that one arrives.
+Spans that start in one request and end in another; the two requests may reach different replicas.
 
-What is needed to end a span lies in the bucket ``tt_open_spans``, without secrets, for a day. Its end is decided there
-by compare-and-set, and written down together with the batch that tells it before that batch is published: so one end
-wins, and whoever comes after a crash in between publishes the very same batch, which readers know by its id.
+An entry in the bucket ``tt_open_spans`` keeps the start of a span for a day, without secrets. An end is written to the
+entry by compare-and-set, together with the batch that is to be published, and the batch is published afterwards. So of
+two simultaneous ends one wins. After a crash between the two steps the next end publishes the same batch again, and
+readers drop it if they have already folded a batch with its id.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from tokentrace_ingest.group_commit import GroupCommit
 
 log = logging.getLogger("tokentrace.ingest")
 
-#: Look-ups of one request under way at once.
+#: Simultaneous look-ups of one request.
 _LOOKUPS = 32
 
 
 class OpenSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    What the bucket holds of a span.
+    The entry of a span in the bucket.
 
     Attributes:
-        started: Its start, without secrets; without its metadata once it has ended.
-        early: What the start said already of model, tokens, cost and error; None = nothing.
-        attributes: Of the finished span, with what later ends added; None = it has not ended.
-        merges: How many later ends added something.
-        journal: What is not known to be published, in order: the finished span, then what later ends added.
+        started: The start, without secrets. Its metadata is removed when the span has ended.
+        early: Model, tokens, cost and error that the start already gave; None = none of them.
+        attributes: Attributes of the finished span and of later ends; None = the span has not ended.
+        merges: Number of later ends that added attributes.
+        journal: Batches that may not be published yet, in order: the finished span, then annotations of later ends.
     """
 
     started: Started
@@ -50,7 +51,7 @@ class OpenSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     @property
     def place(self) -> Place:
-        """What its children inherit."""
+        """Trace and session, which the span's children inherit."""
         return Place(self.started.trace_id, self.started.session_id or "")
 
 
@@ -63,52 +64,56 @@ class OpenSpans:
     Starts and ends spans.
 
     Args:
-        cleaner: Takes secrets out, before anything is written anywhere.
-        count: Is told what was cleaned, once for what is stored once.
+        cleaner: Removes secrets before anything is written to the bucket or the log.
+        project: The project whose log the spans go to.
+        count: Called once for each start and each end that is stored.
     """
 
     def __init__(
-        self, bus: Bus, cleaner: Cleaner, committer: GroupCommit, project: str, count: Callable[[Cleaned], None]
+        self, bus: Bus, cleaner: Cleaner, group_commit: GroupCommit, project: str, count: Callable[[Cleaned], None]
     ) -> None:
-        self._bus, self._cleaner, self._committer, self._project = bus, cleaner, committer, project
+        self._bus, self._cleaner, self._group_commit, self._project = bus, cleaner, group_commit, project
         self._count = count
         self._bucket = bus.kv(subjects.OPEN_SPANS)
 
     async def find(self, span_ids: Collection[str]) -> dict[str, OpenSpan]:
-        """Those of *span_ids* that were started within the last day, ended ones too."""
-        room = asyncio.Semaphore(_LOOKUPS)
+        """Return the entries of those *span_ids* that started within the last day, open or ended."""
+        look_ups = asyncio.Semaphore(_LOOKUPS)
 
         async def look_up(span_id: str) -> Entry | None:
-            async with room:
+            async with look_ups:
                 return await self._bucket.get(subjects.open_span_key(span_id))
 
         ids = list(dict.fromkeys(span_ids))
         entries = await asyncio.gather(*map(look_up, ids))
-        found = {}
+        entry_of = {}
         for span_id, entry in zip(ids, entries, strict=True):
             opened = self._decode(span_id, entry)
             if opened is not None:
-                found[span_id] = opened
-        return found
+                entry_of[span_id] = opened
+        return entry_of
 
     def _decode(self, span_id: str, entry: Entry | None) -> OpenSpan | None:
-        """None: there is no entry, or it cannot be read, and so nothing is known of that span."""
+        """Return the entry of a span; None if there is no entry or it cannot be decoded."""
         if entry is None:
             return None
         which = f"key {subjects.open_span_key(span_id)} revision {entry.revision}"
         with self._bus.set_aside.guard(subjects.OPEN_SPANS, which), reading("open span"):
             opened = _decoder.decode(entry.value)
             if opened.started.span_id != span_id:
-                raise ValueError("stands under the key of another span")
+                raise ValueError("the entry is under the key of another span")
             return opened
         return None
 
     async def start(self, started: Started, early: Span | None = None) -> OpenSpan:
         """
-        Open a span; returns once its start is stored. The same start again is no second one.
+        Open a span; return once its start is stored. A repeated start opens no second span.
+
+        Args:
+            early: Model, tokens, cost and error, if the start gives any of them.
 
         Raises:
-            Rejected: 409 for an id that another span has, 413 too large.
+            Rejected: 409 if another span has this id, 413 if the start is too large.
             Unavailable: Perhaps not stored; try again.
         """
         cleaned = self._clean(Batch(id=f"costkatana.{started.span_id}.start", started=[started]), started.arrived_ns)
@@ -121,18 +126,22 @@ class OpenSpans:
         except Conflict:
             opened = (await self.find([started.span_id])).get(started.span_id, opened)
             if _identity(opened.started) != _identity(started):
-                raise Rejected(f"traceId: {shorten(started.span_id)!r} is that of another span", status=409) from None
+                raise Rejected(f"traceId: {shorten(started.span_id)!r} is the id of another span", status=409) from None
             batch = replace(batch, arrived_ns=opened.started.arrived_ns, started=[opened.started])
         if opened.attributes is None:
-            await self._committer.commit(self._project, [batch], beside=_shard_key(opened))
+            await self._group_commit.commit(self._project, [batch], order_key=_order_key(opened))
         return opened
 
     async def end(self, span_id: str, end: EndInput, arrived_ns: int) -> None:
         """
-        End a span, or merge metadata into one that has ended; returns once that is stored.
+        End a span, or add metadata to one that has ended; return once that is stored.
+
+        Args:
+            arrived_ns: Unix nanoseconds; the end of the span if *end* names none.
 
         Raises:
-            Rejected: 404 when nobody started it within a day, 400 names the field, 413 too large.
+            Rejected: 404 if the span was not started within the last day, 400 with the name of the field, 413 if the
+                end is too large.
             Unavailable: Perhaps not stored; try again.
         """
         key = subjects.open_span_key(span_id)
@@ -156,7 +165,7 @@ class OpenSpans:
 
     def check_end(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> None:
         """
-        Whether *end* could end it now.
+        Check *end* without writing anything.
 
         Raises:
             Rejected: Names the field.
@@ -167,23 +176,23 @@ class OpenSpans:
         if early is None:
             return None
         clean = self._clean(Batch(id="early", spans=[early]), early.ended_ns).parts[0].spans[0]
-        # Not the price we would give it: that is decided at the end, when its tokens are known.
+        # Keep the reported cost. The span is priced at its end, when its tokens are known.
         return replace(clean, cost_nusd=early.cost_nusd, attributes={})
 
     def _clean_end(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Cleaned | None:
-        """The batch that tells of *end*: the finished span, or what is new of its metadata; None = nothing is."""
+        """Return the batch with the finished span, or with the metadata that *end* changes; None = no change."""
         started, known = opened.started, opened.attributes
         if known is None:
             span = end_of(started, end, arrived_ns, opened.early)
             return self._clean(Batch(id=f"costkatana.{span.span_id}.end", spans=[span]), arrived_ns)
-        said = Annotation(trace_id=started.trace_id, span_id=started.span_id, attributes=end.metadata or {})
-        batch = Batch(id=f"costkatana.{started.span_id}.merge.{opened.merges + 1}", annotations=[said])
+        annotation = Annotation(trace_id=started.trace_id, span_id=started.span_id, attributes=end.metadata or {})
+        batch = Batch(id=f"costkatana.{started.span_id}.merge.{opened.merges + 1}", annotations=[annotation])
         cleaned = self._clean(batch, arrived_ns)
         (clean,) = cleaned.parts[0].annotations
         new = {
             key: value
             for key, value in clean.attributes.items()
-            # As bytes, for to Python 1, 1.0 and True are equal.
+            # Compare the encodings, because 1 == 1.0 == True in Python.
             if key not in known or _encoder.encode(known[key]) != _encoder.encode(value)
         }
         if not new:
@@ -193,29 +202,29 @@ class OpenSpans:
 
     def _clean(self, batch: Batch, arrived_ns: int) -> Cleaned:
         cleaned = self._cleaner.clean(batch, arrived_ns, checked=True)
-        if cleaned.letters:
-            raise Rejected(cleaned.letters[0].reason)
+        if cleaned.dead_letters:
+            raise Rejected(cleaned.dead_letters[0].reason)
         size = len(encode_batch(cleaned.parts[0]))
         if size > MAX_SPAN_BYTES:
-            raise Rejected(f"span: {size} bytes, at most {MAX_SPAN_BYTES} are taken", status=413)
+            raise Rejected(f"span: {size} bytes, at most {MAX_SPAN_BYTES} are accepted", status=413)
         return cleaned
 
     async def _publish(self, key: str, opened: OpenSpan, revision: int) -> None:
-        """Publish the journal, one after the other, so that every reader merges in this order."""
+        """Publish the batches of the journal one by one, so that every reader folds them in order."""
         if not opened.journal:
             return
         for batch in opened.journal:
-            await self._committer.commit(self._project, [batch], beside=_shard_key(opened))
+            await self._group_commit.commit(self._project, [batch], order_key=_order_key(opened))
         try:
             await self._note_published(key, opened, revision)
         except Unavailable as exc:
-            # It is stored; the next end publishes it once more, and readers know it by its id.
-            log.debug("open span %s: %s", key, exc)
+            # The batches are stored. The next end publishes them again, and readers drop them by their ids.
+            log.debug("open span %s: the journal still holds published batches: %s", key, exc)
 
     async def _note_published(self, key: str, opened: OpenSpan, revision: int) -> None:
-        done = {batch.id for batch in opened.journal}
+        published = {batch.id for batch in opened.journal}
         while True:
-            left = [batch for batch in opened.journal if batch.id not in done]
+            left = [batch for batch in opened.journal if batch.id not in published]
             if len(left) == len(opened.journal):
                 return
             try:
@@ -223,32 +232,32 @@ class OpenSpans:
                 return
             except Conflict:
                 entry = await self._bucket.get(key)
-            now = self._decode(opened.started.span_id, entry)
-            if entry is None or now is None:
+            current = self._decode(opened.started.span_id, entry)
+            if entry is None or current is None:
                 return
-            opened, revision = now, entry.revision
+            opened, revision = current, entry.revision
 
     def _encode(self, opened: OpenSpan) -> bytes:
         data = _encoder.encode(opened)
-        room = self._bus.max_payload - HEADROOM_BYTES
-        if len(data) > room:
-            raise Rejected(f"span: {len(data)} bytes with its metadata, at most {room} are kept", status=413)
+        limit = self._bus.max_payload - HEADROOM_BYTES
+        if len(data) > limit:
+            raise Rejected(f"span: {len(data)} bytes with its metadata, at most {limit} fit into an entry", status=413)
         return data
 
 
 def _ended(before: OpenSpan, batch: Batch) -> OpenSpan:
-    """*before* with one more end that *batch* tells of."""
+    """Return *before* after one more end, which *batch* publishes."""
     journal = [*before.journal, batch]
     if before.attributes is None:
-        # The start's metadata is in the finished span now; an entry has to be small, for a day's spans lie there.
+        # The finished span holds the metadata of the start. The bucket holds the spans of a day: keep entries small.
         started = replace(before.started, metadata={})
         return replace(before, started=started, early=None, attributes=batch.spans[0].attributes, journal=journal)
     merged = {**before.attributes, **batch.annotations[0].attributes}
     return replace(before, attributes=merged, merges=before.merges + 1, journal=journal)
 
 
-def _shard_key(opened: OpenSpan) -> str:
-    """All that is told of a span shares a shard: of two ends that say different things the later is read last."""
+def _order_key(opened: OpenSpan) -> str:
+    """Return the key that sends all batches of a span to one shard, so that readers fold a later end last."""
     return f"costkatana.{opened.started.span_id}"
 
 

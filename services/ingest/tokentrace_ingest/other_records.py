@@ -1,4 +1,4 @@
-"""What a batch carries besides spans: each record checked, completed and rid of secrets, as a span is."""
+"""Clean the records of a batch that are not spans: check them, fill in what is missing and remove secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace.errors import Rejected, shorten
 from tokentrace.records import MIN_INSTANT_NS, Annotation, ChatMessage, SessionEnd, Started, check_attributes, is_id
 from tokentrace.redact import RedactionCounts, Redactor
 
-#: Of a message's content, in UTF-8.
+#: Limit for the content of a chat message, in UTF-8.
 MAX_CONTENT_BYTES = 256 * 1024
 
 OtherRecord = Started | ChatMessage | Annotation | SessionEnd
@@ -19,14 +19,15 @@ OtherRecord = Started | ChatMessage | Annotation | SessionEnd
 
 class RecordKind(NamedTuple):
     """
-    Records that travel in one list of a batch.
+    How to clean the records of one list of a batch.
 
     Attributes:
-        name: What one of them is called in a dead letter.
-        ids: Fields that must hold an id; those in maybe_ids may also be empty.
-        instants: Fields that take the arrival's instant when they are 0.
-        attributes: The field with what is free in form; "" = none.
-        clean: Takes the secrets out.
+        name: Name of one such record in a dead letter.
+        ids: Fields that must hold an id.
+        maybe_ids: Fields that hold an id or are empty.
+        instants: Fields in Unix nanoseconds; the arrival time replaces a 0.
+        attributes: The field with attributes or metadata; "" = none.
+        clean: The redactor's method for these records.
     """
 
     name: str
@@ -37,7 +38,7 @@ class RecordKind(NamedTuple):
     clean: Callable[[Redactor, Any, RedactionCounts], Any]
 
 
-#: Field of a batch -> its records.
+#: Field of a batch -> how to clean its records.
 KINDS = {
     "started": RecordKind(
         "started",
@@ -58,19 +59,25 @@ KINDS = {
     "annotations": RecordKind("annotation", ("trace_id", "span_id"), (), (), "attributes", Redactor.annotation),
     "session_ends": RecordKind("session_end", ("session_id",), (), ("ended_ns",), "", Redactor.session_end),
 }
-#: Fields of a batch that only the api fills, once it has found what they speak of.
+#: Fields of a batch that only the api may fill, because it looks up the span or session that a record refers to.
 FORBIDDEN = ("scores", "tombstones")
 
 
 def finish(
-    record: OtherRecord, kind: RecordKind, redactor: Redactor, arrived_ns: int, source: str, found: RedactionCounts
+    record: OtherRecord,
+    kind: RecordKind,
+    redactor: Redactor,
+    arrived_ns: int,
+    source: str,
+    redactions: RedactionCounts,
 ) -> OtherRecord:
     """
-    *record* as it is stored.
+    Return *record* as it is stored.
 
     Args:
-        source: Fills in a missing caller; without secrets.
-        found: Is told what was taken out.
+        arrived_ns: Unix nanoseconds; replaces instants that are 0.
+        source: Replaces a missing caller; must hold no secrets.
+        redactions: Counts of removed secrets by kind are added to it.
 
     Raises:
         Rejected: Names the field.
@@ -82,7 +89,7 @@ def finish(
             raise Rejected(f"{field}: not between the years 2000 and 2100")
         filled[field] = instant
     _check(record, kind)
-    clean: OtherRecord = kind.clean(redactor, replace(record, **filled), found)
+    clean: OtherRecord = kind.clean(redactor, replace(record, **filled), redactions)
     if isinstance(clean, Started):
         return replace(clean, caller=clean.caller or source, arrived_ns=arrived_ns)
     return clean
@@ -106,6 +113,6 @@ def _check_content(content: str) -> None:
     try:
         size = len(content.encode())
     except UnicodeEncodeError as exc:
-        raise Rejected("content: not text that UTF-8 can carry") from exc
+        raise Rejected("content: cannot be encoded in UTF-8") from exc
     if size > MAX_CONTENT_BYTES:
-        raise Rejected(f"content: {size} bytes, at most {MAX_CONTENT_BYTES} are kept", status=413)
+        raise Rejected(f"content: {size} bytes, at most {MAX_CONTENT_BYTES} are accepted", status=413)

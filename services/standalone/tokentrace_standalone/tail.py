@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import sys
 from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
+import typer
 
 from tokentrace.bus import Bus, Message, jetstream, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import Position, Span, decode_batches, decode_event
+from tokentrace.service import runtime
+from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import MS, nusd_to_usd, render_instant
@@ -20,24 +23,40 @@ from tokentrace.units import MS, nusd_to_usd, render_instant
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``tail``."""
-    parser.add_argument("--nats", default="nats://127.0.0.1:4222", metavar="URL", help="default nats://127.0.0.1:4222")
-    parser.add_argument("--model", help="only spans of this model")
-    parser.add_argument("--caller", help="only spans of this caller")
-    parser.add_argument("--status", choices=("ok", "error", "timeout"), help="only spans with this status")
-    parser.add_argument("--alerts", action="store_true", help="only alerts")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+class Flags(NamedTuple):
+    """The flags of ``tokentrace tail``; None = not given."""
+
+    nats: str
+    model: str | None
+    caller: str | None
+    status: str | None
+    alerts: bool
+    json: bool
 
 
-async def tail(given: argparse.Namespace, stopping: asyncio.Event) -> None:
+def tail(
+    nats: Annotated[str, typer.Option(metavar="URL", help="NATS server.")] = "nats://127.0.0.1:4222",
+    model: Annotated[str | None, typer.Option(help="Show only spans of this model.")] = None,
+    caller: Annotated[str | None, typer.Option(help="Show only spans of this caller.")] = None,
+    status: Annotated[
+        Literal["ok", "error", "timeout"] | None, typer.Option(help="Show only spans with this status.")
+    ] = None,
+    alerts: Annotated[bool, typer.Option("--alerts", help="Show only alerts.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+) -> int:
+    """Show spans and alerts as they happen."""
+    flags = Flags(nats, model, caller, status, alerts, json)
+    return runtime.run("tokentrace", lambda stopping: _tail(flags, stopping))
+
+
+async def _tail(flags: Flags, stopping: asyncio.Event) -> None:
     """Print until *stopping* is set."""
     async with contextlib.AsyncExitStack() as stack:
-        connecting = stack.enter_async_context(jetstream.connect(given.nats, name="tokentrace tail"))
+        connecting = stack.enter_async_context(jetstream.connect(flags.nats, name="tokentrace tail"))
         bus = await unless_stopped(stopping, connecting)
-        printer = _Printer(given)
+        printer = _Printer(flags)
         tasks = [asyncio.create_task(_follow(bus, subjects.ALERTS, subjects.ALL_ALERTS, printer.alert))]
-        if not given.alerts:
+        if not flags.alerts:
             tasks.append(asyncio.create_task(_follow(bus, subjects.SPANS, subjects.ALL_SPANS, printer.spans)))
         stop = asyncio.create_task(stopping.wait())
         done, pending = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -49,21 +68,24 @@ async def tail(given: argparse.Namespace, stopping: asyncio.Event) -> None:
 
 
 async def _follow(bus: Bus, stream: str, pattern: str, show: Callable[[Message], None]) -> None:
+    """Call *show* for each message of *stream* that is stored from now on."""
     state = await until_available(lambda: bus.state(stream))
     after = Position(state.created_ns, state.last_sequence)
-    async with contextlib.aclosing(bus.follow(stream, [pattern], after)) as feed:
-        async for chunk in feed:
+    async with Follower(bus, stream, [pattern], after, reader="tail") as chunks:
+        async for chunk in chunks:
             for message in chunk.messages:
                 show(message)
 
 
 class _Printer:
-    def __init__(self, given: argparse.Namespace) -> None:
-        self._given = given
-        self._colour = sys.stdout.isatty() and not given.json
+    """Prints what passes the filters, in colour on a terminal."""
+
+    def __init__(self, flags: Flags) -> None:
+        self._flags = flags
+        self._colour = sys.stdout.isatty() and not flags.json
 
     def spans(self, message: Message) -> None:
-        """The spans of one message that pass the filters."""
+        """Print the spans of *message* that pass the filters."""
         try:
             batches = decode_batches(message.payload)
         except Rejected as exc:
@@ -75,14 +97,12 @@ class _Printer:
                     self._span(span)
 
     def _passes(self, span: Span) -> bool:
-        given = self._given
-        return all(
-            wanted is None or wanted == value
-            for wanted, value in ((given.model, span.model), (given.caller, span.caller), (given.status, span.status))
-        )
+        flags = self._flags
+        filters = ((flags.model, span.model), (flags.caller, span.caller), (flags.status, span.status))
+        return all(wanted is None or wanted == value for wanted, value in filters)
 
     def _span(self, span: Span) -> None:
-        if self._given.json:
+        if self._flags.json:
             fields = dict(zip(span.__struct_fields__, msgspec.to_builtins(span), strict=True))
             self._print(msgspec.json.encode(fields).decode())
             return
@@ -95,8 +115,8 @@ class _Printer:
         self._print(f"{line} {span.error}".rstrip(), _RED if span.status != "ok" else "" if span.model else _DIM)
 
     def alert(self, message: Message) -> None:
-        """One event of a rule."""
-        if self._given.json:
+        """Print the event of a rule."""
+        if self._flags.json:
             self._print(message.payload.decode("utf-8", "replace"))
             return
         try:

@@ -1,9 +1,9 @@
 """
-The contract of the bus: what services may ask of a broker, whatever it is.
+The contract of the bus: what a service may ask of a message broker.
 
-Two implementations obey it under one test suite: ``memory`` (the twin, one process) and ``jetstream`` (the real one).
-Every call raises ``Unavailable`` when the broker cannot answer, ``Rejected`` when it refuses for good and ``Conflict``
-when a compare-and-set lost; nothing hangs and nothing else escapes.
+Two classes implement it, and one test suite runs against both: ``memory.MemoryBus`` (in process) and
+``jetstream.JetStream`` (NATS). Every call ends. It raises ``Unavailable`` if the broker cannot answer now, ``Rejected``
+if the broker refuses the request for good, ``Conflict`` if a compare-and-set lost, and nothing else.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ __all__ = [
     "WaitPolicy",
 ]
 
-#: Room left for subject and headers when a payload is cut to the broker's limit.
+#: Bytes kept free for subject and headers when a payload is cut to the broker's limit.
 HEADROOM_BYTES = 16 * 1024
-#: No stream is cut below this.
+#: The smallest size a stream is created with or cut to, bytes.
 MIN_STREAM_BYTES = 1024 * 1024
 
 
 class Message(NamedTuple):
-    """One message of a stream; time_ns is when the broker stored it, Unix nanoseconds."""
+    """One message of a stream; *time_ns* is when the broker stored it, Unix nanoseconds."""
 
     subject: str
     payload: bytes
@@ -53,7 +53,7 @@ class Message(NamedTuple):
 
 
 class PubAck(NamedTuple):
-    """The broker has stored a message under *sequence*, or had it already."""
+    """The broker stored a message under *sequence*; *duplicate* if it had stored the same id before."""
 
     sequence: int
     duplicate: bool
@@ -61,14 +61,14 @@ class PubAck(NamedTuple):
 
 class Chunk(NamedTuple):
     """
-    What a follower reads at once.
+    Messages that a follower reads together.
 
     Attributes:
-        messages: In order, nothing skipped, nothing twice.
-        pending: Matching messages still to come; 0 = caught up.
-        created_ns: The stream's, for ``Position``.
-        missing: (first, last) sequence that the stream no longer has, noticed before this chunk.
-        rewound: The stream was made anew or lost its end: this chunk starts at its first message.
+        messages: In stream order, without gaps and without repetitions.
+        pending: Number of matching messages still to be read; 0 = caught up.
+        created_ns: When the stream was created, Unix nanoseconds; part of a ``Position``.
+        missing: (first, last) sequence of messages that the stream discarded before they were read, or None.
+        rewound: The stream was recreated or lost its end; reading starts again at its first message.
     """
 
     messages: Sequence[Message]
@@ -78,7 +78,7 @@ class Chunk(NamedTuple):
     rewound: bool = False
 
     def after(self, before: Position | None) -> Position:
-        """Where a reader stands that stood at *before* and has applied this."""
+        """Return the position of a reader that stood at *before* and has applied this chunk."""
         sequence = 0 if before is None or self.rewound else before.sequence
         if self.missing is not None:
             sequence = max(sequence, self.missing[1])
@@ -86,86 +86,99 @@ class Chunk(NamedTuple):
 
 
 class Delivery(Protocol):
-    """One message of a work queue; until it is acknowledged it will be given to somebody again."""
+    """One message of a work queue; the broker delivers it again until it is acknowledged or terminated."""
 
     message: Message
     deliveries: int
 
     async def ack(self) -> None:
-        """Done: remove it."""
+        """Acknowledge the message: the broker removes it."""
 
     async def nak(self, delay_s: float = 0.0) -> None:
-        """Not done: give it to somebody again, after *delay_s* seconds."""
+        """Ask the broker to deliver the message again after *delay_s* seconds."""
 
     async def term(self, reason: str) -> None:
-        """Never again, and remove it."""
+        """Remove the message without having processed it."""
 
     async def in_progress(self) -> None:
-        """Still at it: start the patience anew."""
+        """Start the acknowledgement timeout again, because processing takes longer."""
 
 
 class Entry(NamedTuple):
-    """A value of a key-value bucket and the revision to compare with."""
+    """A value of a key-value bucket, and the revision that ``KeyValue.update`` compares with."""
 
     value: bytes
     revision: int
 
 
 class KeyValue(Protocol):
-    """A bucket of small values with compare-and-set; as a stream it is ``KV_<bucket>``."""
+    """A bucket of small values with compare-and-set; its entries are the messages of the stream ``KV_<bucket>``."""
 
-    async def get(self, key: str) -> Entry | None: ...
+    async def get(self, key: str) -> Entry | None:
+        """Return the entry of *key*, or None if there is none."""
+        ...
 
-    async def put(self, key: str, value: bytes) -> int: ...
+    async def put(self, key: str, value: bytes) -> int:
+        """Write *key* unconditionally and return the new revision."""
+        ...
 
     async def create(self, key: str, value: bytes) -> int:
-        """Write *key* if it is not there; Conflict if it is."""
+        """Write *key* and return the new revision; Conflict if the key exists."""
         ...
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
-        """Write *key* if *revision* is still its last; Conflict if not."""
+        """Write *key* and return the new revision; Conflict unless *revision* is the current one."""
         ...
 
-    async def delete(self, key: str) -> None: ...
+    async def delete(self, key: str) -> None:
+        """Delete *key*; deleting a key that does not exist is no error."""
+        ...
 
-    async def items(self) -> dict[str, Entry]: ...
+    async def items(self) -> dict[str, Entry]:
+        """Return all entries by key."""
+        ...
 
 
 class Objects(Protocol):
-    """A bucket of large values; a name is written once, because overwriting hangs whoever reads it."""
+    """A bucket of large values. Write each name once: a reader hangs if its object is overwritten."""
 
-    async def put(self, name: str, data: bytes) -> None: ...
+    async def put(self, name: str, data: bytes) -> None:
+        """Store *data* under *name*; the object exists only after the last byte is stored."""
+        ...
 
     async def get(self, name: str) -> bytes | None:
-        """The object, its digest checked; None when there is none. Rejected when it is damaged."""
+        """Return the object after checking its digest, or None if there is none; Rejected if it is damaged."""
         ...
 
     async def names(self) -> list[str]:
-        """Of all objects; what is no name is set aside."""
+        """Return the names of all objects, sorted; a name that cannot be decoded is set aside."""
         ...
 
-    async def delete(self, name: str) -> None: ...
+    async def delete(self, name: str) -> None:
+        """Delete the object; deleting an object that does not exist is no error."""
+        ...
 
 
-#: From a request to its answers, each of which is sent when it is there.
+#: Takes the payload of a request and yields the replies; each reply is sent as soon as it is yielded.
 Handler = Callable[[bytes], AsyncIterator[bytes]]
-#: From the answers so far to how long to wait for more, seconds after the request; 0 = these are enough.
+#: Takes the replies so far and returns how long to wait for more, seconds since the request; 0 = stop waiting.
 WaitPolicy = Callable[[list[bytes]], float]
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What a stream is to be.
+    The settings of a stream.
 
     Attributes:
-        subjects: What it stores.
-        work_queue: A message is removed once acknowledged, and a full stream refuses; else the oldest makes room.
-        max_bytes, max_age_ns: Ceilings; max_age_ns 0 = none.
-        duplicate_window_ns: How long the broker remembers ids.
-        per_subject: Messages kept for each subject; -1 = all.
-        durable: False = acknowledged before it is on disk, for what can be made again.
-        kind: A bucket is a stream with the settings its kind needs.
-        evicts: Of a bucket: when it is full the oldest entry makes room, as in a log; else it refuses.
+        subjects: The subjects it stores.
+        work_queue: True: a message is removed once acknowledged, and a full stream refuses messages.
+            False: a full stream discards its oldest message.
+        max_bytes, max_age_ns: Limits; max_age_ns 0 = no limit.
+        duplicate_window_ns: How long the broker recognises a repeated message id.
+        per_subject: How many messages of each subject are kept; -1 = all.
+        durable: False = messages are acknowledged before they are on disk; for content that can be made again.
+        kind: A bucket is a stream with the settings that its kind needs.
+        evicts: Of a full bucket: True = discard the oldest entry, False = refuse the new one.
     """
 
     name: str
@@ -181,12 +194,12 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def refuses(self) -> bool:
-        """True when nothing more goes in once it is full."""
+        """True if a full stream refuses messages instead of discarding the oldest."""
         return self.work_queue or (self.kind != "log" and not self.evicts)
 
 
 class StreamState(NamedTuple):
-    """What a stream holds now."""
+    """What a stream holds now; *first_time_ns* is when its first message was stored, 0 = it is empty."""
 
     created_ns: int
     first_sequence: int
@@ -202,49 +215,51 @@ class Bus(Protocol):
 
     @property
     def connected(self) -> bool:
-        """False while the broker is away."""
+        """False while there is no connection to the broker."""
         ...
 
     @property
     def problems(self) -> list[str]:
-        """What the broker cannot do now: ``nats`` while it is away, else what it fails to store."""
+        """What the broker cannot do now: ``nats`` while it is disconnected, else the subjects it fails to store."""
         ...
 
     @property
     def set_aside(self) -> SetAside:
-        """What was read over this connection and could not be understood; whoever decodes notes it here."""
+        """Data that was read over this connection and could not be decoded; every decoder notes it here."""
         ...
 
     @property
     def max_payload(self) -> int:
-        """Largest message the broker takes, bytes."""
+        """The largest message the broker accepts, bytes."""
         ...
 
     async def ensure(self, stream: Stream, *, resize: bool = False) -> str:
         """
-        Make *stream*, or bring it to these settings, except its number of replicas; never below what it holds.
+        Create *stream*, or change an existing stream to these settings.
 
-        A new stream that the broker has no room for is made smaller; one that is there and cannot be changed for want
-        of room stays as it is.
+        The number of replicas is left as it is, and no stream is cut below what it holds. If the broker has too little
+        space, a new stream is created smaller, and an existing one is left unchanged.
 
         Args:
-            resize: Let a stream that holds something grow to ``max_bytes`` as well; else it is only made smaller.
+            resize: True = a stream that holds messages may grow to ``max_bytes``; False = it can only shrink.
 
         Returns:
-            What became of it instead for want of room; "" when it is as asked for.
+            What was done instead for want of space; "" if the stream is as requested.
 
         Raises:
-            Unavailable: The broker is away, or has no room for the smallest stream.
+            Unavailable: The broker is unreachable, or has no space for the smallest stream.
         """
         ...
 
-    async def state(self, stream: str) -> StreamState: ...
+    async def state(self, stream: str) -> StreamState:
+        """Return what *stream* holds; Rejected if it does not exist."""
+        ...
 
     async def position_at(self, stream: str, time_ns: int) -> Position:
         """
-        Where a reader stands that has read everything stored before *time_ns*, Unix nanoseconds.
+        Return the position of a reader that has read every message stored before *time_ns*, Unix nanoseconds.
 
-        Only of a stream that loses nothing but its beginning: of a bucket the answer may be too late.
+        Only for streams that discard nothing but their oldest messages: in a bucket the result may be too late.
         """
         ...
 
@@ -261,41 +276,64 @@ class Bus(Protocol):
         Store a message.
 
         Args:
-            id: Within the duplicate window a second message with it is acknowledged and not stored.
-            expect_last: Conflict unless this is the sequence of the subject's last message (0 = it has none).
+            id: A second message with this id within the duplicate window is acknowledged but not stored.
+            expect_last: Conflict unless the last message of the subject has this sequence (0 = it has none).
+
+        Raises:
+            Unavailable: Not acknowledged; the message may have been stored all the same.
         """
         ...
 
     def follow(self, stream: str, subjects: Sequence[str], after: Position | None) -> AsyncGenerator[Chunk, None]:
-        """Read *stream* from behind *after*, for ever, through restarts of the broker; waits while it is away."""
+        """
+        Yield the messages of *stream* that match *subjects* and come after *after*, without end.
+
+        The reader continues after restarts of the broker and waits while it is unreachable. An empty chunk is yielded
+        at the start if nothing is pending, so that a reader of an empty stream learns that it has caught up.
+        """
         ...
 
     def consume(
         self, stream: str, durable: str, *, batch: int, ack_wait_s: float
     ) -> AsyncGenerator[Sequence[Delivery], None]:
-        """Take messages of a work queue that all consumers of *durable* share; given again after *patience_s*."""
+        """
+        Yield messages of a work queue, without end; all consumers named *durable* share them.
+
+        Args:
+            batch: How many messages to request at a time.
+            ack_wait_s: Seconds after which an unacknowledged message is delivered again.
+        """
         ...
 
     async def erase(self, stream: str, sequence: int) -> None:
         """
-        Remove one message and overwrite it on disk; one that is gone already is no error.
+        Remove one message and overwrite it on disk; erasing a message that is already gone is no error.
 
         Raises:
-            Unavailable: Perhaps not erased.
+            Unavailable: The message may or may not have been erased.
         """
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
-        """The first answer."""
+        """Send a request and return the first reply; Unavailable if none comes within *timeout_s* seconds."""
         ...
 
-    async def request_many(self, subject: str, payload: bytes, patience: WaitPolicy) -> list[bytes]:
-        """The answers of everybody who serves *subject*, as long as *patience* says."""
+    async def request_many(self, subject: str, payload: bytes, wait_policy: WaitPolicy) -> list[bytes]:
+        """Send a request and return all replies that arrive while *wait_policy* waits; [] if nothing serves it."""
         ...
 
     def serve(self, subject: str, handler: Handler, *, group: str = "") -> AbstractAsyncContextManager[None]:
-        """Answer requests while inside; one of each *group* is asked, everybody without one."""
+        """
+        Answer requests on *subject* while the context is open.
+
+        Args:
+            group: Each request goes to one server of a group; "" = every server gets every request.
+        """
         ...
 
-    def kv(self, bucket: str) -> KeyValue: ...
+    def kv(self, bucket: str) -> KeyValue:
+        """Return the key-value bucket *bucket*."""
+        ...
 
-    def objects(self, bucket: str) -> Objects: ...
+    def objects(self, bucket: str) -> Objects:
+        """Return the object store *bucket*."""
+        ...

@@ -1,4 +1,4 @@
-"""The subjects, streams and buckets of DESIGN 2: built and taken apart here and nowhere else."""
+"""The names of subjects, streams and buckets: every one is built and parsed in this module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REQUESTS = "tt_requests"
 SNAPSHOTS = "tt_snapshots"
 
 INGEST = "ingest"
-#: Characters of a project in a subject, after escaping.
+#: The maximum length of a project's name in a subject, after escaping.
 MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
@@ -39,7 +39,7 @@ _ESCAPED = re.compile(r"=([0-9A-F]{2})")
 
 
 def escape(token: str) -> str:
-    """*token* as one token of a subject: bytes that are not [A-Za-z0-9_-] become ``=XX``; empty becomes ``=``."""
+    """Return *token* as one token of a subject: bytes outside [A-Za-z0-9_-] become ``=XX``, "" becomes ``=``."""
     if _PLAIN.fullmatch(token):
         return token
     if not token:
@@ -48,7 +48,7 @@ def escape(token: str) -> str:
 
 
 def unescape(token: str) -> str:
-    """The text that ``escape`` made *token* of."""
+    """Return the text that ``escape`` turned into *token*."""
     if token == "=":
         return ""
     data = bytearray()
@@ -62,51 +62,51 @@ def unescape(token: str) -> str:
 
 
 def raw(project: str, shard: int) -> str:
-    """Where a reporter publishes."""
+    """Return the subject on which a reporter publishes."""
     return f"tokentrace.raw.{escape(project)}.{shard}"
 
 
 def spans(project: str, shard: int) -> str:
-    """Where ingest publishes."""
+    """Return the subject on which ingest publishes spans."""
     return f"tokentrace.spans.{escape(project)}.{shard}"
 
 
 def shard_spans(shard: int) -> str:
-    """What a reader of one shard follows, of every project."""
+    """Return the pattern that a reader of one shard follows; it matches every project."""
     return f"tokentrace.spans.*.{shard}"
 
 
 def tombstones(project: str) -> str:
-    """Where deletions go: in the log of the spans, but on no shard, so that they can be read without the spans."""
+    """Return the subject of deletions: in the log but on no shard, so that they can be read without the spans."""
     return f"tokentrace.spans.{escape(project)}.deleted"
 
 
 def open_span_key(span_id: str) -> str:
-    """The key of a span in ``tt_open_spans``: any bucket takes it, whatever the id is."""
+    """Return the key of a span in ``tt_open_spans``: a hash, because ids may contain what keys may not."""
     return hashlib.sha256(span_id.encode()).hexdigest()
 
 
 def rejected(project: str) -> str:
-    """Where dead letters go."""
+    """Return the subject of dead letters."""
     return f"tokentrace.rejected.{escape(project)}"
 
 
 def alerts(project: str, rule: str) -> str:
-    """Where a rule's events go."""
+    """Return the subject of the events of *rule*."""
     return f"tokentrace.alerts.{escape(project)}.{escape(rule)}"
 
 
 def deliveries(project: str, rule: str) -> str:
-    """Where it is told what became of the events of *rule*."""
+    """Return the subject of the delivery records of *rule*."""
     return f"tokentrace.deliveries.{escape(project)}.{escape(rule)}"
 
 
 def parse_project(subject: str) -> str:
     """
-    The project of a raw, spans, rejected or alerts subject.
+    Return the project of a raw, spans, rejected or alerts subject.
 
     Raises:
-        Rejected: It is none of them.
+        Rejected: The subject has another form.
     """
     parts = subject.split(".")
     if len(parts) < 3 or parts[0] != "tokentrace":
@@ -116,10 +116,10 @@ def parse_project(subject: str) -> str:
 
 def parse_shard(subject: str) -> int:
     """
-    The shard of a raw or spans subject.
+    Return the shard of a raw or spans subject.
 
     Raises:
-        Rejected: It has none.
+        Rejected: The subject does not end with a number.
     """
     last = subject.rpartition(".")[2]
     if not (last.isascii() and last.isdigit()):
@@ -134,7 +134,7 @@ def streams(
     spans_age_ns: int = 7 * DAY,
     duplicate_window_ns: int = 2 * MINUTE,
 ) -> list[Stream]:
-    """Every stream and bucket there is, with its limits."""
+    """Return every stream and bucket of the product, with its limits."""
     window = duplicate_window_ns
     return [
         Stream(
@@ -182,7 +182,7 @@ def streams(
 
 
 def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0, evicts: bool = False) -> Stream:
-    """The stream of a key-value bucket."""
+    """Return the stream of a key-value bucket."""
     return Stream(
         name=f"KV_{name}",
         subjects=(f"$KV.{name}.>",),

@@ -1,4 +1,4 @@
-"""The four rules that have names (SPEC D.2), in the documented form: for ``tokentrace.yml`` and ``POST /alerts``."""
+"""Four common rules in the form that ``tokentrace.yml`` and ``POST /alerts`` accept."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 def cost_spike(name: str, threshold: float, window: str, **more: Any) -> dict[str, Any]:
     """
-    Fires when more than *threshold* US dollars were spent within *window*.
+    Return a rule that fires when more than *threshold* US dollars were spent within *window*.
 
     Args:
-        window: Such as ``1h``.
-        more: Any other key of a rule: cooldown, min_spans, filter, level, delivery.
+        window: A duration such as ``1h``.
+        more: Other keys of a rule, such as cooldown, min_spans, filter, level and delivery.
     """
     return _rule(name, "total_cost", "gt", threshold, window, more)
 
@@ -21,10 +21,10 @@ def latency_regression(
     name: str, threshold: float, window: str, *, percentile: int = 95, **more: Any
 ) -> dict[str, Any]:
     """
-    Fires when a percentile of latency is over *threshold* milliseconds.
+    Return a rule that fires when a percentile of latency is over *threshold* milliseconds.
 
     Raises:
-        ValueError: *percentile* is none of 50, 95, 99.
+        ValueError: *percentile* is not 50, 95 or 99.
     """
     if percentile not in (50, 95, 99):
         raise ValueError(f"percentile: {percentile} is none of 50, 95, 99")
@@ -32,12 +32,12 @@ def latency_regression(
 
 
 def quality_drop(name: str, threshold: float, window: str, **more: Any) -> dict[str, Any]:
-    """Fires when the mean ``eval.score`` falls below *threshold*; min_spans counts scored spans."""
+    """Return a rule that fires when the mean ``eval.score`` is below *threshold*; min_spans counts scored spans."""
     return _rule(name, "quality_score", "lt", threshold, window, more)
 
 
 def error_rate_spike(name: str, threshold: float, window: str, **more: Any) -> dict[str, Any]:
-    """Fires when more than the fraction *threshold* of calls end with an error or timeout."""
+    """Return a rule that fires when more than the fraction *threshold* of calls end with an error or timeout."""
     return _rule(name, "error_rate", "gt", threshold, window, more)
 
 

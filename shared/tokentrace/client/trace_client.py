@@ -1,11 +1,12 @@
 """
-A client of the sessions API in the form of Cost Katana's ``TraceClient`` (SPEC E.9).
+A client of the sessions API with the methods of Cost Katana's ``TraceClient``.
 
     client = TraceClient(api_key="…", project_id="shop", api_url="http://localhost:9090")
     root = client.start_span("answer", "agent", metadata={"userId": "u-1"})
     client.end_span(root.trace_id, model="gpt-4o", input_tokens=512, output_tokens=128)
 
-What writes never raises because the service is away: tracing must not end the program it looks at. What reads does.
+Methods that write never raise because of the network or the service: they log the failure and count it in
+``TraceClient.failures``, because tracing must not stop the traced program. Methods that read raise.
 """
 
 from __future__ import annotations
@@ -30,15 +31,22 @@ log = logging.getLogger("tokentrace.client")
 
 DEFAULT_URL = "https://api.costkatana.com"
 DEFAULT_TIMEOUT_MS = 30_000
-_BUSY = (408, 425, 429)
-#: Of a stack trace the end is kept, characters.
+#: HTTP statuses below 500 that ask for another attempt: request timeout, too early, too many requests.
+_RETRY_STATUSES = (408, 425, 429)
+#: How many characters of a stack trace are sent: the last ones.
 _MAX_TEXT = 16_000
 
 Json = dict[str, Any]
 
 
 class StartedSpan(NamedTuple):
-    """A span's id (they call it the trace id) and the session it belongs to."""
+    """
+    The ids of a span that ``start_span`` started.
+
+    Attributes:
+        trace_id: The id of the span. The sessions API calls it the trace id.
+        session_id: The id of the session that the span belongs to.
+    """
 
     trace_id: str
     session_id: str
@@ -46,20 +54,20 @@ class StartedSpan(NamedTuple):
 
 class TraceClient:
     """
-    Starts and ends spans, records messages, reads sessions; may be shared between threads.
+    Starts and ends spans, records messages and reads sessions. It may be shared between threads.
 
     Args:
         api_key: Sent as bearer token.
-        project_id: Sent as ``X-Project-ID``.
-        api_url: Base of ``/api/traces`` and ``/api/sessions``.
-        timeout_ms: How long the network may be silent, milliseconds.
-        headers: Sent with every request, besides.
+        project_id: Sent as the header ``X-Project-ID``.
+        api_url: The base URL, without ``/api/traces`` or ``/api/sessions``.
+        timeout_ms: The time limit of each network operation, milliseconds.
+        headers: More headers for each request.
 
     Attributes:
-        failures: How many writes did not arrive.
+        failures: How many writes failed since the client was created.
 
     Raises:
-        ValueError: api_key or project_id is missing, or api_url is none.
+        ValueError: *api_key* or *project_id* is empty, or *api_url* is not an HTTP URL.
     """
 
     def __init__(
@@ -71,9 +79,9 @@ class TraceClient:
         headers: Mapping[str, str] | None = None,
     ) -> None:
         if not api_key:
-            raise ValueError("api_key: is missing")
+            raise ValueError("api_key is empty")
         if not project_id:
-            raise ValueError("project_id: is missing")
+            raise ValueError("project_id is empty")
         parts = urlsplit(api_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"api_url: {shorten(api_url)!r} is not http://… or https://…")
@@ -101,15 +109,20 @@ class TraceClient:
         metadata: Mapping[str, Any] | None = None,
     ) -> StartedSpan:
         """
-        Start a span.
+        Start a span. A failure is logged and counted, and the ids can be used all the same.
 
-        The ids are made here and sent along, so they are as good when the answer is lost; a service that makes its own
-        is believed.
+        The client chooses the ids and sends them, so they are valid even if the response is lost. If the service
+        responds with other ids, those are returned.
 
         Args:
-            type: One of the ten kinds.
-            session_id: None = the parent's, or a new one.
-            parent_id: The parent's trace_id.
+            name: The operation.
+            type: llm, embedding, tool, retrieval, database, custom, http, agent, workflow or chain.
+            session_id: None stands for the session of the parent, or for a new session without a parent.
+            parent_id: The ``trace_id`` of the parent.
+            metadata: Further values by key; a value without a JSON form is sent as text.
+
+        Returns:
+            The ids of the span and of its session.
         """
         trace_id = str(uuid.uuid4())
         if session_id is None and parent_id is None:
@@ -137,13 +150,19 @@ class TraceClient:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         """
-        End a span.
+        End a span. A failure is logged and counted.
 
         Args:
+            trace_id: The ``trace_id`` that ``start_span`` returned.
             status: ok, error or timeout.
-            error: A text, an exception, or ``{"message", "stack"}``.
-            cost_usd: US dollars; None = let the service price it.
-            metadata: Merged over the start's.
+            error: A message, an exception, or ``{"message": ..., "stack": ...}``.
+            model: The model that was called, such as ``gpt-4o``.
+            input_tokens: Tokens of the whole input, cached tokens included.
+            output_tokens: Tokens of the whole output, reasoning tokens included.
+            cost_usd: The cost in US dollars; None lets the service compute it.
+            tool: The tool that was called.
+            resource_ids: Ids of resources that the call used.
+            metadata: Further values by key; they replace those from the start.
         """
         tokens = None
         if input_tokens is not None or output_tokens is not None:
@@ -171,7 +190,16 @@ class TraceClient:
         content: str,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record one message; *role* is user, assistant, system or tool."""
+        """
+        Record one message of a conversation. A failure is logged and counted.
+
+        Args:
+            session_id: The session of the conversation.
+            trace_id: The ``trace_id`` of the span that the message belongs to.
+            role: user, assistant, system or tool.
+            content: The text.
+            metadata: Further values by key.
+        """
         body = _filled(
             messageId=str(uuid.uuid4()),
             sessionId=session_id,
@@ -183,26 +211,43 @@ class TraceClient:
         self._write("/api/traces/messages", body)
 
     def ingest_batch(self, spans: Sequence[Mapping[str, Any]]) -> None:
-        """Send spans that were collected elsewhere, in the service's own form (camelCase)."""
+        """
+        Send finished spans. A failure is logged and counted.
+
+        Args:
+            spans: Objects with the camelCase keys of ``POST /api/traces/ingest``, such as ``traceId``.
+        """
         self._write("/api/traces/ingest", {"spans": spans}, {"Idempotency-Key": str(uuid.uuid4())})
 
     def session_graph(self, session_id: str) -> Json:
         """
-        ``{"nodes", "edges"}`` of a session.
+        Read the graph of a session.
+
+        Args:
+            session_id: The id of the session.
+
+        Returns:
+            ``{"nodes": [...], "edges": [...]}``.
 
         Raises:
-            Rejected: The service refuses; ``status`` says how.
-            Unavailable: It does not answer, or not in time.
+            Rejected: The service refuses the request; ``status`` is the HTTP status.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         return self._read(f"/api/sessions/{quote(session_id, safe='')}/graph")
 
     def session_details(self, session_id: str) -> Json:
         """
-        A session with its messages.
+        Read a session with its messages.
+
+        Args:
+            session_id: The id of the session.
+
+        Returns:
+            The session as ``GET /api/sessions/{id}/details`` describes it.
 
         Raises:
-            Rejected: 404 for one that nobody knows.
-            Unavailable: As ``session_graph``.
+            Rejected: The service refuses the request; ``status`` is 404 if it does not know the session.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         return self._read(f"/api/sessions/{quote(session_id, safe='')}/details")
 
@@ -217,28 +262,43 @@ class TraceClient:
         limit: int | None = None,
     ) -> Json:
         """
-        ``{"sessions", "total", "page", "pages"}``, newest first.
+        Read a page of sessions, newest first.
 
         Args:
-            since, until: When a session started: an aware datetime or RFC 3339, both inclusive.
+            user_id: Only sessions of this user; None for all.
+            label: Only sessions with this label; None for all.
+            since, until: Only sessions that started in this interval, ends included: aware datetimes or RFC 3339 texts.
+            page: The number of the page, from 1.
+            limit: Sessions on a page.
+
+        Returns:
+            ``{"sessions": [...], "total": ..., "page": ..., "pages": ...}``.
 
         Raises:
-            Rejected, Unavailable: As ``session_graph``.
+            Rejected: The service refuses the request; ``status`` is the HTTP status.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
-        asked = {"userId": user_id, "label": label, "from": since, "to": until, "page": page, "limit": limit}
-        return self._read("/api/sessions", asked)
+        parameters = {"userId": user_id, "label": label, "from": since, "to": until, "page": page, "limit": limit}
+        return self._read("/api/sessions", parameters)
 
     def sessions_summary(self, *, since: datetime | str | None = None, until: datetime | str | None = None) -> Json:
         """
-        Totals over the sessions that started from *since* to *until*.
+        Read totals over sessions.
+
+        Args:
+            since, until: Only sessions that started in this interval, ends included: aware datetimes or RFC 3339 texts.
+
+        Returns:
+            The totals as ``GET /api/sessions/summary`` describes them.
 
         Raises:
-            Rejected, Unavailable: As ``session_graph``.
+            Rejected: The service refuses the request; ``status`` is the HTTP status.
+            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
         """
         return self._read("/api/sessions/summary", {"from": since, "to": until})
 
     def close(self) -> None:
-        """Close what is open; the next call opens another connection."""
+        """Close all idle connections. The client stays usable: the next call opens a new connection."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -253,7 +313,7 @@ class TraceClient:
         self.close()
 
     def _write(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Json:
-        """The answer; empty when it failed, which is counted and logged."""
+        """Return the decoded response; after a failure, count and log it and return an empty object."""
         try:
             return self._request("POST", path, _encode(body), headers)
         except TokentraceError as exc:
@@ -263,12 +323,12 @@ class TraceClient:
             return {}
 
     def _read(self, path: str, parameters: Mapping[str, Any] | None = None) -> Json:
-        given = {
+        query = {
             name: value.isoformat() if isinstance(value, datetime) else value
             for name, value in (parameters or {}).items()
             if value is not None
         }
-        return self._request("GET", f"{path}?{urlencode(given)}" if given else path)
+        return self._request("GET", f"{path}?{urlencode(query)}" if query else path)
 
     def _request(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -280,30 +340,30 @@ class TraceClient:
         except (OSError, http.client.HTTPException) as exc:
             raise Unavailable(f"Trace API error: {type(exc).__name__}") from exc
         except ValueError as exc:
-            # A header or a path that HTTP cannot carry.
+            # http.client refuses characters that a header or a path must not contain.
             raise Rejected(f"Trace API error: {shorten(exc)}") from exc
-        if status >= 500 or status in _BUSY:
+        if status >= 500 or status in _RETRY_STATUSES:
             raise Unavailable(f"Trace API error: {_message(answer, status)}")
         if status >= 300:
             raise Rejected(f"Trace API error: {_message(answer, status)}", status=max(status, 400))
         try:
             return msgspec.json.decode(answer, type=Json)
         except msgspec.DecodeError as exc:
-            raise Unavailable("Trace API error: the answer is not a JSON object") from exc
+            raise Unavailable("Trace API error: the response is not a JSON object") from exc
 
     def _exchange(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is not None:
             try:
-                return self._ask(connection, method, path, body, headers)
+                return self._exchange_over(connection, method, path, body, headers)
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as exc:
-                # The service closed it while nobody used it. What is sent carries its own ids, so that sending it
-                # twice makes it no two.
-                log.debug("%s %s: %s, once more", method, path, type(exc).__name__)
-        return self._ask(self._connect(), method, path, body, headers)
+                # The service closed the idle connection. The request contains its own ids, so sending it twice has
+                # no effect.
+                log.debug("%s %s: %s on an idle connection, sending again", method, path, type(exc).__name__)
+        return self._exchange_over(self._connect(), method, path, body, headers)
 
-    def _ask(
+    def _exchange_over(
         self,
         connection: http.client.HTTPConnection,
         method: str,
@@ -330,11 +390,11 @@ class TraceClient:
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:
-    """*body* as JSON; what JSON has no form for is written as its text."""
+    """Encode *body* as JSON; a value without a JSON form is written as ``str(value)``."""
     try:
         return msgspec.json.encode(body, enc_hook=str)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise Rejected(f"Trace API error: the request is no JSON: {shorten(exc)}") from exc
+        raise Rejected(f"Trace API error: the request cannot be encoded as JSON: {shorten(exc)}") from exc
 
 
 def _filled(**fields: Any) -> Json:
@@ -348,7 +408,7 @@ def _text(answer: Json, name: str) -> str:
 
 def _message(answer: bytes, status: int) -> str:
     try:
-        found = msgspec.json.decode(answer, type=Json)
+        body = msgspec.json.decode(answer, type=Json)
     except msgspec.DecodeError:
-        found = {}
-    return shorten(_text(found, "message") or _text(found, "error") or f"HTTP {status}", 400)
+        body = {}
+    return shorten(_text(body, "message") or _text(body, "error") or f"HTTP {status}", 400)

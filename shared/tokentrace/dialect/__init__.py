@@ -1,4 +1,4 @@
-"""Foreign wire forms <-> our records, pure; one file for each form."""
+"""Translates foreign formats into records and back; one module for each format."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _PATH = re.compile(r" - at `(key in )?\$(.*)`$")
 
 def explain(error: str) -> str:
     """
-    A decoder's message with the field first: ``span 3: prompt_tokens: Expected `int`, got `str```.
+    Return msgspec's message *error* with the field first: ``span 3: prompt_tokens: Expected `int`, got `str```.
 
-    Values quoted in it are cut to 40 characters: an error text must not carry what redaction would take out.
+    Quoted values are cut to 40 characters, because they may hold secrets and an error text is not redacted.
     """
     match = _PATH.search(error)
     if match is None:

@@ -1,4 +1,4 @@
-"""The span of the tokentrace documents (SPEC A.1): JSON with milliseconds, dollars and RFC 3339 instants."""
+"""The documented JSON span: milliseconds, dollars and RFC 3339 instants."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ Moment = Annotated[datetime, Meta(tz=True)]
 
 class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
-    A span as JSON clients send it; fields beyond SPEC A.1 are those of ``Span`` that the documents lack.
+    A span as JSON clients send it.
 
     Attributes:
-        comp_tokens: The documents' name; ``completion_tokens`` is taken as well.
-        cost_usd: US dollars; absent = please price it.
+        comp_tokens: The documented name; ``completion_tokens`` is accepted too.
+        cost_usd: US dollars; absent = ingest prices the span.
         latency_ms, ttft_ms: Milliseconds, 0 = unset.
         started_at, ended_at: RFC 3339 with a time zone.
     """
@@ -80,28 +80,28 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_write_1h_tokens: Tokens = 0
     reasoning_tokens: Tokens = 0
     usage: dict[str, Tokens] | None = None
-    #: Written by ``render_span``, read back as nothing: who priced a span is ours to say.
+    #: Accepted and ignored, so that a span from ``render_span`` can be sent again. Ingest decides what they are.
     cost_source: CostSource = ""
     unpriced_reason: Name = ""
 
 
-_one = msgspec.json.Decoder(DocsSpan)
-_many = msgspec.json.Decoder(list[DocsSpan])
+_span_decoder = msgspec.json.Decoder(DocsSpan)
+_spans_decoder = msgspec.json.Decoder(list[DocsSpan])
 
 
 def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
     """
-    One JSON span object, or an array of them.
+    Decode one JSON span object or an array of them.
 
     Args:
-        source: What ``Span.source`` will say.
+        source: ``Span.source`` of the result.
 
     Raises:
         Rejected: Names the index of the span and the field.
     """
     start = body.lstrip()[:1]
     try:
-        docs = _many.decode(body) if start == b"[" else [_one.decode(body)]
+        docs = _spans_decoder.decode(body) if start == b"[" else [_span_decoder.decode(body)]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(explain(str(exc))) from exc
     spans = []
@@ -118,14 +118,14 @@ def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
 def _span(doc: DocsSpan, source: str) -> Span:
     completion = doc.comp_tokens or doc.completion_tokens
     if doc.comp_tokens and doc.completion_tokens and doc.comp_tokens != doc.completion_tokens:
-        raise Rejected("completion_tokens: differs from comp_tokens, of which it is another name")
+        raise Rejected("completion_tokens: differs from comp_tokens, which means the same")
     attributes = doc.attributes
     session, user, score = doc.session_id, doc.user_id, None
     if attributes:
         session = session or _text(attributes, "session_id")
         user = user or _text(attributes, "user_id")
         score = score_of(attributes)
-    # A call with more than 15 keywords goes through a dict and takes four times as long: hence three steps.
+    # In three steps, because a call with more than 15 keywords takes four times as long.
     span = Span(
         name=doc.name,
         kind=doc.kind,
@@ -178,7 +178,7 @@ def _span(doc: DocsSpan, source: str) -> Span:
 
 
 def score_of(attributes: dict[str, Any]) -> int | None:
-    """``eval.score`` in 1e-9; None when there is none or it is no number from 0 to 1."""
+    """Return the attribute ``eval.score`` in units of 1e-9; None if it is absent or not a number from 0 to 1."""
     value = attributes.get("eval.score")
     return score_to_int(value) if is_number(value) and 0 <= value <= 1 else None
 
@@ -196,7 +196,7 @@ def _instant(moment: datetime | None) -> int:
 
 
 def render_span(span: Span) -> dict[str, Any]:
-    """*span* as ``GET /traces/{id}`` shows it: empty optional fields left out, parent_span_id null for a root."""
+    """Return *span* as ``GET /traces/{id}`` shows it: without empty optional fields; a root has a null parent."""
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,

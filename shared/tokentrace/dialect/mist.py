@@ -1,4 +1,4 @@
-"""The MIST span and its envelope (SPEC A.2, A.3): what Go tools post to ``/mist``."""
+"""The MIST span and its envelope, which Go tools post to ``/mist``."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MAPPED = ("model", "provider", "tokens_in", "tokens_out", "cost_usd", "error", 
 
 class MistMessage(msgspec.Struct, kw_only=True):
     """
-    The envelope of every MIST message; unknown keys are passed over, as the Go tools do.
+    The envelope of every MIST message; unknown keys are ignored, as in the Go tools.
 
     Attributes:
-        checksum: CRC32-IEEE of the raw payload bytes; 0 = do not check.
+        checksum: CRC32-IEEE of the payload's bytes as they were sent; 0 or null = not checked.
     """
 
     version: str = ""
@@ -44,7 +44,7 @@ class MistMessage(msgspec.Struct, kw_only=True):
 
 
 class TraceSpan(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A MIST span; end_ns 0 = not ended."""
+    """A MIST span; instants are Unix nanoseconds, and end_ns 0 means that it has not ended."""
 
     trace_id: str = ""
     span_id: str = ""
@@ -62,10 +62,10 @@ _payload = msgspec.json.Decoder(TraceSpan)
 
 def decode_message(body: bytes) -> Span:
     """
-    The span of one MIST message.
+    Decode the span of one MIST message.
 
     Raises:
-        Rejected: In the words of the Go handler: ``invalid message: …``, ``expected type trace.span, got …``,
+        Rejected: With the error texts of the Go handler: ``invalid message: …``, ``expected type trace.span, got …``,
             ``invalid span payload: …``.
     """
     try:
@@ -90,10 +90,17 @@ def decode_message(body: bytes) -> Span:
 
 def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
     """
-    Our record of a MIST span (SPEC A.8).
+    Return the record of a MIST span.
 
-    Ids that could forge a log line are dropped, so that ingest makes new ones. Instants outside 2000-2100, as from a
-    tool whose clock starts at zero, keep their duration and count from arrival.
+    An id with characters that could forge a log line becomes empty, and ingest makes a new one. Instants outside the
+    years 2000 to 2100, such as those of a tool whose clock starts at zero, become 0; the duration stays, and ingest
+    sets the end to the arrival.
+
+    Args:
+        envelope_source: ``source`` of the envelope; the caller, if the attributes name none.
+
+    Raises:
+        Rejected: Names the field.
     """
     attrs = dict(foreign.attrs or {})
     if "" in attrs:
@@ -166,7 +173,7 @@ def _status(status: str, attrs: dict[str, Any]) -> str:
 
 
 def _count(attrs: dict[str, Any], key: str) -> int:
-    """Only JSON numbers count; a fraction is cut off, as Go does."""
+    """Return attribute *key* as an integer, without its fraction as in Go; 0 if it is not a number."""
     value = attrs.get(key)
     return int(value) if is_number(value) else 0
 
@@ -177,7 +184,7 @@ def _text(attrs: dict[str, Any], key: str) -> str | None:
 
 
 def _is_mapped(key: str, value: Any) -> bool:
-    """True when *key* has become a field of the span; a value of a foreign type stays an attribute."""
+    """Return True if the attribute *key* became a field of the span; with an unexpected type it stays an attribute."""
     if key not in _MAPPED:
         return False
     if key in ("tokens_in", "tokens_out", "cost_usd", "ttft_ms"):
@@ -186,7 +193,7 @@ def _is_mapped(key: str, value: Any) -> bool:
 
 
 def render_span(span: Span) -> dict[str, Any]:
-    """*span* as MTTP JSON: nanoseconds, everything else among the attrs."""
+    """Return *span* as MTTP JSON, with nanoseconds, and with all fields that MIST lacks in ``attrs``."""
     attrs: dict[str, Any] = dict(span.attributes)
     fields: dict[str, Any] = {
         "model": span.model,

@@ -1,19 +1,18 @@
-"""Numbers over a window: the query, the answer of one shard, how answers merge, and what each metric means."""
+"""Metrics over a window: the query, the result of one shard, how results merge, and what each metric means."""
 
 from tokentrace.metrics.custom import (
     MAX_ATTRIBUTE,
     CustomMetric,
-    CustomRollup,
-    add_custom,
     attribute_text_of,
     attribute_to_int,
     parse_custom_metric,
     parse_custom_metrics,
     value_text,
 )
+from tokentrace.metrics.custom_rollup import CustomRollup, add_custom
 from tokentrace.metrics.merge import Answer, merge_results
 from tokentrace.metrics.query import ALL_KINDS, Query, decode_query, encode_query
-from tokentrace.metrics.reader import Read, RollupReader, Work, finish, pieces, with_any
+from tokentrace.metrics.reader import Read, RollupReader, Work, finish, nonempty, pieces
 from tokentrace.metrics.registry import (
     ALERT_METRICS,
     ALIASES,
@@ -76,9 +75,9 @@ __all__ = [
     "find_metric",
     "finish",
     "merge_results",
+    "nonempty",
     "parse_custom_metric",
     "parse_custom_metrics",
     "pieces",
     "value_text",
-    "with_any",
 ]

@@ -1,4 +1,4 @@
-"""Money: totals, per call, and what could not be priced."""
+"""Cost metrics: total, per call, and the number of spans without a known cost."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from tokentrace.metrics.result import Aggregates
 from tokentrace.units import NUSD_PER_USD, nusd_to_usd
 
 
-def total_cost(figures: Aggregates) -> float:
-    """US dollars over every kind that costs (DESIGN 3)."""
-    return nusd_to_usd(figures.sums.cost)
+def total_cost(aggregates: Aggregates) -> float:
+    """Total cost in US dollars; roll-up kinds such as http and agent are not counted."""
+    return nusd_to_usd(aggregates.sums.cost)
 
 
-def cost_per_call(figures: Aggregates) -> float | None:
-    """US dollars for each span; None without spans."""
-    spans = figures.sums.spans
-    return figures.sums.cost / (spans * NUSD_PER_USD) if spans else None
+def cost_per_call(aggregates: Aggregates) -> float | None:
+    """US dollars per span; None without spans."""
+    spans = aggregates.sums.spans
+    return aggregates.sums.cost / (spans * NUSD_PER_USD) if spans else None
 
 
-def render_cost(figures: Aggregates, by_model: Mapping[str, Aggregates] | None) -> dict[str, Any]:
-    """The group ``cost`` of ``GET /metrics``; *by_model* only where models that cost nothing are left out."""
-    shown: dict[str, Any] = {"total_usd": total_cost(figures), "per_call_usd": cost_per_call(figures)}
+def render_cost(aggregates: Aggregates, by_model: Mapping[str, Aggregates] | None) -> dict[str, Any]:
+    """
+    The group ``cost`` of ``GET /metrics``.
+
+    Args:
+        by_model: Model -> aggregates, to be shown by model too; None = totals only.
+    """
+    shown: dict[str, Any] = {"total_usd": total_cost(aggregates), "per_call_usd": cost_per_call(aggregates)}
     if by_model is not None:
         shown["by_model"] = {
-            name: total_cost(part) for name, part in by_model.items() if part.sums.cost or part.sums.spans
+            name: total_cost(model) for name, model in by_model.items() if model.sums.cost or model.sums.spans
         }
         shown["unpriced_by_model"] = {
-            name: {"unpriced_span_count": part.sums.unpriced, "partly_priced_span_count": part.sums.partly_priced}
-            for name, part in by_model.items()
-            if part.sums.unpriced or part.sums.partly_priced
+            name: {"unpriced_span_count": model.sums.unpriced, "partly_priced_span_count": model.sums.partly_priced}
+            for name, model in by_model.items()
+            if model.sums.unpriced or model.sums.partly_priced
         }
-    shown["unpriced_span_count"] = figures.sums.unpriced
-    shown["partly_priced_span_count"] = figures.sums.partly_priced
+    shown["unpriced_span_count"] = aggregates.sums.unpriced
+    shown["partly_priced_span_count"] = aggregates.sums.partly_priced
     return shown

@@ -1,18 +1,15 @@
-"""Metrics of one's own (SPEC C.3): a sum, count, average or p95 of a field or attribute, over the spans that match."""
+"""Custom metrics: a sum, count, average or p95 of a field or attribute, over the spans that match a filter."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from tokentrace.errors import ConfigError, shorten
-from tokentrace.metrics.query import Query
-from tokentrace.metrics.reader import Read, grouped, matching
 from tokentrace.metrics.registry import (
     ALERT_METRICS,
     ALIASES,
@@ -23,36 +20,16 @@ from tokentrace.metrics.registry import (
     TRANSPORT_METRICS,
     Metric,
 )
-from tokentrace.metrics.result import Aggregates, CustomValue
-from tokentrace.records import Span, attribute, counts_as_cost, event_time
-from tokentrace.rollup import (
-    CHANGED,
-    DIMENSIONS,
-    MAX_SERIES,
-    RESOLUTIONS,
-    SIGN,
-    UNKNOWN,
-    Counters,
-    Ints,
-    IntSums,
-    Resolution,
-    Rollup,
-    Schema,
-    ScoreDelta,
-    SeriesTable,
-    Steps,
-    add_by,
-    add_together,
-    change_rows,
-)
-from tokentrace.state import Part
-from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, SECOND, is_number, score_to_int
+from tokentrace.metrics.result import CustomValue
+from tokentrace.records import Span, attribute, counts_as_cost
+from tokentrace.rollup import DIMENSIONS, UNKNOWN
+from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, is_number, score_to_int
 
-#: A numeric attribute below this counts; beyond it an integer of 1e-9 fits no int64.
+#: A numeric attribute counts if its absolute value is below this; larger ones in units of 1e-9 do not fit int64.
 MAX_ATTRIBUTE = 9_200_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ESCAPE = re.compile(r"\\(u[0-9a-f]{4}|.)")
-#: Field as written -> (field of a span, what a unit of it is divided by, whether 0 means unset).
+#: Field in the configuration -> (field of a span, integers per unit shown, whether 0 means unset).
 _FIELDS = {
     "cost": ("cost_nusd", NUSD_PER_USD, False),
     "prompt_tokens": ("prompt_tokens", 1, False),
@@ -65,12 +42,13 @@ _FIELDS = {
 
 class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What is measured.
+    A metric that the configuration defines.
 
     Attributes:
-        field: A key of ``_FIELDS``, or ``attr.<key>``; "" for a count.
-        filter_key: Dimension or attribute a span must have; "" = every span.
-        filter_val: The value it must have; None = any.
+        field: What is measured: ``cost``, ``prompt_tokens``, ``comp_tokens``, ``total_tokens``, ``latency_ms``,
+            ``ttft_ms`` or ``attr.<key>``; "" for a count of spans.
+        filter_key: Dimension or attribute that a span must have; "" = every span is measured.
+        filter_val: The value it must have; None = any value.
     """
 
     name: str
@@ -81,24 +59,24 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def divisor(self) -> int:
-        """Integers kept for one unit shown: nano-dollars for a dollar, nanoseconds for a millisecond."""
+        """Integers per unit shown, for example 10**9 nano-dollars for a dollar."""
         if self.type == "count":
             return 1
         return _FIELDS[self.field][1] if self.field in _FIELDS else SCORE_ONE
 
     @property
     def column(self) -> str:
-        """The field of a span that is measured, ``attributes`` for one of those; "" for spans as such."""
+        """The measured field of a span; ``attributes`` for an attribute, "" for a count of spans."""
         return _FIELDS[self.field][0] if self.field in _FIELDS else "attributes" if self.field else ""
 
     @property
     def zero_is_unset(self) -> bool:
-        """A value of 0 is no value."""
+        """Whether a value of 0 means that the span has none."""
         return self.field in _FIELDS and _FIELDS[self.field][2]
 
     @property
     def falls(self) -> bool:
-        """It may get smaller over all time: an attribute may be negative, and a score may be taken away."""
+        """Whether its cumulative value can decrease: attributes may be negative, and scores may be removed."""
         if self.type == "sum":
             return self.field.startswith("attr.")
         keys = (self.field, self.filter_key)
@@ -106,20 +84,20 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def follows_scores(self) -> bool:
-        """It changes with scores given after the fact, which tell a span's attributes but not its cost or tokens."""
+        """Whether late scores change it; a late score names the span's attributes, not its cost, tokens or times."""
         return self.field not in _FIELDS
 
     @property
     def prometheus(self) -> str:
-        """What Prometheus calls it; a counter ends in ``_total``."""
+        """Its name in Prometheus; a counter ends in ``_total``."""
         counter = self.type in ("sum", "count") and not self.falls
         return f"tokentrace_custom_{self.name}" + ("_total" if counter else "")
 
     def measure(self, span: Span) -> int | None:
-        """What *span* adds, as an integer; None when it does not match or has no such value."""
+        """The value of *span* as an integer; None if the span does not match or has no such value."""
         if self.filter_key:
-            found = value_text(span, self.filter_key)
-            if found is None or (self.filter_val is not None and found != self.filter_val):
+            text = value_text(span, self.filter_key)
+            if text is None or (self.filter_val is not None and text != self.filter_val):
                 return None
         if self.type == "count" and not self.field:
             return 0
@@ -129,40 +107,39 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
             if self.field == "cost" and not counts_as_cost(span.kind):
                 return None
             return None if value is None or (value == 0 and zero_is_unset) else value
-        given = attribute(span, self.field.removeprefix("attr."))
-        return attribute_to_int(given)
+        return attribute_to_int(attribute(span, self.field.removeprefix("attr.")))
 
-    def value(self, tally: CustomValue) -> float | None:
-        """The metric in the unit of its field; None without data."""
-        if tally.size <= 0:
+    def value(self, measured: CustomValue) -> float | None:
+        """The metric in the unit of its field, for example US dollars or milliseconds; None without data."""
+        if measured.size <= 0:
             return None
         if self.type == "count":
-            return float(tally.size)
+            return float(measured.size)
         if self.type == "sum":
-            return tally.total / self.divisor
+            return measured.total / self.divisor
         if self.type == "avg":
-            return tally.total / (tally.size * self.divisor)
-        found = tally.summary.quantile(0.95)
-        return None if found is None else found / self.divisor
+            return measured.total / (measured.size * self.divisor)
+        p95 = measured.summary.quantile(0.95)
+        return None if p95 is None else p95 / self.divisor
 
     def as_metric(self) -> Metric:
-        """Like a metric that everybody has: of figures in which it was asked for."""
+        """It in the form of a built-in metric, for aggregates of a query that named it."""
         return Metric(
             (),
-            lambda figures: self.value(figures.custom.get(self.name, CustomValue())),
-            lambda figures: max(figures.custom.get(self.name, CustomValue()).size, 0),
+            lambda aggregates: self.value(aggregates.custom.get(self.name, CustomValue())),
+            lambda aggregates: max(aggregates.custom.get(self.name, CustomValue()).size, 0),
         )
 
 
 def value_text(span: Span, key: str) -> str | None:
-    """A dimension or attribute of *span* as text: what filters compare with; None when it has none."""
+    """A dimension or attribute of *span* as the text that filters compare with; None if the span has none."""
     if key in DIMENSIONS:
         return str(getattr(span, key) or UNKNOWN)
     return attribute_text_of(span, key.removeprefix("attr."))
 
 
 def attribute_text_of(span: Span, key: str) -> str | None:
-    """The attribute *key* of *span* as text, as the span store has it; None when it has none."""
+    """The attribute *key* of *span* as the text that the span store has for it; None if the span has none."""
     value = attribute(span, key)
     if value is None or isinstance(value, str):
         return value
@@ -170,7 +147,7 @@ def attribute_text_of(span: Span, key: str) -> str | None:
 
 
 def _json_text(value: object) -> str:
-    """*value* in JSON as the span store takes it out of what is around it."""
+    """*value* as JSON, exactly as DuckDB writes it when it extracts a value."""
     if isinstance(value, float):
         return _number_text(value)
     if isinstance(value, list):
@@ -185,7 +162,7 @@ def _large_digits(escape: re.Match[str]) -> str:
 
 
 def _number_text(value: float) -> str:
-    """The text of a number as the span store has it: the shortest that reads back, without an exponent up to 1e21."""
+    """The text of a number as DuckDB writes it: the shortest that reads back, without an exponent below 1e21."""
     if value == 0 or 1e-6 <= abs(value) < 1e21:
         text = format(Decimal(repr(value)), "f")
         return text if "." in text else text + ".0"
@@ -194,23 +171,27 @@ def _number_text(value: float) -> str:
 
 
 def attribute_to_int(value: object) -> int | None:
-    """A numeric attribute as an integer of 1e-9; None for what is no number or fits no int64."""
+    """A numeric attribute in units of 1e-9; None if it is not a number or does not fit int64."""
     return score_to_int(value) if is_number(value) and abs(value) < MAX_ATTRIBUTE else None
 
 
-def parse_custom_metric(given: Mapping[str, Any], where: str) -> CustomMetric:
+def parse_custom_metric(entry: Mapping[str, Any], where: str) -> CustomMetric:
     """
-    A metric from its documented form, checked.
+    A custom metric from the configuration.
+
+    Args:
+        entry: An entry of ``custom_metrics``.
+        where: Its place, for error texts.
 
     Raises:
-        ConfigError: Names the key and what is allowed.
+        ConfigError: A name or field that is not allowed; the text names the key and what is allowed.
     """
     metric = CustomMetric(
-        name=given["name"],
-        type=given["type"],
-        field=given.get("field") or "",
-        filter_key=given.get("filter_key") or "",
-        filter_val=given.get("filter_val"),
+        name=entry["name"],
+        type=entry["type"],
+        field=entry.get("field") or "",
+        filter_key=entry.get("filter_key") or "",
+        filter_val=entry.get("filter_val"),
     )
     if not _NAME.fullmatch(metric.name):
         raise ConfigError(f"{where}.name: {shorten(metric.name)!r} is not letters, digits and _")
@@ -223,183 +204,21 @@ def parse_custom_metric(given: Mapping[str, Any], where: str) -> CustomMetric:
     return metric
 
 
-def parse_custom_metrics(given: Sequence[Mapping[str, Any]]) -> dict[str, CustomMetric]:
+def parse_custom_metrics(entries: Sequence[Mapping[str, Any]]) -> dict[str, CustomMetric]:
     """
-    The metrics of a configuration by name.
+    The custom metrics of a configuration, by name.
 
     Raises:
-        ConfigError: As ``parse_custom``, or a name is used twice.
+        ConfigError: As ``parse_custom_metric``, or two metrics have the same name here or in Prometheus.
     """
-    found = {one["name"]: parse_custom_metric(one, f"custom_metrics[{index}]") for index, one in enumerate(given)}
-    if len(found) < len(given):
+    metrics = {
+        entry["name"]: parse_custom_metric(entry, f"custom_metrics[{index}]") for index, entry in enumerate(entries)
+    }
+    if len(metrics) < len(entries):
         raise ConfigError("custom_metrics: a name is used twice")
     shown: dict[str, str] = {}
-    for name, metric in found.items():
+    for name, metric in metrics.items():
         other = shown.setdefault(metric.prometheus, name)
         if other != name:
             raise ConfigError(f"custom_metrics: the names {other!r} and {name!r} are both {metric.prometheus}")
-    return found
-
-
-#: Columns of a row after those of every schema: the value measured.
-_VALUE = 3
-
-
-def _sums_of(rows: Ints) -> Ints:
-    sums = np.ones((len(rows), 2), np.int64)
-    sums[:, 1] = rows[:, _VALUE]
-    return sums
-
-
-def _changes_of(rows: Ints) -> Ints:
-    return np.stack([rows[:, SIGN], rows[:, SIGN] * rows[:, CHANGED]], axis=1)
-
-
-VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))}, "value", _changes_of)
-
-
-class CustomRollup:
-    """
-    What one metric of one's own measured, by cell and in tiers, like everything else.
-
-    Args:
-        group: Tells spans apart by this instead of by their dimensions, under ``name``; None of it leaves a span out.
-
-    Attributes:
-        since_ns: It was not measured before; 0 = always.
-    """
-
-    def __init__(
-        self,
-        metric: CustomMetric,
-        tiers: Sequence[Resolution] = RESOLUTIONS,
-        *,
-        group: Callable[[Span], str | None] | None = None,
-    ) -> None:
-        self.metric, self._tiers, self._group = metric, tiers, group
-        self.since_ns = 0
-        self._table = self._empty_table()
-        self._counters = Counters(VALUES.width)
-        self._rollup = Rollup(self._table, tiers, VALUES, self._counters)
-
-    def _empty_table(self, cells: Sequence[Sequence[str]] = ()) -> SeriesTable:
-        # Whoever tells spans apart bounds how many there are.
-        return SeriesTable(cells, most=None if self._group is None else 20 * MAX_SERIES)
-
-    def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
-        """Take in what *spans* add."""
-        measure, rows = self.metric.measure, []
-        for span in spans:
-            value = measure(span)
-            number = None if value is None else self._number(span)
-            if number is not None:
-                rows.append((number, event_time(span) // SECOND, arrived_ns // SECOND, value))
-        if rows:
-            self._rollup.fold(np.array(rows, np.int64))
-
-    def change(self, changes: Sequence[ScoreDelta], arrived_ns: int) -> None:
-        """Take in what scores given after the fact take away and add; a metric of cost, tokens or time stays."""
-        if self.metric.follows_scores:
-            self._rollup.change(change_rows(changes, self._number, self.metric.measure, arrived_ns))
-
-    def _number(self, span: Span) -> int | None:
-        """The number of *span*'s cell; None when it belongs to none."""
-        if self._group is None:
-            return self._table.number_of(span)
-        group = self._group(span)
-        return None if group is None else self._table.number((span.kind, "", "", "", group, span.status))
-
-    @property
-    def late(self) -> int:
-        """Values that came behind every tier."""
-        return self._rollup.late
-
-    @property
-    def groups(self) -> list[str]:
-        """The names that were told apart."""
-        return sorted({cell.name for cell in self._table.cells})
-
-    def fold_names(self, names: Collection[str]) -> None:
-        """Every other name is ``other`` from now on."""
-        self._table, numbers = self._table.folded(names)
-        self._rollup.renumber(self._table, numbers)
-        self._counters.totals = add_by(numbers[: len(self._counters.totals)], self._counters.totals, len(self._table))
-
-    def tick(self, now_ns: int) -> None:
-        """Forget what is behind what the tiers keep."""
-        self._rollup.settle()
-        self._rollup.evict(now_ns)
-
-    def read(self, steps: Steps, query: Query) -> list[tuple[CustomValue, dict[str, CustomValue]]]:
-        """
-        (Everything, each group that has any) in each of *steps*, a window being a single one.
-
-        Of the cells that *query* lets through, every kind unless it says.
-        """
-        wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
-        rows = self._rollup.totals(steps)
-        total = self._tallies(rows, steps, np.where(wanted, 0, -1), 1)
-        found: list[tuple[CustomValue, dict[str, CustomValue]]] = [
-            (total.get(step, CustomValue()), {}) for step in range(len(steps))
-        ]
-        if query.groupby:
-            groups = grouped(self._table, query.groupby)
-            size = len(groups.names)
-            for number, tally in self._tallies(rows, steps, np.where(wanted, groups.numbers, -1), size).items():
-                if tally.holds_any:
-                    found[number // size][1][groups.names[number % size]] = tally
-        return found
-
-    def _tallies(
-        self, rows: tuple[Ints, Ints, IntSums], steps: Steps, groups: Ints, size: int
-    ) -> dict[int, CustomValue]:
-        """Step * size + group -> what it comes to; *rows* as ``Rollup.totals`` has them."""
-        step, cells, totals = rows
-        own = groups[cells]
-        numbers, sums = add_together(np.where(own >= 0, step * size + own, -1), totals)
-        p95 = self.metric.type == "p95"
-        summaries = self._rollup.summaries(steps, {"value": groups}, size)["value"] if p95 else {}
-        return {
-            number: CustomValue(count, total, summaries.get(number))
-            for number, (count, total) in zip(numbers.tolist(), sums.every(), strict=True)
-        }
-
-    def lived(self) -> CustomValue:
-        """Everything it ever measured, without the distribution."""
-        self._rollup.settle()
-        size = len(self._counters.totals)
-        count, total = add_by(np.zeros(size, np.int64), self._counters.totals, 1).numbers(0)
-        return CustomValue(count, total)
-
-    def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
-        """As ``Rollup.snapshot``."""
-        rollup, parts = self._rollup.snapshot(saved)
-        state = {
-            "metric": self.metric,
-            "since_ns": self.since_ns,
-            "cells": self._table.cells,
-            "counters": self._counters.snapshot(),
-            "rollup": rollup,
-        }
-        return state, parts
-
-    def restore(self, state: Mapping[str, Any], parts: Mapping[str, bytes]) -> bool:
-        """Go on where ``snapshot`` was; False, and unchanged, if that measured something else."""
-        if msgspec.convert(state["metric"], CustomMetric) != self.metric:
-            return False
-        self.since_ns = state["since_ns"]
-        self._table = self._empty_table(state["cells"])
-        self._counters.restore(state["counters"])
-        self._rollup = Rollup.restore(self._table, state["rollup"], parts, self._tiers, VALUES, self._counters)
-        return True
-
-
-def add_custom(
-    found: Sequence[Read], measured: Mapping[str, Sequence[tuple[CustomValue, dict[str, CustomValue]]]]
-) -> None:
-    """Put what each metric of one's own *measured*, as ``Measured.read`` has it, into what was *found* besides."""
-    for name, every in measured.items():
-        for one, (total, parts) in zip(found, every, strict=True):
-            one.total.custom[name] = total
-            for group, tally in parts.items():
-                one.groups.setdefault(group, Aggregates()).custom[name] = tally
+    return metrics

@@ -1,4 +1,4 @@
-"""Outcomes: how many calls ended with status error or timeout."""
+"""Error metrics: calls that ended with status error or timeout."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 from tokentrace.metrics.result import Aggregates
 
 
-def error_count(figures: Aggregates) -> int:
-    """Spans with status error or timeout."""
-    return figures.sums.errors + figures.sums.timeouts
+def error_count(aggregates: Aggregates) -> int:
+    """Number of spans with status error or timeout."""
+    return aggregates.sums.errors + aggregates.sums.timeouts
 
 
-def error_rate(figures: Aggregates) -> float | None:
-    """Their fraction of all spans; None without spans."""
-    return error_count(figures) / figures.sums.spans if figures.sums.spans else None
+def error_rate(aggregates: Aggregates) -> float | None:
+    """Fraction of spans with status error or timeout; None without spans."""
+    return error_count(aggregates) / aggregates.sums.spans if aggregates.sums.spans else None
 
 
-def timeout_rate(figures: Aggregates) -> float | None:
-    """The fraction of all spans that timed out; None without spans."""
-    return figures.sums.timeouts / figures.sums.spans if figures.sums.spans else None
+def timeout_rate(aggregates: Aggregates) -> float | None:
+    """Fraction of spans with status timeout; None without spans."""
+    return aggregates.sums.timeouts / aggregates.sums.spans if aggregates.sums.spans else None
 
 
-def render_errors(figures: Aggregates) -> dict[str, Any]:
+def render_errors(aggregates: Aggregates) -> dict[str, Any]:
     """The group ``errors`` of ``GET /metrics``."""
     return {
-        "rate": error_rate(figures),
-        "count": error_count(figures),
-        "timeout_rate": timeout_rate(figures),
-        "timeout_count": figures.sums.timeouts,
+        "rate": error_rate(aggregates),
+        "count": error_count(aggregates),
+        "timeout_rate": timeout_rate(aggregates),
+        "timeout_count": aggregates.sums.timeouts,
     }

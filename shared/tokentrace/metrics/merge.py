@@ -1,4 +1,4 @@
-"""Merging the answers of all shards into one."""
+"""Merge the results of all shards into one answer."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ from tokentrace.metrics.result import (
 from tokentrace.rollup import Summary, Sums, merge
 
 
-def merge_aggregates(figures: Iterable[Aggregates]) -> Aggregates:
-    """Everything together."""
-    parts = list(figures)
-    if len(parts) == 1:
-        return parts[0]
+def merge_aggregates(parts: Iterable[Aggregates]) -> Aggregates:
+    """The aggregates of the spans of all *parts*; a single part is returned as it is."""
+    every = list(parts)
+    if len(every) == 1:
+        return every[0]
     sums, paid = Sums(), 0
     custom: dict[str, list[CustomValue]] = {}
-    for one in parts:
-        paid += one.paid
-        sums.add(one.sums)
-        for name, tally in one.custom.items():
-            custom.setdefault(name, []).append(tally)
+    for part in every:
+        paid += part.paid
+        sums.add(part.sums)
+        for name, value in part.custom.items():
+            custom.setdefault(name, []).append(value)
     return Aggregates(
         sums=sums,
-        summaries=merge_summaries(parts),
+        summaries=merge_summaries(every),
         paid=paid,
-        custom={name: merge_custom_values(tallies) for name, tallies in custom.items()},
+        custom={name: merge_custom_values(values) for name, values in custom.items()},
     )
 
 
-def merge_summaries(figures: Iterable[Aggregates]) -> dict[str, Summary]:
-    """Field -> the distribution of everything together."""
-    parts: dict[str, list[Summary]] = {}
-    for one in figures:
-        for field, summary in one.summaries.items():
-            parts.setdefault(field, []).append(summary)
-    return {field: merge(summaries) for field, summaries in parts.items()}
+def merge_summaries(parts: Iterable[Aggregates]) -> dict[str, Summary]:
+    """Field -> the distribution of the values of all *parts*."""
+    by_field: dict[str, list[Summary]] = {}
+    for part in parts:
+        for field, summary in part.summaries.items():
+            by_field.setdefault(field, []).append(summary)
+    return {field: merge(summaries) for field, summaries in by_field.items()}
 
 
-def merge_custom_values(tallies: Sequence[CustomValue]) -> CustomValue:
-    """Everything together."""
-    summary = merge(tally.summary for tally in tallies)
-    return CustomValue(sum(tally.size for tally in tallies), sum(tally.total for tally in tallies), summary)
+def merge_custom_values(values: Sequence[CustomValue]) -> CustomValue:
+    """The number, sum and distribution of all *values* together."""
+    summary = merge(value.summary for value in values)
+    return CustomValue(sum(value.size for value in values), sum(value.total for value in values), summary)
 
 
 def _merge_groups(parts: Sequence[Mapping[str, Aggregates]]) -> dict[str, Aggregates]:
     names = sorted({name for part in parts for name in part})
     merged = {name: merge_aggregates(part[name] for part in parts if name in part) for name in names}
-    return {name: figures for name, figures in merged.items() if figures.shows_any}
+    return {name: aggregates for name, aggregates in merged.items() if aggregates.shows_any}
 
 
 class Answer(msgspec.Struct, kw_only=True):
     """
-    The partial answers of all shards, merged; the attributes are those of ``Partial``.
+    The merged results of all shards; other attributes are those of ``ShardResult``.
 
     Attributes:
-        from_s, to_s: The interval covered, Unix seconds, to_s not included.
-        missing_shards: Shards nobody answered for: the figures lack them.
-        caught_up: Every shard had read everything there was.
+        from_s, to_s: The interval covered, Unix seconds; to_s is not included.
+        missing_shards: Shards without a result; their spans are not counted.
+        caught_up: Whether every shard had read all messages.
     """
 
     from_s: int
@@ -81,46 +81,52 @@ class Answer(msgspec.Struct, kw_only=True):
     missing_shards: list[int] = []
     caught_up: bool = True
     transport: ReporterTotals = msgspec.field(default_factory=ReporterTotals)
-    lived: Cumulative = msgspec.field(default_factory=Cumulative)
+    cumulative: Cumulative = msgspec.field(default_factory=Cumulative)
 
 
-def furthest(partials: Iterable[ShardResult]) -> dict[int, ShardResult]:
-    """One answer for each shard: the one that has read furthest, when two workers hold the same."""
+def furthest(results: Iterable[ShardResult]) -> dict[int, ShardResult]:
+    """Shard -> its result with the largest position, because two workers may hold the same shard."""
     best: dict[int, ShardResult] = {}
-    for partial in partials:
-        held = best.get(partial.shard)
-        if held is None or _key(partial) > _key(held):
-            best[partial.shard] = partial
+    for result in results:
+        held = best.get(result.shard)
+        if held is None or _key(result) > _key(held):
+            best[result.shard] = result
     return best
 
 
-def _key(partial: ShardResult) -> tuple[int, int]:
-    return (partial.position.created_ns, partial.position.sequence) if partial.position else (0, 0)
+def _key(result: ShardResult) -> tuple[int, int]:
+    return (result.position.created_ns, result.position.sequence) if result.position else (0, 0)
 
 
-def merge_results(partials: Sequence[ShardResult], shards: int, query: Query) -> Answer:
-    """The answer of *shards* shards from what came in, merged in the order of the shards."""
-    best = furthest(partials)
+def merge_results(results: Sequence[ShardResult], shards: int, query: Query) -> Answer:
+    """
+    Merge the results of shards, in the order of the shards.
+
+    Args:
+        shards: How many shards there are.
+        query: Its interval is that of the answer if there is no result.
+    """
+    best = furthest(results)
     chosen = [best[shard] for shard in sorted(best)]
     return Answer(
-        from_s=min((partial.from_s for partial in chosen), default=query.from_s),
-        to_s=max((partial.to_s for partial in chosen), default=query.to_s),
-        since_ns=max((partial.since_ns for partial in chosen), default=0),
-        total=merge_aggregates(partial.total for partial in chosen),
-        groups=_merge_groups([partial.groups for partial in chosen]),
-        models=_merge_groups([partial.models for partial in chosen]),
+        from_s=min((result.from_s for result in chosen), default=query.from_s),
+        to_s=max((result.to_s for result in chosen), default=query.to_s),
+        since_ns=max((result.since_ns for result in chosen), default=0),
+        total=merge_aggregates(result.total for result in chosen),
+        groups=_merge_groups([result.groups for result in chosen]),
+        models=_merge_groups([result.models for result in chosen]),
         points=_merge_points(chosen),
         missing_shards=[shard for shard in range(shards) if shard not in best],
-        caught_up=len(best) == shards and all(partial.caught_up for partial in chosen),
-        transport=_merge_transport([partial.transport for partial in chosen]),
-        lived=_merge_lived([partial.lived for partial in chosen if partial.lived is not None]),
+        caught_up=len(best) == shards and all(result.caught_up for result in chosen),
+        transport=_merge_transport([result.transport for result in chosen]),
+        cumulative=_merge_cumulative([result.cumulative for result in chosen if result.cumulative is not None]),
     )
 
 
-def _merge_points(partials: Sequence[ShardResult]) -> list[Point]:
+def _merge_points(results: Sequence[ShardResult]) -> list[Point]:
     at: dict[int, list[Point]] = {}
-    for partial in partials:
-        for point in partial.points:
+    for result in results:
+        for point in result.points:
             at.setdefault(point.start_s, []).append(point)
     return [
         Point(
@@ -133,25 +139,23 @@ def _merge_points(partials: Sequence[ShardResult]) -> list[Point]:
 
 
 K = TypeVar("K")
-
-
 V = TypeVar("V")
 
 
 def _merge_maps(maps: Iterable[Mapping[K, V]], both: Callable[[V, V], V]) -> dict[K, V]:
     merged: dict[K, V] = {}
-    for one in maps:
-        for key, value in one.items():
+    for mapping in maps:
+        for key, value in mapping.items():
             merged[key] = both(merged[key], value) if key in merged else value
     return merged
 
 
-def _add_pairs(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    return one[0] + other[0], one[1] + other[1]
+def _add_pairs(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]:
+    return left[0] + right[0], left[1] + right[1]
 
 
-def _add_lists(one: list[int], other: list[int]) -> list[int]:
-    return [a + b for a, b in zip(one, other, strict=True)]
+def _add_lists(left: list[int], right: list[int]) -> list[int]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
 def _merge_transport(parts: Sequence[ReporterTotals]) -> ReporterTotals:
@@ -163,15 +167,13 @@ def _merge_transport(parts: Sequence[ReporterTotals]) -> ReporterTotals:
     )
 
 
-def _merge_lived(parts: Sequence[Cumulative]) -> Cumulative:
+def _merge_cumulative(parts: Sequence[Cumulative]) -> Cumulative:
     counters: dict[tuple[str, str, str, str], Counter] = {}
     for part in parts:
-        for one in part.counters:
-            key = (one.model, one.provider, one.caller, one.status)
-            held = counters.setdefault(
-                key, Counter(model=one.model, provider=one.provider, caller=one.caller, status=one.status)
-            )
-            held.sums.add(one.sums)
+        for counter in part.counters:
+            key = (counter.model, counter.provider, counter.caller, counter.status)
+            held = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
+            held.sums.add(counter.sums)
     return Cumulative(
         by_operation=_merge_maps((part.by_operation for part in parts), _add_pairs),
         walls=[sum(column) for column in zip(*(part.walls for part in parts if part.walls), strict=True)],
@@ -179,9 +181,9 @@ def _merge_lived(parts: Sequence[Cumulative]) -> Cumulative:
         counters=[counters[key] for key in sorted(counters)],
         histograms=_merge_maps(
             (part.histograms for part in parts),
-            lambda one, other: [_add_lists(a, b) for a, b in zip(one, other, strict=True)],
+            lambda left, right: [_add_lists(a, b) for a, b in zip(left, right, strict=True)],
         ),
-        custom=_merge_maps((part.custom for part in parts), lambda one, other: merge_custom_values([one, other])),
+        custom=_merge_maps((part.custom for part in parts), lambda left, right: merge_custom_values([left, right])),
         clamped=sum(part.clamped for part in parts),
-        lost=[one for part in parts for one in part.lost],
+        lost=[gap for part in parts for gap in part.lost],
     )

@@ -1,4 +1,4 @@
-"""Quality: ``eval.score`` of the spans that have one, whatever their kind."""
+"""Quality metrics: ``eval.score`` of the spans of any kind that have one."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from tokentrace.units import SCORE_ONE
 FIELDS = ("score",)
 
 
-def scored(figures: Aggregates) -> int:
-    """How many spans are scored; below 0 only where a shard that counted them is missing, which shows as none."""
-    return max(figures.sums.score_n, 0)
+def scored(aggregates: Aggregates) -> int:
+    """Number of scored spans; 0 if it is negative because the shard that counted them is missing."""
+    return max(aggregates.sums.score_n, 0)
 
 
-def score_avg(figures: Aggregates) -> float | None:
-    """Mean score, 0 to 1; None when nothing is scored."""
-    sums = figures.sums
+def score_avg(aggregates: Aggregates) -> float | None:
+    """Mean score, 0 to 1; None without scored spans."""
+    sums = aggregates.sums
     return sums.score / (sums.score_n * SCORE_ONE) if sums.score_n > 0 else None
 
 
-def score_quantile(figures: Aggregates, q: float) -> float | None:
-    """A quantile of the scores; None when nothing is scored."""
-    value = figures.summary("score").quantile(q)
+def score_quantile(aggregates: Aggregates, q: float) -> float | None:
+    """The *q* quantile of the scores, 0 to 1; None without scored spans."""
+    value = aggregates.summary("score").quantile(q)
     return None if value is None else value / SCORE_ONE
 
 
-def render_quality(figures: Aggregates) -> dict[str, Any]:
+def render_quality(aggregates: Aggregates) -> dict[str, Any]:
     """The group ``quality`` of ``GET /metrics``."""
     return {
-        "score_avg": score_avg(figures),
-        "score_p10": score_quantile(figures, 0.10),
-        "score_p50": score_quantile(figures, 0.50),
-        "scored_span_count": scored(figures),
+        "score_avg": score_avg(aggregates),
+        "score_p10": score_quantile(aggregates, 0.10),
+        "score_p50": score_quantile(aggregates, 0.50),
+        "scored_span_count": scored(aggregates),
     }

@@ -1,7 +1,8 @@
 """
-The question ``tokentrace.query.metrics`` and its partial answers.
+The query on the subject ``tokentrace.query.metrics``.
 
-The api fixes the interval once and asks; every aggregator answers for each shard it holds; the answers merge by adding.
+The api fixes the interval and publishes a query; every aggregator replies with a result for each shard that it holds;
+the api adds the results up.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ ALL_KINDS = "all"
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    What some spans come to.
+    A query for sums and distributions.
 
     Attributes:
-        what: ``window``; ``series``, the window in steps; or ``lifetime``, everything since the stream began.
+        what: ``window``; ``series``, the window in steps; or ``lifetime``, the cumulative counters.
         from_s, to_s, now_s: Unix seconds; the interval is widened to the buckets that are kept.
-        step_s: Of a series: a multiple of the buckets kept at from_s, which is a multiple of it.
-        kind: Whose counts, tokens and latencies; ``all`` = every kind. Money and quality ask for more kinds by
-            themselves unless ``only_kind`` is set.
+        step_s: Width of a step of a series, a multiple of the width of the buckets kept at from_s.
+        kind: Kind whose spans, tokens and latencies are counted; ``all`` = every kind. Cost counts every kind that is
+            not a roll-up kind, and quality every kind, unless ``only_kind`` is set.
         filters: Dimension -> value.
         groupby: Dimension, or "" for totals only.
-        by_model: Sums by model as well.
-        fields: Which distributions, of ``cell.FIELDS``.
-        custom: Which metrics of one's own.
+        by_model: Return sums by model as well.
+        fields: Names of the distributions to return, of ``rollup.FIELDS``.
+        custom: Names of the custom metrics to return.
     """
 
     what: Literal["window", "lifetime", "series"] = "window"
@@ -51,16 +52,16 @@ _queries = msgspec.msgpack.Decoder(Query)
 
 
 def encode_query(query: Query) -> bytes:
-    """*query* for the bus."""
+    """*query* as a message on the bus."""
     return _encoder.encode(query)
 
 
 def decode_query(payload: bytes) -> Query:
     """
-    A query from the bus.
+    A query from a message on the bus.
 
     Raises:
-        Rejected: Not one.
+        Rejected: *payload* is not a query.
     """
     with reading("query"):
         return _queries.decode(payload)

@@ -1,4 +1,4 @@
-"""From the cells of a rollup to figures: which spans count for what."""
+"""From the series of a rollup to aggregates: which series count for calls, for cost and for quality."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ from tokentrace.rollup import (
 
 Mask = NDArray[np.bool_]
 T = TypeVar("T")
-#: Done piece by piece: whoever asks for the next piece may do something else before.
+#: Work that is done piece by piece, so that the caller can do something else between two pieces.
 Work = Generator[None, None, T]
-#: Distributions of so many groups are added up at once where there are many entries: a dense count beats sorting.
+#: If there are many entries, the distributions of a few groups are added up at a time, which counting in a dense array
+#: makes quicker than sorting all entries.
 _PLACES, _MANY_ENTRIES = 256, 250_000
-#: What comes from which spans: quality from every kind, money from every kind that costs, the rest from the asked one.
+#: Which series count for a sum: all kinds for quality, all but roll-up kinds for cost, the queried kind for all else.
 _QUALITY_FIELDS = ("score",)
-_CALLS, _MONEY, _QUALITY = range(3)
-_OTHERS = dict.fromkeys(("cost", "unpriced", "partly_priced"), _MONEY) | dict.fromkeys(("score", "score_n"), _QUALITY)
-#: The columns that are read, those of ``Sums`` and how many spans are of a kind that costs; who counts for each.
+_CALLS, _COST, _QUALITY = range(3)
+_OTHERS = dict.fromkeys(("cost", "unpriced", "partly_priced"), _COST) | dict.fromkeys(("score", "score_n"), _QUALITY)
+#: The columns that are read, those of ``Sums`` and the number of spans that count for cost; and what each counts for.
 _COLUMNS = np.array([*range(WIDTH), COUNTED.index("spans")])
-_COUNTS_FOR = np.array([*(_OTHERS.get(name, _CALLS) for name in (*COUNTED, *ADDED)), _MONEY])
+_COUNTS_FOR = np.array([*(_OTHERS.get(name, _CALLS) for name in (*COUNTED, *ADDED)), _COST])
 
 
 class Groups(NamedTuple):
-    """Which group each cell belongs to, and what the groups are called."""
+    """The group of each series, and the names of the groups."""
 
     numbers: Ints
     names: Sequence[str]
 
 
 def matching(table: SeriesTable, filters: Mapping[str, str]) -> Mask:
-    """Which cells have every value of *filters*."""
+    """Mask of the series that have all values in *filters*, a map from dimension to value."""
     mask = np.ones(len(table), bool)
     for dimension, value in filters.items():
         codes, known = table.column(dimension)
@@ -58,7 +59,7 @@ def matching(table: SeriesTable, filters: Mapping[str, str]) -> Mask:
 
 
 def grouped(table: SeriesTable, dimension: str) -> Groups:
-    """The cells of *table* by their value of *dimension*; one group of all for ""."""
+    """The series of *table* grouped by *dimension*; all in one group for ""."""
     if not dimension:
         return Groups(np.zeros(len(table), np.int64), [""])
     codes, known = table.column(dimension)
@@ -67,12 +68,12 @@ def grouped(table: SeriesTable, dimension: str) -> Groups:
 
 class Read(NamedTuple):
     """
-    What a query finds in one step.
+    The result of a query for one step.
 
     Attributes:
-        total: Over everything.
-        groups: Value of the dimension asked for -> figures, of those that have any.
-        models: Model -> sums only, of those that have any.
+        total: Aggregates of all spans.
+        groups: Value of the dimension ``groupby`` -> aggregates, of the groups that are not empty.
+        models: Model -> aggregates with sums only, of the models that are not empty.
     """
 
     total: Aggregates
@@ -81,26 +82,26 @@ class Read(NamedTuple):
 
 
 def pieces(work: Work[T]) -> Iterator[T | None]:
-    """None after each piece of *work*, at last what it comes to."""
+    """Yield None after each piece of *work*, then its result."""
     yield (yield from work)
 
 
 def finish(work: Work[T]) -> T:
-    """What *work* comes to, done in one go."""
+    """Do all of *work*; return its result."""
     *_, result = pieces(work)
     return cast(T, result)
 
 
 class _Rows(NamedTuple):
-    """What the cells come to in each step, as ``Rollup.totals`` has it."""
+    """Sums of the series in each step, as ``Rollup.totals`` returns them."""
 
     steps: Ints
-    cells: Ints
+    series: Ints
     totals: IntSums
 
 
 class RollupReader:
-    """Answers one query again and again: which cells count for what is looked up when there are new ones."""
+    """Answers one query repeatedly; which series count is looked up again only when there are new ones."""
 
     def __init__(self, rollup: Rollup, table: SeriesTable, query: Query) -> None:
         self._rollup, self._table, self._query = rollup, table, query
@@ -108,96 +109,97 @@ class RollupReader:
         self._masks: Mask = np.empty((3, 0), bool)
 
     def read(self, steps: Steps) -> list[Read]:
-        """What the query finds in each of *steps*; a window is a single one."""
+        """The result of the query for each of *steps*; a window is a single step."""
         return finish(self.reading(steps))
 
     def reading(self, steps: Steps) -> Work[list[Read]]:
-        """As ``read``, piece by piece; what comes meanwhile is not in it."""
+        """As ``read``, piece by piece; rows folded meanwhile are not included."""
         query, table = self._query, self._table
         if self._known != len(table):
             self._known, self._masks = len(table), _masks(table, query)
         rows = _Rows(*self._rollup.totals(steps))
-        if not len(rows.cells):
+        if not len(rows.series):
             return [Read(Aggregates(), {}, {}) for _ in steps]
         rows = self._counted(rows)
         nothing: list[dict[str, Aggregates]] = [{} for _ in steps]
-        groups = (yield from self._figures(rows, steps, query.groupby, query.fields)) if query.groupby else nothing
-        totals = yield from self._figures(rows, steps, "", () if query.groupby else query.fields)
+        groups = (yield from self._aggregates(rows, steps, query.groupby, query.fields)) if query.groupby else nothing
+        totals = yield from self._aggregates(rows, steps, "", () if query.groupby else query.fields)
         for total, own in zip(totals, groups, strict=True):
-            # Each value is in one group: to add up their distributions is quicker than to read the buckets twice.
+            # Each value is in exactly one group, so merging the groups is quicker than reading the buckets again.
             if own:
                 total[""].summaries = merge_summaries(own.values())
-        models = (yield from self._figures(rows, steps, "model", ())) if query.by_model else nothing
+        models = (yield from self._aggregates(rows, steps, "model", ())) if query.by_model else nothing
         return [
-            Read(total.get("", Aggregates()), with_any(own), with_any(by_model))
+            Read(total.get("", Aggregates()), nonempty(own), nonempty(by_model))
             for total, own, by_model in zip(totals, groups, models, strict=True)
         ]
 
     def _counted(self, rows: _Rows) -> _Rows:
-        """Columns that a cell does not count for at 0, and one more: who paid."""
-        step, cells, totals = rows
-        counts = self._masks[:, cells]
+        """*rows* with 0 in the columns for which a series does not count, and a column with the spans that cost."""
+        step, series, totals = rows
+        counts = self._masks[:, series]
         wanted = counts.any(axis=0)
         if not wanted.all():
             kept = np.flatnonzero(wanted)
-            step, cells, totals, counts = step[kept], cells[kept], totals.take(kept), counts[:, kept]
+            step, series, totals, counts = step[kept], series[kept], totals.take(kept), counts[:, kept]
         shown = counts[_COUNTS_FOR].T
         high = None if totals.high is None else totals.high[:, _COLUMNS] * shown
-        return _Rows(step, cells, IntSums(totals.low[:, _COLUMNS] * shown, high))
+        return _Rows(step, series, IntSums(totals.low[:, _COLUMNS] * shown, high))
 
-    def _figures(
+    def _aggregates(
         self, rows: _Rows, steps: Steps, dimension: str, fields: Sequence[str]
     ) -> Work[list[dict[str, Aggregates]]]:
-        """Name of a group -> figures, for each of *steps*, of the groups that have any."""
-        figures: list[dict[str, Aggregates]] = [{} for _ in steps]
-        if not len(rows.cells):
-            return figures
+        """Name of a group -> aggregates, for each of *steps*, of the groups that have rows."""
+        aggregates: list[dict[str, Aggregates]] = [{} for _ in steps]
+        if not len(rows.series):
+            return aggregates
         groups = grouped(self._table, dimension)
         size = len(groups.names)
-        numbers, totals = add_together(rows.steps * size + groups.numbers[rows.cells], rows.totals)
-        asked = {
+        numbers, totals = add_together(rows.steps * size + groups.numbers[rows.series], rows.totals)
+        wanted = {
             field: np.where(self._masks[_QUALITY if field in _QUALITY_FIELDS else _CALLS], groups.numbers, -1)
             for field in fields
         }
-        summaries = yield from self._summaries(steps, asked, size)
-        for number, row in zip(numbers.tolist(), totals.every(), strict=True):
-            own = {field: found[number] for field, found in summaries.items() if number in found}
-            figures[number // size][groups.names[number % size]] = Aggregates(
+        summaries = yield from self._summaries(steps, wanted, size)
+        for number, row in zip(numbers.tolist(), totals.all_numbers(), strict=True):
+            own = {field: by_number[number] for field, by_number in summaries.items() if number in by_number}
+            aggregates[number // size][groups.names[number % size]] = Aggregates(
                 sums=Sums(row), summaries=own, paid=row[-1]
             )
-        return figures
+        return aggregates
 
-    def _summaries(self, steps: Steps, asked: Mapping[str, Ints], size: int) -> Work[dict[str, dict[int, Summary]]]:
-        """As ``Rollup.summaries``; where there is much to add up a few groups at a time."""
-        few = max(1, _PLACES // (len(steps) * (len(asked) + 1)))  # scores are kept in two: what came, what went
-        if not asked or size <= few:
-            return self._rollup.summaries(steps, asked, size)
-        puts = self._rollup.puts(steps)
-        if sum(len(put.bins) for _, put in puts) < _MANY_ENTRIES:
-            return self._rollup.summaries(steps, asked, size)
-        found: dict[str, dict[int, Summary]] = {field: {} for field in asked}
+    def _summaries(self, steps: Steps, wanted: Mapping[str, Ints], size: int) -> Work[dict[str, dict[int, Summary]]]:
+        """As ``Rollup.summaries``; if there are many entries, for a few groups at a time."""
+        # Scores have two distributions, of added and of removed values.
+        few = max(1, _PLACES // (len(steps) * (len(wanted) + 1)))
+        if not wanted or size <= few:
+            return self._rollup.summaries(steps, wanted, size)
+        blocks = self._rollup.blocks(steps)
+        if sum(len(block.bins) for _, block in blocks) < _MANY_ENTRIES:
+            return self._rollup.summaries(steps, wanted, size)
+        summaries: dict[str, dict[int, Summary]] = {field: {} for field in wanted}
         for first in range(0, size, few):
             yield
             chosen = {
                 field: np.where((numbers >= first) & (numbers < first + few), numbers - first, -1)
-                for field, numbers in asked.items()
+                for field, numbers in wanted.items()
             }
-            for field, part in self._rollup.summaries(steps, chosen, few, puts).items():
+            for field, part in self._rollup.summaries(steps, chosen, few, blocks).items():
                 for number, summary in part.items():
-                    found[field][number // few * size + first + number % few] = summary
-        return found
+                    summaries[field][number // few * size + first + number % few] = summary
+        return summaries
 
 
 def _masks(table: SeriesTable, query: Query) -> Mask:
-    """Which cells count for calls, for money, for quality; shape (3, cells)."""
-    found = matching(table, query.filters)
+    """Which series count for calls, for cost, for quality; shape (3, series)."""
+    matches = matching(table, query.filters)
     kinds, known = table.column("kind")
-    asked = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
+    of_kind = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
     paying = np.array([counts_as_cost(kind) for kind in known], bool)[kinds]
-    wider = asked | (not query.only_kind)
-    return np.stack([found & asked, found & paying & wider, found & wider])
+    wider = of_kind | (not query.only_kind)
+    return np.stack([matches & of_kind, matches & paying & wider, matches & wider])
 
 
-def with_any(groups: Mapping[str, Aggregates]) -> dict[str, Aggregates]:
-    """The groups that have anything to show or to add, by name."""
+def nonempty(groups: Mapping[str, Aggregates]) -> dict[str, Aggregates]:
+    """The groups that count anything or change what other shards counted, sorted by name."""
     return {name: groups[name] for name in sorted(groups) if groups[name].shows_any or groups[name].changes_any}

@@ -1,4 +1,4 @@
-"""The names of metrics: what ``GET /metrics/{name}`` knows and what a rule may watch."""
+"""All metrics by name: for ``GET /metrics/{name}`` and for rules."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 from tokentrace.metrics import cost, errors, latency, quality, tokens
 from tokentrace.metrics.result import Aggregates
 
-#: Dimensions that figures are grouped and filtered by from the cells.
+#: Dimensions by which rollups can group and filter.
 GROUPABLE = ("model", "caller", "provider", "name", "status", "kind")
 Number = float | int | None
 
 
 class Group(NamedTuple):
     """
-    A group of numbers that is shown together.
+    Metrics that ``GET /metrics`` shows together.
 
     Attributes:
-        fields: Distributions it needs, of ``cell.FIELDS``.
-        render: The numbers as JSON.
+        fields: Names of the distributions it needs, of ``rollup.FIELDS``.
+        render: Aggregates -> its JSON object.
     """
 
     fields: tuple[str, ...]
@@ -28,12 +28,12 @@ class Group(NamedTuple):
 
 class Metric(NamedTuple):
     """
-    One number.
+    One metric.
 
     Attributes:
-        fields: Distributions it needs, of ``cell.FIELDS``.
-        value: The number in its documented unit; None without data.
-        contributing: How many spans it was made of.
+        fields: Names of the distributions it needs, of ``rollup.FIELDS``.
+        value: Aggregates -> the number in its documented unit; None without data.
+        contributing: Aggregates -> number of spans from which the value was computed.
     """
 
     fields: tuple[str, ...]
@@ -41,18 +41,18 @@ class Metric(NamedTuple):
     contributing: Callable[[Aggregates], int]
 
 
-def _cost(figures: Aggregates) -> dict[str, Any]:
-    return cost.render_cost(figures, None)
+def _cost(aggregates: Aggregates) -> dict[str, Any]:
+    return cost.render_cost(aggregates, None)
 
 
 class Breakdown(NamedTuple):
     """
-    Numbers by the values of a dimension or an attribute.
+    A metric that is a map from the values of a dimension or attribute to numbers.
 
     Attributes:
-        dimension: Which; "" = the attribute that is asked for.
-        fields: Distributions it needs, of ``cell.FIELDS``.
-        value: What is shown for each; None = nothing.
+        dimension: The dimension; "" = the attribute that the request names.
+        fields: Names of the distributions it needs, of ``rollup.FIELDS``.
+        value: Aggregates of a group -> its entry; None = no entry.
     """
 
     dimension: str
@@ -69,42 +69,42 @@ GROUPS: Mapping[str, Group] = {
 }
 
 
-def _money(figures: Aggregates) -> Number:
-    return cost.total_cost(figures) if figures.paid else None
+def _money(aggregates: Aggregates) -> Number:
+    return cost.total_cost(aggregates) if aggregates.paid else None
 
 
-def _spans(figures: Aggregates) -> int:
-    return figures.sums.spans
+def _spans(aggregates: Aggregates) -> int:
+    return aggregates.sums.spans
 
 
-def _paid(figures: Aggregates) -> int:
-    return figures.paid
+def _paid(aggregates: Aggregates) -> int:
+    return aggregates.paid
 
 
-def _timed(figures: Aggregates) -> int:
-    return figures.sums.latency_n
+def _timed(aggregates: Aggregates) -> int:
+    return aggregates.sums.latency_n
 
 
-def _streamed(figures: Aggregates) -> int:
-    return figures.sums.ttft_n
+def _streamed(aggregates: Aggregates) -> int:
+    return aggregates.sums.ttft_n
 
 
 def _ms(field: str, q: float, contributing: Callable[[Aggregates], int]) -> Metric:
-    return Metric((field,), lambda figures: latency.quantile_ms(figures, field, q), contributing)
+    return Metric((field,), lambda aggregates: latency.quantile_ms(aggregates, field, q), contributing)
 
 
 def _tokens(field: str, q: float) -> Metric:
-    return Metric((field,), lambda figures: tokens.token_quantile(figures, field, q), _spans)
+    return Metric((field,), lambda aggregates: tokens.token_quantile(aggregates, field, q), _spans)
 
 
 def _sum(name: str) -> Metric:
-    return Metric((), lambda figures: getattr(figures.sums, name) if figures.sums.spans else None, _spans)
+    return Metric((), lambda aggregates: getattr(aggregates.sums, name) if aggregates.sums.spans else None, _spans)
 
 
 METRICS: Mapping[str, Metric] = {
     "total_cost": Metric((), _money, _paid),
     "cost_per_call": Metric((), cost.cost_per_call, _spans),
-    "unpriced_span_count": Metric((), lambda figures: figures.sums.unpriced if figures.paid else None, _paid),
+    "unpriced_span_count": Metric((), lambda aggregates: aggregates.sums.unpriced if aggregates.paid else None, _paid),
     "prompt_tokens": _sum("prompt"),
     "completion_tokens": _sum("completion"),
     "total_tokens": _sum("total"),
@@ -119,19 +119,20 @@ METRICS: Mapping[str, Metric] = {
     "ttft_p50": _ms("ttft", 0.50, _streamed),
     "ttft_p95": _ms("ttft", 0.95, _streamed),
     "error_rate": Metric((), errors.error_rate, _spans),
-    "error_count": Metric((), lambda figures: errors.error_count(figures) if figures.sums.spans else None, _spans),
+    "error_count": Metric(
+        (), lambda aggregates: errors.error_count(aggregates) if aggregates.sums.spans else None, _spans
+    ),
     "timeout_rate": Metric((), errors.timeout_rate, _spans),
     "timeout_count": _sum("timeouts"),
     "span_count": _sum("spans"),
     "quality_score": Metric((), quality.score_avg, quality.scored),
-    "quality_p10": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.10), quality.scored),
-    "quality_p50": Metric(("score",), lambda figures: quality.score_quantile(figures, 0.50), quality.scored),
+    "quality_p10": Metric(("score",), lambda aggregates: quality.score_quantile(aggregates, 0.10), quality.scored),
+    "quality_p50": Metric(("score",), lambda aggregates: quality.score_quantile(aggregates, 0.50), quality.scored),
 }
 
-#: Those of scores: what scores given after the fact change.
+#: Metrics of scores, which late scores change.
 QUALITY = frozenset({"quality_score", "quality_p10", "quality_p50"})
 
-#: Maps from a value to numbers.
 BREAKDOWNS: Mapping[str, Breakdown] = {
     "cost_by_model": Breakdown("model", (), _money),
     "cost_by_caller": Breakdown("caller", (), _money),
@@ -143,7 +144,7 @@ BREAKDOWNS: Mapping[str, Breakdown] = {
     "quality_by_attribute": Breakdown("", (), quality.score_avg),
 }
 
-#: Other keys of ``GET /metrics`` and other paths below it, which no metric of one's own may take.
+#: Other keys of ``GET /metrics`` and other paths below it; a custom metric must not have such a name.
 RESERVED = (
     "window",
     "from",
@@ -157,7 +158,7 @@ RESERVED = (
     "alerts",
     "prometheus",
 )
-#: What is counted since the beginning, below ``GET /metrics`` too.
+#: Totals of reporters since the stream began: name below ``GET /metrics`` -> key in the response.
 TRANSPORT_METRICS: Mapping[str, str] = {
     "transport_sent": "sent",
     "transport_failed": "failed",
@@ -166,7 +167,7 @@ TRANSPORT_METRICS: Mapping[str, str] = {
 }
 ALERT_METRICS: Mapping[str, str] = {"alert_firings": "firings", "alert_delivery_failed": "delivery_failed"}
 
-#: Other names for them (SPEC C.5).
+#: Alias -> name of the metric.
 ALIASES: Mapping[str, str] = {
     "total_cost_usd": "total_cost",
     "cost_hourly": "total_cost",
@@ -181,7 +182,7 @@ ALIASES: Mapping[str, str] = {
 
 
 def find_metric(name: str) -> tuple[str, Metric] | None:
-    """(Its own name, the metric) of a name or alias; None when there is none."""
+    """(Name, metric) for a name or alias; None if there is no such metric."""
     own = ALIASES.get(name, name)
     metric = METRICS.get(own)
     return None if metric is None else (own, metric)

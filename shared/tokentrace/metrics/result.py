@@ -1,4 +1,4 @@
-"""The answer of one shard, and its form on the bus."""
+"""The result of one shard, and its form on the bus."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _MAX_S = MAX_INSTANT_NS // SECOND
 
 class CustomValue:
     """
-    What a metric of one's own measured.
+    Values of a custom metric.
 
     Attributes:
-        size: How many values.
-        total: Their sum, an integer of any size in the unit of ``CustomMetric.divisor``.
+        size: Number of values.
+        total: Their sum, an integer of any size; divided by ``CustomMetric.divisor`` it is in the unit shown.
         summary: Their distribution.
     """
 
@@ -32,20 +32,20 @@ class CustomValue:
 
     @property
     def holds_any(self) -> bool:
-        """There is something to show, or it changes what other shards have measured."""
+        """Whether it is not empty; a difference to what other shards measured is not empty."""
         return bool(self.size or self.total) or self.summary != Summary()
 
 
 class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
     """
-    What a group of spans comes to, each number from the spans it is about.
+    The numbers of a group of spans.
 
     Attributes:
-        sums: Counts, tokens and times of the kind asked for; cost and what is unpriced over every kind that costs;
-            scores over every kind.
+        sums: Counts, tokens and times of the queried kind; cost, unpriced and partly_priced of all kinds except
+            roll-up kinds; scores of all kinds.
         summaries: Field -> distribution.
-        paid: How many spans are of a kind that costs.
-        custom: Name of a metric of one's own -> what it measured.
+        paid: Number of spans that are not of a roll-up kind.
+        custom: Name of a custom metric -> its values.
     """
 
     sums: Sums = msgspec.field(default_factory=Sums)
@@ -54,23 +54,23 @@ class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
     custom: dict[str, CustomValue] = {}
 
     def summary(self, field: str) -> Summary:
-        """The distribution of *field*; an empty one when nothing is known of it."""
+        """The distribution of *field*; an empty one if it was not queried or has no values."""
         return self.summaries.get(field) or Summary()
 
     @property
     def shows_any(self) -> bool:
-        """There is something to show."""
-        counts = (self.sums.spans, self.paid, self.sums.score_n, *(tally.size for tally in self.custom.values()))
+        """Whether it counts any spans, scores or custom values."""
+        counts = (self.sums.spans, self.paid, self.sums.score_n, *(value.size for value in self.custom.values()))
         return any(counts)
 
     @property
     def changes_any(self) -> bool:
-        """Scores given after the fact change what other shards have counted."""
+        """Whether late scores in it change what other shards have counted."""
         return bool(self.sums.score) or self.summary("score") != Summary()
 
 
 class Point(msgspec.Struct, kw_only=True, array_like=True):
-    """One step of a series, from start_s on."""
+    """One step of a series, which starts at start_s, Unix seconds."""
 
     start_s: int
     total: Aggregates = msgspec.field(default_factory=Aggregates)
@@ -79,10 +79,10 @@ class Point(msgspec.Struct, kw_only=True, array_like=True):
 
 class Counter(msgspec.Struct, kw_only=True, array_like=True):
     """
-    What the spans of one combination of labels came to since the stream began.
+    Sums of the spans of one combination of labels since the stream began.
 
     Attributes:
-        sums: Of model calls; but for the cost, which is that of every kind that costs.
+        sums: Sums of spans of the kind llm; the cost is that of all kinds except roll-up kinds.
     """
 
     model: str
@@ -94,12 +94,13 @@ class Counter(msgspec.Struct, kw_only=True, array_like=True):
 
 class ReporterTotals(msgspec.Struct, kw_only=True, array_like=True):
     """
-    What reporters tell of themselves, in spans since the stream began.
+    Totals of all reporters, in spans since the stream began.
 
     Attributes:
-        sent: Arrived.
-        dropped, failed: Never did: their queue was full, or they were refused for good.
-        queues: Reporter that was heard of lately -> (number of its last batch, spans waiting then).
+        sent: Spans that arrived.
+        dropped: Spans that a reporter discarded because its queue was full.
+        failed: Spans that were refused for good.
+        queues: Reporter that sent a batch in the last two minutes -> (number of the batch, spans waiting then).
     """
 
     sent: int = 0
@@ -109,23 +110,23 @@ class ReporterTotals(msgspec.Struct, kw_only=True, array_like=True):
 
     @property
     def queue_depth(self) -> int:
-        """Spans waiting in all reporters."""
+        """Number of spans waiting in all reporters."""
         return sum(depth for _, depth in self.queues.values())
 
 
 class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     """
-    Everything a shard has counted since the stream began.
+    Cumulative counters of a shard: all that it has counted since the stream began.
 
     Attributes:
         by_operation: Name -> (spans, spans with status error).
-        walls: Histogram of ended - started over ``lifetime.WALL_EDGES_MS``.
-        longest_ns: The longest ended - started.
-        counters: By labels.
-        histograms: Model -> one list of counts for each of ``lifetime.HISTOGRAMS``, model calls only.
-        custom: Name of a metric of one's own -> how many values, and their sum.
-        clamped: Spans that claimed to end too far in the future.
-        lost: (Shard, first, last) of the messages of the stream that were gone before they were read.
+        walls: Counts of ended - started, one for each of ``rollup.WALL_EDGES_MS`` and one without upper edge.
+        longest_ns: The largest ended - started.
+        counters: Sums by labels.
+        histograms: Model -> one list of counts for each of ``rollup.HISTOGRAMS``, spans of the kind llm only.
+        custom: Name of a custom metric -> number and sum of its values.
+        clamped: Number of spans whose end is too far in the future.
+        lost: (Shard, first sequence, last sequence) of messages that the stream discarded before they were read.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -140,17 +141,17 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
 
 class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    One shard's answer.
+    The result of one shard.
 
     Attributes:
-        position: How far the shard had read.
-        caught_up: It had read everything there was.
-        from_s, to_s: The interval it covers, exactly.
-        since_ns: Before this instant something is missing, Unix nanoseconds; 0 = nothing is.
-        groups: Value of the dimension asked for -> figures.
-        models: Model -> figures, when they were asked for.
-        points: Of a series, those with anything in them.
-        lived: Of a lifetime.
+        position: The last message that the shard had folded.
+        caught_up: Whether it had read all messages.
+        from_s, to_s: The exact interval covered, Unix seconds; to_s is not included.
+        since_ns: Data before this instant is incomplete, Unix nanoseconds; 0 = all data is complete.
+        groups: Value of the dimension ``groupby`` -> aggregates.
+        models: Model -> aggregates, if the query asked for them.
+        points: The steps of a series.
+        cumulative: The result of a query for ``lifetime``.
     """
 
     shard: int
@@ -164,11 +165,11 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     models: dict[str, Aggregates] = {}
     points: list[Point] = []
     transport: ReporterTotals = msgspec.field(default_factory=ReporterTotals)
-    lived: Cumulative | None = None
+    cumulative: Cumulative | None = None
 
 
 def _plain(value: object) -> Any:
-    """Integers over 64 bits, which msgpack does not know, travel as text."""
+    """Encode sums; msgpack has no integers over 64 bits, so those are sent as text."""
     if isinstance(value, Sums):
         return [_short(number) for number in value.numbers()]
     if isinstance(value, CustomValue):
@@ -188,62 +189,60 @@ def _exact(kind: type, value: Any) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+_results: msgspec.msgpack.Decoder[ShardResult | int] = msgspec.msgpack.Decoder(ShardResult | int, dec_hook=_exact)
 
 
-_partials: msgspec.msgpack.Decoder[ShardResult | int] = msgspec.msgpack.Decoder(ShardResult | int, dec_hook=_exact)
-
-
-def encode_result(partial: ShardResult) -> bytes:
-    """*partial* for the bus."""
-    return _encoder.encode(partial)
+def encode_result(result: ShardResult) -> bytes:
+    """*result* as a message on the bus."""
+    return _encoder.encode(result)
 
 
 def encode_pending(shard: int) -> bytes:
-    """For the bus: the answer of *shard* will come, but takes its time."""
+    """The message that *shard* is working on its result; it gives the shard ten seconds instead of half a second."""
     return _encoder.encode(shard)
 
 
 def decode_result(payload: bytes) -> ShardResult | int:
     """
-    A partial answer from the bus; the number of a shard promises one.
+    The result of a shard from the bus, or the number of a shard that is working on its result.
 
     Raises:
-        Rejected: Neither.
+        Rejected: *payload* is neither, or it has instants or distributions that cannot be used.
     """
-    with reading("partial answer"):
-        found = _partials.decode(payload)
-        if isinstance(found, ShardResult):
-            _check(found)
-        return found
+    with reading("shard result"):
+        result = _results.decode(payload)
+        if isinstance(result, ShardResult):
+            _check(result)
+        return result
 
 
-def _check(partial: ShardResult) -> None:
-    """ValueError: what an aggregator never says, and what nothing could be computed with."""
-    if not all(0 <= at_s <= _MAX_S for at_s in (partial.from_s, partial.to_s, *(p.start_s for p in partial.points))):
-        raise ValueError("an instant of it is not between the years 1970 and 2100")
-    if not 0 <= partial.since_ns <= MAX_INSTANT_NS:
-        raise ValueError("since_ns: not between the years 1970 and 2100")
-    lived = partial.lived
-    if lived is not None:
-        if len(lived.walls) not in (0, len(WALL_EDGES_MS) + 1):
-            raise ValueError(f"walls: {len(lived.walls)} buckets, there are {len(WALL_EDGES_MS) + 1}")
+def _check(result: ShardResult) -> None:
+    """Raise ValueError for values that an aggregator never sends and that cannot be merged."""
+    if not all(0 <= at_s <= _MAX_S for at_s in (result.from_s, result.to_s, *(p.start_s for p in result.points))):
+        raise ValueError("from_s, to_s or start_s is not between the years 1970 and 2100")
+    if not 0 <= result.since_ns <= MAX_INSTANT_NS:
+        raise ValueError("since_ns is not between the years 1970 and 2100")
+    cumulative = result.cumulative
+    if cumulative is not None:
+        if len(cumulative.walls) not in (0, len(WALL_EDGES_MS) + 1):
+            raise ValueError(f"walls has {len(cumulative.walls)} buckets, expected {len(WALL_EDGES_MS) + 1}")
         shape = [PLACES] * len(HISTOGRAMS)
-        if any([len(row) for row in rows] != shape for rows in lived.histograms.values()):
-            raise ValueError("histograms: of another shape")
-    check_summaries(_summaries_of(partial))
+        if any([len(row) for row in rows] != shape for rows in cumulative.histograms.values()):
+            raise ValueError(f"histograms does not have {len(HISTOGRAMS)} rows of {PLACES} buckets")
+    check_summaries(_summaries_of(result))
 
 
-def _summaries_of(partial: ShardResult) -> Iterator[Summary]:
-    for figures in (partial.total, *partial.groups.values(), *partial.models.values()):
-        yield from _summaries_in(figures)
-    for point in partial.points:
-        for figures in (point.total, *point.groups.values()):
-            yield from _summaries_in(figures)
-    for tally in partial.lived.custom.values() if partial.lived is not None else ():
-        yield tally.summary
+def _summaries_of(result: ShardResult) -> Iterator[Summary]:
+    for aggregates in (result.total, *result.groups.values(), *result.models.values()):
+        yield from _summaries_in(aggregates)
+    for point in result.points:
+        for aggregates in (point.total, *point.groups.values()):
+            yield from _summaries_in(aggregates)
+    for value in result.cumulative.custom.values() if result.cumulative is not None else ():
+        yield value.summary
 
 
-def _summaries_in(figures: Aggregates) -> Iterator[Summary]:
-    yield from figures.summaries.values()
-    for tally in figures.custom.values():
-        yield tally.summary
+def _summaries_in(aggregates: Aggregates) -> Iterator[Summary]:
+    yield from aggregates.summaries.values()
+    for value in aggregates.custom.values():
+        yield value.summary

@@ -1,4 +1,4 @@
-"""Tokens: whole prompts and completions, and the parts of them that are cached or reasoned."""
+"""Token metrics: prompt and completion tokens, and the cached and reasoning tokens they contain."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tokentrace.metrics.result import Aggregates
 FIELDS = ("prompt", "completion")
 
 
-def token_quantile(figures: Aggregates, field: str, q: float) -> float | None:
-    """A quantile of prompt or completion tokens of a call; None without calls."""
-    value = figures.summary(field).quantile(q)
+def token_quantile(aggregates: Aggregates, field: str, q: float) -> float | None:
+    """The *q* quantile of ``prompt`` or ``completion`` tokens per call; None without calls."""
+    value = aggregates.summary(field).quantile(q)
     return None if value is None else round(value, 6)
 
 
-def render_tokens(figures: Aggregates) -> dict[str, Any]:
+def render_tokens(aggregates: Aggregates) -> dict[str, Any]:
     """The group ``tokens`` of ``GET /metrics``."""
-    sums = figures.sums
+    sums = aggregates.sums
     return {
         "prompt_total": sums.prompt,
         "completion_total": sums.completion,
@@ -26,14 +26,14 @@ def render_tokens(figures: Aggregates) -> dict[str, Any]:
         "cache_write_total": sums.cache_write,
         "cache_write_1h_total": sums.cache_write_1h,
         "reasoning_total": sums.reasoning,
-        "prompt_p50": token_quantile(figures, "prompt", 0.50),
-        "prompt_p95": token_quantile(figures, "prompt", 0.95),
-        "completion_p50": token_quantile(figures, "completion", 0.50),
-        "completion_p95": token_quantile(figures, "completion", 0.95),
+        "prompt_p50": token_quantile(aggregates, "prompt", 0.50),
+        "prompt_p95": token_quantile(aggregates, "prompt", 0.95),
+        "completion_p50": token_quantile(aggregates, "completion", 0.50),
+        "completion_p95": token_quantile(aggregates, "completion", 0.95),
     }
 
 
-def render_split(figures: Aggregates) -> dict[str, int] | None:
+def render_split(aggregates: Aggregates) -> dict[str, int] | None:
     """An entry of ``tokens_by_model``; None without calls."""
-    sums = figures.sums
+    sums = aggregates.sums
     return {"prompt": sums.prompt, "completion": sums.completion, "total": sums.total} if sums.spans else None

@@ -1,6 +1,23 @@
-"""What travels between the services: frozen msgspec structs, array-like on the wire, fields only ever appended."""
+"""
+The records that services exchange and store: frozen msgspec structs.
+
+Most are encoded as msgpack arrays, so a field is identified by its index: new fields are only appended, with a default,
+and a reader of either version can decode the other's records. Alert events and delivery records are JSON objects.
+"""
 
 from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event
+from tokentrace.records.alert_query import (
+    AlertAnswer,
+    AlertRequest,
+    CreateRule,
+    DeleteRule,
+    ListRules,
+    SilenceRule,
+    decode_alert_answer,
+    decode_alert_request,
+    encode_alert_answer,
+    encode_alert_request,
+)
 from tokentrace.records.batch import (
     BATCH_TYPE,
     Batch,
@@ -65,15 +82,20 @@ __all__ = [
     "MIN_INSTANT_NS",
     "ROLLUP_KINDS",
     "SPAN_FIELDS",
+    "AlertAnswer",
     "AlertEvent",
+    "AlertRequest",
     "Annotation",
     "Batch",
     "ChatMessage",
     "CostSource",
+    "CreateRule",
+    "DeleteRule",
     "DeliveryRecord",
     "Id",
     "Instant",
     "Kind",
+    "ListRules",
     "Name",
     "Natural",
     "Position",
@@ -81,6 +103,7 @@ __all__ = [
     "Role",
     "Score",
     "SessionEnd",
+    "SilenceRule",
     "Span",
     "Started",
     "Status",
@@ -92,9 +115,13 @@ __all__ = [
     "check_batch_id",
     "check_span",
     "counts_as_cost",
+    "decode_alert_answer",
+    "decode_alert_request",
     "decode_batches",
     "decode_delivery",
     "decode_event",
+    "encode_alert_answer",
+    "encode_alert_request",
     "encode_batch",
     "encode_batches",
     "event_time",

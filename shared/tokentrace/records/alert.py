@@ -1,4 +1,4 @@
-"""What the alerter publishes: events on ``tokentrace.alerts.>``, what became of them on ``tokentrace.deliveries.>``."""
+"""What the alerter publishes: events on ``tokentrace.alerts.>`` and delivery records on ``tokentrace.deliveries.>``."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ import msgspec
 from msgspec.structs import replace
 
 from tokentrace.bad_data import reading
-from tokentrace.errors import Rejected
+from tokentrace.errors import Rejected, shorten
 from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
 from tokentrace.units import parse_instant
 
 
 class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A rule began, kept or stopped firing; JSON with the ten documented keys and a few more.
+    A rule started firing, fires again or is resolved. Encoded as a JSON object.
 
     Attributes:
-        alert: The rule's name.
-        fired_at: The instant that was evaluated, RFC 3339 with milliseconds.
-        value: The metric at that instant, in its documented unit; None when there was no data.
-        window: As the rule wrote it, such as ``1h``.
-        span_count: Spans that contributed to value.
+        alert: The name of the rule.
+        fired_at: The instant for which the rule was evaluated, RFC 3339 with milliseconds.
+        metric: The name of the metric.
+        op: How the value is compared with the threshold.
+        value: The metric at that instant, in the metric's unit; None if there was no data.
+        threshold: The limit in the rule, in the metric's unit.
+        window: The window as the rule states it, such as ``1h``.
+        span_count: How many spans contributed to value.
+        filter: The dimensions or attributes that select the rule's spans.
         rule_id: ``alert_`` and 8 hex digits.
+        level: The severity in the rule.
         message: ``<metric> <op> <value> (threshold: <threshold>)``.
-        starts_at, ends_at: The episode's, RFC 3339; ends_at is None while it lasts.
-        group: Which instance of a grouped rule; empty for a plain one.
+        status: Whether the rule fires or is resolved.
+        starts_at: When the episode began, RFC 3339.
+        ends_at: When the episode ended, RFC 3339; None while it lasts.
+        group: The value of ``group_by`` that this event is about; empty for a rule without groups.
     """
 
     alert: str
@@ -49,14 +56,19 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
-    One attempt to deliver an event, and its outcome; JSON.
+    One attempt to deliver an event, and its outcome. Encoded as a JSON object.
 
     Attributes:
-        key: The ``Idempotency-Key`` of every attempt.
-        destination: Where to, without secrets.
-        outcome: delivered; retry, it will be tried again; dead, it will not; expired, it came too late to wake anybody.
-        attempt: Which one, from 1.
-        at: When, RFC 3339. took_ms: How long it took.
+        rule, fired_at, status, group: Those of the event: its ``alert``, ``fired_at``, ``status`` and ``group``.
+        key: The ``Idempotency-Key``, which is the same for all attempts.
+        channel: The kind of delivery, such as ``webhook``.
+        destination: Where the event is delivered to, without secrets.
+        outcome: delivered; retry = another attempt follows; dead = no further attempt; expired = the event was too
+            old to be delivered.
+        attempt: The number of the attempt, from 1.
+        error: Why the attempt failed; "" if it did not.
+        at: When the attempt was made, RFC 3339.
+        took_ms: How long the attempt took, milliseconds; None if nothing was sent.
     """
 
     rule: str
@@ -79,10 +91,10 @@ _deliveries = msgspec.json.Decoder(DeliveryRecord)
 
 def decode_event(payload: bytes) -> AlertEvent:
     """
-    An event of the alert subjects; one that does not say when its episode began is its beginning.
+    Decode an event of the alert subjects. An event without ``starts_at`` begins its episode.
 
     Raises:
-        Rejected: Not one, or an instant of it is none between the years 2000 and 2100.
+        Rejected: *payload* is not an event, or one of its instants is not between the years 2000 and 2100.
     """
     with reading("alert event"):
         event = _events.decode(payload)
@@ -101,15 +113,15 @@ def _check_instant(field: str, text: str) -> None:
     except Rejected as exc:
         raise Rejected(f"alert event: {field}: {exc}") from exc
     if not MIN_INSTANT_NS <= instant_ns <= MAX_INSTANT_NS:
-        raise Rejected(f"alert event: {field}: not between the years 2000 and 2100")
+        raise Rejected(f"alert event: {field}: {shorten(text)} is not between the years 2000 and 2100")
 
 
 def decode_delivery(payload: bytes) -> DeliveryRecord:
     """
-    What became of an event, from the delivery subjects.
+    Decode a record of the delivery subjects.
 
     Raises:
-        Rejected: Not that.
+        Rejected: *payload* is not a delivery record.
     """
-    with reading("record of a delivery"):
+    with reading("delivery record"):
         return _deliveries.decode(payload)

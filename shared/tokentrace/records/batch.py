@@ -1,4 +1,4 @@
-"""A batch: spans in one NATS message, with the identity that lets every reader fold it exactly once."""
+"""Batches: spans and other records that are published together, under an id by which readers fold each batch once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokentrace.errors import Rejected, cut_quoted, shorten
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
-#: The content type of ``encode_batches`` over HTTP: what a reporter posts, ids and numbers included.
+#: The HTTP content type of a body that ``encode_batches`` made. A reporter posts it.
 BATCH_TYPE = "application/vnd.tokentrace.batches+msgpack"
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -22,16 +22,16 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    A reporter's own account, cumulative since it was made, in spans.
+    The counters of a reporter, in spans, cumulative since it was created.
 
     Attributes:
-        sent: Handed to the network at least once.
+        sent: Sent to the pipeline at least once.
         acked: Accepted by the pipeline.
-        dropped: Thrown away because the queue was full or the program ended.
-        failed: Refused for good.
-        queue_depth: Waiting now.
-        newly_dropped, newly_failed: Of dropped and failed, what no accepted batch has told before: so whoever adds
-            these up over batches, in any order and on any number of workers, has the whole.
+        dropped: Discarded because the queue was full or the program ended.
+        failed: Refused by the pipeline for good, or impossible to encode.
+        queue_depth: Waiting or being sent.
+        newly_dropped, newly_failed: The part of dropped and failed that no accepted batch has reported before. Their
+            sum over all batches, in any order and on any number of shards, is the total.
     """
 
     sent: Count = 0
@@ -45,15 +45,15 @@ class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    Spans, and rarely other records, that are folded together or not at all.
+    Spans and other records that are folded together or not at all.
 
     Attributes:
         id: ``<project>.<source>.<128 random bits>`` of a reporter, or the id of one HTTP request.
-        sequence: A reporter's batch number, from 1; 0 = the id stands alone.
-        part: Which piece of a batch that ingest had to split, from 0.
-        arrived_ns: When the pipeline took it in, Unix nanoseconds; 0 = not yet.
-        source: What the reporter calls itself; fills in a span's missing caller.
-        reporter: The reporter's account when it sent this; None for HTTP.
+        sequence: The number of the batch within its reporter, from 1; 0 if the id alone identifies the batch.
+        part: The index of this part, from 0, of a batch that ingest had to split.
+        arrived_ns: When the pipeline received it, Unix nanoseconds; 0 = not received yet.
+        source: The name of the reporter, which becomes the caller of spans that name none.
+        reporter: The counters of the reporter when it sent this batch; None for an HTTP request.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=400)]
@@ -72,7 +72,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A batch whose records are still bytes, for saving the good ones from the bad."""
+    """A batch whose records are not decoded yet, so that each can be decoded separately."""
 
     id: Annotated[str, Meta(min_length=1, max_length=400)]
     sequence: Count = 0
@@ -92,7 +92,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Batch])
 _envelopes = msgspec.msgpack.Decoder(list[_Envelope])
-#: Field of a batch -> the records it holds.
+#: Field of a batch -> the type of the records in it.
 _RECORDS: dict[str, type[msgspec.Struct]] = {
     "spans": Span,
     "started": Started,
@@ -106,16 +106,16 @@ _decoders = {field: msgspec.msgpack.Decoder(kind) for field, kind in _RECORDS.it
 
 
 def encode_batches(batches: Sequence[Batch]) -> bytes:
-    """One NATS message that carries *batches*."""
+    """Encode *batches* as one NATS message, a msgpack array."""
     return _encoder.encode(batches)
 
 
 def decode_batches(payload: bytes) -> list[Batch]:
     """
-    The batches of one NATS message.
+    Decode the batches of one NATS message.
 
     Raises:
-        Rejected: Not msgpack, not batches, or a value out of bounds.
+        Rejected: *payload* is not msgpack or not batches, or a value is out of bounds.
     """
     with reading("batch"):
         return _decoder.decode(payload)
@@ -123,14 +123,14 @@ def decode_batches(payload: bytes) -> list[Batch]:
 
 def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, str]]]]:
     """
-    What can be saved of a message that ``decode_batches`` refuses.
+    Decode the valid records of a message that ``decode_batches`` rejects.
 
     Returns:
-        Per batch: the batch with its good records, and (index, bytes, reason) of each bad one; the reason names the
-        list it stands in when that is not ``spans``.
+        For each batch: the batch with its valid records, and (index, bytes, reason) for each invalid record. The
+        reason begins with the field of the batch unless that is ``spans``.
 
     Raises:
-        Rejected: Not even the envelope can be read.
+        Rejected: The message is not batches, or a field of a batch other than its records is invalid.
     """
     with reading("batch"):
         envelopes = _envelopes.decode(payload)
@@ -153,7 +153,16 @@ def _salvage(envelope: _Envelope) -> tuple[Batch, list[tuple[int, bytes, str]]]:
 
 
 def name_fields(message: str, fields: Sequence[str] = SPAN_FIELDS) -> str:
-    """An array-like record's ``$[13]`` by its name, one of *fields*: ``prompt_tokens`` of a span."""
+    """
+    Replace the position in an error of a msgspec decoder by a field name: ``$[13]`` of a span is ``prompt_tokens``.
+
+    Args:
+        message: The error text.
+        fields: The field names of the record, in order.
+
+    Returns:
+        ``<field>: <error>`` with each quoted value cut to 40 characters; without a field if the text names no position.
+    """
     start = message.rfind("`$[")
     if start < 0:
         return cut_quoted(message)
@@ -164,17 +173,22 @@ def name_fields(message: str, fields: Sequence[str] = SPAN_FIELDS) -> str:
 
 
 def join_encoded(batches: Sequence[bytes]) -> bytes:
-    """One NATS message of batches that are encoded already, each by ``encode_batch``."""
+    """Join batches, each encoded by ``encode_batch``, to one NATS message that ``decode_batches`` reads."""
     return _encoder.encode([msgspec.Raw(batch) for batch in batches])
 
 
 def encode_batch(batch: Batch) -> bytes:
-    """One batch for ``join_encoded``."""
+    """Encode one batch for ``join_encoded``."""
     return _encoder.encode(batch)
 
 
 def shard_of(batch: Batch, shards: int) -> int:
-    """A reporter's batches go round the shards in turn; a request's shard is a hash of its id, so repeats meet."""
+    """
+    Return the shard of *batch*, from 0 to *shards* - 1.
+
+    The batches of a reporter take turns. The shard of an HTTP request is a hash of its id, so that a repeated request
+    reaches the reader that has folded the first one.
+    """
     if shards == 1:
         return 0
     if batch.sequence:
@@ -184,10 +198,10 @@ def shard_of(batch: Batch, shards: int) -> int:
 
 def check_batch_id(text: str) -> str:
     """
-    *text* as a batch id: printable ASCII, so that it can stand in a header and a log.
+    Return *text* if it is a valid batch id: 1-400 printable ASCII characters, which are safe in headers and logs.
 
     Raises:
-        Rejected: It is not.
+        Rejected: It is not a valid batch id.
     """
     if not (text and len(text) <= 400 and text.isascii() and text.isprintable()):
         raise Rejected(f"batch id: {shorten(text)!r} is not 1-400 printable ASCII characters")
@@ -195,5 +209,5 @@ def check_batch_id(text: str) -> str:
 
 
 def split_spans(spans: Sequence[Span], size: int) -> Iterable[Sequence[Span]]:
-    """*spans* cut by index into runs of *size*: the same cut however often it is done."""
+    """Cut *spans* into runs of *size* by index, so that the same spans are always cut in the same way."""
     return (spans[start : start + size] for start in range(0, len(spans), size))

@@ -1,4 +1,4 @@
-"""How far a reader has come in a stream."""
+"""The position of a reader in a stream."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-#: What a broker counts and an instant after 1970: an int64 that is not negative.
+#: A sequence number or an instant after 1970: an int64 >= 0.
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):
     """
-    The last message a reader has applied.
+    The last message that a reader has folded.
 
     Attributes:
-        created_ns: When the stream was made, Unix nanoseconds: a stream made anew starts its numbers over.
-        sequence: Last sequence applied; 0 = nothing yet.
+        created_ns: When the stream was created, Unix nanoseconds. A recreated stream numbers its messages from 1 again.
+        sequence: The sequence number of that message; 0 = none yet.
     """
 
     created_ns: Natural

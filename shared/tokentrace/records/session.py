@@ -1,4 +1,4 @@
-"""The rarer records of a batch: what sessions, scores and deletions are made of."""
+"""The records of a batch besides spans: span starts, annotations, scores, chat messages, session ends, tombstones."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from tokentrace.records.span import Id, Instant, Kind, Name, Text
-from tokentrace.records.span import Score as ScoreValue
+from tokentrace.records.span import Id, Instant, Kind, Name, ScoreValue, Text
 
 Role = Literal["user", "assistant", "system", "tool"]
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    A span that has started and not ended: shown as pending, never counted.
+    The start of a span that has not ended. It is shown as pending and not counted.
 
     Attributes:
-        started_ns: Unix nanoseconds.
-        metadata: As given at the start; the end's metadata is merged over it.
+        started_ns: When the span started, Unix nanoseconds.
+        metadata: Attributes from the start. Those from the end replace them key by key.
         caller: Calling service or function; "" = unknown.
-        arrived_ns: When the pipeline took it in, Unix nanoseconds.
+        arrived_ns: When the pipeline received it, Unix nanoseconds.
     """
 
     trace_id: Id
@@ -39,10 +38,10 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 class Annotation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    What was said of a span after it had ended: shown with it, never counted.
+    Attributes that are given to a span after it ended. They are shown with the span and not counted.
 
     Attributes:
-        attributes: Merged over those the span has.
+        attributes: They replace the attributes of the span key by key.
     """
 
     trace_id: Id
@@ -52,14 +51,17 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    A score given after the fact, with the span's dimensions, so that a rollup needs not know the span.
+    A score that is given to a span after it ended, with the dimensions of the span.
+
+    A rollup can count the score without knowing the span.
 
     Attributes:
-        name: Which score: an attribute that starts with ``eval.``; ``eval.score`` is what metrics and rules use.
-        value: The new value in 1e-9; None takes the score away.
-        previous: The value it replaces; None = there was none.
-        ended_ns, arrived_ns: The span's, Unix nanoseconds: the score counts where the span counts.
-        attributes: The span's, for whoever filters or groups by them.
+        name: The name of the score, which starts with ``eval.``; metrics and rules use ``eval.score``.
+        value: The new value in units of 1e-9; None removes the score.
+        previous: The value that it replaces, in units of 1e-9; None if there was none.
+        kind, model, provider, caller, span_name, status: The dimensions of the span.
+        ended_ns, arrived_ns: Those of the span, Unix nanoseconds. The score counts at the event time of the span.
+        attributes: Those of the span, for rules that filter or group by attributes.
     """
 
     trace_id: Id
@@ -83,13 +85,16 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     One message of a conversation.
 
     Attributes:
-        span_id: The span it belongs to; "" = none in particular.
-        content: Without secrets; empty when only counts are kept.
-        redacted: True when something was taken out of content.
-        created_ns: Unix nanoseconds.
-        raw: What content was before, where the operator keeps it; "" = not kept, or the same.
-        length: Of the content as it came, characters.
-        trace_id: Of that span; "" = nobody knows.
+        message_id: Unique within its session.
+        span_id: The span that the message belongs to; "" = none.
+        role: Who wrote it.
+        content: The redacted text; "" if the operator does not keep contents.
+        redacted: True if something was removed from content.
+        created_ns: When it was written, Unix nanoseconds.
+        metadata: Further attributes, redacted.
+        raw: The text before redaction, if the operator keeps it; "" = not kept, or equal to content.
+        length: The length of the received text, characters.
+        trace_id: The trace of that span; "" = unknown.
     """
 
     message_id: Id
@@ -107,11 +112,11 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 class SessionEnd(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    A session was ended by somebody.
+    The end of a session.
 
     Attributes:
-        ended_ns: Unix nanoseconds.
-        error: What it ended with; "" = well.
+        ended_ns: When the session ended, Unix nanoseconds.
+        error: The error with which it ended; "" = none.
     """
 
     session_id: Id
@@ -121,12 +126,12 @@ class SessionEnd(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 class Tombstone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    Something was deleted and must not come back when the store is rebuilt.
+    A deletion. The deleted records stay hidden when the store is rebuilt from the log.
 
     Attributes:
-        target: trace, session or user.
-        id: Which one.
-        deleted_ns: Unix nanoseconds; records that arrived later are new and stay.
+        target: What was deleted: all records of a trace, a session or a user.
+        id: The id of that trace, session or user.
+        deleted_ns: When it was deleted, Unix nanoseconds. Records that arrive later are not hidden.
     """
 
     target: Literal["trace", "session", "user"]

@@ -1,4 +1,4 @@
-"""The canonical record of one finished call, and what makes it valid."""
+"""The record of one finished call, and the checks that make it valid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace.units import DAY, MINUTE, SCORE_ONE, is_number
 
 Kind = Literal["llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"]
 Status = Literal["ok", "error", "timeout"]
-#: Where a cost comes from: see ``Span.cost_source``.
+#: How the cost of a span was found; see ``Span.cost_source``.
 CostSource = Literal["", "reported", "priced", "overridden", "partly_priced", "unpriced", "zero_ignored"]
 
 KINDS: tuple[str, ...] = (
@@ -27,7 +27,7 @@ KINDS: tuple[str, ...] = (
     "workflow",
     "chain",
 )
-#: Their cost is the sum of what happened below them: shown, never added.
+#: Kinds whose cost is the sum of the calls below them. It is shown, and not added up a second time.
 ROLLUP_KINDS = frozenset({"http", "agent", "workflow", "chain"})
 _MODEL_KINDS = frozenset({"llm", "embedding"})
 
@@ -41,13 +41,15 @@ MAX_KEY_BYTES = 256
 MAX_NAME = 256
 MAX_VALUE_BYTES = 32 * 1024
 MAX_DEPTH = 16
+#: A span that ends further ahead of its arrival than this counts at its arrival instead.
 FUTURE_NS = 5 * MINUTE
 
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 Cost = Annotated[int, Meta(ge=0, le=MAX_COST_NUSD)]
 Latency = Annotated[int, Meta(ge=0, le=MAX_LATENCY_NS)]
 Instant = Annotated[int, Meta(ge=0, le=MAX_INSTANT_NS)]
-Score = Annotated[int, Meta(ge=0, le=SCORE_ONE)]
+#: A score in units of 1e-9, from 0 to 1e9.
+ScoreValue = Annotated[int, Meta(ge=0, le=SCORE_ONE)]
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
 Id = Annotated[str, Meta(max_length=256)]
 Text = Annotated[str, Meta(max_length=MAX_VALUE_BYTES)]
@@ -55,38 +57,41 @@ Text = Annotated[str, Meta(max_length=MAX_VALUE_BYTES)]
 
 class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    One finished call, as it travels on ``tokentrace.spans.>``.
+    One finished call to a model, a tool or another service.
 
     Attributes:
-        trace_id: The operation it belongs to; 1-256 printable ASCII, "" = let ingest make one.
-        span_id: Unique within its trace; "" = let ingest make one.
-        parent_span_id: The span it was called from; None for a root.
-        name: Operation, at most 256 characters.
-        kind: One of ``KINDS``.
+        trace_id: The trace that it belongs to, 1-256 printable ASCII characters; "" = ingest assigns one.
+        span_id: Unique within its trace, 1-256 printable ASCII characters; "" = ingest assigns one.
+        parent_span_id: The span that made this call; None for a root.
+        name: The operation, at most 256 characters.
+        kind: What was called: llm, embedding, tool, retrieval, database, custom, http, agent, workflow or chain.
         caller: Calling service or function; "" = unknown.
-        model, provider: As the vendor names them; "" = unknown.
+        model, provider: The vendor's names, such as ``gpt-4o`` and ``openai``; "" = unknown.
         status: ok, error or timeout.
-        started_ns, ended_ns: Unix nanoseconds, UTC; 0 = let ingest fill it in.
-        latency_ns: Wall clock of the whole call; 0 = unset.
-        ttft_ns: To the first token, streaming only; 0 = unset.
-        prompt_tokens: Whole input, cached tokens included.
-        completion_tokens: Whole output, reasoning tokens included.
-        total_tokens: prompt + completion, or the only number there was.
-        cost_nusd: Price in nano-dollars; None when nobody could price it.
-        score: ``eval.score`` in 1e-9, 0 to 1e9; None = not scored.
-        attributes: Whatever else the caller knows; keys non-empty.
-        error: Message when status is not ok; "" = none.
-        arrived_ns: When the pipeline took it in, Unix nanoseconds.
-        session_id, user_id: None = unknown.
-        cost_source: reported, priced, overridden, partly_priced, unpriced, zero_ignored; "" = not yet decided.
-        cost_model: Which price was used, such as ``openai:gpt-4o@genai-prices-0.2.3``.
-        unpriced_reason: Why cost_nusd is None or partial; "" = it is complete.
-        cache_read_tokens, cache_write_tokens: Parts of prompt_tokens, never added on top.
-        cache_write_1h_tokens: Part of cache_write_tokens.
-        reasoning_tokens: Part of completion_tokens.
-        usage: Priced units without a field of their own (searches, audio, images), whole units >= 0.
-        error_stack: Stack trace; "" = none.
-        source: Which way in: reporter, spans, mist, costkatana, nats.
+        started_ns, ended_ns: Unix nanoseconds; 0 = ingest fills it in.
+        latency_ns: Duration of the whole call, nanoseconds; 0 = unknown.
+        ttft_ns: Time to the first token of a streamed answer, nanoseconds; 0 = unknown.
+        prompt_tokens: Tokens of the whole input, cached tokens included.
+        completion_tokens: Tokens of the whole output, reasoning tokens included.
+        total_tokens: The sum of prompt and completion tokens, or the only known number.
+        cost_nusd: Cost in nano-dollars, 1e-9 US dollars; None = unknown.
+        score: The score ``eval.score`` in units of 1e-9, from 0 to 1e9; None = not scored.
+        attributes: Further values by key: at most 128 keys of 1-256 bytes, values of at most 32 KiB.
+        error: The error message if status is not ok; "" = none.
+        arrived_ns: When the pipeline received it, Unix nanoseconds; 0 = not received yet.
+        session_id, user_id: The session and user that it belongs to; None = unknown.
+        cost_source: reported, priced, overridden, partly_priced, unpriced or zero_ignored; "" = not decided yet.
+        cost_model: The price that was used, such as ``openai:gpt-4o@genai-prices-0.2.3``.
+        unpriced_reason: Why cost_nusd is None or lacks a part; "" if it is complete.
+        cache_read_tokens, cache_write_tokens: Parts of prompt_tokens; they are not added to it.
+        cache_write_1h_tokens: The part of cache_write_tokens that is kept for an hour.
+        reasoning_tokens: The part of completion_tokens that was spent on reasoning.
+        usage: Amounts of other priced units by name (searches, audio, images), whole numbers >= 0.
+        error_stack: The stack trace; "" = none.
+        source: How it reached the pipeline: reporter, spans, mist, costkatana or nats.
+
+    Raises:
+        TypeError: An unknown field name. The values are checked when the span is decoded.
     """
 
     trace_id: Id = ""
@@ -106,7 +111,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     completion_tokens: Tokens = 0
     total_tokens: Annotated[int, Meta(ge=0, le=2 * MAX_TOKENS)] = 0
     cost_nusd: Cost | None = None
-    score: Score | None = None
+    score: ScoreValue | None = None
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
     error: Text = ""
     arrived_ns: Instant = 0
@@ -128,36 +133,36 @@ SPAN_FIELDS: tuple[str, ...] = Span.__struct_fields__
 
 
 def counts_as_cost(kind: str) -> bool:
-    """True when money of this kind is added up; a roll-up's cost is the sum of what is counted below it."""
+    """True if the costs of this kind are added up. The cost of a roll-up kind is already counted in the calls below."""
     return kind not in ROLLUP_KINDS
 
 
 def event_time(span: Span) -> int:
-    """When *span* counts, Unix ns: when it ended, or when it arrived if it claims to end over 5 minutes after that."""
+    """Return when *span* counts, Unix nanoseconds: its end, or its arrival if the end is over 5 minutes later."""
     return span.ended_ns if span.ended_ns <= span.arrived_ns + FUTURE_NS else span.arrived_ns
 
 
 def attribute(span: Span, key: str) -> Any:
-    """The attribute called *key*: literally, else *key* as a path with dots into nested ones; None = there is none."""
-    found = span.attributes.get(key)
-    if found is None and "." in key:
-        found = span.attributes
+    """Return the attribute with this *key*, or else follow *key* as a dotted path into nested ones; None if missing."""
+    value = span.attributes.get(key)
+    if value is None and "." in key:
+        value = span.attributes
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-    return found
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def is_id(text: str) -> bool:
-    """True for 1-256 printable ASCII characters: nothing that could forge a line of a log."""
+    """True for 1-256 printable ASCII characters, which cannot forge a line of a log."""
     return 0 < len(text) <= 256 and text.isascii() and text.isprintable()
 
 
 def check_span(span: Span) -> None:
     """
-    What the types of ``Span`` cannot say.
+    Check the rules that the types of the fields of ``Span`` cannot express.
 
     Raises:
-        Rejected: Names the field, and what is wrong with it.
+        Rejected: A field breaks a rule; the text names both.
     """
     if span.trace_id and not is_id(span.trace_id):
         raise Rejected(f"trace_id: {shorten(span.trace_id)!r} is not 1-256 printable ASCII characters")
@@ -165,16 +170,16 @@ def check_span(span: Span) -> None:
         raise Rejected(f"span_id: {shorten(span.span_id)!r} is not 1-256 printable ASCII characters")
     if span.parent_span_id is not None and not is_id(span.parent_span_id):
         raise Rejected(f"parent_span_id: {shorten(span.parent_span_id)!r} is not 1-256 printable ASCII characters")
-    # A MIST tool or a Cost Katana client may report a call whose tokens it does not know; their servers take it.
+    # MIST tools and Cost Katana clients may report calls without token counts, and their own servers accept that.
     if span.kind in _MODEL_KINDS and span.status == "ok" and span.source not in ("mist", "costkatana"):
         if not span.model:
             raise Rejected(f"model: required when kind is {span.kind} and status is ok")
         if not span.total_tokens and not span.prompt_tokens and not span.completion_tokens and not span.usage:
             raise Rejected("prompt_tokens, comp_tokens or total_tokens: at least one must be over 0 when status is ok")
     if span.started_ns and not MIN_INSTANT_NS <= span.started_ns <= MAX_INSTANT_NS:
-        raise Rejected("started_at: not between the years 2000 and 2100")
+        raise Rejected("started_at: the instant is not between the years 2000 and 2100")
     if span.ended_ns and not MIN_INSTANT_NS <= span.ended_ns <= MAX_INSTANT_NS:
-        raise Rejected("ended_at: not between the years 2000 and 2100")
+        raise Rejected("ended_at: the instant is not between the years 2000 and 2100")
     if span.cache_read_tokens or span.cache_write_tokens or span.cache_write_1h_tokens or span.reasoning_tokens:
         _check_parts(span)
     if span.prompt_tokens + span.completion_tokens > span.total_tokens > 0:
@@ -207,19 +212,19 @@ def _check_parts(span: Span) -> None:
 
 def check_attributes(attributes: dict[str, Any]) -> None:
     """
-    Keys, sizes, depth and numbers of *attributes*.
+    Check the keys, sizes, nesting and numbers of *attributes*.
 
     Raises:
-        Rejected: Names the key.
+        Rejected: An attribute breaks a limit; the text names its key.
     """
     if len(attributes) > MAX_ATTRIBUTES:
-        raise Rejected(f"attributes: {len(attributes)} keys, at most {MAX_ATTRIBUTES} are kept")
+        raise Rejected(f"attributes: {len(attributes)} keys are more than the limit of {MAX_ATTRIBUTES}")
     for key, value in attributes.items():
         _check_key(key)
         if key.startswith("tt."):
             raise Rejected(f"attributes: {shorten(key)!r}: keys that start with tt. are reserved")
         if key.startswith("eval.") and is_number(value) and not 0 <= value <= 1:
-            raise Rejected(f"attributes: {shorten(key)!r} is {shorten(value)}, a score lies between 0 and 1")
+            raise Rejected(f"attributes: {shorten(key)!r} is {shorten(value)}, but a score must be between 0 and 1")
         if isinstance(value, str):
             if len(value) > MAX_VALUE_BYTES or len(_utf8(key, value)) > MAX_VALUE_BYTES:
                 raise Rejected(f"attributes: {shorten(key)!r} is longer than {MAX_VALUE_BYTES} bytes")
@@ -232,11 +237,11 @@ def check_attributes(attributes: dict[str, Any]) -> None:
 
 
 def _utf8(key: str, text: str) -> bytes:
-    """*text* in UTF-8; Python makes strings that have none, of file names for instance."""
+    """Return *text* in UTF-8. Python strings from undecodable file names have no UTF-8 form."""
     try:
         return text.encode()
     except UnicodeEncodeError as exc:
-        raise Rejected(f"attributes: {shorten(key)!r} is not text that UTF-8 can carry") from exc
+        raise Rejected(f"attributes: {shorten(key)!r} contains text that UTF-8 cannot encode") from exc
 
 
 def _check_key(key: object) -> None:
@@ -264,7 +269,7 @@ def _check_scalar(key: str, value: object) -> None:
 
 def _check_nested(key: str, value: object, depth: int) -> None:
     if depth == 0:
-        raise Rejected(f"attributes: {shorten(key)!r} is nested over {MAX_DEPTH} levels deep")
+        raise Rejected(f"attributes: {shorten(key)!r} is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, dict):
         for inner, item in value.items():
             if not isinstance(inner, str):

@@ -1,4 +1,4 @@
-"""What must never be stored: taken out of every record, here and nowhere else."""
+"""Redaction: removes secrets from records before they are stored. ``redactor`` says how it works."""
 
 from tokentrace.redact.keys import CONTENT_KEYS, DEFAULT_KEYS, REDACTED
 from tokentrace.redact.patterns import (

@@ -1,4 +1,4 @@
-"""Names that say what stands under them: secrets, or the words of a conversation."""
+"""Keys whose values are secrets or content, and ``key: value`` pairs inside texts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DEFAULT_KEYS = (
     "ssn",
     "credit_card",
 )
-#: Attributes whose texts are content, which the mode ``metadata_only`` drops: so called, or a part of their name
-#: between dots is (``gen_ai.prompt.0.content``, ``input.value``).
+#: Names of attributes whose texts are content, which the mode ``metadata_only`` drops. An attribute matches if its
+#: name or a part of its name between dots is listed (``gen_ai.prompt.0.content``, ``input.value``).
 CONTENT_KEYS = frozenset(
     {
         "prompt",
@@ -66,53 +66,55 @@ CONTENT_KEYS = frozenset(
 
 _CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=\d)(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
-_STAND_IN = re.compile(r"\[[A-Z_]*REDACTED\]")
-#: What may follow ``key:`` in a text: quoted (perhaps cut off, perhaps escaped), a scheme and its credentials, digits
-#: in groups, or one word.
+_PLACEHOLDER = re.compile(r"\[[A-Z_]*REDACTED\]")
+#: A quoted value after ``key:``; the quotes may be escaped, and the closing one may be missing.
 _QUOTED = r"b?(?P<open>\\{0,8}[\"'])(?:(?!(?P=open))(?:\\.|.))*(?:(?P=open)|$)"
+#: A value after ``key:``: quoted, a scheme with its credentials, digits in groups, or one word.
 _VALUE = (
     _QUOTED + r"|(?:bearer|basic|digest|token|apikey)\s+[^\r\n,;\"']+"
     r"|\d[\d ().-]*\d(?=[\s,;\"'}]|$)"
     r"|[^\s,;\"'}]+"
 )
-#: Keys that are remembered.
-_REMEMBERED = 10_000
+#: Keys in each cache; a full cache is cleared.
+_MAX_CACHED = 10_000
 
 
 def words(key: str) -> tuple[str, ...]:
-    """``userApiKey``, ``x-api-key`` and ``API_KEY`` as their words: a key matches by whole words, not by letters."""
+    """Return the words of *key* in lower case: ``userApiKey`` and ``USER-API_KEY`` both give user, api, key."""
     return tuple(_WORD.findall(_CAMEL.sub("_", key).lower()))
 
 
 class Keys:
     """
-    Sensitive keys, and the pairs of a text that hold one.
+    The sensitive keys, and the search for pairs with such a key in a text.
 
     Args:
-        keys: Any case and separator.
+        keys: Sensitive keys in any case and with any separator.
     """
 
     def __init__(self, keys: Collection[str]) -> None:
-        self._words = [found for found in map(words, dict.fromkeys(keys)) if found]
+        self._words = [key_words for key_words in map(words, dict.fromkeys(keys)) if key_words]
         self._sensitive: dict[str, bool] = {}
         self._content: dict[str, bool] = {}
-        self.flat = {"".join(found) for found in self._words}
-        #: In every text that holds a pair are all words of one of these.
-        self._hints = [tuple(word.casefold() for word in found) for found in self._words]
-        names = [r"[-_ ]?".join(map(re.escape, found)) for found in self._words if found != ("authorization",)]
-        self._pair = _pair_pattern(names, _VALUE) if names else None
-        # A header's credentials go on to the end of the line.
+        #: The keys in lower case, without separators.
+        self.flat = {"".join(key_words) for key_words in self._words}
+        #: A text that holds a pair contains all words of at least one of these keys.
+        self._hints = [tuple(word.casefold() for word in key_words) for key_words in self._words]
         whole_line = ("authorization",) in self._words
+        pair_keys = [key_words for key_words in self._words if key_words != ("authorization",)]
+        names = [r"[-_ ]?".join(map(re.escape, key_words)) for key_words in pair_keys]
+        self._pair = _pair_pattern(names, _VALUE) if names else None
+        # The credentials of an authorization header extend to the end of the line.
         self._header = _pair_pattern(["authorization"], _QUOTED + r"|[^\r\n]+") if whole_line else None
 
     def is_sensitive(self, key: str) -> bool:
-        """True when *key* contains the words of a sensitive key: ``user_email`` is, ``max_tokens`` is not."""
+        """Return True if *key* contains all words of a sensitive key: ``user_email`` does, ``max_tokens`` does not."""
         known = self._sensitive.get(key)
         if known is None:
-            if len(self._sensitive) > _REMEMBERED:
+            if len(self._sensitive) > _MAX_CACHED:
                 self._sensitive.clear()
-            # What stands in for a key that was a secret says nothing of its value.
-            parts = words(_STAND_IN.sub("", key))
+            # Ignore a placeholder in the key: it replaced a secret in the key and says nothing about the value.
+            parts = words(_PLACEHOLDER.sub("", key))
             joined = "".join(parts)
             known = self._sensitive[key] = any(
                 any(parts[at : at + len(secret)] == secret for at in range(len(parts))) or joined == "".join(secret)
@@ -121,24 +123,25 @@ class Keys:
         return known
 
     def is_exactly(self, key: str) -> bool:
-        """True when *key* is a sensitive key and nothing more."""
+        """Return True if the words of *key* are those of a sensitive key, with no other word."""
         return words(key) in self._words
 
     def is_content(self, key: str) -> bool:
-        """True when texts under *key* are content: see ``CONTENT_KEYS``."""
+        """Return True if texts under *key* are content, as ``CONTENT_KEYS`` says."""
         known = self._content.get(key)
         if known is None:
-            if len(self._content) > _REMEMBERED:
+            if len(self._content) > _MAX_CACHED:
                 self._content.clear()
             known = self._content[key] = any("_".join(words(part)) in CONTENT_KEYS for part in key.split("."))
         return known
 
-    def clean(self, text: str, folded: str, found: RedactionCounts) -> str:
+    def clean(self, text: str, folded: str, redactions: RedactionCounts) -> str:
         """
-        *text* with the values of its ``key: value`` pairs taken out.
+        Return *text* with the values of its sensitive ``key: value`` and ``key=value`` pairs replaced.
 
         Args:
             folded: *text* with its case folded.
+            redactions: The number of replaced values is added to it under ``key_value``.
         """
         if not any(all(word in folded for word in hint) for hint in self._hints):
             return text
@@ -154,7 +157,7 @@ class Keys:
         for pattern in (self._header, self._pair):
             text = pattern.sub(hide, text) if pattern is not None else text
         if count:
-            found["key_value"] = found.get("key_value", 0) + count
+            redactions["key_value"] = redactions.get("key_value", 0) + count
         return text
 
 

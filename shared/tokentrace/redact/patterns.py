@@ -1,8 +1,9 @@
 """
-What secrets look like wherever they stand: keys of vendors, tokens, private keys, credentials in a URL.
+Patterns of secrets that are known by their form: vendors' keys, tokens, private keys, credentials in a URL.
 
-Each pattern reads a text in a number of steps that grows with its length and no faster: what is repeated without a
-bound is followed by nothing that could fail, and what needs a second look gets it once the match is over.
+Each pattern takes time linear in the length of the text, because senders choose the texts: an unbounded repetition is
+possessive or ends the pattern, so the engine never backtracks over it. Further conditions on a match are checked after
+the match (``Pattern.confirm``).
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ JWT_REDACTED = "[JWT_REDACTED]"
 KEY_REDACTED = "[KEY_REDACTED]"
 CREDENTIALS_REDACTED = "[CREDENTIALS_REDACTED]"
 
-#: How often each kind of secret was taken out.
+#: Kind of secret -> how many were removed.
 RedactionCounts = dict[str, int]
 
 
 class Pattern(NamedTuple):
     """
-    A form of secret.
+    One form of secret.
 
     Attributes:
-        kind: What it is counted as.
-        hints: One of them is in every text that holds such a secret; looked for first, because that is fast.
-        regex: What is taken out; a group called ``keep`` stays.
-        stand_in: What stands there instead.
-        confirm: Says of a match whether it is one; None = always.
+        kind: Kind in ``RedactionCounts``.
+        hints: A text with such a secret contains at least one of them. A search for a hint is faster than the regex.
+        regex: Matches the secret; a group called ``keep`` is not removed.
+        placeholder: Replaces the secret.
+        confirm: Returns False if a match is no secret; None = every match is one.
     """
 
     kind: str
     hints: tuple[str, ...]
     regex: re.Pattern[str]
-    stand_in: str
+    placeholder: str
     confirm: Callable[[re.Match[str]], bool] | None = None
 
     def hinted(self, text: str) -> bool:
-        """False when *text* holds none."""
+        """Return True if *text* contains a hint, and so may hold such a secret."""
         return any(hint in text for hint in self.hints)
 
-    def sub(self, text: str, found: RedactionCounts) -> str:
-        """*text* without these secrets; *found* is told how many there were."""
+    def sub(self, text: str, redactions: RedactionCounts) -> str:
+        """Return *text* without these secrets; add their number to *redactions*."""
         if self.regex.search(text) is None:
             return text
         keeps = "keep" in self.regex.groupindex
@@ -57,11 +58,11 @@ class Pattern(NamedTuple):
             if self.confirm is not None and not self.confirm(match):
                 return match[0]
             count += 1
-            return match["keep"] + self.stand_in if keeps else self.stand_in
+            return match["keep"] + self.placeholder if keeps else self.placeholder
 
         clean = self.regex.sub(hide, text)
         if count:
-            found[self.kind] = found.get(self.kind, 0) + count
+            redactions[self.kind] = redactions.get(self.kind, 0) + count
         return clean
 
 
@@ -70,19 +71,19 @@ _RANDOM = re.compile(r"(?=[A-Za-z]{0,11}[0-9])[A-Za-z0-9]{12}|[0-9a-f]{8}(?:-[0-
 
 
 def _is_random(match: re.Match[str]) -> bool:
-    """True when twelve characters in a row look drawn: names of words and dashes (``sk-learn-…``) do not."""
+    """Return True if 12 characters look random, unlike those of names made of words (``sk-learn-pipeline-version``)."""
     return _RANDOM.search(match[0]) is not None
 
 
 def _key(hints: str, body: str, confirm: Callable[[re.Match[str]], bool] | None = None) -> Pattern:
-    """A vendor's key: it does not begin inside a word."""
+    """Return the pattern of a vendor's key; a match does not begin inside a word."""
     regex = re.compile(rf"(?<![A-Za-z0-9]){body}")
     return Pattern("api_key", tuple(hints.split()), regex, API_KEY_REDACTED, confirm)
 
 
-#: No key below is shorter, or holds white space.
+#: Length of the shortest key in KEYS; no key contains white space.
 MIN_KEY = 16
-#: Forms that vendors publish for scanners of secrets.
+#: Forms that vendors publish for secret scanners.
 KEYS = (
     _key("sk-", r"sk-[A-Za-z0-9_-]{20,}", _is_random),  # OpenAI, Anthropic, OpenRouter, DeepSeek, Langfuse, LiteLLM
     _key("AKIA ASIA ABIA ACCA", r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}(?![A-Za-z0-9])"),  # AWS
@@ -119,10 +120,10 @@ KEYS = (
     ),
 )
 
-#: Something of this is in every text that holds one of KEYS.
+#: A text that holds one of KEYS contains one of their hints.
 KEY_HINT = re.compile("|".join(re.escape(hint) for pattern in KEYS for hint in pattern.hints))
 
-#: One that is cut off has no end: then all that follows is key.
+#: Without an END line the key was cut off, and the rest of the text is removed.
 PRIVATE_KEY = Pattern(
     "private_key",
     ("PRIVATE KEY",),
@@ -134,7 +135,8 @@ PRIVATE_KEY = Pattern(
     KEY_REDACTED,
 )
 
-#: ``scheme://user:password@host`` up to the last @ before the path; a user alone when it is as long as a key.
+#: ``user:password`` in ``scheme://user:password@host``, up to the last @ before the path. A user without a password
+#: is removed if it is long enough to be a key.
 URL_CREDENTIALS = Pattern(
     "url_credentials",
     ("://",),
@@ -147,7 +149,7 @@ URL_CREDENTIALS = Pattern(
 
 
 def _is_credentials(match: re.Match[str]) -> bool:
-    """True when ``user:password`` in base64 follows ``Basic``, and not an English word."""
+    """Return True if the word after ``Basic`` is ``user:password`` in base64, and not an English word."""
     coded = match["coded"].rstrip("=")
     try:
         plain = base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True).decode()
@@ -157,11 +159,11 @@ def _is_credentials(match: re.Match[str]) -> bool:
 
 
 def _is_token(match: re.Match[str]) -> bool:
-    """True for what is no English word: ``bearer authentication`` is about tokens and holds none."""
+    """Return True if the word after ``bearer`` is no English word, as in ``bearer authentication``."""
     return len(match["token"]) >= 24 or _DIGIT.search(match["token"]) is not None
 
 
-#: Looked for in a text whose case is folded, as their hints are.
+#: Patterns whose hints are searched in the case-folded text.
 SCHEMES = (
     Pattern(
         "bearer",
@@ -179,7 +181,7 @@ SCHEMES = (
         TOKEN_REDACTED,
         _is_credentials,
     ),
-    # The forty characters of AWS have no form of their own, only a name before them.
+    # AWS's secret key is 40 characters without a prefix, so it is recognised by the name before it.
     Pattern(
         "api_key",
         ("secret",),

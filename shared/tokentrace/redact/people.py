@@ -1,4 +1,4 @@
-"""Addresses and numbers of people in a text; each is looked for while its key is sensitive."""
+"""Personal data in a text: e-mail addresses, phone, card and social security numbers, each if its key is sensitive."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ PHONE_REDACTED = "[PHONE_REDACTED]"
 SSN_REDACTED = "[SSN_REDACTED]"
 CARD_REDACTED = "[CARD_REDACTED]"
 
-#: Every number below holds nine digits, with at most two separators between any two.
+#: Every number below contains nine digits with at most two separators between neighbours.
 _NUMBER = re.compile(r"\d(?:[-. ()]{0,2}\d){8}")
 _ASCII_NUMBER = re.compile(r"[0-9](?:[-. ()]{0,2}[0-9]){8}")
 
 
 def _is_phone(match: re.Match[str]) -> bool:
     """
-    False for ten digits in one piece that are rather an instant or part of an id.
+    Return False for ten digits without separators that are more likely a time or part of an id (``req-5551234567``).
 
-    Seconds since 1970 begin with a 1 until 2033, and no area code does.
+    Unix seconds begin with a 1 until 2033, and no area code does.
     """
     number, start = match[0], match.start()
     if not number.isdigit():
@@ -30,7 +30,7 @@ def _is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_card(match: re.Match[str]) -> bool:
-    """True when the check digit is right, and a network begins like that: instants and most ids do not."""
+    """Return True if the Luhn check digit is right and a card network has this prefix; Unix times do not."""
     digits = [int(char) for char in match[0] if char.isdigit()]
     if not (3 <= digits[0] <= 6 or (digits[0] == 2 and 2 <= digits[1] <= 7)):
         return False
@@ -38,7 +38,8 @@ def _is_card(match: re.Match[str]) -> bool:
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-#: The part of an address that tells it from anything else, and the characters that may stand before it, read backwards.
+#: The domain of an address. It is searched first, and the local part is then matched backwards from the @, because
+#: a pattern that begins with the local part would need quadratic time.
 _DOMAIN = re.compile(r"@(?:[^\W_][\w-]{0,62}+\.)+[^\W\d_]{2,24}(?![^\W_])")
 _LOCAL = re.compile(r"[\w.%+-]++")
 _SSN = Pattern("ssn", (), re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), SSN_REDACTED)
@@ -56,7 +57,7 @@ _PHONES = (
 _NUMBERS = {"ssn": (_SSN,), "creditcard": (_CARD,), "phone": _PHONES}
 
 
-def _hide_addresses(text: str, found: RedactionCounts) -> str:
+def _hide_addresses(text: str, redactions: RedactionCounts) -> str:
     pieces: list[str] = []
     shown = floor = 0
     for match in _DOMAIN.finditer(text):
@@ -67,27 +68,28 @@ def _hide_addresses(text: str, found: RedactionCounts) -> str:
             shown = floor
     if not pieces:
         return text
-    found["email"] = found.get("email", 0) + len(pieces) // 2
+    redactions["email"] = redactions.get("email", 0) + len(pieces) // 2
     return "".join([*pieces, text[shown:]])
 
 
 class People:
     """
-    What is looked for.
+    Removes the kinds of personal data that are switched on.
 
     Args:
-        keys: Sensitive keys, lower case and without separators.
+        keys: Sensitive keys in lower case without separators: ``email``, ``phone``, ``ssn`` and ``creditcard`` each
+            switch on one kind, other keys are ignored.
     """
 
     def __init__(self, keys: set[str]) -> None:
         self._emails = "email" in keys
         self._numbers = [pattern for key, patterns in _NUMBERS.items() if key in keys for pattern in patterns]
 
-    def clean(self, text: str, found: RedactionCounts) -> str:
-        """*text* without addresses and numbers; *found* is told what they were."""
+    def clean(self, text: str, redactions: RedactionCounts) -> str:
+        """Return *text* without addresses and numbers; add what was removed to *redactions*."""
         if self._emails and "@" in text:
-            text = _hide_addresses(text, found)
+            text = _hide_addresses(text, redactions)
         if self._numbers and (_ASCII_NUMBER if text.isascii() else _NUMBER).search(text) is not None:
             for pattern in self._numbers:
-                text = pattern.sub(text, found)
+                text = pattern.sub(text, redactions)
         return text

@@ -1,8 +1,10 @@
 """
-One pure function for every record that carries text.
+Removes secrets from records.
 
-It runs in the reporter's own thread and again in ingest on every way in, before anything is stored. When it fails on a
-record, the record's content is dropped: nothing is ever stored as it came because nobody could look at it.
+How it works. A value is a secret if its key is sensitive (``keys``), or if it has the form of a known secret
+(``patterns``) or of personal data (``people``). Redaction runs in the reporter's thread, and again in ingest on all
+input, because not every sender uses the reporter. Redacting a record twice gives the same record as redacting it once.
+If redaction fails on a record, its content is dropped, so a record is never stored without having been searched.
 """
 
 from __future__ import annotations
@@ -29,29 +31,31 @@ from tokentrace.redact.people import People
 Mode = Literal["redact", "metadata_only", "off"]
 Record = TypeVar("Record", Span, Started, ChatMessage, Annotation, SessionEnd)
 
-#: Counted when a record could not be looked at and lost its content.
+#: Kind that counts records on which redaction failed, and whose content was dropped.
 FAILED = "failed"
-#: Counted when the mode ``metadata_only`` dropped a text.
+#: Kind that counts texts that the mode ``metadata_only`` dropped.
 DROPPED = "dropped"
 
-#: Nothing shorter holds a secret.
+#: A shorter text holds no secret.
 _MIN_TEXT = 5
-#: Names come again and again: which ones of up to so many characters hold no secret is remembered.
+#: Texts of up to this many characters without a secret are cached, because names repeat.
 _SHORT = 64
-_REMEMBERED = 10_000
-#: What folding the case leaves, and a pattern that ignores case takes for an i all the same.
+_MAX_CACHED = 10_000
+#: ``re.IGNORECASE`` matches İ and ı as an i, but ``casefold`` makes i and U+0307 of İ, and leaves ı.
 _TURKISH = str.maketrans({"\u0307": None, "\u0131": "i"})
 
 
 class Redactor:
     """
-    Takes secrets out of records.
+    Removes secrets from texts, values and records.
+
+    Every method takes ``redactions``, to which it adds the number of removed secrets by kind.
 
     Args:
-        extra_keys: More sensitive keys, any case and separator.
-        replace_keys: True = *extra_keys* instead of the default ones; what is known by its form goes all the same.
-        mode: redact; metadata_only, which drops content as well (see ``CONTENT_KEYS``); off, which lets all pass.
-        keep_raw: True = a chat message keeps what it was before, next to what may be shown.
+        extra_keys: More sensitive keys, in any case and with any separator.
+        replace_keys: True = *extra_keys* replace the default keys; secrets of a known form are still removed.
+        mode: redact; metadata_only, which also drops content (see ``CONTENT_KEYS``); off, which changes nothing.
+        keep_raw: True = a chat message keeps its original text in ``raw``, in the mode redact.
     """
 
     def __init__(
@@ -71,172 +75,174 @@ class Redactor:
 
     # -- texts
 
-    def text(self, text: str, found: RedactionCounts | None = None) -> str:
+    def text(self, text: str, redactions: RedactionCounts | None = None) -> str:
         """
-        *text* without the secrets that can be seen in it; the same object when there are none.
+        Return *text* without secrets; the same object if there are none.
 
         Args:
-            found: Is told what was taken out, by kind.
+            redactions: Counts of removed secrets by kind are added to it.
         """
         if text in self._clean or not self.enabled:
             return text
         if len(text) >= _MIN_TEXT:
-            clean = self._search(text, {} if found is None else found)
+            clean = self._search(text, {} if redactions is None else redactions)
             if clean != text:
                 return clean
         if len(text) <= _SHORT:
-            if len(self._clean) >= _REMEMBERED:
+            if len(self._clean) >= _MAX_CACHED:
                 self._clean.clear()
             self._clean.add(text)
         return text
 
-    def _search(self, text: str, found: RedactionCounts) -> str:
+    def _search(self, text: str, redactions: RedactionCounts) -> str:
         folded = text.casefold()
         if not text.isascii():
             folded = folded.translate(_TURKISH)
-        # A key in several lines goes first, or a pair would take its beginning and leave the rest.
+        # A private key has several lines. Remove it first: a pair would match its first line and leave the rest.
         if PRIVATE_KEY.hints[0] in text:
-            text = PRIVATE_KEY.sub(text, found)
+            text = PRIVATE_KEY.sub(text, redactions)
         if "@" in text and URL_CREDENTIALS.hints[0] in text:
-            text = URL_CREDENTIALS.sub(text, found)
+            text = URL_CREDENTIALS.sub(text, redactions)
         if ":" in text or "=" in text:
-            text = self._keys.clean(text, folded, found)
+            text = self._keys.clean(text, folded, redactions)
         long = " ".join([word for word in text.split() if len(word) >= MIN_KEY])
         if long and KEY_HINT.search(long) is not None:
             for pattern in KEYS:
                 if pattern.hinted(long):
-                    text = pattern.sub(text, found)
+                    text = pattern.sub(text, redactions)
         for pattern in SCHEMES:
             if pattern.hints[0] in folded:
-                text = pattern.sub(text, found)
-        return self._people.clean(text, found)
+                text = pattern.sub(text, redactions)
+        return self._people.clean(text, redactions)
 
     # -- values
 
     def is_sensitive(self, key: str) -> bool:
-        """True when *key* contains the words of a sensitive key: ``user_email`` is, ``max_tokens`` is not."""
+        """Return True if *key* contains all words of a sensitive key: ``user_email`` does, ``max_tokens`` does not."""
         return self._keys.is_sensitive(key)
 
-    def value(self, key: str, value: Any, found: RedactionCounts | None = None) -> Any:
-        """The value of *key*, without secrets, at any depth; the same object when there are none."""
+    def value(self, key: str, value: Any, redactions: RedactionCounts | None = None) -> Any:
+        """Return *value*, which stands under *key*, without secrets at any depth; the same object if there are none."""
         if not self.enabled:
             return value
-        return self._value(key, value, {} if found is None else found, drop=self._drops and self._keys.is_content(key))
+        return self._value(
+            key, value, {} if redactions is None else redactions, drop=self._drops and self._keys.is_content(key)
+        )
 
-    def _value(self, key: str, value: Any, found: RedactionCounts, *, drop: bool) -> Any:
+    def _value(self, key: str, value: Any, redactions: RedactionCounts, *, drop: bool) -> Any:
         if isinstance(value, str):
             if not value or value == REDACTED:
                 return value
             if self._keys.is_sensitive(key):
-                return _note(found, "key_value", REDACTED)
-            return _note(found, DROPPED, "") if drop else self.text(value, found)
+                return _note(redactions, "key_value", REDACTED)
+            return _note(redactions, DROPPED, "") if drop else self.text(value, redactions)
         if isinstance(value, dict):
             if self._keys.is_sensitive(key):
-                return _note(found, "key_value", REDACTED)
-            return self._mapping(value, found, drop=drop)
+                return _note(redactions, "key_value", REDACTED)
+            return self._mapping(value, redactions, drop=drop)
         if isinstance(value, list):
-            items = [self._value(key, item, found, drop=drop) for item in value]
+            items = [self._value(key, item, redactions, drop=drop) for item in value]
             return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
         if isinstance(value, (bytes, bytearray)):
             hidden = drop or self._keys.is_sensitive(key)
-            return _note(found, "key_value", REDACTED) if hidden else value
-        # A number is a secret only under exactly the key (phone: 5551234567), not in email_count: 3.
+            return _note(redactions, "key_value", REDACTED) if hidden else value
+        # A number is a secret only if the key has no other word (phone: 5551234567, but not email_count: 3).
         if isinstance(value, (int, float)) and not isinstance(value, bool) and self._keys.is_exactly(key):
-            return _note(found, "key_value", REDACTED)
+            return _note(redactions, "key_value", REDACTED)
         return value
 
-    def mapping(self, mapping: dict[str, Any], found: RedactionCounts | None = None) -> dict[str, Any]:
-        """Attributes or metadata without secrets, in keys and values; the same object when there are none."""
-        return self._mapping(mapping, {} if found is None else found, drop=False) if self.enabled else mapping
+    def mapping(self, mapping: dict[str, Any], redactions: RedactionCounts | None = None) -> dict[str, Any]:
+        """Return *mapping* without secrets in keys and values; the same object if there are none."""
+        return self._mapping(mapping, {} if redactions is None else redactions, drop=False) if self.enabled else mapping
 
-    def _mapping(self, mapping: dict[str, Any], found: RedactionCounts, *, drop: bool) -> dict[str, Any]:
+    def _mapping(self, mapping: dict[str, Any], redactions: RedactionCounts, *, drop: bool) -> dict[str, Any]:
         clean: dict[str, Any] = {}
         changed = False
         for key, value in mapping.items():
             name = str(key)
-            shown = self.text(name, found)
+            shown = self.text(name, redactions)
             content = drop or (self._drops and self._keys.is_content(name))
-            new = self._value(name, value, found, drop=content)
+            new = self._value(name, value, redactions, drop=content)
             changed = changed or new is not value or shown is not name
-            # Two addresses as keys must not become one entry.
+            # Two secrets as keys get the same placeholder; a number keeps the entries apart.
             clean[key if shown is name else _free(_fit(shown, MAX_KEY_BYTES - 8), clean, mapping)] = new
         return clean if changed else mapping
 
     # -- records
 
-    def span(self, span: Span, found: RedactionCounts | None = None) -> Span:
-        """*span* without secrets in names, attributes, error and stack; the same object when there are none."""
-        return self._watch_lag(span, self._span, found)
+    def span(self, span: Span, redactions: RedactionCounts | None = None) -> Span:
+        """Return *span* without secrets in its texts and keys, except its ids; the same object if there are none."""
+        return self._fail_closed(span, self._span, redactions)
 
-    def started(self, started: Started, found: RedactionCounts | None = None) -> Started:
-        """*started* without secrets in its names and metadata."""
-        return self._watch_lag(started, self._started, found)
+    def started(self, started: Started, redactions: RedactionCounts | None = None) -> Started:
+        """Return *started* without secrets in its names and metadata."""
+        return self._fail_closed(started, self._started, redactions)
 
-    def message(self, message: ChatMessage, found: RedactionCounts | None = None) -> ChatMessage:
-        """*message* without secrets in content and metadata; says whether content lost any, and how long it was."""
-        return self._watch_lag(message, self._message, found)
+    def message(self, message: ChatMessage, redactions: RedactionCounts | None = None) -> ChatMessage:
+        """Return *message* without secrets in content and metadata; ``redacted`` and ``length`` are set."""
+        return self._fail_closed(message, self._message, redactions)
 
-    def annotation(self, annotation: Annotation, found: RedactionCounts | None = None) -> Annotation:
-        """*annotation* without secrets in its attributes."""
-        return self._watch_lag(annotation, self._annotation, found)
+    def annotation(self, annotation: Annotation, redactions: RedactionCounts | None = None) -> Annotation:
+        """Return *annotation* without secrets in its attributes."""
+        return self._fail_closed(annotation, self._annotation, redactions)
 
-    def session_end(self, end: SessionEnd, found: RedactionCounts | None = None) -> SessionEnd:
-        """*end* without secrets in its error."""
-        return self._watch_lag(end, self._session_end, found)
+    def session_end(self, end: SessionEnd, redactions: RedactionCounts | None = None) -> SessionEnd:
+        """Return *end* without secrets in its error."""
+        return self._fail_closed(end, self._session_end, redactions)
 
-    def _watch_lag(
-        self, record: Record, clean: Callable[[Record, RedactionCounts], Record], found: RedactionCounts | None
+    def _fail_closed(
+        self, record: Record, clean: Callable[[Record, RedactionCounts], Record], redactions: RedactionCounts | None
     ) -> Record:
-        found = {} if found is None else found
+        redactions = {} if redactions is None else redactions
         try:
-            return clean(record, found)
-        except Exception:  # noqa: BLE001 - whatever went wrong, what nobody could look at must not be stored
-            return replace(record, **_note(found, FAILED, _without_content(record)))
+            return clean(record, redactions)
+        except Exception:  # noqa: BLE001 - a record that was not searched must not be stored, whatever the error is
+            return replace(record, **_note(redactions, FAILED, _without_content(record)))
 
-    def _span(self, span: Span, found: RedactionCounts) -> Span:
+    def _span(self, span: Span, redactions: RedactionCounts) -> Span:
         if not self.enabled:
             return span
         changed: dict[str, Any] = {}
         known = self._clean
-        # They are few and come again with every call: four look-ups spare four searches.
+        # These names repeat from span to span, so four look-ups usually replace four searches.
         if not (span.name in known and span.caller in known and span.model in known and span.provider in known):
             for field in ("name", "caller", "model", "provider"):
                 value = getattr(span, field)
-                clean = self.text(value, found)
+                clean = self.text(value, redactions)
                 if clean is not value:
                     changed[field] = clean[:MAX_NAME]
         if span.attributes:
-            attributes = self._attributes(span.attributes, found)
+            attributes = self._attributes(span.attributes, redactions)
             if attributes is not span.attributes:
                 changed["attributes"] = attributes
         if span.error or span.error_stack:
             for field in ("error", "error_stack"):
                 value = getattr(span, field)
-                clean = self._content(value, found)
+                clean = self._content(value, redactions)
                 if clean is not value:
                     changed[field] = clean[:MAX_VALUE_BYTES]
         if span.usage:
-            usage = self._mapping(span.usage, found, drop=False)
+            usage = self._mapping(span.usage, redactions, drop=False)
             if usage is not span.usage:
-                # A count under a key that is a secret by its name stays a count.
+                # Values are token counts, so keep them even under a sensitive key.
                 changed["usage"] = dict(zip(usage, span.usage.values(), strict=True))
         return replace(span, **changed) if changed else span
 
-    def _started(self, started: Started, found: RedactionCounts) -> Started:
+    def _started(self, started: Started, redactions: RedactionCounts) -> Started:
         if not self.enabled:
             return started
         return replace(
             started,
-            name=self.text(started.name, found)[:MAX_NAME],
-            caller=self.text(started.caller, found)[:MAX_NAME],
-            metadata=self._attributes(started.metadata, found),
+            name=self.text(started.name, redactions)[:MAX_NAME],
+            caller=self.text(started.caller, redactions)[:MAX_NAME],
+            metadata=self._attributes(started.metadata, redactions),
         )
 
-    def _message(self, message: ChatMessage, found: RedactionCounts) -> ChatMessage:
+    def _message(self, message: ChatMessage, redactions: RedactionCounts) -> ChatMessage:
         length = len(message.content)
         if not self.enabled:
             return replace(message, length=length, redacted=False, raw="")
-        content = self._content(message.content, found)
+        content = self._content(message.content, redactions)
         redacted = content is not message.content
         return replace(
             message,
@@ -244,28 +250,28 @@ class Redactor:
             redacted=redacted,
             length=length,
             raw=message.content if redacted and self._keeps_raw else "",
-            metadata=self._attributes(message.metadata, found),
+            metadata=self._attributes(message.metadata, redactions),
         )
 
-    def _annotation(self, annotation: Annotation, found: RedactionCounts) -> Annotation:
+    def _annotation(self, annotation: Annotation, redactions: RedactionCounts) -> Annotation:
         if not self.enabled:
             return annotation
-        return replace(annotation, attributes=self._attributes(annotation.attributes, found))
+        return replace(annotation, attributes=self._attributes(annotation.attributes, redactions))
 
-    def _session_end(self, end: SessionEnd, found: RedactionCounts) -> SessionEnd:
-        return replace(end, error=self._content(end.error, found)[:MAX_VALUE_BYTES]) if self.enabled else end
+    def _session_end(self, end: SessionEnd, redactions: RedactionCounts) -> SessionEnd:
+        return replace(end, error=self._content(end.error, redactions)[:MAX_VALUE_BYTES]) if self.enabled else end
 
-    def _content(self, text: str, found: RedactionCounts) -> str:
-        """A text that is content as a whole."""
+    def _content(self, text: str, redactions: RedactionCounts) -> str:
+        """Return a text that is content: "" in the mode ``metadata_only``, otherwise *text* without secrets."""
         if self._drops and text:
-            return _note(found, DROPPED, "")
-        return self.text(text, found)
+            return _note(redactions, DROPPED, "")
+        return self.text(text, redactions)
 
-    def _attributes(self, attributes: dict[str, Any], found: RedactionCounts) -> dict[str, Any]:
-        clean = self._mapping(attributes, found, drop=False)
+    def _attributes(self, attributes: dict[str, Any], redactions: RedactionCounts) -> dict[str, Any]:
+        clean = self._mapping(attributes, redactions, drop=False)
         if clean is attributes:
             return clean
-        # What stands in for a secret may be longer than it, and what is out of bounds would be refused.
+        # A placeholder may be longer than its secret, and a value that is too long would be rejected.
         return {key: _fit(value, MAX_VALUE_BYTES) if isinstance(value, str) else value for key, value in clean.items()}
 
 
@@ -288,7 +294,7 @@ _CONTENT: dict[type, dict[str, Any]] = {
 
 
 def _without_content(record: object) -> dict[str, Any]:
-    """What stands for every text of *record*; texts that are empty stay so."""
+    """Return the replacements for the content of *record*; empty texts stay empty."""
     return {
         field: value for field, value in _CONTENT[type(record)].items() if value != REDACTED or getattr(record, field)
     }
@@ -297,22 +303,22 @@ def _without_content(record: object) -> dict[str, Any]:
 _T = TypeVar("_T")
 
 
-def _note(found: RedactionCounts, kind: str, stand_in: _T) -> _T:
-    found[kind] = found.get(kind, 0) + 1
-    return stand_in
+def _note(redactions: RedactionCounts, kind: str, placeholder: _T) -> _T:
+    redactions[kind] = redactions.get(kind, 0) + 1
+    return placeholder
 
 
 def _fit(text: str, limit_bytes: int) -> str:
-    """*text* cut to what is allowed, in UTF-8."""
+    """Return *text* cut to *limit_bytes* in UTF-8."""
     if len(text) * 4 <= limit_bytes:
         return text
     return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 
 
 def _free(name: str, *taken: dict[str, Any]) -> str:
-    """*name*, with a number behind it when an entry is called so already."""
+    """Return *name*, with a number appended if a mapping of *taken* already has that key."""
     free, number = name, 1
-    while any(free in one for one in taken):
+    while any(free in mapping for mapping in taken):
         number += 1
         free = f"{name}_{number}"
     return free

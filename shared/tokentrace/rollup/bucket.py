@@ -1,4 +1,4 @@
-"""One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
+"""One bucket of time of one resolution: sums and distributions of the series that occurred in it."""
 
 from __future__ import annotations
 
@@ -12,99 +12,124 @@ from tokentrace.rollup.histograms import Histograms, count_up, decode_block, enc
 from tokentrace.rollup.int_sums import IntSums, Packed, add_by, pack
 from tokentrace.rollup.quantile import Ints
 
-#: So many groupings a bucket remembers what it came to for, when that is no more than so many entries.
-_MAX_REMEMBERED, _MAX_ENTRIES = 32, 4096
+#: A bucket caches the grouped distributions of this many groupings, each of at most this many entries.
+_MAX_CACHED, _MAX_ENTRIES = 32, 4096
 
 
 class Bucket:
-    """One stretch of time of one tier: sums and distributions of the cells that occurred in it."""
+    """
+    Sums and distributions of one bucket of time.
 
-    __slots__ = ("cells", "remembered", "sketch", "totals")
+    Attributes:
+        series: Numbers of the series that occurred, ascending, int64.
+        totals: Their sums, one row for each of ``series``; packed once the bucket has ended; None = no rows yet.
+        histograms: Their distributions.
+        cached: Group of each series, as bytes -> (keys, counts) by group.
+    """
+
+    __slots__ = ("cached", "histograms", "series", "totals")
 
     def __init__(self) -> None:
-        self.cells: Ints = np.empty(0, np.int64)
+        self.series: Ints = np.empty(0, np.int64)
         self.totals: IntSums | Packed | None = None
-        self.sketch = Histograms()
-        self.remembered: dict[bytes, tuple[Ints, Ints]] = {}
+        self.histograms = Histograms()
+        self.cached: dict[bytes, tuple[Ints, Ints]] = {}
 
-    def add(self, cells: Ints, totals: IntSums) -> None:
-        """Take in what ascending distinct *cells* add."""
-        self.remembered.clear()
+    def add(self, series: Ints, totals: IntSums) -> None:
+        """Add *totals*, one row for each of the ascending distinct *series*; the bucket keeps both arrays."""
+        self.cached.clear()
         if self.totals is None:
-            self.cells, self.totals = cells, totals
+            self.series, self.totals = series, totals
             return
         held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
-        at = np.searchsorted(self.cells, cells)
-        known = self.cells[np.minimum(at, len(self.cells) - 1)] == cells
+        rows = np.searchsorted(self.series, series)
+        known = self.series[np.minimum(rows, len(self.series) - 1)] == series
         if not known.all():
-            everything = np.union1d(self.cells, cells)
-            held = held.spread(np.searchsorted(everything, self.cells), len(everything))
-            self.cells = everything
-            at = np.searchsorted(everything, cells)
-        self.totals = held.add_at(at, totals)
+            union = np.union1d(self.series, series)
+            held = held.spread(np.searchsorted(union, self.series), len(union))
+            self.series = union
+            rows = np.searchsorted(union, series)
+        self.totals = held.add_at(rows, totals)
 
     def add_keys(self, keys: Ints) -> None:
-        """Take in values of distributions."""
-        self.sketch.add(keys)
+        """Add values to the distributions, given as ``histograms.keys_of`` makes them."""
+        self.histograms.add(keys)
 
-    def renumber(self, numbers: Ints, places: Ints) -> None:
-        """Cell n is called numbers[n] from now on, distribution n places[n]."""
-        self.remembered.clear()
+    def renumber(self, numbers: Ints, distributions: Ints) -> None:
+        """Replace series n by numbers[n] and distribution n by distributions[n]; several may become one."""
+        self.cached.clear()
         if self.totals is not None:
             held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
-            distinct, own = np.unique(numbers[self.cells], return_inverse=True)
-            self.cells, self.totals = distinct, add_by(own, held, len(distinct))
-        self.sketch = Histograms(renumbered(self.sketch.settle(), places))
+            distinct, rows = np.unique(numbers[self.series], return_inverse=True)
+            self.series, self.totals = distinct, add_by(rows, held, len(distinct))
+        self.histograms = Histograms(renumbered(self.histograms.settle(), distributions))
 
-    def put_away(self) -> None:
-        """Take as little room as possible."""
+    def compact(self) -> None:
+        """Pack the sums and merge waiting values, to save memory; rows can still be added."""
         if isinstance(self.totals, IntSums):
             self.totals = pack(self.totals)
-        self.sketch.settle()
+        self.histograms.settle()
 
-    def reduced(self, groups: Ints, size: int, *, remember: bool) -> tuple[Ints, NDArray[Any]]:
-        """(Keys, counts) of the distributions by group, not necessarily added up."""
-        put = self.sketch.settle()
-        if not remember:
-            return put.by_group(groups)
-        name = groups[put.cells].tobytes()
-        found = self.remembered.get(name)
-        if found is None:
-            found = count_up(*put.by_group(groups), size)
-            if len(found[0]) <= _MAX_ENTRIES:
-                while len(self.remembered) >= _MAX_REMEMBERED:
-                    del self.remembered[next(iter(self.remembered))]
-                self.remembered[name] = found
-        return found
+    def grouped(self, groups: Ints, size: int, *, cache: bool) -> tuple[Ints, NDArray[Any]]:
+        """
+        (Keys, counts) of the distributions by group, not necessarily added up.
+
+        Args:
+            groups: Group of every distribution, -1 = none.
+            size: How many groups there are.
+            cache: Keep the result for the next call with the same groups.
+        """
+        block = self.histograms.settle()
+        if not cache:
+            return block.by_group(groups)
+        name = groups[block.owners].tobytes()
+        entries = self.cached.get(name)
+        if entries is None:
+            entries = count_up(*block.by_group(groups), size)
+            if len(entries[0]) <= _MAX_ENTRIES:
+                while len(self.cached) >= _MAX_CACHED:
+                    del self.cached[next(iter(self.cached))]
+                self.cached[name] = entries
+        return entries
 
     def capture(self) -> Any:
-        """What it is now, in parts that nothing changes later."""
+        """The present contents for ``encode_bucket``, in objects that later calls do not change."""
         totals = self.totals
         if isinstance(totals, IntSums):
             totals = IntSums(totals.low.copy(), None if totals.high is None else totals.high.copy())
-        return self.cells, totals, self.sketch.put, tuple(self.sketch.waiting)
+        return self.series, totals, self.histograms.block, tuple(self.histograms.waiting)
 
 
 def encode_bucket(captured: Any) -> list[Any]:
-    cells, totals, put, waiting = captured
+    """Plain data of what ``Bucket.capture`` returned; may run in any thread."""
+    series, totals, block, waiting = captured
     packed = pack(totals) if isinstance(totals, IntSums) else totals
     return [
-        cells.astype(np.int32).tobytes(),
+        series.astype(np.int32).tobytes(),
         packed.small_columns.tobytes(),
         packed.small.tobytes(),
         packed.large_columns.tobytes(),
         packed.large.tobytes(),
         None if packed.high is None else packed.high.tobytes(),
-        encode_block(merged(put, waiting)),
+        encode_block(merged(block, waiting)),
     ]
 
 
 def decode_bucket(data: Sequence[Any], width: int) -> Bucket:
-    cells, small_columns, small, large_columns, large, high, put = data
+    """
+    A bucket from ``encode_bucket``.
+
+    Args:
+        width: How many sums a row has.
+
+    Raises:
+        ValueError: The arrays do not fit together.
+    """
+    series, small_columns, small, large_columns, large, high, block = data
     bucket = Bucket()
-    bucket.cells = np.frombuffer(cells, np.int32).astype(np.int64)
+    bucket.series = np.frombuffer(series, np.int32).astype(np.int64)
     narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
-    rows = len(bucket.cells)
+    rows = len(bucket.series)
     bucket.totals = Packed(
         narrow,
         np.frombuffer(small, np.uint32).reshape(rows, len(narrow)),
@@ -113,5 +138,5 @@ def decode_bucket(data: Sequence[Any], width: int) -> Bucket:
         None if high is None else np.frombuffer(high, np.int64).reshape(rows, width),
         width,
     )
-    bucket.sketch = Histograms(decode_block(put))
+    bucket.histograms = Histograms(decode_block(block))
     return bucket

@@ -1,4 +1,4 @@
-"""Counters over everything a shard has ever folded: what ``/stats`` and Prometheus show, never falling."""
+"""Counters over everything a shard has folded, which ``/stats`` and Prometheus show; they never decrease."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from tokentrace.rollup.int_sums import IntSums
 from tokentrace.rollup.quantile import Ints
-from tokentrace.rollup.series import COMPLETION, LATENCY, PROMPT, SERIES, TTFT, WALL, WIDTH
+from tokentrace.rollup.rows import COMPLETION, LATENCY, PROMPT, SERIES, TTFT, WALL, WIDTH
 from tokentrace.units import MS
 
-#: Upper edges of the histogram that ``/stats`` interpolates in, milliseconds (SPEC C.4); the last bucket is open.
+#: Upper edges of the histogram that ``/stats`` interpolates in, milliseconds; one more bucket has no upper edge.
 WALL_EDGES_MS = (1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 _WALL_EDGES_NS = np.array(WALL_EDGES_MS, np.int64) * MS
-#: Upper edges of the documented histograms (SPEC C.1); the last bucket is open.
+#: Upper edges of the Prometheus histograms; one more bucket has no upper edge.
 LATENCY_EDGES_MS = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
 TOKEN_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _LATENCY_EDGES_NS = np.array(LATENCY_EDGES_MS, np.int64) * MS
@@ -31,45 +31,57 @@ PLACES = len(TOKEN_EDGES) + 1
 
 
 class Counters:
-    """Sums over everything, one row per cell, of any schema."""
+    """Sums since the stream began, one row per series, for any schema."""
 
     def __init__(self, width: int) -> None:
         self.totals = IntSums.zeros(0, width)
 
-    def add(self, cells: Ints, totals: IntSums, size: int) -> None:
+    def add(self, series: Ints, totals: IntSums, size: int) -> None:
         """
-        Take in what the distinct *cells* add.
+        Add *totals*, one row for each of the distinct *series*.
 
         Args:
-            size: How many cells there are.
+            size: How many series there are now.
         """
         known = len(self.totals)
         if known < size:
             self.totals = self.totals.spread(np.arange(known), size)
-        self.totals = self.totals.add_at(cells, totals)
+        self.totals = self.totals.add_at(series, totals)
 
     def count(self, rows: Ints, size: int) -> None:
-        """Take in *rows*, whose sums are added already: sums are all there is."""
+        """Count *rows* beyond their sums, which ``add`` has added; there is nothing more to count here."""
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything as plain data for ``restore``."""
+        """Plain data for ``restore``."""
         low, high = self.totals
         return {"low": low.tobytes(), "high": None if high is None else high.tobytes()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Become what ``snapshot`` saw."""
+        """
+        Take over the sums from ``snapshot``.
+
+        Raises:
+            ValueError: There are none, or they do not fit together.
+        """
         width = self.totals.low.shape[1]
         low, high = (
             None if data is None else np.frombuffer(data, np.int64).reshape(-1, width).copy()
             for data in (state["low"], state["high"])
         )
         if low is None:
-            raise ValueError("no sums")
+            raise ValueError("cumulative counters: the sums are missing")
         self.totals = IntSums(low, high)
 
 
 class CumulativeCounters(Counters):
-    """The sums of spans, and the fixed histograms of each cell."""
+    """
+    Sums of spans, and histograms with fixed edges.
+
+    Attributes:
+        histograms: Counts of shape (series, len(HISTOGRAMS), PLACES).
+        walls: Counts of ended - started over all series, one for each of WALL_EDGES_MS and one without upper edge.
+        longest_ns: The largest ended - started.
+    """
 
     def __init__(self) -> None:
         super().__init__(WIDTH)
@@ -78,7 +90,7 @@ class CumulativeCounters(Counters):
         self.longest_ns = 0
 
     def count(self, rows: Ints, size: int) -> None:
-        """As ``Counters.count``."""
+        """Count *rows* in the histograms; *size* is the number of series now."""
         known = len(self.histograms)
         if known < size:
             self.histograms = np.concatenate(
@@ -116,18 +128,18 @@ class CumulativeCounters(Counters):
 
 def histogram_quantile_ms(counts: Sequence[int], longest_ns: int, q: float) -> float:
     """
-    A quantile of a fixed histogram, as the Go server estimates it.
+    Estimate a quantile from a histogram with fixed edges, by linear interpolation inside the bucket of its rank.
 
     Args:
-        counts: Values per bucket of WALL_EDGES_MS, the open one last.
-        longest_ns: Largest value seen, which stands for the open bucket.
+        counts: Values per bucket of WALL_EDGES_MS; the bucket without upper edge is last.
+        longest_ns: The largest value, which is returned if the rank lies in the last bucket.
         q: 0 < q < 1.
 
     Returns:
-        Milliseconds, linear inside the bucket that holds the rank; 0 without values.
+        Milliseconds; 0 without values.
 
     Source:
-        SPEC C.4.
+        ``histogram_quantile`` of Prometheus, except for the last bucket.
     """
     total = sum(counts)
     if total == 0:

@@ -1,7 +1,9 @@
 """
-Distributions of many cells at once: for each cell how many values lie in each bucket of ``quantile.bins_of``.
+Distributions of many series at once: for each, how many values lie in each bin of ``quantile.bins_of``.
 
-A key is (cell or group) * 2**13 + bin + 4096. What has come in waits as keys; put away, an entry takes three bytes.
+An *owner* is what a distribution belongs to: (series, field) when stored, a group when read. An entry is written as
+one integer key, owner * 2**13 + bin + 4096, and a count. New values wait as keys; merged into a block, an entry takes
+three bytes.
 """
 
 from __future__ import annotations
@@ -11,58 +13,63 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.rollup.quantile import Ints, add_up, bins_of, starts_of, tally
+from tokentrace.rollup.quantile import Ints, add_up, bins_of, count_distinct, starts_of
 
 _BITS = 13
 _ZERO = 1 << (_BITS - 1)
 _SPAN = 1 << _BITS
-#: Keys wait until there are this many, and as many as are put away already: so each is sorted only a few times.
+#: Keys wait until there are this many and as many as the block has entries, so that each is sorted only a few times.
 _MAX_WAITING = 4096
-#: Up to so many runs of entries are copied one by one, of more all at once.
+#: Up to this many runs of entries are copied one by one; more are copied with one mask.
 _MAX_SLICES = 64
-#: Up to this many places a dense count beats sorting.
+#: Up to this many (group, bin) pairs, counting in a dense array is quicker than sorting.
 _MAX_DENSE = 1 << 21
 
 
-def keys_of(cells: Ints, values: Ints) -> Ints:
-    """The key of each value in its cell."""
-    return (cells << _BITS) + (bins_of(values) + _ZERO)
+def keys_of(owners: Ints, values: Ints) -> Ints:
+    """The key of each value."""
+    return (owners << _BITS) + (bins_of(values) + _ZERO)
 
 
 def split(keys: Ints) -> tuple[Ints, Ints]:
-    """(Cells or groups, bins) of *keys*."""
+    """(Owners, bins) of *keys*."""
     return keys >> _BITS, (keys & (_SPAN - 1)) - _ZERO
 
 
 def moved(keys: Ints, by: int) -> Ints:
-    """*keys* of groups that are called *by* more."""
+    """*keys* with *by* added to every owner."""
     return keys + (by << _BITS) if by else keys
 
 
 class HistogramBlock(NamedTuple):
     """
-    Entries in ascending order of cell, then bin; never changed.
+    Entries in ascending order of owner, then bin; immutable.
 
     Attributes:
-        cells: Those that have any, int32.
-        ends: Where the entries of each end, int32.
-        bins: int16.
-        counts: The narrowest unsigned integers that hold them.
+        owners: Those that have entries, ascending, int32.
+        ends: Index after the last entry of each owner, int32.
+        bins: One for each entry, int16.
+        counts: One for each entry, in the narrowest unsigned integers that hold them.
     """
 
-    cells: NDArray[np.int32]
+    owners: NDArray[np.int32]
     ends: NDArray[np.int32]
     bins: NDArray[np.int16]
     counts: NDArray[Any]
 
     def entries(self) -> tuple[Ints, Ints]:
         """(Keys, counts)."""
-        cells = np.repeat(self.cells.astype(np.int64), np.diff(self.ends, prepend=0))
-        return (cells << _BITS) + (self.bins.astype(np.int64) + _ZERO), self.counts.astype(np.int64)
+        owners = np.repeat(self.owners.astype(np.int64), np.diff(self.ends, prepend=0))
+        return (owners << _BITS) + (self.bins.astype(np.int64) + _ZERO), self.counts.astype(np.int64)
 
     def by_group(self, groups: Ints) -> tuple[Ints, NDArray[Any]]:
-        """(Keys, counts) by group instead of cell, not added up; cells of group < 0 are left out."""
-        own = groups[self.cells]
+        """
+        (Keys, counts) with the group in place of the owner, not added up.
+
+        Args:
+            groups: Group of every owner; owners of group < 0 are left out.
+        """
+        own = groups[self.owners]
         starts = np.empty_like(self.ends)
         starts[:1], starts[1:] = 0, self.ends[:-1]
         bins, counts, ends = self.bins, self.counts, self.ends
@@ -73,10 +80,10 @@ class HistogramBlock(NamedTuple):
             gaps = np.flatnonzero(np.diff(kept) > 1)
             if len(gaps) < _MAX_SLICES:
                 firsts, lasts = kept[np.append(0, gaps + 1)], kept[np.append(gaps, -1)]
-                slices = [slice(*edges) for edges in zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True)]
+                runs = [slice(*edges) for edges in zip(starts[firsts].tolist(), ends[lasts].tolist(), strict=True)]
                 bins, counts = (
-                    np.concatenate([bins[one] for one in slices]),
-                    np.concatenate([counts[one] for one in slices]),
+                    np.concatenate([bins[run] for run in runs]),
+                    np.concatenate([counts[run] for run in runs]),
                 )
             else:
                 chosen = np.repeat(own >= 0, ends - starts)
@@ -94,83 +101,89 @@ _EMPTY = HistogramBlock(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0
 
 
 def count_up(keys: Ints, counts: NDArray[Any], size: int) -> tuple[Ints, Ints]:
-    """Ascending distinct *keys* of *size* groups and the sum of the counts of each."""
+    """(Ascending distinct *keys*, sum of the counts of each) where owners are below *size*."""
     places = size << _BITS
     if places > _MAX_DENSE or places > 64 * len(keys):
         return add_up(keys, counts.astype(np.int64))
-    # The weights are floats: exact, for no bucket ever counts 2**53 values.
+    # The weights are floats, which is exact: no bin ever counts 2**53 values.
     dense = np.bincount(keys, weights=counts, minlength=places)
-    found = np.flatnonzero(dense)
-    return found, dense[found].astype(np.int64)
+    distinct = np.flatnonzero(dense)
+    return distinct, dense[distinct].astype(np.int64)
 
 
 def _block(keys: Ints, counts: Ints) -> HistogramBlock:
-    cells, bins = split(keys)
-    starts = starts_of(cells)
+    owners, bins = split(keys)
+    starts = starts_of(owners)
     most = int(counts.max(initial=0))
     narrow = next(kind for kind in (np.uint8, np.uint16, np.uint32, np.uint64) if most <= np.iinfo(kind).max)
     return HistogramBlock(
-        cells[starts].astype(np.int32),
-        np.append(starts[1:], len(cells))[: len(starts)].astype(np.int32),
+        owners[starts].astype(np.int32),
+        np.append(starts[1:], len(owners))[: len(starts)].astype(np.int32),
         bins.astype(np.int16),
         counts.astype(narrow),
     )
 
 
-def renumbered(put: HistogramBlock, numbers: Ints) -> HistogramBlock:
-    """Cell n is called numbers[n] from now on."""
-    keys, counts = put.entries()
-    cells, bins = split(keys)
-    return _block(*add_up((numbers[cells] << _BITS) + bins + _ZERO, counts))
+def renumbered(block: HistogramBlock, numbers: Ints) -> HistogramBlock:
+    """*block* with owner n replaced by numbers[n]; several may become one."""
+    keys, counts = block.entries()
+    owners, bins = split(keys)
+    return _block(*add_up((numbers[owners] << _BITS) + bins + _ZERO, counts))
 
 
-def merged(put: HistogramBlock, waiting: tuple[Ints, ...] | list[Ints]) -> HistogramBlock:
-    """*put* and the keys that wait, together."""
+def merged(block: HistogramBlock, waiting: tuple[Ints, ...] | list[Ints]) -> HistogramBlock:
+    """*block* and the keys in *waiting* in one block."""
     if not waiting:
-        return put
-    keys, counts = tally(waiting[0] if len(waiting) == 1 else np.concatenate(waiting))
-    if len(put.bins):
-        old_keys, old_counts = put.entries()
+        return block
+    keys, counts = count_distinct(waiting[0] if len(waiting) == 1 else np.concatenate(waiting))
+    if len(block.bins):
+        old_keys, old_counts = block.entries()
         keys, counts = add_up(np.concatenate([old_keys, keys]), np.concatenate([old_counts, counts]))
     return _block(keys, counts)
 
 
 class Histograms:
-    """The distributions of one bucket of time, for all its cells."""
+    """All distributions of one bucket of time: a block, and the keys that wait to be merged into it."""
 
-    __slots__ = ("_size", "put", "waiting")
+    __slots__ = ("_size", "block", "waiting")
 
-    def __init__(self, put: HistogramBlock = _EMPTY) -> None:
-        self.put = put
+    def __init__(self, block: HistogramBlock = _EMPTY) -> None:
+        self.block = block
         self.waiting: list[Ints] = []
         self._size = 0
 
     def add(self, keys: Ints) -> None:
-        """Take in the keys of some values."""
+        """Add the values with these *keys*."""
         self.waiting.append(keys)
         self._size += len(keys)
-        if self._size > max(_MAX_WAITING, len(self.put.bins)):
+        if self._size > max(_MAX_WAITING, len(self.block.bins)):
             self.settle()
 
     def settle(self) -> HistogramBlock:
-        """Put away what waits."""
+        """Merge the waiting keys; return the block."""
         if self.waiting:
-            self.put, self.waiting, self._size = merged(self.put, self.waiting), [], 0
-        return self.put
+            self.block, self.waiting, self._size = merged(self.block, self.waiting), [], 0
+        return self.block
 
 
-def encode_block(put: HistogramBlock) -> list[bytes | str]:
-    """*put* as plain data."""
-    return [put.cells.tobytes(), put.ends.tobytes(), put.bins.tobytes(), put.counts.tobytes(), put.counts.dtype.str]
+def encode_block(block: HistogramBlock) -> list[bytes | str]:
+    """*block* as plain data: four arrays and the type of the counts."""
+    owners, ends, bins, counts = block
+    return [owners.tobytes(), ends.tobytes(), bins.tobytes(), counts.tobytes(), counts.dtype.str]
 
 
 def decode_block(data: list[Any]) -> HistogramBlock:
-    """A ``Put`` from ``encode_put``."""
-    cells, ends, bins, counts, kind = data
+    """
+    A block from ``encode_block``.
+
+    Raises:
+        ValueError: The counts are not unsigned integers.
+    """
+    owners, ends, bins, counts, kind = data
     if np.dtype(kind).kind != "u":
-        raise ValueError(f"counts of type {kind}")
+        raise ValueError(f"histogram counts have the type {kind}, expected unsigned integers")
     return HistogramBlock(
-        np.frombuffer(cells, np.int32),
+        np.frombuffer(owners, np.int32),
         np.frombuffer(ends, np.int32),
         np.frombuffer(bins, np.int16),
         np.frombuffer(counts, np.dtype(kind)),

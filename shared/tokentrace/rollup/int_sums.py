@@ -1,8 +1,8 @@
 """
-Exact sums of integers in columns, whatever arrives: int64 while that is enough, 32 bits more where it is not.
+Exact sums of integers in columns: int64 while that is enough, with 32 more bits where it is not.
 
-A total is ``low + high * 2**32``. Nearly always ``high`` is not there; where a column could overflow, its upper part
-moves over, so that adding stays one vector instruction and no sum is ever wrong.
+A total is ``low + high * 2**32``. Usually there is no ``high``. Before a column of ``low`` could overflow, its upper
+bits move to ``high``; so adding is one vector instruction and no sum is ever wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from tokentrace.rollup.quantile import Ints, starts_of
 
-#: What a stored low part stays below; twice of it can be added without overflow.
+#: Bound of a stored low part; the sum of two such parts fits int64.
 _ROOM = 2**61
 _SHIFT = 32
 _MASK = (1 << _SHIFT) - 1
@@ -27,36 +27,36 @@ class IntSums(NamedTuple):
 
     @classmethod
     def of(cls, numbers: Ints) -> IntSums:
-        """Rows of any int64."""
+        """Totals equal to *numbers*, int64 of shape (rows, columns)."""
         totals = cls(numbers)
         fits = not numbers.size or (int(numbers.max()) < _ROOM and int(numbers.min()) > -_ROOM)
         return totals if fits else _carried(totals)
 
     @classmethod
     def zeros(cls, rows: int, columns: int) -> IntSums:
-        """Nothing, in *rows* rows."""
+        """*rows* rows of zeros."""
         return cls(np.zeros((rows, columns), np.int64))
 
     def __len__(self) -> int:
         return len(self.low)
 
     def numbers(self, row: int) -> list[int]:
-        """The exact integers of one row."""
+        """The exact integers of one row, as Python integers."""
         low: list[int] = self.low[row].tolist()
         if self.high is None:
             return low
         return [part + (more << _SHIFT) for part, more in zip(low, self.high[row].tolist(), strict=True)]
 
-    def every(self) -> list[list[int]]:
-        """The exact integers of all rows."""
+    def all_numbers(self) -> list[list[int]]:
+        """The exact integers of all rows, as Python integers."""
         return self.low.tolist() if self.high is None else [self.numbers(row) for row in range(len(self))]
 
     def take(self, rows: Ints) -> IntSums:
-        """Some rows, copied."""
+        """A copy of the rows with these indices."""
         return IntSums(self.low[rows], None if self.high is None else self.high[rows])
 
     def spread(self, at: Ints, rows: int) -> IntSums:
-        """These rows at the places *at* among *rows* rows, zeros elsewhere."""
+        """*rows* rows: these at the indices *at*, zeros elsewhere."""
         low = np.zeros((rows, self.low.shape[1]), np.int64)
         low[at] = self.low
         if self.high is None:
@@ -66,7 +66,7 @@ class IntSums(NamedTuple):
         return IntSums(low, high)
 
     def add_at(self, at: Ints, more: IntSums) -> IntSums:
-        """*more* added to the distinct rows *at*; changes and returns this one, or a wider one that replaces it."""
+        """Add *more* to the distinct rows *at* in place; use the returned totals, which may be wider than these."""
         changed = self.low[at] + more.low
         self.low[at] = changed
         high = self.high
@@ -85,18 +85,21 @@ def _carried(totals: IntSums) -> IntSums:
 
 def add_by(groups: Ints, totals: IntSums, size: int) -> IntSums:
     """
-    Rows of *totals* added up by group.
+    Add up the rows of each group.
 
     Args:
-        groups: Of each row, shape (rows,); rows of group < 0 are left out.
+        groups: Group of each row, shape (rows,); rows of group < 0 are left out.
         size: How many groups there are.
+
+    Returns:
+        *size* rows; zeros for a group without rows.
     """
-    found, added = add_together(groups, totals)
-    return added.spread(found, size)
+    present, added = add_together(groups, totals)
+    return added.spread(present, size)
 
 
 def add_together(groups: Ints, totals: IntSums) -> tuple[Ints, IntSums]:
-    """(Groups that have any rows, ascending; the rows of each added up); rows of group < 0 are left out."""
+    """(Groups that have rows, ascending; the sum of the rows of each); rows of group < 0 are left out."""
     kept = groups >= 0
     if not kept.all():
         groups, totals = groups[kept], totals.take(np.flatnonzero(kept))
@@ -107,7 +110,7 @@ def add_together(groups: Ints, totals: IntSums) -> tuple[Ints, IntSums]:
 
 
 def add_runs(totals: IntSums, starts: Ints) -> IntSums:
-    """Each run of rows, from one of *starts* to the next, added up."""
+    """The sum of each run of rows, where a run lasts from one of *starts* to the next."""
     low, high = totals
     if len(low) == 0:
         return totals
@@ -121,11 +124,13 @@ def add_runs(totals: IntSums, starts: Ints) -> IntSums:
 
 class Packed(NamedTuple):
     """
-    Totals put away in little room: columns that are all zero are left out, the others as narrow as they allow.
+    Totals in less memory: columns of zeros are left out, columns below 2**32 take 32 bits, all others 64.
 
     Attributes:
+        small_columns, large_columns: Indices of the columns that are stored.
         small, large: uint32 of shape (rows, len(small_columns)); int64 of shape (rows, len(large_columns)).
-        high: As it was.
+        high: As in ``IntSums``.
+        columns: How many columns there are with those left out.
     """
 
     small_columns: Ints
@@ -139,19 +144,19 @@ class Packed(NamedTuple):
         return len(self.large)
 
     def into(self, low: Ints) -> None:
-        """Write the low parts over *low*, zeros of shape (rows, columns)."""
+        """Write the low parts into *low*, an array of zeros of shape (rows, columns)."""
         low[:, self.small_columns] = self.small
         low[:, self.large_columns] = self.large
 
     def unpack(self) -> IntSums:
-        """As they were."""
+        """The totals that were packed."""
         totals = IntSums.zeros(len(self), self.columns)
         self.into(totals.low)
         return IntSums(totals.low, None if self.high is None else self.high.copy())
 
 
 def pack(totals: IntSums) -> Packed:
-    """*totals* put away."""
+    """*totals* in less memory."""
     low = totals.low
     least, most = low.min(axis=0, initial=0), low.max(axis=0, initial=0)
     narrow = (least >= 0) & (most < 2**32)

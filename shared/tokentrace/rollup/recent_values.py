@@ -1,9 +1,9 @@
 """
-The newest values of every cell, raw: what makes quantiles of a few values exact, in any window that ends now.
+The most recent values of every series, unrounded: they make quantiles of few values exact in windows that end now.
 
-Buckets of time hold histograms only. A window that holds up to ``quantile.RAW_LIMIT`` values of a cell holds its newest
-ones, and those are here; whoever reads compares the count with that of the buckets, so a value that is missing makes
-the answer a histogram's, never a wrong one.
+Buckets of time hold histograms only. If a window that ends now has at most ``quantile.RAW_LIMIT`` values of a series,
+they are its most recent ones, which are kept here. The reader compares their number with the count in the buckets: if
+a value is missing here, the answer comes from the histogram.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import numpy as np
 
 from tokentrace.rollup.quantile import RAW_LIMIT, Ints, starts_of
 
-#: So many are kept of each cell, by event time; more than a summary needs, because events come a little late and early.
+#: How many are kept for each series, by event time; a few more than needed, because events arrive out of order.
 KEEP = RAW_LIMIT + 50
+#: Columns of the arrays; a series is cut back to KEEP values when it has no column left.
 _ROOM = 2 * KEEP
 
 
 class RecentValues:
-    """The newest values of one field."""
+    """The most recent values of one field; each series has a slot, which is a row of the arrays."""
 
     def __init__(self) -> None:
         self._slot_of: Ints = np.empty(0, np.int64)
-        self._cells: Ints = np.empty(0, np.int64)
+        self._series: Ints = np.empty(0, np.int64)
         self._filled: Ints = np.empty(0, np.int64)
-        #: Nothing at or before this second is of use any more.
+        #: Newest second that was cut from each slot; values up to it are ignored.
         self._floor: Ints = np.empty(0, np.int64)
         self._seconds: Ints = np.empty((0, _ROOM), np.int64)
         self._values: Ints = np.empty((0, _ROOM), np.int64)
 
-    def add(self, cells: Ints, seconds: Ints, values: Ints) -> None:
-        """Take in values, ordered by second."""
-        slots = self._slots(cells)
+    def add(self, series: Ints, seconds: Ints, values: Ints) -> None:
+        """Add values, in order of their second."""
+        slots = self._slots(series)
         useful = seconds > self._floor[slots]
         if not useful.all():
             slots, seconds, values = slots[useful], seconds[useful], values[useful]
@@ -43,11 +44,11 @@ class RecentValues:
         slots, seconds, values = slots[order], seconds[order], values[order]
         starts = starts_of(slots)
         ends = np.append(starts[1:], len(slots))
-        # Of a crowd only the newest can stay.
+        # If one call brings more than KEEP values of a series, use the newest ones.
         from_end = np.repeat(ends, ends - starts) - np.arange(len(slots))
-        crowd = from_end > KEEP
-        if crowd.any():
-            kept = ~crowd
+        surplus = from_end > KEEP
+        if surplus.any():
+            kept = ~surplus
             slots, seconds, values = slots[kept], seconds[kept], values[kept]
             starts = starts_of(slots)
             ends = np.append(starts[1:], len(slots))
@@ -60,26 +61,26 @@ class RecentValues:
         self._values[slots, place] = values
         self._filled[touched] += arriving
 
-    def _slots(self, cells: Ints) -> Ints:
-        highest = int(cells.max())
+    def _slots(self, series: Ints) -> Ints:
+        highest = int(series.max())
         if highest >= len(self._slot_of):
             self._slot_of = np.concatenate([self._slot_of, np.full(highest + 1 - len(self._slot_of), -1, np.int64)])
-        slots = self._slot_of[cells]
+        slots = self._slot_of[series]
         if (slots < 0).any():
-            new = np.unique(cells[slots < 0])
-            self._slot_of[new] = len(self._cells) + np.arange(len(new))
-            self._cells = np.concatenate([self._cells, new])
+            new = np.unique(series[slots < 0])
+            self._slot_of[new] = len(self._series) + np.arange(len(new))
+            self._series = np.concatenate([self._series, new])
             zeros = np.zeros(len(new), np.int64)
             self._filled = np.concatenate([self._filled, zeros])
             self._floor = np.concatenate([self._floor, zeros - 1])
             wide = np.zeros((len(new), _ROOM), np.int64)
             self._seconds = np.concatenate([self._seconds, wide])
             self._values = np.concatenate([self._values, wide])
-            slots = self._slot_of[cells]
+            slots = self._slot_of[series]
         return slots
 
     def _shrink(self, slots: Ints) -> None:
-        """Keep only the newest of *slots*, each of which holds more than it has to."""
+        """Cut *slots*, each of which holds more than KEEP values, back to the newest KEEP."""
         unused = np.arange(_ROOM) >= self._filled[slots][:, None]
         seconds = np.where(unused, np.int64(-1), self._seconds[slots])
         order = np.argsort(seconds, axis=1, kind="stable")[:, _ROOM - KEEP :]
@@ -90,49 +91,50 @@ class RecentValues:
 
     def within(self, start_s: int, end_s: int, groups: Ints) -> tuple[Ints, Ints, Ints]:
         """
-        What is kept of [start_s, end_s).
+        The values kept in [start_s, end_s).
 
         Args:
-            groups: Of every cell; cells of group < 0 are left out.
+            start_s, end_s: Unix seconds.
+            groups: Group of every series; series of group < 0 are left out.
 
         Returns:
-            (Group of each value, its second, values).
+            (Group of each value, its second, the value), three arrays of equal length.
         """
-        known = self._cells < len(groups)
-        wanted = np.flatnonzero(known & (groups[np.where(known, self._cells, 0)] >= 0)) if len(groups) else known[:0]
+        known = self._series < len(groups)
+        wanted = np.flatnonzero(known & (groups[np.where(known, self._series, 0)] >= 0)) if len(groups) else known[:0]
         if not len(wanted):
             return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64)
         seconds = self._seconds[wanted]
         inside = (seconds >= start_s) & (seconds < end_s)
         inside &= np.arange(_ROOM) < self._filled[wanted][:, None]
-        own = np.broadcast_to(groups[self._cells[wanted]][:, None], inside.shape)
+        own = np.broadcast_to(groups[self._series[wanted]][:, None], inside.shape)
         return own[inside], seconds[inside], self._values[wanted][inside]
 
     def renumber(self, numbers: Ints) -> None:
-        """Cell n is called numbers[n] from now on; what several cells become is known no more."""
-        new = numbers[self._cells]
+        """Replace series n by numbers[n]; if several become one, their values are dropped."""
+        new = numbers[self._series]
         alone = np.flatnonzero(np.bincount(new, minlength=1)[new] == 1)
-        self._cells, self._filled, self._floor = new[alone], self._filled[alone], self._floor[alone]
+        self._series, self._filled, self._floor = new[alone], self._filled[alone], self._floor[alone]
         self._seconds, self._values = self._seconds[alone], self._values[alone]
         self._slot_of = np.full(int(new.max(initial=-1)) + 1, -1, np.int64)
-        self._slot_of[self._cells] = np.arange(len(self._cells))
+        self._slot_of[self._series] = np.arange(len(self._series))
 
     def snapshot(self) -> list[bytes]:
-        """Everything as plain data for ``restore``; what is kept, without the room around it."""
+        """Plain data for ``restore``: the used parts of the arrays."""
         used = np.arange(_ROOM) < self._filled[:, None]
-        arrays = (self._cells, self._filled, self._floor, self._seconds[used], self._values[used])
+        arrays = (self._series, self._filled, self._floor, self._seconds[used], self._values[used])
         return [array.tobytes() for array in arrays]
 
     @classmethod
     def restore(cls, saved: Any) -> RecentValues:
-        """As ``snapshot`` saw it."""
-        newest = cls()
-        cells, filled, floor, seconds, values = (np.frombuffer(data, np.int64) for data in saved)
-        newest._cells, newest._filled, newest._floor = cells.copy(), filled.copy(), floor.copy()
-        newest._slot_of = np.full(int(cells.max(initial=-1)) + 1, -1, np.int64)
-        newest._slot_of[cells] = np.arange(len(cells))
+        """The values from ``snapshot``."""
+        recent = cls()
+        series, filled, floor, seconds, values = (np.frombuffer(data, np.int64) for data in saved)
+        recent._series, recent._filled, recent._floor = series.copy(), filled.copy(), floor.copy()
+        recent._slot_of = np.full(int(series.max(initial=-1)) + 1, -1, np.int64)
+        recent._slot_of[series] = np.arange(len(series))
         used = np.arange(_ROOM) < filled[:, None]
-        newest._seconds = np.zeros((len(cells), _ROOM), np.int64)
-        newest._values = np.zeros((len(cells), _ROOM), np.int64)
-        newest._seconds[used], newest._values[used] = seconds, values
-        return newest
+        recent._seconds = np.zeros((len(series), _ROOM), np.int64)
+        recent._values = np.zeros((len(series), _ROOM), np.int64)
+        recent._seconds[used], recent._values[used] = seconds, values
+        return recent

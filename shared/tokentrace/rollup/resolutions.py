@@ -1,4 +1,4 @@
-"""Which buckets there are, how long they are kept, and which of them make up a window."""
+"""The widths of buckets, how long they are kept, and which buckets make up a window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Resolution(NamedTuple):
 
     @property
     def segment_s(self) -> int:
-        """How much of it is saved as one piece: a whole number of buckets, and about a sixteenth of the tier."""
+        """Seconds saved as one piece of a snapshot: whole buckets, about a sixteenth of what is kept."""
         return -(-self.keep_s // (16 * self.width_s)) * self.width_s
 
 
@@ -30,32 +30,38 @@ RESOLUTIONS = (
     Resolution(6 * 3600, 31 * 86400),
     Resolution(86400, 31 * 86400),
 )
-#: Those that may be the finest of a window; wider ones are only for its middle.
+#: Resolutions that may be the finest of a window; the two widest are used in its middle only.
 _EDGES = RESOLUTIONS[:-2]
 HORIZON_NS = 31 * DAY
 
 
 class Stretch(NamedTuple):
-    """A run of whole buckets of one tier: [start_s, end_s)."""
+    """
+    A run of whole buckets of one resolution.
 
-    tier: int
+    Attributes:
+        resolution: Index of the resolution.
+        start_s, end_s: Unix seconds; end_s is not included.
+    """
+
+    resolution: int
     start_s: int
     end_s: int
 
 
 def cover(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     """
-    The fewest buckets that cover [from_s, to_s), widened to the finest buckets still kept at each edge.
+    The fewest buckets that cover [from_s, to_s), widened at each edge to the finest buckets that are still kept there.
 
     Args:
-        from_s, to_s, now_s: Unix seconds; from_s < to_s; from_s no older than the last tier keeps.
+        from_s, to_s, now_s: Unix seconds; from_s < to_s; from_s is at most 31 days before now_s.
 
     Returns:
         Stretches in order, without gap or overlap.
     """
     edge = _finest(from_s, now_s)
     start = from_s // RESOLUTIONS[edge].width_s * RESOLUTIONS[edge].width_s
-    # The last stretch begins where a coarser bucket would no longer fit: all of it has to be kept still.
+    # The last stretch begins where no coarser bucket fits any more; all of its buckets must still be kept.
     end_edge = next(
         (
             index
@@ -65,18 +71,18 @@ def cover(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
         len(_EDGES) - 1,
     )
     end = -(-to_s // RESOLUTIONS[end_edge].width_s) * RESOLUTIONS[end_edge].width_s
-    return _cover(start, end)
+    return _cover_exactly(start, end)
 
 
-def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[list[Stretch]]:
+def cover_in_steps(from_s: int, to_s: int, now_s: int, step_s: int) -> list[list[Stretch]]:
     """
-    The same interval as ``plan`` in steps that begin at multiples of *step_s*; the first and the last may be shorter.
+    The interval of ``cover`` in steps that begin at multiples of *step_s*; the first and the last may be shorter.
 
     Returns:
-        Stretches of each step.
+        The stretches of each step.
 
     Raises:
-        Rejected: *step_s* is no multiple of the buckets kept at *from_s*.
+        Rejected: *step_s* is not a multiple of the width of the buckets kept at *from_s*.
     """
     finest = finest_step_s(from_s, now_s)
     if step_s <= 0 or step_s % finest:
@@ -84,39 +90,39 @@ def split_at(from_s: int, to_s: int, now_s: int, step_s: int) -> list[list[Stret
     whole = cover(from_s, to_s, now_s)
     start, end = whole[0].start_s, whole[-1].end_s
     cuts = [start, *range((start // step_s + 1) * step_s, end, step_s), end]
-    return [_cover(low, high) for low, high in pairwise(cuts)]
+    return [_cover_exactly(low, high) for low, high in pairwise(cuts)]
 
 
-def _cover(start: int, end: int) -> list[Stretch]:
+def _cover_exactly(start: int, end: int) -> list[Stretch]:
     """The fewest buckets that make up [start, end)."""
     stretches: list[Stretch] = []
 
-    def cover(tier: int, low: int, high: int) -> None:
+    def add(index: int, low: int, high: int) -> None:
         if low >= high:
             return
-        if tier == 0 or low % RESOLUTIONS[tier].width_s == 0 == high % RESOLUTIONS[tier].width_s:
-            stretches.append(Stretch(tier, low, high))
+        width = RESOLUTIONS[index].width_s
+        if index == 0 or low % width == 0 == high % width:
+            stretches.append(Stretch(index, low, high))
             return
-        width = RESOLUTIONS[tier].width_s
         inner_low, inner_high = -(-low // width) * width, high // width * width
         if inner_low >= inner_high:
-            cover(tier - 1, low, high)
+            add(index - 1, low, high)
             return
-        cover(tier - 1, low, inner_low)
-        cover(tier, inner_low, inner_high)
-        cover(tier - 1, inner_high, high)
+        add(index - 1, low, inner_low)
+        add(index, inner_low, inner_high)
+        add(index - 1, inner_high, high)
 
-    cover(len(RESOLUTIONS) - 1, start, end)
+    add(len(RESOLUTIONS) - 1, start, end)
     return stretches
 
 
 def finest_step_s(from_s: int, now_s: int) -> int:
-    """Width of the finest buckets that are still kept at *from_s*."""
+    """Width in seconds of the finest buckets that are still kept at *from_s*."""
     return RESOLUTIONS[_finest(from_s, now_s)].width_s
 
 
 def _finest(at_s: int, now_s: int) -> int:
-    for index, tier in enumerate(_EDGES):
-        if at_s >= now_s - tier.keep_s:
+    for index, resolution in enumerate(_EDGES):
+        if at_s >= now_s - resolution.keep_s:
             return index
     return len(_EDGES) - 1

@@ -1,8 +1,8 @@
 """
-Scores given after the fact: what each takes away where the span counts, and what it adds.
+Late scores: what a score that is given after its span was counted subtracts, and what it adds.
 
-Whoever folds one needs not know the span, and may fold it before the span or in another shard: a part of the numbers
-may then be below zero, and all parts together are right.
+A reader can fold a late score without knowing the span, before the span, or in another shard. One shard may then hold
+numbers below zero; the sum over all shards is right.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tokentrace.records import Score, Span, event_time
 from tokentrace.rollup.quantile import Ints
 from tokentrace.units import SECOND, int_to_score, is_number, score_to_int
 
-#: The one that is a span's ``score``.
+#: The name of the score that is a span's ``score``.
 SCORE = "eval.score"
 
 
 class ScoreDelta(NamedTuple):
     """
-    One side of a score given after the fact.
+    One side of a changed score.
 
     Attributes:
-        sign: -1 = the span as it was, which counts no more; 1 = as it is now.
-        span: Its dimensions, instants, attributes and ``score``; nothing else is known of it. Another attribute that
-            changed leaves the score as it was, and may put it into another group.
+        sign: -1 = subtract the span as it was; 1 = add it as it is now.
+        span: Only dimensions, instants, attributes and ``score`` are set. If the change was to another attribute, the
+            score is the same on both sides, but the span may belong to another group.
     """
 
     sign: int
@@ -64,17 +64,17 @@ def _scored(score: Score, value: int | None) -> Span:
 
 
 def _with(attributes: Mapping[str, Any], name: str, value: int | None) -> dict[str, Any]:
-    """*attributes* in which the one called *name* is *value* in 1e-9; None = there is none, not even a nested one."""
+    """*attributes* with *name* set to *value*, in 1e-9; None = without *name*, also where it is nested."""
     if value is not None:
-        given = attributes.get(name)
-        # An integer of the caller's keeps its text: filters compare with that.
-        same = is_number(given) and 0 <= given <= 1 and score_to_int(given) == value
-        return {**attributes, name: given if same else int_to_score(value)}
+        held = attributes.get(name)
+        # Keep an integer of the caller as it is: filters compare the text, and 1 and 1.0 are different texts.
+        same = is_number(held) and 0 <= held <= 1 and score_to_int(held) == value
+        return {**attributes, name: held if same else int_to_score(value)}
     first, _, rest = name.partition(".")
-    left = {key: held for key, held in attributes.items() if key != name}
-    if rest and isinstance(left.get(first), dict):
-        left[first] = _with(left[first], rest, None)
-    return left
+    remaining = {key: item for key, item in attributes.items() if key != name}
+    if rest and isinstance(remaining.get(first), dict):
+        remaining[first] = _with(remaining[first], rest, None)
+    return remaining
 
 
 def change_rows(
@@ -84,15 +84,15 @@ def change_rows(
     arrived_ns: int,
 ) -> Ints:
     """
-    Rows of what *changes* take away and add; what goes and comes again is left out.
+    Rows of what *changes* remove and add; a value that is both removed and added is left out.
 
     Args:
-        number_of: The cell of a span; None = it has none.
-        value_of: What is counted of a span; None = nothing.
+        number_of: Number of the series of a span; None = it is not counted.
+        value_of: The value of a span; None = it has none.
         arrived_ns: Stream time of the message.
 
     Returns:
-        int64 array of shape (n, 5).
+        int64 array of shape (n, 5): the first three columns of every schema, SIGN, CHANGED.
     """
     net: Counter[tuple[int, int, int]] = Counter()
     for sign, span in changes:
@@ -110,5 +110,5 @@ def change_rows(
 
 
 def score_rows(changes: Iterable[ScoreDelta], number_of: Callable[[Span], int | None], arrived_ns: int) -> Ints:
-    """As ``change_rows``, of what is everybody's score."""
+    """``change_rows`` for the ``score`` of spans."""
     return change_rows(changes, number_of, attrgetter("score"), arrived_ns)

@@ -1,1 +1,4 @@
-"""What every server program shares: the machine and its runner, snapshots, HTTP, start and stop."""
+"""What every server program shares: a machine and its runner, snapshots, HTTP, logs, start and stop."""
+
+# Configures structlog before any module of a service makes a logger.
+from tokentrace.service import logs as logs

@@ -1,8 +1,8 @@
 """
-What a stateful service is: a pure core that takes messages in and says what is to be done.
+The core of a stateful service: a machine that folds messages into its state and returns the effects that are due.
 
-A machine does no I/O and knows no clock. The pump around it reads the stream, hands over the time and performs the
-effects; effects are plain data whose ids derive from content, so performing one twice is harmless.
+A machine does no I/O and reads no clock. The ``Runner`` around it reads the stream, passes the time and performs the
+effects. An effect is plain data with an id that is derived from its content, so performing it twice is harmless.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from tokentrace.state import Saved
 
 class Publish(msgspec.Struct, frozen=True):
     """
-    Store a message on a stream.
+    An effect: store a message on a stream.
 
     Attributes:
-        id: Makes a repetition harmless.
-        expect_last: Sequence that must be the subject's last; None = no matter.
+        id: The message id, by which the broker recognises a repetition.
+        expect_last: The sequence that the subject's last message must have; None = any.
     """
 
     subject: str
@@ -37,55 +37,55 @@ Effect = Publish
 
 
 class Machine(Protocol):
-    """One shard of a service's state."""
+    """The state of one shard of a service."""
 
     @property
     def position(self) -> Position | None:
-        """The last message it contains."""
+        """The position of the last message folded; None = nothing was folded."""
         ...
 
     def fold(self, message: Message, created_ns: int) -> None:
         """
-        Take one message in.
+        Fold one message into the state.
 
         Args:
-            created_ns: Of the stream, for the position.
+            created_ns: When the stream was created, Unix nanoseconds; part of the position.
 
         Raises:
-            Rejected: It cannot be read; it counts as taken in.
+            Rejected: The message cannot be decoded; the position moves behind it all the same.
         """
         ...
 
     def lost(self, first: int, last: int, created_ns: int) -> None:
-        """The stream no longer has the messages *first* to *last*, and this machine has not seen them."""
+        """Note that the stream discarded the messages *first* to *last* before they were folded."""
         ...
 
     def rewound(self, created_ns: int) -> None:
-        """The stream was made anew or lost its end; its messages come again from the first one."""
+        """Note that the stream was recreated or lost its end; its messages follow from the first one."""
         ...
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
-        """What is due at *now_ns* and not yet performed; called often, and after every restart again."""
+        """Return the effects due at *now_ns*, Unix nanoseconds, that are not performed yet."""
         ...
 
     def performed(self, effect: Effect) -> None:
-        """*effect* is done, or nobody can ever do it: ``tick`` need not name it again."""
+        """Note that *effect* was performed or refused for good: ``tick`` does not return it again."""
         ...
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
         """
-        Everything that ``restore`` needs, position included.
+        Capture everything that ``restore`` needs, including the position.
 
         Args:
-            saved: Part -> the revision of it that is saved already.
+            saved: Name of a part -> its revision that is saved already.
         """
         ...
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """
-        Become what ``snapshot`` saw; every part is of revision 0 then.
+        Replace the state by one that ``snapshot`` captured; every part has revision 0 then.
 
         Raises:
-            Rejected: Not a snapshot of this service and version.
+            Rejected: Not a snapshot of this service, shard and version.
         """
         ...

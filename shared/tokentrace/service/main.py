@@ -1,4 +1,4 @@
-"""A service as a program: flags and settings in, one connection, one socket, its tasks, until it is stopped."""
+"""A service as a program: reads flags and settings, opens a connection and a socket, runs until it is stopped."""
 
 from __future__ import annotations
 
@@ -18,62 +18,72 @@ from tokentrace.service import runtime
 from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
-from tokentrace.service.set_aside import tell_set_aside
+from tokentrace.service.set_aside import publish_set_aside
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.service.web import make_app
 
-#: How long a service waits for its first connection: in containers the broker may come up after it.
+#: How long a service waits for its first connection, seconds: in containers the broker may start after it.
 _CONNECT_S = 60.0
 
 C = TypeVar("C")
 
 
 class Service(Protocol):
-    """What a program runs."""
+    """A service that a program runs."""
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Work until *stopping* is set, then finish what is under way."""
+        """Run until *stopping* is set, then finish what is under way."""
         ...
 
     def health(self) -> Health:
-        """Whether it can do its work."""
+        """Return whether the service is ready."""
         ...
 
     def samples(self) -> Iterable[Sample]:
-        """Its own metrics."""
+        """Return the service's own metrics."""
         ...
 
 
 class App(NamedTuple):
     """
-    A service and its HTTP side.
+    A service and its HTTP routes.
 
     Attributes:
-        routes: Without health, which every program adds.
+        routes: Without the routes of health and metrics, which ``serve`` adds.
     """
 
     service: Service
     routes: Sequence[BaseRoute] = ()
 
 
-def run_service(name: str, *, port: int, configure: Callable[[Settings], C], compose: Callable[[Bus, C], App]) -> int:
+def run_service(
+    name: str,
+    *,
+    port: int,
+    configure: Callable[[Settings], C],
+    compose: Callable[[Bus, C], App],
+    default_addr: Callable[[Settings], str] | None = None,
+) -> int:
     """
-    ``python -m tokentrace_<name>``: read flags, environment and file, and run one service.
+    Run one service as ``python -m tokentrace_<name>``, with settings from flags, environment and file.
 
     Args:
-        port: Where it listens when nothing says otherwise.
+        port: Where the service listens if no address, or an address without a port, is given.
+        default_addr: The address if neither the flag nor TOKENTRACE_ADDR gives one; None = *port* on 127.0.0.1.
         configure: The service's part of the settings; ConfigError before anything is started.
         compose: Makes the service and its routes.
 
     Returns:
-        Exit code, as ``process.run``.
+        Exit code, as ``runtime.run``.
     """
     tool = f"tokentrace_{name}"
-    given = _arguments(tool, f"The {name} service of tokentrace.").parse_args()
-    addr = given.addr or os.environ.get("TOKENTRACE_ADDR") or f":{port}"
+    flags = _arguments(tool, f"The {name} service of tokentrace.").parse_args()
 
     async def run(stopping: asyncio.Event) -> None:
-        settings = load(given.config, overrides={"nats.url": given.nats, "storage.dir": given.data_dir})
+        settings = load(flags.config, overrides={"nats.url": flags.nats, "storage.dir": flags.data_dir})
+        addr = (
+            flags.addr or os.environ.get("TOKENTRACE_ADDR") or (default_addr(settings) if default_addr else f":{port}")
+        )
         config = configure(settings)
         sock = bind(parse_addr(addr, port))
         async with contextlib.AsyncExitStack() as stack:
@@ -99,36 +109,37 @@ async def serve(
     name: str,
 ) -> None:
     """
-    Run the service of *app* and its HTTP side, health included, until *stopping* is set.
+    Run the service of *app* and its HTTP server, with health and metrics, until *stopping* is set.
 
     Args:
-        bus: Its connection.
-        name: Under which it tells what it cannot read.
+        bus: The service's connection.
+        name: The service's name in the records of data that could not be decoded.
     """
-
     service = app.service
 
     def health() -> Health:
-        found, totals = service.health(), bus.set_aside.totals
-        return found._replace(details={**found.details, "set_aside": dict(totals)}) if totals else found
+        state, totals = service.health(), bus.set_aside.totals
+        return state._replace(details={**state.details, "set_aside": dict(totals)}) if totals else state
 
     def samples() -> Iterator[Sample]:
         yield from service.samples()
         for place, count in sorted(bus.set_aside.totals.items()):
-            yield Sample("tokentrace_set_aside_total", "What could not be read.", count, {"place": place})
+            yield Sample("tokentrace_set_aside_total", "Data that could not be decoded.", count, {"place": place})
 
     routes = [*app.routes, *health_routes(health, samples)]
     http = make_app(routes, token=settings.http_server.auth_token, open_paths=settings.open_paths)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
-        tasks.create_task(tell_set_aside(bus, name, stopping))
+        tasks.create_task(publish_set_aside(bus, name, stopping))
         tasks.create_task(serve_http(http, sockets, stopping=stopping))
 
 
 def _arguments(tool: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=tool, description=what)
-    parser.add_argument("--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml if it is there)")
-    parser.add_argument("--nats", metavar="URL", help="NATS server (default nats://127.0.0.1:4222)")
-    parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host this machine only")
-    parser.add_argument("--data-dir", metavar="DIR", help="where to keep files (default ./tokentrace-data)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml, if that file exists)"
+    )
+    parser.add_argument("--nats", metavar="URL", help="NATS server (default: nats://127.0.0.1:4222)")
+    parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host: 127.0.0.1")
+    parser.add_argument("--data-dir", metavar="DIR", help="where files are kept (default: ./tokentrace-data)")
     return parser

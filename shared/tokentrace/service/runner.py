@@ -1,62 +1,81 @@
-"""The loop around a machine: restore, follow, fold, tick, perform, save."""
+"""
+The loop around a machine: restore, follow, fold, tick, perform, save.
+
+The stream clock
+----------------
+A machine does not read a clock; ``tick`` receives the time. For most services this is the host's time
+(``clock="host"``). The alerter needs a stricter time: a rule may be evaluated for 12:00 only when every message that
+was stored before 12:00 is folded. Otherwise the rule would miss spans, and could fire or resolve wrongly. That nothing
+is pending does not prove this: a process that was suspended, or that lost its connection, has received "nothing
+pending" before, while newer messages wait in the broker.
+
+With ``clock="stream"`` the runner asks the broker five times a second for the last sequence of the stream, and notes
+the host's time before it asks. As soon as the machine has folded that sequence, every message stored before that time
+is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so rules are evaluated
+later but with the same result. Until the first check is reached, ``tick`` receives 0.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import msgspec
+import structlog
 
 from tokentrace.bad_data import BAD_DATA
 from tokentrace.bus import Bus, Chunk, StreamState, subjects
 from tokentrace.errors import Rejected, TokentraceError
+from tokentrace.service.follow import Follower
 from tokentrace.service.machine import Effect, Machine
 from tokentrace.service.reader_positions import encode_position, reader_key
 from tokentrace.service.retry import until_available
 from tokentrace.service.snapshots import Snapshots
 from tokentrace.service.stopping import Stopped, unless_stopped
 
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 SAVE_EVERY_S = 60.0
 SAVE_EVERY_BYTES = 256 * 1024 * 1024
+#: How often a reader publishes its position, seconds.
 TELL_EVERY_S = 2.0
-#: How long the loop may be held before others get a turn.
+#: How long a loop may run before other tasks get a turn, seconds.
 TURN_S = 0.005
+_LOOK_EVERY_S = 0.2
 
 
 class Progress(msgspec.Struct):
     """
-    How far a pump is, for /readyz, /health and the broker's guard.
+    How far a runner is, for ``/readyz`` and ``/health``.
 
     Attributes:
-        caught_up: It has applied everything there was when it last looked.
-        pending: Messages still to come.
-        trouble: What went wrong and has not been mended; "" = nothing.
+        caught_up: True once the machine has folded everything that the stream held when the runner last checked.
+        pending: Number of messages still to be read.
+        problem: What is wrong with the snapshots; "" = nothing.
+        rejected: Number of messages that could not be decoded.
     """
 
     caught_up: bool = False
     pending: int = 0
-    trouble: str = ""
+    problem: str = ""
     rejected: int = 0
 
 
-class Pump:
+class Runner:
     """
     Runs one machine on one stream.
 
     Args:
-        stream, filters: What to follow.
-        service, shard: Name of the snapshots and of the reader's position.
-        perform: Carries out one effect; Unavailable is tried again, Rejected is logged and dropped.
+        stream, filters: The stream and the subjects to follow.
+        service, shard: The name of the snapshots and of the reader's position.
+        perform: Carries out one effect. Unavailable is retried; Rejected is logged and the effect dropped.
         on_caught_up: Called whenever everything has been read.
-        on_loaded: Called once the machine is what its snapshot saw, before it takes anything in.
-        settles: ``tick`` is told up to when everything stored has been taken in, instead of what time it is. That
-            nothing more is on its way is no proof: whoever stood still, or lost its connection, reads old news first.
+        on_loaded: Called once, after the machine was restored and before it folds a message.
+        clock: "host" = ``tick`` receives the host's time; "stream" = the time up to which every stored message has
+            been folded, Unix nanoseconds.
     """
 
     def __init__(
@@ -72,7 +91,7 @@ class Pump:
         save_every_s: float = SAVE_EVERY_S,
         on_caught_up: Callable[[], None] = lambda: None,
         on_loaded: Callable[[], None] = lambda: None,
-        settles: bool = False,
+        clock: Literal["host", "stream"] = "host",
     ) -> None:
         self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
         self._perform = perform
@@ -81,28 +100,29 @@ class Pump:
         self._snapshots = Snapshots(bus, service, shard)
         self._meta = bus.kv(subjects.META)
         self._reader = reader_key(service, shard)
+        self._log = log.bind(reader=self._reader)
         self._save_every_s = save_every_s
         self._saved_at = time.monotonic()
         self._unsaved_bytes = 0
         self._unsaved = False
-        self._settles = settles
-        self._settled_ns = 0
-        #: When the stream was asked, and what it held then.
-        self._asked: tuple[int, StreamState] | None = None
+        self._follows_stream_clock = clock == "stream"
+        self._stream_clock_ns = 0
+        #: The last check of the stream that is not reached yet: (host time before it, what the stream held).
+        self._check: tuple[int, StreamState] | None = None
         self.progress = Progress()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Pump until *stopping* is set; then save once more."""
+        """Run until *stopping* is set, then save a last snapshot."""
         loading = until_available(lambda: self._snapshots.load_into(self._machine))
         try:
-            trouble = await unless_stopped(stopping, loading)
+            problem = await unless_stopped(stopping, loading)
         except Stopped:
             return
-        self.progress.trouble = trouble or ""
+        self.progress.problem = problem or ""
         self._on_loaded()
         tasks = [
             asyncio.create_task(self._follow(), name=f"follow {self._reader}"),
-            asyncio.create_task(self._look_after(), name=f"look after {self._reader}"),
+            asyncio.create_task(self._tick_often(), name=f"tick {self._reader}"),
             asyncio.create_task(self._save_often(), name=f"save {self._reader}"),
         ]
         stop = asyncio.create_task(stopping.wait())
@@ -118,21 +138,25 @@ class Pump:
             try:
                 await self._save()
             except TokentraceError as exc:
-                log.info("%s: %s", self._reader, exc)
+                self._log.info("the last snapshot was not saved: %s", exc)
 
     async def _follow(self) -> None:
-        feed = self._bus.follow(self._stream, self._filters, self._machine.position)
-        async with contextlib.aclosing(feed):
-            async for chunk in feed:
+        async with Follower(
+            self._bus,
+            self._stream,
+            self._filters,
+            self._machine.position,
+            reader=self._reader,
+            needs_every_message=True,
+        ) as chunks:
+            async for chunk in chunks:
                 await self._apply(chunk)
 
     async def _apply(self, chunk: Chunk) -> None:
         machine, progress = self._machine, self.progress
         if chunk.rewound:
-            log.warning("%s: the stream was made anew or lost its end; reading it from the first message", self._reader)
             machine.rewound(chunk.created_ns)
         if chunk.missing is not None:
-            log.error("%s: messages %d to %d are gone from %s", self._reader, *chunk.missing, self._stream)
             machine.lost(*chunk.missing, chunk.created_ns)
         turn = time.perf_counter() + TURN_S
         for message in chunk.messages:
@@ -140,7 +164,7 @@ class Pump:
                 machine.fold(message, chunk.created_ns)
             except BAD_DATA as exc:
                 if not isinstance(exc, Rejected):
-                    log.exception("%s: message %d", self._reader, message.sequence)
+                    self._log.exception("message %d could not be folded", message.sequence)
                 progress.rejected += 1
                 self._bus.set_aside.note(self._stream, f"message {message.sequence}", exc)
             self._unsaved_bytes += len(message.payload)
@@ -149,8 +173,8 @@ class Pump:
                 turn = time.perf_counter() + TURN_S
         self._unsaved = self._unsaved or bool(chunk.messages)
         progress.pending = chunk.pending
-        if self._settles:
-            self._settle()
+        if self._follows_stream_clock:
+            self._advance_stream_clock()
         elif chunk.pending == 0:
             self._caught_up()
         await self._tick()
@@ -160,72 +184,73 @@ class Pump:
         self._on_caught_up()
 
     async def _tick(self) -> None:
-        # One at a time and in order: an event must not overtake one that is still being tried.
+        # One effect at a time and in order: an event must not overtake one that is still being retried.
         async with self._performing:
-            for effect in self._machine.tick(self._settled_ns if self._settles else time.time_ns()):
+            now_ns = self._stream_clock_ns if self._follows_stream_clock else time.time_ns()
+            for effect in self._machine.tick(now_ns):
                 if self._perform is None:
-                    raise AssertionError(f"{self._reader}: nobody performs {effect}")
+                    raise AssertionError(f"{self._reader}: there is nothing to perform {effect}")
                 try:
                     await until_available(partial(self._perform, effect))
                 except Rejected as exc:
-                    log.error("%s: %s", self._reader, exc)
+                    self._log.error("an effect was refused and is dropped: %s", exc)
                 self._machine.performed(effect)
 
-    async def _ask(self) -> None:
-        """Ask what the stream holds now: once that is taken in, everything up to now is."""
+    async def _check_stream(self) -> None:
+        """Ask what the stream holds now; once that is folded, everything stored until now is folded."""
         asked_ns = time.time_ns()
         try:
             state = await self._bus.state(self._stream)
         except TokentraceError as exc:
-            log.debug("%s: %s", self._reader, exc)
+            self._log.debug("the state of the stream is unknown: %s", exc)
             return
-        before = self._asked[1] if self._asked is not None else None
-        # What was asked before is still to be reached: whoever lags a little would never get to what is asked anew.
+        before = self._check[1] if self._check is not None else None
+        # Keep a check that is not reached yet. A machine that lags a little would never reach one that always moves.
         if before is None or before.created_ns != state.created_ns or before.last_sequence > state.last_sequence:
-            self._asked = asked_ns, state
-        self._settle()
+            self._check = asked_ns, state
+        self._advance_stream_clock()
 
-    def _settle(self) -> None:
-        if self._asked is None:
+    def _advance_stream_clock(self) -> None:
+        if self._check is None:
             return
-        asked_ns, state = self._asked
+        asked_ns, state = self._check
         position = self._machine.position
-        there = position.sequence if position is not None and position.created_ns == state.created_ns else 0
-        if there >= state.last_sequence:
-            self._asked = None
-            self._settled_ns = max(self._settled_ns, asked_ns)
+        folded = position.sequence if position is not None and position.created_ns == state.created_ns else 0
+        if folded >= state.last_sequence:
+            self._check = None
+            self._stream_clock_ns = max(self._stream_clock_ns, asked_ns)
             self._caught_up()
 
-    async def _look_after(self) -> None:
-        """What has to happen although no message comes: ticks, telling the position."""
-        told = 0.0
+    async def _tick_often(self) -> None:
+        """Tick and publish the position, also while no message arrives."""
+        told_at = 0.0
         while True:
-            if self._settles:
-                await self._ask()
+            if self._follows_stream_clock:
+                await self._check_stream()
             await self._tick()
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_LOOK_EVERY_S)
             now = time.monotonic()
             try:
-                if now - told >= TELL_EVERY_S and self._machine.position is not None:
+                if now - told_at >= TELL_EVERY_S and self._machine.position is not None:
                     await self._meta.put(self._reader, encode_position(self._machine.position))
-                    told = now
+                    told_at = now
             except TokentraceError as exc:
-                log.info("%s: %s", self._reader, exc)
+                self._log.info("the position was not published: %s", exc)
 
     async def _save_often(self) -> None:
         while True:
-            await asyncio.sleep(0.2)
-            late = time.monotonic() - self._saved_at >= self._save_every_s
-            if self._unsaved and (late or self._unsaved_bytes >= SAVE_EVERY_BYTES):
+            await asyncio.sleep(_LOOK_EVERY_S)
+            is_due = time.monotonic() - self._saved_at >= self._save_every_s
+            if self._unsaved and (is_due or self._unsaved_bytes >= SAVE_EVERY_BYTES):
                 try:
                     await self._save()
                 except TokentraceError as exc:
-                    log.info("%s: %s", self._reader, exc)
+                    self._log.info("a snapshot was not saved: %s", exc)
 
     async def _save(self) -> None:
         self._unsaved, self._unsaved_bytes, self._saved_at = False, 0, time.monotonic()
         try:
-            await self._snapshots.look()
+            await self._snapshots.refresh()
             await self._snapshots.save(self._machine.snapshot(self._snapshots.revisions))
         except BaseException:
             self._unsaved = True

@@ -1,74 +1,36 @@
-"""What every program does around its service: logs, signals, exit codes."""
+"""What every program does around its service: the event loop, signals, exit codes."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
-import json
-import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Awaitable, Callable
 
 from tokentrace.errors import ConfigError, TokentraceError
+from tokentrace.service.logs import set_up_logging
 from tokentrace.service.stopping import Stopped
 
-#: After this long everything that is loaded at start has been, seconds.
-_SETTLED_S = 1.0
+#: Seconds after which a program has loaded its modules and tables.
+_LOADED_S = 1.0
 EXIT_OK, EXIT_UNAVAILABLE, EXIT_CONFIG = 0, 1, 2
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object per line, as log collectors want it."""
-
-    def __init__(self, tool: str) -> None:
-        super().__init__()
-        self._tool = tool
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "tool": self._tool,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def set_up_logging(tool: str, level: str = "info") -> None:
-    """
-    Logs to stderr: text for a terminal, JSON lines otherwise.
-
-    Raises:
-        ConfigError: No such level.
-    """
-    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
-        raise ConfigError(f"TOKENTRACE_LOG_LEVEL: {level!r} is none of debug, info, warning, error")
-    handler = logging.StreamHandler(sys.stderr)
-    if sys.stderr.isatty():
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    else:
-        handler.setFormatter(_JsonLines(tool))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # It logs whole addresses, and the address of a webhook is a secret.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """
     Run *service* until it ends or a signal stops it.
 
-    The first SIGINT or SIGTERM sets the event it is given, so that it drains; a second one ends the process.
-    A service that is still starting then raises ``Stopped``: exit code 0.
+    The first SIGINT or SIGTERM sets the event that *service* receives, so that it finishes what is under way; a second
+    one ends the process. A service that is still starting raises ``Stopped``, which is exit code 0.
+
+    Args:
+        tool: The program's name in logs and messages.
 
     Returns:
-        Exit code: 0 stopped, 1 broker or port unavailable, 2 bad configuration.
+        The exit code: 0 stopped, 1 broker or port unavailable, 2 invalid configuration.
     """
     try:
         set_up_logging(tool, os.environ.get("TOKENTRACE_LOG_LEVEL", "info"))
@@ -77,7 +39,7 @@ def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     except (TokentraceError, BaseExceptionGroup) as exc:
         return _explain(tool, exc)
     finally:
-        # What was frozen is collected at the end, or libraries complain that it was leaked.
+        # Frozen objects are not collected at exit, and some libraries report them as leaks.
         gc.unfreeze()
     return EXIT_OK
 
@@ -89,7 +51,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _explain(tool: str, error: BaseException) -> int:
-    """Say on stderr what was wrong and choose the exit code; what nobody expected is raised again."""
+    """Print *error* on stderr and return the exit code; raise it again if it is not one of tokentrace's."""
     leaves = _leaves(error)
     if not all(isinstance(leaf, TokentraceError) for leaf in leaves):
         raise error
@@ -104,12 +66,12 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
 
 
-def _spare_the_collector() -> None:
+def _freeze_loaded_objects() -> None:
     """
-    Keep the garbage collector from walking what never goes.
+    Exclude the objects loaded at the start from garbage collection.
 
-    A busy service makes thousands of records a millisecond, nearly all freed by their last reference; walking the price
-    tables and modules for each few hundred of them took a tenth of ingest's time.
+    A busy service creates thousands of records a millisecond, and each few hundred of them trigger a collection. Going
+    through the price tables and modules each time took a tenth of ingest's time.
     """
     gc.collect()
     gc.freeze()
@@ -119,7 +81,7 @@ def _spare_the_collector() -> None:
 async def _with_signals(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.call_later(_SETTLED_S, _spare_the_collector)
+    loop.call_later(_LOADED_S, _freeze_loaded_objects)
 
     def stop(number: int) -> None:
         if stopping.is_set():

@@ -1,15 +1,15 @@
-"""What every process could not read, brought together in ``tt_meta``: so ``/health`` of the api names all of it."""
+"""The data that the processes could not decode, collected in ``tt_meta``, so that ``/health`` of the api shows all."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
 
 import msgspec
+import structlog
 
 from tokentrace.bad_data import Record, SetAside, reading
 from tokentrace.bus import Bus, subjects
@@ -17,42 +17,42 @@ from tokentrace.errors import TokentraceError
 from tokentrace.records import Natural
 from tokentrace.units import MINUTE
 
-log = logging.getLogger(__name__)
+log = structlog.stdlib.get_logger(__name__)
 
 _PREFIX = "set_aside."
 _LOOK_EVERY_S = 1.0
-#: What has not changed is told again so often, and is forgotten when it has not been for ``_FORGET_NS``.
+#: An unchanged entry is published again this often, and ignored once it is older than ``_FORGET_NS``.
 _AGAIN_S = 30.0
 _FORGET_NS = 5 * MINUTE
-#: Records of one process that are told.
-_TOLD = 50
+#: How many records of one process are published.
+_PUBLISHED = 50
 
 
-class _Told(msgspec.Struct, frozen=True):
-    """An entry of ``tt_meta``: what one process has set aside since it started."""
+class _Report(msgspec.Struct, frozen=True):
+    """An entry of ``tt_meta``: the data that one process has set aside since it started."""
 
     told_ns: Natural
     totals: dict[str, Natural]
     records: list[Record]
 
 
-async def tell_set_aside(bus: Bus, service: str, stopping: asyncio.Event) -> None:
-    """Keep the entry of this process up to date until *stopping* is set; it goes with the process."""
+async def publish_set_aside(bus: Bus, service: str, stopping: asyncio.Event) -> None:
+    """Keep this process's report up to date until *stopping* is set; delete it when the process ends."""
     meta, key = bus.kv(subjects.META), f"{_PREFIX}{service}.{uuid.uuid4().hex}"
-    told_at, told = 0.0, _Told(0, {}, [])
+    published_at, published = 0.0, _Report(0, {}, [])
     stop = asyncio.create_task(stopping.wait())
     try:
         while not stopping.is_set():
-            now = _told_of(bus.set_aside)
-            changed = (now.totals, now.records) != (told.totals, told.records)
-            if changed or (now.totals and time.monotonic() - told_at > _AGAIN_S):
+            report = _report(bus.set_aside)
+            changed = (report.totals, report.records) != (published.totals, published.records)
+            if changed or (report.totals and time.monotonic() - published_at > _AGAIN_S):
                 try:
-                    await meta.put(key, msgspec.json.encode(now))
-                    told, told_at = now, time.monotonic()
+                    await meta.put(key, msgspec.json.encode(report))
+                    published, published_at = report, time.monotonic()
                 except TokentraceError as exc:
                     log.debug("%s: %s", key, exc)
             await asyncio.wait([stop], timeout=_LOOK_EVERY_S)
-        if told.totals:
+        if published.totals:
             await meta.delete(key)
     except TokentraceError as exc:
         log.debug("%s: %s", key, exc)
@@ -60,35 +60,35 @@ async def tell_set_aside(bus: Bus, service: str, stopping: asyncio.Event) -> Non
         stop.cancel()
 
 
-def _told_of(found: SetAside) -> _Told:
-    return _Told(time.time_ns(), dict(found.totals), found.records[-_TOLD:])
+def _report(set_aside: SetAside) -> _Report:
+    return _Report(time.time_ns(), dict(set_aside.totals), set_aside.records[-_PUBLISHED:])
 
 
 async def read_set_aside(bus: Bus) -> tuple[Mapping[str, int], list[Record]]:
     """
-    What all processes could not read: place -> how much of it, and the records met last, newest first.
+    Return what all processes have set aside: place -> count, and the records, the one read last first.
 
-    Of one thing that several processes have met there is one record; a place's number is the highest any tells.
+    Data that several processes have read has one record. The count of a place is the highest of any process.
 
     Raises:
-        Unavailable: The broker is away.
+        Unavailable: The broker is unreachable.
     """
     now_ns = time.time_ns()
-    everyone = [_told_of(bus.set_aside)]
+    reports = [_report(bus.set_aside)]
     for key, entry in (await bus.kv(subjects.META).items()).items():
         if key.startswith(_PREFIX):
             which = f"key {key} revision {entry.revision}"
             with bus.set_aside.guard(subjects.META, which), reading("what was set aside"):
-                told = msgspec.json.decode(entry.value, type=_Told)
-                if told.told_ns > now_ns - _FORGET_NS:
-                    everyone.append(told)
+                report = msgspec.json.decode(entry.value, type=_Report)
+                if report.told_ns > now_ns - _FORGET_NS:
+                    reports.append(report)
     totals: Counter[str] = Counter()
     records: dict[tuple[str, str], Record] = {}
-    for told in everyone:
-        totals |= Counter(told.totals)
-        for record in told.records:
-            held = records.setdefault((record.place, record.which), record)
-            if held.last_ns < record.last_ns:
+    for report in reports:
+        totals |= Counter(report.totals)
+        for record in report.records:
+            known = records.setdefault((record.place, record.which), record)
+            if known.last_ns < record.last_ns:
                 records[record.place, record.which] = record
     newest = sorted(records.values(), key=lambda record: record.last_ns, reverse=True)
-    return dict(sorted(totals.items())), newest[:_TOLD]
+    return dict(sorted(totals.items())), newest[:_PUBLISHED]

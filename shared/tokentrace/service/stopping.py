@@ -1,4 +1,4 @@
-"""Waits that end when the program is told to stop."""
+"""Waiting that ends when the program is stopped."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-#: Seconds after which a cancellation is repeated: nats-py's asyncio.wait_for can lose one in Python 3.11.
+#: Seconds after which a cancellation is repeated: asyncio.wait_for in nats-py can lose one in Python 3.11.
 _REPEAT_S = 0.5
 
 T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The program was told to stop before what it waited for was there."""
+    """The program was stopped before what it waited for had a result."""
 
 
 async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
     """
-    What *work* returns; it is cancelled when *stopping* is set first.
+    Return the result of *work*, or cancel it when *stopping* is set.
 
     Raises:
-        Stopped: *stopping* was set, and *work* has ended without a result.
+        Stopped: *stopping* was set, and *work* ended without a result.
     """
     task = asyncio.create_task(work)
     stop = asyncio.create_task(stopping.wait())

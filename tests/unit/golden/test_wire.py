@@ -1,7 +1,7 @@
 """
-Bytes that other programs have written or will read: a change here breaks somebody's stream, store or dashboard.
+Encoded records and documented JSON, compared with files: a change breaks stored streams, stores and dashboards.
 
-``python tests/unit/golden/test_wire.py`` writes the files anew; the diff is then what has to be argued for.
+``python tests/unit/golden/test_wire.py`` rewrites the files. Their diff then shows the change of the format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 HERE = Path(__file__).parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(HERE.parent.parent))
 
 from kit.builders import ENDED_NS, STARTED_NS, make_batch, make_span  # noqa: E402
 from tokentrace.dialect import docs, mist  # noqa: E402
@@ -36,7 +36,7 @@ from tokentrace.records import (  # noqa: E402
     encode_batches,
 )
 
-#: Every field has a value of its own, none its default: a field that moves or vanishes shows.
+#: Each field has a different value, and none its default, so that a moved or missing field is noticed.
 SPAN = make_span(
     parent_span_id="00f067aa-0000-4000-8000-000000000003",
     caller="checkout",
@@ -127,7 +127,7 @@ BATCH = make_batch(
     annotations=[Annotation(trace_id="t", span_id="s", attributes={"k": 3})],
 )
 
-#: SPEC A.1, as the documents print it.
+#: The documented example of a span.
 DOCS_EXAMPLE = (
     '{"trace_id":"7f3a1c2b-...","span_id":"a1b2c3d4-...","name":"summarize-document","model":"gpt-4o",'
     '"provider":"openai","prompt_tokens":512,"comp_tokens":128,"total_tokens":640,"cost_usd":0.00448,'
@@ -146,7 +146,7 @@ MIST_EXAMPLE = (
 
 
 def named(record: msgspec.Struct) -> dict[str, Any]:
-    """An array-like record with the names of its fields."""
+    """Return the fields of an array-like record by name."""
     return {name: getattr(record, name) for name in record.__struct_fields__}
 
 
@@ -185,7 +185,7 @@ def golden_bytes(name: str) -> bytes:
 
 
 def capture(name: str) -> str:
-    """What the golden file *name* has to contain."""
+    """Return what the golden file *name* must contain."""
     if name == "batch.hex":
         return as_hex(encode_batches([BATCH]))
     if name == "smallest_batch.hex":
@@ -207,11 +207,11 @@ def capture(name: str) -> str:
 
 
 def comparable(name: str, text: str) -> str:
-    """*text* without what JSON leaves open, the order of keys; 1240 and 1240.0 stay apart."""
+    """Return JSON with sorted keys, because their order has no meaning; 1240 and 1240.0 stay different."""
     return json.dumps(json.loads(text), indent=1, sort_keys=True) if name.endswith(".json") else text
 
 
-def test_every_field_of_the_golden_batch_has_a_value_of_its_own():
+def test_each_field_of_the_golden_batch_has_a_value_other_than_its_default():
     records = [BATCH, *BATCH.spans, BATCH.reporter, *BATCH.started, *BATCH.scores, *BATCH.messages, *BATCH.session_ends]
     for record in [*records, *BATCH.tombstones, *BATCH.annotations]:
         for field in msgspec.structs.fields(record):
@@ -221,26 +221,26 @@ def test_every_field_of_the_golden_batch_has_a_value_of_its_own():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_goes_over_the_wire_stays_what_it_was(name):
+def test_the_encoded_form_equals_its_golden_file(name):
     assert comparable(name, capture(name)) == comparable(name, golden(name))
 
 
-def test_every_golden_file_belongs_to_a_test():
+def test_each_golden_file_belongs_to_a_test():
     assert {path.name for path in HERE.iterdir() if path.suffix in (".json", ".hex")} == set(FILES)
 
 
-def test_stored_bytes_are_read_back_as_the_batch_they_were():
+def test_the_golden_bytes_decode_to_the_golden_batch():
     assert decode_batches(golden_bytes("batch.hex")) == [BATCH]
     assert decode_batches(golden_bytes("smallest_batch.hex")) == [Batch(id="r")]
 
 
-def test_fields_are_only_ever_appended():
+def test_fields_are_only_appended():
     kept = json.loads(golden("layout.json"))
     for kind in LAYOUTS:
         assert list(kind.__struct_fields__)[: len(kept[kind.__name__])] == kept[kind.__name__]
 
 
-def test_a_batch_of_an_older_writer_is_read_whatever_it_did_not_know():
+def test_a_batch_without_the_newer_fields_is_decoded_with_their_defaults():
     [fields] = msgspec.msgpack.decode(golden_bytes("batch.hex"))
     names = Batch.__struct_fields__
     for known in range(1, len(names)):
@@ -250,7 +250,7 @@ def test_a_batch_of_an_older_writer_is_read_whatever_it_did_not_know():
         assert [getattr(batch, name) for name in names[known:]] == [getattr(older, name) for name in names[known:]]
 
 
-def test_a_span_of_an_older_writer_is_read_whatever_it_did_not_know():
+def test_a_span_without_the_newer_fields_is_decoded_with_their_defaults():
     [fields] = msgspec.msgpack.decode(golden_bytes("batch.hex"))
     names, plain = Span.__struct_fields__, Span()
     for known in range(len(names)):
@@ -262,7 +262,7 @@ def test_a_span_of_an_older_writer_is_read_whatever_it_did_not_know():
         assert batch.reporter == BATCH.reporter
 
 
-def test_the_rarer_records_of_an_older_writer_are_read_too():
+def test_other_records_without_the_newer_fields_are_decoded():
     required = {"reporter": 0, "started": 2, "scores": 4, "messages": 2, "session_ends": 2, "tombstones": 3}
     required["annotations"] = 2
     [fields] = msgspec.msgpack.decode(golden_bytes("batch.hex"))
@@ -279,12 +279,12 @@ def test_the_rarer_records_of_an_older_writer_are_read_too():
             assert [getattr(got, field) for field in kept] == [getattr(want, field) for field in kept]
 
 
-def test_the_documented_example_is_shown_with_what_it_came_with():
+def test_the_documented_example_is_rendered_with_its_input_values():
     shown = json.loads(golden("docs_rendered.json"))
     assert {name: shown[name] for name in json.loads(DOCS_EXAMPLE)} == json.loads(DOCS_EXAMPLE)
 
 
-def test_the_mist_example_is_shown_with_what_it_came_with():
+def test_the_mist_example_is_rendered_with_its_input_values():
     shown, came = json.loads(golden("mist_rendered.json")), json.loads(MIST_PAYLOAD)
     assert {**shown, "attrs": None} == {**came, "attrs": None}
     assert {name: shown["attrs"][name] for name in came["attrs"]} == came["attrs"]

@@ -1,17 +1,9 @@
-"""Delivery of alert events to channels."""
+"""Delivery of alert events to webhooks, Alertmanagers, Python callables and standard output."""
 
 from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts, parse_address
 from tokentrace_alerter.delivery.callbacks import Callbacks, load_target
-from tokentrace_alerter.delivery.channel import (
-    Channel,
-    backoff_ns,
-    body_of,
-    key_of,
-    labels_of,
-    parse_channel,
-    pushed,
-    signed,
-)
+from tokentrace_alerter.delivery.channel import Channel, backoff_ns, compile_channel, idempotency_key, parse_channel
+from tokentrace_alerter.delivery.payload import alertmanager_alert, alertmanager_labels, signature, webhook_body
 from tokentrace_alerter.delivery.worker import DeliveryWorker
 
 __all__ = [
@@ -19,13 +11,14 @@ __all__ = [
     "Callbacks",
     "Channel",
     "DeliveryWorker",
+    "alertmanager_alert",
+    "alertmanager_labels",
     "backoff_ns",
-    "body_of",
-    "key_of",
-    "labels_of",
+    "compile_channel",
+    "idempotency_key",
     "load_target",
     "parse_address",
     "parse_channel",
-    "pushed",
-    "signed",
+    "signature",
+    "webhook_body",
 ]

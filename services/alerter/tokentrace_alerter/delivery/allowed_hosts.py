@@ -1,7 +1,7 @@
 """
-Which hosts deliveries may go to: ``alert_delivery.allow_hosts``.
+The hosts that deliveries may go to: ``alert_delivery.allow_hosts``.
 
-Pure: a name is compared as it is written. ``transport`` resolves the names that pass, and asks again for each address.
+Pure: a name is compared as it is written. ``transport`` resolves the names that are allowed and checks each address.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ KEY = "alert_delivery.allow_hosts"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: Link-local addresses, and the fixed ones under which clouds hand a machine its credentials.
+#: Link-local addresses, and the fixed addresses at which clouds give a machine its credentials.
 _NEVER: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(each)
-    for each in (
+    ipaddress.ip_network(network)
+    for network in (
         "169.254.0.0/16",  # IPv4 link-local; metadata of AWS, Google, Azure and most others
         "fe80::/10",  # IPv6 link-local
         "fd00:ec2::254",  # AWS over IPv6
@@ -32,9 +32,9 @@ _NEVER: tuple[Network, ...] = tuple(
     )
 )
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
-#: IPv6 prefixes whose last four bytes are the IPv4 address that a packet ends at: NAT64, and IPv4-compatible.
+#: IPv6 prefixes whose last four bytes are the IPv4 address to which a packet goes: NAT64 and IPv4-compatible.
 _EMBEDDING = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
-#: A host and perhaps a port; an IPv6 address is in brackets, or has none.
+#: A host with or without a port. An IPv6 address with a port is in brackets.
 _FORMS = (
     re.compile(r"([^\[\]:]+)(?::([0-9]{1,5}))?"),
     re.compile(r"\[([^\[\]]*:[^\[\]]*)\](?::([0-9]{1,5}))?"),
@@ -45,7 +45,7 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-
 
 @dataclass(frozen=True)
 class _Entry:
-    """A name or a network; *port* None = any port."""
+    """An allowed host: a name, or else a network; *port* None = any port."""
 
     name: str
     network: Network | None
@@ -55,50 +55,53 @@ class _Entry:
 @dataclass(frozen=True)
 class AllowedHosts:
     """
-    The hosts deliveries may go to.
+    The hosts that deliveries may go to.
 
     Attributes:
-        entries: None = every host; () = none. Link-local and metadata addresses are refused whatever it says.
+        entries: None = every host; () = no host. Link-local and metadata addresses are refused in any case.
     """
 
     entries: tuple[_Entry, ...] | None = None
 
     @classmethod
-    def parse(cls, given: Sequence[str] | None) -> AllowedHosts:
+    def parse(cls, hosts: Sequence[str] | None) -> AllowedHosts:
         """
-        From ``alert_delivery.allow_hosts``: names, addresses and CIDR ranges, each with ``:port`` if wanted.
+        Return the hosts of ``alert_delivery.allow_hosts``.
+
+        Args:
+            hosts: Names, addresses and CIDR ranges, each with or without ``:port``; None = every host.
 
         Raises:
-            ConfigError: Names the entry and what is wrong with it.
+            ConfigError: The text names the entry and what is wrong with it.
         """
-        if given is None:
+        if hosts is None:
             return cls()
-        return cls(tuple(_parse_entry(text, f"{KEY}[{index}]") for index, text in enumerate(given)))
+        return cls(tuple(_parse_entry(text, f"{KEY}[{index}]") for index, text in enumerate(hosts)))
 
     def check_url(self, url: str) -> None:
         """
-        Whether a delivery may go to *url*, as far as that can be told without resolving its host.
+        Check that the host of *url* is allowed, without resolving it.
 
         Raises:
-            Rejected: It may not; names the host.
+            Rejected: It is not allowed; the text names the host.
         """
         try:
-            # The parser of the client that will call it: with another one the host checked may not be the host called.
+            # Use the parser of the HTTP client. Another parser could find another host than the one that is called.
             parts = httpx.URL(url)
             host, port = parts.raw_host.decode("ascii"), parts.port
         except (httpx.InvalidURL, ValueError) as exc:
-            raise Rejected("the host in it cannot be read") from exc
+            raise Rejected("its host cannot be read") from exc
         self.check_host(host, port or (443 if parts.scheme == "https" else 80))
 
     def check_host(self, host: str, port: int) -> Address | None:
         """
-        Whether a delivery may go to *host*, a name or an address in any spelling.
+        Check that *host*, a name or an address in any spelling, is allowed.
 
         Returns:
-            The address that *host* spells; None = it is a name, whose addresses ``usable`` is to be asked for.
+            The address that *host* spells; None = it is a name, and ``usable`` must check its addresses.
 
         Raises:
-            Rejected: It may not; names the host.
+            Rejected: It is not allowed; the text names the host.
         """
         address = parse_address(host)
         if address is not None and _is_never(address):
@@ -113,23 +116,27 @@ class AllowedHosts:
 
     def usable(self, host: str, resolved: Iterable[str]) -> list[str]:
         """
-        Of the addresses that the allowed name *host* has, those a delivery may connect to, in the same order.
+        Return the addresses in *resolved* that a delivery may connect to, in the same order and without repetitions.
+
+        Args:
+            host: An allowed name.
+            resolved: All its addresses.
 
         Raises:
-            Rejected: There is none; names the host.
+            Rejected: There is none; the text names the host.
         """
-        found = []
+        addresses: list[str] = []
         for text in resolved:
             address = parse_address(text)
-            if address is not None and not _is_never(address) and text not in found:
-                found.append(text)
-        if not found:
-            raise Rejected(f"host {shorten(host)!r} has no other than link-local or metadata addresses")
-        return found
+            if address is not None and not _is_never(address) and text not in addresses:
+                addresses.append(text)
+        if not addresses:
+            raise Rejected(f"host {shorten(host)!r} has only link-local or metadata addresses")
+        return addresses
 
 
 def parse_address(host: str) -> Address | None:
-    """The address that *host* spells, as a resolver reads it: also ``0x7f.1`` and ``2130706433``; None = a name."""
+    """Return the address that *host* spells, as a resolver reads it, also ``0x7f.1``, ``2130706433``; None = a name."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -140,7 +147,7 @@ def parse_address(host: str) -> Address | None:
 
 
 def _parse_numbers(host: str) -> Address | None:
-    """An IPv4 address of one to four numbers, decimal, octal or hexadecimal; the last one fills what is left."""
+    """Return the IPv4 address of one to four decimal, octal or hexadecimal numbers; the last fills the bytes left."""
     numbers = []
     for part in host.split("."):
         if re.fullmatch(r"0x[0-9a-f]+", part):
@@ -205,17 +212,17 @@ def _parse_network(text: str) -> Network | None:
     except ValueError:
         return None
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
-        # Addresses are compared as the IPv4 addresses they are.
+        # parse_address turns IPv4-mapped addresses into IPv4 addresses, so a range of them becomes an IPv4 range.
         return ipaddress.IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
     return network
 
 
 def _ascii_name(text: str) -> str:
-    """*text* as the client writes the name of a host; "" = it is none."""
+    """Return *text* as the HTTP client writes the name of a host; "" = it is not the name of a host."""
     try:
         name = _plain(httpx.URL(scheme="http", host=text).raw_host.decode("ascii"))
     except (httpx.InvalidURL, ValueError):
         return ""
-    # A resolver reads what ends in a number as an address, or as nothing.
+    # A resolver does not look up a name whose last label is a number: it reads it as an address or fails.
     is_name = _NAME.fullmatch(name) is not None and not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", name.rpartition(".")[2])
     return name if is_name else ""

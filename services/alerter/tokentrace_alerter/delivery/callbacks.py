@@ -1,4 +1,4 @@
-"""Functions of one's own that take an event: found by name, called so that one which hangs holds nobody up."""
+"""Custom Python callables that receive events. A callable that hangs does not delay other deliveries."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from tokentrace.units import SECOND
 
 def load_target(target: str) -> Callable[..., Any]:
     """
-    What ``package.module:name`` is.
+    Return the callable that *target* (``package.module:name``) names; of an object with ``deliver``, that method.
 
     Raises:
-        ConfigError: It is not there, or cannot be called.
+        ConfigError: The module or the name does not exist, or is not callable.
     """
     module, _, name = target.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        named: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            named = getattr(named, part)
     except (ImportError, AttributeError) as exc:
         raise ConfigError(f"delivery.target: {target!r}: {exc}") from exc
-    made = not inspect.isclass(found)
-    found = getattr(found, "deliver", found)
-    if not made or not callable(found):
+    is_class = inspect.isclass(named)
+    function = getattr(named, "deliver", named)
+    if is_class or not callable(function):
         raise ConfigError(f"delivery.target: {target!r} is neither a function nor an object with deliver()")
-    call: Callable[..., Any] = found
+    call: Callable[..., Any] = function
     return call
 
 
 class Callbacks:
     """
-    Calls of such functions.
+    Calls of custom callables.
 
     Args:
-        at_once: So many calls of one function may be under way, those included that nobody waits for any more.
+        at_once: Limit of concurrent calls of one callable, including calls that timed out and are still running.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -50,29 +50,32 @@ class Callbacks:
 
     async def call(self, target: str, payload: Mapping[str, Any], timeout_ns: int) -> None:
         """
-        Hand *payload* to *target*.
+        Call *target* with *payload*; a coroutine function runs in the event loop, any other function in a thread.
+
+        Args:
+            timeout_ns: Limit for the call, nanoseconds.
 
         Raises:
-            TimeoutError: It does not return in time, or calls before did not.
-            Exception: Whatever it raises.
+            TimeoutError: It does not return in time, or too many earlier calls have not returned.
+            Exception: The callable raised it.
         """
         async with asyncio.timeout(timeout_ns / SECOND):
             function = load_target(target)
             asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
                 getattr(function, "__call__", None)  # noqa: B004 - an object may be called asynchronously
             )
-            answer = function(payload) if asynchronous else await self._apart(target, function, payload)
+            answer = function(payload) if asynchronous else await self._call_in_thread(target, function, payload)
             if inspect.isawaitable(answer):
                 await answer
 
-    async def _apart(self, target: str, function: Callable[..., Any], payload: Mapping[str, Any]) -> Any:
+    async def _call_in_thread(self, target: str, function: Callable[..., Any], payload: Mapping[str, Any]) -> Any:
         """
-        What it returns, in a thread of its own.
+        Call *function* in a daemon thread and return its result.
 
-        Not one of a pool: the program's end would wait for it.
+        The threads of a pool are not daemons: the end of the process would wait for a call that hangs.
         """
         if self._running[target] >= self._at_once:
-            raise TimeoutError(f"{self._at_once} calls of it have not returned")
+            raise TimeoutError(f"{self._at_once} earlier calls have not returned")
         loop = asyncio.get_running_loop()
         returned: asyncio.Future[Any] = loop.create_future()
 
@@ -89,10 +92,10 @@ class Callbacks:
             answer, error = None, None
             try:
                 answer = function(payload)
-            except Exception as exc:  # noqa: BLE001 - whoever waits is told
-                # A future takes no StopIteration.
+            except Exception as exc:  # noqa: BLE001 - the caller that awaits the future gets it
+                # A future refuses StopIteration.
                 error = RuntimeError(repr(exc)) if isinstance(exc, StopIteration) else exc
-            # The loop may have ended meanwhile.
+            # The service may have stopped while the call was running.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(settle, answer, error)
 

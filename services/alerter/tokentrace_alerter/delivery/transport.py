@@ -1,9 +1,9 @@
 """
-HTTP connections to none but allowed hosts.
+HTTP connections to allowed hosts only.
 
-A name is resolved once, each of its addresses is checked, and the connection goes to an address that was checked: a
-name server that answers differently the second time has no second time. No proxy of the environment is used, since
-it would do the resolving.
+A name is resolved once, each of its addresses is checked, and the connection goes to a checked address. So a name
+server cannot give a harmless address to the check and another one to the connection (DNS rebinding). No proxy of the
+environment is used, because the proxy would resolve the name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import httpx
 
 from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 
-#: An address that does not answer is left for the next one after this; the last has all the time there is.
+#: After this time the next address of a name is tried. The last address has the whole timeout.
 _NEXT_ADDRESS_S = 1.0
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Opens connections to allowed hosts; ``Rejected`` for all others, before a socket opens."""
+    """Opens connections to allowed hosts. For any other host it raises ``Rejected`` before it opens a socket."""
 
     def __init__(self, allowed: AllowedHosts) -> None:
         self._allowed = allowed
@@ -38,11 +38,11 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """
-        A connection to *host*, a name or an address; *timeout* in seconds, None = no limit.
+        Connect to *host*, a name or an address; *timeout* in seconds, None = no limit.
 
         Raises:
-            Rejected: The host, or each of its addresses, is not allowed.
-            httpcore.ConnectError, httpcore.ConnectTimeout: It cannot be resolved or reached.
+            Rejected: The host or all of its addresses are not allowed.
+            httpcore.ConnectError, httpcore.ConnectTimeout: The host cannot be resolved or reached.
         """
         *others, last = await self._addresses(host, port)
         for address in others:
@@ -58,13 +58,13 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         if address is not None:
             return [str(address)]
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            resolved = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as exc:
             raise httpcore.ConnectError(str(exc)) from exc
-        return self._allowed.usable(host, (cast(str, sockaddr[0]) for *_, sockaddr in found))
+        return self._allowed.usable(host, (cast(str, sockaddr[0]) for *_, sockaddr in resolved))
 
     async def sleep(self, seconds: float) -> None:
-        """As ``asyncio.sleep``."""
+        """Sleep, as httpcore's interface requires."""
         await asyncio.sleep(seconds)
 
 
@@ -82,9 +82,9 @@ class _Body(httpx.AsyncByteStream):
 
 class CheckedTransport(httpx.AsyncBaseTransport):
     """
-    What an ``httpx.AsyncClient`` sends with; connections stay open for the next request.
+    Transport of an ``httpx.AsyncClient`` that checks each host; connections stay open for the next request.
 
-    httpx' own transport takes no network backend, so this hands requests to httpcore's pool, as that one does.
+    The transport of httpx accepts no network backend. So this one passes requests to a pool of httpcore, as httpx does.
     """
 
     def __init__(self, allowed: AllowedHosts) -> None:
@@ -101,8 +101,8 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         Send *request*.
 
         Raises:
-            Rejected: Its host is not allowed.
-            httpx.TransportError: It got no answer.
+            Rejected: The host is not allowed.
+            httpx.TransportError: There was no answer.
         """
         url = request.url
         try:
@@ -122,7 +122,7 @@ class CheckedTransport(httpx.AsyncBaseTransport):
             httpcore.ProxyError,
             httpcore.UnsupportedProtocol,
         ) as exc:
-            # Both libraries have the same exceptions by the same names.
+            # Each exception of httpcore has one of the same name in httpx.
             raise getattr(httpx, type(exc).__name__, httpx.TransportError)(str(exc)) from exc
         return httpx.Response(
             status_code=response.status,
@@ -132,5 +132,5 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         )
 
     async def aclose(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         await self._pool.aclose()

@@ -1,10 +1,11 @@
-"""Alert rules: their schema, their decisions, their state over time, and where they are stored."""
+"""Alert rules: their compiled form, their decisions, and their state over time."""
 
+from tokentrace_alerter.rules.decide import Decision, State, breaches, decide
 from tokentrace_alerter.rules.evaluator import RuleEvaluator, instance_of
 from tokentrace_alerter.rules.filter_index import FilterIndex
-from tokentrace_alerter.rules.render import render_watch
-from tokentrace_alerter.rules.rule import Decision, Rule, State, breaches, decide, parse_rule
-from tokentrace_alerter.rules.window import choose
+from tokentrace_alerter.rules.render import render_status
+from tokentrace_alerter.rules.schema import Rule, compile_rule, parse_rule
+from tokentrace_alerter.rules.window import select
 
 __all__ = [
     "Decision",
@@ -13,9 +14,10 @@ __all__ = [
     "RuleEvaluator",
     "State",
     "breaches",
-    "choose",
+    "compile_rule",
     "decide",
     "instance_of",
     "parse_rule",
-    "render_watch",
+    "render_status",
+    "select",
 ]

@@ -1,4 +1,4 @@
-"""Which rules a span concerns: found by the values they filter on, not tried one by one."""
+"""Finds the rules that a span concerns by the values they filter on, without trying every rule."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from tokentrace.records import Span
 
 class FilterIndex:
     """
-    Filters by name.
+    An index of filters.
 
     Args:
-        filters: Name -> dimension or attribute -> value, all of which a span must have.
+        filters: Name -> dimension or attribute -> value. A span must have all values of a filter.
     """
 
     def __init__(self, filters: Mapping[str, Mapping[str, str]]) -> None:
-        self._everything = [name for name, filter_ in filters.items() if not filter_]
-        shared = Counter(item for filter_ in filters.values() for item in filter_.items())
-        #: Key -> value -> (name, the rest of its filter), each name under the item that it shares with the fewest.
+        self._unfiltered = [name for name, filter_ in filters.items() if not filter_]
+        uses = Counter(item for filter_ in filters.values() for item in filter_.items())
+        #: Key -> value -> (name, the other items of its filter). A name is listed under the item of its filter that the
+        #: fewest filters share, because that item excludes the most spans.
         self._by_key: dict[str, dict[str, list[tuple[str, list[tuple[str, str]]]]]] = {}
         for name, filter_ in filters.items():
             if filter_:
-                key, value = min(filter_.items(), key=lambda item: (shared[item], item))
+                key, value = min(filter_.items(), key=lambda item: (uses[item], item))
                 rest = [item for item in filter_.items() if item != (key, value)]
                 self._by_key.setdefault(key, {}).setdefault(value, []).append((name, rest))
 
     def match(self, spans: Sequence[Span]) -> Iterable[tuple[str, list[int] | None]]:
-        """(Name, indices of the spans that pass its filter), None for all of them; names without any are left out."""
-        for name in self._everything:
+        """
+        Yield each name whose filter at least one span passes, with the indices of these spans.
+
+        An empty filter is yielded for any spans, with None for all indices.
+        """
+        for name in self._unfiltered:
             yield name, None
-        found: dict[str, list[int]] = {}
+        matches: dict[str, list[int]] = {}
         for key, by_value in self._by_key.items():
             for index, span in enumerate(spans):
                 value = value_text(span, key)
@@ -40,5 +45,5 @@ class FilterIndex:
                     continue
                 for name, rest in by_value.get(value, ()):
                     if all(value_text(span, other) == wanted for other, wanted in rest):
-                        found.setdefault(name, []).append(index)
-        yield from found.items()
+                        matches.setdefault(name, []).append(index)
+        yield from matches.items()

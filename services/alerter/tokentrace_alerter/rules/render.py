@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokentrace.units import MINUTE, render_duration, render_instant
-from tokentrace_alerter.rules.rule import State
+from tokentrace_alerter.rules.decide import State
+from tokentrace_alerter.rules.evaluator import RuleEvaluator
 
-if TYPE_CHECKING:
-    from tokentrace_alerter.rules.evaluator import RuleEvaluator
-
-#: As long as this a rule that has recovered is called resolved.
+#: For this long after its end an episode is shown as resolved.
 _RESOLVED_NS = 15 * MINUTE
 _MAX_INSTANCES = 100
 
 
-def render_watch(watch: RuleEvaluator, now_ns: int) -> dict[str, Any]:
-    """The documented keys, and why it did not fire; a grouped rule shows the instance that is worst off."""
-    rule = watch.rule
-    instances = watch.states
+def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
+    """
+    Return the documented keys of a rule and of its state, and the reason why it did not fire.
+
+    A grouped rule shows the values of its worst instance: firing before pending, then the latest firing, then the most
+    spans. It also lists up to 100 instances.
+    """
+    rule = evaluator.rule
+    instances = evaluator.states
     states = instances or {"": State()}
-    state = max(states.values(), key=lambda one: (one.firing, one.pending_ns > 0, one.fired_ns, one.span_count))
-    until_ns = watch.silenced_until_ns if watch.silenced_until_ns > now_ns else 0
-    shown: dict[str, Any] = {
+    worst = max(
+        states.values(), key=lambda state: (state.firing, state.pending_ns > 0, state.fired_ns, state.span_count)
+    )
+    until_ns = evaluator.silenced_until_ns if evaluator.silenced_until_ns > now_ns else 0
+    status: dict[str, Any] = {
         "name": rule.name,
         "metric": rule.metric,
         "op": rule.op,
         "threshold": rule.threshold,
         "window": rule.window,
-        "last_evaluated": _instant(state.evaluated_ns),
-        "last_fired": _instant(max(one.fired_ns for one in states.values())),
-        "current_value": state.value,
-        "firing": any(one.breached for one in states.values()),
+        "last_evaluated": _instant(worst.evaluated_ns),
+        "last_fired": _instant(max(state.fired_ns for state in states.values())),
+        "current_value": worst.value,
+        "firing": any(state.breached for state in states.values()),
         "silenced": rule.silenced or until_ns > 0,
         "silenced_until": _instant(until_ns),
         "rule_id": rule.rule_id,
@@ -46,42 +51,42 @@ def render_watch(watch: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "group_by": rule.group_by or None,
         "change": rule.change or None,
         "delivery": rule.delivery.type if rule.delivery else None,
-        "next_evaluation": _instant(watch.next_ns),
-        "span_count": state.span_count,
-        "spans_considered": watch.spans,
-        "late_spans": watch.late,
-        "state": state_of(watch, state, now_ns),
-        "starts_at": _instant(state.starts_ns) if state.firing else None,
-        "why_not_fired": ("warming" if watch.backfilling else state.why) or None,
+        "next_evaluation": _instant(evaluator.next_ns),
+        "span_count": worst.span_count,
+        "spans_considered": evaluator.spans,
+        "late_spans": evaluator.late,
+        "state": _state_name(evaluator, worst, now_ns),
+        "starts_at": _instant(worst.starts_ns) if worst.firing else None,
+        "why_not_fired": ("warming" if evaluator.backfilling else worst.reason) or None,
     }
     if rule.group_by:
         ordered = sorted(instances.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
-        shown["instance_count"] = len(instances)
-        shown["instances"] = [
+        status["instance_count"] = len(instances)
+        status["instances"] = [
             {
                 "group": name,
-                "state": state_of(watch, one, now_ns),
-                "current_value": one.value,
-                "span_count": one.span_count,
-                "last_fired": _instant(one.fired_ns),
-                "why_not_fired": one.why or None,
+                "state": _state_name(evaluator, state, now_ns),
+                "current_value": state.value,
+                "span_count": state.span_count,
+                "last_fired": _instant(state.fired_ns),
+                "why_not_fired": state.reason or None,
             }
-            for name, one in ordered[:_MAX_INSTANCES]
+            for name, state in ordered[:_MAX_INSTANCES]
         ]
-    return shown
+    return status
 
 
-def state_of(watch: RuleEvaluator, state: State, now_ns: int) -> str:
-    """inactive, pending, firing, resolved, no_data or warming."""
+def _state_name(evaluator: RuleEvaluator, state: State, now_ns: int) -> str:
+    """Return inactive, pending, firing, resolved, no_data or warming."""
     if state.firing:
         return "firing"
     if state.pending_ns:
         return "pending"
-    if watch.backfilling or watch.warming(now_ns):
+    if evaluator.backfilling or evaluator.warming(now_ns):
         return "warming"
     if state.event_ns and now_ns < state.event_ns + _RESOLVED_NS:
         return "resolved"
-    return "no_data" if state.why == "no_data" else "inactive"
+    return "no_data" if state.reason == "no_data" else "inactive"
 
 
 def _instant(ns: int) -> str | None:

@@ -1,4 +1,9 @@
-"""What a rule measures: a metric that everybody has, or one of one's own; each keeps a ring of the rule's window."""
+"""
+The spans of a rule's window: buckets of a built-in or of a custom metric, and the values they add up to.
+
+A rule has buckets of one width, as many as its window needs. If an instant can lie inside a bucket, the last seconds
+before the instant are read from buckets of one second, so that the window ends exactly at the instant.
+"""
 
 from __future__ import annotations
 
@@ -23,102 +28,119 @@ from tokentrace.rollup import (
 )
 from tokentrace.state import Part
 from tokentrace.units import SECOND
-from tokentrace_alerter.rules.rule import MAX_GROUPS, Reading, Rule
+from tokentrace_alerter.rules.decide import NO_READING, Reading
+from tokentrace_alerter.rules.schema import Rule
 
-#: The one instance of a rule that is not grouped.
+#: The name of the only instance of a rule that is not grouped.
 WHOLE = ""
-Found = dict[str, Reading]
+#: A grouped rule has at most this many instances; further values are counted as ``other``.
+MAX_GROUPS = 1000
+#: Instance -> reading.
+Readings = dict[str, Reading]
 
 
 class RuleWindow(Protocol):
-    """The spans of one rule's window and what they come to."""
+    """The spans of one rule's window."""
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        """Take in spans that the rule's filter lets through, of a message of stream time *time_ns*."""
+        """Fold spans that pass the filter; *rows* belong to them, *time_ns* is the stream time of the message."""
         ...
 
     def change(self, changes: Sequence[ScoreDelta], time_ns: int) -> None:
-        """Take in those sides of scores given after the fact that the rule's filter lets through."""
+        """Fold changes of scores whose spans pass the rule's filter."""
         ...
 
-    def read(self, instant_ns: int) -> Found:
-        """Instance -> what its window that ends at *instant_ns* comes to; the value is None without data."""
+    def read(self, instant_ns: int) -> Readings:
+        """Return the reading of each instance for the window that ends at *instant_ns* (exclusive)."""
         ...
 
-    def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
-        """When there are too many instances the lightest become one; returns those that stay, None when all do."""
+    def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
+        """
+        Count the lightest instances as ``other`` if there are too many.
+
+        Args:
+            busy: Instances that are kept before others, because they are firing or pending.
+
+        Returns:
+            The instances that are kept; None = there are not too many.
+        """
         ...
 
     @property
     def late(self) -> int:
-        """Spans that came when no window could hold them any more."""
+        """Count of spans that arrived when no bucket for their time was kept."""
         ...
 
     def snapshot(self) -> Callable[[], Any]:
-        """Captured now, made into plain data for ``restore`` later and in any thread."""
+        """Capture the state now; the function that is returned encodes it and may run in any thread."""
         ...
 
-    def restore(self, saved: Any) -> None: ...
+    def restore(self, saved: Any) -> None:
+        """Continue from what the function of ``snapshot`` returned."""
+        ...
 
 
 def make_window(rule: Rule, table: SeriesTable) -> RuleWindow:
-    """What *rule* measures; *table* numbers the cells of everybody's."""
-    return _Everybodys(rule, table) if rule.custom is None else _Own(rule, rule.custom)
+    """Return an empty window for *rule*; *table* numbers the series of ungrouped rules on built-in metrics."""
+    return _BuiltinWindow(rule, table) if rule.custom is None else _CustomWindow(rule, rule.custom)
 
 
-class _Window:
-    """Which buckets a rule's window is made of."""
+class _Buckets:
+    """Which buckets make up a rule's window."""
 
     def __init__(self, rule: Rule) -> None:
-        self._width, self._window_s, self._changes = rule.bucket_s, rule.window_s, bool(rule.change)
+        self._width, self._window_s = rule.bucket_s, rule.window_s
         lag_s = rule.lag_ns // SECOND
         length_s = rule.window_s * (2 if rule.change else 1)
-        ring = Resolution(self._width, length_s + lag_s + 1 + 2 * self._width)
-        # Where an instant may lie within a bucket, the last seconds before it are read from buckets of one second.
+        coarse = Resolution(self._width, length_s + lag_s + 1 + 2 * self._width)
+        fine = Resolution(1, 2 * self._width + lag_s + 5)
         ends_with_buckets = rule.eval_interval_ns % (self._width * SECOND) == 0
-        self.tiers = (ring,) if ends_with_buckets else (Resolution(1, 2 * self._width + lag_s + 5), ring)
+        self.resolutions = (coarse,) if ends_with_buckets else (fine, coarse)
 
     def stretches(self, instant_ns: int) -> list[Stretch]:
-        """The window that ends at *instant_ns*, which it does not contain."""
+        """Return the stretches of buckets of the window that ends at *instant_ns*."""
         end_s = instant_ns // SECOND
         edge_s = end_s // self._width * self._width
-        ring = Stretch(len(self.tiers) - 1, (end_s - self._window_s) // self._width * self._width, edge_s)
-        return [ring] if edge_s == end_s else [ring, Stretch(0, edge_s, end_s)]
+        start_s = (end_s - self._window_s) // self._width * self._width
+        coarse = Stretch(len(self.resolutions) - 1, start_s, edge_s)
+        return [coarse] if edge_s == end_s else [coarse, Stretch(0, edge_s, end_s)]
 
     def before(self, instant_ns: int) -> list[Stretch]:
-        """The window before that one, up to where it begins."""
+        """Return the stretches of the window before the one that ends at *instant_ns*."""
         end_s = (instant_ns // SECOND - self._window_s) // self._width * self._width
-        return [Stretch(len(self.tiers) - 1, (end_s - self._window_s) // self._width * self._width, end_s)]
+        start_s = (end_s - self._window_s) // self._width * self._width
+        return [Stretch(len(self.resolutions) - 1, start_s, end_s)]
 
 
-def _changed(rule: Rule, now: Found, before: Found) -> Found:
-    """The difference of each instance to the window before; None where there is nothing to compare with."""
-    found: Found = {}
+def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
+    """Return the change of each instance since the window before; the value is None if there is nothing to compare."""
+    readings: Readings = {}
     for name in {*now, *before}:
-        value, count = now.get(name, Reading(None, 0))
-        old = before.get(name, Reading(None, 0)).value
+        value, span_count = now.get(name, NO_READING)
+        old = before.get(name, NO_READING).value
         if value is None or old is None or (rule.change == "percent" and old == 0):
-            found[name] = Reading(None, count)
+            readings[name] = Reading(None, span_count)
         else:
-            found[name] = Reading((value - old) / abs(old) * 100 if rule.change == "percent" else value - old, count)
-    return found
+            change = (value - old) / abs(old) * 100 if rule.change == "percent" else value - old
+            readings[name] = Reading(change, span_count)
+    return readings
 
 
-#: Stands before the name of an instance where it is the name of a cell: an empty one is its own.
+#: Prefix of the name of an instance's series, so that an instance with an empty name is not a series without a name.
 _MARK = "="
-#: An instance has a cell for each kind and status.
-_MOST_CELLS = 40 * MAX_GROUPS
+#: An instance has one series for each kind and status.
+_MAX_SERIES = 40 * MAX_GROUPS
 
 
 class _Groups:
-    """The instances of a grouped rule; when there are too many, the heaviest half stays and the rest is ``other``."""
+    """The instances of a grouped rule. At the limit the heaviest half is kept and the rest becomes ``other``."""
 
     def __init__(self, rule: Rule) -> None:
         self._key = rule.group_by
         self.known: set[str] = set()
 
-    def of(self, span: Span) -> str | None:
-        """The name of the cells of *span*'s instance; None when it has none."""
+    def series_name(self, span: Span) -> str | None:
+        """Return the name of the series of *span*'s instance; None if the span has no value to group by."""
         value = value_text(span, self._key)
         if value is None or value == OTHER:
             return value
@@ -128,30 +150,31 @@ class _Groups:
             self.known.add(value)
         return _MARK + value
 
-    def named(self, found: Found) -> Found:
-        """What was found, by instance instead of by cell."""
-        return {name.removeprefix(_MARK): seen for name, seen in found.items()}
+    def by_instance(self, readings: Readings) -> Readings:
+        """Return *readings* by the names of instances instead of series."""
+        return {name.removeprefix(_MARK): reading for name, reading in readings.items()}
 
-    def stay(self, found: Found, busy: Collection[str]) -> set[str] | None:
-        """The instances that stay when some have to go, those of *busy* first; None when all do."""
+    def keep(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
+        """Choose the instances that are kept, as ``RuleWindow.limit_groups``."""
         if len(self.known) < MAX_GROUPS:
             return None
         order = sorted(
-            self.known, key=lambda name: (name not in busy, -found.get(name, Reading(None, 0)).span_count, name)
+            self.known, key=lambda name: (name not in busy, -readings.get(name, NO_READING).span_count, name)
         )
-        # One place is kept for somebody who becomes heavy, even when all of them are busy.
-        self.known = set(order[: max(MAX_GROUPS // 2, min(len(self.known & set(busy)), MAX_GROUPS - 1))])
+        # Even if all instances are busy, one place stays free for a new instance.
+        count = max(MAX_GROUPS // 2, min(len(self.known & set(busy)), MAX_GROUPS - 1))
+        self.known = set(order[:count])
         return self.known
 
 
-class _Everybodys:
+class _BuiltinWindow:
     def __init__(self, rule: Rule, table: SeriesTable) -> None:
-        self._rule, self._window = rule, _Window(rule)
+        self._rule, self._buckets = rule, _Buckets(rule)
         self._groups = _Groups(rule) if rule.group_by else None
-        self._table = table if self._groups is None else SeriesTable(most=_MOST_CELLS)
-        self._metric = rule.of()
+        self._table = table if self._groups is None else SeriesTable(most=_MAX_SERIES)
+        self._metric = rule.builtin_metric()
         self._schema = SPAN_SCHEMA._replace(fields={name: SPAN_SCHEMA.fields[name] for name in self._metric.fields})
-        self._rollup = Rollup(self._table, self._window.tiers, self._schema)
+        self._rollup = Rollup(self._table, self._buckets.resolutions, self._schema)
         self._reader = self._make_reader()
 
     def _make_reader(self) -> RollupReader:
@@ -172,111 +195,112 @@ class _Everybodys:
         if self._groups is not None:
             rows = rows.copy()
             for index, span in enumerate(spans):
-                number = self._number(span)
-                rows[index, SERIES] = -1 if number is None else number
+                series_id = self._series_id(span)
+                rows[index, SERIES] = -1 if series_id is None else series_id
             rows = rows[rows[:, SERIES] >= 0]
         self._rollup.fold(rows)
 
     def change(self, changes: Sequence[ScoreDelta], time_ns: int) -> None:
         if self._rule.metric in QUALITY:
-            self._rollup.change(score_rows(changes, self._number, time_ns))
+            self._rollup.change(score_rows(changes, self._series_id, time_ns))
 
-    def _number(self, span: Span) -> int | None:
+    def _series_id(self, span: Span) -> int | None:
         if self._groups is None:
             return self._table.number_of(span)
-        group = self._groups.of(span)
-        return None if group is None else self._table.number((span.kind, "", "", "", group, span.status))
+        name = self._groups.series_name(span)
+        return None if name is None else self._table.number((span.kind, "", "", "", name, span.status))
 
-    def read(self, instant_ns: int) -> Found:
-        found = self._read(self._window.stretches(instant_ns))
+    def read(self, instant_ns: int) -> Readings:
+        readings = self._read(self._buckets.stretches(instant_ns))
         if self._rule.change:
-            found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
-        return found
+            readings = _difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
+        return readings
 
-    def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
-        names = None if self._groups is None else self._groups.stay(found, busy)
-        if names is not None:
-            self._table, numbers = self._table.folded({_MARK + name for name in names})
+    def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
+        kept = None if self._groups is None else self._groups.keep(readings, busy)
+        if kept is not None:
+            self._table, numbers = self._table.folded({_MARK + name for name in kept})
             self._rollup.renumber(self._table, numbers)
             self._reader = self._make_reader()
-        return names
+        return kept
 
-    def _read(self, stretches: Sequence[Stretch]) -> Found:
+    def _read(self, stretches: Sequence[Stretch]) -> Readings:
         [(total, groups, _)] = self._reader.read([stretches])
-        every = groups if self._groups is not None else {WHOLE: total}
-        found = {
-            name: Reading(self._metric.value(figures), self._metric.contributing(figures))
-            for name, figures in every.items()
+        by_name = groups if self._groups is not None else {WHOLE: total}
+        readings = {
+            name: Reading(self._metric.value(aggregates), self._metric.contributing(aggregates))
+            for name, aggregates in by_name.items()
         }
-        return found if self._groups is None else self._groups.named(found)
+        return readings if self._groups is None else self._groups.by_instance(readings)
 
     def snapshot(self) -> Callable[[], Any]:
-        known, cells = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.cells))
-        return _later(known, cells, *self._rollup.snapshot({}))
+        known, series = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.series))
+        return _encode_later(known, series, *self._rollup.snapshot({}))
 
     def restore(self, saved: Any) -> None:
-        known, cells, state, parts = saved
+        known, series, state, parts = saved
         if self._groups is not None:
-            self._table = SeriesTable(cells, most=_MOST_CELLS)
+            self._table = SeriesTable(series, most=_MAX_SERIES)
             self._groups.known = set(known)
-        self._rollup = Rollup.restore(self._table, state, parts, self._window.tiers, self._schema)
+        self._rollup = Rollup.restore(self._table, state, parts, self._buckets.resolutions, self._schema)
         self._reader = self._make_reader()
 
 
-class _Own:
+class _CustomWindow:
     def __init__(self, rule: Rule, metric: CustomMetric) -> None:
-        self._rule, self._window = rule, _Window(rule)
+        self._rule, self._buckets = rule, _Buckets(rule)
         self._groups = _Groups(rule) if rule.group_by else None
-        self._measured = CustomRollup(
-            metric, self._window.tiers, group=None if self._groups is None else self._groups.of
-        )
+        group = None if self._groups is None else self._groups.series_name
+        self._rollup = CustomRollup(metric, self._buckets.resolutions, group=group)
 
     @property
     def late(self) -> int:
-        return self._measured.late
+        return self._rollup.late
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        self._measured.fold(spans, time_ns)
+        self._rollup.fold(spans, time_ns)
 
     def change(self, changes: Sequence[ScoreDelta], time_ns: int) -> None:
-        self._measured.change(changes, time_ns)
+        self._rollup.change(changes, time_ns)
 
-    def read(self, instant_ns: int) -> Found:
-        found = self._read(self._window.stretches(instant_ns))
+    def read(self, instant_ns: int) -> Readings:
+        readings = self._read(self._buckets.stretches(instant_ns))
         if self._rule.change:
-            found = _changed(self._rule, found, self._read(self._window.before(instant_ns)))
-        return found
+            readings = _difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
+        return readings
 
-    def bound(self, found: Found, busy: Collection[str]) -> set[str] | None:
-        names = None if self._groups is None else self._groups.stay(found, busy)
-        if names is not None:
-            self._measured.fold_names({_MARK + name for name in names})
-        return names
+    def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
+        kept = None if self._groups is None else self._groups.keep(readings, busy)
+        if kept is not None:
+            self._rollup.fold_names({_MARK + name for name in kept})
+        return kept
 
-    def _read(self, stretches: Sequence[Stretch]) -> Found:
-        [(total, groups)] = self._measured.read([stretches], Query(groupby="name" if self._groups else ""))
-        every = groups if self._groups is not None else {WHOLE: total}
-        found = {name: Reading(self._measured.metric.value(tally), max(tally.size, 0)) for name, tally in every.items()}
-        return found if self._groups is None else self._groups.named(found)
+    def _read(self, stretches: Sequence[Stretch]) -> Readings:
+        [(total, groups)] = self._rollup.read([stretches], Query(groupby="name" if self._groups else ""))
+        by_name = groups if self._groups is not None else {WHOLE: total}
+        readings = {
+            name: Reading(self._rollup.metric.value(value), max(value.size, 0)) for name, value in by_name.items()
+        }
+        return readings if self._groups is None else self._groups.by_instance(readings)
 
     def snapshot(self) -> Callable[[], Any]:
         known = [] if self._groups is None else sorted(self._groups.known)
-        return _later(known, [], *self._measured.snapshot({}))
+        return _encode_later(known, [], *self._rollup.snapshot({}))
 
     def restore(self, saved: Any) -> None:
         known, _, state, parts = saved
-        self._measured.restore(state, parts)
+        self._rollup.restore(state, parts)
         if self._groups is not None:
             self._groups.known = set(known)
 
 
-def _later(known: list[str], cells: Any, state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
-    made = {name: part.encode for name, part in parts.items() if part.encode is not None}
-    return lambda: (known, cells, state, {name: encode() for name, encode in made.items()})
+def _encode_later(known: list[str], series: Any, state: Any, parts: Mapping[str, Part]) -> Callable[[], Any]:
+    encoders = {name: part.encode for name, part in parts.items() if part.encode is not None}
+    return lambda: (known, series, state, {name: encode() for name, encode in encoders.items()})
 
 
-def choose(spans: Sequence[Span], rows: Ints, indices: Sequence[int] | None) -> tuple[Sequence[Span], Ints]:
-    """Some spans and their rows; all when *indices* is None."""
+def select(spans: Sequence[Span], rows: Ints, indices: Sequence[int] | None) -> tuple[Sequence[Span], Ints]:
+    """Return the spans at *indices* and their rows; None = all."""
     if indices is None:
         return spans, rows
     return [spans[index] for index in indices], rows[np.array(indices)]

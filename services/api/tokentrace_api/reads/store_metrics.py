@@ -21,7 +21,7 @@ from tokentrace.metrics import (
     CustomValue,
     Query,
     attribute_to_int,
-    with_any,
+    nonempty,
 )
 from tokentrace.records import ROLLUP_KINDS
 from tokentrace.rollup import DIMENSIONS, UNKNOWN, Summary, Sums
@@ -156,7 +156,7 @@ def aggregates_by(
             lists = row[len(names) + 1 :]
             summaries = {field: _raw(numbers or []) for field, numbers in zip(fields, lists, strict=True)}
             groups[value] = Aggregates(sums=sums, paid=row[len(names)], summaries=summaries)
-    return with_any(groups) if key else groups
+    return nonempty(groups) if key else groups
 
 
 def custom_values_by(

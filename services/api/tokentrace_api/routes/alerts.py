@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -13,6 +12,16 @@ from starlette.routing import BaseRoute, Route
 from tokentrace.bad_data import reading
 from tokentrace.bus import subjects
 from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.records import (
+    AlertAnswer,
+    AlertRequest,
+    CreateRule,
+    DeleteRule,
+    ListRules,
+    SilenceRule,
+    decode_alert_answer,
+    encode_alert_request,
+)
 from tokentrace.service.body import read_body
 from tokentrace.service.web import reply
 from tokentrace_api.parameters import parameters, parse_count
@@ -30,16 +39,16 @@ def routes(api: Api) -> list[BaseRoute]:
 
     async def listed(request: Request) -> Response:
         parameters(request, ())
-        return reply(await _ask(api, {"ask": "list"}))
+        return reply(await _ask(api, ListRules()))
 
     async def create(request: Request) -> Response:
         parameters(request, ())
-        return reply(await _ask(api, {"ask": "create", "rule": await _json(request)}), 201)
+        return reply(await _ask(api, CreateRule(await _json(request))), 201)
 
     async def status(request: Request) -> Response:
         parameters(request, ())
         name = request.path_params["name"]
-        for rule in await _ask(api, {"ask": "list"}):
+        for rule in await _ask(api, ListRules()):
             if rule["name"] == name:
                 return reply(rule)
         raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
@@ -49,12 +58,11 @@ def routes(api: Api) -> list[BaseRoute]:
         given = await _json(request)
         if not isinstance(given, dict) or set(given) != {"duration"}:
             raise Rejected('body: {"duration": "2h"} is what a silence takes')
-        asked = {"ask": "silence", "name": request.path_params["name"], "duration": given["duration"]}
-        return reply(await _ask(api, asked))
+        return reply(await _ask(api, SilenceRule(request.path_params["name"], given["duration"])))
 
     async def delete(request: Request) -> Response:
         parameters(request, ())
-        await _ask(api, {"ask": "delete", "name": request.path_params["name"]})
+        await _ask(api, DeleteRule(request.path_params["name"]))
         return Response(status_code=204)
 
     async def deliveries(request: Request) -> Response:
@@ -62,7 +70,7 @@ def routes(api: Api) -> list[BaseRoute]:
         name = request.path_params["name"]
         limit = parse_count(given, "limit", 100, most=MAX_DELIVERIES)
         found = api.alert_history.deliveries(name)
-        if not found and all(rule["name"] != name for rule in await _ask(api, {"ask": "list"})):
+        if not found and all(rule["name"] != name for rule in await _ask(api, ListRules())):
             raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
         return reply({"deliveries": [msgspec.to_builtins(record) for record in found[:limit]], "count": len(found)})
 
@@ -82,56 +90,26 @@ async def _json(request: Request) -> Any:
         return msgspec.json.decode(body)
 
 
-class _Told(msgspec.Struct, frozen=True):
-    """
-    What an alerter answers.
-
-    Attributes:
-        body: The rules, when those were asked for.
-    """
-
-    status: Annotated[int, Meta(ge=200, le=599)]
-    body: Any
-
-
-def _decode_told(answer: bytes, ask: str) -> _Told:
-    with reading("answer"):
-        told = msgspec.json.decode(answer, type=_Told)
-        if told.status >= 300:
-            msgspec.convert(told.body, type=_Failure)
-        elif ask == "list":
-            msgspec.convert(told.body, type=list[_Listed])
-        return told
-
-
-class _Failure(msgspec.Struct, frozen=True):
-    error: str
-
-
-class _Listed(msgspec.Struct, frozen=True):
-    name: str
-
-
-async def _ask(api: Api, asked: dict[str, Any]) -> Any:
+async def _ask(api: Api, asked: AlertRequest) -> Any:
     """
     The answer of one of the alerters.
 
     Raises:
         Rejected, Conflict, Unavailable: As it says, or there is none.
     """
-    told: list[_Told] = []
+    told: list[AlertAnswer] = []
     read = 0
 
     def patience(answers: list[bytes]) -> float:
         nonlocal read
         for answer in answers[read:]:
             with api.bus.set_aside.guard(subjects.QUERY_ALERTS, "answer"):
-                told.append(_decode_told(answer, asked["ask"]))
+                told.append(decode_alert_answer(answer, asked))
         read = len(answers)
         return 0 if told else _TIMEOUT_S
 
     try:
-        await api.bus.request_many(subjects.QUERY_ALERTS, msgspec.json.encode(asked), patience)
+        await api.bus.request_many(subjects.QUERY_ALERTS, encode_alert_request(asked), patience)
     except Unavailable as exc:
         raise Unavailable("no alerter answers") from exc
     if not told:

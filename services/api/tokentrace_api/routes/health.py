@@ -41,7 +41,7 @@ def routes(api: Api) -> list[BaseRoute]:
             shown["span_count"] = answer.total.sums.spans
             lost = [
                 {"service": "aggregator", "shard": shard, "first": first, "last": last}
-                for shard, first, last in answer.lived.lost
+                for shard, first, last in answer.cumulative.lost
             ]
             problems += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
         except Unavailable as exc:

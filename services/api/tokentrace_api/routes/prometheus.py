@@ -67,7 +67,7 @@ class _Page(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families, in the order of the documents."""
-        yield from self._counters(self._lifetime.lived.counters)
+        yield from self._counters(self._lifetime.cumulative.counters)
         yield from self._histograms()
         yield from self._gauges()
         yield from self._transport()
@@ -123,7 +123,7 @@ class _Page(Collector):
             yield total(name, text, by_vendor, sums)
 
     def _histograms(self) -> Iterator[Metric]:
-        lived = self._lifetime.lived
+        lived = self._lifetime.cumulative
         sums: dict[str, dict[str, int]] = {name: {} for name in HISTOGRAMS}
         for one in lived.counters:
             for name, added in sums.items():
@@ -190,7 +190,7 @@ class _Page(Collector):
 
     def _custom(self, metric: CustomMetric) -> Metric:
         if metric.type in ("sum", "count"):
-            lived = self._lifetime.lived.custom.get(metric.name, CustomValue())
+            lived = self._lifetime.cumulative.custom.get(metric.name, CustomValue())
             value = lived.total / metric.divisor if metric.type == "sum" else lived.size
             text = f"Custom metric {metric.name}."
             if metric.falls:

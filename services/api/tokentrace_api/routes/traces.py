@@ -88,17 +88,17 @@ def routes(api: Api) -> list[BaseRoute]:
             "total_spans": sums.spans,
             "error_count": sums.errors,
             "error_rate": sums.errors / sums.spans if sums.spans else 0,
-            "latency_p50_ms": histogram_quantile_ms(answer.lived.walls, answer.lived.longest_ns, 0.50),
-            "latency_p99_ms": histogram_quantile_ms(answer.lived.walls, answer.lived.longest_ns, 0.99),
+            "latency_p50_ms": histogram_quantile_ms(answer.cumulative.walls, answer.cumulative.longest_ns, 0.50),
+            "latency_p99_ms": histogram_quantile_ms(answer.cumulative.walls, answer.cumulative.longest_ns, 0.99),
             "latency_avg_ms": sums.wall / (sums.spans * MS) if sums.spans else 0,
             "total_tokens_in": sums.prompt,
             "total_tokens_out": sums.completion,
             "total_cost_usd": nusd_to_usd(sums.cost),
         }
-        if answer.lived.by_operation:
+        if answer.cumulative.by_operation:
             shown["by_operation"] = {
                 name: {"count": count, "errors": errors}
-                for name, (count, errors) in sorted(answer.lived.by_operation.items())
+                for name, (count, errors) in sorted(answer.cumulative.by_operation.items())
             }
         return reply(shown | missing(answer))
 

@@ -1,4 +1,4 @@
-"""JetStream's JSON and headers, and answers too long for one message: pure."""
+"""JetStream's JSON and headers, and the parts of replies that are too large for one message; no I/O."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _PART = "Tokentrace-Part"
 
 
 def stream_config(stream: Stream) -> dict[str, Any]:
+    """Return *stream* as JetStream's API writes a stream's configuration."""
     config: dict[str, Any] = {
         "name": stream.name,
         "subjects": list(stream.subjects),
@@ -39,6 +40,7 @@ def stream_config(stream: Stream) -> dict[str, Any]:
 
 
 def state_of(info: Mapping[str, Any]) -> StreamState:
+    """Return the state in the answer to ``STREAM.INFO``."""
     state = info["state"]
     return StreamState(
         created_ns=parse_instant(info["created"]),
@@ -51,43 +53,48 @@ def state_of(info: Mapping[str, Any]) -> StreamState:
     )
 
 
-def split(payload: bytes, room: int) -> list[tuple[dict[str, str] | None, bytes]]:
-    if len(payload) <= room:
+def split(payload: bytes, part_bytes: int) -> list[tuple[dict[str, str] | None, bytes]]:
+    """Return (headers, part) of *payload* cut into parts of at most *part_bytes*; one part has no headers."""
+    if len(payload) <= part_bytes:
         return [(None, payload)]
     name = uuid.uuid4().hex
-    count = -(-len(payload) // room)
-    return [({_PART: f"{name} {i} {count}"}, payload[i * room : (i + 1) * room]) for i in range(count)]
+    count = -(-len(payload) // part_bytes)
+    return [({_PART: f"{name} {i} {count}"}, payload[i * part_bytes : (i + 1) * part_bytes]) for i in range(count)]
 
 
 def join_parts(msg: Msg, parts: dict[str, dict[int, bytes]]) -> bytes | None:
     """
-    The whole answer once its last part is there.
+    Return the whole reply if *msg* is its last missing part, else None.
+
+    Args:
+        parts: Name of a reply -> its parts so far, by index.
 
     Raises:
-        ValueError: Its header is none of ours.
+        ValueError: The part header is not one that ``split`` writes.
     """
     label = (msg.headers or {}).get(_PART)
     if label is None:
         return bytes(msg.data)
     name, index, count = label.split()
-    have = parts.setdefault(name, {})
-    have[int(index)] = msg.data
-    if len(have) < int(count):
+    arrived = parts.setdefault(name, {})
+    arrived[int(index)] = msg.data
+    if len(arrived) < int(count):
         return None
-    return b"".join(have[i] for i in sorted(parts.pop(name)))
+    return b"".join(arrived[i] for i in sorted(parts.pop(name)))
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
+    """Return the headers in a NATS header block; what cannot be decoded is replaced."""
     lines = block.decode("utf-8", "replace").split("\r\n")[1:]
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines if line)}
 
 
 def decode_answer(payload: bytes) -> dict[str, Any]:
     """
-    The broker's answer: that of an API call names its type, an acknowledgement its stream and sequence.
+    Decode an answer of the broker: an API answer has a type, an acknowledgement a stream and a sequence.
 
     Raises:
-        Rejected: Written by somebody else.
+        Rejected: Neither of the two; another client sent it.
     """
     with reading("answer"):
         answer = msgspec.json.decode(payload, type=dict[str, Any])

@@ -1,4 +1,4 @@
-"""The connection: kept up, told of, and cut when nats-py would wait for a dead one."""
+"""The connection to NATS: opened, logged, and cut if nats-py would wait for a dead one."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from urllib.parse import urlsplit
 import nats.errors
 from nats.aio.client import Client
 
-from tokentrace.bad_data import UNREADABLE, why
+from tokentrace.bad_data import UNREADABLE, reason_of
 from tokentrace.errors import ConfigError, Rejected, shorten
 
 log = logging.getLogger("tokentrace.bus")
-
 
 _SCHEMES = ("nats", "tls", "ws", "wss")
 
 
 def parse_urls(text: str) -> list[str]:
     """
-    The servers named in *text*: one URL, or several separated by commas; without a scheme ``nats://`` is meant.
+    Return the server URLs in *text*, separated by commas; a URL without a scheme gets ``nats://``.
 
     Raises:
-        ConfigError: Names the part that is not a URL, without its password.
+        ConfigError: A part is not a URL; the message shows the part without its password.
     """
     return [_checked(url if "://" in url else f"nats://{url}") for url in _split(text)]
 
 
 def without_secret(text: str) -> str:
-    """*text*, a URL or several, as it may stand in a log."""
+    """Return *text*, one or several URLs, without users and passwords."""
     return ",".join(_without_user(url) for url in _split(text))
 
 
@@ -40,7 +39,7 @@ def _split(text: str) -> list[str]:
     urls: list[str] = []
     for part in text.split(","):
         if urls and "@" in part and "://" not in part:
-            # The rest of a password with a comma in it.
+            # The comma belongs to a password, so this part continues the URL before it.
             urls[-1] += f",{part}"
         else:
             urls.append(part.strip())
@@ -55,7 +54,9 @@ def _checked(url: str) -> str:
         usable = False
     if not usable:
         shown = shorten(_without_user(url))
-        raise ConfigError(f"NATS URL {shown!r}: not such as nats://host:port, nor several with commas between")
+        raise ConfigError(
+            f"NATS URL {shown!r} is not of the form nats://host:port, or several of them separated by commas"
+        )
     return url
 
 
@@ -65,19 +66,25 @@ def _without_user(url: str) -> str:
 
 
 class _Client(Client):
-    """A client that a message with broken headers does not end: nats-py stops reading for good at some of them."""
+    """A client that ignores malformed headers; nats-py stops reading for ever at some of them."""
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         try:
             parsed: dict[str, str] | None = await super()._process_headers(headers)
         except UNREADABLE as exc:
-            await self._error_cb(Rejected(f"headers of a message: {why(exc)}"))
+            await self._error_cb(Rejected(f"headers of a message: {reason_of(exc)}"))
             return None
         return parsed
 
 
 class Connection:
-    """Connects, logs what happens to the connection, and cuts a dead one that nats-py waits on."""
+    """
+    Opens a connection, logs its changes, and cuts it when it is dead.
+
+    Attributes:
+        last_error: The last error of nats-py, for the message of a failed start.
+        on_down: Called when the connection is lost.
+    """
 
     def __init__(self, urls: Sequence[str], name: str) -> None:
         self._urls, self._name = urls, name
@@ -86,6 +93,7 @@ class Connection:
         self.on_down: Callable[[], None] = lambda: None
 
     async def open(self, inbox_prefix: str) -> Client:
+        """Connect; without a server this waits until it is cancelled."""
         client = self._client = _Client()
         await client.connect(
             list(self._urls),
@@ -104,12 +112,12 @@ class Connection:
         return client
 
     def cut(self) -> None:
-        """Close the socket of a connection that was never made, without waiting."""
+        """Close the socket of an attempt to connect, without waiting."""
         if self._client is not None:
             abort(self._client)
 
     async def abandon(self) -> None:
-        """Let go of a connection that was never made."""
+        """Close an attempt to connect that has failed."""
         if self._client is None:
             return
         self.cut()
@@ -123,7 +131,7 @@ class Connection:
             log.info("nats %s: %s", self._name, text)
         self.last_error = text
         if self._client is not None and not self._client.is_connected:
-            # nats-py lets go of a connection that was made and came to nothing, but does not close it.
+            # nats-py does not close the socket if the server accepts the connection and then fails.
             abort(self._client)
 
     async def _on_disconnect(self) -> None:
@@ -135,18 +143,18 @@ class Connection:
         log.info("nats %s: connected again", self._name)
 
     async def watch(self, client: Client) -> None:
-        """A dead link with unsent bytes keeps nats-py waiting for a quarter of an hour: abort it after 5 s."""
-        stuck = 0
+        """Cut the socket after 5 s of reconnecting: nats-py waits up to 15 minutes for unsent bytes on a dead link."""
+        reconnecting_s = 0
         while True:
             await asyncio.sleep(1)
-            stuck = stuck + 1 if client.is_reconnecting else 0
-            if stuck == 5:
-                stuck = 0
+            reconnecting_s = reconnecting_s + 1 if client.is_reconnecting else 0
+            if reconnecting_s == 5:
+                reconnecting_s = 0
                 abort(client)
 
 
 def abort(client: Client) -> None:
-    """Cut the socket under *client*; nats-py has no call for it."""
+    """Cut the socket of *client*; nats-py has no public call for this."""
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
         writer.transport.abort()

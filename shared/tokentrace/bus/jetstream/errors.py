@@ -1,4 +1,4 @@
-"""What JetStream and nats-py refuse and raise, in our own words: nothing else passes."""
+"""Translates every error of JetStream and nats-py into an error of ``tokentrace.errors``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
 
 NO_STREAM = 10059
 _NO_SPACE = (10047, 10002)
-#: Said under other codes: of a cluster's servers none has room, or a disk is full.
+#: Lack of space is also reported with other codes: no server of a cluster has space, or a disk is full.
 _NO_SPACE_TEXTS = ("insufficient storage", "no space left on device")
 NO_MESSAGE = 10037
 DELETE_FAILED = 10043
 _WRONG_LAST = (10071, 10164)
 _IS_FULL = 10077
-#: Refusals that pass: a leader is elected, a disk gets space again, others' consumers end (10026).
-_PASSING = (10023, 10008, 10026, 10074, 503)
+#: Refusals that are worth another try: no leader, no disk space, too many consumers (10026).
+_TEMPORARY = (10023, 10008, 10026, 10074, 503)
 
 
 class Full(Unavailable):
-    """A stream holds what it may hold: a healthy broker's answer."""
+    """A stream has reached its size limit; the broker itself is healthy."""
 
 
 class ApiError(TokentraceError):
-    """JetStream's own words; translated before anybody outside sees it."""
+    """
+    An error answer of JetStream; ``translate_errors`` turns it into a public error.
+
+    Attributes:
+        code: JetStream's error code, such as 10059.
+        status: The HTTP-like status, such as 404.
+    """
 
     def __init__(self, error: Mapping[str, Any]) -> None:
         self.code = int(error.get("err_code") or error.get("code") or 0)
@@ -36,40 +42,41 @@ class ApiError(TokentraceError):
 
     @property
     def lacks_space(self) -> bool:
-        """What was asked for is refused for want of storage."""
+        """True if the request was refused because storage is short."""
         return self.code in _NO_SPACE or any(text in str(self) for text in _NO_SPACE_TEXTS)
 
     def translated(self) -> TokentraceError:
+        """Return the public error that says the same."""
         if self.code in _WRONG_LAST:
             return Conflict(str(self))
         if self.code == _IS_FULL:
             return Full(f"JetStream: {self} ({self.code})")
-        if self.code in _PASSING or self.status >= 500 or self.lacks_space:
+        if self.code in _TEMPORARY or self.status >= 500 or self.lacks_space:
             return Unavailable(f"JetStream: {self} ({self.code})")
         return Rejected(f"JetStream: {self} ({self.code})")
 
 
 @contextlib.contextmanager
 def translate_errors(what: str) -> Any:
-    """Translate everything nats-py raises on the way out."""
+    """Translate the errors of JetStream and nats-py that the block raises; *what* begins their messages."""
     try:
         yield
     except ApiError as exc:
         raise exc.translated() from exc
     except nats.errors.MaxPayloadError as exc:
-        raise Rejected(f"{what}: message is larger than the broker takes", status=413) from exc
+        raise Rejected(f"{what}: the message is larger than the broker accepts", status=413) from exc
     except nats.errors.NoRespondersError as exc:
-        raise Unavailable(f"{what}: nobody answers") from exc
+        raise Unavailable(f"{what}: no answer") from exc
     except (nats.errors.Error, TimeoutError, OSError) as exc:
         raise Unavailable(f"{what}: {type(exc).__name__}") from exc
 
 
 @contextlib.contextmanager
 def translate_request_errors(call: str) -> Any:
-    """``border`` for a raw request, whose answer may still hold an error of JetStream."""
+    """Translate the errors of nats-py only; the answer to *call* may still contain an error of JetStream."""
     try:
         yield
     except nats.errors.NoRespondersError as exc:
-        raise Unavailable(f"JetStream {call}: nobody answers") from exc
+        raise Unavailable(f"JetStream {call}: no answer") from exc
     except (nats.errors.Error, TimeoutError, OSError) as exc:
         raise Unavailable(f"JetStream {call}: {type(exc).__name__}") from exc

@@ -1,4 +1,4 @@
-"""Object stores on JetStream streams, in the layout that every NATS client knows."""
+"""Object stores, in the layout that every NATS client uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from tokentrace.bad_data import reading
-from tokentrace.bus.jetstream.access import StreamAccess
+from tokentrace.bus.jetstream.contents import StreamContents
 from tokentrace.errors import Rejected
 
 _OBJECT_CHUNK = 128 * 1024
@@ -20,13 +20,14 @@ _OBJECT_CHUNK = 128 * 1024
 
 class _Description(msgspec.Struct, frozen=True):
     """
-    What an object's meta subject holds, as every NATS client writes it.
+    The description of an object, stored as JSON on the object's meta subject.
 
     Attributes:
-        nuid: Token of the subject of its pieces; a wildcard would name those of others.
-        size: Bytes. chunks: Pieces.
+        nuid: Last token of the subject of its chunks; a wildcard here would match the chunks of other objects.
+        size: Bytes.
+        chunks: Number of chunks.
         digest: ``SHA-256=`` and the digest in URL-safe base64.
-        deleted: Some clients leave the description of an object that is gone.
+        deleted: True in the description that some clients leave when they delete an object.
     """
 
     nuid: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] = ""
@@ -40,21 +41,21 @@ _descriptions = msgspec.json.Decoder(_Description)
 
 
 class JetStreamObjects:
-    """``Objects`` on the stream ``OBJ_<bucket>``, laid out as every NATS client expects an object store to be."""
+    """``Objects`` on the stream ``OBJ_<bucket>``."""
 
-    def __init__(self, streams: StreamAccess, bucket: str) -> None:
-        self._streams, self._bucket, self._stream = streams, bucket, f"OBJ_{bucket}"
+    def __init__(self, contents: StreamContents, bucket: str) -> None:
+        self._contents, self._bucket, self._stream = contents, bucket, f"OBJ_{bucket}"
 
     def _meta_subject(self, name: str) -> str:
         return f"$O.{self._bucket}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
 
     async def put(self, name: str, data: bytes) -> None:
-        """As ``Objects.put``; the description is published last, so half an object is none."""
+        """As ``Objects.put``; the description is published last, so an unfinished object does not exist."""
         nuid = uuid.uuid4().hex
         subject = f"$O.{self._bucket}.C.{nuid}"
         chunks = [data[at : at + _OBJECT_CHUNK] for at in range(0, len(data), _OBJECT_CHUNK)]
         for chunk in chunks:
-            await self._streams.publish(subject, chunk)
+            await self._contents.publish(subject, chunk)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
         meta = {
             "name": name,
@@ -65,7 +66,9 @@ class JetStreamObjects:
             "digest": f"SHA-256={digest}",
             "options": {"max_chunk_size": _OBJECT_CHUNK},
         }
-        await self._streams.publish(self._meta_subject(name), json.dumps(meta).encode(), headers={"Nats-Rollup": "sub"})
+        await self._contents.publish(
+            self._meta_subject(name), json.dumps(meta).encode(), headers={"Nats-Rollup": "sub"}
+        )
 
     async def get(self, name: str) -> bytes | None:
         """As ``Objects.get``."""
@@ -74,56 +77,57 @@ class JetStreamObjects:
         if meta is None:
             return None
         parts = (
-            await self._streams.read(self._stream, f"$O.{self._bucket}.C.{meta.nuid}", meta.chunks)
+            await self._contents.read(self._stream, f"$O.{self._bucket}.C.{meta.nuid}", meta.chunks)
             if meta.chunks
             else []
         )
         data = b"".join(parts)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
         if len(data) != meta.size or meta.digest != f"SHA-256={digest}":
-            if await self._meta(subject) != meta:  # removed or replaced while it was read
+            # If the description has changed, the object was removed or replaced during the read.
+            if await self._meta(subject) != meta:
                 return await self.get(name)
-            raise Rejected(f"object {name}: damaged, {len(data)} of {meta.size} bytes")
+            raise Rejected(f"object {name}: damaged, {len(data)} of {meta.size} bytes or another digest")
         return data
 
     async def _meta(self, subject: str) -> _Description | None:
-        message = await self._streams.last(self._stream, subject)
+        message = await self._contents.last(self._stream, subject)
         if message is None:
             return None
-        with reading(f"its description, message {message.sequence}"):
+        with reading(f"description, message {message.sequence}"):
             meta = _descriptions.decode(message.payload)
             if meta.chunks and not meta.nuid:
-                raise ValueError("names no pieces")
+                raise ValueError("nuid is empty")
         return None if meta.deleted else meta
 
     async def names(self) -> list[str]:
         """As ``Objects.names``."""
         names = []
-        for subject in await self._streams.subjects(self._stream, f"$O.{self._bucket}.M.>"):
-            with self._streams.set_aside.guard(self._bucket, f"object {subject}"):
+        for subject in await self._contents.subjects(self._stream, f"$O.{self._bucket}.M.>"):
+            with self._contents.set_aside.guard(self._bucket, f"object {subject}"):
                 names.append(self._name_of(subject))
         return sorted(names)
 
     def _name_of(self, subject: str) -> str:
         """
-        The name of the object whose meta subject this is.
+        Return the name of the object with this meta subject.
 
         Raises:
-            Rejected: It is none: whoever reads the object by its name would look elsewhere.
+            Rejected: The subject is not the one that ``put`` derives from the name, so ``get`` would not find it.
         """
-        with reading("its name"):
+        with reading("name"):
             name = base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode()
             if self._meta_subject(name) != subject:
-                raise ValueError("not in the one form of base64 that names have")
+                raise ValueError("not in canonical URL-safe base64")
         return name
 
     async def delete(self, name: str) -> None:
-        """As ``Objects.delete``; of one whose description is damaged the pieces stay, for nothing names them."""
+        """As ``Objects.delete``; the chunks stay if the description is damaged, because only it names them."""
         subject = self._meta_subject(name)
         try:
             meta = await self._meta(subject)
         except Rejected:
             meta = None
-        await self._streams.purge(self._stream, subject)
+        await self._contents.purge(self._stream, subject)
         if meta is not None and meta.nuid:
-            await self._streams.purge(self._stream, f"$O.{self._bucket}.C.{meta.nuid}")
+            await self._contents.purge(self._stream, f"$O.{self._bucket}.C.{meta.nuid}")

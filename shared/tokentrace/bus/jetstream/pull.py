@@ -1,4 +1,4 @@
-"""What is asked for and what arrives: private subjects, pull consumers that notice when they have died."""
+"""Receiving: an inbox with a private subject, and a pull request that notices when its consumer has died."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from tokentrace.bus.contract import Message
 from tokentrace.bus.jetstream.errors import translate_errors
 from tokentrace.errors import Unavailable
 from tokentrace.units import SECOND
 
-_BEAT_S = 1.0
+_HEARTBEAT_S = 1.0
+#: Without any message for this long, not even a heartbeat, the consumer is dead, seconds.
+_SILENCE_S = 2.5 * _HEARTBEAT_S
 _EXPIRES_S = 30.0
 
 
 class Inbox:
-    """A private subject and what has arrived on it."""
+    """A subscription to a private subject; *name* is the last token of the subject."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self.subject = client.new_inbox()
         self.name = self.subject.rpartition(".")[2]
-        self._got: list[Msg] = []
+        self._arrived: list[Msg] = []
         self._wake = asyncio.Event()
         self._subscription: Subscription | None = None
 
@@ -45,102 +46,78 @@ class Inbox:
             await unsubscribe(self._client, self._subscription)
 
     async def _on_message(self, msg: Msg) -> None:
-        self._got.append(msg)
+        self._arrived.append(msg)
         self._wake.set()
 
     async def take(self) -> list[Msg]:
-        """Everything that has arrived, at least one message."""
-        while not self._got:
+        """Return the messages that have arrived, after waiting for at least one."""
+        while not self._arrived:
             self._wake.clear()
             await self._wake.wait()
-        got, self._got = self._got, []
-        return got
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
 
 async def unsubscribe(client: Client, subscription: Subscription) -> None:
+    """End *subscription*; a lost connection has ended it already."""
     if client.is_closed:
         return
-    # Gone with the connection is as good as unsubscribed.
     with contextlib.suppress(nats.errors.Error, OSError):
         await subscription.unsubscribe()
 
 
 class Pull:
-    """Keeps a pull consumer asked, and notices when it has died."""
+    """Requests messages of a consumer in batches, without a pause in between."""
 
     def __init__(self, client: Client, stream: str, inbox: Inbox, batch: int, consumer: str | None = None) -> None:
         self._client, self._inbox, self._batch = client, inbox, batch
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer or inbox.name}"
-        ask = {"batch": batch, "expires": int(_EXPIRES_S * SECOND), "idle_heartbeat": int(_BEAT_S * SECOND)}
-        self._ask = json.dumps(ask).encode()
+        request = {"batch": batch, "expires": int(_EXPIRES_S * SECOND), "idle_heartbeat": int(_HEARTBEAT_S * SECOND)}
+        self._request = json.dumps(request).encode()
 
     async def batches(self) -> AsyncGenerator[list[Msg], None]:
-        """Lists of messages, never empty. Unavailable when nothing, not even a heartbeat, comes any more."""
-        room = 0
-        connection = self._client.stats["reconnects"]
+        """
+        Yield lists of messages, never empty.
+
+        Raises:
+            Unavailable: The consumer is silent or gone, or the connection was lost in between.
+        """
+        #: Messages that the broker may still send for the requests so far.
+        outstanding = 0
+        reconnects = self._client.stats["reconnects"]
         while True:
-            if room <= self._batch // 2:
-                await self._client.publish(self._next, self._ask, reply=self._inbox.subject)
-                room += self._batch
+            if outstanding <= self._batch // 2:
+                await self._client.publish(self._next, self._request, reply=self._inbox.subject)
+                outstanding += self._batch
             try:
-                async with asyncio.timeout(2.5 * _BEAT_S):
+                async with asyncio.timeout(_SILENCE_S):
                     arrived = await self._inbox.take()
             except TimeoutError as exc:
-                raise Unavailable("the consumer is silent") from exc
-            if self._client.stats["reconnects"] != connection:
-                raise Unavailable("connected anew")
+                raise Unavailable(f"the consumer sent nothing for {_SILENCE_S} s") from exc
+            if self._client.stats["reconnects"] != reconnects:
+                raise Unavailable("the connection was lost and restored")
             messages = []
-            trouble = ""
+            problem = ""
             for msg in arrived:
                 if msg.reply.startswith("$JS.ACK."):
                     messages.append(msg)
-                    room -= 1
+                    outstanding -= 1
                     continue
                 headers = msg.headers or {}
                 status = headers.get("Status")
                 if status in ("404", "408"):
-                    room -= int(headers.get("Nats-Pending-Messages", self._batch))
+                    outstanding -= int(headers.get("Nats-Pending-Messages", self._batch))
                 elif status != "100":
-                    trouble = f"{status} {headers.get('Description')}"
+                    problem = f"{status} {headers.get('Description')}"
             if messages:
                 yield messages
-            if trouble:
-                raise Unavailable(trouble)
-
-
-class JetStreamDelivery:
-    """``Delivery`` of a durable consumer."""
-
-    __slots__ = ("_client", "_reply", "deliveries", "message")
-
-    def __init__(self, client: Client, msg: Msg) -> None:
-        meta = parse_meta(msg.reply)
-        self._client, self._reply = client, msg.reply
-        self.deliveries = meta.deliveries
-        self.message = Message(msg.subject, msg.data, meta.sequence, meta.time_ns, msg.headers or {})
-
-    async def ack(self) -> None:
-        """As ``Delivery.ack``; one that is lost brings the message again, and its readers know it."""
-        await self._answer(b"+ACK")
-
-    async def nak(self, delay_s: float = 0.0) -> None:
-        """As ``Delivery.nak``."""
-        await self._answer(b"-NAK " + json.dumps({"delay": int(delay_s * SECOND)}).encode())
-
-    async def term(self, reason: str) -> None:
-        """As ``Delivery.term``."""
-        await self._answer(b"+TERM " + reason.encode("ascii", "replace")[:200])
-
-    async def in_progress(self) -> None:
-        """As ``Delivery.in_progress``."""
-        await self._answer(b"+WPI")
-
-    async def _answer(self, word: bytes) -> None:
-        with translate_errors("acknowledge"):
-            await self._client.publish(self._reply, word)
+            if problem:
+                raise Unavailable(problem)
 
 
 class Meta(NamedTuple):
+    """What the broker says about a message it delivers, from the message's reply subject."""
+
     deliveries: int
     sequence: int
     consumer_sequence: int
@@ -149,7 +126,18 @@ class Meta(NamedTuple):
 
 
 def parse_meta(reply: str) -> Meta:
-    """``$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<ns>.<pending>``, or longer."""
-    t = reply.split(".")
-    at = 4 if len(t) == 9 else 6
-    return Meta(int(t[at]), int(t[at + 1]), int(t[at + 2]), int(t[at + 3]), int(t[at + 4]))
+    """
+    Decode a reply subject.
+
+    It is ``$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>``; newer servers
+    insert a domain and an account hash after ``ACK``.
+    """
+    tokens = reply.split(".")
+    at = 4 if len(tokens) == 9 else 6
+    return Meta(
+        deliveries=int(tokens[at]),
+        sequence=int(tokens[at + 1]),
+        consumer_sequence=int(tokens[at + 2]),
+        time_ns=int(tokens[at + 3]),
+        pending=int(tokens[at + 4]),
+    )

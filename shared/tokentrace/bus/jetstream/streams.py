@@ -1,4 +1,4 @@
-"""Making streams, and changing those that are there, with as much room as the broker has."""
+"""Creating and changing streams, within the space that the broker has."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tokentrace.errors import Unavailable
 
 log = logging.getLogger("tokentrace.bus")
 
-#: One request of JetStream's API: call, body -> answer; ApiError when it is refused.
+#: Sends one call of JetStream's API: (call, body) -> answer; raises ApiError if it is refused.
 Api = Callable[[str, Any], Awaitable[dict[str, Any]]]
 
 
 async def ensure(api: Api, stream: Stream, *, resize: bool) -> str:
     """
-    As ``Bus.ensure``.
+    Create or change *stream*, as ``Bus.ensure``.
 
     Raises:
-        ApiError: Refused for another reason than want of room.
+        ApiError: Refused for another reason than lack of space.
     """
     config = stream_config(stream)
     try:
@@ -44,28 +44,28 @@ async def _create(api: Api, config: dict[str, Any]) -> str:
             if not exc.lacks_space:
                 raise
             if config["max_bytes"] <= MIN_STREAM_BYTES:
-                raise Unavailable(f"stream {config['name']} cannot be made: {exc} ({exc.code})") from exc
+                raise Unavailable(f"stream {config['name']} cannot be created: {exc} ({exc.code})") from exc
             config["max_bytes"] = max(config["max_bytes"] // 2, MIN_STREAM_BYTES)
-    made = config["max_bytes"]
-    return "" if made == wanted else f"made with {made >> 20} MiB instead of {wanted >> 20}"
+    created = config["max_bytes"]
+    return "" if created == wanted else f"created with {created >> 20} MiB instead of {wanted >> 20}"
 
 
 async def _update(api: Api, config: dict[str, Any], info: dict[str, Any], *, resize: bool) -> str:
     current, held = info["config"], info["state"]["bytes"]
     size = current["max_bytes"]
-    # How often a stream is replicated is the operator's decision.
+    # The operator decides on the number of replicas.
     wanted = {**current, **config, "num_replicas": current.get("num_replicas", 1)}
-    # It cannot be changed, and its default is not said.
+    # The persist mode cannot be changed, and JetStream does not report its default.
     wanted.pop("persist_mode", None)
     if current.get("persist_mode", "default") != "default":
         wanted["persist_mode"] = current["persist_mode"]
-    # A stream cut to a small disk stays cut, unless it is known that there is room.
+    # A stream that was cut to fit a small disk stays cut, unless the caller knows that there is space.
     if 0 < size < wanted["max_bytes"] and held > 0 and not resize:
         wanted["max_bytes"] = size
-    # Nor is a stream cut below what it holds: that would throw away what somebody has not read.
+    # Never cut a stream below what it holds: that would discard messages that a reader has not read.
     if wanted["max_bytes"] < held:
         wanted["max_bytes"] = size
-    # A broker with too little room refuses every change together with a new size; without one some may pass.
+    # A broker with too little space refuses every update that changes the size, so try again with the old size.
     for max_bytes in (wanted["max_bytes"], size):
         wanted["max_bytes"] = max_bytes
         if all(current.get(key) == value for key, value in wanted.items()):
@@ -78,4 +78,4 @@ async def _update(api: Api, config: dict[str, Any], info: dict[str, Any], *, res
             log.debug("stream %s: %s", config["name"], exc)
         else:
             return ""
-    return f"left as it is, {size >> 20} MiB"
+    return f"left unchanged, {size >> 20} MiB"

@@ -1,7 +1,7 @@
 """
-The spans, sessions and messages of Cost Katana (SPEC A.4-A.8): JSON in camelCase, where ``traceId`` is a span's id.
+The spans, sessions and messages of Cost Katana: JSON in camelCase, in which ``traceId`` is the id of a span.
 
-``inputs`` reads what clients send, ``spans`` makes our records of it, ``render`` shows our records as clients expect.
+``inputs`` decodes what clients send, ``spans`` turns it into records, ``render`` shows records as clients expect them.
 """
 
 from tokentrace.dialect.costkatana.inputs import (

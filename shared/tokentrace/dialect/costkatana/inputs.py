@@ -1,4 +1,4 @@
-"""What Cost Katana's clients send: the inputs of its SDK and of its backend; unknown keys are passed over."""
+"""Decodes what Cost Katana's clients send: the inputs of its SDK and of its backend. Unknown keys are ignored."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from tokentrace.units import parse_instant
 
 T = TypeVar("T")
 
-#: Fields of theirs that are attributes of ours.
+#: Attributes that hold Cost Katana's fields ``tool`` and ``resourceIds``.
 TOOL = "tool"
 RESOURCE_IDS = "resource_ids"
 
 
 class TokenCounts(msgspec.Struct, kw_only=True):
-    """Tokens of the whole input and the whole output."""
+    """Token counts of the whole input and the whole output."""
 
     input: Tokens = 0
     output: Tokens = 0
 
 
 class ErrorInput(msgspec.Struct, kw_only=True):
-    """What went wrong."""
+    """The error of a call."""
 
     message: Text = ""
     stack: Text | None = None
@@ -46,12 +46,12 @@ class ErrorInput(msgspec.Struct, kw_only=True):
 
 class EndInput(msgspec.Struct, kw_only=True, rename="camel"):
     """
-    What is told when a span ends; everything may be left out or null.
+    The end of a span; every field may be absent or null.
 
     Attributes:
-        status: pending = it has not ended, which only ``ingest`` may say.
-        model, ai_model: The SDK's and the backend's name of the same.
-        cost_usd: US dollars; absent = please price it.
+        status: pending = the span has not ended; only ``POST /api/traces/ingest`` may say so.
+        model, ai_model: The model, as the SDK and as the backend name it.
+        cost_usd: US dollars; absent = ingest prices the span.
         ended_at: RFC 3339 with a time zone; absent = now.
     """
 
@@ -69,10 +69,10 @@ class EndInput(msgspec.Struct, kw_only=True, rename="camel"):
 
 class SpanInput(EndInput, kw_only=True, rename="camel"):
     """
-    What is told when a span starts, and of ``ingest`` also what its end tells.
+    The start of a span; in ``POST /api/traces/ingest`` also its end.
 
     Attributes:
-        trace_id: The span's id; absent = please make one.
+        trace_id: The span's id; absent = ingest makes one.
         parent_id: The parent's span id; absent = a root.
         started_at: RFC 3339 with a time zone; absent = now.
     """
@@ -87,7 +87,7 @@ class SpanInput(EndInput, kw_only=True, rename="camel"):
 
 
 class MessageInput(msgspec.Struct, kw_only=True, rename="camel"):
-    """One message of a conversation; message_id absent = please make one, created_at absent = now."""
+    """One message of a conversation; without message_id ingest makes one, and without created_at it is now."""
 
     session_id: Annotated[Id, Meta(min_length=1)]
     role: Role
@@ -106,7 +106,7 @@ _start = msgspec.json.Decoder(SpanInput)
 _end = msgspec.json.Decoder(EndInput)
 _message = msgspec.json.Decoder(MessageInput)
 _wrapped = msgspec.json.Decoder(_Wrapped)
-_many = msgspec.json.Decoder(list[SpanInput])
+_starts = msgspec.json.Decoder(list[SpanInput])
 
 
 def _decode(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
@@ -118,51 +118,51 @@ def _decode(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
 
 def decode_start(body: bytes) -> SpanInput:
     """
-    The body of ``POST /api/traces/start``.
+    Decode the body of ``POST /api/traces/start``.
 
     Raises:
         Rejected: Names the field.
     """
-    given = _decode(_start, body)
-    _check(given)
-    return given
+    span = _decode(_start, body)
+    _check(span)
+    return span
 
 
 def decode_end(body: bytes) -> EndInput:
     """
-    The body of ``POST /api/traces/{traceId}/end``; an empty one says that all went well.
+    Decode the body of ``POST /api/traces/{traceId}/end``; an empty one ends the span with the status ok.
 
     Raises:
         Rejected: Names the field.
     """
-    given = _decode(_end, body) if body.strip() else EndInput()
-    if given.status == "pending":
+    end = _decode(_end, body) if body.strip() else EndInput()
+    if end.status == "pending":
         raise Rejected("status: an end is ok, error or timeout, not pending")
-    instant_of("endedAt", given.ended_at)
-    check_metadata(attributes_of(given))
-    return given
+    instant_of("endedAt", end.ended_at)
+    check_metadata(attributes_of(end))
+    return end
 
 
 def decode_ingest(body: bytes) -> list[SpanInput]:
     """
-    The body of ``POST /api/traces/ingest``: ``{"spans": [...]}``, an array, or one span.
+    Decode the body of ``POST /api/traces/ingest``: ``{"spans": [...]}``, an array, or one span.
 
     Raises:
         Rejected: Names the index of the span and the field.
     """
     if body.lstrip()[:1] == b"[":
-        spans = _decode(_many, body)
+        spans = _decode(_starts, body)
     else:
         wrapped = _decode(_wrapped, body).spans
         if wrapped is not msgspec.UNSET and bytes(wrapped)[:1] != b"[":
             raise Rejected("spans: is not an array")
-        spans = [_decode(_start, body)] if wrapped is msgspec.UNSET else _decode(_many, wrapped)
+        spans = [_decode(_start, body)] if wrapped is msgspec.UNSET else _decode(_starts, wrapped)
     first: dict[str, int] = {}
-    for index, given in enumerate(spans):
+    for index, span in enumerate(spans):
         try:
-            _check(given)
-            if given.trace_id and first.setdefault(given.trace_id, index) != index:
-                raise Rejected(f"traceId: {shorten(given.trace_id)!r} is also that of span {first[given.trace_id]}")
+            _check(span)
+            if span.trace_id and first.setdefault(span.trace_id, index) != index:
+                raise Rejected(f"traceId: {shorten(span.trace_id)!r} is also that of span {first[span.trace_id]}")
         except Rejected as exc:
             raise Rejected(f"span {index}: {exc}") from exc
     return spans
@@ -170,36 +170,36 @@ def decode_ingest(body: bytes) -> list[SpanInput]:
 
 def decode_message(body: bytes) -> MessageInput:
     """
-    The body of ``POST /api/traces/messages``.
+    Decode the body of ``POST /api/traces/messages``.
 
     Raises:
         Rejected: Names the field.
     """
-    given = _decode(_message, body)
-    _check_id("sessionId", given.session_id)
-    _check_id("traceId", given.trace_id)
-    _check_id("messageId", given.message_id)
-    instant_of("createdAt", given.created_at)
-    check_metadata(given.metadata or {})
-    return given
+    message = _decode(_message, body)
+    _check_id("sessionId", message.session_id)
+    _check_id("traceId", message.trace_id)
+    _check_id("messageId", message.message_id)
+    instant_of("createdAt", message.created_at)
+    check_metadata(message.metadata or {})
+    return message
 
 
-def _check(given: SpanInput) -> None:
+def _check(span: SpanInput) -> None:
     for name, value in (
-        ("traceId", given.trace_id),
-        ("sessionId", given.session_id),
-        ("parentId", given.parent_id),
-        ("userId", given.user_id),
+        ("traceId", span.trace_id),
+        ("sessionId", span.session_id),
+        ("parentId", span.parent_id),
+        ("userId", span.user_id),
     ):
         _check_id(name, value)
-    if given.parent_id and given.parent_id == given.trace_id:
+    if span.parent_id and span.parent_id == span.trace_id:
         raise Rejected("parentId: a span is not its own parent")
-    started, ended = instant_of("startedAt", given.started_at), instant_of("endedAt", given.ended_at)
+    started, ended = instant_of("startedAt", span.started_at), instant_of("endedAt", span.ended_at)
     if started and ended and ended < started:
         raise Rejected("endedAt: before startedAt")
-    if given.status == "pending" and ended:
+    if span.status == "pending" and ended:
         raise Rejected("status: pending, but endedAt says that it has ended")
-    check_metadata(attributes_of(given))
+    check_metadata(attributes_of(span))
 
 
 def _check_id(name: str, value: str | None) -> None:
@@ -209,7 +209,7 @@ def _check_id(name: str, value: str | None) -> None:
 
 def instant_of(name: str, text: str | None) -> int:
     """
-    *text*, the field *name*, as Unix nanoseconds; 0 for none.
+    Return *text*, the value of field *name*, as Unix nanoseconds; 0 if it is empty or None.
 
     Raises:
         Rejected: Not RFC 3339 with a time zone, or not between the years 2000 and 2100.
@@ -227,7 +227,7 @@ def instant_of(name: str, text: str | None) -> int:
 
 def check_metadata(attributes: dict[str, Any]) -> None:
     """
-    ``check_attributes`` in the words of Cost Katana.
+    Check *attributes* with ``check_attributes``; error texts call them metadata, as Cost Katana does.
 
     Raises:
         Rejected: Names the key.
@@ -238,16 +238,16 @@ def check_metadata(attributes: dict[str, Any]) -> None:
         raise Rejected(f"metadata{str(exc).removeprefix('attributes')}") from exc
 
 
-def attributes_of(given: EndInput) -> dict[str, Any]:
-    """The metadata, with the fields of theirs that are attributes of ours."""
-    attributes = dict(given.metadata or {})
-    if given.tool:
-        attributes[TOOL] = given.tool
-    if given.resource_ids:
-        attributes[RESOURCE_IDS] = given.resource_ids
+def attributes_of(end: EndInput) -> dict[str, Any]:
+    """Return the metadata of *end*, with ``tool`` and ``resourceIds`` as attributes."""
+    attributes = dict(end.metadata or {})
+    if end.tool:
+        attributes[TOOL] = end.tool
+    if end.resource_ids:
+        attributes[RESOURCE_IDS] = end.resource_ids
     return attributes
 
 
-def has_ended(given: SpanInput) -> bool:
-    """True when a span of ``ingest`` is finished; else it stays open."""
-    return bool(given.ended_at) or given.status in ("ok", "error", "timeout")
+def has_ended(span: SpanInput) -> bool:
+    """Return True if a span of ``POST /api/traces/ingest`` is finished; otherwise it stays open."""
+    return bool(span.ended_at) or span.status in ("ok", "error", "timeout")

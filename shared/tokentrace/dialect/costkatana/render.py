@@ -1,4 +1,4 @@
-"""Our records as Cost Katana's clients expect them: the SDK's shapes, the backend's names beside (SPEC A.6, A.7)."""
+"""Shows records as Cost Katana's clients expect them: in the SDK's shape, with the backend's names in addition."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from tokentrace.dialect.costkatana.inputs import RESOURCE_IDS, TOOL
 from tokentrace.records import ChatMessage, Span, Started
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant
 
+#: Characters of a message's preview.
 _PREVIEW = 500
 
 
 def render_node(span: Span, depth: int) -> dict[str, Any]:
     """
-    A span that has ended as a ``TraceNode`` (SPEC A.7); the backend's label, start, end and aiModel stand beside.
+    Return a finished span as a ``TraceNode``, with the backend's label, start, end and aiModel in addition.
 
-    Left out when there is none: parentId, error, model, tool, resourceIds. costUSD is null when nobody could price it.
+    parentId, error, model, tool and resourceIds are left out if they are empty. costUSD is null for an unpriced span.
 
     Args:
-        depth: 0 for a root.
+        depth: Number of ancestors; 0 for a root.
     """
     node = _head(span.span_id, span.parent_span_id, span.session_id, span.name, span.kind, span.status, depth)
     if span.error or span.error_stack:
@@ -41,9 +42,10 @@ def render_node(span: Span, depth: int) -> dict[str, Any]:
 
 def render_open(started: Started, depth: int, status: str) -> dict[str, Any]:
     """
-    A span that has not ended, in the shape of ``render_node``: endedAt, end, duration and costUSD are null.
+    Return an open span in the shape of ``render_node``: endedAt, end, duration and costUSD are null.
 
     Args:
+        depth: Number of ancestors; 0 for a root.
         status: pending or abandoned.
     """
     at = render_instant(started.started_ns)
@@ -84,7 +86,7 @@ def _head(
 
 
 def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """``tool``, ``resourceIds`` and ``metadata`` of a node; values that are not theirs stay in the metadata."""
+    """Return a node's ``tool``, ``resourceIds`` and ``metadata``; values of an unexpected type stay metadata."""
     metadata = dict(attributes)
     shown: dict[str, Any] = {}
     if isinstance(metadata.get(TOOL), str):
@@ -96,10 +98,10 @@ def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
 
 def render_message(message: ChatMessage) -> dict[str, Any]:
     """
-    A message as the SDK and as the backend show it (SPEC A.6).
+    Return a message with the fields of the SDK and of the backend.
 
-    ``content`` is what was said where the operator keeps that, else it is without secrets; ``contentPreview`` never has
-    any. ``fullContentStored`` is true when the preview is all there was.
+    ``content`` is the original text if the configuration keeps it, otherwise the redacted text. ``contentPreview`` is
+    always redacted. ``fullContentStored`` is true if the preview is the whole content.
     """
     at = render_instant(message.created_ns)
     return {

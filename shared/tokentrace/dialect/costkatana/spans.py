@@ -1,4 +1,4 @@
-"""Cost Katana's inputs as our records (SPEC A.8)."""
+"""Turns Cost Katana's inputs into records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokentrace.units import is_number, ms_to_ns, ns_to_ms, usd_to_nusd
 
 
 class Place(NamedTuple):
-    """Where a span belongs: the trace and the session that its children inherit."""
+    """The trace and the session of a span, which its children inherit."""
 
     trace_id: str
     session_id: str
@@ -33,58 +33,60 @@ def place(
     session_id: str = "",
 ) -> list[Place]:
     """
-    Where each of *spans* belongs, parents and children in any order.
+    Return the place of each of *spans*; parents and children may be in any order.
 
-    A root's trace has its own span's id. A child inherits trace and session from its parent; when nobody knows the
-    parent, it is taken for the root.
+    The trace id of a root is its span id. A child inherits trace and session from its parent. If the parent is not
+    known, the parent's id becomes the trace id.
 
     Args:
-        spans: (span id, input).
-        known: Of spans that came before.
-        new_session: Makes a session for the span at an index.
-        session_id: For spans that name none; "" = they inherit one.
+        spans: (Span id, input).
+        known: Span id -> place, for spans that were started before.
+        new_session: Makes a session id for the span at an index of *spans*.
+        session_id: Session of spans that name none; "" = they inherit their parent's session.
 
     Raises:
-        Rejected: Names the index of a span whose parents go round in a ring.
+        Rejected: The parents of a span form a cycle; names the index of the span.
     """
-    given_of = dict(spans)
+    input_of = dict(spans)
     index_of = {span_id: index for index, (span_id, _) in enumerate(spans)}
     places: dict[str, Place] = {}
     for span_id, _ in spans:
         path: list[str] = []
         current = span_id
-        while current in given_of and current not in places:
+        while current in input_of and current not in places:
             path.append(current)
             if len(path) > len(spans):
-                raise Rejected(f"span {index_of[span_id]}: parentId: its parents go round in a ring")
-            current = given_of[current].parent_id or ""
+                raise Rejected(f"span {index_of[span_id]}: parentId: the parents form a cycle")
+            current = input_of[current].parent_id or ""
         for current in reversed(path):
-            given = given_of[current]
-            parent = given.parent_id or ""
+            span = input_of[current]
+            parent = span.parent_id or ""
             above = places.get(parent) or known.get(parent)
-            session = given.session_id or session_id or (above.session_id if above else "")
+            session = span.session_id or session_id or (above.session_id if above else "")
             trace = above.trace_id if above else parent or current
             places[current] = Place(trace, session or new_session(index_of[current]))
     return [places[span_id] for span_id, _ in spans]
 
 
-def start_of(given: SpanInput, span_id: str, where: Place, arrived_ns: int, caller: str = "") -> Started:
+def start_of(span: SpanInput, span_id: str, where: Place, arrived_ns: int, caller: str = "") -> Started:
     """
-    The record of a start.
+    Return the record of a start.
 
     Args:
-        caller: The calling service as the request tells it; the metadata's wins.
+        where: Trace and session of the span.
+        arrived_ns: Unix nanoseconds; the start if the input names none.
+        caller: The calling service according to the request; a caller in the metadata wins.
     """
-    attributes = attributes_of(given)
+    attributes = attributes_of(span)
     return Started(
         trace_id=where.trace_id,
         span_id=span_id,
-        parent_span_id=given.parent_id or None,
+        parent_span_id=span.parent_id or None,
         session_id=where.session_id,
-        user_id=given.user_id or _short(attributes, "userId") or None,
-        name=given.name,
-        kind=given.type or "custom",
-        started_ns=instant_of("startedAt", given.started_at) or arrived_ns,
+        user_id=span.user_id or _short(attributes, "userId") or None,
+        name=span.name,
+        kind=span.type or "custom",
+        started_ns=instant_of("startedAt", span.started_at) or arrived_ns,
         metadata=attributes,
         caller=_short(attributes, "caller") or caller[:256],
         arrived_ns=arrived_ns,
@@ -93,10 +95,11 @@ def start_of(given: SpanInput, span_id: str, where: Place, arrived_ns: int, call
 
 def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None = None) -> Span:
     """
-    The finished span: its start, and what the end says laid over it.
+    Return the finished span: the start, with the fields of *end* over it.
 
     Args:
-        early: What the start said already of model, tokens, cost and error; its other fields are not looked at.
+        arrived_ns: Unix nanoseconds; the end if *end* names none.
+        early: Model, tokens, cost and error that the start already gave; its other fields are ignored.
 
     Raises:
         Rejected: Names the field.
@@ -144,24 +147,25 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
     return span
 
 
-def message_of(given: MessageInput, message_id: str, trace_id: str, arrived_ns: int) -> ChatMessage:
+def message_of(message: MessageInput, message_id: str, trace_id: str, arrived_ns: int) -> ChatMessage:
     """
-    The record of a message.
+    Return the record of a message.
 
     Args:
-        message_id: For a message that has none.
-        trace_id: Of the span it belongs to; "" = nobody knows.
+        message_id: Used if *message* has no id.
+        trace_id: Trace of the span that the message belongs to; "" = not known.
+        arrived_ns: Unix nanoseconds; used if *message* has no time.
     """
     return ChatMessage(
-        message_id=given.message_id or message_id,
-        session_id=given.session_id,
-        span_id=given.trace_id or "",
+        message_id=message.message_id or message_id,
+        session_id=message.session_id,
+        span_id=message.trace_id or "",
         trace_id=trace_id,
-        role=given.role,
-        content=given.content,
-        created_ns=instant_of("createdAt", given.created_at) or arrived_ns,
-        metadata=given.metadata or {},
-        length=len(given.content),
+        role=message.role,
+        content=message.content,
+        created_ns=instant_of("createdAt", message.created_at) or arrived_ns,
+        metadata=message.metadata or {},
+        length=len(message.content),
     )
 
 
@@ -177,6 +181,6 @@ def _ttft(attributes: dict[str, Any]) -> int:
 
 
 def _short(attributes: dict[str, Any], key: str) -> str:
-    """A text of the metadata that fits into a field of ours; "" when there is none."""
+    """Return the text under *key* if it is short enough for a field of a record, otherwise ""."""
     value = attributes.get(key)
     return value if isinstance(value, str) and len(value) <= 256 else ""

@@ -1,0 +1,111 @@
+"""
+Pushing alerts to an Alertmanager, and renewing them while their episode lasts.
+
+An Alertmanager resolves an alert by itself when the time of its ``endsAt`` has come. So every firing is pushed with an
+end four minutes ahead, and is pushed again every minute. Every alerter renews: pushing an alert twice does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from tokentrace.records import AlertEvent
+from tokentrace.units import MINUTE, SECOND, parse_instant
+from tokentrace_alerter.delivery.channel import Channel
+from tokentrace_alerter.delivery.episodes import Episode, OpenEpisodes, episode_of
+from tokentrace_alerter.delivery.payload import alertmanager_alert
+from tokentrace_alerter.delivery.webhook import Failed, Refused, WebhookSender
+
+log = logging.getLogger("tokentrace.alerter")
+
+RENEW_EVERY_NS = MINUTE
+_PATH = "/api/v2/alerts"
+#: After this time the alerter has certainly read its own firing back from the alert stream.
+_APPLIED_NS = 10 * SECOND
+
+
+class Alertmanagers:
+    """
+    All Alertmanagers that rules name.
+
+    Args:
+        channel_of: Returns the channel of a rule by its name; None = it has none.
+        at_once: Limit of concurrent renewals for one destination.
+    """
+
+    def __init__(
+        self,
+        sender: WebhookSender,
+        channel_of: Callable[[str], Channel | None],
+        episodes: OpenEpisodes,
+        at_once: int,
+    ) -> None:
+        self._sender, self._channel_of, self._episodes, self._at_once = sender, channel_of, episodes, at_once
+        self._limits: dict[str, asyncio.Semaphore] = {}
+        #: Episode -> monotonic time, seconds, at which it is renewed next.
+        self._renew_at: dict[Episode, float] = {}
+        self._renewing: set[str] = set()
+
+    async def send(self, channel: Channel, event: AlertEvent, *, again: bool) -> None:
+        """
+        Push *event* once.
+
+        Args:
+            again: An earlier attempt failed.
+
+        Raises:
+            Failed, Refused: As ``WebhookSender.post``.
+        """
+        now_ns = time.time_ns()
+        # A new firing may be delivered before the alerter has read it back and counts its episode as open.
+        applied = again or parse_instant(event.fired_at) < now_ns - _APPLIED_NS
+        over = applied and not self._episodes.include(event)
+        await self._push(channel, [alertmanager_alert(event, now_ns, over=over)])
+
+    async def renew_forever(self) -> None:
+        """Push the alerts of open episodes again every minute, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await asyncio.sleep(1.0)
+                for name, events in self._due().items():
+                    channel = self._channel_of(name)
+                    if channel is not None and name not in self._renewing:
+                        self._renewing.add(name)
+                        tasks.create_task(self._renew(name, channel, events))
+
+    def _due(self) -> dict[str, list[AlertEvent]]:
+        """Return the episodes to renew now, by rule."""
+        now, every_s = time.monotonic(), RENEW_EVERY_NS / SECOND
+        current: set[Episode] = set()
+        due: dict[str, list[AlertEvent]] = {}
+        for event in self._episodes:
+            channel = self._channel_of(event.alert)
+            if channel is not None and channel.type == "alertmanager":
+                current.add(episode_of(event))
+                if now >= self._renew_at.setdefault(episode_of(event), now + every_s):
+                    due.setdefault(event.alert, []).append(event)
+        self._renew_at = {episode: at for episode, at in self._renew_at.items() if episode in current}
+        return due
+
+    async def _renew(self, name: str, channel: Channel, events: list[AlertEvent]) -> None:
+        try:
+            async with self._limits.setdefault(channel.destination, asyncio.Semaphore(self._at_once)):
+                # Some episodes may have ended while this waited for its turn.
+                current = set(map(episode_of, self._episodes))
+                events = [event for event in events if episode_of(event) in current]
+                for event in events:
+                    self._renew_at[episode_of(event)] = time.monotonic() + RENEW_EVERY_NS / SECOND
+                if events:
+                    await self._push(channel, [alertmanager_alert(event, time.time_ns()) for event in events])
+        except (Failed, Refused) as exc:
+            log.warning("rule %s: its alerts were not renewed in the Alertmanager: %s", name, exc)
+        finally:
+            self._renewing.discard(name)
+
+    async def _push(self, channel: Channel, alerts: list[dict[str, object]]) -> None:
+        await self._sender.post(channel, channel.url + _PATH, msgspec.json.encode(alerts), {})

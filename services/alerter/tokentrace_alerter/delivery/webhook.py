@@ -1,0 +1,105 @@
+"""Posting to webhooks: one HTTP client, and one attempt at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import TracebackType
+
+import httpx
+
+from tokentrace.errors import Rejected
+from tokentrace.records import AlertEvent
+from tokentrace.units import SECOND
+from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
+from tokentrace_alerter.delivery.channel import Channel, idempotency_key
+from tokentrace_alerter.delivery.payload import signature, webhook_body
+from tokentrace_alerter.delivery.transport import CheckedTransport
+
+
+class Refused(Exception):
+    """The receiver will not accept the event, however often it is tried."""
+
+
+class Failed(Exception):
+    """This attempt failed; another one may succeed."""
+
+
+class WebhookSender:
+    """
+    An HTTP client for deliveries; an asynchronous context manager that closes its connections.
+
+    It follows no redirect, uses no proxy of the environment and keeps no cookies.
+
+    Args:
+        allowed: The hosts that may be called. A delivery to another host is refused.
+    """
+
+    def __init__(self, allowed: AllowedHosts) -> None:
+        self._client = httpx.AsyncClient(
+            follow_redirects=False,
+            trust_env=False,
+            transport=CheckedTransport(allowed),
+            # No domain may set a cookie, so that one receiver cannot mark requests for another rule.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        )
+
+    async def __aenter__(self) -> WebhookSender:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, exc, trace)
+
+    async def send(self, channel: Channel, event: AlertEvent) -> None:
+        """
+        Post *event* to the webhook of *channel* once.
+
+        Raises:
+            Failed, Refused: As ``post``.
+        """
+        body = webhook_body(channel, event)
+        headers = {"Idempotency-Key": idempotency_key(event)}
+        if channel.secret:
+            headers["X-Tokentrace-Signature"] = signature(channel.secret, body)
+        await self.post(channel, channel.url, body, headers)
+
+    async def post(self, channel: Channel, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """
+        Post *body*, JSON, to *url* once; the response body is ignored.
+
+        Args:
+            channel: Gives the timeout and further headers.
+            headers: Override those of *channel*.
+
+        Raises:
+            Failed: Timeout, no answer, or HTTP status 500 and above.
+            Refused: Any other status than 2xx, a host that is not allowed, or a request that cannot be sent.
+        """
+        merged = httpx.Headers({"Content-Type": "application/json", "User-Agent": "tokentrace"})
+        merged.update(channel.headers)
+        merged.update(headers)
+        try:
+            async with (
+                asyncio.timeout(channel.timeout_ns / SECOND),
+                self._client.stream("POST", url, content=body, headers=merged, timeout=None) as response,
+            ):
+                pass  # The response body is ignored.
+        except Rejected as exc:
+            raise Refused(str(exc)) from exc
+        except TimeoutError as exc:
+            raise Failed(f"no answer within {channel.timeout_ns / SECOND:g} s") from exc
+        except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError) as exc:
+            # The text of the exception repeats a header or the URL, and both may contain a secret.
+            raise Refused(f"cannot be sent: {type(exc).__name__}") from exc
+        except httpx.HTTPError as exc:
+            raise Failed(f"no answer: {type(exc).__name__}") from exc
+        except Exception as exc:
+            raise Refused(f"cannot be sent: {type(exc).__name__}") from exc
+        if response.status_code >= 500:
+            raise Failed(f"HTTP {response.status_code}")
+        if not response.is_success:
+            raise Refused(f"HTTP {response.status_code}")

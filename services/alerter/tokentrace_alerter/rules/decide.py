@@ -1,0 +1,176 @@
+"""
+What a rule decides at one instant. Pure: the time is an argument.
+
+The state of a rule is what its events say. ``decide`` looks at one instant and returns the event to publish; the event
+becomes the state once the alert stream has accepted it. So several alerters that decide the same reach the same state.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from tokentrace.errors import shorten
+from tokentrace.records import AlertEvent
+from tokentrace.rollup import OTHER
+from tokentrace.units import render_instant
+from tokentrace_alerter.rules.schema import Rule
+
+_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
+    "gt": operator.gt,
+    "gte": operator.ge,
+    "lt": operator.lt,
+    "lte": operator.le,
+}
+_SYMBOLS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+
+#: Why nothing is published at an instant; "" = an event is published.
+Reason = Literal["", "ok", "cooldown", "min_spans", "no_data", "silenced", "pending", "warming"]
+
+
+class State(msgspec.Struct):
+    """
+    The state of one instance of a rule. Times are Unix nanoseconds.
+
+    Attributes:
+        firing: The last event was a firing.
+        fired_ns: Instant of the last firing; 0 = never.
+        starts_ns: Start of the episode of the last firing; 0 = never.
+        event_ns: Instant of the last event of any kind. Instants up to it are decided.
+        evaluated_ns: Last instant that was evaluated; 0 = none.
+        value, span_count: At that instant.
+        breached: The condition held at that instant, whether or not an event was published.
+        reason: Why no event was published at that instant.
+        pending_ns: Since when the condition has held without firing; 0 = it does not hold.
+    """
+
+    firing: bool = False
+    fired_ns: int = 0
+    starts_ns: int = 0
+    event_ns: int = 0
+    evaluated_ns: int = 0
+    value: float | None = None
+    span_count: int = 0
+    breached: bool = False
+    reason: Reason = ""
+    pending_ns: int = 0
+
+
+class Decision(NamedTuple):
+    """
+    The event to publish, or the reason why there is none.
+
+    Attributes:
+        pending_ns: The new ``State.pending_ns``.
+    """
+
+    event: AlertEvent | None
+    reason: Reason
+    pending_ns: int = 0
+
+
+class Reading(NamedTuple):
+    """The value of a metric at an instant and the number of spans in it; (None, 0) without data."""
+
+    value: float | None
+    span_count: int
+
+
+NO_READING = Reading(None, 0)
+
+
+def decide(
+    rule: Rule,
+    state: State,
+    instant_ns: int,
+    value: float | None,
+    span_count: int,
+    *,
+    silenced: bool = False,
+    warming: bool = False,
+    group: str = "",
+) -> Decision:
+    """
+    Return what *rule* does at *instant_ns*.
+
+    A breach fires once it has lasted for ``for``, unless the last firing is less than a cooldown ago. While the breach
+    lasts, the rule fires again after each cooldown, with the same start. When it is over, the episode is resolved.
+
+    Args:
+        instant_ns: Unix nanoseconds.
+        silenced: A silence is in force at this instant.
+        warming: The window begins before the data that the alerter has read.
+        group: The instance of a grouped rule.
+    """
+    if instant_ns <= state.event_ns:
+        return Decision(None, "ok")
+    quiet = rule.silenced or silenced
+    no_data = value is None or span_count == 0
+    if no_data and rule.no_data == "keep":
+        return Decision(None, "no_data", state.pending_ns)
+    if not no_data and span_count < rule.min_spans:
+        return Decision(None, "min_spans")
+    if not breaches(rule, value, span_count, firing=state.firing):
+        if not state.firing or quiet:
+            return Decision(None, "no_data" if no_data else "ok")
+        shown = None if no_data else value
+        return Decision(_event(rule, "resolved", instant_ns, shown, span_count, state.starts_ns, group), "")
+    if warming and (no_data or not rule.can_fire_while_warming):
+        return Decision(None, "warming")
+    since = (state.pending_ns or instant_ns) if rule.for_ns and not state.firing else 0
+    if quiet:
+        return Decision(None, "silenced", since)
+    if since and instant_ns < since + rule.for_ns:
+        return Decision(None, "pending", since)
+    if state.fired_ns and instant_ns < state.fired_ns + rule.cooldown_ns:
+        return Decision(None, "cooldown", since)
+    starts = state.starts_ns if state.firing else instant_ns
+    return Decision(_event(rule, "firing", instant_ns, value, span_count, starts, group), "")
+
+
+def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
+    """Return the resolution of an instance whose spans are counted as ``other`` from now on."""
+    event = _event(rule, "resolved", instant_ns, None, 0, state.starts_ns, group)
+    message = f"{rule.group_by} {shorten(group)!r} is counted with {OTHER!r} from now on"
+    return msgspec.structs.replace(event, message=message)
+
+
+def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:
+    """Return whether the condition holds; for a *firing* rule, whether the value has not recovered yet."""
+    if value is None or span_count == 0:
+        return rule.no_data == "fire" or (rule.no_data == "keep" and firing)
+    limit = rule.threshold if not firing or rule.recovery_threshold is None else rule.recovery_threshold
+    return span_count >= rule.min_spans and _COMPARE[rule.op](value, limit)
+
+
+def _event(
+    rule: Rule,
+    status: Literal["firing", "resolved"],
+    instant_ns: int,
+    value: float | None,
+    span_count: int,
+    starts_ns: int,
+    group: str,
+) -> AlertEvent:
+    shown = "no data" if value is None else f"{value:.4g}"
+    return AlertEvent(
+        alert=rule.name,
+        fired_at=render_instant(instant_ns),
+        metric=rule.metric,
+        op=rule.op,
+        value=value,
+        threshold=rule.threshold,
+        window=rule.window,
+        span_count=span_count,
+        filter=rule.filter,
+        rule_id=rule.rule_id,
+        level=rule.level,
+        message=f"{rule.metric} {_SYMBOLS[rule.op]} {shown} (threshold: {rule.threshold:.4g})",
+        status=status,
+        starts_at=render_instant(starts_ns),
+        ends_at=render_instant(instant_ns) if status == "resolved" else None,
+        group={rule.group_by: group} if rule.group_by else {},
+    )

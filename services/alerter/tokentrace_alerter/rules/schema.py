@@ -1,0 +1,261 @@
+"""
+A compiled rule: what the alerter evaluates, made from the rule as people write it.
+
+``tokentrace.config.AlertRule`` is the schema of the written form. Here its durations become nanoseconds, its names
+become the metric and the operator they mean, and values are checked that depend on each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import msgspec
+
+from tokentrace.config import AlertRule, parse_alert_rule
+from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.metrics import METRICS, CustomMetric, Metric, find_metric
+from tokentrace.units import HOUR, MINUTE, SECOND, parse_duration
+from tokentrace_alerter.delivery import Channel, compile_channel
+
+Op = Literal["gt", "gte", "lt", "lte"]
+NoData = Literal["ignore", "fire", "keep"]
+ChangeMode = Literal["", "absolute", "percent"]
+
+_OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
+_MAX_THRESHOLD = 1e300
+MAX_WINDOW_NS = 31 * 24 * HOUR
+#: A span arrives a little after it ended. Its end may also lie up to five minutes after its arrival.
+_SLACK_NS = 6 * MINUTE
+#: A rule that fires on low values is evaluated this much later, so that spans still on their way are counted.
+LOW_VALUE_LAG_NS = 5 * SECOND
+#: Metrics that grow with every span. Over a window that is covered in part they are too small.
+_GROWING = frozenset(
+    {
+        "total_cost",
+        "unpriced_span_count",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "error_count",
+        "timeout_count",
+        "span_count",
+    }
+)
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A rule in the form that is evaluated.
+
+    Attributes:
+        metric: Name of a built-in metric, or of the custom metric in *custom*.
+        custom: The custom metric; None = a built-in one.
+        window: As written. window_ns is the same in nanoseconds.
+        eval_interval_ns: Time between two instants, nanoseconds.
+        cooldown_ns: Shortest time between two firings of one episode, nanoseconds.
+        min_spans: With fewer spans in the window, the condition does not hold.
+        filter: Dimension or attribute -> value. A span must have all of them.
+        silenced: The configuration silences the rule: it is evaluated and publishes nothing.
+        for_ns: How long the condition must hold before the rule fires, nanoseconds.
+        recovery_threshold: A firing rule is resolved when the value is back over this; None = the threshold.
+        no_data: A window without data: resolves the rule; fires it; keeps it as it was.
+        group_by: Dimension or attribute; each of its values is an instance with its own state; "" = one instance.
+        change: The value is the difference to the window before, as it is or in percent; "" = the metric itself.
+        delivery: Where events go besides the alert subject; None = nowhere.
+    """
+
+    name: str
+    metric: str
+    op: Op
+    threshold: float
+    window: str
+    window_ns: int
+    eval_interval_ns: int
+    cooldown_ns: int
+    min_spans: int = 0
+    filter: dict[str, str] = {}
+    level: str = "warning"
+    silenced: bool = False
+    custom: CustomMetric | None = None
+    for_ns: int = 0
+    recovery_threshold: float | None = None
+    no_data: NoData = "ignore"
+    group_by: str = ""
+    change: ChangeMode = ""
+    delivery: Channel | None = None
+
+    @property
+    def rule_id(self) -> str:
+        """``alert_`` and 8 hex digits of the SHA-256 of the name."""
+        return f"alert_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits; two rules with the same ones keep the same numbers, so a snapshot fits both."""
+        parts: list[Any] = [
+            self.name,
+            self.metric,
+            self.custom,
+            self.window_ns,
+            self.lag_ns,
+            sorted(self.filter.items()),
+            self.bucket_s,
+        ]
+        if self.group_by or self.change:
+            parts += [self.group_by, self.change]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
+
+    @property
+    def bucket_s(self) -> int:
+        """
+        Width of the rule's buckets, seconds.
+
+        The greatest common divisor of window and interval, because then every window begins and ends with a bucket.
+        If that makes more than a hundred buckets, a hundredth of the window; its end is then read from 1 s buckets.
+        """
+        hundredth = max(1, self.window_ns // SECOND // 100)
+        common_ns = math.gcd(self.window_ns, self.eval_interval_ns)
+        return common_ns // SECOND if common_ns % SECOND == 0 and common_ns >= hundredth * SECOND else hundredth
+
+    @property
+    def window_s(self) -> int:
+        """The window in seconds, rounded up."""
+        return -(-self.window_ns // SECOND)
+
+    @property
+    def lag_ns(self) -> int:
+        """How long after an instant it is evaluated, nanoseconds of stream time."""
+        return LOW_VALUE_LAG_NS if self.op in ("lt", "lte") or self.no_data == "fire" else 0
+
+    @property
+    def covers_ns(self) -> int:
+        """How far back from an instant the rule looks, nanoseconds."""
+        return 2 * self.window_ns if self.change else self.window_ns
+
+    @property
+    def reaches_ns(self) -> int:
+        """How far back the log must be read to fill the rule's windows, nanoseconds."""
+        return self.covers_ns + self.lag_ns + _SLACK_NS
+
+    @property
+    def can_fire_while_warming(self) -> bool:
+        """True if a breach over a partly covered window is a breach over the whole window as well."""
+        growing = self.custom.type in ("sum", "count") if self.custom else self.metric in _GROWING
+        return not self.change and not (growing and self.op in ("lt", "lte"))
+
+    def builtin_metric(self) -> Metric:
+        """Return the built-in metric; a rule on a custom metric has none (``KeyError``)."""
+        return METRICS[self.metric]
+
+
+def parse_rule(
+    written: Mapping[str, Any],
+    where: str,
+    default_cooldown_ns: int | None = None,
+    customs: Mapping[str, CustomMetric] = {},
+) -> Rule:
+    """
+    Return the rule that *written*, decoded from JSON or YAML, says.
+
+    Args:
+        where: Prefix of the key in error texts, such as ``alerts[2]``.
+        default_cooldown_ns: For a rule that names none, nanoseconds; None = its window.
+        customs: Custom metrics by name.
+
+    Raises:
+        ConfigError: The text names the key and what is allowed.
+    """
+    return compile_rule(parse_alert_rule(written, where), where, default_cooldown_ns, customs)
+
+
+def compile_rule(
+    rule: AlertRule,
+    where: str,
+    default_cooldown_ns: int | None = None,
+    customs: Mapping[str, CustomMetric] = {},
+) -> Rule:
+    """
+    Return the compiled form of *rule*.
+
+    Args:
+        where, default_cooldown_ns, customs: As for ``parse_rule``.
+
+    Raises:
+        ConfigError: The text names the key and what is allowed.
+    """
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in rule.name):
+        raise ConfigError(f"{where}.name: {shorten(rule.name)!r} contains a control character")
+    custom = customs.get(rule.metric)
+    builtin = find_metric(rule.metric)
+    if builtin is None and custom is None:
+        raise ConfigError(f"{where}.metric: {shorten(rule.metric)!r} is none of {', '.join([*METRICS, *customs])}")
+    for key in rule.filter:
+        if not key:
+            raise ConfigError(f"{where}.filter: an empty key; a dimension or an attribute is expected")
+    window_ns = _duration(rule.window, f"{where}.window")
+    if not SECOND <= window_ns <= MAX_WINDOW_NS:
+        raise ConfigError(f"{where}.window: {shorten(rule.window)!r} is not between 1s and 31d")
+    if rule.change and window_ns > MAX_WINDOW_NS // 2:
+        raise ConfigError(
+            f"{where}.window: {shorten(rule.window)!r} is longer than 15d12h, the most for a rule with change, "
+            "which reads two windows"
+        )
+    interval_ns = default_interval(window_ns)
+    if rule.eval_interval is not None:
+        interval_ns = _duration(rule.eval_interval, f"{where}.eval_interval")
+    if interval_ns < SECOND:
+        raise ConfigError(f"{where}.eval_interval: {shorten(rule.eval_interval)!r} is less than 1s")
+    cooldown_ns = window_ns if default_cooldown_ns is None else default_cooldown_ns
+    if rule.cooldown is not None:
+        cooldown_ns = _duration(rule.cooldown, f"{where}.cooldown")
+    op = cast(Op, _OPERATORS.get(rule.op, rule.op))
+    _check_thresholds(rule, op, where)
+    return Rule(
+        name=rule.name,
+        metric=rule.metric if builtin is None else builtin[0],
+        custom=custom,
+        op=op,
+        threshold=float(rule.threshold),
+        window=str(rule.window),
+        window_ns=window_ns,
+        eval_interval_ns=interval_ns,
+        cooldown_ns=cooldown_ns,
+        min_spans=rule.min_spans,
+        filter=rule.filter,
+        level=rule.level,
+        silenced=rule.silenced,
+        for_ns=0 if rule.for_ is None else _duration(rule.for_, f"{where}.for"),
+        recovery_threshold=None if rule.recovery_threshold is None else float(rule.recovery_threshold),
+        no_data=rule.no_data,
+        group_by=rule.group_by,
+        change=rule.change or "",
+        delivery=None if rule.delivery is None else compile_channel(rule.delivery, f"{where}.delivery"),
+    )
+
+
+def _check_thresholds(rule: AlertRule, op: Op, where: str) -> None:
+    threshold, recovery = rule.threshold, rule.recovery_threshold
+    for key, limit in (("threshold", threshold), ("recovery_threshold", recovery)):
+        if limit is not None and not (math.isfinite(limit) and abs(limit) <= _MAX_THRESHOLD):
+            raise ConfigError(f"{where}.{key}: {shorten(limit)!r} is not a finite number of at most 1e300")
+    if recovery is not None and recovery != threshold and (recovery > threshold) == (op in ("gt", "gte")):
+        raise ConfigError(
+            f"{where}.recovery_threshold: {recovery} is itself {rule.op} {threshold}, so the rule would never resolve"
+        )
+
+
+def _duration(text: str | int, key: str) -> int:
+    try:
+        return parse_duration(str(text))
+    except Rejected as exc:
+        raise ConfigError(f"{key}: {exc}") from exc
+
+
+def default_interval(window_ns: int) -> int:
+    """Return a tenth of the window, nanoseconds; at least 30 s, or 1 s for a window under five minutes."""
+    least = 30 * SECOND if window_ns >= 5 * MINUTE else SECOND
+    return max(window_ns // 10, least)

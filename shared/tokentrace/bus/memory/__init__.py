@@ -1,0 +1,10 @@
+"""
+The bus in memory: the second implementation of the contract, for tests and for services in one process.
+
+It keeps every promise of the contract except durability: its messages are lost when the process ends.
+"""
+
+from tokentrace.bus.memory.broker import MemoryBroker, matches
+from tokentrace.bus.memory.client import MAX_PAYLOAD, MemoryBus
+
+__all__ = ["MAX_PAYLOAD", "MemoryBroker", "MemoryBus", "matches"]

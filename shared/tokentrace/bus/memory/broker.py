@@ -1,0 +1,107 @@
+"""A broker in memory: streams that several ``MemoryBus`` of one process share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tokentrace.bus.contract import Handler, Message, Stream
+from tokentrace.errors import Rejected, Unavailable
+
+
+@dataclass
+class StoredLog:
+    """One stream: its messages and, for a work queue, which of them are delivered."""
+
+    spec: Stream
+    created_ns: int
+    messages: dict[int, Message] = field(default_factory=dict)
+    last_sequence: int = 0
+    ids: dict[str, tuple[int, int]] = field(default_factory=dict)
+    bytes: int = 0
+    #: Sequence of a delivered message -> (when to deliver it again, Unix seconds; number of deliveries so far).
+    pending: dict[int, tuple[float, int]] = field(default_factory=dict)
+    #: Acknowledged sequences of a stream that keeps its messages.
+    done: set[int] = field(default_factory=set)
+
+    def stores(self, subject: str) -> bool:
+        """Return True if the stream stores messages on *subject*."""
+        return any(matches(pattern, subject) for pattern in self.spec.subjects)
+
+    def remove(self, sequence: int) -> None:
+        """Remove a message, if it is still there."""
+        message = self.messages.pop(sequence, None)
+        if message is not None:
+            self.bytes -= len(message.payload)
+        self.pending.pop(sequence, None)
+
+    def finish(self, sequence: int) -> None:
+        """Acknowledge a message of a work queue."""
+        if self.spec.work_queue:
+            self.remove(sequence)
+        else:
+            self.pending.pop(sequence, None)
+            self.done.add(sequence)
+
+    def last_of(self, subject: str) -> Message | None:
+        """Return the last message of *subject*, or None."""
+        return next((m for m in reversed(self.messages.values()) if m.subject == subject), None)
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Return True if *subject* matches *pattern*: ``*`` matches one token, ``>`` one or more at the end."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    for index, token in enumerate(wanted):
+        if token == ">":
+            return len(tokens) > index
+        if index >= len(tokens) or token not in ("*", tokens[index]):
+            return False
+    return len(wanted) == len(tokens)
+
+
+class MemoryBroker:
+    """
+    The streams and servers that several ``MemoryBus`` share.
+
+    Args:
+        now_ns: The broker's clock, Unix nanoseconds.
+
+    Attributes:
+        up: Set to False to make the broker unreachable; call ``ring`` after a change.
+        changed: Set when something was published or has changed; replaced by a new event then.
+    """
+
+    def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self.now_ns = now_ns
+        self.logs: dict[str, StoredLog] = {}
+        self.servers: list[tuple[str, str, Handler]] = []
+        self.up = True
+        self.changed = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake all followers and consumers."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def check(self) -> None:
+        """Raise Unavailable if the broker is switched off."""
+        if not self.up:
+            raise Unavailable("the broker is switched off")
+
+    def log(self, name: str) -> StoredLog:
+        """Return the stream *name*; Rejected if it does not exist."""
+        self.check()
+        try:
+            return self.logs[name]
+        except KeyError:
+            raise Rejected(f"stream {name}: not found") from None
+
+    def log_for(self, subject: str) -> StoredLog:
+        """Return the stream that stores *subject*; Unavailable if there is none."""
+        self.check()
+        for log in self.logs.values():
+            if log.stores(subject):
+                return log
+        raise Unavailable("no stream takes this subject yet")

@@ -1,0 +1,245 @@
+"""
+The queue between the threads that report spans and the thread that sends them, with the counters of a reporter.
+
+Every span that ``put`` gets is counted exactly once at the end: as acked, dropped or failed. Until then it is part of
+``depth``, whether it still waits in the queue or is part of a batch that is being sent. The limits apply to that depth
+and to the bytes that wait.
+
+One lock guards the queue and also the state of the sender thread. A finalizer or a signal handler may report a span at
+any point of the code, in a thread that holds the lock already; therefore the lock is re-entrant, and therefore there is
+only one: two threads could take two locks in opposite orders.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import NamedTuple
+
+from tokentrace.records import ReporterStats
+
+#: A batch is sent as soon as it is this large, or its first span has waited this long.
+BATCH_SPANS = 256
+BATCH_BYTES = 512 * 1024
+BATCH_AGE_S = 0.2
+
+
+class Stats(NamedTuple):
+    """
+    What became of the spans of a reporter since it was created. All numbers are counts of spans.
+
+    Attributes:
+        sent: Sent to the pipeline at least once.
+        acked: Accepted by the pipeline.
+        dropped: Discarded because the queue was full, or because the program ended before they were accepted.
+        failed: Refused by the pipeline for good, or impossible to encode.
+        queue_depth: Waiting in the queue or being sent.
+    """
+
+    sent: int
+    acked: int
+    dropped: int
+    failed: int
+    queue_depth: int
+
+
+class TakenBatch(NamedTuple):
+    """
+    Spans that were taken from the queue to be sent together.
+
+    Attributes:
+        spans: Encoded spans, oldest first.
+        sequence: The number of the batch, from 1.
+        stats: The reporter's counters, these spans counted as sent.
+    """
+
+    spans: list[bytes]
+    sequence: int
+    stats: ReporterStats
+
+
+class SpanQueue:
+    """
+    Encoded spans in the order in which they were reported. All methods are thread-safe.
+
+    Args:
+        max_spans: Above this depth new spans are dropped.
+        max_bytes: Above this size of the waiting spans, in bytes, new spans are dropped.
+
+    Attributes:
+        lock: Guards the queue, and the state of the sender thread too.
+    """
+
+    def __init__(self, max_spans: int, max_bytes: int) -> None:
+        self._max_spans, self._max_bytes = max_spans, max_bytes
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the queue, set all counters to 0 and make a new lock: another thread may hold the old one at a fork."""
+        self.lock = threading.RLock()
+        self._empty = threading.Condition(self.lock)
+        self._spans: deque[bytes] = deque()
+        self._bytes = 0
+        self._depth = 0
+        self._sent = self._acked = self._dropped = self._failed = 0
+        #: Of dropped and failed: what the batches so far have reported to the pipeline.
+        self._reported_dropped = self._reported_failed = 0
+        self._sequence = 0
+        #: The sender waits without a timeout, so the next span has to wake it.
+        self._sender_idle = True
+        self._flushing = False
+        #: Monotonic seconds at which the sender first saw the oldest waiting span; None while nothing waits.
+        self._waiting_since: float | None = None
+        self._closed = False
+        self._abandoned = False
+
+    # -- used by the threads that report
+
+    def put(self, encoded: bytes) -> bool:
+        """
+        Append a span, or count it as dropped if the queue is full or closed.
+
+        Returns:
+            True if the sender thread has to be woken.
+        """
+        with self.lock:
+            if self._closed or self._depth >= self._max_spans or self._bytes + len(encoded) > self._max_bytes:
+                self._dropped += 1
+                return False
+            self._spans.append(encoded)
+            self._bytes += len(encoded)
+            self._depth += 1
+            wake = self._sender_idle or len(self._spans) % BATCH_SPANS == 0
+            self._sender_idle = False
+            return wake
+
+    def count_unencodable(self) -> None:
+        """Count one span as failed that was never in the queue."""
+        with self.lock:
+            self._failed += 1
+
+    def begin_flush(self) -> bool:
+        """
+        Make all waiting spans due at once.
+
+        Returns:
+            False if there is nothing to wait for.
+        """
+        with self.lock:
+            self._flushing = self._depth > 0
+            return self._flushing
+
+    def wait_until_empty(self, timeout: float | None) -> bool:
+        """
+        Wait until no span waits or is being sent.
+
+        Args:
+            timeout: Seconds; None waits without a limit.
+
+        Returns:
+            False if *timeout* passed first.
+        """
+        with self._empty:
+            return self._empty.wait_for(lambda: self._depth == 0, timeout)
+
+    def stats(self) -> Stats:
+        """Return the counters."""
+        with self.lock:
+            return Stats(self._sent, self._acked, self._dropped, self._failed, self._depth)
+
+    # -- closing
+
+    @property
+    def closed(self) -> bool:
+        """True once ``close`` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Drop all spans reported from now on, and make all waiting spans due at once."""
+        with self.lock:
+            self._closed = True
+
+    def abandon(self) -> None:
+        """Count everything that waits or is being sent as dropped; later results of ``finish`` are ignored."""
+        with self._empty:
+            self._abandoned = True
+            self._dropped += self._depth
+            self._depth = self._bytes = 0
+            self._spans.clear()
+            self._empty.notify_all()
+
+    # -- used by the sender thread
+
+    @property
+    def has_waiting(self) -> bool:
+        """True if a span waits that no batch has taken."""
+        return bool(self._spans)
+
+    def batch_is_due(self) -> bool:
+        """True if a batch should be sent now: it is full or old enough, or the reporter is flushing or closing."""
+        with self.lock:
+            if not self._spans:
+                self._flushing = False
+                return False
+            full = len(self._spans) >= BATCH_SPANS or self._bytes >= BATCH_BYTES
+            return full or self._flushing or self._closed or self._age() >= BATCH_AGE_S
+
+    def seconds_until_due(self) -> float | None:
+        """Return how long the sender may sleep, seconds; None = until ``put`` says that it must be woken."""
+        with self.lock:
+            self._sender_idle = not self._spans
+            if self._sender_idle:
+                self._waiting_since = None
+                return None
+            if self._waiting_since is None:
+                self._waiting_since = time.monotonic()
+            return max(BATCH_AGE_S - self._age(), 0.0)
+
+    def _age(self) -> float:
+        return 0.0 if self._waiting_since is None else time.monotonic() - self._waiting_since
+
+    def take_batch(self) -> TakenBatch:
+        """Take the oldest spans, at most ``BATCH_SPANS`` and, unless one span alone is larger, ``BATCH_BYTES``."""
+        with self.lock:
+            spans: list[bytes] = []
+            size = 0
+            while self._spans and len(spans) < BATCH_SPANS:
+                size += len(self._spans[0])
+                if spans and size > BATCH_BYTES:
+                    break
+                spans.append(self._spans.popleft())
+            self._waiting_since = time.monotonic() if self._spans else None
+            self._bytes -= sum(map(len, spans))
+            self._sequence += 1
+            self._sent += len(spans)
+            stats = ReporterStats(
+                sent=self._sent,
+                acked=self._acked,
+                dropped=self._dropped,
+                failed=self._failed,
+                queue_depth=self._depth,
+                newly_dropped=self._dropped - self._reported_dropped,
+                newly_failed=self._failed - self._reported_failed,
+            )
+            self._reported_dropped, self._reported_failed = self._dropped, self._failed
+            return TakenBatch(spans, self._sequence, stats)
+
+    def finish(self, count: int, *, accepted: bool) -> None:
+        """Count *count* taken spans as acked, or as failed if they were not *accepted*."""
+        with self._empty:
+            if self._abandoned:
+                return
+            if accepted:
+                self._acked += count
+            else:
+                self._failed += count
+            self._depth -= count
+            if self._depth == 0:
+                self._empty.notify_all()
+
+    def restore_unreported(self, stats: ReporterStats) -> None:
+        """Report the new losses in *stats* again with a later batch, because this batch never reaches the pipeline."""
+        with self.lock:
+            self._reported_dropped -= stats.newly_dropped
+            self._reported_failed -= stats.newly_failed

@@ -1,0 +1,150 @@
+"""Transports: how a reporter sends a batch to the pipeline, either to NATS or by HTTP to ingest."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ssl
+from collections.abc import AsyncIterator
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+from tokentrace.bus import jetstream, subjects
+from tokentrace.errors import ConfigError, Rejected, Unavailable
+from tokentrace.records import BATCH_TYPE
+
+_CONNECT_TIMEOUT_S = 5.0
+_HTTP_TIMEOUT_S = 10.0
+#: HTTP statuses below 500 that ask for another attempt: request timeout, too early, too many requests.
+_RETRY_STATUSES = (408, 425, 429)
+
+
+class Destination(NamedTuple):
+    """
+    Where a reporter sends its batches.
+
+    Attributes:
+        url: ``nats://``, ``tls://``, ``http://`` or ``https://``.
+        name: The name of the connection, shown by the monitoring of NATS.
+        project: Part of the raw subjects; NATS only.
+        shards: Number of raw subjects that the batches are spread over, at least 1; NATS only.
+        token: Bearer token, "" for none; HTTP only.
+    """
+
+    url: str
+    name: str
+    project: str
+    shards: int
+    token: str
+
+
+class BatchTransport(Protocol):
+    """Sends encoded batches and waits until the pipeline has accepted each."""
+
+    async def send(self, payload: bytes, id: str, sequence: int) -> None:
+        """
+        Send one encoded batch and return once the pipeline has stored it.
+
+        Args:
+            payload: The result of ``records.encode_batches``.
+            id: The message id by which the broker recognises a repetition.
+            sequence: The batch number of the reporter, which chooses the raw subject.
+
+        Raises:
+            Unavailable: The batch was not accepted; sending it again under the same id is safe.
+            Rejected: The pipeline refuses the batch and always will.
+        """
+        ...
+
+
+def check_url(url: str) -> None:
+    """
+    Check that a reporter can send to *url*.
+
+    Raises:
+        ConfigError: The scheme, host or port of *url* is not usable.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("nats", "tls", "http", "https") or not rest:
+        raise ConfigError("reporter: the URL must start with nats://, tls://, http:// or https://")
+    if scheme in ("nats", "tls"):
+        try:
+            jetstream.parse_urls(url)
+        except ConfigError as exc:
+            raise ConfigError(f"reporter: {exc}") from exc
+        return
+    try:
+        port = urlsplit(url).port
+    except ValueError as exc:
+        raise ConfigError(f"reporter: {exc}") from exc
+    if port == 0:
+        raise ConfigError("reporter: the URL names port 0, which cannot be connected to")
+
+
+@contextlib.asynccontextmanager
+async def open_transport(destination: Destination) -> AsyncIterator[BatchTransport]:
+    """
+    Connect to *destination*; the connection is closed at the end of the block.
+
+    Raises:
+        Unavailable: The broker does not answer. HTTP connects later, at the first ``send``.
+        ConfigError: The scheme of the URL is unknown.
+    """
+    scheme = destination.url.partition("://")[0]
+    if scheme in ("nats", "tls"):
+        async with jetstream.connect(destination.url, name=destination.name, wait_s=_CONNECT_TIMEOUT_S) as bus:
+            yield _NatsTransport(bus, destination.project, destination.shards)
+    elif scheme in ("http", "https"):
+        transport = _HttpTransport(destination.url, destination.token)
+        try:
+            yield transport
+        finally:
+            transport.close()
+    else:
+        raise ConfigError(f"reporter: {scheme}:// is not one of nats://, tls://, http://, https://")
+
+
+class _NatsTransport:
+    def __init__(self, bus: jetstream.JetStream, project: str, shards: int) -> None:
+        self._bus, self._project, self._shards = bus, project, shards
+
+    async def send(self, payload: bytes, id: str, sequence: int) -> None:
+        await self._bus.publish(subjects.raw(self._project, sequence % self._shards), payload, id=id)
+
+
+class _HttpTransport:
+    """One keep-alive connection. A request blocks the event loop, which runs nothing but the reporter's sender."""
+
+    def __init__(self, url: str, token: str) -> None:
+        parts = urlsplit(url)
+        self._path = parts.path.rstrip("/")
+        if not self._path.endswith("/spans"):
+            self._path += "/spans"
+        self._headers = {"Content-Type": BATCH_TYPE}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        host = parts.hostname or "127.0.0.1"
+        self._connection = (
+            http.client.HTTPSConnection(host, port, timeout=_HTTP_TIMEOUT_S, context=ssl.create_default_context())
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(host, port, timeout=_HTTP_TIMEOUT_S)
+        )
+
+    async def send(self, payload: bytes, id: str, sequence: int) -> None:
+        try:
+            self._connection.request("POST", self._path, payload, self._headers)
+            response = self._connection.getresponse()
+            body = response.read(200)
+        except (OSError, http.client.HTTPException) as exc:
+            self._connection.close()
+            raise Unavailable(f"POST {self._path}: {type(exc).__name__}") from exc
+        if response.status < 300:
+            return
+        text = f"POST {self._path}: {response.status} {body[:120]!r}"
+        if response.status >= 500 or response.status in _RETRY_STATUSES:
+            raise Unavailable(text)
+        raise Rejected(text, status=response.status)
+
+    def close(self) -> None:
+        self._connection.close()

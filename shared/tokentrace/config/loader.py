@@ -1,0 +1,249 @@
+"""
+Loading of the settings: defaults < file < environment < flags.
+
+A key that does not exist is an error, and every error names its key.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import inspect
+
+from tokentrace.config.alerts import tidy_alerts
+from tokentrace.config.section import Duration
+from tokentrace.config.settings import Settings
+from tokentrace.dialect import explain
+from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.units import parse_duration
+
+log = logging.getLogger("tokentrace.config")
+
+DEFAULT_FILE = "tokentrace.yml"
+#: Environment variable -> path of the setting that it overrides.
+ENVIRONMENT = {
+    "TOKENTRACE_NATS_URL": "nats.url",
+    "TOKENTRACE_PROJECT": "nats.project",
+    "TOKENTRACE_SHARD_COUNT": "nats.shards",
+    "TOKENTRACE_OWN_SHARDS": "nats.own_shards",
+    "TOKENTRACE_DUPLICATE_WINDOW": "nats.duplicate_window",
+    "TOKENTRACE_SPANS_MAX_BYTES": "nats.spans_max_bytes",
+    "TOKENTRACE_DATA_DIR": "storage.dir",
+    "TOKENTRACE_SNAPSHOT_INTERVAL": "storage.snapshot_interval",
+    "TOKENTRACE_MAX_SPANS": "retention.max_spans",
+    "TOKENTRACE_AUTH_TOKEN": "http_server.auth_token",
+    "TOKENTRACE_INGEST_URL": "http_server.ingest_url",
+    "TOKENTRACE_ALERT_ALLOW_HOSTS": "alert_delivery.allow_hosts",
+    "TOKENTRACE_REDACTION_MODE": "redaction.mode",
+    "TRACE_REDACT_KEYS": "redaction.keys",
+}
+#: Old name of an environment variable -> its new name. The new name wins if both are set.
+DEPRECATED = {"TOKENTRACE_SHARDS": "TOKENTRACE_OWN_SHARDS"}
+#: Settings that are lists: their variable holds the items separated by commas.
+_LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts"})
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
+#: Keys whose variables must be set: without one, requests would need no token and deliveries would carry no credential.
+_SECRET = re.compile(r"http_server\.auth_token|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL)
+
+
+def load(
+    path: str | None, environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object] | None = None
+) -> Settings:
+    """
+    Load the settings of a program, and log a warning for each deprecated variable and each key without effect.
+
+    Args:
+        path: The file; None = ``./tokentrace.yml`` if it exists.
+        overrides: Flags, by the path of the setting: ``{"nats.url": …}``; a value of None is a flag that is not given.
+
+    Raises:
+        ConfigError: Names the file and the key.
+    """
+    tree: dict[str, Any] = {}
+    file = Path(path or DEFAULT_FILE)
+    if path is not None or file.exists():
+        tree = parse_yaml(_read(file), str(file), environ)
+    for notice in keys_without_effect(tree):
+        log.warning("%s: %s", file, notice)
+    variable_of: dict[str, str] = {}
+    for variable, text in _variables(environ):
+        key = ENVIRONMENT[DEPRECATED.get(variable, variable)]
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        _set(tree, key, items if key in _LISTS else text)
+        variable_of[key] = variable
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _set(tree, key, value)
+            variable_of.pop(key, None)
+    try:
+        settings = build(tree, str(file))
+    except ConfigError as exc:
+        for key, variable in variable_of.items():
+            if key in str(exc):
+                raise ConfigError(f"{exc} (from the environment variable {variable})") from exc
+        raise
+    _check_directory(Path(settings.storage.dir))
+    return settings
+
+
+def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and value of each variable that sets something, old names first."""
+    for old, new in DEPRECATED.items():
+        if environ.get(old):
+            ignored = ", and is ignored because both are set" if environ.get(new) else ""
+            log.warning("the environment variable %s is deprecated: it is called %s now%s", old, new, ignored)
+            yield old, environ[old]
+    for variable in ENVIRONMENT:
+        if environ.get(variable):
+            yield variable, environ[variable]
+
+
+def _check_directory(directory: Path) -> None:
+    """Raise ConfigError if *directory* or the nearest of its parents that exists is not a directory."""
+    for path in (directory, *directory.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise ConfigError(f"storage.dir: {directory} cannot be used for data: {path} is not a directory")
+            return
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{file}: cannot be read: {exc}") from exc
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key that appears twice in a mapping; YAML would use the last one."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        mapping: yaml.MappingNode = super().compose_mapping_node(anchor)
+        line_of: dict[str, int] = {}
+        for key, _ in mapping.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            line = key.start_mark.line + 1
+            if key.value in line_of:
+                raise ConfigError(f"line {line}: {shorten(key.value)}: the key is on line {line_of[key.value]} already")
+            line_of[key.value] = line
+        return mapping
+
+
+def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """
+    Parse YAML and substitute ``${VAR}``, ``${VAR:-default}`` and ``${VAR:?message}`` in its values.
+
+    Args:
+        name: Name of the file, for errors.
+        environ: The variables. One that is not set or empty is replaced by nothing, except in a secret.
+
+    Raises:
+        ConfigError: The text is not YAML or not a mapping; a key appears twice in a mapping; or a variable without a
+            value is used in a secret or as ``${VAR:?message}``.
+    """
+    try:
+        tree = yaml.load(text, _Loader)  # a subclass of SafeLoader
+        if tree is None:
+            return {}
+        if not isinstance(tree, dict):
+            raise ConfigError(f"a mapping is expected at the top, not a {type(tree).__name__}")
+        return {str(key): _substitute(value, str(key), environ) for key, value in tree.items()}
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"{name}: not YAML: {exc}") from exc
+    except ConfigError as exc:
+        raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _substitute(item, f"{key}.{name}", environ) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, f"{key}[{index}]", environ) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replacement(match: re.Match[str]) -> str:
+        variable, operator, rest = match.groups()
+        text = environ.get(variable, "")
+        if text or operator == ":-":
+            return text or str(rest)
+        if operator == ":?":
+            raise ConfigError(f"{key}: {variable}: {rest or 'is not set'}")
+        if _SECRET.fullmatch(key):
+            raise ConfigError(
+                f"{key}: the environment variable {variable} is not set, and a secret needs it; "
+                f"${{{variable}:-}} means that it may be empty"
+            )
+        return ""
+
+    return _VARIABLE.sub(replacement, value)
+
+
+def _set(tree: dict[str, Any], key: str, value: object) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{parent}: a mapping is expected, not a {type(tree).__name__}")
+    tree[last] = value
+
+
+def build(tree: Mapping[str, Any], name: str) -> Settings:
+    """
+    Build settings from *tree*, the file as nested dicts.
+
+    Args:
+        name: Name of the file, for errors.
+
+    Raises:
+        ConfigError: Names the key that is unknown or missing, or whose value is wrong.
+    """
+    # YAML reads a section whose keys are all commented out as null.
+    tree = {key: tidy_alerts(value) if key == "alerts" else value for key, value in tree.items() if value is not None}
+    try:
+        settings = msgspec.convert(tree, Settings, strict=False, dec_hook=_decode)
+        settings.check()
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{name}: {explain(str(exc))}") from exc
+    except ConfigError as exc:
+        raise ConfigError(f"{name}: {exc}") from exc
+    return settings
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Duration:
+        try:
+            return Duration(parse_duration(str(value)))
+        except Rejected as exc:
+            raise ValueError(str(exc)) from exc
+    raise NotImplementedError(kind)
+
+
+def keys_without_effect(tree: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each key of *tree* that the server does not use."""
+    return list(_without_effect(tree, inspect.type_info(Settings), ""))
+
+
+def _without_effect(tree: Any, kind: inspect.Type, parent: str) -> Iterator[str]:
+    if not isinstance(kind, inspect.StructType) or not isinstance(tree, Mapping):
+        return
+    for field in kind.fields:
+        key, value_type = f"{parent}{field.encode_name}", field.type
+        if tree.get(field.encode_name) is None:
+            continue
+        if isinstance(value_type, inspect.Metadata):
+            if value_type.extra and "reason" in value_type.extra:
+                yield f"{key}: has no effect in the server: {value_type.extra['reason']}"
+                continue
+            value_type = value_type.type
+        yield from _without_effect(tree[field.encode_name], value_type, f"{key}.")

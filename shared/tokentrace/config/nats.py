@@ -1,0 +1,73 @@
+"""``nats``: the broker, the shards, and the sizes of the streams."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from msgspec import Meta
+
+from tokentrace.config.section import Duration, Section
+from tokentrace.errors import ConfigError, shorten
+
+
+class Nats(Section, frozen=True, kw_only=True):
+    """The broker, the shards, and the sizes of the streams."""
+
+    url: Annotated[
+        str, Meta(description="URL of the NATS server; the servers of a cluster are separated by commas.")
+    ] = "nats://127.0.0.1:4222"
+    project: Annotated[str, Meta(description="The project part of every subject.")] = "default"
+    shards: Annotated[
+        int,
+        Meta(
+            ge=1, le=256, description="The shard count: over how many shards state is spread. Fixed at the first start."
+        ),
+    ] = 1
+    own_shards: Annotated[
+        str, Meta(description="The shards that this aggregator holds, such as 0-1 or 0,3; empty = all.")
+    ] = ""
+    raw_max_bytes: Annotated[int, Meta(description="Size of the work queue TT_RAW, in bytes.")] = 1024 * 1024 * 1024
+    spans_max_bytes: Annotated[int, Meta(description="Size of the log TT_SPANS, in bytes.")] = 8 * 1024 * 1024 * 1024
+    spans_max_age: Annotated[Duration, Meta(description="How long the log TT_SPANS keeps a message.")] = Duration(
+        7 * 86_400_000_000_000
+    )
+    duplicate_window: Annotated[
+        Duration,
+        Meta(
+            description="How long the broker recognises a repeated message id. It only saves work, "
+            "because readers remember the batches that they have folded."
+        ),
+    ] = Duration(120_000_000_000)
+
+    def check(self) -> None:
+        """
+        Check that ``own_shards`` names existing shards.
+
+        Raises:
+            ConfigError: Names the key.
+        """
+        own_shards(self)
+
+
+def own_shards(nats: Nats) -> list[int]:
+    """
+    Return the shards that this aggregator holds, in ascending order; all shards if ``nats.own_shards`` is empty.
+
+    Raises:
+        ConfigError: ``nats.own_shards`` is neither like ``0-1`` nor like ``0,3``, or names a shard that does not exist.
+    """
+    if not nats.own_shards:
+        return list(range(nats.shards))
+    shards: set[int] = set()
+    for part in nats.own_shards.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ConfigError(f"nats.own_shards: {shorten(nats.own_shards)!r} is not such as 0-1 or 0,3")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last >= nats.shards:
+            raise ConfigError(
+                f"nats.own_shards: {shorten(nats.own_shards)!r} names a shard beyond the last one, {nats.shards - 1}"
+            )
+        shards.update(range(first, last + 1))
+    return sorted(shards)

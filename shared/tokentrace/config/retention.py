@@ -1,0 +1,39 @@
+"""``retention``: how long the span store keeps spans, and how many."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from tokentrace.config.section import Duration, Section, without_effect
+from tokentrace.errors import ConfigError
+
+
+class Retention(Section, frozen=True, kw_only=True):
+    """How long the span store keeps spans, and how many."""
+
+    memory_window: Annotated[Duration, Meta(description="How long spans are shown; over 0.")] = Duration(
+        7 * 86_400_000_000_000
+    )
+    disk_days: Annotated[
+        int,
+        without_effect(
+            "Client programs only: days for which a file transport keeps rotated files.",
+            "memory_window and max_bytes limit its store",
+        ),
+    ] = 30
+    max_spans: Annotated[int, Meta(ge=0, description="Number of newest spans that are shown; 0 = no limit.")] = 0
+    max_bytes: Annotated[
+        int, Meta(ge=0, description="Most bytes of the span store, whose oldest files are deleted first; 0 = no limit.")
+    ] = 16 * 1024 * 1024 * 1024
+
+    def check(self) -> None:
+        """
+        Check that spans are shown at all.
+
+        Raises:
+            ConfigError: Names the key.
+        """
+        if self.memory_window == 0:
+            raise ConfigError("retention.memory_window: must be over 0, or no span is ever shown")

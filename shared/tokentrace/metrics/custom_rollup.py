@@ -1,0 +1,200 @@
+"""The rollup of one custom metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tokentrace.metrics.custom import CustomMetric
+from tokentrace.metrics.query import Query
+from tokentrace.metrics.reader import Read, grouped, matching
+from tokentrace.metrics.result import Aggregates, CustomValue
+from tokentrace.records import Span, event_time
+from tokentrace.rollup import (
+    CHANGED,
+    MAX_SERIES,
+    RESOLUTIONS,
+    SIGN,
+    Counters,
+    Ints,
+    IntSums,
+    Resolution,
+    Rollup,
+    Schema,
+    ScoreDelta,
+    SeriesTable,
+    Steps,
+    add_by,
+    add_together,
+    change_rows,
+)
+from tokentrace.state import Part
+from tokentrace.units import SECOND
+
+#: Column of a row after those of every schema: the measured value.
+_VALUE = 3
+
+
+def _sums_of(rows: Ints) -> Ints:
+    sums = np.ones((len(rows), 2), np.int64)
+    sums[:, 1] = rows[:, _VALUE]
+    return sums
+
+
+def _changes_of(rows: Ints) -> Ints:
+    return np.stack([rows[:, SIGN], rows[:, SIGN] * rows[:, CHANGED]], axis=1)
+
+
+VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))}, "value", _changes_of)
+
+
+class CustomRollup:
+    """
+    Values of one custom metric, by series and in all resolutions.
+
+    Args:
+        metric: What is measured.
+        resolutions: Widths of the buckets.
+        group: Span -> group, which is counted under ``name`` in place of the dimensions; None = the span is left out.
+
+    Attributes:
+        since_ns: Unix nanoseconds from which on the metric was measured; 0 = always.
+    """
+
+    def __init__(
+        self,
+        metric: CustomMetric,
+        resolutions: Sequence[Resolution] = RESOLUTIONS,
+        *,
+        group: Callable[[Span], str | None] | None = None,
+    ) -> None:
+        self.metric, self._resolutions, self._group = metric, resolutions, group
+        self.since_ns = 0
+        self._table = self._empty_table()
+        self._counters = Counters(VALUES.width)
+        self._rollup = Rollup(self._table, resolutions, VALUES, self._counters)
+
+    def _empty_table(self, series: Sequence[Sequence[str]] = ()) -> SeriesTable:
+        # The caller that passes a group bounds the number of groups.
+        return SeriesTable(series, most=None if self._group is None else 20 * MAX_SERIES)
+
+    def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
+        """Measure *spans* and add their values."""
+        measure, rows = self.metric.measure, []
+        for span in spans:
+            value = measure(span)
+            number = None if value is None else self._number(span)
+            if number is not None:
+                rows.append((number, event_time(span) // SECOND, arrived_ns // SECOND, value))
+        if rows:
+            self._rollup.fold(np.array(rows, np.int64))
+
+    def change(self, changes: Sequence[ScoreDelta], arrived_ns: int) -> None:
+        """Apply late scores; they do not change a metric of cost, tokens or time."""
+        if self.metric.follows_scores:
+            self._rollup.change(change_rows(changes, self._number, self.metric.measure, arrived_ns))
+
+    def _number(self, span: Span) -> int | None:
+        """The number of the series of *span*; None if it has no group."""
+        if self._group is None:
+            return self._table.number_of(span)
+        group = self._group(span)
+        return None if group is None else self._table.number((span.kind, "", "", "", group, span.status))
+
+    @property
+    def late(self) -> int:
+        """Number of values that no resolution kept any more when they arrived."""
+        return self._rollup.late
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of all groups, sorted."""
+        return sorted({key.name for key in self._table.series})
+
+    def fold_names(self, names: Collection[str]) -> None:
+        """Count every name that is not in *names* under ``other``, also in the past."""
+        self._table, numbers = self._table.folded(names)
+        self._rollup.renumber(self._table, numbers)
+        self._counters.totals = add_by(numbers[: len(self._counters.totals)], self._counters.totals, len(self._table))
+
+    def tick(self, now_ns: int) -> None:
+        """Add waiting values and drop the buckets that are no longer kept."""
+        self._rollup.settle()
+        self._rollup.evict(now_ns)
+
+    def read(self, steps: Steps, query: Query) -> list[tuple[CustomValue, dict[str, CustomValue]]]:
+        """
+        (Total, group -> value of each group that has any) in each of *steps*; a window is a single step.
+
+        The filters of *query* apply; every kind is measured unless ``only_kind`` is set.
+        """
+        wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
+        rows = self._rollup.totals(steps)
+        totals = self._values(rows, steps, np.where(wanted, 0, -1), 1)
+        values: list[tuple[CustomValue, dict[str, CustomValue]]] = [
+            (totals.get(step, CustomValue()), {}) for step in range(len(steps))
+        ]
+        if query.groupby:
+            groups = grouped(self._table, query.groupby)
+            size = len(groups.names)
+            for number, value in self._values(rows, steps, np.where(wanted, groups.numbers, -1), size).items():
+                if value.holds_any:
+                    values[number // size][1][groups.names[number % size]] = value
+        return values
+
+    def _values(
+        self, rows: tuple[Ints, Ints, IntSums], steps: Steps, groups: Ints, size: int
+    ) -> dict[int, CustomValue]:
+        """Step * size + group -> its value; *rows* as ``Rollup.totals`` returns them."""
+        step, series, totals = rows
+        own = groups[series]
+        numbers, sums = add_together(np.where(own >= 0, step * size + own, -1), totals)
+        p95 = self.metric.type == "p95"
+        summaries = self._rollup.summaries(steps, {"value": groups}, size)["value"] if p95 else {}
+        return {
+            number: CustomValue(count, total, summaries.get(number))
+            for number, (count, total) in zip(numbers.tolist(), sums.all_numbers(), strict=True)
+        }
+
+    def cumulative(self) -> CustomValue:
+        """Number and sum of all values ever measured, without their distribution."""
+        self._rollup.settle()
+        size = len(self._counters.totals)
+        count, total = add_by(np.zeros(size, np.int64), self._counters.totals, 1).numbers(0)
+        return CustomValue(count, total)
+
+    def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
+        """Plain data and pieces for ``restore``; *saved* as for ``Rollup.snapshot``."""
+        rollup, parts = self._rollup.snapshot(saved)
+        state = {
+            "metric": self.metric,
+            "since_ns": self.since_ns,
+            "cells": self._table.series,
+            "counters": self._counters.snapshot(),
+            "rollup": rollup,
+        }
+        return state, parts
+
+    def restore(self, state: Mapping[str, Any], parts: Mapping[str, bytes]) -> bool:
+        """Take over the state from ``snapshot``; return False and change nothing if it belongs to another metric."""
+        if msgspec.convert(state["metric"], CustomMetric) != self.metric:
+            return False
+        self.since_ns = state["since_ns"]
+        self._table = self._empty_table(state["cells"])
+        self._counters.restore(state["counters"])
+        self._rollup = Rollup.restore(self._table, state["rollup"], parts, self._resolutions, VALUES, self._counters)
+        return True
+
+
+def add_custom(
+    results: Sequence[Read], measured: Mapping[str, Sequence[tuple[CustomValue, dict[str, CustomValue]]]]
+) -> None:
+    """Add to the *results* of each step what each custom metric, by name, returned from ``CustomRollup.read``."""
+    for name, steps in measured.items():
+        for result, (total, groups) in zip(results, steps, strict=True):
+            result.total.custom[name] = total
+            for group, value in groups.items():
+                result.groups.setdefault(group, Aggregates()).custom[name] = value

@@ -1,0 +1,435 @@
+"""Delivery by two alerters, one of which is killed again and again, to a receiver that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import nats
+import pytest
+
+from kit.builders import make_batch, make_span
+from kit.pipeline import Pipeline, SeparateServices, free_port, http
+from kit.receiver import (
+    Receiver,
+    Reply,
+    Sent,
+    assert_holds_at_once,
+    complain,
+    events,
+    make_rule,
+    read,
+)
+from tokentrace.bus import Chunk, PubAck, subjects
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
+from tokentrace.errors import Unavailable
+from tokentrace.records import encode_batches
+from tokentrace.units import SECOND, render_instant
+from tokentrace_alerter.delivery import worker
+from tokentrace_alerter.rules import parse_rule
+from tokentrace_alerter.service import Alerter, Config
+
+JSON = {"Content-Type": "application/json"}
+
+
+def rendered(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+TWINS = """
+alerts:
+  - name: each
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1s
+    eval_interval: 1s
+    cooldown: 0s
+    group_by: case
+    filter: {{caller: each}}
+    delivery: {{type: http, url: "{url}/each", timeout: 300ms}}
+  - name: flood
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+    eval_interval: 1s
+    cooldown: 1h
+    group_by: case
+    filter: {{caller: flood}}
+  - name: paused
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1s
+    eval_interval: 1s
+    cooldown: 0s
+    group_by: case
+    filter: {{caller: paused}}
+  - name: restored
+    metric: span_count
+    op: gte
+    threshold: 1
+    window: 1h
+"""
+#: The timeout of a request, and the delay of an answer that comes after it, seconds.
+TIMEOUT_S, LATE_S = 0.3, 0.9
+
+
+class Twins(SeparateServices):
+    """Services as separate processes, with two alerters."""
+
+    SERVICES = ("ingest", "aggregator", "api")
+    TWINS = ("one", "two")
+
+    def start(self, *, wait: bool = True) -> None:
+        self.ports |= {name: free_port() for name in self.TWINS}
+        super().start(wait=wait)
+        for name in self.TWINS:
+            self.start_twin(name)
+        for name in self.TWINS:
+            self.wait_twin(name)
+
+    def start_twin(self, name: str) -> None:
+        flags = ["--nats", self.nats_url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
+        with self.log.open("ab") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "tokentrace_alerter", *flags],
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=self.env,
+                start_new_session=True,
+            )
+
+    def wait_twin(self, name: str) -> None:
+        self.until(lambda: http("GET", f"http://127.0.0.1:{self.ports[name]}/readyz").status == 200, f"{name} ready")
+
+    def send(self, caller: str, cases: list[str], ended: float) -> None:
+        """Post calls that ended then, one for each case."""
+        spans = [
+            {
+                "model": "gpt-4o",
+                "provider": "openai",
+                "prompt_tokens": 512,
+                "comp_tokens": 128,
+                "caller": caller,
+                "ended_at": rendered(ended),
+                "attributes": {"case": case},
+            }
+            for case in cases
+        ]
+        body = json.dumps(spans).encode()
+        assert http("POST", f"http://127.0.0.1:{self.ports['ingest']}/spans", body, JSON).status == 202
+
+    def send_each_second(self, caller: str, seconds: int, each: int) -> set[tuple[str, str]]:
+        """
+        Post *each* calls with distinct cases early in each of the next *seconds* seconds.
+
+        Returns:
+            (case, end of the window of 1 s that holds the call), both as in an event.
+        """
+        expected = set()
+        for number in range(seconds):
+            second = int(time.time()) + 1
+            time.sleep(second + 0.1 - time.time())
+            cases = [f"{caller} {number * each + one} ü*>" for one in range(each)]
+            self.send(caller, cases, second + 0.05)
+            assert time.time() < second + 0.9, "this machine is too slow for what is expected to be certain"
+            expected |= {(case, rendered(second + 1)) for case in cases}
+        return expected
+
+
+class Unreliable:
+    """A receiver that answers a third of the requests with 500 or too late, from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice = random.Random(seed)
+        self.accepted: list[str] = []
+        self.in_time: list[str] = []
+        self.late = 0
+
+    def __call__(self, sent: Sent) -> Reply:
+        lot = self._dice.random()
+        if lot < 1 / 6:
+            return Reply(500)
+        self.accepted.append(sent.key)
+        if lot < 1 / 3:
+            self.late += 1
+            return Reply(after_s=LATE_S)
+        self.in_time.append(sent.key)
+        return Reply()
+
+
+@pytest.fixture(scope="module")
+def unreliable() -> Iterator[Receiver]:
+    seed = random.randrange(2**32)
+    print(f"seed of the receiver {seed}")
+    with Receiver(Unreliable(seed)) as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory, unreliable: Receiver) -> Iterator[Twins]:
+    directory = tmp_path_factory.mktemp("twins")
+    (directory / "tokentrace.yml").write_text(TWINS.format(url=unreliable.url))
+    services = Twins(directory)
+    try:
+        services.start()
+        yield services
+    finally:
+        services.stop()
+
+
+class Killer(threading.Thread):
+    """Kills one of the two alerters at random times and starts it again."""
+
+    def __init__(self, twins: Twins, dice: random.Random) -> None:
+        super().__init__()
+        self._twins, self._dice = twins, dice
+        self.stopping = threading.Event()
+        self.kills = 0
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stopping.wait(self._dice.uniform(0.1, 1.2)):
+                victim = self._dice.choice(Twins.TWINS)
+                self._twins.kill_one(victim)
+                self.kills += 1
+                self._twins.start_twin(victim)
+                self._twins.wait_twin(victim)
+        except (AssertionError, OSError) as exc:
+            self.error = exc
+
+
+def assert_told_once(told: list[Any], expected: set[tuple[str, str]]) -> None:
+    """Check that the events are exactly the expected firings."""
+    found = Counter((event["group"]["case"], event["fired_at"]) for event in told)
+    assert {one: count for one, count in found.items() if count > 1} == {}, "said twice"
+    assert set(found) - expected == set(), "never to be said"
+    assert expected - set(found) == set(), "never said"
+
+
+def test_200_firings_through_kills_and_a_bad_receiver_are_published_once_and_delivered(
+    twins: Twins, unreliable: Receiver
+) -> None:
+    """Every firing reaches the receiver through kills, timeouts and errors."""
+    seed = random.randrange(2**32)
+    print(f"seed of the kills {seed}")
+    answers: Any = unreliable.answer
+    killer = Killer(twins, random.Random(seed))
+    killer.start()
+    try:
+        expected = twins.send_each_second("each", seconds=5, each=40)
+    finally:
+        killer.stopping.set()
+        killer.join()
+    assert killer.error is None
+    assert killer.kills >= 2
+    assert len(expected) == 200
+
+    twins.until(lambda: len(events(twins, "each", "resolved")) >= 200, "resolved", 10)
+    told = events(twins, "each")
+    assert_told_once(told, expected)
+    assert {event["span_count"] for event in told} == {1}
+    ended = {(case, rendered(datetime.fromisoformat(at).timestamp() + 1)) for case, at in expected}
+    assert_told_once(events(twins, "each", "resolved"), ended)
+
+    # The broker redelivers an event of a killed alerter after 10 s.
+    twins.until(lambda: len(set(answers.in_time)) >= 200, "all accepted", 60)
+    twins.until(lambda: undone(twins) == 0, "done with every event", 60)
+    keys = {sent.key: (sent.json()["group"]["case"], sent.json()["fired_at"]) for sent in unreliable.sent}
+    assert len(keys) == len(set(keys.values())) == 200
+    assert {keys[key] for key in answers.in_time} == expected
+    records = read(twins, subjects.DELIVERIES, "each")
+    given_up = sum(record["error"].startswith("no answer within") for record in records)
+    repeated = {key: count for key, count in Counter(answers.accepted).items() if count > 1}
+    certain = {key: count for key, count in Counter(answers.in_time).items() if count > 1}
+    print(
+        f"{killer.kills} kills, {answers.late} late answers, {given_up} given up, {len(unreliable.sent)} requests; "
+        f"{len(repeated)} keys accepted more than once, {len(certain)} of them in time; "
+        f"{unreliable.most_at_once} at once"
+    )
+    assert len(repeated) <= killer.kills + max(answers.late, given_up)
+    assert {record["outcome"] for record in records} == {"retry", "delivered"}
+    assert {record["key"] for record in records if record["outcome"] == "delivered"} == set(keys)
+    assert {record["status"] for record in records} == {"firing"}
+    shown = twins.get("/alerts/each/deliveries?limit=200").json()
+    assert {record["outcome"] for record in shown["deliveries"]} <= {"retry", "delivered"}
+
+
+def undone(pipeline: Pipeline) -> int:
+    """Return the count of events that are not acknowledged yet."""
+
+    async def ask() -> int:
+        client = await nats.connect(pipeline.nats_url, error_cb=complain)
+        try:
+            info = await client.jetstream().consumer_info(subjects.ALERTS, worker.DURABLE)
+            return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
+        finally:
+            await client.close()
+
+    return asyncio.run(ask())
+
+
+def test_900_instances_that_fire_at_one_instant_are_published_once_by_two_alerters(twins: Twins) -> None:
+    """Two alerters cannot publish that many within the duplicate window, so they must not rely on it."""
+    cases = [f"case {number}" for number in range(900)]
+    second = int(time.time()) + 1
+    time.sleep(second + 0.1 - time.time())
+    twins.send("flood", cases, second + 0.05)
+    twins.until(lambda: {event["group"]["case"] for event in events(twins, "flood")} == set(cases), "all said", 20)
+    time.sleep(1.5)
+    repeated = {case: n for case, n in Counter(e["group"]["case"] for e in events(twins, "flood")).items() if n > 1}
+    assert repeated == {}, f"{len(repeated)} of 900 said more than once"
+
+
+async def test_events_another_alerter_published_during_a_broker_outage_are_not_repeated() -> None:
+    """This uses the memory bus: one alerter cannot publish for longer than the duplicate window."""
+
+    class Cut(MemoryBus):
+        cut = True
+
+        async def publish(self, subject: str, payload: bytes, **given: Any) -> PubAck:
+            if self.cut and subject.startswith("tokentrace.alerts."):
+                raise Unavailable("the connection is lost")
+            return await super().publish(subject, payload, **given)
+
+    broker = MemoryBroker()
+    fine, cut = MemoryBus(broker), Cut(broker)
+    for stream in subjects.streams(duplicate_window_ns=SECOND):
+        await fine.ensure(stream)
+    rule = parse_rule(make_rule(eval_interval="1s", cooldown="1h", group_by="caller"), "rule")
+    twins = [Alerter(bus, Config((rule,), "default")) for bus in (fine, cut)]
+    stopping = asyncio.Event()
+    running = [asyncio.create_task(twin.run(stopping)) for twin in twins]
+    while any(twin.health().missing for twin in twins):
+        await asyncio.sleep(0.01)
+    now = time.time_ns()
+    spans = [make_span(caller=caller, ended_ns=now, arrived_ns=now) for caller in ("a", "b", "c")]
+    await fine.publish(subjects.spans("default", 0), encode_batches([make_batch(*spans)]))
+    said = broker.logs[subjects.ALERTS].messages
+    while len(said) < 3:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(1.5)
+    cut.cut = False
+    await asyncio.sleep(2.5)
+    stopping.set()
+    await asyncio.gather(*running)
+    told = Counter(json.loads(message.payload)["group"]["caller"] for message in said.values())
+    assert told == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_no_instant_is_evaluated_before_its_messages_are_read() -> None:
+    """This uses the memory bus: the reader stops, as after a lost connection, and the clock goes on."""
+
+    class Slow(MemoryBus):
+        def __init__(self, broker: MemoryBroker) -> None:
+            super().__init__(broker)
+            self.moving = asyncio.Event()
+            self.moving.set()
+
+        async def follow(self, stream: str, *given: Any) -> AsyncGenerator[Chunk, None]:
+            async for chunk in super().follow(stream, *given):
+                if stream == subjects.SPANS:
+                    await self.moving.wait()
+                yield chunk
+
+    broker = MemoryBroker()
+    bus = Slow(broker)
+    for stream in subjects.streams():
+        await bus.ensure(stream)
+    rule = parse_rule(make_rule(window="1s", eval_interval="1s", cooldown="0s"), "rule")
+    alerter = Alerter(bus, Config((rule,), "default"))
+    stopping = asyncio.Event()
+    running = asyncio.create_task(alerter.run(stopping))
+    said = broker.logs[subjects.ALERTS].messages
+
+    async def send(number: int) -> int:
+        now = time.time_ns()
+        span = make_span(ended_ns=now, arrived_ns=now)
+        batch = make_batch(span, sequence=number)
+        await MemoryBus(broker).publish(subjects.spans("default", 0), encode_batches([batch]))
+        return (now // SECOND + 1) * SECOND
+
+    async def until_said(count: int) -> list[Any]:
+        async with asyncio.timeout(10):
+            while len(said) < count:
+                await asyncio.sleep(0.01)
+        return [json.loads(message.payload) for message in said.values()]
+
+    while alerter.health().missing:
+        await asyncio.sleep(0)
+    assert alerter.machine.evaluators["rule"].next_ns, "who is ready looks at its rules"
+    first = await send(1)
+    assert [event["fired_at"] for event in await until_said(1)] == [render_instant(first)]
+    await until_said(2)
+    bus.moving.clear()
+    second = await send(2)
+    await asyncio.sleep(2.5)
+    bus.moving.set()
+    told = (await until_said(4))[2:]
+    stopping.set()
+    await running
+    assert [(event["status"], event["fired_at"]) for event in told] == [
+        ("firing", render_instant(second)),
+        ("resolved", render_instant(second + SECOND)),
+    ]
+
+
+def test_stopped_alerters_publish_the_same_events_when_they_continue(twins: Twins) -> None:
+    """Events are a function of the stream: live, in a backtest, and after a restart."""
+
+    def stand_still() -> None:
+        for name in Twins.TWINS:
+            twins.running[name].send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        for name in Twins.TWINS:
+            twins.running[name].send_signal(signal.SIGCONT)
+
+    standing = threading.Timer(1.3, stand_still)
+    standing.start()
+    try:
+        expected = twins.send_each_second("paused", seconds=4, each=4)
+    finally:
+        standing.join()
+    deadline = time.monotonic() + 5
+    while len(events(twins, "paused")) < len(expected) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    assert_told_once(events(twins, "paused"), expected)
+
+
+def test_two_alerters_list_the_same_rules_after_one_restored_a_deleted_rule(twins: Twins) -> None:
+    """A deleted rule of the configuration comes back on restart in all alerters or in none."""
+
+    def shown() -> set[int]:
+        return {twins.get("/alerts/restored/status").status for _ in range(20)}
+
+    twins.until(lambda: shown() == {200}, "there", 10)
+    assert http("DELETE", twins.url + "/alerts/restored").status == 204
+    twins.until(lambda: shown() == {404}, "gone", 10)
+    twins.kill_one("one")
+    twins.start_twin("one")
+    twins.wait_twin("one")
+    time.sleep(1)
+    assert len(shown()) == 1, "it depends on who is asked"
+
+
+def test_a_change_acknowledged_by_one_twin_holds_in_the_other(twins: Twins) -> None:
+    assert_holds_at_once(twins)
+
+
+def test_neither_twin_crashed_during_these_tests(twins: Twins) -> None:
+    assert "Traceback" not in twins.log.read_text()

@@ -1,0 +1,240 @@
+"""The alerter after a kill, beside another alerter, and with changed rules."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from kit.alerter_log import CREATED, SETTLED, Story, at, breach, brief, call, make_rule, ns
+from tokentrace.errors import Rejected
+from tokentrace.units import render_instant
+from tokentrace_alerter.machine import AlerterMachine
+
+# --- after a kill
+
+
+def test_a_firing_later_than_the_snapshot_starts_the_cooldown() -> None:
+    #   0  1  2  3  4  5  6  7  8  9  10 11 12
+    #   |S |F           killed                 F    cooldown 10 s
+    story = Story(make_rule(cooldown="10s", window="5s"))
+    snapshot = story.alerter.snapshot({}).state()
+    breach(story, [0.5, 1.5, 2.5])
+    assert brief(story.tick(3.3)) == [(1, "firing", 1)]
+    story.restart(snapshot)
+    assert story.tick(3.4) == []
+    breach(story, [3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9.5, 10.5])
+    assert [at(event) for event in story.tick(12.3)] == [11]
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_cooldown_of_a_resolved_firing_survives_a_kill(twice: bool) -> None:
+    #   0  1  2  3  4 killed  6 ...      31
+    #   |S |F    |R           breach     F       window 2 s, cooldown 30 s
+    story = Story(make_rule(cooldown="30s", window="2s"))
+    snapshot = story.alerter.snapshot({}).state()
+    breach(story, [0.5])
+    assert brief(story.tick(4.3)) == [(1, "firing", 1), (3, "resolved", 0)]
+    story.restart(snapshot)
+    if twice:
+        for event in story.published:
+            story.alerter.apply_event(event)
+    breach(story, [6.5, 8.5])
+    assert story.tick(9.3) == []
+    breach(story, [29.5, 30.5])
+    assert [at(event) for event in story.tick(31.3)] == [31]
+
+
+def test_nothing_is_published_for_instants_before_the_last_event() -> None:
+    story = Story(make_rule())
+    snapshot = story.alerter.snapshot({}).state()
+    breach(story, [0.5, 1.5, 2.5])
+    assert len(story.tick(3.3)) == 3
+    story.restart(snapshot)
+    assert brief(story.tick(4.3)) == [(4, "firing", 3)]
+
+
+@pytest.mark.parametrize("event", ["firing", "resolved"])
+def test_a_snapshot_between_deciding_and_publishing_loses_no_event(event: str) -> None:
+    """The pump may save while an event waits to be published. After a kill only the snapshot has it."""
+    story = Story(make_rule(cooldown="1h", window="2s"))
+    story.send(0.5, call(0.5))
+    if event == "resolved":
+        assert len(story.tick(1 + SETTLED)) == 1
+    story.send(9.5, call(9.4))
+    snapshot = story.alerter.snapshot({}).state()
+    story.restart(snapshot)
+    expected = [(1, "firing", 1)] if event == "firing" else []
+    assert brief(story.tick(9.5)) == [*expected, (3, "resolved", 0)]
+
+
+def test_a_snapshot_while_an_event_is_being_published_loses_no_event() -> None:
+    story = Story(make_rule(cooldown="1h"))
+    story.send(0.5, call(0.5))
+    assert len(story.tick(1 + SETTLED)) == 1
+    snapshot = story.alerter.snapshot({}).state()
+    story.published.clear()
+    story.restart(snapshot)
+    assert [event.status for event in story.tick(2 + SETTLED)] == ["firing"]
+
+
+def test_events_applied_before_an_unreadable_snapshot_still_count() -> None:
+    story = Story(make_rule(cooldown="30s"))
+    breach(story, [0.5])
+    assert len(story.tick(1 + SETTLED)) == 1
+    story.alerter = AlerterMachine(story.rules, "default")
+    for event in story.published:
+        story.alerter.apply_event(event)
+    with pytest.raises(Rejected):
+        story.alerter.restore(b"rubbish", {})
+    for message in story.log:
+        story.alerter.fold(message, CREATED)
+    story.alerter.caught_up = True
+    story.tick(2.5)
+    breach(story, [3.5])
+    assert story.tick(6) == []
+
+
+def test_without_a_snapshot_the_events_still_count() -> None:
+    story = Story(make_rule(cooldown="30s", window="60s"))
+    breach(story, [0.5])
+    assert len(story.tick(1 + SETTLED)) == 1
+    story.restart(None)
+    assert story.tick(20) == []
+    assert brief(story.tick(31 + SETTLED)) == [(31, "firing", 1)]
+
+
+def test_an_episode_that_began_before_a_kill_is_resolved_after_it() -> None:
+    story = Story(make_rule(cooldown="30s", window="3s"))
+    breach(story, [0.5])
+    assert len(story.tick(1 + SETTLED)) == 1
+    story.restart(None)
+    story.tick(5)
+    (event,) = story.tick(7)
+    assert (event.status, event.starts_at) == ("resolved", render_instant(ns(1)))
+
+
+@pytest.mark.parametrize("order", ["as published", "twice", "late"])
+def test_an_event_may_be_applied_twice(order: str) -> None:
+    story = Story(make_rule(cooldown="5s", window="60s"))
+    breach(story, [0.5])
+    assert [at(event) for event in story.tick(7 + SETTLED)] == [1, 6]
+    events = {"as published": [0, 1], "twice": [0, 1, 0, 1], "late": [0]}[order]
+    for index in events:
+        story.alerter.apply_event(story.published[index])
+    assert [at(event) for event in story.tick(16 + SETTLED)] == [11, 16]
+
+
+def test_an_event_of_a_removed_rule_is_ignored() -> None:
+    story, old = Story(make_rule()), Story(make_rule(name="gone"))
+    breach(old, [0.5])
+    for event in old.tick(2):
+        story.alerter.apply_event(event)
+    breach(story, [0.5])
+    assert len(story.tick(1 + SETTLED)) == 1
+
+
+# --- two alerters
+
+
+def test_a_firing_of_another_alerter_starts_the_cooldown() -> None:
+    story = Story(make_rule(cooldown="5s", window="60s"))
+    other = Story(make_rule(cooldown="5s", window="60s"))
+    breach(other, [0.5])
+    (fired,) = other.tick(2.9)
+    story.alerter.apply_event(fired)
+    breach(story, [0.5])
+    assert [at(event) for event in story.tick(12)] == [6, 11]
+
+
+def test_a_firing_of_another_alerter_that_replaced_an_event_starts_the_cooldown() -> None:
+    """
+    The alerter whose event is refused applies the event of the other one and decides again.
+
+    Both know the firing at 1. This one has not read all messages: it finds too few calls at 4 and none at 5, and
+    resolves. The other one has fired at 4, and the broker accepted that first. Nothing may fire before 7.
+    """
+    #   0    1    2    3    4    5    6    7
+    #   aa   |F           b |F'  |R   cc  |F     window 2 s, at least 2 calls, cooldown 3 s; F' is the other's
+    story = Story(make_rule(cooldown="3s", window="2s", min_spans=2))
+    story.send(0.5, call(0.5), call(0.5))
+    story.send(2.5, call(2.5))
+    mine = story.tick(5 + SETTLED)
+    assert brief(mine) == [(1, "firing", 2), (5, "resolved", 0)]
+    story.alerter.apply_event(msgspec.structs.replace(mine[0], fired_at=render_instant(ns(4))))
+    story.send(5.5, call(5.4), call(5.5))
+    assert story.tick(6 + SETTLED) == []
+    assert brief(story.tick(7 + SETTLED)) == [(7, "firing", 2)]
+
+
+# --- rules that are changed
+
+
+def test_a_new_rule_is_backfilled_and_does_not_fire_for_earlier_instants() -> None:
+    old, new = make_rule(name="old", cooldown="1h"), make_rule(name="new", window="60s")
+    story = Story(old)
+    breach(story, [0.5, 1.5, 2.5])
+    assert len(story.tick(3.5)) == 1
+    story.restart(story.alerter.snapshot({}).state(), old, new, caught_up=False)
+    assert story.alerter.position is not None
+    assert story.alerter.position.sequence == 3
+    assert story.tick(20.5) == []
+    shown = {rule["name"]: rule for rule in story.alerter.render(ns(20.5))}
+    assert (shown["new"]["state"], shown["new"]["last_evaluated"]) == ("warming", None)
+    story.alerter.caught_up = True
+    story.backfill(ns(20.5))
+    assert [event for event in story.tick(20.5) if event.alert == "new"] == []
+    events = story.tick(21.5)
+    assert brief(event for event in events if event.alert == "new") == [(21, "firing", 3)]
+
+
+def test_a_new_rule_is_warming_until_its_window_is_covered() -> None:
+    new = make_rule(name="new", window="60s", threshold=99)
+    story = Story(make_rule(name="old"), began=0.5)
+    breach(story, [0.5])
+    story.tick(5)
+    story.restart(story.alerter.snapshot({}).state(), new)
+    for now, state in ((6, "warming"), (60.4, "warming"), (60.6, "inactive")):
+        story.tick(now)
+        (shown,) = story.alerter.render(ns(now))
+        assert shown["state"] == state, now
+
+
+def test_a_rule_keeps_its_firings_when_another_one_is_added() -> None:
+    old = make_rule(name="old", cooldown="30s", window="60s")
+    story = Story(old)
+    breach(story, [0.5])
+    assert len(story.tick(1.5)) == 1
+    story.restart(story.alerter.snapshot({}).state(), old, make_rule(name="new", threshold=99))
+    story.tick(5)
+    assert story.tick(30.9 + SETTLED) == []
+    assert [at(event) for event in story.tick(40)] == [31]
+
+
+def test_removing_a_rule_changes_no_other() -> None:
+    stays = make_rule(name="stays", cooldown="30s", window="60s")
+    story = Story(stays, make_rule(name="goes"))
+    breach(story, [0.5])
+    story.tick(1.5)
+    story.restart(story.alerter.snapshot({}).state(), stays)
+    assert story.alerter.position is not None
+    assert story.alerter.position.sequence == 1
+    assert [at(event) for event in story.tick(40)] == [31]
+
+
+@pytest.mark.parametrize(("before", "after", "instants"), [("7s", "5s", [5, 10, 15]), ("1h", "5s", [5, 10, 15])])
+def test_a_rule_with_a_new_interval_is_evaluated_at_its_new_instants(
+    before: str, after: str, instants: list[float]
+) -> None:
+    story = Story(make_rule(eval_interval=before, window="60s"))
+    breach(story, [0.5])
+    story.restart(story.alerter.snapshot({}).state(), make_rule(eval_interval=after, window="60s"))
+    story.tick(0.9)
+    assert [at(event) for event in story.tick(16)] == instants
+
+
+def test_a_new_threshold_needs_no_backfill() -> None:
+    story = Story(make_rule(threshold=99))
+    breach(story, [0.5])
+    story.tick(1.5)
+    story.restart(story.alerter.snapshot({}).state(), make_rule(threshold=1))
+    assert brief(story.tick(2.5)) == [(2, "firing", 1)]

@@ -1,0 +1,112 @@
+"""The architecture that ARCHITECTURE.md describes: no circle of files, and contracts that notice a violation."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from kit.environment import ROOT
+
+SOURCES = [ROOT / "shared", *sorted(path for path in (ROOT / "services").iterdir() if path.is_dir())]
+
+
+def modules(sources: list[Path]) -> dict[str, Path]:
+    """Module name -> file, of every Python file under *sources*."""
+    found = {}
+    for source in sources:
+        for file in source.rglob("*.py"):
+            parts = file.relative_to(source).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports_of(file: Path, known: dict[str, Path]) -> set[str]:
+    """The modules among *known* that *file* imports anywhere, at its head or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if submodule in known else node.module)
+    return found & known.keys()
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of two or more modules that import each other, directly or not (strongly connected components)."""
+
+    def reachable(start: str) -> set[str]:
+        seen, todo = set(), [start]
+        while todo:
+            for module in graph[todo.pop()]:
+                if module not in seen:
+                    seen.add(module)
+                    todo.append(module)
+        return seen
+
+    reach = {module: reachable(module) for module in graph}
+    found = {frozenset(m for m in reach[module] if module in reach[m]) for module in graph if module in reach[module]}
+    return sorted(sorted(circle) for circle in found)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    known = modules(SOURCES)
+    assert len(known) > 100
+    graph = {name: imports_of(file, known) - {name} for name, file in known.items()}
+    assert circles(graph) == []
+
+
+def test_a_circle_of_three_files_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+VIOLATIONS = {
+    "a clock in the core": ("shared/tokentrace/rollup/series.py", "import time", "the core knows no clock and no I/O"),
+    "an import behind a face": (
+        "services/api/tokentrace_api/live_tail.py",
+        "from tokentrace.rollup.series import SeriesTable",
+        "tokentrace.rollup is imported through its face",
+    ),
+    "a service that imports another": (
+        "services/api/tokentrace_api/live_tail.py",
+        "import tokentrace_alerter.machine",
+        "services never import each other",
+    ),
+    "a lower package that imports a higher one": (
+        "shared/tokentrace/records/position.py",
+        "import tokentrace.config",
+        "floors inside shared",
+    ),
+    "nats outside the bus": ("shared/tokentrace/service/retry.py", "import nats", "only bus.jetstream imports nats"),
+}
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_the_contracts_notice(name: str, tmp_path: Path) -> None:
+    file, line, contract = VIOLATIONS[name]
+    for folder in ("shared", "services"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    broken = tmp_path / file
+    text = broken.read_text()
+    head = "from __future__ import annotations\n"
+    assert head in text
+    broken.write_text(text.replace(head, f"{head}\n{line}\n", 1))
+    paths = [str(tmp_path / source.relative_to(ROOT)) for source in SOURCES]
+    linted = subprocess.run(
+        [str(Path(sysconfig.get_path("scripts")) / "lint-imports"), "--no-cache"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert linted.returncode != 0, linted.stdout
+    assert any(contract in row and "BROKEN" in row for row in linted.stdout.splitlines()), linted.stdout

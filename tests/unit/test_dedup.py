@@ -1,0 +1,263 @@
+"""Deduplication of batches, compared with a plain set."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from kit.builders import ENDED_NS, make_batch
+from tokentrace.dedup import MAX_INTERVALS, FoldedBatches
+from tokentrace.records import Batch
+from tokentrace.units import DAY, HOUR
+
+NOW = ENDED_NS
+
+
+def numbered(sequence: int, reporter: str = "shop.web.1", part: int = 0) -> Batch:
+    return make_batch(id=reporter, sequence=sequence, part=part)
+
+
+def request(key: str, part: int = 0) -> Batch:
+    return make_batch(id=key, sequence=0, part=part)
+
+
+reporters = st.sampled_from(["a", "b", "shop.web.1"])
+small = st.integers(1, 12)
+parts = st.sampled_from([0, 0, 0, 1, 2])
+batches = st.one_of(
+    st.tuples(reporters, small, parts),
+    st.tuples(reporters, st.integers(1, 10**12), parts),
+    st.tuples(st.sampled_from(["a", "b", "req-1", "req-2", "req-3"]), st.just(0), parts),
+)
+steps = st.one_of(batches, batches, batches, st.just("restart"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(steps, max_size=60), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7))
+@example([("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("a", 2, 0)], 1, 0)
+@example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
+@example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
+def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
+    # A shard receives every stride-th number of a reporter, starting at a number that depends on the shard.
+    dedup, model = FoldedBatches(stride), set()
+    for step in history:
+        if step == "restart":
+            dedup = FoldedBatches.restore(dedup.snapshot())
+            continue
+        key, number, part = step
+        sequence = number * stride + shard % stride if number else 0
+        identity = (key, sequence, part)
+        assert dedup.add(make_batch(id=key, sequence=sequence, part=part), NOW) is (identity not in model)
+        model.add(identity)
+    assert dedup.given_up == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.sampled_from([1, 4]), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_any_order_leaves_one_interval(count, stride, shard, random):
+    numbers = [number * stride + shard % stride for number in range(1, count + 1)]
+    random.shuffle(numbers)
+    dedup = FoldedBatches(stride)
+    assert all(dedup.add(numbered(number), NOW) for number in numbers)
+    assert len(dedup) == 1
+    random.shuffle(numbers)
+    assert not any(dedup.add(numbered(number), NOW) for number in numbers)
+    assert len(dedup) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
+def test_note_equals_adding_the_same_batches(rows, cut):
+    whole, resumed = FoldedBatches(), FoldedBatches()
+    for key, sequence, part, after in rows:
+        whole.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
+    for key, sequence, part, after in rows[:cut]:
+        resumed.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
+    resumed = FoldedBatches.restore(resumed.snapshot())
+    resumed.note([(key, sequence, part, NOW + after) for key, sequence, part, after in rows[cut:]])
+    assert resumed.snapshot() == whole.snapshot()
+
+
+def test_a_snapshot_restores_to_the_same_snapshot():
+    dedup = FoldedBatches(4)
+    for number in (4, 8, 20, 400):
+        dedup.add(numbered(number), NOW)
+    dedup.add(request("r", 3), NOW)
+    assert FoldedBatches.restore(dedup.snapshot()).snapshot() == dedup.snapshot()
+    assert len(FoldedBatches.restore(dedup.snapshot())) == len(dedup) == 4
+
+
+def test_a_restored_state_keeps_its_stride():
+    dedup = FoldedBatches.restore(FoldedBatches(4).snapshot())
+    assert [dedup.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
+    assert len(dedup) == 1
+
+
+def test_parts_of_a_batch_are_different_batches():
+    dedup = FoldedBatches()
+    assert [dedup.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
+    assert [dedup.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
+
+
+def test_a_reporter_and_a_request_with_the_same_id_are_different():
+    dedup = FoldedBatches()
+    assert dedup.add(numbered(1, "x"), NOW)
+    assert dedup.add(request("x"), NOW)
+
+
+@pytest.mark.parametrize("sequence", [0, 1])
+def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence):
+    dedup = FoldedBatches()
+    assert dedup.add(make_batch(id="a", sequence=sequence, part=1), NOW)
+    assert dedup.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
+
+
+def test_the_largest_batch_number_is_recorded():
+    dedup = FoldedBatches()
+    last = 2**63 - 1
+    assert [dedup.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
+    assert [FoldedBatches.restore(dedup.snapshot()).add(numbered(number), NOW) for number in (last, 1, 2)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def test_gaps_are_limited_and_the_oldest_is_dropped():
+    #  1  3  5  7 ...            every second number is missing
+    #  [1 2 3] 5 7 ...           the gap at 2 is dropped when there are too many
+    dedup = FoldedBatches()
+    for number in range(1, 2 * MAX_INTERVALS + 1, 2):
+        assert dedup.add(numbered(number), NOW)
+    assert (len(dedup), dedup.given_up) == (MAX_INTERVALS, 0)
+    assert dedup.add(numbered(2 * MAX_INTERVALS + 1), NOW)
+    assert (len(dedup), dedup.given_up) == (MAX_INTERVALS, 1)
+    assert not dedup.add(numbered(2), NOW)
+    assert dedup.add(numbered(4), NOW)
+
+
+def test_every_number_in_a_dropped_gap_is_counted():
+    dedup = FoldedBatches()
+    for number in range(10, 10 * MAX_INTERVALS + 1, 10):
+        dedup.add(numbered(number), NOW)
+    dedup.add(numbered(5), NOW)
+    assert (len(dedup), dedup.given_up) == (MAX_INTERVALS, 4)
+    assert [dedup.add(numbered(number), NOW) for number in (5, 6, 9, 10, 4)] == [False, False, False, False, True]
+    assert FoldedBatches.restore(dedup.snapshot()).given_up == 4
+
+
+def test_dropping_gaps_folds_no_batch_twice_and_limits_the_size():
+    random, dedup, folded = Random(1), FoldedBatches(), set()
+    for _ in range(3 * MAX_INTERVALS):
+        number = random.randrange(1, 10**9)
+        if dedup.add(numbered(number), NOW):
+            assert number not in folded
+            folded.add(number)
+    assert len(dedup) <= MAX_INTERVALS
+    assert not any(dedup.add(numbered(number), NOW) for number in folded)
+
+
+def test_the_state_of_a_reporter_without_gaps_does_not_grow():
+    dedup = FoldedBatches(4)
+    for number in range(1, 20_000):
+        dedup.add(numbered(number * 4), NOW)
+    assert len(dedup) == 1
+    assert len(dedup.snapshot()) < 100
+
+
+# --- forgetting ------------------------------------------------------------------------------------------------------
+
+
+def test_a_reporter_is_forgotten_after_8_days_of_silence():
+    dedup = FoldedBatches()
+    dedup.add(numbered(1), NOW)
+    dedup.forget(NOW + 8 * DAY)
+    assert not dedup.add(numbered(1), NOW)
+    dedup.forget(NOW + 8 * DAY + 1)
+    assert len(dedup) == 0
+    assert dedup.add(numbered(1), NOW + 8 * DAY + 1)
+
+
+def test_an_active_reporter_is_remembered_from_its_first_batch():
+    dedup = FoldedBatches()
+    for day in range(0, 40, 5):
+        assert dedup.add(numbered(day + 1), NOW + day * DAY)
+        dedup.forget(NOW + day * DAY)
+    assert not dedup.add(numbered(1), NOW + 36 * DAY)
+
+
+def test_a_duplicate_keeps_its_reporter_from_being_forgotten():
+    dedup = FoldedBatches()
+    dedup.add(numbered(1), NOW)
+    assert not dedup.add(numbered(1), NOW + 7 * DAY)
+    dedup.forget(NOW + 14 * DAY)
+    assert not dedup.add(numbered(1), NOW + 14 * DAY)
+
+
+def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered():
+    dedup = FoldedBatches()
+    dedup.add(numbered(2), NOW + 7 * DAY)
+    dedup.add(numbered(1), NOW)
+    dedup.forget(NOW + 14 * DAY)
+    assert not dedup.add(numbered(2), NOW + 14 * DAY)
+
+
+def test_a_request_is_forgotten_after_24_hours():
+    dedup = FoldedBatches()
+    dedup.add(request("r"), NOW)
+    dedup.forget(NOW + 24 * HOUR)
+    assert not dedup.add(request("r"), NOW)
+    dedup.forget(NOW + 24 * HOUR + 1)
+    assert len(dedup) == 0
+    assert dedup.add(request("r"), NOW + 24 * HOUR + 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
+def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
+    dedup, model, now = FoldedBatches(), {}, NOW
+    for number, later, restart in steps:
+        now += later
+        dedup.forget(now)
+        model = {key: at for key, at in model.items() if at >= now - 24 * HOUR}
+        assert len(dedup) == len(model)
+        assert dedup.add(request(f"r{number}"), now) is (number not in model)
+        model.setdefault(number, now)
+        if restart:
+            dedup = FoldedBatches.restore(dedup.snapshot())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
+def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps):
+    dedup, now = FoldedBatches(), NOW
+    numbers: dict[str, set[int]] = {}
+    spoke: dict[str, int] = {}
+    for key, number, later, restart in steps:
+        now += later
+        dedup.forget(now)
+        for silent in [name for name, at in spoke.items() if at < now - 8 * DAY]:
+            del numbers[silent], spoke[silent]
+        assert (len(dedup) == 0) is (not numbers)
+        known = numbers.setdefault(key, set())
+        assert dedup.add(numbered(number, key), now) is (number not in known)
+        known.add(number)
+        spoke[key] = now
+        if restart:
+            dedup = FoldedBatches.restore(dedup.snapshot())
+    assert dedup.reporters() == set(numbers)
+
+
+def test_a_steady_stream_of_requests_takes_the_space_of_one_day():
+    dedup = FoldedBatches()
+    for number in range(5_000):
+        now = NOW + number * HOUR // 10
+        dedup.forget(now)
+        assert dedup.add(request(f"request-{number}"), now)
+        assert len(dedup) <= 24 * 10 + 1

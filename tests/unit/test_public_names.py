@@ -1,0 +1,150 @@
+"""Every name that applications import from ``tokentrace`` is documented: parameters, results, errors and units."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import tokentrace
+
+#: The end of a name -> a word that its documentation must contain.
+UNITS = {
+    "timeout": "seconds",
+    "_ns": "nanoseconds",
+    "_ms": "milliseconds",
+    "_s": "seconds",
+    "_nusd": "nano-dollars",
+    "_usd": "us dollars",
+    "_bytes": "bytes",
+}
+#: The rules that have names take the keys of a rule, which docs/how-to/write-alert-rules.md describes.
+NAMED_RULES = {"cost_spike", "error_rate_spike", "latency_regression", "quality_drop"}
+
+
+def sections(documentation: str) -> dict[str, dict[str, str]]:
+    """Return section -> name -> text of a docstring with sections such as ``Args:``; "" is the text before them."""
+    parsed: dict[str, dict[str, str]] = {"": {"": ""}}
+    section, names = "", [""]
+    for line in inspect.cleandoc(documentation).splitlines():
+        if re.fullmatch(r"(Args|Attributes|Returns|Raises):", line):
+            section, names = line[:-1], [""]
+            parsed[section] = {"": ""}
+            continue
+        entry = re.match(r"    (\w+(?:, \w+)*): ", line)
+        if entry and section in ("Args", "Attributes", "Raises"):
+            names = entry[1].split(", ")
+            parsed[section].update(dict.fromkeys(names, ""))
+        for name in names:
+            parsed[section][name] += line + "\n"
+    return parsed
+
+
+def raised(function: Callable[..., Any]) -> set[str]:
+    """The exceptions that the body of *function* raises by name."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
+    return {ast.unparse(call.func) for call in calls}
+
+
+def names_of_parameters(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def missing_units(entries: dict[str, str]) -> Iterator[str]:
+    for name, text in entries.items():
+        for end, word in UNITS.items():
+            if name.endswith(end) and word not in text.lower():
+                yield f"{name}: does not say {word}"
+
+
+def problems_of_function(function: Callable[..., Any]) -> Iterator[str]:
+    """What the docstring of *function* lacks."""
+    documented = sections(function.__doc__ or "")
+    if not documented[""][""].strip():
+        yield "no docstring"
+        return
+    arguments = documented.get("Args", {})
+    yield from (f"no Args entry for {name}" for name in names_of_parameters(function) if name not in arguments)
+    returned = inspect.signature(function).return_annotation
+    if returned not in (None, "None") and "Returns" not in documented:
+        yield "no Returns section"
+    yield from (
+        f"no Raises entry for {error}" for error in raised(function) if error not in documented.get("Raises", {})
+    )
+    yield from missing_units(arguments)
+
+
+def problems_of_class(kind: type) -> Iterator[str]:
+    """What the docstrings of *kind*, its fields and its public methods lack."""
+    documented = sections(kind.__doc__ or "")
+    if not documented[""][""].strip():
+        yield "no docstring"
+    fields = getattr(kind, "__struct_fields__", None) or getattr(kind, "_fields", ())
+    attributes = documented.get("Attributes", {})
+    yield from (f"no Attributes entry for {field}" for field in fields if field not in attributes)
+    yield from missing_units(attributes)
+    if "__init__" in vars(kind) and not fields:
+        arguments = documented.get("Args", {})
+        yield from (f"no Args entry for {name}" for name in names_of_parameters(kind.__init__) if name not in arguments)
+        errors = documented.get("Raises", {})
+        yield from (f"no Raises entry for {error}" for error in raised(kind.__init__) if error not in errors)
+        yield from missing_units(arguments)
+    for name, member in vars(kind).items():
+        if name.startswith("_") or name in fields:
+            continue
+        if isinstance(member, property) and not (member.__doc__ or "").strip():
+            yield f"{name}: no docstring"
+        elif inspect.isfunction(member):
+            yield from (f"{name}: {problem}" for problem in problems_of_function(member))
+
+
+@pytest.mark.parametrize("name", sorted(set(tokentrace.__all__) - NAMED_RULES - {"__version__"}))
+def test_a_public_name_documents_its_parameters_results_errors_and_units(name: str) -> None:
+    value = getattr(tokentrace, name)
+    problems = problems_of_class(value) if inspect.isclass(value) else problems_of_function(value)
+    assert list(problems) == []
+
+
+@pytest.mark.parametrize("name", sorted(NAMED_RULES))
+def test_a_named_rule_documents_when_it_fires_and_which_errors_it_raises(name: str) -> None:
+    rule = getattr(tokentrace, name)
+    documented = sections(rule.__doc__ or "")
+    assert "*threshold*" in documented[""][""]
+    assert raised(rule) <= set(documented.get("Raises", {}))
+
+
+def test_the_package_exports_what_its_list_of_names_says() -> None:
+    missing = [name for name in tokentrace.__all__ if not hasattr(tokentrace, name)]
+    assert missing == []
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", tokentrace.__version__)
+
+
+def undocumented(timeout: float) -> int:
+    """Do something."""
+    if timeout < 0:
+        raise ValueError("negative")
+    return 1
+
+
+def without_unit(timeout: float) -> None:
+    """
+    Do something.
+
+    Args:
+        timeout: How long.
+    """
+
+
+def test_the_check_finds_missing_parameters_results_errors_and_units() -> None:
+    assert list(problems_of_function(undocumented)) == [
+        "no Args entry for timeout",
+        "no Returns section",
+        "no Raises entry for ValueError",
+    ]
+    assert list(problems_of_function(without_unit)) == ["timeout: does not say seconds"]

@@ -1,0 +1,280 @@
+"""Rules over time, as drawings: the values of each second, the events, and the states shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kit.alert_story import (
+    SETTLED,
+    Drawing,
+    Story,
+    at,
+    brief,
+    make_rule,
+    ns,
+    play,
+    seconds,
+    slow,
+)
+from tokentrace.units import MINUTE, SECOND, render_instant
+
+IGNORE: dict[str, Any] = {}
+FIRE, KEEP = {"no_data": "fire"}, {"no_data": "keep"}
+AT_ONCE = {"cooldown": "0s"}
+BACK = {"recovery_threshold": 400}
+BACK_UP = {"recovery_threshold": 600}
+
+DRAWINGS = [
+    Drawing("begins and ends", {}, "..###..", "..F..R.", "iifffrr"),
+    Drawing("nothing to see", {}, "--..-.", "......", "nniini"),
+    Drawing("a breach of one instant", {}, ".#.", ".FR", "ifr"),
+    # the operators at their threshold
+    Drawing("gt is not at", {"op": "gt", **AT_ONCE}, "=#=.#", ".FR.F", "ifrrf"),
+    Drawing("gte is at", {"op": "gte", **AT_ONCE}, "=#=.=", "FFFRF", "fffrf"),
+    Drawing("lt is not at", {"op": "lt", **AT_ONCE}, "=#=.#", ".FR.F", "ifrrf"),
+    Drawing("lte is at", {"op": "lte", **AT_ONCE}, "=#=.=", "FFFRF", "fffrf"),
+    # recovery
+    Drawing("gt recovers at", {"op": "gt", "cooldown": "3s", **BACK}, "~#~=~_~#", ".F..FR.F", "iffffrrf"),
+    Drawing("gte recovers below", {"op": "gte", **BACK}, "_=_=._=", ".F..R..", "ifffrrr"),
+    Drawing("lt recovers at", {"op": "lt", "cooldown": "3s", **BACK_UP}, "~#~=~_~#", ".F..FR.F", "iffffrrf"),
+    Drawing("lte recovers above", {"op": "lte", **BACK_UP}, "_=_=._=", ".F..R..", "ifffrrr"),
+    Drawing("equal, gt", {"op": "gt", "recovery_threshold": 500, **AT_ONCE}, "=#=#~", ".FRFR", "ifrfr"),
+    Drawing("equal, gte", {"op": "gte", "recovery_threshold": 500}, "~#=~", ".F.R", "iffr"),
+    Drawing("equal, lt", {"op": "lt", "recovery_threshold": 500, **AT_ONCE}, "=#=#~", ".FRFR", "ifrfr"),
+    Drawing("equal, lte", {"op": "lte", "recovery_threshold": 500}, "~#=~", ".F.R", "iffr"),
+    # for
+    Drawing("for, exactly reached", {"for": "3s"}, ".######.", "....F..R", "ipppfffr"),
+    Drawing("for, reached in between", {"for": "2999ms"}, ".######.", "....F..R", "ipppfffr"),
+    Drawing("for, just missed", {"for": "3001ms"}, ".######.", ".....F.R", "ippppffr"),
+    Drawing("for, one instant short", {"for": "3s"}, ".###....", "........", "ipppiiii"),
+    Drawing("for, of an instant", {"for": "1ns"}, ".##.", "..FR", "ipfr"),
+    Drawing("for, interrupted once", {"for": "3s"}, ".###.####", "........F", "ipppipppf"),
+    Drawing("for, interrupted at the threshold", {"for": "3s"}, ".##=####", ".......F", "ippipppf"),
+    Drawing("for, judged by the threshold", {"for": "3s", **BACK}, ".##~####~_", ".......F.R", "ippipppffr"),
+    Drawing("for, interrupted by no data", {"for": "3s"}, ".##-####", ".......F", "ippnpppf"),
+    Drawing("for, no data is a breach", {"for": "3s", **FIRE}, ".##-####", "....F...", "ipppffff"),
+    Drawing("for, no data alone", {"for": "2s", **FIRE}, "..----.", "....F.R", "iippffr"),
+    Drawing("for, no data keeps it", {"for": "3s", **KEEP}, ".##-####", "....F...", "ipppffff"),
+    Drawing("for, no data when it is due", {"for": "3s", **KEEP}, ".###-##", ".....F.", "ippppff"),
+    Drawing("for, kept and then fine", {"for": "3s", **KEEP}, ".##--.##", "........", "ippppipp"),
+    Drawing("for, interrupted by too few", {"for": "3s", "min_spans": 2}, ".##1####", ".......F", "ippipppf"),
+    Drawing("for, anew for each episode", {"for": "2s", **AT_ONCE}, ".###.###.", "...FR..FR", "ippfrppfr"),
+    Drawing("for, over in the cooldown", {"for": "2s", "cooldown": "6s"}, "###.######", "..FR....F.", "ppfrppppff"),
+    # no data
+    Drawing("no data is no breach", IGNORE, "..--.#-", ".....FR", "iinnifr"),
+    Drawing("no data ends what fired", IGNORE, "##--.", "F.R..", "ffrrr"),
+    Drawing("no data is a breach", FIRE, "..--..", "..F.R.", "iiffrr"),
+    Drawing("no data from the start", FIRE, "----.", "F...R", "ffffr"),
+    Drawing("no data goes on firing", {**FIRE, "cooldown": "2s"}, "#----.", "F.F.FR", "fffffr"),
+    Drawing("no data changes nothing", KEEP, "--.-", "....", "nnin"),
+    Drawing("no data keeps firing", {**KEEP, "cooldown": "2s"}, "##---#.", "F....FR", "ffffffr"),
+    Drawing("no data keeps it resolved", KEEP, "#.--", "FR..", "frrr"),
+    Drawing("lt, no data is no breach", {"op": "lt"}, "--#-.-", "..FR..", "nnfrrr"),
+    Drawing("lt, no data is a breach", {"op": "lt", **FIRE}, ".#-.-", ".F.R.", "iffrr"),
+    Drawing("lt, no data keeps it", {"op": "lt", **KEEP}, "-#-#.", ".F..R", "nfffr"),
+    # too few
+    Drawing("too few fire nothing", {"min_spans": 2}, "11##.", "..F.R", "iiffr"),
+    Drawing("too few resolve nothing", {"min_spans": 2}, "##11.", "F...R", "ffffr"),
+    Drawing("too few, then none", {"min_spans": 2}, "#1-", "F.R", "ffr"),
+    Drawing("too few are not none", {"min_spans": 2, **FIRE}, "1-1.", ".F.R", "iffr"),
+    # cooldown
+    Drawing("again after each cooldown", {"cooldown": "3s"}, "..#########.", "..F..F..F..R", "iifffffffffr"),
+    Drawing("without a cooldown", AT_ONCE, "###.#", "FFFRF", "fffrf"),
+    Drawing("back within the cooldown", {"cooldown": "6s"}, "#.#.##########", "FR....F.....F.", "frrrrrffffffff"),
+    Drawing("a cooldown just missed", {"cooldown": "2001ms"}, "#######", "F..F..F", "fffffff"),
+    # silence
+    Drawing("silenced for good", {"silenced": True}, "..##.-", "......", "iiiiin"),
+    Drawing("silenced while it fires", {"cooldown": "2s"}, "##########", "F.F...F.F.", "ffffffffff", (3, 7)),
+    Drawing("over within the silence", {}, "##....", "F..R..", "fffrrr", (1, 4)),
+    Drawing("all of it within the silence", {}, ".###....", "........", "iiiiiiii", (1, 6)),
+    Drawing("longer than the silence", {}, ".######.", "....F..R", "iiiifffr", (1, 5)),
+    Drawing("pending within the silence", {"for": "3s"}, ".########", "......F..", "ipppppfff", (1, 7)),
+    Drawing("silence over when it is due", {"for": "3s"}, ".######.", "....F..R", "ipppfffr", (1, 5)),
+    Drawing("no data within the silence", FIRE, ".-----.", "...F..R", "iiifffr", (1, 4)),
+]
+drawn = pytest.mark.parametrize("drawing", DRAWINGS, ids=[drawing.what for drawing in DRAWINGS])
+
+
+@drawn
+def test_each_drawing_gives_its_events_and_states(drawing: Drawing) -> None:
+    assert play(drawing) == (drawing.said, drawing.state)
+
+
+@drawn
+def test_a_restart_after_every_instant_gives_the_same_events(drawing: Drawing) -> None:
+    assert play(drawing, lambda story, instant: story.restart(story.snapshot())) == (drawing.said, drawing.state)
+
+
+@drawn
+def test_a_kill_with_an_older_snapshot_gives_the_same_events(drawing: Drawing) -> None:
+    """Events since the snapshot are known from the alert stream: none is repeated, early or missing."""
+    for killed in range(2, len(drawing.seen)):
+        for saved in {1, killed // 2, killed - 1}:
+            kept = []
+
+            def after(story: Story, instant: int, saved: int = saved, killed: int = killed, kept: Any = kept) -> None:
+                if instant == saved:
+                    kept.append(story.snapshot())
+                if instant == killed:
+                    story.restart(kept[0])
+
+            assert play(drawing, after) == (drawing.said, drawing.state), f"saved at {saved}, killed at {killed}"
+
+
+@drawn
+def test_a_silence_that_is_over_before_the_next_instant_changes_nothing(drawing: Drawing) -> None:
+    if drawing.silence == (0, 0):
+        assert play(drawing._replace(silence=(1, 1.5))) == (drawing.said, drawing.state)
+
+
+# --- single stories
+
+
+def test_after_a_kill_the_next_episode_waits_for_its_for_again() -> None:
+    """The snapshot has the pending state of the first episode, which has ended since."""
+    #         1   5       10
+    #  seen   ....####.#####      for 3 s, snapshot at 6, killed at 9
+    #  said   .......FR...FF
+    story, snapshot = Story(make_rule(**{"for": "3s", "cooldown": "0s"})), b""
+    for second, mark in enumerate("....####.#####", start=1):
+        story.send(second - 0.5, slow(second - 0.5, 600 if mark == "#" else 300))
+        story.tick(second + SETTLED)
+        if second == 6:
+            snapshot = story.snapshot()
+        if second == 9:
+            story.restart(snapshot)
+    assert brief(story.published) == [(8, "firing"), (9, "resolved"), (13, "firing"), (14, "firing")]
+
+
+def test_events_of_another_alerter_end_a_pending_state() -> None:
+    """This alerter has read up to 6 and is pending. The other one has published a firing at 8 and its end at 9."""
+    rule = make_rule(**{"for": "3s", "cooldown": "0s"})
+    ahead, behind = Story(rule), Story(rule)
+    for second, mark in enumerate("....####.####", start=1):
+        spans = [slow(second - 0.5, 600 if mark == "#" else 300)]
+        ahead.send(second - 0.5, *spans)
+        ahead.tick(second + SETTLED)
+        if second == 9:
+            for event in ahead.published:
+                behind.alerter.apply_event(event)
+        behind.send(second - 0.5, *spans)
+        if second <= 6 or second > 9:
+            behind.tick(second + SETTLED)
+    assert brief(ahead.published) == [(8, "firing"), (9, "resolved"), (13, "firing")]
+    assert brief(behind.published) == [(13, "firing")]
+
+
+def test_an_episode_keeps_its_start_and_the_next_one_has_its_own() -> None:
+    story = Story(make_rule(cooldown="2s"))
+    for second, mark in enumerate("###..###-##", start=1):
+        if mark != "-":
+            story.send(second - 0.5, slow(second - 0.5, 600 if mark == "#" else 300))
+        story.tick(second + SETTLED)
+    told = [(at(e), e.status, seconds(e.starts_at), seconds(e.ends_at)) for e in story.published]
+    assert told == [
+        (1, "firing", 1, None),
+        (3, "firing", 1, None),
+        (4, "resolved", 1, 4),
+        (6, "firing", 6, None),
+        (8, "firing", 6, None),
+        (9, "resolved", 6, 9),
+        (10, "firing", 10, None),
+    ]
+    assert story.shown(11.2)["starts_at"] == render_instant(ns(10))
+
+
+def test_with_a_for_an_episode_starts_when_it_fires_and_its_events_agree() -> None:
+    story = Story(make_rule(**{"for": "2s", "cooldown": "2s"}))
+    for second in range(1, 8):
+        story.send(second - 0.5, slow(second - 0.5, 600 if second < 7 else 300))
+        story.tick(second + SETTLED)
+    assert brief(story.published) == [(3, "firing"), (5, "firing"), (7, "resolved")]
+    assert len({event.starts_at for event in story.published}) == 1
+
+
+def test_a_silence_does_not_begin_a_new_episode() -> None:
+    story = Story(make_rule(cooldown="2s"))
+    for second in range(1, 11):
+        story.send(second - 0.5, slow(second - 0.5, 600))
+        story.tick(second + SETTLED)
+        if second == 3:
+            story.silence(7)
+    assert [(at(event), seconds(event.starts_at)) for event in story.published] == [(1, 1), (3, 1), (7, 1), (9, 1)]
+
+
+def test_while_silenced_the_rule_shows_that_it_would_fire_and_until_when() -> None:
+    story = Story(make_rule())
+    story.silence(5)
+    for second in range(1, 7):
+        story.send(second - 0.5, slow(second - 0.5, 600))
+        story.tick(second + SETTLED)
+        shown = story.shown(second + SETTLED)
+        if second < 5:
+            assert (shown["firing"], shown["silenced"]) == (True, True)
+            assert (shown["why_not_fired"], shown["last_fired"]) == ("silenced", None)
+            assert shown["silenced_until"] == render_instant(ns(5))
+        else:
+            assert (shown["silenced"], shown["silenced_until"], shown["state"]) == (False, None, "firing")
+
+
+def test_a_silence_may_be_ended_early_and_made_longer() -> None:
+    story = Story(make_rule(cooldown="0s"))
+    for second in range(1, 10):
+        story.send(second - 0.5, slow(second - 0.5, 600))
+        story.tick(second + SETTLED)
+        if second in (2, 3, 4, 6):
+            story.silence({2: 4, 3: 100, 4: 0, 6: 8}[second])
+    assert [at(event) for event in story.published] == [1, 2, 5, 6, 8, 9]
+
+
+def test_a_silence_of_one_rule_does_not_silence_another() -> None:
+    story = Story(make_rule(name="any"), make_rule(name="other"))
+    story.silence(100)
+    story.send(0.5, slow(0.5, 600))
+    assert [event.alert for event in story.tick(1 + SETTLED)] == ["other"]
+
+
+def test_an_ended_episode_is_shown_as_resolved_for_15_minutes() -> None:
+    story = Story(make_rule(eval_interval="60s"))
+    story.send(59.5, slow(59.5, 600))
+    story.tick(60 + SETTLED)
+    assert story.shown(61)["state"] == "firing"
+    story.tick(120 + SETTLED)
+    over = 120 + 15 * MINUTE / SECOND
+    story.tick(over - 1)
+    assert story.shown(over - 1)["state"] == "resolved"
+    story.tick(over + 1)
+    assert story.shown(over + 1)["state"] == "no_data"
+    story.send(over + 59.5, slow(over + 59.5, 300))
+    story.tick(over + 60 + SETTLED)
+    assert story.shown(over + 61)["state"] == "inactive"
+
+
+@pytest.mark.parametrize(
+    ("rule", "seen", "why"),
+    [
+        ({}, "#", None),
+        ({}, ".", "ok"),
+        ({}, "##", "cooldown"),
+        ({}, "-", "no_data"),
+        ({"min_spans": 2}, "1", "min_spans"),
+        ({"silenced": True}, "#", "silenced"),
+        ({"for": "5s"}, "#", "pending"),
+    ],
+)
+def test_the_reason_why_nothing_was_published_is_shown(rule: dict[str, Any], seen: str, why: str | None) -> None:
+    shown: list[Any] = []
+    play(Drawing("", rule, seen, "", ""), lambda story, n: shown.append(story.shown(n + 0.2)["why_not_fired"]))
+    assert shown[-1] == why
+
+
+def test_with_no_data_keep_a_firing_rule_without_data_is_shown_as_firing() -> None:
+    """With ``keep`` the state stays as it was."""
+    story = Story(make_rule(no_data="keep"))
+    story.send(0.5, slow(0.5, 600))
+    for second in (1, 2, 3):
+        story.tick(second + SETTLED)
+        shown = story.shown(second + SETTLED)
+        assert (shown["state"], shown["firing"]) == ("firing", True), second

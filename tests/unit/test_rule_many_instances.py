@@ -1,0 +1,248 @@
+"""Grouped rules with more instances than the limit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kit.alert_recount import (
+    told,
+)
+from kit.alert_story import (
+    SETTLED,
+    Story,
+    at,
+    call,
+    make_rule,
+    slow,
+)
+from tokentrace.records import Span
+from tokentrace_alerter.rules import Rule
+from tokentrace_alerter.rules import window as measure
+
+FEW = 8
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(measure, "MAX_GROUPS", FEW)
+    return FEW
+
+
+def every(story: Story, instant: float) -> dict[str, int]:
+    """Return instance -> span count of the events at *instant*."""
+    return {
+        next(iter(event.group.values())): event.span_count
+        for event in story.published
+        if at(event) == instant and event.status == "firing"
+    }
+
+
+def grouped_rule(metric: str = "span_count", **overrides: Any) -> Rule:
+    """A rule that fires at every instant for every instance."""
+    given = {"metric": metric, "op": "gte", "threshold": -1e300, "window": "10s", "cooldown": "0s", **overrides}
+    return make_rule(group_by="user", **given)
+
+
+def of_users(second: float, counts: Mapping[str, int], **fields: Any) -> list[Span]:
+    return [
+        call(second, attributes={"user": name, "hops": 1}, **fields)
+        for name, count in counts.items()
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("metric", ["span_count", "hop_count", "latency_p95"])
+def test_at_the_limit_the_heaviest_instances_are_kept_and_the_rest_is_other(few: int, metric: str) -> None:
+    story = Story(grouped_rule(metric))
+    crowd = {f"u{n}": n + 1 for n in range(30)}
+    story.send(0.5, *of_users(0.5, crowd, latency_ns=10**9))
+    story.tick(1 + SETTLED)
+    first = every(story, 1)
+    assert sum(first.values()) == sum(crowd.values())
+    assert len(first) <= few + 1
+    assert first["other"] == sum(crowd.values()) - sum(count for name, count in first.items() if name != "other")
+    story.tick(2 + SETTLED)
+    second = every(story, 2)
+    assert sum(second.values()) == sum(crowd.values())
+    stayed = set(second) - {"other"}
+    assert 0 < len(stayed) <= few
+    assert min(second[name] for name in stayed) >= max(first[name] for name in set(first) - stayed - {"other"})
+
+
+@pytest.mark.parametrize("metric", ["span_count", "hop_count"])
+def test_an_instance_that_becomes_heavy_later_is_kept(few: int, metric: str) -> None:
+    story = Story(grouped_rule(metric))
+    story.send(0.5, *of_users(0.5, {f"u{n}": 2 for n in range(30)}))
+    story.tick(1 + SETTLED)
+    assert "heavy" not in every(story, 1)
+    for second in range(2, 8):
+        story.send(second - 0.5, *of_users(second - 0.5, {"heavy": 20, **{f"v{second}{n}": 1 for n in range(3)}}))
+        story.tick(second + SETTLED)
+    assert every(story, 7)["heavy"] >= 100
+    assert sum(every(story, 7).values()) == 60 + 6 * 23
+
+
+def test_an_instance_named_other_is_counted_with_the_rest(few: int) -> None:
+    story = Story(grouped_rule())
+    story.send(0.5, *of_users(0.5, {"other": 5}), *of_users(0.5, {f"u{n}": 1 for n in range(20)}))
+    for second in (1, 2, 3):
+        story.tick(second + SETTLED)
+        assert sum(every(story, second).values()) == 25
+        assert every(story, second)["other"] >= 5
+
+
+crowds = st.lists(
+    st.tuples(st.sampled_from([0.3, 1.0, 2.5]), st.dictionaries(st.integers(0, 40), st.integers(1, 4), max_size=15)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stream=crowds,
+    metric=st.sampled_from(["span_count", "hop_count", "latency_p95", "hop_p95"]),
+    change=st.sampled_from([None, None, "absolute"]),
+    seed=st.integers(0, 2**32),
+)
+def test_with_any_number_of_instances_every_span_counts_once(
+    stream: list[tuple[float, dict[int, int]]], metric: str, change: str | None, seed: int
+) -> None:
+    """Every span with a user counts in exactly one instance, through restarts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "MAX_GROUPS", FEW)
+        dice, now = random.Random(seed), 0.2
+        story = Story(grouped_rule(metric, change=change), grouped_rule("span_count", name="plain"))
+        sent: list[tuple[float, int]] = []
+        for pause, counts in stream:
+            now += pause
+            users = {f"u{number}": count for number, count in counts.items()}
+            story.send(now, *of_users(now, users, latency_ns=10**9))
+            sent.append((now, sum(users.values())))
+            story.tick(now)
+            if dice.random() < 0.4:
+                story.restart(story.snapshot())
+        end = int(now) + 14
+        story.tick(end + SETTLED)
+        for name in ("any", "plain"):
+            if change and name == "any":
+                continue
+            for instant in range(1, end + 1):
+                told = [e.span_count for e in story.published if e.alert == name and at(e) == instant]
+                wanted = sum(count for stored, count in sent if instant - 10 <= int(stored) < instant > stored)
+                assert sum(told) == wanted, (name, instant)
+
+
+@pytest.mark.parametrize("metric", ["span_count", "hop_count"])
+def test_an_instance_counted_as_other_is_not_without_data(few: int, metric: str) -> None:
+    """Thirty users call every second, so no instance is without data."""
+    story = Story(make_rule(metric=metric, threshold=1e9, group_by="user", no_data="fire"))
+    for second in range(1, 15):
+        story.send(second - 0.5, *of_users(second - 0.5, {f"u{n}": 1 + (n + second) % 3 for n in range(30)}))
+        story.tick(second)
+    assert [(event.group["user"], at(event)) for event in story.published] == []
+
+
+@pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
+def test_instances_that_appear_once_are_dropped(few: int, no_data: str) -> None:
+    """With group_by on a session id, the number of instances stays within the limit."""
+    story = Story(make_rule(metric="span_count", threshold=1e9, group_by="user", no_data=no_data))
+    for second in range(1, 60):
+        story.send(second - 0.5, *of_users(second - 0.5, {f"session-{second}-{n}": 1 for n in range(3)}))
+        story.tick(second)
+    assert story.shown(60)["instance_count"] <= few + 1
+
+
+def test_a_firing_instance_is_kept_although_others_are_heavier(few: int) -> None:
+    """For a rule on cost per user, a user with one expensive call is kept although others call more often."""
+    story = Story(make_rule(metric="total_cost", threshold=5, window="60s", group_by="user"))
+    spender = call(0.5, attributes={"user": "spender"}, cost_nusd=9 * 10**9)
+    story.send(0.5, spender, *of_users(0.5, {f"u{n}": 3 for n in range(30)}, cost_nusd=1))
+    story.tick(10 + SETTLED)
+    told = [(at(event), event.status) for event in story.published if event.group == {"user": "spender"}]
+    assert told == [(1, "firing")]
+
+
+@pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
+def test_a_firing_instance_that_becomes_other_is_resolved(few: int, no_data: str) -> None:
+    """Without the resolution its receivers would consider the episode open for ever."""
+    story = Story(grouped_rule(no_data=no_data))
+    for second in range(1, 8):
+        story.send(second - 0.5, *of_users(second - 0.5, {f"u{n}": 2 for n in range(few - 1)}))
+        story.send(second - 0.5, *of_users(second - 0.5, {f"new-{second}": 3}))
+        story.tick(second + SETTLED)
+    story.tick(8 + SETTLED)
+    last = {event.group["user"]: event for event in story.published}
+    shown = {one["group"] for one in story.shown(8)["instances"] if one["state"] == "firing"}
+    assert {name for name, event in last.items() if event.status == "firing"} == shown
+    ended = [event for event in story.published if event.status == "resolved"]
+    assert ended != []
+    assert [event for event in ended if "'other'" not in event.message] == []
+    assert [event for event in ended if event.starts_at == event.ends_at] == []
+
+
+def test_the_cooldown_of_an_instance_survives_being_counted_as_other(few: int) -> None:
+    story = Story(make_rule(group_by="user", cooldown="1h"))
+    for second in range(1, 12):
+        spans = [slow(second - 0.5, 300, attributes={"user": f"{second}-{n}"}) for n in range(12)]
+        if second in (1, 2, 8):
+            spans.insert(0, slow(second - 0.5, 300 if second == 2 else 600, attributes={"user": "alice"}))
+        story.send(second - 0.5, *spans)
+        story.tick(second + SETTLED)
+    told = [(at(event), event.status) for event in story.published if event.group == {"user": "alice"}]
+    assert told == [(1, "firing"), (2, "resolved")]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    stream=st.lists(
+        st.dictionaries(st.integers(0, 24), st.sampled_from([300, 600]), max_size=14), min_size=2, max_size=9
+    ),
+    written=st.fixed_dictionaries(
+        {
+            "cooldown": st.sampled_from(["0s", "2s", "60s"]),
+            "window": st.sampled_from(["1s", "3s"]),
+            "for": st.sampled_from(["0s", "0s", "2s"]),
+            "no_data": st.sampled_from(["ignore", "keep", "fire"]),
+        }
+    ),
+    killed=st.sets(st.integers(1, 9)),
+)
+def test_a_restart_gives_the_same_events_with_any_number_of_instances(
+    stream: list[dict[int, int]], written: dict[str, Any], killed: set[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "MAX_GROUPS", FEW)
+        rule = make_rule(group_by="user", **written)
+        stories = [Story(rule), Story(rule)]
+        for second, latencies in enumerate(stream, start=1):
+            now = second - 0.5
+            spans = [slow(now, latency, attributes={"user": f"u{user}"}) for user, latency in latencies.items()]
+            for story in stories:
+                story.send(now, *spans)
+                story.tick(second)
+            if second in killed:
+                stories[1].restart(stories[1].snapshot())
+        for story in stories:
+            story.tick(len(stream) + 12)
+        assert told(stories[0].published) == told(stories[1].published)
+
+
+@pytest.mark.parametrize("metric", ["error_rate", "calls_with_user"])
+def test_below_the_limit_an_instance_counts_its_spans_of_every_status_and_kind(metric: str) -> None:
+    """The limit is 1,000 instances, and 600 users with several kinds and statuses are within it."""
+    story = Story(grouped_rule(metric))
+    users = {f"u{n}": 1 for n in range(600)}
+    for status in ("ok", "error", "timeout"):
+        story.send(0.5, *of_users(0.5, users, status=status))
+    story.tick(1 + SETTLED)
+    told = {event.group["user"]: (event.span_count, event.value) for event in story.published}
+    assert "other" not in told
+    value = pytest.approx(2 / 3) if metric == "error_rate" else 3
+    assert [told[name] == (3, value) for name in users].count(False) == 0
