@@ -1,11 +1,12 @@
 """
-Pages of traces, exports and single spans against a brute-force filter over the same spans in plain Python.
+Pages of traces, exports and single spans against a filter in plain Python over the same spans.
 
-Show 6 of the store: whatever the filters, whatever the size of a page, by cursor and by offset, in one file or many.
+With any filter and any size of a page, by cursor and by offset, in one file or in many.
 """
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from tokentrace_api.reads import (
 )
 from tokentrace_api.store import Store, segment
 
-#: An attribute, and the text it is compared in.
+#: A value of an attribute and its text form, with which filters are compared.
 VALUES: Sequence[tuple[Any, str | None]] = [
     ("plan", "plan"),
     ("3", "3"),
@@ -83,7 +84,7 @@ attributes = st.one_of(
     st.builds(lambda value: {"a": [value], "deep": {"": {"-": value}}}, attribute_values),
 )
 PATHS = (*KEYS, "a", "a.0", "a.b.0", "deep", "deep.", "deep..-", "a.-", ".", "nothing", "a.b.c.d")
-#: Few of each, so that everything meets and ties are common.
+#: Few different starts, so that spans often start at the same time.
 INSTANTS = (0, 1, 1, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9)
 spans = st.builds(
     make_span,
@@ -124,7 +125,7 @@ least = st.fixed_dictionaries(
     {}, optional={"cost_nusd": st.sampled_from((0, 1, 6, 10**30)), "latency_ns": st.sampled_from((0, 2, 10**60))}
 )
 bounds = st.one_of(st.none(), st.none(), st.sampled_from((-(10**18), -1, 0, 1, 2, 5, 8, 9, 10**19)))
-#: Mostly one or two conditions: with more hardly anything is left.
+#: Mostly one or two conditions, because few spans match more.
 searches = st.builds(
     Search,
     columns=st.one_of(st.just({}), st.just({}), columns),
@@ -140,8 +141,8 @@ searches = st.builds(
 
 
 def text_of(value: Any) -> str | None:
-    """What an attribute is compared as."""
-    # 1 == True and 3 == 3.0 for Python, so the type has to be the same as well; so has the sign of a zero.
+    """Return the text form of an attribute."""
+    # In Python 1 == True, 3 == 3.0 and 0.0 == -0.0, so types and representations are compared instead.
     (text,) = {text for known, text in VALUES if type(known) is type(value) and repr(known) == repr(value)} or {None}
     if text is None and isinstance(value, dict | list):
         inner = [f"{quoted(key)}:{nested(item)}" for key, item in value.items()] if isinstance(value, dict) else []
@@ -159,21 +160,21 @@ def nested(value: Any) -> str:
 
 
 def lower(text: str) -> str:
-    """Letter by letter: what a letter becomes does not depend on its neighbours."""
+    """Return *text* in lower case, each letter independently of its neighbours."""
     return "".join("i" if char == "İ" else char.lower() for char in text)
 
 
-def find_attribute(given: Mapping[str, Any], key: str) -> Any:
-    if given.get(key) is not None or "." not in key:
-        return given.get(key)
-    at: Any = given
+def find_attribute(attributes: Mapping[str, Any], key: str) -> Any:
+    if attributes.get(key) is not None or "." not in key:
+        return attributes.get(key)
+    at: Any = attributes
     for part in key.split("."):
         at = at.get(part) if isinstance(at, dict) else None
     return at
 
 
 def matches(span: Span, search: Search) -> bool:
-    """Everything but the bounds of time."""
+    """Return True if *span* meets all conditions except the bounds of time."""
     numbers = {column: getattr(span, column) for column in search.least}
     return (
         all(getattr(span, column) == value for column, value in search.columns.items())
@@ -203,10 +204,10 @@ def row_of(trace: Sequence[Span]) -> TraceRow:
     )
 
 
-def expected(held: Sequence[Span], search: Search) -> list[TraceRow]:
-    """Newest start first, then by id."""
+def expected(sent: Sequence[Span], search: Search) -> list[TraceRow]:
+    """Return the rows of all matching traces, newest start first, then by id."""
     traces: dict[str, list[Span]] = {}
-    for span in last_versions(held):
+    for span in last_versions(sent):
         traces.setdefault(span.trace_id, []).append(span)
     rows = [row_of(trace) for trace in traces.values() if any(matches(span, search) for span in trace)]
     return sorted((row for row in rows if in_time(row.started_ns, search)), key=lambda row: (-row.started_ns, row[0]))
@@ -215,58 +216,52 @@ def expected(held: Sequence[Span], search: Search) -> list[TraceRow]:
 # ---- the store
 
 
-def stored(directory: Path, held: Sequence[Span], cuts: Sequence[int]) -> Store:
-    """*held* in order, each run up to one of *cuts* in a file of its own."""
+def stored(directory: Path, sent: Sequence[Span], cuts: Sequence[int]) -> Store:
+    """Return a store with *sent* in order, starting a new file at each of *cuts*."""
     store, log = Store(directory, shards=1, keep_ns=10**18), Log()
-    edges = sorted({0, len(held), *(cut % (len(held) + 1) for cut in cuts)})
+    edges = sorted({0, len(sent), *(cut % (len(sent) + 1) for cut in cuts)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "MAX_BYTES", 1)
         for start, end in itertools.pairwise(edges):
-            store.append([log.spans(*held[start:end])])
+            store.append([log.spans(*sent[start:end])])
     return store
 
 
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory for each."""
-    return (tmp_path_factory.mktemp("store") for _ in itertools.count())
-
-
 def follow(store: Store, search: Search, limit: int, offset: int, budget_s: float) -> list[Page]:
-    """The page at *offset*, and all that follow it by cursor."""
-    found = [find_page(store, search, limit, offset, None, NOW_NS, budget_s)]
-    while found[-1].next is not None:
-        cursor = parse_cursor(encode_cursor(found[-1].next))
-        found.append(find_page(store, search, limit, 0, cursor, NOW_NS, budget_s))
-        assert len(found) < 200, "it never ends"
-    return found
+    """Return the page at *offset* and all following pages by cursor."""
+    listed = [find_page(store, search, limit, offset, None, NOW_NS, budget_s)]
+    while listed[-1].next is not None:
+        cursor = parse_cursor(encode_cursor(listed[-1].next))
+        listed.append(find_page(store, search, limit, 0, cursor, NOW_NS, budget_s))
+        assert len(listed) < 200, "the pages do not end"
+    return listed
 
 
 def check_pages(
-    store: Store, held: Sequence[Span], search: Search, limit: int, offsets: Sequence[int], budget_s: float
+    store: Store, sent: Sequence[Span], search: Search, limit: int, offsets: Sequence[int], budget_s: float
 ) -> None:
-    rows = expected(held, search)
+    rows = expected(sent, search)
     for offset in {0, *offsets}:
         listed = follow(store, search, limit, offset, budget_s)
         assert [row for page in listed for row in page.rows] == rows[offset:]
         for page in listed:
             assert len(page.rows) <= limit
             assert page.total in (None, len(rows))
-            # A page that is short says why: there are no more, or it ran out of time.
+            # A page with fewer rows is the last one, or its time ran out.
             assert len(page.rows) == limit or page.next is None or page.searched_until_ns is not None
             if page.searched_until_ns is not None:
                 assert all(row.started_ns > page.searched_until_ns for row in page.rows)
     if budget_s:
-        found = []
+        all_rows = []
         for offset in range(0, len(rows) + limit, limit):
             page = find_page(store, search, limit, offset, None, NOW_NS, budget_s)
             assert page.searched_until_ns is None
             assert (page.next is None) == (offset + limit >= len(rows))
-            found += page.rows
-        assert found == rows
+            all_rows += page.rows
+        assert all_rows == rows
 
 
-#: How a page is found: through matches, by walking, by walking in the smallest steps; with enough time and with none.
+#: The ways to compute a page: from matches, by walking, by walking in the smallest steps; each with and without time.
 WAYS = [
     {"few": few, "rows_a_trace": rows_a_trace, "most_rows": most_rows, "budget_s": budget_s}
     for few, rows_a_trace, most_rows in ((50_000, 8, 20_000), (0, 8, 20_000), (3, 2, 5), (0, 1, 2))
@@ -276,100 +271,100 @@ WAYS = [
 
 @examples(50)
 @given(
-    held=st.lists(spans, max_size=24),
+    sent=st.lists(spans, max_size=24),
     cuts=st.lists(st.integers(0, 23), max_size=2),
-    asked=st.lists(st.tuples(searches, st.sampled_from(WAYS), st.integers(0, 9)), min_size=4, max_size=8),
+    asked_searches=st.lists(st.tuples(searches, st.sampled_from(WAYS), st.integers(0, 9)), min_size=4, max_size=8),
     limit=st.integers(1, 4),
 )
 def test_every_page_equals_a_filter_in_plain_python(
     directories: Iterator[Path],
-    held: list[Span],
+    sent: list[Span],
     cuts: list[int],
-    asked: list[tuple[Search, dict[str, Any], int]],
+    asked_searches: list[tuple[Search, dict[str, Any], int]],
     limit: int,
 ) -> None:
-    store = stored(next(directories), held, cuts)
+    store = stored(next(directories), sent, cuts)
     try:
-        for search, way, offset in asked:
+        for search, way, offset in asked_searches:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(pages, "FEW", way["few"])
                 patch.setattr(pages, "_ROWS_A_TRACE", way["rows_a_trace"])
                 patch.setattr(pages, "_MOST_ROWS", way["most_rows"])
-                check_pages(store, held, search, limit, [offset], way["budget_s"])
+                check_pages(store, sent, search, limit, [offset], way["budget_s"])
     finally:
         store.close()
 
 
 @examples(25)
 @given(
-    held=st.lists(spans, max_size=24),
+    sent=st.lists(spans, max_size=24),
     cuts=st.lists(st.integers(0, 23), max_size=2),
-    asked=st.lists(searches, min_size=3, max_size=6),
+    asked_searches=st.lists(searches, min_size=3, max_size=6),
     step=st.integers(1, 9),
 )
-def test_an_export_gives_every_span_that_matches_once_in_order(
-    directories: Iterator[Path], held: list[Span], cuts: list[int], asked: list[Search], step: int
+def test_an_export_holds_every_matching_span_once_in_order(
+    directories: Iterator[Path], sent: list[Span], cuts: list[int], asked_searches: list[Search], step: int
 ) -> None:
-    store = stored(next(directories), held, cuts)
+    store = stored(next(directories), sent, cuts)
     try:
         last = newest_ordinal(store, NOW_NS)
-        assert last == len(held)
-        for search in [*asked, Search()]:
-            found = []
+        assert last == len(sent)
+        for search in [*asked_searches, Search()]:
+            exported = []
             for after in range(0, last, step):
-                found += find_spans(store, search, after, min(after + step, last), NOW_NS, last)
-            wanted = [span for span in last_versions(held) if matches(span, search)]
-            assert found == [span for span in wanted if in_time(span.started_ns, search)]
+                exported += find_spans(store, search, after, min(after + step, last), NOW_NS, last)
+            matching = [span for span in last_versions(sent) if matches(span, search)]
+            assert exported == [span for span in matching if in_time(span.started_ns, search)]
     finally:
         store.close()
 
 
 @examples(12)
-@given(held=st.lists(spans, max_size=24), cuts=st.lists(st.integers(0, 23), max_size=2))
-def test_a_trace_and_a_span_are_read_back_as_they_were_sent(
-    directories: Iterator[Path], held: list[Span], cuts: list[int]
+@given(sent=st.lists(spans, max_size=24), cuts=st.lists(st.integers(0, 23), max_size=2))
+def test_traces_and_spans_are_read_back_as_they_were_sent(
+    directories: Iterator[Path], sent: list[Span], cuts: list[int]
 ) -> None:
-    store = stored(next(directories), held, cuts)
+    store = stored(next(directories), sent, cuts)
     try:
-        last = last_versions(held)
+        last = last_versions(sent)
         for trace_id in TRACES:
-            own = sorted((span for span in last if span.trace_id == trace_id), key=lambda span: span.started_ns)
-            assert store.trace(trace_id, NOW_NS) == own
-            roots = [span for span in own if span.parent_span_id is None]
-            assert find_by_id(store, trace_id, "", NOW_NS) == (roots or own)[:1]
-            assert find_by_id(store, trace_id, "4'", NOW_NS) == [span for span in own if span.span_id == "4'"]
+            trace = sorted((span for span in last if span.trace_id == trace_id), key=lambda span: span.started_ns)
+            assert store.trace(trace_id, NOW_NS) == trace
+            roots = [span for span in trace if span.parent_span_id is None]
+            assert find_by_id(store, trace_id, "", NOW_NS) == (roots or trace)[:1]
+            assert find_by_id(store, trace_id, "4'", NOW_NS) == [span for span in trace if span.span_id == "4'"]
         by_id = find_by_id(store, "", "1", NOW_NS)
         assert {span.trace_id: span for span in by_id} == {span.trace_id: span for span in last if span.span_id == "1"}
-        assert store.recent(5, NOW_NS) == held[::-1][:5]
-        assert store.count(NOW_NS) == len(held)
+        assert store.recent(5, NOW_NS) == sent[::-1][:5]
+        assert store.count(NOW_NS) == len(sent)
     finally:
         store.close()
 
 
-def test_a_span_that_gets_another_version_while_it_is_exported_is_not_left_out(tmp_path: Path) -> None:
+def test_an_export_includes_a_span_that_gets_a_new_version_meanwhile(tmp_path: Path) -> None:
     store, log = Store(tmp_path, shards=1, keep_ns=10**18), Log()
     first, second = make_span(span_id="1", arrived_ns=NOW_NS), make_span(span_id="2", arrived_ns=NOW_NS)
     store.append([log.spans(first, second)])
     last = newest_ordinal(store, NOW_NS)
-    found = find_spans(store, Search(), 0, 1, NOW_NS, last)
+    exported = find_spans(store, Search(), 0, 1, NOW_NS, last)
     store.append([log.spans(make_span(span_id="2", name="again", arrived_ns=NOW_NS))])
-    assert [*found, *find_spans(store, Search(), 1, last, NOW_NS, last)] == [first, second]
+    assert [*exported, *find_spans(store, Search(), 1, last, NOW_NS, last)] == [first, second]
     store.close()
 
 
 @pytest.mark.parametrize("few", [50_000, 0])
-def test_ten_thousand_traces_that_start_at_one_instant_are_listed_to_the_end(
+def test_ten_thousand_traces_with_the_same_start_are_listed_to_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     monkeypatch.setattr(pages, "FEW", few)
-    held = [make_span(trace_id=f"{number:05}", started_ns=7, arrived_ns=NOW_NS) for number in range(10_000)]
-    store = stored(tmp_path, held, [5_000])
+    sent = [make_span(trace_id=f"{number:05}", started_ns=7, arrived_ns=NOW_NS) for number in range(10_000)]
+    store = stored(tmp_path, sent, [5_000])
     listed = follow(store, Search(), 700, 0, 0.0)
-    assert [row.trace_id for page in listed for row in page.rows] == [span.trace_id for span in held]
+    assert [row.trace_id for page in listed for row in page.rows] == [span.trace_id for span in sent]
     store.close()
 
 
-def test_sums_of_a_trace_may_be_larger_than_64_bits(tmp_path: Path) -> None:
+def test_sums_of_a_trace_may_exceed_64_bits(tmp_path: Path) -> None:
     many = [
         make_span(span_id=f"{number}", cost_nusd=10**15, total_tokens=2**41, arrived_ns=NOW_NS)
         for number in range(10_000)
@@ -381,8 +376,6 @@ def test_sums_of_a_trace_may_be_larger_than_64_bits(tmp_path: Path) -> None:
 
 
 def cursor_text(text: str) -> str:
-    import base64
-
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
@@ -391,12 +384,12 @@ def cursor_text(text: str) -> str:
     ["", "x", "ü", "====", cursor_text("[1]"), cursor_text('["1","t"]'), cursor_text("[1,null]"), cursor_text("{}")]
     + [cursor_text(f'[{number},"t"]') for number in (2**63, 10**30, 10**60, "1e400", "1.5", -1, -(10**30))],
 )
-def test_a_cursor_of_no_answer_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_cursor_is_refused(text: str) -> None:
     with pytest.raises(Rejected, match="cursor"):
         parse_cursor(text)
 
 
 @pytest.mark.parametrize("started_ns", [0, 1, 2**63 - 1])
-def test_a_cursor_comes_back_as_it_was_given(started_ns: int) -> None:
+def test_a_cursor_is_decoded_as_it_was_encoded(started_ns: int) -> None:
     cursor = Cursor(started_ns, 't"\\é')
     assert parse_cursor(encode_cursor(cursor)) == cursor

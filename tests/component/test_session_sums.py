@@ -1,13 +1,11 @@
-"""The list of sessions and their sums, over a store without a broker: what a plain Python fold of the same log says."""
+"""Lists, details and sums of sessions against a fold of the same log in plain Python, without a broker."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,20 +15,13 @@ from tokentrace.records import SessionEnd, Span, Started
 from tokentrace_api.reads import Session, SessionFilter, find_session, list_sessions, sum_sessions
 from tokentrace_api.store import Store
 
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory for each."""
-    return (tmp_path_factory.mktemp("sessions") for _ in itertools.count())
-
-
 seconds = st.integers(0, 40)
 ids = st.tuples(st.sampled_from(["t1", "t2", "t3"]), st.sampled_from(["1", "2", "3", "4"]))
 
 
 @st.composite
 def spans(draw: st.DrawFn) -> Span:
-    # Whoever says an id again may say anything else of it, another session even.
+    # A repeated id may come with any other fields, even with another session.
     (trace, span), began = draw(ids), draw(seconds)
     started_ns = NOW_NS - (1000 - began) * SECOND
     label = draw(st.sampled_from([{}, {"label": "Chat"}, {"label": 7}, {"other": '"label"'}, {"n": {"label": "no"}}]))
@@ -42,7 +33,7 @@ def spans(draw: st.DrawFn) -> Span:
         kind=draw(st.sampled_from(["llm", "tool", "agent"])),
         status=draw(st.sampled_from(["ok", "ok", "error", "timeout"])),
         error=draw(st.sampled_from(["", "", "quota", "boom"])),
-        # Each starts at an instant of its own, so that the first of a session is one.
+        # Different starts for different ids, so that a session has one first span.
         started_ns=started_ns + int(span),
         ended_ns=started_ns + draw(seconds) * SECOND + 5,
         cost_nusd=draw(st.sampled_from([None, 0, 5, 10**15])),
@@ -81,38 +72,38 @@ logs = st.lists(
 
 
 def first(pairs: Sequence[tuple[int, Any]]) -> Any:
-    """The value that was said at the earliest instant; None when none was."""
-    said = [(at, value) for at, value in pairs if value is not None]
-    return min(said, key=lambda pair: pair[0])[1] if said else None
+    """Return the value with the earliest time; None if there is none."""
+    values = [(at, value) for at, value in pairs if value is not None]
+    return min(values, key=lambda pair: pair[0])[1] if values else None
 
 
-def folded(said: Sequence[Span], began: Sequence[Started], over: Sequence[SessionEnd]) -> dict[str, dict[str, Any]]:
-    """What each session comes to."""
+def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[SessionEnd]) -> dict[str, dict[str, Any]]:
+    """Compute the fields of each session."""
     sessions = {}
-    for name in {one.session_id for one in (*said, *began)} - {None, ""}:
-        own = last_versions(span for span in said if span.session_id == name)
-        closed = {(span.trace_id, span.span_id) for span in own}
-        waiting = [one for one in began if one.session_id == name and (one.trace_id, one.span_id) not in closed]
-        if not own and not waiting:
+    for name in {span.session_id for span in (*sent, *started)} - {None, ""}:
+        ended = last_versions(span for span in sent if span.session_id == name)
+        keys = {(span.trace_id, span.span_id) for span in ended}
+        pending = [span for span in started if span.session_id == name and (span.trace_id, span.span_id) not in keys]
+        if not ended and not pending:
             continue
-        ends_ = [one for one in over if one.session_id == name]
-        error = max((one.error for one in ends_), default="")
-        failed = sum(span.status in ("error", "timeout") for span in own)
-        labels = [(one.started_ns, one.attributes.get("label")) for one in own]
-        labels += [(one.started_ns, one.metadata.get("label")) for one in waiting]
+        session_ends = [end for end in closed if end.session_id == name]
+        error = max((end.error for end in session_ends), default="")
+        failed = sum(span.status in ("error", "timeout") for span in ended)
+        labels = [(span.started_ns, span.attributes.get("label")) for span in ended]
+        labels += [(span.started_ns, span.metadata.get("label")) for span in pending]
         sessions[name] = {
-            "spans": len(own) + len(waiting),
-            "open": len(waiting),
+            "spans": len(ended) + len(pending),
+            "open": len(pending),
             "errors": failed,
-            "error": error or first([(span.started_ns, span.error or None) for span in own]) or "",
-            "started_ns": min(one.started_ns for one in (*own, *waiting)),
-            "last_ns": max((span.ended_ns for span in own), default=None),
-            "ended_ns": min((one.ended_ns for one in ends_), default=None),
-            "cost_nusd": sum(span.cost_nusd or 0 for span in own if span.kind not in ROLLUPS),
-            "prompt_tokens": sum(span.prompt_tokens for span in own),
-            "user_id": first([(one.started_ns, one.user_id) for one in (*own, *waiting)]),
+            "error": error or first([(span.started_ns, span.error or None) for span in ended]) or "",
+            "started_ns": min(span.started_ns for span in (*ended, *pending)),
+            "last_ns": max((span.ended_ns for span in ended), default=None),
+            "ended_ns": min((end.ended_ns for end in session_ends), default=None),
+            "cost_nusd": sum(span.cost_nusd or 0 for span in ended if span.kind not in ROLLUPS),
+            "prompt_tokens": sum(span.prompt_tokens for span in ended),
+            "user_id": first([(span.started_ns, span.user_id) for span in (*ended, *pending)]),
             "label": first([(at, None if label is None else str(label)) for at, label in labels]),
-            "status": "error" if failed or error else "completed" if ends_ else "active",
+            "status": "error" if failed or error else "completed" if session_ends else "active",
         }
     return sessions
 
@@ -129,35 +120,39 @@ FIELDS = (
 
 @examples(60)
 @given(log=logs)
-def test_list_details_and_summary_of_sessions_equal_a_plain_fold_however_often_spans_were_sent(
+def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
     directories: Iterator[Path], log: list[tuple[list[Span], list[Started], list[SessionEnd]]]
 ) -> None:
-    said, began, over = ([one for part in log for one in part[number]] for number in range(3))
-    # Two of one session that start at the same instant have no first: they are told apart only by their ids here.
-    instants = [(one.session_id, one.started_ns) for one in (*last_versions(said), *began)]
-    ambiguous = len(set(instants)) < len(instants)
-    told = Log()
-    for ended, opened, closed in log:
-        told.spans(*ended, started=opened, session_ends=closed)
+    sent, started, closed = ([record for part in log for record in part[number]] for number in range(3))
+    # If two spans of a session start at the same time, either may count as the first one.
+    starts = [(span.session_id, span.started_ns) for span in (*last_versions(sent), *started)]
+    is_ambiguous = len(set(starts)) < len(starts)
+    stream = Log()
+    for part in log:
+        stream.spans(*part[0], started=part[1], session_ends=part[2])
     store = Store(next(directories), shards=1, keep_ns=DAY)
-    store.append(told.after(store))
-    wanted = folded(said, began, over)
+    store.append(stream.after(store))
+    expected = folded(sent, started, closed)
     sessions, total = list_sessions(store, SessionFilter(), 100, 0, NOW_NS)
     try:
-        assert total == len(wanted)
-        compared = [name for name in FIELDS if not (ambiguous and name in ("user_id", "label", "error"))]
+        assert total == len(expected)
+        compared = [name for name in FIELDS if not (is_ambiguous and name in ("user_id", "label", "error"))]
         for session in sessions:
-            found = fields_of(session)
-            assert {name: found[name] for name in compared} == {
-                name: wanted[session.session_id][name] for name in compared
+            fields = fields_of(session)
+            assert {name: fields[name] for name in compared} == {
+                name: expected[session.session_id][name] for name in compared
             }
             [details] = find_session(store, session.session_id, NOW_NS)
-            assert ambiguous or details == session
-        starts = [(-session.started_ns, session.session_id) for session in sessions]
-        assert starts == sorted(starts)
+            assert is_ambiguous or details == session
+        order = [(-session.started_ns, session.session_id) for session in sessions]
+        assert order == sorted(order)
         sums = sum_sessions(store, None, None, NOW_NS)
-        assert (sums.sessions, sums.cost_nusd) == (len(wanted), sum(one["cost_nusd"] for one in wanted.values()))
+        assert (sums.sessions, sums.cost_nusd) == (
+            len(expected),
+            sum(fields["cost_nusd"] for fields in expected.values()),
+        )
         page, _ = list_sessions(store, SessionFilter(status="error"), 100, 0, NOW_NS)
-        assert {one.session_id for one in page} == {name for name, one in wanted.items() if one["status"] == "error"}
+        failed = {name for name, fields in expected.items() if fields["status"] == "error"}
+        assert {session.session_id for session in page} == failed
     finally:
         store.close()

@@ -1,4 +1,4 @@
-"""A span that comes again is counted, however long ago within the last million, and once each time."""
+"""Counting repeated spans among the last million."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokentrace_api.reads import RecentSpans
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12), max_size=30))
-def test_every_repetition_of_what_is_remembered_counts(appends: list[list[tuple[int, int]]]) -> None:
+def test_every_repetition_of_a_remembered_span_is_counted(appends: list[list[tuple[int, int]]]) -> None:
     recent, seen, repeated = RecentSpans(block=5, blocks=100), set(), 0
     for ids in appends:
         recent.add([make_span(trace_id=f"t{trace}", span_id=f"s{span}") for trace, span in ids])
@@ -20,7 +20,7 @@ def test_every_repetition_of_what_is_remembered_counts(appends: list[list[tuple[
     assert recent.repeated == repeated
 
 
-def test_what_lies_too_far_back_is_forgotten() -> None:
+def test_spans_that_arrived_too_long_ago_are_forgotten() -> None:
     recent = RecentSpans(block=2, blocks=2)
     for number in range(8):
         recent.add([make_span(span_id=f"{number}")])

@@ -1,7 +1,7 @@
 """
-What a search asks for, said twice: as SQL over stored spans and as a predicate over arriving ones.
+A search as SQL over stored spans and as a predicate over arriving ones: both find the same.
 
-DuckDB itself answers the SQL, over rows as the store writes them.
+DuckDB runs the SQL over rows as the store writes them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from tokentrace_api.store import COLUMNS, Database, attribute_is, attribute_text
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """A table as the store has it, made anew by ``found``."""
+    """A database in which ``fill`` creates a table of spans."""
     opened = Database(tmp_path_factory.mktemp("duckdb"), 256)
     yield opened
     opened.close()
 
 
-def hold(database: Database, spans: list[Span]) -> None:
+def fill(database: Database, spans: list[Span]) -> None:
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     database.run(f"CREATE OR REPLACE TABLE held ({columns})")
     database.insert("held", columns_of(spans, [(1, 0)] * len(spans), 1))
 
 
-def found(database: Database, search: Search) -> list[int]:
-    """Numbers of the spans that SQL finds, from 0."""
+def find(database: Database, search: Search) -> list[int]:
+    """Return the numbers, from 0, of the spans that SQL finds."""
     condition, values = search.condition()
     bounds, instants = search.bounds("started_ns")
     where = " AND ".join(text for text in (condition, bounds) if text) or "true"
@@ -70,9 +70,10 @@ values = st.recursive(
 attributes = st.dictionaries(keys.filter(bool), values, max_size=4)
 
 
-def paths_of(given: Any) -> Iterator[str]:
-    """Every key and path that leads anywhere, into lists as well."""
-    items = given.items() if isinstance(given, dict) else enumerate(given) if isinstance(given, list) else ()
+def paths_of(container: Any) -> Iterator[str]:
+    """Yield every key and path within *container*, also into lists."""
+    is_list = isinstance(container, list)
+    items = container.items() if isinstance(container, dict) else enumerate(container) if is_list else ()
     for key, value in items:
         yield str(key)
         for below in paths_of(value):
@@ -80,7 +81,7 @@ def paths_of(given: Any) -> Iterator[str]:
 
 
 def writings(value: Any) -> set[str]:
-    """Ways somebody may write *value*: each must be right or wrong alike for both."""
+    """Return texts that a client may write for *value*; SQL and Python must agree on each."""
     ways = {str(value), repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
     if isinstance(value, int | float) and not isinstance(value, bool):
         ways |= {f"{float(value):f}", f"{float(value):e}", f"{float(value):g}", f"+{value}", f"{value}.0", f"0{value}"}
@@ -88,21 +89,21 @@ def writings(value: Any) -> set[str]:
 
 
 @examples(100)
-@given(given=attributes, data=st.data())
-def test_an_attribute_is_found_by_its_text_and_by_no_other(
-    database: Database, given: dict[str, Any], data: st.DataObject
+@given(stored=attributes, data=st.data())
+def test_an_attribute_is_found_by_its_text_form_only(
+    database: Database, stored: dict[str, Any], data: st.DataObject
 ) -> None:
-    """Both ways to look, in SQL with and without looking for the text first, and in Python."""
-    span = make_span(attributes=given)
-    hold(database, [span])
-    paths = sorted({*paths_of(given), "nothing"})
+    """In Python, and in SQL with and without the search for the text first."""
+    span = make_span(attributes=stored)
+    fill(database, [span])
+    paths = sorted({*paths_of(stored), "nothing"})
     for key in data.draw(st.lists(st.sampled_from(paths), min_size=1, max_size=4, unique=True)):
         text = attribute_text_of(span, key)
         expression, parameters = attribute_text(key)
-        ((stored,),) = database.run(f"SELECT {expression} FROM held", parameters)
-        assert stored == text, key
+        ((extracted,),) = database.run(f"SELECT {expression} FROM held", parameters)
+        assert extracted == text, key
         other = data.draw(strings)
-        value = given.get(key)
+        value = stored.get(key)
         for asked in {other, *writings(value), *([] if text is None else [text])}:
             condition, parameters = attribute_is(key, asked)
             rows = database.run(f"SELECT 1 FROM held WHERE {condition}", parameters)
@@ -112,13 +113,13 @@ def test_an_attribute_is_found_by_its_text_and_by_no_other(
 @examples(100)
 @given(number=numbers, inside=st.booleans())
 @example(1e16, True)
-def test_a_number_has_one_text_wherever_it_stands(database: Database, number: float, inside: bool) -> None:
+def test_a_number_has_the_same_text_inside_a_list(database: Database, number: float, inside: bool) -> None:
     span = make_span(attributes={"n": {"m": [number]} if inside else number})
-    hold(database, [span])
+    fill(database, [span])
     expression, parameters = attribute_text("n")
     text = attribute_text_of(span, "n")
     assert database.run(f"SELECT {expression} FROM held", parameters) == [(text,)]
-    assert found(database, Search(attributes={"n": str(text)})) == [0]
+    assert find(database, Search(attributes={"n": str(text)})) == [0]
 
 
 WORDS = ("", "Rate LIMIT", "limit", "ÜBER", "über", "ΑΣ", "ας", "İx", "ix", "ẞ", "ß", "ss", "%", "_", "'", "nul\x00")
@@ -154,22 +155,22 @@ searches = st.builds(
 
 
 @examples(100)
-@given(held=st.lists(spans, min_size=1, max_size=6), asked=st.lists(searches, min_size=1, max_size=6), data=st.data())
-def test_what_a_tail_takes_is_what_a_list_finds(
-    database: Database, held: list[Span], asked: list[Search], data: st.DataObject
+@given(stored=st.lists(spans, min_size=1, max_size=6), asked=st.lists(searches, min_size=1, max_size=6), data=st.data())
+def test_a_tail_takes_the_spans_that_a_list_finds(
+    database: Database, stored: list[Span], asked: list[Search], data: st.DataObject
 ) -> None:
-    hold(database, held)
-    assert [span_of(row) for row in database.run("SELECT * FROM held ORDER BY ordinal")] == held
-    one = data.draw(st.sampled_from(held))
-    start = data.draw(st.integers(0, max(len(one.name) - 1, 0)))
-    # Ask for what is there as well: what is drawn blindly seldom is.
-    part = one.name[start : start + 3]
+    fill(database, stored)
+    assert [span_of(row) for row in database.run("SELECT * FROM held ORDER BY ordinal")] == stored
+    span = data.draw(st.sampled_from(stored))
+    start = data.draw(st.integers(0, max(len(span.name) - 1, 0)))
+    # Search for parts of stored names as well, because random texts rarely match.
+    part = span.name[start : start + 3]
     asked += [Search(text=part), Search(text=part.upper()), Search(text=part.lower()), Search(columns={"name": part})]
     for search in asked:
-        assert found(database, search) == [number for number, span in enumerate(held) if search.matches(span)]
+        assert find(database, search) == [number for number, span in enumerate(stored) if search.matches(span)]
 
 
-def test_every_letter_has_the_small_one_that_sql_gives_it(database: Database) -> None:
+def test_every_letter_is_lowered_as_sql_does_it(database: Database) -> None:
     letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     words = ["".join(letters[start : start + 64]) for start in range(0, len(letters), 64)] + letters[:0x3000]
     rows = database.run("SELECT word, lower(word) FROM (SELECT unnest(?) AS word)", [words])

@@ -1,0 +1,183 @@
+"""The routes of sessions: the shapes of their answers, and requests that check them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from kit.pipeline import Answer, Pipeline
+
+NUMBER = (int, float)
+KINDS = {"llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"}
+
+# The TypeScript interfaces of the Cost Katana SDK. "?" = optional: the field may be missing or null.
+TOKENS = {"input": NUMBER, "output": NUMBER}
+ERROR = {"message": str, "stack?": str}
+NODE = {
+    "id": str,
+    "parentId?": str,
+    "sessionId": str,
+    "name": str,
+    "type": KINDS,
+    "status": {"pending", "ok", "error", "timeout", "abandoned"},
+    "error?": ERROR,
+    "model?": str,
+    "tokens?": TOKENS,
+    "costUSD?": NUMBER,
+    "tool?": str,
+    "resourceIds?": [str],
+    "metadata?": dict,
+    "startedAt": datetime,
+    "endedAt?": datetime,
+    "duration?": NUMBER,
+    "depth": NUMBER,
+    "label": str,
+    "start": datetime,
+    "end?": datetime,
+    "aiModel?": str,
+}
+GRAPH = {"nodes": [NODE], "edges": [{"from": str, "to": str}]}
+MESSAGE = {
+    "sessionId": str,
+    "traceId": str,
+    "role": {"user", "assistant", "system", "tool"},
+    "content": str,
+    "redactedContent?": str,
+    "isRedacted": bool,
+    "metadata?": dict,
+    "createdAt": datetime,
+    "messageId": str,
+    "contentPreview": str,
+    "fullContentStored": bool,
+    "timestamp": datetime,
+}
+DETAILS = {
+    "sessionId": str,
+    "userId?": str,
+    "label?": str,
+    "status": {"active", "completed", "error"},
+    "totalSpans": NUMBER,
+    "totalCostUSD": NUMBER,
+    "totalInputTokens": NUMBER,
+    "totalOutputTokens": NUMBER,
+    "startedAt": datetime,
+    "endedAt?": datetime,
+    "messages": [MESSAGE],
+    "duration?": NUMBER,
+    "source": str,
+    "error?": ERROR,
+    "hasErrors": bool,
+    "errorCount": NUMBER,
+    "summary": {"totalSpans": NUMBER, "totalDuration": NUMBER, "totalCost": NUMBER, "totalTokens": TOKENS},
+    "openSpans": NUMBER,
+}
+LISTED = {
+    "sessions": [DETAILS],
+    "total": NUMBER,
+    "page": NUMBER,
+    "limit": NUMBER,
+    "pages": NUMBER,
+    "totalPages": NUMBER,
+}
+SUMMARY = {
+    "totalSessions": NUMBER,
+    "activeSessions": NUMBER,
+    "completedSessions": NUMBER,
+    "errorSessions": NUMBER,
+    "totalCost": NUMBER,
+    "totalTokens": TOKENS,
+    "avgDuration": NUMBER,
+    "averageDuration": NUMBER,
+    "errorRate": NUMBER,
+}
+
+
+def check(shape: Any, value: Any, where: str = "answer") -> None:
+    """Check that *value* has the fields and types of *shape*, and no other field."""
+    if isinstance(shape, dict):
+        assert isinstance(value, dict), where
+        known = {key.removesuffix("?") for key in shape}
+        assert value.keys() <= known, f"{where}: {value.keys() - known}"
+        for key, part in shape.items():
+            name = key.removesuffix("?")
+            if key.endswith("?") and value.get(name) is None:
+                continue
+            assert name in value, f"{where}.{name} is missing"
+            check(part, value[name], f"{where}.{name}")
+    elif isinstance(shape, list):
+        assert isinstance(value, list), where
+        for index, item in enumerate(value):
+            check(shape[0], item, f"{where}[{index}]")
+    elif isinstance(shape, set):
+        assert value in shape, f"{where}: {value!r}"
+    elif shape is datetime:
+        assert isinstance(value, str), where
+        assert value.endswith("Z"), where
+        datetime.fromisoformat(value)
+    else:
+        assert isinstance(value, shape), f"{where}: {value!r}"
+        assert shape is bool or not isinstance(value, bool), where
+
+
+def instant(at: datetime) -> str:
+    """Return *at* as the documented form of a time, in UTC with milliseconds."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def ingest(pipeline: Pipeline, *spans: Mapping[str, Any]) -> None:
+    """Send *spans* in the form of Cost Katana."""
+    answer = pipeline.post("/api/traces/ingest", {"spans": list(spans)})
+    assert answer.status < 300, answer.body
+
+
+def details(pipeline: Pipeline, session: str) -> Any:
+    """Return the details of *session* after checking their shape."""
+    answer = pipeline.get(f"/api/sessions/{quote(session, safe='')}/details")
+    assert answer.status == 200, answer.body
+    check(DETAILS, answer.json())
+    return answer.json()
+
+
+def graph(pipeline: Pipeline, session: str) -> Any:
+    """Return the graph of *session* after checking its shape."""
+    answer = pipeline.get(f"/api/sessions/{quote(session, safe='')}/graph")
+    assert answer.status == 200, answer.body
+    check(GRAPH, answer.json())
+    return answer.json()
+
+
+def listed(pipeline: Pipeline, **parameters: Any) -> Any:
+    """Return a page of sessions after checking its shape."""
+    answer = pipeline.get(f"/api/sessions?{urlencode(parameters)}")
+    assert answer.status == 200, answer.body
+    check(LISTED, answer.json())
+    return answer.json()
+
+
+def summary(pipeline: Pipeline, **parameters: Any) -> Any:
+    """Return the summary of sessions after checking its shape."""
+    answer = pipeline.get(f"/api/sessions/summary?{urlencode(parameters)}")
+    assert answer.status == 200, answer.body
+    check(SUMMARY, answer.json())
+    return answer.json()
+
+
+def refused(answer: Answer, status: int) -> str:
+    """Check that *answer* is an error with *status*, and return its text."""
+    assert answer.status == status, (answer.status, answer.body)
+    body = answer.json()
+    assert body.keys() == {"error", "message"}
+    assert body["error"] == body["message"]
+    return str(body["message"])
+
+
+def until_spans(pipeline: Pipeline, session: str, spans: int, *, open_spans: int = 0) -> None:
+    """Wait until *session* has *spans* spans, of which *open_spans* have not ended."""
+
+    def is_stored() -> bool:
+        shown = pipeline.get(f"/api/sessions/{quote(session, safe='')}/details").json()
+        return (shown["totalSpans"], shown["openSpans"]) == (spans, open_spans)
+
+    pipeline.until(is_stored, f"{spans} spans of {session}", 20)
