@@ -1,4 +1,4 @@
-"""The MIST envelope and its span (SPEC A.2, A.3): what Go tools send, and what is shown to them again."""
+"""The MIST envelope and its span: what Go tools send, and what they are shown."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def envelope(payload: Any, **fields: Any) -> bytes:
     return json.dumps(message).encode()
 
 
-def one(*, source: str = "infermux", attrs: Any = None, **fields: Any) -> Span:
-    """The span of SPEC A.2 with other *fields*; *attrs* instead of its own when given."""
+def decode_one(*, source: str = "infermux", attrs: Any = None, **fields: Any) -> Span:
+    """Decode SPAN with other *fields*, and with *attrs* instead of its attributes unless *attrs* is None."""
     return decode_message(
         envelope({**SPAN, "attrs": SPAN["attrs"] if attrs is None else attrs, **fields}, source=source)
     )
@@ -63,8 +63,8 @@ def refusal(body: bytes) -> str:
     return str(caught.value)
 
 
-def test_what_infermux_sends_becomes_our_record():
-    assert one() == make_span(
+def test_a_span_of_infermux_becomes_the_expected_record():
+    assert decode_one() == make_span(
         trace_id=SPAN["trace_id"],
         span_id=SPAN["span_id"],
         name="infermux.infer",
@@ -76,25 +76,25 @@ def test_what_infermux_sends_becomes_our_record():
     )
 
 
-def test_what_infermux_sent_is_shown_again_in_nanoseconds():
-    assert render_span(one()) == {**SPAN, "attrs": {**SPAN["attrs"], "caller": "infermux"}}
+def test_a_span_of_infermux_is_shown_as_it_was_sent():
+    assert render_span(decode_one()) == {**SPAN, "attrs": {**SPAN["attrs"], "caller": "infermux"}}
 
 
 # --- the envelope ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["health.ping", "eval.result", "", "TRACE.SPAN", "trace.span "])
-def test_another_type_is_refused_in_the_words_of_the_go_handler(kind):
+def test_another_type_is_rejected_with_the_error_of_the_go_handler(kind):
     assert refusal(envelope(SPAN, type=kind)) == f"expected type trace.span, got {kind}"
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"null", b"5", b"{", b"\xff", b"\x00", b"[" * 100_000])
-def test_what_is_no_message_is_refused_in_the_words_of_the_go_handler(body):
+def test_a_body_that_is_no_message_is_rejected_with_the_error_of_the_go_handler(body):
     assert refusal(body).startswith("invalid message: ")
 
 
 @pytest.mark.parametrize("payload", [[], 5, "text", True, [SPAN], {"start_ns": "now"}, {"attrs": []}, {"trace_id": 5}])
-def test_a_payload_that_is_no_span_is_refused_in_the_words_of_the_go_handler(payload):
+def test_a_payload_that_is_no_span_is_rejected_with_the_error_of_the_go_handler(payload):
     assert refusal(envelope(payload)).startswith("invalid span payload: ")
 
 
@@ -103,14 +103,14 @@ def test_another_version_is_rejected(version):
     assert refusal(envelope(SPAN, version=version)).startswith("invalid message: version")
 
 
-def test_a_version_an_id_and_a_source_may_be_missing():
+def test_version_id_and_source_may_be_absent():
     span = decode_message(json.dumps({"type": "trace.span", "payload": SPAN}).encode())
     assert span.caller == ""
     assert span.model == "gpt-4o"
 
 
-def test_unknown_keys_are_passed_over():
-    assert decode_message(envelope({**SPAN, "tracestate": "x"}, priority=1)) == one()
+def test_unknown_keys_are_ignored():
+    assert decode_message(envelope({**SPAN, "tracestate": "x"}, priority=1)) == decode_one()
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_unknown_keys_are_passed_over():
     ],
 )
 @pytest.mark.parametrize("around", ["", " ", "\n\t "])
-def test_the_checksum_is_of_the_payload_as_it_was_written(payload, around):
+def test_the_checksum_covers_the_bytes_of_the_payload_as_sent(payload, around):
     checksum = zlib.crc32(payload.encode())
     body = f'{{"type":"trace.span","payload":{around}{payload}{around},"checksum":%d}}'
     decode_message((body % checksum).encode())
@@ -132,8 +132,8 @@ def test_the_checksum_is_of_the_payload_as_it_was_written(payload, around):
 
 
 @pytest.mark.parametrize("checksum", [0, None])
-def test_a_checksum_of_zero_is_not_looked_at(checksum):
-    assert decode_message(envelope(SPAN, checksum=checksum)) == one()
+def test_a_checksum_of_zero_is_not_checked(checksum):
+    assert decode_message(envelope(SPAN, checksum=checksum)) == decode_one()
 
 
 @pytest.mark.parametrize("checksum", [1, -1, 2**32, 2**64])
@@ -144,10 +144,10 @@ def test_a_wrong_checksum_is_rejected(checksum):
 # --- the mapping -----------------------------------------------------------------------------------------------------
 
 
-def test_the_source_is_the_caller_unless_the_attributes_name_one():
-    assert one(source="schemaflux").caller == "schemaflux"
-    assert one(attrs={"caller": "worker"}).caller == "worker"
-    assert one(attrs={"caller": 5}).caller == "infermux"
+def test_the_source_is_the_caller_unless_an_attribute_names_one():
+    assert decode_one(source="schemaflux").caller == "schemaflux"
+    assert decode_one(attrs={"caller": "worker"}).caller == "worker"
+    assert decode_one(attrs={"caller": 5}).caller == "infermux"
 
 
 @pytest.mark.parametrize(
@@ -169,30 +169,30 @@ def test_the_source_is_the_caller_unless_the_attributes_name_one():
         ("lookup", {"type": {"a": 1}}, "custom"),
     ],
 )
-def test_a_call_to_a_model_is_known_by_its_attributes(operation, attrs, kind):
-    assert one(operation=operation, attrs=attrs).kind == kind
+def test_the_kind_follows_from_the_attributes_and_the_operation(operation, attrs, kind):
+    assert decode_one(operation=operation, attrs=attrs).kind == kind
 
 
 @pytest.mark.parametrize("value", ["5", True, None, [5], {"n": 5}])
 @pytest.mark.parametrize("key", ["tokens_in", "tokens_out", "cost_usd", "ttft_ms"])
-def test_only_json_numbers_count_and_anything_else_stays_an_attribute(key, value):
-    span = one(attrs={"model": "gpt-4o", key: value})
+def test_an_attribute_that_should_be_a_number_and_is_none_stays_an_attribute(key, value):
+    span = decode_one(attrs={"model": "gpt-4o", key: value})
     assert (span.prompt_tokens, span.completion_tokens, span.cost_nusd, span.ttft_ns) == (0, 0, None, 0)
     assert span.attributes == {key: value}
 
 
 def test_a_fraction_of_a_token_is_cut_off():
-    span = one(attrs={"tokens_in": 5.9, "tokens_out": 3.0})
+    span = decode_one(attrs={"tokens_in": 5.9, "tokens_out": 3.0})
     assert (span.prompt_tokens, span.completion_tokens, span.total_tokens) == (5, 3, 8)
 
 
-def test_a_cost_of_zero_and_no_cost_are_told_apart():
-    assert one(attrs={"cost_usd": 0}).cost_nusd == 0
-    assert one(attrs={}).cost_nusd is None
+def test_a_cost_of_zero_differs_from_no_cost():
+    assert decode_one(attrs={"cost_usd": 0}).cost_nusd == 0
+    assert decode_one(attrs={}).cost_nusd is None
 
 
 @pytest.mark.parametrize(
-    ("status", "attrs", "want", "kept"),
+    ("status", "attrs", "expected", "kept"),
     [
         ("", {}, "ok", {}),
         ("ok", {}, "ok", {}),
@@ -204,29 +204,29 @@ def test_a_cost_of_zero_and_no_cost_are_told_apart():
         ("cancelled", {}, "error", {"mist.status": "cancelled"}),
     ],
 )
-def test_any_status_is_one_of_ours_and_a_foreign_one_is_remembered(status, attrs, want, kept):
-    span = one(status=status, attrs=attrs)
-    assert span.status == want
+def test_an_unknown_status_becomes_error_and_stays_as_an_attribute(status, attrs, expected, kept):
+    span = decode_one(status=status, attrs=attrs)
+    assert span.status == expected
     assert span.attributes == kept
 
 
-def test_a_foreign_status_is_shown_again():
-    assert render_span(one(status="cancelled"))["status"] == "cancelled"
+def test_an_unknown_status_is_shown_as_it_was_sent():
+    assert render_span(decode_one(status="cancelled"))["status"] == "cancelled"
 
 
-def test_the_error_the_session_and_the_user_are_found_among_the_attributes():
-    span = one(attrs={"error": "boom", "session_id": "s", "user_id": "u", "ttft_ms": 1.5})
+def test_error_session_and_user_are_taken_from_the_attributes():
+    span = decode_one(attrs={"error": "boom", "session_id": "s", "user_id": "u", "ttft_ms": 1.5})
     assert (span.error, span.session_id, span.user_id, span.ttft_ns) == ("boom", "s", "u", 1_500_000)
 
 
 @pytest.mark.parametrize("value", ["cancelled", "", 5, None, ["error"]])
-def test_an_attribute_of_the_user_cannot_change_the_status_that_is_shown(value):
-    assert render_span(one(status="ok", attrs={"mist.status": value}))["status"] == "ok"
+def test_an_attribute_mist_status_cannot_change_the_status_that_is_shown(value):
+    assert render_span(decode_one(status="ok", attrs={"mist.status": value}))["status"] == "ok"
 
 
 @pytest.mark.parametrize(("operation", "source"), [("matchspec.task", "infermux"), ("eval", "matchspec")])
-def test_a_score_of_matchspec_is_an_eval_score(operation, source):
-    span = one(
+def test_a_score_of_matchspec_becomes_eval_score(operation, source):
+    span = decode_one(
         operation=operation, source=source, attrs={"score": 0.87, "suite": "nightly", "task": "t", "passed": True}
     )
     assert span.score == 870_000_000
@@ -234,36 +234,36 @@ def test_a_score_of_matchspec_is_an_eval_score(operation, source):
 
 
 @pytest.mark.parametrize("score", [1.5, -0.1, "0.9", True, None])
-def test_a_score_of_matchspec_that_is_none_stays_what_it_was(score):
-    span = one(operation="matchspec.task", attrs={"score": score})
+def test_an_invalid_score_of_matchspec_stays_an_attribute(score):
+    span = decode_one(operation="matchspec.task", attrs={"score": score})
     assert span.score is None
     assert span.attributes == {"score": score}
 
 
-def test_a_score_of_anybody_else_is_an_ordinary_attribute():
-    span = one(operation="matchspecial", attrs={"score": 0.87, "suite": "nightly"})
+def test_a_score_of_another_tool_stays_an_attribute():
+    span = decode_one(operation="matchspecial", attrs={"score": 0.87, "suite": "nightly"})
     assert span.score is None
     assert span.attributes == {"score": 0.87, "suite": "nightly"}
 
 
 def test_an_eval_score_wins_over_a_score():
-    span = one(operation="matchspec.task", attrs={"score": 0.1, "eval.score": 0.9})
+    span = decode_one(operation="matchspec.task", attrs={"score": 0.1, "eval.score": 0.9})
     assert span.score == 900_000_000
     assert span.attributes == {"score": 0.1, "eval.score": 0.9}
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "é", "x" * 257, "\x00", ""])
-def test_an_id_that_could_forge_a_line_of_a_log_is_left_for_ingest_to_make(bad):
-    span = one(trace_id=bad, span_id=bad, parent_id=bad)
+def test_an_id_that_could_forge_a_log_line_is_dropped(bad):
+    span = decode_one(trace_id=bad, span_id=bad, parent_id=bad)
     assert (span.trace_id, span.span_id, span.parent_span_id) == ("", "", None)
 
 
-def test_a_parent_is_kept():
-    assert one(parent_id="p").parent_span_id == "p"
+def test_the_parent_id_is_kept():
+    assert decode_one(parent_id="p").parent_span_id == "p"
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "want"),
+    ("start", "end", "expected"),
     [
         (STARTED_NS, ENDED_NS, (STARTED_NS, ENDED_NS, 1240 * MS)),
         (STARTED_NS, STARTED_NS, (STARTED_NS, STARTED_NS, 0)),
@@ -276,13 +276,13 @@ def test_a_parent_is_kept():
         (-(2**63), -(2**63) + 9, (0, 0, 9)),
     ],
 )
-def test_instants_outside_this_century_keep_their_duration(start, end, want):
-    span = one(start_ns=start, end_ns=end)
-    assert (span.started_ns, span.ended_ns, span.latency_ns) == want
+def test_instants_outside_this_century_keep_their_duration(start, end, expected):
+    span = decode_one(start_ns=start, end_ns=end)
+    assert (span.started_ns, span.ended_ns, span.latency_ns) == expected
 
 
 def test_a_call_lasts_at_most_30_days():
-    assert one(start_ns=STARTED_NS, end_ns=STARTED_NS + 30 * DAY).latency_ns == 30 * DAY
+    assert decode_one(start_ns=STARTED_NS, end_ns=STARTED_NS + 30 * DAY).latency_ns == 30 * DAY
     assert "30 days" in refusal(envelope({**SPAN, "end_ns": STARTED_NS + 30 * DAY + 1}))
 
 
@@ -306,7 +306,7 @@ def test_a_call_lasts_at_most_30_days():
         ({"big": 2**64}, "big"),
     ],
 )
-def test_a_value_out_of_bounds_is_rejected_and_its_field_is_named(attrs, field):
+def test_the_error_of_a_value_out_of_bounds_names_the_field(attrs, field):
     message = refusal(envelope({**SPAN, "attrs": attrs}))
     assert message.startswith("invalid span payload: ")
     assert field in message
@@ -314,10 +314,10 @@ def test_a_value_out_of_bounds_is_rejected_and_its_field_is_named(attrs, field):
 
 def test_attributes_may_nest():
     attrs = {"choices": [{"index": 0, "logprobs": None}], "meta": {"a": {"b": 1.5}}}
-    assert one(attrs=attrs).attributes == attrs
+    assert decode_one(attrs=attrs).attributes == attrs
 
 
-def test_attributes_that_nest_without_end_are_rejected():
+def test_attributes_that_nest_too_deep_are_rejected():
     deep = b'{"type":"trace.span","payload":{"attrs":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}}"
     assert refusal(deep).startswith("invalid ")
     assert "nested" in refusal(envelope({**SPAN, "attrs": {"a": json.loads("[" * 30 + "]" * 30)}}))
@@ -330,13 +330,13 @@ def test_a_span_may_have_no_attributes(attrs):
     assert span.kind == "llm"
 
 
-def test_an_empty_object_is_a_span_as_the_go_handler_takes_it():
+def test_an_empty_object_is_a_span_as_in_the_go_handler():
     assert decode_message(envelope({})) == Span(kind="custom", caller="infermux", source="mist")
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=40))
-def test_any_bytes_are_a_span_or_rejected(body):
+def test_any_bytes_are_decoded_or_rejected(body):
     for text in (body, b'{"type":"trace.span","payload":' + body + b"}", b'{"type":"' + body + b'"}'):
         try:
             decode_message(text)
@@ -400,7 +400,7 @@ payloads = st.fixed_dictionaries(
 @example({"attrs": {"cost_usd": 1.7e308}}, "")
 @example({"attrs": {"ttft_ms": 1.7e308}}, "")
 @example({"attrs": {"tokens_in": 1.7e308}}, "")
-def test_whatever_is_accepted_can_travel(payload, source):
+def test_every_accepted_span_can_be_encoded_and_shown(payload, source):
     try:
         span = decode_message(envelope(payload, source=source))
     except Rejected:
@@ -433,7 +433,7 @@ SAME = (
 
 
 def assert_same(back: Span, span: Span) -> None:
-    """No mapped field was lost on the way; a cost of 0 and none are one to Go."""
+    """Compare all mapped fields; a cost of 0 and no cost are the same in Go."""
     assert {name: getattr(back, name) for name in SAME} == {name: getattr(span, name) for name in SAME}
     assert (back.cost_nusd or 0) == (span.cost_nusd or 0)
 
@@ -442,14 +442,14 @@ def assert_same(back: Span, span: Span) -> None:
 @given(payloads, st.sampled_from(["infermux", "matchspec"]))
 @example({"attrs": {"type": "custom", "model": "gpt-4o"}}, "infermux")
 @example({"attrs": {"type": "llm"}, "operation": "inference"}, "infermux")
-def test_a_mist_span_that_is_shown_reads_back_as_itself(payload, source):
+def test_a_shown_mist_span_decodes_to_the_same_span(payload, source):
     try:
         span = decode_message(envelope(payload, source=source))
     except Rejected:
         return
     back = decode_message(envelope(render_span(span), source=source))
     assert_same(back, span)
-    # A caller that was no text gives way to the envelope's.
+    # The caller of the envelope replaces a caller that is not a text.
     without = {key: value for key, value in span.attributes.items() if key != "caller"}
     assert {key: value for key, value in back.attributes.items() if key != "caller"} == without
 
@@ -468,7 +468,7 @@ def test_a_mist_span_that_is_shown_reads_back_as_itself(payload, source):
     ],
     ids=lambda fields: ",".join(fields) or "plain",
 )
-def test_a_span_of_the_documents_is_shown_to_mist_without_loss(fields):
+def test_a_documented_span_is_shown_as_mist_without_loss(fields):
     base = {
         "trace_id": "t",
         "span_id": "s",
@@ -486,7 +486,7 @@ def test_a_span_of_the_documents_is_shown_to_mist_without_loss(fields):
     assert_same(decode_message(envelope(render_span(span), source="")), span)
 
 
-def test_a_root_is_shown_to_mist_without_a_parent():
+def test_a_root_is_shown_as_mist_without_a_parent():
     shown = render_span(make_span(parent_span_id=None))
     assert "parent_id" not in shown
     assert shown["start_ns"] == STARTED_NS

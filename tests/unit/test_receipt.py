@@ -43,7 +43,7 @@ SECONDS = ("audio_seconds", "input_audio_seconds")
 
 
 def is_billed_by_the_call(name: str) -> bool:
-    """Groq charges a transcription for ten seconds at least: a rule of the package's own that no rate can show."""
+    """Return True for Groq's transcription models: genai-prices charges at least ten seconds, which no rate shows."""
     return name.startswith("groq:") and "whisper" in name
 
 
@@ -67,9 +67,9 @@ def call(name: str, counts: Counts = SOME, at: datetime = NOON, **fields: Any) -
     )
 
 
-def priced(span: Span, own: Pricer = pricer) -> Span:
-    """*span* as ingest stores it."""
-    quote = own.quote(span)
+def priced(span: Span, used_pricer: Pricer = pricer) -> Span:
+    """Return *span* as ingest stores it."""
+    quote = used_pricer.quote(span)
     return replace(
         span,
         cost_nusd=quote.cost_nusd,
@@ -80,7 +80,7 @@ def priced(span: Span, own: Pricer = pricer) -> Span:
 
 
 def assert_adds_up(span: Span, receipt: Receipt) -> None:
-    """The cost is the span's, to the last digit the sum of the lines and of less than a nano-dollar of rounding."""
+    """Check that lines and rounding add up to the cost exactly, and that the rounding is below a nano-dollar."""
     if span.cost_nusd is None:
         assert receipt == ([], Decimal(0), None, None, True)
         return
@@ -93,17 +93,17 @@ def assert_adds_up(span: Span, receipt: Receipt) -> None:
         for line in receipt.lines:
             assert line.amount > 0, line
             assert line.cost_usd * line.per == line.rate_usd * line.amount, line
-        # What is shown is the same, in plain digits.
+        # The shown lines add up too, and are written without exponents.
         assert sum((Decimal(line["cost_usd"]) for line in shown["lines"]), Decimal(shown["rounding"])) == Decimal(
             shown["cost_usd"]
         ), shown
         assert "E" not in "".join([shown["rounding"], *(line["rate_usd"] for line in shown["lines"])])
 
 
-def assert_explained(span: Span, own: Pricer = pricer) -> Receipt:
-    """Just priced, a cost is explained by the rates it was made of."""
-    kept = priced(span, own)
-    receipt = own.receipt(kept)
+def assert_explained(span: Span, used_pricer: Pricer = pricer) -> Receipt:
+    """Price *span* and check that its receipt explains the cost line by line; return the receipt."""
+    kept = priced(span, used_pricer)
+    receipt = used_pricer.receipt(kept)
     assert receipt.explained, (kept, receipt)
     assert_adds_up(kept, receipt)
     units = [line.unit for line in receipt.lines]
@@ -121,13 +121,13 @@ def rates_of(prices: ModelPrice) -> dict[str, Any]:
 
 
 def starts_of(name: str) -> list[int]:
-    """Above how many prompt tokens a dearer tier of *name* begins."""
+    """Return the prompt token counts above which a tier of *name* begins."""
     every = (value for price in conditions(PAIRS[name][1]) for value in rates_of(price.prices).values())
     return sorted({tier.start for value in every if isinstance(value, TieredPrices) for tier in value.tiers})
 
 
 def instants_of(name: str) -> list[datetime]:
-    """Around every moment at which the price of *name* changes."""
+    """Return times around each change of the price of *name*."""
     moments = {NOON}
     for price in conditions(PAIRS[name][1]):
         edges = []
@@ -144,7 +144,7 @@ def instants_of(name: str) -> list[datetime]:
 
 @st.composite
 def counts_of(draw: st.DrawFn, around: list[int]) -> Counts:
-    """Token counts that a span may have, often on the edge of a tier."""
+    """Draw token counts that a span may have, often at the edge of a tier."""
     sizes = st.one_of(st.integers(0, 10), st.integers(0, 3_000_000), st.integers(0, 2**40))
     if around:
         sizes = st.one_of(sizes, st.sampled_from(around).flatmap(lambda at: st.integers(at - 1, at + 1)))
@@ -161,7 +161,7 @@ names = st.sampled_from(sorted(PAIRS))
 
 
 def test_the_receipt_of_every_model_adds_up() -> None:
-    """Groq's whisper models are no exception here: no tokens are charged, and so nothing is special about them."""
+    """Groq's whisper models are included: they charge no tokens, so their minimum of ten seconds does not apply."""
     for name in PAIRS:
         for counts in (SOME, (1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (7, 5, 7, 0, 0, 5), (9, 1, 0, 9, 9, 0)):
             for at in instants_of(name)[:3]:
@@ -170,17 +170,18 @@ def test_the_receipt_of_every_model_adds_up() -> None:
 
 @settings(max_examples=2000, deadline=None)
 @given(names, st.data())
-def test_the_receipt_of_any_tokens_at_any_moment_adds_up(name: str, data: st.DataObject) -> None:
+def test_the_receipt_of_any_tokens_at_any_time_adds_up(name: str, data: st.DataObject) -> None:
     counts = data.draw(counts_of(starts_of(name)))
     assert_explained(call(name, counts, data.draw(st.sampled_from(instants_of(name)))))
 
 
 @cache
 def units_of(name: str) -> list[str]:
-    """What *name* has a price for and no field of a span is."""
-    prices = [price.prices for price in conditions(PAIRS[name][1])]
-    found = {unit.usage_key for priced in prices for unit, _ in pricer._tables.priced_units(priced)}
-    return sorted(found - {*FIELD_UNITS, "requests"})
+    """Return the units that *name* has a price for and that no field of a span holds."""
+    priced_units = {
+        unit.usage_key for price in conditions(PAIRS[name][1]) for unit, _ in pricer._tables.priced_units(price.prices)
+    }
+    return sorted(priced_units - {*FIELD_UNITS, "requests"})
 
 
 RICH = sorted(name for name in PAIRS if units_of(name))
@@ -190,7 +191,7 @@ OTHER_UNITS = ("web_searches", "input_image_tokens", "output_image_tokens", "inp
 @settings(max_examples=1500, deadline=None)
 @given(st.sampled_from(RICH), st.data())
 def test_the_receipt_of_any_usage_adds_up(name: str, data: st.DataObject) -> None:
-    """But for Groq's whisper models: ``is_billed_by_the_call``. Hours of audio have a test of their own below."""
+    """Groq's whisper models and seconds of audio are excluded here and tested below."""
     units = [unit for unit in (*units_of(name), *OTHER_UNITS) if unit not in SECONDS]
     usage = data.draw(st.dictionaries(st.sampled_from(units), st.integers(0, 10**6), max_size=4))
     counts = data.draw(counts_of(starts_of(name)))
@@ -203,7 +204,7 @@ BY_THE_HOUR = sorted(name for name in RICH if {*units_of(name)} & {*SECONDS} and
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(BY_THE_HOUR), st.sampled_from(SECONDS), st.integers(0, 10**6))
-def test_seconds_of_audio_are_explained_to_within_the_digits_that_are_shown(name: str, unit: str, seconds: int) -> None:
+def test_the_receipt_of_seconds_of_audio_adds_up_to_30_decimals(name: str, unit: str, seconds: int) -> None:
     kept = priced(call(name, (0, 0, 0, 0, 0, 0), usage={unit: seconds}))
     receipt = pricer.receipt(kept)
     assert receipt.explained
@@ -216,19 +217,19 @@ def test_seconds_of_audio_are_explained_to_within_the_digits_that_are_shown(name
         assert abs(added - Decimal(kept.cost_nusd) / 10**9) < Decimal(1).scaleb(-30)
 
 
-def a_third() -> str:
-    """A model whose price of a second has no end when it is written down."""
+def model_with_an_endless_price() -> str:
+    """Return a model whose price of a second is no finite decimal."""
     for name in BY_THE_HOUR:
         (price, *_) = conditions(PAIRS[name][1])
         for unit, rate in pricer._tables.priced_units(price.prices):
             endless = isinstance(rate, Decimal) and (Fraction(rate) * 1000 / unit.per).denominator % 3 == 0
             if unit.usage_key == units_of(name)[0] and unit.per == 3600 and endless:
                 return name
-    raise AssertionError("no model is priced in thirds any more")
+    raise AssertionError("no model has a price of a second that is no finite decimal")
 
 
 def test_the_receipt_of_a_second_of_audio_adds_up() -> None:
-    name = a_third()
+    name = model_with_an_endless_price()
     kept = priced(call(name, (0, 0, 0, 0, 0, 0), usage={units_of(name)[0]: 1000}))
     receipt = pricer.receipt(kept)
     assert [line.per for line in receipt.lines] == [3600]
@@ -237,24 +238,24 @@ def test_the_receipt_of_a_second_of_audio_adds_up() -> None:
         assert sum((line.cost_usd for line in receipt.lines), receipt.rounding_usd) == receipt.cost_usd
 
 
-def test_groq_s_whisper_is_one_line_because_its_rule_is_the_package_s_own() -> None:
-    """Ten seconds are charged for one: rates times amounts do not make that cost, and the receipt says so."""
-    met = 0
+def test_the_receipt_of_groqs_whisper_is_one_line_that_says_as_priced_then() -> None:
+    """One second is charged as ten, so rates times amounts differ from the cost, and the receipt says so."""
+    checked = 0
     for name in filter(is_billed_by_the_call, PAIRS):
         kept = priced(call(name, (0, 0, 0, 0, 0, 0), usage={"audio_seconds": 1}))
         if kept.cost_nusd:
-            met += 1
+            checked += 1
             receipt = pricer.receipt(kept)
             assert not receipt.explained
             assert [line.unit for line in receipt.lines] == ["as_priced_then"]
             assert_adds_up(kept, receipt)
-    assert met
+    assert checked
 
 
 # --- what the lines say ----------------------------------------------------------------------------------------------
 
 
-def test_the_lines_are_the_rates_of_the_table_and_cached_tokens_are_not_charged_twice() -> None:
+def test_the_lines_have_the_rates_of_the_table_and_charge_cached_tokens_once() -> None:
     receipt = assert_explained(call("openai:gpt-4o", (512, 128, 100, 0, 0, 64)))
     assert [line[:4] for line in receipt.lines] == [
         ("input_tokens", 412, 1_000_000, Decimal("2.5")),
@@ -264,14 +265,14 @@ def test_the_lines_are_the_rates_of_the_table_and_cached_tokens_are_not_charged_
     assert receipt.tier is None
 
 
-def test_the_tier_is_the_one_that_was_charged() -> None:
-    met = 0
+def test_the_receipt_names_the_tier_that_was_charged() -> None:
+    checked = 0
     for name in PAIRS:
         if len(conditions(PAIRS[name][1])) > 1 or not pricer.quote(call(name)).model.startswith(f"{name}@"):
             continue
         starts = starts_of(name)
         for below, start in zip([0, *starts], starts, strict=False):
-            met += 1
+            checked += 1
             assert assert_explained(call(name, (start, 1, 0, 0, 0, 0))).tier == below
             above = assert_explained(call(name, (start + 1, 1, 0, 0, 0, 0)))
             assert above.tier == start
@@ -280,12 +281,12 @@ def test_the_tier_is_the_one_that_was_charged() -> None:
             if isinstance(rate, TieredPrices) and any(tier.start == start for tier in rate.tiers):
                 shown = {line.unit: line.rate_usd for line in above.lines}
                 assert shown["input_tokens"] == next(tier.price for tier in rate.tiers if tier.start == start)
-    assert met > 10
+    assert checked > 10
 
 
 @pytest.mark.parametrize("kind", ["llm", "tool", "agent", "http"])
 @pytest.mark.parametrize("nusd", [0, 1, 7_000_000_001, 10**15])
-def test_a_reported_cost_is_one_line_whatever_the_kind(kind: str, nusd: int) -> None:
+def test_the_receipt_of_a_reported_cost_is_one_line_for_every_kind(kind: str, nusd: int) -> None:
     tokens = SOME if nusd else (0, 0, 0, 0, 0, 0)
     kept = priced(call("openai:gpt-4o", tokens, kind=kind, cost_nusd=nusd))
     receipt = pricer.receipt(kept)
@@ -306,14 +307,14 @@ def test_a_reported_cost_is_one_line_whatever_the_kind(kind: str, nusd: int) -> 
         (call("openai:gpt-4o", (2**40, 2**40, 0, 0, 0, 0)), "over_bounds"),
     ],
 )
-def test_what_is_unpriced_has_no_lines_and_a_reason(span: Span, reason: str) -> None:
+def test_the_receipt_of_an_unpriced_span_has_a_reason_and_no_lines(span: Span, reason: str) -> None:
     kept = priced(span)
     receipt = assert_explained(span)
     shown = render_receipt(kept, receipt)
     assert (shown["cost_usd"], shown["lines"], shown["confidence"], shown["reason"]) == (None, [], "unpriced", reason)
 
 
-# --- prices of one's own ---------------------------------------------------------------------------------------------
+# --- configured prices -----------------------------------------------------------------------------------------------
 
 money = st.decimals(0, 1000, places=6)
 
@@ -322,27 +323,29 @@ money = st.decimals(0, 1000, places=6)
 @given(money, money, st.none() | money, st.integers(0, 2**30), st.integers(0, 2**30), st.data())
 @example(Decimal("0.0005"), Decimal(0), None, 1, 0, None)
 @example(Decimal("0.0015"), Decimal(0), None, 1, 0, None)
-def test_the_receipt_of_a_price_from_configuration_adds_up(
+def test_the_receipt_of_a_configured_price_adds_up(
     prompt_rate: Decimal, completion_rate: Decimal, read_rate: Decimal | None, prompt: int, out: int, data: Any
 ) -> None:
     read = 0 if data is None else data.draw(st.integers(0, prompt))
-    own = Pricer({"mine": Rate(prompt_rate, completion_rate, read_rate)})
-    receipt = assert_explained(call(":Mine", (prompt, out, read, 0, 0, 0), usage={"web_searches": 1}), own)
+    configured = Pricer({"mine": Rate(prompt_rate, completion_rate, read_rate)})
+    receipt = assert_explained(call(":Mine", (prompt, out, read, 0, 0, 0), usage={"web_searches": 1}), configured)
     assert {line.unit for line in receipt.lines} <= {"input_tokens", "output_tokens", "cache_read_tokens"}
 
 
-def test_the_receipt_of_a_long_price_from_configuration_adds_up() -> None:
+def test_the_receipt_of_a_configured_price_with_many_digits_adds_up() -> None:
     rate = Decimal("0.12345678901234567890123")
     assert_explained(call(":mine", (2**30, 0, 0, 0, 0, 0)), Pricer({"mine": Rate(rate, rate)}))
 
 
 @settings(max_examples=200, deadline=None)
 @given(names, money, st.integers(1, 10**6), st.integers(0, 10**6))
-def test_a_cost_of_other_tables_is_one_line_that_says_so(name: str, rate: Decimal, prompt: int, out: int) -> None:
-    """Priced by configuration, explained by a program that does not know it, and the other way round."""
-    own = Pricer({PAIRS[name][1].id: Rate(rate, rate)})
+def test_the_receipt_of_a_cost_from_other_tables_is_one_line_that_says_so(
+    name: str, rate: Decimal, prompt: int, out: int
+) -> None:
+    """One pricer has a configured price and the other does not; each explains the cost of the other."""
+    configured = Pricer({PAIRS[name][1].id: Rate(rate, rate)})
     span = call(name, (prompt, out, 0, 0, 0, 0))
-    for maker, reader in ((own, pricer), (pricer, own)):
+    for maker, reader in ((configured, pricer), (pricer, configured)):
         kept = priced(span, maker)
         receipt = reader.receipt(kept)
         assert_adds_up(kept, receipt)

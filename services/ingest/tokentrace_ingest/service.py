@@ -16,7 +16,7 @@ each message costs the broker an fsync (``group_commit``).
 
 *Dead letters.* A bad record becomes a dead letter and the other records of its batch are stored. A message that cannot
 be decoded, that makes ingest fail, or that was delivered more than 5 times becomes a dead letter as a whole. A message
-is not acknowledged before its dead letters are stored.
+is acknowledged only after the broker has acknowledged its dead letters.
 
 *Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
 message that held a secret, or that could not be read in full, is therefore overwritten before it is acknowledged.

@@ -1,0 +1,130 @@
+"""The documented JSON span as it is shown: it can be sent again without loss."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from kit.builders import ENDED_NS, make_span
+from tokentrace.dialect.docs import decode_spans, render_span
+from tokentrace.records import (
+    KINDS,
+    MAX_COST_NUSD,
+    MAX_LATENCY_NS,
+    check_span,
+)
+from tokentrace.units import MS
+
+EXAMPLE = {
+    "trace_id": "7f3a1c2b-0000-4000-8000-000000000001",
+    "span_id": "a1b2c3d4-0000-4000-8000-000000000002",
+    "name": "summarize-document",
+    "model": "gpt-4o",
+    "provider": "openai",
+    "prompt_tokens": 512,
+    "comp_tokens": 128,
+    "total_tokens": 640,
+    "cost_usd": 0.00448,
+    "latency_ms": 1240,
+    "status": "ok",
+    "started_at": "2026-03-15T14:23:01.441Z",
+    "ended_at": "2026-03-15T14:23:02.681Z",
+}
+
+
+def test_the_documented_example_is_shown_as_it_was_sent():
+    [span] = decode_spans(json.dumps([EXAMPLE]).encode())
+    assert render_span(span) == {**EXAMPLE, "parent_span_id": None, "kind": "llm"}
+
+
+def test_a_root_is_shown_with_a_null_parent_and_without_empty_fields():
+    shown = render_span(make_span())
+    assert shown["parent_span_id"] is None
+    assert shown["cost_usd"] is None
+    for absent in ("attributes", "error", "caller", "ttft_ms", "session_id", "usage", "reasoning_tokens", "cost_model"):
+        assert absent not in shown
+
+
+def test_a_cost_of_zero_is_shown_as_zero():
+    assert render_span(make_span(cost_nusd=0))["cost_usd"] == 0
+
+
+ascii_ids = st.text(st.characters(codec="ascii", min_codepoint=32, max_codepoint=126), min_size=1, max_size=20)
+
+
+names = st.text(max_size=20)
+
+
+instants = st.integers(946_684_800_000, 4_102_444_800_000).map(lambda ms: ms * MS)
+
+
+scalars = st.one_of(
+    st.text(max_size=20),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+keys = st.text(min_size=1, max_size=20).filter(lambda key: not key.startswith(("tt.", "eval.")))
+
+
+@st.composite
+def valid_spans(draw):
+    cached, written, reasoning = (draw(st.integers(0, 2**30)) for _ in range(3))
+    prompt = draw(st.integers(max(1, cached + written), 2**39))
+    completion = draw(st.integers(reasoning, 2**39))
+    return make_span(
+        trace_id=draw(ascii_ids),
+        span_id=draw(ascii_ids),
+        parent_span_id=draw(st.none() | ascii_ids),
+        name=draw(names),
+        kind=draw(st.sampled_from(KINDS)),
+        caller=draw(names),
+        model=draw(names.filter(bool)),
+        provider=draw(names),
+        status=draw(st.sampled_from(["ok", "error", "timeout"])),
+        started_ns=draw(instants),
+        ended_ns=draw(instants),
+        latency_ns=draw(st.integers(0, MAX_LATENCY_NS)),
+        ttft_ns=draw(st.integers(0, MAX_LATENCY_NS)),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=prompt + completion + draw(st.sampled_from([0, 0, 7])),
+        cost_nusd=draw(st.none() | st.integers(0, MAX_COST_NUSD)),
+        attributes=draw(st.dictionaries(keys, scalars, max_size=3)),
+        error=draw(names),
+        error_stack=draw(names),
+        session_id=draw(st.none() | ascii_ids),
+        user_id=draw(st.none() | ascii_ids),
+        cost_model=draw(names),
+        cache_read_tokens=cached,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=draw(st.integers(0, written)),
+        reasoning_tokens=reasoning,
+        usage=draw(st.none() | st.dictionaries(names, st.integers(0, 2**40), min_size=1, max_size=2)),
+        arrived_ns=ENDED_NS,
+        cost_source=draw(st.sampled_from(["", "reported", "priced", "unpriced"])),
+        unpriced_reason=draw(names),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(valid_spans())
+def test_a_shown_span_decodes_to_the_same_span(span):
+    # Ingest sets who priced the span and when it arrived. All other fields are the client's.
+    check_span(span)
+    [back] = decode_spans(json.dumps(render_span(span)).encode())
+    assert back == replace(span, cost_source="", unpriced_reason="", arrived_ns=0)
+
+
+@given(instants, st.integers(0, MS - 1))
+def test_instants_are_shown_with_milliseconds_and_a_z(instant, below_ms):
+    shown = render_span(make_span(started_ns=instant + below_ms, ended_ns=instant))["started_at"]
+    assert len(shown) == len("2026-03-15T14:23:01.441Z")
+    assert shown.endswith("Z")
+    assert datetime.fromisoformat(shown) == datetime.fromisoformat(render_span(make_span(ended_ns=instant))["ended_at"])

@@ -1,0 +1,214 @@
+"""Units of a ``usage`` map, which no field of a span holds, are priced or named."""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import pytest
+from genai_prices import Usage
+from genai_prices.decompose import is_descendant_or_self
+from genai_prices.types import (
+    ModelInfo,
+    ModelPrice,
+    Provider,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from kit.prices import (
+    NOON,
+    PAIRS,
+    TABLES,
+    call,
+    counts_of,
+    draw_pair,
+    exact,
+    has_rate,
+    is_found,
+    pricer,
+    starts_of,
+    to_nusd,
+)
+from tokentrace.pricing import FIELD_UNITS, Pricer, Rate
+from tokentrace.records import MAX_COST_NUSD
+
+RATE = Rate(Decimal("2.00"), Decimal("8.00"), Decimal("0.50"))
+
+
+def test_searches_are_priced_in_addition_to_tokens():
+    quote = pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage={"web_searches": 3}))
+    assert quote[:2] == (2_560_000 + 3 * 10_000_000, "priced")
+    assert quote.reason == ""
+
+
+def test_searches_are_priced_without_tokens():
+    quote = pricer.quote(call("openai", "gpt-4o", (0, 0, 0, 0, 0, 0), usage={"web_searches": 3}))
+    assert quote[:2] == (30_000_000, "priced")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_searches_cost_what_calc_price_says(data):
+    searching = [
+        pair
+        for pair in PAIRS
+        if isinstance(pair[1].prices, ModelPrice) and has_rate(pair[1].prices, "web_searches_kcount")
+    ]
+    provider, model = draw_pair(data, searching)
+    assume(
+        is_found(provider.id, model.id)
+        and has_rate(model.prices, "input_mtok")
+        and has_rate(model.prices, "output_mtok")
+    )
+    counts, searches = data.draw(counts_of(starts_of(model))), data.draw(st.integers(1, 10**6))
+    quote = pricer.quote(call(provider.id, model.id, counts, usage={"web_searches": searches}))
+    with localcontext() as context:
+        context.prec = 60
+        expected = to_nusd(exact(provider, model, counts, NOON) + model.prices.web_searches_kcount * searches / 1000)
+    assert quote[:2] == ((expected, "priced") if expected <= MAX_COST_NUSD else (None, "unpriced"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_usage_map_with_a_count_of_zero_changes_no_price(data):
+    # A usage map makes the pricer use calc_price instead of a vector.
+    provider, model = draw_pair(data, PAIRS)
+    counts = data.draw(counts_of(starts_of(model)))
+    assume(counts[0] + counts[1] > 0)
+    plain = pricer.quote(call(provider.id, model.id, counts))
+    assume(plain.reason != "over_bounds")
+    # A span of which nothing has a rate is tested separately below.
+    assume(plain.cost_nusd != 0 or not plain.reason)
+    quote = pricer.quote(call(provider.id, model.id, counts, usage={"web_searches": 0}))
+    assert (*quote[:3], bool(quote.reason)) == (*plain[:3], bool(plain.reason))
+
+
+@pytest.mark.parametrize("unit", ["bananas", "web_search", "", "input_mtok", "requests", "__class__", "é" * 100])
+def test_a_unit_without_a_rate_is_named_and_the_tokens_are_priced(unit):
+    quote = pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage={unit: 3}))
+    assert quote[:2] == (2_560_000, "partly_priced")
+    assert quote.reason == f"no_rate:{unit}"
+
+
+def test_units_without_a_rate_are_named_in_order_and_cut_to_256_characters():
+    quote = pricer.quote(call("openai", "gpt-4o", usage={"b": 1, "a": 1, "web_searches": 1}))
+    assert quote.reason == "no_rate:a,b"
+    quote = pricer.quote(call("openai", "gpt-4o", usage={f"unit-{number}": 1 for number in range(1000)}))
+    assert len(quote.reason) <= 256
+    quote = Pricer({"m": RATE}).quote(call("", "m", usage={f"unit-{number}": 1 for number in range(1000)}))
+    assert len(quote.reason) <= 256
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"),
+    [("whisper-1", (512, 128, 0, 0, 0, 0)), ("whisper-1", (0, 0, 0, 0, 0, 0)), ("gpt-4o", (0, 0, 0, 0, 0, 0))],
+)
+def test_a_span_of_which_nothing_has_a_rate_is_unpriced_and_not_zero(model, tokens):
+    quote = pricer.quote(call("openai", model, tokens, usage={"bananas": 3}))
+    assert (quote.cost_nusd, quote.source) == (None, "unpriced")
+
+
+def test_usage_that_contradicts_itself_is_unpriced():
+    audio = next(
+        (provider, model)
+        for provider, model in PAIRS
+        if isinstance(model.prices, ModelPrice)
+        and has_rate(model.prices, "input_audio_mtok")
+        and has_rate(model.prices, "input_mtok")
+        and is_found(provider.id, model.id)
+    )
+    quote = pricer.quote(call(audio[0].id, audio[1].id, (10, 0, 0, 0, 0, 0), usage={"input_audio_tokens": 11}))
+    assert (quote.cost_nusd, quote.source, quote.reason) == (None, "unpriced", "usage_contradicts_itself")
+    quote = pricer.quote(call(audio[0].id, audio[1].id, (10, 0, 0, 0, 0, 0), usage={"input_audio_tokens": 10}))
+    assert quote.source == "priced"
+
+
+def test_an_hour_of_audio_is_priced():
+    quote = pricer.quote(call("openai", "whisper-1", (0, 0, 0, 0, 0, 0), usage={"audio_seconds": 3600}))
+    assert quote[:2] == (360_000_000, "priced")
+
+
+def test_usage_cannot_replace_the_fields_of_a_span():
+    usage = {"input_tokens": 10**9, "output_tokens": 10**9, "web_searches": 0}
+    assert pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage=usage)).cost_nusd == 2_560_000
+
+
+#: Units that the tables name and no model has a price for. A span that reports one of them is partly priced.
+UNPRICED_UNITS = {
+    "cache_audio_write_1h_tokens",
+    "cache_audio_write_5m_tokens",
+    "cache_audio_write_tokens",
+    "cache_image_write_1h_tokens",
+    "cache_image_write_5m_tokens",
+    "cache_image_write_tokens",
+    "cache_text_read_tokens",
+    "cache_text_write_1h_tokens",
+    "cache_text_write_5m_tokens",
+    "cache_text_write_tokens",
+    "cache_video_read_tokens",
+    "cache_video_write_1h_tokens",
+    "cache_video_write_5m_tokens",
+    "cache_video_write_tokens",
+    "cache_write_5m_tokens",
+    "code_executions",
+    "input_audio_tool_tokens",
+    "input_image_tool_tokens",
+    "input_pixels",
+    "input_text_tokens",
+    "input_text_tool_tokens",
+    "input_tool_tokens",
+    "input_video_tool_tokens",
+    "output_audio_citation_tokens",
+    "output_audio_reasoning_tokens",
+    "output_audio_seconds",
+    "output_image_citation_tokens",
+    "output_image_reasoning_tokens",
+    "output_text_citation_tokens",
+    "output_text_reasoning_tokens",
+    "output_text_tokens",
+    "output_video_citation_tokens",
+    "output_video_reasoning_tokens",
+    "rerank_searches",
+    "social_searches",
+}
+
+
+def test_every_unit_with_a_price_is_priced_and_the_others_are_listed():
+    units = TABLES.registry.units
+    priced_by: dict[str, list[tuple[Provider, ModelInfo]]] = {}
+    for provider, model in PAIRS:
+        if isinstance(model.prices, ModelPrice) and is_found(provider.id, model.id):
+            for unit, _ in TABLES.priced_units(model.prices):
+                priced_by.setdefault(unit.usage_key, []).append((provider, model))
+    wrong: dict[str, list[object]] = {}
+    for name, pairs in priced_by.items():
+        if name in (*FIELD_UNITS, "requests"):
+            continue
+        for provider, model in pairs:
+            prompt = 5000 if has_rate(model.prices, "input_mtok") else 0
+            completion = 5000 if has_rate(model.prices, "output_mtok") else 0
+            counts = {name: 7, "input_tokens": prompt, "output_tokens": completion}
+            # A unit is included in each of its more general units.
+            parents = [other for other in units.values() if is_descendant_or_self(other, units[name])]
+            counts |= {other.usage_key: max(counts.get(other.usage_key, 0), 7) for other in parents}
+            extra = {key: count for key, count in counts.items() if key not in FIELD_UNITS and count}
+            span = call(
+                provider.id,
+                model.id,
+                (counts["input_tokens"], counts["output_tokens"], counts.get("cache_read_tokens", 0), 0, 0, 0),
+                usage=extra,
+            )
+            try:
+                with localcontext() as context:
+                    context.prec = 60
+                    expected = model.calc_price(Usage(**counts), provider, genai_request_timestamp=NOON).total_price
+            except ValueError:
+                continue
+            quote = pricer.quote(span)
+            if quote.cost_nusd != to_nusd(expected):
+                wrong.setdefault(name, []).append((provider.id, model.id, quote, expected))
+    print({name: cases[0] for name, cases in wrong.items()})
+    assert not wrong
+    unpriced = set(units) - set(priced_by) - set(FIELD_UNITS)
+    print("no model has a price for:", ", ".join(sorted(unpriced)))
+    assert unpriced == UNPRICED_UNITS
