@@ -148,7 +148,7 @@ async def test_an_unknown_request_is_a_400_that_lists_the_known_ones(ask: Any, n
 async def test_an_empty_request_lists_the_rules(bus: Bus) -> None:
     alerter = await StoreAndMachine(bus, make_rule()).open()
     status, shown = await alerter.ask(b"")
-    assert (status, [one["name"] for one in shown]) == (200, ["configured"])
+    assert (status, [rule["name"] for rule in shown]) == (200, ["configured"])
 
 
 async def test_a_deleted_rule_is_gone_and_may_be_created_again(bus: Bus) -> None:
@@ -193,12 +193,12 @@ async def test_a_created_rule_with_the_name_of_a_deleted_configured_one_survives
 
 async def test_after_a_restart_of_one_alerter_all_have_the_same_rules(bus: Bus) -> None:
     """A deleted rule of the configuration comes back with a restart in all alerters or in none."""
-    async with StoreAndMachine(bus, make_rule()) as one:
-        await one.delete("configured")
-        await one.knows_not("configured")
-        async with StoreAndMachine(bus, make_rule()) as other:
+    async with StoreAndMachine(bus, make_rule()) as first:
+        await first.delete("configured")
+        await first.knows_not("configured")
+        async with StoreAndMachine(bus, make_rule()) as second:
             await asyncio.sleep(0.2)
-            assert await one.names() == await other.names()
+            assert await first.names() == await second.names()
 
 
 @pytest.mark.parametrize(("text", "ns"), [("2h", 2 * HOUR), ("90s", 90 * SECOND), ("1ns", 1), ("366d", 366 * DAY)])
@@ -228,18 +228,18 @@ async def test_an_invalid_duration_of_a_silence_is_a_400(duration: Any) -> None:
 
 
 async def test_a_silence_survives_new_rules_and_holds_in_all_alerters(bus: Bus) -> None:
-    async with StoreAndMachine(bus) as one, StoreAndMachine(bus) as other:
-        await one.create()
-        await one.knows()
-        await other.knows()
-        assert (await other.silence())[0] == 200
-        for alerter in (one, other):
+    async with StoreAndMachine(bus) as first, StoreAndMachine(bus) as second:
+        await first.create()
+        await first.knows()
+        await second.knows()
+        assert (await second.silence())[0] == 200
+        for alerter in (first, second):
             watches = alerter.machine.evaluators
             await alerter.until(lambda watches=watches: watches["mine"].silenced_until_ns > time.time_ns())
-        await one.create("another")
-        await one.knows("another")
-        assert one.machine.evaluators["mine"].silenced_until_ns > 0
-        assert one.machine.evaluators["another"].silenced_until_ns == 0
+        await first.create("another")
+        await first.knows("another")
+        assert first.machine.evaluators["mine"].silenced_until_ns > 0
+        assert first.machine.evaluators["another"].silenced_until_ns == 0
     assert (await StoreAndMachine(bus).open()).machine.evaluators["mine"].silenced_until_ns > time.time_ns()
 
 

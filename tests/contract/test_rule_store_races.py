@@ -26,24 +26,24 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
 
 
 async def test_of_two_alerters_that_create_the_same_name_one_succeeds(bus: Bus) -> None:
-    async with StoreAndMachine(bus) as one, StoreAndMachine(bus) as other:
+    async with StoreAndMachine(bus) as first, StoreAndMachine(bus) as second:
         for number in range(10):
             name = f"rule {number}"
-            answers = await asyncio.gather(one.create(name, threshold=1), other.create(name, threshold=2))
+            answers = await asyncio.gather(first.create(name, threshold=1), second.create(name, threshold=2))
             assert sorted(status for status, _ in answers) == [201, 409]
-            await one.knows(name)
-            await other.knows(name)
-            mine, theirs = one.store.rule(name), other.store.rule(name)
+            await first.knows(name)
+            await second.knows(name)
+            mine, theirs = first.store.rule(name), second.store.rule(name)
             assert mine is not None
             assert mine == theirs
             assert mine.threshold == (1 if answers[0][0] == 201 else 2)
 
 
 async def test_concurrent_changes_in_two_alerters_lead_to_the_same_rules(bus: Bus) -> None:
-    async with StoreAndMachine(bus, make_rule()) as one, StoreAndMachine(bus, make_rule()) as other:
+    async with StoreAndMachine(bus, make_rule()) as first, StoreAndMachine(bus, make_rule()) as second:
         for round_ in range(6):
             calls = []
-            for alerter, threshold in ((one, round_ + 1), (other, round_ + 101)):
+            for alerter, threshold in ((first, round_ + 1), (second, round_ + 101)):
                 calls += [
                     alerter.create("a", threshold=threshold),
                     alerter.silence("a", f"{round_ + 1}h"),
@@ -53,35 +53,35 @@ async def test_concurrent_changes_in_two_alerters_lead_to_the_same_rules(bus: Bu
                 ]
             answers = await asyncio.gather(*calls)
             assert {status for status, _ in answers} <= {200, 201, 204, 404, 409}
-        await one.create("last")
-        for alerter in (one, other):
+        await first.create("last")
+        for alerter in (first, second):
             await alerter.knows("last")
         fresh = await StoreAndMachine(bus, make_rule()).open()
         for name in ("a", "b", "last", "configured"):
-            rules = [alerter.store.rule(name) for alerter in (one, other, fresh)]
+            rules = [alerter.store.rule(name) for alerter in (first, second, fresh)]
             assert rules[0] == rules[1] == rules[2], name
-            watches = [alerter.machine.evaluators.get(name) for alerter in (one, other, fresh)]
+            watches = [alerter.machine.evaluators.get(name) for alerter in (first, second, fresh)]
             assert len({watch and watch.silenced_until_ns for watch in watches}) == 1, name
 
 
 async def test_a_rule_created_through_one_alerter_can_be_changed_through_another_at_once(bus: Bus) -> None:
     """After a 201 every alerter knows the rule."""
-    one, other = await StoreAndMachine(bus).open(), await StoreAndMachine(bus).open()
-    assert (await one.create())[0] == 201
-    assert (await other.silence())[0] == 200
-    assert (await one.silence())[0] == 200
-    assert (await other.delete())[0] == 204
-    assert (await one.delete())[0] == 404
+    first, second = await StoreAndMachine(bus).open(), await StoreAndMachine(bus).open()
+    assert (await first.create())[0] == 201
+    assert (await second.silence())[0] == 200
+    assert (await first.silence())[0] == 200
+    assert (await second.delete())[0] == 204
+    assert (await first.delete())[0] == 404
 
 
 async def test_a_silence_does_not_restore_a_rule_that_another_alerter_deleted(bus: Bus) -> None:
-    async with StoreAndMachine(bus, make_rule()) as one:
-        other = await StoreAndMachine(bus, make_rule()).open()
-        assert (await one.delete("configured"))[0] == 204
-        await one.knows_not("configured")
-        assert (await other.silence("configured"))[0] in (404, 409)
+    async with StoreAndMachine(bus, make_rule()) as first:
+        second = await StoreAndMachine(bus, make_rule()).open()
+        assert (await first.delete("configured"))[0] == 204
+        await first.knows_not("configured")
+        assert (await second.silence("configured"))[0] in (404, 409)
         await asyncio.sleep(0.1)
-        assert one.store.rule("configured") is None
+        assert first.store.rule("configured") is None
 
 
 class Between:
@@ -112,12 +112,12 @@ class _Between:
 
 async def test_a_rule_created_while_another_alerter_starts_is_not_lost(bus: Bus) -> None:
     """The name belongs to a deleted rule of the configuration, which the start restores."""
-    async with StoreAndMachine(bus, make_rule()) as one:
-        await one.delete("configured")
-        await one.knows_not("configured")
+    async with StoreAndMachine(bus, make_rule()) as first:
+        await first.delete("configured")
+        await first.knows_not("configured")
 
         async def meanwhile() -> None:
-            assert (await one.create("configured", threshold=77))[0] == 201
+            assert (await first.create("configured", threshold=77))[0] == 201
 
         between: Any = Between(bus, meanwhile)
         await StoreAndMachine(between, make_rule()).open()
@@ -188,18 +188,18 @@ async def test_a_rule_on_an_unknown_custom_metric_is_skipped_until_the_metric_is
 
 
 async def test_a_change_that_one_alerter_acknowledged_holds_in_the_other(bus: Bus) -> None:
-    async with StoreAndMachine(bus) as one, StoreAndMachine(bus) as other:
+    async with StoreAndMachine(bus) as first, StoreAndMachine(bus) as second:
         for number in range(20):
             name = f"rule {number}"
-            assert (await one.create(name))[0] == 201
-            assert name in await other.names()
-            assert (await other.silence(name))[0] == 200
-            (shown,) = [rule for rule in (await one.ask({"ask": "list"}))[1] if rule["name"] == name]
+            assert (await first.create(name))[0] == 201
+            assert name in await second.names()
+            assert (await second.silence(name))[0] == 200
+            (shown,) = [rule for rule in (await first.ask({"ask": "list"}))[1] if rule["name"] == name]
             assert shown["silenced"] is True
-            assert (await other.create(name))[0] == 409
-            assert (await other.delete(name))[0] == 204
-            assert await one.names() == []
-            assert (await one.silence(name))[0] == 404
+            assert (await second.create(name))[0] == 409
+            assert (await second.delete(name))[0] == 204
+            assert await first.names() == []
+            assert (await first.silence(name))[0] == 404
 
 
 def make_firing(name: str, at_ns: int) -> AlertEvent:

@@ -139,23 +139,25 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
         if instant % interval:
             continue
         known = [
-            one.span
-            for one in sent
-            if one.stored < instant + lag and all(text_of(one.span, k) == v for k, v in given.get("filter", {}).items())
+            span
+            for stored, span in sent
+            if stored < instant + lag and all(text_of(span, k) == v for k, v in given.get("filter", {}).items())
         ]
-        found = values(known, instant - window, instant)
+        readings = values(known, instant - window, instant)
         if change:
             before = values(known, instant - 2 * window, instant - window)
-            for name in {*found, *before}:
-                value, count = found.get(name, (None, 0))
+            for name in {*readings, *before}:
+                value, count = readings.get(name, (None, 0))
                 old, _ = before.get(name, (None, 0))
                 if value is None or old is None or (change == "percent" and old == 0):
                     value = None
                 else:
                     value = value - old if change == "absolute" else (value - old) / abs(old) * 100
-                found[name] = (value, count)
-        for name in sorted({*found, *(name for name, one in memory.items() if one.firing or one.pending is not None)}):
-            value, count = found.get(name, (None, 0))
+                readings[name] = (value, count)
+        for name in sorted(
+            {*readings, *(name for name, held in memory.items() if held.firing or held.pending is not None)}
+        ):
+            value, count = readings.get(name, (None, 0))
             state = memory.setdefault(name, Instance())
             if value is None or count == 0:
                 value, count = (None, count)
@@ -190,7 +192,7 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
 
 def told(events: Iterable[AlertEvent]) -> list[Told]:
     """Return *events* in the order of the second implementation."""
-    found = [
+    facts = [
         Told(
             int(at(event)),
             next(iter(event.group.values()), ""),
@@ -201,16 +203,17 @@ def told(events: Iterable[AlertEvent]) -> list[Told]:
         )
         for event in events
     ]
-    return sorted(found, key=lambda one: (one.instant, one.group))
+    return sorted(facts, key=lambda event: (event.instant, event.group))
 
 
 def assert_told(events: Iterable[AlertEvent], expected: Sequence[Told], *, starts: bool = True) -> None:
-    found = told(events)
+    facts = told(events)
     if not starts:
-        found, expected = [one._replace(starts=0) for one in found], [one._replace(starts=0) for one in expected]
-    assert [one._replace(value=None) for one in found] == [one._replace(value=None) for one in expected]
-    for one, other in zip(found, expected, strict=True):
-        assert one.value == (None if other.value is None else pytest.approx(other.value, rel=1e-6, abs=1e-5)), one
+        facts = [event._replace(starts=0) for event in facts]
+        expected = [event._replace(starts=0) for event in expected]
+    assert [event._replace(value=None) for event in facts] == [event._replace(value=None) for event in expected]
+    for event, wanted in zip(facts, expected, strict=True):
+        assert event.value == (None if wanted.value is None else pytest.approx(wanted.value, rel=1e-6, abs=1e-5)), event
 
 
 random_spans = st.builds(
@@ -299,4 +302,4 @@ def parse(written: Mapping[str, Any], **overrides: Any) -> Rule:
 
 
 def flat(messages: Iterable[Iterable[Sent]]) -> list[Sent]:
-    return [one for message in messages for one in message]
+    return [sent_span for message in messages for sent_span in message]

@@ -145,7 +145,7 @@ class Twins(SeparateServices):
             time.sleep(second + 0.1 - time.time())
             cases = [f"{caller} {number * each + one} ü*>" for one in range(each)]
             self.send(caller, cases, second + 0.05)
-            assert time.time() < second + 0.9, "this machine is too slow for what is expected to be certain"
+            assert time.time() < second + 0.9, "this machine is too slow for this test"
             expected |= {(case, rendered(second + 1)) for case in cases}
         return expected
 
@@ -216,9 +216,9 @@ class Killer(threading.Thread):
 def assert_told_once(told: list[Any], expected: set[tuple[str, str]]) -> None:
     """Check that the events are exactly the expected firings."""
     found = Counter((event["group"]["case"], event["fired_at"]) for event in told)
-    assert {one: count for one, count in found.items() if count > 1} == {}, "said twice"
-    assert set(found) - expected == set(), "never to be said"
-    assert expected - set(found) == set(), "never said"
+    assert {one: count for one, count in found.items() if count > 1} == {}, "published more than once"
+    assert set(found) - expected == set(), "published although not expected"
+    assert expected - set(found) == set(), "expected and not published"
 
 
 def test_200_firings_through_kills_and_a_bad_receiver_are_published_once_and_delivered(
@@ -292,7 +292,7 @@ def test_900_instances_that_fire_at_one_instant_are_published_once_by_two_alerte
     twins.until(lambda: {event["group"]["case"] for event in events(twins, "flood")} == set(cases), "all said", 20)
     time.sleep(1.5)
     repeated = {case: n for case, n in Counter(e["group"]["case"] for e in events(twins, "flood")).items() if n > 1}
-    assert repeated == {}, f"{len(repeated)} of 900 said more than once"
+    assert repeated == {}, f"{len(repeated)} of 900 published more than once"
 
 
 async def test_events_another_alerter_published_during_a_broker_outage_are_not_repeated() -> None:
@@ -371,7 +371,7 @@ async def test_no_instant_is_evaluated_before_its_messages_are_read() -> None:
 
     while alerter.health().missing:
         await asyncio.sleep(0)
-    assert alerter.machine.evaluators["rule"].next_ns, "who is ready looks at its rules"
+    assert alerter.machine.evaluators["rule"].next_ns, "a ready alerter evaluates its rules"
     first = await send(1)
     assert [event["fired_at"] for event in await until_said(1)] == [render_instant(first)]
     await until_said(2)
@@ -424,7 +424,7 @@ def test_two_alerters_list_the_same_rules_after_one_restored_a_deleted_rule(twin
     twins.start_twin("one")
     twins.wait_twin("one")
     time.sleep(1)
-    assert len(shown()) == 1, "it depends on who is asked"
+    assert len(shown()) == 1, "the alerters give different answers"
 
 
 def test_a_change_acknowledged_by_one_twin_holds_in_the_other(twins: Twins) -> None:

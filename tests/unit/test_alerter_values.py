@@ -102,7 +102,7 @@ def recount(rule: Rule, sent: Sequence[Sent], instant: int) -> tuple[float | Non
     """Compute the value of *rule* from the spans that ended in the window and were stored before the instant."""
     second = START + instant
     low = (second - rule.window_ns // SECOND) // rule.bucket_s * rule.bucket_s
-    known = [one.span for one in sent if ns(one.stored) < second * SECOND + rule.lag_ns]
+    known = [sent_span.span for sent_span in sent if ns(sent_span.stored) < second * SECOND + rule.lag_ns]
     inside = [span for span in known if low <= span.ended_ns // SECOND < second]
     return RECOUNT[rule.metric]([s for s in inside if all(getattr(s, k) == v for k, v in rule.filter.items())])
 
@@ -179,10 +179,10 @@ def test_every_value_of_a_rule_on_low_values_equals_a_second_implementation(
 def check_against_recount(rules: Sequence[Rule], stream: Stream, every: int) -> None:
     story, messages = Story(*rules), make_sent(stream)
     for message in messages:
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
     end = int(messages[-1][0].stored) + 30
     story.tick(end + SETTLED)
-    sent = [one for message in messages for one in message]
+    sent = [sent_span for message in messages for sent_span in message]
     fired = {(event.alert, at(event)): event for event in story.published if event.status == "firing"}
     for rule in rules:
         for instant in range(1, end + 1 - rule.lag_ns // SECOND):
@@ -215,7 +215,7 @@ def tell(rules: Sequence[Rule], messages: list[list[Sent]]) -> dict[str, list[tu
     """Return the events when the stream is read without a restart."""
     story = Story(*rules)
     for message in messages:
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
     story.tick(messages[-1][0].stored + 90)
     return said(story.published)
 
@@ -230,7 +230,7 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
     dice, messages = random.Random(seed), make_sent(stream)
     story = Story(*RULES)
     for number, message in enumerate(messages):
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
         upto = messages[number + 1][0].stored if number + 1 < len(messages) else message[0].stored + 5
         for _ in range(dice.choice([0, 0, 1, 3])):
             story.tick(SETTLED + message[0].stored + dice.random() * (upto - message[0].stored))
@@ -251,7 +251,7 @@ def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream:
     killed_at = dice.randrange(saved_at, len(messages))
     snapshot = b""
     for number, message in enumerate(messages[: killed_at + 1]):
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
         if number == saved_at:
             story.tick(0)
             snapshot = story.alerter.snapshot({}).state()
@@ -262,7 +262,7 @@ def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream:
     restarted(story, snapshot, caught_up=False)
     story.tick(0)
     for message in messages[killed_at + 1 :]:
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
     story.alerter.caught_up = True
     story.tick(messages[-1][0].stored + 90)
     assert said(story.published) == tell(RULES, messages)
@@ -275,7 +275,7 @@ def test_repeated_batches_change_nothing(stream: Stream, seed: int) -> None:
     story, sent = Story(*RULES), []
     for number, message in enumerate(messages, start=1):
         key = {"id": "default.web.1", "sequence": number} if dice.random() < 0.5 else {"id": f"request-{number}"}
-        sent.append((key, [one.span for one in message]))
+        sent.append((key, [sent_span.span for sent_span in message]))
         story.send(message[0].stored, *sent[-1][1], **key)
         for again, spans in dice.sample(sent, min(2, len(sent))):
             story.send(message[0].stored, *spans, **again)

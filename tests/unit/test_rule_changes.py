@@ -47,12 +47,12 @@ from tokentrace_alerter.machine import event_id
 
 def after(expected: Sequence[Told], instant: float) -> list[Told]:
     """Return the events from *instant* on, without a resolution of an episode that began before it."""
-    found, said = [], set()
-    for one in expected:
-        if one.instant > instant and (one.status == "firing" or one.group in said):
-            said.add(one.group)
-            found.append(one)
-    return found
+    later, begun = [], set()
+    for event in expected:
+        if event.instant > instant and (event.status == "firing" or event.group in begun):
+            begun.add(event.group)
+            later.append(event)
+    return later
 
 
 @settings(max_examples=120, deadline=None)
@@ -72,9 +72,9 @@ def test_a_rule_added_at_run_time_publishes_what_it_would_have_published(
             story.alerter.add_rule(rule)
             waiting = list(story.log)
             assert story.shown(message[0].stored, "new")["state"] == "warming"
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
         if dice.random() < 0.2:
-            story.send(message[0].stored, *(one.span for one in message), id=f"request-{len(story.log)}")
+            story.send(message[0].stored, *(sent_span.span for sent_span in message), id=f"request-{len(story.log)}")
         for _ in range(dice.choice([0, 1, 5])):
             if waiting:
                 backfill(story.alerter, "new", waiting.pop(0), memory)
@@ -89,7 +89,7 @@ def test_a_rule_added_at_run_time_publishes_what_it_would_have_published(
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "new" and at(event) <= end]
     assert_told(mine, after(recount(written, flat(messages), end), now), starts=False)
-    theirs = [one for one in story.published if one.alert == "old" and at(one) <= end]
+    theirs = [event for event in story.published if event.alert == "old" and at(event) <= end]
     assert_told(theirs, recount(other, flat(messages), end))
 
 
@@ -115,7 +115,7 @@ def test_adding_removing_and_silencing_rules_changes_no_other_rule(
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
                 backfill(story.alerter, name, dice.choice(story.log), FoldedBatches())
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
         story.tick(message[0].stored)
     for name in ("one", "two"):
         story.alerter.remove_rule(name)

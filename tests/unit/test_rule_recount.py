@@ -46,7 +46,7 @@ def test_the_events_of_any_rule_equal_a_second_implementation(
     if silent:
         story.silence(silent)
     for message in messages:
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
     end = int(messages[-1][0].stored) + 20
     story.tick(end + rule.lag_ns / SECOND + SETTLED)
     assert_told(story.published, recount(written, flat(messages), end, silent))
@@ -93,7 +93,7 @@ def test_the_events_of_any_drawing_equal_a_second_implementation_through_kills(
         for second, mark in enumerate(seen)
         for _ in range({"-": 0, "1": 1}.get(mark, 2))
     ]
-    expected = {one.instant: one.status[0].upper() for one in recount(written, sent, len(seen))}
+    expected = {event.instant: event.status[0].upper() for event in recount(written, sent, len(seen))}
     assert said == "".join(expected.get(instant, ".") for instant in range(1, len(seen) + 1))
 
 
@@ -103,7 +103,7 @@ def disturbed(written: Mapping[str, Any], messages: list[list[Sent]], seed: int,
     story = Story(rule)
     snapshots = [story.snapshot()]
     for number, message in enumerate(messages):
-        story.send(message[0].stored, *(one.span for one in message))
+        story.send(message[0].stored, *(sent_span.span for sent_span in message))
         last = number + 1 == len(messages)
         upto = message[0].stored + 5 if last else messages[number + 1][0].stored
         for _ in range(dice.choice([0, 0, 1, 3])):
@@ -191,7 +191,7 @@ def test_two_alerters_at_different_speeds_publish_together_what_one_publishes(
         who = dice.choice([n for n in (0, 1) if read[n] < len(messages)])
         message = messages[read[who]]
         read[who] += 1
-        rivals[who].send(message[0].stored, *(one.span for one in message))
+        rivals[who].send(message[0].stored, *(sent_span.span for sent_span in message))
         if dice.random() < 0.6:
             rivals[who].tick(message[0].stored)
         if dice.random() < 0.3:

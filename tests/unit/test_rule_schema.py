@@ -243,3 +243,34 @@ def test_buckets_divide_the_window_unless_that_makes_over_a_hundred_of_them(
 def test_with_the_default_interval_a_rule_has_ten_buckets_or_buckets_of_a_second(window: str) -> None:
     rule = make_rule(window=window)
     assert rule.bucket_s == 1 or rule.window_ns == 10 * rule.bucket_s * SECOND
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        ({"op": "!="}, "op: '!=' is none of gt, gte, lt, lte, >, >=, <, <="),
+        ({"threshold": "ten"}, "threshold: 'ten' is not a finite number"),
+        ({"min_spans": -1}, "min_spans: '-1' is not a whole number >= 0"),
+        ({"cooldown": 5}, "cooldown: '5' is not a duration such as 90s"),
+        ({"filter": {"model": 1}}, "filter.model: is not text"),
+        (
+            {"delivery": {"url": "http://a"}},
+            "delivery.type: required, one of stdout, http, webhook, alertmanager, custom",
+        ),
+        ({"delivery": {"type": "stdout", "url": "http://a"}}, "delivery.url: unknown key for stdout; allowed are "),
+        (
+            {"delivery": {"type": "http", "url": "http://a", "format": "v4"}},
+            "delivery.format: 'v4' is none of tokentrace, alertmanager",
+        ),
+    ],
+)
+def test_an_error_text_has_the_path_of_the_key_the_value_and_what_is_allowed(
+    overrides: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"alerts[7].{text}")):
+        parse_rule({**make_given(), **overrides}, "alerts[7]")
+
+
+@pytest.mark.parametrize("key", ["cooldown", "for"])
+def test_a_duration_of_zero_may_be_written_as_a_number(key: str) -> None:
+    assert make_rule(**{key: 0}) == make_rule(**{key: "0s"})

@@ -278,6 +278,8 @@ def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, wh
     allowed = _allowed(schema, key)
     if allowed:
         return f"{path}: {shown}is none of {', '.join(allowed)}"
+    if reason.startswith("Invalid enum value"):
+        return f"{path}: {shown}is not a duration such as 90s"
     expected = _EXPECTED.match(reason)
     if expected is None:
         return f"{path}: {shown}is out of range" if "out of range" in reason else f"{path}: {shown}is not valid"
@@ -289,7 +291,11 @@ def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, wh
     if kinds == ["a whole number", "text"]:
         kinds = ["a duration such as 90s"]
     what = " or ".join(kinds) + (f" {expected[3]}" if expected[3] else "")
-    return f"{path}: {shown}is not {what}" if "[...]" not in at else f"{path}: a value in it is not {what}"
+    if "[...]" in at and isinstance(value, Mapping):
+        # msgspec does not name the key inside a map. All values must be text, so the first other one is meant.
+        name = next((name for name, item in value.items() if not isinstance(item, str)), "")
+        return f"{path}.{shorten(name)}: is not {what}"
+    return f"{path}: {shown}is not {what}"
 
 
 def _allowed(schema: type[msgspec.Struct] | None, key: str) -> list[str]:
