@@ -200,7 +200,7 @@ async def test_a_resolution_is_delivered_with_send_resolved(resolved: bool) -> N
 
 
 async def test_a_destination_gets_at_most_eight_concurrent_requests() -> None:
-    with Receiver(lambda sent: Reply(after_s=0.1)) as receiver:
+    with Receiver(lambda sent: Reply(after_s=0.5)) as receiver:
         given = {"type": "http", "url": receiver.url + "/a"}
         async with DeliveryRun(make_rule(delivery=given), make_rule("same", delivery=given)) as run:
             await run.publish(*(make_event(number=number) for number in range(30)))

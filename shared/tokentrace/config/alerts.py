@@ -269,7 +269,7 @@ def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, wh
         )
     missing = _MISSING.match(reason)
     if missing is not None:
-        allowed = _allowed(schema, missing[1])
+        allowed = _metric_names() if missing[1] == "metric" else _allowed(schema, missing[1])
         return f"{path}.{missing[1]}: required" + (f", one of {', '.join(allowed)}" if allowed else "")
     if in_key:
         return f"{path}: a key in it is not text"
@@ -296,6 +296,12 @@ def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, wh
         name = next((name for name, item in value.items() if not isinstance(item, str)), "")
         return f"{path}.{shorten(name)}: is not {what}"
     return f"{path}: {shown}is not {what}"
+
+
+def _metric_names() -> list[str]:
+    from tokentrace.metrics import METRICS
+
+    return list(METRICS)
 
 
 def _allowed(schema: type[msgspec.Struct] | None, key: str) -> list[str]:
