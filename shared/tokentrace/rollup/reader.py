@@ -23,7 +23,8 @@ _PORTION_ROWS = 8192
 #: Cost of a step besides its rows, in rows.
 _STEP_ROWS = 32
 #: Suffix of the distribution with the values that were removed from another; separate, so that counts stay unsigned.
-REMOVED = "_removed"
+#: Snapshots hold this suffix, so it stays as it is.
+REMOVED = "_gone"
 _NONE = np.empty(0, np.int64)
 
 #: Consecutive parts of an interval, without gaps, each as ``cover`` returns it.
