@@ -3,5 +3,13 @@
 import pytest
 
 # Assertions in these modules show the compared values, as those in test modules do.
-for _module in ("late_scores", "metrics_http", "recount_checker", "recount_desk", "recount_numbers", "rollup_streams"):
+for _module in (
+    "late_scores",
+    "metrics_http",
+    "prometheus_page",
+    "recount_checker",
+    "recount_desk",
+    "recount_numbers",
+    "rollup_streams",
+):
     pytest.register_assert_rewrite(f"kit.{_module}")

@@ -130,7 +130,7 @@ async def test_every_batch_that_is_sent_again_counts_once(pipeline: Pipeline) ->
 
     def known() -> bool:
         lines = pipeline.get("/internal/metrics").body.decode().splitlines()
-        counters = [line for line in lines if line.startswith("tokentrace_aggregator_repeated_total")]
+        counters = [line for line in lines if line.startswith("tokentrace_aggregator_duplicate_batches_total")]
         return float(counters[0].rpartition(" ")[2]) >= len(repeated)
 
     await asyncio.to_thread(pipeline.until, known, "all repetitions read")
