@@ -908,8 +908,11 @@ def test_the_internal_metrics_are_prometheus_text(pipeline: Pipeline) -> None:
     headers = {name.lower(): value for name, value in answer.headers.items()}
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in text_string_to_metric_families(answer.body.decode())}
-    taken = {sample.labels["way"]: sample.value for sample in families["tokentrace_ingest_spans"].samples}
-    refusals = {sample.labels["way"]: sample.value for sample in families["tokentrace_ingest_rejected"].samples}
+    for family in ("tokentrace_ingest_spans", "tokentrace_ingest_rejected"):
+        assert all(sample.labels["way"] == sample.labels["source"] for sample in families[family].samples)
+        assert "way is deprecated" in families[family].documentation
+    taken = {sample.labels["source"]: sample.value for sample in families["tokentrace_ingest_spans"].samples}
+    refusals = {sample.labels["source"]: sample.value for sample in families["tokentrace_ingest_rejected"].samples}
     assert taken["spans"] >= 1
     assert refusals["spans"] >= 1
     assert all(family.documentation for family in families.values())

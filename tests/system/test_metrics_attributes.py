@@ -176,7 +176,7 @@ def test_a_numeric_attribute_is_a_metric(pipeline: Pipeline, traffic: tuple[str,
             "p95": pytest.approx(np.quantile(values, 0.95)),
         }
         assert (shown.pop("window"), shown.pop("metric")) == ("1h", f"attr.{name}")
-        assert set(shown) == {"from", "to", "since", "left_out"}
+        assert set(shown) == {"from", "to", "since", "left_out", "skipped"}
     by_status = ask(pipeline, "/attr.depth", caller=caller, groupby="status")["by_status"]
     assert {status: found["sum"] for status, found in by_status.items()} == {"error": 4, "ok": -4}
     by_step = ask(pipeline, "/attr.depth", caller=caller, groupby="attr.step_name")["by_step_name"]

@@ -112,7 +112,7 @@ Moment = Annotated[
     parsed(parse_moment),
     WithJsonSchema({"type": "string", "format": "date-time", "pattern": INSTANT_PATTERN}),
 ]
-Attributes = Annotated[dict[str, str], WithJsonSchema({"type": "string"})]
+Attributes = Annotated[dict[str, str], WithJsonSchema({"type": "string", "examples": ["abc123"]})]
 KIND_NAMES = tuple(KINDS)
 
 
@@ -127,5 +127,4 @@ class AttributeParams(Params):
             "Any number of filters by attribute: `attr.` and the attribute's key, such as `attr.request_id=abc123`. "
             "Numbers and booleans are compared as JSON text."
         ),
-        examples=["abc123"],
     )

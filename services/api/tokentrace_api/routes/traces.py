@@ -73,9 +73,10 @@ class RecentParams(Params):
     """As the Go server reads them: unknown parameters and wrong limits are passed over."""
 
     model_config = ConfigDict(extra="ignore")
-    limit: Annotated[
-        int, parsed(_recent_limit), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_RECENT})
-    ] = Field(RECENT_LIMIT, description=f"How many; anything but a whole number over 0 counts as {RECENT_LIMIT}.")
+    limit: Annotated[int, parsed(_recent_limit), WithJsonSchema({"type": ["integer", "string"]})] = Field(
+        RECENT_LIMIT,
+        description=f"How many, at most {MAX_RECENT}; anything but a whole number over 0 counts as {RECENT_LIMIT}.",
+    )
 
 
 class TraceParams(Params):

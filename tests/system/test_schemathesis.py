@@ -1,0 +1,54 @@
+"""
+Schemathesis reads the document of a running server and sends what it describes, and what it forbids.
+
+``TOKENTRACE_EXAMPLES`` is the number of cases for each operation: 6 by default, which are about 200 cases; 60 are about
+2,000. ``TOKENTRACE_SEED`` repeats a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kit.pipeline import Pipeline
+
+#: A 503 is an answer: a part is away. What a schema cannot say (no 30 February, a metric that exists) may be refused.
+_CONFIG = """
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
+positive_data_acceptance.enabled = false
+"""
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Pipeline]:
+    pipeline = Pipeline(tmp_path)
+    pipeline.start()
+    try:
+        yield pipeline
+    finally:
+        pipeline.stop()
+
+
+def test_every_answer_is_as_the_document_describes_it_and_none_is_a_failure(serving: Pipeline) -> None:
+    seed = int(os.environ.get("TOKENTRACE_SEED") or random.randrange(2**31))
+    examples = os.environ.get("TOKENTRACE_EXAMPLES") or "6"
+    print(f"TOKENTRACE_SEED={seed} TOKENTRACE_EXAMPLES={examples}")
+    config = serving.directory / "schemathesis.toml"
+    config.write_text(_CONFIG)
+    command = [
+        *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)),
+        *("run", f"{serving.url}/openapi.json", "--phases", "fuzzing", "--max-examples", examples),
+        *("--seed", str(seed), "--workers", "1", "--no-shrink", "--continue-on-failure", "--no-color"),
+        # Its answer has no end.
+        *("--exclude-path", "/traces/tail"),
+    ]
+    ran = subprocess.run(command, cwd=serving.directory, capture_output=True, text=True, timeout=1800, check=False)
+    assert ran.returncode == 0, ran.stdout[-12_000:] + ran.stderr[-2_000:]
+    assert "Traceback" not in serving.log.read_text()
