@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check fmt bench up down
+.PHONY: help setup serve test test-fast test-all check fmt bench up down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -21,15 +21,18 @@ $(READY): pyproject.toml
 serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
 	$(BIN)/tokentrace serve $(ARGS)
 
-test: $(READY) ## run all tests, three files at a time; ARGS="-k name" for flags
+test: $(READY) ## run all tests with a third of the random examples; ARGS="-k name" for flags
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: $(READY) ## run the tests that need no broker
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+test-fast: $(READY) ## run the tests that need no broker, with few random examples: under a minute
+	TOKENTRACE_PROFILE=fast $(BIN)/python -m pytest -n 2 tests/unit tests/component tests/contract $(ARGS)
+
+test-all: $(READY) ## run all tests with all random examples and matrices: takes long
+	TOKENTRACE_PROFILE=all $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(READY) ## lint, types, architecture
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check shared services bench
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -14,6 +14,7 @@ import pytest
 
 from kit.broker import Broker
 from kit.environment import ALLOWED, GUARD
+from kit.examples import PROFILE, load_profile
 
 #: A worker of pytest-xdist keeps its file beside that of the process which started it, which removes them all.
 _worker = os.environ.get("PYTEST_XDIST_WORKER")
@@ -36,6 +37,22 @@ def _stay_on_loopback() -> None:
 
 # Before the first test module is imported.
 _stay_on_loopback()
+load_profile()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the fast profile, leave out what needs a broker: the contract is tested on the bus in memory only."""
+    if PROFILE != "fast":
+        return
+    with_broker = [item for item in items if _needs_broker(item)]
+    config.hook.pytest_deselected(items=with_broker)
+    items[:] = [item for item in items if item not in set(with_broker)]
+
+
+def _needs_broker(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", ())
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return "broker" in names or "jetstream" in params.values()
 
 
 def pytest_unconfigure() -> None:

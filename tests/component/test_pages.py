@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from kit.store_log import NOW_NS, ROLLUPS, Log, examples, last_versions
+from kit.store_log import NOW_NS, ROLLUPS, Log, last_versions, untimed
 from tokentrace.errors import Rejected
 from tokentrace.records import Span
 from tokentrace_api.reads import (
@@ -269,7 +269,7 @@ WAYS = [
 ]
 
 
-@examples(50)
+@untimed(50)
 @given(
     sent=st.lists(spans, max_size=24),
     cuts=st.lists(st.integers(0, 23), max_size=2),
@@ -295,7 +295,7 @@ def test_every_page_equals_a_filter_in_plain_python(
         store.close()
 
 
-@examples(25)
+@untimed(25)
 @given(
     sent=st.lists(spans, max_size=24),
     cuts=st.lists(st.integers(0, 23), max_size=2),
@@ -319,7 +319,7 @@ def test_an_export_holds_every_matching_span_once_in_order(
         store.close()
 
 
-@examples(12)
+@untimed(12)
 @given(sent=st.lists(spans, max_size=24), cuts=st.lists(st.integers(0, 23), max_size=2))
 def test_traces_and_spans_are_read_back_as_they_were_sent(
     directories: Iterator[Path], sent: list[Span], cuts: list[int]

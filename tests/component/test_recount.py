@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tokentrace.rollup.series
+from kit.examples import examples
 from kit.recount_checker import ASKS, ATTRIBUTE_METRICS, GROUP_ATTRIBUTES, WINDOWS, Ask, Checker, Truth, instant_s
 from kit.recount_desk import Desk, opened
 from kit.recount_numbers import GROUP_RECOUNTS, SCALARS, SPLIT_RECOUNTS, tokens, usd
@@ -33,7 +34,7 @@ WORLDS = {
     "seed": st.integers(0, 2**32),
 }
 QUIET = settings(
-    deadline=None, max_examples=14, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None, max_examples=examples(14), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
@@ -127,7 +128,7 @@ OVERFLOW_ASKS = ASKS.map(
 )
 
 
-@settings(QUIET, max_examples=6)
+@settings(QUIET, max_examples=examples(6))
 @given(ask=OVERFLOW_ASKS, key=st.sampled_from(GROUP_ATTRIBUTES), **WORLDS)
 def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
     desk: Desk,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, examples, last_versions
+from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, last_versions, untimed
 from tokentrace.records import SessionEnd, Span, Started
 from tokentrace_api.reads import Session, SessionFilter, find_session, list_sessions, sum_sessions
 from tokentrace_api.store import Store
@@ -118,7 +118,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-@examples(60)
+@untimed(60)
 @given(log=logs)
 def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
     directories: Iterator[Path], log: list[tuple[list[Span], list[Started], list[SessionEnd]]]

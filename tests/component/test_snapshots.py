@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from kit.snapshots import (
     PIECES,
     PREFIX,
@@ -351,7 +352,7 @@ def load_behind(data: bytes) -> tuple[str | None, int]:
     return asyncio.run(run())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),

@@ -18,8 +18,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from kit.examples import examples
 from kit.store_log import (
-    MORE,
     NOW_NS,
     Log,
     assert_exact,
@@ -58,7 +58,7 @@ def overwrite_newest_file(directory: Path) -> None:
 def test_after_a_kill_at_any_moment_the_spans_are_those_up_to_the_position(tmp_path: Path, checkpoint: bool) -> None:
     """The killed process appends, starts new files and writes its WAL back; what it reported as stored is stored."""
     dice, log, last = random.Random(7), numbered_log(400), 0
-    for _ in range(4 * MORE):
+    for _ in range(examples(4)):
         child = start_appending(tmp_path, 400, 30_000, checkpoint=checkpoint)
         assert child.stdout is not None
         with child:
@@ -85,7 +85,7 @@ def test_after_a_kill_at_any_moment_the_spans_are_those_up_to_the_position(tmp_p
 
 def damaged_copies(crashed_store: Path, tmp_path: Path, count: int) -> Iterator[tuple[Path, random.Random, list[Path]]]:
     """Yield copies of the store: (directory, random generator, [newest file, its WAL])."""
-    for number in range(count * MORE):
+    for number in range(examples(count)):
         directory = tmp_path / f"{number}"
         shutil.copytree(crashed_store, directory)
         newest = directory / files(directory)[-1]
@@ -135,7 +135,7 @@ def test_after_a_kill_the_newest_file_is_read_completely_before_it_is_trusted(tm
     store = open_store(original, shards=1)
     store.append(items)
     store.close()
-    for number in range(6 * MORE):
+    for number in range(examples(6)):
         directory = tmp_path / f"{number}"
         shutil.copytree(original, directory)
         newest = directory / files(directory)[-1]

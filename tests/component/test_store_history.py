@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.builders import make_span
-from kit.store_log import DAY, NOW_NS, SECOND, SHARDS, Log, examples, last_versions, open_store, shown, stored_span
+from kit.store_log import DAY, NOW_NS, SECOND, SHARDS, Log, last_versions, open_store, shown, stored_span, untimed
 from tokentrace.errors import Unavailable
 from tokentrace.metrics import Query
 from tokentrace.records import (
@@ -203,7 +203,7 @@ steps = st.one_of(
 )
 
 
-@examples(25)
+@untimed(25)
 @given(history=st.lists(steps, min_size=2, max_size=14))
 def test_after_any_history_the_store_shows_the_log_folded_in_order(
     directories: Iterator[Path], history: list[tuple[str, Any]]

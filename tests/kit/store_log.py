@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from msgspec.structs import replace
 
 from kit.builders import make_batch, make_span
+from kit.examples import examples
 from tokentrace.bus import Message
 from tokentrace.records import Batch, Score, Span, encode_batches
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
@@ -20,18 +20,16 @@ from tokentrace_api.store import Item, Store, segment
 SECOND, DAY = 10**9, 86_400 * 10**9
 #: 2027-01-15T12:00:00Z, the arrival of nearly all records in these tests and the time of nearly all queries.
 NOW_NS = 1_800_014_400 * SECOND
-#: Factor for the number of examples of a property, from the environment.
-MORE = int(os.environ.get("TOKENTRACE_EXAMPLES", "1"))
 ROLLUPS = {"http", "agent", "workflow", "chain"}
 #: Shards of ``open_store``, unless a test says otherwise.
 SHARDS = 3
 _FOREVER_NS = 10**18
 
 
-def examples(count: int) -> settings:
+def untimed(count: int) -> settings:
     """Return settings for *count* examples of a property, without a time limit."""
     return settings(
-        max_examples=count * MORE,
+        max_examples=examples(count),
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
     )

@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kit.broker import Broker
+from kit.examples import examples
 from kit.pipeline import Answer, free_port, http
 from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.client.trace_client import TraceClient
@@ -425,7 +426,7 @@ class TestEndAgain:
         assert refused(answer, 400).startswith("metadata: 200 keys")
         assert len(replicas.read().attributes(span_id)) == 100
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples(25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         start=st.dictionaries(st.sampled_from("abc"), st.integers(0, 2)),
         ends=st.lists(

@@ -1,8 +1,8 @@
 """
 Schemathesis reads the document of a running server and sends what it describes, and what it forbids.
 
-``TOKENTRACE_EXAMPLES`` is the number of cases for each operation: 6 by default, which are about 200 cases; 60 are about
-2,000. ``TOKENTRACE_SEED`` repeats a run.
+``make test`` sends about 200 cases, 6 for each operation, and ``make test-all`` about 2,000. ``TOKENTRACE_SEED``
+repeats a run.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.examples import PROFILE
 from kit.pipeline import Pipeline
 
 #: A 503 is an answer: a part is away. What a schema cannot say (no 30 February, a metric that exists) may be refused.
@@ -38,13 +39,13 @@ def serving(tmp_path: Path) -> Iterator[Pipeline]:
 
 def test_every_answer_is_as_the_document_describes_it_and_none_is_a_failure(serving: Pipeline) -> None:
     seed = int(os.environ.get("TOKENTRACE_SEED") or random.randrange(2**31))
-    examples = os.environ.get("TOKENTRACE_EXAMPLES") or "6"
-    print(f"TOKENTRACE_SEED={seed} TOKENTRACE_EXAMPLES={examples}")
+    cases = {"fast": "2", "ci": "6"}.get(PROFILE, "60")
+    print(f"TOKENTRACE_SEED={seed}, {cases} cases for each operation")
     config = serving.directory / "schemathesis.toml"
     config.write_text(_CONFIG)
     command = [
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)),
-        *("run", f"{serving.url}/openapi.json", "--phases", "fuzzing", "--max-examples", examples),
+        *("run", f"{serving.url}/openapi.json", "--phases", "fuzzing", "--max-examples", cases),
         *("--seed", str(seed), "--workers", "1", "--no-shrink", "--continue-on-failure", "--no-color"),
         # Its answer has no end.
         *("--exclude-path", "/traces/tail"),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from kit.json_spans import fresh
 from kit.pipeline import Pipeline
 from kit.sessions import details, ingest, instant, listed, summary
@@ -61,7 +62,7 @@ sent_spans = st.builds(
     label=st.one_of(st.none(), st.sampled_from(LABELS)),
     source=st.sampled_from(["costkatana", "costkatana", "spans"]),
 )
-examples = st.builds(
+sessions_sent = st.builds(
     Example,
     spans=st.lists(sent_spans, min_size=1, max_size=15, unique_by=lambda span: span.at_ms),
     ends=st.sets(st.integers(0, 4)),
@@ -153,8 +154,8 @@ def send(pipeline: Pipeline, example: Example, user: str, begin: datetime) -> di
     return ids
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(example=examples, pick=st.randoms(use_true_random=False))
+@settings(max_examples=examples(10), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(example=sessions_sent, pick=st.randoms(use_true_random=False))
 def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
     pipeline: Pipeline, example: Example, pick: random.Random
 ) -> None:

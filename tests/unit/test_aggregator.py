@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tokentrace.metrics.reader
 import tokentrace.rollup.reader
+from kit.examples import examples
 from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
@@ -172,7 +173,7 @@ def assert_equal(aggregates: Any, expected: dict[str, Any]) -> None:
             assert got == pytest.approx(float(np.quantile(np.array(values, float), q)), rel=error, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(spans, max_size=260),
     st.integers(0, 2**32),
@@ -221,7 +222,7 @@ def test_every_number_equals_an_independent_recount(
         render_cost(answer.total, answer.groups)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     st.lists(spans, max_size=260),
     st.integers(0, 2**32),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kit.alerter_log import RULES, SETTLED, START, Story, at, brief, call, make_rule, ns
 from kit.builders import make_span
+from kit.examples import examples
 from tokentrace.metrics import METRICS
 from tokentrace.records import AlertEvent, Span
 from tokentrace.units import SECOND
@@ -145,7 +146,7 @@ def make_sent(stream: Stream) -> list[list[Sent]]:
     return messages
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     stream=random_streams,
     window=st.sampled_from(["1s", "3s", "10s", "60s", "199s", "10m"]),
@@ -163,7 +164,7 @@ def test_every_value_at_every_instant_equals_a_second_implementation(
     check_against_recount(rules, stream, every)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(stream=random_streams, window=st.sampled_from(["1s", "3s", "10s", "60s", "199s"]), every=st.sampled_from([1, 3]))
 def test_every_value_of_a_rule_on_low_values_equals_a_second_implementation(
     stream: Stream, window: str, every: int
@@ -224,7 +225,7 @@ def restarted(story: Story, snapshot: bytes, *, caught_up: bool) -> None:
     story.restart(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot)), caught_up=caught_up)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
@@ -242,7 +243,7 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
     assert said(story.published) == tell(RULES, messages)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
@@ -268,7 +269,7 @@ def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream:
     assert said(story.published) == tell(RULES, messages)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_repeated_batches_change_nothing(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)

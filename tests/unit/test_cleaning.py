@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.builders import make_batch
+from kit.examples import examples
 from kit.raw_messages import (
     ARRIVED_NS,
     CREATED_NS,
@@ -95,7 +96,7 @@ def test_missing_times_follow_from_the_times_that_are_set(
 
 
 @given(st.integers(0, MESSAGES.__len__() - 1), st.integers(1, 50))
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 def test_ids_made_for_different_batches_never_collide(number: int, others: int) -> None:
     cleaner = make_cleaner()
     seen: Counter[tuple[str, str]] = Counter()
@@ -157,7 +158,7 @@ def test_a_large_batch_is_split_by_index_after_every_64_spans(count: int, size: 
 
 
 @given(st.sets(st.integers(0, 319), max_size=320))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_a_bad_span_moves_no_other_span_to_another_part(bad: set[int]) -> None:
     spans = [bare_span(name=f"n{index}", model="" if index in bad else "gpt-4o") for index in range(320)]
     cleaned = make_cleaner().clean(make_batch(*spans), ARRIVED_NS)

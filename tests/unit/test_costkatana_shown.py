@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from kit.builders import STARTED_NS, make_batch, make_span
 from kit.costkatana import NOW_NS, SPAN_ID, START, WHERE, encoded, finished, started
+from kit.examples import examples
 from tokentrace.dialect.costkatana import (
     Place,
     SpanInput,
@@ -90,7 +91,7 @@ instants = st.integers(0, 10**12).map(lambda ms: datetime(2001, 1, 1, tzinfo=UTC
 
 
 class TestNodes:
-    @settings(max_examples=200)
+    @settings(max_examples=examples(200))
     @given(
         name=text.filter(bool),
         kind=st.sampled_from(KINDS),

@@ -7,6 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from kit.rollup_streams import NOON_S, NOW_NS, SPREAD_S, WINDOW_NS, asked
 from tokentrace.rollup import (
     RESOLUTIONS,
@@ -18,7 +19,7 @@ from tokentrace.units import HOUR, MINUTE, SECOND
 # ---- cover
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(NOW_NS, WINDOW_NS)
 def test_cover_is_one_interval_around_the_window_and_at_most_one_percent_longer(now_ns: int, window_ns: int) -> None:
     #   from'   now - W                      now   to'
@@ -34,7 +35,7 @@ def test_cover_is_one_interval_around_the_window_and_at_most_one_percent_longer(
     assert 0 < stretches[-1].end_s * SECOND - now_ns <= SECOND
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(NOW_NS, WINDOW_NS)
 def test_cover_uses_whole_buckets_that_are_still_kept(now_ns: int, window_ns: int) -> None:
     for index, start_s, end_s in asked(now_ns, window_ns):
@@ -43,7 +44,7 @@ def test_cover_uses_whole_buckets_that_are_still_kept(now_ns: int, window_ns: in
         assert start_s + width_s > now_ns // SECOND - keep_s
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(NOW_NS, SPREAD_S, SPREAD_S)
 def test_a_window_that_ended_long_ago_uses_only_buckets_that_are_still_kept(
     now_ns: int, age_s: int, length_s: int
@@ -64,7 +65,7 @@ def test_a_window_that_ended_long_ago_uses_only_buckets_that_are_still_kept(
         assert start_s + width_s > now_s - keep_s
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(NOW_NS, st.integers(SECOND, HOUR))
 def test_no_other_cover_has_fewer_buckets(now_ns: int, window_ns: int) -> None:
     stretches = asked(now_ns, window_ns)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import tokentrace
 from kit.builders import make_span
+from kit.examples import examples
 from tokentrace.bus import Message
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import CustomRollup, Query, parse_custom_metric
@@ -89,7 +90,7 @@ def test_an_invalid_custom_metric_is_refused_with_the_key_that_is_wrong(fields: 
         metric(**fields)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(-(10**15), 10**15)), max_size=700), st.integers(0, 2**32))
 def test_custom_values_equal_a_recount_before_and_after_a_restart(values: list[tuple[int, int]], seed: int) -> None:
     dice = random.Random(seed)

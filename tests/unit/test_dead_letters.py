@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.builders import make_batch
+from kit.examples import examples
 from kit.raw_messages import (
     ARRIVED_NS,
     MESSAGES,
@@ -161,14 +162,14 @@ def test_a_message_that_cannot_be_decoded_is_one_dead_letter_without_its_bytes(p
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_any_bytes_become_batches_or_dead_letters(payload: bytes) -> None:
     cleaned, dead_letters = clean_message(make_cleaner(), raw_message(payload))
     assert cleaned or dead_letters or decode_batches(payload) == []
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_damaged_message_always_gives_the_same_bytes(data: st.DataObject) -> None:
     payload = bytearray(MESSAGES["two batches"])
     for _ in range(data.draw(st.integers(1, 4))):
@@ -189,7 +190,7 @@ _VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=5), _VALUES, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_a_span_with_any_attributes_is_stored_or_becomes_a_dead_letter(attributes: dict[str, Any]) -> None:
     payload = encode_batches([make_batch(bare_span(attributes=attributes), bare_span(name="neighbour"))])
     cleaned, dead_letters = clean_message(make_cleaner(), raw_message(payload))

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, make_batch
+from kit.examples import examples
 from tokentrace.dedup import MAX_INTERVALS, FoldedBatches
 from tokentrace.records import Batch
 from tokentrace.units import DAY, HOUR
@@ -35,7 +36,7 @@ batches = st.one_of(
 steps = st.one_of(batches, batches, batches, st.just("restart"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.lists(steps, max_size=60), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7))
 @example([("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("a", 2, 0)], 1, 0)
 @example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
@@ -55,7 +56,7 @@ def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
     assert dedup.given_up == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.integers(1, 300), st.sampled_from([1, 4]), st.integers(0, 3), st.randoms(use_true_random=False))
 def test_any_order_leaves_one_interval(count, stride, shard, random):
     numbers = [number * stride + shard % stride for number in range(1, count + 1)]
@@ -68,7 +69,7 @@ def test_any_order_leaves_one_interval(count, stride, shard, random):
     assert len(dedup) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
 def test_note_equals_adding_the_same_batches(rows, cut):
     whole, resumed = FoldedBatches(), FoldedBatches()
@@ -218,7 +219,7 @@ def test_a_request_is_forgotten_after_24_hours():
     assert dedup.add(request("r"), NOW + 24 * HOUR + 1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
 def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
     dedup, model, now = FoldedBatches(), {}, NOW
@@ -233,7 +234,7 @@ def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
             dedup = FoldedBatches.restore(dedup.snapshot())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
 def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps):
     dedup, now = FoldedBatches(), NOW

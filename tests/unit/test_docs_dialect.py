@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import STARTED_NS, make_batch, make_span
+from kit.examples import examples
 from tokentrace.dialect.docs import decode_spans, render_span
 from tokentrace.errors import Rejected
 from tokentrace.records import (
@@ -290,7 +291,7 @@ def test_a_malformed_body_is_rejected(body):
         decode_spans(body)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.binary(max_size=40))
 def test_any_bytes_are_decoded_or_rejected(body):
     for text in (body, b'{"model":"a","prompt_tokens":1,"name":"' + body + b'"}', b'[{"attributes":{' + body + b"}}]"):
@@ -349,7 +350,7 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=3))
 @example({"started_at": "9999-12-31T23:59:59Z"})
 @example({"ended_at": "2100-01-02T00:00:00Z"})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.builders import ENDED_NS, make_span
+from kit.examples import examples
 from tokentrace.dialect.docs import decode_spans, render_span
 from tokentrace.records import (
     KINDS,
@@ -113,7 +114,7 @@ def valid_spans(draw):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(valid_spans())
 def test_a_shown_span_decodes_to_the_same_span(span):
     # Ingest sets who priced the span and when it arrived. All other fields are the client's.

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kit.builders import make_span
+from kit.examples import examples
 from tokentrace.records import Span
 from tokentrace_alerter.rules import FilterIndex
 from tokentrace_alerter.rules import filter_index as index
@@ -105,14 +106,14 @@ spans_of = st.lists(
 filters_of = st.lists(st.dictionaries(keys, st.one_of(values, st.sampled_from(["llm", "ok"])), max_size=3), max_size=12)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(filters=filters_of, spans=spans_of)
 def test_the_index_finds_what_trying_every_filter_finds(filters: list[dict[str, str]], spans: list[Span]) -> None:
     named = {f"rule-{number}": one for number, one in enumerate(filters)}
     assert matched(named, spans) == brute(named, spans)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(filters=filters_of, spans=spans_of)
 def test_the_order_of_the_rules_does_not_matter(filters: list[dict[str, str]], spans: list[Span]) -> None:
     named = {f"rule-{number}": one for number, one in enumerate(filters)}

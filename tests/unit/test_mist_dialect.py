@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, STARTED_NS, make_batch, make_span
+from kit.examples import examples
 from tokentrace.dialect.docs import decode_spans
 from tokentrace.dialect.mist import decode_message, render_span
 from tokentrace.errors import Rejected
@@ -334,7 +335,7 @@ def test_an_empty_object_is_a_span_as_in_the_go_handler():
     assert decode_message(envelope({})) == Span(kind="custom", caller="infermux", source="mist")
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(st.binary(max_size=40))
 def test_any_bytes_are_decoded_or_rejected(body):
     for text in (body, b'{"type":"trace.span","payload":' + body + b"}", b'{"type":"' + body + b'"}'):
@@ -395,7 +396,7 @@ payloads = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(payloads, st.sampled_from(["", "infermux", "matchspec"]))
 @example({"attrs": {"cost_usd": 1.7e308}}, "")
 @example({"attrs": {"ttft_ms": 1.7e308}}, "")
@@ -438,7 +439,7 @@ def assert_same(back: Span, span: Span) -> None:
     assert (back.cost_nusd or 0) == (span.cost_nusd or 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(payloads, st.sampled_from(["infermux", "matchspec"]))
 @example({"attrs": {"type": "custom", "model": "gpt-4o"}}, "infermux")
 @example({"attrs": {"type": "llm"}, "operation": "inference"}, "infermux")

@@ -16,6 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import make_span
+from kit.examples import examples
 from kit.prices import (
     NOON,
     PAIRS,
@@ -96,7 +97,7 @@ def test_a_price_changes_in_the_second_in_which_its_period_begins():
 moments = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(st.data())
 def test_any_tokens_at_any_time_cost_what_calc_price_says(data):
     provider, model = draw_pair(data, PAIRS)
@@ -106,7 +107,7 @@ def test_any_tokens_at_any_time_cost_what_calc_price_says(data):
     assert_agrees(provider, model, counts, at)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_models_with_unusual_prices_cost_what_calc_price_says(data):
     usual = {"input_mtok", "output_mtok", "cache_read_mtok"}

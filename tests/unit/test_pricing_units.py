@@ -15,6 +15,7 @@ from genai_prices.types import (
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from kit.prices import (
     NOON,
     PAIRS,
@@ -46,7 +47,7 @@ def test_searches_are_priced_without_tokens():
     assert quote[:2] == (30_000_000, "priced")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data())
 def test_searches_cost_what_calc_price_says(data):
     searching = [
@@ -68,7 +69,7 @@ def test_searches_cost_what_calc_price_says(data):
     assert quote[:2] == ((expected, "priced") if expected <= MAX_COST_NUSD else (None, "unpriced"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_a_usage_map_with_a_count_of_zero_changes_no_price(data):
     # A usage map makes the pricer use calc_price instead of a vector.

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.builders import make_span
+from kit.examples import examples
 from tokentrace.pricing import FIELD_UNITS, Pricer, Rate, Receipt
 from tokentrace.records import Span, counts_as_cost
 from tokentrace.units import SECOND
@@ -168,7 +169,7 @@ def test_the_receipt_of_every_model_adds_up() -> None:
                 assert_explained(call(name, counts, at))
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=examples(2000), deadline=None)
 @given(names, st.data())
 def test_the_receipt_of_any_tokens_at_any_time_adds_up(name: str, data: st.DataObject) -> None:
     counts = data.draw(counts_of(starts_of(name)))
@@ -188,7 +189,7 @@ RICH = sorted(name for name in PAIRS if units_of(name))
 OTHER_UNITS = ("web_searches", "input_image_tokens", "output_image_tokens", "input_characters", "bananas", "requests")
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(st.sampled_from(RICH), st.data())
 def test_the_receipt_of_any_usage_adds_up(name: str, data: st.DataObject) -> None:
     """Groq's whisper models and seconds of audio are excluded here and tested below."""
@@ -202,7 +203,7 @@ def test_the_receipt_of_any_usage_adds_up(name: str, data: st.DataObject) -> Non
 BY_THE_HOUR = sorted(name for name in RICH if {*units_of(name)} & {*SECONDS} and not is_billed_by_the_call(name))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.sampled_from(BY_THE_HOUR), st.sampled_from(SECONDS), st.integers(0, 10**6))
 def test_the_receipt_of_seconds_of_audio_adds_up_to_30_decimals(name: str, unit: str, seconds: int) -> None:
     kept = priced(call(name, (0, 0, 0, 0, 0, 0), usage={unit: seconds}))
@@ -319,7 +320,7 @@ def test_the_receipt_of_an_unpriced_span_has_a_reason_and_no_lines(span: Span, r
 money = st.decimals(0, 1000, places=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(money, money, st.none() | money, st.integers(0, 2**30), st.integers(0, 2**30), st.data())
 @example(Decimal("0.0005"), Decimal(0), None, 1, 0, None)
 @example(Decimal("0.0015"), Decimal(0), None, 1, 0, None)
@@ -337,7 +338,7 @@ def test_the_receipt_of_a_configured_price_with_many_digits_adds_up() -> None:
     assert_explained(call(":mine", (2**30, 0, 0, 0, 0, 0)), Pricer({"mine": Rate(rate, rate)}))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(names, money, st.integers(1, 10**6), st.integers(0, 10**6))
 def test_the_receipt_of_a_cost_from_other_tables_is_one_line_that_says_so(
     name: str, rate: Decimal, prompt: int, out: int

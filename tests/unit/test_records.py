@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, make_batch, make_span
+from kit.examples import examples
 from tokentrace.errors import Rejected
 from tokentrace.records import (
     KINDS,
@@ -117,7 +118,7 @@ batches = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(batches, max_size=2))
 def test_encoded_batches_decode_to_equal_batches(many):
     assert decode_batches(encode_batches(many)) == many
@@ -255,7 +256,7 @@ def test_an_undecodable_span_leaves_the_other_spans_of_its_batch(inside):
     assert [index for index, _, _ in bad] == [1]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.binary(max_size=60))
 @example(b"\x91\x96\xa1a\x01\x00\x00\xa0\x91\x91\xa1\xff")
 def test_arbitrary_bytes_decode_or_are_rejected(payload):
@@ -266,7 +267,7 @@ def test_arbitrary_bytes_decode_or_are_rejected(payload):
             pass
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_a_damaged_message_decodes_or_is_rejected(data):
     payload = bytearray(encode_batches([make_batch(make_span(attributes={"a": [1, {"b": "c"}]}, usage={"x": 1}))]))

@@ -8,6 +8,7 @@ import json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from tokentrace.redact import (
     EMAIL_REDACTED,
     PHONE_REDACTED,
@@ -248,7 +249,7 @@ fragments = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(fragments)
 @example(["5551234567", "5551234567"])
 def test_redacting_twice_gives_the_same_as_redacting_once(pieces):

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from kit.rollup_streams import (
     NOON_S,
     WINDOW_NS,
@@ -51,7 +52,7 @@ from tokentrace.units import DAY, HOUR, MINUTE, SECOND
 # ---- any window of any stream
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(streams(), WINDOW_NS, st.sampled_from(DIMENSIONS))
 def test_any_window_equals_a_recount_of_its_spans(stream: Stream, window_ns: int, dimension: str) -> None:
     folded, stretches = fold_all(stream), asked(stream.now_ns, window_ns)
@@ -61,7 +62,7 @@ def test_any_window_equals_a_recount_of_its_spans(stream: Stream, window_ns: int
         assert_reads(reading, [span for span in counted if (getattr(span, dimension) or "unknown") == value])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), WINDOW_NS, st.sampled_from(DIMENSIONS), st.randoms(use_true_random=False))
 def test_groups_add_up_to_the_total(stream: Stream, window_ns: int, dimension: str, random: Random) -> None:
     folded, stretches = fold_all(stream, random), asked(stream.now_ns, window_ns)
@@ -74,7 +75,7 @@ def test_groups_add_up_to_the_total(stream: Stream, window_ns: int, dimension: s
         assert merge(part.summaries[name] for part in parts) == total.summaries[name]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), st.lists(WINDOW_NS, min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_batching_and_settling_do_not_change_a_result(stream: Stream, windows: list[int], random: Random) -> None:
     together, torn = fold_all(stream), fold_all(stream, random)
@@ -84,7 +85,7 @@ def test_batching_and_settling_do_not_change_a_result(stream: Stream, windows: l
         assert_reads(torn.read(stretches), within(stream.spans, stretches))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), WINDOW_NS, st.randoms(use_true_random=False))
 def test_three_shards_merged_equal_one_shard(stream: Stream, window_ns: int, random: Random) -> None:
     owners = [random.randrange(3) for _ in stream.spans]
@@ -100,7 +101,7 @@ def test_three_shards_merged_equal_one_shard(stream: Stream, window_ns: int, ran
     assert_reads(Reading(total, merged), within(stream.spans, stretches))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), WINDOW_NS, st.randoms(use_true_random=False))
 def test_a_restart_at_any_time_changes_no_result(stream: Stream, window_ns: int, random: Random) -> None:
     folded = fold_all(stream, random, lambda folded: folded.restarted() if random.random() < 0.3 else None)
@@ -110,7 +111,7 @@ def test_a_restart_at_any_time_changes_no_result(stream: Stream, window_ns: int,
     assert whole(folded.restarted().rollup) == whole(folded.rollup)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), WINDOW_NS)
 def test_eviction_never_changes_a_result(stream: Stream, window_ns: int) -> None:
     folded, stretches = fold_all(stream), asked(stream.now_ns, window_ns)
@@ -120,7 +121,7 @@ def test_eviction_never_changes_a_result(stream: Stream, window_ns: int) -> None
     assert_reads(before, within(stream.spans, stretches))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), st.integers(0, 32 * 86400), WINDOW_NS)
 def test_a_window_read_long_after_the_last_span_equals_a_recount(stream: Stream, idle_s: int, window_ns: int) -> None:
     #   spans ... last          (nothing)          now
@@ -130,7 +131,7 @@ def test_a_window_read_long_after_the_last_span_equals_a_recount(stream: Stream,
     assert_reads(folded.read(stretches), within(stream.spans, stretches))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(streams(most=25), WINDOW_NS, st.randoms(use_true_random=False))
 def test_a_result_in_between_equals_a_recount_of_the_spans_that_have_arrived(
     stream: Stream, window_ns: int, random: Random
@@ -217,7 +218,7 @@ def test_a_row_is_late_if_it_is_older_than_31_days(behind_s: int, late: int) -> 
     assert folded.rollup.late == late
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(streams(), st.randoms(use_true_random=False))
 def test_every_late_span_is_counted_once(stream: Stream, random: Random) -> None:
     folded = fold_all(stream, meanwhile=lambda folded: folded.restarted() if random.random() < 0.2 else None)

@@ -37,6 +37,7 @@ from kit.alert_story import (
     slow,
     states_shown,
 )
+from kit.examples import examples
 from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
 from tokentrace.units import SECOND
@@ -55,7 +56,7 @@ def after(expected: Sequence[Told], instant: float) -> list[Told]:
     return later
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(written=random_rules(plain=True), other=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
 def test_a_rule_added_at_run_time_publishes_what_it_would_have_published(
     written: dict[str, Any], other: dict[str, Any], stream: Stream, seed: int
@@ -93,7 +94,7 @@ def test_a_rule_added_at_run_time_publishes_what_it_would_have_published(
     assert_told(theirs, recount(other, flat(messages), end))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
 def test_adding_removing_and_silencing_rules_changes_no_other_rule(
     written: dict[str, Any], stream: Stream, seed: int

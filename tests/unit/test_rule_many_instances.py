@@ -21,6 +21,7 @@ from kit.alert_story import (
     make_rule,
     slow,
 )
+from kit.examples import examples
 from tokentrace.records import Span
 from tokentrace_alerter.rules import Rule
 from tokentrace_alerter.rules import window as measure
@@ -104,7 +105,7 @@ crowds = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     stream=crowds,
     metric=st.sampled_from(["span_count", "hop_count", "latency_p95", "hop_p95"]),
@@ -199,7 +200,7 @@ def test_the_cooldown_of_an_instance_survives_being_counted_as_other(few: int) -
     assert told == [(1, "firing"), (2, "resolved")]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     stream=st.lists(
         st.dictionaries(st.integers(0, 24), st.sampled_from([300, 600]), max_size=14), min_size=2, max_size=9

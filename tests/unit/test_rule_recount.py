@@ -30,13 +30,14 @@ from kit.alert_story import (
     play,
     slow,
 )
+from kit.examples import examples
 from tokentrace.records import AlertEvent
 from tokentrace.units import SECOND
 from tokentrace_alerter.machine import event_id
 from tokentrace_alerter.rules import Rule
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(written=random_rules(), stream=random_streams, silent=st.sampled_from([0, 0, 25, 33]))
 def test_the_events_of_any_rule_equal_a_second_implementation(
     written: dict[str, Any], stream: Stream, silent: int
@@ -72,7 +73,7 @@ def random_drawings(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
     return rule, draw(st.text("##..-1=~_", min_size=5, max_size=24))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 @given(drawing=random_drawings(), killed=st.lists(st.tuples(st.integers(0, 23), st.integers(0, 23)), max_size=3))
 def test_the_events_of_any_drawing_equal_a_second_implementation_through_kills(
     drawing: tuple[dict[str, Any], str], killed: list[tuple[int, int]]
@@ -118,7 +119,7 @@ def disturbed(written: Mapping[str, Any], messages: list[list[Sent]], seed: int,
     return story
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
 def test_restarts_at_any_time_give_the_same_events(written: dict[str, Any], stream: Stream, seed: int) -> None:
     messages = make_sent(stream)
@@ -126,7 +127,7 @@ def test_restarts_at_any_time_give_the_same_events(written: dict[str, Any], stre
     assert_told(story.published, recount(written, flat(messages), int(messages[-1][0].stored) + 20))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
 def test_kills_at_any_time_with_older_snapshots_give_the_same_events(
     written: dict[str, Any], stream: Stream, seed: int
@@ -178,7 +179,7 @@ class Rival(Story):
         return []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(written=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
 def test_two_alerters_at_different_speeds_publish_together_what_one_publishes(
     written: dict[str, Any], stream: Stream, seed: int

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from kit.late_scores import CUSTOM, NOW_S, ONE, SECOND, ShardSet, call, neighbours, scored
 from tokentrace.metrics import (
     Aggregates,
@@ -148,7 +149,7 @@ def assert_measured(custom: dict[str, CustomValue], scored_spans: Sequence[Score
             assert_summarises(found.summary, values)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(st.lists(CALL, max_size=14), st.integers(1, 3), WINDOW, DIMENSION, st.integers())
 def test_any_history_of_scores_equals_a_recount_of_the_spans_with_their_present_scores(
     fields: list[dict[str, Any]], shards: int, window_s: int, dimension: str, seed: int

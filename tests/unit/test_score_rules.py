@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import tokentrace
 from kit.alerter_log import begin_log
 from kit.builders import make_span
+from kit.examples import examples
 from tokentrace.bus import Message
 from tokentrace.dedup import FoldedBatches
 from tokentrace.metrics import CustomMetric, value_text
@@ -401,7 +402,7 @@ def expected(rule: Rule, told: Sequence[Told], instant: int, seen_until: float) 
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(CALL, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_every_instant_counts_the_scores_that_the_log_held_by_then(calls: list[Any], dice: Any) -> None:
     told, log = told_of(calls)

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from kit.store_log import examples
+from kit.store_log import untimed
 from tokentrace.metrics import attribute_text_of
 from tokentrace.records import Span
 from tokentrace_api.reads import Search, lowered
@@ -88,7 +88,7 @@ def writings(value: Any) -> set[str]:
     return ways
 
 
-@examples(100)
+@untimed(100)
 @given(stored=attributes, data=st.data())
 def test_an_attribute_is_found_by_its_text_form_only(
     database: Database, stored: dict[str, Any], data: st.DataObject
@@ -110,7 +110,7 @@ def test_an_attribute_is_found_by_its_text_form_only(
             assert bool(rows) == (text == asked), (key, asked)
 
 
-@examples(100)
+@untimed(100)
 @given(number=numbers, inside=st.booleans())
 @example(1e16, True)
 def test_a_number_has_the_same_text_inside_a_list(database: Database, number: float, inside: bool) -> None:
@@ -154,7 +154,7 @@ searches = st.builds(
 )
 
 
-@examples(100)
+@untimed(100)
 @given(stored=st.lists(spans, min_size=1, max_size=6), asked=st.lists(searches, min_size=1, max_size=6), data=st.data())
 def test_a_tail_takes_the_spans_that_a_list_finds(
     database: Database, stored: list[Span], asked: list[Search], data: st.DataObject

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.examples import examples
 from tokentrace.records import KINDS, MAX_COST_NUSD, MAX_INSTANT_NS, MAX_LATENCY_NS, MAX_TOKENS, Span
 from tokentrace.rollup import (
     ADDED,
@@ -253,7 +254,7 @@ def recount(spans: Sequence[Span]) -> dict[str, int]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(SPANS)
 def test_every_sum_is_exact(spans: list[Span]) -> None:
     [sums] = sums_by(spans, SeriesTable())
@@ -277,7 +278,7 @@ def test_a_quarter_of_a_million_of_the_largest_spans_add_up_exactly() -> None:
 
 
 @given(SPANS, st.integers(1, 4), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_sums_of_parts_add_up_to_the_sum_of_the_whole(spans: list[Span], parts: int, random: Any) -> None:
     owner = [random.randrange(-1, parts) for _ in spans]
     table, total = SeriesTable(), Sums()
