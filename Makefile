@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast check fmt bench up down
+.PHONY: help setup serve test test-all test-fast check fmt bench up down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" f
 
 test: $(READY) ## run all tests, three files at a time; ARGS="-k name" for flags
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: $(READY) ## the same, and about 2,000 generated requests
+	TOKENTRACE_EXAMPLES=60 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## run the tests that need no broker
 	$(BIN)/python -m pytest tests/unit $(ARGS)
