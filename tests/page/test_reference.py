@@ -39,7 +39,7 @@ def operations_of(serving: Pipeline) -> int:
 
 def test_the_reference_asks_for_the_token_shows_every_operation_and_expands_one(serving: Pipeline, page: Page) -> None:
     page.open(serving.url + "/docs")
-    page.until("!document.getElementById('token-form').hidden")
+    page.until("document.getElementById('token-form')?.hidden === false")
     page.evaluate("document.getElementById('token').value = 'the-key'")
     page.evaluate("document.querySelector('#token-form button').click()")
     page.until(f"{_BLOCKS} === {operations_of(serving)}")
@@ -59,7 +59,7 @@ def test_the_reference_asks_for_the_token_shows_every_operation_and_expands_one(
 
 def test_a_wrong_token_is_refused_and_the_page_says_so(serving: Pipeline, page: Page) -> None:
     page.open(serving.url + "/docs")
-    page.until("!document.getElementById('token-form').hidden")
+    page.until("document.getElementById('token-form')?.hidden === false")
     page.evaluate("document.getElementById('token').value = 'wrong'")
     page.evaluate("document.querySelector('#token-form button').click()")
     assert page.until("document.getElementById('problem').textContent") == "The token is wrong."
