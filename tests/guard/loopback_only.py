@@ -120,13 +120,13 @@ class _UvloopFinder:
 
             def exec_module(module: Any) -> None:
                 execute(module)
-                _watch_lag(module.Loop)
+                _guard_loop(module.Loop)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _watch_lag(loop: Any) -> None:
+def _guard_loop(loop: Any) -> None:
     connect, resolve, bind = loop.create_connection, loop.getaddrinfo, loop.create_datagram_endpoint
 
     async def create_connection(self: Any, factory: Any, host: Any = None, port: Any = None, **given: Any) -> Any:

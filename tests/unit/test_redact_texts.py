@@ -275,3 +275,8 @@ _WORDS = st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=1, max_
 def test_words_stay_whatever_joins_them(parts, joint):
     text = joint.join(parts)
     assert redactor.text(text) == text
+
+
+def test_a_word_with_letters_outside_ascii_after_basic_is_no_password_and_ends_nothing():
+    for text in ("basic AAAAİ", "Basic dXNlcjpwdıx", "basic ſſſſſſſſ"):
+        assert Redactor().text(text) == text

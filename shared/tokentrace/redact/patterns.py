@@ -9,7 +9,6 @@ the match (``Pattern.confirm``).
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -153,7 +152,8 @@ def _is_credentials(match: re.Match[str]) -> bool:
     coded = match["coded"].rstrip("=")
     try:
         plain = base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
+        # Not base64, not UTF-8, or a letter outside ASCII: with IGNORECASE, a-z matches the dotless i and others.
         return False
     return ":" in plain and plain.isprintable()
 
