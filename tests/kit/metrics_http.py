@@ -103,7 +103,7 @@ def make_traffic(caller: str) -> list[dict[str, Any]]:
         )
     tag = {"tag": caller}
     spans += [
-        make(model="nobody-knows-this", provider="", latency_ms=50, attributes=tag),
+        make(model="no-such-model", provider="", latency_ms=50, attributes=tag),
         make(model="text-embedding-3-small", prompt_tokens=3, comp_tokens=1, attributes=tag, cost_usd=None),
         make(kind="embedding", model="text-embedding-3-small", prompt_tokens=1000, comp_tokens=0, cost_usd=0.5),
         make(kind="tool", model="", cost_usd=4, latency_ms=9000, attributes={**tag, "eval.score": 0.9}),
@@ -120,7 +120,7 @@ def make_traffic(caller: str) -> list[dict[str, Any]]:
 
 
 #: Cost of the calls that report none, from the price tables, nano-dollars; None = unpriced.
-PRICED = {"nobody-knows-this": None, "text-embedding-3-small": 60}
+PRICED = {"no-such-model": None, "text-embedding-3-small": 60}
 
 
 def nusd(span: Mapping[str, Any]) -> int | None:
@@ -258,7 +258,7 @@ def close_to(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 UNPRICED = {
-    "nobody-knows-this": {"unpriced_span_count": 1, "partly_priced_span_count": 0},
+    "no-such-model": {"unpriced_span_count": 1, "partly_priced_span_count": 0},
     "text-embedding-3-small": {"unpriced_span_count": 0, "partly_priced_span_count": 1},
 }
 

@@ -89,7 +89,7 @@ FILTERS: Sequence[dict[str, str]] = (
     {"caller": "a"},
     {"name": "x", "status": "error"},
     {"model": "unknown"},
-    {"caller": "nobody"},
+    {"caller": "absent"},
 )
 ATTRIBUTE_FILTERS: Sequence[dict[str, str]] = (
     {},

@@ -220,7 +220,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Replicas]]:
-    """Starts replicas of one's own."""
+    """Start replicas for this test."""
     started: list[Replicas] = []
 
     def start(env: Mapping[str, str] | None = None) -> Replicas:
@@ -291,7 +291,7 @@ class TestLife:
             "resource_ids": ["doc-1"],
         }
 
-    def test_what_nobody_priced_is_priced_by_its_model(self, replicas: Replicas) -> None:
+    def test_a_span_without_a_cost_is_priced_by_its_model(self, replicas: Replicas) -> None:
         span_id, _ = replicas.start_span(type="llm", metadata={"provider": "openai"})
         replicas.end_span(span_id, model="gpt-4o", tokens={"input": 1000, "output": 1000})
         span = replicas.read().span(span_id)
@@ -310,8 +310,8 @@ class TestLife:
         log = replicas.read()
         assert {log.start(one).trace_id for one in (root, child, grandchild, elsewhere)} == {root}
         assert log.span(child).parent_span_id == root
-        orphan, _ = replicas.start_span(parentId="nobody-knows")
-        assert replicas.read().start(orphan).trace_id == "nobody-knows"
+        orphan, _ = replicas.start_span(parentId="no-such-span")
+        assert replicas.read().start(orphan).trace_id == "no-such-span"
 
     def test_headers_say_who_calls_and_in_which_session(self, replicas: Replicas) -> None:
         answer = replicas.post(
@@ -334,7 +334,7 @@ class TestLife:
         replicas.end_span("my%2Fown%20id", "api", metadata={"a": 1})
         span = replicas.read().span("my/own id")
         assert (span.caller, span.attributes) == ("web", {"a": 1})
-        assert refused(replicas.post("/api/traces/nobody/end", {}, "api"), 404) == "Trace nobody not found"
+        assert refused(replicas.post("/api/traces/absent/end", {}, "api"), 404) == "Trace absent not found"
 
     @pytest.mark.parametrize("replica", [0, "api"])
     def test_names_may_be_any_text_in_headers_and_paths(self, replicas: Replicas, replica: int | str) -> None:
@@ -347,7 +347,7 @@ class TestLife:
         assert replicas.post("/api/traces//end", {}, replica).status == 404
         assert b"message" in replicas.post("/api/traces/nothing", {}, replica).body
 
-    def test_an_id_that_nobody_started_is_not_found(self, replicas: Replicas) -> None:
+    def test_an_id_that_was_not_started_is_not_found(self, replicas: Replicas) -> None:
         unknown = str(uuid.uuid4())
         answer = replicas.post(f"/api/traces/{unknown}/end", {"status": "ok"})
         assert refused(answer, 404) == f"Trace {unknown} not found"
@@ -739,7 +739,7 @@ class TestAway:
 NUMBER, TEXT = (int, float), str
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
-#: The SDK's TypeScript interfaces (SPEC A.4-A.7, B.3): what ends with ``?`` may be left out; a Date is a text in JSON.
+#: The SDK's TypeScript interfaces: what ends with ``?`` may be left out; a Date is a text in JSON.
 MESSAGE: dict[str, Any] = {
     "sessionId": TEXT,
     "traceId": TEXT,
@@ -830,9 +830,9 @@ def told(replicas: Replicas, client: TraceClient) -> tuple[str, dict[str, str]]:
     for replica, name, kind, parent in (
         (1, "call", "llm", "root"),
         (0, "look", "tool", "call"),
-        (1, "wait", "custom", "nobody"),
+        (1, "wait", "custom", "absent"),
     ):
-        parent_id = ids.get(parent, "nobody-knows")
+        parent_id = ids.get(parent, "no-such-span")
         ids[name] = replicas.start_span(replica, name=name, type=kind, parentId=parent_id, sessionId=session)[0]
     error = {"message": "gone", "stack": "at look"}
     replicas.end_span(ids["look"], 1, status="error", error=error, tool="search", resourceIds=["a", "b"])
@@ -865,7 +865,7 @@ class TestShapes:
         assert {name: node["id"] for name, node in nodes.items()} == ids
         assert {name: node["depth"] for name, node in nodes.items()} == {"root": 0, "call": 1, "look": 2, "wait": 0}
         assert sorted((edge["from"], edge["to"]) for edge in graph["edges"]) == sorted(
-            [(ids["root"], ids["call"]), (ids["call"], ids["look"]), ("nobody-knows", ids["wait"])]
+            [(ids["root"], ids["call"]), (ids["call"], ids["look"]), ("no-such-span", ids["wait"])]
         )
         assert {name: node["status"] for name, node in nodes.items()} == {
             "root": "ok",
@@ -920,10 +920,10 @@ class TestShapes:
 
     def test_an_unknown_session_is_not_found(self, replicas: Replicas, client: TraceClient) -> None:
         for what in ("graph", "details"):
-            answer = http("GET", f"{replicas.url('api')}/api/sessions/of-nobody/{what}", None, KEY)
-            assert refused(answer, 404) == "Session of-nobody not found"
-        with pytest.raises(Rejected, match=r"^Trace API error: Session of-nobody not found$") as caught:
-            client.session_details("of-nobody")
+            answer = http("GET", f"{replicas.url('api')}/api/sessions/of-none/{what}", None, KEY)
+            assert refused(answer, 404) == "Session of-none not found"
+        with pytest.raises(Rejected, match=r"^Trace API error: Session of-none not found$") as caught:
+            client.session_details("of-none")
         assert caught.value.status == 404
 
 
@@ -1087,10 +1087,10 @@ class TestTraceClient:
             client.start_span("x", "oracle")
             assert client.failures == 1
             assert "Trace API error: type: " in caplog.text
-            client.end_span("nobody/has?this")
-            assert "Trace API error: Trace nobody/has?this not found" in caplog.text
+            client.end_span("absent/has?this")
+            assert "Trace API error: Trace absent/has?this not found" in caplog.text
             with pytest.raises(Rejected, match=r"^Trace API error: ") as caught:
-                client.session_details("of nobody")
+                client.session_details("of none")
             assert caught.value.status == 404
 
     def test_silence_is_a_timeout(self) -> None:

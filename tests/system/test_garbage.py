@@ -125,7 +125,7 @@ def lives(serving: Pipeline, caller: str, spans: int) -> None:
 
 
 def stored(serving: Pipeline, caller: str) -> int:
-    """Spans of *caller* in traces that hold nobody else's."""
+    """Spans of *caller* in traces that hold no other caller's spans."""
     page = serving.get(f"/traces?caller={caller}&limit=200").json()
     assert page["total"] <= 200
     return sum(int(trace["span_count"]) for trace in page["traces"])
@@ -157,7 +157,7 @@ def test_a_gzip_bomb_is_413_and_takes_no_memory(pipeline: Pipeline, bomb: bytes,
     error = refused(pipeline.post(path, bomb, {"Content-Encoding": "gzip"}), 413)
     assert "decompress" in error
     assert memory(pipeline, "VmHWM") - before < 200 * MIB
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 def send_declared(serving: Pipeline, size: int) -> Answer:
@@ -195,7 +195,7 @@ def test_a_body_of_100_mb_is_413_whether_it_says_so_or_not(pipeline: Pipeline) -
     refused(send_declared(pipeline, 100 * MIB), 413)
     refused(send_chunked(pipeline, b" " * MIB, 100), 413)
     assert memory(pipeline, "VmHWM") - before < 200 * MIB
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 def test_a_body_that_lies_about_its_length_is_refused(pipeline: Pipeline) -> None:
@@ -208,7 +208,7 @@ def test_a_body_that_lies_about_its_length_is_refused(pipeline: Pipeline) -> Non
             response = connection.getresponse()
             assert response.status in (400, 413)
             response.read()
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 def test_a_client_that_goes_away_in_the_middle_leaves_nothing(pipeline: Pipeline) -> None:
@@ -323,7 +323,7 @@ PACKED = {
 def test_broken_gzip_is_400(pipeline: Pipeline, body: bytes) -> None:
     refused(pipeline.post("/spans", body, {"Content-Encoding": "gzip"}), 400)
     refused(pipeline.post("/mist", body, {"Content-Encoding": "gzip"}), 400)
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 TEXT_FIELDS = (
@@ -471,7 +471,7 @@ def test_a_question_of_garbage_is_answered_or_refused(pipeline: Pipeline, path: 
     assert answer.status in (200, 400, 404, 414), (answer.status, answer.body[:300])
     if answer.status >= 400:
         refused(answer, answer.status)
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 @pytest.mark.parametrize("header", ["x" * 257, "x" * 20_000, "\xff\xfe", "'", "a b"])
@@ -559,7 +559,7 @@ def test_a_reporters_body_of_garbage_is_400(pipeline: Pipeline) -> None:
     ]
     for body in bodies:
         refused(post_batches(pipeline, body), 400, 413)
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 def test_an_arrival_that_a_client_claims_is_not_believed(pipeline: Pipeline) -> None:
@@ -888,7 +888,7 @@ def test_json_on_nats_with_a_secret_in_an_enum_keeps_it_out_of_the_letter(pipeli
         publish(pipeline, (RAW, json.dumps(make(status=value)).encode()))
     new = rejected(pipeline, before, 2)
     assert SECRET not in json.dumps(new)
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 SUBJECTS = [
@@ -912,7 +912,7 @@ SUBJECTS = [
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=[subject[:40] for subject in SUBJECTS])
-def test_an_odd_subject_holds_nobody_up(pipeline: Pipeline, subject: str) -> None:
+def test_an_odd_subject_delays_no_other_message(pipeline: Pipeline, subject: str) -> None:
     caller, odd = fresh("caller"), fresh("odd")
     before = letter_count(pipeline)
     publish(
@@ -1047,10 +1047,10 @@ QUESTIONS = {
 
 
 @pytest.mark.parametrize("payload", QUESTIONS.values(), ids=QUESTIONS)
-def test_a_question_of_garbage_to_the_aggregator_stops_nobody(pipeline: Pipeline, payload: bytes) -> None:
+def test_a_query_of_garbage_stops_no_aggregator(pipeline: Pipeline, payload: bytes) -> None:
     async def ask(client: Any) -> None:
         await client.publish("tokentrace.query.metrics", payload)
-        await client.publish("tokentrace.query.metrics", payload, reply="tokentrace.test.nobody")
+        await client.publish("tokentrace.query.metrics", payload, reply="tokentrace.test.absent")
         with contextlib.suppress(nats.errors.TimeoutError):
             await client.request("tokentrace.query.metrics", payload, timeout=0.2)
 
@@ -1058,7 +1058,7 @@ def test_a_question_of_garbage_to_the_aggregator_stops_nobody(pipeline: Pipeline
     answer = pipeline.get("/metrics?window=30d")
     assert answer.status == 200
     assert "incomplete" not in answer.json()
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 def test_garbage_answers_to_the_api_are_no_answers(pipeline: Pipeline) -> None:
@@ -1073,7 +1073,7 @@ def test_garbage_answers_to_the_api_are_no_answers(pipeline: Pipeline) -> None:
         return [found.status for found in answers]
 
     assert on_nats(pipeline, impersonate) == [200, 200, 200]
-    lives(pipeline, fresh("nobody"), 0)
+    lives(pipeline, fresh("absent"), 0)
 
 
 # -- configuration

@@ -41,7 +41,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
-    """Starts a pipeline nobody has sent anything to."""
+    """Start a pipeline that has received no span."""
     started: list[Pipeline] = []
 
     def start(*flags: str, env: dict[str, str] | None = None) -> Pipeline:
@@ -579,7 +579,7 @@ def test_a_bad_parameter_is_400(pipeline: Pipeline, query: str) -> None:
 
 
 def test_without_spans_averages_are_null_and_counts_are_zero(pipeline: Pipeline) -> None:
-    shown = pipeline.get(f"/metrics?caller={fresh('nobody')}").json()
+    shown = pipeline.get(f"/metrics?caller={fresh('absent')}").json()
     assert shown["span_count"] == 0
     assert (shown["cost"]["total_usd"], shown["cost"]["per_call_usd"], shown["cost"]["by_model"]) == (0, None, {})
     assert [shown["latency"][name] for name in ("p50_ms", "p95_ms", "p99_ms")] == [None] * 3
@@ -759,7 +759,7 @@ def test_format_mist_shows_nanoseconds(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("query", ["", "?format=mist"])
 def test_an_unknown_trace_is_404(pipeline: Pipeline, query: str) -> None:
-    assert refused(pipeline.get(f"/traces/{fresh('nobody')}{query}"), 404) == "trace not found"
+    assert refused(pipeline.get(f"/traces/{fresh('absent')}{query}"), 404) == "trace not found"
 
 
 def test_a_trailing_slash_is_tolerated(pipeline: Pipeline) -> None:
@@ -811,7 +811,7 @@ def test_stats_begin_at_zero_and_one_span_of_50_ms_is_37_5_and_49_75(start: Call
     empty = serving.get("/traces").json()
     assert (empty["trace_ids"], empty["count"], empty["total"], empty["traces"]) == ([], 0, 0, [])
     assert serving.get("/traces/recent").json() == {"spans": [], "count": 0}
-    refused(serving.get("/traces/nobody"), 404)
+    refused(serving.get("/traces/absent"), 404)
     post_mist(serving, tokens_in=100)
     assert stats_of(serving, 1) == {
         **zero,

@@ -25,7 +25,7 @@ def all_routes() -> list[tuple[str, str]]:
     found = []
     for route in app.routes:
         assert isinstance(route, Route)
-        path = re.sub(r"\{[^}]*\}", "nobody", route.path)
+        path = re.sub(r"\{[^}]*\}", "absent", route.path)
         found += [(method, path) for method in sorted(route.methods or ())]
     return found
 
@@ -47,17 +47,17 @@ def test_the_routes_of_this_issue_are_all_there() -> None:
         ("GET", "/traces"),
         ("GET", "/traces/tail"),
         ("GET", "/traces/recent"),
-        ("GET", "/traces/nobody"),
-        ("DELETE", "/traces/nobody"),
-        ("GET", "/traces/nobody/timeline"),
+        ("GET", "/traces/absent"),
+        ("DELETE", "/traces/absent"),
+        ("GET", "/traces/absent/timeline"),
         ("GET", "/export"),
         ("POST", "/scores"),
-        ("DELETE", "/api/users/nobody"),
+        ("DELETE", "/api/users/absent"),
         ("GET", "/api/sessions"),
         ("GET", "/api/sessions/summary"),
-        ("GET", "/api/sessions/nobody/graph"),
-        ("GET", "/api/sessions/nobody/details"),
-        ("POST", "/api/sessions/nobody/end"),
+        ("GET", "/api/sessions/absent/graph"),
+        ("GET", "/api/sessions/absent/details"),
+        ("POST", "/api/sessions/absent/end"),
     } <= set(ROUTES)
 
 
@@ -73,20 +73,20 @@ def test_every_route_asks_for_the_token(fleet: Fleet, method: str, path: str) ->
 
 
 @pytest.mark.parametrize(("path", "kind"), [("/traces/tail", "text/event-stream"), ("/export", "application/x-ndjson")])
-def test_whoever_asks_for_the_head_only_gets_no_stream(fleet: Fleet, path: str, kind: str) -> None:
+def test_a_head_request_starts_no_stream(fleet: Fleet, path: str, kind: str) -> None:
     answer = http("HEAD", fleet.url("api") + path, headers=TOKEN)
     assert (answer.status, answer.headers["content-type"].partition(";")[0], answer.body) == (200, kind, b"")
     assert b"tokentrace_api_tails 0.0" in http("GET", fleet.url("api") + "/internal/metrics", headers=TOKEN).body
 
 
 @pytest.mark.parametrize("path", sorted({path for method, path in ROUTES if method == "GET"}))
-def test_a_parameter_that_nobody_reads_is_refused(fleet: Fleet, path: str) -> None:
-    answer = http("GET", fleet.url("api") + path + "?nobody_reads=1", headers=TOKEN)
+def test_a_parameter_that_unread_name_is_refused(fleet: Fleet, path: str) -> None:
+    answer = http("GET", fleet.url("api") + path + "?unread_name=1", headers=TOKEN)
     if path in ("/traces/recent", "/health"):  # as the Go server had it: what it does not know it passes over
         assert answer.status in (200, 503)
         return
     assert answer.status == 400, answer.body
-    assert answer.json()["error"].startswith("nobody_reads: unknown parameter; allowed are ")
+    assert answer.json()["error"].startswith("unread_name: unknown parameter; allowed are ")
 
 
 @pytest.mark.parametrize("path", sorted({path for _, path in ROUTES}))

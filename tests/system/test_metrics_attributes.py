@@ -79,7 +79,7 @@ def test_breakdowns_by_attribute_equal_a_recount(pipeline: Pipeline, traffic: tu
     shown = ask(pipeline, "/quality_by_attribute", caller=caller, key="document_type")["value"]
     assert shown == pytest.approx({"legal": 0.2, "news": 0.2})
     for name in ("cost_by_attribute", "quality_by_attribute"):
-        assert ask(pipeline, f"/{name}", caller=caller, key="nobody_has_this")["value"] == {}
+        assert ask(pipeline, f"/{name}", caller=caller, key="missing_key")["value"] == {}
     money = ask(pipeline, "/cost_by_attribute", caller=caller, key="tag")["value"]
     assert money == pytest.approx({caller: Expected(spans).cost})
 
@@ -183,7 +183,7 @@ def test_a_numeric_attribute_is_a_metric(pipeline: Pipeline, traffic: tuple[str,
     assert by_step["plan"]["count"] == 3
     assert ask(pipeline, "/attr.depth", caller=caller, attr__workflow="check")["count"] == 1
     assert ask(pipeline, "/attr.eval.score", caller=caller, kind="tool")["avg"] == 0.9
-    for name in ("workflow", "nobody_has_this"):
+    for name in ("workflow", "missing_key"):
         empty = ask(pipeline, f"/attr.{name}", caller=caller)
         assert [empty[key] for key in ("count", "sum", "avg", "p50", "p95")] == [0, None, None, None, None]
 
@@ -265,7 +265,7 @@ def test_odd_values_of_dimensions_are_found_as_they_are(pipeline: Pipeline) -> N
 @pytest.mark.parametrize(
     "query",
     [
-        *({key: fresh("nobody")} for key in ("model", "provider", "caller", "name", "status", "attr__x", "attr__tag")),
+        *({key: fresh("absent")} for key in ("model", "provider", "caller", "name", "status", "attr__x", "attr__tag")),
         *({key: ""} for key in ("model", "caller", "attr__tag")),
         {"attr__tag": "\x00"},
     ],

@@ -179,7 +179,7 @@ def test_breakdowns_by_dimension_add_up_to_the_total(
         part = Expected(grouped(spans, "model")[model])
         assert found == close_to({f"p{p}_ms": part.metric(f"latency_p{p}")[0] for p in (50, 95, 99)})
     scored = ask(pipeline, "/quality_by_model", caller=caller)["value"]
-    assert "nobody-knows-this" not in scored, "nothing of it is scored"
+    assert "no-such-model" not in scored, "nothing of it is scored"
     assert scored == pytest.approx(
         {
             model: Expected(part).metric("quality_score")[0]

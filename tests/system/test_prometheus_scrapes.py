@@ -255,7 +255,7 @@ def test_a_real_prometheus_sees_no_counter_decrease_while_every_service_is_kille
         prometheus.stop()
 
     for ups, pages in scraped.values():
-        assert 0 in ups, "nobody was missed"
+        assert 0 in ups, "no target was missed"
         counted = [total(page, "tokentrace_spans_total") for page in pages]
         assert len(set(counted)) > 5, "there is nothing to see between the first and the last span"
         for earlier, later in itertools.pairwise(pages):

@@ -52,7 +52,7 @@ def fresh(what: str) -> str:
 
 
 def make(**fields: Any) -> dict[str, Any]:
-    """A call to gpt-4o that nobody has priced."""
+    """A call to gpt-4o without a cost."""
     made = {"kind": "llm", "model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tokens": 128, **fields}
     return {"trace_id": fresh("trace"), "span_id": fresh("span"), **made}
 
@@ -152,7 +152,7 @@ def odd_spans() -> list[dict[str, Any]]:
         make(provider="ollama", model="llama3", cost_usd=0),
         make(model="in-house-7b", provider=""),
         make(model="in-house-7b", provider="", cache_read_tokens=17),
-        make(model="nobody-knows-this"),
+        make(model="no-such-model"),
         make(model="text-embedding-3-small", kind="embedding", prompt_tokens=3, comp_tokens=0),
         make(model="text-embedding-3-small", prompt_tokens=7, comp_tokens=1),
         make(usage={"web_searches": 3, "bananas": 2}),
@@ -234,7 +234,7 @@ def test_the_receipts_say_what_could_not_be_priced(traffic: Traffic) -> None:
     unpriced = [found for found in counted if found["confidence"] == "unpriced"]
     partly = [found for found in counted if found["confidence"] == "partly_priced"]
     assert (shown["unpriced_span_count"], shown["partly_priced_span_count"]) == (len(unpriced), len(partly)) == (1, 2)
-    by_model = {"nobody-knows-this": (1, 0), "text-embedding-3-small": (0, 1), "gpt-4o": (0, 1)}
+    by_model = {"no-such-model": (1, 0), "text-embedding-3-small": (0, 1), "gpt-4o": (0, 1)}
     assert shown["unpriced_by_model"] == {
         model: {"unpriced_span_count": whole, "partly_priced_span_count": part}
         for model, (whole, part) in by_model.items()
@@ -353,17 +353,17 @@ def test_a_unit_without_a_rate_makes_a_cost_partly_priced(pipeline: Pipeline) ->
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"model": "nobody-knows-this"}, "unknown_model"),
-        ({"provider": "nobody-knows-them"}, "unknown_model"),
+        ({"model": "no-such-model"}, "unknown_model"),
+        ({"provider": "no-such-provider"}, "unknown_model"),
         ({"model": "", "status": "error"}, "no_model"),
         ({"prompt_tokens": 0, "comp_tokens": 0, "total_tokens": 640}, "no_split"),
         ({"model": "whisper-1"}, "no_token_rate"),
         ({"prompt_tokens": 2**40, "comp_tokens": 2**40}, "over_bounds"),
         ({"prompt_tokens": 0, "comp_tokens": 0, "usage": {"bananas": 3}}, "no_rate:bananas"),
-        ({"model": "nobody-knows-this", "cost_usd": 0}, "unknown_model"),
+        ({"model": "no-such-model", "cost_usd": 0}, "unknown_model"),
     ],
 )
-def test_what_nobody_can_price_is_unpriced_with_a_reason(
+def test_a_call_without_a_known_price_is_unpriced_with_a_reason(
     pipeline: Pipeline, fields: dict[str, Any], reason: str
 ) -> None:
     found = sent_receipt(pipeline, **fields)
@@ -503,7 +503,7 @@ def test_a_mist_span_has_a_receipt(pipeline: Pipeline) -> None:
 def test_a_receipt_of_nothing_is_404(pipeline: Pipeline) -> None:
     span = make()
     send(pipeline, [span])
-    for trace_id, span_id in ((span["trace_id"], "nobody"), ("nobody", span["span_id"]), ("nobody", "nobody")):
+    for trace_id, span_id in ((span["trace_id"], "absent"), ("absent", span["span_id"]), ("absent", "absent")):
         answer = ask(pipeline, trace_id, span_id)
         assert (answer.status, answer.json()) == (404, {"error": "span not found"})
 

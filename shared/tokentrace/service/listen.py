@@ -102,7 +102,7 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
     """
     Serve *app* until *stopping* is set; then finish the requests under way, at most 15 s.
 
-    Whoever has not read what was sent, or not sent what was announced, is cut off after 5 s, or one that hangs would
+    A client that has not read its answer or not sent its body is cut off after 5 s, or one that hangs would
     hold up the end.
     """
     config = uvicorn.Config(
