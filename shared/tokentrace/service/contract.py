@@ -242,6 +242,8 @@ class ContractRoute(APIRoute):
     """A route that reads the request itself, and refuses every query parameter when it declares none."""
 
     refuses_unknown: ClassVar[bool] = True
+    #: The model of its query parameters; None = it has none.
+    params: type[Params] | None
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
@@ -252,6 +254,7 @@ class ContractRoute(APIRoute):
         """Return the function that turns a request into an answer."""
         endpoint: Callable[..., Awaitable[Response]] = self.endpoint
         request_name, model_name, model = _arguments(self.endpoint, frozenset(self.param_convertors))
+        self.params = model
         path_names = tuple(self.param_convertors)
         strict = self.refuses_unknown and model is None
 

@@ -17,6 +17,7 @@ from tokentrace.service.contract import (
     MARK,
     Answer,
     Content,
+    ContractRoute,
     Failure,
     Operation,
     Router,
@@ -86,6 +87,7 @@ def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_pa
         routes=documented,
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
+    _add_parameter_examples(document["paths"], documented)
     entries = [
         (path, entry, operation_of(entry)) for path, item in document["paths"].items() for entry in item.values()
     ]
@@ -134,6 +136,18 @@ def _first_of_each(routes: Sequence[BaseRoute]) -> list[APIRoute]:
                 found.append(route)
             seen |= keys
     return found
+
+
+def _add_parameter_examples(paths: dict[str, Any], routes: Sequence[APIRoute]) -> None:
+    """Put the examples of parameters back: FastAPI drops those of a field whose schema is given by hand."""
+    for route in routes:
+        if not isinstance(route, ContractRoute) or route.params is None:
+            continue
+        examples = {info.alias or name: info.examples for name, info in route.params.model_fields.items()}
+        for method in route.methods or ():
+            for parameter in paths[route.path_format][method.lower()]["parameters"]:
+                if parameter["in"] == "query" and examples[parameter["name"]]:
+                    parameter["schema"]["examples"] = examples[parameter["name"]]
 
 
 class _Schemas:
