@@ -30,7 +30,7 @@ from tokentrace.service.main import App
 from tokentrace.service.openapi import TAGS, build_document, make_documented_app
 from tokentrace_api.service import Config as ApiConfig
 from tokentrace_ingest.service import Config as IngestConfig
-from tokentrace_standalone.serve import Configs, Pipeline
+from tokentrace_standalone.pipeline import Configs, Pipeline
 
 SERVICES = ("ingest", "api", "api_with_ingest", "serve")
 #: Which are there beside the routes of a service.
