@@ -39,7 +39,7 @@ from tokentrace.bus import Message, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import Settings
 from tokentrace.errors import ConfigError
-from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, parse_custom_metrics
+from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS, CustomMetric, parse_custom_metrics
 from tokentrace.records import KINDS, Batch, ReporterStats, Span, encode_batches
 from tokentrace.service.web import make_app
 from tokentrace_aggregator.service import Aggregator
@@ -323,8 +323,13 @@ class Desk:
             self._runner.run(self._open.enter_async_context(bus.serve(subjects.QUERY_METRICS, aggregator._answer)))
         self._opened += 1
         self._fill(self._directory / f"store-{self._opened}", dice, restart=restart)
-        config = replace(ApiConfig.of(Settings()), shards=shards, custom=own)
-        app = compose(bus, config)
+        self._bus = bus
+        self.start_api(own)
+
+    def start_api(self, own: dict[str, CustomMetric]) -> None:
+        """An api with these custom metrics on the bus and the store that there are."""
+        config = replace(ApiConfig.of(Settings()), shards=len(self.world.streams), custom=own)
+        app = compose(self._bus, config)
         assert isinstance(app.service, Api)
         self.api, self.routes = app.service, app.routes
         self.api.store_writer._readers, self.api.store_writer._store = self._readers, self.store
@@ -1592,7 +1597,7 @@ def test_a_metric_that_was_not_measured_before_a_restart_says_since_when_it_is(d
         machine = Shard(0, 1, tuple(parse_custom_metrics(more).values()))
         machine.restore(saved.state(), {name: part.encode() for name, part in saved.parts.items() if part.encode})
         aggregator.machines[0] = machine
-        desk.api.config = replace(desk.api.config, custom=parse_custom_metrics(more))
+        desk.start_api(parse_custom_metrics(more))
         known, new = (desk.get(f"/metrics/{name}", {"window": "6h"}) for name in ("own_sum", "own_new"))
         assert (known["value"], known["since"]) == (0.1, None)
         assert new["value"] is None
