@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -159,7 +158,7 @@ def test_a_custom_metric_added_at_a_restart_states_since_when_it_is_measured(des
         machine = Shard(0, 1, tuple(parse_custom_metrics(more).values()))
         machine.restore(saved.state(), {name: part.encode() for name, part in saved.parts.items() if part.encode})
         aggregator.machines[0] = machine
-        desk.api.config = replace(desk.api.config, custom=parse_custom_metrics(more))
+        desk.start_api(parse_custom_metrics(more))
         known, new = (desk.get(f"/metrics/{name}", {"window": "6h"}) for name in ("own_sum", "own_new"))
         assert (known["value"], known["since"]) == (0.1, None)
         assert new["value"] is None

@@ -19,7 +19,7 @@ from kit.recount_world import DAY, SECOND, World
 from tokentrace.bus import Message, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import Settings
-from tokentrace.metrics import parse_custom_metrics
+from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.service.web import make_app
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
@@ -74,8 +74,13 @@ class Desk:
             self._runner.run(self._open.enter_async_context(bus.serve(subjects.QUERY_METRICS, aggregator._answer)))
         self._opened += 1
         self._fill(self._directory / f"store-{self._opened}", dice, restart=restart)
-        config = replace(ApiConfig.of(Settings()), shards=shards, custom=own)
-        app = compose(bus, config)
+        self._bus = bus
+        self.start_api(own)
+
+    def start_api(self, custom: dict[str, CustomMetric]) -> None:
+        """Compose an api with these custom metrics, on the bus and the store that are open."""
+        config = replace(ApiConfig.of(Settings()), shards=len(self.world.streams), custom=custom)
+        app = compose(self._bus, config)
         assert isinstance(app.service, Api)
         self.api, self.routes = app.service, app.routes
         self.api.store_writer._readers, self.api.store_writer._store = self._readers, self.store
