@@ -8,14 +8,18 @@ from importlib.util import find_spec
 #: The modules of the extra ``server`` that the command imports.
 NEEDED = (
     "duckdb",
+    "fastapi",
     "genai_prices",
     "httpcore",
     "httpx",
     "numpy",
     "prometheus_client",
+    "pydantic",
     "rich",
     "sortedcontainers",
+    "stamina",
     "starlette",
+    "structlog",
     "typer",
     "uvicorn",
     "yaml",

@@ -310,7 +310,8 @@ def _allowed(schema: type[msgspec.Struct] | None, key: str) -> list[str]:
         return list(DELIVERIES)
     for field in msgspec.structs.fields(schema) if schema is not None else ():
         if field.encode_name == key:
-            choices = [field.type, *get_args(field.type)]
+            kind = field.type.__origin__ if hasattr(field.type, "__metadata__") else field.type
+            choices = [kind, *get_args(kind)]
             literals = [get_args(choice) for choice in choices if getattr(choice, "__origin__", None) is Literal]
             return [str(value) for values in literals for value in values if isinstance(value, str)]
     return []
