@@ -52,15 +52,16 @@ WAYS_IN = {
 }
 #: Clients are generated from these names: a change is a break, and belongs into CHANGELOG.md.
 COMPONENTS = """
-Accepted AlertCounts AlertRule Alive AttributeAnswer BreakdownAnswer CostMetrics CounterAnswer Deleted Deliveries
-Delivery DeliveryRecord DiskState DocsSpan EndInput ErrorInput ErrorMetrics ErrorText Exemplar Failure GraphEdge
-GroupAnswer LatencyMetrics ListedTrace LogState LostMessages Message MessageInput MessageRecorded MetricsOverview
-MistEnvelope MistSpan MistTrace NumberAnswer OperationCounts PipelineHealth QualityMetrics Readiness ReceiptAnswer
-ReceiptLine ReceiptPrice RecentSpansAnswer RuleCreated RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted
-SdkFailure SeriesAnswer SeriesPoint SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary
-SessionSums SetAsideRecord SetAsideState SilenceInput Silenced SpanEnded SpanInput SpanStarted SpansIngested
-SpansInput Stats StoredSpan Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage
-TraceSpan TransportCounts UnpricedCounts
+Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CostMetrics CounterAnswer
+CustomDelivery Deleted Deliveries DeliveryRecord DiskState DocsSpan EndInput ErrorInput ErrorMetrics ErrorText
+Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState LostMessages Message
+MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer OperationCounts
+PipelineHealth QualityMetrics Readiness ReceiptAnswer ReceiptLine ReceiptPrice RecentSpansAnswer RuleCreated
+RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint SessionDetails
+SessionEndInput SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord SetAsideState SilenceInput
+Silenced SpanEnded SpanInput SpanStarted SpansIngested SpansInput Stats StdoutDelivery StoredSpan Timeline
+TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage TraceSpan TransportCounts UnpricedCounts
+WebhookDelivery
 """
 
 
