@@ -284,8 +284,9 @@ def test_an_object_that_is_not_a_snapshot_is_set_aside(serving: Pipeline) -> Non
     assert_totals(serving, costs)
     said = log_of(serving)
     for number in range(len(strange)):
-        (line,) = [line for line in said if f"{PREFIX}{now_ns + number:020d}" in line]
-        assert line.endswith("falling back to the one before")
+        fallback, note = [line for line in said if f"{PREFIX}{now_ns + number:020d}" in line]
+        assert fallback.endswith("falling back to the one before")
+        assert "was set aside: " in note
     assert not any("latest" in line for line in said)
     # The unreadable snapshots are removed when new ones are saved.
     for _ in range(KEEP_SNAPSHOTS):
