@@ -192,7 +192,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory, unreliable: Receiver) -> Ite
 
 
 class Killer(threading.Thread):
-    """Kills one of the two alerters at random times and starts it again."""
+    """Kills one of the two alerters at random times and starts it again, at least twice before it stops."""
 
     def __init__(self, twins: Twins, dice: random.Random) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self.stopping.wait(self._dice.uniform(0.1, 1.2)):
+            while not self.stopping.wait(self._dice.uniform(0.1, 1.2)) or self.kills < 2:
                 victim = self._dice.choice(Twins.TWINS)
                 self._twins.kill_one(victim)
                 self.kills += 1
