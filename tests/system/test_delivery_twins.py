@@ -247,8 +247,8 @@ def test_200_firings_through_kills_and_a_bad_receiver_are_published_once_and_del
     assert_told_once(events(twins, "each", "resolved"), ended)
 
     # The broker redelivers an event of a killed alerter after 10 s.
-    twins.until(lambda: len(set(answers.in_time)) >= 200, "all accepted", 60)
-    twins.until(lambda: undone(twins) == 0, "done with every event", 60)
+    twins.until(lambda: len(set(answers.in_time)) >= 200, "all accepted", 180)
+    twins.until(lambda: undone(twins) == 0, "done with every event", 180)
     keys = {sent.key: (sent.json()["group"]["case"], sent.json()["fired_at"]) for sent in unreliable.sent}
     assert len(keys) == len(set(keys.values())) == 200
     assert {keys[key] for key in answers.in_time} == expected
