@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import tomllib
 
-from kit.environment import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from kit.environment import ROOT
 
 
 def pins() -> dict[str, str]:
