@@ -1,0 +1,147 @@
+"""What README and docs tell people to type works when they type it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kit.environment import ROOT
+from kit.pipeline import Pipeline
+from tokentrace_alerter.delivery.payload import signature
+
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+        *(ROOT / "bench").rglob("*.md"),
+    ]
+)
+# Nothing is delivered here, so an example may name a host to which no test may deliver.
+EXAMPLE_HOSTS = "hooks.example.com,alertmanager.example.com"
+
+
+def blocks_of(document: Path, language: str) -> list[str]:
+    """Return every block of *language* in a document, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def documents_with(language: str) -> list[Path]:
+    """Return the documents that hold a block of *language*."""
+    return [document for document in DOCUMENTS if blocks_of(document, language)]
+
+
+def name_of(document: Path) -> str:
+    """Return the path of a document from the root, as the id of a test."""
+    return str(document.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    serving = Pipeline(tmp_path_factory.mktemp("documents"))
+    serving.start()
+    yield serving
+    serving.stop()
+
+
+def run_curl(line: str, pipeline: Pipeline) -> None:
+    """Run a documented curl command against the pipeline."""
+    command = re.sub(r"localhost:(8700|9090)", f"127.0.0.1:{pipeline.port}", line)
+    # On a busy machine an answer may be a 503: curl asks again, as its Retry-After says.
+    again = "" if "--max-time" in line else " --retry 20"
+    done = subprocess.run(
+        ["bash", "-c", command + " --silent --fail" + again], capture_output=True, text=True, check=False
+    )
+    # An endless answer is cut off by the documented command itself.
+    assert done.returncode == (28 if "--max-time" in line else 0), f"{line}: {done.stderr}"
+    assert done.stdout.startswith(("{", "# HELP", "trace_id,", ": following")) or "-X DELETE" in line, done.stdout
+
+
+@pytest.mark.parametrize("document", documents_with("sh"), ids=name_of)
+def test_every_command_of_a_document_works(document: Path, pipeline: Pipeline) -> None:
+    for line in "".join(blocks_of(document, "sh")).splitlines():
+        words = shlex.split(line)
+        if words[:2] == ["docker", "compose"]:
+            continue  # run for real in tests/compose
+        if words[0] == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, line
+        elif words[0] == "curl":
+            run_curl(line, pipeline)
+        elif words[0] == ".venv/bin/tokentrace":
+            program = [sys.executable, "-m", "tokentrace_standalone", *words[1:]]
+            program += [] if words[1] in ("rules", "config") else ["--url", pipeline.nats_url]
+            done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+        elif words[0] == ".venv/bin/python":
+            program = [sys.executable, *words[1:]]
+            env = {**os.environ, "TOKENTRACE_NATS_URL": pipeline.nats_url}
+            done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+        else:
+            raise AssertionError(f"no test knows how to run {line!r}")
+
+
+def test_the_commands_of_the_first_screen_are_among_those_that_run() -> None:
+    seen = {shlex.split(line)[0] for block in blocks_of(ROOT / "README.md", "sh") for line in block.splitlines()}
+    assert seen >= {"make", "curl", ".venv/bin/tokentrace"}
+
+
+@pytest.mark.parametrize("document", documents_with("yaml"), ids=name_of)
+def test_every_configuration_of_a_document_is_valid(document: Path, tmp_path: Path) -> None:
+    for block in blocks_of(document, "yaml"):
+        file = tmp_path / "tokentrace.yml"
+        file.write_text(block)
+        check = [sys.executable, "-m", "tokentrace_standalone", "rules", "check", str(file)]
+        env = {**os.environ, "TOKENTRACE_ALERT_ALLOW_HOSTS": EXAMPLE_HOSTS}
+        done = subprocess.run(check, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        count = len(yaml.safe_load(block).get("alerts", []))
+        assert done.stdout.endswith(f"{count} {'rule is' if count == 1 else 'rules are'} valid\n")
+
+
+@pytest.mark.parametrize("document", documents_with("python"), ids=name_of)
+def test_the_python_of_a_document_runs_and_its_spans_arrive(document: Path, pipeline: Pipeline, tmp_path: Path) -> None:
+    blocks = blocks_of(document, "python")
+    before = pipeline.metrics()["span_count"]
+    for block in blocks:
+        program = block.replace("nats://127.0.0.1:4222", pipeline.nats_url)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=dict(os.environ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    reporting = [block for block in blocks if "reporter.report" in block or "stream.publish" in block]
+    pipeline.until(
+        lambda: pipeline.metrics()["span_count"] == before + len(reporting), f"the spans of {name_of(document)}"
+    )
+
+
+def test_the_documented_check_of_a_signature_accepts_ours_and_no_other() -> None:
+    (block,) = [b for b in blocks_of(ROOT / "docs/how-to/write-alert-rules.md", "python") if "is_genuine" in b]
+    names: dict[str, object] = {}
+    exec(block, names)
+    is_genuine = names["is_genuine"]
+    assert callable(is_genuine)
+    assert is_genuine("key", b"body", signature("key", b"body"))
+    assert not is_genuine("key", b"body", signature("another key", b"body"))
+
+
+def test_make_help_lists_every_target() -> None:
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(targets) >= {"help", "setup", "pins", "serve", "test", "test-fast", "test-all", "check", "bench"}
+    missing = [target for target in targets if f"make {target} " not in shown]
+    assert not missing
