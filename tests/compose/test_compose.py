@@ -1,4 +1,4 @@
-"""The stack as people run it, in real containers; needs an engine, so it runs only where TOKENTRACE_COMPOSE is set."""
+"""The Compose stack in real containers; runs only if TOKENTRACE_COMPOSE is set, because it needs a container engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import pytest
 
 from kit.pipeline import ROOT, TRACE, http
 
-pytestmark = pytest.mark.skipif(not os.environ.get("TOKENTRACE_COMPOSE"), reason="no container engine: see .ci/run")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("TOKENTRACE_COMPOSE"), reason="TOKENTRACE_COMPOSE is not set: see .ci/run"
+)
 
 API = "http://127.0.0.1:9090"
 BUILT = ("ingest", "aggregator", "alerter", "api")
@@ -23,7 +25,7 @@ SERVICES = (*BUILT, "nats")
 
 
 class Stack:
-    """``docker compose`` with the project's files; images are built on the host's network."""
+    """A runner of ``docker compose`` with the project's files; images are built with the host's network."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -63,7 +65,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(built: Stack) -> Iterator[Stack]:
-    """A stack without history."""
+    """Remove all containers and volumes before the test and after it."""
     built("down", "-v", "--remove-orphans", check=False)
     yield built
     built("down", "-v", "--remove-orphans")
@@ -107,19 +109,19 @@ def assert_exact() -> dict[str, Any]:
     stats = http("GET", f"{API}/stats").json()
     assert (stats["total_spans"], stats["total_cost_usd"]) == (19366, 96.791325)
     assert http("GET", f"{API}/traces?limit=1").json()["total"] == 19366
-    # A rule is looked at when its time has come, and may have fired between two questions.
+    # "from" and "to" change with the time of the request, and a rule may fire between two requests.
     return {key: value for key, value in shown.items() if key not in ("from", "to", "alerts")}
 
 
 def spans_of(stack: Stack, service: str, files: tuple[str, ...]) -> float:
-    """How many spans an aggregator has folded, by its own metrics."""
+    """Return how many spans the aggregator *service* has folded, according to its own metrics."""
     program = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8701/internal/metrics').read().decode())"
     text = stack("exec", "-T", service, "python", "-c", program, files=files)
     lines = [line for line in text.splitlines() if line.startswith("tokentrace_aggregator_spans_total")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def test_the_files_are_clean(built: Stack) -> None:
+def test_the_compose_files_are_valid(built: Stack) -> None:
     assert built("config", "-q") == ""
     assert built("config", "-q", files=("compose.aggregators.yaml",)) == ""
 
@@ -152,11 +154,11 @@ def test_containers_are_not_root_and_cannot_write_their_image(stack: Stack) -> N
 def test_three_ingests_and_two_aggregators_answer_as_one_does(stack: Stack) -> None:
     stack.up("--scale", "ingest=3")
     finish(replay("--speed", "max", "--reporters", "8"))
-    one = assert_exact()
+    with_one = assert_exact()
     stack("stop", "aggregator")
     two = ("compose.aggregators.yaml",)
     stack.up("--scale", "ingest=3", files=two)
-    assert assert_exact() == one
+    assert assert_exact() == with_one
     assert spans_of(stack, "aggregator", two) > 0
     assert spans_of(stack, "aggregator-2", two) > 0
 
@@ -165,17 +167,17 @@ def test_three_ingests_and_two_aggregators_answer_as_one_does(stack: Stack) -> N
     assert metrics()["missing_shards"] == [2, 3]
     assert metrics()["span_count"] < 19366
     stack.up("--scale", "ingest=3", files=two)
-    assert assert_exact() == one
+    assert assert_exact() == with_one
 
     everything = {name: {"environment": {"TOKENTRACE_OWN_SHARDS": "0-3"}} for name in ("aggregator", "aggregator-2")}
     both = (*two, stack.override("both", everything))
     stack.up("--scale", "ingest=3", files=both)
-    assert assert_exact() == one
+    assert assert_exact() == with_one
     stack("kill", "aggregator", files=both)
-    assert assert_exact() == one
+    assert assert_exact() == with_one
 
 
-def test_down_leaves_nothing(built: Stack) -> None:
+def test_down_leaves_no_container_and_no_volume(built: Stack) -> None:
     built.up()
     built("down", "-v", "--remove-orphans")
     assert built("ps", "-aq") == ""

@@ -1,4 +1,4 @@
-"""``/docs`` in a real browser that can reach no other host."""
+"""``/docs`` in a real browser that can reach only 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kit.chromium import BINARY, Page, chromium
 from kit.pipeline import Pipeline, http
 
 pytestmark = pytest.mark.skipif(
-    BINARY is None, reason="there is no Chromium here: apt-get install chromium, or /docs is not tested"
+    BINARY is None, reason="Chromium is not installed, so /docs is not tested: apt-get install chromium"
 )
 _BLOCKS = "document.querySelectorAll('.opblock').length"
 
@@ -51,7 +51,7 @@ def test_the_reference_asks_for_the_token_shows_every_operation_and_expands_one(
     text = page.evaluate("document.querySelector('#operations-spans-postSpans').innerText")
     assert "Idempotency-Key" in text
     assert "gpt-4o" in text
-    # The first request for the document, without the token, is the one that is refused.
+    # The page first requests the document without the token, and this request is refused.
     problems = [problem for problem in page.problems() if "401 (Unauthorized)" not in problem]
     assert problems == []
     assert {url.split("/")[2] for url in page.requested() if url.startswith("http")} == {f"127.0.0.1:{serving.port}"}

@@ -1,4 +1,4 @@
-"""Alerts pushed to a real Alertmanager: their labels, how long they last, and its own webhooks."""
+"""Alerts pushed to a real Alertmanager: labels, renewal, end, and the webhooks that the Alertmanager sends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def instant(text: str) -> float:
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[Receiver]:
-    """Receives the Alertmanager's own webhooks at /own, and ours at other paths."""
+    """Start a receiver: the Alertmanager sends its webhooks to /own, and tokentrace to other paths."""
     with Receiver() as receiver:
         yield receiver
 
@@ -42,7 +42,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory, told: Receiver) -> Iterato
 
 
 def own(told: Receiver, name: str, status: str) -> list[Any]:
-    """Return the Alertmanager's own payloads about *name*."""
+    """Return the payloads that the Alertmanager sent about the alert *name* with *status*."""
     payloads = [sent.json() for sent in told.sent if sent.path == "/own"]
     return [one for one in payloads if one["groupLabels"]["alertname"] == name and one["status"] == status]
 
@@ -76,7 +76,7 @@ CALL = {"model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tok
 
 
 class Watched(Pipeline):
-    """A pipeline with a rule that fires at the start and keeps firing."""
+    """A pipeline with the rules ``short`` and ``lasting``."""
 
     lasts_since = 0.0
 
@@ -123,7 +123,7 @@ def test_a_firing_is_active_in_the_alertmanager_until_its_episode_ends(
     assert 230 < instant(alert["endsAt"]) - time.time() < 245
 
     pipeline.until(lambda: manager.alerts("short") == [], "ended", 15)
-    pipeline.until(lambda: len(own(told, "short", "resolved")) >= 1, "told that it ended", 10)
+    pipeline.until(lambda: len(own(told, "short", "resolved")) >= 1, "end notified", 10)
     last = own(told, "short", "resolved")[-1]["alerts"]
     assert {one["status"] for one in last} == {"resolved"}
     assert {instant(one["startsAt"]) for one in last} <= {instant(one["startsAt"]) for one in alerts.values()}
@@ -136,7 +136,7 @@ def test_a_firing_is_active_in_the_alertmanager_until_its_episode_ends(
 
 
 def accepted(manager: Alertmanager, *events: AlertEvent) -> list[Any]:
-    """Push *events* and return the alerts that the Alertmanager shows."""
+    """Push *events*, all of one rule, and return the alerts of this rule that the Alertmanager shows."""
 
     async def give() -> list[str]:
         rule = make_rule(events[0].alert, {"type": "alertmanager", "url": manager.url, "max_retries": 0})
@@ -149,7 +149,7 @@ def accepted(manager: Alertmanager, *events: AlertEvent) -> list[Any]:
     return manager.alerts(events[0].alert)
 
 
-def test_the_alertmanager_accepts_the_labels_of_any_filter_and_group(manager: Alertmanager) -> None:
+def test_the_alertmanager_accepts_the_labels_of_an_unusual_filter_and_group(manager: Alertmanager) -> None:
     odd = {
         "caller": 'a "quoted" \\ value\nof 日本',
         "attr.step.name": "synthesize",
@@ -178,7 +178,7 @@ def test_each_instance_is_a_separate_alert(manager: Alertmanager) -> None:
 
 
 @pytest.mark.parametrize("key", ["attr.", "attr.1", "__", "é", "²", "_", "a" * 256])
-def test_the_alertmanager_accepts_the_label_of_any_key(manager: Alertmanager, key: str) -> None:
+def test_the_alertmanager_accepts_the_label_of_an_unusual_key(manager: Alertmanager, key: str) -> None:
     (alert,) = accepted(manager, make_event(f"key {key[:20]}", filter={key: "x"}))
     assert "x" in alert["labels"].values()
 
@@ -218,7 +218,7 @@ def test_the_path_prefix_of_an_alertmanager_url_is_kept() -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Renew alerts every second, with an end four seconds ahead."""
+    """Make the alerter renew alerts every second, with an end four seconds ahead."""
     assert alertmanager.RENEW_EVERY_NS == MINUTE
     assert payload.ALERTMANAGER_LASTS_NS == 4 * MINUTE
     monkeypatch.setattr(alertmanager, "RENEW_EVERY_NS", SECOND)
@@ -226,7 +226,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def watch(manager: Alertmanager, name: str, seconds: float) -> list[list[Any]]:
-    """Return what the Alertmanager shows of *name*, polled for *seconds*."""
+    """Poll the Alertmanager for *seconds* and return the alerts called *name* at each poll."""
     seen = []
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -257,18 +257,18 @@ async def test_an_alert_is_renewed_while_its_episode_lasts_and_ended_after_it(ma
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_restarted_alerter_renews_open_episodes_and_alerts_without_renewal_end(
+async def test_a_restarted_alerter_renews_the_alert_of_an_open_episode_which_ends_when_the_alerter_stops(
     manager: Alertmanager,
 ) -> None:
     async with DeliveryRun(make_rule("taken over", {"type": "alertmanager", "url": manager.url})) as run:
         run.open_episodes = [make_event("taken over")]
-        await run.until(lambda: len(manager.alerts("taken over")) == 1, "reminded", 5)
+        await run.until(lambda: len(manager.alerts("taken over")) == 1, "renewed", 5)
     seen = await watch(manager, "taken over", 5)
     assert (len(seen[0]), len(seen[-1])) == (1, 0)
 
 
 async def test_a_retry_after_the_end_of_the_episode_does_not_reopen_the_alert(tmp_path: Path, told: Receiver) -> None:
-    """The Alertmanager is down when the rule fires and up again after the episode, when the retry comes."""
+    """The Alertmanager starts after three failed deliveries, and the episode ends before the next one."""
     late = Alertmanager(tmp_path / "late", told)
     try:
         async with DeliveryRun(make_rule("late", {"type": "alertmanager", "url": late.url})) as run:
@@ -283,13 +283,13 @@ async def test_a_retry_after_the_end_of_the_episode_does_not_reopen_the_alert(tm
             await run.until(lambda: run.waiting == 0, "done", 10)
             assert {record["outcome"] for record in run.records() if record["status"] == "resolved"} == {"delivered"}
             seen = await watch(late, "late", 1)
-            assert {len(alerts) for alerts in seen} == {0}, "it fires for another four minutes"
+            assert {len(alerts) for alerts in seen} == {0}, "the late delivery reopened the alert"
     finally:
         late.stop()
 
 
 async def test_a_late_event_of_an_earlier_episode_does_not_end_the_current_one(manager: Alertmanager) -> None:
-    """An Alertmanager sees both episodes as one alert."""
+    """The Alertmanager takes both episodes for one alert, because their labels are equal."""
     now = time.time_ns()
     old, new = make_event("two episodes", now - 30 * SECOND), make_event("two episodes", now)
     async with DeliveryRun(make_rule("two episodes", {"type": "alertmanager", "url": manager.url})) as run:
@@ -316,7 +316,7 @@ async def test_an_alertmanager_that_hangs_delays_no_renewal_in_another(manager: 
             await run.publish(event)
             await run.done()
             seen = await watch(manager, "beside it", 7)
-    assert {len(alerts) for alerts in seen} == {1}, "it was taken to be over"
+    assert {len(alerts) for alerts in seen} == {1}, "the alert was not renewed in time"
 
 
 @pytest.mark.usefixtures("quick")
@@ -330,13 +330,13 @@ async def test_a_delayed_renewal_does_not_reopen_an_alert(manager: Alertmanager)
             event = make_event("held up")
             run.open_episodes = [make_event("hung"), event]
             await run.publish(event)
-            await run.until(lambda: hung.at_once == 1, "reminding the one that hangs")
+            await run.until(lambda: hung.at_once == 1, "waiting for the Alertmanager that hangs")
             await asyncio.sleep(0.2)
             run.open_episodes = run.open_episodes[:1]
             await run.publish(make_end(event))
             await run.done()
             seen = await watch(manager, "held up", 3)
-    assert {len(alerts) for alerts in seen[3:]} == {0}, "it fires again"
+    assert {len(alerts) for alerts in seen[3:]} == {0}, "the renewal reopened the alert"
 
 
 # --- the webhook payload of version 4
@@ -353,7 +353,7 @@ class _Alert(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Payload(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """The payload as a receiver knows it that supports version 4 only."""
+    """The webhook payload of version 4; decoding refuses unknown fields."""
 
     version: str
     groupKey: str  # noqa: N815
@@ -368,7 +368,7 @@ class Payload(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def shape(value: Any) -> Any:
-    """Return keys and types; the values of label maps are text."""
+    """Return *value* with everything in it except mappings and lists replaced by the name of its type."""
     if isinstance(value, dict):
         return {key: shape(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -377,10 +377,10 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["same alert", 'odd "name" \\ {x="y"}, 日本'])
-async def test_our_payload_has_the_form_of_an_alertmanagers_payload(
+async def test_the_payload_of_tokentrace_has_the_form_of_an_alertmanagers_payload(
     manager: Alertmanager, told: Receiver, name: str
 ) -> None:
-    """The same alert, firing and ended, is sent by the Alertmanager and by us to the same receiver."""
+    """The Alertmanager and tokentrace send the same alert, firing and ended, to the same receiver."""
     ours = {"type": "webhook", "url": told.url + "/ours", "format": "alertmanager", "send_resolved": True}
     event = make_event(name, filter={"caller": "chat"}, group={"model": "gpt-4o"}, level="critical")
     end = make_end(event)
@@ -391,7 +391,7 @@ async def test_our_payload_has_the_form_of_an_alertmanagers_payload(
             async with DeliveryRun(make_rule(name, delivery)) as run:
                 await run.publish(one)
                 await run.done()
-        await until(lambda one=one: bool(own(told, name, one.status)), "told by the Alertmanager")
+        await until(lambda one=one: bool(own(told, name, one.status)), "webhook of the Alertmanager")
         (sent,) = [sent for sent in told.sent[before:] if sent.path == "/ours"]
         pairs.append((sent, own(told, name, one.status)[0]))
     for (sent, theirs), one in zip(pairs, (event, end), strict=True):
@@ -439,13 +439,13 @@ async def test_a_payload_of_version_4_has_a_signature_and_an_idempotency_key(tol
     assert msgspec.json.decode(sent.body, type=Payload).alerts[0].annotations["value"] == ""
 
 
-# --- this test is last, because it needs a minute after the start of the pipeline
+# --- this test is last, because the renewal comes a minute after the start of the pipeline
 
 
 def test_after_a_minute_the_alert_of_an_open_episode_is_renewed(pipeline: Watched, manager: Alertmanager) -> None:
     (first,) = manager.alerts("lasting")
     assert first["status"]["state"] == "active"
-    pipeline.until(lambda: manager.alerts("lasting")[0]["endsAt"] > first["endsAt"], "reminded", 70)
+    pipeline.until(lambda: manager.alerts("lasting")[0]["endsAt"] > first["endsAt"], "renewed", 70)
     (later,) = manager.alerts("lasting")
     assert 55 < instant(later["endsAt"]) - instant(first["endsAt"]) < 75
     assert later["startsAt"] == first["startsAt"]

@@ -1,4 +1,4 @@
-"""Alert events as a subscriber receives them from real processes, through kills and with two alerters."""
+"""Alert events that real processes publish, also through kills and with two alerters."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ COOLDOWN_S = 5.0
 
 
 async def _complain(error: Exception) -> None:
-    """In one line, where nats-py prints a traceback."""
+    """Print the error in one line; without this callback nats-py prints a traceback."""
     print(f"nats: {error!r}")
 
 
@@ -134,14 +134,14 @@ def rule_of(pipeline: Pipeline, name: str) -> dict[str, Any]:
 
 
 def printed(pipeline: Pipeline) -> list[dict[str, Any]]:
-    """Return the lines of the output that are the JSON of an event."""
-    found = []
+    """Return the events that the pipeline printed as lines of JSON."""
+    shown = []
     for line in pipeline.log.read_text().splitlines():
         with contextlib.suppress(ValueError):
-            said = json.loads(line)
-            if isinstance(said, dict) and "alert" in said:
-                found.append(said)
-    return found
+            document = json.loads(line)
+            if isinstance(document, dict) and "alert" in document:
+                shown.append(document)
+    return shown
 
 
 def write_rules(directory: Path, text: str) -> Path:
@@ -234,16 +234,16 @@ def test_an_episode_is_resolved_when_the_window_is_empty(pipeline: Pipeline) -> 
     before = len(statuses(pipeline, "burst"))
     post(pipeline, "burst")
     pipeline.until(lambda: "resolved" in statuses(pipeline, "burst")[before:], "resolved")
-    told = [event for event in events(pipeline) if event["alert"] == "burst"][before:]
-    assert [event["status"] for event in told] == ["firing"] * (len(told) - 1) + ["resolved"]
-    assert len(told) >= 2
-    first, last = told[0], told[-1]
+    published = [event for event in events(pipeline) if event["alert"] == "burst"][before:]
+    assert [event["status"] for event in published] == ["firing"] * (len(published) - 1) + ["resolved"]
+    assert len(published) >= 2
+    first, last = published[0], published[-1]
     assert last["starts_at"] == first["fired_at"] == first["starts_at"]
     assert last["ends_at"] == last["fired_at"]
     assert (last["value"], last["span_count"]) == (None, 0)
     assert (first["value"], first["span_count"], first["ends_at"]) == (1, 1, None)
     pipeline.until(lambda: rule_of(pipeline, "burst")["state"] == "resolved", "resolved")
-    assert rule_of(pipeline, "burst")["last_fired"] == told[-2]["fired_at"]
+    assert rule_of(pipeline, "burst")["last_fired"] == published[-2]["fired_at"]
 
 
 def test_standard_output_has_a_line_for_each_firing_and_none_for_a_resolution(pipeline: Pipeline) -> None:
@@ -263,7 +263,7 @@ def test_a_silenced_rule_breaches_and_publishes_nothing(pipeline: Pipeline) -> N
     assert statuses(pipeline, "quiet") == []
 
 
-async def test_any_rule_name_becomes_one_subject(pipeline: Pipeline) -> None:
+async def test_a_rule_name_with_special_characters_becomes_one_subject_token(pipeline: Pipeline) -> None:
     received: asyncio.Queue[Any] = asyncio.Queue()
     client = await nats.connect(pipeline.nats_url, error_cb=_complain)
 
@@ -288,7 +288,11 @@ async def test_any_rule_name_becomes_one_subject(pipeline: Pipeline) -> None:
 
 
 def assert_cooldown(told: list[dict[str, Any]]) -> None:
-    """Check: no two firings within a cooldown, no event twice, and the events of each rule in order of time."""
+    """
+    Check that no event of the rules in ``BREACH`` occurs twice and that the events of a rule are in order of time.
+
+    Also check that the firings of a rule are at least a cooldown apart and that each resolution follows a firing.
+    """
     keys = [(event["rule_id"], event["fired_at"], event["status"]) for event in told]
     assert len(set(keys)) == len(keys)
     for name in {event["alert"] for event in told}:
@@ -340,7 +344,7 @@ def test_kills_of_all_services_cause_no_firing_within_the_cooldown(tmp_path: Pat
 
 
 class Watched(SeparateServices):
-    """Services as separate processes, with one alerter and on request a second one."""
+    """Services as separate processes, with one alerter and, after ``start_twin``, a second one."""
 
     SERVICES = ("ingest", "aggregator", "api", "alerter")
 
@@ -417,13 +421,13 @@ def test_two_alerters_publish_each_event_once_even_when_one_is_killed(watched: W
     watched.until(lambda: statuses(watched, "on and off")[-1:] == ["resolved"], "resolved")
     count = firings(watched)
     feed(watched, lambda: firings(watched) >= count + 1, "fired again")
-    told = events(watched)
-    assert_cooldown(told)
-    assert {event["status"] for event in told} == {"firing", "resolved"}
+    published = events(watched)
+    assert_cooldown(published)
+    assert {event["status"] for event in published} == {"firing", "resolved"}
 
 
 async def test_an_event_never_overtakes_one_that_is_being_published() -> None:
-    """This uses the memory bus, on which the order of reading and retrying is certain."""
+    """The test uses the memory bus, on which the order of reads and retries is certain."""
     broker = MemoryBroker()
     bus = MemoryBus(broker)
     for stream in subjects.streams():
@@ -452,5 +456,5 @@ async def test_an_event_never_overtakes_one_that_is_being_published() -> None:
         await asyncio.sleep(0.01)
     stopping.set()
     await running
-    told = [json.loads(message.payload) for message in broker.logs[subjects.ALERTS].messages.values()]
-    assert [event["status"] for event in told] == ["firing", "resolved"]
+    published = [json.loads(message.payload) for message in broker.logs[subjects.ALERTS].messages.values()]
+    assert [event["status"] for event in published] == ["firing", "resolved"]

@@ -1,4 +1,4 @@
-"""A backtest gives the events that were published live, and those of a second implementation."""
+"""``tokentrace rules backtest`` gives the live events and agrees with a recount; ``rules check`` checks a file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from kit.pipeline import Pipeline, finish, replay
 from tokentrace.records import AlertEvent, decode_batches
 from tokentrace.units import SECOND, parse_instant, render_instant
 
-#: Seconds of traffic, and of the rules' windows.
+#: How many times faster than real time the trace is replayed.
 SPEED = int(os.environ.get("TOKENTRACE_BACKTEST_SPEED", "180"))
+#: The window of the rules, which holds an hour of the trace, and the time between two evaluations, seconds.
 WINDOW_S = 3600 // SPEED
 EVERY_S = WINDOW_S // 10
 THRESHOLD_MS = 9000.0
-#: Relative error of a quantile of over a hundred values. Values so close to the threshold are not compared.
+#: Largest relative error of a p95 over more than a hundred values. Values this close to the threshold are not compared.
 MARGIN = 0.006
 RULES = f"""
 alerts:
@@ -81,7 +82,7 @@ async def read(pipeline: Pipeline) -> tuple[list[Seen], list[AlertEvent]]:
 
 
 def recount(spans: list[Seen], instant_s: int) -> float | None:
-    """Compute the p95 in milliseconds of the spans in the window that were stored before the instant."""
+    """Return the p95 latency (ms) of spans in the window that were stored before the instant; None = no such span."""
     inside = [
         span.latency_ns
         for span in spans
@@ -100,7 +101,7 @@ def test_a_backtest_equals_the_live_events_and_a_second_implementation(pipeline:
     spans, _ = asyncio.run(read(pipeline))
     assert len(spans) == 19366
     last_s = max(span.stored_ns for span in spans) // SECOND
-    # Live evaluation continues after the traffic; compare the events up to its end.
+    # Live evaluation continues after the traffic; only events up to the last stored span are compared.
     pipeline.until(
         lambda: all(
             rule["last_evaluated"] is not None and parse_instant(rule["last_evaluated"]) // SECOND >= last_s
@@ -130,12 +131,12 @@ def test_a_backtest_equals_the_live_events_and_a_second_implementation(pipeline:
         timeout=60,
         check=True,
     )
-    told = [line.split()[:3] for line in done.stdout.splitlines()[:-1]]
-    ended = [event for event in live if parse_instant(event.fired_at) <= last_s * SECOND]
-    said = [[event.fired_at, event.status, event.alert] for event in ended]
-    assert sorted(told) == sorted(said)
-    assert done.stdout.splitlines()[-1] == f"{len(told)} events"
-    firing = {parse_instant(at) // SECOND for at, status, alert in told if alert == "slow" and status == "firing"}
+    backtested = [line.split()[:3] for line in done.stdout.splitlines()[:-1]]
+    live_until_last = [event for event in live if parse_instant(event.fired_at) <= last_s * SECOND]
+    expected = [[event.fired_at, event.status, event.alert] for event in live_until_last]
+    assert sorted(backtested) == sorted(expected)
+    assert done.stdout.splitlines()[-1] == f"{len(backtested)} events"
+    firing = {parse_instant(at) // SECOND for at, status, alert in backtested if alert == "slow" and status == "firing"}
     instants = range((began_s // EVERY_S + 1) * EVERY_S, last_s, EVERY_S)
     values = {instant: recount(spans, instant) for instant in instants}
     sure = {
@@ -146,15 +147,15 @@ def test_a_backtest_equals_the_live_events_and_a_second_implementation(pipeline:
     assert len(sure) >= 5
     assert any(sure.values())
     assert {instant for instant in sure if sure[instant]} == firing & set(sure)
-    # The other rule fires at most every ten seconds, with the same start within an episode.
+    # The cooldown of the other rule is ten seconds.
     once = [event for event in live if event.alert == "once" and event.status == "firing"]
     at = [parse_instant(event.fired_at) // SECOND for event in once]
     assert all(later - earlier >= 10 for earlier, later in pairwise(at))
 
 
-def test_rules_check_needs_no_broker(tmp_path: Path) -> None:
+def test_rules_check_checks_a_file_without_a_broker(tmp_path: Path) -> None:
     file = tmp_path / "tokentrace.yml"
-    for text, code, said in (
+    for text, code, message in (
         (RULES, 0, "2 rules are valid"),
         (RULES.replace("latency_p95", "latency_p96", 1), 2, "alerts[0].metric"),
         (RULES.replace("cooldown: 10s", "cooldown: soon"), 2, "alerts[1].cooldown"),
@@ -169,4 +170,4 @@ def test_rules_check_needs_no_broker(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == code, done.stderr
-        assert said in done.stdout + done.stderr
+        assert message in done.stdout + done.stderr

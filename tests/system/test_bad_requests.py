@@ -1,4 +1,4 @@
-"""Bad requests to every route: each is refused by name, none is a 5xx, and none leaves a traceback in the log."""
+"""Bad requests: none is answered with a 5xx other than 503 with Retry-After, and none leaves a traceback in the log."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeparateServices]:
-    """An api that passes what is posted on to an ingest of its own."""
+    """Start separate services whose api forwards posted records to ingest."""
     pipeline = SeparateServices(tmp_path_factory.mktemp("apart"))
     pipeline.env["TOKENTRACE_INGEST_URL"] = f"http://127.0.0.1:{pipeline.ports['ingest']}"
     pipeline.start()
@@ -80,7 +80,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeparateServices
 
 @pytest.fixture(autouse=True)
 def quiet(serving: Pipeline) -> Iterator[None]:
-    """What a client sends never puts a traceback into the log, and the service still answers."""
+    """Check after each test that the pipeline is ready and that the test left no traceback in the log."""
     before = len(serving.log.read_text())
     yield
     assert serving.get("/readyz").status == 200
@@ -89,7 +89,7 @@ def quiet(serving: Pipeline) -> Iterator[None]:
 
 
 def exchange(port: int, request: bytes, *, leave: Callable[[socket.socket], None] = lambda _: None) -> bytes:
-    """The answer to *request*, byte for byte as given; *leave* is done once it is sent."""
+    """Send the bytes *request*, call *leave* with the socket, and return the bytes of the response."""
     with contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as client:
         client.sendall(request)
         leave(client)
@@ -114,13 +114,13 @@ def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
 
-def is_honest(answer: bytes) -> bool:
-    """No failure of ours: a 503 says that something is away or behind, and when to ask again."""
+def is_no_failure(answer: bytes) -> bool:
+    """Return True if the status is below 500, or 503 with Retry-After: a service is then unavailable or behind."""
     return status_of(answer) < 500 or (status_of(answer) == 503 and b"\nretry-after: " in answer)
 
 
 def field(name: str, value: bytes) -> bytes:
-    """A body for any route whose field *name*, and what each route reads besides, has this JSON value."""
+    """Return a JSON body with *value* in the field *name* and valid values in the other fields that routes require."""
     known = {"metric": b'"error_rate"', "op": b'"gt"', "threshold": b"1", "window": b'"1h"', "name": b'"n"'}
     fields = {**known, "trace_id": b'"t"', name: value}
     return b"{" + b",".join(b'"%s":%s' % (key.encode(), held) for key, held in fields.items()) + b"}"
@@ -140,7 +140,7 @@ UNREADABLE = {
     "nothing but text": b'"x"',
     "NaN": b'{"threshold":NaN}',
 }
-#: Fields that a route reads; of the others these few.
+#: Route -> the fields that get each of VALUES; other routes get them in OTHER_FIELDS.
 FIELDS = {
     "/alerts": ("name", "threshold", "window", "filter", "delivery", "group_by", "min_spans"),
     "/alerts/r/silence": ("duration",),
@@ -163,18 +163,18 @@ VALUES = {
 
 
 def together(port: int, requests: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Each request with its answer; many at a time, for one that finds nothing takes a second to be sure of it."""
+    """Yield each of *requests* with its response; 24 are sent at a time, because some take a second."""
     requests = list(requests)
     with ThreadPoolExecutor(24) as senders:
         yield from zip(requests, senders.map(lambda request: exchange(port, request), requests), strict=True)
 
 
 @pytest.mark.parametrize("path", POSTED)
-def test_a_body_that_cannot_be_read_is_refused_by_name(serving: Pipeline, path: str) -> None:
+def test_an_invalid_body_is_refused_with_an_error(serving: Pipeline, path: str) -> None:
     for name, body in UNREADABLE.items():
         for sent, headers in ((body, ()), (gzip.compress(body, 1), ("Content-Encoding: gzip",))):
             answer = exchange(serving.port, post(path, sent, *headers))
-            # What ends a span or a session passes over fields that it does not know.
+            # The routes that end a span or a session ignore unknown fields, so they may accept an object.
             if not path.endswith("/end") or not body.startswith(b"{"):
                 assert status_of(answer) in (400, 413), (name, headers, answer[:300])
                 assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"], name
@@ -182,7 +182,7 @@ def test_a_body_that_cannot_be_read_is_refused_by_name(serving: Pipeline, path: 
 
 
 @pytest.mark.parametrize("path", ["/alerts", "/alerts/r/silence", "/api/sessions/se/end"])
-def test_a_body_that_is_not_utf_8_is_named_in_the_answer(serving: Pipeline, path: str) -> None:
+def test_the_error_for_a_body_that_is_not_utf_8_says_so(serving: Pipeline, path: str) -> None:
     answer = exchange(serving.port, post(path, b'{"name":"\xff\xfe","duration":"\xff","error":"\xff"}'))
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert status_of(answer) == 400
@@ -190,17 +190,17 @@ def test_a_body_that_is_not_utf_8_is_named_in_the_answer(serving: Pipeline, path
     assert "utf-8" in error
 
 
-def test_a_field_of_any_type_is_taken_or_refused_and_never_fails(serving: Pipeline) -> None:
+def test_an_unusual_value_of_a_field_causes_no_failure(serving: Pipeline) -> None:
     fields = [(path, name) for path in POSTED for name in FIELDS.get(path, OTHER_FIELDS)]
     bodies = [post(path, field(name, value)) for path, name in fields for value in VALUES.values()]
     for request, answer in together(serving.port, bodies):
-        assert is_honest(answer), (request[:300], answer[:300])
+        assert is_no_failure(answer), (request[:300], answer[:300])
 
 
 SEGMENTS = ("%ff", "%00", "%", "%zz", "%ed%a0%80", "%c0%af", "%2F", "..%2f..", "%0d%0a", "\xff", "x" * 5000)
 
 
-def test_a_path_of_any_escapes_is_an_answer(serving: Pipeline) -> None:
+def test_an_unusual_path_causes_no_failure(serving: Pipeline) -> None:
     targets = {
         target
         for segment in SEGMENTS
@@ -210,7 +210,7 @@ def test_a_path_of_any_escapes_is_an_answer(serving: Pipeline) -> None:
     requests = [post(target, b'{"duration":"1s"}') for target in targets]
     requests += [ask(method, target) for method in ("GET", "DELETE") for target in targets]
     for request, answer in together(serving.port, requests):
-        assert is_honest(answer), (request[:100], answer[:300])
+        assert is_no_failure(answer), (request[:100], answer[:300])
 
 
 PARAMETERS = (
@@ -221,11 +221,11 @@ PARAMETERS = (
 QUERIES = ("%ff", "%00", "%zz", "%ed%a0%80", "9" * 400, "-1", "1e999", "nan", "%2B", "9999-12-31T23:59:59Z", "106751d")
 
 
-def test_a_parameter_of_any_value_is_an_answer(serving: Pipeline) -> None:
+def test_an_unusual_value_of_a_parameter_causes_no_failure(serving: Pipeline) -> None:
     paths = ("/metrics", "/traces", "/export", "/api/sessions", "/alerts/r/deliveries")
     asked = [ask("GET", f"{path}?{name}={value}") for path in paths for name in PARAMETERS for value in QUERIES]
     for request, answer in together(serving.port, asked):
-        assert is_honest(answer), (request[:100], answer[:300])
+        assert is_no_failure(answer), (request[:100], answer[:300])
 
 
 def reset(client: socket.socket) -> None:
@@ -241,7 +241,7 @@ LEAVING: dict[str, Callable[[socket.socket], None]] = {
 
 
 @pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
-def test_a_client_that_leaves_in_the_middle_leaves_no_traceback(
+def test_a_client_that_disconnects_early_leaves_no_traceback(
     serving: Pipeline, leave: Callable[[socket.socket], None]
 ) -> None:
     good = json.dumps(SPAN).encode()
@@ -253,13 +253,13 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_traceback(
     requests += [chunked, ask("GET", "/traces/tail")]
     for request in requests * 2:
         exchange(serving.port, request, leave=leave)
-    time.sleep(0.3)  # what was under way comes to its end
+    time.sleep(0.3)  # so that requests in progress end before the log is checked
 
 
 HEADERS = ("Idempotency-Key", "X-Service-Name", "X-Session-Id", "X-Project-Id", "Content-Type", "Authorization")
 
 
-def test_odd_headers_and_targets_that_the_api_passes_on_are_no_5xx(apart: SeparateServices) -> None:
+def test_odd_headers_and_targets_that_the_api_forwards_cause_no_5xx(apart: SeparateServices) -> None:
     for name in HEADERS:
         for value in ("\xff\xfe", "\xc3\xa4", "x" * 5000, "a\x01b", "a\x7fb", ""):
             answer = exchange(apart.port, post("/spans", json.dumps(SPAN).encode(), f"{name}: {value}"))
@@ -271,7 +271,7 @@ def test_odd_headers_and_targets_that_the_api_passes_on_are_no_5xx(apart: Separa
         assert status_of(exchange(apart.port, post("/spans", body))) == 400, name
 
 
-def test_a_request_half_sent_is_cut_off_when_a_service_ends(apart: SeparateServices) -> None:
+def test_a_half_sent_request_does_not_keep_services_from_stopping(apart: SeparateServices) -> None:
     with socket.create_connection(("127.0.0.1", apart.port)) as client:
         client.sendall(post("/spans", b"x" * 50)[:-10])
         apart.until(lambda: apart.get("/healthz").status == 200, "asked")

@@ -1,9 +1,9 @@
 """
-Secrets of fifty kinds are sent over every input of the pipeline, and none is found in anything the pipeline keeps.
+Secrets of some fifty kinds are sent through a reporter, NATS and HTTP, and the pipeline stores, logs and shows none.
 
-All secrets differ, so a secret that is found tells over which input it came and in which field it was. The search
-covers the files of NATS with all snapshots, the files and tables of the span store, the logs, and all responses of the
-api. With redaction off the same search finds every secret, which proves that the search works.
+All secrets differ, so a secret that is found tells through which input it came and in which field it was. The search
+covers the files of NATS with all snapshots, the files and tables of the span store, the logs, and responses of the api.
+With redaction off the same search finds every secret that is stored or shown, which proves that the search works.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ATTRIBUTE_PLACES = ("value", "key", "nested")
 
 class Sender:
     """
-    Builds input that contains secrets, and records each secret.
+    A builder of input that contains secrets; it records each secret.
 
     Attributes:
         needles: Secret -> its kind, field and input.
@@ -84,7 +84,7 @@ class Sender:
         )
 
     def batch(self, way: str) -> Batch:
-        """Return one batch with all kinds of records and, for each kind of secret, an invalid span."""
+        """Return one batch with spans, other records and, for each kind of secret, an invalid span."""
         spans, started, messages, annotations, ends = [], [], [], [], []
         session = f"session-{way}"
         for number, kind in enumerate(KINDS):
@@ -131,7 +131,7 @@ class Sender:
         )
 
     def docs(self, way: str) -> list[dict[str, Any]]:
-        """Return the body of ``POST /spans``."""
+        """Return a body for ``POST /spans``, with one span for each kind of secret."""
         spans = []
         for number, kind in enumerate(KINDS):
             self.spans += 1
@@ -152,7 +152,7 @@ class Sender:
         return spans
 
     def mist(self, way: str) -> Iterator[bytes]:
-        """Yield the bodies of ``POST /mist``."""
+        """Yield bodies for ``POST /mist``, one for each kind of secret."""
         for number, kind in enumerate(KINDS):
             self.spans += 1
             payload = {
@@ -245,7 +245,7 @@ async def send_nats(sender: Sender, url: str) -> None:
 
 
 def ask_everything(pipeline: SeparateServices, sender: Sender) -> bytes:
-    """Return the bodies of all read routes of the api, for all traces and sessions."""
+    """Return the bodies of many GET routes of the api, with those of each trace and each session."""
     paths = [
         "/traces/recent",
         "/stats",
@@ -286,7 +286,7 @@ GROUPS = ("model", "caller", "name", "provider", "status")
 
 
 def search(needles: dict[bytes, str], *places: Path) -> set[str]:
-    """Return what *needles* says of each secret that occurs in the files below *places*."""
+    """Return the descriptions, in *needles*, of the secrets that occur in the files below *places*."""
     listed = places[0].parent / "needles.txt"
     listed.write_bytes(b"\n".join(needles))
     command = ["grep", "-r", "-a", "-o", "-h", "-F", "-f", str(listed), *map(str, places)]
@@ -326,14 +326,14 @@ UNCOMPRESSED = textwrap.dedent(
 
 class Outcome:
     """
-    Sends all input through services with redaction mode *mode*, stops them and searches what they left behind.
+    The secrets that are found after all input was sent through services with the redaction mode *mode*.
 
     Attributes:
         needles: Secret -> its kind, field and input.
-        found: Place (nats, store, tables, answers, logs) -> what is known of each secret in it.
+        found: Place (nats, store, tables, answers, logs) -> the descriptions of the secrets that occur there.
         sent: How many valid spans were sent.
         stats: The body of ``GET /stats`` at the end.
-        counters: The metrics of ingest at the end.
+        counters: The text of ``GET /internal/metrics`` of ingest at the end.
     """
 
     def __init__(self, directory: Path, mode: str) -> None:
@@ -365,7 +365,7 @@ class Outcome:
             self.stats = pipeline.get("/stats").json()
             self.counters = http("GET", f"{ingest}/internal/metrics").body.decode()
             self.sent = sender.spans
-            # Each reader also saves a snapshot while it stops, so the search covers snapshots.
+            # A reader saves a snapshot when it stops, so the search covers snapshots.
         finally:
             code = pipeline.stop()
         assert code == 0
@@ -385,7 +385,7 @@ class Outcome:
 
     @staticmethod
     def end_sessions(pipeline: SeparateServices, sender: Sender) -> None:
-        """End sessions with an error, which only the api accepts."""
+        """End sessions with an error; only the api has this route."""
         for number, kind in enumerate(KINDS):
             session = f"ended-{number}"
             span = {"name": "x", "sessionId": session, "status": "ok", "type": "tool"}
@@ -406,7 +406,7 @@ def unredacted(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 @pytest.mark.parametrize("place", ["nats", "store", "tables", "answers", "logs"])
-def test_no_secret_of_any_input_is_found_anywhere(redacted: Outcome, place: str) -> None:
+def test_no_secret_of_any_input_is_found_in_any_place(redacted: Outcome, place: str) -> None:
     assert sorted(redacted.found[place]) == []
 
 
@@ -423,16 +423,16 @@ def test_redactions_are_counted_for_each_input_and_kind(redacted: Outcome) -> No
     assert kinds == {*tokens, "email", "phone", "ssn", "card", "key_value"}
 
 
-def test_with_redaction_off_the_same_search_finds_every_secret(unredacted: Outcome) -> None:
-    # Of undecodable bytes only a digest is kept, and a "raw" text in a received batch is discarded.
+def test_with_redaction_off_the_same_search_finds_every_secret_that_is_kept(unredacted: Outcome) -> None:
+    # Of undecodable bytes and of an invalid JSON span only a digest is kept, and a "raw" text is discarded.
     discarded = (" in bytes by ", " in raw by ", " by json bad")
     stored = {label for label in unredacted.needles.values() if not any(part in label for part in discarded)}
     assert sorted(stored - unredacted.found["nats"]) == []
-    # Dead letters are kept in their stream only, and an error given before the end in the bucket of open spans only.
+    # NATS alone keeps dead letters and, in the bucket of open spans, an error that is given before the end of a span.
     shown = {label for label in stored if " bad" not in label and " early error " not in label}
     assert sorted(shown - unredacted.found["tables"]) == []
     assert sorted(shown - unredacted.found["store"]) == []
-    # The routes show only sessions with spans, and not all ended sessions have one.
+    # The api shows only sessions with spans; of the ended sessions, only those of the input "api" have one.
     asked = {label for label in shown if " session end by " not in label or label.endswith(" by api")}
     assert sorted(asked - unredacted.found["answers"]) == []
 
@@ -441,7 +441,7 @@ def test_with_redaction_off_the_same_search_finds_every_secret(unredacted: Outco
 async def test_messages_removed_from_the_queue_are_overwritten_while_another_message_waits(
     mode: str, tmp_path: Path
 ) -> None:
-    """NATS keeps a file of the queue while one of its messages waits. The test holds back the first message."""
+    """NATS keeps a file of the queue while one of its messages waits, so the test holds back the first message."""
     pipeline = SeparateServices(tmp_path / "run", env={"TOKENTRACE_REDACTION_MODE": mode})
     pipeline.port = pipeline.ports["ingest"]
     needles: dict[bytes, str] = {}

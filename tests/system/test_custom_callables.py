@@ -37,7 +37,7 @@ def rendered(seconds: float) -> str:
 
 @pytest.fixture
 def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A new module of callables for each test, in the current directory, to which they write."""
+    """Return the name of a new module of callables; the module and what they write are in the current directory."""
     name = f"hooks_{tmp_path.name}".replace("-", "_")
     (tmp_path / f"{name}.py").write_text(HOOKS)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -120,7 +120,7 @@ def test_a_custom_callable_that_hangs_does_not_keep_the_alerter_from_stopping(tm
         serving.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             serving.process.wait(12)
-        assert serving.process.returncode == 0, "it still waits for the callable"
+        assert serving.process.returncode == 0, "serve still waits for the callable"
     finally:
         if serving.process is not None and serving.process.poll() is None:
             serving.kill()

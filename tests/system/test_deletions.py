@@ -1,4 +1,4 @@
-"""Deleted records are in no answer of any replica any more, also after the store is rebuilt from the log."""
+"""Deleted records are no longer in the responses of either api, also after a store is rebuilt from the log."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def open_keys(fleet: Fleet) -> set[str]:
     return asyncio.run(run())
 
 
-def test_a_deleted_trace_is_in_no_answer_and_sums_keep_it(fleet: Fleet) -> None:
+def test_a_deleted_trace_is_in_no_response_and_sums_still_include_it(fleet: Fleet) -> None:
     caller, session, user, model = fresh("caller"), fresh("session"), fresh("user"), "gpt-4o-mini"
     dims = {"caller": caller, "session_id": session, "user_id": user, "model": model}
     gone = json_span(name="needle", attributes={"team": "gone"}, status="error", error="haystack", **dims)
@@ -113,7 +113,7 @@ def test_a_deleted_trace_is_in_no_answer_and_sums_keep_it(fleet: Fleet) -> None:
         assert scored.status == 404
 
     check_gone("api-a")
-    # The other replica reads the deletion within a second.
+    # The other api reads the deletion within a second.
     time.sleep(1)
     check_gone("api-b")
     after = get(fleet, f"/metrics?window=24h&caller={caller}")
@@ -165,8 +165,8 @@ def test_a_started_span_is_deleted_too_and_its_end_restores_nothing(fleet: Fleet
     secret = {"metadata": {"note": "private"}}
     assert katana(fleet, "/api/traces/start", name="r", traceId=root, sessionId=session, **secret).status == 200
     assert katana(fleet, "/api/traces/start", name="c", traceId=child, parentId=root, **secret).status == 200
-    said = {"sessionId": session, "traceId": child, "role": "user", "content": "private"}
-    assert katana(fleet, "/api/traces/messages", **said).status == 200
+    message = {"sessionId": session, "traceId": child, "role": "user", "content": "private"}
+    assert katana(fleet, "/api/traces/messages", **message).status == 200
     assert katana(fleet, f"/api/traces/{child}/end", status="ok").status == 200
     fleet.until(lambda: get(fleet, f"/traces/{root}")["span_count"] == 1, "stored")
     keys = {subjects.open_span_key(root), subjects.open_span_key(child)}
@@ -197,12 +197,12 @@ def test_deleting_a_user_deletes_records_without_a_user_in_their_sessions_and_ke
     gone, kept = [mine, unnamed, loose, below, in_shared, both], [of_other, both_other]
     send(fleet, *gone, *kept)
     for session in (alone, shared):
-        said = {"sessionId": session, "role": "user", "content": "hello"}
-        assert katana(fleet, "/api/traces/messages", **said).status == 200
+        message = {"sessionId": session, "role": "user", "content": "hello"}
+        assert katana(fleet, "/api/traces/messages", **message).status == 200
     started = fresh("started")
     begun = {"name": "r", "traceId": started, "metadata": {"userId": user}}
     assert katana(fleet, "/api/traces/start", **begun).status == 200
-    fleet.until(lambda: len(get(fleet, f"/api/sessions/{shared}/details")["messages"]) == 1, "said")
+    fleet.until(lambda: len(get(fleet, f"/api/sessions/{shared}/details")["messages"]) == 1, "message stored")
     fleet.until(lambda: fleet.get("api-a", f"/traces/{started}").status == 200, "begun")
     answer = delete(fleet, f"/api/users/{user}")
     assert (answer["user_id"], answer["span_count"]) == (user, len(gone))
@@ -258,7 +258,7 @@ def test_a_rebuilt_store_never_shows_deleted_records(fleet: Fleet) -> None:
     assert {span["span_id"] for span in get(fleet, f"/traces/{late['trace_id']}")["spans"]} == {late["span_id"]}
 
 
-def test_a_replica_that_was_down_during_a_deletion_never_shows_the_deleted_trace(fleet: Fleet) -> None:
+def test_an_api_that_was_down_during_a_deletion_never_shows_the_deleted_trace(fleet: Fleet) -> None:
     caller = fresh("caller")
     gone, kept = json_span(caller=caller), json_span(caller=caller)
     send(fleet, gone, kept)
@@ -276,7 +276,7 @@ def test_a_replica_that_was_down_during_a_deletion_never_shows_the_deleted_trace
     assert exported(fleet, f"caller={caller}", "api-b") == {kept["span_id"]}
 
 
-def test_a_span_that_arrived_by_a_clock_ahead_of_the_apis_is_deleted_too(fleet: Fleet) -> None:
+def test_a_span_whose_arrival_time_is_ahead_of_the_clock_of_the_api_is_deleted_too(fleet: Fleet) -> None:
     trace, ahead_ns = fresh("ahead"), time.time_ns() + 3600 * 10**9
     span = make_span(trace_id=trace, arrived_ns=ahead_ns)
 
@@ -297,7 +297,7 @@ def test_a_deletion_while_spans_arrive_hides_those_that_were_accepted_before_it(
     send(fleet, first)
     early = [json_span(trace_id=trace) for _ in range(200)]
     assert fleet.send("ingest", "POST", "/spans", early).status == 202
-    # Accepted spans that are perhaps not stored yet are deleted too.
+    # The deletion also applies to accepted spans that may not be stored yet.
     delete(fleet, f"/traces/{trace}")
     late = json_span(trace_id=trace)
     send(fleet, late)

@@ -41,7 +41,7 @@ def rendered(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# --- the body of a webhook
+# --- webhooks and standard output
 
 
 async def test_a_webhook_request_has_event_key_signature_and_configured_headers() -> None:
@@ -174,7 +174,7 @@ def test_a_pause_is_a_minute_at_most() -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-async def test_an_event_that_failed_all_retries_is_dead_and_the_next_one_is_delivered(retries: int) -> None:
+async def test_an_event_that_failed_all_retries_is_dead_and_one_of_another_rule_is_delivered(retries: int) -> None:
     port = free_port()
     given = {"type": "http", "url": f"http://127.0.0.1:{port}", "max_retries": retries}
     with Receiver() as receiver:
@@ -188,7 +188,7 @@ async def test_an_event_that_failed_all_retries_is_dead_and_the_next_one_is_deli
 
 
 @pytest.mark.parametrize("resolved", [False, True])
-async def test_a_resolution_is_delivered_with_send_resolved(resolved: bool) -> None:
+async def test_a_resolution_is_delivered_only_with_send_resolved(resolved: bool) -> None:
     with Receiver() as receiver:
         given = {"type": "http", "url": receiver.url, "send_resolved": resolved}
         async with DeliveryRun(make_rule(delivery=given)) as run:
@@ -211,7 +211,7 @@ async def test_a_destination_gets_at_most_eight_concurrent_requests() -> None:
 
 
 async def test_destinations_that_hang_delay_no_other_destination() -> None:
-    """15 destinations that hang with 8 requests each need more than 100 connections."""
+    """15 destinations that hang, with 8 requests each, need more than 100 connections."""
     with Receiver(lambda sent: Reply(after_s=30)) as dead, Receiver() as alive:
         rules = [make_rule(f"dead {n}", {"type": "http", "url": f"{dead.url}/{n}"}) for n in range(15)]
         async with DeliveryRun(*rules, make_rule("alive", {"type": "http", "url": alive.url, "timeout": "2s"})) as run:
@@ -265,8 +265,8 @@ async def test_no_record_or_log_line_of_a_delivery_contains_a_secret(
             await run.publish(make_event())
             await run.done()
     assert len(run.records()) == 1
-    told = json.dumps(run.records(), ensure_ascii=False) + caplog.text
-    assert [secret for secret in SECRETS if secret in told] == []
+    texts = json.dumps(run.records(), ensure_ascii=False) + caplog.text
+    assert [secret for secret in SECRETS if secret in texts] == []
 
 
 @pytest.mark.parametrize("value", ["Bearer ", " x", "a\tb"])
@@ -291,7 +291,7 @@ async def test_an_invalid_http_response_does_not_stop_the_worker(reply: Reply) -
         given = {"type": "http", "url": odd.url, "max_retries": 0, "timeout": "1s"}
         async with DeliveryRun(make_rule("odd", given), make_rule("fine", {"type": "http", "url": fine.url})) as run:
             await run.publish(make_event("odd"))
-            await run.until(lambda: run.outcomes("odd") != [], "told")
+            await run.until(lambda: run.outcomes("odd") != [], "recorded")
             await run.publish(make_event("fine"))
             await run.done()
     assert run.outcomes("fine") == ["delivered"]
@@ -341,7 +341,9 @@ async def test_invalid_events_and_events_of_removed_rules_are_skipped() -> None:
     assert run.outcomes() == ["delivered"]
 
 
-async def test_stdout_gets_one_line_for_each_firing(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_stdout_gets_a_line_for_each_event_but_resolutions_only_with_send_resolved(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     rules = make_rule("plain", {"type": "stdout"}), make_rule("both", {"type": "stdout", "send_resolved": True})
     async with DeliveryRun(*rules) as run:
         plain, both = make_event("plain", filter={"a": "line\nbreak ü"}), make_event("both")
@@ -363,7 +365,7 @@ Clock = Callable[[int], None]
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Sets the clock of the delivery worker."""
+    """Return a function that sets the clock of the delivery worker, in nanoseconds since 1970."""
 
     def set_to(now_ns: int) -> None:
         fake = SimpleNamespace(time_ns=lambda: now_ns, monotonic=time.monotonic)
@@ -383,7 +385,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         (30 * HOUR, True, "delivered"),
     ],
 )
-async def test_a_firing_that_is_an_hour_old_is_delivered_only_while_its_episode_lasts(
+async def test_a_firing_older_than_an_hour_is_delivered_only_while_its_episode_lasts(
     clock: Clock, age_ns: int, lasts: bool, expected: str
 ) -> None:
     now = time.time_ns()

@@ -1,4 +1,4 @@
-"""Delivery by two alerters, one of which is killed again and again, to a receiver that fails."""
+"""Two alerters publish each event once and deliver it, although they are killed and the receiver often fails."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ alerts:
     threshold: 1
     window: 1h
 """
-#: The timeout of a request, and the delay of an answer that comes after it, seconds.
+#: The timeout of a request, and the delay of an answer that is too late, seconds.
 TIMEOUT_S, LATE_S = 0.3, 0.9
 
 
@@ -116,7 +116,7 @@ class Twins(SeparateServices):
         self.until(lambda: http("GET", f"http://127.0.0.1:{self.ports[name]}/readyz").status == 200, f"{name} ready")
 
     def send(self, caller: str, cases: list[str], ended: float) -> None:
-        """Post calls that ended then, one for each case."""
+        """Post calls that ended at *ended* (seconds since 1970), one for each case."""
         spans = [
             {
                 "model": "gpt-4o",
@@ -137,7 +137,7 @@ class Twins(SeparateServices):
         Post *each* calls with distinct cases early in each of the next *seconds* seconds.
 
         Returns:
-            (case, end of the window of 1 s that holds the call), both as in an event.
+            For each call (case, end of the window of 1 s that holds the call), both as in an event.
         """
         expected = set()
         for number in range(seconds):
@@ -151,7 +151,7 @@ class Twins(SeparateServices):
 
 
 class Unreliable:
-    """A receiver that answers a third of the requests with 500 or too late, from a seed."""
+    """The replies of a receiver, drawn from *seed*: a third of them, on average, are a 500 or too late."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)
@@ -192,7 +192,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory, unreliable: Receiver) -> Ite
 
 
 class Killer(threading.Thread):
-    """Kills one of the two alerters at random times and starts it again, at least twice before it stops."""
+    """A thread that kills one of the two alerters at random times and starts it again, at least twice in all."""
 
     def __init__(self, twins: Twins, dice: random.Random) -> None:
         super().__init__()
@@ -240,9 +240,9 @@ def test_200_firings_through_kills_and_a_bad_receiver_are_published_once_and_del
     assert len(expected) == 200
 
     twins.until(lambda: len(events(twins, "each", "resolved")) >= 200, "resolved", 10)
-    told = events(twins, "each")
-    assert_told_once(told, expected)
-    assert {event["span_count"] for event in told} == {1}
+    published = events(twins, "each")
+    assert_told_once(published, expected)
+    assert {event["span_count"] for event in published} == {1}
     ended = {(case, rendered(datetime.fromisoformat(at).timestamp() + 1)) for case, at in expected}
     assert_told_once(events(twins, "each", "resolved"), ended)
 
@@ -284,19 +284,19 @@ def undone(pipeline: Pipeline) -> int:
 
 
 def test_900_instances_that_fire_at_one_instant_are_published_once_by_two_alerters(twins: Twins) -> None:
-    """Two alerters cannot publish that many within the duplicate window, so they must not rely on it."""
+    """Two alerters cannot publish that many events within the duplicate window, so they must not rely on it."""
     cases = [f"case {number}" for number in range(900)]
     second = int(time.time()) + 1
     time.sleep(second + 0.1 - time.time())
     twins.send("flood", cases, second + 0.05)
-    twins.until(lambda: {event["group"]["case"] for event in events(twins, "flood")} == set(cases), "all said", 20)
+    twins.until(lambda: {event["group"]["case"] for event in events(twins, "flood")} == set(cases), "all published", 20)
     time.sleep(1.5)
     repeated = {case: n for case, n in Counter(e["group"]["case"] for e in events(twins, "flood")).items() if n > 1}
     assert repeated == {}, f"{len(repeated)} of 900 published more than once"
 
 
 async def test_events_another_alerter_published_during_a_broker_outage_are_not_repeated() -> None:
-    """This uses the memory bus: one alerter cannot publish for longer than the duplicate window."""
+    """On the memory bus, one of two alerters cannot publish for longer than the duplicate window."""
 
     class Cut(MemoryBus):
         cut = True
@@ -319,20 +319,20 @@ async def test_events_another_alerter_published_during_a_broker_outage_are_not_r
     now = time.time_ns()
     spans = [make_span(caller=caller, ended_ns=now, arrived_ns=now) for caller in ("a", "b", "c")]
     await fine.publish(subjects.spans("default", 0), encode_batches([make_batch(*spans)]))
-    said = broker.logs[subjects.ALERTS].messages
-    while len(said) < 3:
+    published = broker.logs[subjects.ALERTS].messages
+    while len(published) < 3:
         await asyncio.sleep(0.01)
     await asyncio.sleep(1.5)
     cut.cut = False
     await asyncio.sleep(2.5)
     stopping.set()
     await asyncio.gather(*running)
-    told = Counter(json.loads(message.payload)["group"]["caller"] for message in said.values())
-    assert told == {"a": 1, "b": 1, "c": 1}
+    counts = Counter(json.loads(message.payload)["group"]["caller"] for message in published.values())
+    assert counts == {"a": 1, "b": 1, "c": 1}
 
 
 async def test_no_instant_is_evaluated_before_its_messages_are_read() -> None:
-    """This uses the memory bus: the reader stops, as after a lost connection, and the clock goes on."""
+    """On the memory bus, the reader pauses, as after a lost connection, while the clock goes on."""
 
     class Slow(MemoryBus):
         def __init__(self, broker: MemoryBroker) -> None:
@@ -354,7 +354,7 @@ async def test_no_instant_is_evaluated_before_its_messages_are_read() -> None:
     alerter = Alerter(bus, Config((rule,), "default"))
     stopping = asyncio.Event()
     running = asyncio.create_task(alerter.run(stopping))
-    said = broker.logs[subjects.ALERTS].messages
+    published = broker.logs[subjects.ALERTS].messages
 
     async def send(number: int) -> int:
         now = time.time_ns()
@@ -363,33 +363,33 @@ async def test_no_instant_is_evaluated_before_its_messages_are_read() -> None:
         await MemoryBus(broker).publish(subjects.spans("default", 0), encode_batches([batch]))
         return (now // SECOND + 1) * SECOND
 
-    async def until_said(count: int) -> list[Any]:
+    async def until_published(count: int) -> list[Any]:
         async with asyncio.timeout(10):
-            while len(said) < count:
+            while len(published) < count:
                 await asyncio.sleep(0.01)
-        return [json.loads(message.payload) for message in said.values()]
+        return [json.loads(message.payload) for message in published.values()]
 
     while alerter.health().missing:
         await asyncio.sleep(0)
     assert alerter.machine.evaluators["rule"].next_ns, "a ready alerter evaluates its rules"
     first = await send(1)
-    assert [event["fired_at"] for event in await until_said(1)] == [render_instant(first)]
-    await until_said(2)
+    assert [event["fired_at"] for event in await until_published(1)] == [render_instant(first)]
+    await until_published(2)
     bus.moving.clear()
     second = await send(2)
     await asyncio.sleep(2.5)
     bus.moving.set()
-    told = (await until_said(4))[2:]
+    new_events = (await until_published(4))[2:]
     stopping.set()
     await running
-    assert [(event["status"], event["fired_at"]) for event in told] == [
+    assert [(event["status"], event["fired_at"]) for event in new_events] == [
         ("firing", render_instant(second)),
         ("resolved", render_instant(second + SECOND)),
     ]
 
 
 def test_stopped_alerters_publish_the_same_events_when_they_continue(twins: Twins) -> None:
-    """Events are a function of the stream: live, in a backtest, and after a restart."""
+    """Events depend on the log only, so alerters that stop for 3 s publish the events of this time when they go on."""
 
     def stand_still() -> None:
         for name in Twins.TWINS:
@@ -412,7 +412,7 @@ def test_stopped_alerters_publish_the_same_events_when_they_continue(twins: Twin
 
 
 def test_two_alerters_list_the_same_rules_after_one_restored_a_deleted_rule(twins: Twins) -> None:
-    """A deleted rule of the configuration comes back on restart in all alerters or in none."""
+    """When one alerter restarts, a deleted rule of the configuration comes back in both alerters or in neither."""
 
     def shown() -> set[int]:
         return {twins.get("/alerts/restored/status").status for _ in range(20)}
@@ -431,5 +431,5 @@ def test_a_change_acknowledged_by_one_twin_holds_in_the_other(twins: Twins) -> N
     assert_holds_at_once(twins)
 
 
-def test_neither_twin_crashed_during_these_tests(twins: Twins) -> None:
+def test_the_log_of_these_tests_has_no_traceback(twins: Twins) -> None:
     assert "Traceback" not in twins.log.read_text()

@@ -1,4 +1,4 @@
-"""What README and docs tell people to type works when they type it."""
+"""The commands, programs and configurations in the documentation work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DOCUMENTS = sorted(
         *(ROOT / "bench").rglob("*.md"),
     ]
 )
-# Nothing is delivered here, so an example may name a host to which no test may deliver.
+# Examples may name these hosts; nothing is delivered to them, because the configurations are only checked.
 EXAMPLE_HOSTS = "hooks.example.com,alertmanager.example.com"
 
 
@@ -40,7 +40,7 @@ def documents_with(language: str) -> list[Path]:
 
 
 def name_of(document: Path) -> str:
-    """Return the path of a document from the root, as the id of a test."""
+    """Return the path of a document relative to the repository, as the id of a test."""
     return str(document.relative_to(ROOT))
 
 
@@ -55,22 +55,23 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 def run_curl(line: str, pipeline: Pipeline) -> None:
     """Run a documented curl command against the pipeline."""
     command = re.sub(r"localhost:(8700|9090)", f"127.0.0.1:{pipeline.port}", line)
-    # On a busy machine an answer may be a 503: curl asks again, as its Retry-After says.
+    # On a busy machine a response may be a 503; curl then repeats the request after the time in Retry-After.
     again = "" if "--max-time" in line else " --retry 20"
     done = subprocess.run(
         ["bash", "-c", command + " --silent --fail" + again], capture_output=True, text=True, check=False
     )
-    # An endless answer is cut off by the documented command itself.
+    # With --max-time the documented command itself ends an endless response, with exit code 28.
     assert done.returncode == (28 if "--max-time" in line else 0), f"{line}: {done.stderr}"
     assert done.stdout.startswith(("{", "# HELP", "trace_id,", ": following")) or "-X DELETE" in line, done.stdout
 
 
 @pytest.mark.parametrize("document", documents_with("sh"), ids=name_of)
-def test_every_command_of_a_document_works(document: Path, pipeline: Pipeline) -> None:
+def test_the_commands_of_a_document_work(document: Path, pipeline: Pipeline) -> None:
+    """Commands of ``docker compose`` are skipped, and ``make`` runs with ``-n``, which executes nothing."""
     for line in "".join(blocks_of(document, "sh")).splitlines():
         words = shlex.split(line)
         if words[:2] == ["docker", "compose"]:
-            continue  # run for real in tests/compose
+            continue  # because tests/compose runs the stack
         if words[0] == "make":
             done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, line
@@ -90,7 +91,7 @@ def test_every_command_of_a_document_works(document: Path, pipeline: Pipeline) -
             raise AssertionError(f"no test knows how to run {line!r}")
 
 
-def test_the_commands_of_the_first_screen_are_among_those_that_run() -> None:
+def test_the_readme_has_commands_of_make_curl_and_tokentrace() -> None:
     seen = {shlex.split(line)[0] for block in blocks_of(ROOT / "README.md", "sh") for line in block.splitlines()}
     assert seen >= {"make", "curl", ".venv/bin/tokentrace"}
 
@@ -129,7 +130,7 @@ def test_the_python_of_a_document_runs_and_its_spans_arrive(document: Path, pipe
     )
 
 
-def test_the_documented_check_of_a_signature_accepts_ours_and_no_other() -> None:
+def test_the_documented_check_of_a_signature_accepts_ours_and_refuses_one_with_another_key() -> None:
     (block,) = [b for b in blocks_of(ROOT / "docs/how-to/write-alert-rules.md", "python") if "is_genuine" in b]
     names: dict[str, object] = {}
     exec(block, names)

@@ -1,4 +1,4 @@
-"""Totals stay exact for an hour of real traffic, whatever fails meanwhile."""
+"""Totals of an hour of real traffic stay exact through kills, repeated batches and lost or damaged files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_twenty_kills_of_everything_leave_exact_totals(pipeline: Pipeline) -> No
 
 
 def has_broker(pipeline: Pipeline) -> bool:
-    """Return True if the pipeline's nats-server runs; after a kill it takes a moment to restart."""
+    """Return True if the nats-server of *pipeline* runs; after a kill, it restarts a moment later."""
     with contextlib.suppress(subprocess.CalledProcessError):
         return pipeline.nats_pid() > 0
     return False

@@ -1,4 +1,4 @@
-"""Undecodable data in every stream, bucket and object store is set aside and named, and the pipeline continues."""
+"""Undecodable data in streams, buckets and the object store is set aside and named, and the pipeline continues."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from kit.pipeline import Pipeline
 SPANS, RAW = "tokentrace.spans.default.0", "tokentrace.raw.default.0"
 DELETIONS = "tokentrace.spans.default.deleted"
 ALERTS, DELIVERIES = "tokentrace.alerts.default.odd", "tokentrace.deliveries.default.odd"
-#: The streams that the services read.
+#: Streams whose messages the fuzz test copies and damages.
 STREAMS = ("TT_SPANS", "TT_ALERTS", "TT_DELIVERIES", "KV_tt_meta", "KV_tt_rules", "KV_tt_scores", "KV_tt_open_spans")
 FIRES = {"metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", "eval_interval": "1s", "cooldown": "24h"}
 RULE = {"name": "odd", **FIRES}
-#: Malformed headers; nats-py stops reading for ever at some of them.
+#: Malformed headers; after some of them nats-py never reads another message.
 BROKEN_HEADERS = (b"garbage", b"NATS/1.0", b"NATS/1.0 503 \xff\xfe\r\n\r\n", b"NATS/1.0\r\n\xff: \xff\r\n\r\n")
 
 
@@ -62,7 +62,7 @@ def publish(serving: Pipeline, *messages: tuple[str, bytes]) -> None:
 
 
 def publish_raw(serving: Pipeline, subject: str, headers: bytes) -> None:
-    """Publish a message with arbitrary header bytes, which no client library can do."""
+    """Publish a message with arbitrary header bytes, which client libraries do not allow."""
     with socket.create_connection(("127.0.0.1", serving.nats_port), timeout=10) as client:
         client.recv(4096)
         message = b"HPUB %s %d %d\r\n%s\r\n" % (subject.encode(), len(headers), len(headers), headers)
@@ -97,7 +97,7 @@ def stored(serving: Pipeline) -> int:
 
 
 def set_aside(serving: Pipeline) -> dict[tuple[str, str], str]:
-    """Return (place, which) -> reason from ``/health``."""
+    """Return the data that ``/health`` shows as set aside: (place, which message, key or object) -> reason."""
     answer = serving.get("/health")
     assert answer.status == 200, answer.body
     shown = answer.json().get("set_aside", {"newest": []})
@@ -133,7 +133,7 @@ def meta_of(name: str) -> str:
 
 @pytest.fixture
 def on_a_broker_of_its_own(tmp_path: Path, broker: Broker) -> Iterator[Pipeline]:
-    """``serve`` whose broker lives on when it is killed."""
+    """Start ``serve`` with a separate broker, which keeps running when ``serve`` is killed."""
     pipeline = Pipeline(tmp_path / "serve", "--nats", broker.url)
     pipeline.nats_port = broker.port
     pipeline.start()
@@ -161,12 +161,12 @@ def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
         ("$KV.tt_rules.odd", b'{"name":"\xff"}'): ("tt_rules", "key odd", "utf-8"),
     }
     publish(serving, *bad)
-    post_spans(serving, 3)  # and so the next snapshot, which looks at the names there are
+    post_spans(serving, 3)  # so that a snapshot is saved; this reads the names of all objects
     for place, which, reason in bad.values():
         serving.until(lambda one=(place, which, reason): names(serving, *one), f"{which} of {place} named", 15)
     assert serving.get("/alerts").json()[0]["name"] == "odd"
 
-    serving.kill()  # the broker lives on, and nothing writes a newer snapshot
+    serving.kill()  # so that no newer snapshot is written; the broker keeps running
     *_, older, newest = snapshot_names(serving)
     publish(serving, (meta_of(newest), b"{}"), (meta_of(older), b"[]"))
     serving.start()
@@ -194,7 +194,7 @@ def test_malformed_headers_do_not_stop_a_reader(serving: Pipeline) -> None:
 
 
 def test_answers_of_another_client_are_not_accepted(serving: Pipeline) -> None:
-    """Another client answers every request, before the broker or a service does."""
+    """Another client sends invalid answers to requests to services and to JetStream."""
     post_spans(serving, 3)
     assert serving.post("/alerts", RULE).status == 201
     answers = (b"5", b"null", b"[]", b'{"seq":"x"}', b"\xff", b'{"status":200,"body":5}', b"", b"\x91\x63", b"{}")
@@ -272,7 +272,7 @@ def bend(dice: random.Random, value: Any, depth: int = 0) -> Any:
 
 
 def bent(dice: random.Random, payload: bytes) -> bytes:
-    """Return a damaged copy of *payload*: some values replaced, some bytes changed, or cut short."""
+    """Return a damaged copy of *payload*: values are replaced, or bytes are changed and sometimes cut off."""
     packed = (msgspec.msgpack.decode, msgspec.msgpack.encode)
     for decode, encode in ((msgspec.json.decode, msgspec.json.encode), packed):
         with contextlib.suppress(ValueError, TypeError, OverflowError):
@@ -284,7 +284,7 @@ def bent(dice: random.Random, payload: bytes) -> bytes:
     return bytes(data[: dice.randrange(len(data) + 1)] if dice.random() < 0.3 else data)
 
 
-def test_fuzzed_data_in_every_stream_stops_no_service(serving: Pipeline) -> None:
+def test_fuzzed_data_in_streams_and_buckets_stops_no_service(serving: Pipeline) -> None:
     """``FOREIGN_SEED`` repeats a run, ``FOREIGN_ROUNDS`` makes it longer."""
     seed = int(os.environ.get("FOREIGN_SEED", "0")) or random.SystemRandom().randrange(1, 2**32)
     print(f"FOREIGN_SEED={seed}")
@@ -330,7 +330,7 @@ def test_fuzzed_data_in_every_stream_stops_no_service(serving: Pipeline) -> None
 
 
 def mark(serving: Pipeline) -> None:
-    """Post a span of a new caller and wait until every service has it."""
+    """Post a span of a new caller and wait until it is stored and counted."""
     caller = uuid.uuid4().hex
     span = {"model": "gpt-4o", "prompt_tokens": 5, "comp_tokens": 1, "caller": caller, "trace_id": caller}
     assert serving.post("/spans", span).status == 202

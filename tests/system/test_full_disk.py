@@ -1,5 +1,5 @@
 """
-A full or read-only disk: /health shows it, and the pipeline recovers by itself when it ends.
+``/health`` shows a full or read-only disk, and the pipeline recovers by itself when the disk can be written again.
 
 The disk is a small tmpfs, which only root can mount.
 """
@@ -65,7 +65,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 class Sender:
-    """Posts batches with ids, each until it is accepted, so that a repetition counts once."""
+    """A thread that posts batches, each again and again until it is accepted; a repeated batch counts once."""
 
     def __init__(self, pipeline: Pipeline, port: int | None = None) -> None:
         self.url = f"http://127.0.0.1:{port or pipeline.port}/spans"
@@ -130,7 +130,7 @@ def expected(sender: Sender) -> dict[str, Any]:
 
 
 def story(pipeline: Pipeline, begin: Any, end: Any) -> None:
-    """Call *begin* and *end* while spans are sent: the pipeline fails in between and recovers after."""
+    """Check, while spans are sent, that the pipeline is unhealthy after *begin* and recovers after *end*."""
     with Sender(pipeline) as sender:
         pipeline.until(lambda: sender.accepted >= 200, "accepting")
         begin()

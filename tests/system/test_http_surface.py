@@ -1,4 +1,4 @@
-"""Every route of the api: asks for the token, knows its methods, names what it allows; none forgotten."""
+"""The routes of the api require the token and refuse other methods and unknown parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKEN = {"Authorization": "Bearer the-key"}
 
 
 def all_routes() -> list[tuple[str, str]]:
-    """(Method, path) of every route that the api has, with something put in for its parameters."""
+    """Return (method, path) of every route of the api, with ``absent`` in place of each path parameter."""
     app = compose(MemoryBus(MemoryBroker()), Config.of(load(None)))
     found = []
     for route in app.routes:
@@ -42,7 +42,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     assert set(running.stop().values()) == {0}
 
 
-def test_the_routes_of_this_issue_are_all_there() -> None:
+def test_the_api_has_these_routes() -> None:
     assert {
         ("GET", "/traces"),
         ("GET", "/traces/tail"),
@@ -80,9 +80,10 @@ def test_a_head_request_starts_no_stream(fleet: Fleet, path: str, kind: str) -> 
 
 
 @pytest.mark.parametrize("path", sorted({path for method, path in ROUTES if method == "GET"}))
-def test_a_parameter_that_unread_name_is_refused(fleet: Fleet, path: str) -> None:
+def test_an_unknown_parameter_is_refused(fleet: Fleet, path: str) -> None:
     answer = http("GET", fleet.url("api") + path + "?unread_name=1", headers=TOKEN)
-    if path in ("/traces/recent", "/health"):  # as the Go server had it: what it does not know it passes over
+    # These two paths ignore unknown parameters, as the earlier Go server did.
+    if path in ("/traces/recent", "/health"):
         assert answer.status in (200, 503)
         return
     assert answer.status == 400, answer.body

@@ -1,4 +1,4 @@
-"""Processes with an invalid rule end with exit code 2 and name the rule and the key."""
+"""Processes with an invalid rule or cooldown end with exit code 2 and name the key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_rules(directory: Path, text: str) -> Path:
 
 
 def refusal(pipeline: Pipeline) -> str:
-    """Return the error output of a process that ends with exit code 2 instead of becoming ready."""
+    """Start *pipeline*, check that it ends with exit code 2 instead of becoming ready, and return its log."""
     pipeline.start(wait=False)
     assert pipeline.process is not None
     deadline = time.monotonic() + 60
@@ -40,13 +40,13 @@ def refusal(pipeline: Pipeline) -> str:
     ("key", "value"),
     [("metric", "latency_p42"), ("window", "an hour"), ("op", "'!='"), ("cooldown", "never"), ("threshold", ".nan")],
 )
-def test_an_invalid_rule_ends_serve_with_exit_code_2_its_index_and_key(tmp_path: Path, key: str, value: str) -> None:
+def test_an_invalid_rule_ends_serve_with_exit_code_2_naming_index_and_key(tmp_path: Path, key: str, value: str) -> None:
     given = {"name": "bad", "metric": "total_cost", "op": "gt", "threshold": "1", "window": "1h", key: value}
     rule = ", ".join(f"{name}: {text}" for name, text in given.items())
     pipeline = Pipeline(write_rules(tmp_path, f"alerts: [{{{rule}}}]\n"))
-    said = refusal(pipeline)
-    assert f"alerts[0].{key}" in said
-    assert "Traceback" not in said
+    log = refusal(pipeline)
+    assert f"alerts[0].{key}" in log
+    assert "Traceback" not in log
 
 
 def test_an_invalid_rule_ends_the_alerter_with_exit_code_2(tmp_path: Path, broker: Broker) -> None:
@@ -75,7 +75,7 @@ def test_an_invalid_rule_ends_the_alerter_with_exit_code_2(tmp_path: Path, broke
     assert "Traceback" not in done.stderr
 
 
-def test_an_invalid_common_cooldown_ends_serve_with_exit_code_2_and_its_key(tmp_path: Path) -> None:
+def test_an_invalid_common_cooldown_ends_serve_with_exit_code_2_naming_the_key(tmp_path: Path) -> None:
     rule = "{name: fine, metric: total_cost, op: gt, threshold: 1, window: 1h}"
     pipeline = Pipeline(write_rules(tmp_path, f"alert_cooldown: five minutes\nalerts: [{rule}]\n"))
     assert "alert_cooldown" in refusal(pipeline)

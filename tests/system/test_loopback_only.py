@@ -1,4 +1,4 @@
-"""Tests send nothing beyond this machine: what they start delivers to loopback only, and every other try fails."""
+"""Tests send nothing beyond this machine: a guard stops it, and the services they start deliver to loopback only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kit.pipeline import Pipeline
 from kit.receiver import CALL, DeliveryRun, Receiver, Reply, delete, make_event, make_rule, path_of, read
 from tokentrace.bus import subjects
 
-#: Documentation's own network (RFC 5737). A socket bound to loopback cannot reach it even if nothing refused it.
+#: A network reserved for documentation (RFC 5737). A socket bound to loopback cannot reach it even without the guard.
 ELSEWHERE = ("192.0.2.1", 9)
 
 # -- the guard
 
 
 def assert_guarded() -> None:
-    """The hook answers, before any call is tried that would send something without it."""
+    """Check that the guard is installed, before a test makes a call that the guard has to stop."""
     with socket.socket() as sock, pytest.raises(loopback_only.LeftLoopback):
         sys.audit("socket.connect", sock, ELSEWHERE)
 
@@ -46,7 +46,7 @@ def test_no_socket_of_this_process_leaves_loopback() -> None:
     assert len(loopback_only.refusals()) == 4
 
 
-def test_loopback_itself_is_open_by_every_name_it_has() -> None:
+def test_loopback_itself_is_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         for host in ("127.0.0.1", "localhost", "::ffff:127.0.0.1"):
@@ -66,7 +66,7 @@ def refused(call):
     sys.exit(f"not refused: {call}")
 
 async def connect():
-    # Bound to loopback it could not get out even unguarded.
+    # A socket bound to loopback cannot leave this machine even without the guard.
     await asyncio.get_running_loop().create_connection(
         asyncio.Protocol, "192.0.2.1", 9, local_addr=("127.0.0.1", 0))
 
@@ -93,16 +93,16 @@ def test_no_socket_of_a_process_that_a_test_starts_leaves_loopback(python: str) 
     assert len(loopback_only.refusals()) == 1
     done = subprocess.run([python, "-c", CHILD], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("all refused\n", 0), done.stderr
-    told = loopback_only.refusals()
-    assert len(told) == 6, told
-    assert sum("192.0.2.1" in line for line in told) == 4
+    refused = loopback_only.refusals()
+    assert len(refused) == 6, refused
+    assert sum("192.0.2.1" in line for line in refused) == 4
 
 
-def test_a_refusal_fails_the_test_even_where_the_program_takes_it_for_a_network_error(python: str) -> None:
+def test_a_refusal_is_recorded_even_if_the_program_takes_it_for_a_network_error(python: str) -> None:
     quiet = "import socket\ntry: socket.getaddrinfo('name.invalid', 9)\nexcept Exception: pass"
     assert subprocess.run([python, "-c", quiet], timeout=60, check=False).returncode == 0
-    (told,) = loopback_only.refusals()
-    assert "name.invalid" in told
+    (refused,) = loopback_only.refusals()
+    assert "name.invalid" in refused
 
 
 # -- a delivery to another host: in this process
@@ -112,14 +112,14 @@ _watching = False
 
 
 def _on_event(event: str, given: tuple[Any, ...]) -> None:
-    # The event loop has a pair of unix sockets of its own.
+    # The event loop itself creates a pair of unix sockets.
     if _watching and (event == "socket.getaddrinfo" or (event == "socket.__new__" and given[1] != socket.AF_UNIX)):
         _created.append((event, given[1:]))
 
 
 @pytest.fixture
 def sockets() -> Iterator[list[Any]]:
-    """Every socket that is created and every look-up, from now on."""
+    """Yield a list that records each look-up and each new socket, except unix sockets, during the test."""
     global _watching
     if not _created:
         sys.addaudithook(_on_event)
@@ -132,9 +132,7 @@ def sockets() -> Iterator[list[Any]]:
 @pytest.mark.parametrize(
     "host", ["192.0.2.1", "[2001:db8::1]", "hooks.example.com", "3221225985", "[::ffff:192.0.2.1]", "127.0.0.1:1"]
 )
-async def test_what_waits_for_a_host_that_is_not_allowed_is_dead_without_a_socket(
-    host: str, sockets: list[Any]
-) -> None:
+async def test_an_event_for_a_host_that_is_not_allowed_is_dead_without_a_socket(host: str, sockets: list[Any]) -> None:
     rule = make_rule(delivery={"type": "http", "url": f"http://{host}/hook"})
     async with DeliveryRun(rule, allow_hosts=["127.0.0.0/8:2"]) as run:
         await run.publish(make_event())
@@ -147,7 +145,7 @@ async def test_what_waits_for_a_host_that_is_not_allowed_is_dead_without_a_socke
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "0xA9FEA9FE", "2852039166", "[::ffff:a9fe:a9fe]", "[fe80::1]"])
-async def test_a_metadata_address_is_dead_without_a_socket_whatever_is_allowed(host: str, sockets: list[Any]) -> None:
+async def test_an_event_for_a_metadata_address_is_dead_whatever_is_allowed(host: str, sockets: list[Any]) -> None:
     rule = make_rule(delivery={"type": "alertmanager", "url": f"http://{host}"})
     async with DeliveryRun(rule, allow_hosts=["0.0.0.0/0", "::/0"]) as run:
         await run.publish(make_event())
@@ -159,7 +157,11 @@ async def test_a_metadata_address_is_dead_without_a_socket_whatever_is_allowed(h
 
 
 class NameServer:
-    """Answers look-ups of *name* with the next of these addresses each time; the rest is the machine's own."""
+    """
+    A replacement for name resolution: each look-up of *name* gives the next of *answers*, the last one repeatedly.
+
+    Other names are resolved as usual. ``asked`` is the number of look-ups of *name*.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch, name: str, *answers: list[str]) -> None:
         self.asked = 0
@@ -191,7 +193,7 @@ async def test_a_name_is_resolved_once_and_the_connection_goes_to_the_address_th
     assert receiver.sent[0].header("Host") == f"hooks.example.com:{receiver.port}"
 
 
-async def test_a_name_whose_addresses_are_link_local_is_dead_and_not_tried_again(
+async def test_an_event_for_a_name_whose_addresses_are_link_local_is_dead_and_not_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = NameServer(monkeypatch, "hooks.example.com", ["169.254.169.254", "fe80::1"])
@@ -204,7 +206,7 @@ async def test_a_name_whose_addresses_are_link_local_is_dead_and_not_tried_again
     assert "'hooks.example.com' has only link-local" in record["error"]
 
 
-async def test_of_several_addresses_the_forbidden_are_passed_over_and_one_that_is_closed_is_followed_by_the_next(
+async def test_forbidden_addresses_of_a_name_are_skipped_and_after_a_closed_one_the_next_is_tried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     NameServer(monkeypatch, "hooks.example.com", ["169.254.169.254", "127.0.0.2", "127.0.0.1"])
@@ -268,14 +270,14 @@ def test_a_rule_with_delivery_to_another_host_is_a_400_that_names_the_host(
     assert pipeline.get(path_of("elsewhere", "/status")).status == 404
 
 
-def test_a_rule_with_delivery_to_loopback_is_made(pipeline: Pipeline) -> None:
+def test_a_rule_with_delivery_to_loopback_is_created(pipeline: Pipeline) -> None:
     for url in ("http://127.0.0.1:9/hook", "http://localhost:9/hook", "http://[::1]:9/hook"):
         assert pipeline.post("/alerts", make_rule("here", delivery={"type": "http", "url": url})).status == 201
         assert delete(pipeline, "here").status == 204
 
 
-def test_a_list_made_shorter_holds_for_rules_that_were_made_before(tmp_path: Path) -> None:
-    """What such a rule says is a dead letter: nothing is sent, nothing is tried again, and others are delivered."""
+def test_a_shortened_list_of_allowed_hosts_applies_to_rules_that_were_created_before(tmp_path: Path) -> None:
+    """The event of such a rule is dead after one attempt and is not sent; an event of another rule is delivered."""
     with Receiver() as receiver:
         before = ALLOWED["TOKENTRACE_ALERT_ALLOW_HOSTS"] + ",192.0.2.1"
         serving = Pipeline(tmp_path, env={"TOKENTRACE_ALERT_ALLOW_HOSTS": before})
@@ -288,15 +290,15 @@ def test_a_list_made_shorter_holds_for_rules_that_were_made_before(tmp_path: Pat
             serving.env |= ALLOWED
             serving.start()
             assert serving.post("/spans", [CALL]).status == 202
-            serving.until(lambda: len(told_of(serving, "elsewhere")) == 1, "a record of the one")
-            serving.until(lambda: len(told_of(serving, "here")) == 1, "a record of the other")
+            serving.until(lambda: len(told_of(serving, "elsewhere")) == 1, "a record of the forbidden delivery")
+            serving.until(lambda: len(told_of(serving, "here")) == 1, "a record of the allowed delivery")
             (record,) = read(serving, subjects.DELIVERIES, "elsewhere")
         finally:
             serving.stop()
     assert (record["outcome"], record["attempt"]) == ("dead", 1)
     assert record["error"] == "host '192.0.2.1' with port 80 is not in alert_delivery.allow_hosts"
     assert len(receiver.sent) == 1
-    # The service itself refused it: the guard around it was never asked.
+    # The service itself refused the delivery, so the guard had nothing to refuse.
     assert loopback_only.refusals() == []
 
 

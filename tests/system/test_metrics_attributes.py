@@ -1,4 +1,4 @@
-"""Metrics by attribute, and exemplars, asked of a real ``tokentrace serve``."""
+"""Metrics by attribute, and exemplars, as a real ``tokentrace serve`` returns them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_attribute_groups_with_and_without_its_prefix(
     for key in ("workflow", "attr.workflow"):
         for group in GROUPS:
             shown = ask(pipeline, f"/{group}", caller=caller, groupby=key)["by_workflow"]
-            assert list(shown) == sorted(parts), "spans without it are left out"
+            assert list(shown) == sorted(parts), "spans without the attribute are left out"
             for value, part in parts.items():
                 wanted = expected_groups(part)[group]
                 assert shown[value] == (pytest.approx(wanted["total_usd"]) if group == "cost" else close_to(wanted))
@@ -101,7 +101,7 @@ def test_other_paths_take_no_key(pipeline: Pipeline, path: str) -> None:
     assert refused(pipeline.get(f"/metrics{path}?key=workflow"), 400).startswith("key: ")
 
 
-def test_a_filter_by_attribute_leaves_the_spans_that_have_it(
+def test_a_filter_by_attribute_keeps_only_the_spans_that_have_it(
     pipeline: Pipeline, traffic: tuple[str, list[dict[str, Any]]]
 ) -> None:
     caller, spans = traffic
@@ -123,7 +123,7 @@ def test_a_filter_by_attribute_leaves_the_spans_that_have_it(
 def test_a_filter_that_every_span_passes_changes_nothing(
     pipeline: Pipeline, traffic: tuple[str, list[dict[str, Any]]]
 ) -> None:
-    """Rollups and store give the same numbers for every group, metric, grouping and custom metric."""
+    """Rollups and the store agree on every metric group and metric, and on some of them by dimension and by kind."""
     caller, spans = traffic
     moving = ("from", "to")
 
@@ -132,7 +132,7 @@ def test_a_filter_that_every_span_passes_changes_nothing(
         plain, filtered = ({key: value for key, value in one.items() if key not in moving} for one in found)
         if "groupby" in query:
             key = f"by_{query['groupby']}"
-            # A group that contains only roll-up kinds is shown by neither.
+            # Only the store may show a value of the dimension whose spans have no call, no cost and no score.
             extra = set(filtered[key]) - set(plain[key])
             assert extra <= {value for value, part in grouped(spans, query["groupby"]).items() if is_silent(part)}
             filtered[key] = {value: one for value, one in filtered[key].items() if value not in extra}
@@ -188,7 +188,8 @@ def test_a_numeric_attribute_is_a_metric(pipeline: Pipeline, traffic: tuple[str,
         assert [empty[key] for key in ("count", "sum", "avg", "p50", "p95")] == [0, None, None, None, None]
 
 
-#: Attribute keys and values that need quoting in JSON paths or SQL.
+#: Attribute keys and values that need quoting in JSON paths or SQL, that look like syntax or column names, or that have
+#: unusual characters or the maximum length.
 ODD = (
     *(
         '"',
@@ -231,7 +232,7 @@ ODD = (
 )
 
 
-def test_keys_and_values_of_every_kind_are_found_as_they_are(pipeline: Pipeline) -> None:
+def test_unusual_keys_and_values_of_attributes_are_found_unchanged(pipeline: Pipeline) -> None:
     caller = fresh("odd")
     spans = [make(caller=caller, cost_usd=n + 1, attributes={key: key, "same": key}) for n, key in enumerate(ODD)]
     send(pipeline, spans)
@@ -252,7 +253,7 @@ def test_keys_and_values_of_every_kind_are_found_as_they_are(pipeline: Pipeline)
                 assert ask(pipeline, "/cost", caller=caller, **{f"attr.{key}": other})["span_count"] == 0
 
 
-def test_odd_values_of_dimensions_are_found_as_they_are(pipeline: Pipeline) -> None:
+def test_unusual_values_of_the_dimension_name_are_found_unchanged(pipeline: Pipeline) -> None:
     tag = fresh("odd")
     names = [text for text in ODD if len(text) < 200]
     send(pipeline, [make(caller=tag, name=name, cost_usd=0.5, attributes={"tag": tag}) for name in names])
@@ -300,7 +301,7 @@ def test_an_empty_dimension_is_called_unknown(pipeline: Pipeline, traffic: tuple
 
 
 def exemplars_of(serving: Pipeline, path: str, size: int, **query: str) -> list[dict[str, Any]]:
-    """The exemplars of an answer; asked again if the search for them took too long."""
+    """Return the exemplars for *path*; if there are none, ask again (unless *size* is 0): a search may time out."""
     for _ in range(50):
         found: list[dict[str, Any]] = ask(serving, path, **query)["exemplars"]
         if found or not size:

@@ -50,7 +50,7 @@ def traffic(pipeline: Pipeline) -> tuple[str, list[dict[str, Any]]]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Pipeline]]:
-    """Start pipelines for a single test."""
+    """Yield a function that starts a pipeline with its own settings; all are stopped after the test."""
     started: list[Pipeline] = []
 
     def start(settings: str = "", env: Mapping[str, str] | None = None) -> Pipeline:
@@ -160,7 +160,7 @@ def legal(number: int) -> list[dict[str, Any]]:
 
 
 def saved(serving: Pipeline) -> list[str]:
-    """Names of the snapshots of the aggregator."""
+    """Return the names of the snapshots of the aggregator."""
 
     async def names() -> list[str]:
         async with jetstream.connect(serving.nats_url, name="test") as bus:
@@ -186,9 +186,9 @@ def test_a_custom_metric_added_later_states_since_when_it_is_measured(start: Cal
         shown = ask(serving, "/legal_cost")
         assert (shown["value"], shown["span_count"]) == (1.0, 2)
         assert moment(shown["since"]) == since
-        assert moment(ask(serving, "")["since"]) == since, "it is one of the numbers"
+        assert moment(ask(serving, "")["since"]) == since, "the overview includes the custom metric"
         assert moment(ask(serving, "/legal_cost/series", step="10m")["since"]) == since
-        assert ask(serving, "/cost")["since"] is None, "it is not one of these"
+        assert ask(serving, "/cost")["since"] is None, "the cost group does not include the custom metric"
         serving.until(lambda: ask(serving, "/legal_cost", window="1s")["since"] is None, "measured all along", 10)
         page = serving.get("/metrics/prometheus").body.decode()
         assert "tokentrace_custom_legal_cost_total 1.0" in page
@@ -200,7 +200,7 @@ def test_a_custom_metric_added_later_states_since_when_it_is_measured(start: Cal
     (serving.directory / "tokentrace.yml").write_text(changed, encoding="utf-8")
     serving.start()
     shown = ask(serving, "/legal_cost")
-    assert (shown["value"], moment(shown["since"]) > since) == (None, True), "what means something else begins anew"
+    assert (shown["value"], moment(shown["since"]) > since) == (None, True), "a changed metric begins anew"
 
 
 def test_a_custom_metric_added_before_the_first_snapshot_measures_everything(start: Callable[..., Pipeline]) -> None:
@@ -218,7 +218,7 @@ def test_a_custom_metric_added_before_the_first_snapshot_measures_everything(sta
 
 
 class Halved(SeparateServices):
-    """Two shards with an aggregator each."""
+    """Separate services with two shards, each with its own aggregator."""
 
     SERVICES = ("ingest", "aggregator", "second", "api")
 
@@ -268,7 +268,7 @@ def test_while_a_shard_is_missing_every_answer_is_incomplete_and_names_it(tmp_pa
         assert key["incomplete"]
         stats = services.get("/stats").json()
         assert (stats["incomplete"], stats["missing_shards"], stats["total_spans"]) == (True, [1], mine)
-        assert "shards [1]" in refused(services.get("/metrics/prometheus"), 503), "a gap, never a smaller number"
+        assert "shards [1]" in refused(services.get("/metrics/prometheus"), 503), "counters never decrease"
         services.kill_one("aggregator")
         for path in paths:
             answer = services.get(f"/metrics{path}")
@@ -290,7 +290,7 @@ Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def cumulative(page: bytes) -> Series:
-    """All samples that must never decrease."""
+    """Return the samples of counters and histograms, which must never decrease."""
     ends = ("_total", "_bucket", "_count", "_sum")
     found: Series = {}
     for family in text_string_to_metric_families(page.decode()):
@@ -314,7 +314,7 @@ def test_counters_never_decrease_through_kills(start: Callable[..., Pipeline]) -
                     pages.append(cumulative(answer.body))
 
     def sure(span: dict[str, Any]) -> None:
-        """Send until it is acknowledged; a span with ids counts once even if it is sent repeatedly."""
+        """Send *span* until it is acknowledged; a span with ids counts once even if it is sent repeatedly."""
         while True:
             with contextlib.suppress(OSError, HTTPException):
                 if serving.post("/spans", span).status == 202:

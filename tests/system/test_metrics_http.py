@@ -1,4 +1,4 @@
-"""``GET /metrics``, its groups, breakdowns and single metrics, asked of a real ``tokentrace serve``."""
+"""``GET /metrics``, its groups, breakdowns and single metrics, as a real ``tokentrace serve`` returns them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_metric_by_name_equals_a_recount(
             *("from", "to", "since"),
         }
         assert ("quantile_error" in shown) == bool(METRICS[name].fields)
-        assert shown.get("quantile_error", 0) == 0, "exact below 100"
+        assert shown.get("quantile_error", 0) == 0, "quantiles of fewer than 100 values are exact"
         family = name.partition("_")[0]
         assert ("exemplars" in shown) == (family in ("latency", "ttft", "cost") or name == "total_cost")
 
@@ -95,7 +95,7 @@ def test_firings_are_a_number_and_a_map_by_rule(pipeline: Pipeline, name: str) -
     assert ask(pipeline, "")["alerts"] == {"firings": {}, "delivery_failed": {}}
 
 
-# --- groups and splits
+# --- groups and breakdowns
 
 
 @pytest.mark.parametrize("kind", ["", "llm", "tool", "all"])
@@ -143,7 +143,7 @@ def test_a_group_of_metrics_by_dimension_equals_a_recount_of_each_group(
             else:
                 assert found == close_to(wanted), (group, value)
         if group != "cost":
-            assert not set(shown) & set(parts[value][group]), "the numbers over everything are dropped"
+            assert not set(shown) & set(parts[value][group]), "numbers over all spans are not shown beside a grouping"
     whole = ask(pipeline, "", caller=caller, groupby=dimension)
     for value, found in whole[key].items():
         assert found["span_count"] == len(Expected(grouped(spans, dimension)[value]).calls)
@@ -151,9 +151,7 @@ def test_a_group_of_metrics_by_dimension_equals_a_recount_of_each_group(
             assert found[group] == close_to(parts[value][group]), (group, value)
 
 
-def test_breakdowns_by_dimension_add_up_to_the_total(
-    pipeline: Pipeline, traffic: tuple[str, list[dict[str, Any]]]
-) -> None:
+def test_breakdowns_by_dimension_equal_a_recount(pipeline: Pipeline, traffic: tuple[str, list[dict[str, Any]]]) -> None:
     caller, spans = traffic
     for name, split in BREAKDOWNS.items():
         if not split.dimension:
@@ -179,7 +177,7 @@ def test_breakdowns_by_dimension_add_up_to_the_total(
         part = Expected(grouped(spans, "model")[model])
         assert found == close_to({f"p{p}_ms": part.metric(f"latency_p{p}")[0] for p in (50, 95, 99)})
     scored = ask(pipeline, "/quality_by_model", caller=caller)["value"]
-    assert "no-such-model" not in scored, "nothing of it is scored"
+    assert "no-such-model" not in scored, "no span of this model has a score"
     assert scored == pytest.approx(
         {
             model: Expected(part).metric("quality_score")[0]

@@ -1,4 +1,4 @@
-"""Refused requests, series and windows of metrics, asked of a real ``tokentrace serve``."""
+"""Refused requests for metrics, series, and windows, with a real ``tokentrace serve``."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_metrics_can_only_be_read(pipeline: Pipeline, method: str) -> None:
         assert http(method, f"{pipeline.url}/metrics{path}", b"{}").status == 405
 
 
-# --- in steps
+# --- series
 
 
 @pytest.mark.parametrize("name", [*GROUPS, *METRICS, *CUSTOM])

@@ -33,7 +33,7 @@ from tokentrace_ingest.service import Config as IngestConfig
 from tokentrace_standalone.pipeline import Configs, Pipeline
 
 SERVICES = ("ingest", "api", "api_with_ingest", "serve")
-#: Which are there beside the routes of a service.
+#: The routes that every document has besides those of its service.
 SHARED = {
     ("GET", "/healthz"),
     ("GET", "/readyz"),
@@ -50,7 +50,7 @@ WAYS_IN = {
     ("POST", "/api/traces/messages"),
     ("POST", "/api/traces/{trace_id}/end"),
 }
-#: Clients are generated from these names: a change is a break, and belongs into CHANGELOG.md.
+#: Names of schemas. Generated clients use them, so a change is incompatible and belongs in CHANGELOG.md.
 COMPONENTS = """
 Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CostMetrics CounterAnswer
 CustomDelivery Deleted Deliveries DeliveryRecord DiskState DocsSpan EndInput ErrorInput ErrorMetrics ErrorText
@@ -189,7 +189,7 @@ async def test_every_example_fits_its_schema(service: str) -> None:
 
 
 def _absolute(node: Any) -> Any:
-    """*node* with every reference made absolute, so that a schema taken out of the document still resolves."""
+    """Return *node* with absolute references, so that they still resolve in a schema taken out of the document."""
     if isinstance(node, dict):
         return {key: f"urn:document{value}" if key == "$ref" else _absolute(value) for key, value in node.items()}
     return [_absolute(value) for value in node] if isinstance(node, list) else node
@@ -200,7 +200,7 @@ async def test_the_names_of_components_do_not_change_unnoticed() -> None:
     assert sorted(document["components"]["schemas"]) == COMPONENTS.split()
 
 
-async def test_deprecated_names_are_said_to_be_deprecated() -> None:
+async def test_the_document_says_which_names_are_deprecated() -> None:
     document = await document_of("serve")
     schemas = document["components"]["schemas"]
     assert {"log_aged_out_by", "log_expires_at"} <= set(schemas["Deleted"]["required"])
@@ -224,7 +224,7 @@ async def test_configured_paths_are_the_documented_ones() -> None:
 
 
 @pytest.mark.parametrize(("service", "path"), [("ingest", "/healthz"), ("api", "/docs"), ("api", "/openapi.json")])
-async def test_head_is_answered_wherever_get_is(service: str, path: str) -> None:
+async def test_head_is_answered_with_the_status_of_get(service: str, path: str) -> None:
     async with opened(service) as client:
         answer = await client.head(path)
         assert answer.status_code == (await client.get(path)).status_code == 200

@@ -1,4 +1,4 @@
-"""``GET /metrics/prometheus``: its page, checked against the spans and with promtool."""
+"""The page of ``GET /metrics/prometheus``, checked against the spans and with promtool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from kit.prometheus_page import (
 
 
 def make_spans() -> list[dict[str, Any]]:
-    """Calls on and next to the edges of all buckets, of every status, with and without a model."""
+    """Return a tool, an agent, and calls of every status, some without a model; values are at and near bucket edges."""
     models = [("gpt-4o", "openai"), ("claude-sonnet-4", "anthropic"), ("", ""), (ODD, "openai")]
     prompts = [0, 1, 64, 65, 128, 129, 4096, 32767, 32768, 32769, 100_000]
     latencies = [0, 0.25, 50, 50.001, 100, 999.999, 1000, 30000, 30000.001, 61000, 0, 200, 3000]
@@ -41,7 +41,7 @@ def make_spans() -> list[dict[str, Any]]:
         model, provider = models[number % 4]
         status = ("ok", "ok", "ok", "error", "ok", "timeout")[number // 2 % 6]
         if not model:
-            # A call with status ok has a model.
+            # A call without a model is refused if its status is ok.
             status = ("error", "timeout")[number // 4 % 2]
         attributes: dict[str, Any] = {}
         if number % 3 == 0:
@@ -81,7 +81,7 @@ def text(span: Mapping[str, Any], label: str) -> str:
 
 
 def count(spans: Iterable[Mapping[str, Any]], *labels: str, of: Callable[[Any], float] = lambda _: 1) -> dict[Any, Any]:
-    """The sum over *spans* by *labels*, in the form of ``by``; a missing model is unknown."""
+    """Return the sums of ``of(span)`` by *labels*, in the form of ``by``; an empty label is unknown."""
     found: dict[Any, float] = {}
     for span in spans:
         values = tuple(text(span, label) for label in labels)
@@ -104,7 +104,7 @@ def nonzero(found: Mapping[Any, float]) -> dict[Any, float]:
 
 
 class Shown(NamedTuple):
-    """A pipeline with spans, and its page before and after they were sent."""
+    """A pipeline with spans, its page before and after they were sent, and the parsed page after."""
 
     pipeline: Pipeline
     before: Answer
@@ -197,7 +197,7 @@ def test_every_series_has_the_documented_labels(shown: Shown) -> None:
             named[name] = labels
     found = {sample: {key for key, _ in labels} for sample, labels in shown.series if sample in named}
     assert found == {name: named[name] for name in found}
-    # No delivery failed; all other families have samples.
+    # No delivery failed, so only this family has no samples.
     assert set(named) - set(found) <= {"tokentrace_alert_delivery_failed_total"}
 
 

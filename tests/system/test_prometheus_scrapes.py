@@ -39,7 +39,7 @@ from kit.prometheus_page import (
 
 
 class Sharded(SeparateServices):
-    """Two shards, an aggregator for each, and an alerter."""
+    """Separate services with two shards, an aggregator for each, and an alerter."""
 
     SERVICES = ("ingest", "aggregator", "second", "alerter", "api")
 
@@ -66,7 +66,7 @@ class Sharded(SeparateServices):
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Iterator[Callable[..., Sharded]]:
-    """Starts services with *settings*."""
+    """Yield a function that starts services with *settings*; they are stopped after the test."""
     started: list[Sharded] = []
 
     def start(settings: str, env: Mapping[str, str] | None = None) -> Sharded:
@@ -81,10 +81,10 @@ def sharded(tmp_path: Path) -> Iterator[Callable[..., Sharded]]:
         services.stop()
 
 
-def test_without_an_aggregator_it_is_503_and_with_all_of_them_again_the_same_page(
+def test_the_page_is_503_while_an_aggregator_is_missing_and_the_same_as_before_when_it_is_back(
     sharded: Callable[..., Sharded],
 ) -> None:
-    """No snapshot is taken, so a restarted aggregator has to read everything again."""
+    """No snapshot is saved, so a restarted aggregator reads the whole log again."""
     where = "/own/telemetry"
     services = sharded(f"http_server: {{prometheus_path: {where}}}\n{SETTINGS}", {"TOKENTRACE_SNAPSHOT_INTERVAL": "1h"})
     finish(replay(services, "--speed", "max"))
@@ -137,8 +137,10 @@ def test_without_an_aggregator_it_is_503_and_with_all_of_them_again_the_same_pag
 
 class Prometheus:
     """
-    A real Prometheus in a separate process group, which scrapes *port* as two jobs: one often, and one so patiently
-    that it gets every answer the api gives when a shard is silent.
+    A real Prometheus, in its own process group, that scrapes *port* as two jobs.
+
+    The job ``often`` scrapes every 200 ms. The job ``patient`` has a timeout of 1200 ms, so that it also gets the
+    response that the api sends when a shard is silent.
     """
 
     JOBS: Mapping[str, str] = {"often": "200ms", "patient": "1200ms"}
@@ -196,7 +198,7 @@ class Prometheus:
         return list(self._ask(f"query?query={quote(expression)}")["result"])
 
     def wait(self, spans: int, seconds: float = 60.0) -> None:
-        """Wait until both jobs have scraped that many spans."""
+        """Wait until both jobs have scraped a page with *spans* spans or more."""
         deadline = time.monotonic() + seconds
         seen: dict[str, float] = {}
         while time.monotonic() < deadline:
@@ -209,7 +211,7 @@ class Prometheus:
         raise AssertionError(f"{seen} of {spans} spans after {seconds} s; the last scrapes said {problems}")
 
     def scrapes(self, job: str) -> tuple[list[float], list[Series]]:
-        """(``up`` of every scrape, the samples of those that succeeded), in order of time, as they were stored."""
+        """Return (``up`` of every scrape, the samples of each successful scrape), as stored, in order of time."""
         ups: dict[float, float] = {}
         pages: dict[float, Series] = {}
         for found in self._query(f'{{job="{job}"}}[1h]'):
@@ -224,7 +226,7 @@ class Prometheus:
 
 
 def expected_of_the_hour() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Prompt tokens, completion tokens, milliseconds) of every call of the replay."""
+    """Return (prompt tokens, completion tokens, latency in milliseconds) of all calls of the replay."""
     with TRACE.open() as file:
         rows = list(csv.reader(file))[1:]
     prompts, completions = (np.array([int(row[column]) for row in rows]) for column in (1, 2))
@@ -255,9 +257,9 @@ def test_a_real_prometheus_sees_no_counter_decrease_while_every_service_is_kille
         prometheus.stop()
 
     for ups, pages in scraped.values():
-        assert 0 in ups, "no target was missed"
+        assert 0 in ups, "no scrape failed"
         counted = [total(page, "tokentrace_spans_total") for page in pages]
-        assert len(set(counted)) > 5, "there is nothing to see between the first and the last span"
+        assert len(set(counted)) > 5, "too few pages between the first and the last span"
         for earlier, later in itertools.pairwise(pages):
             before, after = cumulative(earlier), cumulative(later)
             fallen = {key: (value, after.get(key)) for key, value in before.items() if not after.get(key, -1) >= value}
@@ -266,7 +268,7 @@ def test_a_real_prometheus_sees_no_counter_decrease_while_every_service_is_kille
 
 
 def assert_the_hour(last: Series) -> None:
-    """The last scrape has the known totals and histograms of the replayed hour."""
+    """Check that the last scrape has the known totals and histograms of the replayed hour."""
     prompts, completions, latencies = expected_of_the_hour()
     assert total(last, "tokentrace_spans_total") == len(prompts) == 19366
     assert by(last, "tokentrace_cost_total", "model", "provider", "caller") == {("gpt-4o", "openai", "chat"): 96.791325}

@@ -1,5 +1,5 @@
 """
-Schemathesis reads the document of a running server and sends what it describes, and what it forbids.
+Schemathesis reads the OpenAPI document of a running server and sends requests that it allows and that it forbids.
 
 ``make test`` sends about 200 cases, 6 for each operation, and ``make test-all`` about 2,000. ``TOKENTRACE_SEED``
 repeats a run.
@@ -19,7 +19,8 @@ import pytest
 from kit.examples import PROFILE
 from kit.pipeline import Pipeline
 
-#: A 503 is an answer: a part is away. What a schema cannot say (no 30 February, a metric that exists) may be refused.
+#: A 503 is allowed, because a service may be unavailable. A request that fits its schema may be refused, because a
+#: schema cannot express every condition, for example that a metric exists.
 _CONFIG = """
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
@@ -47,7 +48,7 @@ def test_every_answer_is_as_the_document_describes_it_and_none_is_a_failure(serv
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config)),
         *("run", f"{serving.url}/openapi.json", "--phases", "fuzzing", "--max-examples", cases),
         *("--seed", str(seed), "--workers", "1", "--no-shrink", "--continue-on-failure", "--no-color"),
-        # Its answer has no end.
+        # The response of this path has no end.
         *("--exclude-path", "/traces/tail"),
     ]
     ran = subprocess.run(command, cwd=serving.directory, capture_output=True, text=True, timeout=1800, check=False)

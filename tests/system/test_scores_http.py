@@ -1,4 +1,4 @@
-"""``POST /scores``: a score is visible on both api processes and counts once, on three shards."""
+"""``POST /scores`` with two apis and three shards: both apis show a score, and it counts once."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def with_bus(fleet: Fleet, work: Callable[[Bus], Awaitable[T]]) -> T:
 
 
 def rebuild(fleet: Fleet, name: str) -> None:
-    """Delete the store of an api and let the api rebuild it."""
+    """Stop an api, delete its store, and start the api, which rebuilds the store."""
     assert fleet.terminate(name) == 0
     shutil.rmtree(fleet.data_of(name))
     fleet.start_one(name)
@@ -76,7 +76,7 @@ def rebuild(fleet: Fleet, name: str) -> None:
 
 
 def change_without_publishing(fleet: Fleet, key: str, value: float) -> None:
-    """Change the entry in the bucket as an api does that is killed before it publishes the change."""
+    """Change the entry *key* of the bucket of scores, like an api that is killed before it publishes the change."""
 
     async def write(bus: Bus) -> None:
         bucket = bus.kv(subjects.SCORES)
@@ -171,7 +171,7 @@ class TestNaming:
         (b'[{"span_id": "a", "value": 1}, {"span_id": "a", "value": 2}]', "value"),
     ],
 )
-def test_an_invalid_score_is_refused_by_name(fleet: Fleet, body: bytes, named: str) -> None:
+def test_an_invalid_score_is_refused(fleet: Fleet, body: bytes, named: str) -> None:
     assert named in refused(http("POST", fleet.url("api-a") + "/scores", body), 400)
 
 
@@ -250,7 +250,7 @@ class TestMetrics:
         fleet.until(lambda: state()["state"] == "firing", "firing")
 
 
-def test_the_last_of_repeated_ends_wins_on_every_replica_and_after_a_rebuild(fleet: Fleet) -> None:
+def test_the_last_of_repeated_ends_wins_in_both_apis_and_after_a_rebuild(fleet: Fleet) -> None:
     ids = [fresh("merged") for _ in range(4)]
     for span_id in ids:
         started = {"name": "x", "traceId": span_id}
@@ -270,7 +270,7 @@ def test_the_last_of_repeated_ends_wins_on_every_replica_and_after_a_rebuild(fle
 
 
 class TestRaces:
-    def test_concurrent_scores_leave_the_last_values_and_nothing_else(self, fleet: Fleet) -> None:
+    def test_after_concurrent_scores_both_apis_and_the_metrics_agree(self, fleet: Fleet) -> None:
         caller, rng = fresh("caller"), random.Random(5)
         given = [{"attributes": {"eval.score": 0.5}} if rng.random() < 0.5 else {} for _ in range(6)]
         spans = [json_span(caller=caller, **fields) for fields in given]

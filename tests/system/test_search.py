@@ -1,4 +1,4 @@
-"""``GET /traces`` with every documented filter, over stored spans; and the timeline of a trace."""
+"""``GET /traces`` with filters, and the timeline and the depths of a trace."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ TREE = [
 
 @pytest.fixture(scope="module")
 def tree(pipeline: Pipeline) -> str:
-    """A trace of three levels, with a span whose parent is missing."""
+    """Store a trace of three levels, in which the parent of one span is missing, and return its id."""
     spans = []
     for node in TREE:
         start, ms = node["at"], node["ms"]

@@ -1,4 +1,4 @@
-"""Lists and sums of sessions against an oracle in plain Python: the local service of Cost Katana."""
+"""Lists and sums of sessions equal those of an oracle, which computes them as the local service of Cost Katana does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 class SentSpan(NamedTuple):
-    """A span that a test sends, with its start relative to that of the example; *ms* None = without an end."""
+    """
+    A span that a test sends.
+
+    Attributes:
+        session: Number of its session in the example.
+        at_ms: Start of the span after the start of the example, milliseconds.
+        ms: Duration, milliseconds; None = the span has no end.
+        tokens: (input tokens, output tokens).
+        source: costkatana = it is sent to ``/api/traces/ingest``; spans = to ``/spans``.
+    """
 
     session: int
     kind: str
@@ -42,7 +51,7 @@ class SentSpan(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What a test sends: spans, the sessions that it ends, and messages as (session, content)."""
+    """Spans that a test sends, the sessions that it ends, and messages as (session, content); sessions by number."""
 
     spans: list[SentSpan]
     ends: set[int]
@@ -208,7 +217,7 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
 
 
 def _compare_filtered(pipeline: Pipeline, user: str, oracle: Mapping[str, Any], pick: random.Random) -> None:
-    """Compare a page with random filters with that of the oracle."""
+    """Check that a page of sessions with random filters equals that of the oracle."""
     starts = sorted(session["startedAt"] for session in oracle.values())
     costs = sorted({session["totalCostUSD"] for session in oracle.values()})
     tests: dict[str, tuple[Any, Any]] = {

@@ -20,7 +20,7 @@ from kit.store_log import ROLLUPS
 
 
 class Caller:
-    """Keeps one connection of each thread to each service."""
+    """An HTTP client that keeps one connection for each thread and service."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet, self._connections = fleet, threading.local()

@@ -18,7 +18,7 @@ from kit.pipeline import Answer, Pipeline
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-#: Generous: a start takes two or three seconds.
+#: Time limit of a start, seconds; a start usually takes two or three.
 UP_S = 20
 BATCH = 50
 
@@ -127,7 +127,7 @@ class Story:
 
     @property
     def space_warnings(self) -> list[str]:
-        """The warnings and errors about the space for streams so far."""
+        """The texts of all warnings and errors about the space for streams that were logged so far."""
         lines = [json.loads(line) for line in self.pipeline.log.read_text().splitlines() if line.startswith("{")]
         return [
             line["message"]
@@ -151,7 +151,7 @@ def test_serve_starts_repeatedly_on_a_disk_smaller_than_its_streams(tmp_path: Pa
             story.send()
             story.assert_exact()
             story.stop()
-            assert len(story.space_warnings) == starts, "one sentence for each start"
+            assert len(story.space_warnings) == starts, "one warning for each start"
             assert sum(story.reserved().values()) < disk.size
     finally:
         story.pipeline.stop()
@@ -187,14 +187,14 @@ def test_serve_on_a_full_disk_reports_it_and_recovers_when_there_is_space(tmp_pa
         story.send()
         story.assert_exact()
         story.stop()
-        told = len(story.space_warnings)
+        warnings_before = len(story.space_warnings)
         disk.fill()
         pipeline.start(wait=False)
         pipeline.until(lambda: pipeline.get("/healthz").status == 200, "answering", UP_S)
-        pipeline.until(lambda: pipeline.get("/metrics?window=1h").json()["span_count"] == story.sent, "asked")
+        pipeline.until(lambda: pipeline.get("/metrics?window=1h").json()["span_count"] == story.sent, "counted")
         pipeline.until(lambda: story.offer() == 503, "refusing")
         pipeline.until(lambda: names_the_reason(pipeline.get("/health")), "unhealthy with the reason")
-        assert len(story.space_warnings) == told + 1, story.space_warnings
+        assert len(story.space_warnings) == warnings_before + 1, story.space_warnings
         disk.make_room()
         pipeline.until(lambda: pipeline.get("/health").status == 200, "healthy again", 90)
         pipeline.until(lambda: story.offer() == 202, "accepting")

@@ -1,4 +1,4 @@
-"""Snapshots of a real pipeline. Its log is cut behind the last snapshot, so that only the snapshot has the data."""
+"""Snapshots of a real pipeline; most tests remove from its log the messages whose data a snapshot holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tokentrace.errors import Rejected
 from tokentrace.service.snapshots import KEEP_SNAPSHOTS
 
 T = TypeVar("T")
-#: Snapshots are acknowledged before they are on disk; after this long they are, seconds.
+#: Time after which an acknowledged snapshot is also on disk, seconds.
 SETTLES_S = 1.0
 
 
@@ -87,15 +87,15 @@ def generation(serving: Pipeline, *spans: Mapping[str, Any]) -> list[Manifest]:
     counted = serving.get("/stats").json()["total_spans"]
     send(serving, *spans)
     serving.until(lambda: serving.get("/stats").json()["total_spans"] == counted + len(spans), "counted")
-    last = with_stream(serving, None)
+    last = cut_log(serving, None)
     serving.until(lambda: positions(serving)[-1:] == [last], "saved")
     found = listed(serving)
     assert found[-1].name not in before
     return found
 
 
-def with_stream(serving: Pipeline, keep_from: int | None) -> int:
-    """Remove the messages of the log before *keep_from*, and return its last sequence."""
+def cut_log(serving: Pipeline, keep_from: int | None) -> int:
+    """Remove the messages before *keep_from* from the log, none if it is None, and return the last sequence."""
 
     async def run() -> int:
         client = await nats.connect(serving.nats_url)
@@ -111,7 +111,7 @@ def with_stream(serving: Pipeline, keep_from: int | None) -> int:
 
 
 def three_generations(serving: Pipeline) -> tuple[list[Manifest], list[float]]:
-    """Return three snapshots, each with three spans more than the one before, and the costs of the nine spans."""
+    """Make three snapshots, each with three more spans than the one before; return them and the costs of the spans."""
     costs = [0.001 * (number + 1) for number in range(9)]
     found: list[Manifest] = []
     for at in (0, 3, 6):
@@ -121,7 +121,7 @@ def three_generations(serving: Pipeline) -> tuple[list[Manifest], list[float]]:
 
 
 def assert_totals(serving: Pipeline, costs: Sequence[float]) -> None:
-    """Check that every number of the aggregator is exact."""
+    """Check that the counts, costs and prompt tokens that the aggregator returns are exact."""
     serving.until(lambda: serving.get("/readyz").status == 200, "ready")
     nusd = sum(round(cost * 1e9) for cost in costs)
     shown, stats = serving.metrics(), serving.get("/stats").json()
@@ -138,7 +138,7 @@ def assert_totals(serving: Pipeline, costs: Sequence[float]) -> None:
 
 
 def restart(serving: Pipeline) -> None:
-    """Stop and start, so that everything is saved and changes to the objects are on disk."""
+    """Stop and start the pipeline, so that everything is saved and changes to the objects are on disk."""
     assert serving.stop() == 0
     serving.start()
 
@@ -151,7 +151,7 @@ def log_of(serving: Pipeline) -> list[str]:
 def test_a_snapshot_restores_exact_totals_after_a_kill_without_the_log(serving: Pipeline) -> None:
     found, costs = three_generations(serving)
     last = positions(serving)[-1]
-    with_stream(serving, last + 1)
+    cut_log(serving, last + 1)
     time.sleep(SETTLES_S)
     serving.kill()
     serving.start()
@@ -163,7 +163,7 @@ def test_a_snapshot_restores_exact_totals_after_a_kill_without_the_log(serving: 
     assert_totals(serving, [*costs, 1])
 
 
-def test_kills_at_any_moment_of_saving_leave_exact_totals(tmp_path: Path) -> None:
+def test_kills_while_snapshots_are_saved_leave_exact_totals(tmp_path: Path) -> None:
     serving = Pipeline(tmp_path, env={"TOKENTRACE_SNAPSHOT_INTERVAL": "50ms"})
     serving.start()
     costs: list[float] = []
@@ -205,7 +205,7 @@ async def lose_the_bytes(objects: Objects, context: Any, newest: Manifest, name:
 
 
 async def take_for_another(objects: Objects, context: Any, newest: Manifest, name: str) -> None:
-    """Replace the object by a part of the same snapshot, which can be decompressed."""
+    """Replace the object by a part of the same snapshot: it can be decompressed, but has the wrong content."""
     data = await objects.get(next(iter(newest.parts.values())))
     assert data is not None
     await objects.put(name, data)
@@ -235,11 +235,11 @@ def test_a_damaged_snapshot_falls_back_to_the_one_before(serving: Pipeline, what
 
 
 def hurt(serving: Pipeline, found: Sequence[Manifest], what: str, damage: Damage) -> None:
-    """Damage the newest snapshot, and cut the log so that only the snapshot before it has its data."""
+    """Damage an object of the newest snapshot, and remove from the log the messages that the one before holds."""
     newest, before = found[-1], found[-2]
     own = sorted(newest.pieces - before.pieces - {newest.state})
     name = {"state": newest.state, "part": own[0], "manifest": newest.name}[what]
-    with_stream(serving, positions(serving)[-2] + 1)
+    cut_log(serving, positions(serving)[-2] + 1)
 
     async def work(objects: Objects) -> None:
         client = await nats.connect(serving.nats_url)
@@ -256,7 +256,7 @@ def test_after_falling_back_new_snapshots_can_be_read(serving: Pipeline) -> None
     hurt(serving, found, "part", remove)
     restart(serving)
     generation(serving, make(cost_usd=1))
-    with_stream(serving, positions(serving)[-1] + 1)
+    cut_log(serving, positions(serving)[-1] + 1)
     restart(serving)
     assert_totals(serving, [*costs, 1])
     assert "trouble" not in serving.get("/readyz").json()
@@ -264,7 +264,7 @@ def test_after_falling_back_new_snapshots_can_be_read(serving: Pipeline) -> None
 
 def test_an_object_that_is_not_a_snapshot_is_set_aside(serving: Pipeline) -> None:
     _, costs = three_generations(serving)
-    with_stream(serving, positions(serving)[-1] + 1)
+    cut_log(serving, positions(serving)[-1] + 1)
     now_ns = time.time_ns()
     strange = [
         zlib.compress(msgspec.msgpack.encode({"version": 2, "shard": 0, "shards": 1, "cells": []})),
@@ -282,12 +282,12 @@ def test_an_object_that_is_not_a_snapshot_is_set_aside(serving: Pipeline) -> Non
     with_objects(serving, work)
     restart(serving)
     assert_totals(serving, costs)
-    said = log_of(serving)
+    lines = log_of(serving)
     for number in range(len(strange)):
-        fallback, note = [line for line in said if f"{PREFIX}{now_ns + number:020d}" in line]
+        fallback, note = [line for line in lines if f"{PREFIX}{now_ns + number:020d}" in line]
         assert fallback.endswith("falling back to the one before")
         assert "was set aside: " in note
-    assert not any("latest" in line for line in said)
+    assert not any("latest" in line for line in lines)
     # The unreadable snapshots are removed when new ones are saved.
     for _ in range(KEEP_SNAPSHOTS):
         generation(serving, make(cost_usd=1))
@@ -316,10 +316,10 @@ def test_without_any_snapshot_the_whole_log_is_read_again(serving: Pipeline) -> 
     assert serving.get("/readyz").json()["trouble"]
 
 
-def test_data_that_neither_a_snapshot_nor_the_log_has_moves_since(serving: Pipeline) -> None:
+def test_since_is_later_if_neither_a_snapshot_nor_the_log_has_the_data(serving: Pipeline) -> None:
     _, costs = three_generations(serving)
     first = positions(serving)[-1]
-    with_stream(serving, first)
+    cut_log(serving, first)
     break_all(serving)
     restart(serving)
     for path in ("/metrics", "/metrics/cost", "/metrics/error_rate", "/metrics/cost_by_model", "/metrics/cost/series"):
@@ -336,14 +336,14 @@ def test_data_that_neither_a_snapshot_nor_the_log_has_moves_since(serving: Pipel
 
 def test_health_names_the_lost_messages(serving: Pipeline) -> None:
     three_generations(serving)
-    with_stream(serving, positions(serving)[-1])
+    cut_log(serving, positions(serving)[-1])
     break_all(serving)
     restart(serving)
     shown = serving.get("/health").json()
     assert "lost" in shown, shown
 
 
-def test_three_snapshots_of_each_service_are_kept(serving: Pipeline) -> None:
+def test_three_snapshots_of_the_aggregator_and_of_the_alerter_are_kept(serving: Pipeline) -> None:
     names: set[str] = set()
     for _ in range(5):
         found = generation(serving, make())

@@ -1,7 +1,7 @@
 """
-Every program can be stopped at every wait of its start: it ends with exit code 0 and without a traceback.
+Programs can be stopped while they start: they end with exit code 0 and without a traceback.
 
-All programs of a test run at the same time, and are stopped once each of them is known to wait.
+In most tests several programs run at the same time, and are stopped once each of them is known to wait.
 """
 
 from __future__ import annotations
@@ -78,7 +78,11 @@ def programs() -> Iterator[list[Program]]:
 
 
 def assert_they_stop(programs: list[Program], number: int) -> None:
-    """Stop all programs at once and allow twice the promised time, because they share two cores."""
+    """
+    Send the signal *number* to all programs, and check that each ends with exit code 0 and without a traceback.
+
+    Twice the promised time is allowed, because the programs share two cores.
+    """
     for program in programs:
         program.process.send_signal(number)
     for program in programs:
@@ -143,7 +147,7 @@ async def test_services_stop_if_the_broker_dies_before_they_have_started(tmp_pat
                 await asyncio.sleep(0.3)
                 assert not running.done()
                 stopping.set()
-                # Less than the time that ingest allows messages under way.
+                # This is less than the time for which ingest may still work on messages after it was stopped.
                 done, _ = await asyncio.wait([running], timeout=STOP_S - 1)
                 assert done, type(service).__name__
                 running.result()

@@ -32,7 +32,7 @@ def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
 
 
 class Follower:
-    """A client of the tail that reads line by line, as the EventSource of a browser does; closing it disconnects."""
+    """A client of the tail that reads events in a thread, with *read* False only after ``start_reading``."""
 
     def __init__(self, fleet: Fleet, query: str = "", *, read: bool = True, name: str = "api") -> None:
         self.events: list[tuple[str, Any]] = []
@@ -202,7 +202,7 @@ def test_every_filter_of_a_list_works_for_a_tail(fleet: Fleet) -> None:
     assert open_tails(fleet) == len(queries)
     send(fleet, json_span(), *spans)
     until(lambda: len(tails[0].spans()) == len(spans), "sent")
-    # Each tail has sent what the same filter finds in the store.
+    # Each tail has sent the spans that the same filter finds in the store.
     fleet.until(lambda: fleet.get("api", f"/traces?caller={caller}").json()["total"] == len(spans), "stored")
     by_trace = {span["trace_id"]: span["span_id"] for span in spans}
     for query, tail in zip(queries, tails, strict=True):

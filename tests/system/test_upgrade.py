@@ -1,8 +1,8 @@
 """
-What earlier versions wrote, this one reads: data directories that were written by their code, checked in as they were.
+This version reads data directories that earlier versions wrote and that are checked in unchanged.
 
-The log in such a directory begins behind what its snapshots hold: what is set aside and built anew from the log comes
-out smaller, and every comparison with what was answered then shows it.
+The log in such a directory lacks messages whose data its snapshots hold. If a snapshot is set aside and the state is
+rebuilt from the log, the numbers are smaller, so the comparisons with recorded responses fail.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.service import Config as AlerterConfig
 from tokentrace_api.metrics_query import MetricsParams, MetricsQuery, parse_metrics_query
 
-#: A rule without a filter.
+#: The name of the rule without a filter.
 UNFILTERED = "everything"
 ONE_MORE = {
     "name": "after the upgrade",
@@ -66,7 +66,7 @@ def test_there_is_a_directory_of_an_earlier_version() -> None:
     assert FOLDERS
 
 
-# -- a whole pipeline on it
+# -- a whole pipeline on the directory
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def serving(landing: Landing, tmp_path: Path) -> Iterator[Pipeline]:
     made.stop()
 
 
-def test_everything_that_was_known_is_known_and_counted_on(landing: Landing, serving: Pipeline) -> None:
+def test_responses_are_as_recorded_and_a_new_span_counts_once(landing: Landing, serving: Pipeline) -> None:
     expected = landing.expected
     assert_known(serving, expected)
     one, key = {**ONE_MORE, "trace_id": uuid.uuid4().hex, "span_id": "one-more"}, {"Idempotency-Key": uuid.uuid4().hex}
@@ -92,7 +92,7 @@ def test_everything_that_was_known_is_known_and_counted_on(landing: Landing, ser
 
 
 def assert_known(serving: Pipeline, expected: dict[str, Any], more: str = "") -> None:
-    """Every answer is what it was; *more* is the trace of a span that came later, counted once."""
+    """Check that every response is as recorded; *more* is the trace id of a later span, which must count once."""
     if more:
         total = expected["answers"]["/stats"]["total_spans"] + 1
         serving.until(lambda: serving.get("/stats").json()["total_spans"] == total, f"at {total} spans")
@@ -127,7 +127,7 @@ def _considered_then(expected: dict[str, Any]) -> int:
 
 
 def _apart(spans: list[dict[str, Any]], trace_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(The others, those of *trace_id*)."""
+    """Return (spans of other traces, spans of *trace_id*)."""
     return [one for one in spans if one["trace_id"] != trace_id], [one for one in spans if one["trace_id"] == trace_id]
 
 
@@ -139,7 +139,7 @@ def _by_name(rules: list[dict[str, Any]], more: str = "") -> dict[str, Any]:
 
 
 def _with_one_more(stats: dict[str, Any]) -> dict[str, Any]:
-    """Totals with ``ONE_MORE``, exactly; distributions and ratios move with it and are left out."""
+    """Return the exact totals after ``ONE_MORE`` is added, without distributions and ratios, which change too."""
     added = {
         "total_spans": stats["total_spans"] + 1,
         "total_tokens_in": stats["total_tokens_in"] + ONE_MORE["prompt_tokens"],
@@ -151,7 +151,7 @@ def _with_one_more(stats: dict[str, Any]) -> dict[str, Any]:
     return added | {"by_operation": operations}
 
 
-# -- its snapshots, at the instant they were asked then: what ages out by design is compared here
+# -- snapshots without services, queried at the recorded instants, at which no data has aged out
 
 
 class Kept(NamedTuple):
@@ -163,7 +163,7 @@ class Kept(NamedTuple):
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
 def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
-    """The streams of a directory with nothing but a nats-server on them; tests only read."""
+    """Start a nats-server on the streams of a directory, without services; tests only read."""
     landing, directory = Landing(request.param), tmp_path_factory.mktemp("kept")
     broker = broker_on(landing.unpack(directory), directory / "broker")
     broker.start()
@@ -172,7 +172,7 @@ def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 async def messages(bus: Bus, stream: str, filters: Sequence[str], after: Position | None) -> list[tuple[int, Message]]:
-    """(When the stream was made, message), of all that come after a position; none of them may be missing."""
+    """Return (creation time of the stream, message) for each message after *after*, none of which may be missing."""
     found: list[tuple[int, Message]] = []
     async with asyncio.timeout(20), contextlib.aclosing(bus.follow(stream, filters, after)) as feed:
         async for chunk in feed:
@@ -185,7 +185,7 @@ async def messages(bus: Bus, stream: str, filters: Sequence[str], after: Positio
 
 
 async def restored(bus: Bus, service: str, shard: int, machine: Machine, then: dict[str, Any]) -> None:
-    """Load the snapshot into *machine*: the one that was written, not one before it."""
+    """Load the newest snapshot into *machine*, and check that it is the recorded one and not one before it."""
     trouble = await Snapshots(bus, service, shard).load_into(machine)
     assert trouble is None
     assert machine.position is not None, "a snapshot is read, not set aside"
@@ -193,14 +193,14 @@ async def restored(bus: Bus, service: str, shard: int, machine: Machine, then: d
 
 
 async def read_on(bus: Bus, machine: Machine, filters: Sequence[str]) -> None:
-    """Fold what the log holds behind the snapshot."""
+    """Fold the messages of the log after the snapshot; at least one must exist."""
     tail = await messages(bus, subjects.SPANS, filters, machine.position)
     assert tail, "something came after the snapshot"
     for created_ns, message in tail:
         machine.fold(message, created_ns)
 
 
-async def test_snapshots_of_every_shard_are_read_and_windows_of_then_answered_alike(kept: Kept) -> None:
+async def test_snapshots_of_every_shard_are_read_and_give_the_recorded_windows(kept: Kept) -> None:
     expected, customs = (
         kept.landing.expected,
         list(parse_custom_metrics(load(str(kept.landing.config), {}).customs).values()),
@@ -224,13 +224,13 @@ async def test_snapshots_of_every_shard_are_read_and_windows_of_then_answered_al
 
 
 def _shown(answer: dict[str, Any]) -> dict[str, Any]:
-    """What a window holds, without what stands beside it in every answer."""
+    """Return the numbers of *answer* that depend on its window's spans, without the fields of every response."""
     passing = ("window", "quantile_error", "transport", "alerts", "from", "to", "since")
     return {key: value for key, value in answer.items() if key not in passing}
 
 
 def window_of(shards: list[Shard], question: MetricsQuery, customs: list[CustomMetric]) -> dict[str, Any]:
-    """``GET /metrics`` from machines alone."""
+    """Return the numbers of ``GET /metrics`` for *question*, computed by *shards* without services."""
     fields = sorted({field for group in GROUPS.values() for field in group.fields})
     query = replace(question.query, fields=fields, by_model=True, custom=[one.name for one in customs])
     partials = [finish(shard.answer(query, True)) for shard in shards]
@@ -250,7 +250,7 @@ def window_of(shards: list[Shard], question: MetricsQuery, customs: list[CustomM
     return json.loads(msgspec.json.encode(shown))  # type: ignore[no-any-return]
 
 
-async def test_the_snapshot_of_the_alerter_is_read_and_rules_say_what_they_said(kept: Kept) -> None:
+async def test_the_snapshot_of_the_alerter_is_read_and_rules_have_the_recorded_state(kept: Kept) -> None:
     expected, config = kept.landing.expected, AlerterConfig.of(load(str(kept.landing.config), {}))
     async with jetstream.connect(kept.url, name="test") as bus:
         machine = AlerterMachine(config.rules, config.project)

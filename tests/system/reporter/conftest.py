@@ -1,4 +1,4 @@
-"""Destinations for a reporter: a broker without ingest, a closed port, and a server that never answers."""
+"""Fixtures for tests of the reporter: URLs of a broker without ingest, of a closed port and of a silent server."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tokentrace import Reporter
 
 @pytest.fixture
 def url(broker: Broker) -> str:
-    """A broker with all streams and without ingest, so that batches stay in ``TT_RAW``."""
+    """Return the URL of a broker with all streams and without ingest, so that batches stay in ``TT_RAW``."""
     create_streams(broker.url)
     return broker.url
 
 
 @pytest.fixture(params=["nats", "http"])
 def unreachable_url(request: pytest.FixtureRequest) -> str:
-    """A URL with a closed port."""
+    """Return a URL with a closed port."""
     return f"{request.param}://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(params=["nats", "http"])
 def silent_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of a server that accepts connections and sends nothing."""
+    """Yield the URL of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"{request.param}://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def close_later() -> Iterator[Callable[[Reporter], Reporter]]:
-    """Closes reporters at the end of the test without waiting for their spans, and returns them unchanged."""
+    """Yield a function that returns its argument and closes it after the test without waiting for its spans."""
     reporters: list[Reporter] = []
 
     def keep(reporter: Reporter) -> Reporter:

@@ -50,7 +50,7 @@ def test_a_burst_is_sent_in_batches_of_at_most_256_spans(url: str) -> None:
     assert len(stored) < 500
 
 
-def test_large_spans_are_sent_in_batches_of_at_most_512_kib(url: str) -> None:
+def test_a_batch_of_several_spans_has_at_most_512_kib(url: str) -> None:
     with Reporter("large", url) as reporter:
         for size in (200_000, 200_000, 200_000, 700_000, 10, 10, 300_000, 300_000):
             reporter.report(make_span(attributes={"text": "x" * size}))
@@ -79,7 +79,7 @@ def test_a_single_span_is_sent_without_a_flush(url: str) -> None:
     assert len(read_raw(url)) == 3
 
 
-def test_spans_reported_one_after_the_other_share_a_batch(url: str) -> None:
+def test_spans_reported_one_after_the_other_share_batches(url: str) -> None:
     with Reporter("shared", url) as reporter:
         reporter.report(make_span())
         assert reporter.flush(WAIT_S)

@@ -1,4 +1,4 @@
-"""What a span may contain: values that cannot be encoded, unusual attributes, and secrets."""
+"""Spans with unusual content: values that cannot be encoded, unusual attributes, and secrets."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _nested(levels: int) -> Any:
     ],
 )
 def test_a_span_with_unusual_attributes_is_counted_and_the_others_arrive(url: str, attributes: Any) -> None:
-    """The span may be accepted or refused; either way a counter includes it, and the rest of its batch arrives."""
+    """The span may be accepted or refused; either way a counter includes it, and the other spans arrive."""
     with Reporter("odd", url) as reporter:
         reporter.report(make_span(name="before"))
         reporter.report(make_span(name="odd", attributes=attributes))
@@ -154,7 +154,7 @@ def test_secrets_are_redacted_before_a_batch_reaches_the_raw_stream(url: str) ->
         pytest.param({"attributes": {"password": ("hunter2", "hunter2")}}, id="tuple"),
     ],
 )
-def test_secrets_of_an_invalid_span_never_leave_the_process(url: str, fields: dict[str, Any]) -> None:
+def test_secrets_of_an_invalid_span_never_reach_the_raw_stream(url: str, fields: dict[str, Any]) -> None:
     with Reporter("secrets", url) as reporter:
         reporter.report(make_span(**fields))
         assert reporter.flush(15)

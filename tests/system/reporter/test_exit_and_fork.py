@@ -1,4 +1,4 @@
-"""Real programs that end or fork: their spans are sent before they end, and a child sends only its own."""
+"""Programs that end or fork: spans are sent before the program ends, and a forked child sends only its own spans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a reporter is configured and closed, and what its thread does when the pipeline is unreachable."""
+"""How a reporter is configured and closed, also when the pipeline is unreachable."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_url_without_a_usable_port_is_a_config_error(bad: str) -> None:
 
 @pytest.mark.parametrize("token", ["s3cret\n", "gehe\u0131m"])
 def test_a_token_that_no_header_can_carry_never_leaves_spans_waiting(token: str) -> None:
-    """A token read from a file often ends with a newline. It may be refused, stripped, or its spans may fail."""
+    """The token may be refused or stripped, or the span may fail. A token from a file often ends in a newline."""
     with HttpEndpoint() as endpoint:
         try:
             reporter = Reporter("token", endpoint.url, token=token)
@@ -115,7 +115,7 @@ def test_close_drops_all_spans_if_the_pipeline_is_unreachable(unreachable_url: s
     reporter = Reporter("unreachable", unreachable_url)
     for _ in range(3):
         reporter.report(make_span())
-    # The sender has tried to connect once and failed.
+    # Give the sender time to try to connect once.
     time.sleep(0.2)
     reporter.close(1)
     assert (reporter.dropped, reporter.stats().queue_depth) == (3, 0)
@@ -192,7 +192,7 @@ async def test_spans_of_an_async_program_arrive_while_its_event_loop_runs(broker
 
 
 def test_a_reporter_that_is_garbage_collected_still_sends_its_spans(url: str) -> None:
-    """In its own process, because the thread of such a reporter ends with the process only."""
+    """Runs in its own process, because the thread of a collected reporter ends only with its process."""
     program = (
         "import gc, sys, weakref\n"
         "from tokentrace import Reporter, Span\n"
@@ -209,7 +209,7 @@ def test_a_reporter_that_is_garbage_collected_still_sends_its_spans(url: str) ->
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "collected\n"
-        # The program still waits for its standard input, so this is not the work of its exit handler.
+        # The program still waits for its standard input, so the spans were not sent by its exit handler.
         until(lambda: sum(span_names(read_raw(url)).values()) == 10, "all sent")
         assert running.poll() is None
     assert running.returncode == 0

@@ -1,4 +1,4 @@
-"""``report`` never waits: the queue is limited, and each span ends in exactly one counter."""
+"""``report`` never waits for the pipeline: the queue is limited, and each span ends as acked, dropped or failed."""
 
 from __future__ import annotations
 

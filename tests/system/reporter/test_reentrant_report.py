@@ -9,7 +9,7 @@ from kit.raw_stream import read_raw, span_names
 
 
 def test_a_finalizer_may_report_while_report_runs(url: str) -> None:
-    """A response stream may report its span when it is collected, which happens at any allocation of memory."""
+    """An object may report a span when it is garbage-collected, which can happen at any allocation of memory."""
     done = run_program(
         "import gc\n"
         "reporter = Reporter('gc', url)\n"

@@ -1,4 +1,4 @@
-"""Batches are sent again until they are accepted or refused: no span is lost, and none counts twice."""
+"""Batches are sent again until they are accepted or refused: no span is lost, and a repeated batch keeps its id."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def test_eight_threads_lose_no_span_when_the_broker_is_killed(url: str, broker: 
     assert all(seen[message.id].payload == message.payload for message in stored)
 
 
-def test_a_retry_carries_the_same_id_and_the_same_bytes(url: str, broker: Broker) -> None:
+def test_a_retry_carries_the_same_id_and_is_stored_once(url: str, broker: Broker) -> None:
     with CuttingProxy(broker.port) as proxy:
-        # The broker has stored the batch; its reply is lost twice.
+        # The broker stores the batch, and the proxy discards two of its replies.
         proxy.cut = lambda data: b'"stream":"TT_RAW"' in data and proxy.cuts < 2
         with Reporter("retry", f"nats://127.0.0.1:{proxy.port}") as reporter:
             for index in range(10):

@@ -23,7 +23,7 @@ pytestmark = ignore_ungreeted_connections
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """A pipeline that requires the bearer token ``s3cret`` over HTTP."""
+    """Start a pipeline that requires the bearer token ``s3cret`` over HTTP."""
     serving = Pipeline(tmp_path_factory.mktemp("serve"), env={"TOKENTRACE_AUTH_TOKEN": "s3cret"})
     serving.start()
     yield serving
@@ -31,7 +31,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 
 def counted(pipeline: Pipeline) -> dict[str, int]:
-    """The numbers of spans and prompt tokens in ``/metrics``."""
+    """Return the numbers of spans and prompt tokens in ``/metrics``."""
     body = http("GET", f"{pipeline.url}/metrics?window=30d", headers={"Authorization": "Bearer s3cret"}).json()
     return {"spans": body["span_count"], "prompt": body["tokens"]["prompt_total"]}
 
@@ -96,7 +96,7 @@ def test_batches_sent_again_after_a_restart_of_the_pipeline_count_once(pipeline:
             cutting = False
             assert reporter.flush(WAIT_S)
             assert reporter.stats() == Stats(300, 300, 0, 0, 0)
-        # A further span, so that all repeated batches have been read once it is counted.
+        # When this further span is counted, all repeated batches have been read.
         with Reporter("last", pipeline.nats_url) as last:
             last.report(make_span(trace_id="", span_id="", started_ns=0, ended_ns=now))
         wanted = {"spans": wanted["spans"] + 1, "prompt": wanted["prompt"] + 512}
@@ -105,7 +105,7 @@ def test_batches_sent_again_after_a_restart_of_the_pipeline_count_once(pipeline:
 
 
 def test_an_undecodable_span_does_not_stop_the_pipeline(tmp_path: Path) -> None:
-    """The other span of the same batch is counted, and ingest stays ready."""
+    """The other span of the same batch is counted, and the pipeline stays ready."""
     serving = Pipeline(tmp_path)
     serving.start()
     try:
