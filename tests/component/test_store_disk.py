@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.examples import matrix
 from kit.store_log import NOW_NS, Log, assert_exact, files, incompressible, open_store, read_to, shown
 from tokentrace.errors import Unavailable
 from tokentrace.records import Tombstone, decode_batches
@@ -61,7 +62,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
-@pytest.mark.parametrize("threshold", ["16MB", "200KB"])
+@pytest.mark.parametrize("threshold", matrix(["200KB", "16MB"], 1))
 def test_a_full_disk_stores_no_message_in_part_and_works_again_with_space(
     disk: Disk, threshold: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import subprocess
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +27,7 @@ import pytest
 from kit.builders import ENDED_NS, STARTED_NS
 from kit.canaries import KINDS, Canary, canary
 from kit.environment import GUARD
+from kit.examples import WHOLE
 from kit.pipeline import SeparateServices, http
 from tokentrace import Reporter
 from tokentrace.bus import jetstream, subjects
@@ -33,7 +35,8 @@ from tokentrace.records import BATCH_TYPE, Annotation, Batch, ChatMessage, Sessi
 from tokentrace.redact import Redactor
 from tokentrace_ingest.service import ACK_WAIT_S
 
-ATTRIBUTE_PLACES = ("value", "key", "nested")
+#: A whole run sends every kind over every input; another run sends a third of them over each, in turn.
+THIRDS = 1 if WHOLE else 3
 
 
 class Sender:
@@ -48,79 +51,84 @@ class Sender:
     def __init__(self) -> None:
         self.needles: dict[bytes, str] = {}
         self.spans = 0
+        self._turns = itertools.cycle(range(THIRDS))
 
-    def put(self, kind: str, way: str, place: str) -> str:
-        """Return a text with a new secret for the field *place* of the input *way*."""
-        secret: Canary = canary(kind, f"{way}/{place}")
-        self.needles[secret.needle.encode()] = f"{kind} in {place} by {way}"
+    def kinds(self) -> Sequence[str]:
+        """Return the kinds of secrets to send over the next input."""
+        return list(KINDS)[next(self._turns) :: THIRDS]
+
+    def put(self, kind: str, source: str, place: str) -> str:
+        """Return a text with a new secret for the field *place* of the input *source*."""
+        secret: Canary = canary(kind, f"{source}/{place}")
+        self.needles[secret.needle.encode()] = f"{kind} in {place} by {source}"
         return secret.text
 
-    def attributes(self, kind: str, way: str, *, nested: bool = True) -> dict[str, Any]:
-        attributes: dict[str, Any] = {"value": self.put(kind, way, "value"), self.put(kind, way, "key"): 1}
+    def attributes(self, kind: str, source: str, *, nested: bool = True) -> dict[str, Any]:
+        attributes: dict[str, Any] = {"value": self.put(kind, source, "value"), self.put(kind, source, "key"): 1}
         if nested:
-            attributes["deep"] = {"list": [{"x": self.put(kind, way, "nested")}]}
+            attributes["deep"] = {"list": [{"x": self.put(kind, source, "nested")}]}
         return attributes
 
-    def span(self, kind: str, way: str, number: int, **changes: Any) -> Span:
+    def span(self, kind: str, source: str, number: int, **changes: Any) -> Span:
         self.spans += 1
         return Span(
             **{
-                "trace_id": f"{way}-{number}",
+                "trace_id": f"{source}-{number}",
                 "span_id": "1",
-                "name": self.put(kind, way, "name"),
-                "caller": self.put(kind, way, "caller"),
+                "name": self.put(kind, source, "name"),
+                "caller": self.put(kind, source, "caller"),
                 "model": "gpt-4o",
                 "provider": "openai",
                 "status": "error",
                 "prompt_tokens": 5,
                 "started_ns": STARTED_NS,
                 "ended_ns": ENDED_NS,
-                "error": self.put(kind, way, "error"),
-                "error_stack": f"File x\n  {self.put(kind, way, 'stack')}",
-                "attributes": self.attributes(kind, way),
-                "session_id": f"session-{way}",
+                "error": self.put(kind, source, "error"),
+                "error_stack": f"File x\n  {self.put(kind, source, 'stack')}",
+                "attributes": self.attributes(kind, source),
+                "session_id": f"session-{source}",
                 **changes,
             }
         )
 
-    def batch(self, way: str) -> Batch:
+    def batch(self, source: str) -> Batch:
         """Return one batch with spans, other records and, for each kind of secret, an invalid span."""
         spans, started, messages, annotations, ends = [], [], [], [], []
-        session = f"session-{way}"
-        for number, kind in enumerate(KINDS):
-            spans.append(self.span(kind, way, number))
-            bad = self.span(kind, f"{way} bad", number, model="", status="ok")
+        session = f"session-{source}"
+        for number, kind in enumerate(self.kinds()):
+            spans.append(self.span(kind, source, number))
+            bad = self.span(kind, f"{source} bad", number, model="", status="ok")
             self.spans -= 1
             spans.append(bad)
             started.append(
                 Started(
-                    trace_id=f"{way}-open-{number}",
+                    trace_id=f"{source}-open-{number}",
                     span_id="1",
                     session_id=session,
-                    name=self.put(kind, way, "started name"),
-                    metadata={"deep": [self.put(kind, way, "started metadata")]},
+                    name=self.put(kind, source, "started name"),
+                    metadata={"deep": [self.put(kind, source, "started metadata")]},
                 )
             )
             messages.append(
                 ChatMessage(
-                    message_id=f"{way}-{number}",
+                    message_id=f"{source}-{number}",
                     session_id=session,
-                    content=self.put(kind, way, "content"),
-                    raw=self.put(kind, way, "raw"),
-                    metadata={"deep": {"x": self.put(kind, way, "message metadata")}},
+                    content=self.put(kind, source, "content"),
+                    raw=self.put(kind, source, "raw"),
+                    metadata={"deep": {"x": self.put(kind, source, "message metadata")}},
                 )
             )
             annotations.append(
                 Annotation(
-                    trace_id=f"{way}-{number}",
+                    trace_id=f"{source}-{number}",
                     span_id="1",
-                    attributes={"said": self.put(kind, way, "annotation")},
+                    attributes={"said": self.put(kind, source, "annotation")},
                 )
             )
-            error = self.put(kind, way, "session end")
+            error = self.put(kind, source, "session end")
             ends.append(SessionEnd(session_id=f"{session}-{number}", ended_ns=ENDED_NS, error=error))
         return Batch(
-            id=f"foreign.{way}",
+            id=f"foreign.{source}",
             sequence=1,
             source="foreign",
             spans=spans,
@@ -130,39 +138,39 @@ class Sender:
             session_ends=ends,
         )
 
-    def docs(self, way: str) -> list[dict[str, Any]]:
+    def docs(self, source: str) -> list[dict[str, Any]]:
         """Return a body for ``POST /spans``, with one span for each kind of secret."""
         spans = []
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(self.kinds()):
             self.spans += 1
             spans.append(
                 {
-                    "trace_id": f"{way}-{number}",
+                    "trace_id": f"{source}-{number}",
                     "span_id": "1",
                     "kind": "tool",
-                    "name": self.put(kind, way, "name"),
-                    "caller": self.put(kind, way, "caller"),
+                    "name": self.put(kind, source, "name"),
+                    "caller": self.put(kind, source, "caller"),
                     "status": "error",
-                    "error": self.put(kind, way, "error"),
-                    "error_stack": self.put(kind, way, "stack"),
-                    "attributes": self.attributes(kind, way, nested=False),
-                    "session_id": f"session-{way}",
+                    "error": self.put(kind, source, "error"),
+                    "error_stack": self.put(kind, source, "stack"),
+                    "attributes": self.attributes(kind, source, nested=False),
+                    "session_id": f"session-{source}",
                 }
             )
         return spans
 
-    def mist(self, way: str) -> Iterator[bytes]:
+    def mist(self, source: str) -> Iterator[bytes]:
         """Yield bodies for ``POST /mist``, one for each kind of secret."""
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(self.kinds()):
             self.spans += 1
             payload = {
-                "trace_id": f"{way}-{number}",
+                "trace_id": f"{source}-{number}",
                 "span_id": "1",
-                "operation": self.put(kind, way, "name"),
+                "operation": self.put(kind, source, "name"),
                 "start_ns": STARTED_NS,
                 "end_ns": ENDED_NS,
                 "status": "error",
-                "attrs": {"error": self.put(kind, way, "error"), **self.attributes(kind, way)},
+                "attrs": {"error": self.put(kind, source, "error"), **self.attributes(kind, source)},
             }
             yield json.dumps({"version": "1", "type": "trace.span", "source": "tool", "payload": payload}).encode()
 
@@ -174,59 +182,65 @@ def post(url: str, body: Any, headers: dict[str, str] | None = None) -> Any:
     return answer.json() if answer.body else None
 
 
-def send_costkatana(sender: Sender, base: str, way: str) -> None:
-    for number, kind in enumerate(KINDS):
+def send_costkatana(sender: Sender, base: str, source: str) -> None:
+    for number, kind in enumerate(sender.kinds()):
         sender.spans += 2
-        session = f"session-{way}"
+        session = f"session-{source}"
         start = {
-            "name": sender.put(kind, way, "name"),
+            "name": sender.put(kind, source, "name"),
             "sessionId": session,
-            "traceId": f"{way}-{number}",
-            "metadata": sender.attributes(kind, f"{way} start"),
+            "traceId": f"{source}-{number}",
+            "metadata": sender.attributes(kind, f"{source} start"),
         }
-        service = sender.put(kind, way, "service").replace("\n", " ").strip()
+        service = sender.put(kind, source, "service").replace("\n", " ").strip()
         post(f"{base}/api/traces/start", start, {"X-Service-Name": service})
         end = {
             "status": "error",
-            "error": {"message": sender.put(kind, way, "error"), "stack": sender.put(kind, way, "stack")},
-            "metadata": {"at the end": sender.attributes(kind, f"{way} end")},
+            "error": {"message": sender.put(kind, source, "error"), "stack": sender.put(kind, source, "stack")},
+            "metadata": {"at the end": sender.attributes(kind, f"{source} end")},
         }
-        post(f"{base}/api/traces/{way}-{number}/end", end)
-        post(f"{base}/api/traces/{way}-{number}/end", {"metadata": {"later": sender.put(kind, way, "second end")}})
+        post(f"{base}/api/traces/{source}-{number}/end", end)
+        post(
+            f"{base}/api/traces/{source}-{number}/end", {"metadata": {"later": sender.put(kind, source, "second end")}}
+        )
         message = {
             "sessionId": session,
-            "traceId": f"{way}-{number}",
+            "traceId": f"{source}-{number}",
             "role": "user",
-            "content": sender.put(kind, way, "content"),
-            "metadata": {"deep": [sender.put(kind, way, "message metadata")]},
+            "content": sender.put(kind, source, "content"),
+            "metadata": {"deep": [sender.put(kind, source, "message metadata")]},
         }
         post(f"{base}/api/traces/messages", message)
-        open_ = {"name": sender.put(kind, way, "open name"), "sessionId": session, "traceId": f"{way}-open-{number}"}
-        post(f"{base}/api/traces/start", {**open_, "error": sender.put(kind, way, "early error")})
-        whole = {
-            "name": sender.put(kind, way, "ingest name"),
+        open_ = {
+            "name": sender.put(kind, source, "open name"),
             "sessionId": session,
-            "traceId": f"{way}-whole-{number}",
+            "traceId": f"{source}-open-{number}",
+        }
+        post(f"{base}/api/traces/start", {**open_, "error": sender.put(kind, source, "early error")})
+        whole = {
+            "name": sender.put(kind, source, "ingest name"),
+            "sessionId": session,
+            "traceId": f"{source}-whole-{number}",
             "status": "error",
-            "error": sender.put(kind, way, "ingest error"),
-            "metadata": sender.attributes(kind, f"{way} ingest"),
+            "error": sender.put(kind, source, "ingest error"),
+            "metadata": sender.attributes(kind, f"{source} ingest"),
         }
         post(f"{base}/api/traces/ingest", {"spans": [whole]})
 
 
-def send_http(sender: Sender, base: str, way: str) -> None:
-    post(f"{base}/spans", sender.docs(f"{way} spans"))
-    batches = encode_batches([sender.batch(f"{way} batch")])
+def send_http(sender: Sender, base: str, source: str) -> None:
+    post(f"{base}/spans", sender.docs(f"{source} spans"))
+    batches = encode_batches([sender.batch(f"{source} batch")])
     post(f"{base}/spans", batches, {"Content-Type": BATCH_TYPE})
-    for body in sender.mist(f"{way} mist"):
+    for body in sender.mist(f"{source} mist"):
         post(f"{base}/mist", body)
-    send_costkatana(sender, base, f"{way} costkatana".replace(" ", "-"))
+    send_costkatana(sender, base, f"{source} costkatana".replace(" ", "-"))
 
 
-def send_reporter(sender: Sender, url: str, way: str, redactor: Redactor) -> None:
+def send_reporter(sender: Sender, url: str, source: str, redactor: Redactor) -> None:
     with Reporter("canary", url, redactor=redactor) as reporter:
-        for number, kind in enumerate(KINDS):
-            reporter.report(sender.span(kind, way, number))
+        for number, kind in enumerate(sender.kinds()):
+            reporter.report(sender.span(kind, source, number))
         assert reporter.flush(30)
         assert reporter.stats().failed == 0
 
@@ -236,7 +250,7 @@ async def send_nats(sender: Sender, url: str) -> None:
         subject = subjects.raw(subjects.DEFAULT_PROJECT, 0)
         await bus.publish(subject, encode_batches([sender.batch("msgpack")]))
         await bus.publish(subject, json.dumps(sender.docs("json")).encode())
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(sender.kinds()):
             # A message that cannot be decoded, and one with an invalid span: dead letters must hold no secret either.
             await bus.publish(subject, b"\xc1" + sender.put(kind, "rubbish", "bytes").encode())
             bad = {"kind": "tool", "name": "bad", "error": sender.put(kind, "json bad", "error"), "latency_ms": -1}
@@ -386,7 +400,7 @@ class Outcome:
     @staticmethod
     def end_sessions(pipeline: SeparateServices, sender: Sender) -> None:
         """End sessions with an error; only the api has this route."""
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(sender.kinds()):
             session = f"ended-{number}"
             span = {"name": "x", "sessionId": session, "status": "ok", "type": "tool"}
             post(f"{pipeline.url}/api/traces/ingest", span)
@@ -416,9 +430,9 @@ def test_redaction_loses_no_span(redacted: Outcome) -> None:
 
 def test_redactions_are_counted_for_each_input_and_kind(redacted: Outcome) -> None:
     lines = [line for line in redacted.counters.splitlines() if line.startswith("tokentrace_ingest_redactions_total{")]
-    ways = {line.partition('way="')[2].partition('"')[0] for line in lines}
+    sources = {line.partition('way="')[2].partition('"')[0] for line in lines}
     kinds = {line.partition('kind="')[2].partition('"')[0] for line in lines}
-    assert ways == {"reporter", "nats", "spans", "mist", "costkatana"}
+    assert sources == {"reporter", "nats", "spans", "mist", "costkatana"}
     tokens = {"api_key", "jwt", "bearer", "basic", "private_key", "url_credentials"}
     assert kinds == {*tokens, "email", "phone", "ssn", "card", "key_value"}
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from nats.aio.msg import Msg
 
+from kit.examples import examples
 from kit.pipeline import TRACE, Pipeline, SeparateServices, assert_exact, finish, replay, sum_of_pages
 
 
@@ -42,12 +43,12 @@ def test_an_hour_of_real_traffic_gives_exact_totals(pipeline: Pipeline) -> None:
         assert shown[name] == pytest.approx(np.quantile(latencies, q), rel=0.01)
 
 
-def test_twenty_kills_of_everything_leave_exact_totals(pipeline: Pipeline) -> None:
+def test_kills_of_everything_leave_exact_totals(pipeline: Pipeline) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     dice = random.Random(seed)
     sending = replay(pipeline, "--speed", "600")
-    for _ in range(20):
+    for _ in range(examples(20)):
         time.sleep(dice.uniform(0.05, 0.6))
         pipeline.kill()
         pipeline.start(wait=dice.random() < 0.5)

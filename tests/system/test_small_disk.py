@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.examples import matrix
 from kit.pipeline import Answer, Pipeline
 
 MIB = 1024 * 1024
@@ -142,7 +143,7 @@ class Story:
         return {file.parent.name: json.loads(file.read_text())["max_bytes"] for file in files}
 
 
-@pytest.mark.parametrize("disk", [2000, 8000, 15_000], indirect=True, ids=["2GB", "8GB", "15GB"])
+@pytest.mark.parametrize("disk", matrix([8000, 2000, 15_000], 1), indirect=True, ids="{}MB".format)
 def test_serve_starts_repeatedly_on_a_disk_smaller_than_its_streams(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
     try:
