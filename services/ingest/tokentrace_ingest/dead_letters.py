@@ -30,7 +30,7 @@ class DeadLetter(NamedTuple):
     One dead letter.
 
     Attributes:
-        id: SHA-256 of *body*. A message that is delivered again gives the same id, so the broker drops the repetition.
+        id: SHA-256 of *body*. A message that is delivered again gives the same id, by which the broker recognises it.
         body: JSON with the batch, the index and the reason, and with the redacted record or its size and SHA-256.
         position: Index of the bad record in its list; 0 if the dead letter is about a list or message as a whole.
         reason: What is wrong with the record, without secrets.

@@ -15,9 +15,9 @@ ids, and readers drop the duplicates. The response to an HTTP request is also se
 each message costs the broker an fsync (``group_commit``).
 
 *Dead letters.* In what a reporter or NATS client sends, a bad record becomes a dead letter and the other records of
-its batch are stored. A raw message that cannot be decoded, that makes ingest fail, or that was delivered more than 5
-times becomes a dead letter as a whole. A message is acknowledged only after the broker has acknowledged its dead
-letters. An HTTP request in another format is rejected as a whole if one of its records is bad.
+its batch are stored. A raw message becomes a dead letter as a whole if its subject is invalid, if it cannot be decoded,
+if ingest fails on it, or if it was delivered more than 5 times. A message is acknowledged only after the broker has
+acknowledged its dead letters. An HTTP request in another format is rejected as a whole if one of its records is bad.
 
 *Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
 message that may hold a secret is therefore overwritten before it is acknowledged, with the exceptions in ``_erase``.

@@ -19,7 +19,7 @@ def load_target(target: str) -> Callable[..., Any]:
     Return the function that *target* (``package.module:name``) names, or the method ``deliver`` of such an object.
 
     Raises:
-        ConfigError: The module cannot be imported, or the name does not exist or is neither of these.
+        ConfigError: The module cannot be imported, or the name does not exist or names neither of these.
     """
     module, _, name = target.partition(":")
     try:

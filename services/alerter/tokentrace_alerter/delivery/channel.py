@@ -66,7 +66,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def destination(self) -> str:
-        """The URL, the target or the type. Channels with the same one share a limit of concurrent deliveries."""
+        """The URL, the target or the type. Channels with the same destination share a limit of deliveries."""
         return self.url or self.target or self.type
 
     def wants(self, event: AlertEvent) -> bool:

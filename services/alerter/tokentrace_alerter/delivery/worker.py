@@ -159,7 +159,7 @@ class DeliveryWorker:
         await self._acknowledge(acknowledgement)
 
     async def _acknowledge(self, acknowledgement: Awaitable[None]) -> None:
-        # If the acknowledgement is lost, the broker delivers the event again; the receiver gets the same key.
+        # If the acknowledgement is lost, the broker delivers the event again; a webhook then gets the same key.
         with contextlib.suppress(TokentraceError):
             await acknowledgement
 

@@ -22,8 +22,8 @@ class RuleEvaluator:
         backfilled_ns: The window holds all spans from this stream time on, Unix nanoseconds; 0 = no data was read yet.
         next_ns: The next instant to evaluate, Unix nanoseconds; 0 = evaluation has not started.
         backfilling: True = older messages are still being read for the rule; it is not evaluated meanwhile.
-        added_at: The position of the machine when the rule was added, up to which backfill reads; None = no backfill
-            reads anything.
+        added_at: The position of the machine when the rule was added, up to which backfill reads; None = there are no
+            older messages.
         silenced_until_ns: No event is published for instants before this one, Unix nanoseconds.
         spans: Number of spans folded.
     """
@@ -138,7 +138,8 @@ class RuleEvaluator:
         """
         Drop instances without data that are neither firing nor pending nor cooling down.
 
-        Those that are cooling down lose their value and span count. With no_data "fire", none is dropped.
+        Those that are cooling down lose their value and span count. With no_data "fire", only instances that are
+        counted as ``other`` are dropped.
         """
         for name, state in list(self.states.items()):
             no_data_fires = self.rule.no_data == "fire" and name not in self._leaving

@@ -58,7 +58,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         window_ns: The length of the window, nanoseconds.
         eval_interval_ns: Time between two instants, nanoseconds.
         cooldown_ns: Shortest time between two firings of an instance, nanoseconds.
-        min_spans: With fewer spans in the window, nothing is published.
+        min_spans: With fewer spans in the window, but at least one, nothing is published.
         filter: Dimension or attribute -> value. A span must have all of these values.
         silenced: True = the configuration silences the rule: it is evaluated and publishes nothing.
         for_ns: How long the condition must hold before the rule fires, nanoseconds.
@@ -259,6 +259,6 @@ def _duration(text: str | int, key: str) -> int:
 
 
 def default_interval(window_ns: int) -> int:
-    """Return the default interval: a tenth of the window, at least 30 s, or 1 s if that is under five minutes."""
+    """Return the default interval: a tenth of *window_ns*, at least 30 s, or 1 s for under five minutes."""
     least = 30 * SECOND if window_ns >= 5 * MINUTE else SECOND
     return max(window_ns // 10, least)
