@@ -1,4 +1,4 @@
-"""Print alert events as they are published; stop after the seconds given as the only argument."""
+"""Print alert events as they are published; stop after as many seconds as the argument says, or after 60."""
 
 import asyncio
 import json

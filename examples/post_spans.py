@@ -1,4 +1,4 @@
-"""Report an LLM call over HTTP with the standard library, and read the cost of the last hour."""
+"""Report an LLM call over HTTP with the standard library, and read what its caller spent in the last hour."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def main() -> None:
         "comp_tokens": 128,
         "latency_ms": 1240,
     }
-    # The same key makes a repeated request harmless: the span counts once.
+    # If a request with the same key and body is repeated within a day, the span still counts once.
     headers = {"Content-Type": "application/json", "Idempotency-Key": "post-spans-example"}
     request = urllib.request.Request(f"{url}/spans", json.dumps(span).encode(), headers)
     with urllib.request.urlopen(request, timeout=10) as response:

@@ -1,4 +1,4 @@
-"""Report two LLM calls and one tool call of the same trace, then print what became of them."""
+"""Report two LLM calls and one tool call of the same trace, then print how many spans were accepted."""
 
 import os
 

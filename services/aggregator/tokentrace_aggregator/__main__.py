@@ -1,4 +1,4 @@
-"""``python -m tokentrace_aggregator`` runs the aggregator alone."""
+"""``python -m tokentrace_aggregator`` runs the aggregator in a process without other services."""
 
 import sys
 
@@ -8,7 +8,7 @@ from tokentrace_aggregator.service import Config
 
 
 def main() -> int:
-    """Run the aggregator; return the exit code."""
+    """Run the aggregator until it is stopped; return the exit code."""
     return run_service("aggregator", port=8701, configure=Config.of, compose=compose)
 
 

@@ -1,4 +1,4 @@
-"""Composition of the aggregator. Its only HTTP routes are health and its own metrics."""
+"""Composition of the aggregator. Its only HTTP routes are those of health and of its own metrics."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from tokentrace_aggregator.service import Aggregator, Config
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """The aggregator, following the log on *bus*."""
+    """Return the application: the aggregator on *bus*."""
     return App(Aggregator(bus, config))

@@ -1,4 +1,4 @@
-"""The aggregator as a service: a runner for each shard it holds, and answers to ``tokentrace.query.metrics``."""
+"""The aggregator: a runner for each shard that it holds, and the answers to ``tokentrace.query.metrics``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Config:
     Configuration of an aggregator.
 
     Attributes:
-        shards: How many shards there are.
+        shards: Shard count.
         own: Numbers of the shards that this aggregator holds.
         snapshot_every_s: Longest time between two snapshots, seconds.
         custom: Custom metrics.
@@ -37,7 +37,7 @@ class Config:
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
-        """The configuration in *settings*."""
+        """Return the aggregator's part of *settings*."""
         return cls(
             shards=settings.nats.shards,
             own=tuple(own_shards(settings.nats)),
@@ -52,8 +52,8 @@ class Aggregator:
     The aggregator service.
 
     Attributes:
-        machines: The state of each of its shards.
-        pumps: The loop that follows the log for each of them.
+        machines: The state of each shard that it holds.
+        runners: The runner of each of *machines*, in the same order.
     """
 
     bus: Bus
@@ -85,7 +85,7 @@ class Aggregator:
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
         query = decode_query(payload)
-        # Shards whose result has not been sent and that have not said that they are working on it.
+        # Shards for which neither a result nor "in progress" has been sent.
         silent = {machine.shard for machine in self.machines}
         turn_ends = time.perf_counter() + TURN_S
         for machine, runner in zip(self.machines, self.runners, strict=True):
@@ -94,7 +94,7 @@ class Aggregator:
                     yield encode_result(result)
                     silent.discard(machine.shard)
                 elif time.perf_counter() > turn_ends:
-                    # A shard has half a second to answer; one that replies "in progress" gets ten seconds.
+                    # The api waits half a second for a shard, but ten seconds after it has replied "in progress".
                     for shard in sorted(silent):
                         yield encode_pending(shard)
                     silent.clear()
@@ -102,10 +102,12 @@ class Aggregator:
                     turn_ends = time.perf_counter() + TURN_S
 
     def health(self) -> Health:
-        """Ready when the bus has no problem and every shard has caught up."""
+        """Return ready if the broker has no problem and every shard has caught up."""
         missing = list(self.bus.problems)
         missing += [
-            f"shard {m.shard}" for m, p in zip(self.machines, self.runners, strict=True) if not p.progress.caught_up
+            f"shard {machine.shard}"
+            for machine, runner in zip(self.machines, self.runners, strict=True)
+            if not runner.progress.caught_up
         ]
         details = {
             "shards": [machine.shard for machine in self.machines],
@@ -116,7 +118,7 @@ class Aggregator:
         return Health(missing, {key: value for key, value in details.items() if value or key == "shards"})
 
     def samples(self) -> Iterator[Sample]:
-        """The aggregator's own metrics, for ``/internal/metrics``."""
+        """Yield the aggregator's own metrics, for ``/internal/metrics``."""
         for machine, runner in zip(self.machines, self.runners, strict=True):
             labels = {"shard": str(machine.shard)}
             progress, duplicates = runner.progress, machine.duplicate_batches

@@ -1,4 +1,4 @@
-"""The state of one shard: rollups, cumulative counters, custom metrics, and the batches already folded."""
+"""The state of one shard: rollups, cumulative counters, custom metrics, and which batches it has folded."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ from tokentrace.units import HOUR, MINUTE, SECOND
 
 VERSION = 5
 _MAX_LOSSES = 20
-#: Longest time that rows wait before they are added to their buckets.
+#: Pause between two ticks that add waiting rows to their buckets, nanoseconds.
 _SETTLE_NS = SECOND // 10
-#: A reporter that has sent no batch for this long is assumed to have no waiting spans.
+#: A reporter that has sent no batch for this long is assumed to have no waiting spans, nanoseconds.
 _QUIET_NS = 2 * MINUTE
 
 
@@ -66,8 +66,8 @@ class Loss(msgspec.Struct, frozen=True, array_like=True):
     Messages that the stream discarded before this reader read them.
 
     Attributes:
-        first, last: Their sequences.
-        until_ns: Stream time of the first message after them; 0 = none was read yet.
+        first, last: Sequences of the first and the last of these messages.
+        until_ns: Stream time of the next message that was read, Unix nanoseconds; 0 = none was read yet.
     """
 
     first: int
@@ -80,14 +80,14 @@ class Shard:
     The ``Machine`` of one shard.
 
     Args:
-        shard: Its number.
-        shards: How many shards there are.
+        shard: Number of the shard.
+        shards: Shard count.
         custom: Custom metrics to be measured.
 
     Attributes:
-        losses: The last gaps in the log.
-        spans, batches: How many were folded.
-        duplicate_batches: How many were skipped because they had been folded before.
+        losses: The last 20 gaps in the log, in order.
+        spans, batches: Number of spans and of batches folded.
+        duplicate_batches: Number of batches skipped because they had been folded before.
     """
 
     def __init__(self, shard: int, shards: int, custom: Sequence[CustomMetric] = ()) -> None:
@@ -104,7 +104,7 @@ class Shard:
         self._folded = FoldedBatches(self._shards)
         self._forgot_ns = self._settled_ns = self._time_ns = 0
         self.losses: list[Loss] = []
-        #: Reporter -> (number of its last batch, stream time of that batch, spans that waited then).
+        #: Reporter -> (number of its last batch, stream time of that batch, spans that waited in the reporter then).
         self._queues: dict[str, tuple[int, int, int]] = {}
         self._sent = self._dropped = self._failed = self._clamped = 0
         self.spans = 0
@@ -128,7 +128,7 @@ class Shard:
 
     @property
     def too_many_models(self) -> bool:
-        """Whether there are more than 500 models; models are never counted as ``other``, so memory grows with each."""
+        """True if there are more than 500 models. Rollups keep all of them apart, so each takes memory."""
         return self._table.distinct("model") > MAX_MODELS
 
     def fold(self, message: Message, created_ns: int) -> None:
@@ -178,11 +178,11 @@ class Shard:
         self.losses = [*self.losses, Loss(first, last)][-_MAX_LOSSES:]
 
     def rewound(self, created_ns: int) -> None:
-        """Start again at the beginning of a recreated stream; batches that come again are skipped."""
+        """Continue at the first message of the stream, as ``Machine.rewound``; batches already folded are skipped."""
         self._position = Position(created_ns, 0)
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
-        """Add waiting rows and drop old buckets; there are never any effects."""
+        """Add waiting rows and drop old buckets, at most every 0.1 s; return no effects."""
         if now_ns - self._settled_ns >= _SETTLE_NS:
             self._settled_ns = now_ns
             self._rollup.settle()
@@ -232,7 +232,7 @@ class Shard:
         return Saved(partial(msgspec.msgpack.encode, state), named)
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
-        """As ``Machine.restore``; raise ``Rejected`` and start empty if the snapshot cannot be read."""
+        """As ``Machine.restore``; raise ``Rejected`` and start empty if the snapshot cannot be used."""
         try:
             with reading("cannot be read"):
                 self._restore(msgspec.msgpack.decode(state), parts)
@@ -271,12 +271,16 @@ class Shard:
         ) = msgspec.convert(saved["counts"], tuple[int, int, int, int, int, int, int])
 
     def since_ns(self, now_ns: int) -> int:
-        """Unix nanoseconds before which data is incomplete; 0 = complete. Gaps older than 31 days are ignored."""
+        """
+        Return the stream time before which data is incomplete because of a gap, Unix nanoseconds; 0 = it is complete.
+
+        Gaps that ended more than 31 days ago are ignored.
+        """
         recent = [loss.until_ns or now_ns for loss in self.losses]
         return max((until for until in recent if until > now_ns - HORIZON_NS), default=0)
 
     def answer(self, query: Query, caught_up: bool) -> Work[ShardResult]:
-        """The result of this shard for *query*, computed piece by piece so that folding can go on in between."""
+        """Compute the result of this shard for *query*, piece by piece so that folding can go on in between."""
         if query.what == "lifetime":
             return self._answer_cumulative(caught_up)
         if query.what == "series":
@@ -340,7 +344,7 @@ class Shard:
         return results
 
     def _bounds(self, query: Query) -> tuple[int, int]:
-        """(Start of the interval, not before 31 days ago, Unix seconds; ``since_ns`` of the result)."""
+        """Return (start of the interval, at most 31 days ago, Unix seconds; ``since_ns`` of the result)."""
         oldest = query.now_s - HORIZON_NS // SECOND
         if max(query.from_s, oldest) >= query.to_s:
             raise Rejected("query: its interval is empty or older than the 31 days that are kept")
@@ -355,7 +359,7 @@ class Shard:
         return ReporterTotals(sent=self._sent, dropped=self._dropped, failed=self._failed, queues=queues)
 
     def _cumulative_sums(self) -> Sums:
-        """Sums over all kinds; cost over all but roll-up kinds."""
+        """Return the sums over all kinds of span; those of cost leave roll-up kinds out."""
         totals, table = self._cumulative.totals, self._table
         sums = Sums.of(add_by(np.zeros(len(totals), np.int64), totals, 1))
         paying = np.array([0 if counts_as_cost(key.kind) else -1 for key in table.series[: len(totals)]], np.int64)
@@ -370,7 +374,7 @@ class Shard:
         shown = _at_most(table, "model", MAX_MODELS)
         for number in range(len(cumulative.totals)):
             series, sums = table.series[number], Sums.of(cumulative.totals, number)
-            if sums.spans:  # a late score makes a series even if another shard counted the span
+            if sums.spans:  # 0 for a series that only has the score of a span that another shard counted
                 count, errors = by_operation.get(series.name, (0, 0))
                 by_operation[series.name] = (count + sums.spans, errors + sums.errors)
             key = (shown[series.model], series.provider, series.caller, series.status)
@@ -389,19 +393,19 @@ class Shard:
         )
 
     def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:
-        """The Prometheus histograms of spans of the kind llm, by model."""
+        """Return the Prometheus histograms of spans of the kind llm, by model."""
         histograms = self._cumulative.histograms
         models = [shown[key.model] if key.kind == "llm" else "" for key in self._table.series[: len(histograms)]]
-        own = np.array(models, dtype=object)
-        return {model: histograms[own == model].sum(axis=0).tolist() for model in sorted({*models} - {""})}
+        model_of = np.array(models, dtype=object)
+        return {model: histograms[model_of == model].sum(axis=0).tolist() for model in sorted({*models} - {""})}
 
 
 def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of *named* whose name begins with *prefix*, without it."""
+    """Return the items of *named* whose name begins with *prefix*, which is removed from the names."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def _at_most(table: SeriesTable, dimension: str, most: int) -> dict[str, str]:
-    """Value of *dimension* -> its label: the value itself for the first *most* values, ``other`` for later ones."""
+    """Return value of *dimension* -> label: the first *most* values are their own labels, later ones are ``other``."""
     _, known = table.column(dimension)
     return {value: value if code < most else OTHER for value, code in known.items()}

@@ -1,4 +1,4 @@
-"""``python -m tokentrace_alerter`` runs the alerter alone."""
+"""``python -m tokentrace_alerter`` runs the alerter in a process without other services."""
 
 import sys
 
@@ -8,7 +8,7 @@ from tokentrace_alerter.service import Config
 
 
 def main() -> int:
-    """Run the service and return the exit code of the process."""
+    """Run the alerter until it is stopped; return the exit code."""
     return run_service("alerter", port=8702, configure=Config.of, compose=compose)
 
 

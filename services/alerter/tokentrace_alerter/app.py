@@ -1,4 +1,4 @@
-"""Composes the alerter. It has no routes of its own: the runtime adds health and metrics."""
+"""Composition of the alerter. Its only HTTP routes are those of health and of its own metrics."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """
-Backfill: reading the log for rules that were added at run time, as far back as they look.
+Backfill: reading the log for rules that have no data yet, as far back as they look.
 
-Rules that wait at the same time share one pass over the log. So creating many rules at once reads it once or twice.
+A rule has no data if it was added at run time or does not fit the snapshot. Rules that wait at the same time share one
+pass over the log, so creating many rules at once reads the log only once or twice.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator
 
 log = logging.getLogger("tokentrace.alerter")
 
-#: Limit of concurrent passes over the log. A rule that is added while they run waits for the next one.
+#: Limit of concurrent passes over the log. A rule that is added while that many run waits until one has ended.
 MAX_PASSES = 2
 
 
 class Backfiller:
-    """Backfills the rules that are asked for; those that wait at the same time share a pass over the log."""
+    """Backfills the rules passed to ``ask``; those that wait at the same time share a pass over the log."""
 
     def __init__(self, bus: Bus, machine: AlerterMachine) -> None:
         self._bus, self._machine = bus, machine
@@ -34,7 +35,7 @@ class Backfiller:
         self._asked = asyncio.Event()
 
     def ask(self, rule: Rule) -> None:
-        """Backfill *rule*, which has been added to the machine."""
+        """Request the backfill of *rule*, which has been added to the machine."""
         self._waiting[rule.name] = rule
         self._asked.set()
 
@@ -53,14 +54,18 @@ class Backfiller:
 
 class _Recipients:
     """
-    The rules that a message is folded for.
+    The rules for which a backfill folds a message.
 
-    A rule takes the messages from its own look-back on, up to the position at which it was added; the machine folds
-    those after it.
+    For each rule these are the messages from its look-back on, up to the position at which the rule was added. The
+    machine itself folds the messages after that position.
     """
 
     def __init__(self, evaluators: dict[str, RuleEvaluator], since_ns: dict[str, int]) -> None:
-        self._until = {name: each.added_at.sequence for name, each in evaluators.items() if each.added_at is not None}
+        self._until = {
+            name: evaluator.added_at.sequence
+            for name, evaluator in evaluators.items()
+            if evaluator.added_at is not None
+        }
         self._all, self._since_ns = evaluators, since_ns
         self._same_before_ns = self._same_upto = -1
         self.evaluators: dict[str, RuleEvaluator] = {}
@@ -68,16 +73,16 @@ class _Recipients:
 
     @property
     def first_ns(self) -> int:
-        """The earliest stream time that any of the rules looks back to, Unix nanoseconds."""
+        """The earliest stream time to which one of the rules looks back, Unix nanoseconds."""
         return min(self._since_ns[name] for name in self._until)
 
     @property
     def last(self) -> int:
-        """Sequence of the last message that any of the rules takes; 0 = no rule takes any."""
+        """Sequence of the last message that is folded for a rule; 0 = none is."""
         return max(self._until.values(), default=0)
 
     def select_for(self, message: Message) -> None:
-        """Set ``evaluators`` and ``index`` to the rules that take *message*; messages come in order."""
+        """Set ``evaluators`` and ``index`` to the rules for which *message* is folded; call this in stream order."""
         if message.time_ns < self._same_before_ns and message.sequence <= self._same_upto:
             return
         self.evaluators = {
@@ -92,18 +97,18 @@ class _Recipients:
 
 
 async def backfill(bus: Bus, machine: AlerterMachine, *rules: Rule) -> None:
-    """Fold what the log holds before the position at which *rules* were added to *machine*, then start evaluating."""
+    """Fold for *rules* what the log holds up to the position at which each was added, then start their evaluation."""
     now_ns = time.time_ns()
     evaluators = {rule.name: machine.evaluators[rule.name] for rule in rules if rule.name in machine.evaluators}
     since_ns = {name: now_ns - evaluator.rule.reaches_ns for name, evaluator in evaluators.items()}
     recipients = _Recipients(evaluators, since_ns)
     if recipients.last:
         await _read(bus, machine, recipients)
-        # If the log begins later than a rule looks back, the rule has data from the begin of the log on.
+        # If a rule looks back further than the log reaches, it has data from the first message of the log on.
         state = await until_available(lambda: bus.state(subjects.SPANS))
         since_ns = {name: max(since, state.first_time_ns) for name, since in since_ns.items()}
     for name, evaluator in evaluators.items():
-        # The rule may have been removed or replaced while this read the log.
+        # The rule may have been removed or replaced while the log was read.
         if machine.evaluators.get(name) is evaluator:
             known_ns = since_ns[name] if evaluator.added_at is not None else time.time_ns()
             machine.finish_backfill(name, known_ns, time.time_ns())

@@ -1,7 +1,7 @@
 """
-Backtest: which events rules would have published. The same machine reads the same stream with the stream's clock.
+Backtest: which events rules would have published, according to the stored log.
 
-A backtest publishes nothing and saves nothing.
+The machine of the alerter reads the log, with stream time as its clock. Nothing is published or saved.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ async def backtest(
     bus: Bus, rules: Sequence[Rule], project: str, from_ns: int | None, to_ns: int
 ) -> AsyncIterator[AlertEvent]:
     """
-    Yield the events of *rules* for the instants in [from_ns, to_ns] (Unix nanoseconds), in order.
+    Yield the events of *rules* for the instants after *from_ns* that are due by *to_ns*, in order.
 
     Messages that cannot be read are skipped, as the alerter skips them.
 
     Args:
-        from_ns: None = from the first message of the log on.
+        from_ns: Unix nanoseconds; None or before the first message of the log = the time of that message.
+        to_ns: Unix nanoseconds.
 
     Raises:
         Unavailable: The broker cannot be reached.
@@ -66,7 +67,7 @@ async def backtest(
 
 
 def _publish_nowhere(machine: AlerterMachine) -> list[AlertEvent]:
-    """Return the events that wait to be published, after telling the machine that they were."""
+    """Return the events that wait to be published, and tell the machine that they were published."""
     effects = machine.waiting_effects()
     for effect in effects:
         machine.performed(effect)

@@ -1,36 +1,37 @@
 """
-The state of the alerter, over all shards and all rules. Pure: messages and times are arguments.
+The state of the alerter, over all shards and all rules; without I/O and without a clock.
 
 Theory of operation
 -------------------
 
 *Two clocks.* Event time decides which window a span belongs to. Stream time, the time at which the broker stored a
-message, decides when a window is read. The time of day plays no part, except that a caught-up alerter may let stream
-time go on to 200 ms ago when no message comes. So the same stream gives the same events live, after a restart, and in a
-backtest.
+message, decides when a window is read. The time of day plays no part, except that a caught-up alerter evaluates
+instants up to 200 ms ago although no newer message has arrived. So the same stream gives the same events live, after a
+restart, and in a backtest.
 
 *Instants.* A rule is evaluated at multiples of its interval since 1970, so all alerters use the same instants. ``fold``
 first evaluates every instant that is due before the message, then folds the message. A rule that fires on low values is
-due 5 s after its instant, because spans that are still on their way would raise the value. Due rules wait in a heap.
+due 5 s after its instant, because spans that arrive late would raise the value. Due rules wait in a heap.
 
 *Rules.* Each rule has a ``RuleEvaluator`` with its own buckets and the state of its instances. ``FilterIndex`` finds
-the rules that a span concerns, so that a thousand filtered rules do not cost a thousand comparisons a span.
+the rules whose filter a span passes, so that a thousand filters do not cost a thousand comparisons for each span.
 
-*Warming.* A window that begins before the data that was read is incomplete. Over it a rule fires only if more data
-could not take the breach back: "cost > 5" may fire early, "cost < 5" may not.
+*Warming.* A window that begins before the data that was read is incomplete. Over such a window a rule does not fire if
+missing data alone may be the reason: "cost > 5" may fire early, "cost < 5" may not.
 
-*The event log is the state.* Whether an instance is firing, since when and when it fired last is what its last firing
-and its last event say. Events are kept in a stream that all alerters read before they evaluate anything. A snapshot
-holds numbers only; ``apply_event`` sets the rest. This is why alerters need no leader and no lock.
+*The event log is the state.* The last firing and the last event of an instance say whether it is firing, since when,
+and when it fired last. Events are kept in a stream that all alerters read before they evaluate anything. A snapshot
+does not hold this part of the state; ``apply_event`` sets it. This is why alerters need no leader and no lock.
 
-*Optimistic publishing.* ``evaluate`` applies its own event at once and asks for a ``Publish``. The service publishes it
-on the condition that no other event has been published for the rule since. If another alerter was first, its event
-arrives through the stream and is applied here. The id of an event is made of rule, instance, instant and status, so the
-broker also drops an event that is published twice.
+*Optimistic publishing.* An evaluator applies its own event at once, and the machine returns a ``Publish`` for it. The
+service publishes the event on the condition that no other event has been published for the rule since. If another
+alerter was first, its event arrives through the stream and is applied here. The id of an event is made of rule,
+instance, instant and status, so the broker also drops an event that is published twice.
 
-*Backfill.* A rule that is added at run time, or whose snapshot does not fit, has no data. It is folded from the next
-message on but not evaluated. Meanwhile ``backfill.py`` reads the log up to the position at which the rule was added and
-gives the older messages to this rule alone. ``finish_backfill`` then starts the evaluation.
+*Backfill.* A rule that is added at run time, or whose snapshot does not fit, has no data. The machine folds messages
+for it from the next one on, but does not evaluate it. Meanwhile ``backfill.py`` reads the log up to the position at
+which the rule was added and folds the older messages for this rule alone. ``finish_backfill`` then starts the
+evaluation.
 
 *Names.* A rule may be deleted and another one created under its name. The time of the deletion is kept, and events up
 to it are ignored, so the new rule does not inherit the state of the old one.
@@ -59,24 +60,24 @@ from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, in
 
 #: Version of the snapshot's format.
 VERSION = 6
-#: Once caught up, data older than 200 ms is considered complete.
+#: Once caught up, data older than this is considered complete, nanoseconds.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
 
 
 class AlerterMachine:
     """
-    ``Machine`` of all rules, over all shards.
+    The ``Machine`` of all rules, over all shards.
 
     Args:
-        rules: Evaluated from the first message on.
+        rules: The rules that are evaluated from the first message on.
         project: The project in the alert subjects.
 
     Attributes:
         evaluators: Rule name -> its evaluator.
         time_ns: Stream time of the last message folded, Unix nanoseconds; 0 = none.
-        caught_up: All messages that the log held at the start are folded.
-        spans: Count of spans folded.
+        caught_up: True = all messages that the log held at the start are folded. The service sets it.
+        spans: Number of spans folded.
     """
 
     def __init__(self, rules: Sequence[Rule], project: str) -> None:
@@ -85,7 +86,7 @@ class AlerterMachine:
         #: Rule -> instance -> its last event ("last") and its last firing ("firing"), which together are its state.
         self._events: dict[str, dict[str, dict[str, AlertEvent]]] = {}
         self._silences: dict[str, int] = {}
-        #: Name of a removed rule -> events up to this instant belong to it and not to a later rule of that name.
+        #: Name of a removed rule -> instant up to which events belong to it and not to a later rule of that name.
         self._ignored_upto: dict[str, int] = {}
         self._reset()
 
@@ -138,7 +139,7 @@ class AlerterMachine:
         self._set_evaluators({**self.evaluators, rule.name: evaluator})
 
     def remove_rule(self, name: str, upto_ns: int | None = None) -> None:
-        """Drop the rule called *name*, if there is one, and its events up to *upto_ns*; None = all known events."""
+        """Drop the rule *name*, if it exists, and its events up to *upto_ns*, Unix nanoseconds; None = all events."""
         if upto_ns is None:
             known = [event for events in self._events.get(name, {}).values() for event in events.values()]
             upto_ns = max([0, *(parse_instant(event.fired_at) for event in known)])
@@ -151,7 +152,7 @@ class AlerterMachine:
         self._set_evaluators({other: evaluator for other, evaluator in self.evaluators.items() if other != name})
 
     def ignore_events(self, name: str, upto_ns: int) -> None:
-        """Ignore the events of *name* up to *upto_ns*: they belong to an earlier rule of that name."""
+        """Ignore events of *name* up to *upto_ns*, Unix nanoseconds: they belong to an earlier rule of that name."""
         upto_ns = self._ignored_upto[name] = max(upto_ns, self._ignored_upto.get(name, 0))
         instances = self._events.pop(name, {})
         for group, events in instances.items():
@@ -160,7 +161,7 @@ class AlerterMachine:
                 self._events.setdefault(name, {})[group] = later
 
     def silence(self, name: str, until_ns: int) -> None:
-        """Publish no event of *name* for instants before *until_ns*; 0 ends a silence."""
+        """Publish no event of the rule *name* for instants before *until_ns*, Unix nanoseconds; 0 ends a silence."""
         self._silences[name] = until_ns
         if name in self.evaluators:
             self.evaluators[name].silenced_until_ns = until_ns
@@ -176,19 +177,19 @@ class AlerterMachine:
         Fold an older message for some rules alone.
 
         Args:
-            evaluators: Of these rules, by name.
-            index: Of their filters, by name.
-            folded_batches: The batches that this backfill has folded already.
+            evaluators: The evaluators of these rules, by name.
+            index: The filters of these rules, by name.
+            folded_batches: The batches that this backfill has already folded.
 
         Raises:
-            Rejected: The message cannot be read.
+            Rejected: The message cannot be decoded.
         """
         for batch in decode_batches(message.payload):
             if (batch.spans or batch.scores) and folded_batches.add(batch, message.time_ns):
                 self._fold_into(evaluators, index, batch, message.time_ns)
 
     def finish_backfill(self, name: str, since_ns: int, now_ns: int) -> None:
-        """The rule *name* has all data from stream time *since_ns* on: evaluate it from *now_ns* on."""
+        """Evaluate the rule *name* from *now_ns* on; it has all data from stream time *since_ns* on."""
         evaluator = self.evaluators.get(name)
         if evaluator is not None:
             evaluator.backfilling, evaluator.backfilled_ns = False, since_ns
@@ -222,12 +223,12 @@ class AlerterMachine:
             for name, indices in index.match(batch.spans):
                 evaluators[name].fold(*select(batch.spans, rows, indices), time_ns)
         changes = changes_in(batch.scores)
-        # A score can move a span from one rule or instance to another, so both sides of a change pass the filters.
+        # A score can move a span from one rule or instance to another, so the filters see both sides of a change.
         for name, indices in index.match([span for _, span in changes]) if changes else ():
             evaluators[name].change(changes if indices is None else [changes[at] for at in indices], time_ns)
 
     def evaluate_until(self, upto_ns: int) -> None:
-        """Evaluate every instant that is due at stream time *upto_ns*: all messages before it have been folded."""
+        """Evaluate every instant that is due by stream time *upto_ns*; all messages before it must have been folded."""
         while self._due and self._due[0][0] <= upto_ns:
             due_ns, _, name = heapq.heappop(self._due)
             evaluator = self.evaluators.get(name)
@@ -249,14 +250,14 @@ class AlerterMachine:
         self._position = Position(created_ns, 0)
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
-        """As ``Machine.tick``: once caught up, evaluate up to 200 ms before *now_ns*."""
+        """As ``Machine.tick``; once caught up, evaluate the instants that are due 200 ms before *now_ns*."""
         if self.caught_up:
             self.start_evaluation(now_ns)
             self.evaluate_until(now_ns - SETTLED_NS)
         return self.waiting_effects()
 
     def start_evaluation(self, now_ns: int) -> None:
-        """Evaluate the rules that have not been evaluated yet from *now_ns* on, unless they are being backfilled."""
+        """Start to evaluate, from *now_ns* on, the rules that neither are evaluated yet nor are being backfilled."""
         for evaluator in self.evaluators.values():
             if evaluator.next_ns == 0 and not evaluator.backfilling:
                 evaluator.backfilled_ns = self._began_ns or now_ns
@@ -299,11 +300,11 @@ class AlerterMachine:
         return [render_status(evaluator, now_ns) for evaluator in self.evaluators.values()]
 
     def last_event(self, event: AlertEvent) -> AlertEvent | None:
-        """Return the last published event about the same instance as *event*; None = there is none."""
+        """Return the last known event about the same instance as *event*; None = there is none."""
         return self._events.get(event.alert, {}).get(instance_of(event), {}).get("last")
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
-        """As ``Machine.snapshot``, in one piece."""
+        """As ``Machine.snapshot``, without parts; rules that are being backfilled are left out."""
         evaluators = {
             name: evaluator.snapshot() for name, evaluator in self.evaluators.items() if not evaluator.backfilling
         }
@@ -324,7 +325,7 @@ class AlerterMachine:
         )
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
-        """As ``Machine.restore``; a rule that is new or whose fingerprint has changed must be backfilled."""
+        """As ``Machine.restore``; a rule that is not in the snapshot with its fingerprint must be backfilled."""
         try:
             with reading("snapshot"):
                 self._restore(msgspec.msgpack.decode(state))
@@ -353,7 +354,7 @@ class AlerterMachine:
         self._effects = [effect for effect in effects if self._is_still_due(effect)]
 
     def _is_still_due(self, effect: Publish) -> bool:
-        """Apply an event that was not published when the snapshot was taken; False if a later event was published."""
+        """Apply an unpublished event of a snapshot; return False if its rule is gone or the event is outdated."""
         event = decode_event(effect.payload)
         evaluator = self.evaluators.get(event.alert)
         if evaluator is None:
@@ -365,9 +366,9 @@ class AlerterMachine:
 
 
 def event_id(event: AlertEvent) -> str:
-    """Return the message id of *event*, made of rule, instance, instant and status: a repetition has the same one."""
+    """Return the message id of *event*: the same for the same rule, instance, instant and status."""
     # The broker compares ids over the whole stream, and the eight digits of two rule ids may be equal.
     rule = hashlib.sha256(event.alert.encode()).hexdigest()[:24]
-    ident = f"{event.rule_id}@{event.fired_at}@{event.status}@{rule}"
+    message_id = f"{event.rule_id}@{event.fired_at}@{event.status}@{rule}"
     instance = instance_of(event)
-    return f"{ident}@{hashlib.sha256(instance.encode()).hexdigest()[:16]}" if instance else ident
+    return f"{message_id}@{hashlib.sha256(instance.encode()).hexdigest()[:16]}" if instance else message_id

@@ -1,9 +1,9 @@
 """
-All rules: those of the configuration, those created at run time, and which of them are silenced or deleted.
+All rules: those of the configuration and those created at run time, with silences and deletions.
 
 Changes at run time are kept in the bucket ``tt_rules``: one entry for each rule, written with compare-and-set. Every
-alerter follows the bucket as a stream. Entries survive restarts. The exception is a deleted rule of the configuration:
-it comes back for all alerters when one of them restarts.
+alerter follows the bucket as a stream. Entries survive restarts, except that a deleted rule of the configuration comes
+back for all alerters when one of them restarts.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ MAX_RULES = 10_000
 MAX_SILENCE_NS = 366 * DAY
 #: Attempts to write an entry before compare-and-set gives up.
 _MAX_TRIES = 8
-#: What parsing a stored rule raises if this alerter cannot use it.
+#: The errors of parsing a stored rule that this alerter cannot use.
 _UNUSABLE: tuple[type[Exception], ...] = (ConfigError, *BAD_DATA)
-#: Longest time that an answer waits until a written entry is applied here, seconds.
+#: Longest time that an answer waits for an entry of the bucket to be applied here, seconds.
 _APPLY_WAIT_S = 2.0
 _STREAM, _PREFIX = f"KV_{subjects.RULES}", f"$KV.{subjects.RULES}."
 
@@ -52,8 +52,9 @@ class _StoredRule(msgspec.Struct):
     An entry of ``tt_rules``; JSON.
 
     Attributes:
-        rule: As it was posted; None = the rule of the configuration.
-        since_ns: Events up to this instant belong to an earlier rule of this name.
+        rule: The rule as it was posted; None = the rule of the configuration.
+        silenced_until_ns: End of the silence, Unix nanoseconds; 0 = there is none.
+        since_ns: Events up to this instant belong to an earlier rule of this name, Unix nanoseconds.
     """
 
     name: str
@@ -68,9 +69,10 @@ class RuleChange(NamedTuple):
     A change of one rule.
 
     Attributes:
-        rule: The new rule; None = the rule itself has not changed.
-        removed: The rule was deleted.
-        since_ns: Events up to this instant belong to an earlier rule of this name.
+        rule: The new rule; None = the rule was deleted, or only its silence has changed.
+        removed: True = the rule was deleted.
+        silenced_until_ns: End of the silence, Unix nanoseconds; 0 = there is none.
+        since_ns: Events up to this instant belong to an earlier rule of this name, Unix nanoseconds.
     """
 
     name: str
@@ -95,8 +97,8 @@ class RuleStore:
     Args:
         configured: The rules of the configuration.
         customs: Custom metrics by name.
-        cooldown_ns: For rules that name none, nanoseconds; None = their window.
-        allowed: The hosts that a created rule may have its events delivered to.
+        cooldown_ns: Cooldown of the rules that name none, nanoseconds; None = the length of their window.
+        allowed: The hosts to which the events of a created rule may be delivered.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class RuleStore:
         self._silences: dict[str, int] = {}
         self._since_ns: dict[str, int] = {}
         self._following = False
-        #: Sequence of the last entry that is applied here.
+        #: Sequence of the last entry of the bucket that was applied here.
         self._applied = 0
         self._new_entry = asyncio.Event()
 
@@ -123,7 +125,7 @@ class RuleStore:
         return self._rules.get(name)
 
     def channel(self, name: str) -> Channel | None:
-        """Return the channel that events of the rule *name* are delivered to; None = they are not delivered."""
+        """Return the channel for the events of the rule *name*; None = they are not delivered."""
         rule = self._rules.get(name)
         return rule.delivery if rule is not None else None
 
@@ -140,7 +142,7 @@ class RuleStore:
             if stored is None:
                 continue
             if stored.deleted and stored.name in self._configured:
-                # A restart brings a deleted rule of the configuration back. Write that, so that all alerters agree.
+                # A restart brings a deleted rule of the configuration back. Other alerters learn it from the entry.
                 stored = _StoredRule(stored.name, since_ns=stored.since_ns)
                 with contextlib.suppress(Conflict):
                     await self._kv.update(key, msgspec.json.encode(stored), entry.revision)
@@ -150,14 +152,14 @@ class RuleStore:
         return changes
 
     def apply_to(self, machine: AlerterMachine, changes: Sequence[RuleChange]) -> None:
-        """Set the rules of a *machine* that has not folded any message; *changes* are those of ``open``."""
+        """Set the rules of a *machine* that has not folded any message; *changes* is the result of ``open``."""
         for change in changes:
             machine.ignore_events(change.name, change.since_ns)
             machine.silence(change.name, change.silenced_until_ns)
         machine.set_rules(list(self._rules.values()))
 
     async def changes(self) -> AsyncIterator[RuleChange]:
-        """Yield the changes since ``open``, for ever. The caller applies a change before it asks for the next one."""
+        """Yield the changes since ``open``, without end. The caller must apply a change before it asks for the next."""
         self._following = True
         async with Follower(self._bus, _STREAM, [f"{_PREFIX}>"], None, reader="alerter.rules") as chunks:
             async for chunk in chunks:
@@ -167,20 +169,20 @@ class RuleStore:
                     change = self._apply(stored) if stored is not None else None
                     if change is not None:
                         yield change
-                    # Only here has the caller applied the change: a generator goes on when it is asked for the next.
+                    # The caller has asked for the next change, so it has applied this one.
                     self._applied = message.sequence
                     self._new_entry.set()
                     self._new_entry = asyncio.Event()
 
     async def _wait_until_applied(self, sequence: int) -> None:
-        """Wait until the entry *sequence* of the bucket is applied here, for at most two seconds."""
+        """Wait until the entry of the bucket with this *sequence* is applied here, for at most two seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_APPLY_WAIT_S):
                 while self._following and self._applied < sequence:
                     await self._new_entry.wait()
 
     def _decode(self, key: str, value: bytes) -> _StoredRule | None:
-        """Return the entry; None if it cannot be read, which is recorded."""
+        """Return the decoded entry; None if it cannot be decoded, which is recorded."""
         with self._bus.set_aside.guard(subjects.RULES, f"key {key}"), reading("rule"):
             stored = msgspec.json.decode(value, type=_StoredRule)
             if key != _key(stored.name):
@@ -189,7 +191,7 @@ class RuleStore:
         return None
 
     def _apply(self, stored: _StoredRule) -> RuleChange | None:
-        """Apply an entry; None if it changes nothing."""
+        """Apply an entry and return the change; None if there is none, or if this alerter cannot use its rule."""
         name = stored.name
         rule_before, silenced_before = self._rules.get(name), self._silences.get(name, 0)
         is_new = stored.since_ns != self._since_ns.get(name, 0)
@@ -216,10 +218,10 @@ class RuleStore:
     # -- requests
 
     async def answer(self, payload: bytes, machine: AlerterMachine, now_ns: int) -> bytes:
-        """Return the encoded ``AlertAnswer`` to the ``AlertRequest`` in *payload*; errors are answers as well."""
+        """Return the encoded ``AlertAnswer`` to the ``AlertRequest`` in *payload*; an error also becomes an answer."""
         try:
             request = decode_alert_request(payload)
-            # Another alerter may have answered a moment ago that its change holds. So it must hold here first.
+            # Another alerter may have confirmed a change a moment ago. It must be applied here before this answer.
             await self._wait_until_applied((await self._bus.state(_STREAM)).last_sequence)
             answer = await self._execute(request, machine, now_ns)
         except TokentraceError as exc:
@@ -250,7 +252,7 @@ class RuleStore:
         return AlertAnswer(200, {"silenced_until": render_instant(until_ns)})
 
     async def _is_stored(self, name: str) -> bool:
-        """Return whether the bucket holds a rule called *name* that is not applied here yet."""
+        """Return whether the bucket holds a created rule called *name*, although it may not be applied here yet."""
         entry = await self._kv.get(_key(name))
         stored = None if entry is None else self._decode(_key(name), entry.value)
         return stored is not None and stored.rule is not None and not stored.deleted
@@ -279,13 +281,16 @@ class RuleStore:
 
     async def _write(self, name: str, change: Callable[[_StoredRule], _StoredRule], *, fresh: bool = False) -> None:
         """
-        Replace the entry of *name* by what *change* makes of it, and wait until that is applied here.
+        Replace the entry of *name* by the result of *change*, and wait until that is applied here.
 
         Args:
-            fresh: There must be no created rule of that name.
+            change: Returns the new entry for the present one.
+            fresh: True = a rule created under that name must not exist.
 
         Raises:
-            Conflict: There is one, or other alerters kept changing the entry.
+            Conflict: Such a rule exists, or other alerters kept changing the entry.
+            Rejected: *change* raised it.
+            Unavailable: The broker cannot be reached.
         """
         key = _key(name)
         for _ in range(_MAX_TRIES):
@@ -307,7 +312,7 @@ class RuleStore:
 
 
 def _key(name: str) -> str:
-    """Return the key of a rule's entry: keys allow few characters, names allow almost all."""
+    """Return the key of the entry of the rule *name*: a hash, because keys allow fewer characters than names."""
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
@@ -320,7 +325,7 @@ def _exists(name: str) -> Conflict:
 
 
 def _status_of(error: TokentraceError) -> int:
-    """Return the HTTP status that means *error*."""
+    """Return the HTTP status for *error*."""
     if isinstance(error, Rejected):
         return error.status
     if isinstance(error, ConfigError):

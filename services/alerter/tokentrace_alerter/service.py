@@ -1,8 +1,8 @@
 """
-The alerter as a service.
+The alerter: the tasks around ``AlerterMachine``.
 
-It runs the tasks around ``AlerterMachine``: the pump that reads spans, the readers of the alert stream and of the
-rules, backfill, delivery, and the answers to requests about rules.
+They are the runner that folds the log into the machine, the readers of the alert stream and of the rules, backfill,
+delivery, and the answers to requests about rules.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Config:
         rules: The rules of the configuration file.
         project: The project in the alert subjects.
         snapshot_every_s: Longest time between two snapshots, seconds.
-        cooldown_ns: For rules that name none, nanoseconds; None = their window.
+        cooldown_ns: Cooldown of the rules that name none, nanoseconds; None = the length of their window.
         customs: Custom metrics by name.
         allowed: The hosts that events may be delivered to.
     """
@@ -68,7 +68,7 @@ class Config:
         Return the alerter's part of *settings*.
 
         Raises:
-            ConfigError: The text names the rule and the key.
+            ConfigError: A rule, a custom metric, the cooldown or a host is invalid; the text names the key.
         """
         cooldown_ns = None
         if settings.alert_cooldown is not None:
@@ -97,7 +97,7 @@ class Config:
 
 
 class Alerter:
-    """The service: reads spans, evaluates rules, publishes and delivers events, and answers requests about rules."""
+    """The alerter: reads spans, evaluates rules, publishes and delivers events, and answers requests about rules."""
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
@@ -201,7 +201,7 @@ class Alerter:
         event = decode_event(effect.payload)
         before = self.machine.last_event(event)
         if before is not None and parse_instant(before.fired_at) >= parse_instant(event.fired_at):
-            log.debug("%s: an event for this instant is published already", effect.subject)
+            log.debug("%s: an event for this or a later instant is published already", effect.subject)
             return
         while True:
             last = self._last.get(effect.subject, 0)
@@ -209,7 +209,7 @@ class Alerter:
                 ack = await self.bus.publish(effect.subject, effect.payload, id=effect.id, expect_last=last)
                 break
             except Conflict:
-                # Another alerter published first, and its event is on the way through the feed. If it is about the same
+                # Another alerter published first, and its event has still to be read here. If it is about the same
                 # instance, it replaces ours. If it is about another instance, ours is still to be published.
                 if not await self._wait_for_newer(effect.subject, last):
                     raise Rejected(
@@ -225,7 +225,7 @@ class Alerter:
             self.published += 1
 
     async def _wait_for_newer(self, subject: str, last: int) -> bool:
-        """Wait until an event of *subject* after the sequence *last* arrives; False if none does in time."""
+        """Wait for an event of *subject* after the sequence *last*; return False if none arrives in time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_WINNER_WAIT_S), self._new_events:
                 await self._new_events.wait_for(lambda: self._last.get(subject, 0) > last)
@@ -235,7 +235,7 @@ class Alerter:
         yield await self.rule_store.answer(payload, self.machine, time.time_ns())
 
     def health(self) -> Health:
-        """Ready when all messages that the log held at the start are folded."""
+        """Return ready if the broker has no problem and the messages that the log held at the start are folded."""
         missing = list(self.bus.problems)
         if not self.runner.progress.caught_up:
             missing.append("alert rules")
@@ -246,9 +246,15 @@ class Alerter:
         yield Sample("tokentrace_alerter_spans_total", "Spans folded.", self.machine.spans)
         yield Sample("tokentrace_alerter_events_total", "Events published.", self.published)
         yield Sample("tokentrace_alerter_delivered_total", "Events delivered.", self.delivery_worker.delivered)
-        yield Sample("tokentrace_alerter_undelivered_total", "Events given up.", self.delivery_worker.failed)
         yield Sample(
-            "tokentrace_alerter_expired_total", "Events that were too old to deliver.", self.delivery_worker.expired
+            "tokentrace_alerter_undelivered_total",
+            "Events whose delivery failed for good.",
+            self.delivery_worker.failed,
+        )
+        yield Sample(
+            "tokentrace_alerter_expired_total",
+            "Events not delivered because their episode was over.",
+            self.delivery_worker.expired,
         )
         yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.runner.progress.pending)
         if self.machine.time_ns:

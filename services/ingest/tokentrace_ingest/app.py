@@ -1,4 +1,4 @@
-"""Composes ingest: its service, its routes, and what each route uses."""
+"""Composition of ingest: the service, its routes, and the objects that the routes use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace_ingest.service import Config, Ingest
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """Return the ingest service and every route it answers."""
+    """Return the ingest service with all of its routes."""
     service = Ingest(bus, config)
     keys, limits = bus.kv(subjects.REQUESTS), Limits(config.max_batch_size, config.max_body_bytes)
     post_spans = spans.endpoint(service, keys, limits)

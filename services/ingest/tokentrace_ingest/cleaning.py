@@ -1,5 +1,5 @@
 """
-Clean a batch: validate its records, fill in what is missing, remove secrets, price spans and split large batches.
+Cleaning of batches: validates records, fills in what is missing, removes secrets, prices spans, splits large batches.
 
 Every value that is filled in is a function of the message, so a message that is delivered twice gives the same records.
 """
@@ -34,7 +34,7 @@ from tokentrace.redact import RedactionCounts, Redactor
 from tokentrace_ingest import other_records
 from tokentrace_ingest.dead_letters import DeadLetter, DeadLetterWriter
 
-#: A batch is split by index after every 64 raw spans. Splitting by size could split a retry differently.
+#: A large batch is split after every 64 raw spans, by index: splitting by size could split a retry differently.
 RUN = 64
 _MAX_UNSPLIT_SPANS = 256
 _MAX_UNSPLIT_BYTES = 512 * 1024
@@ -46,8 +46,8 @@ class Cleaned(NamedTuple):
     The result of cleaning a batch.
 
     Attributes:
-        parts: Batches to publish. Together they hold every good span and every other good record.
-        dead_letters: One for each bad record.
+        parts: Batches to publish. Together they hold all good records.
+        dead_letters: One for each bad record, and one for each list that senders may not fill.
         spans: Number of good spans.
         redactions: Number of removed secrets by kind.
     """
@@ -64,7 +64,7 @@ class Cleaner:
 
     Args:
         redactor: Removes secrets from every record before it is priced or stored.
-        pricer: Decides the cost of every span.
+        pricer: Computes the cost of every span.
     """
 
     def __init__(self, redactor: Redactor, pricer: Pricer) -> None:
@@ -80,7 +80,7 @@ class Cleaner:
         Args:
             arrived_ns: Unix nanoseconds: stream time of the raw message, or when the request was read. A redelivered
                 message has the same time.
-            size_bytes: Size of the raw message; a batch of more than 512 KiB is split.
+            size_bytes: Size of the raw message or request body. Over 512 KiB or 256 spans, the batch is split.
             checked: True = a dialect has already called ``check_span`` on the spans.
         """
         key = f"{batch.id}:{batch.sequence}"
@@ -117,7 +117,7 @@ class Cleaner:
         dead_letters: list[DeadLetter],
         redactions: RedactionCounts,
     ) -> dict[str, list[Any]]:
-        """Return the cleaned lists of *batch* besides ``spans``; append a dead letter for each bad record."""
+        """Return the cleaned lists of *batch* but ``spans``; append the dead letters of bad or forbidden records."""
         kept: dict[str, list[Any]] = {}
         for field, kind in other_records.KINDS.items():
             records: list[Any] = getattr(batch, field)
@@ -149,7 +149,7 @@ class Cleaner:
         redactions: RedactionCounts | None = None,
     ) -> Span:
         """
-        Return *span* as it is stored: with ids, times and a cost, and without secrets.
+        Return *span* as it is stored: with ids, times and its cost if known, and without secrets.
 
         Args:
             key: Id and sequence of the batch. Missing ids are a hash of *key* and *index*.
@@ -157,10 +157,10 @@ class Cleaner:
             arrived_ns: Unix nanoseconds; the end of a span that has neither start nor end.
             source: Fills in a missing caller.
             checked: True = a dialect has already called ``check_span``.
-            redactions: Counts of removed secrets by kind are added to it.
+            redactions: Counts of removed secrets by kind, to which those of *span* are added.
 
         Raises:
-            Rejected: Names the field.
+            Rejected: A field is invalid; the text names it.
         """
         if not checked:
             if span.source:
@@ -201,10 +201,11 @@ class Cleaner:
         Decode a raw message: msgpack of a reporter, or JSON of any other NATS client.
 
         Args:
-            created_ns: When the raw stream was created; part of the batch id of a message without ``Nats-Msg-Id``.
+            created_ns: When the raw stream was created, Unix nanoseconds; part of the batch id of a JSON message
+                without ``Nats-Msg-Id``.
 
         Returns:
-            (Batches, dead letters of what could not be decoded).
+            (Batches, dead letters of what cannot be decoded and of invalid JSON spans).
         """
         payload = message.payload
         if is_json(payload):
@@ -222,7 +223,7 @@ class Cleaner:
             (Batches, dead letters).
 
         Raises:
-            Rejected: Nothing can be decoded.
+            Rejected: The payload is not batches, or a field of a batch other than its records is invalid.
         """
         try:
             batches = decode_batches(payload)
@@ -271,5 +272,5 @@ class Cleaner:
 
 
 def is_json(payload: bytes) -> bool:
-    """Return True if *payload* is JSON of the documented span form, and not a reporter's msgpack."""
+    """Return True if *payload* begins like a JSON object or array; the msgpack of a reporter never does."""
     return payload[:1].isspace() or payload[:1] in (b"{", b"[")

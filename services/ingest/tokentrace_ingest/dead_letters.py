@@ -1,8 +1,8 @@
 """
-Dead letters: a bad record of the input, and the reason why it is not stored as a record.
+Dead letters: input that is not stored as a record, with the reason.
 
-A record that could be decoded is shown without its secrets. Other bytes are never shown, because they may hold secrets;
-their dead letter has their size and SHA-256.
+A dead letter shows a decoded record without secrets, if it can be redacted and takes at most 64 KiB. Otherwise it shows
+no content, because that may hold secrets: it has the size and the SHA-256, or the ids of a span.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tokentrace.redact import RedactionCounts, Redactor
 from tokentrace.units import is_number
 from tokentrace_ingest import other_records
 
+#: Limit for the record that a dead letter shows.
 MAX_DEAD_LETTER_BYTES = 64 * 1024
 _EMPTY: tuple[Any, ...] = ("", 0, None, {})
 
@@ -29,11 +30,11 @@ class DeadLetter(NamedTuple):
     One dead letter.
 
     Attributes:
-        id: SHA-256 of *body*: the same bad record has the same id, so it is stored once.
-        body: JSON with the batch, the index, the reason, and the redacted record or its size and SHA-256.
-        position: Index of the bad record among the records of its kind in its batch.
-        reason: Why the record is bad, without secrets.
-        kind: Kind of the record, as in ``RecordKind.name``, or span.
+        id: SHA-256 of *body*. A message that is delivered again gives the same id, by which the broker recognises it.
+        body: JSON with the batch, the index and the reason, and with the redacted record or its size and SHA-256.
+        position: Index of the bad record in its list; 0 if the dead letter is about a list or message as a whole.
+        reason: What is wrong with the record, without secrets.
+        kind: span, a ``RecordKind.name``, or the name of a list in ``other_records.FORBIDDEN``.
     """
 
     id: str
@@ -44,13 +45,13 @@ class DeadLetter(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Which record of the request is bad, and the reason, as an error text."""
+        """Error text that names the bad record of a request and the reason."""
         return f"{self.kind} {self.position}: {self.reason}"
 
 
 class DeadLetterWriter:
     """
-    Writes dead letters.
+    Makes dead letters; ``Ingest`` publishes them.
 
     Args:
         redactor: Removes secrets from the record and the reason.
@@ -61,8 +62,8 @@ class DeadLetterWriter:
 
     def span(self, key: str, index: int, reason: str, span: Span, redactions: RedactionCounts) -> DeadLetter:
         """Return the dead letter of a span that was decoded and is not valid."""
-        # These fields are not redacted in a valid span, because ingest sets them or they are ids. Here they may hold
-        # any text of the sender.
+        # Redaction skips these fields: in a valid span they are ids or set by ingest. In a bad span they may hold any
+        # text of the sender.
         bare = replace(span, cost_model="", unpriced_reason="", source="", **self._ids(span))
         try:
             clean = self._redactor.span(replace(bare, attributes=_readable(span.attributes)), redactions)
@@ -72,7 +73,7 @@ class DeadLetterWriter:
             return self._write(key, index, reason, {"span": shown})
 
     def _ids(self, record: Span | other_records.OtherRecord) -> dict[str, str]:
-        """Return the ids of *record* without secrets, by field."""
+        """Return field -> id without secrets, for the ids that *record* has."""
         fields = {name: getattr(record, name) for name in record.__struct_fields__ if name.endswith("_id")}
         return {name: self._redactor.text(value) for name, value in fields.items() if value}
 
@@ -85,7 +86,7 @@ class DeadLetterWriter:
         kind: other_records.RecordKind,
         redactions: RedactionCounts,
     ) -> DeadLetter:
-        """Return the dead letter of another record that was decoded and is not valid."""
+        """Return the dead letter of a decoded record that is not valid and not a span."""
         try:
             readable = {kind.attributes: _readable(getattr(record, kind.attributes))} if kind.attributes else {}
             clean = kind.clean(self._redactor, replace(record, **self._ids(record), **readable), redactions)
@@ -97,22 +98,22 @@ class DeadLetterWriter:
         return self._write(key, index, reason, body, kind=kind.name)
 
     def _write(self, key: str, index: int, reason: str, body: dict[str, Any], *, kind: str = "span") -> DeadLetter:
-        """Return a dead letter; the reason is redacted too, because it may quote the record."""
+        """Return a dead letter. The reason is redacted, because it may quote the record."""
         reason = self._redactor.text(reason)
         content = msgspec.json.encode({"batch": key, "index": index, "reason": reason, **body}, order="deterministic")
         return DeadLetter(hashlib.sha256(content).hexdigest(), content, index, reason, kind)
 
     def unread(self, key: str, index: int, reason: str, data: bytes | msgspec.Raw, *, kind: str = "span") -> DeadLetter:
-        """Return the dead letter of bytes that cannot be decoded, or of records that senders may not write."""
+        """Return a dead letter with size and SHA-256 of *data*: undecodable bytes, or records of a forbidden list."""
         return self._write(key, index, reason, _fingerprint(data), kind=kind)
 
     def undecoded(self, message: Message, reason: str) -> DeadLetter:
-        """Return the dead letter of a raw message that is not stored at all."""
+        """Return a dead letter about a raw message as a whole, with its size and SHA-256."""
         return self.unread(f"{message.subject}@{message.time_ns}", 0, reason, message.payload)
 
 
 def _readable(value: Any, depth: int = 0) -> Any:
-    """Return *value* with what JSON cannot show replaced or cut; a bad span may have any value as an attribute."""
+    """Return *value* for JSON: containers are cut to the limits of attributes, other types become the type's name."""
     if isinstance(value, dict):
         items = list(value.items())[:MAX_ATTRIBUTES] if depth < MAX_DEPTH else []
         return {shorten(key, MAX_KEY_BYTES): _readable(item, depth + 1) for key, item in items}
@@ -124,7 +125,7 @@ def _readable(value: Any, depth: int = 0) -> Any:
 
 
 def _shown(record: msgspec.Struct, name: str) -> dict[str, Any]:
-    """Return the fields of a redacted *record* that are not empty, or a digest if they are too long."""
+    """Return the fields of a redacted *record* that are not empty, under *name*; if too long, size and SHA-256."""
     fields = dict(zip(record.__struct_fields__, msgspec.to_builtins(record), strict=True))
     body: dict[str, Any] = {name: {key: value for key, value in fields.items() if value not in _EMPTY}}
     encoded = msgspec.json.encode(body)

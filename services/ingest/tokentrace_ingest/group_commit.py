@@ -1,7 +1,7 @@
 """
 Group commit: batches that arrive together share one message of ``TT_SPANS``, and so one fsync of the broker.
 
-``GroupCommit.commit`` returns when the broker has acknowledged the message that holds the caller's batches.
+``GroupCommit.commit`` returns when the broker has acknowledged all messages that hold the caller's batches.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tokentrace.records import Batch, encode_batch, join_encoded, shard_of
 
 _GROUP_BYTES = 1024 * 1024
 _GROUP_BATCHES = 1024
-#: Unacknowledged messages of one subject: more would leave fewer batches to group, fewer would wait for round trips.
+#: Limit of unacknowledged messages of one subject. A higher limit makes groups smaller, a lower one makes them wait.
 _MAX_IN_FLIGHT = 4
 
 
 class _Lane:
-    """The batches that wait for one subject, and its messages in flight."""
+    """The batches that wait to be published to one subject, and the tasks that publish its messages."""
 
     def __init__(self, bus: Bus, subject: str) -> None:
         self._bus, self._subject = bus, subject
@@ -47,7 +47,7 @@ class _Lane:
             self._start()
 
     async def _send(self) -> None:
-        # Other tasks get one turn of the loop, so that their batches join this group.
+        # Give other tasks one turn of the event loop, so that their batches join this group.
         await asyncio.sleep(0)
         group = self._next_group()
         if not group:
@@ -91,13 +91,13 @@ class GroupCommit:
         Publish *parts* and return once the broker has acknowledged all of them.
 
         Args:
-            order_key: Batches with the same key go to the same shard, so readers fold them in the order of commits that
-                wait for each other. "" = the shard follows from the batch.
+            order_key: Batches with the same key go to the same shard. If each is committed after the one before was
+                acknowledged, readers fold them in that order. "" = the id of the batch decides the shard.
 
         Raises:
             Unavailable: Not every part was acknowledged. Some may be stored; a retry is safe, because readers drop
                 batches that they have folded.
-            Rejected: A part is larger than the largest message of the broker.
+            Rejected: A part is too large for one message of the broker; nothing was published.
         """
         encoded = [(self._subject(project, part, order_key), encode_batch(part)) for part in parts]
         limit = self._bus.max_payload - HEADROOM_BYTES

@@ -3,8 +3,8 @@ Spans that start in one request and end in another; the two requests may reach d
 
 An entry in the bucket ``tt_open_spans`` keeps the start of a span for a day, without secrets. An end is written to the
 entry by compare-and-set, together with the batch that is to be published, and the batch is published afterwards. So of
-two simultaneous ends one wins. After a crash between the two steps the next end publishes the same batch again, and
-readers drop it if they have already folded a batch with its id.
+two simultaneous ends one comes first, and the other is handled as a later end. After a crash between the two steps the
+next end publishes the same batch again, and readers drop it if they have already folded a batch with its id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tokentrace_ingest.group_commit import GroupCommit
 
 log = logging.getLogger("tokentrace.ingest")
 
-#: Simultaneous look-ups of one request.
+#: Limit of concurrent look-ups of one request.
 _LOOKUPS = 32
 
 
@@ -36,11 +36,11 @@ class OpenSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     The entry of a span in the bucket.
 
     Attributes:
-        started: The start, without secrets. Its metadata is removed when the span has ended.
-        early: Model, tokens, cost and error that the start already gave; None = none of them.
+        started: The start, without secrets. Its metadata is removed when the span ends.
+        early: A span with the model, tokens, cost and error that the start already gave; None = it gave none of them.
         attributes: Attributes of the finished span and of later ends; None = the span has not ended.
         merges: Number of later ends that added attributes.
-        journal: Batches that may not be published yet, in order: the finished span, then annotations of later ends.
+        journal: Batches that are perhaps not published yet, in order: the finished span, then later annotations.
     """
 
     started: Started
@@ -51,7 +51,7 @@ class OpenSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     @property
     def place(self) -> Place:
-        """Trace and session, which the span's children inherit."""
+        """The trace and the session of the span, which its children inherit."""
         return Place(self.started.trace_id, self.started.session_id or "")
 
 
@@ -77,7 +77,7 @@ class OpenSpans:
         self._bucket = bus.kv(subjects.OPEN_SPANS)
 
     async def find(self, span_ids: Collection[str]) -> dict[str, OpenSpan]:
-        """Return the entries of those *span_ids* that started within the last day, open or ended."""
+        """Return span id -> entry, for those of *span_ids* with a readable entry; entries are kept for a day."""
         look_ups = asyncio.Semaphore(_LOOKUPS)
 
         async def look_up(span_id: str) -> Entry | None:
@@ -94,7 +94,7 @@ class OpenSpans:
         return entry_of
 
     def _decode(self, span_id: str, entry: Entry | None) -> OpenSpan | None:
-        """Return the entry of a span; None if there is no entry or it cannot be decoded."""
+        """Return the entry of a span; None if there is none or it cannot be decoded, which is recorded."""
         if entry is None:
             return None
         which = f"key {subjects.open_span_key(span_id)} revision {entry.revision}"
@@ -110,11 +110,11 @@ class OpenSpans:
         Open a span; return once its start is stored. A repeated start opens no second span.
 
         Args:
-            early: Model, tokens, cost and error, if the start gives any of them.
+            early: A span with the model, tokens, cost and error that the start gives; None = it gives none of them.
 
         Raises:
-            Rejected: 409 if another span has this id, 413 if the start is too large.
-            Unavailable: Perhaps not stored; try again.
+            Rejected: 409 if another span has this id, 413 if the start is too large, 400 if a field is invalid.
+            Unavailable: The start may or may not be stored; try again.
         """
         cleaned = self._clean(Batch(id=f"costkatana.{started.span_id}.start", started=[started]), started.arrived_ns)
         batch = cleaned.parts[0]
@@ -134,15 +134,15 @@ class OpenSpans:
 
     async def end(self, span_id: str, end: EndInput, arrived_ns: int) -> None:
         """
-        End a span, or add metadata to one that has ended; return once that is stored.
+        End a span, or add metadata to one that has ended; return once the change is stored.
 
         Args:
             arrived_ns: Unix nanoseconds; the end of the span if *end* names none.
 
         Raises:
-            Rejected: 404 if the span was not started within the last day, 400 with the name of the field, 413 if the
-                end is too large.
-            Unavailable: Perhaps not stored; try again.
+            Rejected: 404 if there is no readable entry of the span, because it was not started within the last day;
+                400 if a field of *end* is invalid; 413 if the end is too large.
+            Unavailable: The end may or may not be stored; try again.
         """
         key = subjects.open_span_key(span_id)
         while True:
@@ -168,7 +168,7 @@ class OpenSpans:
         Check *end* without writing anything.
 
         Raises:
-            Rejected: Names the field.
+            Rejected: 400 if a field is invalid, 413 if *end* is too large.
         """
         self._clean_end(opened, end, arrived_ns)
 
@@ -180,7 +180,7 @@ class OpenSpans:
         return replace(clean, cost_nusd=early.cost_nusd, attributes={})
 
     def _clean_end(self, opened: OpenSpan, end: EndInput, arrived_ns: int) -> Cleaned | None:
-        """Return the batch with the finished span, or with the metadata that *end* changes; None = no change."""
+        """Return a clean batch with the finished span, or with the metadata that *end* changes; None = no change."""
         started, known = opened.started, opened.attributes
         if known is None:
             span = end_of(started, end, arrived_ns, opened.early)
@@ -210,7 +210,7 @@ class OpenSpans:
         return cleaned
 
     async def _publish(self, key: str, opened: OpenSpan, revision: int) -> None:
-        """Publish the batches of the journal one by one, so that every reader folds them in order."""
+        """Publish the batches of the journal one after the other, so that every reader folds them in order."""
         if not opened.journal:
             return
         for batch in opened.journal:
@@ -246,10 +246,10 @@ class OpenSpans:
 
 
 def _ended(before: OpenSpan, batch: Batch) -> OpenSpan:
-    """Return *before* after one more end, which *batch* publishes."""
+    """Return the entry that follows *before* when a span is ended once more; *batch* holds the record of the end."""
     journal = [*before.journal, batch]
     if before.attributes is None:
-        # The finished span holds the metadata of the start. The bucket holds the spans of a day: keep entries small.
+        # Keep entries small, because the bucket holds those of a day. The finished span repeats the metadata.
         started = replace(before.started, metadata={})
         return replace(before, started=started, early=None, attributes=batch.spans[0].attributes, journal=journal)
     merged = {**before.attributes, **batch.annotations[0].attributes}

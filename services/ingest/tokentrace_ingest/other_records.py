@@ -1,4 +1,4 @@
-"""Clean the records of a batch that are not spans: check them, fill in what is missing and remove secrets."""
+"""Cleaning of records that are not spans: checks them, fills in what is missing and removes secrets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace.errors import Rejected, shorten
 from tokentrace.records import MIN_INSTANT_NS, Annotation, ChatMessage, SessionEnd, Started, check_attributes, is_id
 from tokentrace.redact import RedactionCounts, Redactor
 
-#: Limit for the content of a chat message, in UTF-8.
+#: Limit for the content of a chat message, bytes of UTF-8.
 MAX_CONTENT_BYTES = 256 * 1024
 
 OtherRecord = Started | ChatMessage | Annotation | SessionEnd
@@ -19,15 +19,15 @@ OtherRecord = Started | ChatMessage | Annotation | SessionEnd
 
 class RecordKind(NamedTuple):
     """
-    How to clean the records of one list of a batch.
+    How the records of one list of a batch are cleaned.
 
     Attributes:
-        name: Name of one such record in a dead letter.
+        name: What a dead letter calls one of these records.
         ids: Fields that must hold an id.
         maybe_ids: Fields that hold an id or are empty.
-        instants: Fields in Unix nanoseconds; the arrival time replaces a 0.
-        attributes: The field with attributes or metadata; "" = none.
-        clean: The redactor's method for these records.
+        instants: Fields with Unix nanoseconds, in which the arrival time replaces 0.
+        attributes: The field that holds attributes or metadata; "" = there is none.
+        clean: The method of ``Redactor`` that removes secrets from such a record.
     """
 
     name: str
@@ -38,7 +38,7 @@ class RecordKind(NamedTuple):
     clean: Callable[[Redactor, Any, RedactionCounts], Any]
 
 
-#: Field of a batch -> how to clean its records.
+#: Field of a batch -> how the records in it are cleaned.
 KINDS = {
     "started": RecordKind(
         "started",
@@ -59,7 +59,7 @@ KINDS = {
     "annotations": RecordKind("annotation", ("trace_id", "span_id"), (), (), "attributes", Redactor.annotation),
     "session_ends": RecordKind("session_end", ("session_id",), (), ("ended_ns",), "", Redactor.session_end),
 }
-#: Fields of a batch that only the api may fill, because it looks up the span or session that a record refers to.
+#: Fields of a batch that only the api may fill, because it looks up the span or session that such a record refers to.
 FORBIDDEN = ("scores", "tombstones")
 
 
@@ -76,11 +76,11 @@ def finish(
 
     Args:
         arrived_ns: Unix nanoseconds; replaces instants that are 0.
-        source: Replaces a missing caller; must hold no secrets.
-        redactions: Counts of removed secrets by kind are added to it.
+        source: Replaces a missing caller of a ``Started``; must hold no secrets.
+        redactions: Counts of removed secrets by kind, to which those of *record* are added.
 
     Raises:
-        Rejected: Names the field.
+        Rejected: A field is invalid; the text names it. The status is 413 if the content of a message is too long.
     """
     filled: dict[str, Any] = {}
     for field in kind.instants:

@@ -5,25 +5,26 @@ How it works. Reporters publish batches to the work queue ``TT_RAW``; HTTP clien
 through one ``Cleaner``, which validates each record, removes secrets, prices spans and splits large batches. The result
 goes to the log ``TT_SPANS``, from which all readers build their state.
 
-*Consume loop.* ``_consume_raw`` pulls up to 128 raw messages at a time and keeps two pulls in progress, so that one is
-cleaned while the other waits for the broker. A raw message is acknowledged only after the broker has acknowledged its
-batches in ``TT_SPANS``. If this process dies in between, the broker delivers the message to another replica after 5 s.
-Cleaning is a pure function of the message, so that replica publishes the same batches with the same ids, and readers
-drop the duplicates. HTTP requests follow the same rule: the response is sent after the acknowledgement.
+*Consume loop.* ``_consume_raw`` fetches up to 128 raw messages at a time and processes two fetches concurrently, so
+that one is cleaned while the other waits for the broker. A raw message is acknowledged only after the broker has
+acknowledged its batches in ``TT_SPANS``. If this process dies in between, the broker delivers the message to another
+replica after 5 s. Cleaning is a pure function of the message, so that replica publishes the same batches with the same
+ids, and readers drop the duplicates. The response to an HTTP request is also sent after the broker's acknowledgement.
 
 *Group commit.* Batches of many messages and requests for the same shard share one message of ``TT_SPANS``, because
 each message costs the broker an fsync (``group_commit``).
 
-*Dead letters.* A bad record becomes a dead letter and the other records of its batch are stored. A message that cannot
-be decoded, that makes ingest fail, or that was delivered more than 5 times becomes a dead letter as a whole. A message
-is acknowledged only after the broker has acknowledged its dead letters.
+*Dead letters.* In what a reporter or NATS client sends, a bad record becomes a dead letter and the other records of
+its batch are stored. A raw message becomes a dead letter as a whole if its subject is invalid, if it cannot be decoded,
+if ingest fails on it, or if it was delivered more than 5 times. A message is acknowledged only after the broker has
+acknowledged its dead letters. An HTTP request in another format is rejected as a whole if one of its records is bad.
 
 *Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
-message that held a secret, or that could not be read in full, is therefore overwritten before it is acknowledged.
+message that may hold a secret is therefore overwritten before it is acknowledged, with the exceptions in ``_erase``.
 
 *Backpressure.* The log discards its oldest messages when it is full, whether or not every reader has read them.
-``_watch_lag`` measures every 2 s how much of the log each reader still has to read. When a reader has to read 90 % of
-it, the consume loop pauses and HTTP requests get 503 with ``Retry-After``; reporters' batches wait in ``TT_RAW``.
+``_watch_lag`` measures every 2 s how much each reader still has to read. When that is 90 % of the log's size limit, the
+consume loop pauses and HTTP requests get 503 with ``Retry-After``; reporters' batches wait in ``TT_RAW``.
 """
 
 from __future__ import annotations
@@ -59,20 +60,19 @@ _FETCH = 128
 #: The broker delivers a message again if it is not acknowledged within this many seconds.
 ACK_WAIT_S = 5.0
 _LAG_INTERVAL_S = 2.0
-#: Raw messages that are overwritten at the same time.
+#: Limit of raw messages that are overwritten at the same time.
 _MAX_ERASING = 8
-#: Input stops when a reader still has to read this fraction of the log.
+#: Input stops when what a reader still has to read is this fraction of the log's size limit.
 _STOP_AT = 0.9
-#: The loop gets a turn after so many seconds of starting tasks.
+#: Seconds of starting tasks after which other tasks get a turn.
 _TURN_S = 0.005
+#: The label ``way`` repeats ``source`` for one release.
 _WAY_DEPRECATED = "The label way is deprecated, use source."
 _HELP = {
     "spans": f"Spans accepted. {_WAY_DEPRECATED}",
-    "rejected": f"Spans rejected. {_WAY_DEPRECATED}",
-    "raw_left": f"Raw messages with secrets that were acknowledged without being overwritten. {_WAY_DEPRECATED}",
+    "rejected": f"Dead letters, and HTTP requests that were rejected. {_WAY_DEPRECATED}",
+    "raw_left": f"Raw messages that may hold a secret and were not overwritten. {_WAY_DEPRECATED}",
 }
-#: For one release both labels are sent.
-_DEPRECATED = "Label way is deprecated: use source."
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Config:
     Attributes:
         shards: Shard count.
         project: The project that HTTP requests belong to.
-        max_batch_size: Limit for the spans of one request.
-        max_body_bytes: Limit for the body of one request after decompression.
+        max_batch_size: Limit for the number of spans in one request.
+        max_body_bytes: Limit for the body of one request after decompression, bytes.
         spans_path: Path of the route for spans.
     """
 
@@ -125,7 +125,7 @@ class Ingest:
         self._behind: dict[str, float] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Consume raw batches until *stopping* is set, then finish those in progress for up to ``ACK_WAIT_S``."""
+        """Consume raw messages until *stopping* is set, then let those in progress finish for up to ``ACK_WAIT_S``."""
         async with asyncio.TaskGroup() as tasks:
             consumer = tasks.create_task(self._consume_raw(stopping))
             watcher = tasks.create_task(self._watch_lag())
@@ -143,8 +143,8 @@ class Ingest:
             (Spans accepted, records that became dead letters).
 
         Raises:
-            Rejected: *body* cannot be decoded.
-            Unavailable: Not everything was acknowledged; try again.
+            Rejected: *body* cannot be decoded, or a batch is too large for a message of the log.
+            Unavailable: A reader is too far behind, or not everything was acknowledged; try again.
         """
         batches, dead_letters = self._cleaner.read_batches(body)
         cleaned = [await self.accept(batch, "spans", size_bytes=len(body), strict=False) for batch in batches]
@@ -158,13 +158,14 @@ class Ingest:
 
         Args:
             source: Where the batch came from, for the counters: spans, mist or costkatana.
-            size_bytes: Size of the request's body.
+            size_bytes: Size of the request's body, bytes.
             strict: True = a dialect has checked the spans, and one bad record rejects the whole batch. False = the
                 spans are checked here, and a bad record becomes a dead letter.
 
         Raises:
-            Rejected: Names the index and the field.
-            Unavailable: Not everything was acknowledged; try again.
+            Rejected: With *strict*, a record is bad; the text names its kind, index and field. Or a part of the batch
+                is too large for a message of the log.
+            Unavailable: A reader is too far behind, or not everything was acknowledged; try again.
         """
         self.check_backpressure()
         cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
@@ -210,7 +211,7 @@ class Ingest:
                     while self._blocked and not stopping.is_set():
                         await asyncio.sleep(0.2)
                     in_progress.add(asyncio.create_task(self._process_fetch(pull.result(), created_ns)))
-                    # Two fetches in progress: one is cleaned while the other waits for its acknowledgement.
+                    # Process two fetches: one is cleaned while the other waits for the broker's acknowledgement.
                     if len(in_progress) > 1:
                         done, in_progress = await asyncio.wait(in_progress, return_when=asyncio.FIRST_COMPLETED)
                         for task in done:
@@ -232,7 +233,12 @@ class Ingest:
         await asyncio.gather(*tasks)
 
     async def _process_raw(self, delivery: Delivery, created_ns: int) -> None:
-        """Clean, publish and acknowledge one raw message; *created_ns* is when ``TT_RAW`` was created."""
+        """
+        Clean, publish and acknowledge one raw message, or turn it into a dead letter.
+
+        Args:
+            created_ns: When ``TT_RAW`` was created, Unix nanoseconds.
+        """
         message = delivery.message
         try:
             project = subjects.parse_project(message.subject)
@@ -248,14 +254,14 @@ class Ingest:
                 await self._erase(message)
             await delivery.ack()
         except Unavailable as exc:
-            # Without an acknowledgement the broker delivers it again; readers drop batches that are already folded.
+            # The broker delivers an unacknowledged message again. Readers drop the batches that they have folded.
             log.info("raw message %d is not acknowledged and will be delivered again: %s", message.sequence, exc)
         except Exception as exc:
             log.exception("raw message %d becomes a dead letter because ingest failed on it", message.sequence)
             await self._discard(delivery, f"ingest failed on it: {type(exc).__name__}")
 
     async def _clean_and_commit(self, project: str, message: Message, created_ns: int) -> bool:
-        """Publish the batches and the dead letters of *message*; return True if it may hold a secret."""
+        """Publish the batches and dead letters of *message*; return True if it must be erased because of secrets."""
         batches, dead_letters = self._cleaner.read(message, created_ns)
         size, checked = len(message.payload), is_json(message.payload)
         results = [self._cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
@@ -268,11 +274,11 @@ class Ingest:
                 dead_letters.append(self._cleaner.dead_letters.undecoded(message, str(exc)))
             self._count_redactions(result, "nats" if checked else "reporter")
         await until_available(partial(self._publish_dead_letters, project, dead_letters, "nats"))
-        # A bad record may hold a secret that the redactor did not see, because it could not be read.
+        # A bad record may hold a secret that the redactor could not find.
         return self.config.redactor.enabled and (bool(dead_letters) or any(result.redactions for result in results))
 
     async def _discard(self, delivery: Delivery, reason: str) -> None:
-        """Write a dead letter for a whole raw message and remove the message from the queue."""
+        """Publish a dead letter about a raw message and remove the message from the queue; if that fails, it stays."""
         dead_letter = self._cleaner.dead_letters.undecoded(delivery.message, reason)
         try:
             await until_available(partial(self._publish_dead_letters, self.config.project, [dead_letter], "nats"))
@@ -284,11 +290,10 @@ class Ingest:
 
     async def _erase(self, message: Message) -> None:
         """
-        Overwrite a raw message that held a secret; call this before it is acknowledged.
+        Overwrite a raw message that may hold a secret; to be called before the message is acknowledged.
 
-        The broker keeps an acknowledged message in its newest file until every message in that file is acknowledged.
         Overwriting keeps the broker busy for some milliseconds, so at most ``_MAX_ERASING`` messages are overwritten at
-        the same time. Further messages are counted as ``raw_left`` and not overwritten.
+        the same time. Further messages are only counted as ``raw_left``, as are those that the broker does not erase.
         """
         if self._erasing.locked():
             self._counts["raw_left", "nats"] += 1
@@ -298,7 +303,7 @@ class Ingest:
                 await self.bus.erase(subjects.RAW, message.sequence)
             except Unavailable as exc:
                 self._counts["raw_left", "nats"] += 1
-                log.info("raw message %d held a secret and is not overwritten: %s", message.sequence, exc)
+                log.info("raw message %d may hold a secret and was not overwritten: %s", message.sequence, exc)
 
     async def _publish_dead_letters(self, project: str, dead_letters: Sequence[DeadLetter], source: str) -> None:
         for dead_letter in dead_letters:
@@ -308,24 +313,24 @@ class Ingest:
     # -- backpressure
 
     async def _watch_lag(self) -> None:
-        """Measure how far readers are behind, and stop input before the log discards what one has not read."""
+        """Measure how far readers are behind, and block input before the log discards messages that a reader lacks."""
         while True:
             await asyncio.sleep(_LAG_INTERVAL_S)
             try:
                 _, self._behind = await read_backlog(self.bus)
             except TokentraceError as exc:
-                log.debug("the lag of the readers is not measured: %s", exc)
+                log.debug("the lag of the readers was not measured: %s", exc)
                 continue
             worst = max(self._behind, key=lambda reader: self._behind[reader], default="")
             if worst and self._behind[worst] >= _STOP_AT:
                 part = f"{self._behind[worst]:.0%}"
-                self._blocked = f"{worst} is {part} of the log behind; input waits, or it would lose messages"
+                self._blocked = f"{worst} is {part} of the log behind; input waits so that this reader loses no message"
                 log.error(self._blocked)
             else:
                 self._blocked = ""
 
     def health(self) -> Health:
-        """Return ready if the broker answers and no reader is too far behind."""
+        """Return ready if the broker has no problem and input is not blocked; list readers half of the log behind."""
         missing = list(self.bus.problems)
         if self._blocked:
             missing.append(self._blocked)
@@ -333,7 +338,7 @@ class Ingest:
         return Health(missing, {"behind": behind} if behind else {})
 
     def samples(self) -> Iterator[Sample]:
-        """Return the metrics of this process; the label ``way`` repeats ``source`` until dashboards have moved."""
+        """Yield the metrics of this process; the label ``way`` is the deprecated name of ``source``."""
         for (what, source), count in sorted(self._counts.items()):
             labels = {"source": source, "way": source}
             yield Sample(f"tokentrace_ingest_{what}_total", _HELP[what], count, labels)
@@ -341,7 +346,7 @@ class Ingest:
         for (kind, source), count in sorted(self._redactions.items()):
             labels = {"kind": kind, "source": source, "way": source}
             yield Sample("tokentrace_ingest_redactions_total", help_text, count, labels)
-        help_text = "Fraction of the log that a reader still has to read."
+        help_text = "What a reader still has to read, as a fraction of the log's size limit."
         for reader, part in self._behind.items():
             yield Sample("tokentrace_ingest_reader_behind", help_text, part, {"reader": reader})
 
@@ -350,7 +355,7 @@ class Ingest:
         Refuse input while a reader is too far behind.
 
         Raises:
-            Unavailable: Names the reader; try again after 5 seconds.
+            Unavailable: A reader is too far behind; the text names it. Try again after 5 seconds.
         """
         if self._blocked:
             raise Unavailable(self._blocked, retry_after_s=5)

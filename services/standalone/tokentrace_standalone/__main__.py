@@ -1,4 +1,4 @@
-"""The entry of the ``tokentrace`` command. It imports only the standard library before it has checked for the extra."""
+"""The entry point of ``tokentrace``; before its check for the extra ``server`` it imports only the standard library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A private nats-server for one machine: it ends with this process, and is restarted if it ends before."""
+"""A private nats-server for one machine: it ends with this process, and is restarted if it ends earlier."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from tokentrace.errors import Unavailable
 log = logging.getLogger("tokentrace.broker")
 
 MAX_PAYLOAD = "8MB"
-#: The part of the free disk that all streams together may take.
+#: The fraction of the disk space, free or used by the streams already, that all streams together may take.
 _DISK_SHARE = 0.8
-#: Room beyond what the streams reserve, for streams that a person creates and for the streams of a new version.
+#: Room beyond what the streams reserve, for streams that users create and for the streams of a new version.
 _LEEWAY_BYTES = 256 * 1024 * 1024
+#: How long the server may take to start, seconds.
 _START_S = 60.0
-#: How long the server may take to end. A server that has not answered yet has nothing to save.
+#: How long the server may take to end before it is killed, seconds. One that has never answered has nothing to save.
 _STOP_S, _STOP_STARTING_S = 10.0, 2.0
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
@@ -46,7 +47,7 @@ logfile_size_limit: 16MB
 
 def find_binary() -> str:
     """
-    Return the path of the nats-server of this environment, else of the PATH.
+    Return the path of the nats-server in this Python environment, or else in PATH.
 
     Raises:
         Unavailable: There is no nats-server.
@@ -63,7 +64,7 @@ class Broker:
     The nats-server as a child process.
 
     Args:
-        directory: Where JetStream keeps its data. Only one server at a time may use it.
+        directory: Where the server keeps its data, configuration and log. Only one server at a time may use it.
         port: The port on 127.0.0.1.
     """
 
@@ -72,12 +73,12 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._wanted = True
         self._answered = False
-        #: Bytes that all streams together may take: their present size and most of the free disk.
+        #: Bytes that all streams together may take: 80 % of their present size and of the free disk.
         self.room_bytes = 0
 
     @property
     def url(self) -> str:
-        """The URL for clients."""
+        """The URL at which clients connect."""
         return f"nats://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
@@ -85,18 +86,19 @@ class Broker:
         Start the server and wait until it answers.
 
         Raises:
-            Unavailable: The port is taken, or the server does not start.
+            Unavailable: The port is in use, or the server does not start.
         """
         await self._until_port_is_free()
         self._answered = False
         store, log_file = self.directory / "jetstream", self.directory / "nats.log"
         self.room_bytes = int(_DISK_SHARE * (shutil.disk_usage(self.directory).free + _used_bytes(store)))
-        # With a limit below what its streams reserve, the server refuses to change a stream, even to a smaller size.
+        # If the limit is below what the streams reserve, the server refuses any change of a stream, even to a smaller
+        # size.
         limit = max(self.room_bytes, reserved_bytes(store)) + _LEEWAY_BYTES
         config = self._write_config(
             _CONFIG.format(port=self.port, directory=store, limit=limit, payload=MAX_PAYLOAD, log=log_file)
         )
-        # Fork on the main thread: the kernel sends the parent-death signal when the thread that forked ends.
+        # Fork on the main thread: the kernel kills the server when the thread that forked it ends.
         self._process = subprocess.Popen(  # noqa: ASYNC220
             [self._binary, "-c", str(config)],
             stdin=subprocess.DEVNULL,
@@ -116,7 +118,7 @@ class Broker:
             config.unlink(missing_ok=True)  # a temporary file, which the server has read by now
 
     async def _until_port_is_free(self) -> None:
-        # A server whose parent was killed a moment ago may not have ended yet.
+        # The server of a process that was killed a moment ago may not have ended yet.
         for attempt in range(30):
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,7 +147,7 @@ class Broker:
         return Path(file.name)
 
     async def supervise(self) -> None:
-        """Restart the server whenever it ends by itself."""
+        """Restart the server whenever it ends, until ``stop`` is called."""
         while True:
             await asyncio.sleep(0.1)
             if self._wanted and self._process is not None and self._process.poll() is not None:
@@ -178,7 +180,7 @@ class Broker:
 
 
 def reserved_bytes(store: Path) -> int:
-    """Return the sum of ``max_bytes`` of the streams in *store*, the ``store_dir`` of a server."""
+    """Return the sum of ``max_bytes`` over the streams in *store*; a stream whose file is unreadable counts as 0."""
     reserved = 0
     for file in store.glob("jetstream/*/streams/*/meta.inf"):
         try:
@@ -221,7 +223,7 @@ async def private_broker(directory: Path, port: int) -> AsyncIterator[Broker]:
     Run a private nats-server while the context is open.
 
     Raises:
-        Unavailable: Another tokentrace uses *directory*, it cannot be written, or the port is taken.
+        Unavailable: *directory* is in use or cannot be written, or as ``find_binary`` and ``Broker.start``.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The commands of ``tokentrace``, one file each, and how an error becomes a sentence and an exit code."""
+"""The command ``tokentrace``: its subcommands, and how an error becomes a sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -44,16 +44,17 @@ def print_help(context: typer.Context) -> None:
 
 
 def _print_help(get_help: Callable[[], str]) -> None:
-    # With rich installed, get_help prints the help itself and returns an empty text.
+    # With rich installed, get_help prints the help itself and returns "".
     print(get_help(), end="")
 
 
 def main(words: list[str]) -> int:
     """
-    Run the command that *words* ask for, and print what was wrong with it as one sentence on stderr.
+    Run the command line *words*, without the name of the program; print an error as one sentence on stderr.
 
     Returns:
-        Exit code: 0 done, 1 an unknown command or something is unavailable, 2 bad flags or configuration.
+        Exit code: 0 done; 1 the command is unknown, something is unavailable, or not every span was accepted; 2 a flag
+        or the configuration is invalid.
     """
     command = typer.main.get_command(app)
     first = words[0] if words else "--help"

@@ -17,7 +17,7 @@ def check(
         str | None, typer.Argument(metavar="[FILE]", help="Default: ./tokentrace.yml, if that file exists.")
     ] = None,
 ) -> None:
-    """Check a configuration file together with the environment, alert rules and custom metrics included."""
+    """Check a configuration file with its alert rules and custom metrics, and the environment variables."""
     from tokentrace_standalone.pipeline import Configs
 
     Configs.of(load(file))

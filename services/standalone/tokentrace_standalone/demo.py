@@ -1,4 +1,4 @@
-"""``tokentrace demo``: realistic traffic until interrupted, with a live table of what was sent."""
+"""``tokentrace demo``: sends realistic traffic until interrupted, and shows what was sent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def demo(
     duration: Annotated[
         str | None, typer.Option("--for", metavar="DURATION", help="Stop after this time, such as 60s.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Send the same traffic again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random numbers.")] = None,
 ) -> int:
     """
     Send realistic traffic until interrupted.
@@ -67,7 +67,7 @@ def demo(
 
 
 class _Display(contextlib.ExitStack):
-    """What was sent, by service: a live table on a terminal, elsewhere a line every ten seconds."""
+    """Shows what was sent: on a terminal as a live table by service, elsewhere as a line every ten seconds."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Display(contextlib.ExitStack):
 
     @property
     def spans(self) -> int:
-        """Number of spans so far."""
+        """Number of spans sent so far."""
         return sum(counts["spans"] for counts in self._counts.values())
 
     def draw(self, *, now: bool = False) -> None:

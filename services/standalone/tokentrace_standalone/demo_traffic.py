@@ -1,4 +1,4 @@
-"""Realistic traffic: the spans of one user request to one of several services. Without I/O and without a clock."""
+"""Realistic traffic: makes the spans of user requests to several services, without I/O and without a clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace.units import MS, SECOND
 
 
 class Model(NamedTuple):
-    """A model and its speed: milliseconds to the first token, and for each further token."""
+    """A model and its speed: milliseconds to the first token, and for each token after that."""
 
     name: str
     provider: str
@@ -26,9 +26,10 @@ class Service(NamedTuple):
 
     Attributes:
         share: Its share of all requests, relative to the shares of the other services.
-        agent_steps: Most steps of its agent; 0 = no agent, a single call.
+        agent_steps: Largest number of steps of its agent; 0 = it has no agent and makes a single call.
         prompt, completion: Median number of tokens of a call.
-        quality: Mean ``eval.score``.
+        quality: Mean of ``eval.score``, before it is limited to 0-1.
+        streams: True = answers are streamed, so spans have a time to first token.
     """
 
     name: str
@@ -53,13 +54,13 @@ SERVICES = (
     Service("research-agent", 2, _SONNET, 5, 4200, 450, 0.78, False),
     Service("code-review", 1, _GPT, 2, 6000, 600, 0.83, False),
 )
-#: The conditions repeat with this period, so that each of them is seen within a quarter of an hour.
+#: The conditions repeat with this period, seconds, so that each of them occurs every quarter of an hour.
 CYCLE_S = 900
 _SLOW_S, _SPIKE_S = (300, 420), (600, 660)
 
 
 def condition(now_ns: int) -> str:
-    """Return ``normal``, ``slow`` (a provider is slow) or ``spike`` (agents use an expensive model)."""
+    """Return the condition: ``normal``, ``slow`` (OpenAI is slow) or ``spike`` (agents use an expensive model)."""
     second = now_ns // SECOND % CYCLE_S
     if _SLOW_S[0] <= second < _SLOW_S[1]:
         return "slow"

@@ -38,19 +38,20 @@ log = logging.getLogger("tokentrace.serve")
 
 _DEFAULT_ALSO = HttpServer().addr
 _PROBE_INTERVAL_S = 2.0
-#: JetStream is stuck after this many probes in a row that find a problem although the disk has room.
+#: JetStream counts as stuck after this many probes in a row that find a problem although the disk has room.
 _STUCK_AFTER = 3
+#: The disk has room if more than this is free.
 _ROOM_BYTES = 64 * 1024 * 1024
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
 
 
 class Flags(NamedTuple):
     """
-    The flags of ``tokentrace serve``; None = not given.
+    The flags of ``tokentrace serve``; None = the flag was not given.
 
     Attributes:
-        also: The second address, or ``none``.
-        nats: URL of a running NATS server; None = start one on nats_port.
+        also: The second address; ``none`` = there is no second one.
+        nats: URL of a running NATS server; None = start one on *nats_port*.
     """
 
     addr: str
@@ -63,7 +64,7 @@ class Flags(NamedTuple):
 
 
 class Configs(NamedTuple):
-    """The configuration of each service; all are made, and so checked, before anything is started."""
+    """The configuration of each service. All are checked before anything is started."""
 
     ingest: IngestConfig
     aggregator: AggregatorConfig
@@ -76,7 +77,7 @@ class Configs(NamedTuple):
         Return each service's part of *settings*.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: A value is invalid; the text names its key.
         """
         return cls(
             IngestConfig.of(settings), AggregatorConfig.of(settings), AlerterConfig.of(settings), ApiConfig.of(settings)
@@ -96,7 +97,7 @@ class Pipeline:
         self._services = [app.service for app in self._apps]
 
     def health(self) -> Health:
-        """Return the health of all services: ready when each of them is."""
+        """Return the health of all services together: ready if each of them is."""
         missing: list[str] = []
         details: dict[str, object] = {}
         for service in self._services:
@@ -106,7 +107,7 @@ class Pipeline:
         return Health(missing, details)
 
     def samples(self) -> Iterator[Sample]:
-        """Yield the metrics that each service has of itself."""
+        """Yield the own metrics of each service."""
         for service in self._services:
             yield from service.samples()
 
@@ -117,7 +118,7 @@ class Pipeline:
 
     @property
     def hot(self) -> HotPaths:
-        """The endpoints of all services that are looked up before any routing."""
+        """The endpoints of all services that are found by method and path, without routing."""
         return {key: endpoint for app in self._apps for key, endpoint in app.hot.items()}
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -138,7 +139,7 @@ async def serve(flags: Flags, stopping: asyncio.Event) -> None:
 
     Raises:
         ConfigError: The configuration or a flag is wrong.
-        Unavailable: An address or the data directory cannot be used, or NATS cannot be reached.
+        Unavailable: An address or the data directory cannot be used, or NATS cannot be reached or started.
     """
     settings = load(
         flags.config,
@@ -165,10 +166,11 @@ async def _connect(
     stack: contextlib.AsyncExitStack, settings: Settings, nats_port: int | None
 ) -> tuple[Broker | None, Bus, str]:
     """
-    Connect, and create the streams.
+    Connect to the broker and create the streams.
 
     Args:
-        nats_port: Where to start a private broker; None = connect to ``nats.url``.
+        stack: Closes the connection, and stops a private broker.
+        nats_port: Port on which a private broker is started; None = connect to ``nats.url``.
 
     Returns:
         The private broker or None, the connection, and the URL of the broker.
@@ -187,7 +189,8 @@ def _sockets(addr: str, also: str | None, addr_setting: str) -> list[socket.sock
     """
     Bind the addresses to listen on.
 
-    The second one is *also*, else *addr_setting*. If neither was chosen, the default :9090 may be taken.
+    The second address is *also*, or else *addr_setting*. If the user has chosen neither and the default :9090 cannot be
+    used, only the first one is bound.
     """
     sockets = [bind(parse_addr(addr, 8700))]
     if also == "none":
@@ -209,7 +212,7 @@ def _sockets(addr: str, also: str | None, addr_setting: str) -> list[socket.sock
 
 
 def _overlap(first: tuple[str, int], second: tuple[str, int]) -> bool:
-    """Return True if two bound addresses cannot both listen: the second ``listen`` would fail, not its ``bind``."""
+    """Return True if two bound sockets cannot both listen, which ``bind`` does not report."""
     return first[1] == second[1] and (first[0] == second[0] or bool(_ANY_ADDRESS & {first[0], second[0]}))
 
 
@@ -221,11 +224,11 @@ async def _announce(pipeline: Pipeline, sockets: list[socket.socket], url: str, 
 
 
 async def _unstick(bus: Bus, broker: Broker) -> None:
-    """Restart *broker* if JetStream goes on failing after a full disk has room again."""
+    """Restart *broker* if JetStream keeps failing although the disk has room, as it may after a full disk."""
     failed = 0
     while True:
         await asyncio.sleep(_PROBE_INTERVAL_S)
-        # Any stream shows whether JetStream can write. The probe goes to one that always exists.
+        # A write to any stream shows whether JetStream can write, and this bucket always exists.
         with contextlib.suppress(TokentraceError):
             await bus.kv(subjects.META).put("probe", b"")
         room_bytes = shutil.disk_usage(broker.directory).free

@@ -1,4 +1,4 @@
-"""``tokentrace replay``: send the calls of a trace file through reporters."""
+"""``tokentrace replay``: sends the calls of a trace file through reporters."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tokentrace.records import Span
 from tokentrace.units import SECOND, ms_to_ns, parse_instant
 
 _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
-#: The replay pauses while more spans than this wait in a reporter, well below the limit at which a reporter drops.
+#: The replay pauses while more spans than this wait in a reporter. A reporter drops spans at a much higher limit.
 _MAX_WAITING = 20_000
-#: The replay ends if no further span is accepted for this time.
+#: The replay ends if no further span is accepted for this time, seconds.
 _GIVE_UP_S = 60.0
 
 
 class Call(NamedTuple):
-    """A line of the file: the time of a request, Unix nanoseconds, and its tokens."""
+    """A line of the file: when a request was made, Unix nanoseconds, and its tokens."""
 
     started_ns: int
     prompt_tokens: int
@@ -37,7 +37,7 @@ class Call(NamedTuple):
 
 
 class Flags(NamedTuple):
-    """The flags of ``tokentrace replay`` that make a span of a call."""
+    """The flags of ``tokentrace replay`` that determine the fields of the spans."""
 
     model: str
     provider: str
@@ -53,7 +53,7 @@ def read_calls(path: Path) -> list[Call]:
     Return the calls of a trace file, in the order of the file.
 
     Raises:
-        ConfigError: The file cannot be read; names the line.
+        ConfigError: The file cannot be read, or its first line is wrong, or a line is invalid; the text says which.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -78,7 +78,7 @@ def spans_of(calls: Sequence[Call], flags: Flags, now_ns: int) -> list[Span]:
     """
     Return one span for each call.
 
-    The latency of a span is a sum over its tokens. Unless ``ending`` is ``file``, all times are shifted so that the
+    The latency of a span is the sum over its tokens. Unless ``ending`` is ``file``, all times are shifted so that the
     last span ends at *now_ns*, Unix nanoseconds.
     """
     latencies = [
@@ -116,7 +116,9 @@ def replay(
     provider: Annotated[str, typer.Option(help="Provider of the spans.")] = "",
     caller: Annotated[str, typer.Option(help="Caller of the spans.")] = "replay",
     name: Annotated[str, typer.Option(help="Name of the spans.")] = "replay",
-    speed: Annotated[str, typer.Option(metavar="N|max", help="How many times faster than in the file.")] = "1",
+    speed: Annotated[
+        str, typer.Option(metavar="N|max", help="Speed as a multiple of that in the file; max = without waiting.")
+    ] = "1",
     ending: Annotated[
         Literal["now", "file", "sent"],
         typer.Option(
@@ -124,12 +126,8 @@ def replay(
             "is sent."
         ),
     ] = "now",
-    ms_per_prompt_token: Annotated[
-        float, typer.Option(metavar="X", help="Latency of a prompt token in ms; 0 = unset.")
-    ] = 0.0,
-    ms_per_token: Annotated[
-        float, typer.Option(metavar="Y", help="Latency of a completion token in ms; 0 = unset.")
-    ] = 0.0,
+    ms_per_prompt_token: Annotated[float, typer.Option(metavar="X", help="Latency of a prompt token in ms.")] = 0.0,
+    ms_per_token: Annotated[float, typer.Option(metavar="Y", help="Latency of a completion token in ms.")] = 0.0,
     reporters: Annotated[int, typer.Option(metavar="N", min=1, help="Number of reporters that send.")] = 1,
 ) -> int:
     """
@@ -167,7 +165,7 @@ def replay(
 
 
 def _parse_speed(text: str) -> float | None:
-    """Return the factor that *text* names, None for ``max``."""
+    """Return the speed in *text*; None for ``max``. Raise ``ConfigError`` if it is neither."""
     if text == "max":
         return None
     try:
@@ -175,12 +173,12 @@ def _parse_speed(text: str) -> float | None:
     except ValueError:
         speed = 0.0
     if not 0 < speed < 1e9:
-        raise ConfigError(f"--speed: {text!r} is neither max nor a number over 0")
+        raise ConfigError(f"--speed: {text!r} is neither max nor a number between 0 and 1e9")
     return speed
 
 
 def _paced(spans: Sequence[Span], speed: float | None, bar: _Bar) -> Iterator[Span]:
-    """Yield *spans* in the order in which they started, *speed* times as fast; without waiting if *speed* is None."""
+    """Yield *spans* in the order of their starts, *speed* times as fast; without waiting if *speed* is None."""
     ordered = sorted(spans, key=lambda span: span.started_ns)
     first, began = ordered[0].started_ns, time.monotonic()
     for span in ordered:
@@ -194,7 +192,7 @@ def _paced(spans: Sequence[Span], speed: float | None, bar: _Bar) -> Iterator[Sp
 
 
 def _wait_for_all(reporters: Sequence[Reporter], bar: _Bar) -> bool:
-    """Wait until every span has been accepted; return False if none was for a minute."""
+    """Wait until every span is accepted, refused or dropped; return False if none was accepted for a minute."""
     progress, since = -1, time.monotonic()
     while not all(reporter.flush(0.1) for reporter in reporters):
         bar.draw()
@@ -206,7 +204,7 @@ def _wait_for_all(reporters: Sequence[Reporter], bar: _Bar) -> bool:
 
 
 class _Bar(contextlib.ExitStack):
-    """How many spans have been accepted: a progress bar on a terminal, elsewhere a line every five seconds."""
+    """Shows how many spans were accepted: as a bar on a terminal, elsewhere as a line every five seconds."""
 
     def __init__(self, total: int, reporters: Sequence[Reporter]) -> None:
         super().__init__()
@@ -226,7 +224,7 @@ class _Bar(contextlib.ExitStack):
         return sum(reporter.stats().acked for reporter in self._reporters)
 
     def draw(self) -> None:
-        """Show the number, unless it was shown a moment ago."""
+        """Show the number of accepted spans, unless it was shown a moment ago."""
         now = time.monotonic()
         if now - self._drawn < self._interval_s:
             return
@@ -237,7 +235,7 @@ class _Bar(contextlib.ExitStack):
             self._progress.update(self._progress.task_ids[0], completed=self.acked(), refresh=True)
 
     def print_result(self, seconds: float) -> None:
-        """Print what became of all spans."""
+        """Print how many spans were accepted, dropped and refused, and how fast."""
         stats = [reporter.stats() for reporter in self._reporters]
         acked, dropped, failed = (
             sum(getattr(reporter_stats, name) for reporter_stats in stats) for name in ("acked", "dropped", "failed")

@@ -1,4 +1,4 @@
-"""``tokentrace rules check`` and ``tokentrace rules backtest``: try rules before they page a person."""
+"""``tokentrace rules check`` and ``tokentrace rules backtest``: test rules before they are used."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _line(event: AlertEvent) -> str:
 
 
 def _when(flag: str, text: str | None, now_ns: int) -> int | None:
-    """Return the instant that *text* means, Unix nanoseconds: RFC 3339, or a duration before *now_ns*."""
+    """Return the instant in *text*, Unix nanoseconds: RFC 3339, or a duration before *now_ns*; None for None."""
     if text is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The flags of ``tokentrace serve``."""
+"""``tokentrace serve``: runs the whole pipeline; this file has its flags."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def serve(
         str | None,
         typer.Option(
             metavar="HOST:PORT|none",
-            help="A second address. Default: http_server.addr, which is :9090; without :9090 if that is taken.",
+            help="A second address. Default: http_server.addr. Its default :9090 is left out if it is in use.",
         ),
     ] = None,
     max_spans: Annotated[
-        int | None, typer.Option(metavar="N", help="Spans that /traces shows. Default: 0 = no limit.")
+        int | None, typer.Option(metavar="N", help="Number of newest spans that /traces shows. Default: 0 = no limit.")
     ] = None,
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where all files are kept. Default: ./tokentrace-data.")
     ] = None,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The configuration. Default: ./tokentrace.yml, if that file exists."),
+        typer.Option(metavar="FILE", help="The configuration file. Default: ./tokentrace.yml, if that file exists."),
     ] = None,
     nats: Annotated[
         str | None, typer.Option(metavar="URL", help="Use this NATS server instead of starting one.")

@@ -1,4 +1,4 @@
-"""``tokentrace tail``: spans and alerts as they happen, in the terminal."""
+"""``tokentrace tail``: prints spans and alerts as they arrive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 
 class Flags(NamedTuple):
-    """The flags of ``tokentrace tail``; None = not given."""
+    """The flags of ``tokentrace tail``; None = the flag was not given."""
 
     nats: str
     model: str | None
@@ -50,7 +50,7 @@ def tail(
 
 
 async def _tail(flags: Flags, stopping: asyncio.Event) -> None:
-    """Print until *stopping* is set."""
+    """Print spans and alerts until *stopping* is set."""
     async with contextlib.AsyncExitStack() as stack:
         connecting = stack.enter_async_context(jetstream.connect(flags.nats, name="tokentrace tail"))
         bus = await unless_stopped(stopping, connecting)
@@ -78,7 +78,7 @@ async def _follow(bus: Bus, stream: str, pattern: str, show: Callable[[Message],
 
 
 class _Printer:
-    """Prints what passes the filters, in colour on a terminal."""
+    """Prints alerts, and the spans that pass the filters; in colour on a terminal, unless as JSON."""
 
     def __init__(self, flags: Flags) -> None:
         self._flags = flags
@@ -115,7 +115,7 @@ class _Printer:
         self._print(f"{line} {span.error}".rstrip(), _RED if span.status != "ok" else "" if span.model else _DIM)
 
     def alert(self, message: Message) -> None:
-        """Print the event of a rule."""
+        """Print the alert event in *message*."""
         if self._flags.json:
             self._print(message.payload.decode("utf-8", "replace"))
             return

@@ -1,8 +1,8 @@
 """
-Pushing alerts to an Alertmanager, and renewing them while their episode lasts.
+Pushing alerts to Alertmanagers, and renewing them while their episode lasts.
 
-An Alertmanager resolves an alert by itself when the time of its ``endsAt`` has come. So every firing is pushed with an
-end four minutes ahead, and is pushed again every minute. Every alerter renews: pushing an alert twice does no harm.
+An Alertmanager resolves an alert by itself at the time of its ``endsAt``. So every firing is pushed with an end four
+minutes ahead, and is pushed again every minute. Every alerter does this: pushing an alert twice does no harm.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ log = logging.getLogger("tokentrace.alerter")
 
 RENEW_EVERY_NS = MINUTE
 _PATH = "/api/v2/alerts"
-#: After this time the alerter has certainly read its own firing back from the alert stream.
+#: Time within which an alerter is expected to read a published firing from the alert stream, nanoseconds.
 _APPLIED_NS = 10 * SECOND
 
 
 class Alertmanagers:
     """
-    All Alertmanagers that rules name.
+    Pushes events to the Alertmanagers that rules name, and renews the alerts of open episodes.
 
     Args:
-        channel_of: Returns the channel of a rule by its name; None = it has none.
+        channel_of: Returns the channel of the rule with a name; None = its events are not delivered.
         at_once: Limit of concurrent renewals for one destination.
     """
 
@@ -56,13 +56,14 @@ class Alertmanagers:
         Push *event* once.
 
         Args:
-            again: An earlier attempt failed.
+            again: True = this is not the first attempt.
 
         Raises:
             Failed, Refused: As ``WebhookSender.post``.
         """
         now_ns = time.time_ns()
-        # A new firing may be delivered before the alerter has read it back and counts its episode as open.
+        # This alerter may deliver a new firing before it has read it from the alert stream, and so before it counts the
+        # episode as open.
         applied = again or parse_instant(event.fired_at) < now_ns - _APPLIED_NS
         over = applied and not self._episodes.include(event)
         await self._push(channel, [alertmanager_alert(event, now_ns, over=over)])
@@ -79,7 +80,7 @@ class Alertmanagers:
                         tasks.create_task(self._renew(name, channel, events))
 
     def _due(self) -> dict[str, list[AlertEvent]]:
-        """Return the episodes to renew now, by rule."""
+        """Return the last events of the episodes to renew now, by name of the rule."""
         now, every_s = time.monotonic(), RENEW_EVERY_NS / SECOND
         current: set[Episode] = set()
         due: dict[str, list[AlertEvent]] = {}
@@ -95,7 +96,7 @@ class Alertmanagers:
     async def _renew(self, name: str, channel: Channel, events: list[AlertEvent]) -> None:
         try:
             async with self._limits.setdefault(channel.destination, asyncio.Semaphore(self._at_once)):
-                # Some episodes may have ended while this waited for its turn.
+                # Some episodes may have ended while this task waited.
                 current = set(map(episode_of, self._episodes))
                 events = [event for event in events if episode_of(event) in current]
                 for event in events:

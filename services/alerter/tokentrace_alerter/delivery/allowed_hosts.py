@@ -1,7 +1,7 @@
 """
 The hosts that deliveries may go to: ``alert_delivery.allow_hosts``.
 
-Pure: a name is compared as it is written. ``transport`` resolves the names that are allowed and checks each address.
+Names are compared here and not resolved. ``transport`` resolves an allowed name and has its addresses checked.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-
 
 @dataclass(frozen=True)
 class _Entry:
-    """An allowed host: a name, or else a network; *port* None = any port."""
+    """An allowed host: either a name, or a network if the name is ""; *port* None = any port."""
 
     name: str
     network: Network | None
@@ -83,10 +83,10 @@ class AllowedHosts:
         Check that the host of *url* is allowed, without resolving it.
 
         Raises:
-            Rejected: It is not allowed; the text names the host.
+            Rejected: The host is not allowed, and the text names it; or *url* has no readable host.
         """
         try:
-            # Use the parser of the HTTP client. Another parser could find another host than the one that is called.
+            # Use the parser of the HTTP client. Another parser could read another host than the one that is called.
             parts = httpx.URL(url)
             host, port = parts.raw_host.decode("ascii"), parts.port
         except (httpx.InvalidURL, ValueError) as exc:
@@ -98,10 +98,10 @@ class AllowedHosts:
         Check that *host*, a name or an address in any spelling, is allowed.
 
         Returns:
-            The address that *host* spells; None = it is a name, and ``usable`` must check its addresses.
+            The address that *host* spells; None = *host* is a name, and ``usable`` must check its addresses.
 
         Raises:
-            Rejected: It is not allowed; the text names the host.
+            Rejected: The host is not allowed; the text names it.
         """
         address = parse_address(host)
         if address is not None and _is_never(address):
@@ -120,10 +120,10 @@ class AllowedHosts:
 
         Args:
             host: An allowed name.
-            resolved: All its addresses.
+            resolved: All addresses of *host*.
 
         Raises:
-            Rejected: There is none; the text names the host.
+            Rejected: There is no such address; the text names the host.
         """
         addresses: list[str] = []
         for text in resolved:
@@ -136,7 +136,7 @@ class AllowedHosts:
 
 
 def parse_address(host: str) -> Address | None:
-    """Return the address that *host* spells, as a resolver reads it, also ``0x7f.1``, ``2130706433``; None = a name."""
+    """Return the address that a resolver reads in *host*, also in ``0x7f.1`` or ``2130706433``; None = it is a name."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -147,7 +147,7 @@ def parse_address(host: str) -> Address | None:
 
 
 def _parse_numbers(host: str) -> Address | None:
-    """Return the IPv4 address of one to four decimal, octal or hexadecimal numbers; the last fills the bytes left."""
+    """Return the IPv4 address of 1-4 decimal, octal or hexadecimal numbers, the last of which fills the bytes left."""
     numbers = []
     for part in host.split("."):
         if re.fullmatch(r"0x[0-9a-f]+", part):
@@ -218,11 +218,11 @@ def _parse_network(text: str) -> Network | None:
 
 
 def _ascii_name(text: str) -> str:
-    """Return *text* as the HTTP client writes the name of a host; "" = it is not the name of a host."""
+    """Return *text* as the HTTP client writes the name of a host; "" if *text* is not the name of a host."""
     try:
         name = _plain(httpx.URL(scheme="http", host=text).raw_host.decode("ascii"))
     except (httpx.InvalidURL, ValueError):
         return ""
-    # A resolver does not look up a name whose last label is a number: it reads it as an address or fails.
+    # A resolver does not look up a name whose last label is a number: it reads an address in it or fails.
     is_name = _NAME.fullmatch(name) is not None and not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", name.rpartition(".")[2])
     return name if is_name else ""

@@ -1,4 +1,4 @@
-"""Custom Python callables that receive events. A callable that hangs does not delay other deliveries."""
+"""Custom Python functions that receive events. One that hangs in its thread does not delay other destinations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tokentrace.units import SECOND
 
 def load_target(target: str) -> Callable[..., Any]:
     """
-    Return the callable that *target* (``package.module:name``) names; of an object with ``deliver``, that method.
+    Return the function that *target* (``package.module:name``) names, or the method ``deliver`` of such an object.
 
     Raises:
-        ConfigError: The module or the name does not exist, or is not callable.
+        ConfigError: The module cannot be imported, or the name does not exist or names neither of these.
     """
     module, _, name = target.partition(":")
     try:
@@ -38,10 +38,10 @@ def load_target(target: str) -> Callable[..., Any]:
 
 class Callbacks:
     """
-    Calls of custom callables.
+    Calls custom functions.
 
     Args:
-        at_once: Limit of concurrent calls of one callable, including calls that timed out and are still running.
+        at_once: Limit of threads that call the same function, including calls that timed out and are still running.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -56,48 +56,49 @@ class Callbacks:
             timeout_ns: Limit for the call, nanoseconds.
 
         Raises:
-            TimeoutError: It does not return in time, or too many earlier calls have not returned.
-            Exception: The callable raised it.
+            TimeoutError: The call does not return in time, or too many earlier calls have not returned.
+            ConfigError: As ``load_target``.
+            Exception: Any exception that the function raises.
         """
         async with asyncio.timeout(timeout_ns / SECOND):
             function = load_target(target)
             asynchronous = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
                 getattr(function, "__call__", None)  # noqa: B004 - an object may be called asynchronously
             )
-            answer = function(payload) if asynchronous else await self._call_in_thread(target, function, payload)
-            if inspect.isawaitable(answer):
-                await answer
+            result = function(payload) if asynchronous else await self._call_in_thread(target, function, payload)
+            if inspect.isawaitable(result):
+                await result
 
     async def _call_in_thread(self, target: str, function: Callable[..., Any], payload: Mapping[str, Any]) -> Any:
         """
         Call *function* in a daemon thread and return its result.
 
-        The threads of a pool are not daemons: the end of the process would wait for a call that hangs.
+        The threads of a pool are not daemons: at its end the process would wait for a call that hangs.
         """
         if self._running[target] >= self._at_once:
             raise TimeoutError(f"{self._at_once} earlier calls have not returned")
         loop = asyncio.get_running_loop()
         returned: asyncio.Future[Any] = loop.create_future()
 
-        def settle(answer: Any, error: Exception | None) -> None:
+        def settle(result: Any, error: Exception | None) -> None:
             self._running[target] -= 1
             if returned.done():
                 return
             if error is not None:
                 returned.set_exception(error)
             else:
-                returned.set_result(answer)
+                returned.set_result(result)
 
         def run() -> None:
-            answer, error = None, None
+            result, error = None, None
             try:
-                answer = function(payload)
-            except Exception as exc:  # noqa: BLE001 - the caller that awaits the future gets it
-                # A future refuses StopIteration.
+                result = function(payload)
+            except Exception as exc:  # noqa: BLE001 - awaiting the future raises it
+                # A future does not accept StopIteration as its exception.
                 error = RuntimeError(repr(exc)) if isinstance(exc, StopIteration) else exc
             # The service may have stopped while the call was running.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, answer, error)
+                loop.call_soon_threadsafe(settle, result, error)
 
         self._running[target] += 1
         threading.Thread(target=run, name=target, daemon=True).start()

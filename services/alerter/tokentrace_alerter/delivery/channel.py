@@ -1,8 +1,8 @@
 """
-A channel: the compiled form of a rule's delivery, and what all deliveries share. Pure.
+A channel: the compiled form of a rule's delivery; also the key and the pauses that all deliveries share.
 
-``tokentrace.config.Delivery`` is the schema of the written form. Here its values are checked and its timeout becomes
-nanoseconds.
+``tokentrace.config.Delivery`` is the schema of the form in the configuration. Here its values are checked and its
+timeout becomes nanoseconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 #: Headers that the HTTP client sets.
 _RESERVED_HEADERS = frozenset({"content-length", "transfer-encoding", "host", "connection"})
 _MIN_TIMEOUT_NS, _MAX_TIMEOUT_NS = SECOND // 100, MINUTE
-#: The pause after the first attempt. Each pause is twice the one before, up to a minute.
+#: The pause after the first attempt, nanoseconds. Each pause is twice the one before, up to a minute.
 BACKOFF_NS = SECOND // 2
 MAX_BACKOFF_NS = MINUTE
 
@@ -45,12 +45,13 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     Where the events of a rule are delivered.
 
     Attributes:
-        url: Of a webhook; of an Alertmanager without ``/api/v2/alerts``.
-        target: ``package.module:name`` of a callable, or of an object with a method ``deliver``.
-        timeout_ns: For one attempt, nanoseconds.
-        max_retries: Attempts after the first one.
+        url: The URL of the webhook, or of the Alertmanager without ``/api/v2/alerts``; "" for other types.
+        target: ``package.module:name`` of a function, or of an object with a method ``deliver``; "" for other types.
+        timeout_ns: Limit for one attempt, nanoseconds.
+        max_retries: Limit of attempts after the first one.
+        send_resolved: True = resolutions are delivered as well; an Alertmanager gets them in any case.
         secret: Key that signs the body of a webhook; "" = not signed.
-        format: Body of a webhook: our event, or the webhook payload of an Alertmanager, version 4.
+        format: Body of a webhook: the event of tokentrace, or the webhook payload of an Alertmanager, version 4.
     """
 
     type: Literal["stdout", "http", "webhook", "alertmanager", "custom"]
@@ -65,23 +66,23 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def destination(self) -> str:
-        """The URL, the target or the type. Channels with one destination share a limit of concurrent deliveries."""
+        """The URL, the target or the type. Channels with the same destination share a limit of deliveries."""
         return self.url or self.target or self.type
 
     def wants(self, event: AlertEvent) -> bool:
-        """Return whether *event* is delivered: every firing, and a resolution if the channel asks for it."""
+        """Return True for a firing, and for a resolution if ``send_resolved`` is set or this is an Alertmanager."""
         return event.status == "firing" or self.send_resolved or self.type == "alertmanager"
 
 
 def parse_channel(written: object, where: str) -> Channel | None:
     """
-    Return the channel that *written*, decoded from JSON or YAML, says; None if there is no delivery.
+    Return the channel for *written*, a delivery decoded from JSON or YAML; None if that is None.
 
     Args:
         where: Prefix of the key in error texts, such as ``alerts[2].delivery``.
 
     Raises:
-        ConfigError: The text names the key and what is allowed.
+        ConfigError: A key or value is invalid; the text names the key.
     """
     return None if written is None else compile_channel(parse_delivery(written, where), where)
 
@@ -94,7 +95,7 @@ def compile_channel(delivery: Delivery, where: str) -> Channel:
         where: As for ``parse_channel``.
 
     Raises:
-        ConfigError: The text names the key and what is allowed.
+        ConfigError: A value is invalid; the text names the key.
     """
     match delivery:
         case StdoutDelivery():
@@ -167,12 +168,12 @@ def _checked_headers(headers: Mapping[str, str], where: str) -> dict[str, str]:
             raise ConfigError(f"{where}.headers.{name}: the value is not printable ASCII without spaces around it")
     for name in headers:
         if names.count(name.lower()) > 1:
-            raise ConfigError(f"{where}.headers.{name}: this name is there twice")
+            raise ConfigError(f"{where}.headers.{name}: this header is given twice")
     return dict(headers)
 
 
 def idempotency_key(event: AlertEvent) -> str:
-    """Return the ``Idempotency-Key`` of *event*: the same for every attempt of every alerter to deliver it."""
+    """Return the ``Idempotency-Key`` of *event*, which is the same in every attempt of every alerter."""
     group = "".join(f"@{value}" for value in event.group.values())
     suffix = f"@{hashlib.sha256(group.encode()).hexdigest()[:16]}" if group else ""
     key = f"{event.rule_id}@{event.fired_at}{suffix}"

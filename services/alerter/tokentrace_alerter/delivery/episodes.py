@@ -1,4 +1,4 @@
-"""The episodes that are open now, as deliveries need to know them."""
+"""The episodes that are open now; deliveries look them up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from tokentrace.records import AlertEvent
 from tokentrace.units import parse_instant
 
-#: Rule, instance and start: the identity of an episode.
+#: (Rule, instance, start): the identity of an episode.
 Episode = tuple[str, str, str]
 
 
@@ -18,10 +18,10 @@ def episode_of(event: AlertEvent) -> Episode:
 
 class OpenEpisodes:
     """
-    The last event of every instance that is firing now; iterable.
+    The open episodes; iterating yields the last event of each.
 
     Args:
-        read: Returns these events.
+        read: Returns the last event of every instance that is firing now.
     """
 
     def __init__(self, read: Callable[[], list[AlertEvent]]) -> None:

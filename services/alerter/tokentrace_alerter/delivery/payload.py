@@ -1,4 +1,4 @@
-"""The bodies that webhooks and Alertmanagers receive. Pure."""
+"""The bodies that webhooks and Alertmanagers receive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, render_instant
 from tokentrace_alerter.delivery.channel import Channel
 
-#: An Alertmanager resolves an alert by itself if it is not renewed for this long.
+#: An Alertmanager resolves an alert by itself if it is not renewed for this long, nanoseconds.
 ALERTMANAGER_LASTS_NS = 4 * MINUTE
 
 
@@ -33,11 +33,11 @@ def alertmanager_alert(event: AlertEvent, now_ns: int, *, over: bool = False) ->
     """
     Return the alert that is pushed to ``/api/v2/alerts`` of an Alertmanager.
 
-    A firing ends four minutes from now, unless it is renewed.
+    The alert of a firing ends four minutes after *now_ns*, unless it is renewed; that of a resolution has ended.
 
     Args:
         now_ns: Unix nanoseconds.
-        over: *event* is a firing whose episode has ended since: the alert ends now.
+        over: True = *event* is a firing whose episode has ended, so the alert ends at *now_ns*.
     """
     ends_ns = now_ns if over else now_ns + ALERTMANAGER_LASTS_NS
     return {

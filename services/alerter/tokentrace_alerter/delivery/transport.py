@@ -2,8 +2,8 @@
 HTTP connections to allowed hosts only.
 
 A name is resolved once, each of its addresses is checked, and the connection goes to a checked address. So a name
-server cannot give a harmless address to the check and another one to the connection (DNS rebinding). No proxy of the
-environment is used, because the proxy would resolve the name.
+server cannot give a harmless address to the check and another one to the connection (DNS rebinding). The proxy that the
+environment names is not used, because it would resolve the name itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import httpx
 
 from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 
-#: After this time the next address of a name is tried. The last address has the whole timeout.
+#: Seconds after which the next address of a name is tried. The last address has the whole timeout.
 _NEXT_ADDRESS_S = 1.0
 
 
@@ -27,7 +27,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, allowed: AllowedHosts) -> None:
         self._allowed = allowed
-        self._open = httpcore.AnyIOBackend()
+        self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -41,17 +41,17 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         Connect to *host*, a name or an address; *timeout* in seconds, None = no limit.
 
         Raises:
-            Rejected: The host or all of its addresses are not allowed.
+            Rejected: The host is not allowed, or none of its addresses is.
             httpcore.ConnectError, httpcore.ConnectTimeout: The host cannot be resolved or reached.
         """
         *others, last = await self._addresses(host, port)
         for address in others:
-            least = _NEXT_ADDRESS_S if timeout is None else min(timeout, _NEXT_ADDRESS_S)
+            limit_s = _NEXT_ADDRESS_S if timeout is None else min(timeout, _NEXT_ADDRESS_S)
             try:
-                return await self._open.connect_tcp(address, port, least, local_address, socket_options)
+                return await self._backend.connect_tcp(address, port, limit_s, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-        return await self._open.connect_tcp(last, port, timeout, local_address, socket_options)
+        return await self._backend.connect_tcp(last, port, timeout, local_address, socket_options)
 
     async def _addresses(self, host: str, port: int) -> list[str]:
         address = self._allowed.check_host(host, port)
@@ -64,7 +64,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         return self._allowed.usable(host, (cast(str, sockaddr[0]) for *_, sockaddr in resolved))
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep, as httpcore's interface requires."""
+        """Sleep for *seconds*; the interface of httpcore requires this method."""
         await asyncio.sleep(seconds)
 
 
@@ -82,7 +82,7 @@ class _Body(httpx.AsyncByteStream):
 
 class CheckedTransport(httpx.AsyncBaseTransport):
     """
-    Transport of an ``httpx.AsyncClient`` that checks each host; connections stay open for the next request.
+    The transport of an ``httpx.AsyncClient`` that connects to allowed hosts only, and reuses connections.
 
     The transport of httpx accepts no network backend. So this one passes requests to a pool of httpcore, as httpx does.
     """
@@ -98,10 +98,10 @@ class CheckedTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """
-        Send *request*.
+        Send *request* and return the response.
 
         Raises:
-            Rejected: The host is not allowed.
+            Rejected: The host is not allowed, or none of its addresses is.
             httpx.TransportError: There was no answer.
         """
         url = request.url

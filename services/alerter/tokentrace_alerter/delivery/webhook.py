@@ -1,4 +1,4 @@
-"""Posting to webhooks: one HTTP client, and one attempt at a time."""
+"""The HTTP client of deliveries; each call makes one attempt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokentrace_alerter.delivery.transport import CheckedTransport
 
 
 class Refused(Exception):
-    """The receiver will not accept the event, however often it is tried."""
+    """This attempt failed, and so would another one: the receiver refuses the event, or it cannot be sent."""
 
 
 class Failed(Exception):
@@ -28,12 +28,12 @@ class Failed(Exception):
 
 class WebhookSender:
     """
-    An HTTP client for deliveries; an asynchronous context manager that closes its connections.
+    The HTTP client of deliveries, and an asynchronous context manager that closes its connections.
 
     It follows no redirect, uses no proxy of the environment and keeps no cookies.
 
     Args:
-        allowed: The hosts that may be called. A delivery to another host is refused.
+        allowed: The hosts that may be called. For another host, ``post`` raises ``Refused``.
     """
 
     def __init__(self, allowed: AllowedHosts) -> None:
@@ -41,7 +41,7 @@ class WebhookSender:
             follow_redirects=False,
             trust_env=False,
             transport=CheckedTransport(allowed),
-            # No domain may set a cookie, so that one receiver cannot mark requests for another rule.
+            # Accept no cookies: a receiver could recognise by them which rules come from one alerter.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
 
@@ -69,15 +69,15 @@ class WebhookSender:
 
     async def post(self, channel: Channel, url: str, body: bytes, headers: Mapping[str, str]) -> None:
         """
-        Post *body*, JSON, to *url* once; the response body is ignored.
+        Post the JSON text *body* to *url* once; the response body is ignored.
 
         Args:
-            channel: Gives the timeout and further headers.
-            headers: Override those of *channel*.
+            channel: The channel whose timeout and headers are used.
+            headers: Further headers, which override those of *channel*.
 
         Raises:
             Failed: Timeout, no answer, or HTTP status 500 and above.
-            Refused: Any other status than 2xx, a host that is not allowed, or a request that cannot be sent.
+            Refused: HTTP status 300 to 499, a host that is not allowed, or a request that cannot be sent.
         """
         merged = httpx.Headers({"Content-Type": "application/json", "User-Agent": "tokentrace"})
         merged.update(channel.headers)

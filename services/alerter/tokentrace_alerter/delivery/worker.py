@@ -1,9 +1,10 @@
 """
 Delivery: a durable work queue on ``TT_ALERTS`` that all alerters share.
 
-One alerter takes an event, tries until its channel accepts it or gives it up, and acknowledges it only then. If that
-alerter is killed, the broker gives the event to another one after ``ack_wait_s``. Every attempt carries the same
-``Idempotency-Key``, so that a receiver can drop repetitions. The outcome of every attempt is published on
+An alerter takes an event and makes one attempt. It removes the event from the queue if the channel has accepted it, or
+if it is given up. Otherwise the broker delivers the event again after a pause, to any alerter. If an alerter is killed,
+the broker gives its events to others after ``ack_wait_s``. Every attempt at a webhook has the same ``Idempotency-Key``,
+so that the receiver can drop repetitions. The outcome of every attempt is published on
 ``tokentrace.deliveries.<project>.<rule>``.
 """
 
@@ -35,14 +36,14 @@ from tokentrace_alerter.delivery.webhook import Failed, Refused, WebhookSender
 log = logging.getLogger("tokentrace.alerter")
 
 DURABLE = "delivery"
-#: Limit of concurrent deliveries to one destination.
+#: Limit of concurrent deliveries of one alerter to one destination.
 AT_ONCE = 8
 _FETCH = 64
-#: The broker gives an event of a killed alerter to another one after this time.
+#: Seconds after which the broker gives the events of a killed alerter to another one.
 _ACK_WAIT_S = 10.0
-#: Limit of events that wait here for their turn. It is high, so that a destination that hangs does not delay others.
+#: Limit of events that one alerter holds. It is high, so that a destination that hangs does not delay others.
 _MAX_PENDING = 16_384
-#: An event that is older than this is not delivered if its episode is over.
+#: An event that is older than this is not delivered if its episode is over, nanoseconds.
 EXPIRES_NS = HOUR
 
 
@@ -51,12 +52,12 @@ class DeliveryWorker:
     Takes events from the queue and delivers them.
 
     Args:
-        channel_of: Returns the channel of a rule by its name; None = it has none.
+        channel_of: Returns the channel of the rule with a name; None = its events are not delivered.
         open_episodes: Returns the last event of every instance that is firing now.
         allowed: The hosts that may be called. A delivery to another host is given up.
 
     Attributes:
-        delivered, failed, expired: Counts of events by outcome since the start.
+        delivered, failed, expired: Number of events accepted, given up and too late, since the start.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class DeliveryWorker:
                         task.add_done_callback(lambda _: room.release())
 
     async def _deliver(self, delivery: Delivery) -> None:
-        """Deliver one event; raises nothing but a cancellation."""
+        """Deliver one event; record an event that cannot be handled, and remove it from the queue."""
         try:
             await self._deliver_event(delivery, decode_event(delivery.message.payload))
         except BAD_DATA as exc:
@@ -120,7 +121,7 @@ class DeliveryWorker:
             self._held.discard(delivery)
 
     async def _extend_ack_wait(self) -> None:
-        """Tell the broker that events waiting here are in progress, so that it gives them to no other alerter."""
+        """Tell the broker that the held events are in progress, so that it gives them to no other alerter."""
         while True:
             await asyncio.sleep(_ACK_WAIT_S / 3)
             for delivery in list(self._held):
@@ -153,12 +154,12 @@ class DeliveryWorker:
         await self._finish(delivery, delivery.term("not delivered"))
 
     async def _finish(self, delivery: Delivery, acknowledgement: Awaitable[None]) -> None:
-        # Discard first: "in progress" after a nak would cancel the redelivery that the nak asked for.
+        # Discard first: "in progress" after a nak would cancel the redelivery that the nak has scheduled.
         self._held.discard(delivery)
         await self._acknowledge(acknowledgement)
 
     async def _acknowledge(self, acknowledgement: Awaitable[None]) -> None:
-        # If the acknowledgement is lost, the event comes again and is delivered with the same key.
+        # If the acknowledgement is lost, the broker delivers the event again; a webhook then gets the same key.
         with contextlib.suppress(TokentraceError):
             await acknowledgement
 
@@ -171,7 +172,7 @@ class DeliveryWorker:
         error: str,
         began: float | None = None,
     ) -> None:
-        """Publish the outcome of an attempt; a record that the broker does not take is dropped."""
+        """Publish the outcome of an attempt; if the broker does not accept the record, it is dropped."""
         record = DeliveryRecord(
             rule=event.alert,
             fired_at=event.fired_at,
@@ -191,7 +192,7 @@ class DeliveryWorker:
             await self._bus.publish(subject, msgspec.json.encode(record), id=f"{record.key}#{attempt}#{outcome}")
 
     def _expiry_reason(self, event: AlertEvent, channel: Channel) -> str:
-        """Return why *event* is too late to deliver; "" = it is not."""
+        """Return why *event* is too late to be delivered; "" = it is not too late."""
         old = parse_instant(event.fired_at) < time.time_ns() - EXPIRES_NS
         if old and not self._episodes.include(event):
             return "its episode is over, and it is an hour old"
@@ -205,10 +206,11 @@ class DeliveryWorker:
         Deliver *event* once.
 
         Args:
-            again: An earlier attempt failed.
+            again: True = this is not the first attempt.
 
         Raises:
-            Failed, Refused: The channel did not accept it.
+            Failed: The channel did not accept the event; another attempt may succeed.
+            Refused: The channel did not accept the event, and will not accept it later.
         """
         if channel.type == "stdout":
             sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
@@ -230,7 +232,7 @@ class DeliveryWorker:
 
 
 def _without_secrets(destination: str) -> str:
-    """Return a URL without user, password and query, which may be secrets; other text as it is."""
+    """Return *destination* for a record: a URL loses its user, password and query, which may be secrets."""
     try:
         url = httpx.URL(destination)
     except httpx.InvalidURL:

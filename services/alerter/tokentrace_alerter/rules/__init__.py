@@ -1,4 +1,4 @@
-"""Alert rules: their compiled form, their decisions, and their state over time."""
+"""Alert rules: their compiled form, their decisions, and the state of their instances."""
 
 from tokentrace_alerter.rules.decide import Decision, State, breaches, decide
 from tokentrace_alerter.rules.evaluator import RuleEvaluator, instance_of

@@ -1,8 +1,8 @@
 """
-What a rule decides at one instant. Pure: the time is an argument.
+What a rule decides at one instant; the time is an argument.
 
-The state of a rule is what its events say. ``decide`` looks at one instant and returns the event to publish; the event
-becomes the state once the alert stream has accepted it. So several alerters that decide the same reach the same state.
+``decide`` changes no state: it returns the event to publish, and the state of an instance is updated from its events,
+whichever alerter published them. So several alerters that read the same events reach the same state.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COMPARE: Mapping[str, Callable[[float, float], bool]] = {
 }
 _SYMBOLS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
-#: Why nothing is published at an instant; "" = an event is published.
+#: Why no event is published at an instant; "" = one is published.
 Reason = Literal["", "ok", "cooldown", "min_spans", "no_data", "silenced", "pending", "warming"]
 
 
@@ -36,15 +36,15 @@ class State(msgspec.Struct):
     The state of one instance of a rule. Times are Unix nanoseconds.
 
     Attributes:
-        firing: The last event was a firing.
-        fired_ns: Instant of the last firing; 0 = never.
-        starts_ns: Start of the episode of the last firing; 0 = never.
-        event_ns: Instant of the last event of any kind. Instants up to it are decided.
+        firing: True = the last event was a firing.
+        fired_ns: Instant of the last firing; 0 = there was none.
+        starts_ns: Start of the episode of the last firing; 0 = there was none.
+        event_ns: Instant of the last event of any kind. Up to this instant nothing more is published.
         evaluated_ns: Last instant that was evaluated; 0 = none.
-        value, span_count: At that instant.
-        breached: The condition held at that instant, whether or not an event was published.
-        reason: Why no event was published at that instant.
-        pending_ns: Since when the condition has held without firing; 0 = it does not hold.
+        value, span_count: The reading at ``evaluated_ns``.
+        breached: What ``breaches`` returned at ``evaluated_ns``, whether or not an event was published.
+        reason: Why no event was published at ``evaluated_ns``.
+        pending_ns: Since when the condition of a rule with ``for`` has held without firing; 0 = it is not pending.
     """
 
     firing: bool = False
@@ -73,7 +73,7 @@ class Decision(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The value of a metric at an instant and the number of spans in it; (None, 0) without data."""
+    """The value of a metric at an instant, and the number of spans that contributed; (None, 0) without data."""
 
     value: float | None
     span_count: int
@@ -98,12 +98,13 @@ def decide(
 
     A breach fires once it has lasted for ``for``, unless the last firing is less than a cooldown ago. While the breach
     lasts, the rule fires again after each cooldown, with the same start. When it is over, the episode is resolved.
+    Nothing is published while the rule is silenced, or while the window has some spans but fewer than ``min_spans``.
 
     Args:
         instant_ns: Unix nanoseconds.
-        silenced: A silence is in force at this instant.
-        warming: The window begins before the data that the alerter has read.
-        group: The instance of a grouped rule.
+        silenced: True = a silence set at run time is in force at this instant.
+        warming: True = the window begins before the data that the alerter has read.
+        group: The instance of a grouped rule; "" for an ungrouped one.
     """
     if instant_ns <= state.event_ns:
         return Decision(None, "ok")
@@ -132,14 +133,18 @@ def decide(
 
 
 def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
-    """Return the resolution of an instance whose spans are counted as ``other`` from now on."""
+    """Return the resolution of the instance *group*, whose spans are counted as ``other`` from now on."""
     event = _event(rule, "resolved", instant_ns, None, 0, state.starts_ns, group)
     message = f"{rule.group_by} {shorten(group)!r} is counted with {OTHER!r} from now on"
     return msgspec.structs.replace(event, message=message)
 
 
 def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:
-    """Return whether the condition holds; for a *firing* rule, whether the value has not recovered yet."""
+    """
+    Return whether the condition holds; for a *firing* rule, whether it has not recovered yet.
+
+    Without data, ``no_data`` decides. With fewer spans than ``min_spans``, the condition does not hold.
+    """
     if value is None or span_count == 0:
         return rule.no_data == "fire" or (rule.no_data == "keep" and firing)
     limit = rule.threshold if not firing or rule.recovery_threshold is None else rule.recovery_threshold

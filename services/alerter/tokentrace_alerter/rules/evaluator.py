@@ -1,4 +1,4 @@
-"""One rule over time: its window, and the state of each of its instances."""
+"""The evaluation of one rule: its window, and the state of each of its instances."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ class RuleEvaluator:
 
     Attributes:
         states: Instance -> state; an ungrouped rule has the instance "".
-        backfilled_ns: The window holds all spans from this stream time on; 0 = the rule has not read anything yet.
-        next_ns: The next instant to evaluate; 0 = evaluation has not started.
-        backfilling: Older messages are still being read for the rule, which is not evaluated meanwhile.
-        added_at: The position of the machine when the rule was added. Backfill reads up to here.
-        silenced_until_ns: No event is published for instants before this one.
-        spans: Count of spans folded.
+        backfilled_ns: The window holds all spans from this stream time on, Unix nanoseconds; 0 = no data was read yet.
+        next_ns: The next instant to evaluate, Unix nanoseconds; 0 = evaluation has not started.
+        backfilling: True = older messages are still being read for the rule; it is not evaluated meanwhile.
+        added_at: The position of the machine when the rule was added, up to which backfill reads; None = there are no
+            older messages.
+        silenced_until_ns: No event is published for instants before this one, Unix nanoseconds.
+        spans: Number of spans folded.
     """
 
     def __init__(self, rule: Rule, table: SeriesTable) -> None:
@@ -42,26 +43,26 @@ class RuleEvaluator:
 
     @property
     def state(self) -> State:
-        """The state of an ungrouped rule."""
+        """The state of the only instance of an ungrouped rule."""
         return self.states.setdefault(WHOLE, State())
 
     @property
     def late(self) -> int:
-        """Count of spans that arrived when no bucket for their time was kept."""
+        """Number of spans that arrived when the bucket for their time was no longer kept."""
         return self._window.late
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        """Fold spans that pass the filter; *rows* belong to them, *time_ns* is the stream time of the message."""
+        """Fold spans that pass the filter, with their *rows*; *time_ns* is the stream time of the message."""
         self.spans += len(spans)
         self._window.fold(spans, rows, time_ns)
 
     def change(self, changes: Sequence[ScoreDelta], time_ns: int) -> None:
-        """Fold changes of scores whose spans pass the filter."""
+        """Fold changes to the scores of spans that pass the filter."""
         self._window.change(changes, time_ns)
 
     @property
     def due_ns(self) -> int:
-        """The stream time at which the next instant is evaluated, Unix nanoseconds; 0 = evaluation has not started."""
+        """When the next instant is evaluated, Unix nanoseconds of stream time; 0 = evaluation has not started."""
         return self.next_ns + self.rule.lag_ns if self.next_ns else 0
 
     def evaluate(self) -> list[AlertEvent]:
@@ -72,7 +73,7 @@ class RuleEvaluator:
         busy = self._busy()
         self._leaving -= readings.keys()
         leaving = self._leaving & busy
-        # Evaluate vanished groups only if they are firing or pending, or if no_data is "fire".
+        # Evaluate instances without data only if they are firing or pending, or if no_data is "fire".
         vanished = self.states.keys() - self._leaving if rule.no_data == "fire" else busy - leaving
         names = sorted({*readings, *vanished}) if rule.group_by else [WHOLE]
         events = [event for name in sorted(leaving) if (event := self._leave(name, instant)) is not None]
@@ -90,8 +91,8 @@ class RuleEvaluator:
         if kept is None:
             return
         self._leaving |= {name for name in self.states if name not in kept and name != OTHER}
-        # A group that is counted as "other" now is not evaluated any more. If it is firing, keep its state until the
-        # next instant, which resolves it. If it is cooling down, keep it so that it does not fire again too early.
+        # An instance that is counted as "other" now is not evaluated any more. If it is firing, keep its state until
+        # the next instant, which resolves it. If it is cooling down, keep it so that it does not fire again too early.
         held = {name for name in self._leaving if self.states[name].firing or self._is_cooling(name, instant)}
         self._leaving &= held
         self.states = {name: state for name, state in self.states.items() if name in kept | held | {OTHER}}
@@ -101,7 +102,7 @@ class RuleEvaluator:
         return state.fired_ns > 0 and instant <= state.fired_ns + self.rule.cooldown_ns
 
     def _leave(self, name: str, instant: int) -> AlertEvent | None:
-        """Return the resolution of an instance that is counted as ``other`` now; None if nothing may be published."""
+        """Return the resolution of an instance that is counted as ``other`` now; None if none may be published."""
         state = self.states[name]
         if not state.firing or instant <= state.event_ns or self.rule.silenced or instant < self.silenced_until_ns:
             return None
@@ -134,7 +135,12 @@ class RuleEvaluator:
         return decision.event
 
     def _drop_idle(self, instant: int, readings: Readings) -> None:
-        """Drop instances without data that are neither firing nor pending nor cooling down."""
+        """
+        Drop instances without data that are neither firing nor pending nor cooling down.
+
+        Those that are cooling down lose their value and span count. With no_data "fire", only instances that are
+        counted as ``other`` are dropped.
+        """
         for name, state in list(self.states.items()):
             no_data_fires = self.rule.no_data == "fire" and name not in self._leaving
             if state.firing or state.pending_ns or name in readings or no_data_fires:
@@ -146,14 +152,14 @@ class RuleEvaluator:
                 state.value, state.span_count, state.breached, state.reason = None, 0, False, "no_data"
 
     def warming(self, instant_ns: int) -> bool:
-        """Return whether the window that ends at *instant_ns* begins before the data that was read."""
+        """Return whether the rule looks back from *instant_ns* further than the data that was read."""
         return not self.backfilled_ns or instant_ns < self.backfilled_ns + self.rule.covers_ns
 
     def apply_events(self, events: Mapping[str, AlertEvent]) -> None:
         """
         Set the state of an instance from its last event (``last``) and its last firing (``firing``, if there is one).
 
-        An instance that was dropped because it was idle stays dropped: its events are older than the last evaluation.
+        An instance that was dropped as idle stays dropped if its events are older than the last evaluation.
         """
         last = events["last"]
         evaluated_ns = self.next_ns - self.rule.eval_interval_ns if self.next_ns else 0
@@ -165,12 +171,12 @@ class RuleEvaluator:
             self.apply_event(event)
 
     def start_at(self, now_ns: int) -> None:
-        """Evaluate from the first multiple of the interval after *now_ns* (Unix nanoseconds) on."""
+        """Set the next instant to the first multiple of the interval after *now_ns*, Unix nanoseconds."""
         interval = self.rule.eval_interval_ns
         self.next_ns = (now_ns // interval + 1) * interval
 
     def apply_event(self, event: AlertEvent) -> None:
-        """Update the state of an instance from one of its events; events may come twice and out of order."""
+        """Update the state of an instance from one of its events; events may arrive twice and out of order."""
         if list(event.group) != ([self.rule.group_by] if self.rule.group_by else []):
             return  # The rule was grouped differently when this event was published.
         state = self.states.setdefault(instance_of(event), State())
@@ -187,7 +193,7 @@ class RuleEvaluator:
             state.starts_ns = parse_instant(event.starts_at) if event.starts_at else instant
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Capture the state now; the function that is returned encodes it for ``restore`` and may run in any thread."""
+        """Capture the state; return a function that encodes it for ``restore`` later, in any thread."""
         window = self._window.snapshot()
         saved = {
             "fingerprint": self.rule.fingerprint,
@@ -207,7 +213,7 @@ class RuleEvaluator:
         """
         Continue from a snapshot of a rule with the same fingerprint.
 
-        Whether an instance is firing is not in it: ``apply_events`` sets that from the alert stream.
+        A snapshot does not say whether an instance is firing: ``apply_events`` sets that from the alert stream.
         """
         self._window.restore(saved["measure"])
         self.states = {
@@ -221,5 +227,5 @@ class RuleEvaluator:
 
 
 def instance_of(event: AlertEvent) -> str:
-    """Return the instance of its rule that *event* is about; "" for an ungrouped rule."""
+    """Return the instance that *event* is about; "" for an ungrouped rule."""
     return next(iter(event.group.values()), WHOLE)

@@ -1,4 +1,4 @@
-"""Finds the rules that a span concerns by the values they filter on, without trying every rule."""
+"""Finds the rules whose filter a span passes, without trying every rule."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class FilterIndex:
     An index of filters.
 
     Args:
-        filters: Name -> dimension or attribute -> value. A span must have all values of a filter.
+        filters: Name -> filter, which maps dimensions or attributes to the values that a span must have, all of them.
     """
 
     def __init__(self, filters: Mapping[str, Mapping[str, str]]) -> None:
         self._unfiltered = [name for name, filter_ in filters.items() if not filter_]
         uses = Counter(item for filter_ in filters.values() for item in filter_.items())
-        #: Key -> value -> (name, the other items of its filter). A name is listed under the item of its filter that the
+        #: Key -> value -> (name of a filter, its other items). A filter is listed under the one of its items that the
         #: fewest filters share, because that item excludes the most spans.
         self._by_key: dict[str, dict[str, list[tuple[str, list[tuple[str, str]]]]]] = {}
         for name, filter_ in filters.items():
@@ -31,9 +31,9 @@ class FilterIndex:
 
     def match(self, spans: Sequence[Span]) -> Iterable[tuple[str, list[int] | None]]:
         """
-        Yield each name whose filter at least one span passes, with the indices of these spans.
+        Yield the name of each filter that at least one span passes, with the indices of these spans.
 
-        An empty filter is yielded for any spans, with None for all indices.
+        All spans pass an empty filter; its name is always yielded, with None instead of the indices.
         """
         for name in self._unfiltered:
             yield name, None

@@ -8,17 +8,17 @@ from tokentrace.units import MINUTE, render_duration, render_instant
 from tokentrace_alerter.rules.decide import State
 from tokentrace_alerter.rules.evaluator import RuleEvaluator
 
-#: For this long after its end an episode is shown as resolved.
+#: For this long after its resolution a rule is shown as resolved, nanoseconds.
 _RESOLVED_NS = 15 * MINUTE
 _MAX_INSTANCES = 100
 
 
 def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
     """
-    Return the documented keys of a rule and of its state, and the reason why it did not fire.
+    Return what ``GET /alerts`` shows of a rule: its configuration, its state, and why it did not fire.
 
-    A grouped rule shows the values of its worst instance: firing before pending, then the latest firing, then the most
-    spans. It also lists up to 100 instances.
+    For a grouped rule these are the values of its worst instance: a firing one before a pending one, then the one that
+    fired last, then the one with the most spans. Up to 100 instances are listed as well.
     """
     rule = evaluator.rule
     instances = evaluator.states
@@ -77,7 +77,7 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
 
 
 def _state_name(evaluator: RuleEvaluator, state: State, now_ns: int) -> str:
-    """Return inactive, pending, firing, resolved, no_data or warming."""
+    """Return the state of an instance: inactive, pending, firing, resolved, no_data or warming."""
     if state.firing:
         return "firing"
     if state.pending_ns:

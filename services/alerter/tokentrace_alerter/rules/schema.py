@@ -1,8 +1,8 @@
 """
-A compiled rule: what the alerter evaluates, made from the rule as people write it.
+The compiled rule, which the alerter evaluates.
 
-``tokentrace.config.AlertRule`` is the schema of the written form. Here its durations become nanoseconds, its names
-become the metric and the operator they mean, and values are checked that depend on each other.
+``tokentrace.config.AlertRule`` is the schema of the rule that people write. Here its durations become nanoseconds, its
+metric and operator get their standard names, and values that depend on each other are checked.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ ChangeMode = Literal["", "absolute", "percent"]
 _OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _MAX_THRESHOLD = 1e300
 MAX_WINDOW_NS = 31 * 24 * HOUR
-#: A span arrives a little after it ended. Its end may also lie up to five minutes after its arrival.
+#: Added to how far back the log is read, nanoseconds: a span arrives later than it ends, or up to five minutes earlier.
 _SLACK_NS = 6 * MINUTE
-#: A rule that fires on low values is evaluated this much later, so that spans still on their way are counted.
+#: A rule that fires on low values is evaluated this much later, so that spans which arrive late count, nanoseconds.
 LOW_VALUE_LAG_NS = 5 * SECOND
-#: Metrics that grow with every span. Over a window that is covered in part they are too small.
+#: Metrics that no further span can lower. Over a window whose data was read only in part they may be too low.
 _GROWING = frozenset(
     {
         "total_cost",
@@ -54,18 +54,20 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         metric: Name of a built-in metric, or of the custom metric in *custom*.
         custom: The custom metric; None = a built-in one.
-        window: As written. window_ns is the same in nanoseconds.
+        window: The length of the window as it was written.
+        window_ns: The length of the window, nanoseconds.
         eval_interval_ns: Time between two instants, nanoseconds.
-        cooldown_ns: Shortest time between two firings of one episode, nanoseconds.
-        min_spans: With fewer spans in the window, the condition does not hold.
-        filter: Dimension or attribute -> value. A span must have all of them.
-        silenced: The configuration silences the rule: it is evaluated and publishes nothing.
+        cooldown_ns: Shortest time between two firings of an instance, nanoseconds.
+        min_spans: With fewer spans in the window, but at least one, nothing is published.
+        filter: Dimension or attribute -> value. A span must have all of these values.
+        silenced: True = the configuration silences the rule: it is evaluated and publishes nothing.
         for_ns: How long the condition must hold before the rule fires, nanoseconds.
-        recovery_threshold: A firing rule is resolved when the value is back over this; None = the threshold.
-        no_data: A window without data: resolves the rule; fires it; keeps it as it was.
+        recovery_threshold: Replaces the threshold while the rule is firing; None = the threshold is used.
+        no_data: What a window without data means. ignore: the condition does not hold; fire: it holds; keep: the state
+            stays as it is.
         group_by: Dimension or attribute; each of its values is an instance with its own state; "" = one instance.
-        change: The value is the difference to the window before, as it is or in percent; "" = the metric itself.
-        delivery: Where events go besides the alert subject; None = nowhere.
+        change: The value is the difference from the window before, absolute or in percent; "" = the metric itself.
+        delivery: Where events go besides the alert stream; None = nowhere.
     """
 
     name: str
@@ -90,12 +92,12 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rule_id(self) -> str:
-        """``alert_`` and 8 hex digits of the SHA-256 of the name."""
+        """The id of the rule: ``alert_`` and 8 hex digits of the SHA-256 of its name."""
         return f"alert_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
     def fingerprint(self) -> str:
-        """Return 16 hex digits; two rules with the same ones keep the same numbers, so a snapshot fits both."""
+        """16 hex digits of a hash. Rules with the same fingerprint keep the same numbers, so a snapshot fits both."""
         parts: list[Any] = [
             self.name,
             self.metric,
@@ -114,8 +116,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         """
         Width of the rule's buckets, seconds.
 
-        The greatest common divisor of window and interval, because then every window begins and ends with a bucket.
-        If that makes more than a hundred buckets, a hundredth of the window; its end is then read from 1 s buckets.
+        It is the greatest common divisor of window and interval, so that every window begins and ends with a bucket.
+        If that makes over a hundred buckets or is no whole second, it is a hundredth of the window, and at least 1 s.
         """
         hundredth = max(1, self.window_ns // SECOND // 100)
         common_ns = math.gcd(self.window_ns, self.eval_interval_ns)
@@ -128,7 +130,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lag_ns(self) -> int:
-        """How long after an instant it is evaluated, nanoseconds of stream time."""
+        """How long after an instant the rule is evaluated for it, nanoseconds of stream time."""
         return LOW_VALUE_LAG_NS if self.op in ("lt", "lte") or self.no_data == "fire" else 0
 
     @property
@@ -143,12 +145,12 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def can_fire_while_warming(self) -> bool:
-        """True if a breach over a partly covered window is a breach over the whole window as well."""
+        """False if missing data alone may cause a breach: for a change, and for a low value of a growing metric."""
         growing = self.custom.type in ("sum", "count") if self.custom else self.metric in _GROWING
         return not self.change and not (growing and self.op in ("lt", "lte"))
 
     def builtin_metric(self) -> Metric:
-        """Return the built-in metric; a rule on a custom metric has none (``KeyError``)."""
+        """Return the built-in metric of the rule; raise ``KeyError`` if it has a custom metric."""
         return METRICS[self.metric]
 
 
@@ -159,15 +161,15 @@ def parse_rule(
     customs: Mapping[str, CustomMetric] = {},
 ) -> Rule:
     """
-    Return the rule that *written*, decoded from JSON or YAML, says.
+    Return the compiled form of *written*, a rule decoded from JSON or YAML.
 
     Args:
         where: Prefix of the key in error texts, such as ``alerts[2]``.
-        default_cooldown_ns: For a rule that names none, nanoseconds; None = its window.
+        default_cooldown_ns: Cooldown of a rule that names none, nanoseconds; None = the length of its window.
         customs: Custom metrics by name.
 
     Raises:
-        ConfigError: The text names the key and what is allowed.
+        ConfigError: A key or value is invalid; the text names the key.
     """
     return compile_rule(parse_alert_rule(written, where), where, default_cooldown_ns, customs)
 
@@ -185,7 +187,7 @@ def compile_rule(
         where, default_cooldown_ns, customs: As for ``parse_rule``.
 
     Raises:
-        ConfigError: The text names the key and what is allowed.
+        ConfigError: A value is invalid; the text names the key.
     """
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in rule.name):
         raise ConfigError(f"{where}.name: {shorten(rule.name)!r} contains a control character")
@@ -244,7 +246,8 @@ def _check_thresholds(rule: AlertRule, op: Op, where: str) -> None:
             raise ConfigError(f"{where}.{key}: {shorten(limit)!r} is not a finite number of at most 1e300")
     if recovery is not None and recovery != threshold and (recovery > threshold) == (op in ("gt", "gte")):
         raise ConfigError(
-            f"{where}.recovery_threshold: {recovery} is itself {rule.op} {threshold}, so the rule would never resolve"
+            f"{where}.recovery_threshold: {recovery} is itself {rule.op} {threshold}, "
+            "so the rule could resolve while its condition holds"
         )
 
 
@@ -256,6 +259,6 @@ def _duration(text: str | int, key: str) -> int:
 
 
 def default_interval(window_ns: int) -> int:
-    """Return a tenth of the window, nanoseconds; at least 30 s, or 1 s for a window under five minutes."""
+    """Return the default interval: a tenth of *window_ns*, at least 30 s, or 1 s for under five minutes."""
     least = 30 * SECOND if window_ns >= 5 * MINUTE else SECOND
     return max(window_ns // 10, least)

@@ -1,8 +1,8 @@
 """
-The spans of a rule's window: buckets of a built-in or of a custom metric, and the values they add up to.
+The window of a rule: buckets of a built-in or custom metric, from which the value at an instant is read.
 
 A rule has buckets of one width, as many as its window needs. If an instant can lie inside a bucket, the last seconds
-before the instant are read from buckets of one second, so that the window ends exactly at the instant.
+before the instant are read from buckets of one second, so that the window ends at the second of the instant.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from tokentrace_alerter.rules.schema import Rule
 
 #: The name of the only instance of a rule that is not grouped.
 WHOLE = ""
-#: A grouped rule has at most this many instances; further values are counted as ``other``.
+#: Limit of the instances of a grouped rule; further values are counted as ``other``.
 MAX_GROUPS = 1000
 #: Instance -> reading.
 Readings = dict[str, Reading]
 
 
 class RuleWindow(Protocol):
-    """The spans of one rule's window."""
+    """The spans of one rule, in buckets that cover its window."""
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
-        """Fold spans that pass the filter; *rows* belong to them, *time_ns* is the stream time of the message."""
+        """Fold spans that pass the filter, with their *rows*; *time_ns* is the stream time of the message."""
         ...
 
     def change(self, changes: Sequence[ScoreDelta], time_ns: int) -> None:
-        """Fold changes of scores whose spans pass the rule's filter."""
+        """Fold changes to the scores of spans that pass the filter."""
         ...
 
     def read(self, instant_ns: int) -> Readings:
@@ -56,37 +56,37 @@ class RuleWindow(Protocol):
 
     def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
         """
-        Count the lightest instances as ``other`` if there are too many.
+        If there are too many instances, count those with the fewest spans as ``other``.
 
         Args:
-            busy: Instances that are kept before others, because they are firing or pending.
+            busy: Instances that are firing or pending, which are kept before all others.
 
         Returns:
-            The instances that are kept; None = there are not too many.
+            The instances that are kept; None = all are kept.
         """
         ...
 
     @property
     def late(self) -> int:
-        """Count of spans that arrived when no bucket for their time was kept."""
+        """Number of spans that arrived when the bucket for their time was no longer kept."""
         ...
 
     def snapshot(self) -> Callable[[], Any]:
-        """Capture the state now; the function that is returned encodes it and may run in any thread."""
+        """Capture the state; return a function that encodes it later, in any thread."""
         ...
 
     def restore(self, saved: Any) -> None:
-        """Continue from what the function of ``snapshot`` returned."""
+        """Continue from a state that the function returned by ``snapshot`` has encoded."""
         ...
 
 
 def make_window(rule: Rule, table: SeriesTable) -> RuleWindow:
-    """Return an empty window for *rule*; *table* numbers the series of ungrouped rules on built-in metrics."""
+    """Return an empty window for *rule*; *table* is used only by ungrouped rules on built-in metrics."""
     return _BuiltinWindow(rule, table) if rule.custom is None else _CustomWindow(rule, rule.custom)
 
 
 class _Buckets:
-    """Which buckets make up a rule's window."""
+    """The choice of the buckets that make up a rule's window."""
 
     def __init__(self, rule: Rule) -> None:
         self._width, self._window_s = rule.bucket_s, rule.window_s
@@ -106,14 +106,14 @@ class _Buckets:
         return [coarse] if edge_s == end_s else [coarse, Stretch(0, edge_s, end_s)]
 
     def before(self, instant_ns: int) -> list[Stretch]:
-        """Return the stretches of the window before the one that ends at *instant_ns*."""
+        """Return the stretches of the window that precedes the one that ends at *instant_ns*."""
         end_s = (instant_ns // SECOND - self._window_s) // self._width * self._width
         start_s = (end_s - self._window_s) // self._width * self._width
         return [Stretch(len(self.resolutions) - 1, start_s, end_s)]
 
 
 def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
-    """Return the change of each instance since the window before; the value is None if there is nothing to compare."""
+    """Return the change of each instance since the window before; its value is None if it cannot be computed."""
     readings: Readings = {}
     for name in {*now, *before}:
         value, span_count = now.get(name, NO_READING)
@@ -126,21 +126,21 @@ def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
     return readings
 
 
-#: Prefix of the name of an instance's series, so that an instance with an empty name is not a series without a name.
+#: Prefix of the series name of an instance: without it, the series of the instance "" would be unnamed.
 _MARK = "="
-#: An instance has one series for each kind and status.
+#: Limit of the series of a grouped rule. An instance has one for each combination of kind and status: at most 30.
 _MAX_SERIES = 40 * MAX_GROUPS
 
 
 class _Groups:
-    """The instances of a grouped rule. At the limit the heaviest half is kept and the rest becomes ``other``."""
+    """The instances of a grouped rule. At the limit, ``keep`` chooses those that are not counted as ``other``."""
 
     def __init__(self, rule: Rule) -> None:
         self._key = rule.group_by
         self.known: set[str] = set()
 
     def series_name(self, span: Span) -> str | None:
-        """Return the name of the series of *span*'s instance; None if the span has no value to group by."""
+        """Return the series name of the instance that *span* belongs to; None if it has no value to group by."""
         value = value_text(span, self._key)
         if value is None or value == OTHER:
             return value
@@ -151,17 +151,21 @@ class _Groups:
         return _MARK + value
 
     def by_instance(self, readings: Readings) -> Readings:
-        """Return *readings* by the names of instances instead of series."""
+        """Return *readings*, which are by series name, by instance."""
         return {name.removeprefix(_MARK): reading for name, reading in readings.items()}
 
     def keep(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
-        """Choose the instances that are kept, as ``RuleWindow.limit_groups``."""
+        """
+        Choose the instances that are kept at the limit, as ``RuleWindow.limit_groups``.
+
+        Half of the places are filled, or more if more instances are busy: first with these, then by number of spans.
+        """
         if len(self.known) < MAX_GROUPS:
             return None
         order = sorted(
             self.known, key=lambda name: (name not in busy, -readings.get(name, NO_READING).span_count, name)
         )
-        # Even if all instances are busy, one place stays free for a new instance.
+        # Leave one place free for a new instance, even if all instances are busy.
         count = max(MAX_GROUPS // 2, min(len(self.known & set(busy)), MAX_GROUPS - 1))
         self.known = set(order[:count])
         return self.known
@@ -300,7 +304,7 @@ def _encode_later(known: list[str], series: Any, state: Any, parts: Mapping[str,
 
 
 def select(spans: Sequence[Span], rows: Ints, indices: Sequence[int] | None) -> tuple[Sequence[Span], Ints]:
-    """Return the spans at *indices* and their rows; None = all."""
+    """Return the spans at *indices* and their rows; with None, all of them."""
     if indices is None:
         return spans, rows
     return [spans[index] for index in indices], rows[np.array(indices)]

@@ -1,1 +1,1 @@
-"""The HTTP routes that take spans and messages in, one file for each format."""
+"""The HTTP routes that accept spans and messages: one file for each format, and what they share."""

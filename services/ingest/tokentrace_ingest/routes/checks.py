@@ -1,4 +1,4 @@
-"""Checks that every route shares: how much a request may bring, and whether it repeats an earlier one."""
+"""Checks that the routes share: the limits of a request, and the id by which its repetition is recognised."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MAX_KEY = 256
 
 def check_count(count: int, limit: int) -> None:
     """
-    Check how many spans one request brings.
+    Check that a request has at most *limit* spans.
 
     Raises:
-        Rejected: 413, more than *limit*.
+        Rejected: 413 if *count* is more than *limit*.
     """
     if count > limit:
         raise Rejected(f"batch: {count} spans, at most {limit} are taken in one request", status=413)
@@ -28,10 +28,10 @@ def check_count(count: int, limit: int) -> None:
 
 def check_sizes(spans: list[Span], body_bytes: int) -> None:
     """
-    Check how large each span is, where the body is large enough to hold one that is too large.
+    Check that each span has at most ``MAX_SPAN_BYTES``; the spans of a smaller body are not checked, to save time.
 
     Raises:
-        Rejected: 413, names the index.
+        Rejected: 413 if a span is too large; the text names its index.
     """
     if body_bytes > MAX_SPAN_BYTES:
         for index, span in enumerate(spans):
@@ -41,14 +41,17 @@ def check_sizes(spans: list[Span], body_bytes: int) -> None:
 
 async def request_id(keys: KeyValue, request: Request, body: bytes, *, has_ids: bool) -> str:
     """
-    Return the batch id of a request, which a repetition gets too where it can be recognised.
+    Return the batch id of a request.
+
+    A repetition gets the same id if it has the same Idempotency-Key, or if neither has a key and *has_ids* is true.
 
     Args:
-        keys: The bucket of Idempotency-Keys and the digests of their bodies.
-        has_ids: Every record in *body* brings its ids, so that two equal bodies mean the same records.
+        keys: The bucket of Idempotency-Keys, with the digests of the bodies that they were used with.
+        has_ids: True = every record in *body* has its ids, so that two equal bodies mean the same records.
 
     Raises:
-        Rejected: 422 for an Idempotency-Key that was used with another body within a day.
+        Rejected: 422 if the Idempotency-Key was used with another body within a day, 400 if it is too long.
+        Unavailable: The broker cannot be reached.
     """
     key = request.headers.get("idempotency-key", "")
     if key:

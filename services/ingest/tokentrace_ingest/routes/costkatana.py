@@ -26,14 +26,14 @@ from tokentrace_ingest.other_records import MAX_CONTENT_BYTES
 from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
 from tokentrace_ingest.routes.intake import Intake, Limits
 
-WAY = "costkatana"
-#: Spans of one request that are opened or ended concurrently, so that their writes share the broker's fsyncs.
+_SOURCE = "costkatana"
+#: Limit of spans of one request that are opened or ended concurrently. Concurrent writes share fsyncs of the broker.
 _TOGETHER = 64
 
 
 def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits) -> Router:
     """
-    Return the routes of a span's life, and of the messages in it.
+    Return the routes that start, end and ingest spans, and that record messages.
 
     Args:
         keys: The bucket of Idempotency-Keys.
@@ -55,10 +55,10 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
         seed = await request_id(keys, request, body, has_ids=all(span.trace_id for span in inputs))
         plan = await _plan(open_spans, request, inputs, seed)
         await _take_in(intake, open_spans, plan, seed, len(body))
-        answer = SpansIngested(accepted=len(inputs))
+        ingested = SpansIngested(accepted=len(inputs))
         if plan.started:
-            answer.trace_id, answer.session_id = plan.started[0].span_id, plan.started[0].session_id
-        return reply(answer)
+            ingested.trace_id, ingested.session_id = plan.started[0].span_id, plan.started[0].session_id
+        return reply(ingested)
 
     async def record_message(request: Request) -> Response:
         body = await read_body(request, limits.body_bytes)
@@ -70,20 +70,20 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
         opened_by_id = await open_spans.find([message_input.trace_id] if message_input.trace_id else [])
         trace_id = next((opened.place.trace_id for opened in opened_by_id.values()), "")
         message = costkatana.message_of(message_input, _new_id(seed, 0, "message"), trace_id, time.time_ns())
-        cleaned = await intake.accept(Batch(id=seed, messages=[message]), WAY)
+        cleaned = await intake.accept(Batch(id=seed, messages=[message]), _SOURCE)
         shown = costkatana.render_message(cleaned.parts[0].messages[0])
-        return reply({name: shown[name] for name in _RECEIPT})
+        return reply({name: shown[name] for name in _MESSAGE_FIELDS})
 
     def counted(endpoint: Endpoint) -> Endpoint:
-        async def answer(request: Request) -> Response:
+        async def call(request: Request) -> Response:
             intake.check_backpressure()
             try:
                 return await endpoint(request)
             except Rejected:
-                intake.count_refused(WAY)
+                intake.count_refused(_SOURCE)
                 raise
 
-        return answer
+        return call
 
     for path, endpoint in (
         ("/api/traces/start", start),
@@ -96,12 +96,12 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
 
     @routes.post(end_path, **COSTKATANA[end_path])
     async def end(request: Request, trace_id: SpanId) -> Response:
-        async def answer(request: Request) -> Response:
+        async def end_span(request: Request) -> Response:
             outcome = costkatana.decode_end(await read_body(request, limits.body_bytes))
             await open_spans.end(trace_id, outcome, time.time_ns())
             return reply(SpanEnded(trace_id=trace_id, status=_ended_as(outcome.status)))
 
-        return await counted(answer)(request)
+        return await counted(end_span)(request)
 
     return routes
 
@@ -110,7 +110,8 @@ def _ended_as(status: str | None) -> Literal["ok", "error", "timeout"]:
     return "error" if status == "error" else "timeout" if status == "timeout" else "ok"
 
 
-_RECEIPT = ("messageId", "sessionId", "traceId", "role", "isRedacted", "createdAt")
+#: The fields of a recorded message that its sender gets back.
+_MESSAGE_FIELDS = ("messageId", "sessionId", "traceId", "role", "isRedacted", "createdAt")
 
 
 def _started(span_id: str, session_id: str) -> Response:
@@ -123,8 +124,9 @@ class _Plan(NamedTuple):
     The spans of a request, before anything is written.
 
     Attributes:
-        inputs, started: The spans as they were sent, and the record of each start.
-        known: By id, those of these spans and of their parents that were started before.
+        inputs: The spans as they were sent.
+        started: The record of the start of each span, in the same order.
+        known: Span id -> entry, for those of these spans and their parents that were started before.
         arrived_ns: When the request was read, Unix nanoseconds.
     """
 
@@ -136,33 +138,33 @@ class _Plan(NamedTuple):
 
 async def _plan(open_spans: OpenSpans, request: Request, inputs: list[SpanInput], seed: str) -> _Plan:
     """
-    Choose ids, traces and sessions for *inputs*; new ids are a function of *seed*, so a repetition chooses the same.
+    Choose ids, traces and sessions for *inputs*; new ids are a function of *seed*, so a repeated request gets the same.
 
     Raises:
-        Rejected: Names the index.
+        Rejected: The header X-Session-Id is not an id, or the parents of a span form a cycle.
     """
     arrived_ns = time.time_ns()
     caller = request.headers.get("x-service-name", "").strip()
     session_id = request.headers.get("x-session-id", "").strip()
     if session_id and not is_id(session_id):
         raise Rejected(f"X-Session-Id: {shorten(session_id)!r} is not 1-256 printable ASCII characters")
-    ids = [given.trace_id or _new_id(seed, index, "span") for index, given in enumerate(inputs)]
-    asked = [given.trace_id for given in inputs if given.trace_id]
-    parents = [given.parent_id for given in inputs if given.parent_id]
-    known = await open_spans.find([*asked, *parents])
-    places: dict[str, Place] = {span_id: opened.place for span_id, opened in known.items()}
-    where = costkatana.place(
-        list(zip(ids, inputs, strict=True)), places, lambda index: _new_id(seed, index, "session"), session_id
+    ids = [span.trace_id or _new_id(seed, index, "span") for index, span in enumerate(inputs)]
+    sent_ids = [span.trace_id for span in inputs if span.trace_id]
+    parents = [span.parent_id for span in inputs if span.parent_id]
+    known = await open_spans.find([*sent_ids, *parents])
+    known_places: dict[str, Place] = {span_id: opened.place for span_id, opened in known.items()}
+    places = costkatana.place(
+        list(zip(ids, inputs, strict=True)), known_places, lambda index: _new_id(seed, index, "session"), session_id
     )
     started = [
-        costkatana.start_of(given, span_id, place, arrived_ns, caller)
-        for given, span_id, place in zip(inputs, ids, where, strict=True)
+        costkatana.start_of(span, span_id, place, arrived_ns, caller)
+        for span, span_id, place in zip(inputs, ids, places, strict=True)
     ]
     return _Plan(inputs, started, known, arrived_ns)
 
 
 def _early(plan: _Plan, index: int) -> Span | None:
-    """Return the finished span as far as the start describes it; None when it says nothing of the end."""
+    """Return a span with the model, tokens, cost and error that a start gives; None if it gives none of them."""
     span = plan.inputs[index]
     if not (span.model or span.ai_model or span.tokens or span.error or span.cost_usd is not None):
         return None
@@ -171,34 +173,35 @@ def _early(plan: _Plan, index: int) -> Span | None:
 
 async def _take_in(intake: Intake, open_spans: OpenSpans, plan: _Plan, seed: str, body_bytes: int) -> None:
     """
-    Store the spans of one ``ingest`` request; every check is made before anything is written.
+    Store the spans of one ``ingest`` request.
 
-    Finished spans go into one batch; a span that was started before is ended; the others are opened.
+    A span without an end is opened, a span that was started before is ended, and the others go into one batch. Ends are
+    checked before anything is written; starts are checked when they are written.
     """
     finished: list[Span] = []
     opening: list[tuple[Started, Span | None]] = []
     ending: list[tuple[str, SpanInput]] = []
-    for index, (given, started) in enumerate(zip(plan.inputs, plan.started, strict=True)):
+    for index, (span, started) in enumerate(zip(plan.inputs, plan.started, strict=True)):
         opened = plan.known.get(started.span_id)
         try:
-            if not has_ended(given):
+            if not has_ended(span):
                 opening.append((started, _early(plan, index)))
             elif opened is not None:
-                open_spans.check_end(opened, given, plan.arrived_ns)
-                ending.append((started.span_id, given))
+                open_spans.check_end(opened, span, plan.arrived_ns)
+                ending.append((started.span_id, span))
             else:
-                finished.append(costkatana.end_of(started, given, plan.arrived_ns))
+                finished.append(costkatana.end_of(started, span, plan.arrived_ns))
         except Rejected as exc:
             raise Rejected(f"span {index}: {exc}", status=exc.status) from exc
     check_sizes(finished, body_bytes)
     await _together(open_spans.start(started, early) for started, early in opening)
     if finished:
-        await intake.accept(Batch(id=seed, spans=finished), WAY, size_bytes=body_bytes)
-    await _together(open_spans.end(span_id, given, plan.arrived_ns) for span_id, given in ending)
+        await intake.accept(Batch(id=seed, spans=finished), _SOURCE, size_bytes=body_bytes)
+    await _together(open_spans.end(span_id, span, plan.arrived_ns) for span_id, span in ending)
 
 
 async def _together(work: Iterable[Awaitable[object]]) -> None:
-    """Await all of *work*, up to 64 at a time; raise the first failure once all have ended."""
+    """Await all of *work*, up to 64 at a time; once all have ended, raise the first failure in the order of *work*."""
     room = asyncio.Semaphore(_TOGETHER)
 
     async def do(item: Awaitable[object]) -> None:
@@ -211,6 +214,6 @@ async def _together(work: Iterable[Awaitable[object]]) -> None:
 
 
 def _new_id(seed: str, index: int, what: str) -> str:
-    """Return a version 4 UUID that is a function of the request."""
+    """Return a version 4 UUID that is a function of the arguments."""
     digest = hashlib.sha256(f"{seed}:{index}:{what}".encode()).digest()
     return str(uuid.UUID(bytes=digest[:16], version=4))

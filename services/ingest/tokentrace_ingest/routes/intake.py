@@ -1,4 +1,4 @@
-"""What the routes need of ingest, as narrow interfaces; ``app.compose`` passes them in."""
+"""The interfaces through which the routes use ingest; ``app.compose`` passes the objects."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tokentrace_ingest.cleaning import Cleaned
 
 class Limits(NamedTuple):
     """
-    What one request may bring.
+    The limits of one request.
 
     Attributes:
-        spans: How many.
-        body_bytes: After decompression.
+        spans: Largest number of spans.
+        body_bytes: Largest size of the body after decompression, bytes.
     """
 
     spans: int
@@ -22,20 +22,20 @@ class Limits(NamedTuple):
 
 
 class Intake(Protocol):
-    """Takes batches in; ``tokentrace_ingest.service.Ingest`` is the one that does."""
+    """Accepts batches; ``tokentrace_ingest.service.Ingest`` implements it."""
 
-    async def accept(self, batch: Batch, way: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
-        """Take in one batch; see ``Ingest.accept``."""
+    async def accept(self, batch: Batch, source: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
+        """Accept one batch; see ``Ingest.accept``."""
         ...
 
     async def accept_batches(self, body: bytes) -> tuple[int, int]:
-        """Take in a reporter's batches; see ``Ingest.accept_batches``."""
+        """Accept a reporter's batches; see ``Ingest.accept_batches``."""
         ...
 
     def check_backpressure(self) -> None:
         """Raise ``Unavailable`` while a reader is too far behind; see ``Ingest.check_backpressure``."""
         ...
 
-    def count_refused(self, way: str, spans: int = 1) -> None:
-        """Count a request that was refused whole."""
+    def count_refused(self, source: str, spans: int = 1) -> None:
+        """Count a request that was rejected as a whole; see ``Ingest.count_refused``."""
         ...

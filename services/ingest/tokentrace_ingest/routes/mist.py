@@ -20,7 +20,7 @@ PATH = "/mist"
 
 
 def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
-    """Return the function that answers; *keys* is the bucket of Idempotency-Keys."""
+    """Return the endpoint of ``POST /mist``; *keys* is the bucket of Idempotency-Keys."""
 
     async def post_mist(request: Request) -> Response:
         try:
@@ -38,7 +38,7 @@ def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
 
 
 def router(post_mist: Endpoint) -> Router:
-    """Return the route of *post_mist*."""
+    """Return a router with the route of *post_mist*."""
     routes = Router("spans", lenient=True)
     routes.post(PATH, **POST_MIST)(post_mist)
     return routes

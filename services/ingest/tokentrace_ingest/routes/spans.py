@@ -1,4 +1,4 @@
-"""``POST /spans``: the documented JSON, and a reporter's batches."""
+"""``POST /spans``, whose path is configurable: spans in the documented JSON, or a reporter's batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokentrace_ingest.routes.intake import Intake, Limits
 
 
 def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
-    """Return the function that answers; *keys* is the bucket of Idempotency-Keys."""
+    """Return the endpoint of ``POST /spans``; *keys* is the bucket of Idempotency-Keys."""
 
     async def post_spans(request: Request) -> Response:
         try:
@@ -41,7 +41,7 @@ def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
 
 
 def router(path: str, post_spans: Endpoint) -> Router:
-    """Return the route of *post_spans* at the configured *path*."""
+    """Return a router with the route of *post_spans* at the configured *path*."""
     routes = Router("spans", lenient=True)
     routes.post(path, **POST_SPANS)(post_spans)
     return routes
