@@ -8,7 +8,7 @@ from tokentrace_api.service import Config
 
 
 def main() -> int:
-    """The program; returns its exit code."""
+    """Run the program and return its exit code."""
     return run_service(
         "api",
         port=9090,

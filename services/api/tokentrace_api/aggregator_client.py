@@ -1,4 +1,4 @@
-"""Querying the aggregators: one request to all of them, one result for each shard, merged."""
+"""Queries the aggregators: one request goes to all of them, and the results of the shards are merged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.metrics import Answer, Query, ShardResult, decode_result, encode_query, merge_results
 
-#: How long to wait for the next reply, seconds: normally, and while a shard that replied "in progress" owes its result.
+#: How long after the request replies are awaited, seconds: normally, and while a shard has only replied "in progress".
 TIMEOUT_S, ACK_WAIT_S = 0.5, 10.0
 
 
@@ -23,19 +23,19 @@ class AggregatorClient:
 
     async def query(self, query: Query) -> Answer:
         """
-        Return the merged answer to *query*; ``missing_shards`` lists the shards without a result in time.
+        Return the merged answer to *query*; ``missing_shards`` lists the shards that sent no result in time.
 
-        A shard has 500 ms to reply; one that replies "in progress" gets 10 s for its result.
+        A shard must reply within 500 ms; if it replies "in progress", its result is awaited for up to 10 s.
 
         Raises:
-            Unavailable: No shard sent a result.
+            Unavailable: No shard sent a result, or the broker cannot be reached.
         """
         shard_results: list[ShardResult] = []
         pending: set[int] = set()
         read = 0
 
         def wait_policy(replies: list[bytes]) -> float:
-            """Read the new replies and return how long to wait for the next one, seconds; 0 = all results are here."""
+            """Decode the new replies; return how long after the request to wait, seconds; 0 = all results are here."""
             nonlocal read
             for reply in replies[read:]:
                 with self._bus.set_aside.guard(subjects.QUERY_METRICS, "answer"):

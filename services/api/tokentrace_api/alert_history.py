@@ -31,7 +31,7 @@ class _Saved(msgspec.Struct):
 
 
 class AlertHistory:
-    """Counts and the last delivery records of each rule."""
+    """Counts of firings and failed deliveries, and the last delivery records, of each rule."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus, self._meta = bus, bus.kv(subjects.META)
@@ -42,7 +42,7 @@ class AlertHistory:
 
     @property
     def caught_up(self) -> bool:
-        """True if all messages that the streams held have been counted."""
+        """True once both streams have been read to the end."""
         return not self._behind
 
     @property
@@ -52,7 +52,7 @@ class AlertHistory:
 
     @property
     def delivery_failed(self) -> dict[str, int]:
-        """Rule -> number of its events whose delivery was given up; 0 for every other rule that has fired."""
+        """Rule -> number of its events whose delivery ended as ``dead``; 0 for the other rules that have fired."""
         names = sorted({*self._state.firings, *self._state.delivery_failed})
         return {name: self._state.delivery_failed.get(name, 0) for name in names}
 
@@ -118,7 +118,7 @@ class AlertHistory:
         Save the counts if they changed and both streams have been read to the end.
 
         Raises:
-            Unavailable: The broker cannot be reached. Nothing is lost: the counts are saved later.
+            Unavailable: The broker cannot be reached. The counts stay in memory, and the next call saves them.
         """
         data = msgspec.json.encode(self._state)
         if self.caught_up and data != self._saved:

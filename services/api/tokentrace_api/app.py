@@ -1,4 +1,4 @@
-"""Composes the api: its service, its routes, and what each route uses."""
+"""Composes the api: creates the service and its routes, and passes each route what it uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tokentrace_api.service import Api, Config
 
 
 def compose(bus: Bus, config: Config) -> App:
-    """Return the api service and every route it answers; of two routes that match a path the first answers."""
+    """Return the api service with all its routes; if two routes match a path, the first one answers."""
     service = Api(bus, config)
     aggregators, history, custom = service.aggregators, service.alert_history, config.custom
     tombstones = deletions.LogOfDeletions(

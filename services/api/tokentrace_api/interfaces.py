@@ -1,4 +1,4 @@
-"""What routes need of the api service, as narrow interfaces; ``app.compose`` passes them in."""
+"""Interfaces of the api service that routes use; ``app.compose`` passes the service to the routes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ class StoreReader(Protocol):
         Return what *work* returns.
 
         Raises:
-            Unavailable: The store is not open yet, or is overloaded.
+            Unavailable: The store is not open, or *work* could not read it.
         """
         ...
 
     async def find(self, work: Callable[[Store], list[T]]) -> list[T]:
-        """Return what *work* returns; while that is empty, ask again for a second: spans may be on their way in."""
+        """
+        Return what *work* returns; repeat it for up to a second while that is empty.
+
+        Raises:
+            Unavailable: As ``read``.
+        """
         ...
 
 
 class Publisher(Protocol):
-    """Publishes what the api itself decides."""
+    """Publishes batches that the api itself creates, for example scores."""
 
     async def publish(self, batch: Batch, shard: int | None = None) -> None:
         """Publish *batch* and return once this api has stored it; see ``Api.publish``."""

@@ -1,4 +1,4 @@
-"""The live tail: sends spans to clients as they are stored, and counts the spans that a client is too slow for."""
+"""Live tails: each queues the spans that are stored for one client, and counts the spans that it drops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weakref import WeakSet
 from tokentrace.records import Span
 from tokentrace_api.reads import Search
 
-#: The most spans that wait for one client.
+#: Maximum number of spans that wait for one client.
 _MAX_WAITING = 1000
 
 
@@ -21,12 +21,12 @@ class Tail:
 
     Args:
         search: The filter of the client.
-        rate: Spans a second at most; further spans are dropped and counted.
-        since_ns: Spans that arrived before this time are not sent, Unix nanoseconds.
+        rate: Maximum number of spans per second; further spans are dropped.
+        since_ns: Spans that arrived before this time are ignored, Unix nanoseconds.
 
     Attributes:
         search: The filter of the client.
-        dropped: Number of spans that were dropped.
+        dropped: Number of spans that were dropped because of *rate* or because too many were waiting.
     """
 
     def __init__(self, search: Search, rate: int, since_ns: int) -> None:
@@ -39,9 +39,10 @@ class Tail:
 
     def offer(self, spans: Sequence[Span], now_s: int) -> int:
         """
-        Queue as many of *spans*, which match the filter, as the rate and the queue allow.
+        Queue as many of *spans* as the rate and the length of the queue allow; drop the others.
 
         Args:
+            spans: Spans that match the filter.
             now_s: Time of a monotonic clock, seconds.
 
         Returns:
@@ -61,7 +62,11 @@ class Tail:
         return dropped
 
     async def take(self, timeout_s: float) -> list[Span]:
-        """Return and remove all waiting spans; an empty list if none arrives within *timeout_s* seconds."""
+        """
+        Wait until spans are queued or dropped, at most *timeout_s* seconds; remove and return the queued spans.
+
+        The list is empty if the time ran out or if all spans were dropped.
+        """
         if not self._waiting:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -77,7 +82,7 @@ class Tails:
     The live tails of all clients.
 
     Attributes:
-        dropped: Number of spans that were dropped by all tails together.
+        dropped: Number of spans that all tails together have dropped, closed tails included.
     """
 
     def __init__(self) -> None:
@@ -89,11 +94,11 @@ class Tails:
         return len(self._tails)
 
     def add(self, tail: Tail) -> None:
-        """Offer to *tail* what is stored from now on."""
+        """Offer to *tail* the spans that are stored from now on."""
         self._tails.add(tail)
 
     def discard(self, tail: Tail) -> None:
-        """Offer nothing to *tail* any more."""
+        """Stop offering spans to *tail*."""
         self._tails.discard(tail)
 
     async def offer(self, spans: Sequence[Span], now_s: int) -> None:
@@ -105,5 +110,5 @@ class Tails:
             matching = [span for span in spans if tails[0].search.matches(span)]
             for tail in tails:
                 self.dropped += tail.offer(matching, now_s)
-            # A hundred different filters may take a second; let other tasks of the loop run in between.
+            # A hundred different filters may take a second; other tasks of the loop run in between.
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A query for metrics: parsed from parameters, answered by the aggregators or, for attributes, from stored spans."""
+"""Queries for metrics: parsed from parameters, answered by the aggregators and, for attributes, from stored spans."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.parameters import ATTRIBUTE_PREFIX, AttributeParams, Duration, Text
 from tokentrace_api.reads import Exemplar, Where, aggregates_by, custom_values_by, exemplars
 
-#: Time limit of the look-up of exemplars, seconds.
+#: Time limit for finding exemplars, seconds.
 _EXEMPLARS_S = 0.2
 
 
 class MetricsParams(AttributeParams):
-    """Which spans are counted, and how they are grouped."""
+    """The parameters that say which spans are counted and how they are grouped."""
 
     window: Duration = Field(
-        cast(Any, "1h"), description="The last so much time: `1h`, `24h`, `7d`, `2h30m`; at least `1s`."
+        cast(Any, "1h"), description="Length of the window, which ends now: `1h`, `24h`, `7d`, `2h30m`; at least `1s`."
     )
     groupby: Text = Field(
         None,
@@ -37,19 +37,19 @@ class MetricsParams(AttributeParams):
     kind: Text = Field(
         None,
         description=(
-            "Whose calls are counted: a kind of span, or `all`; `llm` when absent. Cost and quality are those of every "
-            "kind unless a kind is named."
+            "Kind of the spans that are counted, or `all`; `llm` when absent. Unless one kind is named, cost covers "
+            "every kind except roll-up kinds, and quality covers every kind."
         ),
         examples=["all"],
     )
     model: Text = Field(None, description="Only spans of this model.", examples=["gpt-4o"])
     provider: Text = Field(None, description="Only spans of this provider.", examples=["openai"])
     caller: Text = Field(None, description="Only spans of this caller.", examples=["checkout"])
-    name: Text = Field(None, description="Only spans of this name.", examples=["answer metrics_query"])
+    name: Text = Field(None, description="Only spans with this name.", examples=["answer question"])
     status: Text = Field(None, description="Only spans with this status.", examples=["error"])
 
     def filters(self) -> dict[str, str]:
-        """Return dimension -> value that a span must have."""
+        """Return a map from each dimension that is filtered to the value that a span must have."""
         values = {
             "model": self.model,
             "provider": self.provider,
@@ -67,8 +67,8 @@ class MetricsQuery(NamedTuple):
     Attributes:
         window: The window as the client wrote it, such as ``1h``.
         query: The interval, kinds, filters and grouping by dimension.
-        attribute: The attribute to group by; "" = group by a dimension or not at all.
-        filters: Attribute -> value in text form that a span must have.
+        attribute: The attribute to group by; "" = group by the dimension in *query*, if any.
+        filters: Attribute -> the value that a span must have, in text form.
     """
 
     window: str
@@ -131,7 +131,7 @@ async def answer(
     custom: Sequence[CustomMetric] = (),
 ) -> Answer:
     """
-    Compute the aggregates over all matching spans and, if the query groups, of each group.
+    Return the aggregates of all matching spans and, if the query groups, of each group.
 
     Args:
         fields: Names of the distributions to compute: latency, ttft, prompt, completion, score.
@@ -139,7 +139,7 @@ async def answer(
         custom: Custom metrics to compute.
 
     Raises:
-        Unavailable: No aggregator answers, or the store does not.
+        Unavailable: No aggregator sent a result, or the store is needed and cannot be read.
     """
     names = [metric.name for metric in custom]
     answered = await aggregators.query(
@@ -168,7 +168,7 @@ async def answer(
 
 
 async def note_since(store: StoreReader, metrics_query: MetricsQuery, answered: Answer) -> None:
-    """Say in *answered* how far back the stored spans reach, of which part of it was counted."""
+    """Set ``answered.since_ns`` to the time before which no spans are stored, if the interval begins earlier."""
     since_ns = await store.read(lambda spans: spans.shown_since(metrics_query.now_ns))
     if since_ns > answered.from_s * SECOND:
         answered.since_ns = max(answered.since_ns, since_ns)
@@ -177,7 +177,7 @@ async def note_since(store: StoreReader, metrics_query: MetricsQuery, answered: 
 async def find_exemplars(
     store: StoreReader, metrics_query: MetricsQuery, answered: Answer, column: str
 ) -> list[Exemplar]:
-    """Up to three spans with the largest *column*, each of another trace; none when finding them takes too long."""
+    """Return up to three spans with the largest *column*, of different traces; [] if the store fails or is slow."""
     where, now_ns = metrics_query.where(answered), metrics_query.now_ns
     try:
         return await store.read(lambda spans: exemplars(spans, where, column, now_ns, _EXEMPLARS_S))

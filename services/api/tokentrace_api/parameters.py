@@ -1,4 +1,4 @@
-"""The query parameters that routes share: how each is read, and how the document describes it."""
+"""The types of query parameters that routes share: how each is parsed and described in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace.records import KINDS
 from tokentrace.service.contract import Params, parsed
 from tokentrace.units import SECOND, parse_duration, parse_instant
 
-#: Every pattern uses ASCII classes, because readers of the document differ in what ``\d`` means.
+#: The patterns use ASCII classes, because programs that read the OpenAPI document differ in what ``\d`` matches.
 DURATION_PATTERN = r"^(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d))+)$"
 INSTANT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+\- ][0-9]{2}:[0-9]{2})$"
@@ -21,7 +21,7 @@ ATTRIBUTE_PREFIX = "attr."
 
 
 class Window(NamedTuple):
-    """A length of time as it was written, and in nanoseconds."""
+    """A duration: the text that the client wrote, and the same in nanoseconds."""
 
     text: str
     ns: int
@@ -29,10 +29,10 @@ class Window(NamedTuple):
 
 def parse_window(text: str) -> Window:
     """
-    Read a window.
+    Parse a window.
 
     Raises:
-        Rejected: Not a duration of a second or more.
+        Rejected: *text* is not a duration, or it is shorter than a second.
     """
     window_ns = parse_duration(text)
     if window_ns < SECOND:
@@ -42,38 +42,38 @@ def parse_window(text: str) -> Window:
 
 def parse_count(text: str) -> int:
     """
-    Read a whole number >= 0 of at most 18 digits.
+    Parse a whole number >= 0 of at most 18 digits.
 
     Raises:
-        Rejected: Anything else.
+        Rejected: *text* is anything else.
     """
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise Rejected(f"{shorten(text)!r} is not a whole number >= 0")
+        raise Rejected(f"{shorten(text)!r} is not a whole number >= 0 of at most 18 digits")
     return int(text)
 
 
 def parse_number(text: str) -> float:
     """
-    Read a number from 0 to below 1e12.
+    Parse a number from 0 to below 1e12.
 
     Raises:
-        Rejected: Anything else.
+        Rejected: *text* is anything else.
     """
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e12:
-        raise Rejected(f"{shorten(text)!r} is not a number >= 0")
+        raise Rejected(f"{shorten(text)!r} is not a number >= 0 and < 1e12")
     return number
 
 
 def parse_moment(text: str) -> int:
     """
-    Read an RFC 3339 instant as Unix nanoseconds.
+    Parse an RFC 3339 instant; return Unix nanoseconds.
 
     Raises:
-        Rejected: Anything else.
+        Rejected: *text* is not such an instant.
     """
     # A plus sign that was not escaped arrives as a space.
     return parse_instant(text[:10] + text[10:].replace(" ", "+"))
@@ -81,10 +81,10 @@ def parse_moment(text: str) -> int:
 
 def choice(names: Sequence[str], words: str = "") -> Any:
     """
-    Return the annotation of a parameter that is one of *names*.
+    Return the type of an optional parameter whose value is one of *names*.
 
     Args:
-        words: How a refusal lists them; "" = "none of a, b".
+        words: What the error text says after "is", such as "neither a nor b"; "" = "none of" and the names.
     """
 
     def parse(text: str) -> str:
@@ -117,7 +117,7 @@ KIND_NAMES = tuple(KINDS)
 
 
 class AttributeParams(Params):
-    """Parameters among which ``attr.<key>`` filters by an attribute."""
+    """Parameters that include ``attr.<key>``, which filters by an attribute."""
 
     prefix: ClassVar[str] = ATTRIBUTE_PREFIX
     attributes: Attributes = Field(
@@ -125,6 +125,6 @@ class AttributeParams(Params):
         alias="attr.<key>",
         description=(
             "Any number of filters by attribute: `attr.` and the attribute's key, such as `attr.request_id=abc123`. "
-            "Numbers and booleans are compared as JSON text."
+            "A value that is not text is compared as JSON, such as `true` or `3`."
         ),
     )

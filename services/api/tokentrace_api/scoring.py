@@ -1,5 +1,5 @@
 """
-Scores recorded after a span ended. Each counts once, however many clients record it and however often it is repeated.
+Records scores of spans that have ended. A score counts once, however many clients record it and however often.
 
 The current value of a score is an entry of the bucket ``tt_scores``, changed with compare-and-set. So each change knows
 the value that it replaces, and gets a batch id that all readers recognise if the batch is published twice. If an api
@@ -24,7 +24,7 @@ from tokentrace.units import SCORE_ONE, is_number, score_to_int
 from tokentrace_api.interfaces import Publisher, StoreReader
 from tokentrace_api.reads import shards_of
 
-#: How often a change is tried while other requests change the same score.
+#: How often a change is tried if other requests change the same score at the same time.
 _TRIES = 16
 
 
@@ -35,7 +35,7 @@ class _StoredScore(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         value: Current value in 10⁻⁹; None = no score.
         previous: Value before the last change in 10⁻⁹; None = there was no score.
-        number: How often the score has been changed.
+        number: Number of the last change; it rises with every change.
         published: True if the batch of the last change is known to be in the log.
     """
 
@@ -47,11 +47,11 @@ class _StoredScore(msgspec.Struct, frozen=True, kw_only=True):
 
 class Scoring(NamedTuple):
     """
-    What recording a score takes.
+    What ``record_score`` uses.
 
     Attributes:
         bus: Holds the bucket ``tt_scores``.
-        store: Says on which shard a span came.
+        store: Finds the shard on which a span arrived.
         publisher: Publishes the batch of a score.
     """
 
@@ -62,13 +62,15 @@ class Scoring(NamedTuple):
 
 async def record_score(scoring: Scoring, span: Span, name: str, value: int | None) -> None:
     """
-    Set the score *name* of *span*, and return when the store shows it.
+    Set the score *name* of *span*; return when it is stored.
 
     Args:
+        name: The attribute that holds the score, such as ``eval.score``.
         value: The score in 10⁻⁹; None = remove it.
 
     Raises:
-        Unavailable: The score may or may not have been recorded; the call may be repeated.
+        Unavailable: The broker or the store failed, or other requests changed the score during every try. The score may
+            or may not have been recorded; the call may be repeated.
     """
     scores, key = scoring.bus.kv(subjects.SCORES), _key(span, name)
     for _ in range(_TRIES):
@@ -96,14 +98,14 @@ async def record_score(scoring: Scoring, span: Span, name: str, value: int | Non
 
 
 def _decode(scoring: Scoring, key: str, entry: Entry) -> _StoredScore | None:
-    """Decode an entry; None if it is unreadable, in which case the score of the stored span counts."""
+    """Decode *entry*; return None if it is unreadable, and the caller then uses the score of the stored span."""
     with scoring.bus.set_aside.guard(subjects.SCORES, f"key {key} revision {entry.revision}"), reading("score"):
         return msgspec.json.decode(entry.value, type=_StoredScore)
     return None
 
 
 def _score_of_span(span: Span, name: str) -> int | None:
-    """Return the score with which the span was sent, in 10⁻⁹; None if it had none."""
+    """Return the score *name* that *span* holds, in 10⁻⁹; None if it holds none from 0 to 1."""
     value = span.attributes.get(name)
     if name == "eval.score" and span.score is not None:
         return span.score
@@ -114,7 +116,7 @@ def _key(span: Span, name: str) -> str:
     """
     Return the key of a score: a hash, because a key of a bucket cannot contain every character of an id.
 
-    The arrival is part of it, so that a span that is deleted and sent again starts without the old score.
+    The hash includes the arrival time, so that a span that is deleted and sent again starts without the old score.
     """
     parts = (span.trace_id, span.span_id, str(span.arrived_ns), name)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -137,7 +139,7 @@ async def _publish(scoring: Scoring, span: Span, name: str, stored: _StoredScore
         arrived_ns=span.arrived_ns,
         attributes=span.attributes,
     )
-    # On the shard of its span, after the span: a reader that has folded the score has folded the span.
+    # A score goes to the shard of its span, so that every reader folds the span first.
     shards = await scoring.store.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns()))
     [shard] = shards or [0]
     batch_id = f"score.{_key(span, name)}.{stored.number}"
@@ -145,6 +147,6 @@ async def _publish(scoring: Scoring, span: Span, name: str, stored: _StoredScore
 
 
 async def _mark_published(scores: KeyValue, key: str, stored: _StoredScore, revision: int) -> None:
-    """Mark the entry as published, unless another request has changed it; that request has published it then."""
+    """Mark *stored* as published; if another request has changed the entry since, it has published the batch itself."""
     with contextlib.suppress(Conflict):
         await scores.update(key, msgspec.json.encode(msgspec.structs.replace(stored, published=True)), revision)

@@ -1,4 +1,4 @@
-"""The api service: fills the span store from the log, queries the aggregators, and holds what the routes use."""
+"""The api service: follows the log into the span store, counts alerts, and serves the routes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tokentrace_api.store_writer import StoreWriter
 log = logging.getLogger("tokentrace.api")
 
 NAME = "api"
-#: How often the positions are published, seconds.
+#: Pause between two publications of the positions, seconds.
 _PUBLISH_POSITIONS_EVERY_S = 2.0
-#: How long to wait until a published batch is stored, seconds.
+#: How long ``Api.publish`` waits until its batch is stored, seconds.
 _STORED_WITHIN_S = 10.0
-#: How long to repeat a query that finds nothing, seconds: what arrived just now may not be stored yet.
+#: How long ``Api.find`` repeats a query that finds nothing, seconds.
 _FOUND_WITHIN_S = 1.0
 T = TypeVar("T")
 
@@ -47,21 +47,21 @@ class Config:
     The settings of the api.
 
     Attributes:
-        shards: Number of shards.
+        shards: Number of shards of the log.
         directory: Where the files of the store are.
-        max_spans: Only so many spans, the newest, are shown; 0 = no limit.
+        max_spans: How many of the newest spans are shown; 0 = all.
         keep_ns: How long after its arrival a span is shown, nanoseconds.
         memory_limit_mb: Memory limit of DuckDB, MB.
         metrics_path, prometheus_path, health_path: Paths of these routes.
         ingest_url: Base URL of the ingest to which posted spans are forwarded; "" = the api accepts none.
-        ingest_path: Path of the spans at that ingest.
+        ingest_path: Path under which that ingest accepts spans.
         max_body_bytes: The largest body that is forwarded, bytes.
-        max_bytes: Size of all files of the store together; 0 = no limit.
-        project: Project under which the api publishes deletions and scores.
+        max_bytes: Limit of the size of all files of the store together, bytes; 0 = no limit.
+        project: Project under which the api publishes deletions, scores and session ends.
         log_keeps_ns: How long the log keeps records, deleted ones included, nanoseconds.
         custom: Name -> custom metric.
-        pricing: Prices for receipts; the same settings as those of ingest.
-        redactor: Redacts the errors of session ends, which do not pass through ingest.
+        pricing: Settings of the prices that receipts show; the same as those of ingest.
+        redactor: Redacts the errors of session ends and the names of scores, which do not pass through ingest.
     """
 
     shards: int
@@ -109,17 +109,17 @@ class Config:
 
 class Api:
     """
-    The state of the api that the routes use.
+    The api service.
 
     Attributes:
         aggregators: Answers queries for metrics.
         alert_history: Counts of firings and deliveries.
         tails: The live tails of all clients.
-        recent: Counts spans that were sent twice.
+        recent: Counts spans that arrive again.
         store_writer: Fills and reads the span store.
         stopping: Set when the service stops.
         pricer: Explains costs in receipts.
-        started: When the service started, seconds of ``time.monotonic``.
+        started: When this object was created, seconds of ``time.monotonic``.
     """
 
     def __init__(self, bus: Bus, config: Config) -> None:
@@ -134,7 +134,7 @@ class Api:
         self.started = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Fill the store until *stopping* is set."""
+        """Fill the store, publish its positions and count alerts until *stopping* is set."""
         self.stopping = stopping
         async with asyncio.TaskGroup() as tasks:
             working = [
@@ -162,7 +162,7 @@ class Api:
         await self.tails.offer(spans, int(time.monotonic()))
 
     async def _publish_positions(self) -> None:
-        """Publish the positions of the store regularly, so that ingest can measure the lag; save the alert counts."""
+        """Every 2 s, publish store positions, from which ingest measures the lag, and save the alert counts."""
         while True:
             await asyncio.sleep(_PUBLISH_POSITIONS_EVERY_S)
             try:
@@ -175,15 +175,20 @@ class Api:
                 log.info("%s", exc)
 
     async def read(self, work: Callable[[Store], T]) -> T:
-        """Run *work* on the store in a reading thread; raises ``Unavailable`` while the store is not open."""
+        """
+        Return what *work* returns for the store, called in a reading thread.
+
+        Raises:
+            Unavailable: The store is not open, or *work* could not read it.
+        """
         return await self.store_writer.read(work)
 
     async def publish(self, batch: Batch, shard: int | None = None) -> None:
         """
-        Publish *batch* to the log, and return when the store of this api holds it.
+        Publish *batch* to the log; return when this api has stored it.
 
         Args:
-            shard: The shard to publish to, always the same for the same batch; None = computed from its id.
+            shard: The shard to publish to, always the same for the same batch; None = the one of ``shard_of``.
 
         Raises:
             Unavailable: The broker cannot be reached, or the store takes too long. The call may be repeated with the
@@ -203,19 +208,22 @@ class Api:
 
     async def find(self, work: Callable[[Store], list[T]]) -> list[T]:
         """
-        Run *work* on the store, and repeat it for up to a second while it returns nothing.
+        Return what *work* returns for the store; repeat it for up to a second while that is empty.
 
-        Without the repetition, what arrived just now and is not stored yet would be reported as missing.
+        Without the repetition, spans that have just arrived and are not stored yet would be reported as missing.
+
+        Raises:
+            Unavailable: As ``read``.
         """
         deadline = time.monotonic() + _FOUND_WITHIN_S
         while True:
-            found = await self.read(work)
-            if found or time.monotonic() > deadline:
-                return found
+            results = await self.read(work)
+            if results or time.monotonic() > deadline:
+                return results
             await asyncio.sleep(0.1)
 
     def health(self) -> Health:
-        """Return what is missing: an open store that works and holds what the stream held when it was first read."""
+        """Return problems of the broker and the store, and the shards that the store has not yet read to the end."""
         writer, missing = self.store_writer, list(self.bus.problems)
         if not writer.is_open:
             missing.append("span store")
@@ -226,11 +234,11 @@ class Api:
 
     @property
     def queue_depth(self) -> int:
-        """Return how many messages wait to be stored."""
+        """Number of messages in the log that wait to be stored."""
         return self.store_writer.queue_depth
 
     def details(self) -> dict[str, object]:
-        """Return the lost messages and damaged files for ``/health``; empty if there are none."""
+        """Return the lost messages and damaged files as ``/health`` shows them; a key without entries is left out."""
         shown: dict[str, object] = {}
         if self.store_writer.lost:
             shown["lost"] = [
@@ -241,17 +249,31 @@ class Api:
         return shown
 
     def samples(self) -> Iterator[Sample]:
-        """Return the metrics of the api itself."""
-        yield Sample("tokentrace_api_stored_spans_total", "Spans stored since start.", self.store_writer.stored)
+        """Yield the api's own metrics."""
+        yield Sample(
+            "tokentrace_api_stored_spans_total", "Spans stored since the start of the api.", self.store_writer.stored
+        )
         yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.store_writer.queue_depth)
         if self.store_writer.is_open:
             store = self.store_writer.store
-            yield Sample("tokentrace_api_repeated_batches_total", "Batches that were stored before.", store.repeated)
-            yield Sample("tokentrace_api_rejected_messages_total", "Messages not decodable.", store.rejected)
+            yield Sample(
+                "tokentrace_api_repeated_batches_total",
+                "Batches skipped because they were stored before.",
+                store.repeated,
+            )
+            yield Sample(
+                "tokentrace_api_rejected_messages_total",
+                "Messages skipped because they could not be decoded.",
+                store.rejected,
+            )
             yield Sample("tokentrace_api_disk_bytes", "Size of the span store, bytes.", store.disk_bytes())
-            yield Sample("tokentrace_api_disk_free_bytes", "Free space on its disk, bytes.", store.free_bytes())
-        yield Sample(
-            "tokentrace_duplicate_spans_total", "Spans that were sent again in another batch.", self.recent.repeated
-        )
+            yield Sample(
+                "tokentrace_api_disk_free_bytes", "Free space on the disk of the span store, bytes.", store.free_bytes()
+            )
+        yield Sample("tokentrace_duplicate_spans_total", "Spans that arrived again.", self.recent.repeated)
         yield Sample("tokentrace_api_tails", "Live tails that are open now.", len(self.tails))
-        yield Sample("tokentrace_api_tail_dropped_total", "Spans dropped by slow tails.", self.tails.dropped)
+        yield Sample(
+            "tokentrace_api_tail_dropped_total",
+            "Spans that tails dropped, over the rate or too fast for the client.",
+            self.tails.dropped,
+        )

@@ -1,4 +1,4 @@
-"""Following the log into the store, in order; while the disk refuses, reading ahead stops and writing is retried."""
+"""Stores the messages of the log in order. While the disk refuses writes, writing is retried and reading pauses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tokentrace_api.store import Item, Store, StoreDamaged
 
 log = logging.getLogger("tokentrace.api.store")
 
-#: One call stores the messages of so many seconds, or of so many bytes.
+#: Messages are collected for this many seconds and then stored by one call, up to about this many bytes.
 _FLUSH_S = 0.1
 _FLUSH_BYTES = 8 * 1024 * 1024
-#: The most bytes that are read from the log and not yet stored.
+#: Reading pauses while more than this number of bytes has been read from the log and not stored.
 _AHEAD_BYTES = 64 * 1024 * 1024
 _PRUNE_EVERY_S = 60.0
 T = TypeVar("T")
@@ -30,17 +30,19 @@ T = TypeVar("T")
 
 class StoreWriter:
     """
-    Opens the store and fills it from the log, with one writing thread and four reading threads.
+    Opens the store and fills it from the log. One thread writes to the store, and four threads run queries.
 
-    If the open store proves damaged, it is closed and opened again, and the log is read from its positions.
+    If a file of the open store is found to be damaged, the store is closed and opened again, and the log is read again
+    from the positions saved in the store.
 
     Args:
-        open_store: Opens the store; called in the writing thread, again and again while it raises ``Unavailable``.
+        open_store: Opens the store; called in the writing thread, and repeated while it raises ``Unavailable``.
         on_stored: Called with the new spans after they were stored.
 
     Attributes:
-        problem: Why nothing can be stored now; "" = storing works.
-        lost: (shard, first, last) sequence numbers of messages that the stream discarded before they were read.
+        problem: Why the store cannot be opened or written now; "" = no problem.
+        lost: (shard, first sequence, last sequence) of messages that the log discarded before they were read; the last
+            20 such ranges.
         stored: Number of spans stored since the start.
     """
 
@@ -73,7 +75,7 @@ class StoreWriter:
         return self._store
 
     async def run(self) -> None:
-        """Store messages until cancelled; messages that are not stored by then are read again at the next start."""
+        """Store messages until cancelled; messages that are not stored by then are read at the next start."""
         try:
             while True:
                 store = await self._until_accepted(self._open_store)
@@ -94,7 +96,7 @@ class StoreWriter:
         deletions_applied = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_deletions(store, deletions_applied))
-            # All deletions are read before any shard is followed; otherwise deleted spans would be shown for a moment.
+            # All deletions are applied first; otherwise deleted spans would be shown for a moment.
             await deletions_applied.wait()
             self._store = store
             for shard in range(self._shards):
@@ -106,11 +108,16 @@ class StoreWriter:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
     async def read(self, work: Callable[[Store], T]) -> T:
-        """Run *work* on the store in a reading thread; raises ``Unavailable`` while the store is not open."""
+        """
+        Return what *work* returns for the store, called in a reading thread.
+
+        Raises:
+            Unavailable: The store is not open, or *work* could not read it.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._readers, work, self.store)
 
     async def _until_accepted(self, work: Callable[[], T]) -> T:
-        """Run *work* in the writing thread, again and again while the disk refuses."""
+        """Return what *work* returns, called in the writing thread and repeated while it raises ``Unavailable``."""
         pause = 0.1
         while True:
             try:
@@ -126,7 +133,7 @@ class StoreWriter:
                 return done
 
     async def _follow_deletions(self, store: Store, applied: asyncio.Event) -> None:
-        """Follow the deletions from the start of the log; set *applied* when all that the log holds are applied."""
+        """Apply all deletions from the start of the log on; set *applied* once the log has been read to the end."""
         async with Follower(
             self._bus,
             subjects.SPANS,
@@ -146,7 +153,12 @@ class StoreWriter:
         return []
 
     async def apply_deletions(self, tombstones: list[Tombstone]) -> None:
-        """Apply deletions to the store; raises ``Unavailable`` if the disk refuses or the store is not open."""
+        """
+        Apply *tombstones* to the store.
+
+        Raises:
+            Unavailable: The store is not open or is damaged, or the disk refused.
+        """
         try:
             await self._in_writer(partial(self.store.apply_deletions, tombstones))
         except StoreDamaged as exc:
@@ -194,26 +206,26 @@ class StoreWriter:
             await asyncio.sleep(_PRUNE_EVERY_S)
 
     def holds(self, shard: int, sequence: int) -> bool:
-        """Return True if the message *sequence* of *shard*, or a later one, is stored."""
+        """Return True if the store holds message *sequence* of *shard* or a later message of that shard."""
         position = None if self._store is None else self._store.position(shard)
         return position is not None and position.sequence >= sequence
 
     def caught_up(self, shard: int) -> bool:
-        """Return True if everything is stored that the stream of *shard* held when it was first read to the end."""
+        """Return True once the store holds all messages that *shard* had when it was first read to the end."""
         target = self._targets[shard]
         return target is not None and (target == 0 or self.holds(shard, target))
 
     @property
     def damaged(self) -> list[str]:
-        """Names of files that could not be read since the start, each with the type of the error."""
+        """Names of files that were found damaged since the start, each with the type of the error."""
         return self._damaged if self._store is None else [*self._damaged, *self._store.damaged]
 
     @property
     def queue_depth(self) -> int:
-        """Number of messages that are in the stream and not yet stored."""
+        """Number of messages in the log that wait to be stored, without those being written now."""
         return self._queue.qsize() + sum(self._pending)
 
     @property
     def is_open(self) -> bool:
-        """True if the store answers queries."""
+        """True if the store is open."""
         return self._store is not None

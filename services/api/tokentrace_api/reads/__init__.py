@@ -1,4 +1,4 @@
-"""Queries to the span store: pages of traces, single spans, sessions, and metrics by attribute."""
+"""Queries to the span store: pages of traces, single spans, sessions, and metrics by attribute; span trees."""
 
 from tokentrace_api.reads.pages import Cursor, Page, TraceRow, encode_cursor, find_page, parse_cursor
 from tokentrace_api.reads.recent import RecentSpans

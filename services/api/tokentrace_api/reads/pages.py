@@ -1,9 +1,9 @@
 """
-Pages of traces, newest start first, exact for every filter and without reading all rows.
+Finds pages of traces, newest start first, exact for every filter and without reading all rows.
 
-If few spans match, the page is computed from their traces. If many match, the search walks back in time over the rows:
-it meets a trace at the row with which the trace starts, so all traces that start later are known by then. A page that
-takes too long ends early and says how far the search got.
+If few spans match, the page is computed from their traces. If many match, the search walks back in time over the starts
+of spans: when it reaches the first span of a trace, it knows all traces that started later. A walk that takes too long
+ends the page early, and the page says how far the search got.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from tokentrace.records import ROLLUP_KINDS
 from tokentrace_api.reads.search import Search
 from tokentrace_api.store import Store, trace_hash
 
-#: Up to so many matching spans, a page is computed from their traces.
+#: Up to this number of matching rows, a page is computed from the traces of these rows.
 FEW = 50_000
-#: Rows that the first step of a walk reads for each trace of the page, and the most rows that a step reads.
+#: Rows that the first step of a walk reads for each trace of the page, and the maximum for a step. A step whose rows
+#: all started at the same time is repeated with more rows.
 _ROWS_A_TRACE = 8
 _MOST_ROWS = 20_000
-#: The largest start of a span, Unix nanoseconds.
+#: The latest start that a span can have, Unix nanoseconds.
 _LAST_NS = 2**63 - 1
-#: Time for one page, seconds.
+#: Seconds after which a walk ends the page early.
 BUDGET_S = 0.2
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 _SUMS = (
@@ -56,27 +57,33 @@ class TraceRow(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """The last trace of a page. Traces that started later, or at the same time with a smaller id, were shown before."""
+    """
+    A place in the order of traces: newest start first, then by id. The traces after it are on the next page.
+
+    Attributes:
+        started_ns, trace_id: Those of the last trace of a page. If the page ended early, the time at or before which
+            nothing was searched, and "".
+    """
 
     started_ns: int
     trace_id: str
 
     def is_before(self, row: TraceRow) -> bool:
-        """Return True if *row* comes after the cursor and is still to be shown."""
+        """Return True if *row* comes after this cursor."""
         return row.started_ns < self.started_ns or (row.started_ns == self.started_ns and row.trace_id > self.trace_id)
 
 
 def encode_cursor(cursor: Cursor) -> str:
-    """Return the cursor as text for a URL."""
+    """Return *cursor* as text for a URL."""
     return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
 
 
 def parse_cursor(text: str) -> Cursor:
     """
-    Decode the cursor of an earlier answer.
+    Decode a cursor that ``encode_cursor`` encoded.
 
     Raises:
-        Rejected: The text is not such a cursor.
+        Rejected: *text* is not such a cursor.
     """
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
@@ -93,8 +100,9 @@ class Page(NamedTuple):
     A page of traces.
 
     Attributes:
-        total: Number of all matching traces; None if there are too many to count in time.
-        next: Cursor of the next page; None = this is the last page.
+        rows: The traces of the page.
+        total: Number of matching traces on all pages; None if more than ``FEW`` rows match.
+        next: Cursor of the next page; None = this is the last page, or the page was asked for 0 traces.
         searched_until_ns: If the page ended early, traces that started at or before this time were not searched, Unix
             nanoseconds; otherwise None.
     """
@@ -115,14 +123,16 @@ def find_page(
     budget_s: float = BUDGET_S,
 ) -> Page:
     """
-    Find the traces that come after *cursor* and *offset* more traces.
+    Return a page of the traces that match *search*.
 
     Args:
-        limit: Number of traces on the page.
+        limit: Maximum number of traces on the page.
+        offset: Number of traces to skip after *cursor*.
+        cursor: The page begins after it; None = with the newest trace.
         budget_s: Seconds after which a walk ends the page early.
 
     Raises:
-        Unavailable: The disk refused.
+        Unavailable: The store cannot be read.
     """
     deadline = time.perf_counter() + budget_s
     condition, values = search.condition()
@@ -139,10 +149,10 @@ def find_page(
 
 
 def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, reached_ns: int | None) -> Page:
-    """Cut the page out of *rows*, which start after the cursor and hold one row more than the page if there is one."""
+    """Return the page in *rows*, which begin after the cursor; a row after the page means that another page follows."""
     shown = list(rows[offset : offset + limit])
     if len(rows) > offset + limit:
-        # With limit 0 there is no last row and so no cursor.
+        # With limit 0 the page has no last row and so no cursor.
         last = shown[-1] if shown else None
         return Page(shown, total, Cursor(last.started_ns, last.trace_id) if last else None)
     return Page(shown, total, None if reached_ns is None else Cursor(reached_ns, ""), reached_ns)
@@ -151,10 +161,10 @@ def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, r
 def _through_matches(
     store: Store, search: Search, hashes: Sequence[int], limit: int, offset: int, cursor: Cursor | None, now_ns: int
 ) -> Page:
-    """Compute the page from the traces with *hashes*; traces that only share a hash with a match are filtered out."""
+    """Return the page, computed from the traces with *hashes*; a trace that only shares a match's hash is left out."""
     condition, values = search.condition()
     bounds, instants = search.bounds("began")
-    # Only the hash is read of all rows; the wide columns are read of rows with a matching hash.
+    # Of all rows only the hash is read; the wide columns are read only of rows with a matching hash.
     rows_of = "WHERE ordinal IN (SELECT ordinal FROM {spans} WHERE trace_hash IN (SELECT unnest(?::UINTEGER[])))"
     conditions = [text for text in (f"bool_or({condition})" if condition else "", bounds) if text]
     matching = (
@@ -190,8 +200,8 @@ def _walk(
     Walk back in time from *cursor*.
 
     Returns:
-        (The first matching traces after the cursor, one more than the page needs if there is one; the start down to
-        which was searched if the time ran out, Unix nanoseconds, otherwise None).
+        (The first matching traces after *cursor*, up to one more than the page needs; the start down to which was
+        searched if the time ran out, Unix nanoseconds, otherwise None).
     """
     needed = offset + limit + 1
     condition, values = search.condition()
@@ -219,14 +229,14 @@ def _walk(
         )
         if last or len(traces) >= needed:
             return traces[:needed], None
-        # A cursor cannot express a position within the skipped traces, so those are always searched to the end.
+        # A cursor cannot say how many traces of *offset* were skipped, so the walk continues until all are skipped.
         if time.perf_counter() > deadline and len(traces) >= offset:
             return traces, floor_ns
         upto_ns, size = floor_ns, min(size * 4, max(size, _MOST_ROWS))
 
 
 def _summed(store: Store, trace_ids: set[str], condition: str, values: Sequence[Any], now_ns: int) -> list[TraceRow]:
-    """Return those of the traces with *trace_ids* of which a span matches."""
+    """Return the traces among *trace_ids* that have a span for which *condition* is true."""
     if not trace_ids:
         return []
     ids = sorted(trace_ids)

@@ -1,4 +1,4 @@
-"""Counting spans that their sender reports again in another batch. Such a span is shown once."""
+"""Counts spans that arrive again, for example because a client sent them in two batches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BLOCKS = 16
 
 class RecentSpans:
     """
-    Hashes of the ids of the last million spans, eight bytes each.
+    Hashes of the ids of about the last million spans.
 
     Args:
-        block: Ids are collected in a set of this size and then kept as one sorted array.
-        blocks: Number of such arrays; the oldest is dropped for a new one.
+        block: Number of hashes that are collected in a set and then kept as one sorted array, which takes less memory.
+        blocks: Maximum number of such arrays; the oldest is dropped for a new one.
 
     Attributes:
-        repeated: Number of spans whose id was among the last million when they arrived.
+        repeated: Number of spans whose hash was known when they arrived.
     """
 
     def __init__(self, block: int = _BLOCK, blocks: int = _BLOCKS) -> None:
@@ -33,7 +33,7 @@ class RecentSpans:
         self.repeated = 0
 
     def add(self, spans: Sequence[Span]) -> None:
-        """Remember the ids of *spans* and count those that were known."""
+        """Remember the hashes of *spans*, and count the spans whose hash was known."""
         new = []
         for span in spans:
             key = hash((span.trace_id, span.span_id))

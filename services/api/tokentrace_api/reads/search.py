@@ -1,4 +1,4 @@
-"""The filter of lists, exports and live tails: as SQL for stored spans and as a predicate for arriving ones."""
+"""The filter of lists, exports and live tails, as SQL for stored spans and as a predicate for arriving spans."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tokentrace.metrics import attribute_text_of
 from tokentrace.records import Span
 from tokentrace_api.store import attribute_is
 
-#: The largest value of a column. A larger bound is reduced to it, because DuckDB cannot bind it.
+#: The largest value of an integer column. A larger bound is reduced to it, because DuckDB cannot bind larger integers.
 _MAX_INT = 2**63 - 1
 
 
 class Search(NamedTuple):
     """
-    Conditions that one span must all meet.
+    A filter: a span must meet all its conditions.
 
     Attributes:
-        columns: Column -> value.
-        attributes: Key -> value in text form.
-        least: Column -> smallest value.
+        columns: Column -> the value that it must have.
+        attributes: Key -> the value that the attribute must have, in text form.
+        least: Column -> the smallest value that it may have.
         text: Text that the name or the error contains, regardless of case; "" = any.
         since_ns, until_ns: Bounds of the start, both included, Unix nanoseconds; None = no bound. On a page of traces
             they apply to the start of the trace, not of the matching span.
@@ -34,7 +34,7 @@ class Search(NamedTuple):
     until_ns: int | None = None
 
     def condition(self) -> tuple[str, list[Any]]:
-        """Return (SQL that is true for a matching span, its parameters) without the bounds of time; "" = every span."""
+        """Return (SQL for all conditions except the bounds of time, its parameters); "" = every span matches."""
         conditions = [f"{column} = ?" for column in self.columns]
         values: list[Any] = list(self.columns.values())
         for column, least in self.least.items():
@@ -50,10 +50,10 @@ class Search(NamedTuple):
         return " AND ".join(conditions), values
 
     def bounds(self, column: str) -> tuple[str, list[Any]]:
-        """Return (SQL for the bounds of time on *column*, Unix nanoseconds; its parameters)."""
+        """Return (SQL for the bounds of time on *column*, its parameters); "" = there are no bounds."""
         bounds = [(f"{column} >= ?", self.since_ns), (f"{column} <= ?", self.until_ns)]
-        given = [(text, bound) for text, bound in bounds if bound is not None]
-        return " AND ".join(text for text, _ in given), [bound for _, bound in given]
+        present = [(text, bound) for text, bound in bounds if bound is not None]
+        return " AND ".join(text for text, _ in present), [bound for _, bound in present]
 
     def matches(self, span: Span) -> bool:
         """Return True if *span* meets all conditions and starts within the bounds of time."""
@@ -73,5 +73,5 @@ class Search(NamedTuple):
 
 
 def lowered(text: str) -> str:
-    """Return *text* in lower case as SQL ``lower`` does it: letter by letter, one letter for each."""
+    """Return *text* in lower case as SQL ``lower`` does it: each letter becomes exactly one letter."""
     return text.lower() if text.isascii() else "".join(letter.lower()[0] for letter in text)

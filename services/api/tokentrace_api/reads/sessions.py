@@ -1,4 +1,4 @@
-"""Sessions (conversations, workflows), computed from the spans, messages and session ends that name them."""
+"""Finds sessions (conversations, workflows), computed from their spans and session ends, and their messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokentrace.records import ROLLUP_KINDS, ChatMessage, Span, Started
 from tokentrace_api.reads.spans import newest_ordinal, open_spans
 from tokentrace_api.store import MESSAGES, Store, span_of
 
-#: A query over all sessions reads every span that has one; it is interrupted after so many seconds.
+#: A query over all sessions reads every span that has a session; it is interrupted after this many seconds.
 _LIMIT_S = 10.0
 #: A larger offset does not fit into the integers of SQL; no store holds so many sessions.
 _MAX_OFFSET = 2**62
@@ -24,7 +24,7 @@ _COLUMNS = (
 )
 _LAST = "QUALIFY row_number() OVER (PARTITION BY session_id, trace_id, span_id ORDER BY ordinal DESC) = 1"
 _KEY = "hash(session_id, trace_id, span_id)"
-#: One row for each session. A span counts once; a span that has not ended counts only in the number of spans.
+#: Yields a row for each session. A span counts once; a span that has not ended has no cost, tokens or error.
 _TEMPLATE = f"""
 -- Materialized, the spans of all sessions would not fit into the memory limit.
 WITH ended AS NOT MATERIALIZED (ENDED
@@ -68,16 +68,17 @@ class Session(NamedTuple):
     A session.
 
     Attributes:
-        user_id, label, source: Of the first span that has one.
+        user_id, label, source: Value of the first span that has one.
         started_ns: Start of the first span, Unix nanoseconds.
         ended_ns: When the session was ended by a request, Unix nanoseconds; None = it was not.
         last_ns: When its last span ended, Unix nanoseconds; None = no span has ended.
         spans: Number of spans.
         open: Number of spans that have not ended.
         errors: Number of spans that ended with status error or timeout.
-        error: Message of the session's end, otherwise of its first span that has one; "" = none.
-        cost_nusd: Cost in nano-dollars.
-        status: active; completed; or error if a span failed or the session ended with an error.
+        error: Message of the session's end, otherwise of the first span that has one; "" = none.
+        cost_nusd: Cost of the spans that are not of a roll-up kind, nano-dollars.
+        status: error = a span failed or the session ended with an error; otherwise completed = it was ended by a
+            request, active = it was not.
     """
 
     session_id: str
@@ -103,9 +104,9 @@ class SessionFilter(NamedTuple):
 
     Attributes:
         label: Text that the label contains, regardless of case.
-        since_ns, until_ns: Bounds of its start, both included, Unix nanoseconds.
-        min_cost_nusd, max_cost_nusd: Bounds of its cost, both included, nano-dollars.
-        min_spans, max_spans: Bounds of its number of spans, both included.
+        since_ns, until_ns: Bounds of the session's start, both included, Unix nanoseconds.
+        min_cost_nusd, max_cost_nusd: Bounds of the cost, both included, nano-dollars.
+        min_spans, max_spans: Bounds of the number of spans, both included.
     """
 
     user_id: str = ""
@@ -133,8 +134,8 @@ class SessionFilter(NamedTuple):
             ("spans >= ?", self.min_spans),
             ("spans <= ?", self.max_spans),
         ]
-        given = [(text, value) for text, value in conditions if value is not None]
-        return " AND ".join(text for text, _ in given) or "true", [value for _, value in given]
+        present = [(text, value) for text, value in conditions if value is not None]
+        return " AND ".join(text for text, _ in present) or "true", [value for _, value in present]
 
 
 class SessionTotals(NamedTuple):
@@ -142,9 +143,9 @@ class SessionTotals(NamedTuple):
     Sums over sessions.
 
     Attributes:
-        sessions, active, completed, errors: Number of sessions, and of those with each status.
+        sessions, active, completed, errors: Number of all sessions, and of the sessions with each status.
         cost_nusd: Cost in nano-dollars.
-        duration_ns: Mean duration of the sessions that have ended, nanoseconds; 0 if none has.
+        duration_ns: Mean duration of the sessions that were ended by a request, nanoseconds; 0 if none was.
     """
 
     sessions: int
@@ -159,10 +160,10 @@ class SessionTotals(NamedTuple):
 
 def _sessions(store: Store, now_ns: int) -> tuple[str, list[Any]]:
     """
-    Return (SQL that defines ``sessions`` with all sessions, its parameters).
+    Return (SQL that defines a table ``sessions`` with all sessions, its parameters).
 
-    Finding the last version of each span would sort millions of rows, but hardly any span has two versions. So the
-    spans with two versions are found first, and only they are sorted.
+    Finding the last version of each span would sort millions of rows, but hardly any span has several versions. So
+    the spans with several versions are found first, and only their rows are sorted.
     """
     upto = newest_ordinal(store, now_ns)
     known = f"{_ANY} AND ordinal <= {upto}"
@@ -180,10 +181,10 @@ def list_sessions(
     store: Store, filter_: SessionFilter, limit: int, offset: int, now_ns: int
 ) -> tuple[list[Session], int]:
     """
-    Return (a page of the sessions that match, newest start first; number of all that match).
+    Return (a page of the sessions that match *filter_*, newest start first; number of all matching sessions).
 
     Raises:
-        Unavailable: The disk refused, or the query took too long.
+        Unavailable: The store cannot be read, or the query took over 10 s.
     """
     condition, values = filter_.sql()
     sessions, parameters = _sessions(store, now_ns)
@@ -203,17 +204,17 @@ def list_sessions(
 
 
 def find_session(store: Store, session_id: str, now_ns: int) -> list[Session]:
-    """Return the session with this id, in a list that is empty if there is none."""
+    """Return a list with the session of this id; [] if there is none."""
     rows = store.query(f"{_SESSION} SELECT * FROM sessions", [session_id] * 4, now_ns)
     return [_session_of(row) for row in rows]
 
 
 def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_ns: int) -> SessionTotals:
     """
-    Sum over the sessions that started in [since_ns, until_ns], Unix nanoseconds; None = no bound.
+    Return sums over the sessions that started in [*since_ns*, *until_ns*], Unix nanoseconds; None = no bound.
 
     Raises:
-        Unavailable: The disk refused, or the query took too long.
+        Unavailable: The store cannot be read, or the query took over 10 s.
     """
     condition, values = SessionFilter(since_ns=since_ns, until_ns=until_ns).sql()
     sessions, parameters = _sessions(store, now_ns)
@@ -241,7 +242,7 @@ def _session_of(row: Sequence[Any]) -> Session:
 
 
 def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span], list[Started]]:
-    """Return (the ended spans of a session, by start; the spans that have not ended)."""
+    """Return (the ended spans of a session, its open spans), both by start."""
     # Started spans are read first: a span that ends between the two queries is then in both results, not in neither.
     pending = open_spans(store, "session_id", session_id, now_ns)
     rows = store.query(
@@ -257,7 +258,7 @@ def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span
 
 
 def session_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, list[ChatMessage]]:
-    """Return the messages of each session, oldest first."""
+    """Return session id -> messages, oldest first; [] for a session without messages."""
     messages: dict[str, list[ChatMessage]] = {session_id: [] for session_id in session_ids}
     rows = store.query(
         "SELECT * FROM {messages} WHERE session_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY created_ns, arrived_ns",

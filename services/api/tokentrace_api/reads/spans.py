@@ -1,4 +1,4 @@
-"""Single spans of the store: by filter, by id, and those that have not ended."""
+"""Finds single spans in the store: by filter, by id, and spans that have not ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace_api.reads.search import Search
 from tokentrace_api.store import STARTED, Store, span_of, trace_hash
 
 _ONCE = "QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY ordinal DESC) = 1"
-#: Spans that have started and not ended.
+#: Selects the spans that have started and not ended.
 _OPEN = (
     "SELECT * FROM {started} AS begun WHERE NOT EXISTS (SELECT 1 FROM {spans} AS ended "
     "WHERE ended.trace_id = begun.trace_id AND ended.span_id = begun.span_id)"
@@ -20,18 +20,18 @@ _OPEN = (
 
 
 def newest_ordinal(store: Store, now_ns: int) -> int:
-    """Return the number of the newest row; 0 = there is none."""
+    """Return the number of the newest row of a span; 0 = there is none."""
     rows = store.query("SELECT max(ordinal) FROM {spans}", [], now_ns)
     return int(rows[0][0] or 0) if rows else 0
 
 
 def find_spans(store: Store, search: Search, after: int, upto: int, now_ns: int, newest: int) -> list[Span]:
     """
-    Find the matching spans among the rows numbered (after, upto], in that order; of each span the last version.
+    Return the matching spans in the rows *after* + 1 to *upto*, in order; of each span only the last version.
 
     Args:
-        newest: Number of the last row that the caller reads in later steps. A version behind it does not replace an
-            earlier one, because the caller would then see neither.
+        newest: Number of the last row that the caller will read. A version after that row does not replace an earlier
+            one, because the caller would then get neither.
     """
     condition, values = search.condition()
     bounds, instants = search.bounds("started_ns")
@@ -51,11 +51,11 @@ def find_spans(store: Store, search: Search, after: int, upto: int, now_ns: int,
 
 def find_by_id(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[Span]:
     """
-    Find the spans with these ids, at most one for each trace.
+    Return the spans with these ids, at most one of each trace.
 
     Args:
         trace_id: "" = any trace.
-        span_id: "" = the root of the trace, or the first span if it has no root.
+        span_id: "" = the root of the trace, or its first span if it has no root.
     """
     if trace_id:
         spans = store.trace(trace_id, now_ns)
@@ -67,13 +67,13 @@ def find_by_id(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[S
 
 
 def shards_of(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[int]:
-    """Return the shard on which a span first arrived, in a list that is empty if the span is not stored."""
+    """Return a list with the shard on which a span first arrived; [] if the span is not stored."""
     sql = "SELECT shard FROM {spans} WHERE trace_hash = ? AND trace_id = ? AND span_id = ? ORDER BY ordinal LIMIT 1"
     return [row[0] for row in store.query(sql, [trace_hash(trace_id), trace_id, span_id], now_ns)]
 
 
 def open_spans(store: Store, column: str, value: str, now_ns: int) -> list[Started]:
-    """Return the spans whose *column* is *value* that have started and not ended, by start."""
+    """Return the open spans whose *column* has *value*, by start."""
     rows = store.query(f"{_OPEN} AND begun.{column} = ? ORDER BY started_ns, span_id", [value], now_ns)
     return [_started_of(row) for row in rows]
 

@@ -1,8 +1,8 @@
 """
-Metrics computed from stored spans. Queries that group or filter by an attribute need them.
+Computes metrics from stored spans, for queries that concern attributes, because the aggregators know no attributes.
 
-Other queries are answered by the aggregators, which know no attributes. Here as there, sums are exact integers; the
-distributions here consist of all values, so their quantiles are exact. The functions block and run in worker threads.
+Sums are exact integers, as in the aggregators. Distributions consist of all values, so that their quantiles are exact.
+The functions block and run in worker threads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tokentrace.rollup import DIMENSIONS, UNKNOWN, Summary, Sums
 from tokentrace.units import SECOND
 from tokentrace_api.store import Store, attribute_is, attribute_text
 
-#: Distribution -> (column, condition under which a value counts).
+#: Name of a distribution -> (column, SQL condition under which its value counts).
 _FIELDS = {
     "latency": ("latency_ns", "latency_ns > 0"),
     "ttft": ("ttft_ns", "ttft_ns > 0"),
@@ -65,7 +65,7 @@ _EXEMPLARS = 3
 
 
 class Exemplar(NamedTuple):
-    """A span with a high value; *value* is in the unit of its column."""
+    """One of the spans with the highest values in a column; *value* is in its unit, nano-dollars for ``cost_nusd``."""
 
     trace_id: str
     span_id: str
@@ -74,18 +74,18 @@ class Exemplar(NamedTuple):
 
 class Where(NamedTuple):
     """
-    Which spans are counted.
+    The conditions for spans to be counted.
 
     Attributes:
-        query: The interval [from_s, to_s) in event time, the kinds, and filters by dimension.
-        attributes: Key -> value in text form that a span must have.
+        query: The interval [from_s, to_s) in event time, the kinds, and the filters by dimension.
+        attributes: Key -> the value that the attribute must have, in text form.
     """
 
     query: Query
     attributes: Mapping[str, str] = {}
 
     def sql(self) -> tuple[str, list[Any]]:
-        """Return (SQL condition, its parameters), without the kinds."""
+        """Return (SQL for all conditions except those on the kind, its parameters)."""
         query = self.query
         conditions = ["event_ns >= ? AND event_ns < ?"]
         parameters: list[Any] = [query.from_s * SECOND, query.to_s * SECOND]
@@ -99,9 +99,9 @@ class Where(NamedTuple):
         return " AND ".join(conditions), parameters
 
     def kinds(self) -> tuple[str, str, str]:
-        """Return the conditions for spans whose (calls, cost, score) count."""
+        """Return SQL conditions on the kind for spans that count (as calls, in cost, in scores)."""
         calls = "true" if self.query.kind == ALL_KINDS else f"kind = '{self.query.kind}'"
-        # Without an explicit kind, cost and scores of spans of every kind count.
+        # Unless the query names one kind, cost and scores of every kind count.
         others = calls if self.query.only_kind else "true"
         return calls, f"({others} AND kind NOT IN ({_ROLLUPS}))", others
 
@@ -111,7 +111,7 @@ def _shown(dimension: str) -> str:
 
 
 def _group(key: str, *, attribute: bool) -> tuple[str, list[str]]:
-    """Return SQL for the group of a span by *key*: "" = one group, a dimension, or an attribute (NULL if missing)."""
+    """Return (SQL for the value of *key*, a dimension or an attribute, of a span; its parameters); "" = one group."""
     if not key:
         return "''", []
     return attribute_text(key) if attribute or key not in DIMENSIONS else (_shown(key), [])
@@ -121,18 +121,18 @@ def aggregates_by(
     store: Store, where: Where, key: str, fields: Sequence[str], now_ns: int, *, attribute: bool = False
 ) -> dict[str, Aggregates]:
     """
-    Compute the aggregates of each group of spans; spans without the attribute are left out.
+    Return the aggregates of each group of spans; spans without the attribute *key* are left out.
 
     Args:
         key: A dimension or an attribute; "" = one group for all spans.
         fields: Names of the distributions to compute: latency, ttft, prompt, completion, score.
-        attribute: *key* is an attribute, even if a dimension has the same name.
+        attribute: True = *key* is an attribute, even if a dimension has the same name.
 
     Returns:
         Value of *key* -> aggregates. Costs are in nano-dollars, times in nanoseconds, scores in 10⁻⁹.
 
     Raises:
-        Unavailable: The disk refused.
+        Unavailable: The store cannot be read.
     """
     group, paths = _group(key, attribute=attribute)
     condition, values = where.sql()
@@ -163,7 +163,7 @@ def custom_values_by(
     store: Store, where: Where, metric: CustomMetric, key: str, now_ns: int, *, attribute: bool = False
 ) -> dict[str, CustomValue]:
     """
-    Compute a custom metric, or a numeric attribute, for each group of spans.
+    Return the values of a custom metric, or of a numeric attribute, for each group of spans.
 
     Args:
         key, attribute: As for ``aggregates_by``.
@@ -172,7 +172,7 @@ def custom_values_by(
         Value of *key* -> count, sum and distribution; groups without a value are left out.
 
     Raises:
-        Unavailable: The disk refused.
+        Unavailable: The store cannot be read.
     """
     group, paths = _group(key, attribute=attribute)
     condition, values = where.sql()
@@ -202,7 +202,7 @@ def custom_values_by(
 
 
 def count_skipped(store: Store, where: Where, key: str, now_ns: int) -> int:
-    """Count the spans whose number for the attribute *key* is too large to be summed."""
+    """Return the number of spans whose attribute *key* is a number too large to be summed."""
     condition, values = where.sql()
     (kind, paths), (text, _) = attribute_text(key, "json_type"), attribute_text(key)
     sql = (
@@ -216,7 +216,7 @@ def count_skipped(store: Store, where: Where, key: str, now_ns: int) -> int:
 
 
 def _measured(metric: CustomMetric) -> tuple[str, list[str]]:
-    """Return (SQL for what ``CustomMetric.measure`` reads from a span, numbers of attributes as text; parameters)."""
+    """Return (SQL for the value that *metric* measures, its parameters); the number in an attribute comes as text."""
     column = metric.column
     if not column:
         return "0", []
@@ -235,10 +235,10 @@ def _raw(numbers: Sequence[int]) -> Summary:
 
 def exemplars(store: Store, where: Where, column: str, now_ns: int, limit_s: float) -> list[Exemplar]:
     """
-    Find up to three spans with the largest *column*, at most one of each trace.
+    Return up to three spans with the largest *column* over 0, at most one of each trace.
 
     Raises:
-        Unavailable: The disk refused, or it took longer than *limit_s*.
+        Unavailable: The store cannot be read, or the query took longer than *limit_s* seconds.
     """
     condition, values = where.sql()
     calls, money, _ = where.kinds()

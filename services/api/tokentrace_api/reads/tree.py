@@ -1,4 +1,4 @@
-"""The depth of spans below their roots."""
+"""Computes the depth of spans below their roots."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from tokentrace.records import Span, Started
 
-#: (Trace id, span id), because a span id is unique in its trace only.
+#: (Trace id, span id): a span id is unique only within its trace.
 Key = tuple[str, str]
 
 
 def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
     """
-    Count, for each span, those of its ancestors that are in *spans*; in a cycle of parents the count starts at 0.
+    Return for each span the number of its ancestors that are in *spans*; in a cycle of parents one span gets 0.
 
-    A parent is looked up in the trace of the span first, then in the other traces.
+    A parent is looked up in the trace of its child first, then in the other traces.
     """
     elsewhere = {span.span_id: _key(span) for span in spans}
     known = {_key(span) for span in spans}

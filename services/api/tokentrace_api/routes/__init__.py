@@ -1,1 +1,1 @@
-"""The HTTP side of the api, one file for each subject."""
+"""The HTTP routes of the api, one file for each subject."""

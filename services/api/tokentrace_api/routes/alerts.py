@@ -1,4 +1,4 @@
-"""``/alerts``: rules and their state, asked of the alerters over the bus."""
+"""``/alerts``: rules and their state, requested from the alerters over the bus, and deliveries."""
 
 from __future__ import annotations
 
@@ -42,17 +42,18 @@ State = Literal["inactive", "pending", "firing", "resolved", "no_data", "warming
 
 
 class DeliveriesParams(Params):
-    """How many deliveries."""
+    """The parameter of the list of deliveries."""
 
-    limit: Count = Field(100, description=f"Deliveries listed; over {MAX_DELIVERIES} counts as {MAX_DELIVERIES}.")
+    limit: Count = Field(100, description=f"Most deliveries to list; over {MAX_DELIVERIES} counts as {MAX_DELIVERIES}.")
 
 
 class RuleInstance(msgspec.Struct):
     """
-    The state of a grouped rule for one value of the group.
+    An instance of a rule: its state for one value of ``group_by``.
 
     Attributes:
         group: The value.
+        why_not_fired: Why the last evaluation published nothing; null = it published an event, or there was none.
     """
 
     group: str
@@ -65,16 +66,19 @@ class RuleInstance(msgspec.Struct):
 
 class RuleState(msgspec.Struct, kw_only=True):
     """
-    A rule and its state; of a grouped rule, that of the instance that is worst off.
+    A rule and its state. For a grouped rule, the state is that of the worst instance: firing before pending.
 
     Attributes:
+        last_fired: When any instance last fired; null = never.
         current_value: The metric at the last evaluation, in its documented unit; null without data.
-        firing: The condition holds.
-        delivery: Type of the delivery; null = events only go to the alert subject.
-        span_count: Spans that contributed to the value.
-        spans_considered: Spans in the windows that matched the filter. late_spans: Spans that came too late.
-        why_not_fired: Why the last evaluation published nothing.
-        instances: The first 100 instances of a grouped rule; instance_count is the number of all.
+        firing: The condition held at the last evaluation, for at least one instance.
+        delivery: Type of the delivery; null = events are only published.
+        span_count: Number of spans that contributed to the value.
+        spans_considered: Number of spans that matched the filter since the alerter began to evaluate the rule.
+        late_spans: Number of those spans that arrived too late to be counted.
+        why_not_fired: Why the last evaluation published nothing; null = it published an event, or there was none.
+        instance_count: Number of instances of a grouped rule.
+        instances: Up to 100 instances of a grouped rule, firing ones first.
     """
 
     name: str
@@ -112,30 +116,30 @@ class RuleState(msgspec.Struct, kw_only=True):
 
 
 class RuleCreated(msgspec.Struct):
-    """The rule's id and name."""
+    """The id and the name of the created rule."""
 
     rule_id: Annotated[str, Meta(pattern="^alert_[0-9a-f]{8}$")]
     name: str
 
 
 class SilenceInput(msgspec.Struct, forbid_unknown_fields=True):
-    """How long: a duration such as ``2h``, at most ``366d``."""
+    """How long a rule is silenced: a duration such as ``2h``, at most ``366d``."""
 
     duration: str
 
 
 class Silenced(msgspec.Struct):
-    """Until when nothing is published."""
+    """The instant until which the rule publishes nothing."""
 
     silenced_until: InstantText
 
 
 class Deliveries(msgspec.Struct):
     """
-    Attempts to deliver, newest first.
+    Attempts to deliver the events of a rule, newest first.
 
     Attributes:
-        count: How many are kept, of which ``limit`` are listed.
+        count: Number of attempts that are kept, at most 200; up to ``limit`` of them are listed.
     """
 
     deliveries: list[DeliveryRecord]
@@ -209,15 +213,15 @@ _BODY_ERRORS = {
 _LIST = operation(
     "listAlerts",
     "List rules and their state",
-    "Every rule, of the file and made at run time.",
+    "Every rule: those of the configuration file and those created at run time.",
     Answer(list[RuleState], "The rules.", [_STATE_EXAMPLE]),
     errors={**_NO_PARAMETERS, **_AWAY},
 )
 _CREATE = operation(
     "createAlert",
     "Create a rule",
-    "The rule survives restarts. It starts with the spans that the log holds of its window.",
-    Answer(RuleCreated, "It is watched.", {"rule_id": "alert_a1b2c3d4", "name": "slow"}, status=201),
+    "The rule is kept across restarts. Its first evaluation includes the spans of its window that the log still holds.",
+    Answer(RuleCreated, "The rule is created.", {"rule_id": "alert_a1b2c3d4", "name": "slow"}, status=201),
     body=[Content(AlertRule, {"rule": _RULE_EXAMPLE})],
     errors={
         400: "rule: metric: 'latency' is not known",
@@ -229,22 +233,22 @@ _CREATE = operation(
 _STATUS = operation(
     "getAlertStatus",
     "Get the state of a rule",
-    "The same as its element of `GET /alerts`.",
+    "The rule as `GET /alerts` shows it.",
     Answer(RuleState, "The rule.", _STATE_EXAMPLE),
     errors={**_NO_PARAMETERS, **_NOT_FOUND, **_AWAY},
 )
 _DELIVERIES = operation(
     "listAlertDeliveries",
     "List the deliveries of a rule",
-    "The last attempts to deliver its events, newest first; up to 200 are kept.",
+    "The last attempts to deliver events of the rule, newest first; up to 200 are kept.",
     Answer(Deliveries, "The attempts.", {"deliveries": [_DELIVERY_EXAMPLE], "count": 1}),
-    errors={400: "limit: 'x' is not a whole number >= 0", **_NOT_FOUND, **_AWAY},
+    errors={400: "limit: 'x' is not a whole number >= 0 of at most 18 digits", **_NOT_FOUND, **_AWAY},
 )
 _SILENCE = operation(
     "silenceAlert",
     "Silence a rule",
-    "The rule is still evaluated, and publishes nothing until then.",
-    Answer(Silenced, "It is silenced.", {"silenced_until": "2026-03-15T17:00:00.000Z"}),
+    "The rule is still evaluated, but publishes nothing until the silence ends.",
+    Answer(Silenced, "The rule is silenced.", {"silenced_until": "2026-03-15T17:00:00.000Z"}),
     body=[Content(SilenceInput, {"two hours": {"duration": "2h"}})],
     errors={
         400: "duration: 'x' is not a duration such as 90s, 2h30m or 7d",
@@ -257,8 +261,8 @@ _SILENCE = operation(
 _DELETE = operation(
     "deleteAlert",
     "Delete a rule",
-    "A rule of the configuration file comes back with the next start.",
-    Answer(None, "It is deleted.", status=204),
+    "A rule of the configuration file comes back at the next start.",
+    Answer(None, "The rule is deleted.", status=204),
     errors={**_NO_PARAMETERS, **_NOT_FOUND, 409: "rule 'slow' is being changed", **_AWAY},
 )
 
@@ -293,7 +297,7 @@ def router(bus: Bus, history: AlertHistory) -> Router:
     async def silence(request: Request, name: RuleName) -> Response:
         body = await _json(request)
         if not isinstance(body, dict) or set(body) != {"duration"}:
-            raise Rejected('body: {"duration": "2h"} is what a silence takes')
+            raise Rejected('body: must be an object with the single key duration, such as {"duration": "2h"}')
         return reply(await _ask(bus, SilenceRule(name, body["duration"])))
 
     @routes.delete("/alerts/{name:path}", **_DELETE)
@@ -310,12 +314,13 @@ async def _json(request: Request) -> Any:
         return msgspec.json.decode(body)
 
 
-async def _ask(bus: Bus, asked: AlertRequest) -> Any:
+async def _ask(bus: Bus, alert_request: AlertRequest) -> Any:
     """
-    Return the body of the first answer of an alerter.
+    Return the body of the first answer to *alert_request*.
 
     Raises:
-        Rejected, Conflict, Unavailable: As the alerter says, or no alerter answers.
+        Rejected, Conflict: The alerter refused the request.
+        Unavailable: The alerter cannot carry out the request now, or no alerter answers within 5 s.
     """
     decoded: list[AlertAnswer] = []
     read = 0
@@ -324,12 +329,12 @@ async def _ask(bus: Bus, asked: AlertRequest) -> Any:
         nonlocal read
         for answer in answers[read:]:
             with bus.set_aside.guard(subjects.QUERY_ALERTS, "answer"):
-                decoded.append(decode_alert_answer(answer, asked))
+                decoded.append(decode_alert_answer(answer, alert_request))
         read = len(answers)
         return 0 if decoded else _TIMEOUT_S
 
     try:
-        await bus.request_many(subjects.QUERY_ALERTS, encode_alert_request(asked), wait_s)
+        await bus.request_many(subjects.QUERY_ALERTS, encode_alert_request(alert_request), wait_s)
     except Unavailable as exc:
         raise Unavailable("no alerter answers") from exc
     if not decoded:

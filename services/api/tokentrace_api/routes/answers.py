@@ -1,4 +1,4 @@
-"""Structs that several routes answer with, or that describe what a dialect renders."""
+"""Structs that several routes answer with, and structs that describe the JSON that dialects render."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     A span as the store shows it; empty optional fields are left out.
 
     Attributes:
-        trace_id: Left out below a trace, which names it.
-        cost_usd: US dollars; null when the span could not be priced, absent while it is open.
-        depth: Below a trace only: how many ancestors are shown above it.
+        trace_id: Left out if the answer is a trace.
+        cost_usd: US dollars; null if the span could not be priced, absent while it is open.
+        depth: Number of its ancestors in the answer; only if the answer is a trace.
     """
 
     span_id: str
@@ -91,7 +91,7 @@ class StoredSpan(msgspec.Struct, kw_only=True):
 
 
 class MistSpan(msgspec.Struct, kw_only=True):
-    """A span in MIST's form, nanoseconds; ``end_ns`` is 0 while it is open."""
+    """A span in MIST's form; ``end_ns`` is 0 while the span is open."""
 
     trace_id: str
     span_id: str
@@ -108,8 +108,9 @@ class Message(msgspec.Struct, kw_only=True, rename="camel"):
     A message of a session.
 
     Attributes:
-        content: What was said where the operator keeps that, else the same without secrets.
-        content_preview: The first 500 characters, without secrets.
+        trace_id: Id of the span that the message belongs to, which Cost Katana calls a trace.
+        content: The original text if the configuration keeps it, otherwise the redacted text.
+        content_preview: The first 500 characters of the redacted text.
     """
 
     message_id: str
@@ -128,7 +129,7 @@ class Message(msgspec.Struct, kw_only=True, rename="camel"):
 
 class Incomplete(msgspec.Struct, kw_only=True):
     """
-    What an answer says when not every shard answered; both are left out otherwise.
+    The fields that say that some shards did not answer; both are left out if every shard did.
 
     Attributes:
         missing_shards: Numbers of the shards whose spans are not counted.

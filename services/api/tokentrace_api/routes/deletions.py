@@ -1,4 +1,4 @@
-"""``DELETE /traces/{id}`` and ``DELETE /api/users/{id}``: gone from every answer at once, and for good."""
+"""``DELETE /traces/{id}`` and ``DELETE /api/users/{id}``: delete the records of a trace or a user for good."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tokentrace_api.routes.answers import InstantText, Natural
 from tokentrace_api.routes.traces import TraceId
 from tokentrace_api.store import Store
 
-#: Tombstones of one message.
-_STONES = 5000
-#: Requests to the broker under way at once.
-_AT_ONCE = 32
-#: ``tt_open_spans`` forgets a span this long after its start, however often it was ended.
+#: Maximum number of tombstones in one message.
+_MAX_TOMBSTONES = 5000
+#: Maximum number of simultaneous requests to the broker.
+_MAX_REQUESTS = 32
+#: ``tt_open_spans`` holds a span for less than this time after its start, although its end renews the entry.
 _KEPT_NS = 3 * DAY
 
 
@@ -37,8 +37,8 @@ class Deleted(msgspec.Struct, kw_only=True):
     What was deleted.
 
     Attributes:
-        span_count: Ended spans that went.
-        log_expires_at: When the log, which nothing is shown from, will have discarded the last record.
+        span_count: Number of ended spans that were deleted.
+        log_expires_at: When the log will have discarded the last of the deleted records, which stay hidden until then.
         log_aged_out_by: Deprecated: the old name of ``log_expires_at``; it goes with the next release.
     """
 
@@ -52,13 +52,13 @@ class Deleted(msgspec.Struct, kw_only=True):
 
 class LogOfDeletions(NamedTuple):
     """
-    Where deletions are written down.
+    What deletions use.
 
     Attributes:
-        bus: Takes the tombstones, and holds the bucket of open spans.
-        project: Whose deletions they are.
-        log_keeps_ns: How long the log keeps a record.
-        apply: Applies tombstones to the store at once.
+        bus: Publishes the tombstones, and holds the bucket of open spans.
+        project: Project under which the tombstones are published.
+        log_keeps_ns: How long the log keeps a record, nanoseconds.
+        apply: Applies tombstones to the store of this api.
     """
 
     bus: Bus
@@ -72,15 +72,15 @@ _ERRORS = {400: "limit: unknown parameter; allowed are none", 503: "the broker i
 _DELETE_TRACE = operation(
     "deleteTrace",
     "Delete a trace",
-    "Its spans are gone from every answer at once. Totals keep their sums.",
-    Answer(Deleted, "It is deleted.", {"deleted": True, "trace_id": "t1", "span_count": 1, **_EXPIRES}),
+    "The spans, open spans and messages of the trace are deleted at once. The aggregators still count them.",
+    Answer(Deleted, "The trace is deleted.", {"deleted": True, "trace_id": "t1", "span_count": 1, **_EXPIRES}),
     errors={**_ERRORS, 404: "trace not found"},
 )
 _DELETE_USER = operation(
     "deleteUser",
     "Delete a user",
-    "The user's spans go, and with them the sessions and traces in which no other user is named.",
-    Answer(Deleted, "They are deleted.", {"deleted": True, "user_id": "u-7", "span_count": 3, **_EXPIRES}),
+    "The spans of the user are deleted, and the sessions and traces in which no other user is named.",
+    Answer(Deleted, "The user is deleted.", {"deleted": True, "user_id": "u-7", "span_count": 3, **_EXPIRES}),
     errors={**_ERRORS, 404: "user not found"},
 )
 
@@ -106,30 +106,30 @@ def router(store: StoreReader, deletions: LogOfDeletions) -> Router:
 
 async def _delete(store: StoreReader, deletions: LogOfDeletions, column: str, id: str) -> Deleted:
     now_ns = time.time_ns()
-    matches = await store.find(lambda spans: _held(spans, column, id, now_ns))
+    matches = await store.find(lambda spans: _removed_by(spans, column, id, now_ns))
     if not matches:
         raise Rejected(f"{column.removesuffix('_id')} not found", status=404)
-    held = matches[0]
-    # From now on the end of such a span is a 404; otherwise its start would come back with its end.
-    await _forget_open(deletions.bus, held.begun)
-    # The clock of an ingest may be ahead, so records may have arrived later than now.
-    at_ns = max(now_ns, held.newest_ns)
-    stones = [Tombstone(target="trace" if column == "trace_id" else "user", id=id, deleted_ns=at_ns)]
-    stones += [Tombstone(target="session", id=session, deleted_ns=at_ns) for session in held.sessions]
-    stones += [Tombstone(target="trace", id=trace, deleted_ns=at_ns) for trace in held.traces]
-    for start in range(0, len(stones), _STONES):
-        batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=stones[start : start + _STONES])
+    removed = matches[0]
+    # From now on, ending one of these spans is a 404; otherwise the span would be stored again with its end.
+    await _forget_open(deletions.bus, removed.open_span_ids)
+    # The clock of an ingest may be ahead, so the arrival of a record may be later than now.
+    at_ns = max(now_ns, removed.newest_ns)
+    tombstones = [Tombstone(target="trace" if column == "trace_id" else "user", id=id, deleted_ns=at_ns)]
+    tombstones += [Tombstone(target="session", id=session, deleted_ns=at_ns) for session in removed.sessions]
+    tombstones += [Tombstone(target="trace", id=trace, deleted_ns=at_ns) for trace in removed.traces]
+    for start in range(0, len(tombstones), _MAX_TOMBSTONES):
+        batch = Batch(id=f"delete.{uuid.uuid4().hex}", tombstones=tombstones[start : start + _MAX_TOMBSTONES])
         subject = subjects.tombstones(deletions.project)
         await deletions.bus.publish(subject, encode_batches([batch]), id=batch.id)
-    await deletions.apply(stones)
-    # Counted from now: a record about these spans, such as a score, may have arrived a moment ago.
+    await deletions.apply(tombstones)
+    # The last record may have arrived a moment ago, for example a score of one of the spans.
     expires = render_instant(at_ns + deletions.log_keeps_ns)
-    return Deleted(span_count=held.spans, log_aged_out_by=expires, log_expires_at=expires)
+    return Deleted(span_count=removed.spans, log_aged_out_by=expires, log_expires_at=expires)
 
 
 async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
-    """Delete open spans from ``tt_open_spans``, where their ends would look them up."""
-    bucket, room = bus.kv(subjects.OPEN_SPANS), asyncio.Semaphore(_AT_ONCE)
+    """Delete the entries of *span_ids* from ``tt_open_spans``, so that these spans can no longer be ended."""
+    bucket, room = bus.kv(subjects.OPEN_SPANS), asyncio.Semaphore(_MAX_REQUESTS)
 
     async def forget(span_id: str) -> None:
         key = subjects.open_span_key(span_id)
@@ -140,39 +140,39 @@ async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
     await asyncio.gather(*map(forget, span_ids))
 
 
-class _Held(NamedTuple):
+class _Removed(NamedTuple):
     """
-    What a deletion takes.
+    What a deletion removes.
 
     Attributes:
-        spans: How many ended spans.
+        spans: Number of ended spans.
         newest_ns: Arrival of the newest record, Unix nanoseconds.
-        sessions, traces: Ids of those that go as a whole.
-        begun: Ids of the spans among them that are open and may still be ended.
+        sessions, traces: Ids of further sessions and traces that are deleted as a whole.
+        open_span_ids: Ids of spans that ``tt_open_spans`` may hold.
     """
 
     spans: int
     newest_ns: int
     sessions: list[str]
     traces: list[str]
-    begun: list[str]
+    open_span_ids: list[str]
 
 
-#: Every record, with its session, trace and user.
+#: Defines ``named``: the session, trace and user of every span, started span and message.
 _NAMED = (
     "WITH named AS (SELECT session_id, trace_id, user_id FROM {spans} UNION ALL "
     "SELECT session_id, trace_id, user_id FROM {started} UNION ALL "
     "SELECT session_id, nullif(trace_id, ''), NULL FROM {messages}) "
 )
-#: Sessions, or traces, in which this user is named and no other; records that name no user count as this user's.
+#: Selects the sessions, or traces, that name this user and no other; they may also hold records that name no user.
 _OWN = (
     "SELECT COLUMN FROM named WHERE COLUMN IN (SELECT COLUMN FROM named WHERE user_id = ?) "
     "GROUP BY COLUMN HAVING count(*) FILTER (user_id <> ?) = 0"
 )
 
 
-def _held(store: Store, column: str, id: str, now_ns: int) -> list[_Held]:
-    """Return what the store holds of a trace or a user; an empty list when there is nothing."""
+def _removed_by(store: Store, column: str, id: str, now_ns: int) -> list[_Removed]:
+    """Return a list with what a deletion of a trace or a user removes; [] if the store holds nothing of it."""
     tables = ("spans", "started", "messages") if column == "trace_id" else ("spans", "started")
     every = " UNION ALL ".join(f"SELECT 1 FROM {{{table}}} WHERE {column} = ?" for table in tables)
     if not store.query(f"{every} LIMIT 1", [id] * len(tables), now_ns):
@@ -180,22 +180,23 @@ def _held(store: Store, column: str, id: str, now_ns: int) -> list[_Held]:
     sessions: list[str] = []
     traces = [id] if column == "trace_id" else []
     if column == "user_id":
-        found = store.query(_NAMED + _OWN.replace("COLUMN", "session_id"), [id, id], now_ns)
-        sessions = sorted(row[0] for row in found)
+        rows = store.query(_NAMED + _OWN.replace("COLUMN", "session_id"), [id, id], now_ns)
+        sessions = sorted(row[0] for row in rows)
         loose = "count(*) FILTER (user_id IS NULL AND coalesce(session_id NOT IN (SELECT unnest(?::VARCHAR[])), true))"
         sql = f"{_NAMED}{_OWN.replace('COLUMN', 'trace_id')} AND {loose} > 0"
         traces = sorted(row[0] for row in store.query(sql, [id, id, sessions], now_ns))
-    whole = "session_id IN (SELECT unnest(?::VARCHAR[])) OR trace_id IN (SELECT unnest(?::VARCHAR[]))"
-    going, values = f"({column} = ? OR {whole})", [id, sessions, traces]
-    sql = f"SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM {{spans}} WHERE {going})"
+    in_whole = "session_id IN (SELECT unnest(?::VARCHAR[])) OR trace_id IN (SELECT unnest(?::VARCHAR[]))"
+    is_removed, values = f"({column} = ? OR {in_whole})", [id, sessions, traces]
+    sql = f"SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM {{spans}} WHERE {is_removed})"
     spans = int(store.query(sql, values, now_ns)[0][0])
     arrivals = (
-        f"SELECT arrived_ns FROM {{spans}} WHERE {going} UNION ALL SELECT arrived_ns FROM {{started}} WHERE {going} "
-        f"UNION ALL SELECT arrived_ns FROM {{messages}} WHERE {whole}"
+        f"SELECT arrived_ns FROM {{spans}} WHERE {is_removed} "
+        f"UNION ALL SELECT arrived_ns FROM {{started}} WHERE {is_removed} "
+        f"UNION ALL SELECT arrived_ns FROM {{messages}} WHERE {in_whole}"
     )
     newest = store.query(f"SELECT max(arrived_ns) FROM ({arrivals})", [*values, *values, sessions, traces], now_ns)
-    # The bucket has forgotten spans that were started before.
-    recent = f"SELECT DISTINCT span_id FROM {{started}} WHERE {going} AND arrived_ns > ?"
-    begun = [row[0] for row in store.query(recent, [*values, now_ns - _KEPT_NS], now_ns)]
+    # The bucket no longer holds spans that started earlier.
+    recent = f"SELECT DISTINCT span_id FROM {{started}} WHERE {is_removed} AND arrived_ns > ?"
+    open_span_ids = [row[0] for row in store.query(recent, [*values, now_ns - _KEPT_NS], now_ns)]
     others = traces if column == "user_id" else []
-    return [_Held(spans, int(newest[0][0] or 0), sessions, others, begun)]
+    return [_Removed(spans, int(newest[0][0] or 0), sessions, others, open_span_ids)]

@@ -26,10 +26,10 @@ from tokentrace_api.routes.answers import SPAN_EXAMPLE
 from tokentrace_api.routes.searching import SearchParams
 from tokentrace_api.store import Store
 
-#: Rows of the store read in one step; the size of a step adapts so that about 8 MiB are sent at once.
+#: Minimum and maximum number of rows that a step reads; the number adapts so that a step yields about 8 MiB.
 _LEAST_STEP, _MOST_STEP = 500, 20_000
 _PART_BYTES = 8 * 1024 * 1024
-#: Columns of CSV: the documented fields; attributes are one, as JSON.
+#: Columns of the CSV form; ``attributes`` holds JSON.
 COLUMNS = (
     "trace_id",
     "span_id",
@@ -67,17 +67,20 @@ _Format: Any = choice(tuple(_TYPES), "neither jsonl nor csv")
 
 
 class ExportParams(SearchParams):
-    """Which spans, and in which form."""
+    """Which spans are exported, and in which form."""
 
     format: _Format = Field("jsonl", description="`jsonl`: a JSON object on each line; or `csv`.")
 
 
-JsonLines = Annotated[str, Meta(description="A span on each line, in the form of `GET /traces/{trace_id}`.")]
-Csv = Annotated[str, Meta(description="A header, then a span on each line; attributes are JSON in one column.")]
+JsonLines = Annotated[
+    str,
+    Meta(description="A span on each line, as in `GET /traces/{trace_id}`, but with `trace_id` and without `depth`."),
+]
+Csv = Annotated[str, Meta(description="A header, then a row for each span; the column `attributes` holds JSON.")]
 _EXPORT = operation(
     "exportSpans",
     "Export spans",
-    "Every span that matches, in order of arrival, streamed. A span that came in several versions is there once.",
+    "All spans that match, in order of arrival. If a span arrived in several versions, only the last one counts.",
     Answer(JsonLines, "The spans.", msgspec.json.encode(SPAN_EXAMPLE).decode() + "\n", media="application/x-ndjson"),
     Answer(Csv, "The spans.", ",".join(COLUMNS) + "\r\n", media="text/csv"),
     errors={400: "format: 'xml' is neither jsonl nor csv", 503: "span store: is not open yet"},
@@ -91,7 +94,7 @@ def router(store: StoreReader) -> Router:
     @routes.get("/export", **_EXPORT)
     async def export(request: Request, params: Annotated[ExportParams, QueryParams()]) -> Response:
         form, search, now_ns = params.format, params.search(), time.time_ns()
-        # Read before the first byte is sent: a store that is away gives a 503 instead of an empty file.
+        # Read before the first byte is sent, so that a store that cannot be read gives a 503 instead of an empty file.
         last = await store.read(lambda spans: newest_ordinal(spans, now_ns))
         render = _lines if form == "jsonl" else _table
         headers = {"Content-Disposition": f'attachment; filename="spans.{form}"'}
@@ -124,7 +127,7 @@ async def _parts(
 
 
 def _next_step(step: int, size: int) -> int:
-    """Return how many rows to read next, after *step* rows came to *size* bytes."""
+    """Return how many rows to read next, after *step* rows gave *size* bytes."""
     return min(max(step * _PART_BYTES // max(size, 1), _LEAST_STEP), 4 * step, _MOST_STEP)
 
 
@@ -143,7 +146,7 @@ def _table(spans: Sequence[Span]) -> bytes:
 
 
 def _cell(value: object) -> object:
-    """Return *value* as a CSV field; a quote keeps a spreadsheet from running text that begins like a formula."""
+    """Return *value* as a CSV field; a leading quote keeps a spreadsheet from running text as a formula."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
     return "" if value is None else value

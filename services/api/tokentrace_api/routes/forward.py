@@ -1,4 +1,4 @@
-"""``POST /spans``, ``/mist`` and ``/api/traces/*`` passed on to ingest, so that one base URL serves everything."""
+"""Forwards ``POST /spans``, ``/mist`` and ``/api/traces/*`` to ingest, so that one base URL serves everything."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ _URL_MARKS = "/?%:@!$&'()*+,;=-._~"
 
 def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
     """
-    Return the routes that ingest answers, documented as ingest documents them.
+    Return the routes that are forwarded to ingest, documented as ingest documents them.
 
     Args:
-        ingest_url: Where ingest is; "" = nothing can be posted here, and there are no routes.
+        ingest_url: Base URL of ingest; "" = return no routes.
+        spans_path: Path of the spans, here and at ingest.
+        max_body_bytes: The largest body that is forwarded, bytes.
     """
     routes = Router("spans", lenient=True)
     if not ingest_url:
@@ -42,7 +44,7 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
 
     async def pass_on(request: Request) -> Response:
         body = await read_raw(request, max_body_bytes)
-        # As bytes: a header may be any text, and httpx would take a str for ASCII.
+        # Bytes, because a header may hold any byte, and httpx would encode a str as ASCII.
         headers = [(name, value.strip()) for name, value in request.headers.raw if name in _PASSED]
         try:
             answer = await client.post(_target(request), content=body, headers=headers)
@@ -66,7 +68,7 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
 
 
 def _target(request: Request) -> httpx.URL:
-    """Return path and query byte for byte: an id in the path may hold an escaped slash."""
+    """Return the path and query of *request* as they were sent, because an id in the path may hold an escaped slash."""
     path = request.scope.get("raw_path") or request.url.path.encode()
     query = request.scope.get("query_string", b"")
     return httpx.URL(quote(path + b"?" + query if query else path, safe=_URL_MARKS))

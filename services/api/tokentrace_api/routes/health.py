@@ -1,4 +1,4 @@
-"""``GET /health``: the state of the whole pipeline, as far as the api can see it."""
+"""``GET /health``: the state of the whole pipeline, as the api sees it."""
 
 from __future__ import annotations
 
@@ -25,26 +25,31 @@ from tokentrace_api.routes.answers import InstantText, Natural
 
 
 class StoreState(Protocol):
-    """What the api service knows of itself; ``Api`` is one."""
+    """The api service as this route uses it; ``Api`` implements it."""
 
     started: float
 
     @property
     def queue_depth(self) -> int:
-        """Return how many messages wait to be stored."""
+        """Number of messages in the log that wait to be stored."""
         ...
 
     def health(self) -> Health:
-        """Return what the service waits for."""
+        """Return what the service waits for; ``missing`` is empty if it is ready."""
         ...
 
     def details(self) -> dict[str, object]:
-        """Return what is lost or damaged."""
+        """Return the lost messages and damaged files as the answer shows them; a key without entries is left out."""
         ...
 
 
 class LostMessages(msgspec.Struct):
-    """Messages of a shard that were gone before they were read: numbers first to last."""
+    """
+    Messages of a shard that the log discarded before a service read them: sequence numbers *first* to *last*.
+
+    Attributes:
+        service: ``aggregator``; absent = the api.
+    """
 
     shard: int
     first: int
@@ -53,7 +58,13 @@ class LostMessages(msgspec.Struct):
 
 
 class LogState(msgspec.Struct):
-    """What the stream of spans covers."""
+    """
+    What the log holds.
+
+    Attributes:
+        from_: When its oldest message was stored; null = the log is empty.
+        covers_s: Seconds since that instant.
+    """
 
     from_: InstantText | None = msgspec.field(name="from")
     covers_s: int
@@ -62,7 +73,7 @@ class LogState(msgspec.Struct):
 
 
 class DiskState(msgspec.Struct):
-    """The store's files, and the free space of their disk."""
+    """The size of the files of the store, its limit (null = none), and the free space on the disk."""
 
     store_bytes: Natural
     store_max_bytes: Natural | None
@@ -70,7 +81,16 @@ class DiskState(msgspec.Struct):
 
 
 class SetAsideRecord(msgspec.Struct):
-    """Something that could not be read: where, which, why, how often, and when last."""
+    """
+    Data that could not be decoded.
+
+    Attributes:
+        place: The stream, bucket, request subject or store that holds it.
+        which: Which message, key or file it is.
+        reason: Why it cannot be decoded.
+        count: How often it was read.
+        last_at: When it was last read.
+    """
 
     place: str
     which: str
@@ -80,7 +100,7 @@ class SetAsideRecord(msgspec.Struct):
 
 
 class SetAsideState(msgspec.Struct):
-    """What could not be read in streams, buckets, objects and files."""
+    """Data in streams, buckets, objects and files that could not be decoded: counts, and the newest records."""
 
     total: Natural
     places: dict[str, Natural]
@@ -92,11 +112,13 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
     The state of the pipeline.
 
     Attributes:
-        span_count: Counted since the stream began. stored_spans: Shown by the store.
-        queue_depth: Messages that wait to be stored.
-        warnings: Readers that are more than half of the log behind.
-        lost: Messages that were gone before they were read.
-        error: What is wrong, when status is unhealthy.
+        span_count: Number of spans that the aggregators have counted since the stream began.
+        stored_spans: Number of rows of spans that the store shows.
+        queue_depth: Number of messages in the log that wait to be stored.
+        warnings: Readers whose unread messages take more than half of the size limit of the log.
+        lost: Messages that the log discarded before a service read them.
+        damaged: Files of the store that could not be read.
+        error: What is wrong if status is unhealthy.
     """
 
     status: Literal["ok", "unhealthy"]
@@ -129,11 +151,11 @@ _EXAMPLE = {
 _HEALTH = operation(
     "getHealth",
     "Get the state of the pipeline",
-    "503 when a part of the pipeline is away; what is lost, damaged or could not be read is listed either way.",
-    Answer(PipelineHealth, "Every part answers.", _EXAMPLE),
+    "503 if a part of the pipeline does not answer. Data that is lost, damaged or unreadable is listed in any case.",
+    Answer(PipelineHealth, "Every part of the pipeline answers.", _EXAMPLE),
     Answer(
         PipelineHealth,
-        "A part is away.",
+        "A part of the pipeline does not answer.",
         {**_EXAMPLE, "status": "unhealthy", "error": "no aggregator answers"},
         status=503,
     ),
@@ -147,7 +169,7 @@ def router(
     Return the route at *path*.
 
     Args:
-        max_bytes: What the store's files may take; 0 = no limit.
+        max_bytes: Maximum size of the files of the store, bytes; 0 = no limit.
     """
     routes = Router("service", lenient=True)
 
@@ -205,7 +227,7 @@ def router(
 
 
 async def _set_aside(bus: Bus) -> dict[str, Any]:
-    """Return what could not be read in streams, buckets, objects and files; it does not make the pipeline unhealthy."""
+    """Return the key ``set_aside`` with the data that could not be decoded; {} if there is none."""
     totals, records = await read_set_aside(bus)
     if not totals:
         return {}
@@ -223,7 +245,7 @@ async def _set_aside(bus: Bus) -> dict[str, Any]:
 
 
 async def _log(bus: Bus) -> dict[str, Any]:
-    """Return what the stream covers, and which readers are more than half of it behind."""
+    """Return the keys ``log`` and, if readers are far behind, ``warnings``."""
     state, behind = await read_backlog(bus)
     covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {

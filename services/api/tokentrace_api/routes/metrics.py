@@ -1,4 +1,4 @@
-"""``GET /metrics`` and the paths below it: metrics over a window, by group and in steps."""
+"""``GET /metrics`` and the paths below it: metrics over a window, in groups and as series."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from tokentrace_api.routes.metrics_operations import GET_METRIC, GET_METRICS, GE
 MAX_POINTS = 2000
 _AUTOMATIC_POINTS = 120
 _STEPS_S = (1, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400)
-#: Group or metric -> (column of which the largest values are exemplars, key, conversion).
+#: Group, or the first word of a metric -> (column whose largest values are exemplars, key in the answer, conversion).
 _TAILS: Mapping[str, tuple[str, str, Callable[[int], float]]] = {
     "cost": ("cost_nusd", "cost_usd", nusd_to_usd),
     "latency": ("latency_ns", "latency_ms", lambda ns: ns / 1e6),
@@ -73,31 +73,36 @@ MetricName = Annotated[str, PathName(description="Name of the metric or group.",
 
 
 class MetricParams(MetricsParams):
-    """Of one metric."""
+    """The parameters of one metric."""
 
     key: Text = Field(
         None,
-        description="Only of `cost_by_attribute` and `quality_by_attribute`: the attribute.",
+        description="The attribute to group by, for `cost_by_attribute` and `quality_by_attribute` only.",
         examples=["workflow"],
     )
 
 
 class SeriesParams(MetricsParams):
-    """Of a series."""
+    """The parameters of a series."""
 
     step: Text = Field(
         None,
-        description="Length of a step, a multiple of the finest buckets kept at the start of the window.",
+        description=(
+            "Length of a step, a multiple of the finest buckets kept at the start of the window; if absent, a length "
+            "that gives at most about 120 steps."
+        ),
         examples=["10m"],
     )
 
 
 class Source(NamedTuple):
     """
-    Where metrics come from.
+    The sources of metrics.
 
     Attributes:
-        history: Counts of alerts and deliveries.
+        aggregators: Answers queries by dimension.
+        store: Answers queries by attribute.
+        history: Counts firings and failed deliveries.
         custom: Name -> custom metric.
     """
 
@@ -122,7 +127,7 @@ def router(path: str, source: Source) -> Router:
     @routes.get(path + "/{name}", **GET_METRIC)
     async def metric(name: MetricName, params: Annotated[MetricParams, QueryParams()]) -> Response:
         if params.key is not None and BREAKDOWNS.get(name, BREAKDOWNS["cost_by_model"]).dimension:
-            raise Rejected("key: only metrics that end in _by_attribute have one")
+            raise Rejected("key: only metrics whose name ends in _by_attribute take it")
         question = parse_metrics_query(params)
         if name in GROUPS:
             return await _group(source, name, question)
@@ -149,7 +154,7 @@ async def _everything(source: Source, question: MetricsQuery) -> Response:
     shown: dict[str, Any] = {"window": question.window, "span_count": answered.total.sums.spans}
     shown |= _groups(answered.total, answered.models, custom)
     if question.groupby:
-        # In a thread: a thousand groups take long enough to delay other requests.
+        # In a thread, because rendering a thousand groups would delay other requests.
         shown[f"by_{question.groupby}"] = await asyncio.to_thread(
             lambda: {
                 name: {"span_count": aggregates.sums.spans, **_groups(aggregates, None, custom)}
@@ -164,11 +169,11 @@ async def _everything(source: Source, question: MetricsQuery) -> Response:
 
 async def _series(source: Source, name: str, question: MetricsQuery, step: str | None) -> Response:
     if question.attribute:
-        raise Rejected("groupby: a series is grouped by a dimension, not by one of the attributes")
+        raise Rejected("groupby: a series is grouped by a dimension, not by an attribute")
     if question.filters:
         raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
     if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
-        raise Rejected(f"{shorten(name)} has no series; a number or group with groupby has", status=404)
+        raise Rejected(f"{shorten(name)} has no series; a number or a group has one, also with groupby", status=404)
     fields, render, custom = _rendered(source, name)
     step_s = parse_step(step, question.query)
     answered = await source.aggregators.query(
@@ -190,26 +195,31 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
             }
         return reply(shown | coverage(answered))
 
-    # In a thread: ten thousand quantiles take long enough to delay other requests.
+    # In a thread, because computing ten thousand quantiles would delay other requests.
     return await asyncio.to_thread(show)
 
 
 def _find(source: Source, name: str) -> tuple[str, Metric, list[CustomMetric]]:
-    """Return (canonical name, metric, custom metrics to ask for), or raise a 404 that lists every name."""
+    """
+    Return (canonical name, metric, custom metrics that the query must name).
+
+    Raises:
+        Rejected: No metric is called *name*; the text lists all names.
+    """
     if name in source.custom:
-        own = source.custom[name]
-        return name, own.as_metric(), [own]
-    found = find_metric(name)
-    if found is None:
+        custom = source.custom[name]
+        return name, custom.as_metric(), [custom]
+    built_in = find_metric(name)
+    if built_in is None:
         known = ", ".join(
             [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *source.custom, "attr.<key>"]
         )
         raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
-    return *found, []
+    return *built_in, []
 
 
 def _rendered(source: Source, name: str) -> tuple[tuple[str, ...], Callable[[Aggregates], Any], list[str]]:
-    """Return (distributions, rendering, names of custom metrics) of a group or a number."""
+    """Return (names of distributions, rendering, names of custom metrics) for the group or number *name*."""
     if name in GROUPS:
         return GROUPS[name].fields, GROUPS[name].render, []
     _, metric, custom = _find(source, name)
@@ -227,10 +237,11 @@ def _points(
 
 def parse_step(text: str | None, query: Query) -> int:
     """
-    Return the step of a series in seconds; without *text* one that gives about a hundred steps.
+    Return the step of a series in seconds; if *text* is None, one that gives at most about 120 steps.
 
     Raises:
-        Rejected: Names the finest that can be had.
+        Rejected: *text* is not a duration, is not a multiple of the finest possible step, or gives over 2,000 steps.
+            In the last two cases the error text names the finest step.
     """
     from_s = max(query.from_s, query.now_s - HORIZON_NS // SECOND)
     finest, length_s = finest_step_s(from_s, query.now_s), query.to_s - from_s
@@ -255,67 +266,72 @@ def parse_step(text: str | None, query: Query) -> int:
 
 async def _group(source: Source, name: str, question: MetricsQuery) -> Response:
     group = GROUPS[name]
-    found = await answer(source.aggregators, source.store, question, group.fields, by_model=name == "cost")
+    answered = await answer(source.aggregators, source.store, question, group.fields, by_model=name == "cost")
     shown: dict[str, Any] = {"window": question.window}
     key = f"by_{question.groupby}"
     if name == "cost":
-        shown |= render_cost(found.total, found.models)
+        shown |= render_cost(answered.total, answered.models)
         if question.groupby:
-            shown[key] = {value: group.render(figures)["total_usd"] for value, figures in found.groups.items()}
+            shown[key] = {value: group.render(figures)["total_usd"] for value, figures in answered.groups.items()}
     elif question.groupby:
         counted = {"quality": "score_n"}.get(name, "spans")
         shown[key] = {
-            value: group.render(figures) for value, figures in found.groups.items() if getattr(figures.sums, counted)
+            value: group.render(figures) for value, figures in answered.groups.items() if getattr(figures.sums, counted)
         }
     else:
-        shown |= group.render(found.total)
+        shown |= group.render(answered.total)
     if group.fields:
-        shown["quantile_error"] = _error(found, group.fields)
-    shown |= {"span_count": found.total.sums.spans} | await _exemplars(source.store, name, question, found)
-    return reply(shown | coverage(found))
+        shown["quantile_error"] = _error(answered, group.fields)
+    shown |= {"span_count": answered.total.sums.spans} | await _exemplars(source.store, name, question, answered)
+    return reply(shown | coverage(answered))
 
 
 async def _number(
     source: Source, name: str, metric: Metric, custom: list[CustomMetric], question: MetricsQuery
 ) -> Response:
-    found = await answer(source.aggregators, source.store, question, metric.fields, custom=custom)
-    shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(found.total)}
+    answered = await answer(source.aggregators, source.store, question, metric.fields, custom=custom)
+    shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(answered.total)}
     if question.groupby:
-        shown[f"by_{question.groupby}"] = {value: metric.value(figures) for value, figures in found.groups.items()}
-    if metric.fields or any(one.type == "p95" for one in custom):
-        shown["quantile_error"] = _error(found, metric.fields, custom)
-    shown |= {"span_count": metric.contributing(found.total)}
+        shown[f"by_{question.groupby}"] = {value: metric.value(figures) for value, figures in answered.groups.items()}
+    if metric.fields or any(custom_metric.type == "p95" for custom_metric in custom):
+        shown["quantile_error"] = _error(answered, metric.fields, custom)
+    shown |= {"span_count": metric.contributing(answered.total)}
     if not custom:
         shown |= await _exemplars(
-            source.store, "cost" if name == "total_cost" else name.partition("_")[0], question, found
+            source.store, "cost" if name == "total_cost" else name.partition("_")[0], question, answered
         )
-    return reply(shown | coverage(found))
+    return reply(shown | coverage(answered))
 
 
 async def _breakdown(source: Source, name: str, question: MetricsQuery, key: str) -> Response:
     breakdown, key = BREAKDOWNS[name], key.removeprefix("attr.")
     if question.groupby:
-        raise Rejected(f"groupby: {name} is grouped already")
+        raise Rejected(f"groupby: {name} cannot be grouped again")
     if breakdown.dimension:
-        asked = question._replace(query=replace(question.query, groupby=breakdown.dimension))
+        grouped = question._replace(query=replace(question.query, groupby=breakdown.dimension))
     elif key:
-        asked = question._replace(attribute=key)
+        grouped = question._replace(attribute=key)
     else:
-        raise Rejected(f"key: {name} needs the attribute it is grouped by, such as ?key=workflow")
-    found = await answer(source.aggregators, source.store, asked, breakdown.fields)
-    values = {value: breakdown.value(figures) for value, figures in found.groups.items()}
+        raise Rejected(f"key: {name} needs the attribute to group by, such as ?key=workflow")
+    answered = await answer(source.aggregators, source.store, grouped, breakdown.fields)
+    values = {value: breakdown.value(figures) for value, figures in answered.groups.items()}
     values = {value: number for value, number in values.items() if number is not None}
-    shown: dict[str, Any] = {"window": question.window, "metric": name, "value": values, f"by_{asked.groupby}": values}
+    shown: dict[str, Any] = {
+        "window": question.window,
+        "metric": name,
+        "value": values,
+        f"by_{grouped.groupby}": values,
+    }
     if breakdown.fields:
-        shown["quantile_error"] = _error(found, breakdown.fields)
-    return reply(shown | {"span_count": found.total.sums.spans} | coverage(found))
+        shown["quantile_error"] = _error(answered, breakdown.fields)
+    return reply(shown | {"span_count": answered.total.sums.spans} | coverage(answered))
 
 
 async def _attribute(source: Source, name: str, question: MetricsQuery) -> Response:
-    """Answer for a numeric attribute, over every kind of span unless one is named."""
-    found = await answer(source.aggregators, source.store, question)
+    """Answer for a numeric attribute, over spans of every kind unless the query names one."""
+    answered = await answer(source.aggregators, source.store, question)
     metric = CustomMetric(name=name, type="p95", field=name)
-    where, now_ns = question.where(found), question.now_ns
+    where, now_ns = question.where(answered), question.now_ns
 
     async def custom_values(key: str, *, attribute: bool) -> dict[str, CustomValue]:
         return await source.store.read(
@@ -332,8 +348,8 @@ async def _attribute(source: Source, name: str, question: MetricsQuery) -> Respo
     if question.groupby:
         groups = await custom_values(question.groupby, attribute=bool(question.attribute))
         shown[f"by_{question.groupby}"] = {group: _summarize(groups[group]) for group in sorted(groups)}
-    await note_since(source.store, question, found)
-    return reply(shown | coverage(found))
+    await note_since(source.store, question, answered)
+    return reply(shown | coverage(answered))
 
 
 def _summarize(value: CustomValue) -> dict[str, Any]:
@@ -356,32 +372,32 @@ def _groups(
     } | {metric.name: metric.value(figures.custom.get(metric.name, CustomValue())) for metric in custom}
 
 
-def _error(found: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] = ()) -> float:
-    """Return the largest relative error of any quantile in the answer."""
-    every = [found.total, *found.groups.values()]
-    for point in found.points:
-        every += [point.total, *point.groups.values()]
-    own = [figures.custom[one.name].summary for figures in every for one in custom if one.name in figures.custom]
-    errors = [quantile_error(figures, field) for figures in every for field in fields]
-    return max([0.0, *errors, *(0.0 if summary.exact else RELATIVE_ERROR for summary in own)])
+def _error(answered: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] = ()) -> float:
+    """Return an upper bound of the relative error of every quantile in the answer; 0 = all are exact."""
+    parts = [answered.total, *answered.groups.values()]
+    for point in answered.points:
+        parts += [point.total, *point.groups.values()]
+    summaries = [part.custom[metric.name].summary for part in parts for metric in custom if metric.name in part.custom]
+    errors = [quantile_error(part, field) for part in parts for field in fields]
+    return max([0.0, *errors, *(0.0 if summary.exact else RELATIVE_ERROR for summary in summaries)])
 
 
-async def _exemplars(store: StoreReader, name: str, question: MetricsQuery, found: Answer) -> dict[str, Any]:
+async def _exemplars(store: StoreReader, name: str, question: MetricsQuery, answered: Answer) -> dict[str, Any]:
     if name not in _TAILS:
         return {}
     column, unit, shown = _TAILS[name]
     return {
         "exemplars": [
-            {"trace_id": one.trace_id, "span_id": one.span_id, unit: shown(one.value)}
-            for one in await find_exemplars(store, question, found, column)
+            {"trace_id": exemplar.trace_id, "span_id": exemplar.span_id, unit: shown(exemplar.value)}
+            for exemplar in await find_exemplars(store, question, answered, column)
         ]
     }
 
 
-def coverage(found: Answer) -> dict[str, Any]:
-    """Return what the numbers are about: the exact interval, from <= ended_at < to, and what is missing from it."""
+def coverage(answered: Answer) -> dict[str, Any]:
+    """Return the fields that say which interval the numbers cover, in event time, and what is missing from them."""
     return {
-        "from": render_instant(found.from_s * SECOND),
-        "to": render_instant(found.to_s * SECOND),
-        "since": render_instant(found.since_ns) if found.since_ns else None,
-    } | missing(found)
+        "from": render_instant(answered.from_s * SECOND),
+        "to": render_instant(answered.to_s * SECOND),
+        "since": render_instant(answered.since_ns) if answered.since_ns else None,
+    } | missing(answered)

@@ -1,4 +1,4 @@
-"""What the document says of ``GET /metrics`` and the paths below it."""
+"""The part of the OpenAPI document that describes ``GET /metrics`` and the paths below it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tokentrace_api.routes.answers import Incomplete, InstantText, Milliseconds,
 
 class Coverage(Incomplete, kw_only=True):
     """
-    What the numbers are about.
+    The fields that say what the numbers cover.
 
     Attributes:
         from_, to: The exact interval: from <= ended_at < to.
-        since: Spans before this instant are missing from the numbers; null = none are.
+        since: Spans before this instant may be missing from the numbers; null = none are.
     """
 
     from_: InstantText = msgspec.field(name="from")
@@ -26,14 +26,21 @@ class Coverage(Incomplete, kw_only=True):
 
 
 class UnpricedCounts(msgspec.Struct):
-    """Spans of a model without a price, or with one for a part of their tokens."""
+    """How many spans of a model have an unknown cost, and how many have a cost that lacks a part."""
 
     unpriced_span_count: Natural
     partly_priced_span_count: Natural
 
 
 class CostMetrics(msgspec.Struct, kw_only=True):
-    """US dollars over every kind of span that costs."""
+    """
+    Cost in US dollars, without spans of roll-up kinds.
+
+    Attributes:
+        per_call_usd: null without spans.
+        by_model: Model -> cost; absent for groups of spans.
+        unpriced_by_model: Model -> spans whose cost is unknown or lacks a part; absent for groups of spans.
+    """
 
     total_usd: float
     per_call_usd: float | None
@@ -44,7 +51,7 @@ class CostMetrics(msgspec.Struct, kw_only=True):
 
 
 class TokenMetrics(msgspec.Struct):
-    """Tokens; quantiles are those of calls, null without calls."""
+    """Sums of tokens, and quantiles of the tokens of a span; quantiles are null without spans."""
 
     prompt_total: int
     completion_total: int
@@ -60,7 +67,7 @@ class TokenMetrics(msgspec.Struct):
 
 
 class LatencyMetrics(msgspec.Struct):
-    """Milliseconds; null without values. Spans without a latency are left out."""
+    """Latency and time to the first token, milliseconds; null without values. Spans without a value are left out."""
 
     p50_ms: Milliseconds | None
     p95_ms: Milliseconds | None
@@ -71,7 +78,13 @@ class LatencyMetrics(msgspec.Struct):
 
 
 class ErrorMetrics(msgspec.Struct):
-    """Spans with status error or timeout; rates are fractions of all spans, null without spans."""
+    """
+    Counts and rates of errors; a rate is a fraction of all spans, null without spans.
+
+    Attributes:
+        rate, count: Spans with status error or timeout.
+        timeout_rate, timeout_count: Spans with status timeout.
+    """
 
     rate: float | None
     count: int
@@ -80,7 +93,7 @@ class ErrorMetrics(msgspec.Struct):
 
 
 class QualityMetrics(msgspec.Struct):
-    """``eval.score`` of scored spans, 0 to 1; null when none is scored."""
+    """``eval.score`` of scored spans, 0 to 1; null if no span is scored."""
 
     score_avg: float | None
     score_p10: float | None
@@ -89,7 +102,15 @@ class QualityMetrics(msgspec.Struct):
 
 
 class TransportCounts(msgspec.Struct):
-    """Spans of reporters since the stream began, and those that wait in them now."""
+    """
+    Numbers of spans of all reporters, since the stream began.
+
+    Attributes:
+        sent: Spans that arrived.
+        failed: Spans that were refused for good.
+        dropped: Spans that a reporter discarded because its queue was full.
+        queue_depth: Spans that wait in reporters now.
+    """
 
     sent: int
     failed: int
@@ -98,7 +119,7 @@ class TransportCounts(msgspec.Struct):
 
 
 class AlertCounts(msgspec.Struct):
-    """Rule -> firings, and events that could not be delivered, since the stream began."""
+    """Rule -> number of its firings, and of its events that could not be delivered."""
 
     firings: dict[str, int]
     delivery_failed: dict[str, int]
@@ -106,11 +127,11 @@ class AlertCounts(msgspec.Struct):
 
 class MetricsOverview(Coverage, kw_only=True):
     """
-    Every group; custom metrics stand beside them under their names. With ``groupby`` there is ``by_<group>``: value ->
-    the same groups.
+    All groups of metrics, and the custom metrics under their names. With ``groupby`` there is
+    ``by_<dimension or attribute>``: value -> the groups and custom metrics of the spans with this value.
 
     Attributes:
-        quantile_error: The largest relative error of any quantile in the answer; 0 = exact.
+        quantile_error: Upper bound of the relative error of the quantiles in the answer; 0 = exact.
     """
 
     window: str
@@ -126,7 +147,7 @@ class MetricsOverview(Coverage, kw_only=True):
 
 
 class Exemplar(msgspec.Struct, kw_only=True):
-    """A span of the tail; it has the one of the three numbers that the metric is about."""
+    """One of the spans with the highest values; it has only the one of the three numbers that was requested."""
 
     trace_id: str
     span_id: str
@@ -137,8 +158,9 @@ class Exemplar(msgspec.Struct, kw_only=True):
 
 class GroupAnswer(Coverage, kw_only=True):
     """
-    The numbers of one group, as in ``MetricsOverview``. With ``groupby`` there is ``by_<group>``: value -> the numbers,
-    and of groups but ``cost`` the numbers over everything are left out.
+    The numbers of one group of metrics, as in ``MetricsOverview``. With ``groupby`` there is
+    ``by_<dimension or attribute>``: value -> the numbers (for ``cost``, only the total in US dollars), and the numbers
+    of all spans together are left out, except for ``cost``.
     """
 
     window: str
@@ -149,11 +171,11 @@ class GroupAnswer(Coverage, kw_only=True):
 
 class NumberAnswer(GroupAnswer, kw_only=True):
     """
-    One number; with ``groupby`` there is ``by_<group>``: value -> the number.
+    One number; with ``groupby`` there is ``by_<dimension or attribute>``: value -> the number.
 
     Attributes:
-        value: In its documented unit; null without data.
-        span_count: Spans that contributed.
+        value: The number in its documented unit; null without data.
+        span_count: Number of spans that contributed.
     """
 
     metric: str
@@ -161,7 +183,7 @@ class NumberAnswer(GroupAnswer, kw_only=True):
 
 
 class BreakdownAnswer(Coverage, kw_only=True):
-    """A number for each value of a dimension or an attribute; ``by_<group>`` repeats ``value``."""
+    """Numbers for the values of a dimension or an attribute; ``by_<dimension or attribute>`` repeats ``value``."""
 
     window: str
     metric: str
@@ -172,10 +194,10 @@ class BreakdownAnswer(Coverage, kw_only=True):
 
 class AttributeAnswer(Coverage, kw_only=True):
     """
-    A numeric attribute; with ``groupby`` there is ``by_<group>``: value -> the same five numbers.
+    A numeric attribute. With ``groupby`` there is ``by_<dimension or attribute>``: value -> count, sum, avg, p50, p95.
 
     Attributes:
-        skipped: Values of 9.2e9 and more, which are not counted.
+        skipped: Number of spans that are not counted because the value is 9.2e9 or more, or -9.2e9 or less.
         left_out: Deprecated: the old name of ``skipped``; it goes with the next release.
     """
 
@@ -191,7 +213,7 @@ class AttributeAnswer(Coverage, kw_only=True):
 
 
 class CounterAnswer(Incomplete, kw_only=True):
-    """A counter since the stream began; of alerts also by rule."""
+    """A number of reporters, or of alerts; for alerts ``by_rule`` has the number of each rule."""
 
     metric: str
     value: int
@@ -203,7 +225,7 @@ class SeriesPoint(msgspec.Struct):
     One step of a series.
 
     Attributes:
-        at: Where the step begins.
+        at: When the step begins.
         value: A number, or the numbers of a group.
     """
 
@@ -213,7 +235,7 @@ class SeriesPoint(msgspec.Struct):
 
 
 class SeriesAnswer(Coverage, kw_only=True):
-    """A metric in steps; with ``groupby`` there is ``by_<group>``: value -> points at the same instants."""
+    """A metric in steps; with ``groupby`` there is ``by_<dimension>``: value -> points at the same instants."""
 
     window: str
     metric: str
@@ -285,8 +307,8 @@ GET_METRICS = operation(
     "getMetrics",
     "Get all metrics of a window",
     """
-    Cost, tokens, latency, errors and quality, custom metrics, and what reporters and alerts have counted. Groups and
-    filters by attribute are computed from the stored spans; all else from the aggregators.
+    Cost, tokens, latency, errors, quality and custom metrics, and counts of reporters and alerts. Numbers that are
+    grouped or filtered by attribute come from the stored spans, all others from the aggregators.
     """,
     Answer(MetricsOverview, "The metrics.", _OVERVIEW_EXAMPLE),
     errors={400: "window: duration: 'x' is not a duration such as 90s, 2h30m or 7d", **_AWAY},
@@ -296,12 +318,12 @@ GET_METRIC = operation(
     "Get one metric or group",
     """
     `name` is a group (`cost`, `tokens`, `latency`, `errors`, `quality`), a number such as `error_rate` or
-    `latency_p95`, a breakdown such as `cost_by_model`, a custom metric, or `attr.<key>` for a numeric attribute. An
-    unknown name is a 404 whose text lists them all.
+    `latency_p95`, a breakdown such as `cost_by_model`, a count of reporters or alerts, a custom metric, or `attr.<key>`
+    for a numeric attribute. An unknown name is a 404 whose text lists all names.
     """,
     Answer((GroupAnswer, NumberAnswer, BreakdownAnswer, AttributeAnswer, CounterAnswer), "The metric.", _GROUP_EXAMPLE),
     errors={
-        400: "key: cost_by_attribute needs the attribute it is grouped by, such as ?key=workflow",
+        400: "key: cost_by_attribute needs the attribute to group by, such as ?key=workflow",
         404: "unknown metric 'x'; known are cost, tokens, latency, errors, quality, total_cost",
         **_AWAY,
     },
@@ -309,11 +331,11 @@ GET_METRIC = operation(
 GET_SERIES = operation(
     "getMetricSeries",
     "Get a metric in steps",
-    "A number or a group over the steps of a window; at most 2,000 steps.",
+    "A number or a group for each step of a window; at most 2,000 steps.",
     Answer(SeriesAnswer, "The series.", _SERIES_EXAMPLE),
     errors={
         400: "step: '1s' makes over 2000 points; the finest for this window is 10s",
-        404: "cost_by_model has no series; a number or group with groupby has",
+        404: "cost_by_model has no series; a number or a group has one, also with groupby",
         **_AWAY,
     },
 )

@@ -1,4 +1,4 @@
-"""``GET /metrics/prometheus``: metrics since the stream began, in Prometheus' text format 0.0.4."""
+"""``GET /metrics/prometheus``: counters since the stream began and gauges, in Prometheus' text format 0.0.4."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tokentrace.units import MS, SECOND, nusd_to_usd
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
 
-#: The window of the gauges, seconds.
+#: Window of the gauges that cover the last hour, seconds.
 _WINDOW_S = 3600
 Labels = tuple[str, ...]
 
@@ -40,7 +40,7 @@ _SCRAPE = operation(
     "Scrape metrics about LLM calls",
     """
     Prometheus' text format 0.0.4: counters and histograms since the stream began, gauges over the last hour. The answer
-    is 503 while a shard is missing or still catching up, because a counter must never fall.
+    is 503 while a shard or the counts of alerts are missing or not caught up, because a counter must never fall.
     """,
     Answer(MetricsText, "The metrics.", _EXAMPLE, media="text/plain"),
     errors={400: "window: unknown parameter; allowed are none", 503: "aggregator: shards [1] do not answer"},
@@ -51,7 +51,7 @@ def router(
     path: str, aggregators: AggregatorClient, history: AlertHistory, custom: Mapping[str, CustomMetric]
 ) -> Router:
     """
-    Return the route at *path*; it must precede ``/metrics/{name}``.
+    Return the route at *path*; it must be registered before ``/metrics/{name}``.
 
     Args:
         custom: Name -> custom metric.
@@ -70,9 +70,9 @@ def router(
             if answer.missing_shards:
                 raise Unavailable(f"aggregator: shards {answer.missing_shards} do not answer")
             if not answer.caught_up:
-                raise Unavailable("aggregator: still reading what there was before")
+                raise Unavailable("aggregator: not caught up with the log")
         if not history.caught_up:
-            raise Unavailable("alerts: still reading what there was before")
+            raise Unavailable("alerts: not caught up with the events")
         page = _Page(history, custom, lifetime, window)
         return Response(render_families(page), headers={"content-type": PROMETHEUS_TYPE})
 
@@ -86,7 +86,7 @@ def _window(now_s: int, custom: list[str]) -> Query:
 
 
 class _Page(Collector):
-    """One scrape."""
+    """The metrics of one scrape."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class _Page(Collector):
         self._lifetime, self._window = lifetime, window
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families in the order of the metrics reference."""
+        """Yield all metric families."""
         yield from self._counters(self._lifetime.cumulative.counters)
         yield from self._histograms()
         yield from self._gauges()
@@ -118,20 +118,20 @@ class _Page(Collector):
                 family.add_metric(key, added[key])
             return family
 
-        # Sum integers, and convert to dollars at the end, so that no rounding adds up.
-        spent: dict[Labels, int] = {}
-        for one in counters:
-            key = (one.model, one.provider, one.caller)
-            spent[key] = spent.get(key, 0) + one.sums.cost
-        paid = ((key, nusd_to_usd(nusd)) for key, nusd in spent.items())
-        calls = [one for one in counters if one.sums.spans]
+        # Sum integers and convert to dollars at the end, so that rounding errors do not add up.
+        cost_nusd: dict[Labels, int] = {}
+        for counter in counters:
+            key = (counter.model, counter.provider, counter.caller)
+            cost_nusd[key] = cost_nusd.get(key, 0) + counter.sums.cost
+        paid = ((key, nusd_to_usd(nusd)) for key, nusd in cost_nusd.items())
+        calls = [counter for counter in counters if counter.sums.spans]
         by_vendor = ("model", "provider")
         yield total("cost", "Total cost in USD.", ("model", "provider", "caller"), paid)
         yield total(
             "spans",
             "Total spans recorded.",
             ("status", *by_vendor),
-            (((one.status, one.model, one.provider), one.sums.spans) for one in calls),
+            (((counter.status, counter.model, counter.provider), counter.sums.spans) for counter in calls),
         )
         yield total(
             "tokens",
@@ -139,10 +139,10 @@ class _Page(Collector):
             ("model", "token_type"),
             (
                 pair
-                for one in calls
+                for counter in calls
                 for pair in (
-                    ((one.model, "prompt"), one.sums.prompt),
-                    ((one.model, "completion"), one.sums.completion),
+                    ((counter.model, "prompt"), counter.sums.prompt),
+                    ((counter.model, "completion"), counter.sums.completion),
                 )
             ),
         )
@@ -152,15 +152,18 @@ class _Page(Collector):
             ("errors", "Spans that ended with an error or a timeout.", ("errors", "timeouts")),
             ("timeouts", "Spans that timed out.", ("timeouts",)),
         ):
-            sums = (((one.model, one.provider), sum(getattr(one.sums, field) for field in fields)) for one in calls)
+            sums = (
+                ((counter.model, counter.provider), sum(getattr(counter.sums, field) for field in fields))
+                for counter in calls
+            )
             yield total(name, text, by_vendor, sums)
 
     def _histograms(self) -> Iterator[Metric]:
-        lived = self._lifetime.cumulative
+        lifetime = self._lifetime.cumulative
         sums: dict[str, dict[str, int]] = {name: {} for name in HISTOGRAMS}
-        for one in lived.counters:
+        for counter in lifetime.counters:
             for name, added in sums.items():
-                added[one.model] = added.get(one.model, 0) + getattr(one.sums, name)
+                added[counter.model] = added.get(counter.model, 0) + getattr(counter.sums, name)
         for index, (name, prometheus, text, edges, unit) in enumerate(
             (
                 ("latency", "latency_ms", "Inference latency in milliseconds.", LATENCY_EDGES_MS, MS),
@@ -170,8 +173,8 @@ class _Page(Collector):
             )
         ):
             family = HistogramMetricFamily(f"tokentrace_{prometheus}", text, labels=("model",))
-            for model in sorted(lived.histograms):
-                counts, upto = lived.histograms[model][index], 0
+            for model in sorted(lifetime.histograms):
+                counts, upto = lifetime.histograms[model][index], 0
                 buckets = []
                 for edge, count in zip([*(str(edge) for edge in edges), "+Inf"], counts, strict=True):
                     upto += count
@@ -204,8 +207,8 @@ class _Page(Collector):
         transport = self._lifetime.transport
         for name, text, value in (
             ("sent", "Spans of reporters that arrived.", transport.sent),
-            ("failed", "Spans that reporters were refused for good.", transport.failed),
-            ("dropped", "Spans that reporters dropped, their queue being full.", transport.dropped),
+            ("failed", "Spans of reporters that were refused for good.", transport.failed),
+            ("dropped", "Spans that reporters dropped because their queue was full.", transport.dropped),
         ):
             yield CounterMetricFamily(f"tokentrace_transport_{name}", text, value=value)
         yield _gauge("transport_queue_depth", "Spans waiting in reporters.", transport.queue_depth)
@@ -214,7 +217,7 @@ class _Page(Collector):
         counts = self._history
         for name, text, by_rule in (
             ("firings", "Firings of a rule.", counts.firings),
-            ("delivery_failed", "Firings that could not be delivered.", counts.delivery_failed),
+            ("delivery_failed", "Events of a rule that could not be delivered.", counts.delivery_failed),
         ):
             family = CounterMetricFamily(f"tokentrace_alert_{name}", text, labels=("rule",))
             for rule, count in by_rule.items():
@@ -223,19 +226,19 @@ class _Page(Collector):
 
     def _custom(self, metric: CustomMetric) -> Metric:
         if metric.type in ("sum", "count"):
-            lived = self._lifetime.cumulative.custom.get(metric.name, CustomValue())
-            value = lived.total / metric.divisor if metric.type == "sum" else lived.size
+            lifetime = self._lifetime.cumulative.custom.get(metric.name, CustomValue())
+            value = lifetime.total / metric.divisor if metric.type == "sum" else lifetime.size
             text = f"Custom metric {metric.name}."
             if metric.falls:
-                # An attribute may be negative, and a counter that falls looks like a restart.
+                # This value can fall, and a counter that falls looks like a restart.
                 return _gauge(f"custom_{metric.name}", text, value)
             return CounterMetricFamily(f"tokentrace_custom_{metric.name}", text, value=value)
-        tally = self._window.total.custom.get(metric.name, CustomValue())
-        return _gauge(f"custom_{metric.name}", f"Custom metric {metric.name}, last hour.", metric.value(tally))
+        measured = self._window.total.custom.get(metric.name, CustomValue())
+        return _gauge(f"custom_{metric.name}", f"Custom metric {metric.name}, last hour.", metric.value(measured))
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:
-    """Return a gauge; without data it has no sample."""
+    """Return a gauge; if *value* is None, it has no sample."""
     family = GaugeMetricFamily(f"tokentrace_{name}", text)
     if value is not None:
         family.add_metric((), value)

@@ -21,7 +21,7 @@ from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.routes.answers import InstantText
 from tokentrace_api.routes.traces import TraceId
 
-#: ``Span.cost_source`` -> the name of its confidence in a receipt.
+#: ``Span.cost_source`` -> ``ReceiptAnswer.confidence``.
 _CONFIDENCE = {
     "": "exact",
     "priced": "exact",
@@ -33,13 +33,13 @@ _CONFIDENCE = {
 }
 
 
-#: Decimal text: exact, because a JSON number may be read as a float.
+#: An amount in US dollars as decimal text, because a JSON number may be read as a float.
 Money = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$", examples=["0.00256"])]
 Confidence = Literal["exact", "reported", "overridden", "partly_priced", "unpriced", "reported_zero_ignored"]
 
 
 class ReceiptLine(msgspec.Struct):
-    """*amount* of *unit* at *rate_usd* for each *per*."""
+    """The cost of *amount* units: *rate_usd* US dollars for every *per* units."""
 
     unit: str
     amount: int
@@ -49,7 +49,16 @@ class ReceiptLine(msgspec.Struct):
 
 
 class ReceiptPrice(msgspec.Struct):
-    """Which price was used: the table, its version, the model it was found under, and the instant."""
+    """
+    The price that was used.
+
+    Attributes:
+        source: Name of the price; null = no price was used.
+        version: Version of the price tables; null = unknown.
+        matched_model: The name of the model under which the price was found.
+        priced_at: The instant whose prices were used: the event time of the span.
+        tier: The rates apply above this number of prompt tokens; null = the rates do not depend on it.
+    """
 
     source: str | None
     version: str | None
@@ -63,10 +72,12 @@ class ReceiptAnswer(msgspec.Struct):
     How the cost of a span was computed; ``lines`` and ``rounding`` add up to ``cost_usd``.
 
     Attributes:
-        total_cost_usd: The cost as a number, as every other answer shows it.
-        counted: The span's cost is part of totals; that of a span which only sums up others is not.
-        reason: Why the cost is unknown or partial.
-        note: Only where the prices of that time are not known any more.
+        total_cost_usd: The cost as a number, as other answers show it.
+        counted: True if totals include the cost of this span; false for roll-up kinds.
+        reason: Why the cost is unknown or lacks a part.
+        rounding: Difference between the sum of the lines and the cost, US dollars.
+        note: Present only if the cost cannot be recomputed with the installed prices; ``lines`` then has a single line
+            for the whole cost.
     """
 
     trace_id: str
@@ -121,7 +132,7 @@ _RECEIPT = operation(
 
 
 def router(store: StoreReader, pricer: Pricer) -> Router:
-    """Return the route; it must precede ``/traces/{id}``. *pricer* has the prices that ingest has."""
+    """Return the route, to be registered before ``/traces/{id}``; *pricer* must have the prices that ingest has."""
     routes = Router("traces")
 
     @routes.get("/traces/{trace_id:path}/spans/{span_id:path}/receipt", **_RECEIPT)
@@ -171,7 +182,7 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "rounding": _money(receipt.rounding_usd),
     }
     if not receipt.explained:
-        shown["note"] = "priced with other tables than this program has: one line stands for all"
+        shown["note"] = "the cost cannot be recomputed with the installed prices; one line stands for the whole cost"
     return shown
 
 

@@ -1,4 +1,4 @@
-"""``POST /scores``: scores of spans that have ended."""
+"""``POST /scores``: records scores of spans that have ended."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ MAX_SCORES = 1000
 
 class ScoreInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
-    A score.
+    A score; at least one of the ids is required.
 
     Attributes:
-        trace_id, span_id: Of the span; without span_id the root of the trace, without trace_id a span of any trace.
-        name: ``eval.`` is added in front where it is missing.
-        value: 0 to 1; null takes the score away.
+        trace_id: Trace of the span; "" = any trace, and then span_id must be unique.
+        span_id: The span; "" = the root of the trace, or its first span if it has no root.
+        name: Name of the score; ``eval.`` is added in front if it is missing.
+        value: The score, 0 to 1; null removes it.
     """
 
     value: Annotated[float, Meta(ge=0, le=1)] | None
@@ -44,23 +45,24 @@ class ScoreInput(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def attribute(self) -> str:
-        """Return the attribute under which the span keeps it."""
+        """The attribute of the span that holds the score."""
         return self.name if self.name.startswith("eval.") else f"eval.{self.name}"
 
 
-_one = msgspec.json.Decoder(ScoreInput)
-_many = msgspec.json.Decoder(list[ScoreInput])
+_score_decoder = msgspec.json.Decoder(ScoreInput)
+_scores_decoder = msgspec.json.Decoder(list[ScoreInput])
 
 
 def decode_scores(body: bytes) -> list[ScoreInput]:
     """
-    Return one score, or an array of them.
+    Return the scores in *body*, which is one score or an array of scores.
 
     Raises:
-        Rejected: Names the index and the field.
+        Rejected: *body* cannot be decoded, has over 1,000 scores, or has a score without an id or with an invalid id or
+            name.
     """
     try:
-        scores = _many.decode(body) if body.lstrip()[:1] == b"[" else [_one.decode(body)]
+        scores = _scores_decoder.decode(body) if body.lstrip()[:1] == b"[" else [_score_decoder.decode(body)]
     except UNREADABLE as exc:
         raise Rejected(explain(str(exc))) from exc
     if len(scores) > MAX_SCORES:
@@ -86,7 +88,7 @@ class ScoredSpan(msgspec.Struct):
 
 
 class ScoresAccepted(msgspec.Struct):
-    """How many scores are stored, and the span of each."""
+    """How many scores were stored, and the span of each."""
 
     accepted: int
     spans: list[ScoredSpan]
@@ -97,8 +99,8 @@ _SCORES = operation(
     "postScores",
     "Score spans after they ended",
     """
-    One score or an array of up to 1,000. A score replaces the one that the span had under that name, and is counted in
-    quality once it is stored. Every span is looked up before any score is recorded: a wrong id refuses the request.
+    One score or an array of up to 1,000. A score replaces the one that the span had under the same name; `eval.score`
+    counts in quality. All spans are looked up before any score is recorded, so a wrong id refuses the whole request.
     """,
     Answer(
         ScoresAccepted,
@@ -123,7 +125,7 @@ _SCORES = operation(
 
 
 def router(store: StoreReader, scoring: Scoring, redactor: Redactor) -> Router:
-    """Return the route of scores; *redactor* cleans their names."""
+    """Return the route of scores; *redactor* redacts their names."""
     routes = Router("traces")
 
     @routes.post("/scores", **_SCORES)

@@ -1,4 +1,4 @@
-"""The filters that lists, exports and tails of spans share."""
+"""The parameters that filter lists, exports and live tails."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ _Kind: Any = choice(KIND_NAMES)
 
 
 class SearchParams(AttributeParams):
-    """Which spans: one span must match every filter."""
+    """The filters for spans; a single span must match all of them."""
 
-    model: Text = Field(None, description="Model, as the vendor names it.", examples=["gpt-4o"])
+    model: Text = Field(None, description="Model, as the provider names it.", examples=["gpt-4o"])
     caller: Text = Field(None, description="Calling service or function.", examples=["checkout"])
-    status: _Status = Field(None, description="How the span ended.", examples=["error"])
-    provider: Text = Field(None, description="Vendor of the model.", examples=["openai"])
+    status: _Status = Field(None, description="Status of the span.", examples=["error"])
+    provider: Text = Field(None, description="Provider of the model.", examples=["openai"])
     name: Text = Field(None, description="Name of the span.", examples=["answer question"])
     kind: _Kind = Field(None, description="Kind of span.", examples=["llm"])
     session: Text = Field(None, description="Session id.", examples=["s1"])
     user: Text = Field(None, description="User id.", examples=["u-7"])
     min_cost: Amount = Field(None, description="Least cost, US dollars.", examples=[0.01])
     min_latency: Amount = Field(None, description="Least latency, milliseconds.", examples=[1000])
-    q: Text = Field(None, description="Part of the name or the error, in any case of letters.", examples=["rate limit"])
+    q: Text = Field(
+        None, description="Text that the name or the error contains, regardless of case.", examples=["rate limit"]
+    )
     since: Moment = Field(None, description="Started at or after this instant.", examples=["2026-03-15T14:00:00Z"])
     until: Moment = Field(None, description="Started at or before this instant.", examples=["2026-03-15T15:00:00Z"])
 

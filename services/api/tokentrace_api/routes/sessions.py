@@ -1,4 +1,4 @@
-"""``/api/sessions``: conversations, as Cost Katana's clients ask for them."""
+"""``/api/sessions``: sessions, in the form that Cost Katana's clients use."""
 
 from __future__ import annotations
 
@@ -47,30 +47,36 @@ SessionId = Annotated[str, PathName(description="Id of the session.", examples=[
 
 
 class PeriodParams(Params):
-    """When a session started."""
+    """Bounds for the start of a session."""
 
-    from_: Moment = Field(None, alias="from", description="Not before.", examples=["2026-03-15T00:00:00Z"])
-    to: Moment = Field(None, description="Not after.", examples=["2026-03-16T00:00:00Z"])
+    from_: Moment = Field(None, alias="from", description="Earliest start.", examples=["2026-03-15T00:00:00Z"])
+    to: Moment = Field(None, description="Latest start.", examples=["2026-03-16T00:00:00Z"])
 
 
 class SessionParams(PeriodParams):
-    """Which sessions, and which page of them."""
+    """Which sessions are listed, and which page of them."""
 
-    user_id: Text = Field(None, alias="userId", description="User the session belongs to.", examples=["u-7"])
-    label: Text = Field(None, description="Part of the label, in any case of letters.", examples=["chat"])
-    status: _Status = Field(None, description="`error` once any span has failed.", examples=["completed"])
-    source: Text = Field(None, description="How the session's spans came.", examples=["costkatana"])
+    user_id: Text = Field(None, alias="userId", description="User of the session.", examples=["u-7"])
+    label: Text = Field(None, description="Text that the label contains, regardless of case.", examples=["chat"])
+    status: _Status = Field(
+        None, description="Status; `error` if a span failed or the session ended with an error.", examples=["completed"]
+    )
+    source: Text = Field(
+        None,
+        description="How the first span came: `reporter`, `spans`, `mist`, `costkatana` or `nats`.",
+        examples=["costkatana"],
+    )
     min_cost: Amount = Field(None, alias="minCost", description="Least cost, US dollars.", examples=[0.01])
     max_cost: Amount = Field(None, alias="maxCost", description="Greatest cost, US dollars.", examples=[10])
     min_spans: OptionalCount = Field(None, alias="minSpans", description="Least number of spans.", examples=[1])
     max_spans: OptionalCount = Field(None, alias="maxSpans", description="Greatest number of spans.", examples=[100])
     page: Count = Field(1, description="Page, from 1; 0 counts as 1.")
     limit: Count = Field(
-        DEFAULT_LIMIT, description=f"Sessions on a page, 1 to {MAX_LIMIT}; others count as the nearest."
+        DEFAULT_LIMIT, description=f"Sessions on a page; below 1 counts as 1, over {MAX_LIMIT} as {MAX_LIMIT}."
     )
 
     def wanted(self) -> SessionFilter:
-        """Return the filters for the store."""
+        """Return the filters as a ``SessionFilter``."""
         return SessionFilter(
             user_id=self.user_id or "",
             label=self.label or "",
@@ -86,21 +92,21 @@ class SessionParams(PeriodParams):
 
 
 class TokenSums(msgspec.Struct):
-    """Tokens of all inputs and of all outputs."""
+    """Numbers of input and output tokens."""
 
     input: Natural
     output: Natural
 
 
 class ErrorText(msgspec.Struct):
-    """What went wrong."""
+    """An error: its message and its stack trace."""
 
     message: str
     stack: str | UnsetType = UNSET
 
 
 class SessionSums(msgspec.Struct, rename="camel"):
-    """Sums of a session; cost in US dollars."""
+    """Sums over the spans of a session; cost in US dollars."""
 
     total_spans: Natural
     total_duration: Milliseconds
@@ -110,11 +116,12 @@ class SessionSums(msgspec.Struct, rename="camel"):
 
 class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
     """
-    A session with its messages: the SDK's names, and beside them the backend's for the same.
+    A session with its messages. Cost Katana's SDK and backend name some values differently; both names are present.
 
     Attributes:
-        duration: Milliseconds from its start to its end, or to the end of its last span.
-        ended_at: Only of a session that was ended.
+        duration: Milliseconds from the start to the end of the session, or to the latest end of a span.
+        ended_at: Present only if the session was ended by a request.
+        error_count: Number of spans with status error or timeout.
     """
 
     session_id: str
@@ -153,7 +160,8 @@ class SessionSummary(msgspec.Struct, rename="camel"):
     Sums over the sessions of a period; cost in US dollars.
 
     Attributes:
-        avg_duration, average_duration: Milliseconds, the same: the mean over the sessions that have ended.
+        avg_duration, average_duration: Mean duration of the sessions that were ended by a request, milliseconds.
+        error_rate: Fraction of the sessions that have the status error.
     """
 
     total_sessions: Natural
@@ -168,7 +176,7 @@ class SessionSummary(msgspec.Struct, rename="camel"):
 
 
 class TraceNode(msgspec.Struct, kw_only=True, rename="camel"):
-    """A span as a node: the SDK's names, and beside them the backend's for the same."""
+    """A span as a node. Cost Katana's SDK and backend name some values differently; both names are present."""
 
     id: str
     session_id: str
@@ -194,21 +202,21 @@ class TraceNode(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class GraphEdge(msgspec.Struct, rename={"source": "from", "target": "to"}):
-    """From a span to one that it called."""
+    """An edge from a span to a span that it called."""
 
     source: str
     target: str
 
 
 class SessionGraph(msgspec.Struct):
-    """Nodes by start; an edge for every node that names a parent, whether the parent is known or not."""
+    """Nodes by start, and an edge to every node that names a parent, even if the parent is not among the nodes."""
 
     nodes: list[TraceNode]
     edges: list[GraphEdge]
 
 
 class SessionEndInput(msgspec.Struct, kw_only=True):
-    """How a session ended; an empty body, or no error, means well."""
+    """How a session ended; with an empty body or without an error it is completed."""
 
     error: dict[str, Any] | str | None = None
 
@@ -276,7 +284,7 @@ _STORE_AWAY = {503: "span store: is not open yet"}
 _LIST = operation(
     "listSessions",
     "List sessions",
-    "Newest start first, each with its messages.",
+    "Sessions with their messages, newest start first.",
     Answer(
         SessionPage,
         "A page.",
@@ -308,23 +316,23 @@ _SUMMARY = operation(
 _GRAPH = operation(
     "getSessionGraph",
     "Get a session as a graph",
-    "Its spans as nodes, and an edge from each parent.",
+    "The spans of the session as nodes, and edges from parents to children.",
     Answer(SessionGraph, "The graph.", {"nodes": [_NODE_EXAMPLE], "edges": [{"from": "root", "to": "call"}]}),
     errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
 )
 _DETAILS = operation(
     "getSessionDetails",
     "Get a session with its messages",
-    "Messages are in order of time.",
+    "A session with its messages, oldest message first.",
     Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
     errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
 )
 _END = operation(
     "endSession",
     "End a session",
-    "The first end counts; ending it again changes nothing.",
+    "The first end counts; ending a session again changes nothing.",
     Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
-    body=[Content(SessionEndInput, {"well": {}, "error": {"error": {"message": "gave up"}}})],
+    body=[Content(SessionEndInput, {"completed": {}, "error": {"error": {"message": "gave up"}}})],
     body_required=False,
     errors={
         400: "error: is not text of at most 4096 characters",
@@ -337,7 +345,7 @@ _END = operation(
 
 
 def router(store: StoreReader, publisher: Publisher) -> Router:
-    """Return the routes of sessions; *publisher* takes their ends."""
+    """Return the routes of sessions; *publisher* publishes their ends."""
     routes = Router("sessions")
 
     @routes.get("/api/sessions", **_LIST)
@@ -395,9 +403,11 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
         error = _end_error(await read_body(request, _MAX_BODY_BYTES))
         session = await _find(store, session_id)
         if session.ended_ns is None:
-            over = SessionEnd(session_id=session_id, ended_ns=time.time_ns(), error=error)
-            now_ns = over.ended_ns
-            await publisher.publish(Batch(id=f"session.{uuid.uuid4().hex}", arrived_ns=now_ns, session_ends=[over]))
+            session_end = SessionEnd(session_id=session_id, ended_ns=time.time_ns(), error=error)
+            now_ns = session_end.ended_ns
+            await publisher.publish(
+                Batch(id=f"session.{uuid.uuid4().hex}", arrived_ns=now_ns, session_ends=[session_end])
+            )
             session = await _find(store, session_id)
         return reply(await _with_messages(store, session))
 
@@ -405,7 +415,12 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
 
 
 def _end_error(body: bytes) -> str:
-    """Return the error text in the body of a session's end; "" for an empty body."""
+    """
+    Return the error text in the body of a session's end; "" = there is none.
+
+    Raises:
+        Rejected: *body* cannot be decoded, or the error is not text of at most 4096 characters.
+    """
     if not body.strip():
         return ""
     with reading("body"):
@@ -466,7 +481,7 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
 
 
 def render_graph(spans: Sequence[Span], open_: Sequence[Started], now_ns: int) -> dict[str, Any]:
-    """Return spans as the struct ``SessionGraph`` describes them."""
+    """Return ended and open spans as the struct ``SessionGraph`` describes them."""
     depth = depths([*spans, *open_])
     dated: list[tuple[int, dict[str, Any]]] = [
         (span.started_ns, costkatana.render_node(span, depth[span.trace_id, span.span_id])) for span in spans

@@ -24,16 +24,18 @@ from tokentrace_api.routes.searching import SearchParams
 
 DEFAULT_RATE, MAX_RATE = 50, 1000
 MAX_TAILS = 100
-#: A comment line is sent after this long without an event, so that no proxy takes the connection for dead.
+#: Seconds without an event after which a comment line is sent, so that proxies do not close the connection.
 _BEAT_S = 10.0
 _TURN_S = 0.5
 _TYPE = "text/event-stream"
 
 
 class TailParams(SearchParams):
-    """Which spans, and how many."""
+    """Which spans are sent, and how many."""
 
-    rate: Count = Field(DEFAULT_RATE, description=f"Spans a second at most; over {MAX_RATE} counts as {MAX_RATE}.")
+    rate: Count = Field(
+        DEFAULT_RATE, description=f"Maximum number of spans per second; over {MAX_RATE} counts as {MAX_RATE}."
+    )
 
 
 EventStream = Annotated[str, Meta(description="Server-sent events.")]
@@ -41,9 +43,9 @@ _TAIL = operation(
     "tailSpans",
     "Follow spans as they arrive",
     """
-    Server-sent events, until the client leaves. `span` carries a span in the form of `GET /traces/{trace_id}` with its
-    `trace_id`; `dropped` says how many spans were left out so far, because more arrived than `rate` allows or than the
-    client has read.
+    Server-sent events, until the client disconnects. `span` holds a span as in `GET /traces/{trace_id}`, but with
+    `trace_id` and without `depth`. `dropped` says how many spans were left out so far, because they exceeded `rate` or
+    the client read too slowly.
     """,
     Answer(
         EventStream,
@@ -56,7 +58,7 @@ _TAIL = operation(
 
 
 def router(tails: Tails, is_stopping: Callable[[], bool]) -> Router:
-    """Return the route; streams end when *is_stopping* turns true."""
+    """Return the route; streams end once *is_stopping* returns True."""
     routes = Router("traces")
 
     @routes.get("/traces/tail", **_TAIL)

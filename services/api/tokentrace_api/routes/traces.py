@@ -42,7 +42,7 @@ from tokentrace_api.store import Store
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 200
 RECENT_LIMIT, MAX_RECENT = 100, 10_000
-#: A span that has not ended by then counts as abandoned.
+#: An open span that started longer ago than this is abandoned, nanoseconds.
 ABANDONED_NS = DAY
 
 TraceId = Annotated[str, PathName(description="Id of the trace; `/` and other characters escaped.", examples=["t1"])]
@@ -63,31 +63,31 @@ def _recent_limit(text: str) -> int:
 
 
 class TraceListParams(SearchParams):
-    """A page of traces."""
+    """Which traces are listed, and which page of them."""
 
     limit: Count = Field(DEFAULT_LIMIT, description=f"Traces on a page; over {MAX_LIMIT} counts as {MAX_LIMIT}.")
-    offset: Count = Field(0, description="Traces to leave out; a cursor is faster.")
-    cursor: _Cursor = Field(None, description="`next_cursor` of the page before.")
+    offset: Count = Field(0, description="Number of traces to skip; a cursor is faster.")
+    cursor: _Cursor = Field(None, description="`next_cursor` of the previous page.")
 
 
 class RecentParams(Params):
-    """As the Go server reads them: unknown parameters and wrong limits are passed over."""
+    """Read as the original Go server read them: unknown parameters and invalid limits are ignored."""
 
     model_config = ConfigDict(extra="ignore")
     limit: Annotated[int, parsed(_recent_limit), WithJsonSchema({"type": ["integer", "string"]})] = Field(
         RECENT_LIMIT,
-        description=f"How many, at most {MAX_RECENT}; anything but a whole number over 0 counts as {RECENT_LIMIT}.",
+        description=f"How many, at most {MAX_RECENT}; anything but 1 to 999999999 in digits counts as {RECENT_LIMIT}.",
     )
 
 
 class TraceParams(Params):
-    """The form of a trace."""
+    """The form in which a trace is shown."""
 
     format: _Format = Field("docs", description="`docs`, or `mist` for MIST's names and nanoseconds.")
 
 
 def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
-    """Return the routes that read traces; the one for a trace matches every path below ``/traces/`` that is left."""
+    """Return the routes that read traces; that of ``/traces/{id}`` matches every path that no earlier route matches."""
     routes = Router("traces")
 
     @routes.get("/traces", **LIST_TRACES)
@@ -159,11 +159,17 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
 
 
 async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Span], list[Started]]:
-    """Return (ended spans, open spans) of a trace, or raise a 404."""
+    """
+    Return (ended spans, open spans) of a trace.
+
+    Raises:
+        Rejected: There is no such trace.
+        Unavailable: The store cannot be read.
+    """
     now_ns = time.time_ns()
 
     def read(store: Store) -> tuple[list[Span], list[Started]]:
-        # Open spans first: a span that ends between the two reads is in both, and then its end is shown.
+        # Open spans are read first: a span that ends between the two reads is then in both, not in neither.
         pending = open_spans(store, "trace_id", trace_id, now_ns)
         spans = store.trace(trace_id, now_ns)
         ended = {span.span_id for span in spans}
@@ -176,7 +182,7 @@ async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Span], list
 
 
 def render_timeline(trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0) -> Timeline:
-    """Return a trace ready to be drawn: a row for each span, milliseconds since the start of the trace."""
+    """Return a trace as a timeline: a row for each span, with times in milliseconds since the start of the trace."""
     every: list[Span | Started] = [*spans, *pending]
     begin, depth = min(span.started_ns for span in every), depths(every)
     ends = [span.ended_ns for span in spans] or [begin]
@@ -220,7 +226,7 @@ def render_timeline(trace_id: str, spans: Sequence[Span], pending: Sequence[Star
 
 
 def pending_status(started: Started, now_ns: int) -> str:
-    """Return the status of an open span: pending, and abandoned after a day."""
+    """Return the status of an open span: pending, or abandoned a day after its start."""
     return "abandoned" if started.started_ns < now_ns - ABANDONED_NS else "pending"
 
 
@@ -241,7 +247,7 @@ def render_row(row: TraceRow) -> ListedTrace:
 def render_trace(
     trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0
 ) -> dict[str, Any]:
-    """Return a trace as the struct ``Trace`` describes it: sums over the ended spans, then every span."""
+    """Return a trace as the struct ``Trace`` describes it."""
     every: list[Span | Started] = [*spans, *pending]
     root = next((span for span in every if span.parent_span_id is None), every[0])
     cost = sum(span.cost_nusd or 0 for span in spans if counts_as_cost(span.kind))
@@ -284,7 +290,7 @@ def _docs_pending(started: Started, now_ns: int) -> dict[str, Any]:
 
 
 def _mist_pending(started: Started) -> dict[str, Any]:
-    """Return an open span in MIST's form, where end_ns is 0."""
+    """Return an open span in MIST's form; its ``end_ns`` is 0."""
     shown = {
         "trace_id": started.trace_id,
         "span_id": started.span_id,

@@ -1,4 +1,4 @@
-"""What the document says of the routes that read traces."""
+"""The part of the OpenAPI document that describes the routes that read traces."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokentrace_api.routes.answers import (
 
 
 class ListedTrace(msgspec.Struct):
-    """A trace in a list: sums over its spans, each span once; money in US dollars."""
+    """A trace in a list; sums cover its ended spans, each counted once."""
 
     trace_id: str
     name: str
@@ -38,10 +38,11 @@ class TracePage(msgspec.Struct):
     A page of traces, newest start first.
 
     Attributes:
-        count: Traces on this page.
-        total: Matching traces on all pages; null when counting them would take too long.
-        next_cursor: Cursor of the next page; null = this is the last one.
-        searched_until: Only when the page ended early: nothing that started before has been looked at.
+        count: Number of traces on this page.
+        total: Number of matching traces on all pages; null if over 50,000 spans match.
+        next_cursor: Cursor of the next page; null = this is the last page.
+        searched_until: Present only if the search took too long and the page ended early: traces that started at or
+            before this instant have not been searched.
     """
 
     traces: list[ListedTrace]
@@ -55,7 +56,7 @@ class TracePage(msgspec.Struct):
 
 
 class RecentSpansAnswer(msgspec.Struct):
-    """The newest spans, newest first."""
+    """The spans that arrived last, newest first."""
 
     spans: list[MistSpan]
     count: Natural
@@ -63,12 +64,12 @@ class RecentSpansAnswer(msgspec.Struct):
 
 class Trace(msgspec.Struct):
     """
-    A trace; sums are those of the spans that have ended.
+    A trace; sums cover the spans that have ended, and costs of roll-up kinds are not counted.
 
     Attributes:
-        name: Of the root.
-        ended_at: End of the last span; null while none has ended.
-        spans: The ended ones by start, then the open ones.
+        name: Name of the root, or of the first span if the trace has no root.
+        ended_at: Latest end of a span; null = no span has ended.
+        spans: The ended spans by start, then the open spans by start.
     """
 
     trace_id: str
@@ -90,12 +91,13 @@ class MistTrace(msgspec.Struct):
 
 class TimelineRow(msgspec.Struct):
     """
-    A span as a bar.
+    A row of a timeline: one span.
 
     Attributes:
-        depth: How many ancestors the trace holds.
-        start_ms: Since the start of the trace.
-        duration_ms: null while the span is open.
+        depth: Number of its ancestors in the trace.
+        start_ms: Start of the span, milliseconds since the start of the trace.
+        duration_ms: Time from start to end, milliseconds; null while the span is open.
+        cost_usd: US dollars; null while the span is open or if its cost is unknown.
     """
 
     span_id: str
@@ -111,7 +113,12 @@ class TimelineRow(msgspec.Struct):
 
 
 class Timeline(msgspec.Struct):
-    """A trace ready to be drawn, rows by start."""
+    """
+    A trace as a timeline, its rows by start.
+
+    Attributes:
+        duration_ms: Time from the start of the trace to the latest end of a span, milliseconds.
+    """
 
     trace_id: str
     started_at: InstantText
@@ -120,14 +127,14 @@ class Timeline(msgspec.Struct):
 
 
 class OperationCounts(msgspec.Struct):
-    """Spans of one name."""
+    """Number of spans with one name, and of those with status error."""
 
     count: Natural
     errors: Natural
 
 
 class Stats(Incomplete, kw_only=True):
-    """Totals since the stream began; money in US dollars."""
+    """Totals since the stream began; timeouts are not counted as errors."""
 
     total_spans: Natural
     error_count: Natural
@@ -159,8 +166,8 @@ LIST_TRACES = operation(
     "listTraces",
     "List traces",
     """
-    Traces, newest start first. A trace matches when one of its spans has everything that the filters ask for.
-    Follow `next_cursor` for more.
+    Traces, newest start first. A trace matches if one of its spans matches all filters. `since` and `until` apply to
+    the start of the trace. `next_cursor` leads to the next page.
     """,
     Answer(
         TracePage,
@@ -180,7 +187,7 @@ LIST_TRACES = operation(
 LIST_RECENT = operation(
     "listRecentSpans",
     "List the newest spans",
-    "In MIST's form, newest first.",
+    "The spans that arrived last, in MIST's form, newest first.",
     Answer(RecentSpansAnswer, "The spans.", {"spans": [MIST_EXAMPLE], "count": 1}),
     errors=_STORE_AWAY,
 )
@@ -193,8 +200,8 @@ GET_TRACE = operation(
 )
 GET_TIMELINE = operation(
     "getTraceTimeline",
-    "Get a trace as rows to draw",
-    "A row for each span: where it begins and how long it takes, in milliseconds.",
+    "Get a trace as a timeline",
+    "A row for each span: when it begins and how long it takes, in milliseconds.",
     Answer(
         Timeline,
         "The rows.",
@@ -222,8 +229,8 @@ GET_TIMELINE = operation(
 )
 GET_STATS = operation(
     "getStats",
-    "Get totals since the beginning",
-    "Counted since the stream began; spans that the store has forgotten are still counted.",
+    "Get totals since the stream began",
+    "Spans that the store no longer holds are still counted.",
     Answer(
         Stats,
         "The totals.",

@@ -1,4 +1,4 @@
-"""Writing messages of the log into the newest file: spans, other records and positions in one transaction."""
+"""Writes messages of the log into the newest file: spans, other records and positions in one transaction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tokentrace_api.store.span_updates import (
 
 
 class Item(NamedTuple):
-    """A message to be stored, the shard it came from, and when the stream was created (Unix nanoseconds)."""
+    """A message to be stored, the shard it came from, and the time at which the log was created, Unix nanoseconds."""
 
     shard: int
     created_ns: int
@@ -49,13 +49,14 @@ class Appender:
 
     def append(self, items: Sequence[Item]) -> list[Span]:
         """
-        Store *items* in order, with one transaction for each file.
+        Store *items* in order, with one transaction for each day.
 
         Returns:
-            The spans that are new, with the updates that waited for them.
+            The spans that were stored, with their scores and annotations applied.
 
         Raises:
             duckdb.Error, OSError: The disk refused; the failed transaction stored nothing.
+            StoreDamaged: A file is damaged that was not damaged before.
         """
         stored: list[Span] = []
         segments = self._catalog.segments
@@ -94,8 +95,8 @@ class Appender:
         try:
             database.run("COMMIT")
         except duckdb.Error as exc:
-            # If DuckDB could not write its WAL back, COMMIT fails although the transaction is durable. Whether it is
-            # shows in the positions that fail() has just read from the file.
+            # If DuckDB could not write its WAL back, COMMIT fails although the transaction is durable. The positions
+            # that fail() has just read from the file tell whether it is durable.
             catalog.fail(exc)
             if catalog.is_stale or any(
                 catalog.position(shard) != position for shard, (position, _) in positions.items()
@@ -112,7 +113,7 @@ class Appender:
     def _write_positions(
         self, target: Segment, positions: Mapping[int, tuple[Position, int]], *, is_new_file: bool
     ) -> None:
-        """Write the reader state of the shards that were read; into a new file, that of every shard."""
+        """Write the reader state of the shards in *positions*; if the file is new, also that of every other shard."""
         database, readers = self._catalog.database, self._catalog.readers
         for shard, (position, time_ns) in positions.items():
             write_reader(database, target, shard, readers[shard], position, time_ns, is_new_file=is_new_file)
@@ -122,7 +123,7 @@ class Appender:
                     write_reader(database, target, shard, reader, reader.position, None, is_new_file=True)
 
     def _new_batches(self, item: Item) -> list[Batch]:
-        """Return the batches of a message that were not stored before."""
+        """Return the batches in *item* that were not stored before; [] if its message cannot be decoded."""
         reader, time_ns = self._catalog.readers[item.shard], item.message.time_ns
         try:
             batches = decode_batches(item.message.payload)
@@ -140,7 +141,7 @@ class Appender:
         return new
 
     def _insert_records(self, name: str, batches: Sequence[Batch]) -> None:
-        """Insert what *batches* carry besides spans."""
+        """Insert the started spans, messages and session ends of *batches*."""
         rows: dict[str, list[Sequence[Any]]] = {"started": [], "messages": [], "session_ends": []}
         for batch in batches:
             arrived_ns = batch.arrived_ns
@@ -156,11 +157,11 @@ class Appender:
 
 def _by_day(items: Iterable[Item], newest: str) -> list[tuple[str, list[Item]]]:
     """
-    Cut *items*, in their order, where a new day begins.
+    Cut *items*, in their order, where a new day begins; return (day, items of that day).
 
     Args:
-        newest: Day of the newest file. Messages of an earlier day go into that file too: their shard is behind, or the
-            clock of the broker was put back.
+        newest: Day of the newest file; "" = there is no file. A message of an earlier day counts for this day: its
+            shard is behind, or the clock of the broker was put back.
     """
     groups: list[tuple[str, list[Item]]] = []
     for item in items:

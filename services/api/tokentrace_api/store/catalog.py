@@ -1,4 +1,4 @@
-"""The open files of the store and the state they hold: positions, folded batches, updates that wait for their span."""
+"""The open files of the store and their state: positions, folded batches, and updates that wait for their span."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ class StoreDamaged(Exception):
     """
     A file of the open store is damaged.
 
-    Callers may have read the log past what the remaining files hold. They must open the store again and continue from
-    its positions.
+    The caller may have read the log past what the remaining files hold. It must open the store again and continue from
+    the positions of the opened store.
     """
 
 
 class Catalog:
     """
-    The files of a store, attached to one database. Its methods are called by the writing thread only.
+    The files of a store, attached to one database.
+
+    Only the writing thread calls its methods, except ``position`` and ``disk_bytes``, which any thread may call.
 
     Args:
         directory: Where the files are; it is created if missing.
@@ -45,12 +47,12 @@ class Catalog:
     Attributes:
         database: DuckDB with all segments attached.
         segments: The attached segments, oldest first.
-        visible: The segments that queries read; None while the database is not open. Read by any thread.
+        visible: The segments that queries read; None while the database is not open. Any thread may read it.
         readers: Shard -> position and folded batches.
         waiting: Updates whose span has not arrived yet.
-        last_ordinal: Number of the newest row; 0 = there is none.
+        last_ordinal: Number of the newest row of a span; 0 = there is none.
         damaged: Names of files that could not be read, each with the type of the error.
-        is_stale: A transaction failed, and what is in memory may be ahead of the files.
+        is_stale: True if a transaction failed, so that the state in memory may be ahead of the files.
 
     Raises:
         Unavailable: The directory or a file in it cannot be opened now.
@@ -80,6 +82,7 @@ class Catalog:
 
         Raises:
             Unavailable: A file cannot be opened now although it is not damaged; opening may be tried again.
+            duckdb.Error, OSError: The database or the directory cannot be opened.
         """
         self.database = Database(self.directory / "tmp", self._memory_limit_mb)
         self.segments: list[Segment] = []
@@ -105,8 +108,8 @@ class Catalog:
         Attach *file*, created if missing, with all tables.
 
         Raises:
-            duckdb.Error: It cannot be opened.
-            Rejected: Its name or its schema version is not one that this program reads.
+            duckdb.Error: The file cannot be opened, or its tables cannot be created.
+            Rejected: The name of the file or its schema version is not one that this program reads.
         """
         opened = parse_segment(file)
         if opened is None:
@@ -127,9 +130,9 @@ class Catalog:
         self.segments = sorted([*self.segments, opened])
 
     def _keep_damaged(self, file: Path, reason: Exception, *, newest: bool) -> None:
-        """Rename a damaged file, detach it and note why."""
+        """Detach a damaged file, rename it, and record *reason*."""
         name = f"{file.name}.damaged-{int(time.time())}"
-        # The positions in newer files lie behind the content of an older file, so only the newest one is read again.
+        # Newer files hold later positions, so the log is not read again for an older file.
         consequence = "its content is read from the log again" if newest else "its content is no longer shown"
         log.error("%s cannot be read (%s) and is kept as %s; %s", file.name, reason, name, consequence)
         opened = parse_segment(file)
@@ -159,13 +162,13 @@ class Catalog:
         self.waiting: dict[Key, SpanUpdate] = {}
 
     def _load(self, state: ReaderState) -> None:
-        """Take over the state of a file; called from the oldest file to the newest, so that newer state replaces it."""
+        """Merge the state of a file; called from the oldest file to the newest, so that newer state replaces older."""
         self.last_ordinal = max(self.last_ordinal, state.last_ordinal)
         self.readers |= state.readers
         self._merge_waiting(state.waiting)
 
     def _merge_waiting(self, waiting: Mapping[Key, SpanUpdate]) -> None:
-        # An empty update in a newer file says that the span has arrived for which an older file holds an update.
+        # An empty update in a newer file says that the span of an update in an older file has arrived.
         merged = self.waiting | dict(waiting)
         self.waiting = {key: update for key, update in merged.items() if not update.is_empty}
 
@@ -173,13 +176,13 @@ class Catalog:
 
     def fail(self, reason: Exception) -> Unavailable:
         """
-        Roll back after an error of the disk or of DuckDB, and reload the state from the files if that is possible.
+        Roll back after the error *reason* of the disk or of DuckDB; reload the state from the files if possible.
 
         Returns:
-            The error to be raised.
+            The error that the caller raises.
 
         Raises:
-            StoreDamaged: A file proved damaged during the reload.
+            StoreDamaged: A file is damaged that was not damaged when the store was opened.
         """
         self.is_stale = True
         with contextlib.suppress(duckdb.Error):
@@ -192,7 +195,7 @@ class Catalog:
 
     def recover(self) -> None:
         """
-        Reload the state from the files if a transaction failed before; reopen a database that DuckDB invalidated.
+        Reload the state from the files if a transaction failed; reopen the database if DuckDB has invalidated it.
 
         Raises:
             duckdb.Error, OSError, Unavailable: The disk still refuses. Nothing may be written until this succeeds.
@@ -221,10 +224,15 @@ class Catalog:
             raise StoreDamaged(f"span store: {self.damaged[-1]}: was damaged while it was open")
         self.is_stale = False
 
-    # -- files come and go
+    # -- adding and removing files
 
     def segment_for(self, day: str) -> Segment:
-        """Return the segment for what arrives on *day*; create one if the newest is of an earlier day or too large."""
+        """
+        Return the segment for records of *day*; create it if there is none or the newest is too old or too large.
+
+        Raises:
+            duckdb.Error, OSError: The file cannot be read or created.
+        """
         newest = self.segments[-1] if self.segments else None
         created = Segment(day, 0)
         if newest is not None and newest.day >= day:
@@ -243,7 +251,13 @@ class Catalog:
         return created
 
     def remove(self, removed: Segment) -> None:
-        """Detach and delete the file of *removed*."""
+        """
+        Detach and delete the file of *removed*.
+
+        Raises:
+            duckdb.Error, OSError: The disk refused.
+            Rejected: A waiting update in another file cannot be decoded.
+        """
         self.segments = [other for other in self.segments if other != removed]
         self.visible = tuple(self.segments)
         try:
@@ -251,13 +265,13 @@ class Catalog:
         finally:
             # DETACH can fail on a full disk; delete the file anyway, because that frees space.
             _remove(self.directory / removed.file_name)
-        # Updates that waited in the removed file only no longer wait.
+        # An update that only the removed file held is forgotten.
         self.waiting = {}
         for opened in self.segments:
             self._merge_waiting(read_waiting(self.database, opened))
 
     def disk_bytes(self) -> int:
-        """Return the size of all files, damaged ones included, bytes."""
+        """Return the size of all files of the store, damaged ones included, bytes."""
         return sum(_size(file) for file in self.directory.glob("spans-*"))
 
 

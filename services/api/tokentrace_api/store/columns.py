@@ -1,4 +1,4 @@
-"""A span as a row of the store and back, without loss; and SQL for attributes."""
+"""Converts spans to rows of the store and back; builds SQL that reads attributes."""
 
 from __future__ import annotations
 
@@ -62,22 +62,23 @@ _COMPUTED = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attribut
 _FIELDS = tuple(name for name in COLUMNS if name not in _COMPUTED)
 _json = msgspec.json.Encoder()
 _pack = msgspec.msgpack.Encoder()
-#: Texts that JSON contains unchanged. A number with a fraction or an exponent may be written differently in JSON.
+#: Texts that are written unchanged in JSON. A number with a fraction or an exponent may be written differently.
 _VERBATIM = re.compile(r'(?!-?[\d.]+(?:[eE][-+]?\d+)?$)[^"\\\x00-\x1f{\[]+|-?\d+')
 
 
 def trace_hash(trace_id: str) -> int:
-    """Return the CRC-32 of *trace_id*. Its column is a tenth of the size of the ids, so finding a trace reads less."""
+    """Return the CRC-32 of *trace_id*; its column has a tenth of the size of the ids, so finding a trace reads less."""
     return zlib.crc32(trace_id.encode())
 
 
 def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_ordinal: int) -> dict[str, Any]:
     """
-    Turn *spans* into columns for ``Database.insert``: a numpy array, or a single value if all spans have the same.
+    Return *spans* as columns for ``Database.insert``: each is a numpy array, or one value that all spans have.
 
     Args:
+        spans: At least one.
         origins: (stream sequence, shard) of each span.
-        first_ordinal: Number of the first row.
+        first_ordinal: Number of the row of the first span.
     """
     count = len(spans)
     # Transposing whole spans is faster: reading one field of one span at a time took a third of the time of storing.
@@ -115,13 +116,13 @@ def nullable(values: Sequence[int | None]) -> Any:
 
 
 def attributes_json(attributes: dict[str, Any]) -> str | None:
-    """Return *attributes* as JSON; None if there are none."""
+    """Return *attributes* as JSON; None if there are none or if JSON cannot hold them."""
     if not attributes:
         return None
     try:
         return _json.encode(attributes).decode()
     except (TypeError, ValueError, RecursionError):
-        # Ingest accepts only attributes that JSON can hold. A writer that bypasses ingest loses the attributes only.
+        # Ingest accepts only attributes that JSON can hold. The rest of a span that bypassed ingest is stored.
         log.warning("attributes %s cannot be stored: they are not valid JSON", shorten(list(attributes)))
         return None
 
@@ -131,7 +132,7 @@ def _rest(*values: Any) -> bytes | None:
 
 
 def span_of(row: Sequence[Any]) -> Span:
-    """Return the span of which *row*, in the order of COLUMNS, was made."""
+    """Return the span in *row*, which holds values in the order of COLUMNS."""
     values = dict(zip(COLUMNS, row, strict=True))
     fields = {name: values[name] for name in _FIELDS}
     if values["rest"] is not None:
@@ -147,14 +148,14 @@ def _pointer(*keys: str) -> str:
 
 def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str, list[str]]:
     """
-    Return SQL for the text form of the attribute *key*, which ``tokentrace.records.attribute`` finds in Python.
+    Return SQL for the text form of the attribute *key*; it finds the same value as ``tokentrace.records.attribute``.
 
     Args:
-        key: A key, or a path into nested maps, with dots between keys. A key with dots takes precedence over a path.
-        function: Another JSON function to apply to the attribute, such as ``json_type``.
+        key: A key, or a path into nested maps, with dots between keys. A key that contains dots precedes a path.
+        function: The JSON function that is applied to the attribute; ``json_type`` gives its type instead of its text.
 
     Returns:
-        (Expression, values of its parameters). The expression is NULL for a span without the attribute.
+        (SQL expression, values of its parameters). The expression is NULL for a span without the attribute.
     """
     literal = _pointer(key)
     extracted = f"{function}(attributes, ?)"
@@ -162,15 +163,17 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
         return extracted, [literal]
     keys = key.split(".")
     # A path leads into maps only, but a JSON pointer with a number or "-" would also select an element of a list.
-    above = [_pointer(*keys[:depth]) for depth in range(1, len(keys)) if keys[depth].isdigit() or keys[depth] == "-"]
-    maps = "".join(" AND json_type(attributes, ?) = 'OBJECT'" for _ in above)
+    ancestors = [
+        _pointer(*keys[:depth]) for depth in range(1, len(keys)) if keys[depth].isdigit() or keys[depth] == "-"
+    ]
+    maps = "".join(" AND json_type(attributes, ?) = 'OBJECT'" for _ in ancestors)
     has_key = "json_extract_string(attributes, ?) IS NOT NULL"
     expression = f"CASE WHEN {has_key} THEN {extracted} WHEN true{maps} THEN {extracted} END"
-    return expression, [literal, literal, *above, _pointer(*keys)]
+    return expression, [literal, literal, *ancestors, _pointer(*keys)]
 
 
 def attribute_is(key: str, value: str) -> tuple[str, list[str]]:
-    """Return SQL that is true if the text form of the attribute *key* is *value*: (condition, its parameters)."""
+    """Return (SQL that is true if the text form of the attribute *key* is *value*, its parameters)."""
     text, paths = attribute_text(key)
     if not _VERBATIM.fullmatch(value):
         return f"{text} = ?", [*paths, value]

@@ -19,8 +19,8 @@ class Database:
     A database in memory, to which files are attached.
 
     Args:
-        temporary: Directory into which DuckDB spills what exceeds its memory limit.
-        memory_limit_mb: That limit, MB.
+        temporary: Directory into which DuckDB writes data that exceeds its memory limit.
+        memory_limit_mb: Memory limit of DuckDB, MB.
     """
 
     def __init__(self, temporary: Path, memory_limit_mb: int) -> None:
@@ -37,7 +37,7 @@ class Database:
         self._reading_changes = threading.Condition()
 
     def run(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
-        """Run a statement on the writer's connection and fetch all rows; DuckDB requires that before the next one."""
+        """Run a statement on the writer's connection and return all its rows."""
         rows: Rows = self._writer.execute(sql, list(parameters)).fetchall()
         return rows
 
@@ -48,7 +48,7 @@ class Database:
 
     @contextlib.contextmanager
     def registered(self, name: str, columns: Mapping[str, Any]) -> Iterator[None]:
-        """Make numpy *columns* a table *name* of the writer while the context lasts."""
+        """Let statements of the writer read numpy *columns* as the table *name* while the context lasts."""
         self._writer.register(name, columns)
         try:
             yield
@@ -60,8 +60,8 @@ class Database:
         Insert rows into *table*.
 
         Args:
-            columns: Values in the order of the columns of *table*: a numpy array, or a single value for all rows. At
-                least one is an array.
+            columns: Name -> a numpy array, or one value for all rows, in the order of the columns of *table*; at least
+                one is an array.
         """
         arrays = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
         values = [column for name, column in columns.items() if name not in arrays]
@@ -71,13 +71,14 @@ class Database:
 
     def read(self, sql: str, parameters: Sequence[Any], limit_s: float | None) -> Rows:
         """
-        Run a query in any thread.
+        Run a query and return its rows; any thread may call this.
 
         Args:
             limit_s: Seconds after which the query is interrupted; None = never.
 
         Raises:
-            duckdb.Error: The query failed; ``InterruptException`` if it took too long or the database is closing.
+            duckdb.Error: The query failed or the database is closed; ``InterruptException`` if the query took too long
+                or the database was closing.
         """
         with self._reading_changes:
             cursor = self._writer.cursor()
@@ -102,11 +103,11 @@ class Database:
         return len(self._reading)
 
     def close(self) -> None:
-        """Interrupt all queries and close. DuckDB does not close while a query runs; new queries wait meanwhile."""
+        """Interrupt all queries and close the database. A query that is started meanwhile waits and then fails."""
         with self._reading_changes:
             while self._reading:
                 for cursor in self._reading:
                     cursor.interrupt()
-                # Repeat, because an interrupt has no effect on a query that has not begun yet.
+                # DuckDB does not close while a query runs, and an interrupt has no effect before the query begins.
                 self._reading_changes.wait(0.05)
             self._writer.close()

@@ -1,4 +1,4 @@
-"""Deletions: which records a tombstone hides, and how its rows are removed from the files."""
+"""Deletions: decides which records a tombstone hides, and removes the rows of hidden records from the files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COLUMNS = {
 
 
 class Deletions:
-    """All known tombstones. A tombstone hides what arrived before it; later records of the same target are shown."""
+    """All known tombstones. A tombstone hides the records of its target that arrived up to its time, not later ones."""
 
     def __init__(self) -> None:
         self._deleted: dict[str, dict[str, int]] = {target: {} for target in _COLUMNS}
@@ -38,11 +38,11 @@ class Deletions:
         return sum(map(len, self._deleted.values()))
 
     def holds(self, tombstone: Tombstone) -> bool:
-        """Return True if *tombstone* hides nothing that is not hidden already."""
+        """Return True if all records that *tombstone* hides are hidden already."""
         return tombstone.deleted_ns <= self._deleted[tombstone.target].get(tombstone.id, -1)
 
     def add(self, tombstone: Tombstone) -> None:
-        """Hide what *tombstone* deletes from now on."""
+        """Add *tombstone*, so that its records are hidden from now on."""
         known = self._deleted[tombstone.target]
         known[tombstone.id] = max(tombstone.deleted_ns, known.get(tombstone.id, -1))
 
@@ -79,7 +79,7 @@ class Deletions:
         )
 
     def suppresses(self, key: Key, update: SpanUpdate) -> bool:
-        """Return True if *update*, which waits for the span *key*, was deleted with the trace of that span."""
+        """Return True if *update*, which waits for the span *key*, arrived before the span's trace was deleted."""
         return self._hides("trace", key[0], update.arrived_ns)
 
     def _hides(self, target: str, id: str | None, arrived_ns: int) -> bool:
@@ -94,6 +94,7 @@ def apply(database: Database, segment: Segment, tombstones: Sequence[Tombstone])
 
     Raises:
         duckdb.Error: The disk refused; the transaction is left open.
+        Rejected: A waiting update cannot be decoded; the transaction is left open.
     """
     database.run("BEGIN")
     for target, columns in columns_by_target(tombstones).items():
@@ -110,7 +111,7 @@ def apply(database: Database, segment: Segment, tombstones: Sequence[Tombstone])
 
 
 def columns_by_target(tombstones: Iterable[Tombstone]) -> dict[str, dict[str, Any]]:
-    """Group *tombstones* by target, as numpy columns for ``statements``."""
+    """Return target -> numpy columns of its *tombstones*, for ``statements``."""
     groups: dict[str, list[Tombstone]] = {}
     for tombstone in tombstones:
         groups.setdefault(tombstone.target, []).append(tombstone)
@@ -125,7 +126,7 @@ def columns_by_target(tombstones: Iterable[Tombstone]) -> dict[str, dict[str, An
 
 
 def statements(segment: str, target: str) -> Iterator[str]:
-    """Return SQL that deletes from *segment* what the rows of the table ``tombstones``, all of *target*, hide."""
+    """Yield SQL that deletes from *segment* the rows that the table ``tombstones``, all of *target*, hides."""
     for table, column in _COLUMNS[target].items():
         is_hidden = f"held.{column} = tombstones.id AND held.arrived_ns <= tombstones.deleted_ns"
         if column == "trace_id" and table == "spans":

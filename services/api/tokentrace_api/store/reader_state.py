@@ -15,7 +15,7 @@ from tokentrace_api.store.database import Database
 from tokentrace_api.store.segment import Segment, check_statements, columns_from
 from tokentrace_api.store.span_updates import Key, SpanUpdate
 
-#: Above so many rows in ``folded``, all ids are written as one state in ``seen`` instead.
+#: Maximum number of rows of a shard in ``folded``; above it, all ids are written as one state into ``seen``.
 _MAX_FOLDED = 50_000
 _updates = msgspec.msgpack.Decoder(SpanUpdate)
 
@@ -23,13 +23,13 @@ _updates = msgspec.msgpack.Decoder(SpanUpdate)
 @dataclass
 class StoredReader:
     """
-    What the store knows about the stream of one shard.
+    How far one shard of the log has been stored.
 
     Attributes:
         position: The last message that is stored; None = there is none.
         seen: The batches that were folded.
         unsaved_ids: (id, sequence, part, stream time) of folded batches that are not on disk yet.
-        folded_rows: Number of rows in ``folded``, which add to the last state in ``seen``.
+        folded_rows: Number of the shard's rows in ``folded``: batches folded since its state in ``seen`` was written.
     """
 
     position: Position | None
@@ -39,7 +39,7 @@ class StoredReader:
 
 
 class ReaderState(NamedTuple):
-    """The largest ordinal of a file, its readers by shard, and its updates for spans that had not arrived."""
+    """The state in a file: its largest ordinal, its readers by shard, and its updates that wait for their span."""
 
     last_ordinal: int
     readers: dict[int, StoredReader]
@@ -51,11 +51,12 @@ def read_reader_state(database: Database, segment: Segment, shards: int, *, chec
     Read the state of *segment*.
 
     Args:
+        shards: Number of shards of the log; a position of a higher shard is ignored.
         check: Read all of the file first, so that damage anywhere in it is found now.
 
     Raises:
         duckdb.Error: The file cannot be read.
-        Rejected: A value in it was not written by this program.
+        Rejected: A folded batch or a waiting update cannot be decoded.
     """
     query, name = database.run, segment.name
     for statement in check_statements(segment) if check else ():
@@ -76,10 +77,11 @@ def read_reader_state(database: Database, segment: Segment, shards: int, *, chec
 
 def read_waiting(database: Database, segment: Segment) -> dict[Key, SpanUpdate]:
     """
-    Read the updates of *segment* whose span had not arrived; an empty update says that it has arrived since.
+    Read the updates of *segment* that wait for their span; an empty update means that the span has arrived since.
 
     Raises:
-        duckdb.Error, Rejected: As ``read_reader_state``.
+        duckdb.Error: The file cannot be read.
+        Rejected: An update cannot be decoded.
     """
     rows = database.run(f"SELECT trace_id, span_id, change FROM {segment.name}.amendments")
     with reading("updates that wait for their span"):
@@ -87,7 +89,7 @@ def read_waiting(database: Database, segment: Segment) -> dict[Key, SpanUpdate]:
 
 
 def write_waiting(database: Database, segment: Segment, updates: Mapping[Key, SpanUpdate]) -> None:
-    """Replace the updates that wait for the spans in *updates*."""
+    """Write *updates* into *segment*, in place of the updates that wait there for the same spans."""
     for key in updates:
         forget_waiting(database, segment, key)
     if updates:
@@ -114,7 +116,7 @@ def write_reader(
     Write that *shard* has been read up to *position*, with the ids folded since the last write.
 
     Args:
-        time_ns: Stream time of *position*, Unix nanoseconds; None = the shard was not read.
+        time_ns: Stream time of the message at *position*, Unix nanoseconds; None = the shard has no new message.
         is_new_file: The file holds no reader state yet, so all ids are written.
     """
     query, name = database.run, segment.name
@@ -123,7 +125,7 @@ def write_reader(
     known = query(f"SELECT count(*) FROM {name}.seen WHERE shard = ?", [shard])[0][0]
     if is_new_file or known == 0 or reader.folded_rows + len(reader.unsaved_ids) > _MAX_FOLDED:
         if time_ns is not None:
-            # Ids expire by the time of the stream, so that a replay years later recognises the same duplicates.
+            # Ids expire by stream time, so that reading the log again years later recognises the same duplicates.
             reader.seen.forget(time_ns)
         query(f"DELETE FROM {name}.seen WHERE shard = ?", [shard])
         query(f"DELETE FROM {name}.folded WHERE shard = ?", [shard])

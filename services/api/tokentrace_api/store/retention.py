@@ -12,12 +12,12 @@ from tokentrace_api.store.segment import RECORDS, Segment
 
 class Limits(NamedTuple):
     """
-    What is kept and shown.
+    Limits of the store.
 
     Attributes:
         keep_ns: How long after its arrival a record is shown, nanoseconds.
-        max_spans: Only so many spans, the newest, are shown; 0 = no limit.
-        max_bytes: Size of all files together; 0 = no limit.
+        max_spans: How many of the newest spans are shown; 0 = all.
+        max_bytes: Maximum size of all files together, bytes; 0 = no limit.
     """
 
     keep_ns: int
@@ -27,15 +27,15 @@ class Limits(NamedTuple):
 
 def prune(catalog: Catalog, limits: Limits, now_ns: int) -> list[str]:
     """
-    Remove files, oldest first, of which nothing is shown or that exceed ``max_bytes``. The newest file stays.
+    Remove files, oldest first, that *limits* do not keep, and return their names; the newest file stays.
 
-    Damaged files that were kept are removed first, because no query reads them.
-
-    Returns:
-        The names of the removed files.
+    A file is removed if all its records are older than ``keep_ns``, if all its spans are beyond ``max_spans``, or while
+    all files together exceed ``max_bytes``. Damaged files are removed first, by age and size, because no query reads
+    them.
 
     Raises:
         duckdb.Error, OSError: The disk refused.
+        Rejected: A waiting update in a file cannot be decoded.
     """
 
     def is_too_large() -> bool:
@@ -54,7 +54,7 @@ def prune(catalog: Catalog, limits: Limits, now_ns: int) -> list[str]:
 
 
 def _is_hidden(catalog: Catalog, limits: Limits, opened: Segment, now_ns: int) -> bool:
-    """Return True if no row of *opened* is shown any more."""
+    """Return True if all records of *opened* are older than ``keep_ns``, or all its spans are beyond ``max_spans``."""
     run = catalog.database.run
     last_arrivals = [run(f"SELECT max(arrived_ns) FROM {opened.name}.{table}")[0][0] for table in RECORDS]
     last_ordinal = run(f"SELECT max(ordinal) FROM {opened.name}.spans")[0][0]

@@ -1,7 +1,7 @@
 """
-A segment: one DuckDB file with what arrived on a UTC day or a part of it. Its name, its tables, its errors.
+Segments: names, tables and errors of the DuckDB files, each of which holds what arrived on a UTC day or a part of it.
 
-Retention removes whole files, so a large day is cut into several.
+Retention removes whole files, so the records of a large day are split into several files.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tokentrace.units import SECOND
 from tokentrace_api.store.columns import COLUMNS
 
 SCHEMA_VERSION = 3
-#: A file that has grown to this size is not appended to any more, bytes.
+#: Size from which on no more records are appended to a file, bytes.
 MAX_BYTES = 1024 * 1024 * 1024
 GLOB = "spans-*.duckdb"
-#: Damaged files that are kept under another name, with their WAL.
+#: Names of damaged files, which are kept, and of their WALs.
 DAMAGED_GLOB = "spans-*.damaged-*"
-#: Errors of opening a file that do not mean that it is damaged.
+#: Errors of the operating system that do not mean that a file is damaged.
 _REFUSALS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
 _NAME = re.compile(r"spans-(\d{4})-(\d\d)-(\d\d)-(\d{3,})\.duckdb")
 
-#: Spans that have started; their end, if it is known, is a row of ``spans``.
+#: Columns for spans that have started; a span that has ended also has a row in ``spans``.
 STARTED = {
     "trace_id": "VARCHAR",
     "span_id": "VARCHAR",
@@ -59,9 +59,9 @@ MESSAGES = {
     "metadata": "VARCHAR",
 }
 SESSION_ENDS = {"session_id": "VARCHAR", "ended_ns": "BIGINT", "error": "VARCHAR", "arrived_ns": "BIGINT"}
-#: Updates of spans that have not arrived yet.
+#: Columns for updates that wait for their span.
 AMENDMENTS = {"trace_id": "VARCHAR", "span_id": "VARCHAR", "change": "BLOB"}
-#: Tables that queries may read; one row is one record.
+#: Table that queries may read -> its columns; each row is one record.
 RECORDS: Mapping[str, Mapping[str, str]] = {
     "spans": COLUMNS,
     "started": STARTED,
@@ -85,14 +85,14 @@ _TABLES: Mapping[str, Mapping[str, str]] = {
 
 
 class Segment(NamedTuple):
-    """A day of arrival and the number of the file on that day, from 0. Segments sort in order of time."""
+    """A file of the store: its UTC day, and its number on that day from 0. Segments sort from old to new."""
 
     day: str
     part: int
 
     @property
     def name(self) -> str:
-        """Name of the attached database."""
+        """Name under which the file is attached to the database."""
         return f"d{self.day.replace('-', '')}_{self.part}"
 
     @property
@@ -131,7 +131,7 @@ def check_statements(segment: Segment) -> list[str]:
 
 
 def is_refusal(reason: Exception) -> bool:
-    """Return True if a file is not damaged but cannot be opened now: the disk is full, or another process has it."""
+    """Return True if *reason* is a condition such as a full disk or a lock, and not damage of a file."""
     text = str(reason)
     if isinstance(reason, duckdb.OutOfMemoryException) or "set lock on file" in text or "already attached" in text:
         return True
@@ -142,7 +142,7 @@ _DTYPES = {"BIGINT": np.int64, "INTEGER": np.int32, "BOOLEAN": np.bool_}
 
 
 def columns_from(table: str, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Turn *rows*, at least one, in the order of the columns of *table*, into numpy columns for ``Database.insert``."""
+    """Return *rows*, at least one, as numpy columns for ``Database.insert``; values are in the order of *table*."""
     columns = _TABLES[table]
     return {
         name: np.array(values, dtype=_DTYPES.get(kind, object))

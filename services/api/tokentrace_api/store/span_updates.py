@@ -1,4 +1,4 @@
-"""Scores and annotations: what is added to a span after it ended. They change its attributes and its score only."""
+"""Applies scores and annotations to spans that have ended; they change the attributes and the score of a span."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SCORE = "eval.score"
 
 class SpanUpdate(msgspec.Struct, frozen=True, array_like=True):
     """
-    A change of the attributes of one span. Stored in the table ``amendments``.
+    A change of the attributes of one span; while the span has not arrived, it is stored in the table ``amendments``.
 
     Attributes:
-        values: Attributes to set, merged over those of the span.
+        values: Attributes to set.
         removed: Names of attributes to remove.
         arrived_ns: When the last part of the update arrived, Unix nanoseconds.
     """
@@ -38,7 +38,7 @@ class SpanUpdate(msgspec.Struct, frozen=True, array_like=True):
     arrived_ns: int = 0
 
     def then(self, later: SpanUpdate) -> SpanUpdate:
-        """Return one update that does what this one and then *later* do."""
+        """Return one update with the effect of this one followed by *later*."""
         values = {key: value for key, value in self.values.items() if key not in later.removed} | later.values
         removed = [key for key in self.removed if key not in later.values]
         removed += [key for key in later.removed if key not in removed]
@@ -55,7 +55,7 @@ class SpanUpdate(msgspec.Struct, frozen=True, array_like=True):
         return SCORE in self.values or SCORE in self.removed
 
     def applied_to(self, span: Span) -> Span:
-        """Return *span* with the update."""
+        """Return *span* with this update applied."""
         kept = {key: value for key, value in span.attributes.items() if key not in self.removed}
         attributes = kept | self.values
         return replace(span, attributes=attributes, score=score_of(attributes) if self.changes_score else span.score)
@@ -83,7 +83,7 @@ class UpdatedSpans(NamedTuple):
     The result of ``apply_updates``.
 
     Attributes:
-        spans: The new spans in order, with their updates applied.
+        spans: The spans of the batches in order, with their updates applied.
         updates: Updates for spans that were stored before.
         waiting: Updates for spans that have not arrived.
         touched: Keys whose entry in ``waiting`` was added, changed or removed.
@@ -99,12 +99,12 @@ def apply_updates(batches: Sequence[Batch], known: Collection[Key], waiting: Map
     """
     Fold *batches* in order, the spans of each batch before its scores and annotations.
 
-    An update changes every version of a span that is there, not only the last one: the last version may later be
+    An update changes every version of its span that has arrived, not only the last one: the last version may later be
     deleted with its user while an earlier one stays.
 
     Args:
-        known: Keys of spans that are stored, of those that the batches update.
-        waiting: Updates from before whose span had not arrived.
+        known: Keys of the stored spans among those that the batches update.
+        waiting: Earlier updates that wait for their span.
     """
     spans: list[Span] = []
     if not waiting and not any(batch.scores or batch.annotations for batch in batches):
@@ -137,7 +137,7 @@ def apply_updates(batches: Sequence[Batch], known: Collection[Key], waiting: Map
 
 
 def stored_versions(database: Database, segments: Sequence[Segment], keys: Collection[Key]) -> Versions:
-    """Find every stored version of the spans with *keys*."""
+    """Return every stored version of the spans with *keys*, by segment."""
     versions: Versions = {}
     if not keys:
         return versions
@@ -153,7 +153,7 @@ def stored_versions(database: Database, segments: Sequence[Segment], keys: Colle
 
 
 def changed_columns(versions: Versions, updates: Mapping[Key, SpanUpdate]) -> dict[Segment, dict[str, Any]]:
-    """Return, for each segment with rows to update, their ordinals and new values as numpy columns."""
+    """Return, for each segment with rows to update, the ordinals and new values of these rows as numpy columns."""
     changes = {}
     for segment, rows in versions.items():
         updated = [

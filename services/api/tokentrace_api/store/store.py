@@ -1,4 +1,4 @@
-"""The face of the span store; the package's docstring explains how the store works."""
+"""The public class of the span store; the docstring of the package explains how the store works."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from tokentrace_api.store.visible import VisibleRows
 
 class Store:
     """
-    Spans on disk. Methods that write wait for each other; queries run beside them in any thread.
+    The span store on disk. Only one method writes at a time; queries run at the same time, in any thread.
 
     Args:
         directory: Where the files are; it is created if missing.
         shards: Number of shards of the stream.
-        max_spans: Only so many spans, the newest, are shown; 0 = no limit.
+        max_spans: How many of the newest spans are shown; 0 = all.
         keep_ns: How long after its arrival a record is shown, nanoseconds.
-        max_bytes: Size of all files together; the oldest are removed first, the newest stays. 0 = no limit.
+        max_bytes: Maximum size of all files together, bytes; older files are removed, the newest stays. 0 = no limit.
         memory_limit_mb: Memory limit of DuckDB, MB.
-        set_aside: Takes a note of each message and file that cannot be read; None = a new list.
+        set_aside: Records each message and file that cannot be read; None = a new ``SetAside``.
 
     Attributes:
         catalog: The open files.
@@ -87,7 +87,7 @@ class Store:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """
-        Hold the lock, and turn errors of the disk into ``Unavailable``.
+        Hold the lock while the context lasts, and turn errors of the disk into ``Unavailable``.
 
         Raises:
             Unavailable: The disk refused.
@@ -102,10 +102,10 @@ class Store:
 
     def append(self, items: Sequence[Item]) -> list[Span]:
         """
-        Store *items* in order, with one transaction for each file.
+        Store *items* in order, with one transaction for each day.
 
         Returns:
-            The spans that are new, with the updates that waited for them.
+            The spans that were stored, with their scores and annotations applied.
 
         Raises:
             Unavailable: The disk refused; the failed transaction stored nothing, and the call may be repeated.
@@ -116,7 +116,7 @@ class Store:
 
     def apply_deletions(self, tombstones: Sequence[Tombstone]) -> None:
         """
-        Delete from every file what *tombstones* hide, and skip such records from now on.
+        Delete from every file the records that *tombstones* hide, and do not store such records from now on.
 
         Raises:
             Unavailable: The disk refused; the call may be repeated.
@@ -137,7 +137,7 @@ class Store:
 
     def prune(self, now_ns: int) -> list[str]:
         """
-        Remove files of which nothing is shown any more or that take too much space; return their names.
+        Remove old files that exceed the limits of the store; return their names.
 
         Raises:
             Unavailable: The disk refused; the call may be repeated.
@@ -155,15 +155,18 @@ class Store:
 
     def query(self, sql: str, parameters: Sequence[Any], now_ns: int, *, limit_s: float | None = None) -> Rows:
         """
-        Run *sql*, in which ``{spans}`` stands for the spans that are shown.
+        Return the result of *sql*, in which ``{spans}`` stands for the rows of spans that are shown.
 
-        ``{started}``, ``{messages}`` and ``{session_ends}`` stand for the rows of those tables.
+        ``{started}``, ``{messages}`` and ``{session_ends}`` stand for the rows of those tables that are shown. If *sql*
+        contains such a name and the store has no file, the result is empty.
 
         Args:
+            now_ns: The time from which ``keep_ns`` is counted back, Unix nanoseconds.
             limit_s: Seconds after which the query is interrupted; None = never.
 
         Raises:
-            Unavailable: The disk refused, or the query took longer than *limit_s*.
+            Unavailable: The store is not open, the query failed or took longer than *limit_s*, or files were added or
+                removed during every try.
         """
         return self._rows.query(sql, parameters, now_ns, limit_s)
 
@@ -172,7 +175,7 @@ class Store:
         return self._rows.shown_since(now_ns)
 
     def trace(self, trace_id: str, now_ns: int) -> list[Span]:
-        """Return the spans of a trace, the last version of each, by start and then by arrival."""
+        """Return the last version of each span of a trace, by start and then by arrival."""
         rows = self.query(
             "SELECT * FROM {spans} WHERE trace_hash = ? AND trace_id = ? "
             "QUALIFY row_number() OVER (PARTITION BY span_id ORDER BY ordinal DESC) = 1 ORDER BY started_ns, ordinal",
@@ -182,7 +185,7 @@ class Store:
         return [span_of(row) for row in rows]
 
     def recent(self, limit: int, now_ns: int) -> list[Span]:
-        """Return the *limit* spans that arrived last, newest first."""
+        """Return the *limit* rows of spans that arrived last, newest first."""
         rows = self.query(f"SELECT * FROM {{spans}} ORDER BY ordinal DESC LIMIT {int(limit)}", [], now_ns)
         return [span_of(row) for row in rows]
 
@@ -192,7 +195,7 @@ class Store:
         return int(rows[0][0]) if rows else 0
 
     def disk_bytes(self) -> int:
-        """Return the size of all files, damaged ones included, bytes."""
+        """Return the size of all files of the store, damaged ones included, bytes."""
         return self.catalog.disk_bytes()
 
     def free_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Queries over the rows that are shown, from any thread, while files are added and removed."""
+"""Runs queries over the rows that are shown, in any thread, while files are added and removed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from tokentrace_api.store.database import Rows
 from tokentrace_api.store.retention import Limits
 from tokentrace_api.store.segment import RECORDS, Segment
 
-#: How often a query is tried when files are added or removed while it runs.
+#: How often a query is tried if files are added or removed while it runs.
 _TRIES = 3
 
 
 class VisibleRows:
-    """The rows of all files that *limits* let be shown."""
+    """The rows that queries read: those of all files that are within *limits*."""
 
     def __init__(self, catalog: Catalog, limits: Limits) -> None:
         self._catalog, self._limits = catalog, limits
 
     def query(self, sql: str, parameters: Sequence[Any], now_ns: int, limit_s: float | None) -> Rows:
         """
-        Run *sql*, in which ``{spans}``, or another table of ``RECORDS``, stands for the rows that are shown.
+        Return the result of *sql*, in which ``{spans}``, or another table of ``RECORDS``, stands for the rows shown.
 
         Raises:
-            Unavailable: The disk refused, the query took longer than *limit_s*, or files changed during every try.
+            Unavailable: The store is not open, the query failed or took longer than *limit_s*, or files were added or
+                removed during every try.
         """
         for _ in range(_TRIES):
             segments = self._catalog.visible
@@ -51,7 +52,7 @@ class VisibleRows:
         condition = f"arrived_ns >= {now_ns - self._limits.keep_ns}"
         last_ordinal, max_spans = self._catalog.last_ordinal, self._limits.max_spans
         if table == "spans" and max_spans:
-            # Rows of a transaction that is committing have higher ordinals; with them there would be too many.
+            # Without the upper bound, rows of a transaction that is committing would be shown in addition.
             condition += f" AND ordinal > {last_ordinal - max_spans} AND ordinal <= {last_ordinal}"
         return " UNION ALL ".join(f"SELECT * FROM {segment.name}.{table} WHERE {condition}" for segment in segments)
 
