@@ -436,7 +436,7 @@ def test_a_silenced_rule_holds_and_fires_once_the_silence_is_over(pipeline: Pipe
 def test_changes_survive_a_kill_and_deleted_configured_rules_come_back(pipeline: Pipeline) -> None:
     send(pipeline, "webhooks")
     pipeline.until(lambda: pipeline.get("/alerts/refused/deliveries").json()["count"] == 1, "given up", 15)
-    given = {"eval_interval": "1s", "cooldown": "1h", "filter": {"caller": "kept"}, "level": "critical"}
+    given: dict[str, Any] = {"eval_interval": "1s", "cooldown": "1h", "filter": {"caller": "kept"}, "level": "critical"}
     make(pipeline, "kept/ü", threshold=7.5, group_by="model", **{"for": "1s"}, **given)
     make(pipeline, "to go", **given)
     until = {

@@ -19,7 +19,7 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "CHANGELOG.md")
 
 def commands(language: str) -> list[str]:
     """Every line of every block of *language*."""
-    found = []
+    found: list[str] = []
     for name in DOCUMENTS:
         for block in re.findall(rf"^```{language}\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE):
             found += block.strip().splitlines() if language == "sh" else [block]
