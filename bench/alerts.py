@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import nats as client
 from msgspec.structs import replace
@@ -97,8 +98,8 @@ async def _watch(url: str, port: int, seconds: float) -> tuple[list[float], floa
     connection = await client.connect(url)
     heard: dict[str, float] = {}
 
-    async def hear(message: object) -> None:
-        event = json.loads(message.data)  # type: ignore[attr-defined]
+    async def hear(message: Any) -> None:
+        event = json.loads(message.data)
         if event["alert"] == "marked" and event["status"] == "firing":
             heard.setdefault(event["group"]["trial"], time.perf_counter())
 

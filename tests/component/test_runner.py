@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kit.snapshots import (
@@ -63,7 +64,7 @@ async def test_two_runners_of_a_shard_leave_an_exact_state() -> None:
         ]
         await publish(world, 80, 0.01)
         for shard in shards:
-            await until(lambda shard=shard: shard.spans == 2 * len(world.log))
+            await until(partial(lambda shard: shard.spans == 2 * len(world.log), shard))
         stopping.set()
         await asyncio.gather(*running)
         for found in await manifests(world.objects):
@@ -123,10 +124,10 @@ async def test_a_runner_with_a_damaged_snapshot_reports_it_and_continues() -> No
         shard, stopping = Shard(0, 1, (OWN,)), asyncio.Event()
         runner = make_runner(world.bus, shard, 3600)
         running = asyncio.create_task(runner.run(stopping))
-        await until(lambda shard=shard: shard.spans == 2 * len(world.log))
+        await until(partial(lambda shard: shard.spans == 2 * len(world.log), shard))
         assert bool(runner.progress.problem) is expected
         await publish(world, 1)
-        await until(lambda shard=shard: shard.spans == 2 * len(world.log))
+        await until(partial(lambda shard: shard.spans == 2 * len(world.log), shard))
         stopping.set()
         await running
         (*_, newest) = await manifests(world.objects)

@@ -77,10 +77,14 @@ def first(pairs: Sequence[tuple[int, Any]]) -> Any:
     return min(values, key=lambda pair: pair[0])[1] if values else None
 
 
+def every(ended: Sequence[Span], started: Sequence[Started]) -> list[Span | Started]:
+    return [*ended, *started]
+
+
 def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[SessionEnd]) -> dict[str, dict[str, Any]]:
     """Compute the fields of each session."""
-    sessions = {}
-    for name in {span.session_id for span in (*sent, *started)} - {None, ""}:
+    sessions: dict[str, dict[str, Any]] = {}
+    for name in {span.session_id or "" for span in every(sent, started)} - {""}:
         ended = last_versions(span for span in sent if span.session_id == name)
         keys = {(span.trace_id, span.span_id) for span in ended}
         pending = [span for span in started if span.session_id == name and (span.trace_id, span.span_id) not in keys]
@@ -96,12 +100,12 @@ def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[Se
             "open": len(pending),
             "errors": failed,
             "error": error or first([(span.started_ns, span.error or None) for span in ended]) or "",
-            "started_ns": min(span.started_ns for span in (*ended, *pending)),
+            "started_ns": min(span.started_ns for span in every(ended, pending)),
             "last_ns": max((span.ended_ns for span in ended), default=None),
             "ended_ns": min((end.ended_ns for end in session_ends), default=None),
             "cost_nusd": sum(span.cost_nusd or 0 for span in ended if span.kind not in ROLLUPS),
             "prompt_tokens": sum(span.prompt_tokens for span in ended),
-            "user_id": first([(span.started_ns, span.user_id) for span in (*ended, *pending)]),
+            "user_id": first([(span.started_ns, span.user_id) for span in every(ended, pending)]),
             "label": first([(at, None if label is None else str(label)) for at, label in labels]),
             "status": "error" if failed or error else "completed" if session_ends else "active",
         }
@@ -123,9 +127,11 @@ FIELDS = (
 def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
     directories: Iterator[Path], log: list[tuple[list[Span], list[Started], list[SessionEnd]]]
 ) -> None:
-    sent, started, closed = ([record for part in log for record in part[number]] for number in range(3))
+    sent = [span for part in log for span in part[0]]
+    started = [span for part in log for span in part[1]]
+    closed = [end for part in log for end in part[2]]
     # If two spans of a session start at the same time, either may count as the first one.
-    starts = [(span.session_id, span.started_ns) for span in (*last_versions(sent), *started)]
+    starts = [(span.session_id, span.started_ns) for span in every(last_versions(sent), started)]
     is_ambiguous = len(set(starts)) < len(starts)
     stream = Log()
     for part in log:

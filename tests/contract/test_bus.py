@@ -11,7 +11,7 @@ import nats
 import pytest
 
 from kit.broker import Broker
-from tokentrace.bus import Bus, Stream, jetstream
+from tokentrace.bus import Bus, Delivery, Stream, jetstream
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Conflict, Rejected, Unavailable
 from tokentrace.records import Position
@@ -210,8 +210,8 @@ async def test_a_full_bucket_refuses_or_discards_its_oldest_entry(bus: Bus) -> N
     await bus.kv("evicts").create("k0", b"again")
 
 
-async def _take(bus: Bus, want: int, ack_wait_s: float = 30.0) -> list[object]:
-    got: list[object] = []
+async def _take(bus: Bus, want: int, ack_wait_s: float = 30.0) -> list[Delivery]:
+    got: list[Delivery] = []
     async with (
         asyncio.timeout(10),
         contextlib.aclosing(bus.consume("QUEUE", "ingest", batch=8, ack_wait_s=ack_wait_s)) as feed,

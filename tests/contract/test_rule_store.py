@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -235,7 +236,7 @@ async def test_a_silence_survives_new_rules_and_holds_in_all_alerters(bus: Bus) 
         assert (await second.silence())[0] == 200
         for alerter in (first, second):
             watches = alerter.machine.evaluators
-            await alerter.until(lambda watches=watches: watches["mine"].silenced_until_ns > time.time_ns())
+            await alerter.until(partial(lambda watches: watches["mine"].silenced_until_ns > time.time_ns(), watches))
         await first.create("another")
         await first.knows("another")
         assert first.machine.evaluators["mine"].silenced_until_ns > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,7 +91,7 @@ class Told(NamedTuple):
     group: str
     status: str
     value: float | None
-    count: int
+    span_count: int
     starts: float
 
 
@@ -117,10 +118,10 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
     no_data, key, change = given.get("no_data", "ignore"), given.get("group_by"), given.get("change")
     lag = 5 if op in ("lt", "lte") or no_data == "fire" else 0
     compare = {
-        "gt": lambda a, b: a > b,
-        "gte": lambda a, b: a >= b,
-        "lt": lambda a, b: a < b,
-        "lte": lambda a, b: a <= b,
+        "gt": operator.gt,
+        "gte": operator.ge,
+        "lt": operator.lt,
+        "lte": operator.le,
     }[op]
     told: list[Told] = []
     memory: dict[str, Instance] = {}
@@ -216,7 +217,7 @@ def assert_told(events: Iterable[AlertEvent], expected: Sequence[Told], *, start
         assert event.value == (None if wanted.value is None else pytest.approx(wanted.value, rel=1e-6, abs=1e-5)), event
 
 
-random_spans = st.builds(
+random_spans: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     age=st.sampled_from([0.0, 0.0, 0.3, 1.0, 2.2, 4.9, 5.5, 12.0]),
     kind=st.sampled_from(["llm", "llm", "llm", "tool", "agent"]),

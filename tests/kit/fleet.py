@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,11 @@ class Fleet:
         for name in self.ports:
             self.start_one(name)
         for name in self.ports:
-            self.until(lambda name=name: self.get(name, "/readyz").status == 200, f"{name} ready", 60)
+            self.until(partial(self.is_ready, name), f"{name} ready", 60)
+
+    def is_ready(self, name: str) -> bool:
+        """Return True if that service says that it is ready."""
+        return self.get(name, "/readyz").status == 200
 
     def start_one(self, name: str) -> None:
         """Start one service and return at once."""

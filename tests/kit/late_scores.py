@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from kit.builders import make_span
+from kit.shard_results import as_received
 from tokentrace.bus import Message
 from tokentrace.metrics import (
     Answer,
     CustomMetric,
     Query,
-    decode_result,
-    encode_result,
     finish,
     merge_results,
 )
@@ -95,7 +94,7 @@ class ShardSet:
 
     def ask(self, query: Query = QUALITY) -> Answer:
         """The merged results of all shards, each encoded and decoded."""
-        results = [decode_result(encode_result(finish(shard.answer(query, True)))) for shard in self._shards]
+        results = [as_received(finish(shard.answer(query, True))) for shard in self._shards]
         return merge_results(results, len(results), query)
 
     def quality(self, query: Query = QUALITY) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class SeparateServices(Pipeline):
         running: Service name -> its process.
     """
 
-    SERVICES = ("ingest", "aggregator", "api")
+    SERVICES: tuple[str, ...] = ("ingest", "aggregator", "api")
 
     def __init__(self, directory: Path, *, env: Mapping[str, str] | None = None) -> None:
         super().__init__(directory, env=env)

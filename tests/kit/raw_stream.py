@@ -53,6 +53,7 @@ def read_raw(url: str) -> list[StoredBatch]:
         messages = []
         for sequence in range(max(state.first_seq, 1), state.last_seq + 1):
             message = await stream.get_msg(subjects.RAW, sequence)
+            assert message.subject is not None
             messages.append(StoredBatch(message.subject, (message.headers or {})["Nats-Msg-Id"], message.data or b""))
         await client.close()
         return messages

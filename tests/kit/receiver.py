@@ -42,7 +42,8 @@ class Sent(NamedTuple):
 
     def header(self, name: str) -> str | None:
         """Return the only header of that name; None = there is none."""
-        (value,) = self.every(name) or [None]
+        values: Sequence[str | None] = self.every(name) or [None]
+        (value,) = values
         return value
 
     @property

@@ -146,7 +146,8 @@ class Desk:
         assert isinstance(app.service, Api)
         self.api, self.routes = app.service, app.routes
         self._stopping = asyncio.Event()
-        self._running = [asyncio.create_task(one.run(self._stopping)) for one in (*self.aggregators, self.api)]
+        services: list[Aggregator | Api] = [*self.aggregators, self.api]
+        self._running = [asyncio.create_task(one.run(self._stopping)) for one in services]
 
     async def _until_read(self, messages: Sequence[Message]) -> None:
         """Wait until every shard and the store have read their last message."""
@@ -202,7 +203,10 @@ class Desk:
 
 def fold(machine: Shard, stream: Sequence[Message], dice: random.Random, *, restart: bool) -> Shard:
     """*machine*, or the one restored in its place, after it has read *stream*."""
-    fresh = lambda: Shard(machine.shard, machine._shards, machine._custom)  # noqa: E731
+
+    def fresh() -> Shard:
+        return Shard(machine.shard, machine._shards, machine._custom)
+
     cut = dice.randrange(len(stream) + 1) if restart else -1
     for index, message in enumerate(stream):
         if index == cut:

@@ -216,9 +216,8 @@ def tokens_group(of: Spans) -> dict[str, Number]:
         "reasoning_total": "reasoning_tokens",
     }
     quantiles = {"prompt_p50": 0.5, "prompt_p95": 0.95, "completion_p50": 0.5, "completion_p95": 0.95}
-    return {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in sums.items()} | {
-        name: token_quantile(of, f"{name.partition('_')[0]}_tokens", q) for name, q in quantiles.items()
-    }
+    numbers: dict[str, Number] = {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in sums.items()}
+    return numbers | {name: token_quantile(of, f"{name.partition('_')[0]}_tokens", q) for name, q in quantiles.items()}
 
 
 def latency_group(of: Spans) -> dict[str, Number]:

@@ -110,7 +110,7 @@ class World(NamedTuple):
 
 def make_spans(templates: Sequence[Mapping[str, Any]], now_s: int) -> list[Span]:
     """The spans of *templates*, by arrival; spans of one template differ in their numbers."""
-    spans = []
+    spans: list[Span] = []
     for template in templates:
         fields = dict(template)
         times, late_s, ns = fields.pop("times"), fields.pop("late_s"), fields.pop("ns")

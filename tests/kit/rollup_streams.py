@@ -77,8 +77,9 @@ class Stream(NamedTuple):
 
 def make_span(shape: int = 0, size: int = 1, **fields: Any) -> Span:
     """A span whose numbers are all derived from *size*."""
+    dimensions: dict[str, Any] = dict(zip(DIMENSIONS, SHAPES[shape], strict=True))
     return Span(
-        **dict(zip(DIMENSIONS, SHAPES[shape], strict=True)),
+        **dimensions,
         latency_ns=size * 7919 % MAX_LATENCY_NS if size % 4 else 0,
         ttft_ns=size % MAX_LATENCY_NS if size % 3 == 0 else 0,
         prompt_tokens=size % (MAX_TOKENS + 1),

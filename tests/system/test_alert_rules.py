@@ -435,7 +435,7 @@ def test_a_rule_whose_condition_holds_during_a_silence_fires_when_the_silence_is
 def test_changes_survive_a_kill_and_deleted_configured_rules_come_back(pipeline: Pipeline) -> None:
     send(pipeline, "webhooks")
     pipeline.until(lambda: pipeline.get("/alerts/refused/deliveries").json()["count"] == 1, "given up", 15)
-    given = {"eval_interval": "1s", "cooldown": "1h", "filter": {"caller": "kept"}, "level": "critical"}
+    given: dict[str, Any] = {"eval_interval": "1s", "cooldown": "1h", "filter": {"caller": "kept"}, "level": "critical"}
     make(pipeline, "kept/ü", threshold=7.5, group_by="model", **{"for": "1s"}, **given)
     make(pipeline, "to go", **given)
     until = {

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -391,7 +392,7 @@ async def test_the_payload_of_tokentrace_has_the_form_of_an_alertmanagers_payloa
             async with DeliveryRun(make_rule(name, delivery)) as run:
                 await run.publish(one)
                 await run.done()
-        await until(lambda one=one: bool(own(told, name, one.status)), "webhook of the Alertmanager")
+        await until(partial(lambda status: bool(own(told, name, status)), one.status), "webhook of the Alertmanager")
         (sent,) = [sent for sent in told.sent[before:] if sent.path == "/ours"]
         pairs.append((sent, own(told, name, one.status)[0]))
     for (sent, theirs), one in zip(pairs, (event, end), strict=True):

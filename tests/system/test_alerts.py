@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -396,7 +397,7 @@ def test_kills_of_the_alerter_cause_no_firing_within_the_cooldown(watched: Watch
     feed(watched, lambda: firings(watched) >= 1, "fired")
     for _ in range(6):
         until = time.monotonic() + dice.uniform(0.0, 1.2)
-        feed(watched, lambda until=until: time.monotonic() > until, "a moment later")
+        feed(watched, partial(lambda until: time.monotonic() > until, until), "a moment later")
         watched.kill_one("alerter")
         watched.start_one("alerter")
         if dice.random() < 0.7:

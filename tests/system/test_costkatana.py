@@ -1006,7 +1006,7 @@ class TestTraceClient:
             ({"api_key": "k", "project_id": "p", "api_url": "ftp://x"}, "api_url"),
         ],
     )
-    def test_what_is_missing_is_an_error_at_once(self, fields: dict[str, str], message: str) -> None:
+    def test_what_is_missing_is_an_error_at_once(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             TraceClient(**fields)
 
@@ -1034,13 +1034,13 @@ class TestTraceClient:
         assert {span.name for span in log.spans if span.session_id == root.session_id} == {"answer", "call", "old"}
 
     def test_threads_may_share_it(self, replicas: Replicas) -> None:
-        def live(number: int) -> str:
+        def live(client: TraceClient, number: int) -> str:
             started = client.start_span(f"t{number}")
             client.end_span(started.trace_id, metadata={"n": number})
             return started.trace_id
 
         with TraceClient("any", "shop", replicas.url()) as client, ThreadPoolExecutor(8) as pool:
-            ids = list(pool.map(live, range(80)))
+            ids = list(pool.map(lambda number: live(client, number), range(80)))
         assert client.failures == 0
         log = replicas.read()
         assert [log.span(span_id).attributes["n"] for span_id in ids] == list(range(80))
@@ -1069,7 +1069,9 @@ class TestTraceClient:
         client.record_message("mine", second.trace_id, "user", "hi")
         client.ingest_batch([{"name": "x"}])
         assert client.failures == 6
-        for read in (client.sessions_summary, client.list_sessions, lambda: client.session_graph("s")):
+        reads: list[Callable[[], object]] = [client.sessions_summary, client.list_sessions]
+        reads += [lambda: client.session_graph("s")]
+        for read in reads:
             with pytest.raises(Unavailable, match=r"^Trace API error: "):
                 read()
 

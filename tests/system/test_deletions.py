@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
     assert fleet.send("ingest", "POST", "/spans", list(spans)).status == 202
     for name in APIS:
         for span in spans:
-            fleet.until(lambda name=name, span=span: shown(fleet, span, name), "stored")
+            fleet.until(partial(shown, fleet, span, name), "stored")
 
 
 def shown(fleet: Fleet, span: dict[str, Any], name: str = "api-a") -> bool:

@@ -12,8 +12,9 @@ import random
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import nats
@@ -21,6 +22,8 @@ import pytest
 
 from kit.broker import Broker
 from kit.pipeline import Pipeline
+
+T = TypeVar("T")
 
 SPANS, RAW = "tokentrace.spans.default.0", "tokentrace.raw.default.0"
 DELETIONS = "tokentrace.spans.default.deleted"
@@ -41,8 +44,8 @@ def serving(tmp_path: Path) -> Iterator[Pipeline]:
     pipeline.stop()
 
 
-def on_nats(serving: Pipeline, work: Callable[[Any], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
+def on_nats(serving: Pipeline, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def run() -> T:
         client = await nats.connect(serving.nats_url)
         try:
             return await work(client)
@@ -112,7 +115,7 @@ def last_sequence(serving: Pipeline, stream: str) -> int:
     async def ask(client: Any) -> int:
         return int((await client.jetstream().stream_info(stream)).state.last_seq)
 
-    return int(on_nats(serving, ask))
+    return on_nats(serving, ask)
 
 
 def snapshot_names(serving: Pipeline) -> list[str]:
@@ -148,7 +151,7 @@ def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
     assert serving.post("/alerts", RULE).status == 201
     for generation in range(1, 4):
         post_spans(serving, 3)
-        serving.until(lambda made=generation: len(snapshot_names(serving)) >= made, f"snapshot {generation}")
+        serving.until(partial(lambda made: len(snapshot_names(serving)) >= made, generation), f"snapshot {generation}")
     serving.until(lambda: last_sequence(serving, "TT_ALERTS") > 0, "fired")
     first = last_sequence(serving, "TT_ALERTS") + 1
     bad = {
@@ -163,7 +166,7 @@ def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
     publish(serving, *bad)
     post_spans(serving, 3)  # so that a snapshot is saved; this reads the names of all objects
     for place, which, reason in bad.values():
-        serving.until(lambda one=(place, which, reason): names(serving, *one), f"{which} of {place} named", 15)
+        serving.until(partial(names, serving, place, which, reason), f"{which} of {place} named", 15)
     assert serving.get("/alerts").json()[0]["name"] == "odd"
 
     serving.kill()  # so that no newer snapshot is written; the broker keeps running
@@ -174,7 +177,7 @@ def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
     bad[meta_of(newest), b"{}"] = ("tt_snapshots", f"object {newest}", "damaged")
     bad[meta_of(older), b"[]"] = ("tt_snapshots", f"object {older}", "array")
     for place, which, reason in bad.values():
-        serving.until(lambda one=(place, which, reason): names(serving, *one), f"{which} of {place} named again", 15)
+        serving.until(partial(names, serving, place, which, reason), f"{which} of {place} named again", 15)
     text = serving.get("/internal/metrics").body.decode()
     assert 'tokentrace_set_aside_total{place="TT_ALERTS"} 3.0' in text
     post_spans(serving, 3)
@@ -260,7 +263,8 @@ def test_an_undecodable_shard_count_does_not_prevent_a_start(serving: Pipeline) 
 
 def bend(dice: random.Random, value: Any, depth: int = 0) -> Any:
     """Return *value* with a few parts replaced by invalid values."""
-    odd = (None, True, -1, 2**63 - 1, -(2**63), 1e308, "", "\u2028x", "x" * 300, [], {}, [[]], {"": 0}, "2026-13-99T")
+    odd: tuple[Any, ...] = (None, True, -1, 2**63 - 1, -(2**63), 1e308, "", "\u2028x", "x" * 300)
+    odd += ([], {}, [[]], {"": 0}, "2026-13-99T")
     if dice.random() < 0.12:
         return dice.choice(odd)
     if isinstance(value, dict) and depth < 8:

@@ -328,7 +328,7 @@ def test_exemplars_are_the_largest_values_and_their_traces_can_be_read(
     caller, spans = traffic
 
     def largest(kind: str, keep: Callable[[dict[str, Any]], bool]) -> list[tuple[str, float]]:
-        of = Expected(filter(keep, spans), kind)
+        of = Expected((span for span in spans if keep(span)), kind)
         tail = of.paid if field == "cost_usd" else of.calls
         found = [(span["trace_id"], span[field]) for span in tail if span.get(field)]
         return sorted(found, key=lambda one: -one[1])[:3]

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -35,7 +36,9 @@ def send(fleet: Fleet, *spans: dict[str, Any]) -> None:
     assert fleet.send("ingest", "POST", "/spans", list(spans)).status == 202
     for name in ("api-a", "api-b"):
         for trace in {span["trace_id"] for span in spans}:
-            fleet.until(lambda name=name, trace=trace: fleet.get(name, f"/traces/{trace}").status == 200, "stored")
+            fleet.until(
+                partial(lambda name, trace: fleet.get(name, f"/traces/{trace}").status == 200, name, trace), "stored"
+            )
 
 
 def score(fleet: Fleet, *, to: str = "api-a", **fields: Any) -> Any:
@@ -198,15 +201,13 @@ class TestMetrics:
         assert (shown["score_avg"], shown["score_p50"], shown["score_p10"]) == pytest.approx((0.45, 0.45, 0.09))
         split = fleet.get("api-b", f"/metrics/quality_by_attribute?key=team&window=24h&caller={caller}").json()["value"]
         assert split == pytest.approx({"a": 0.4, "b": 0.5})
+
+        def found(name: str, attribute: str) -> int:
+            return int(fleet.get(name, f"/traces?caller={caller}&attr.eval.{attribute}").json()["total"])
+
         for name in ("api-a", "api-b"):
             fleet.until(
-                lambda name=name: (
-                    (
-                        fleet.get(name, f"/traces?caller={caller}&attr.eval.style=0.5").json()["total"],
-                        fleet.get(name, f"/traces?caller={caller}&attr.eval.score=0.9").json()["total"],
-                    )
-                    == (3, 1)
-                ),
+                partial(lambda name: (found(name, "style=0.5"), found(name, "score=0.9")) == (3, 1), name),
                 f"found in {name}",
             )
 
@@ -264,7 +265,7 @@ def test_the_last_of_repeated_ends_wins_in_both_apis_and_after_a_rebuild(fleet: 
         return all(attributes(fleet, {"trace_id": id, "span_id": id}, name) == {"n": 7} for id in ids)
 
     for name in ("api-a", "api-b"):
-        fleet.until(lambda name=name: last(name), f"merged in {name}")
+        fleet.until(partial(last, name), f"merged in {name}")
     rebuild(fleet, "api-b")
     assert last("api-b")
 

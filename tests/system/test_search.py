@@ -76,7 +76,7 @@ def test_an_invalid_filter_is_refused_with_400_by_name(pipeline: Pipeline, query
     assert query.partition("=")[0] in answer.json()["error"]
 
 
-TREE = [
+TREE: list[dict[str, Any]] = [
     {"span_id": "root", "kind": "agent", "name": "Ask", "at": 0, "ms": 900, "session_id": "s1", "user_id": "u1"},
     {"span_id": "plan", "parent_span_id": "root", "name": "plan", "at": 100, "ms": 200, "cost_usd": 0.5},
     {"span_id": "tool", "parent_span_id": "plan", "kind": "tool", "name": "look up", "at": 350, "ms": 50},

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -207,7 +208,7 @@ def test_every_filter_of_a_list_works_for_a_tail(fleet: Fleet) -> None:
     by_trace = {span["trace_id"]: span["span_id"] for span in spans}
     for query, tail in zip(queries, tails, strict=True):
         found = fleet.get("api", f"/traces?limit=200&caller={caller}{query}").json()["trace_ids"]
-        until(lambda tail=tail, found=found: len(tail.spans()) >= len(found), query)
+        until(partial(lambda tail, found: len(tail.spans()) >= len(found), tail, found), query)
         assert sorted(tail.spans()) == sorted(by_trace[trace] for trace in found), query
     for tail in tails:
         tail.close()

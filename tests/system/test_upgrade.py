@@ -45,7 +45,7 @@ from tokentrace_api.metrics_query import MetricsParams, MetricsQuery, parse_metr
 
 #: The name of the rule without a filter.
 UNFILTERED = "everything"
-ONE_MORE = {
+ONE_MORE: dict[str, Any] = {
     "name": "after the upgrade",
     "caller": "upgrade",
     "model": "upgrade",
@@ -123,7 +123,7 @@ def _considered(serving: Pipeline) -> int:
 
 
 def _considered_then(expected: dict[str, Any]) -> int:
-    return next(rule["spans_considered"] for rule in expected["answers"]["/alerts"] if rule["name"] == UNFILTERED)
+    return next(int(rule["spans_considered"]) for rule in expected["answers"]["/alerts"] if rule["name"] == UNFILTERED)
 
 
 def _apart(spans: list[dict[str, Any]], trace_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -247,7 +247,8 @@ def window_of(shards: list[Shard], question: MetricsQuery, customs: list[CustomM
     shown = groups(found.total, found.models)
     if question.groupby:
         shown[f"by_{question.groupby}"] = {name: groups(figures) for name, figures in found.groups.items()}
-    return json.loads(msgspec.json.encode(shown))  # type: ignore[no-any-return]
+    plain: dict[str, Any] = json.loads(msgspec.json.encode(shown))
+    return plain
 
 
 async def test_the_snapshot_of_the_alerter_is_read_and_rules_have_the_recorded_state(kept: Kept) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import tokentrace.metrics.reader
 import tokentrace.rollup.reader
 from kit.examples import examples
+from kit.shard_results import as_received
 from tokentrace.bus import Message
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
@@ -23,8 +24,6 @@ from tokentrace.metrics import (
     Answer,
     Query,
     ShardResult,
-    decode_result,
-    encode_result,
     finish,
     merge_results,
     pieces,
@@ -39,7 +38,7 @@ SECOND = 10**9
 CREATED = 7
 FIELDS = ["latency", "score"]
 
-spans = st.builds(
+spans: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     age_s=st.one_of(
         st.integers(-200, 130), st.integers(0, 1300), st.integers(0, 4 * 3600), st.integers(0, 40 * 86400), st.just(0)
@@ -79,7 +78,8 @@ def make_messages(
                 **fields,
             )
         )
-    rest, batches = list(made), []
+    rest = list(made)
+    batches: list[Batch] = []
     while rest:
         size = dice.choice([1, 2, 5, 40])
         batches.append(Batch(id=f"default.r{dice.randrange(2)}.0", sequence=len(batches) + 1, spans=rest[:size]))
@@ -98,7 +98,7 @@ def make_messages(
 
 
 def ask(machines: list[Shard], query: Query) -> Answer:
-    results = [decode_result(encode_result(finish(machine.answer(query, True)))) for machine in machines]
+    results = [as_received(finish(machine.answer(query, True))) for machine in machines]
     return merge_results(results, len(machines), query)
 
 

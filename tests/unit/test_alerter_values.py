@@ -108,7 +108,7 @@ def recount(rule: Rule, sent: Sequence[Sent], instant: int) -> tuple[float | Non
     return RECOUNT[rule.metric]([s for s in inside if all(getattr(s, k) == v for k, v in rule.filter.items())])
 
 
-random_spans = st.builds(
+random_spans: st.SearchStrategy[dict[str, Any]] = st.builds(
     dict,
     age=st.one_of(st.floats(0, 3), st.floats(0, 15), st.floats(0, 700)),
     kind=st.sampled_from(["llm", "llm", "llm", "tool", "agent", "embedding"]),

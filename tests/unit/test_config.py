@@ -38,7 +38,7 @@ def refused(text: str, **environ: str) -> str:
 
 # -- documented keys
 
-DEFAULTS = {
+DEFAULTS: dict[tuple[type, str], object] = {
     (Transport, "type"): "stdout",
     (FileTransport, "path"): "./traces.jsonl",
     (FileTransport, "rotate"): False,

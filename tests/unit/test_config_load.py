@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokentrace.config import DEPRECATED, ENVIRONMENT, Nats, Settings, build, load, own_shards, parse_yaml
+from tokentrace.config import DEPRECATED, ENVIRONMENT, HttpDelivery, Nats, Settings, build, load, own_shards, parse_yaml
 from tokentrace.errors import ConfigError
 
 SECOND = 10**9
@@ -53,7 +53,7 @@ def test_variables_are_substituted_anywhere_in_the_values() -> None:
     assert got.http_server.addr == "0.0.0.0:80"
     assert (got.http_server.max_batch_size, got.http_server.enabled) == (55, True)
     assert got.alerts[0].threshold == 0.5
-    assert got.alerts[0].delivery is not None
+    assert isinstance(got.alerts[0].delivery, HttpDelivery)
     assert got.alerts[0].delivery.headers == {"Authorization": "Bearer s: {e} # ct"}
 
 

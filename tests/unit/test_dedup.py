@@ -16,6 +16,9 @@ from tokentrace.units import DAY, HOUR
 
 NOW = ENDED_NS
 
+#: reporter or request id, number (0: a request), part
+BatchKey = tuple[str, int, int]
+
 
 def numbered(sequence: int, reporter: str = "shop.web.1", part: int = 0) -> Batch:
     return make_batch(id=reporter, sequence=sequence, part=part)
@@ -41,11 +44,12 @@ steps = st.one_of(batches, batches, batches, st.just("restart"))
 @example([("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("a", 2, 0)], 1, 0)
 @example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
 @example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
-def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
+def test_a_batch_is_new_exactly_once_in_any_history(history: list[BatchKey | str], stride: int, shard: int) -> None:
     # A shard receives every stride-th number of a reporter, starting at a number that depends on the shard.
-    dedup, model = FoldedBatches(stride), set()
+    dedup = FoldedBatches(stride)
+    model: set[BatchKey] = set()
     for step in history:
-        if step == "restart":
+        if isinstance(step, str):  # a restart
             dedup = FoldedBatches.restore(dedup.snapshot())
             continue
         key, number, part = step
@@ -58,7 +62,7 @@ def test_a_batch_is_new_exactly_once_in_any_history(history, stride, shard):
 
 @settings(max_examples=examples(50), deadline=None)
 @given(st.integers(1, 300), st.sampled_from([1, 4]), st.integers(0, 3), st.randoms(use_true_random=False))
-def test_any_order_leaves_one_interval(count, stride, shard, random):
+def test_any_order_leaves_one_interval(count: int, stride: int, shard: int, random: Random) -> None:
     numbers = [number * stride + shard % stride for number in range(1, count + 1)]
     random.shuffle(numbers)
     dedup = FoldedBatches(stride)
@@ -71,7 +75,7 @@ def test_any_order_leaves_one_interval(count, stride, shard, random):
 
 @settings(max_examples=examples(50), deadline=None)
 @given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
-def test_note_equals_adding_the_same_batches(rows, cut):
+def test_note_equals_adding_the_same_batches(rows: list[tuple[str, int, int, int]], cut: int) -> None:
     whole, resumed = FoldedBatches(), FoldedBatches()
     for key, sequence, part, after in rows:
         whole.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
@@ -82,7 +86,7 @@ def test_note_equals_adding_the_same_batches(rows, cut):
     assert resumed.snapshot() == whole.snapshot()
 
 
-def test_a_snapshot_restores_to_the_same_snapshot():
+def test_a_snapshot_restores_to_the_same_snapshot() -> None:
     dedup = FoldedBatches(4)
     for number in (4, 8, 20, 400):
         dedup.add(numbered(number), NOW)
@@ -91,32 +95,32 @@ def test_a_snapshot_restores_to_the_same_snapshot():
     assert len(FoldedBatches.restore(dedup.snapshot())) == len(dedup) == 4
 
 
-def test_a_restored_state_keeps_its_stride():
+def test_a_restored_state_keeps_its_stride() -> None:
     dedup = FoldedBatches.restore(FoldedBatches(4).snapshot())
     assert [dedup.add(numbered(number), NOW) for number in (5, 9, 13, 9)] == [True, True, True, False]
     assert len(dedup) == 1
 
 
-def test_parts_of_a_batch_are_different_batches():
+def test_parts_of_a_batch_are_different_batches() -> None:
     dedup = FoldedBatches()
     assert [dedup.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
     assert [dedup.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
 
 
-def test_a_reporter_and_a_request_with_the_same_id_are_different():
+def test_a_reporter_and_a_request_with_the_same_id_are_different() -> None:
     dedup = FoldedBatches()
     assert dedup.add(numbered(1, "x"), NOW)
     assert dedup.add(request("x"), NOW)
 
 
 @pytest.mark.parametrize("sequence", [0, 1])
-def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence):
+def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence: int) -> None:
     dedup = FoldedBatches()
     assert dedup.add(make_batch(id="a", sequence=sequence, part=1), NOW)
     assert dedup.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
 
 
-def test_the_largest_batch_number_is_recorded():
+def test_the_largest_batch_number_is_recorded() -> None:
     dedup = FoldedBatches()
     last = 2**63 - 1
     assert [dedup.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
@@ -130,7 +134,7 @@ def test_the_largest_batch_number_is_recorded():
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_gaps_are_limited_and_the_oldest_is_dropped():
+def test_gaps_are_limited_and_the_oldest_is_dropped() -> None:
     #  1  3  5  7 ...            every second number is missing
     #  [1 2 3] 5 7 ...           the gap at 2 is dropped when there are too many
     dedup = FoldedBatches()
@@ -143,7 +147,7 @@ def test_gaps_are_limited_and_the_oldest_is_dropped():
     assert dedup.add(numbered(4), NOW)
 
 
-def test_every_number_in_a_dropped_gap_is_counted():
+def test_every_number_in_a_dropped_gap_is_counted() -> None:
     dedup = FoldedBatches()
     for number in range(10, 10 * MAX_INTERVALS + 1, 10):
         dedup.add(numbered(number), NOW)
@@ -153,7 +157,7 @@ def test_every_number_in_a_dropped_gap_is_counted():
     assert FoldedBatches.restore(dedup.snapshot()).given_up == 4
 
 
-def test_dropping_gaps_folds_no_batch_twice_and_limits_the_size():
+def test_dropping_gaps_folds_no_batch_twice_and_limits_the_size() -> None:
     random, dedup, folded = Random(1), FoldedBatches(), set()
     for _ in range(3 * MAX_INTERVALS):
         number = random.randrange(1, 10**9)
@@ -164,7 +168,7 @@ def test_dropping_gaps_folds_no_batch_twice_and_limits_the_size():
     assert not any(dedup.add(numbered(number), NOW) for number in folded)
 
 
-def test_the_state_of_a_reporter_without_gaps_does_not_grow():
+def test_the_state_of_a_reporter_without_gaps_does_not_grow() -> None:
     dedup = FoldedBatches(4)
     for number in range(1, 20_000):
         dedup.add(numbered(number * 4), NOW)
@@ -175,7 +179,7 @@ def test_the_state_of_a_reporter_without_gaps_does_not_grow():
 # --- forgetting ------------------------------------------------------------------------------------------------------
 
 
-def test_a_reporter_is_forgotten_after_8_days_of_silence():
+def test_a_reporter_is_forgotten_after_8_days_of_silence() -> None:
     dedup = FoldedBatches()
     dedup.add(numbered(1), NOW)
     dedup.forget(NOW + 8 * DAY)
@@ -185,7 +189,7 @@ def test_a_reporter_is_forgotten_after_8_days_of_silence():
     assert dedup.add(numbered(1), NOW + 8 * DAY + 1)
 
 
-def test_an_active_reporter_is_remembered_from_its_first_batch():
+def test_an_active_reporter_is_remembered_from_its_first_batch() -> None:
     dedup = FoldedBatches()
     for day in range(0, 40, 5):
         assert dedup.add(numbered(day + 1), NOW + day * DAY)
@@ -193,7 +197,7 @@ def test_an_active_reporter_is_remembered_from_its_first_batch():
     assert not dedup.add(numbered(1), NOW + 36 * DAY)
 
 
-def test_a_duplicate_keeps_its_reporter_from_being_forgotten():
+def test_a_duplicate_keeps_its_reporter_from_being_forgotten() -> None:
     dedup = FoldedBatches()
     dedup.add(numbered(1), NOW)
     assert not dedup.add(numbered(1), NOW + 7 * DAY)
@@ -201,7 +205,7 @@ def test_a_duplicate_keeps_its_reporter_from_being_forgotten():
     assert not dedup.add(numbered(1), NOW + 14 * DAY)
 
 
-def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered():
+def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered() -> None:
     dedup = FoldedBatches()
     dedup.add(numbered(2), NOW + 7 * DAY)
     dedup.add(numbered(1), NOW)
@@ -209,7 +213,7 @@ def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered():
     assert not dedup.add(numbered(2), NOW + 14 * DAY)
 
 
-def test_a_request_is_forgotten_after_24_hours():
+def test_a_request_is_forgotten_after_24_hours() -> None:
     dedup = FoldedBatches()
     dedup.add(request("r"), NOW)
     dedup.forget(NOW + 24 * HOUR)
@@ -221,8 +225,9 @@ def test_a_request_is_forgotten_after_24_hours():
 
 @settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
-def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
-    dedup, model, now = FoldedBatches(), {}, NOW
+def test_exactly_the_requests_of_the_last_day_are_remembered(steps: list[tuple[int, int, bool]]) -> None:
+    dedup, now = FoldedBatches(), NOW
+    model: dict[int, int] = {}
     for number, later, restart in steps:
         now += later
         dedup.forget(now)
@@ -236,7 +241,7 @@ def test_exactly_the_requests_of_the_last_day_are_remembered(steps):
 
 @settings(max_examples=examples(100), deadline=None)
 @given(st.lists(st.tuples(reporters, small, st.integers(0, 5 * DAY), st.booleans()), max_size=60))
-def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps):
+def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps: list[tuple[str, int, int, bool]]) -> None:
     dedup, now = FoldedBatches(), NOW
     numbers: dict[str, set[int]] = {}
     spoke: dict[str, int] = {}
@@ -255,7 +260,7 @@ def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps):
     assert dedup.reporters() == set(numbers)
 
 
-def test_a_steady_stream_of_requests_takes_the_space_of_one_day():
+def test_a_steady_stream_of_requests_takes_the_space_of_one_day() -> None:
     dedup = FoldedBatches()
     for number in range(5_000):
         now = NOW + number * HOUR // 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_without_a_delivery_there_is_no_channel() -> None:
 
 
 @pytest.mark.parametrize("kind", ["http", "webhook"])
-def test_every_key_of_a_webhook_is_accepted(kind: str) -> None:
+def test_every_key_of_a_webhook_is_accepted(kind: Literal["http", "webhook"]) -> None:
     given = {
         "type": kind,
         "url": URL,
@@ -121,6 +121,10 @@ def test_an_unknown_type_is_refused_with_the_list_of_types(kind: Any) -> None:
         parse_channel({"type": kind, "url": URL}, "d")
 
 
+def each(kind: str, key: str, *values: object) -> list[tuple[str, str, object]]:
+    return [(kind, key, value) for value in values]
+
+
 @pytest.mark.parametrize(
     ("kind", "key", "value"),
     [
@@ -151,17 +155,17 @@ def test_an_unknown_type_is_refused_with_the_list_of_types(kind: Any) -> None:
         ),
         ("alertmanager", "url", "http://a:9093/?token=x"),
         ("alertmanager", "url", "http://a:9093/#x"),
-        *(("http", "timeout", text) for text in ("", "0", "0s", "9ms", "9999999ns", "60001ms", "1h", "5", 5, -1, [])),
+        *each("http", "timeout", "", "0", "0s", "9ms", "9999999ns", "60001ms", "1h", "5", 5, -1, []),
         ("http", "timeout", True),
         ("http", "timeout", {}),
-        *(("http", "headers", given) for given in ("a: b", [], ["a"], 3, {"": "x"}, {3: "x"}, {"a b": "x"})),
+        *each("http", "headers", "a: b", [], ["a"], 3, {"": "x"}, {3: "x"}, {"a b": "x"}),
         *(("http", "headers", {"a": value}) for value in (3, None, True, "ü", "x\r\ny: z", "x\x00", "\t", ["x"])),
         *(("http", "headers", {name: "x"}) for name in ("a:", "a\n", "ä", "(a)", "a/b", '"a"', "a\r\nb")),
-        *(("http", "max_retries", given) for given in (-1, 101, 1.0, "3", True, [], math.inf)),
-        *(("custom", "max_retries", given) for given in (-1, 101, "3")),
-        *(("stdout", "send_resolved", given) for given in ("yes", 1, 0, [], "true")),
-        *(("http", "format", given) for given in ("", "Alertmanager", "v4", 4, [], {}, True)),
-        *(("http", "secret", given) for given in (["shh"], {"a": "b"}, True)),
+        *each("http", "max_retries", -1, 101, 1.0, "3", True, [], math.inf),
+        *each("custom", "max_retries", -1, 101, "3"),
+        *each("stdout", "send_resolved", "yes", 1, 0, [], "true"),
+        *each("http", "format", "", "Alertmanager", "v4", 4, [], {}, True),
+        *each("http", "secret", ["shh"], {"a": "b"}, True),
         *(
             ("custom", "target", given)
             for given in ("", None, 3, "module", "module:", ":name", "a b:c", "a:b c", "a:b()", "os.system;x:y", "a:1b")

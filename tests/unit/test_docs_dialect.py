@@ -59,13 +59,13 @@ def refusal(**fields: Any) -> str:
     return str(caught.value)
 
 
-def test_the_documented_example_becomes_the_expected_record():
+def test_the_documented_example_becomes_the_expected_record() -> None:
     [span] = decode(EXAMPLE)
     assert span == make_span(cost_nusd=4_480_000, arrived_ns=0)
     assert span.ended_ns - span.started_ns == span.latency_ns
 
 
-def test_one_object_or_an_array_is_accepted_with_space_around_it():
+def test_one_object_or_an_array_is_accepted_with_space_around_it() -> None:
     [span] = decode(EXAMPLE)
     text = json.dumps(EXAMPLE)
     assert decode_spans(f" \r\n\t{text}\n".encode()) == [span]
@@ -73,33 +73,33 @@ def test_one_object_or_an_array_is_accepted_with_space_around_it():
     assert decode_spans(b"[]") == []
 
 
-def test_an_absent_field_has_its_default():
+def test_an_absent_field_has_its_default() -> None:
     assert decode_one() == Span(model="gpt-4o", prompt_tokens=1, total_tokens=1, source="spans")
     assert decode_one().status == "ok"
     assert decode_one().kind == "llm"
     assert decode_one().cost_nusd is None
 
 
-def test_the_source_of_a_span_is_the_one_that_the_caller_names():
+def test_the_source_of_a_span_is_the_one_that_the_caller_names() -> None:
     assert decode_spans(json.dumps(MINIMAL).encode(), "nats")[0].source == "nats"
 
 
-def test_an_absent_total_is_computed():
+def test_an_absent_total_is_computed() -> None:
     assert decode_one(prompt_tokens=512, comp_tokens=128).total_tokens == 640
     assert decode_one(prompt_tokens=512, comp_tokens=128, total_tokens=0).total_tokens == 640
     assert decode_one(prompt_tokens=512, comp_tokens=128, total_tokens=700).total_tokens == 700
 
 
-def test_a_total_without_its_parts_is_accepted():
+def test_a_total_without_its_parts_is_accepted() -> None:
     span = decode_one(prompt_tokens=0, total_tokens=640)
     assert (span.prompt_tokens, span.completion_tokens, span.total_tokens) == (0, 0, 640)
 
 
-def test_a_total_less_than_its_parts_is_rejected():
+def test_a_total_less_than_its_parts_is_rejected() -> None:
     assert refusal(prompt_tokens=512, comp_tokens=128, total_tokens=639).startswith("span 0: total_tokens")
 
 
-def test_completion_tokens_means_comp_tokens_and_must_not_differ():
+def test_completion_tokens_means_comp_tokens_and_must_not_differ() -> None:
     assert decode_one(completion_tokens=5).completion_tokens == 5
     assert decode_one(comp_tokens=5, completion_tokens=5).completion_tokens == 5
     assert decode_one(comp_tokens=5, completion_tokens=0).completion_tokens == 5
@@ -107,26 +107,26 @@ def test_completion_tokens_means_comp_tokens_and_must_not_differ():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_accepted(kind):
+def test_every_kind_is_accepted(kind: str) -> None:
     assert decode_one(kind=kind).kind == kind
 
 
 @pytest.mark.parametrize("status", ["ok", "error", "timeout"])
-def test_every_status_is_accepted(status):
+def test_every_status_is_accepted(status: str) -> None:
     assert decode_one(status=status).status == status
 
 
 @pytest.mark.parametrize("status", ["foo", "OK", "", "pending", None, 1])
-def test_an_unknown_status_is_rejected(status):
+def test_an_unknown_status_is_rejected(status: object) -> None:
     assert "status" in refusal(status=status)
 
 
-def test_a_failed_call_needs_neither_model_nor_tokens():
+def test_a_failed_call_needs_neither_model_nor_tokens() -> None:
     assert decode({"status": "error", "error": "boom"})[0].error == "boom"
     assert decode({"status": "timeout"})[0].model == ""
 
 
-def test_a_cost_of_zero_differs_from_no_cost():
+def test_a_cost_of_zero_differs_from_no_cost() -> None:
     assert decode_one(cost_usd=0).cost_nusd == 0
     assert decode_one(cost_usd=None).cost_nusd is None
     assert decode_one().cost_nusd is None
@@ -137,14 +137,14 @@ def test_a_cost_of_zero_differs_from_no_cost():
 @example(1.5e-9)
 @example(0.1)
 @example(1_000_000.0)
-def test_dollars_are_converted_exactly(usd):
+def test_dollars_are_converted_exactly(usd: float) -> None:
     expected = int((Decimal(repr(usd)) * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
     assert decode_one(cost_usd=usd).cost_nusd == expected
 
 
 @given(st.floats(0, 30 * 86_400_000))
 @example(0.0000004)
-def test_milliseconds_are_converted_exactly(ms):
+def test_milliseconds_are_converted_exactly(ms: float) -> None:
     expected = int((Decimal(repr(ms)) * 10**6).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
     assert decode_one(latency_ms=ms, ttft_ms=ms).latency_ns == expected
     assert decode_one(latency_ms=ms, ttft_ms=ms).ttft_ns == expected
@@ -161,7 +161,7 @@ def test_milliseconds_are_converted_exactly(ms):
         ("2100-01-01T00:00:00Z", 4_102_444_800_000_000_000),
     ],
 )
-def test_an_instant_of_this_century_is_accepted_with_any_offset(text, ns):
+def test_an_instant_of_this_century_is_accepted_with_any_offset(text: str, ns: int) -> None:
     assert decode_one(started_at=text).started_ns == ns
     assert decode_one(ended_at=text).ended_ns == ns
 
@@ -185,7 +185,7 @@ def test_an_instant_of_this_century_is_accepted_with_any_offset(text, ns):
     ],
 )
 @pytest.mark.parametrize("field", ["started_at", "ended_at"])
-def test_an_instant_without_offset_or_of_another_century_is_rejected(field, text):
+def test_an_instant_without_offset_or_of_another_century_is_rejected(field: str, text: str) -> None:
     assert field in refusal(**{field: text})
 
 
@@ -243,7 +243,7 @@ def test_an_instant_without_offset_or_of_another_century_is_rejected(field, text
         ("model", ""),
     ],
 )
-def test_the_error_of_a_bad_value_names_the_span_and_the_field(field, value):
+def test_the_error_of_a_bad_value_names_the_span_and_the_field(field: str, value: object) -> None:
     with pytest.raises(Rejected) as caught:
         decode(MINIMAL, {**MINIMAL, field: value})
     message = str(caught.value)
@@ -251,7 +251,7 @@ def test_the_error_of_a_bad_value_names_the_span_and_the_field(field, value):
     assert field in message
 
 
-def test_an_unknown_field_is_rejected_with_its_name():
+def test_an_unknown_field_is_rejected_with_its_name() -> None:
     assert "promt_tokens" in refusal(promt_tokens=5)
 
 
@@ -286,14 +286,14 @@ def test_an_unknown_field_is_rejected_with_its_name():
         b'{"model":"gpt-4o","prompt_tokens":1,"latency_ms":Infinity}',
     ],
 )
-def test_a_malformed_body_is_rejected(body):
+def test_a_malformed_body_is_rejected(body: bytes) -> None:
     with pytest.raises(Rejected):
         decode_spans(body)
 
 
 @settings(max_examples=examples(300))
 @given(st.binary(max_size=40))
-def test_any_bytes_are_decoded_or_rejected(body):
+def test_any_bytes_are_decoded_or_rejected(body: bytes) -> None:
     for text in (body, b'{"model":"a","prompt_tokens":1,"name":"' + body + b'"}', b'[{"attributes":{' + body + b"}}]"):
         try:
             decode_spans(text)
@@ -354,7 +354,7 @@ FIELDS = [
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=3))
 @example({"started_at": "9999-12-31T23:59:59Z"})
 @example({"ended_at": "2100-01-02T00:00:00Z"})
-def test_every_accepted_span_can_be_encoded_and_shown(fields):
+def test_every_accepted_span_can_be_encoded_and_shown(fields: dict[str, Any]) -> None:
     try:
         [span] = decode_spans(json.dumps({**MINIMAL, **fields}).encode())
     except Rejected:
@@ -383,7 +383,7 @@ SECRET = "hunter2-" * 30
         {"usage": {SECRET: -1}},
     ],
 )
-def test_an_error_text_quotes_at_most_40_characters_of_the_input(fields):
+def test_an_error_text_quotes_at_most_40_characters_of_the_input(fields: dict[str, Any]) -> None:
     message = refusal(**fields)
     assert "\n" not in message
     longest = max((size for size in range(len(SECRET)) if (SECRET + SECRET)[:size] in message), default=0)
@@ -392,7 +392,7 @@ def test_an_error_text_quotes_at_most_40_characters_of_the_input(fields):
     assert len(message) < 200
 
 
-def test_attributes_keep_their_types():
+def test_attributes_keep_their_types() -> None:
     attributes = {"s": "x", "i": 5, "f": 5.0, "t": True, "n": False, "zero": 0, "empty": ""}
     kept = decode_one(attributes=attributes).attributes
     assert {key: (type(value), value) for key, value in kept.items()} == {
@@ -404,17 +404,17 @@ def test_attributes_keep_their_types():
     ("value", "score"),
     [(0, 0), (1, 10**9), (0.0, 0), (1.0, 10**9), (0.1, 10**8), (0.87, 870_000_000), ("0.9", None), (True, None)],
 )
-def test_a_numeric_eval_score_becomes_the_score(value, score):
+def test_a_numeric_eval_score_becomes_the_score(value: object, score: int | None) -> None:
     span = decode_one(attributes={"eval.score": value})
     assert span.score == score
     assert span.attributes == {"eval.score": value}
 
 
-def test_an_eval_suite_may_be_a_text():
+def test_an_eval_suite_may_be_a_text() -> None:
     assert decode_one(attributes={"eval.suite": "nightly"}).attributes == {"eval.suite": "nightly"}
 
 
-def test_session_and_user_may_be_attributes_and_their_fields_win():
+def test_session_and_user_may_be_attributes_and_their_fields_win() -> None:
     span = decode_one(attributes={"session_id": "s", "user_id": "u"})
     assert (span.session_id, span.user_id) == ("s", "u")
     span = decode_one(attributes={"session_id": "s", "user_id": "u"}, session_id="S", user_id="U")
@@ -422,18 +422,18 @@ def test_session_and_user_may_be_attributes_and_their_fields_win():
     assert decode_one(attributes={"session_id": "", "user_id": 5}).session_id is None
 
 
-def test_an_empty_parent_id_means_a_root():
+def test_an_empty_parent_id_means_a_root() -> None:
     assert decode_one(parent_span_id="").parent_span_id is None
     assert decode_one(parent_span_id=None).parent_span_id is None
     assert decode_one(parent_span_id="p").parent_span_id == "p"
 
 
-def test_a_cost_source_that_a_client_sends_is_ignored():
+def test_a_cost_source_that_a_client_sends_is_ignored() -> None:
     span = decode_one(cost_source="priced", unpriced_reason="because")
     assert (span.cost_source, span.unpriced_reason) == ("", "")
 
 
-def test_one_bad_span_rejects_all_and_its_index_starts_at_zero():
+def test_one_bad_span_rejects_all_and_its_index_starts_at_zero() -> None:
     for index in range(3):
         documents: list[dict[str, Any]] = [dict(MINIMAL) for _ in range(3)]
         documents[index]["model"] = ""

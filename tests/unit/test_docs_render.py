@@ -16,6 +16,7 @@ from tokentrace.records import (
     KINDS,
     MAX_COST_NUSD,
     MAX_LATENCY_NS,
+    Span,
     check_span,
 )
 from tokentrace.units import MS
@@ -37,12 +38,12 @@ EXAMPLE = {
 }
 
 
-def test_the_documented_example_is_shown_as_it_was_sent():
+def test_the_documented_example_is_shown_as_it_was_sent() -> None:
     [span] = decode_spans(json.dumps([EXAMPLE]).encode())
     assert render_span(span) == {**EXAMPLE, "parent_span_id": None, "kind": "llm"}
 
 
-def test_a_root_is_shown_with_a_null_parent_and_without_empty_fields():
+def test_a_root_is_shown_with_a_null_parent_and_without_empty_fields() -> None:
     shown = render_span(make_span())
     assert shown["parent_span_id"] is None
     assert shown["cost_usd"] is None
@@ -50,7 +51,7 @@ def test_a_root_is_shown_with_a_null_parent_and_without_empty_fields():
         assert absent not in shown
 
 
-def test_a_cost_of_zero_is_shown_as_zero():
+def test_a_cost_of_zero_is_shown_as_zero() -> None:
     assert render_span(make_span(cost_nusd=0))["cost_usd"] == 0
 
 
@@ -75,7 +76,7 @@ keys = st.text(min_size=1, max_size=20).filter(lambda key: not key.startswith(("
 
 
 @st.composite
-def valid_spans(draw):
+def valid_spans(draw: st.DrawFn) -> Span:
     cached, written, reasoning = (draw(st.integers(0, 2**30)) for _ in range(3))
     prompt = draw(st.integers(max(1, cached + written), 2**39))
     completion = draw(st.integers(reasoning, 2**39))
@@ -116,7 +117,7 @@ def valid_spans(draw):
 
 @settings(max_examples=examples(150), deadline=None)
 @given(valid_spans())
-def test_a_shown_span_decodes_to_the_same_span(span):
+def test_a_shown_span_decodes_to_the_same_span(span: Span) -> None:
     # Ingest sets who priced the span and when it arrived. All other fields are the client's.
     check_span(span)
     [back] = decode_spans(json.dumps(render_span(span)).encode())
@@ -124,7 +125,7 @@ def test_a_shown_span_decodes_to_the_same_span(span):
 
 
 @given(instants, st.integers(0, MS - 1))
-def test_instants_are_shown_with_milliseconds_and_a_z(instant, below_ms):
+def test_instants_are_shown_with_milliseconds_and_a_z(instant: int, below_ms: int) -> None:
     shown = render_span(make_span(started_ns=instant + below_ms, ended_ns=instant))["started_at"]
     assert len(shown) == len("2026-03-15T14:23:01.441Z")
     assert shown.endswith("Z")

@@ -64,7 +64,7 @@ def refusal(body: bytes) -> str:
     return str(caught.value)
 
 
-def test_a_span_of_infermux_becomes_the_expected_record():
+def test_a_span_of_infermux_becomes_the_expected_record() -> None:
     assert decode_one() == make_span(
         trace_id=SPAN["trace_id"],
         span_id=SPAN["span_id"],
@@ -77,7 +77,7 @@ def test_a_span_of_infermux_becomes_the_expected_record():
     )
 
 
-def test_a_span_of_infermux_is_shown_as_it_was_sent():
+def test_a_span_of_infermux_is_shown_as_it_was_sent() -> None:
     assert render_span(decode_one()) == {**SPAN, "attrs": {**SPAN["attrs"], "caller": "infermux"}}
 
 
@@ -85,32 +85,32 @@ def test_a_span_of_infermux_is_shown_as_it_was_sent():
 
 
 @pytest.mark.parametrize("kind", ["health.ping", "eval.result", "", "TRACE.SPAN", "trace.span "])
-def test_another_type_is_rejected_with_the_error_of_the_go_handler(kind):
+def test_another_type_is_rejected_with_the_error_of_the_go_handler(kind: str) -> None:
     assert refusal(envelope(SPAN, type=kind)) == f"expected type trace.span, got {kind}"
 
 
 @pytest.mark.parametrize("body", [b"", b"not json", b"[]", b"null", b"5", b"{", b"\xff", b"\x00", b"[" * 100_000])
-def test_a_body_that_is_no_message_is_rejected_with_the_error_of_the_go_handler(body):
+def test_a_body_that_is_no_message_is_rejected_with_the_error_of_the_go_handler(body: bytes) -> None:
     assert refusal(body).startswith("invalid message: ")
 
 
 @pytest.mark.parametrize("payload", [[], 5, "text", True, [SPAN], {"start_ns": "now"}, {"attrs": []}, {"trace_id": 5}])
-def test_a_payload_that_is_no_span_is_rejected_with_the_error_of_the_go_handler(payload):
+def test_a_payload_that_is_no_span_is_rejected_with_the_error_of_the_go_handler(payload: object) -> None:
     assert refusal(envelope(payload)).startswith("invalid span payload: ")
 
 
 @pytest.mark.parametrize("version", ["2", "0", "one", "-1", "1.0"])
-def test_another_version_is_rejected(version):
+def test_another_version_is_rejected(version: str) -> None:
     assert refusal(envelope(SPAN, version=version)).startswith("invalid message: version")
 
 
-def test_version_id_and_source_may_be_absent():
+def test_version_id_and_source_may_be_absent() -> None:
     span = decode_message(json.dumps({"type": "trace.span", "payload": SPAN}).encode())
     assert span.caller == ""
     assert span.model == "gpt-4o"
 
 
-def test_unknown_keys_are_ignored():
+def test_unknown_keys_are_ignored() -> None:
     assert decode_message(envelope({**SPAN, "tracestate": "x"}, priority=1)) == decode_one()
 
 
@@ -125,7 +125,7 @@ def test_unknown_keys_are_ignored():
     ],
 )
 @pytest.mark.parametrize("around", ["", " ", "\n\t "])
-def test_the_checksum_covers_the_bytes_of_the_payload_as_sent(payload, around):
+def test_the_checksum_covers_the_bytes_of_the_payload_as_sent(payload: str, around: str) -> None:
     checksum = zlib.crc32(payload.encode())
     body = f'{{"type":"trace.span","payload":{around}{payload}{around},"checksum":%d}}'
     decode_message((body % checksum).encode())
@@ -133,19 +133,19 @@ def test_the_checksum_covers_the_bytes_of_the_payload_as_sent(payload, around):
 
 
 @pytest.mark.parametrize("checksum", [0, None])
-def test_a_checksum_of_zero_is_not_checked(checksum):
+def test_a_checksum_of_zero_is_not_checked(checksum: int | None) -> None:
     assert decode_message(envelope(SPAN, checksum=checksum)) == decode_one()
 
 
 @pytest.mark.parametrize("checksum", [1, -1, 2**32, 2**64])
-def test_a_wrong_checksum_is_rejected(checksum):
+def test_a_wrong_checksum_is_rejected(checksum: int) -> None:
     assert refusal(envelope(SPAN, checksum=checksum)).startswith("invalid message: ")
 
 
 # --- the mapping -----------------------------------------------------------------------------------------------------
 
 
-def test_the_source_is_the_caller_unless_an_attribute_names_one():
+def test_the_source_is_the_caller_unless_an_attribute_names_one() -> None:
     assert decode_one(source="schemaflux").caller == "schemaflux"
     assert decode_one(attrs={"caller": "worker"}).caller == "worker"
     assert decode_one(attrs={"caller": 5}).caller == "infermux"
@@ -170,24 +170,26 @@ def test_the_source_is_the_caller_unless_an_attribute_names_one():
         ("lookup", {"type": {"a": 1}}, "custom"),
     ],
 )
-def test_the_kind_follows_from_the_attributes_and_the_operation(operation, attrs, kind):
+def test_the_kind_follows_from_the_attributes_and_the_operation(
+    operation: str, attrs: dict[str, Any], kind: str
+) -> None:
     assert decode_one(operation=operation, attrs=attrs).kind == kind
 
 
 @pytest.mark.parametrize("value", ["5", True, None, [5], {"n": 5}])
 @pytest.mark.parametrize("key", ["tokens_in", "tokens_out", "cost_usd", "ttft_ms"])
-def test_an_attribute_that_should_be_a_number_and_is_none_stays_an_attribute(key, value):
+def test_an_attribute_that_should_be_a_number_and_is_none_stays_an_attribute(key: str, value: object) -> None:
     span = decode_one(attrs={"model": "gpt-4o", key: value})
     assert (span.prompt_tokens, span.completion_tokens, span.cost_nusd, span.ttft_ns) == (0, 0, None, 0)
     assert span.attributes == {key: value}
 
 
-def test_a_fraction_of_a_token_is_cut_off():
+def test_a_fraction_of_a_token_is_cut_off() -> None:
     span = decode_one(attrs={"tokens_in": 5.9, "tokens_out": 3.0})
     assert (span.prompt_tokens, span.completion_tokens, span.total_tokens) == (5, 3, 8)
 
 
-def test_a_cost_of_zero_differs_from_no_cost():
+def test_a_cost_of_zero_differs_from_no_cost() -> None:
     assert decode_one(attrs={"cost_usd": 0}).cost_nusd == 0
     assert decode_one(attrs={}).cost_nusd is None
 
@@ -205,28 +207,30 @@ def test_a_cost_of_zero_differs_from_no_cost():
         ("cancelled", {}, "error", {"mist.status": "cancelled"}),
     ],
 )
-def test_an_unknown_status_becomes_error_and_stays_as_an_attribute(status, attrs, expected, kept):
+def test_an_unknown_status_becomes_error_and_stays_as_an_attribute(
+    status: str, attrs: dict[str, Any], expected: str, kept: dict[str, Any]
+) -> None:
     span = decode_one(status=status, attrs=attrs)
     assert span.status == expected
     assert span.attributes == kept
 
 
-def test_an_unknown_status_is_shown_as_it_was_sent():
+def test_an_unknown_status_is_shown_as_it_was_sent() -> None:
     assert render_span(decode_one(status="cancelled"))["status"] == "cancelled"
 
 
-def test_error_session_and_user_are_taken_from_the_attributes():
+def test_error_session_and_user_are_taken_from_the_attributes() -> None:
     span = decode_one(attrs={"error": "boom", "session_id": "s", "user_id": "u", "ttft_ms": 1.5})
     assert (span.error, span.session_id, span.user_id, span.ttft_ns) == ("boom", "s", "u", 1_500_000)
 
 
 @pytest.mark.parametrize("value", ["cancelled", "", 5, None, ["error"]])
-def test_an_attribute_mist_status_cannot_change_the_status_that_is_shown(value):
+def test_an_attribute_mist_status_cannot_change_the_status_that_is_shown(value: object) -> None:
     assert render_span(decode_one(status="ok", attrs={"mist.status": value}))["status"] == "ok"
 
 
 @pytest.mark.parametrize(("operation", "source"), [("matchspec.task", "infermux"), ("eval", "matchspec")])
-def test_a_score_of_matchspec_becomes_eval_score(operation, source):
+def test_a_score_of_matchspec_becomes_eval_score(operation: str, source: str) -> None:
     span = decode_one(
         operation=operation, source=source, attrs={"score": 0.87, "suite": "nightly", "task": "t", "passed": True}
     )
@@ -235,31 +239,31 @@ def test_a_score_of_matchspec_becomes_eval_score(operation, source):
 
 
 @pytest.mark.parametrize("score", [1.5, -0.1, "0.9", True, None])
-def test_an_invalid_score_of_matchspec_stays_an_attribute(score):
+def test_an_invalid_score_of_matchspec_stays_an_attribute(score: object) -> None:
     span = decode_one(operation="matchspec.task", attrs={"score": score})
     assert span.score is None
     assert span.attributes == {"score": score}
 
 
-def test_a_score_of_another_tool_stays_an_attribute():
+def test_a_score_of_another_tool_stays_an_attribute() -> None:
     span = decode_one(operation="matchspecial", attrs={"score": 0.87, "suite": "nightly"})
     assert span.score is None
     assert span.attributes == {"score": 0.87, "suite": "nightly"}
 
 
-def test_an_eval_score_wins_over_a_score():
+def test_an_eval_score_wins_over_a_score() -> None:
     span = decode_one(operation="matchspec.task", attrs={"score": 0.1, "eval.score": 0.9})
     assert span.score == 900_000_000
     assert span.attributes == {"score": 0.1, "eval.score": 0.9}
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "é", "x" * 257, "\x00", ""])
-def test_an_id_that_could_forge_a_log_line_is_dropped(bad):
+def test_an_id_that_could_forge_a_log_line_is_dropped(bad: str) -> None:
     span = decode_one(trace_id=bad, span_id=bad, parent_id=bad)
     assert (span.trace_id, span.span_id, span.parent_span_id) == ("", "", None)
 
 
-def test_the_parent_id_is_kept():
+def test_the_parent_id_is_kept() -> None:
     assert decode_one(parent_id="p").parent_span_id == "p"
 
 
@@ -277,12 +281,12 @@ def test_the_parent_id_is_kept():
         (-(2**63), -(2**63) + 9, (0, 0, 9)),
     ],
 )
-def test_instants_outside_this_century_keep_their_duration(start, end, expected):
+def test_instants_outside_this_century_keep_their_duration(start: int, end: int, expected: tuple[int, ...]) -> None:
     span = decode_one(start_ns=start, end_ns=end)
     assert (span.started_ns, span.ended_ns, span.latency_ns) == expected
 
 
-def test_a_call_lasts_at_most_30_days():
+def test_a_call_lasts_at_most_30_days() -> None:
     assert decode_one(start_ns=STARTED_NS, end_ns=STARTED_NS + 30 * DAY).latency_ns == 30 * DAY
     assert "30 days" in refusal(envelope({**SPAN, "end_ns": STARTED_NS + 30 * DAY + 1}))
 
@@ -307,37 +311,37 @@ def test_a_call_lasts_at_most_30_days():
         ({"big": 2**64}, "big"),
     ],
 )
-def test_the_error_of_a_value_out_of_bounds_names_the_field(attrs, field):
+def test_the_error_of_a_value_out_of_bounds_names_the_field(attrs: dict[str, Any], field: str) -> None:
     message = refusal(envelope({**SPAN, "attrs": attrs}))
     assert message.startswith("invalid span payload: ")
     assert field in message
 
 
-def test_attributes_may_nest():
+def test_attributes_may_nest() -> None:
     attrs = {"choices": [{"index": 0, "logprobs": None}], "meta": {"a": {"b": 1.5}}}
     assert decode_one(attrs=attrs).attributes == attrs
 
 
-def test_attributes_that_nest_too_deep_are_rejected():
+def test_attributes_that_nest_too_deep_are_rejected() -> None:
     deep = b'{"type":"trace.span","payload":{"attrs":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}}"
     assert refusal(deep).startswith("invalid ")
     assert "nested" in refusal(envelope({**SPAN, "attrs": {"a": json.loads("[" * 30 + "]" * 30)}}))
 
 
 @pytest.mark.parametrize("attrs", [None, {}])
-def test_a_span_may_have_no_attributes(attrs):
+def test_a_span_may_have_no_attributes(attrs: dict[str, Any] | None) -> None:
     span = decode_message(envelope({**SPAN, "attrs": attrs}))
     assert span.attributes == {}
     assert span.kind == "llm"
 
 
-def test_an_empty_object_is_a_span_as_in_the_go_handler():
+def test_an_empty_object_is_a_span_as_in_the_go_handler() -> None:
     assert decode_message(envelope({})) == Span(kind="custom", caller="infermux", source="mist")
 
 
 @settings(max_examples=examples(300))
 @given(st.binary(max_size=40))
-def test_any_bytes_are_decoded_or_rejected(body):
+def test_any_bytes_are_decoded_or_rejected(body: bytes) -> None:
     for text in (body, b'{"type":"trace.span","payload":' + body + b"}", b'{"type":"' + body + b'"}'):
         try:
             decode_message(text)
@@ -401,7 +405,7 @@ payloads = st.fixed_dictionaries(
 @example({"attrs": {"cost_usd": 1.7e308}}, "")
 @example({"attrs": {"ttft_ms": 1.7e308}}, "")
 @example({"attrs": {"tokens_in": 1.7e308}}, "")
-def test_every_accepted_span_can_be_encoded_and_shown(payload, source):
+def test_every_accepted_span_can_be_encoded_and_shown(payload: dict[str, Any], source: str) -> None:
     try:
         span = decode_message(envelope(payload, source=source))
     except Rejected:
@@ -443,7 +447,7 @@ def assert_same(back: Span, span: Span) -> None:
 @given(payloads, st.sampled_from(["infermux", "matchspec"]))
 @example({"attrs": {"type": "custom", "model": "gpt-4o"}}, "infermux")
 @example({"attrs": {"type": "llm"}, "operation": "inference"}, "infermux")
-def test_a_shown_mist_span_decodes_to_the_same_span(payload, source):
+def test_a_shown_mist_span_decodes_to_the_same_span(payload: dict[str, Any], source: str) -> None:
     try:
         span = decode_message(envelope(payload, source=source))
     except Rejected:
@@ -469,7 +473,7 @@ def test_a_shown_mist_span_decodes_to_the_same_span(payload, source):
     ],
     ids=lambda fields: ",".join(fields) or "plain",
 )
-def test_a_documented_span_is_shown_as_mist_without_loss(fields):
+def test_a_documented_span_is_shown_as_mist_without_loss(fields: dict[str, Any]) -> None:
     base = {
         "trace_id": "t",
         "span_id": "s",
@@ -487,7 +491,7 @@ def test_a_documented_span_is_shown_as_mist_without_loss(fields):
     assert_same(decode_message(envelope(render_span(span), source="")), span)
 
 
-def test_a_root_is_shown_as_mist_without_a_parent():
+def test_a_root_is_shown_as_mist_without_a_parent() -> None:
     shown = render_span(make_span(parent_span_id=None))
     assert "parent_id" not in shown
     assert shown["start_ns"] == STARTED_NS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 from random import Random
+from typing import Any
 
 import genai_prices
 import pytest
@@ -61,19 +62,19 @@ def assert_agrees(provider: Provider, model: ModelInfo, counts: Counts, at: date
         assert bool(quote.reason) is bool(missing), case
 
 
-def test_over_90_percent_of_models_are_found_under_their_own_name():
+def test_over_90_percent_of_models_are_found_under_their_own_name() -> None:
     counts = Counter(is_found(provider.id, model.id) for provider, model in PAIRS)
     assert counts[True] > 0.9 * len(PAIRS)
 
 
-def test_every_model_costs_what_calc_price_says():
+def test_every_model_costs_what_calc_price_says() -> None:
     for provider, model in PAIRS:
         if is_found(provider.id, model.id):
             for counts in (SOME, (1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (7, 5, 7, 0, 0, 5), (9, 1, 0, 9, 9, 0)):
                 assert_agrees(provider, model, counts, NOON)
 
 
-def test_a_tier_begins_one_token_above_its_start_and_applies_to_every_token():
+def test_a_tier_begins_one_token_above_its_start_and_applies_to_every_token() -> None:
     checked = 0
     for provider, model in PAIRS:
         if is_found(provider.id, model.id):
@@ -84,7 +85,7 @@ def test_a_tier_begins_one_token_above_its_start_and_applies_to_every_token():
     assert checked > 100
 
 
-def test_a_price_changes_in_the_second_in_which_its_period_begins():
+def test_a_price_changes_in_the_second_in_which_its_period_begins() -> None:
     checked = 0
     for provider, model in PAIRS:
         if len(conditions(model)) > 1 and is_found(provider.id, model.id):
@@ -99,7 +100,7 @@ moments = st.datetimes(datetime(2020, 1, 1), datetime(2030, 1, 1), timezones=st.
 
 @settings(max_examples=examples(1500), deadline=None)
 @given(st.data())
-def test_any_tokens_at_any_time_cost_what_calc_price_says(data):
+def test_any_tokens_at_any_time_cost_what_calc_price_says(data: st.DataObject) -> None:
     provider, model = draw_pair(data, PAIRS)
     assume(is_found(provider.id, model.id))
     counts = data.draw(counts_of(starts_of(model)))
@@ -109,7 +110,7 @@ def test_any_tokens_at_any_time_cost_what_calc_price_says(data):
 
 @settings(max_examples=examples(300), deadline=None)
 @given(st.data())
-def test_models_with_unusual_prices_cost_what_calc_price_says(data):
+def test_models_with_unusual_prices_cost_what_calc_price_says(data: st.DataObject) -> None:
     usual = {"input_mtok", "output_mtok", "cache_read_mtok"}
     odd = [pair for pair in PAIRS if any(vars(price.prices).keys() - usual for price in conditions(pair[1]))]
     provider, model = draw_pair(data, odd)
@@ -119,7 +120,7 @@ def test_models_with_unusual_prices_cost_what_calc_price_says(data):
     )
 
 
-def test_the_order_of_quotes_changes_none_of_them():
+def test_the_order_of_quotes_changes_none_of_them() -> None:
     sample = Random(1).sample(PAIRS, 300)
     spans = [call(provider.id, model.id, at=at) for provider, model in sample for at in instants_of(model)[:3]]
     forward = [Pricer().quote(span) for span in spans[:50]] + [pricer.quote(span) for span in spans[50:]]
@@ -127,7 +128,7 @@ def test_the_order_of_quotes_changes_none_of_them():
     assert [fresh.quote(span) for span in reversed(spans)] == forward[::-1]
 
 
-def test_a_price_is_that_of_the_event_time():
+def test_a_price_is_that_of_the_event_time() -> None:
     # claude-opus-4-6 lost its long-context tier on 2026-03-13.
     before, after = datetime(2026, 3, 12, 23, 59, 59, tzinfo=UTC), datetime(2026, 3, 13, tzinfo=UTC)
     counts = (200_001, 0, 0, 0, 0, 0)
@@ -136,7 +137,7 @@ def test_a_price_is_that_of_the_event_time():
     assert (dear, cheap) == (200_001 * 10_000, 200_001 * 5_000)
 
 
-def test_a_span_from_a_clock_far_ahead_has_the_price_of_its_arrival():
+def test_a_span_from_a_clock_far_ahead_has_the_price_of_its_arrival() -> None:
     arrived = call(
         "anthropic", "claude-opus-4-6", (200_001, 0, 0, 0, 0, 0), datetime(2026, 3, 12, tzinfo=UTC)
     ).arrived_ns
@@ -160,47 +161,47 @@ def test_a_span_from_a_clock_far_ahead_has_the_price_of_its_arrival():
         ("anthropic", "claude-sonnet-4-0", (100, 0, 20, 50, 10, 0), 30 * 3000 + 20 * 300 + 40 * 3750 + 10 * 6000),
     ],
 )
-def test_a_known_price_is_the_published_one(provider, model, counts, nusd):
+def test_a_known_price_is_the_published_one(provider: str, model: str, counts: Counts, nusd: int) -> None:
     assert pricer.quote(call(provider, model, counts))[:2] == (nusd, "priced")
 
 
-def test_a_quote_names_the_model_and_the_table_that_it_used():
+def test_a_quote_names_the_model_and_the_table_that_it_used() -> None:
     quote = pricer.quote(call("openai", "gpt-4o"))
     assert quote.model == f"openai:gpt-4o@genai-prices-{genai_prices.__version__}"
     assert quote.reason == ""
 
 
-def test_a_model_is_found_in_any_case_and_without_a_provider():
+def test_a_model_is_found_in_any_case_and_without_a_provider() -> None:
     cost = pricer.quote(call("openai", "gpt-4o")).cost_nusd
     for provider, model in (("OpenAI", "GPT-4o"), ("", "gpt-4o"), ("openai", "gpt-4o-2024-08-06")):
         assert pricer.quote(call(provider, model)).cost_nusd == cost
 
 
 @pytest.mark.parametrize("provider", ["openai", "no-such-provider"])
-def test_a_reported_cost_wins_over_the_table(provider):
+def test_a_reported_cost_wins_over_the_table(provider: str) -> None:
     quote = pricer.quote(call(provider, "gpt-4o", cost_nusd=7, cost_model="gpt-4o@2025-01"))
     assert quote == (7, "reported", "gpt-4o@2025-01", "")
 
 
-def test_a_reported_cost_of_zero_with_tokens_is_ignored():
+def test_a_reported_cost_of_zero_with_tokens_is_ignored() -> None:
     quote = pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), cost_nusd=0))
     assert quote[:2] == (2_560_000, "zero_ignored")
     assert quote.model.startswith("openai:gpt-4o@")
 
 
-def test_a_reported_cost_of_zero_for_an_unknown_model_is_unpriced():
+def test_a_reported_cost_of_zero_for_an_unknown_model_is_unpriced() -> None:
     assert pricer.quote(call("", "no-such-model", cost_nusd=0)) == (None, "unpriced", "", "unknown_model")
     assert pricer.quote(make_span(cost_nusd=0, prompt_tokens=0, completion_tokens=0, total_tokens=5)).cost_nusd is None
 
 
-def test_a_reported_cost_of_zero_without_tokens_is_kept():
+def test_a_reported_cost_of_zero_without_tokens_is_kept() -> None:
     span = make_span(kind="tool", cost_nusd=0, prompt_tokens=0, completion_tokens=0)
     assert pricer.quote(span)[:2] == (0, "reported")
 
 
 @pytest.mark.parametrize("listed", ["ollama", "Ollama", "OLLAMA"])
 @pytest.mark.parametrize("sent", ["ollama", "Ollama"])
-def test_a_reported_cost_of_zero_of_a_trusted_provider_is_kept(listed, sent):
+def test_a_reported_cost_of_zero_of_a_trusted_provider_is_kept(listed: str, sent: str) -> None:
     trusting = Pricer(trust_zero=[listed])
     assert trusting.quote(call(sent, "llama3", cost_nusd=0))[:2] == (0, "reported")
     assert trusting.quote(call(sent, "llama3")).cost_nusd is None
@@ -222,37 +223,37 @@ def test_a_reported_cost_of_zero_of_a_trusted_provider_is_kept(listed, sent):
         ({"provider": "", "model": "(((" * 80}, "unknown_model"),
     ],
 )
-def test_an_unknown_model_is_unpriced(fields, reason):
+def test_an_unknown_model_is_unpriced(fields: dict[str, Any], reason: str) -> None:
     quote = pricer.quote(make_span(**fields))
     assert (quote.cost_nusd, quote.source, quote.reason) == (None, "unpriced", reason)
 
 
-def test_a_span_with_only_a_total_is_unpriced():
+def test_a_span_with_only_a_total_is_unpriced() -> None:
     quote = pricer.quote(make_span(prompt_tokens=0, completion_tokens=0, total_tokens=640))
     assert (quote.cost_nusd, quote.source, quote.reason) == (None, "unpriced", "no_split")
 
 
-def test_a_call_without_usage_costs_zero():
+def test_a_call_without_usage_costs_zero() -> None:
     assert pricer.quote(make_span(prompt_tokens=0, completion_tokens=0, status="error")).cost_nusd == 0
 
 
-def test_output_of_a_model_with_only_input_prices_is_partly_priced():
+def test_output_of_a_model_with_only_input_prices_is_partly_priced() -> None:
     quote = pricer.quote(call("openai", "text-embedding-3-small", (3, 1, 0, 0, 0, 0)))
     assert quote[:2] == (60, "partly_priced")
     assert quote.reason == "no_rate:output_tokens"
 
 
-def test_tokens_of_a_model_with_a_price_by_the_hour_are_unpriced():
+def test_tokens_of_a_model_with_a_price_by_the_hour_are_unpriced() -> None:
     quote = pricer.quote(call("openai", "whisper-1"))
     assert (quote.cost_nusd, quote.source, quote.reason) == (None, "unpriced", "no_token_rate")
 
 
-def test_a_cost_over_the_limit_is_unpriced():
+def test_a_cost_over_the_limit_is_unpriced() -> None:
     quote = pricer.quote(call("openai", "gpt-4o", (2**40, 2**40, 0, 0, 0, 0)))
     assert (quote.cost_nusd, quote.source, quote.reason) == (None, "unpriced", "over_bounds")
 
 
-def test_the_caches_of_models_are_bounded(monkeypatch):
+def test_the_caches_of_models_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(match, "MAX_PLANS", 50)
     fresh = Pricer()
     for number in range(2_000):

@@ -20,6 +20,7 @@ from kit.prices import (
     NOON,
     PAIRS,
     TABLES,
+    Counts,
     call,
     counts_of,
     draw_pair,
@@ -36,42 +37,42 @@ from tokentrace.records import MAX_COST_NUSD
 RATE = Rate(Decimal("2.00"), Decimal("8.00"), Decimal("0.50"))
 
 
-def test_searches_are_priced_in_addition_to_tokens():
+def test_searches_are_priced_in_addition_to_tokens() -> None:
     quote = pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage={"web_searches": 3}))
     assert quote[:2] == (2_560_000 + 3 * 10_000_000, "priced")
     assert quote.reason == ""
 
 
-def test_searches_are_priced_without_tokens():
+def test_searches_are_priced_without_tokens() -> None:
     quote = pricer.quote(call("openai", "gpt-4o", (0, 0, 0, 0, 0, 0), usage={"web_searches": 3}))
     assert quote[:2] == (30_000_000, "priced")
 
 
 @settings(max_examples=examples(200), deadline=None)
 @given(st.data())
-def test_searches_cost_what_calc_price_says(data):
+def test_searches_cost_what_calc_price_says(data: st.DataObject) -> None:
     searching = [
         pair
         for pair in PAIRS
         if isinstance(pair[1].prices, ModelPrice) and has_rate(pair[1].prices, "web_searches_kcount")
     ]
     provider, model = draw_pair(data, searching)
-    assume(
-        is_found(provider.id, model.id)
-        and has_rate(model.prices, "input_mtok")
-        and has_rate(model.prices, "output_mtok")
-    )
+    prices = model.prices
+    assert isinstance(prices, ModelPrice)
+    assume(is_found(provider.id, model.id) and has_rate(prices, "input_mtok") and has_rate(prices, "output_mtok"))
+    rate = prices.web_searches_kcount
+    assert isinstance(rate, Decimal)
     counts, searches = data.draw(counts_of(starts_of(model))), data.draw(st.integers(1, 10**6))
     quote = pricer.quote(call(provider.id, model.id, counts, usage={"web_searches": searches}))
     with localcontext() as context:
         context.prec = 60
-        expected = to_nusd(exact(provider, model, counts, NOON) + model.prices.web_searches_kcount * searches / 1000)
+        expected = to_nusd(exact(provider, model, counts, NOON) + rate * searches / 1000)
     assert quote[:2] == ((expected, "priced") if expected <= MAX_COST_NUSD else (None, "unpriced"))
 
 
 @settings(max_examples=examples(100), deadline=None)
 @given(st.data())
-def test_a_usage_map_with_a_count_of_zero_changes_no_price(data):
+def test_a_usage_map_with_a_count_of_zero_changes_no_price(data: st.DataObject) -> None:
     # A usage map makes the pricer use calc_price instead of a vector.
     provider, model = draw_pair(data, PAIRS)
     counts = data.draw(counts_of(starts_of(model)))
@@ -85,13 +86,13 @@ def test_a_usage_map_with_a_count_of_zero_changes_no_price(data):
 
 
 @pytest.mark.parametrize("unit", ["bananas", "web_search", "", "input_mtok", "requests", "__class__", "é" * 100])
-def test_a_unit_without_a_rate_is_named_and_the_tokens_are_priced(unit):
+def test_a_unit_without_a_rate_is_named_and_the_tokens_are_priced(unit: str) -> None:
     quote = pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage={unit: 3}))
     assert quote[:2] == (2_560_000, "partly_priced")
     assert quote.reason == f"no_rate:{unit}"
 
 
-def test_units_without_a_rate_are_named_in_order_and_cut_to_256_characters():
+def test_units_without_a_rate_are_named_in_order_and_cut_to_256_characters() -> None:
     quote = pricer.quote(call("openai", "gpt-4o", usage={"b": 1, "a": 1, "web_searches": 1}))
     assert quote.reason == "no_rate:a,b"
     quote = pricer.quote(call("openai", "gpt-4o", usage={f"unit-{number}": 1 for number in range(1000)}))
@@ -104,12 +105,12 @@ def test_units_without_a_rate_are_named_in_order_and_cut_to_256_characters():
     ("model", "tokens"),
     [("whisper-1", (512, 128, 0, 0, 0, 0)), ("whisper-1", (0, 0, 0, 0, 0, 0)), ("gpt-4o", (0, 0, 0, 0, 0, 0))],
 )
-def test_a_span_of_which_nothing_has_a_rate_is_unpriced_and_not_zero(model, tokens):
+def test_a_span_of_which_nothing_has_a_rate_is_unpriced_and_not_zero(model: str, tokens: Counts) -> None:
     quote = pricer.quote(call("openai", model, tokens, usage={"bananas": 3}))
     assert (quote.cost_nusd, quote.source) == (None, "unpriced")
 
 
-def test_usage_that_contradicts_itself_is_unpriced():
+def test_usage_that_contradicts_itself_is_unpriced() -> None:
     audio = next(
         (provider, model)
         for provider, model in PAIRS
@@ -124,12 +125,12 @@ def test_usage_that_contradicts_itself_is_unpriced():
     assert quote.source == "priced"
 
 
-def test_an_hour_of_audio_is_priced():
+def test_an_hour_of_audio_is_priced() -> None:
     quote = pricer.quote(call("openai", "whisper-1", (0, 0, 0, 0, 0, 0), usage={"audio_seconds": 3600}))
     assert quote[:2] == (360_000_000, "priced")
 
 
-def test_usage_cannot_replace_the_fields_of_a_span():
+def test_usage_cannot_replace_the_fields_of_a_span() -> None:
     usage = {"input_tokens": 10**9, "output_tokens": 10**9, "web_searches": 0}
     assert pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage=usage)).cost_nusd == 2_560_000
 
@@ -174,20 +175,20 @@ UNPRICED_UNITS = {
 }
 
 
-def test_every_unit_with_a_price_is_priced_and_the_others_are_listed():
+def test_every_unit_with_a_price_is_priced_and_the_others_are_listed() -> None:
     units = TABLES.registry.units
-    priced_by: dict[str, list[tuple[Provider, ModelInfo]]] = {}
+    priced_by: dict[str, list[tuple[Provider, ModelInfo, ModelPrice]]] = {}
     for provider, model in PAIRS:
         if isinstance(model.prices, ModelPrice) and is_found(provider.id, model.id):
             for unit, _ in TABLES.priced_units(model.prices):
-                priced_by.setdefault(unit.usage_key, []).append((provider, model))
+                priced_by.setdefault(unit.usage_key, []).append((provider, model, model.prices))
     wrong: dict[str, list[object]] = {}
     for name, pairs in priced_by.items():
         if name in (*FIELD_UNITS, "requests"):
             continue
-        for provider, model in pairs:
-            prompt = 5000 if has_rate(model.prices, "input_mtok") else 0
-            completion = 5000 if has_rate(model.prices, "output_mtok") else 0
+        for provider, model, prices in pairs:
+            prompt = 5000 if has_rate(prices, "input_mtok") else 0
+            completion = 5000 if has_rate(prices, "output_mtok") else 0
             counts = {name: 7, "input_tokens": prompt, "output_tokens": completion}
             # A unit is included in each of its more general units.
             parents = [other for other in units.values() if is_descendant_or_self(other, units[name])]

@@ -85,15 +85,15 @@ def problems_of_class(kind: type) -> Iterator[str]:
     documented = sections(kind.__doc__ or "")
     if not documented[""][""].strip():
         yield "no docstring"
-    fields = getattr(kind, "__struct_fields__", None) or getattr(kind, "_fields", ())
+    fields: tuple[str, ...] = getattr(kind, "__struct_fields__", ()) or getattr(kind, "_fields", ())
     attributes = documented.get("Attributes", {})
     yield from (f"no Attributes entry for {field}" for field in fields if field not in attributes)
     yield from missing_units(attributes)
     if "__init__" in vars(kind) and not fields:
-        arguments = documented.get("Args", {})
-        yield from (f"no Args entry for {name}" for name in names_of_parameters(kind.__init__) if name not in arguments)
+        init, arguments = vars(kind)["__init__"], documented.get("Args", {})
+        yield from (f"no Args entry for {name}" for name in names_of_parameters(init) if name not in arguments)
         errors = documented.get("Raises", {})
-        yield from (f"no Raises entry for {error}" for error in raised(kind.__init__) if error not in errors)
+        yield from (f"no Raises entry for {error}" for error in raised(init) if error not in errors)
         yield from missing_units(arguments)
     for name, member in vars(kind).items():
         if name.startswith("_") or name in fields:

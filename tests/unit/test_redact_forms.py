@@ -25,7 +25,7 @@ PLACES = ["{}", "before {} after", "({})", "x={}", '{{"note": "{}"}}', "\n{}\n",
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_secret_of_every_known_form_is_removed_and_counted_in_every_place(place):
+def test_a_secret_of_every_known_form_is_removed_and_counted_in_every_place(place: str) -> None:
     for kind in KINDS:
         text, needle = canary(kind, place)
         redactions: RedactionCounts = {}
@@ -36,7 +36,7 @@ def test_a_secret_of_every_known_form_is_removed_and_counted_in_every_place(plac
         assert redactor.text(clean) == clean, kind
 
 
-def test_a_secret_in_a_long_text_is_removed_and_the_text_around_it_stays():
+def test_a_secret_in_a_long_text_is_removed_and_the_text_around_it_stays() -> None:
     before, after = "Some words go first. " * 200, "\nSome words follow. " * 200
     for kind in KINDS:
         text, needle = canary(kind, "long")
@@ -65,13 +65,13 @@ def test_a_secret_in_a_long_text_is_removed_and_the_text_around_it_stays():
         ("password", f"login failed: password={REDACTED}", "key_value"),
     ],
 )
-def test_the_placeholder_names_the_kind_and_the_secret_is_counted_once(kind, shown, counted):
+def test_the_placeholder_names_the_kind_and_the_secret_is_counted_once(kind: str, shown: str, counted: str) -> None:
     redactions: RedactionCounts = {}
     assert redactor.text(canary(kind, "shown").text, redactions) == shown
     assert redactions == {counted: 1}
 
 
-def test_all_secrets_of_a_text_are_counted_by_kind():
+def test_all_secrets_of_a_text_are_counted_by_kind() -> None:
     redactions: RedactionCounts = {}
     keys = " ".join(canary("github", str(number)).text for number in range(5))
     redactor.text(f"{keys}, a@b.io and c@d.io, password: hunter2", redactions)
@@ -80,7 +80,7 @@ def test_all_secrets_of_a_text_are_counted_by_kind():
     assert sum(redactions.values()) == 8
 
 
-def test_a_placeholder_is_not_counted_as_a_secret():
+def test_a_placeholder_is_not_counted_as_a_secret() -> None:
     for kind in KINDS:
         clean = redactor.text(canary(kind, "twice").text)
         redactions: RedactionCounts = {}
@@ -107,7 +107,7 @@ PIECES = [
 
 
 @pytest.mark.parametrize("end", ["", "@", "token:", '"', "PRIVATE KEY"])
-def test_the_time_for_a_hostile_text_does_not_grow_with_the_square_of_its_length(end):
+def test_the_time_for_a_hostile_text_does_not_grow_with_the_square_of_its_length(end: str) -> None:
     # No clock is needed: reading a quarter of a megabyte again for each character would take hours.
     for piece in PIECES:
         redactor.text(piece * (MB // 4 // len(piece)) + end)
@@ -127,5 +127,5 @@ def test_the_time_for_a_hostile_text_does_not_grow_with_the_square_of_its_length
     ],
     ids=range(8),
 )
-def test_a_hostile_text_of_a_megabyte_is_redacted(text):
+def test_a_hostile_text_of_a_megabyte_is_redacted(text: str) -> None:
     redactor.text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ SECRET = "hunter2"
 redactor = Redactor()
 
 
-def test_attributes_error_and_stack_of_a_span_lose_their_secrets():
+def test_attributes_error_and_stack_of_a_span_lose_their_secrets() -> None:
     dirty = make_span(
         attributes={"password": SECRET, "list": ["a@b.io"], "n": 5, "deep": {"api_key": SECRET}},
         error="login with password=hunter2 failed",
@@ -42,13 +43,13 @@ def test_attributes_error_and_stack_of_a_span_lose_their_secrets():
     assert dirty.attributes["password"] == SECRET
 
 
-def test_a_span_without_secrets_is_returned_as_the_same_object():
+def test_a_span_without_secrets_is_returned_as_the_same_object() -> None:
     span = make_span(attributes={"a": 1, "b": ["x", {"c": None}], "d": {}}, error="timed out", error_stack="at x:5")
     assert redactor.span(span) is span
     assert redactor.span(redactor.span(make_span(error="password: x"))).error == f"password: {REDACTED}"
 
 
-def test_fields_of_a_span_without_secrets_stay():
+def test_fields_of_a_span_without_secrets_stay() -> None:
     span = make_span(attributes={"password": SECRET}, error="a@b.io")
     clean = redactor.span(span)
     changed = {name for name in span.__struct_fields__ if getattr(span, name) != getattr(clean, name)}
@@ -66,7 +67,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["a", "token", "note", "ssn"]), values, max_size=4))
-def test_a_redacted_span_stays_the_same_object_and_the_original_is_not_changed(attributes):
+def test_a_redacted_span_stays_the_same_object_and_the_original_is_not_changed(attributes: dict[str, Any]) -> None:
     before = json.dumps(attributes)
     span = make_span(attributes=attributes)
     clean = redactor.span(span)
@@ -75,7 +76,7 @@ def test_a_redacted_span_stays_the_same_object_and_the_original_is_not_changed(a
     assert (clean is span) is (json.dumps(clean.attributes) == before)
 
 
-def test_the_caches_of_keys_and_texts_are_bounded():
+def test_the_caches_of_keys_and_texts_are_bounded() -> None:
     fresh = Redactor()
     for number in range(25_000):
         assert not fresh.is_sensitive(f"k{number}")
@@ -85,7 +86,7 @@ def test_the_caches_of_keys_and_texts_are_bounded():
     assert max(len(each) for each in held) <= 10_001
 
 
-def test_the_cache_of_clean_texts_never_holds_a_secret():
+def test_the_cache_of_clean_texts_never_holds_a_secret() -> None:
     fresh = Redactor()
     for kind in KINDS:
         text, needle = canary(kind, "memory")
@@ -107,7 +108,7 @@ def no_secret_in(record: Any) -> None:
     assert [kind for kind, secret in SECRETS.items() if secret.needle in shown] == []
 
 
-def test_no_text_field_of_a_span_keeps_a_secret():
+def test_no_text_field_of_a_span_keeps_a_secret() -> None:
     for text, needle in SECRETS.values():
         span = make_span(
             name=text,
@@ -128,32 +129,32 @@ def test_no_text_field_of_a_span_keeps_a_secret():
         assert redactor.span(clean) is clean
 
 
-def test_ids_of_a_span_stay_even_if_they_look_like_secrets():
+def test_ids_of_a_span_stay_even_if_they_look_like_secrets() -> None:
     span = make_span(trace_id="a@b.io", span_id="555-123-4567", session_id="c@d.io", user_id="jane@example.com")
     assert redactor.span(span) is span
 
 
-def test_two_secrets_as_keys_stay_two_entries():
+def test_two_secrets_as_keys_stay_two_entries() -> None:
     clean = redactor.mapping({"a@b.io": 1, "c@d.io": 2, EMAIL_REDACTED: 3})
     assert sorted(clean.values()) == [1, 2, 3]
     assert all("@" not in key for key in clean)
 
 
 @given(st.integers(1, 30), st.sampled_from(["name", "caller", "model", "provider"]))
-def test_a_name_stays_within_its_limit_if_placeholders_make_it_longer(count, field):
+def test_a_name_stays_within_its_limit_if_placeholders_make_it_longer(count: int, field: str) -> None:
     span = make_span(**{field: "a@b.io " * count})
     check_span(redactor.span(span))
     assert len(getattr(redactor.span(span), field)) <= 256
 
 
-def test_values_and_keys_stay_within_their_limits_if_placeholders_make_them_longer():
+def test_values_and_keys_stay_within_their_limits_if_placeholders_make_them_longer() -> None:
     span = make_span(attributes={"x": "a@b.io " * 4600, "a@b.io," * 36: "é a@b.io" * 3600}, error="a@b.io " * 4600)
     check_span(span)
     check_span(redactor.span(span))
     assert len(redactor.span(span).error) <= 32 * 1024
 
 
-def test_every_other_record_of_a_batch_loses_its_secrets():
+def test_every_other_record_of_a_batch_loses_its_secrets() -> None:
     metadata = {"password": SECRET, "x": TEXT}
     clean = redactor.started(Started(trace_id="t", span_id="s", name="a@b.io", caller="c@d.io", metadata=metadata))
     assert (clean.name, clean.caller, clean.metadata["password"]) == (EMAIL_REDACTED, EMAIL_REDACTED, REDACTED)
@@ -170,28 +171,28 @@ def message(content: str, **fields: Any) -> ChatMessage:
     return ChatMessage(message_id="m", session_id="s", content=content, **fields)
 
 
-def test_a_message_says_whether_it_was_redacted_and_how_long_it_was():
+def test_a_message_says_whether_it_was_redacted_and_how_long_it_was() -> None:
     clean = redactor.message(message("mail me a@b.io"))
     assert (clean.content, clean.redacted, clean.raw, clean.length) == ("mail me [EMAIL_REDACTED]", True, "", 14)
     plain = redactor.message(message("hello"))
     assert (plain.content, plain.redacted, plain.raw, plain.length) == ("hello", False, "", 5)
 
 
-def test_the_redaction_fields_that_a_sender_sets_are_ignored():
+def test_the_redaction_fields_that_a_sender_sets_are_ignored() -> None:
     clean = redactor.message(message("hello", redacted=True, raw="a@b.io", length=99))
     assert (clean.redacted, clean.raw, clean.length) == (False, "", 5)
     off = Redactor(mode="off").message(message("a@b.io", redacted=True, raw="x", length=99))
     assert (off.content, off.redacted, off.raw, off.length) == ("a@b.io", False, "", 6)
 
 
-def test_the_original_of_a_message_is_kept_only_if_configured():
+def test_the_original_of_a_message_is_kept_only_if_configured() -> None:
     keeping = Redactor(keep_raw=True)
     assert keeping.message(message("mail me a@b.io")).raw == "mail me a@b.io"
     assert keeping.message(message("hello")).raw == ""
     assert Redactor(keep_raw=True, mode="metadata_only").message(message("mail me a@b.io")).raw == ""
 
 
-def test_redacting_a_message_twice_keeps_its_text():
+def test_redacting_a_message_twice_keeps_its_text() -> None:
     for content in ("", "hello", "mail me a@b.io", TEXT):
         once = redactor.message(message(content))
         assert redactor.message(once).content == once.content
@@ -203,7 +204,7 @@ def test_redacting_a_message_twice_keeps_its_text():
 counting = Redactor(mode="metadata_only")
 
 
-def test_a_message_loses_its_content_and_keeps_its_length():
+def test_a_message_loses_its_content_and_keeps_its_length() -> None:
     clean = counting.message(message("what is the capital of France?", metadata={"model": "gpt-4o", "n": 3}))
     assert (clean.content, clean.redacted, clean.raw, clean.length) == ("", True, "", 30)
     assert clean.metadata == {"model": "gpt-4o", "n": 3}
@@ -211,7 +212,7 @@ def test_a_message_loses_its_content_and_keeps_its_length():
 
 
 @pytest.mark.parametrize("form", [str, str.upper, lambda key: f"gen_ai.{key}.0", lambda key: f"llm.{key}"])
-def test_texts_under_a_content_key_are_dropped_at_any_depth_and_numbers_stay(form):
+def test_texts_under_a_content_key_are_dropped_at_any_depth_and_numbers_stay(form: Callable[[str], str]) -> None:
     for key in map(form, sorted(CONTENT_KEYS)):
         value = {"role": "user", "parts": ["words", 5, {"more": "words", "n": 2.5}], "ok": True}
         assert counting.mapping({key: value, "outer": {key: "words", "size": 7}}) == {
@@ -220,12 +221,12 @@ def test_texts_under_a_content_key_are_dropped_at_any_depth_and_numbers_stay(for
         }
 
 
-def test_texts_under_other_keys_stay_without_their_secrets():
+def test_texts_under_other_keys_stay_without_their_secrets() -> None:
     for key in ("prompt_tokens", "response_id", "content_length", "text_model", "region"):
         assert counting.mapping({key: "eu-west-1", "mail": "a@b.io"}) == {key: "eu-west-1", "mail": EMAIL_REDACTED}
 
 
-def test_errors_of_a_span_are_content_and_its_other_fields_stay():
+def test_errors_of_a_span_are_content_and_its_other_fields_stay() -> None:
     redactions: RedactionCounts = {}
     attributes = {"prompt": "words", "step": 3}
     span = make_span(error="no such words", error_stack="at x", attributes=attributes, status="error")
@@ -247,7 +248,7 @@ def too_deep() -> dict[str, Any]:
     return {"deep": deep, "note": SECRET}
 
 
-def test_a_record_on_which_redaction_fails_loses_its_content_and_is_counted():
+def test_a_record_on_which_redaction_fails_loses_its_content_and_is_counted() -> None:
     redactions: RedactionCounts = {}
     span = redactor.span(make_span(attributes=too_deep(), error=SECRET, error_stack=SECRET, name=SECRET), redactions)
     assert (span.name, span.error, span.error_stack, span.attributes) == (REDACTED, REDACTED, REDACTED, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from uuid import UUID
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -134,19 +135,19 @@ DAMAGED = {
 }
 
 
-def test_only_the_secret_in_a_text_is_replaced():
+def test_only_the_secret_in_a_text_is_replaced() -> None:
     assert {text: redactor.text(text) for text in REPLACED} == REPLACED
 
 
-def test_a_text_without_a_secret_is_returned_as_the_same_object():
+def test_a_text_without_a_secret_is_returned_as_the_same_object() -> None:
     assert [text for text in [*UNCHANGED, *SIMILAR] if redactor.text(text) is not text] == []
 
 
-def test_a_secret_in_a_damaged_or_unusual_text_is_removed():
+def test_a_secret_in_a_damaged_or_unusual_text_is_removed() -> None:
     assert [name for name, text in DAMAGED.items() if SECRET in redactor.text(text)] == []
 
 
-def test_a_number_in_groups_is_removed_to_its_end():
+def test_a_number_in_groups_is_removed_to_its_end() -> None:
     for text, rest in (
         ("phone: 555 123 4567", "4567"),
         ("credit_card: 4111 1111 1111 1111", "1111"),
@@ -155,17 +156,17 @@ def test_a_number_in_groups_is_removed_to_its_end():
         assert rest not in redactor.text(text)
 
 
-def test_a_card_number_is_recognised_by_its_check_digit():
+def test_a_card_number_is_recognised_by_its_check_digit() -> None:
     for number in ("4111 1111 1111 1111", "4111-1111-1111-1111", "5500000000000004", "378282246310005"):
         assert number not in redactor.text(f"charged {number} twice")
 
 
-def test_a_long_number_that_fails_the_check_is_no_card():
+def test_a_long_number_that_fails_the_check_is_no_card() -> None:
     for number in ("4111 1111 1111 1112", "5500000000000005"):
         assert number in redactor.text(f"order {number} twice")
 
 
-def test_a_social_security_number_is_recognised_by_its_form():
+def test_a_social_security_number_is_recognised_by_its_form() -> None:
     assert "6789" not in redactor.text("I am 123-45-6789, yes")
 
 
@@ -173,7 +174,9 @@ JSON_KEYS = st.sampled_from(["password", "api_key", "userToken", "X-Api-Key", "c
 
 
 @given(JSON_KEYS, st.text(max_size=20).map(lambda text: text + SECRET), st.sampled_from([None, 2]), st.booleans())
-def test_a_secret_in_json_text_is_removed_and_the_json_stays_valid(key, secret, indent, ascii_only):
+def test_a_secret_in_json_text_is_removed_and_the_json_stays_valid(
+    key: str, secret: str, indent: int | None, ascii_only: bool
+) -> None:
     text = json.dumps({"a": 1, key: secret, "z": "end"}, indent=indent, ensure_ascii=ascii_only)
     clean = redactor.text(text)
     assert SECRET not in clean
@@ -181,7 +184,7 @@ def test_a_secret_in_json_text_is_removed_and_the_json_stays_valid(key, secret, 
 
 
 @given(JSON_KEYS, st.text(st.characters(exclude_categories=["Cc", "Cs", "Z"], exclude_characters=",;\"'}"), min_size=1))
-def test_a_value_after_a_sensitive_key_and_a_colon_or_an_equals_sign_is_replaced(key, secret):
+def test_a_value_after_a_sensitive_key_and_a_colon_or_an_equals_sign_is_replaced(key: str, secret: str) -> None:
     secret += SECRET
     assert redactor.text(f"see {key}={secret}") == f"see {key}={REDACTED}"
     assert redactor.text(f"see {key}: {secret}, and more") == f"see {key}: {REDACTED}, and more"
@@ -194,7 +197,7 @@ label = st.text("abcXYZ019", min_size=1, max_size=10)
 
 
 @given(st.lists(local, min_size=1, max_size=3), st.lists(label, min_size=1, max_size=3), st.sampled_from(["io", "COM"]))
-def test_every_address_is_removed(locals_, labels, tld):
+def test_every_address_is_removed(locals_: list[str], labels: list[str], tld: str) -> None:
     domain = ".".join([*labels, tld])
     text = " ".join(f"{name}@{domain}" for name in locals_)
     assert "@" not in Redactor(["email"], replace_keys=True).text(text)
@@ -252,14 +255,14 @@ fragments = st.lists(
 @settings(max_examples=examples(1500), deadline=None)
 @given(fragments)
 @example(["5551234567", "5551234567"])
-def test_redacting_twice_gives_the_same_as_redacting_once(pieces):
+def test_redacting_twice_gives_the_same_as_redacting_once(pieces: list[str]) -> None:
     # Redaction runs in the reporter and again in ingest.
     once = redactor.text("".join(pieces))
     assert redactor.text(once) == once
 
 
 @given(st.uuids(), st.binary(max_size=8), st.integers(946_684_800, 1_999_999_999), st.sampled_from(["{}", "id {} ok"]))
-def test_ids_digests_and_unix_times_stay(identity, data, seconds, around):
+def test_ids_digests_and_unix_times_stay(identity: UUID, data: bytes, seconds: int, around: str) -> None:
     digest = hashlib.sha256(data).hexdigest()
     times = [seconds, seconds * 1000 + 441, seconds * 1_000_000_000]
     ids = [str(identity), identity.hex, digest, digest[:32], digest[:16], f"{identity}:{seconds}"]
@@ -272,11 +275,11 @@ _WORDS = st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), min_size=1, max_
 
 
 @given(st.lists(_WORDS, min_size=1, max_size=12), st.sampled_from([" ", "-", "_", "/", ".", ", "]))
-def test_words_stay_whatever_joins_them(parts, joint):
+def test_words_stay_whatever_joins_them(parts: list[str], joint: str) -> None:
     text = joint.join(parts)
     assert redactor.text(text) == text
 
 
-def test_a_word_with_letters_outside_ascii_after_basic_is_no_password_and_ends_nothing():
+def test_a_word_with_letters_outside_ascii_after_basic_is_no_password_and_ends_nothing() -> None:
     for text in ("basic AAAAİ", "Basic dXNlcjpwdıx", "basic ſſſſſſſſ"):
         assert Redactor().text(text) == text

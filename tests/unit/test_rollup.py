@@ -329,4 +329,4 @@ def test_quantiles_of_up_to_a_hundred_values_in_a_window_are_exact(sizes: list[i
     summary = folded.read(asked(now_s * SECOND, HOUR)).summaries["prompt"]
     assert summary == Summary.of(sizes)
     [least, most] = [summary.quantile(q) for q in (0.0, 1.0)]
-    assert (Fraction(least or 0), Fraction(most or 0)) == (min(sizes), max(sizes))
+    assert (Fraction(least or 0), Fraction(most or 0)) == (Fraction(min(sizes)), Fraction(max(sizes)))

@@ -112,7 +112,7 @@ def test_a_kill_with_an_older_snapshot_gives_the_same_events(drawing: Drawing) -
     """Events since the snapshot are known from the alert stream: none is repeated, early or missing."""
     for killed in range(2, len(drawing.seen)):
         for saved in {1, killed // 2, killed - 1}:
-            kept = []
+            kept: list[Any] = []
 
             def after(story: Story, instant: int, saved: int = saved, killed: int = killed, kept: Any = kept) -> None:
                 if instant == saved:

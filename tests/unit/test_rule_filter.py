@@ -48,7 +48,11 @@ def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span
     ],
 )
 def test_only_spans_with_the_dimensions_of_the_filter_count(filter_: dict[str, str], expected: int) -> None:
-    spans = [{"model": "gpt-4o"}, {"model": "gpt-4o", "status": "error"}, {"model": "o3", "caller": "chat"}]
+    spans: list[dict[str, Any]] = [
+        {"model": "gpt-4o"},
+        {"model": "gpt-4o", "status": "error"},
+        {"model": "o3", "caller": "chat"},
+    ]
     assert counted(filter_, *spans, {"model": "", "name": "other"}) == expected
 
 
@@ -93,7 +97,7 @@ def test_dimensions_and_attributes_of_a_filter_must_all_match() -> None:
 
 
 def test_a_filter_on_the_kind_counts_that_kind_alone() -> None:
-    spans = [{}, {"kind": "tool"}, {"kind": "tool"}, {"kind": "agent"}]
+    spans: list[dict[str, Any]] = [{}, {"kind": "tool"}, {"kind": "tool"}, {"kind": "agent"}]
     assert counted({}, *spans) == 1
     assert counted({"kind": "tool"}, *spans) == 2
     assert counted({"kind": "agent"}, *spans) == 1
@@ -101,7 +105,7 @@ def test_a_filter_on_the_kind_counts_that_kind_alone() -> None:
 
 
 def test_a_quality_rule_counts_scored_spans_of_every_kind() -> None:
-    spans = [{"score": 1}, {}, {"kind": "agent", "score": 5}, {"kind": "tool", "score": 0}]
+    spans: list[dict[str, Any]] = [{"score": 1}, {}, {"kind": "agent", "score": 5}, {"kind": "tool", "score": 0}]
     assert counted({}, *spans, metric="quality_score") == 3
 
 
@@ -111,5 +115,10 @@ def test_a_latency_rule_counts_spans_with_a_latency() -> None:
 
 
 def test_a_cost_rule_counts_spans_of_kinds_that_cost() -> None:
-    spans = [{"cost_nusd": 1}, {"kind": "tool", "cost_nusd": 2}, {"kind": "workflow", "cost_nusd": 4}, {}]
+    spans: list[dict[str, Any]] = [
+        {"cost_nusd": 1},
+        {"kind": "tool", "cost_nusd": 2},
+        {"kind": "workflow", "cost_nusd": 4},
+        {},
+    ]
     assert counted({}, *spans, metric="total_cost") == 3

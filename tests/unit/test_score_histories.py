@@ -62,7 +62,7 @@ class ScoredSpan:
             score=now.get("eval.score"),
             attributes=plain | {name: value / ONE for name, value in now.items() if value is not None},
         )
-        self.scores = []
+        self.scores: list[Score] = []
         for name, wanted in fields["steps"]:
             value, old = moved(wanted), now.get(name)
             current = plain | {key: held / ONE for key, held in now.items() if held is not None}
@@ -74,7 +74,7 @@ class ScoredSpan:
 
 
 def histories_of(fields: Sequence[dict[str, Any]]) -> list[ScoredSpan]:
-    scored_spans = []
+    scored_spans: list[ScoredSpan] = []
     for drawn in fields:
         for shift in range(drawn["times"]):
             scored_spans.append(ScoredSpan(len(scored_spans), drawn, shift * 7_654_321))
@@ -84,9 +84,11 @@ def histories_of(fields: Sequence[dict[str, Any]]) -> list[ScoredSpan]:
 def folded(scored_spans: Sequence[ScoredSpan], shards: int, dice: random.Random) -> ShardSet:
     """Shards that folded every span and score in random batches, shards and order, some batches twice."""
     pipeline = ShardSet(shards, CUSTOM)
-    records: list[Span | Score] = [record for one in scored_spans for record in (one.span, *one.scores)]
+    records: list[Span | Score] = []
+    for one in scored_spans:
+        records += [one.span, *one.scores]
     dice.shuffle(records)
-    batches = []
+    batches: list[tuple[str, int, list[Span | Score]]] = []
     while records:
         size = dice.choice([1, 2, 5, 40])
         batches.append((f"batch-{len(batches)}", dice.randrange(shards), records[:size]))

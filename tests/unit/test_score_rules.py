@@ -111,7 +111,7 @@ class Story:
 
     def tick(self, now: float) -> list[tuple[float, str, str]]:
         """Return (instant after START, status, instance) of the events published when the clock shows *now*."""
-        found = []
+        found: list[tuple[float, str, str]] = []
         for effect in self.alerter.tick(ns(now)):
             self.alerter.performed(effect)
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
@@ -182,7 +182,9 @@ def test_a_batch_of_scores_counts_once_before_and_after_a_restart() -> None:
         story.send(2, scored(first, 0.5, 0.9), id="the same")
         story.restart()
     story.tick(10)
-    assert story.seen("drop") == (pytest.approx(0.7), 2)
+    value, count = story.seen("drop")
+    assert value == pytest.approx(0.7)
+    assert count == 2
 
 
 def test_a_score_of_a_span_outside_the_window_changes_nothing() -> None:
@@ -227,7 +229,9 @@ def test_every_quality_metric_follows_a_changed_score(metric: str, value: float)
     story.send(1.4, *spans)
     story.send(2, scored(spans[1], 0.3, 0.9), scored(spans[2], 0.7, 0.9))
     story.tick(10)
-    assert story.seen("any") == (pytest.approx(value), 3)
+    found, count = story.seen("any")
+    assert found == pytest.approx(value)
+    assert count == 3
 
 
 def test_removing_the_score_of_an_unknown_span_leaves_no_data() -> None:
@@ -261,7 +265,7 @@ def test_a_score_moves_a_span_into_another_instance() -> None:
     story.send(2, scored(one, 1.0, None, "eval.helpful"))
     story.tick(10)
     assert (story.seen("drop", "1.0"), story.seen("drop", "0.5")) == ((0.4, 1), (0.8, 1))
-    story.send(11, scored(one, 0.6, 0.4, **{"eval.helpful": 1.0}))
+    story.send(11, scored(one, 0.6, 0.4, "eval.score", **{"eval.helpful": 1.0}))
     story.send(12, scored(one, 0.5, 1.0, "eval.helpful", **{"eval.score": 0.6}))
     story.tick(20)
     assert (story.seen("drop", "1.0"), story.seen("drop", "0.5")) == ((None, 0), (0.7, 2))
@@ -337,7 +341,8 @@ CALL = st.tuples(
 
 def told_of(calls: Sequence[Any]) -> tuple[list[Told], list[tuple[float, Span | Score]]]:
     """The spans, and the log: (stream time, record) in order."""
-    told, log = [], []
+    told: list[Told] = []
+    log: list[tuple[float, Span | Score]] = []
     for number, (ended, team, score, steps) in enumerate(calls):
         span = call(round(ended, 3), score, **({} if team is None else {"team": team}))
         span = msgspec.structs.replace(span, span_id=f"s{number}")

@@ -9,13 +9,12 @@ import msgspec
 import pytest
 
 from kit.late_scores import CUSTOM, NOW_S, ONE, QUALITY, SECOND, ShardSet, call, rank, scored, shows
+from kit.shard_results import as_received
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     CustomMetric,
     CustomValue,
     Query,
-    decode_result,
-    encode_result,
     finish,
     merge_results,
 )
@@ -188,7 +187,7 @@ def test_while_a_shard_is_missing_no_negative_count_is_shown() -> None:
     span = call(score=ONE // 2)
     pipeline.send(0, spans=[span])
     pipeline.send(1, scores=[scored(span, None, ONE // 2)])
-    lonely = decode_result(encode_result(finish(pipeline._shards[1].answer(QUALITY, True))))
+    lonely = as_received(finish(pipeline._shards[1].answer(QUALITY, True)))
     assert render_quality(merge_results([lonely], 2, QUALITY).total) == shows([])
     assert not lonely.total.summary("score").exact
 
@@ -215,7 +214,7 @@ def test_hundreds_of_scores_removed_in_another_shard_leave_the_remaining_ones() 
     assert summary.count == 2
     assert [summary.quantile(q) for q in (0, 1)] == [0, pytest.approx(ONE, rel=RELATIVE_ERROR)]
     # Without shard 0 there is one value, and the removed values are not among it.
-    lonely = decode_result(encode_result(finish(pipeline._shards[1].answer(QUALITY, True)))).total.summary("score")
+    lonely = as_received(finish(pipeline._shards[1].answer(QUALITY, True))).total.summary("score")
     assert [lonely.quantile(q) for q in (0, 1)] == [pytest.approx(ONE, rel=RELATIVE_ERROR)] * 2
 
 
@@ -308,7 +307,7 @@ def test_a_metric_that_a_late_score_does_not_change_keeps_its_unrounded_values()
     ],
 )
 def test_a_metric_that_late_scores_can_decrease_is_no_counter_in_prometheus(
-    metric: dict[str, str], falls: bool
+    metric: dict[str, Any], falls: bool
 ) -> None:
     own = CustomMetric(name="mine", **metric)
     assert own.falls == falls

@@ -94,7 +94,8 @@ def as_dict(sums: Sums) -> dict[str, int]:
 @given(STREAM, st.integers(1, 12))
 def test_the_number_of_a_series_never_changes(stream: list[Key], limit: int) -> None:
     with at_most(limit):
-        table, numbers = SeriesTable(), {}
+        table = SeriesTable()
+        numbers: dict[Key, int] = {}
         for key in stream:
             assert table.number(key) == numbers.setdefault(key, table.number(key))
         assert [table.number(key) for key in stream] == [numbers[key] for key in stream]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from tokentrace.errors import Rejected
 
 #: Text that UTF-8 can encode: without lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-BUILDERS = [
+BUILDERS: list[Callable[[str], str]] = [
     lambda project: subjects.raw(project, 0),
     lambda project: subjects.spans(project, 3),
     lambda project: subjects.rejected(project),

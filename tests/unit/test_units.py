@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
@@ -68,7 +69,7 @@ def exactly(value: float | int | Decimal, scale: int) -> int:
         ("000001s", SECOND),
     ],
 )
-def test_a_duration_in_the_notation_of_go_is_parsed(text, ns):
+def test_a_duration_in_the_notation_of_go_is_parsed(text: str, ns: int) -> None:
     assert parse_duration(text) == ns
 
 
@@ -114,12 +115,12 @@ def test_a_duration_in_the_notation_of_go_is_parsed(text, ns):
         "9" * 400 + "h",
     ],
 )
-def test_a_text_that_is_not_a_duration_is_rejected(text):
+def test_a_text_that_is_not_a_duration_is_rejected(text: str) -> None:
     with pytest.raises(Rejected, match="duration"):
         parse_duration(text)
 
 
-def test_an_error_quotes_at_most_the_beginning_of_a_duration():
+def test_an_error_quotes_at_most_the_beginning_of_a_duration() -> None:
     with pytest.raises(Rejected) as caught:
         parse_duration("hunter2" * 100)
     assert "hunter2" in str(caught.value)
@@ -130,7 +131,7 @@ part = st.tuples(st.integers(0, 10**6), st.integers(0, 10**9), st.sampled_from(s
 
 
 @given(st.lists(part, min_size=1, max_size=5))
-def test_a_duration_is_the_exact_sum_of_its_parts(parts):
+def test_a_duration_is_the_exact_sum_of_its_parts(parts: list[tuple[int, int, str]]) -> None:
     text = "".join(f"{whole}.{fraction:09d}{unit}" for whole, fraction, unit in parts)
     with localcontext() as context:
         context.prec = 100
@@ -146,7 +147,7 @@ def test_a_duration_is_the_exact_sum_of_its_parts(parts):
 @example(0)
 @example(1)
 @example(LONGEST)
-def test_a_rendered_duration_parses_to_the_same_nanoseconds(ns):
+def test_a_rendered_duration_parses_to_the_same_nanoseconds(ns: int) -> None:
     assert parse_duration(render_duration(ns)) == ns
 
 
@@ -154,12 +155,12 @@ def test_a_rendered_duration_parses_to_the_same_nanoseconds(ns):
     ("ns", "text"),
     [(0, "0s"), (90 * MINUTE, "1h30m"), (1500 * MS, "1s500ms"), (DAY, "1d"), (36 * HOUR, "1d12h"), (1, "1ns")],
 )
-def test_a_rendered_duration_begins_with_its_largest_unit(ns, text):
+def test_a_rendered_duration_begins_with_its_largest_unit(ns: int, text: str) -> None:
     assert render_duration(ns) == text
 
 
 @given(st.text(alphabet="0123456789.hmsnuµd -+e\n", max_size=12))
-def test_any_text_parses_as_a_duration_or_is_rejected(text):
+def test_any_text_parses_as_a_duration_or_is_rejected(text: str) -> None:
     try:
         assert 0 <= parse_duration(text) <= LONGEST
     except Rejected:
@@ -183,7 +184,7 @@ def test_any_text_parses_as_a_duration_or_is_rejected(text):
         ("1969-12-31T23:59:59.999999999Z", -1),
     ],
 )
-def test_an_rfc_3339_instant_is_parsed(text, ns):
+def test_an_rfc_3339_instant_is_parsed(text: str, ns: int) -> None:
     assert parse_instant(text) == ns
 
 
@@ -215,13 +216,13 @@ def test_an_rfc_3339_instant_is_parsed(text, ns):
         "1773584581",
     ],
 )
-def test_a_text_that_is_not_an_instant_is_rejected(text):
+def test_a_text_that_is_not_an_instant_is_rejected(text: str) -> None:
     with pytest.raises(Rejected, match="instant"):
         parse_instant(text)
 
 
 @pytest.mark.parametrize("offset", ["+24:00", "-24:00", "+99:99", "+00:60", "-12:75"])
-def test_an_offset_out_of_range_is_rejected(offset):
+def test_an_offset_out_of_range_is_rejected(offset: str) -> None:
     with pytest.raises(Rejected, match="instant"):
         parse_instant(f"2026-01-01T00:00:00{offset}")
 
@@ -231,7 +232,7 @@ def test_an_offset_out_of_range_is_rejected(offset):
     st.integers(-23 * 60 - 59, 23 * 60 + 59),
     st.integers(0, 999),
 )
-def test_an_instant_agrees_with_datetime_to_the_nanosecond(naive, offset_minutes, below_us):
+def test_an_instant_agrees_with_datetime_to_the_nanosecond(naive: datetime, offset_minutes: int, below_us: int) -> None:
     moment = naive.replace(tzinfo=timezone(timedelta(minutes=offset_minutes)))
     since = moment - EPOCH
     want = (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000 + below_us
@@ -243,7 +244,7 @@ def test_an_instant_agrees_with_datetime_to_the_nanosecond(naive, offset_minutes
 @given(st.integers(0, 4_102_444_800_000_000_000))
 @example(999_999)
 @example(1_773_584_581_441_999_999)
-def test_a_rendered_instant_is_cut_to_the_millisecond(ns):
+def test_a_rendered_instant_is_cut_to_the_millisecond(ns: int) -> None:
     text = render_instant(ns)
     moment = EPOCH + timedelta(milliseconds=ns // 10**6)
     assert text == moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
@@ -274,7 +275,7 @@ def test_a_rendered_instant_is_cut_to_the_millisecond(ns):
         (Decimal("123456789.123456789"), 123_456_789_123_456_789),
     ],
 )
-def test_dollars_convert_to_whole_nano_dollars_half_to_even(usd, nusd):
+def test_dollars_convert_to_whole_nano_dollars_half_to_even(usd: float | Decimal, nusd: int) -> None:
     assert usd_to_nusd(usd) == nusd
 
 
@@ -282,12 +283,12 @@ def test_dollars_convert_to_whole_nano_dollars_half_to_even(usd, nusd):
 @example(1_125_899.906842624)
 @example(1_125_899.9068426238)
 @example(562_949.9534213125)
-def test_a_float_of_dollars_stands_for_its_shortest_decimal(usd):
+def test_a_float_of_dollars_stands_for_its_shortest_decimal(usd: float) -> None:
     assert usd_to_nusd(usd) == exactly(usd, 10**9)
 
 
 @given(st.integers(0, 10**15), st.sampled_from([0, 1, 4, 5, 6, 9]))
-def test_half_a_nano_dollar_is_rounded_to_even(nusd, tenth):
+def test_half_a_nano_dollar_is_rounded_to_even(nusd: int, tenth: int) -> None:
     usd = Decimal(nusd * 10 + tenth).scaleb(-10)
     assert usd_to_nusd(usd) == exactly(usd, 10**9)
     assert usd_to_nusd(float(usd)) == exactly(float(usd), 10**9)
@@ -297,55 +298,55 @@ def test_half_a_nano_dollar_is_rounded_to_even(nusd, tenth):
 @example(1.7e308, usd_to_nusd)
 @example(1.7e308, ms_to_ns)
 @example(-1.7e308, score_to_int)
-def test_any_finite_float_converts_exactly(value, convert):
+def test_any_finite_float_converts_exactly(value: float, convert: Callable[[float], int]) -> None:
     assert convert(value) == exactly(value, 10**6 if convert is ms_to_ns else 10**9)
 
 
 @given(st.integers(0, 10**15))
-def test_nano_dollars_convert_to_a_float_of_dollars_and_back(nusd):
+def test_nano_dollars_convert_to_a_float_of_dollars_and_back(nusd: int) -> None:
     assert usd_to_nusd(nusd_to_usd(nusd)) == nusd
 
 
 @given(st.integers(0, 10**9))
-def test_a_score_converts_to_a_float_and_back(value):
+def test_a_score_converts_to_a_float_and_back(value: int) -> None:
     assert score_to_int(int_to_score(value)) == value
 
 
 @given(st.integers(0, 30 * DAY))
-def test_nanoseconds_convert_to_milliseconds_and_back(ns):
+def test_nanoseconds_convert_to_milliseconds_and_back(ns: int) -> None:
     assert ms_to_ns(ns_to_ms(ns)) == ns
 
 
 @given(st.one_of(st.integers(0, 10**12), st.floats(0, 1e10)))
-def test_milliseconds_convert_to_whole_nanoseconds(ms):
+def test_milliseconds_convert_to_whole_nanoseconds(ms: float) -> None:
     assert ms_to_ns(ms) == exactly(ms, 10**6)
 
 
-def test_whole_milliseconds_are_an_int():
+def test_whole_milliseconds_are_an_int() -> None:
     assert repr(ns_to_ms(1_240_000_000)) == "1240"
     assert repr(ns_to_ms(1_240_500_000)) == "1240.5"
     assert repr(ns_to_ms(0)) == "0"
 
 
 @pytest.mark.parametrize("value", [0, 1, -1, 2**70, 0.0, 1.5, -1e300])
-def test_finite_ints_and_floats_are_numbers(value):
+def test_finite_ints_and_floats_are_numbers(value: float) -> None:
     assert is_number(value)
 
 
 @pytest.mark.parametrize("value", [True, False, None, "5", b"5", math.nan, math.inf, -math.inf, Decimal(1), [], 1j])
-def test_bools_texts_and_infinite_values_are_not_numbers(value):
+def test_bools_texts_and_infinite_values_are_not_numbers(value: object) -> None:
     assert not is_number(value)
 
 
 @given(st.one_of(st.text(max_size=200), st.integers(), st.binary(max_size=200), st.none()))
-def test_a_value_in_an_error_text_is_short_and_printable(value):
+def test_a_value_in_an_error_text_is_short_and_printable(value: object) -> None:
     text = shorten(value)
     assert len(text) <= 40
     assert text.replace("…", "").isascii()
     assert text.isprintable()
 
 
-def test_all_errors_share_a_base_and_carry_a_status_or_a_delay():
+def test_all_errors_share_a_base_and_carry_a_status_or_a_delay() -> None:
     assert Rejected("no").status == 400
     assert Rejected("no", status=413).status == 413
     assert Unavailable("away").retry_after_s == 1

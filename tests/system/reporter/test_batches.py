@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import msgspec
 
@@ -75,7 +76,10 @@ def test_a_single_span_is_sent_without_a_flush(url: str) -> None:
     with Reporter("lone", url) as reporter:
         for number in range(1, 4):
             reporter.report(make_span())
-            until(lambda number=number: reporter.stats().acked == number, f"span {number} accepted without flush")
+            until(
+                partial(lambda wanted: reporter.stats().acked == wanted, number),
+                f"span {number} accepted without flush",
+            )
     assert len(read_raw(url)) == 3
 
 

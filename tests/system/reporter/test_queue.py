@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -21,10 +22,15 @@ pytestmark = ignore_ungreeted_connections
 
 @pytest.mark.parametrize("limit", [{"max_queue_spans": 100}, {"max_queue_bytes": 4000}])
 def test_a_full_queue_drops_and_counts_instead_of_waiting(
-    unreachable_url: str, limit: dict[str, int], close_later: Callable[[Reporter], Reporter]
+    unreachable_url: str, limit: dict[str, Any], close_later: Callable[[Reporter], Reporter]
 ) -> None:
     reporter = close_later(Reporter("unreachable", unreachable_url, **limit))
-    reporting = threading.Thread(target=lambda: [reporter.report(make_span()) for _ in range(1000)], daemon=True)
+
+    def work() -> None:
+        for _ in range(1000):
+            reporter.report(make_span())
+
+    reporting = threading.Thread(target=work, daemon=True)
     reporting.start()
     reporting.join(WAIT_S)
     assert not reporting.is_alive()

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_eight_threads_lose_no_span_when_the_broker_is_killed(url: str, broker: 
         for thread in working:
             thread.start()
         for wanted in (1000, 6000, 12000):
-            until(lambda wanted=wanted: reporter.stats().acked >= wanted, f"{wanted} accepted")
+            until(partial(lambda least: reporter.stats().acked >= least, wanted), f"{wanted} accepted")
             broker.kill()
             broker.start()
         for thread in working:
