@@ -2,7 +2,8 @@
 Handling data that cannot be decoded: a stream, bucket, object or file may contain bytes that another program wrote.
 
 Decode inside ``reading``, which turns every error of a decoder into ``Rejected``. Record what was rejected in the
-``SetAside`` of the bus and continue with the next message; ``/health`` and ``/internal/metrics`` show the records.
+``SetAside`` of the bus and continue with the next message. ``/health`` shows the records and the counts,
+``/internal/metrics`` the counts.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ class Bus(Protocol):
 
     @property
     def problems(self) -> list[str]:
-        """``nats`` while the bus is disconnected, else one text for each subject that the broker fails to store."""
+        """``["nats"]`` while disconnected, else one text for each kind of subject that the broker fails to store."""
         ...
 
     @property
@@ -297,7 +297,7 @@ class Bus(Protocol):
 
     def follow(self, stream: str, subjects: Sequence[str], after: Position | None) -> AsyncGenerator[Chunk, None]:
         """
-        Yield the messages of *stream* that match *subjects* and come after *after*, without end.
+        Yield the messages of *stream* that match *subjects* and come after position *after* (None = all), without end.
 
         Following continues after a restart of the broker and waits while the broker is unreachable. An empty chunk is
         yielded at the start if nothing is pending, so that the reader of an empty stream learns that it has caught up.

@@ -52,10 +52,10 @@ class _RawBatch(msgspec.Struct, array_like=True):
 
 class _SenderLoop(asyncio.SelectorEventLoop):
     """
-    An event loop that resolves host names in its own thread.
+    An event loop that resolves host names in the thread that runs the loop.
 
-    asyncio resolves names in a thread pool that is closed before ``atexit`` handlers run, so a program that ends right
-    after its first span could not connect any more.
+    Other loops of asyncio use a thread pool for this, which is closed before ``atexit`` handlers run, so a program that
+    ends right after its first span could not connect any more.
     """
 
     async def getaddrinfo(self, host: Any, port: Any, **kwargs: Any) -> Any:

@@ -27,7 +27,7 @@ BATCH_AGE_S = 0.2
 
 class Stats(NamedTuple):
     """
-    What became of the spans of a reporter since it was created or, in a forked child, since the fork, in spans.
+    The counters of a reporter, in spans, since it was created or, in a forked child, since the fork.
 
     Attributes:
         sent: Taken from the queue to be sent.

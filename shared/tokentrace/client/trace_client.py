@@ -265,7 +265,7 @@ class TraceClient:
         limit: int | None = None,
     ) -> Json:
         """
-        Read a page of sessions, newest first.
+        Read a page of sessions; the session that started last comes first.
 
         Args:
             user_id: Only sessions of this user; None for all.

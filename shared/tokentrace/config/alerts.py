@@ -17,7 +17,7 @@ from msgspec import Meta
 from tokentrace.config.section import Section
 from tokentrace.errors import ConfigError, shorten
 
-#: A duration such as ``90s`` or ``2h30m``; the number 0 is accepted too, because YAML reads 0 without quotes as one.
+#: A duration such as ``90s`` or ``2h30m``; 0 is accepted too, which is a number in YAML if it is not quoted.
 DurationText = str | Literal[0]
 #: Defaults of a delivery: the timeout of one attempt, and the maximum number of attempts after the first one.
 DELIVERY_TIMEOUT = "5s"

@@ -81,5 +81,5 @@ class Settings(Section, frozen=True, kw_only=True):
 
     @property
     def open_paths(self) -> tuple[str, ...]:
-        """Paths that need no bearer token: health checks, and ``/mist``, whose Go clients cannot send one."""
+        """Paths that need no bearer token: health checks, and ``/mist`` unless ``mist.require_auth`` is set."""
         return ("/healthz", "/readyz") if self.mist.require_auth else ("/healthz", "/readyz", "/mist")

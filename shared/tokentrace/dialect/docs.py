@@ -198,7 +198,7 @@ def _instant(moment: datetime | None) -> int:
 
 
 def render_span(span: Span) -> dict[str, Any]:
-    """Return *span* as ``GET /traces/{id}`` shows it: without empty optional fields, but with the parent, or null."""
+    """Return *span* as ``GET /traces/{id}`` shows it; empty optional fields are left out, a root's parent is null."""
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,

@@ -215,8 +215,8 @@ def check_attributes(attributes: dict[str, Any]) -> None:
     Check the keys, sizes, nesting and numbers of *attributes*.
 
     Raises:
-        Rejected: There are too many attributes, or an attribute breaks a limit or has a reserved key; the text names
-            the key.
+        Rejected: There are too many attributes, or an attribute breaks a limit or has a reserved key, which the text
+            names.
     """
     if len(attributes) > MAX_ATTRIBUTES:
         raise Rejected(f"attributes: {len(attributes)} keys are more than the limit of {MAX_ATTRIBUTES}")

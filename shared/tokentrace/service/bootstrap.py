@@ -70,8 +70,9 @@ def fit(streams: Sequence[Stream], room_bytes: int, sizes: Mapping[str, StreamSt
     """
     Return *streams* with maximum sizes that together stay within *room_bytes*, as far as possible.
 
-    The sizes are cut in proportion, but a stream keeps what it holds and half as much again, or at least a small spare
-    amount more, which gives time to notice a slow reader; it never gets more for this than it has already.
+    The sizes are cut in proportion, but not below a minimum: what the stream holds, plus half of it or a small spare
+    amount, whichever is more. This gives time to notice a slow reader. An existing stream is not enlarged for this
+    minimum beyond the spare amount.
 
     Args:
         sizes: The states of the streams that exist, by name; the others are new.

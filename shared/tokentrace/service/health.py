@@ -47,7 +47,7 @@ def answer_healthz() -> Response:
 
 
 def answer_readyz(health: Health) -> Response:
-    """Return 200 when the service is connected and caught up, else 503; ``missing`` lists what it waits for."""
+    """Return 200 if the service is ready, else 503; ``missing`` in the body lists what the service waits for."""
     status = "not_ready" if health.missing else "ok"
     body = {"status": status, "missing": list(health.missing), **health.details}
     return reply(body, 503 if health.missing else 200)

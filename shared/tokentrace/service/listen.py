@@ -102,7 +102,7 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
     """
     Serve *app* until *stopping* is set, then finish the requests under way for at most 15 s.
 
-    A client that has not read its answer or not sent its body within 5 s is cut off, because it may hang.
+    A client that has not read its answer or not sent its body 5 s after *stopping* is cut off, because it may hang.
     """
     config = uvicorn.Config(
         app,

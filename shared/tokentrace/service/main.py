@@ -173,9 +173,9 @@ async def serve(
 def _arguments(tool: str, what: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=tool, description=what)
     parser.add_argument(
-        "--config", metavar="FILE", help="tokentrace.yml (default: ./tokentrace.yml, if that file exists)"
+        "--config", metavar="FILE", help="configuration file (default: ./tokentrace.yml, if that file exists)"
     )
-    parser.add_argument("--nats", metavar="URL", help="NATS server (default: nats://127.0.0.1:4222)")
+    parser.add_argument("--nats", metavar="URL", help="URL of the NATS server; overrides nats.url")
     parser.add_argument("--addr", metavar="HOST:PORT", help="where to listen; without a host: 127.0.0.1")
-    parser.add_argument("--data-dir", metavar="DIR", help="where files are kept (default: ./tokentrace-data)")
+    parser.add_argument("--data-dir", metavar="DIR", help="directory for files; overrides storage.dir")
     return parser

@@ -12,7 +12,7 @@ before newer messages arrived at the broker.
 With ``clock="stream"`` the runner asks the broker five times a second for the last sequence of the stream, and notes
 the host's time before it asks. As soon as the machine has folded that sequence, every message stored before that time
 is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so rules are evaluated
-later but with the same result. Until the first check is reached, ``tick`` receives 0.
+later but with the same result. Until the first such sequence is folded, ``tick`` receives 0.
 """
 
 from __future__ import annotations

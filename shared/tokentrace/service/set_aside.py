@@ -75,7 +75,7 @@ async def read_set_aside(bus: Bus) -> tuple[Mapping[str, int], list[Record]]:
     """
     Return what all processes have set aside: place -> count, and the 50 records read last, newest first.
 
-    Data that several processes have read has one record. The count of a place is the highest count of any process.
+    Data that several processes have read is in one record. The count of a place is the highest of any process.
 
     Raises:
         Unavailable: The broker is unreachable.

@@ -1,4 +1,4 @@
-"""Waiting for a result that ends when the program is stopped."""
+"""Waiting for a result, but only until the program is stopped."""
 
 from __future__ import annotations
 

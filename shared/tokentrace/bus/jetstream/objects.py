@@ -88,7 +88,7 @@ class JetStreamObjects:
             # If the description has changed, the object was removed or replaced during the read.
             if await self._meta(subject) != meta:
                 return await self.get(name)
-            raise Rejected(f"object {name}: damaged, {len(data)} of {meta.size} bytes or another digest")
+            raise Rejected(f"object {name}: damaged: {len(data)} of {meta.size} bytes, or the digest differs")
         return data
 
     async def _meta(self, subject: str) -> _Description | None:

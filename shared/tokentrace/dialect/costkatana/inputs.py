@@ -49,7 +49,7 @@ class EndInput(msgspec.Struct, kw_only=True, rename="camel"):
     The end of a span; every field may be absent or null.
 
     Attributes:
-        status: pending = the span has not ended; the body of ``POST /api/traces/{traceId}/end`` must not say so.
+        status: pending = the span has not ended; not allowed in the body of ``POST /api/traces/{traceId}/end``.
         model, ai_model: The model; the SDK calls the field ``model``, the backend ``aiModel``.
         cost_usd: Cost in US dollars; absent = ingest prices the span.
         ended_at: RFC 3339 with a time zone; absent = the arrival of the request.
@@ -128,7 +128,7 @@ def decode_start(body: bytes) -> SpanInput:
     Decode the body of ``POST /api/traces/start``.
 
     Raises:
-        Rejected: *body* is not JSON or a value in it is invalid; the text names the field.
+        Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
     span = _decode(_start, body)
     _check(span)
@@ -140,7 +140,7 @@ def decode_end(body: bytes) -> EndInput:
     Decode the body of ``POST /api/traces/{traceId}/end``; an empty body is an end without values.
 
     Raises:
-        Rejected: *body* is not JSON or a value in it is invalid; the text names the field.
+        Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
     end = _decode(_end, body) if body.strip() else EndInput()
     if end.status == "pending":
@@ -181,7 +181,7 @@ def decode_message(body: bytes) -> MessageInput:
     Decode the body of ``POST /api/traces/messages``.
 
     Raises:
-        Rejected: *body* is not JSON or a value in it is invalid; the text names the field.
+        Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
     message = _decode(_message, body)
     _check_id("sessionId", message.session_id)

@@ -14,7 +14,7 @@ _PREVIEW = 500
 
 def render_node(span: Span, depth: int) -> dict[str, Any]:
     """
-    Return a finished span as a ``TraceNode``, with the backend's label, start, end and aiModel in addition.
+    Return a finished span as a ``TraceNode`` of the SDK, with the backend's label, start, end and aiModel in addition.
 
     parentId, error, model, aiModel, tool and resourceIds are left out if the span has none. costUSD is null for an
     unpriced span.
