@@ -1,8 +1,9 @@
 """
 Handling data that cannot be decoded: a stream, bucket, object or file may contain bytes that another program wrote.
 
-Decode inside ``reading``, which turns every error of a decoder into ``Rejected``. Note what was rejected in the
-process's ``SetAside`` and continue with the next message; ``/health`` and ``/internal/metrics`` show the notes.
+Decode inside ``reading``, which turns every error of a decoder into ``Rejected``. Record what was rejected in the
+``SetAside`` of the bus and continue with the next message. ``/health`` shows the records and the counts,
+``/internal/metrics`` the counts.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ UNREADABLE: tuple[type[Exception], ...] = (
 _UNDECODABLE: tuple[type[Exception], ...] = (*UNREADABLE, MemoryError)
 #: ``UNREADABLE``, and ``Rejected`` for data that was decoded but is not valid.
 BAD_DATA: tuple[type[Exception], ...] = (Rejected, *UNREADABLE)
-#: How many records are kept.
+#: How many records a ``SetAside`` keeps.
 MAX_KEPT = 100
-#: Maximum length of a record's texts, characters.
+#: Maximum lengths of ``Record.reason`` and ``Record.which``, characters.
 _MAX_REASON, _MAX_WHICH = 300, 120
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
     """
-    Turn the errors of decoders inside the block into ``Rejected``; *what* begins its message.
+    Turn the errors of decoders inside the block into ``Rejected``; its message begins with *what*.
 
     Raises:
         Rejected: The data cannot be decoded; the message quotes no value longer than 40 characters.
@@ -55,7 +56,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of *error*, shortened so that it may be logged and shown."""
+    """Return the message of *error*, short and without long quoted values, so that it may be logged and shown."""
     text = cut_quoted(str(error)) or "no reason given"
     known = isinstance(error, Rejected | msgspec.MsgspecError | ValueError | RecursionError)
     return shorten(text if known else f"{type(error).__name__}: {text}", _MAX_REASON)
@@ -82,20 +83,21 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 class SetAside:
     """
-    The data that one process could not decode: the ``MAX_KEPT`` newest records, and a count for each place.
+    The data that one bus or store could not decode: the ``MAX_KEPT`` records read last, and a count for each place.
 
     Attributes:
-        totals: Place -> number of different pieces of data set aside since the start.
+        totals: Place -> number of pieces of data set aside since the start; a piece that is read again counts again
+            only if its record is no longer kept.
     """
 
     def __init__(self) -> None:
-        # The span store calls this from its writer thread.
+        # The span store calls ``note`` from its writer thread.
         self._lock = threading.Lock()
         self._records: dict[tuple[str, str], Record] = {}
         self.totals: Counter[str] = Counter()
 
     def note(self, place: str, which: str, reason: Exception | str) -> None:
-        """Record one piece of data; if it was recorded before, count it again but do not log it again."""
+        """Record one piece of data and log it; if its record is still kept, only increase the record's count."""
         text = reason_of(reason) if isinstance(reason, Exception) else shorten(reason, _MAX_REASON)
         key = place, shorten(which, _MAX_WHICH)
         with self._lock:
@@ -117,7 +119,7 @@ class SetAside:
 
     @contextlib.contextmanager
     def guard(self, place: str, which: str) -> Iterator[None]:
-        """Record what the block cannot decode, end the block, and continue after it."""
+        """Catch an error of ``BAD_DATA`` in the block, record the data, and continue after the block."""
         try:
             yield
         except BAD_DATA as exc:

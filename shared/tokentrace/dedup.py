@@ -2,7 +2,8 @@
 Deduplication: which batches a reader has folded, so that a batch that is delivered, sent or replayed again counts once.
 
 A reporter numbers its batches from 1, so the numbers folded so far are a few intervals, however many batches there
-were. The batch of an HTTP request has no number; its id is remembered for a day.
+were. They are remembered until the reporter has been silent for 8 days. A batch that no reporter sent has no number;
+its id is remembered for a day.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import msgspec
 from tokentrace.records import Batch
 from tokentrace.units import DAY
 
-#: How long the numbers of a silent reporter and the id of a request are remembered.
+#: How long the numbers of a silent reporter and the id of a request are remembered, nanoseconds of stream time.
 REPORTER_NS = 8 * DAY
 REQUEST_NS = DAY
-#: Intervals kept for each reporter. It has few batches under way at once, so the oldest gap will not be filled.
+#: Most intervals kept for each key. A reporter has few batches in flight, so the oldest gap will not be filled.
 MAX_INTERVALS = 4096
 
 
 class _Reporter(msgspec.Struct, array_like=True):
-    """The batch numbers folded: intervals [starts[i], ends[i]], ascending, with a gap between each two."""
+    """
+    The folded batch numbers of one key: intervals [starts[i], ends[i]], ascending, with a gap between each two.
+
+    Attributes:
+        last_ns: Stream time of the newest batch, Unix nanoseconds.
+    """
 
     last_ns: int
     starts: list[int]
@@ -38,7 +44,7 @@ class FoldedBatches:
         stride: Number of shards: a shard gets every *stride*-th batch number of a reporter.
 
     Attributes:
-        given_up: Batch numbers in gaps that were dropped; a batch with such a number is taken for a repetition.
+        given_up: How many batch numbers were in gaps that were dropped; a batch with such a number counts as folded.
     """
 
     def __init__(self, stride: int = 1) -> None:
@@ -52,7 +58,8 @@ class FoldedBatches:
         Record *batch*.
 
         Args:
-            now_ns: Stream time of the batch's message, so that a replay forgets the same batches.
+            now_ns: Stream time of the batch's message, Unix nanoseconds. It does not depend on when the message is
+                read, so a replay forgets the same batches.
 
         Returns:
             True if the batch is new and must be folded.
@@ -120,7 +127,7 @@ class FoldedBatches:
 
     @classmethod
     def restore(cls, state: bytes) -> FoldedBatches:
-        """Return the batches that ``snapshot`` saved."""
+        """Return the ``FoldedBatches`` whose ``snapshot`` is *state*."""
         stride, given_up, reporters, requests = msgspec.msgpack.decode(
             state, type=tuple[int, int, dict[str, _Reporter], dict[str, int]]
         )
@@ -131,11 +138,11 @@ class FoldedBatches:
         return folded
 
     def note(self, rows: Iterable[tuple[str, int, int, int]]) -> None:
-        """Record the (id, sequence, part, stream time) of batches that were folded after the last snapshot."""
+        """Record batches that were folded after the last snapshot, given as (id, sequence, part, stream time)."""
         for key, sequence, part, now_ns in rows:
             self.add(Batch(id=key, sequence=sequence, part=part), now_ns)
 
 
 def _key(batch: Batch) -> str:
-    """Return the key of *batch*: each part of a split batch is numbered separately, so that part 0 has no gaps."""
+    """Return the id and part of *batch*: later parts are rare and have gaps, and part 0 must not have these gaps."""
     return f"{batch.id}#{batch.part}"

@@ -50,15 +50,15 @@ class Conflict(TokentraceError):
 
 
 class ConfigError(TokentraceError):
-    """The configuration is invalid; the message names the key."""
+    """The configuration is invalid; the message says where: the key, flag, variable, file or URL."""
 
 
 def shorten(value: object, limit: int = 40) -> str:
-    """Return *value* for use in an error text: printable ASCII, at most *limit* characters."""
+    """Return *value* in printable ASCII for an error text; over *limit* characters, it is cut and ends with "…"."""
     text = ascii(value) if not isinstance(value, str) else value.encode("unicode_escape").decode("ascii")
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def cut_quoted(message: str) -> str:
-    """Return *message* with every quoted value cut to 40 characters, because a value may contain a secret."""
+    """Return *message* with at most 40 characters of each quoted value, because a value may contain a secret."""
     return _QUOTED.sub(r"\1\2…\1", message)

@@ -12,7 +12,7 @@ class Part(NamedTuple):
 
     Attributes:
         revision: Increases with every change; 0 = unchanged since it was restored.
-        encode: Returns the part's bytes as of the capture, in any thread; None = this revision is saved already.
+        encode: Returns the part's bytes as of the capture; any thread may call it. None = this revision is saved.
     """
 
     revision: int
@@ -24,7 +24,7 @@ class Saved(NamedTuple):
     A captured state.
 
     Attributes:
-        state: Returns the bytes of everything that changes with nearly every message, in any thread.
+        state: Returns the bytes of everything that changes with nearly every message; any thread may call it.
         parts: Name -> part that rarely changes; a revision that is saved already is not saved again.
     """
 

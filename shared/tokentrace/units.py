@@ -79,7 +79,7 @@ def parse_instant(text: str) -> int:
         Unix nanoseconds.
 
     Raises:
-        Rejected: *text* is not RFC 3339, which requires an offset, or the day or time does not exist.
+        Rejected: *text* is not RFC 3339, which requires an offset, or its day, time or offset does not exist.
     """
     match = _INSTANT.fullmatch(text)
     if match is None:
@@ -157,7 +157,7 @@ def ns_to_ms(ns: float) -> float | int:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """True for an int or a finite float; False for a bool."""
+    """Return True for an int or a finite float; a bool is not a number here."""
     return (isinstance(value, int) and not isinstance(value, bool)) or (
         isinstance(value, float) and math.isfinite(value)
     )

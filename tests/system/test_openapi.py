@@ -260,7 +260,7 @@ async def forgets_its_path() -> Response:
 @pytest.mark.parametrize(
     ("endpoint", "path", "text"),
     [
-        (takes_a_header, "/x", "depth: an endpoint takes the request, names of its path"),
+        (takes_a_header, "/x", "depth: an endpoint takes the request, names in its path"),
         (forgets_its_path, "/x/{name}", "takes no name from its path"),
     ],
 )

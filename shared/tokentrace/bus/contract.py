@@ -2,8 +2,9 @@
 The contract of the bus: what a service may ask of a message broker.
 
 Two classes implement it, and one test suite runs against both: ``memory.MemoryBus`` (in process) and
-``jetstream.JetStream`` (NATS). Every call ends. It raises ``Unavailable`` if the broker cannot answer now, ``Rejected``
-if the broker refuses the request for good, ``Conflict`` if a compare-and-set lost, and nothing else.
+``jetstream.JetStream`` (NATS). Every call but ``follow`` and ``consume`` ends. A call raises ``Unavailable`` if the
+broker cannot answer now, ``Rejected`` if the broker refuses the request for good, ``Conflict`` if a compare-and-set
+lost, and nothing else.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ __all__ = [
     "WaitPolicy",
 ]
 
-#: Bytes kept free for subject and headers when a payload is cut to the broker's limit.
+#: Bytes kept free for the subject and headers when a payload is cut to the broker's limit.
 HEADROOM_BYTES = 16 * 1024
-#: The smallest size a stream is created with or cut to, bytes.
+#: The smallest size to which a stream is cut for lack of space, bytes.
 MIN_STREAM_BYTES = 1024 * 1024
 
 
@@ -53,7 +54,7 @@ class Message(NamedTuple):
 
 
 class PubAck(NamedTuple):
-    """The broker stored a message under *sequence*; *duplicate* if it had stored the same id before."""
+    """The sequence of a stored message; *duplicate* = it was stored before under the same id, and not again."""
 
     sequence: int
     duplicate: bool
@@ -64,7 +65,7 @@ class Chunk(NamedTuple):
     Messages that a follower reads together.
 
     Attributes:
-        messages: In stream order, without gaps and without repetitions.
+        messages: The matching messages in stream order, without gaps and without repetitions.
         pending: Number of matching messages still to be read; 0 = caught up.
         created_ns: When the stream was created, Unix nanoseconds; part of a ``Position``.
         missing: (first, last) sequence of messages that the stream discarded before they were read, or None.
@@ -86,7 +87,12 @@ class Chunk(NamedTuple):
 
 
 class Delivery(Protocol):
-    """One message of a work queue; the broker delivers it again until it is acknowledged or terminated."""
+    """
+    One message of a work queue; the broker delivers it again until it is acknowledged or terminated.
+
+    Attributes:
+        deliveries: How often the message was delivered, this delivery included.
+    """
 
     message: Message
     deliveries: int
@@ -98,7 +104,7 @@ class Delivery(Protocol):
         """Ask the broker to deliver the message again after *delay_s* seconds."""
 
     async def term(self, reason: str) -> None:
-        """Remove the message without having processed it."""
+        """Remove the message although it was not processed; the broker may show *reason*."""
 
     async def in_progress(self) -> None:
         """Start the acknowledgement timeout again, because processing takes longer."""
@@ -140,7 +146,7 @@ class KeyValue(Protocol):
 
 
 class Objects(Protocol):
-    """A bucket of large values. Write each name once: a reader hangs if its object is overwritten."""
+    """A bucket of large values. Write each name once: the contents of an overwritten object are never removed."""
 
     async def put(self, name: str, data: bytes) -> None:
         """Store *data* under *name*; the object exists only after the last byte is stored."""
@@ -151,7 +157,7 @@ class Objects(Protocol):
         ...
 
     async def names(self) -> list[str]:
-        """Return the names of all objects, sorted; a name that cannot be decoded is set aside."""
+        """Return the names of all objects, sorted; a name that cannot be decoded is set aside and left out."""
         ...
 
     async def delete(self, name: str) -> None:
@@ -161,7 +167,7 @@ class Objects(Protocol):
 
 #: Takes the payload of a request and yields the replies; each reply is sent as soon as it is yielded.
 Handler = Callable[[bytes], AsyncIterator[bytes]]
-#: Takes the replies so far and returns how long to wait for more, seconds since the request; 0 = stop waiting.
+#: Takes the replies so far and returns until when to wait for more, in seconds after the request; 0 = stop waiting.
 WaitPolicy = Callable[[list[bytes]], float]
 
 
@@ -170,15 +176,16 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     The settings of a stream.
 
     Attributes:
-        subjects: The subjects it stores.
-        work_queue: True: a message is removed once acknowledged, and a full stream refuses messages.
-            False: a full stream discards its oldest message.
-        max_bytes, max_age_ns: Limits; max_age_ns 0 = no limit.
-        duplicate_window_ns: How long the broker recognises a repeated message id.
+        subjects: The subjects that the stream stores.
+        work_queue: True = a message is removed once it is acknowledged, and a full stream refuses new messages;
+            False = a message stays, and a full log discards its oldest message. For full buckets see *evicts*.
+        max_bytes: Maximum size, bytes; -1 = no limit.
+        max_age_ns: How long a message is kept, nanoseconds; 0 = no limit.
+        duplicate_window_ns: How long the broker recognises a repeated message id, nanoseconds.
         per_subject: How many messages of each subject are kept; -1 = all.
         durable: False = messages are acknowledged before they are on disk; for content that can be made again.
-        kind: A bucket is a stream with the settings that its kind needs.
-        evicts: Of a full bucket: True = discard the oldest entry, False = refuse the new one.
+        kind: log, or the kind of bucket that the stream holds: kv (key-value store) or objects (object store).
+        evicts: What a full bucket does: True = it discards its oldest entry; False = it refuses the new one.
     """
 
     name: str
@@ -199,7 +206,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamState(NamedTuple):
-    """What a stream holds now; *first_time_ns* is when its first message was stored, 0 = it is empty."""
+    """What a stream holds now; *first_time_ns* is when its first message was stored, Unix nanoseconds; 0 = empty."""
 
     created_ns: int
     first_sequence: int
@@ -215,12 +222,12 @@ class Bus(Protocol):
 
     @property
     def connected(self) -> bool:
-        """False while there is no connection to the broker."""
+        """True while there is a connection to the broker."""
         ...
 
     @property
     def problems(self) -> list[str]:
-        """What the broker cannot do now: ``nats`` while it is disconnected, else the subjects it fails to store."""
+        """``["nats"]`` while disconnected, else one text for each kind of subject that the broker fails to store."""
         ...
 
     @property
@@ -238,16 +245,17 @@ class Bus(Protocol):
         Create *stream*, or change an existing stream to these settings.
 
         The number of replicas is left as it is, and no stream is cut below what it holds. If the broker has too little
-        space, a new stream is created smaller, and an existing one is left unchanged.
+        space, a new stream is created smaller, and an existing one keeps its size or all its settings.
 
         Args:
             resize: True = a stream that holds messages may grow to ``max_bytes``; False = it can only shrink.
 
         Returns:
-            What was done instead for want of space; "" if the stream is as requested.
+            What was done instead if there was too little space; "" if the stream is as requested or kept its size.
 
         Raises:
             Unavailable: The broker is unreachable, or has no space for the smallest stream.
+            Rejected: The broker refuses the settings.
         """
         ...
 
@@ -259,7 +267,8 @@ class Bus(Protocol):
         """
         Return the position of a reader that has read every message stored before *time_ns*, Unix nanoseconds.
 
-        Only for streams that discard nothing but their oldest messages: in a bucket the result may be too late.
+        The position may be a little too early. It is valid only for streams that discard nothing but their oldest
+        messages: in a bucket it may be too late.
         """
         ...
 
@@ -277,19 +286,24 @@ class Bus(Protocol):
 
         Args:
             id: A second message with this id within the duplicate window is acknowledged but not stored.
-            expect_last: Conflict unless the last message of the subject has this sequence (0 = it has none).
+            expect_last: The sequence that the last message of *subject* must have; 0 = there must be none; None = any.
 
         Raises:
-            Unavailable: Not acknowledged; the message may have been stored all the same.
+            Unavailable: The message was not acknowledged and may or may not have been stored.
+            Conflict: The last message of *subject* has another sequence than *expect_last*.
+            Rejected: The message is larger than the broker accepts, or refused for good for another reason.
         """
         ...
 
     def follow(self, stream: str, subjects: Sequence[str], after: Position | None) -> AsyncGenerator[Chunk, None]:
         """
-        Yield the messages of *stream* that match *subjects* and come after *after*, without end.
+        Yield the messages of *stream* that match *subjects* and come after position *after* (None = all), without end.
 
-        The reader continues after restarts of the broker and waits while it is unreachable. An empty chunk is yielded
-        at the start if nothing is pending, so that a reader of an empty stream learns that it has caught up.
+        Following continues after a restart of the broker and waits while the broker is unreachable. An empty chunk is
+        yielded at the start if nothing is pending, so that the reader of an empty stream learns that it has caught up.
+
+        Raises:
+            Unavailable: The connection was closed for good.
         """
         ...
 
@@ -302,6 +316,9 @@ class Bus(Protocol):
         Args:
             batch: How many messages to request at a time.
             ack_wait_s: Seconds after which an unacknowledged message is delivered again.
+
+        Raises:
+            Unavailable: The connection was closed for good.
         """
         ...
 
@@ -310,7 +327,7 @@ class Bus(Protocol):
         Remove one message and overwrite it on disk; erasing a message that is already gone is no error.
 
         Raises:
-            Unavailable: The message may or may not have been erased.
+            Unavailable: The broker did not answer; the message may or may not have been erased.
         """
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
@@ -326,7 +343,7 @@ class Bus(Protocol):
         Answer requests on *subject* while the context is open.
 
         Args:
-            group: Each request goes to one server of a group; "" = every server gets every request.
+            group: Name of a group of servers; each request goes to one of them. "" = this server gets every request.
         """
         ...
 

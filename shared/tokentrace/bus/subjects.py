@@ -1,4 +1,4 @@
-"""The names of subjects, streams and buckets: every one is built and parsed in this module."""
+"""The names of tokentrace's subjects, streams and buckets, how to parse them, and the settings of the streams."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ SCORES = "tt_scores"
 REQUESTS = "tt_requests"
 SNAPSHOTS = "tt_snapshots"
 
+#: The durable consumer of ``TT_RAW``, which all ingest processes share.
 INGEST = "ingest"
-#: The maximum length of a project's name in a subject, after escaping.
+#: The maximum length of a project's name in a subject, after escaping, characters.
 MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
@@ -62,12 +63,12 @@ def unescape(token: str) -> str:
 
 
 def raw(project: str, shard: int) -> str:
-    """Return the subject on which a reporter publishes."""
+    """Return the raw subject on which a reporter publishes batches; ingest chooses the shard of a batch anew."""
     return f"tokentrace.raw.{escape(project)}.{shard}"
 
 
 def spans(project: str, shard: int) -> str:
-    """Return the subject on which ingest publishes spans."""
+    """Return the subject of the log on which ingest publishes the batches of *shard*."""
     return f"tokentrace.spans.{escape(project)}.{shard}"
 
 
@@ -82,7 +83,7 @@ def tombstones(project: str) -> str:
 
 
 def open_span_key(span_id: str) -> str:
-    """Return the key of a span in ``tt_open_spans``: a hash, because ids may contain what keys may not."""
+    """Return the key of a span in ``tt_open_spans``: a hash, because ids may contain characters that keys may not."""
     return hashlib.sha256(span_id.encode()).hexdigest()
 
 
@@ -103,10 +104,10 @@ def deliveries(project: str, rule: str) -> str:
 
 def parse_project(subject: str) -> str:
     """
-    Return the project of a raw, spans, rejected or alerts subject.
+    Return the project in a subject of tokentrace, such as a raw, spans, rejected or alerts subject.
 
     Raises:
-        Rejected: The subject has another form.
+        Rejected: *subject* is not of the form ``tokentrace.<what>.<project>…``.
     """
     parts = subject.split(".")
     if len(parts) < 3 or parts[0] != "tokentrace":
@@ -119,7 +120,7 @@ def parse_shard(subject: str) -> int:
     Return the shard of a raw or spans subject.
 
     Raises:
-        Rejected: The subject does not end with a number.
+        Rejected: *subject* does not end with a number.
     """
     last = subject.rpartition(".")[2]
     if not (last.isascii() and last.isdigit()):
@@ -134,7 +135,7 @@ def streams(
     spans_age_ns: int = 7 * DAY,
     duplicate_window_ns: int = 2 * MINUTE,
 ) -> list[Stream]:
-    """Return every stream and bucket of the product, with its limits."""
+    """Return the settings of every stream and bucket of tokentrace."""
     window = duplicate_window_ns
     return [
         Stream(
@@ -182,7 +183,7 @@ def streams(
 
 
 def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0, evicts: bool = False) -> Stream:
-    """Return the stream of a key-value bucket."""
+    """Return the settings of the stream that holds the key-value bucket *name*."""
     return Stream(
         name=f"KV_{name}",
         subjects=(f"$KV.{name}.>",),

@@ -1,4 +1,4 @@
-"""What applications import: the reporter, the client of the sessions API, and the rules that have names."""
+"""What applications import: the reporter, the client of the sessions API, and functions that make alert rules."""
 
 from tokentrace.client.reporter import Reporter
 from tokentrace.client.rules import cost_spike, error_rate_spike, latency_regression, quality_drop

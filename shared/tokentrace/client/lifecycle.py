@@ -1,8 +1,9 @@
 """
 What happens to reporters at the end of the interpreter and at a fork.
 
-At exit all senders get the same 5 seconds to send what waits. A forked child inherits no thread and may inherit locks
-that are held for ever, so the child gives every sender a new state, without the parent's spans and under a new id.
+At exit all senders have the same 5 seconds to send their waiting spans. A forked child inherits no thread and may
+inherit locks that are held for ever, so the child gives every sender a new state, without the parent's spans and under
+a new id.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import weakref
 from typing import Protocol
 
-#: How long the end of the program waits for spans to be accepted, seconds.
+#: How long ``close`` and the end of the program wait for spans to be accepted, seconds.
 CLOSE_TIMEOUT_S = 5.0
 
 
@@ -25,11 +26,11 @@ class ProcessBound(Protocol):
         ...
 
     def finish_close(self) -> None:
-        """Wait until the thread has ended, and drop what was not accepted."""
+        """Wait for the end of the thread for a limited time, and drop the spans that were not accepted."""
         ...
 
     def reset(self) -> None:
-        """Forget thread, spans and counters, in a forked child."""
+        """Discard the thread, spans and counters of the parent, in a forked child."""
         ...
 
 
@@ -43,7 +44,7 @@ def register(sender: ProcessBound) -> None:
 
 
 def close_at_exit_of_child() -> None:
-    """Close all senders at the end of a ``multiprocessing`` child: it ends without ``atexit`` handlers."""
+    """Register the closing of all senders in a ``multiprocessing`` child, which runs no ``atexit`` handlers."""
     process = sys.modules.get("multiprocessing.process")
     if process is None or process.parent_process() is None:
         return
@@ -54,7 +55,7 @@ def close_at_exit_of_child() -> None:
 
 def _close_all() -> None:
     senders = list(_senders)
-    # Begin all before waiting for the first, so that they share one timeout.
+    # Begin to close all senders before waiting for the first, so that they share one timeout.
     for sender in senders:
         sender.begin_close(CLOSE_TIMEOUT_S)
     for sender in senders:

@@ -4,9 +4,9 @@ The reporter: takes spans from an application and sends them to the pipeline in 
 Theory of operation
 -------------------
 ``report()`` runs in the caller's thread. It encodes the span with msgpack and appends the bytes to a queue
-(``span_queue``). It does no I/O and never waits for the network; it takes one lock for a few statements. If the queue
-is full, it drops the span and counts it. Encoding at once also copies the span, so later changes to its attributes do
-not matter.
+(``span_queue``). It does no I/O and never waits for the network; it holds a lock only for a few statements. If the
+queue is full or closed, it drops the span and counts it. Encoding at once also copies the span, so later changes to its
+attributes do not matter.
 
 One daemon thread for each reporter (``sender``) starts with the first span. It runs its own event loop, connects
 over NATS or HTTP (``transport``) and takes batches from the queue. A batch is sent when it has 256 spans or 512 KiB, or
@@ -14,8 +14,9 @@ when its first span has waited 0.2 s, or at once during ``flush()`` and ``close(
 decoded, checked and redacted. At most 16 batches are in flight.
 
 A batch has an id: the reporter's random id and a number that counts from 1. A batch that was not accepted is sent
-again with the same bytes under the same id, with pauses from 0.05 to 1 s, until it is accepted or refused for good. If
-the pipeline stored the batch but its reply was lost, the pipeline recognises the id and counts the spans once.
+again with the same bytes under the same id, with pauses from 0.05 to 1 s, until it is accepted or refused for good, or
+the reporter is closed. If the pipeline stored the batch but its reply was lost, the pipeline recognises the id and
+counts the spans once.
 
 Each span ends in exactly one counter of ``Stats``:
 
@@ -23,10 +24,11 @@ Each span ends in exactly one counter of ``Stats``:
 * dropped: the queue was full or closed, or the reporter was closed before the pipeline accepted the span;
 * failed: it cannot be encoded, one of its values is out of bounds, or the pipeline refused its batch for good.
 
-``sent`` counts spans that left the queue, and ``queue_depth`` those that are not in one of the three counters yet. Each
-batch carries these counters, and how many spans were newly dropped and failed, so the pipeline can add up the losses.
+``sent`` counts spans that were taken from the queue, and ``queue_depth`` spans that are in none of the three counters
+yet. Each batch contains these counters, and how many spans were dropped and failed since the last batch, so the
+pipeline can add up the losses.
 
-``close()`` gives the thread a deadline. What is not accepted by then is dropped and counted. At the end of the
+``close()`` gives the thread a deadline. Spans that are not accepted by then are dropped and counted. At the end of the
 interpreter (``lifecycle``) all reporters are closed with a common deadline of 5 s. In a forked child a reporter starts
 over with a new id, an empty queue and zero counters, because the parent still has its thread and sends its own spans.
 """
@@ -65,12 +67,12 @@ class Reporter:
 
     ``report`` never blocks, never raises and does no I/O: a background thread batches, sends and retries. A reporter
     may be shared by any number of threads and used from async programs. A forked child starts over with an empty
-    queue. Spans that still wait when the interpreter exits are sent then, within 5 seconds.
+    queue. When the interpreter exits, waiting spans are sent for up to 5 seconds; the rest is dropped and counted.
 
     Args:
         source: The name of this program, cut to 256 characters. It becomes the caller of spans that name none.
-        url: ``nats://host:port`` (recommended) or ``http(s)://host:port``. None reads the environment variable
-            ``TOKENTRACE_URL``. An empty URL makes a reporter that ignores all spans.
+        url: ``nats://host:port`` (recommended), ``tls://host:port`` or ``http(s)://host:port``. None reads the
+            environment variable ``TOKENTRACE_URL``. An empty URL makes a reporter that ignores all spans.
         project: The project that the spans belong to, as part of the NATS subjects.
         shards: How many raw subjects the batches are spread over, at least 1. It need not match the shard count.
         token: Bearer token for ``http(s)://``; "" sends none. White space around it is removed.
@@ -120,8 +122,8 @@ class Reporter:
         """
         Queue *span* for sending. This never blocks and never raises.
 
-        A span that cannot be encoded is counted as failed and logged; one that finds the queue full is counted as
-        dropped.
+        A span that cannot be encoded is counted as failed and logged; a span is counted as dropped if the queue is full
+        or the reporter is closed.
 
         Args:
             span: The finished call. It is copied, so its attributes may be changed afterwards. A span without
@@ -140,7 +142,7 @@ class Reporter:
 
     def flush(self, timeout: float | None = None) -> bool:
         """
-        Wait until each span reported so far is accepted, refused or dropped.
+        Wait until every span is accepted, failed or dropped, spans that are reported meanwhile included.
 
         Args:
             timeout: Seconds; None waits without a limit.
@@ -167,7 +169,7 @@ class Reporter:
 
     def close(self, timeout: float = CLOSE_TIMEOUT_S) -> None:
         """
-        Send what waits and end the background thread; closing twice is allowed.
+        Send the waiting spans and end the background thread; closing twice is allowed.
 
         Args:
             timeout: Seconds; spans that are not accepted by then are dropped and counted.
@@ -207,6 +209,6 @@ class Reporter:
 
     @property
     def dropped(self) -> int:
-        """How many spans were lost: the sum of dropped and failed."""
+        """How many spans were lost: the sum of ``Stats.dropped`` and ``Stats.failed``."""
         stats = self._queue.stats()
         return stats.dropped + stats.failed

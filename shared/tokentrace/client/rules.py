@@ -1,4 +1,4 @@
-"""Four common rules in the form that ``tokentrace.yml`` and ``POST /alerts`` accept."""
+"""Functions that return common alert rules in the form that ``tokentrace.yml`` and ``POST /alerts`` accept."""
 
 from __future__ import annotations
 

@@ -23,13 +23,13 @@ from tokentrace.redact import Redactor
 
 log = logging.getLogger("tokentrace.reporter")
 
-#: Batches that may be sent at the same time.
+#: Most batches in flight at a time.
 _MAX_IN_FLIGHT = 16
-#: Pauses between attempts double from the first to the longest, seconds.
+#: The first and the longest pauses between attempts, seconds; each pause is twice the one before.
 _FIRST_PAUSE_S = 0.05
 _MAX_CONNECT_PAUSE_S = 2.0
 _MAX_SEND_PAUSE_S = 1.0
-#: While it closes, the sender looks at its deadline this often, seconds.
+#: How often a closing sender compares the time with its deadline, seconds.
 _CLOSING_POLL_S = 0.05
 #: How long the sender may take to end after its deadline, seconds.
 _STOP_GRACE_S = 0.5
@@ -52,14 +52,14 @@ class _RawBatch(msgspec.Struct, array_like=True):
 
 class _SenderLoop(asyncio.SelectorEventLoop):
     """
-    An event loop that resolves host names in its own thread.
+    An event loop that resolves host names in the thread that runs the loop.
 
-    The thread pool that asyncio uses for that is closed before ``atexit`` handlers run, so a program that ends right
-    after its first span could not connect any more.
+    Other loops of asyncio use a thread pool for this, which is closed before ``atexit`` handlers run, so a program that
+    ends right after its first span could not connect any more.
     """
 
     async def getaddrinfo(self, host: Any, port: Any, **kwargs: Any) -> Any:
-        """Do what ``loop.getaddrinfo`` does, and block meanwhile."""
+        """Do what ``loop.getaddrinfo`` does, but block the loop meanwhile."""
         return socket.getaddrinfo(host, port, **kwargs)
 
 
@@ -68,9 +68,9 @@ class Sender:
     Sends the spans of a queue from a daemon thread, which starts at the first ``wake``.
 
     Args:
-        queue: Where spans come from, and where their fate is counted.
+        queue: The queue of spans, which also counts what became of them.
         destination: Where batches go.
-        source: The name of the program, which stands in each batch.
+        source: The name of the program, which each batch contains.
         redactor: Removes secrets from each span before it is sent.
 
     Attributes:
@@ -91,7 +91,7 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
 
     def reset(self) -> None:
-        """Take a new id and forget the thread and all spans, in a forked child."""
+        """Take a new id and discard the thread and all spans of the parent, in a forked child."""
         self._start_over()
         self._queue.reset()
 
@@ -116,7 +116,7 @@ class Sender:
                 loop.call_soon_threadsafe(wake.set)
 
     def begin_close(self, timeout: float) -> None:
-        """Close the queue and give the thread *timeout* seconds to send what waits; return at once."""
+        """Close the queue and give the thread *timeout* seconds to send the waiting spans; return at once."""
         with self._queue.lock:
             self._queue.close()
             self._deadline = time.monotonic() + timeout
@@ -128,7 +128,7 @@ class Sender:
             self.wake()
 
     def finish_close(self) -> None:
-        """Wait until the thread has ended, and drop what was not accepted by the deadline."""
+        """Wait for the end of the thread, until 0.5 s after the deadline at most, and drop spans not accepted."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.ident is not None:
             thread.join(max(self._deadline - time.monotonic(), 0.0) + _STOP_GRACE_S)
@@ -218,7 +218,7 @@ class Sender:
         self._wake.clear()
 
     async def _send_batch(self, transport: BatchTransport, batch: TakenBatch) -> None:
-        """Send one batch, repeatedly and under the same id, until the pipeline accepts or refuses it."""
+        """Drop invalid spans of *batch* and send the others, again and under the same id until accepted or refused."""
         clean = [raw for encoded in batch.spans if (raw := self._redact(encoded)) is not None]
         if len(clean) < len(batch.spans):
             self._queue.finish(len(batch.spans) - len(clean), accepted=False)
@@ -244,7 +244,7 @@ class Sender:
                 return
 
     def _redact(self, encoded: bytes) -> msgspec.Raw | None:
-        """Return the span without secrets; None if a value is out of bounds, because only a valid span is redacted."""
+        """Return the span without secrets; None if it is not valid, because only a valid span can be redacted."""
         try:
             span = _decoder.decode(encoded)
             clean = self._redactor.span(span)

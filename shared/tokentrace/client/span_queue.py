@@ -1,13 +1,13 @@
 """
 The queue between the threads that report spans and the thread that sends them, with the counters of a reporter.
 
-Every span that ``put`` gets is counted exactly once at the end: as acked, dropped or failed. Until then it is part of
-``depth``, whether it still waits in the queue or is part of a batch that is being sent. The limits apply to that depth
-and to the bytes that wait.
+Every span that ``put`` gets is counted exactly once at the end: as acked, dropped or failed. Until then it counts in
+the depth of the queue, whether it still waits or is part of a batch that is being sent. One limit applies to this
+depth, the other to the bytes of the waiting spans.
 
 One lock guards the queue and also the state of the sender thread. A finalizer or a signal handler may report a span at
-any point of the code, in a thread that holds the lock already; therefore the lock is re-entrant, and therefore there is
-only one: two threads could take two locks in opposite orders.
+any point of the code, in a thread that holds the lock already. Therefore the lock is re-entrant, and there is only one:
+two threads could take two locks in opposite orders.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tokentrace.records import ReporterStats
 
-#: A batch is sent as soon as it is this large, or its first span has waited this long.
+#: A batch is sent once it has this many spans or bytes, or its first span has waited for this many seconds.
 BATCH_SPANS = 256
 BATCH_BYTES = 512 * 1024
 BATCH_AGE_S = 0.2
@@ -27,13 +27,13 @@ BATCH_AGE_S = 0.2
 
 class Stats(NamedTuple):
     """
-    What became of the spans of a reporter since it was created. All numbers are counts of spans.
+    The counters of a reporter, in spans, since it was created or, in a forked child, since the fork.
 
     Attributes:
-        sent: Sent to the pipeline at least once.
+        sent: Taken from the queue to be sent.
         acked: Accepted by the pipeline.
-        dropped: Discarded because the queue was full, or because the program ended before they were accepted.
-        failed: Refused by the pipeline for good, or impossible to encode.
+        dropped: Discarded because the queue was full, or because the reporter was closed before they were accepted.
+        failed: Not valid, impossible to encode, or refused by the pipeline for good.
         queue_depth: Waiting in the queue or being sent.
     """
 
@@ -51,7 +51,7 @@ class TakenBatch(NamedTuple):
     Attributes:
         spans: Encoded spans, oldest first.
         sequence: The number of the batch, from 1.
-        stats: The reporter's counters, these spans counted as sent.
+        stats: The reporter's counters; ``sent`` includes these spans.
     """
 
     spans: list[bytes]
@@ -64,11 +64,11 @@ class SpanQueue:
     Encoded spans in the order in which they were reported. All methods are thread-safe.
 
     Args:
-        max_spans: Above this depth new spans are dropped.
-        max_bytes: Above this size of the waiting spans, in bytes, new spans are dropped.
+        max_spans: Most spans that wait or are being sent; further spans are dropped.
+        max_bytes: Most bytes of waiting spans; further spans are dropped.
 
     Attributes:
-        lock: Guards the queue, and the state of the sender thread too.
+        lock: Guards the queue and the state of the sender thread.
     """
 
     def __init__(self, max_spans: int, max_bytes: int) -> None:
@@ -83,10 +83,10 @@ class SpanQueue:
         self._bytes = 0
         self._depth = 0
         self._sent = self._acked = self._dropped = self._failed = 0
-        #: Of dropped and failed: what the batches so far have reported to the pipeline.
+        #: The parts of dropped and failed that the batches so far have reported to the pipeline.
         self._reported_dropped = self._reported_failed = 0
         self._sequence = 0
-        #: The sender waits without a timeout, so the next span has to wake it.
+        #: True while the sender waits without a timeout, so that the next span has to wake it.
         self._sender_idle = True
         self._flushing = False
         #: Monotonic seconds at which the sender first saw the oldest waiting span; None while nothing waits.
@@ -115,7 +115,7 @@ class SpanQueue:
             return wake
 
     def count_unencodable(self) -> None:
-        """Count one span as failed that was never in the queue."""
+        """Count a span that could not be encoded, and so was never in the queue, as failed."""
         with self.lock:
             self._failed += 1
 
@@ -177,7 +177,7 @@ class SpanQueue:
         return bool(self._spans)
 
     def batch_is_due(self) -> bool:
-        """True if a batch should be sent now: it is full or old enough, or the reporter is flushing or closing."""
+        """Return True if a batch is full or old enough, or spans wait while the reporter is flushing or closing."""
         with self.lock:
             if not self._spans:
                 self._flushing = False
@@ -186,7 +186,7 @@ class SpanQueue:
             return full or self._flushing or self._closed or self._age() >= BATCH_AGE_S
 
     def seconds_until_due(self) -> float | None:
-        """Return how long the sender may sleep, seconds; None = until ``put`` says that it must be woken."""
+        """Return how long the sender may sleep, seconds; None = until a ``put`` returns True."""
         with self.lock:
             self._sender_idle = not self._spans
             if self._sender_idle:
@@ -239,7 +239,7 @@ class SpanQueue:
                 self._empty.notify_all()
 
     def restore_unreported(self, stats: ReporterStats) -> None:
-        """Report the new losses in *stats* again with a later batch, because this batch never reaches the pipeline."""
+        """Let a later batch report the new losses in *stats*, because its own batch never reaches the pipeline."""
         with self.lock:
             self._reported_dropped -= stats.newly_dropped
             self._reported_failed -= stats.newly_failed

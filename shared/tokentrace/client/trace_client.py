@@ -33,7 +33,7 @@ DEFAULT_URL = "https://api.costkatana.com"
 DEFAULT_TIMEOUT_MS = 30_000
 #: HTTP statuses below 500 that ask for another attempt: request timeout, too early, too many requests.
 _RETRY_STATUSES = (408, 425, 429)
-#: How many characters of a stack trace are sent: the last ones.
+#: How many characters of a stack trace are sent, counted from its end.
 _MAX_TEXT = 16_000
 
 Json = dict[str, Any]
@@ -111,8 +111,9 @@ class TraceClient:
         """
         Start a span. A failure is logged and counted, and the ids can be used all the same.
 
-        The client chooses the ids and sends them, so they are valid even if the response is lost. If the service
-        responds with other ids, those are returned.
+        The client chooses the id of the span, so this id is valid even if the response is lost. If the service
+        responds with other ids, those are returned. A child without *session_id* belongs to the session that the
+        service responds with; if the response is lost, the session id that is returned is a new one.
 
         Args:
             name: The operation.
@@ -162,7 +163,7 @@ class TraceClient:
             cost_usd: The cost in US dollars; None lets the service compute it.
             tool: The tool that was called.
             resource_ids: Ids of resources that the call used.
-            metadata: Further values by key; they replace those from the start.
+            metadata: Further values by key; a value replaces that of the same key from the start.
         """
         tokens = None
         if input_tokens is not None or output_tokens is not None:
@@ -230,8 +231,9 @@ class TraceClient:
             ``{"nodes": [...], "edges": [...]}``.
 
         Raises:
-            Rejected: The service refuses the request; ``status`` is the HTTP status.
-            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
+            Rejected: The service refuses the request; ``status`` is the HTTP status, or 400 for a redirect.
+            Unavailable: The service cannot be reached, does not respond in time or not with a JSON object, or responds
+                with status 408, 425, 429 or 5xx.
         """
         return self._read(f"/api/sessions/{quote(session_id, safe='')}/graph")
 
@@ -246,8 +248,9 @@ class TraceClient:
             The session as ``GET /api/sessions/{id}/details`` describes it.
 
         Raises:
-            Rejected: The service refuses the request; ``status`` is 404 if it does not know the session.
-            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
+            Rejected: The service refuses the request; ``status`` is the HTTP status, 404 for an unknown session.
+            Unavailable: The service cannot be reached, does not respond in time or not with a JSON object, or responds
+                with status 408, 425, 429 or 5xx.
         """
         return self._read(f"/api/sessions/{quote(session_id, safe='')}/details")
 
@@ -262,21 +265,22 @@ class TraceClient:
         limit: int | None = None,
     ) -> Json:
         """
-        Read a page of sessions, newest first.
+        Read a page of sessions; the session that started last comes first.
 
         Args:
             user_id: Only sessions of this user; None for all.
             label: Only sessions with this label; None for all.
             since, until: Only sessions that started in this interval, ends included: aware datetimes or RFC 3339 texts.
-            page: The number of the page, from 1.
-            limit: Sessions on a page.
+            page: The number of the page, from 1; None for the first.
+            limit: Most sessions on a page; None for the default of the service.
 
         Returns:
             ``{"sessions": [...], "total": ..., "page": ..., "pages": ...}``.
 
         Raises:
-            Rejected: The service refuses the request; ``status`` is the HTTP status.
-            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
+            Rejected: The service refuses the request; ``status`` is the HTTP status, or 400 for a redirect.
+            Unavailable: The service cannot be reached, does not respond in time or not with a JSON object, or responds
+                with status 408, 425, 429 or 5xx.
         """
         parameters = {"userId": user_id, "label": label, "from": since, "to": until, "page": page, "limit": limit}
         return self._read("/api/sessions", parameters)
@@ -292,13 +296,14 @@ class TraceClient:
             The totals as ``GET /api/sessions/summary`` describes them.
 
         Raises:
-            Rejected: The service refuses the request; ``status`` is the HTTP status.
-            Unavailable: The service does not answer in time, or with status 408, 425, 429 or 5xx.
+            Rejected: The service refuses the request; ``status`` is the HTTP status, or 400 for a redirect.
+            Unavailable: The service cannot be reached, does not respond in time or not with a JSON object, or responds
+                with status 408, 425, 429 or 5xx.
         """
         return self._read("/api/sessions/summary", {"from": since, "to": until})
 
     def close(self) -> None:
-        """Close all idle connections. The client stays usable: the next call opens a new connection."""
+        """Close all idle connections. The client can still be used: the next call opens a new connection."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -358,8 +363,8 @@ class TraceClient:
             try:
                 return self._exchange_over(connection, method, path, body, headers)
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as exc:
-                # The service closed the idle connection. The request contains its own ids, so sending it twice has
-                # no effect.
+                # The service closed the idle connection, perhaps after it read the request. Every request can be sent
+                # again safely: it only reads, or contains ids by which the service recognises the repetition.
                 log.debug("%s %s: %s on an idle connection, sending again", method, path, type(exc).__name__)
         return self._exchange_over(self._connect(), method, path, body, headers)
 

@@ -1,4 +1,4 @@
-"""Transports: how a reporter sends a batch to the pipeline, either to NATS or by HTTP to ingest."""
+"""Transports: how a reporter sends a batch to the pipeline, over NATS or over HTTP."""
 
 from __future__ import annotations
 
@@ -46,12 +46,13 @@ class BatchTransport(Protocol):
         Send one encoded batch and return once the pipeline has stored it.
 
         Args:
-            payload: The result of ``records.encode_batches``.
-            id: The message id by which the broker recognises a repetition.
-            sequence: The batch number of the reporter, which chooses the raw subject.
+            payload: The batch in the form that ``records.decode_batches`` reads.
+            id: The message id by which the broker recognises a repetition; NATS only.
+            sequence: The number of the batch, which chooses the raw subject; NATS only.
 
         Raises:
-            Unavailable: The batch was not accepted; sending it again under the same id is safe.
+            Unavailable: The batch was not acknowledged and may or may not have been stored; sending it again under the
+                same id is safe.
             Rejected: The pipeline refuses the batch and always will.
         """
         ...
@@ -62,7 +63,8 @@ def check_url(url: str) -> None:
     Check that a reporter can send to *url*.
 
     Raises:
-        ConfigError: The scheme, host or port of *url* is not usable.
+        ConfigError: The scheme of *url* is unknown, nothing follows it, the port is not usable, or, for NATS, the host
+            is missing.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("nats", "tls", "http", "https") or not rest:
@@ -88,7 +90,7 @@ async def open_transport(destination: Destination) -> AsyncIterator[BatchTranspo
 
     Raises:
         Unavailable: The broker does not answer. HTTP connects later, at the first ``send``.
-        ConfigError: The scheme of the URL is unknown.
+        ConfigError: The URL is not usable, as ``check_url``.
     """
     scheme = destination.url.partition("://")[0]
     if scheme in ("nats", "tls"):

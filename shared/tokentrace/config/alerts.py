@@ -2,7 +2,7 @@
 The schema of alert rules and of their deliveries, as people write them.
 
 It is the only schema: ``tokentrace.yml``, ``POST /alerts`` and ``tokentrace rules check`` use it. The alerter compiles
-an ``AlertRule`` into the form that it evaluates, and checks there what needs more than the type of one key.
+an ``AlertRule`` into the form that it evaluates, and checks then what the types of the keys cannot express.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from msgspec import Meta
 from tokentrace.config.section import Section
 from tokentrace.errors import ConfigError, shorten
 
-#: A duration such as ``90s`` or ``2h30m``. The number 0 is accepted too, because people write 0 without quotes.
+#: A duration such as ``90s`` or ``2h30m``; 0 is accepted too, which is a number in YAML if it is not quoted.
 DurationText = str | Literal[0]
-#: Defaults of a delivery: for one attempt, and attempts after the first one.
+#: Defaults of a delivery: the timeout of one attempt, and the maximum number of attempts after the first one.
 DELIVERY_TIMEOUT = "5s"
 DELIVERY_MAX_RETRIES = 12
 
 
 class StdoutDelivery(Section, frozen=True, kw_only=True, tag="stdout"):
-    """Events are written to the alerter's standard output, one JSON object a line."""
+    """Events are written to the alerter's standard output, one JSON object per line."""
 
     send_resolved: Annotated[bool, Meta(description="Also deliver the end of an episode.")] = False
 
@@ -35,25 +35,35 @@ class WebhookDelivery(Section, frozen=True, kw_only=True, tag="webhook"):
     Events are posted to a URL.
 
     Attributes:
-        timeout: For one attempt, 10ms to 1m.
-        max_retries: Attempts after the first one.
+        timeout: Timeout of one attempt, 10ms to 1m.
+        max_retries: Maximum number of attempts after the first one.
         secret: Key of the HMAC-SHA256 in ``X-Tokentrace-Signature``; "" = the body is not signed.
-        format: The body is our event, or the webhook payload of an Alertmanager, version 4.
+        format: Form of the body: tokentrace = the event; alertmanager = Alertmanager's webhook payload, version 4.
     """
 
-    url: Annotated[str, Meta(description="URL of a webhook, or of an Alertmanager without /api/v2/alerts.")]
+    url: Annotated[str, Meta(description="URL of the webhook.")]
     timeout: Annotated[DurationText, Meta(description="Timeout of one attempt, 10ms to 1m.")] = DELIVERY_TIMEOUT
     headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = msgspec.field(
         default_factory=dict
     )
-    max_retries: Annotated[int, Meta(ge=0, le=100, description="Attempts after the first one.")] = DELIVERY_MAX_RETRIES
+    max_retries: Annotated[int, Meta(ge=0, le=100, description="Maximum number of attempts after the first one.")] = (
+        DELIVERY_MAX_RETRIES
+    )
     send_resolved: Annotated[bool, Meta(description="Also deliver the end of an episode.")] = False
-    secret: Annotated[str, Meta(description="Key of the signature in the header X-Tokentrace-Signature.")] = ""
-    format: Annotated[Literal["tokentrace", "alertmanager"], Meta(description="Form of the body.")] = "tokentrace"
+    secret: Annotated[
+        str, Meta(description="Key of the signature in the header X-Tokentrace-Signature; empty = no signature.")
+    ] = ""
+    format: Annotated[
+        Literal["tokentrace", "alertmanager"],
+        Meta(
+            description="Form of the body. tokentrace: the event; alertmanager: Alertmanager's webhook payload, "
+            "version 4."
+        ),
+    ] = "tokentrace"
 
 
 class HttpDelivery(WebhookDelivery, frozen=True, kw_only=True, tag="http"):
-    """The same as ``WebhookDelivery`` under its older name."""
+    """The older name of a delivery of type webhook."""
 
 
 class AlertmanagerDelivery(Section, frozen=True, kw_only=True, tag="alertmanager"):
@@ -61,17 +71,19 @@ class AlertmanagerDelivery(Section, frozen=True, kw_only=True, tag="alertmanager
     Alerts are pushed to a Prometheus Alertmanager.
 
     Attributes:
-        url: Without ``/api/v2/alerts``.
-        timeout: For one attempt, 10ms to 1m.
-        max_retries: Attempts after the first one.
+        url: URL of the Alertmanager, without ``/api/v2/alerts``.
+        timeout: Timeout of one attempt, 10ms to 1m.
+        max_retries: Maximum number of attempts after the first one.
     """
 
-    url: Annotated[str, Meta(description="URL of a webhook, or of an Alertmanager without /api/v2/alerts.")]
+    url: Annotated[str, Meta(description="URL of the Alertmanager, without /api/v2/alerts.")]
     timeout: Annotated[DurationText, Meta(description="Timeout of one attempt, 10ms to 1m.")] = DELIVERY_TIMEOUT
     headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = msgspec.field(
         default_factory=dict
     )
-    max_retries: Annotated[int, Meta(ge=0, le=100, description="Attempts after the first one.")] = DELIVERY_MAX_RETRIES
+    max_retries: Annotated[int, Meta(ge=0, le=100, description="Maximum number of attempts after the first one.")] = (
+        DELIVERY_MAX_RETRIES
+    )
 
 
 class CustomDelivery(Section, frozen=True, kw_only=True, tag="custom"):
@@ -80,39 +92,45 @@ class CustomDelivery(Section, frozen=True, kw_only=True, tag="custom"):
 
     Attributes:
         target: ``package.module:name`` of a callable, or of an object with a method ``deliver``.
-        max_retries: Attempts after the first one.
+        max_retries: Maximum number of attempts after the first one.
     """
 
     target: Annotated[str, Meta(description="Function, or object with deliver, as package.module:name.")]
-    max_retries: Annotated[int, Meta(ge=0, le=100, description="Attempts after the first one.")] = DELIVERY_MAX_RETRIES
+    max_retries: Annotated[int, Meta(ge=0, le=100, description="Maximum number of attempts after the first one.")] = (
+        DELIVERY_MAX_RETRIES
+    )
     send_resolved: Annotated[bool, Meta(description="Also deliver the end of an episode.")] = False
 
 
-#: Where the events of a rule go besides the alert subject; ``type`` says which one it is.
+#: How the events of a rule are delivered besides the alert subject; the key ``type`` chooses the class.
 Delivery = StdoutDelivery | HttpDelivery | WebhookDelivery | AlertmanagerDelivery | CustomDelivery
 DELIVERIES: Mapping[str, type[msgspec.Struct]] = {str(kind.__struct_config__.tag): kind for kind in get_args(Delivery)}
 
 
 class AlertRule(Section, frozen=True, kw_only=True):
     """
-    A rule.
+    An alert rule.
 
     Attributes:
         metric: Name or alias of a built-in metric, or the name of a custom metric.
         window: Duration from 1s to 31d.
-        eval_interval: Duration between two evaluations; None = a tenth of the window, within limits.
-        cooldown: Shortest time between two firings of one episode; None = the common cooldown, else the window.
-        min_spans: With fewer spans in the window, the condition does not hold.
+        eval_interval: Duration between two evaluations; None = a tenth of the window, at least 30 s, or 1 s for windows
+            under 5 minutes.
+        cooldown: Shortest time between two firings of one episode; None = ``alert_cooldown``, or the window if that is
+            not set.
+        min_spans: With fewer spans in the window, but at least one, the rule neither fires nor is resolved.
         filter: Dimension or attribute -> value. A span must have all of them.
         for_: How long the condition must hold before the rule fires; written ``for``.
-        recovery_threshold: A firing rule is resolved when the value is back over this; None = the threshold.
-        no_data: A window without data: resolves the rule; fires it; keeps it as it was.
-        group_by: Dimension or attribute. Each of its values is evaluated on its own.
-        change: Compare with the window before: the difference, or the difference in percent.
+        recovery_threshold: Replaces the threshold while the rule fires; None = the threshold is not replaced.
+        no_data: What a window without data does. ignore = it resolves a firing rule; fire = the rule fires; keep = the
+            state stays.
+        group_by: Dimension or attribute; the rule is evaluated separately for each of its values.
+        change: The condition is about the difference from the window before: absolute = as a number; percent = in
+            percent of the value before; None = about the metric itself.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=128, description="Name of the rule.")]
-    metric: Annotated[str, Meta(description="Any number of GET /metrics/{name}, or a custom metric.")]
+    metric: Annotated[str, Meta(description="Name of a metric whose value is one number, built-in or custom.")]
     op: Annotated[
         Literal["gt", "gte", "lt", "lte", ">", ">=", "<", "<="], Meta(description="How the value is compared.")
     ]
@@ -129,18 +147,24 @@ class AlertRule(Section, frozen=True, kw_only=True):
         DurationText | None,
         Meta(description="Time for which a firing rule does not fire again; by default the window."),
     ] = None
-    min_spans: Annotated[int, Meta(ge=0, description="The rule decides nothing on fewer spans than this.")] = 0
-    filter: Annotated[dict[str, str], Meta(description="Dimensions and attributes that a span must have.")] = (
-        msgspec.field(default_factory=dict)
-    )
+    min_spans: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="With fewer spans in the window, but at least one, the rule neither fires nor is resolved.",
+        ),
+    ] = 0
+    filter: Annotated[
+        dict[str, str], Meta(description="Dimensions and attributes with the values that a span must have.")
+    ] = msgspec.field(default_factory=dict)
     delivery: Annotated[Delivery | None, Meta(description="Where events are delivered besides the subject.")] = None
-    level: Annotated[Literal["warning", "critical"], Meta(description="Severity of the events.")] = "warning"
-    silenced: Annotated[bool, Meta(description="Evaluate the rule and publish nothing.")] = False
+    level: Annotated[Literal["warning", "critical"], Meta(description="Severity of the rule's events.")] = "warning"
+    silenced: Annotated[bool, Meta(description="Evaluate the rule, but publish no events.")] = False
     for_: Annotated[
         DurationText | None, Meta(description="How long the condition must hold before the rule fires.")
     ] = msgspec.field(default=None, name="for")
     recovery_threshold: Annotated[
-        float | None, Meta(description="Value at which a firing rule is resolved; by default the threshold.")
+        float | None, Meta(description="Replaces the threshold while the rule fires; by default the threshold.")
     ] = None
     no_data: Annotated[
         Literal["ignore", "fire", "keep"],
@@ -150,24 +174,25 @@ class AlertRule(Section, frozen=True, kw_only=True):
         ),
     ] = "ignore"
     group_by: Annotated[
-        str, Meta(max_length=256, description="Dimension or attribute; each of its values has a state of its own.")
+        str, Meta(max_length=256, description="Dimension or attribute; each of its values is evaluated separately.")
     ] = ""
     change: Annotated[
         Literal["absolute", "percent"] | None,
-        Meta(description="Compare the difference to the window before, as a number or in percent."),
+        Meta(description="Compare the difference from the window before, as a number or in percent."),
     ] = None
 
 
 def parse_alert_rule(written: Mapping[str, Any], where: str) -> AlertRule:
     """
-    Return the rule that *written* is; its durations, its metric and its delivery are checked when it is compiled.
+    Return *written* as a rule; the alerter checks its durations, its metric and its delivery when it compiles the rule.
 
     Args:
-        written: As decoded from JSON or YAML. A key whose value is null counts as absent.
+        written: The rule as decoded from JSON or YAML. A key whose value is null counts as absent.
         where: Prefix of the key in error texts, such as ``alerts[2]``.
 
     Raises:
-        ConfigError: A key is unknown, missing or of the wrong type. The text names the key and what is allowed.
+        ConfigError: A key is unknown or missing, or its value is of the wrong type or out of range; the text names the
+            key.
     """
     tidy = _without_nulls(written)
     try:
@@ -178,7 +203,11 @@ def parse_alert_rule(written: Mapping[str, Any], where: str) -> AlertRule:
 
 def parse_delivery(written: object, where: str) -> Delivery:
     """
-    Return the delivery that *written* is, as ``parse_alert_rule`` does for a rule.
+    Return *written* as a delivery.
+
+    Args:
+        written: The delivery as decoded from JSON or YAML. A key whose value is null counts as absent.
+        where: Prefix of the key in error texts, such as ``alerts[2].delivery``.
 
     Raises:
         ConfigError: As ``parse_alert_rule``.
@@ -195,7 +224,7 @@ def tidy_alerts(alerts: object) -> object:
     """
     Return the ``alerts`` of a configuration file without null values, and with ``type: stdout`` where it is missing.
 
-    What is not a list of maps is returned as it is: decoding it against the schema names the error.
+    A value that is not a list, and an item that is not a map, is returned as it is: decoding names the error later.
     """
     if not isinstance(alerts, list):
         return alerts
@@ -227,7 +256,7 @@ def _with_type(rule: dict[str, Any]) -> dict[str, Any]:
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got .*| of length ([<>]= \d+)| ([<>]= \d+))?")
-#: Values of these keys may be secrets, so that no error text repeats them.
+#: Keys whose values may be secrets; no error text repeats these values.
 _SECRET = frozenset({"secret", "headers"})
 _KINDS = {
     "str": "text",
@@ -240,12 +269,12 @@ _KINDS = {
 
 def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, where: str) -> str:
     """
-    Return the text of a validation error of msgspec with the key first and with what is allowed.
+    Rewrite a validation error of msgspec: first the key, then what is wrong or what is allowed.
 
     Args:
-        message: Of msgspec, such as ``Expected `float`, got `str` - at `$.threshold```.
-        written: What was decoded.
-        schema: Its Struct; None = a delivery, whose ``type`` names the Struct.
+        message: The error text of msgspec, such as ``Expected `float`, got `str` - at `$.threshold```.
+        written: The map that was decoded.
+        schema: The Struct of *written*; None = *written* is a delivery, whose ``type`` chooses the Struct.
     """
     reason, _, at = message.partition(" - at `")
     in_key = at.startswith("key")
@@ -292,7 +321,7 @@ def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, wh
         kinds = ["a duration such as 90s"]
     what = " or ".join(kinds) + (f" {expected[3]}" if expected[3] else "")
     if "[...]" in at and isinstance(value, Mapping):
-        # msgspec does not name the key inside a map. All values must be text, so the first other one is meant.
+        # msgspec does not name the key inside a map. All values must be text, so name the first that is not.
         name = next((name for name, item in value.items() if not isinstance(item, str)), "")
         return f"{path}.{shorten(name)}: is not {what}"
     return f"{path}: {shown}is not {what}"
@@ -305,7 +334,7 @@ def _metric_names() -> list[str]:
 
 
 def _allowed(schema: type[msgspec.Struct] | None, key: str) -> list[str]:
-    """Return the values that *key* may have if they are few; [] otherwise."""
+    """Return the texts that *key* may have as its value; [] if its type does not list them."""
     if key == "type":
         return list(DELIVERIES)
     for field in msgspec.structs.fields(schema) if schema is not None else ():

@@ -12,7 +12,7 @@ from tokentrace.config.section import Section
 class CustomMetric(Section, frozen=True, kw_only=True):
     """A sum, count, average or p95 of a field, over the spans that match a filter."""
 
-    name: Annotated[str, Meta(description="Name below /metrics/ and in rules.")]
+    name: Annotated[str, Meta(description="Name of the metric in /metrics/{name} and in rules.")]
     type: Annotated[Literal["sum", "count", "avg", "p95"], Meta(description="How values are aggregated.")]
     field: Annotated[
         str,
@@ -22,6 +22,6 @@ class CustomMetric(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     filter_key: Annotated[
-        str, Meta(description="Dimension or attr.<key> that a span must have; empty = all spans.")
+        str, Meta(description="Only spans with this dimension or attr.<key> count; empty = all spans.")
     ] = ""
     filter_val: Annotated[str | None, Meta(description="Value that filter_key must have; unset = any value.")] = None

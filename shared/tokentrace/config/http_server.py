@@ -29,7 +29,7 @@ class HttpServer(Section, frozen=True, kw_only=True):
     prometheus_path: Annotated[
         str, Meta(description="Path of the metrics in Prometheus' text format.", extra_json_schema=_PATH)
     ] = "/metrics/prometheus"
-    ingest_path: Annotated[str, Meta(description="Path that takes spans.", extra_json_schema=_PATH)] = "/spans"
+    ingest_path: Annotated[str, Meta(description="Path to which spans are posted.", extra_json_schema=_PATH)] = "/spans"
     health_path: Annotated[
         str, Meta(description="Path of the health of the whole pipeline.", extra_json_schema=_PATH)
     ] = "/health"
@@ -41,13 +41,16 @@ class HttpServer(Section, frozen=True, kw_only=True):
     )
     auth_token: Annotated[
         str,
-        Meta(description="Bearer token of requests, except for /healthz, /readyz and /mist; empty = none is needed."),
+        Meta(
+            description="Bearer token that requests need; empty = none. /healthz, /readyz and /docs need none, and "
+            "neither does /mist unless mist.require_auth is set."
+        ),
     ] = ""
     ingest_url: Annotated[
-        str, Meta(description="URL of an ingest to which an api that runs alone forwards posted spans.")
+        str, Meta(description="URL of the ingest to which an api in a process of its own forwards posted spans.")
     ] = ""
-    max_batch_size: Annotated[int, Meta(ge=1, description="Most spans in one POST request.")] = 1000
-    max_body_bytes: Annotated[int, Meta(ge=1, description="Most bytes in the body of one POST request.")] = (
+    max_batch_size: Annotated[int, Meta(ge=1, description="Maximum number of spans in a POST request.")] = 1000
+    max_body_bytes: Annotated[int, Meta(ge=1, description="Maximum size of the body of a POST request, in bytes.")] = (
         8 * 1024 * 1024
     )
 
@@ -56,7 +59,8 @@ class HttpServer(Section, frozen=True, kw_only=True):
         Check the paths and the token.
 
         Raises:
-            ConfigError: Names the key, or both keys if two paths are the same.
+            ConfigError: A path does not start with / or is that of another key, metrics_path is /, or the token begins
+                or ends with white space; the message names the key.
         """
         key_of: dict[str, str] = {}
         for key in _PATHS:

@@ -1,7 +1,7 @@
 """
-Loading of the settings: defaults < file < environment < flags.
+Loading of the settings from the defaults, the file, the environment and the flags; the later of these win.
 
-A key that does not exist is an error, and every error names its key.
+A key that does not exist is an error, and an error in a key names the key.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DEPRECATED = {"TOKENTRACE_SHARDS": "TOKENTRACE_OWN_SHARDS"}
 #: Settings that are lists: their variable holds the items separated by commas.
 _LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts"})
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
-#: Keys whose variables must be set: without one, requests would need no token and deliveries would carry no credential.
+#: Keys whose variables must be set; otherwise requests would need no token, or deliveries would have no credential.
 _SECRET = re.compile(r"http_server\.auth_token|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL)
 
 
@@ -64,7 +64,8 @@ def load(
         overrides: Flags, by the path of the setting: ``{"nats.url": …}``; a value of None is a flag that is not given.
 
     Raises:
-        ConfigError: Names the file and the key.
+        ConfigError: The file cannot be read or is not YAML, a setting is unknown, missing or invalid, or
+            ``storage.dir`` cannot be a directory; the message names the file or the key.
     """
     tree: dict[str, Any] = {}
     file = Path(path or DEFAULT_FILE)
@@ -143,11 +144,11 @@ def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, An
 
     Args:
         name: Name of the file, for errors.
-        environ: The variables. One that is not set or empty is replaced by nothing, except in a secret.
+        environ: The variables. One that is empty or not set, and has no default, is replaced by "", except in a secret.
 
     Raises:
-        ConfigError: The text is not YAML or not a mapping; a key appears twice in a mapping; or a variable without a
-            value is used in a secret or as ``${VAR:?message}``.
+        ConfigError: The text is not YAML or not a mapping; a key appears twice in a mapping; or a variable that is
+            empty or not set is used in a secret without a default, or as ``${VAR:?message}``.
     """
     try:
         tree = yaml.load(text, _Loader)  # a subclass of SafeLoader
@@ -200,13 +201,13 @@ def _set(tree: dict[str, Any], key: str, value: object) -> None:
 
 def build(tree: Mapping[str, Any], name: str) -> Settings:
     """
-    Build settings from *tree*, the file as nested dicts.
+    Build settings from *tree*, the keys and values of the file as nested dicts.
 
     Args:
         name: Name of the file, for errors.
 
     Raises:
-        ConfigError: Names the key that is unknown or missing, or whose value is wrong.
+        ConfigError: A key is unknown or missing, or its value is invalid; the message names the key.
     """
     # YAML reads a section whose keys are all commented out as null.
     tree = {key: tidy_alerts(value) if key == "alerts" else value for key, value in tree.items() if value is not None}
@@ -230,7 +231,7 @@ def _decode(kind: type, value: Any) -> Any:
 
 
 def keys_without_effect(tree: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each key of *tree* that the server does not use."""
+    """Return a text for each key of *tree* that has a value but no effect in the server."""
     return list(_without_effect(tree, inspect.type_info(Settings), ""))
 
 

@@ -13,7 +13,7 @@ class Mist(Section, frozen=True, kw_only=True):
     """The endpoint for messages of MIST."""
 
     require_auth: Annotated[
-        bool, Meta(description="POST /mist needs the bearer token. MIST's Go clients cannot send one.")
+        bool, Meta(description="Require the bearer token for POST /mist. MIST's Go clients cannot send one.")
     ] = False
     accept_eval_result: Annotated[
         bool, without_effect("Take messages of type eval.result.", "only messages of type trace.span are taken")

@@ -17,26 +17,28 @@ class Nats(Section, frozen=True, kw_only=True):
     url: Annotated[
         str, Meta(description="URL of the NATS server; the servers of a cluster are separated by commas.")
     ] = "nats://127.0.0.1:4222"
-    project: Annotated[str, Meta(description="The project part of every subject.")] = "default"
+    project: Annotated[str, Meta(description="Project of the spans, which is a part of each subject.")] = "default"
     shards: Annotated[
         int,
-        Meta(
-            ge=1, le=256, description="The shard count: over how many shards state is spread. Fixed at the first start."
-        ),
+        Meta(ge=1, le=256, description="The shard count: how many shards the log has. It is fixed at the first start."),
     ] = 1
     own_shards: Annotated[
         str, Meta(description="The shards that this aggregator holds, such as 0-1 or 0,3; empty = all.")
     ] = ""
-    raw_max_bytes: Annotated[int, Meta(description="Size of the work queue TT_RAW, in bytes.")] = 1024 * 1024 * 1024
-    spans_max_bytes: Annotated[int, Meta(description="Size of the log TT_SPANS, in bytes.")] = 8 * 1024 * 1024 * 1024
+    raw_max_bytes: Annotated[int, Meta(description="Maximum size of the work queue TT_RAW, in bytes.")] = (
+        1024 * 1024 * 1024
+    )
+    spans_max_bytes: Annotated[int, Meta(description="Maximum size of the log TT_SPANS, in bytes.")] = (
+        8 * 1024 * 1024 * 1024
+    )
     spans_max_age: Annotated[Duration, Meta(description="How long the log TT_SPANS keeps a message.")] = Duration(
         7 * 86_400_000_000_000
     )
     duplicate_window: Annotated[
         Duration,
         Meta(
-            description="How long the broker recognises a repeated message id. It only saves work, "
-            "because readers remember the batches that they have folded."
+            description="How long the broker recognises a repeated message id. A short time costs work but no "
+            "correctness, because readers remember the batches that they have folded."
         ),
     ] = Duration(120_000_000_000)
 
@@ -45,7 +47,7 @@ class Nats(Section, frozen=True, kw_only=True):
         Check that ``own_shards`` names existing shards.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: As ``own_shards``.
         """
         own_shards(self)
 
@@ -63,7 +65,7 @@ def own_shards(nats: Nats) -> list[int]:
     for part in nats.own_shards.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"nats.own_shards: {shorten(nats.own_shards)!r} is not such as 0-1 or 0,3")
+            raise ConfigError(f"nats.own_shards: {shorten(nats.own_shards)!r} is not of the form 0-1 or 0,3")
         first, last = int(match[1]), int(match[2] or match[1])
         if last >= nats.shards:
             raise ConfigError(

@@ -18,7 +18,7 @@ _MAX_RATE_USD = 1_000_000
 
 
 class ModelRate(Section, frozen=True, kw_only=True):
-    """Rates of a model, in USD per million tokens."""
+    """Rates of a model, in US dollars per million tokens."""
 
     prompt_per_1m: Annotated[Decimal, Meta(description="Rate of prompt tokens, USD per million.")]
     completion_per_1m: Annotated[Decimal, Meta(description="Rate of completion tokens, USD per million.")]
@@ -35,15 +35,15 @@ class Pricing(Section, frozen=True, kw_only=True):
         default_factory=dict
     )
     trust_zero: Annotated[
-        list[str], Meta(description="Providers whose reported cost of 0 means that the call was free.")
+        list[str], Meta(description="Providers whose reported cost of 0 is believed: the call was free.")
     ] = msgspec.field(default_factory=list)
 
     def check(self) -> None:
         """
-        Check that each rate is a finite number from 0 to 1,000,000 USD.
+        Check that each rate is a finite number from 0 to 1,000,000 USD per million tokens.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: A rate is not such a number; the message names its key.
         """
         for model, model_rate in self.models.items():
             for key, rate in msgspec.structs.asdict(model_rate).items():

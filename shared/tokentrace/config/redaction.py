@@ -26,7 +26,7 @@ class Redaction(Section, frozen=True, kw_only=True):
     keys: Annotated[list[str], Meta(description="More keys whose values are secrets.")] = msgspec.field(
         default_factory=list
     )
-    replace: Annotated[bool, Meta(description="Use only the keys above, not the built-in ones.")] = False
+    replace: Annotated[bool, Meta(description="Use only the keys in `keys`, not the built-in ones.")] = False
     store_raw_content: Annotated[
         bool, Meta(description="Also store the original text of messages beside the redacted text.")
     ] = False

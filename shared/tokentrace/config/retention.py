@@ -13,7 +13,7 @@ from tokentrace.errors import ConfigError
 class Retention(Section, frozen=True, kw_only=True):
     """How long the span store keeps spans, and how many."""
 
-    memory_window: Annotated[Duration, Meta(description="How long spans are shown; over 0.")] = Duration(
+    memory_window: Annotated[Duration, Meta(description="How long spans are shown; must be over 0.")] = Duration(
         7 * 86_400_000_000_000
     )
     disk_days: Annotated[
@@ -25,15 +25,16 @@ class Retention(Section, frozen=True, kw_only=True):
     ] = 30
     max_spans: Annotated[int, Meta(ge=0, description="Number of newest spans that are shown; 0 = no limit.")] = 0
     max_bytes: Annotated[
-        int, Meta(ge=0, description="Most bytes of the span store, whose oldest files are deleted first; 0 = no limit.")
+        int,
+        Meta(ge=0, description="Maximum size of the span store, in bytes; its oldest files are deleted; 0 = no limit."),
     ] = 16 * 1024 * 1024 * 1024
 
     def check(self) -> None:
         """
-        Check that spans are shown at all.
+        Check that ``memory_window`` is over 0.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: ``memory_window`` is 0.
         """
         if self.memory_window == 0:
             raise ConfigError("retention.memory_window: must be over 0, or no span is ever shown")

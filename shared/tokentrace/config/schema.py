@@ -1,8 +1,8 @@
 """
 The JSON schema of ``tokentrace.yml``, generated from the settings, so that an editor completes and checks the file.
 
-msgspec can generate a schema itself, but not one that fits this file: a duration is text with a unit here, a number may
-be written as ``${VAR}``, and a section may be empty.
+msgspec's own schema generator does not fit this file, in which a duration is text with a unit, a number may be written
+as ``${VAR}``, and a section may be empty.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def encode_schema() -> str:
-    """Return the schema as text, as ``docs/configuration.schema.json`` holds it."""
+    """Return the schema as the text of ``docs/configuration.schema.json``."""
     return msgspec.json.format(msgspec.json.encode(json_schema()), indent=2).decode() + "\n"
 
 
@@ -52,7 +52,7 @@ def _struct(kind: inspect.Type, definitions: dict[str, Any]) -> dict[str, Any]:
         properties[kind.tag_field] = {"const": kind.tag}
     for field in kind.fields:
         schema = _type(field.type, definitions)
-        # The default of a section is its keys' defaults.
+        # A section has no default of its own in the schema: its keys have theirs.
         if field.default is not msgspec.NODEFAULT and not isinstance(field.default, msgspec.Struct):
             schema["default"] = _default(field.default)
         elif field.default_factory is not msgspec.NODEFAULT:

@@ -1,4 +1,4 @@
-"""The base class of the sections of ``tokentrace.yml``, the type of durations, and marks for keys without effect."""
+"""The base class of the sections of ``tokentrace.yml``, the type of durations, and a mark for keys without effect."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ class Duration(int):
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A section of the file; a key that it does not have is an error."""
+    """The base class of a map in the file; an unknown key is an error."""
 
     def check(self) -> None:
         """
-        Check what the types alone cannot say.
+        Check the rules that the types of the keys cannot express.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: A value breaks a rule; the message names its key.
         """
 
 
 def without_effect(description: str, reason: str) -> msgspec.Meta:
     """
-    Describe a key that is validated and that the server does not use.
+    Return the metadata of a key that is validated but has no effect in the server.
 
-    ``load`` logs a warning that names the key and gives the *reason* if the file sets it.
+    If the file sets the key, ``load`` logs a warning with the key and the *reason*.
     """
     return msgspec.Meta(description=f"{description} No effect in the server: {reason}.", extra={"reason": reason})

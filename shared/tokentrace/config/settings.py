@@ -1,4 +1,4 @@
-"""``tokentrace.yml`` as a whole: one schema for all programs. Each program checks the whole file and uses its part."""
+"""The schema of ``tokentrace.yml``. Each program checks the whole file and uses the part that it needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokentrace.errors import ConfigError
 
 
 class AlertDelivery(Section, frozen=True, kw_only=True):
-    """Where the events of all rules may be delivered."""
+    """Where events may be delivered."""
 
     allow_hosts: Annotated[
         list[str] | None,
@@ -49,9 +49,9 @@ class Settings(Section, frozen=True, kw_only=True):
     retention: Annotated[Retention, Meta(description="How long the span store keeps spans.")] = Retention()
     alerts: Annotated[list[AlertRule], Meta(description="Alert rules.")] = msgspec.field(default_factory=list)
     alert_cooldown: Annotated[
-        str | None, Meta(description="Cooldown of the rules that set none; by default each rule's window.")
+        str | None, Meta(description="Cooldown of the rules that have none; by default the window of the rule.")
     ] = None
-    alert_delivery: Annotated[AlertDelivery, Meta(description="Limits of all deliveries.")] = AlertDelivery()
+    alert_delivery: Annotated[AlertDelivery, Meta(description="Where events may be delivered.")] = AlertDelivery()
     custom_metrics: Annotated[list[CustomMetric], Meta(description="Custom metrics.")] = msgspec.field(
         default_factory=list
     )
@@ -63,10 +63,10 @@ class Settings(Section, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """
-        Check every section.
+        Check the sections and the thresholds of the rules.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: A value is invalid; the message names its key.
         """
         for section in (self.nats, self.http_server, self.pricing, self.transport, self.retention):
             section.check()
@@ -81,5 +81,5 @@ class Settings(Section, frozen=True, kw_only=True):
 
     @property
     def open_paths(self) -> tuple[str, ...]:
-        """Paths that need no bearer token: health checks, and ``/mist``, whose Go clients cannot send one."""
+        """Paths that need no bearer token: health checks, and ``/mist`` unless ``mist.require_auth`` is set."""
         return ("/healthz", "/readyz") if self.mist.require_auth else ("/healthz", "/readyz", "/mist")

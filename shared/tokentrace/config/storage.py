@@ -15,7 +15,7 @@ class Storage(Section, frozen=True, kw_only=True):
     dir: Annotated[
         str, Meta(description="Directory of the span store, and of the NATS server of `tokentrace serve`.")
     ] = "./tokentrace-data"
-    memory_limit_mb: Annotated[int, Meta(description="Memory of the span store's queries, in MB.")] = 256
-    snapshot_interval: Annotated[Duration, Meta(description="Longest time between two snapshots of a reader.")] = (
-        Duration(60_000_000_000)
+    memory_limit_mb: Annotated[int, Meta(description="Memory limit of the span store's database, in MB.")] = 256
+    snapshot_interval: Annotated[Duration, Meta(description="Time between two snapshots of a reader.")] = Duration(
+        60_000_000_000
     )

@@ -13,7 +13,7 @@ from tokentrace.errors import ConfigError
 
 
 class FileTransport(Section, frozen=True, kw_only=True):
-    """Spans as JSON lines in a file."""
+    """Spans are written to a file as JSON lines."""
 
     path: Annotated[str, Meta(description="The file.")] = "./traces.jsonl"
     rotate: Annotated[bool, Meta(description="Start a new file when the file reaches max_size_mb.")] = False
@@ -24,20 +24,22 @@ class FileTransport(Section, frozen=True, kw_only=True):
 
 
 class HttpTransport(Section, frozen=True, kw_only=True):
-    """Spans posted to an endpoint."""
+    """Spans are posted to an endpoint."""
 
     endpoint: Annotated[str, Meta(description="URL that takes POST requests.")]
-    batch_size: Annotated[int, Meta(description="Most spans in one request.")] = 100
+    batch_size: Annotated[int, Meta(description="Maximum number of spans in one request.")] = 100
     flush_interval: Annotated[Duration, Meta(description="Longest time that a span waits for its batch.")] = Duration(
         2_000_000_000
     )
     timeout: Annotated[Duration, Meta(description="Timeout of one request.")] = Duration(10_000_000_000)
-    max_retries: Annotated[int, Meta(description="Attempts after the first one.")] = 3
+    max_retries: Annotated[int, Meta(description="Maximum number of attempts after the first one.")] = 3
     retry_backoff: Annotated[
         Duration, Meta(description="Pause before the first retry; it doubles with each retry.")
     ] = Duration(500_000_000)
     compression: Annotated[Literal["none", "gzip"], Meta(description="Compression of the request body.")] = "none"
-    max_queue_size: Annotated[int, Meta(description="Most spans that wait; further spans are dropped.")] = 10_000
+    max_queue_size: Annotated[
+        int, Meta(description="Maximum number of spans that wait; further spans are dropped.")
+    ] = 10_000
     headers: Annotated[dict[str, str], Meta(description="Headers of each request.")] = msgspec.field(
         default_factory=dict
     )
@@ -68,7 +70,7 @@ class Transport(Section, frozen=True, kw_only=True):
         Check that each transport of type http has an endpoint.
 
         Raises:
-            ConfigError: Names the key.
+            ConfigError: A transport has none; the message names the key.
         """
         for key, transport in self._named():
             if transport.type == "http" and transport.http is None:

@@ -1,4 +1,4 @@
-"""Translates foreign formats into records and back; one module for each format."""
+"""The translation of foreign formats into records and back; one module or package for each format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def explain(error: str) -> str:
     """
     Return msgspec's message *error* with the field first: ``span 3: prompt_tokens: Expected `int`, got `str```.
 
-    Quoted values are cut to 40 characters, because they may hold secrets and an error text is not redacted.
+    Quoted values are cut to 40 characters, because they may contain secrets and an error text is not redacted.
     """
     match = _PATH.search(error)
     if match is None:

@@ -1,4 +1,4 @@
-"""The documented JSON span: milliseconds, dollars and RFC 3339 instants."""
+"""The JSON span of ``POST /spans`` and ``GET /traces/{id}``: milliseconds, dollars and RFC 3339 instants."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     A span as JSON clients send it.
 
     Attributes:
-        comp_tokens: The documented name; ``completion_tokens`` is accepted too.
-        cost_usd: US dollars; absent = ingest prices the span.
-        latency_ms, ttft_ms: Milliseconds, 0 = unset.
-        started_at, ended_at: RFC 3339 with a time zone.
+        comp_tokens, completion_tokens: Tokens of the whole output; the first is the documented name, the second is
+            accepted too.
+        cost_usd: Cost in US dollars; absent = ingest prices the span.
+        latency_ms, ttft_ms: Durations in milliseconds; 0 = unknown.
+        started_at, ended_at: RFC 3339 with a time zone; absent = ingest fills them in.
     """
 
     trace_id: Id = ""
@@ -80,7 +81,7 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_write_1h_tokens: Tokens = 0
     reasoning_tokens: Tokens = 0
     usage: dict[str, Tokens] | None = None
-    #: Accepted and ignored, so that a span from ``render_span`` can be sent again. Ingest decides what they are.
+    #: Accepted and ignored, so that a span from ``render_span`` can be sent again; ingest sets both anew.
     cost_source: CostSource = ""
     unpriced_reason: Name = ""
 
@@ -97,7 +98,8 @@ def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
         source: ``Span.source`` of the result.
 
     Raises:
-        Rejected: Names the index of the span and the field.
+        Rejected: *body* is not JSON, or a span in it is invalid; the text names the field and, where known, the index
+            of the span.
     """
     start = body.lstrip()[:1]
     try:
@@ -125,7 +127,7 @@ def _span(doc: DocsSpan, source: str) -> Span:
         session = session or _text(attributes, "session_id")
         user = user or _text(attributes, "user_id")
         score = score_of(attributes)
-    # In three steps, because a call with more than 15 keywords takes four times as long.
+    # The span is built in steps, because a call with more than 15 keywords takes four times as long.
     span = Span(
         name=doc.name,
         kind=doc.kind,
@@ -196,7 +198,7 @@ def _instant(moment: datetime | None) -> int:
 
 
 def render_span(span: Span) -> dict[str, Any]:
-    """Return *span* as ``GET /traces/{id}`` shows it: without empty optional fields; a root has a null parent."""
+    """Return *span* as ``GET /traces/{id}`` shows it; empty optional fields are left out, a root's parent is null."""
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,

@@ -28,7 +28,7 @@ _MAPPED = ("model", "provider", "tokens_in", "tokens_out", "cost_usd", "error", 
 
 class MistMessage(msgspec.Struct, kw_only=True):
     """
-    The envelope of every MIST message; unknown keys are ignored, as in the Go tools.
+    The envelope of a MIST message; unknown keys are ignored, as in the Go tools.
 
     Attributes:
         checksum: CRC32-IEEE of the payload's bytes as they were sent; 0 or null = not checked.
@@ -44,7 +44,7 @@ class MistMessage(msgspec.Struct, kw_only=True):
 
 
 class TraceSpan(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A MIST span; instants are Unix nanoseconds, and end_ns 0 means that it has not ended."""
+    """A MIST span; ``start_ns`` and ``end_ns`` are Unix nanoseconds, and ``end_ns`` 0 = the span has not ended."""
 
     trace_id: str = ""
     span_id: str = ""
@@ -65,8 +65,8 @@ def decode_message(body: bytes) -> Span:
     Decode the span of one MIST message.
 
     Raises:
-        Rejected: With the error texts of the Go handler: ``invalid message: …``, ``expected type trace.span, got …``,
-            ``invalid span payload: …``.
+        Rejected: The message or its span is invalid; the text begins as in the Go handler: ``invalid message: …``,
+            ``expected type trace.span, got …`` or ``invalid span payload: …``.
     """
     try:
         message = _message.decode(body)
@@ -92,15 +92,16 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
     """
     Return the record of a MIST span.
 
-    An id with characters that could forge a log line becomes empty, and ingest makes a new one. Instants outside the
-    years 2000 to 2100, such as those of a tool whose clock starts at zero, become 0; the duration stays, and ingest
-    sets the end to the arrival.
+    An id that is not 1-256 printable ASCII characters becomes empty, and ingest makes a new one. If an instant is not
+    between the years 2000 and 2100, as from a tool whose clock starts at zero, both instants become 0; the duration
+    stays, and ingest sets the end to the arrival.
 
     Args:
-        envelope_source: ``source`` of the envelope; the caller, if the attributes name none.
+        envelope_source: ``source`` of the envelope, which becomes the caller if the attributes name none.
 
     Raises:
-        Rejected: Names the field.
+        Rejected: A key in ``attrs`` is empty, the span takes over 30 days, or a value is out of bounds; the text names
+            the field.
     """
     attrs = dict(foreign.attrs or {})
     if "" in attrs:
@@ -173,7 +174,7 @@ def _status(status: str, attrs: dict[str, Any]) -> str:
 
 
 def _count(attrs: dict[str, Any], key: str) -> int:
-    """Return attribute *key* as an integer, without its fraction as in Go; 0 if it is not a number."""
+    """Return attribute *key* as an integer, its fraction cut off as in Go; 0 if it is not a number."""
     value = attrs.get(key)
     return int(value) if is_number(value) else 0
 
@@ -184,7 +185,7 @@ def _text(attrs: dict[str, Any], key: str) -> str | None:
 
 
 def _is_mapped(key: str, value: Any) -> bool:
-    """Return True if the attribute *key* became a field of the span; with an unexpected type it stays an attribute."""
+    """Return True if attribute *key* became a field of the span; a value of an unexpected type stays an attribute."""
     if key not in _MAPPED:
         return False
     if key in ("tokens_in", "tokens_out", "cost_usd", "ttft_ms"):
@@ -193,7 +194,7 @@ def _is_mapped(key: str, value: Any) -> bool:
 
 
 def render_span(span: Span) -> dict[str, Any]:
-    """Return *span* as MTTP JSON, with nanoseconds, and with all fields that MIST lacks in ``attrs``."""
+    """Return *span* as a MIST span; model, tokens, cost, error, caller, TTFT, session and user are in ``attrs``."""
     attrs: dict[str, Any] = dict(span.attributes)
     fields: dict[str, Any] = {
         "model": span.model,
@@ -211,9 +212,9 @@ def render_span(span: Span) -> dict[str, Any]:
     has_model = bool(span.model or span.prompt_tokens or span.completion_tokens)
     if span.kind != _inferred_kind(span.name, has_model=has_model):
         attrs["type"] = span.kind
-    foreign = attrs.get("mist.status")
+    mist_status = attrs.get("mist.status")
     status = span.status
-    if status == "error" and isinstance(foreign, str):
+    if status == "error" and isinstance(mist_status, str):
         status = attrs.pop("mist.status")
     shown = {
         "trace_id": span.trace_id,

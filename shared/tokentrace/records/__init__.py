@@ -2,7 +2,8 @@
 The records that services exchange and store: frozen msgspec structs.
 
 Most are encoded as msgpack arrays, so a field is identified by its index: new fields are only appended, with a default,
-and a reader of either version can decode the other's records. Alert events and delivery records are JSON objects.
+and a reader of either version can decode the other's records. Alert events, delivery records, and the requests and
+answers about rules are JSON objects.
 """
 
 from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event

@@ -25,10 +25,10 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
         value: The metric at that instant, in the metric's unit; None if there was no data.
         threshold: The limit in the rule, in the metric's unit.
         window: The window as the rule states it, such as ``1h``.
-        span_count: How many spans contributed to value.
-        filter: The dimensions or attributes that select the rule's spans.
+        span_count: How many spans contributed to *value*.
+        filter: The dimensions and attributes, with their values, that select the rule's spans.
         rule_id: ``alert_`` and 8 hex digits.
-        level: The severity in the rule.
+        level: The severity of the rule: warning or critical.
         message: ``<metric> <op> <value> (threshold: <threshold>)``.
         status: Whether the rule fires or is resolved.
         starts_at: When the episode began, RFC 3339.
@@ -62,7 +62,7 @@ class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
         rule, fired_at, status, group: Those of the event: its ``alert``, ``fired_at``, ``status`` and ``group``.
         key: The ``Idempotency-Key``, which is the same for all attempts.
         channel: The kind of delivery, such as ``webhook``.
-        destination: Where the event is delivered to, without secrets.
+        destination: Where the event is delivered, without secrets.
         outcome: delivered; retry = another attempt follows; dead = no further attempt; expired = the event was too
             old to be delivered.
         attempt: The number of the attempt, from 1.
@@ -91,10 +91,10 @@ _deliveries = msgspec.json.Decoder(DeliveryRecord)
 
 def decode_event(payload: bytes) -> AlertEvent:
     """
-    Decode an event of the alert subjects. An event without ``starts_at`` begins its episode.
+    Decode an event of the alert subjects; without ``starts_at``, its episode starts at ``fired_at``.
 
     Raises:
-        Rejected: *payload* is not an event, or one of its instants is not between the years 2000 and 2100.
+        Rejected: *payload* is not an event, or an instant in it is not RFC 3339 or not between the years 2000 and 2100.
     """
     with reading("alert event"):
         event = _events.decode(payload)

@@ -1,5 +1,5 @@
 """
-Requests about rules on ``tokentrace.query.alerts``, and the answer to them; JSON.
+Requests about rules on ``tokentrace.query.alerts``, and the answers to them; JSON.
 
 A request is an object whose key ``ask`` says which one it is. An empty payload asks for the list of rules.
 """
@@ -17,32 +17,32 @@ from tokentrace.errors import Rejected, shorten
 
 
 class ListRules(msgspec.Struct, frozen=True, tag_field="ask", tag="list"):
-    """Return the state of all rules."""
+    """The request for the state of all rules."""
 
 
 class CreateRule(msgspec.Struct, frozen=True, tag_field="ask", tag="create"):
     """
-    Add a rule.
+    The request to add a rule.
 
     Attributes:
-        rule: As it was posted. The alerter checks it, so that the error names the key.
+        rule: The rule as it was posted. Only the alerter checks it, and its error names the key.
     """
 
     rule: Any
 
 
 class DeleteRule(msgspec.Struct, frozen=True, tag_field="ask", tag="delete"):
-    """Remove the rule called *name*."""
+    """The request to remove the rule *name*."""
 
     name: str
 
 
 class SilenceRule(msgspec.Struct, frozen=True, tag_field="ask", tag="silence"):
     """
-    Publish nothing for the rule called *name* for a while.
+    The request to publish no events of the rule *name* for a while.
 
     Attributes:
-        duration: Such as ``2h``.
+        duration: How long, such as ``2h``.
     """
 
     name: str
@@ -54,11 +54,12 @@ AlertRequest = ListRules | CreateRule | DeleteRule | SilenceRule
 
 class AlertAnswer(msgspec.Struct, frozen=True):
     """
-    What an alerter answers.
+    The answer of an alerter.
 
     Attributes:
         status: The HTTP status of the answer.
-        body: The rules for a list; the error as ``{"error": text}`` from status 300 on.
+        body: ``{"error": text}`` if *status* is 300 or more; otherwise what the HTTP client receives, for ``ListRules``
+            the list of rules.
     """
 
     status: Annotated[int, Meta(ge=200, le=599)]
@@ -85,10 +86,10 @@ def encode_alert_request(request: AlertRequest) -> bytes:
 
 def decode_alert_request(payload: bytes) -> AlertRequest:
     """
-    Return the request that *payload* is.
+    Decode a request; an empty *payload* is ``ListRules``.
 
     Raises:
-        Rejected: It is not a request; the text begins with the key that is wrong.
+        Rejected: *payload* is not a request; the text begins with the key that is wrong, or with ``request``.
     """
     if not payload:
         return ListRules()
@@ -112,10 +113,10 @@ def encode_alert_answer(answer: AlertAnswer) -> bytes:
 
 def decode_alert_answer(payload: bytes, request: AlertRequest) -> AlertAnswer:
     """
-    Return the answer to *request*, with a body of the form that it must have.
+    Decode an answer to *request*.
 
     Raises:
-        Rejected: It is not an answer to it.
+        Rejected: *payload* is not an answer, its error has no text, or an answer to ``ListRules`` is no list of rules.
     """
     with reading("answer"):
         answer = _answers.decode(payload)

@@ -1,4 +1,4 @@
-"""Batches: spans and other records that are published together, under an id by which readers fold each batch once."""
+"""Batches: spans and other records that are published together, with an id by which readers recognise repetitions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokentrace.errors import Rejected, cut_quoted, shorten
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
-#: The HTTP content type of a body that ``encode_batches`` made. A reporter posts it.
+#: The HTTP content type of batches in the form of ``encode_batches``, which a reporter posts.
 BATCH_TYPE = "application/vnd.tokentrace.batches+msgpack"
 
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -22,16 +22,16 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    The counters of a reporter, in spans, cumulative since it was created.
+    The counters of a reporter, in spans; all but the last three count since the reporter was created.
 
     Attributes:
-        sent: Sent to the pipeline at least once.
+        sent: Taken from the queue to be sent.
         acked: Accepted by the pipeline.
-        dropped: Discarded because the queue was full or the program ended.
-        failed: Refused by the pipeline for good, or impossible to encode.
-        queue_depth: Waiting or being sent.
-        newly_dropped, newly_failed: The part of dropped and failed that no accepted batch has reported before. Their
-            sum over all batches, in any order and on any number of shards, is the total.
+        dropped: Discarded because the queue was full, or because the reporter was closed before they were accepted.
+        failed: Not valid, impossible to encode, or refused by the pipeline for good.
+        queue_depth: Waiting in the queue or being sent, when the batch was made.
+        newly_dropped, newly_failed: The part of dropped and failed that no other batch reports. Their sum over all
+            batches, in any order and on any number of shards, is the total that was reported.
     """
 
     sent: Count = 0
@@ -48,12 +48,12 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Spans and other records that are folded together or not at all.
 
     Attributes:
-        id: ``<project>.<source>.<128 random bits>`` of a reporter, or the id of one HTTP request.
+        id: The id of the reporter, ``<project>.<source>.<128 random bits>``, or else the id of this batch alone.
         sequence: The number of the batch within its reporter, from 1; 0 if the id alone identifies the batch.
         part: The index of this part, from 0, of a batch that ingest had to split.
-        arrived_ns: When the pipeline received it, Unix nanoseconds; 0 = not received yet.
+        arrived_ns: When the pipeline received the batch, Unix nanoseconds; 0 = not received yet.
         source: The name of the reporter, which becomes the caller of spans that name none.
-        reporter: The counters of the reporter when it sent this batch; None for an HTTP request.
+        reporter: The counters of the reporter when it made this batch; None for a batch that no reporter sent.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=400)]
@@ -127,7 +127,7 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
 
     Returns:
         For each batch: the batch with its valid records, and (index, bytes, reason) for each invalid record. The
-        reason begins with the field of the batch unless that is ``spans``.
+        reason begins with the field and index of the record, such as ``scores[2]``, unless the record is a span.
 
     Raises:
         Rejected: The message is not batches, or a field of a batch other than its records is invalid.
@@ -173,7 +173,7 @@ def name_fields(message: str, fields: Sequence[str] = SPAN_FIELDS) -> str:
 
 
 def join_encoded(batches: Sequence[bytes]) -> bytes:
-    """Join batches, each encoded by ``encode_batch``, to one NATS message that ``decode_batches`` reads."""
+    """Join batches that ``encode_batch`` encoded into one NATS message that ``decode_batches`` reads."""
     return _encoder.encode([msgspec.Raw(batch) for batch in batches])
 
 
@@ -186,8 +186,8 @@ def shard_of(batch: Batch, shards: int) -> int:
     """
     Return the shard of *batch*, from 0 to *shards* - 1.
 
-    The batches of a reporter take turns. The shard of an HTTP request is a hash of its id, so that a repeated request
-    reaches the reader that has folded the first one.
+    The batches of a reporter are spread over the shards in turn. The shard of any other batch is a hash of its id, so
+    that a repetition reaches the reader that has folded the first one.
     """
     if shards == 1:
         return 0
@@ -201,7 +201,7 @@ def check_batch_id(text: str) -> str:
     Return *text* if it is a valid batch id: 1-400 printable ASCII characters, which are safe in headers and logs.
 
     Raises:
-        Rejected: It is not a valid batch id.
+        Rejected: *text* is not a valid batch id.
     """
     if not (text and len(text) <= 400 and text.isascii() and text.isprintable()):
         raise Rejected(f"batch id: {shorten(text)!r} is not 1-400 printable ASCII characters")

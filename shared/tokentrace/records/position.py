@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-#: A sequence number or an instant after 1970: an int64 >= 0.
+#: An int64 >= 0, such as a sequence or an instant in Unix nanoseconds.
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -17,7 +17,7 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         created_ns: When the stream was created, Unix nanoseconds. A recreated stream numbers its messages from 1 again.
-        sequence: The sequence number of that message; 0 = none yet.
+        sequence: The sequence of the last folded message; 0 = none yet.
     """
 
     created_ns: Natural

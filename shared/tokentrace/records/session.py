@@ -14,13 +14,13 @@ Role = Literal["user", "assistant", "system", "tool"]
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    The start of a span that has not ended. It is shown as pending and not counted.
+    The start of a span. Until the span ends, it is shown as pending or abandoned and not counted.
 
     Attributes:
         started_ns: When the span started, Unix nanoseconds.
         metadata: Attributes from the start. Those from the end replace them key by key.
         caller: Calling service or function; "" = unknown.
-        arrived_ns: When the pipeline received it, Unix nanoseconds.
+        arrived_ns: When the pipeline received the start, Unix nanoseconds; 0 = unknown.
     """
 
     trace_id: Id
@@ -41,7 +41,7 @@ class Annotation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Attributes that are given to a span after it ended. They are shown with the span and not counted.
 
     Attributes:
-        attributes: They replace the attributes of the span key by key.
+        attributes: The attributes, which replace those of the span key by key.
     """
 
     trace_id: Id
@@ -58,10 +58,11 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Attributes:
         name: The name of the score, which starts with ``eval.``; metrics and rules use ``eval.score``.
         value: The new value in units of 1e-9; None removes the score.
-        previous: The value that it replaces, in units of 1e-9; None if there was none.
+        previous: The value before this change, in units of 1e-9; None if there was none.
         kind, model, provider, caller, span_name, status: The dimensions of the span.
-        ended_ns, arrived_ns: Those of the span, Unix nanoseconds. The score counts at the event time of the span.
-        attributes: Those of the span, for rules that filter or group by attributes.
+        ended_ns, arrived_ns: The end and the arrival of the span, Unix nanoseconds. The score counts at the event time
+            of the span.
+        attributes: The attributes of the span, for rules that filter or group by attributes.
     """
 
     trace_id: Id
@@ -87,14 +88,14 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     Attributes:
         message_id: Unique within its session.
         span_id: The span that the message belongs to; "" = none.
-        role: Who wrote it.
+        role: Who wrote the message.
         content: The redacted text; "" if the operator does not keep contents.
-        redacted: True if something was removed from content.
-        created_ns: When it was written, Unix nanoseconds.
+        redacted: True if something was removed from the text.
+        created_ns: When the message was written, Unix nanoseconds.
         metadata: Further attributes, redacted.
         raw: The text before redaction, if the operator keeps it; "" = not kept, or equal to content.
         length: The length of the received text, characters.
-        trace_id: The trace of that span; "" = unknown.
+        trace_id: The trace of the span; "" = unknown.
     """
 
     message_id: Id
@@ -129,9 +130,9 @@ class Tombstone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     A deletion. The deleted records stay hidden when the store is rebuilt from the log.
 
     Attributes:
-        target: What was deleted: all records of a trace, a session or a user.
-        id: The id of that trace, session or user.
-        deleted_ns: When it was deleted, Unix nanoseconds. Records that arrive later are not hidden.
+        target: Whether all records of a trace, of a session or of a user were deleted.
+        id: The id of the trace, session or user.
+        deleted_ns: When the records were deleted, Unix nanoseconds. Records that arrive later are not hidden.
     """
 
     target: Literal["trace", "session", "user"]

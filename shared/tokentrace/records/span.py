@@ -1,4 +1,4 @@
-"""The record of one finished call, and the checks that make it valid."""
+"""The record of one finished call, and the checks that a valid one passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: tuple[str, ...] = (
     "workflow",
     "chain",
 )
-#: Kinds whose cost is the sum of the calls below them. It is shown, and not added up a second time.
+#: Kinds whose cost is the sum of the calls below them. This cost is shown, but not added to totals a second time.
 ROLLUP_KINDS = frozenset({"http", "agent", "workflow", "chain"})
 _MODEL_KINDS = frozenset({"llm", "embedding"})
 
@@ -41,7 +41,7 @@ MAX_KEY_BYTES = 256
 MAX_NAME = 256
 MAX_VALUE_BYTES = 32 * 1024
 MAX_DEPTH = 16
-#: A span that ends further ahead of its arrival than this counts at its arrival instead.
+#: A span whose end is further ahead of its arrival than this counts at its arrival instead; nanoseconds.
 FUTURE_NS = 5 * MINUTE
 
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
@@ -60,7 +60,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     One finished call to a model, a tool or another service.
 
     Attributes:
-        trace_id: The trace that it belongs to, 1-256 printable ASCII characters; "" = ingest assigns one.
+        trace_id: The trace that the span belongs to, 1-256 printable ASCII characters; "" = ingest assigns one.
         span_id: Unique within its trace, 1-256 printable ASCII characters; "" = ingest assigns one.
         parent_span_id: The span that made this call; None for a root.
         name: The operation, at most 256 characters.
@@ -68,7 +68,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         caller: Calling service or function; "" = unknown.
         model, provider: The vendor's names, such as ``gpt-4o`` and ``openai``; "" = unknown.
         status: ok, error or timeout.
-        started_ns, ended_ns: Unix nanoseconds; 0 = ingest fills it in.
+        started_ns, ended_ns: When the call started and ended, Unix nanoseconds; 0 = ingest fills it in.
         latency_ns: Duration of the whole call, nanoseconds; 0 = unknown.
         ttft_ns: Time to the first token of a streamed answer, nanoseconds; 0 = unknown.
         prompt_tokens: Tokens of the whole input, cached tokens included.
@@ -78,20 +78,20 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         score: The score ``eval.score`` in units of 1e-9, from 0 to 1e9; None = not scored.
         attributes: Further values by key: at most 128 keys of 1-256 bytes, values of at most 32 KiB.
         error: The error message if status is not ok; "" = none.
-        arrived_ns: When the pipeline received it, Unix nanoseconds; 0 = not received yet.
-        session_id, user_id: The session and user that it belongs to; None = unknown.
+        arrived_ns: When the pipeline received the span, Unix nanoseconds; 0 = not received yet.
+        session_id, user_id: The session and user that the span belongs to; None = unknown.
         cost_source: reported, priced, overridden, partly_priced, unpriced or zero_ignored; "" = not decided yet.
         cost_model: The price that was used, such as ``openai:gpt-4o@genai-prices-0.2.3``.
         unpriced_reason: Why cost_nusd is None or lacks a part; "" if it is complete.
         cache_read_tokens, cache_write_tokens: Parts of prompt_tokens; they are not added to it.
         cache_write_1h_tokens: The part of cache_write_tokens that is kept for an hour.
         reasoning_tokens: The part of completion_tokens that was spent on reasoning.
-        usage: Amounts of other priced units by name (searches, audio, images), whole numbers >= 0.
+        usage: Amounts of other priced units by name (searches, audio, images), whole numbers >= 0; None = none.
         error_stack: The stack trace; "" = none.
-        source: How it reached the pipeline: reporter, spans, mist, costkatana or nats.
+        source: How the span reached the pipeline: reporter, spans, mist, costkatana or nats.
 
     Raises:
-        TypeError: An unknown field name. The values are checked when the span is decoded.
+        TypeError: A field name is unknown. The values are checked later, when the span is decoded.
     """
 
     trace_id: Id = ""
@@ -133,7 +133,7 @@ SPAN_FIELDS: tuple[str, ...] = Span.__struct_fields__
 
 
 def counts_as_cost(kind: str) -> bool:
-    """True if the costs of this kind are added up. The cost of a roll-up kind is already counted in the calls below."""
+    """Return True if costs of *kind* are added to totals; that of a roll-up kind is counted in the calls below it."""
     return kind not in ROLLUP_KINDS
 
 
@@ -143,7 +143,7 @@ def event_time(span: Span) -> int:
 
 
 def attribute(span: Span, key: str) -> Any:
-    """Return the attribute with this *key*, or else follow *key* as a dotted path into nested ones; None if missing."""
+    """Return the attribute *key*, or else the value at the dotted path *key* in nested attributes; None if missing."""
     value = span.attributes.get(key)
     if value is None and "." in key:
         value = span.attributes
@@ -153,7 +153,7 @@ def attribute(span: Span, key: str) -> Any:
 
 
 def is_id(text: str) -> bool:
-    """True for 1-256 printable ASCII characters, which cannot forge a line of a log."""
+    """Return True if *text* is 1-256 printable ASCII characters, with which no log line can be forged."""
     return 0 < len(text) <= 256 and text.isascii() and text.isprintable()
 
 
@@ -162,7 +162,7 @@ def check_span(span: Span) -> None:
     Check the rules that the types of the fields of ``Span`` cannot express.
 
     Raises:
-        Rejected: A field breaks a rule; the text names both.
+        Rejected: A field breaks a rule; the text names the field and the rule.
     """
     if span.trace_id and not is_id(span.trace_id):
         raise Rejected(f"trace_id: {shorten(span.trace_id)!r} is not 1-256 printable ASCII characters")
@@ -170,7 +170,7 @@ def check_span(span: Span) -> None:
         raise Rejected(f"span_id: {shorten(span.span_id)!r} is not 1-256 printable ASCII characters")
     if span.parent_span_id is not None and not is_id(span.parent_span_id):
         raise Rejected(f"parent_span_id: {shorten(span.parent_span_id)!r} is not 1-256 printable ASCII characters")
-    # MIST tools and Cost Katana clients may report calls without token counts, and their own servers accept that.
+    # MIST tools and Cost Katana clients may report calls without model or token counts; their own servers accept that.
     if span.kind in _MODEL_KINDS and span.status == "ok" and span.source not in ("mist", "costkatana"):
         if not span.model:
             raise Rejected(f"model: required when kind is {span.kind} and status is ok")
@@ -215,7 +215,8 @@ def check_attributes(attributes: dict[str, Any]) -> None:
     Check the keys, sizes, nesting and numbers of *attributes*.
 
     Raises:
-        Rejected: An attribute breaks a limit; the text names its key.
+        Rejected: There are too many attributes, or an attribute breaks a limit or has a reserved key, which the text
+            names.
     """
     if len(attributes) > MAX_ATTRIBUTES:
         raise Rejected(f"attributes: {len(attributes)} keys are more than the limit of {MAX_ATTRIBUTES}")
@@ -237,7 +238,7 @@ def check_attributes(attributes: dict[str, Any]) -> None:
 
 
 def _utf8(key: str, text: str) -> bytes:
-    """Return *text* in UTF-8. Python strings from undecodable file names have no UTF-8 form."""
+    """Return *text* in UTF-8; Rejected if it has none, such as a Python string from an undecodable file name."""
     try:
         return text.encode()
     except UnicodeEncodeError as exc:

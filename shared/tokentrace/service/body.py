@@ -1,4 +1,4 @@
-"""Request bodies: read with a limit, gzip undone."""
+"""Reading of request bodies, with a limit and with gzip decompression."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from tokentrace.errors import Rejected
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
-#: How much of a body over the limit is read and thrown away before the connection is cut.
+#: How much of a body over the limit is read and discarded before the answer, at most: bytes and seconds.
 _MAX_DRAINED = 128 * 1024 * 1024
-
-
 _DRAIN_S = 3.0
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """
-    The body, gzip undone, never holding more than *limit* bytes of it.
+    Return the body, decompressed if it is gzip, without holding more than *limit* bytes of it.
 
     Raises:
-        Rejected: 413 over the limit, counted before and after decompression; 415 other encodings; 400 broken gzip.
+        Rejected: 413, the body is over *limit* bytes before or after decompression; 415, the encoding is not gzip; 400,
+            the gzip data is broken or the client disconnected.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip"):
@@ -35,10 +34,10 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
 
 async def read_raw(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """
-    The body as it came, never holding more than *limit* bytes of it.
+    Return the body as it was sent, without holding more than *limit* bytes of it.
 
     Raises:
-        Rejected: 413 over the limit.
+        Rejected: 413, the body is over *limit* bytes; 400, the client disconnected.
     """
     return await _read(request, limit)
 
@@ -59,14 +58,14 @@ async def _read(request: Request, limit: int) -> bytes:
         if too_long:
             await _drain(request)
     except ClientDisconnect as exc:
-        raise Rejected("body: the client went away in the middle of it") from exc
+        raise Rejected("body: the client disconnected before its end") from exc
     if too_long:
         raise Rejected(f"body: {declared[:20] or f'over {limit}'} bytes, at most {limit} are taken", status=413)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 async def _drain(request: Request) -> None:
-    """Read on for a moment without keeping it: a client that is cut off while it sends never sees the answer."""
+    """Read and discard the rest of a body for a moment: a client that still sends would not read the answer."""
     size = 0
     try:
         async with asyncio.timeout(_DRAIN_S):
@@ -80,7 +79,7 @@ async def _drain(request: Request) -> None:
 
 
 def _inflate(packed: bytes, limit: int) -> bytes:
-    """All members of a gzip body, stopping one byte past *limit*."""
+    """Return the decompressed members of a gzip body; Rejected if it is broken or over *limit* bytes."""
     parts: list[bytes] = []
     room, rest = limit, packed
     while rest:

@@ -1,4 +1,4 @@
-"""Preparing the broker at the start of a service: streams, buckets, the shard count."""
+"""Preparation of the broker at the start of a service: streams, buckets and the shard count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokentrace.service.retry import until_available
 log = structlog.stdlib.get_logger(__name__)
 
 _SHARDS = "shards"
-#: On a small disk, each stream keeps at most this much space beyond what it holds, bytes.
+#: Largest spare amount of a stream whose size is cut to fit a small disk, bytes.
 _SPARE_BYTES = 64 * 1024 * 1024
 _COUNT = re.compile(r"[1-9][0-9]{0,5}")
 
@@ -28,11 +28,12 @@ async def bootstrap(bus: Bus, settings: Settings, *, room_bytes: int | None = No
     Create or update every stream and bucket; several services may do so at the same time.
 
     Args:
-        room_bytes: The space for all streams together, if it is known. The broker reserves the maximum size of a
+        room_bytes: The space for all streams together, bytes; None = unknown. The broker reserves the maximum size of a
             stream, so sizes are cut to fit, and raised again when there is more space.
 
     Raises:
         ConfigError: The streams were created for another number of shards.
+        Rejected: The broker refuses the settings of a stream.
     """
     nats = settings.nats
     wanted = subjects.streams(
@@ -69,8 +70,9 @@ def fit(streams: Sequence[Stream], room_bytes: int, sizes: Mapping[str, StreamSt
     """
     Return *streams* with maximum sizes that together stay within *room_bytes*, as far as possible.
 
-    The sizes are cut in proportion, but never below what a stream needs: what it holds and half as much again, or a
-    small spare amount, which gives time to notice a slow reader.
+    The sizes are cut in proportion, but not below a minimum: what the stream holds, plus half of it or a small spare
+    amount, whichever is more. This gives time to notice a slow reader. An existing stream is not enlarged for this
+    minimum beyond the spare amount.
 
     Args:
         sizes: The states of the streams that exist, by name; the others are new.
@@ -94,7 +96,7 @@ def _least_bytes(stream: Stream, state: StreamState | None) -> int:
     if state is None or state.max_bytes <= 0:
         return spare
     needed = min(state.bytes + max(state.bytes // 2, spare), stream.max_bytes)
-    # Never more than the stream has reserved already, because the disk may not have it; except for the spare amount.
+    # Not more than the stream has reserved already, because the disk may not have it; the spare amount is an exception.
     return max(min(needed, state.max_bytes), spare)
 
 
@@ -118,7 +120,7 @@ def _log_lack_of_space(
 
 async def _agree_on_shards(bus: Bus, shards: int) -> None:
     meta = bus.kv(subjects.META)
-    # Read before writing: on a full disk only reading works.
+    # Read before writing, because on a full disk only reading works.
     entry = await until_available(partial(meta.get, _SHARDS))
     if entry is None:
         try:

@@ -1,15 +1,15 @@
 """
-The contract of a route: what FastAPI declares and documents, and how a request is read by it.
+The contract of a route: what it declares for the OpenAPI document, and how it reads a request.
 
 How it works. A route is a function on a ``Router``, declared with ``operation(...)``: its id, texts, body, answers and
 errors. FastAPI reads the function's signature for the document, but it neither reads requests nor writes answers here,
-because its own solver costs twice as much and takes what this API refuses (a parameter given twice, ``limit=1.0``).
+because its own parsing costs twice as much and accepts what this API refuses (a parameter given twice, ``limit=1.0``).
 ``ContractRoute`` calls the function itself with at most three kinds of arguments: the request, names from the path, and
 one ``Annotated[Model, Query()]``, where the model derives from ``Params``. Any other argument is a TypeError at start,
-because it would be ignored in silence.
+because otherwise it would silently never get a value.
 
-``Params`` reads the query string: an unknown parameter and one given twice are refused by name, and each value goes
-through a parser of this program, whose words reach the client.
+``Params`` reads the query string: it refuses a parameter that is unknown or given twice, with its name in the error
+text, and passes each value to a parser of tokentrace, whose error text is sent to the client.
 
 Bodies and answers are msgspec Structs: the Struct that decodes a body or encodes an answer is also its JSON schema.
 FastAPI cannot read Structs, so ``operation`` keeps them in a list and leaves a number in the route, which
@@ -37,18 +37,18 @@ from starlette.types import Receive, Scope, Send
 from tokentrace.errors import Rejected, shorten
 
 T = TypeVar("T")
-#: Key of a route's ``openapi_extra`` under which the number of its ``Operation`` stands.
+#: Key of a route's ``openapi_extra`` whose value is the number of its ``Operation``.
 MARK = "x-operation"
 
 
 class Failure(msgspec.Struct, forbid_unknown_fields=True):
-    """The error envelope: what is wrong, which input, and why."""
+    """The body of an error; ``error`` says which input is wrong and why."""
 
     error: str
 
 
 class SdkFailure(msgspec.Struct, forbid_unknown_fields=True):
-    """The error envelope below ``/api/``; Cost Katana's SDK reads ``message``, which is the same text."""
+    """The body of an error below ``/api/``; ``message`` is the same text as ``error``, for Cost Katana's SDK."""
 
     error: str
     message: str
@@ -60,10 +60,10 @@ class Answer:
     One answer of an operation.
 
     Attributes:
-        type: What msgspec makes a JSON schema of, or a tuple of alternatives; None = the answer has no body.
-        example: An instance of it, in builtins.
-        headers: Name -> description.
-        media: Media type.
+        type: A type of which msgspec can make a JSON schema, or a tuple of alternatives; None = the answer has no body.
+        example: A value of *type*, in builtins.
+        headers: Name of a header -> its description.
+        media: Media type of the body.
     """
 
     type: Any
@@ -76,7 +76,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Content:
-    """A body in one media type; *type* as in ``Answer``, examples by name."""
+    """The body of a request in one media type; *type* is as in ``Answer``, and *examples* have names."""
 
     type: Any
     examples: Mapping[str, Any]
@@ -95,7 +95,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Operation:
-    """What a document says of a route beyond its parameters and texts; see ``operation``."""
+    """What the document says about a route besides its parameters and texts; see ``operation``."""
 
     answers: Sequence[Answer]
     body: Sequence[Content] = ()
@@ -108,7 +108,7 @@ _operations: list[Operation] = []
 
 
 def operation_of(extra: Mapping[str, Any]) -> Operation:
-    """Return the operation that an entry of the document, made from ``operation(...)``, is marked with."""
+    """Return the ``Operation`` whose number is in *extra*, an entry of the document made from ``operation(...)``."""
     number: int = extra[MARK]
     return _operations[number]
 
@@ -127,10 +127,10 @@ def operation(
     Return the keyword arguments of a route's decorator.
 
     Args:
-        id: The ``operationId``; clients generate method names from it, so it never changes.
-        answers: The answers of success, the usual one first.
-        body: The media types that a body may have.
-        errors: Status -> an example of the error text. 401 is added where a token is required.
+        id: The ``operationId``; generators of clients make method names of it, so it never changes.
+        answers: The answers without an error text, the usual one first.
+        body: The bodies that a request may have, one for each media type.
+        errors: Status -> an example of the error text. 401 is added on every path that a token protects.
     """
     _operations.append(Operation(answers, body, body_required, errors or {}, headers))
     return {
@@ -147,7 +147,7 @@ def parsed(parse: Callable[[str], Any]) -> PlainValidator:
     """
     Return a validator of a query parameter: *parse* reads the text and raises ``Rejected``.
 
-    A default that is text is parsed as well, so that it can be documented as a client would write it.
+    A default that is text is parsed too, so that the document shows it as a client would write it.
     """
 
     def validate(value: Any) -> Any:
@@ -165,9 +165,9 @@ class Params(BaseModel):
     """
     The query parameters of a family of routes.
 
-    A subclass names a parameter for each field and may set ``prefix``: every parameter that begins with the prefix and
-    goes on is collected in the field ``free``, declared with the alias ``<prefix><key>``. A subclass with
-    ``extra="ignore"`` passes over unknown and repeated parameters instead of refusing them.
+    Each field of a subclass is a parameter. A subclass may set ``prefix``: parameters with this prefix, such as
+    ``attr.team`` for ``attr.``, are collected in the field that has the alias ``<prefix><key>``. A subclass with
+    ``extra="ignore"`` ignores unknown parameters, and takes the last value of a repeated one, instead of refusing them.
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
@@ -185,7 +185,7 @@ class Params(BaseModel):
         Read the query string of *request*.
 
         Raises:
-            Rejected: Names the parameter that is unknown, given twice, or wrong.
+            Rejected: A parameter is unknown, given twice or invalid; the text names the parameter.
         """
         return cls.of(request.query_params.multi_items())
 
@@ -239,15 +239,15 @@ def refuse(name: str, allowed: frozenset[str], prefix: str = "") -> None:
 
 
 class ContractRoute(APIRoute):
-    """A route that reads the request itself, and refuses every query parameter when it declares none."""
+    """A route that reads requests by its contract; it refuses every query parameter if it has no ``Params``."""
 
     refuses_unknown: ClassVar[bool] = True
-    #: The model of its query parameters; None = it has none.
+    #: The model of the query parameters of the route; None = it has none.
     params: type[Params] | None
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        # Starlette's own wrapper: FastAPI's opens two exit stacks for dependencies, of which there are none.
+        # Use Starlette's wrapper: FastAPI's opens two exit stacks for dependencies, and there are no dependencies.
         self.app = request_response(self.get_route_handler())
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -274,14 +274,14 @@ class ContractRoute(APIRoute):
         return handle
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """As a Starlette route, ``GET`` answers ``HEAD`` too; declaring it would document every operation twice."""
+        """Match ``HEAD`` where ``GET`` is declared: declaring both would document every operation twice."""
         match, child = super().matches(scope)
         if match is Match.PARTIAL and self._answers(scope["method"]):
             return Match.FULL, child
         return match, child
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or raise a 405."""
+        """Answer the request; raise an HTTPException with status 405 if the route does not answer its method."""
         if not self._answers(scope["method"]):
             raise HTTPException(405)
         await self.app(scope, receive, send)
@@ -292,7 +292,7 @@ class ContractRoute(APIRoute):
 
 
 class LenientRoute(ContractRoute):
-    """The same, but unknown query parameters are passed over, as health checks and senders of spans expect."""
+    """A ``ContractRoute`` that ignores query parameters if it has no ``Params``, for health checks and span senders."""
 
     refuses_unknown = False
 
@@ -302,8 +302,8 @@ class Router(APIRouter):
     A router whose routes read requests by contract.
 
     Args:
-        tag: Under which the document lists its operations.
-        lenient: Unknown query parameters of routes without ``Params`` are passed over instead of refused.
+        tag: Tag under which the document lists the operations of the router.
+        lenient: Query parameters of routes without ``Params`` are ignored instead of refused.
     """
 
     def __init__(self, tag: str, *, lenient: bool = False) -> None:
@@ -312,10 +312,12 @@ class Router(APIRouter):
 
 def _arguments(endpoint: Callable[..., Any], path_names: frozenset[str]) -> tuple[str, str, type[Params] | None]:
     """
-    Return (name of the request argument, name of the parameters' argument, their model); "" and None = there is none.
+    Return the names of the arguments for the request and the query parameters, and the model of the latter.
+
+    A name is "" and the model is None if there is no such argument.
 
     Raises:
-        TypeError: An argument is of another kind, or a name of the path is no argument.
+        TypeError: An argument is of another kind, or a name in the path is not an argument.
     """
     request_name = model_name = ""
     model: type[Params] | None = None
@@ -333,8 +335,8 @@ def _arguments(endpoint: Callable[..., Any], path_names: frozenset[str]) -> tupl
                 raise TypeError(f"{endpoint.__qualname__}: {name}: {model.__name__} does not derive from Params")
         else:
             raise TypeError(
-                f"{endpoint.__qualname__}: {name}: an endpoint takes the request, names of its path and one "
-                f"Annotated[Params, Query()]; nothing else would be filled in"
+                f"{endpoint.__qualname__}: {name}: an endpoint takes the request, names in its path and one "
+                f"Annotated[Params, Query()]; any other argument would get no value"
             )
     if path_names - names:
         raise TypeError(f"{endpoint.__qualname__}: takes no {', '.join(sorted(path_names - names))} from its path")

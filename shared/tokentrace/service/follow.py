@@ -7,7 +7,7 @@ The one loop in which services read a stream.
 
 ``Bus.follow`` yields chunks through every restart of the broker; its generator must be closed when the loop ends. A
 ``Follower`` closes it, keeps the reader's position, logs messages that are missing and streams that were recreated, and
-tells when the reader has caught up.
+reports when the reader has caught up.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ class Follower:
     """
     Reads the messages of one stream from a position on, chunk by chunk.
 
-    A chunk counts as applied when the body of the loop asks for the next one. Then ``position`` moves behind it, and
-    if nothing was pending, ``caught_up`` is set. A chunk at which the body leaves the loop is not applied.
+    A chunk counts as applied when the loop asks for the next one. Then ``position`` moves to the end of the chunk, and
+    ``caught_up`` is set if nothing was pending. If the loop is left, its last chunk does not count as applied.
 
     Args:
         stream, filters: The stream and the subjects to read.
-        after: The position to start behind; None = at the first message.
+        after: The position after which to start; None = start at the first message.
         reader: The name of the reader in logs.
         needs_every_message: Log messages that the stream discarded before they were read as an error, because the
             reader's state is incomplete without them. A bucket discards messages all the time.
         until_caught_up: End the loop once nothing is pending, instead of waiting for new messages.
-        on_caught_up: Called after each chunk with nothing pending has been applied.
+        on_caught_up: Called whenever a chunk with nothing pending has been applied.
 
     Attributes:
-        position: Behind the last chunk that was applied; None = nothing was read yet.
-        caught_up: Set once everything that the stream held was applied.
+        position: The position after the last chunk that was applied; None = nothing was applied yet.
+        caught_up: Set once a chunk with nothing pending was applied; never cleared.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Health and a service's own metrics over HTTP."""
+"""The health of a service and its own metrics, over HTTP."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Health(NamedTuple):
     Whether a service can do its work.
 
     Attributes:
-        missing: What it waits for; empty = ready.
-        details: More, for people.
+        missing: What the service waits for; empty = ready.
+        details: Further entries of the body of ``/readyz``.
     """
 
     missing: Sequence[str]
@@ -42,12 +42,12 @@ class Sample(NamedTuple):
 
 
 def answer_healthz() -> Response:
-    """Return 200: the event loop runs."""
+    """Return 200, which shows that the event loop runs."""
     return reply({"status": "ok"})
 
 
 def answer_readyz(health: Health) -> Response:
-    """Return 200 when the service is connected and caught up, else 503; ``missing`` lists what it waits for."""
+    """Return 200 if the service is ready, else 503; ``missing`` in the body lists what the service waits for."""
     status = "not_ready" if health.missing else "ok"
     body = {"status": status, "missing": list(health.missing), **health.details}
     return reply(body, 503 if health.missing else 200)
@@ -59,7 +59,7 @@ def answer_samples(samples: Iterable[Sample]) -> Response:
 
 
 def health_routes(health: Callable[[], Health], samples: Callable[[], Iterable[Sample]]) -> list[Route]:
-    """Return ``/healthz``, ``/readyz`` and ``/internal/metrics`` for a service that answers nothing else."""
+    """Return the routes ``/healthz``, ``/readyz`` and ``/internal/metrics`` for a service without a document."""
 
     async def healthz(_: Request) -> Response:
         return answer_healthz()

@@ -23,17 +23,17 @@ from tokentrace.service.health import (
 
 
 class Alive(msgspec.Struct):
-    """The event loop runs."""
+    """The answer of a process whose event loop runs."""
 
     status: Literal["ok"]
 
 
 class Readiness(msgspec.Struct):
     """
-    Whether the service can do its work; each service adds details of its own, for people.
+    Whether the service can do its work; each service adds further keys.
 
     Attributes:
-        missing: What it waits for; empty = ready.
+        missing: What the service waits for; empty = ready.
     """
 
     status: Literal["ok", "not_ready"]
@@ -47,7 +47,7 @@ _TEXT = "# HELP tokentrace_ingest_spans_total Spans accepted.\n# TYPE tokentrace
 
 
 def health_router(health: Callable[[], Health], samples: Callable[[], Iterable[Sample]]) -> Router:
-    """Return the routes; *health* and *samples* are called for every request."""
+    """Return the documented routes; each request calls *health* or *samples* anew."""
     router = Router("service", lenient=True)
 
     @router.get(
@@ -55,8 +55,8 @@ def health_router(health: Callable[[], Health], samples: Callable[[], Iterable[S
         **operation(
             "getHealthz",
             "Is the process alive",
-            "200 as long as the event loop runs, whatever the broker does.",
-            Answer(Alive, "It is.", {"status": "ok"}),
+            "The answer is 200 as long as the event loop runs, whatever the state of the broker.",
+            Answer(Alive, "The process is alive.", {"status": "ok"}),
         ),
     )
     async def healthz() -> Response:
@@ -68,8 +68,8 @@ def health_router(health: Callable[[], Health], samples: Callable[[], Iterable[S
             "getReadyz",
             "Is the service ready",
             "Ready means connected and caught up; `missing` lists what the service waits for.",
-            Answer(Readiness, "It is ready.", _READY),
-            Answer(Readiness, "It is not ready.", _NOT_READY, status=503),
+            Answer(Readiness, "The service is ready.", _READY),
+            Answer(Readiness, "The service is not ready.", _NOT_READY, status=503),
         ),
     )
     async def readyz() -> Response:
@@ -83,8 +83,8 @@ def health_router(health: Callable[[], Health], samples: Callable[[], Iterable[S
             """
             Metrics about the pipeline itself, for Prometheus; those about LLM calls are under `/metrics/prometheus`.
 
-            The label `way` of `tokentrace_ingest_*` is deprecated and will go with the next release: `source` says the
-            same.
+            The label `way` of `tokentrace_ingest_*` is deprecated and will be removed in the next release; the label
+            `source` has the same values.
             """,
             Answer(MetricsText, "The metrics.", _TEXT, media="text/plain"),
         ),

@@ -1,7 +1,7 @@
 """
-What ingest takes over HTTP, described once: ingest answers these operations, and an api on its own passes them on.
+The HTTP operations of ingest, described once: ingest answers them, and an api in a process of its own forwards them.
 
-The bodies of ``/spans`` and ``/mist`` are read as raw bytes; what stands here is for the document.
+The types of bodies here are only for the document; the dialects decode the bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokentrace.records import BATCH_TYPE, Role
 from tokentrace.service.contract import Answer, Content, Header, operation
 
 SpanId = Annotated[
-    str, PathName(description="The span's id, which the answer to its start calls `traceId`.", examples=["call"])
+    str, PathName(description="The id of the span, which the answer to its start calls `traceId`.", examples=["call"])
 ]
 
 
@@ -28,7 +28,7 @@ class Accepted(msgspec.Struct, forbid_unknown_fields=True):
     How many spans are on disk.
 
     Attributes:
-        rejected: Of a reporter's batches only: spans that became dead letters.
+        rejected: Only for a reporter's batches: how many spans became dead letters.
     """
 
     accepted: Annotated[int, Meta(ge=0)]
@@ -36,34 +36,34 @@ class Accepted(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class MistEnvelope(MistMessage, kw_only=True):
-    """A MIST message of type ``trace.span``; the checksum is the CRC-32 of the payload's bytes, 0 = not checked."""
+    """A MIST message of type ``trace.span``; ``checksum`` is the CRC-32 of the payload's bytes, 0 = not checked."""
 
     type: Literal["trace.span"]
     payload: TraceSpan  # type: ignore[assignment]
 
 
 class SpansInput(msgspec.Struct):
-    """The SDK's form of ``ingest``."""
+    """The body of ``POST /api/traces/ingest`` as the SDK sends it."""
 
     spans: list[SpanInput]
 
 
 class SpanStarted(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
-    """The id of the span, which its end is posted to, and its session."""
+    """The id of the span, which is part of the path to which its end is posted, and the id of its session."""
 
     trace_id: str
     session_id: str
 
 
 class SpanEnded(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
-    """The span that has ended, and how."""
+    """The id of the span that has ended, and the status in the request, or ok without one."""
 
     trace_id: str
     status: Literal["ok", "error", "timeout"]
 
 
 class SpansIngested(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
-    """How many spans were taken, and the ids of the first."""
+    """How many spans were accepted, and the ids of the first span and its session."""
 
     accepted: Annotated[int, Meta(ge=0)]
     trace_id: str | UnsetType = UNSET
@@ -75,7 +75,7 @@ class MessageRecorded(msgspec.Struct, forbid_unknown_fields=True, rename="camel"
     The message as it was recorded.
 
     Attributes:
-        is_redacted: A secret was taken out.
+        is_redacted: True if something was removed from the text.
     """
 
     message_id: str
@@ -135,7 +135,7 @@ IDEMPOTENCY_KEY = Header(
     max_length=256,
 )
 _ENCODING = Header(
-    "Content-Encoding", "`gzip`, where the body is compressed; the limits count after decompression.", "gzip"
+    "Content-Encoding", "`gzip` if the body is compressed; the limits hold before and after decompression.", "gzip"
 )
 _SESSION = Header("X-Session-Id", "Session of spans that name none.", "s1", max_length=256)
 _CALLER = Header("X-Service-Name", "Caller of spans that name none.", "checkout")
@@ -159,11 +159,11 @@ POST_SPANS = operation(
     "postSpans",
     "Send spans",
     """
-    One span or an array of spans, JSON, gzip if you like. 202 means that the broker has them on disk. A wrong span
-    refuses the whole request. Missing ids, instants and totals are filled in, costs are computed when `cost_usd` is
-    absent, and secrets are removed before anything is stored.
+    The body is one span or an array of spans in JSON, optionally compressed with gzip. 202 means that the broker has
+    the spans on disk. If one span is invalid, the whole request is refused. Missing ids, instants and totals are filled
+    in, costs are computed if `cost_usd` is absent, and secrets are removed before anything is stored.
 
-    `tokentrace.Reporter` posts its batches here too; a wrong span of a batch becomes a dead letter instead.
+    `tokentrace.Reporter` posts its batches here too; an invalid span of a batch becomes a dead letter instead.
     """,
     Answer(Accepted, "The spans are on disk.", {"accepted": 1}, status=202),
     body=[
@@ -177,8 +177,8 @@ POST_MIST = operation(
     "postMist",
     "Send one MIST span",
     """
-    One MIST message of type `trace.span`, as Go tools post it. Needs no token unless `mist.require_auth` is set,
-    because those tools cannot send one.
+    The body is one MIST message of type `trace.span`, as Go tools post it. No token is needed unless
+    `mist.require_auth` is set, because these tools cannot send one.
     """,
     Answer(None, "The span is on disk.", status=202),
     body=[Content(MistEnvelope, {"span": _MIST_EXAMPLE})],
@@ -193,7 +193,7 @@ START_SPAN = operation(
         SpanStarted,
         "The span is open.",
         {"traceId": "root", "sessionId": "s1"},
-        headers={"X-Trace-Id": "As `traceId`.", "X-Session-Id": "As `sessionId`."},
+        headers={"X-Trace-Id": "The same as `traceId`.", "X-Session-Id": "The same as `sessionId`."},
     ),
     body=[
         Content(SpanInput, {"root": _START_EXAMPLE, "child": {**_START_EXAMPLE, "traceId": "call", "parentId": "root"}})
@@ -209,7 +209,7 @@ START_SPAN = operation(
 END_SPAN = operation(
     "endSpan",
     "End a span",
-    "The first end wins; a later one only adds its metadata. An empty body means that all went well.",
+    "The first end counts; a later one only adds its metadata. The body may be empty.",
     Answer(SpanEnded, "The span has ended.", {"traceId": "call", "status": "ok"}),
     body=[Content(EndInput, {"ok": _END_EXAMPLE, "error": {"status": "error", "error": {"message": "rate limited"}}})],
     body_required=False,
@@ -226,8 +226,8 @@ INGEST_SPANS = operation(
     "ingestSpans",
     "Send whole spans",
     """
-    One span, an array, or `{"spans": [...]}`. A span with `endedAt` is stored as finished; one without stays open
-    until its end is posted.
+    The body is one span, an array, or `{"spans": [...]}`. A span with `endedAt`, or with the status `ok`, `error` or
+    `timeout`, is stored as finished; any other span stays open until its end is posted.
     """,
     Answer(SpansIngested, "The spans are on disk.", {"accepted": 1, "traceId": "call", "sessionId": "s1"}),
     body=[
@@ -247,7 +247,8 @@ INGEST_SPANS = operation(
 RECORD_MESSAGE = operation(
     "recordMessage",
     "Record a message",
-    "What was said in a conversation. Secrets are removed unless `redaction.store_raw_content` is set.",
+    "The body is a message of a conversation. Secrets are removed from its text; with `redaction.store_raw_content` "
+    "the original text is stored too.",
     Answer(
         MessageRecorded,
         "The message is on disk.",

@@ -1,4 +1,4 @@
-"""Addresses, sockets and the HTTP server."""
+"""Parsing of addresses, listening sockets, and the HTTP server."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from tokentrace.errors import ConfigError, Unavailable
 
-#: How long a connection that is not read from holds up the end.
+#: How long the end of the server waits for a client that does not read its answer or does not send its body, seconds.
 _UNREAD_S = 5.0
 
 
 def parse_addr(addr: str, default_port: int) -> tuple[str, int]:
     """
-    ``host:port``, ``:port`` or ``port``; without a host this machine only.
+    Return the host and the port of ``host:port``, ``host:``, ``:port`` or ``port``; without a host, 127.0.0.1.
 
     Raises:
-        ConfigError: Not an address.
+        ConfigError: *addr* is not such an address.
     """
     host, _, port = addr.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
@@ -35,10 +35,10 @@ def parse_addr(addr: str, default_port: int) -> tuple[str, int]:
 
 def bind(addr: tuple[str, int]) -> socket.socket:
     """
-    A listening socket, bound before the server starts, so that a taken port is a clear error.
+    Return a socket bound to *addr*, before the server starts, so that a port in use is a clear error.
 
     Raises:
-        Unavailable: Taken, or not ours.
+        Unavailable: The address is in use, unknown, or not allowed for this process.
     """
     host, port = addr
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -55,10 +55,10 @@ def bind(addr: tuple[str, int]) -> socket.socket:
 
 class _Protocol(HttpToolsProtocol):
     """
-    A connection that a client may leave at any moment.
+    A connection that notices in every request when its client disconnects.
 
-    uvicorn tells only the request read last that its client is gone; one that is being answered while others wait
-    behind it then writes to a closed socket, which is a traceback in the log for each.
+    uvicorn tells only the request that was read last. An earlier request that is still being answered would write to a
+    closed socket, and each such request logs a traceback.
     """
 
     _unanswered: tuple[RequestResponseCycle, ...] = ()
@@ -66,32 +66,32 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         if self.cycle is not None:
-            waiting = (one for one in self._unanswered if not one.response_complete)
+            waiting = (cycle for cycle in self._unanswered if not cycle.response_complete)
             self._unanswered = (*waiting, self.cycle)
 
     def eof_received(self) -> None:
         super().eof_received()
-        self._leave()
+        self._disconnect_all()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
+        self._disconnect_all()
         super().connection_lost(exc)
 
-    def _leave(self) -> None:
-        """The socket is closed next: nothing can be answered any more."""
+    def _disconnect_all(self) -> None:
+        """Tell every request that the client is gone: the socket is closed next, so no answer can be sent any more."""
         self.pipeline.clear()
-        for one in self._unanswered:
-            one.disconnected = not one.response_complete
-            one.message_event.set()
+        for cycle in self._unanswered:
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
 
     @property
     def is_half_sent(self) -> bool:
-        """A request is still to be read to its end."""
-        return any(one.more_body and not one.response_complete for one in self._unanswered)
+        """True while the body of a request is not completely read."""
+        return any(cycle.more_body and not cycle.response_complete for cycle in self._unanswered)
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that leaves the process' signals alone."""
+    """A uvicorn server that installs no signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -100,10 +100,9 @@ class _Server(uvicorn.Server):
 
 async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping: asyncio.Event) -> None:
     """
-    Serve *app* until *stopping* is set; then finish the requests under way, at most 15 s.
+    Serve *app* until *stopping* is set, then finish the requests under way for at most 15 s.
 
-    A client that has not read its answer or not sent its body is cut off after 5 s, or one that hangs would
-    hold up the end.
+    A client that has not read its answer or not sent its body 5 s after *stopping* is cut off, because it may hang.
     """
     config = uvicorn.Config(
         app,

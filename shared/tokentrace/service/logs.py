@@ -1,12 +1,12 @@
 """
-Logging of the server programs: structlog for our own modules, the same format for the standard library's loggers.
+Logging of the server programs: structlog for tokentrace's modules, and the same format for loggers of ``logging``.
 
 A module makes its logger with ``structlog.stdlib.get_logger(__name__)`` and binds what its lines are about, such as
 ``log.bind(shard=3)``. structlog passes the line to ``logging`` with the bound values as extra fields of the record, so
-one formatter writes the lines of all loggers, ours and those of libraries. The modules that applications import
+one formatter writes the lines of all loggers, also those of libraries. The modules that applications import
 (``tokentrace.client``, ``tokentrace.bus``) use ``logging`` itself, because structlog is not among their dependencies.
 
-A bound value must not have the name of a field of ``logging.LogRecord``, such as ``name`` or ``module``.
+The name of a bound value must not be that of a field of ``logging.LogRecord``, such as ``name`` or ``module``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def set_up_logging(tool: str, level: str = "info") -> None:
     """
     Write logs to stderr: coloured text if it is a terminal, otherwise one JSON object per line.
 
-    A JSON line has the keys time, level, tool, logger and message, then the bound values, then exception if there is
-    one.
+    A JSON line has the keys time, level, tool, logger and message, then the bound values and, if there is an exception,
+    exception.
 
     Raises:
         ConfigError: *level* is not a log level.

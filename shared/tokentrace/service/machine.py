@@ -1,7 +1,7 @@
 """
 The core of a stateful service: a machine that folds messages into its state and returns the effects that are due.
 
-A machine does no I/O and reads no clock. The ``Runner`` around it reads the stream, passes the time and performs the
+A machine does no I/O and reads no clock. The ``Runner`` around it reads the stream, passes it the time and performs the
 effects. An effect is plain data with an id that is derived from its content, so performing it twice is harmless.
 """
 
@@ -52,7 +52,7 @@ class Machine(Protocol):
             created_ns: When the stream was created, Unix nanoseconds; part of the position.
 
         Raises:
-            Rejected: The message cannot be decoded; the position moves behind it all the same.
+            Rejected: The message cannot be decoded; the position moves past it all the same.
         """
         ...
 
@@ -69,7 +69,7 @@ class Machine(Protocol):
         ...
 
     def performed(self, effect: Effect) -> None:
-        """Note that *effect* was performed or refused for good: ``tick`` does not return it again."""
+        """Note that *effect* was performed or refused for good, so that ``tick`` does not return it again."""
         ...
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
@@ -77,15 +77,15 @@ class Machine(Protocol):
         Capture everything that ``restore`` needs, including the position.
 
         Args:
-            saved: Name of a part -> its revision that is saved already.
+            saved: Name of a part -> the revision of it that is saved already.
         """
         ...
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """
-        Replace the state by one that ``snapshot`` captured; every part has revision 0 then.
+        Replace the state by one that ``snapshot`` captured; after that every part has revision 0.
 
         Raises:
-            Rejected: Not a snapshot of this service, shard and version.
+            Rejected: The bytes are not a snapshot of this service, shard and version.
         """
         ...

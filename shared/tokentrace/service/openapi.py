@@ -1,4 +1,4 @@
-"""The OpenAPI document of a service, built once at start, and the application that serves and follows it."""
+"""The OpenAPI document of a service, built once at start, and the application that serves it."""
 
 from __future__ import annotations
 
@@ -43,30 +43,31 @@ _REF = "#/components/schemas/{name}"
 _DESCRIPTION = """\
 Token-level observability for LLM calls.
 
-Errors are `{"error": "what, which, why"}`; below `/api/` the text is also in `message`. A 503 says in `Retry-After`
-after how many seconds another try makes sense. Unknown query parameters are refused with 400. `HEAD` is answered
+The body of an error is `{"error": text}`, and the text says which input is wrong and why; below `/api/` the text is
+also in `message`. `Retry-After` of a 503 says after how many seconds to try again. Unknown query parameters are refused
+with 400, but ignored where spans or messages are sent, by `/traces/recent` and by health checks. `HEAD` is answered
 wherever `GET` is. Times are RFC 3339 with a time zone, durations are written `90s`, `2h30m` or `7d`, money is in US
 dollars.
 """
-#: In the order in which the document lists them.
+#: Tag -> description, in the order in which the document lists them.
 TAGS: Mapping[str, str] = {
     "spans": "Send spans.",
     "Cost Katana": "Send spans and messages as Cost Katana's clients do.",
     "metrics": "Cost, tokens, latency, errors and quality over a window.",
     "traces": "Stored spans and traces: search, follow, export, score and delete.",
-    "sessions": "Conversations, as Cost Katana's clients ask for them.",
+    "sessions": "Conversations, as Cost Katana's clients request them.",
     "alerts": "Rules, their state and their deliveries.",
     "service": "Health, the service's own metrics and this document.",
 }
 _ERRORS: Mapping[int, str] = {
-    400: "The request is wrong; the text names the field or parameter.",
+    400: "The request is invalid; the text names the field or parameter.",
     401: "The bearer token is missing or wrong.",
-    404: "There is no such thing.",
-    409: "The name is taken, or the state has changed meanwhile.",
+    404: "What the path or the body names does not exist.",
+    409: "The name or id is in use, or the state has changed meanwhile.",
     413: "The body, the batch or one span in it is too large.",
     415: "The Content-Encoding is neither absent nor gzip.",
     422: "The Idempotency-Key was used with another body within the last 24 hours.",
-    503: "The broker, the store or another service is away or behind; try again after Retry-After seconds.",
+    503: "The broker, the store or another service is unavailable or behind; try again after Retry-After seconds.",
 }
 _UNAUTHORIZED = "missing or wrong bearer token"
 
@@ -76,8 +77,8 @@ def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_pa
     Return the OpenAPI 3.1 document of *routes*; of two routes with one path and method the first is documented.
 
     Args:
-        token_required: A bearer token is configured; without one the security requirement is optional.
-        open_paths: Where no token is required.
+        token_required: A bearer token is configured. If not, the document shows the token as optional.
+        open_paths: The paths that need no token.
     """
     documented = _first_of_each(routes)
     document = get_openapi(
@@ -128,18 +129,18 @@ def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_pa
 
 def _first_of_each(routes: Sequence[BaseRoute]) -> list[APIRoute]:
     seen: set[tuple[str, str]] = set()
-    found = []
+    documented = []
     for route in routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             keys = {(route.path_format, method) for method in route.methods or ()}
             if not keys & seen:
-                found.append(route)
+                documented.append(route)
             seen |= keys
-    return found
+    return documented
 
 
 def _add_parameter_examples(paths: dict[str, Any], routes: Sequence[APIRoute]) -> None:
-    """Put the examples of parameters back: FastAPI drops those of a field whose schema is given by hand."""
+    """Add the examples of query parameters, which FastAPI drops if the schema of a field is given by hand."""
     for route in routes:
         if not isinstance(route, ContractRoute) or route.params is None:
             continue
@@ -151,17 +152,17 @@ def _add_parameter_examples(paths: dict[str, Any], routes: Sequence[APIRoute]) -
 
 
 class _Schemas:
-    """The JSON schemas of msgspec types: references into shared components."""
+    """The JSON schemas of msgspec types, which refer to common components."""
 
     def __init__(self, types: Iterable[Any]) -> None:
-        # Keyed by text: an annotated type with a schema of its own is not hashable.
+        # The keys are text, because an annotated type with a schema of its own is not hashable.
         kinds = {repr(kind): kind for kind in [Failure, SdkFailure, *types]}
         schemas, components = msgspec.json.schema_components(kinds.values(), ref_template=_REF)
         self._of = dict(zip(kinds, schemas, strict=True))
         self.components = components
 
     def of(self, kind: Any) -> dict[str, Any]:
-        """Return the schema of *kind*; of a tuple, that of any of its members."""
+        """Return the schema of *kind*; for a tuple, a schema that accepts each of its members."""
         if isinstance(kind, tuple):
             return {"anyOf": [self.of(member) for member in kind]}
         return self._of[repr(kind)]
@@ -233,7 +234,7 @@ def make_documented_app(
     """
     Return the FastAPI application of *routes*, with health, ``/openapi.json`` and ``/docs``.
 
-    ``/docs`` and its files are the same on every installation and need no token; the document needs it like any read.
+    ``/docs`` and its files contain nothing of this installation and need no token; ``/openapi.json`` needs the token.
 
     Args:
         hot: Endpoints that are looked up before any routing.
@@ -252,10 +253,10 @@ def make_documented_app(
         title="tokentrace",
         version=__version__,
         openapi_url=None,
-        # FastAPI instruments itself whenever the process has an OpenTelemetry SDK: this server has metrics already.
+        # FastAPI instruments itself if the process has an OpenTelemetry SDK, but this server has metrics of its own.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         exception_handlers=dict(EXCEPTION_HANDLERS),
     )
-    # Not include_router: it matches every request twice.
+    # Do not use include_router, which matches every request twice.
     app.router.routes.extend(every)
     return require_token(HotPathApp(app, hot), token, opened)

@@ -21,7 +21,7 @@ def reader_key(service: str, shard: int) -> str:
 
 
 def encode_position(position: Position) -> bytes:
-    """Return the value of a reader's position in ``tt_meta``: stream creation, sequence, time of publication."""
+    """Return the value for ``tt_meta``: (creation of the stream, sequence, time of publication), times in ns."""
     return msgspec.json.encode([position.created_ns, position.sequence, time.time_ns()])
 
 
@@ -29,7 +29,7 @@ _positions = msgspec.json.Decoder(tuple[Natural, Natural, Natural])
 
 
 def read_positions(entries: Mapping[str, Entry], set_aside: SetAside) -> dict[str, tuple[int, int, int]]:
-    """Return key -> the values that ``encode_position`` encoded; entries that cannot be decoded are set aside."""
+    """Return key -> what ``encode_position`` encoded, for each reader; entries that cannot be decoded are set aside."""
     positions = {}
     for key, entry in entries.items():
         if key.startswith(_READER):
@@ -42,10 +42,10 @@ def backlog(
     state: StreamState, positions: Mapping[str, tuple[int, int, int]], now_ns: int, forget_ns: int = 7 * DAY
 ) -> dict[str, float]:
     """
-    Return for each reader how much it has still to read, as a fraction of the stream's size limit.
+    Return for each reader how much it still has to read, as a fraction of the stream's maximum size.
 
     Args:
-        positions: reader -> (creation of the stream, sequence, time of publication), times in Unix nanoseconds.
+        positions: Reader -> (creation of the stream, sequence, time of publication), times in Unix nanoseconds.
         forget_ns: A reader that has published no position for this long is ignored, nanoseconds.
     """
     if state.max_bytes <= 0 or state.messages == 0:

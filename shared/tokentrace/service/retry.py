@@ -15,7 +15,7 @@ from tokentrace.errors import Unavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
-#: Seconds of retrying after which the reasons are logged: most outages are shorter.
+#: Seconds of retrying after which reasons are logged; most outages are shorter.
 _COMPLAIN_AFTER_S = 5.0
 _MIN_PAUSE_S, _MAX_PAUSE_S, _JITTER_S = 0.05, 1.0, 0.05
 
@@ -27,7 +27,7 @@ stamina.instrumentation.set_on_retry_hooks([])
 
 async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
     """
-    Call *attempt* until it does not raise ``Unavailable``, and return its result.
+    Call *attempt* until it does not raise ``Unavailable``, and return its result or raise its other error.
 
     The pauses between the calls grow from 50 ms to 1 s, with jitter. After 5 s each distinct reason is logged once.
     There is no limit to the number of calls; a cancellation ends a call or a pause at once.

@@ -5,14 +5,14 @@ The stream clock
 ----------------
 A machine does not read a clock; ``tick`` receives the time. For most services this is the host's time
 (``clock="host"``). The alerter needs a stricter time: a rule may be evaluated for 12:00 only when every message that
-was stored before 12:00 is folded. Otherwise the rule would miss spans, and could fire or resolve wrongly. That nothing
-is pending does not prove this: a process that was suspended, or that lost its connection, has received "nothing
-pending" before, while newer messages wait in the broker.
+was stored before 12:00 is folded. Otherwise the rule would miss spans, and could fire or resolve wrongly. A chunk with
+nothing pending does not prove this: a process that was suspended or lost its connection may have received the chunk
+before newer messages arrived at the broker.
 
 With ``clock="stream"`` the runner asks the broker five times a second for the last sequence of the stream, and notes
 the host's time before it asks. As soon as the machine has folded that sequence, every message stored before that time
 is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so rules are evaluated
-later but with the same result. Until the first check is reached, ``tick`` receives 0.
+later but with the same result. Until the first such sequence is folded, ``tick`` receives 0.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from tokentrace.service.stopping import Stopped, unless_stopped
 
 log = structlog.stdlib.get_logger(__name__)
 
+#: A snapshot is due after this many seconds, or after this many bytes of messages.
 SAVE_EVERY_S = 60.0
 SAVE_EVERY_BYTES = 256 * 1024 * 1024
 #: How often a reader publishes its position, seconds.
@@ -49,10 +50,10 @@ _LOOK_EVERY_S = 0.2
 
 class Progress(msgspec.Struct):
     """
-    How far a runner is, for ``/readyz`` and ``/health``.
+    How far a runner has read, for ``/readyz`` and ``/health``.
 
     Attributes:
-        caught_up: True once the machine has folded everything that the stream held when the runner last checked.
+        caught_up: True once the machine has folded everything that the stream held at some time; never False again.
         pending: Number of messages still to be read.
         problem: What is wrong with the snapshots; "" = nothing.
         rejected: Number of messages that could not be decoded.
@@ -72,10 +73,14 @@ class Runner:
         stream, filters: The stream and the subjects to follow.
         service, shard: The name of the snapshots and of the reader's position.
         perform: Carries out one effect. Unavailable is retried; Rejected is logged and the effect dropped.
-        on_caught_up: Called whenever everything has been read.
+        save_every_s: Time between two snapshots, seconds.
+        on_caught_up: Called whenever the machine has folded everything that the stream held.
         on_loaded: Called once, after the machine was restored and before it folds a message.
-        clock: "host" = ``tick`` receives the host's time; "stream" = the time up to which every stored message has
-            been folded, Unix nanoseconds.
+        clock: "host" = ``tick`` receives the host's time; "stream" = ``tick`` receives the time up to which every
+            stored message has been folded.
+
+    Attributes:
+        progress: How far the runner has read.
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class Runner:
         self._unsaved = False
         self._follows_stream_clock = clock == "stream"
         self._stream_clock_ns = 0
-        #: The last check of the stream that is not reached yet: (host time before it, what the stream held).
+        #: The check of the stream whose last message is not folded yet: (host time before it, state of the stream).
         self._check: tuple[int, StreamState] | None = None
         self.progress = Progress()
 
@@ -184,7 +189,7 @@ class Runner:
         self._on_caught_up()
 
     async def _tick(self) -> None:
-        # One effect at a time and in order: an event must not overtake one that is still being retried.
+        # Perform one effect at a time and in order: an event must not overtake one that is still being retried.
         async with self._performing:
             now_ns = self._stream_clock_ns if self._follows_stream_clock else time.time_ns()
             for effect in self._machine.tick(now_ns):
@@ -197,7 +202,7 @@ class Runner:
                 self._machine.performed(effect)
 
     async def _check_stream(self) -> None:
-        """Ask what the stream holds now; once that is folded, everything stored until now is folded."""
+        """Ask what the stream holds; once its last message is folded, everything stored before this call is folded."""
         asked_ns = time.time_ns()
         try:
             state = await self._bus.state(self._stream)
@@ -205,7 +210,7 @@ class Runner:
             self._log.debug("the state of the stream is unknown: %s", exc)
             return
         before = self._check[1] if self._check is not None else None
-        # Keep a check that is not reached yet. A machine that lags a little would never reach one that always moves.
+        # Keep a check whose last message is not folded yet: a machine that lags would never reach one that moves on.
         if before is None or before.created_ns != state.created_ns or before.last_sequence > state.last_sequence:
             self._check = asked_ns, state
         self._advance_stream_clock()
@@ -222,8 +227,8 @@ class Runner:
             self._caught_up()
 
     async def _tick_often(self) -> None:
-        """Tick and publish the position, also while no message arrives."""
-        told_at = 0.0
+        """Tick every 0.2 s and publish the position every 2 s, also while no message arrives."""
+        published_at = 0.0
         while True:
             if self._follows_stream_clock:
                 await self._check_stream()
@@ -231,9 +236,9 @@ class Runner:
             await asyncio.sleep(_LOOK_EVERY_S)
             now = time.monotonic()
             try:
-                if now - told_at >= TELL_EVERY_S and self._machine.position is not None:
+                if now - published_at >= TELL_EVERY_S and self._machine.position is not None:
                     await self._meta.put(self._reader, encode_position(self._machine.position))
-                    told_at = now
+                    published_at = now
             except TokentraceError as exc:
                 self._log.info("the position was not published: %s", exc)
 

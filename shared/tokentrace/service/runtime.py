@@ -1,4 +1,4 @@
-"""What every program does around its service: the event loop, signals, exit codes."""
+"""What every program needs around its service: the event loop, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokentrace.errors import ConfigError, TokentraceError
 from tokentrace.service.logs import set_up_logging
 from tokentrace.service.stopping import Stopped
 
-#: Seconds after which a program has loaded its modules and tables.
+#: Seconds after which a program is assumed to have loaded its modules and tables.
 _LOADED_S = 1.0
 EXIT_OK, EXIT_UNAVAILABLE, EXIT_CONFIG = 0, 1, 2
 
@@ -24,13 +24,14 @@ def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     Run *service* until it ends or a signal stops it.
 
     The first SIGINT or SIGTERM sets the event that *service* receives, so that it finishes what is under way; a second
-    one ends the process. A service that is still starting raises ``Stopped``, which is exit code 0.
+    signal ends the process at once. A service that is still starting raises ``Stopped``, which is exit code 0.
 
     Args:
-        tool: The program's name in logs and messages.
+        tool: The name of the program in logs and messages.
 
     Returns:
-        The exit code: 0 stopped, 1 broker or port unavailable, 2 invalid configuration.
+        The exit code: 0 = stopped; 2 = invalid configuration; 1 = another error of tokentrace, such as a broker or port
+        that is not available.
     """
     try:
         set_up_logging(tool, os.environ.get("TOKENTRACE_LOG_LEVEL", "info"))
@@ -51,7 +52,7 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _explain(tool: str, error: BaseException) -> int:
-    """Print *error* on stderr and return the exit code; raise it again if it is not one of tokentrace's."""
+    """Print *error* on stderr and return the exit code; raise it again unless it is an error of tokentrace."""
     leaves = _leaves(error)
     if not all(isinstance(leaf, TokentraceError) for leaf in leaves):
         raise error
@@ -70,8 +71,8 @@ def _freeze_loaded_objects() -> None:
     """
     Exclude the objects loaded at the start from garbage collection.
 
-    A busy service creates thousands of records a millisecond, and each few hundred of them trigger a collection. Going
-    through the price tables and modules each time took a tenth of ingest's time.
+    A busy service creates many records, and every few hundred of them start a collection. Visiting the price tables and
+    modules in these collections took a tenth of ingest's time.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The data that the processes could not decode, collected in ``tt_meta``, so that ``/health`` of the api shows all."""
+"""Reports of the data that each process could not decode, in ``tt_meta``, so that ``/health`` of the api shows all."""
 
 from __future__ import annotations
 
@@ -21,15 +21,22 @@ log = structlog.stdlib.get_logger(__name__)
 
 _PREFIX = "set_aside."
 _LOOK_EVERY_S = 1.0
-#: An unchanged entry is published again this often, and ignored once it is older than ``_FORGET_NS``.
+#: An unchanged report is published again after this many seconds; a report older than ``_FORGET_NS`` is ignored.
 _AGAIN_S = 30.0
 _FORGET_NS = 5 * MINUTE
-#: How many records of one process are published.
+#: Most records in a report, and in the result of ``read_set_aside``.
 _PUBLISHED = 50
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """An entry of ``tt_meta``: the data that one process has set aside since it started."""
+    """
+    An entry of ``tt_meta``: the data that one process has set aside since it started.
+
+    Attributes:
+        told_ns: When the report was made, Unix nanoseconds.
+        totals: As ``SetAside.totals``.
+        records: The records read last.
+    """
 
     told_ns: Natural
     totals: dict[str, Natural]
@@ -37,7 +44,7 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 async def publish_set_aside(bus: Bus, service: str, stopping: asyncio.Event) -> None:
-    """Keep this process's report up to date until *stopping* is set; delete it when the process ends."""
+    """Keep the report of this process up to date until *stopping* is set, then delete it."""
     meta, key = bus.kv(subjects.META), f"{_PREFIX}{service}.{uuid.uuid4().hex}"
     published_at, published = 0.0, _Report(0, {}, [])
     stop = asyncio.create_task(stopping.wait())
@@ -66,9 +73,9 @@ def _report(set_aside: SetAside) -> _Report:
 
 async def read_set_aside(bus: Bus) -> tuple[Mapping[str, int], list[Record]]:
     """
-    Return what all processes have set aside: place -> count, and the records, the one read last first.
+    Return what all processes have set aside: place -> count, and the 50 records read last, newest first.
 
-    Data that several processes have read has one record. The count of a place is the highest of any process.
+    Data that several processes have read is in one record. The count of a place is the highest of any process.
 
     Raises:
         Unavailable: The broker is unreachable.

@@ -1,4 +1,4 @@
-"""Snapshots in the object store: a small manifest that names pieces, most of which the next snapshot shares."""
+"""Snapshots in the object store: each is a small manifest that names pieces, most of which the next one shares."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = structlog.stdlib.get_logger(__name__)
 
 KEEP_SNAPSHOTS = 3
 _LOADS_AT_ONCE = 8
-#: Pieces younger than this may belong to a snapshot that another worker is still writing.
+#: Pieces younger than this may belong to a snapshot that another process is still writing.
 _WRITING_NS = 10 * MINUTE
-#: Ignore snapshots dated more than a year ahead: their name is corrupt.
+#: The name of a snapshot that is dated further ahead than this is corrupt; later snapshots need not sort after it.
 _MAX_AHEAD_NS = 366 * DAY
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """The names of the objects that a snapshot consists of."""
+    """The names of the pieces of a snapshot: that of the state, and those of its parts by name of the part."""
 
     state: str
     parts: dict[str, str] = {}
@@ -43,10 +43,10 @@ class Snapshots:
     The last three saved states of one shard of a service; they share the parts that did not change.
 
     Args:
-        service: For example ``aggregator``; part of every object's name.
+        service: The service, such as ``aggregator``; a part of every object's name.
 
     Attributes:
-        revisions: Name of a part -> its revision that is saved.
+        revisions: Name of a part -> the revision of it that is saved.
     """
 
     def __init__(self, bus: Bus, service: str, shard: int) -> None:
@@ -63,7 +63,7 @@ class Snapshots:
         Restore *machine* from the newest snapshot that can be read.
 
         Returns:
-            What is wrong with the oldest snapshot that could not be read; None if none was damaged.
+            What is wrong with the oldest damaged snapshot that was tried; None if no damaged one was tried.
         """
         problem = None
         for name in reversed(self._snapshots_in(await self._objects.names())):
@@ -115,17 +115,17 @@ class Snapshots:
                 task.cancel()
 
     async def refresh(self) -> None:
-        """Forget saved parts that no longer exist: another worker of the same shard may have removed them."""
+        """Forget saved parts that no longer exist: another process with the same shard may have removed them."""
         existing = set(await self._objects.names())
         self._stored = {part: name for part, name in self._stored.items() if name in existing}
         self.revisions = {part: value for part, value in self.revisions.items() if part in self._stored}
 
     async def save(self, saved: Saved) -> None:
         """
-        Write a new snapshot under new names, then remove the oldest.
+        Write a new snapshot under new names, then remove all but the last three.
 
         Raises:
-            Unavailable: The broker is unreachable, or another worker removed a piece meanwhile: save again.
+            Unavailable: The broker is unreachable, or another process removed a piece meanwhile; save again.
         """
         now_ns = time.time_ns()
         times_ns = [int(name.removeprefix(self._prefix)) for name in self._snapshots_in(await self._objects.names())]
@@ -142,7 +142,7 @@ class Snapshots:
         if not manifest.objects() <= set(names):
             await self._objects.delete(name)
             await self.refresh()
-            raise Unavailable(f"snapshot {name}: another worker removed a piece of it meanwhile")
+            raise Unavailable(f"snapshot {name}: another process removed a piece of it meanwhile")
         self._manifests[name] = manifest
         self._stored = stored
         self.revisions = {part: value.revision for part, value in saved.parts.items()}
@@ -154,7 +154,7 @@ class Snapshots:
         return self._pieces + name
 
     async def _clean(self, names: Sequence[str], now_ns: int) -> None:
-        """Remove all snapshots but the last three that can be read, and the pieces that none of these uses."""
+        """Remove all snapshots but the last three that can be read, and older pieces that none of these uses."""
         snapshots = self._snapshots_in(names)
         kept: list[_Manifest] = []
         for name in reversed(snapshots):

@@ -1,4 +1,4 @@
-"""Waiting that ends when the program is stopped."""
+"""Waiting for a result, but only until the program is stopped."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-#: Seconds after which a cancellation is repeated: asyncio.wait_for in nats-py can lose one in Python 3.11.
+#: Seconds after which a cancellation is repeated, because asyncio.wait_for in nats-py can lose one in Python 3.11.
 _REPEAT_S = 0.5
 
 T = TypeVar("T")
 
 
 class Stopped(Exception):
-    """The program was stopped before what it waited for had a result."""
+    """The program was stopped before the work that it waited for had a result."""
 
 
 async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
     """
-    Return the result of *work*, or cancel it when *stopping* is set.
+    Return the result of *work* or raise its error; cancel *work* when *stopping* is set.
 
     Raises:
-        Stopped: *stopping* was set, and *work* ended without a result.
+        Stopped: *stopping* is set, and *work* was cancelled or failed.
     """
     task = asyncio.create_task(work)
     stop = asyncio.create_task(stopping.wait())

@@ -1,4 +1,4 @@
-"""What the HTTP side of every service shares: JSON answers, the error envelope, the bearer token, hot paths."""
+"""The HTTP parts that every service shares: JSON answers, the form of errors, the bearer token and hot paths."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ SDK_PATHS = "/api/"
 _encoder = msgspec.json.Encoder()
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-#: (Method, path) -> endpoint that answers before any routing.
+#: (Method, path) -> endpoint that is called before any routing.
 HotPaths = Mapping[tuple[str, str], Endpoint]
 
 
 def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """Return *body*, a Struct or builtins, as JSON."""
+    """Return a response with *body*, a Struct or builtins, as JSON."""
     return Response(_encoder.encode(body), status, media_type="application/json", headers=dict(headers or {}))
 
 
 def failure(message: str, status: int, headers: Mapping[str, str] | None = None, *, path: str = "") -> Response:
-    """Return the error envelope ``{"error": message}``; below ``/api/`` it repeats the text as ``message``."""
+    """Return the error response ``{"error": message}``; below ``/api/`` it repeats the text as ``message``."""
     body = {"error": message, "message": message} if path.startswith(SDK_PATHS) else {"error": message}
     return reply(body, status, headers)
 
@@ -65,7 +65,7 @@ async def _on_bug(request: Request, exc: Exception) -> Response:
     return failure("internal error", 500, path=request.url.path)
 
 
-#: Exception -> answer, for every application of every service.
+#: Exception -> function that makes the error response, for every application of every service.
 EXCEPTION_HANDLERS: Mapping[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     Rejected: _on_rejected,
     Unavailable: _on_unavailable,
@@ -90,21 +90,21 @@ def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
 
 def make_app(routes: Sequence[BaseRoute], *, token: str = "", open_paths: Collection[str] = OPEN_PATHS) -> ASGIApp:
     """
-    Return an application of *routes* with the error envelope.
+    Return an application of *routes* that turns exceptions into error responses.
 
     Args:
-        token: Bearer token required on every path but *open_paths*; "" = none.
+        token: Bearer token that every path except *open_paths* requires; "" = none.
     """
     return require_token(Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS), token, open_paths)
 
 
 def require_token(app: ASGIApp, token: str, open_paths: Collection[str]) -> ASGIApp:
-    """Return *app* behind ``Authorization: Bearer <token>``, except on *open_paths*; unchanged without a token."""
+    """Return an application that asks for *token* as a bearer token except on *open_paths*; *app* if *token* is ""."""
     return _Bearer(app, token, frozenset(open_paths)) if token else app
 
 
 class _Bearer:
-    """Compares the token in constant time."""
+    """An application that requires a bearer token, which it compares in constant time."""
 
     def __init__(self, app: ASGIApp, token: str, open_paths: frozenset[str]) -> None:
         self._app, self._open = app, open_paths
@@ -123,10 +123,10 @@ class _Bearer:
 
 class HotPathApp:
     """
-    Answers *hot* paths itself and leaves every other request to *app*.
+    An application that calls the *hot* endpoints itself and passes every other request to *app*.
 
     Matching a route and passing FastAPI's middleware costs more than reading a span, so ``POST /spans`` and ``/mist``
-    are looked up by method and path. Their routes stay declared in *app*, for the document.
+    are looked up by method and path. Their routes are declared in *app* too, for the document.
     """
 
     def __init__(self, app: ASGIApp, hot: HotPaths) -> None:

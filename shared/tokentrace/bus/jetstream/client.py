@@ -4,10 +4,10 @@
 How it works
 ------------
 NATS gives a process one TCP connection. JetStream, the part of NATS that stores messages, has no protocol of its own:
-every call is a message to a subject below ``$JS.API`` with JSON in it, and every answer is a message too. nats-py has
-helpers for all of this. We use nats-py for the connection only, because each helper below failed in a way that a test
-shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040. Tests without a
-path are in tests/contract/test_bus.py.
+a call of its API is a message to a subject below ``$JS.API`` with JSON in it, and the answer is a message too. nats-py
+has helpers for all of this. We use nats-py only to connect, publish and subscribe, because each helper below failed in
+a way that a test shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040.
+Tests without a path are in tests/contract/test_bus.py.
 
 * **Requests and publishes** (``requests``, ``publisher``). The future of ``publish_async`` never ends if the server
   dies, and ``request`` can lose a cancellation in Python 3.11. Here every request has a number, a future and a timeout
@@ -18,11 +18,11 @@ path are in tests/contract/test_bus.py.
   after the caller was told that they failed. The buffer size is 0 here, so a call fails at once (same test).
 * **Following** (``follow``, ``pull``). A consumer without acknowledgements loses messages on a broken connection, and
   a dead consumer looks like a quiet stream; neither is an error in nats-py's fetch loop. Here the consumer sequence
-  must have no gap and a heartbeat must come every second, else the consumer is created again after the last message
-  that was yielded. Test: ``test_a_follower_survives_kills_of_the_broker_and_misses_nothing``.
+  must have no gap, and a message or heartbeat must come within 2.5 s, else a new consumer is created that starts after
+  the last message that was yielded. Test: ``test_a_follower_survives_kills_of_the_broker_and_misses_nothing``.
 * **Work queues** (``work_queue``). The same pull loop with acknowledgements. A message that reaches JetStream's limit
-  of deliveries stays in the queue for ever, so there is no limit, and the reader terminates a message itself. Test:
-  ``test_a_terminated_message_is_not_delivered_again``.
+  of deliveries stays in the queue for ever, so there is no limit, and a reader terminates a message that it gives up.
+  Test: ``test_a_terminated_message_is_not_delivered_again``.
 * **Buckets and objects** (``kv``, ``objects``, ``contents``). A watch of nats-py receives nothing for 16 s after a
   restart of the broker, so a bucket is followed as the stream that it is. A read of nats-py hangs if the object is
   removed, so a read here checks whether the messages still exist. Tests: ``test_a_bucket_is_followed_as_a_stream``,
@@ -72,10 +72,11 @@ async def connect(
     Args:
         url: For a cluster, the URLs of several servers separated by commas; one that answers is used.
         name: The name of the connection in the broker's monitoring.
+        inbox_prefix: The beginning of the subjects on which the connection receives replies.
         wait_s: How long the first connection may take, seconds.
 
     Raises:
-        Unavailable: No server answered within *wait_s*.
+        Unavailable: No server accepted the connection within *wait_s*.
         ConfigError: *url* is not a NATS URL.
     """
     link = Connection(parse_urls(url), name)
@@ -121,7 +122,7 @@ class JetStream:
         await self._requests.start()
 
     def fail_waiting(self) -> None:
-        """Fail every request under way; called when the connection is lost."""
+        """Fail every request under way and clear ``problems``; called when the connection is lost."""
         self._publisher.forget_problems()
         self._requests.fail_waiting()
 
@@ -151,8 +152,8 @@ class JetStream:
             return state_of(await self._requests.api(f"STREAM.INFO.{stream}", {}))
 
     async def position_at(self, stream: str, time_ns: int) -> Position:
-        """As ``Bus.position_at``: the broker counts the messages that a consumer from *time_ns* on would receive."""
-        # The state is read first: messages that arrive in between only make the result earlier, never too late.
+        """Ask the broker how many messages a consumer from *time_ns* on would receive; see ``Bus.position_at``."""
+        # Read the state first: messages that arrive after it make the result earlier, never too late.
         state = await self.state(stream)
         with translate_errors(stream):
             name = uuid.uuid4().hex
@@ -178,7 +179,7 @@ class JetStream:
         expect_last: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> PubAck:
-        """As ``Bus.publish``; ends within 5 s."""
+        """As ``Bus.publish``; the broker has 5 s to acknowledge."""
         return await self._publisher.publish(subject, payload, id=id, expect_last=expect_last, headers=headers)
 
     def follow(self, stream: str, subjects: Sequence[str], after: Position | None) -> AsyncGenerator[Chunk, None]:

@@ -1,4 +1,4 @@
-"""JetStream's JSON and headers, and the parts of replies that are too large for one message; no I/O."""
+"""Encoding and decoding of JetStream's JSON and headers, and of replies that are sent in parts; no I/O."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PART = "Tokentrace-Part"
 
 
 def stream_config(stream: Stream) -> dict[str, Any]:
-    """Return *stream* as JetStream's API writes a stream's configuration."""
+    """Return the settings of *stream* as the configuration that JetStream's API takes."""
     config: dict[str, Any] = {
         "name": stream.name,
         "subjects": list(stream.subjects),
@@ -40,7 +40,7 @@ def stream_config(stream: Stream) -> dict[str, Any]:
 
 
 def state_of(info: Mapping[str, Any]) -> StreamState:
-    """Return the state in the answer to ``STREAM.INFO``."""
+    """Return the state in *info*, the answer to ``STREAM.INFO``."""
     state = info["state"]
     return StreamState(
         created_ns=parse_instant(info["created"]),
@@ -54,7 +54,7 @@ def state_of(info: Mapping[str, Any]) -> StreamState:
 
 
 def split(payload: bytes, part_bytes: int) -> list[tuple[dict[str, str] | None, bytes]]:
-    """Return (headers, part) of *payload* cut into parts of at most *part_bytes*; one part has no headers."""
+    """Cut *payload* into (headers, part), parts of at most *part_bytes*; without headers if one part is enough."""
     if len(payload) <= part_bytes:
         return [(None, payload)]
     name = uuid.uuid4().hex
@@ -64,13 +64,13 @@ def split(payload: bytes, part_bytes: int) -> list[tuple[dict[str, str] | None, 
 
 def join_parts(msg: Msg, parts: dict[str, dict[int, bytes]]) -> bytes | None:
     """
-    Return the whole reply if *msg* is its last missing part, else None.
+    Return the whole reply if *msg* is all of it or its last missing part, else None.
 
     Args:
-        parts: Name of a reply -> its parts so far, by index.
+        parts: Name of a reply -> its parts so far, by index; *msg* is added to them.
 
     Raises:
-        ValueError: The part header is not one that ``split`` writes.
+        ValueError: The part header is not a name and two whole numbers.
     """
     label = (msg.headers or {}).get(_PART)
     if label is None:
@@ -84,17 +84,17 @@ def join_parts(msg: Msg, parts: dict[str, dict[int, bytes]]) -> bytes | None:
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
-    """Return the headers in a NATS header block; what cannot be decoded is replaced."""
+    """Return the headers in a NATS header block; bytes that are not UTF-8 are replaced by U+FFFD."""
     lines = block.decode("utf-8", "replace").split("\r\n")[1:]
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines if line)}
 
 
 def decode_answer(payload: bytes) -> dict[str, Any]:
     """
-    Decode an answer of the broker: an API answer has a type, an acknowledgement a stream and a sequence.
+    Decode an answer of JetStream: to an API call (has ``type`` or ``error``) or to a publish (has ``stream``, ``seq``).
 
     Raises:
-        Rejected: Neither of the two; another client sent it.
+        Rejected: *payload* is not JSON or is neither of these, so another client sent it.
     """
     with reading("answer"):
         answer = msgspec.json.decode(payload, type=dict[str, Any])

@@ -1,4 +1,4 @@
-"""The connection to NATS: opened, logged, and cut if nats-py would wait for a dead one."""
+"""The connection to NATS: opening it, logging its changes, and cutting it when nats-py waits for a dead link."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse_urls(text: str) -> list[str]:
     Return the server URLs in *text*, separated by commas; a URL without a scheme gets ``nats://``.
 
     Raises:
-        ConfigError: A part is not a URL; the message shows the part without its password.
+        ConfigError: A part is not a URL of NATS; the message shows the part without user and password.
     """
     return [_checked(url if "://" in url else f"nats://{url}") for url in _split(text)]
 
@@ -39,7 +39,7 @@ def _split(text: str) -> list[str]:
     urls: list[str] = []
     for part in text.split(","):
         if urls and "@" in part and "://" not in part:
-            # The comma belongs to a password, so this part continues the URL before it.
+            # The comma before this part belongs to a password, so the part continues the URL before it.
             urls[-1] += f",{part}"
         else:
             urls.append(part.strip())
@@ -82,7 +82,7 @@ class Connection:
     Opens a connection, logs its changes, and cuts it when it is dead.
 
     Attributes:
-        last_error: The last error of nats-py, for the message of a failed start.
+        last_error: The last error of nats-py since it connected, for the message of a failed start; "" = none.
         on_down: Called when the connection is lost.
     """
 
@@ -112,7 +112,7 @@ class Connection:
         return client
 
     def cut(self) -> None:
-        """Close the socket of an attempt to connect, without waiting."""
+        """Cut the socket of an attempt to connect, without waiting."""
         if self._client is not None:
             abort(self._client)
 
@@ -143,7 +143,7 @@ class Connection:
         log.info("nats %s: connected again", self._name)
 
     async def watch(self, client: Client) -> None:
-        """Cut the socket after 5 s of reconnecting: nats-py waits up to 15 minutes for unsent bytes on a dead link."""
+        """Cut the socket after 5 s of reconnecting: nats-py may wait 15 minutes for unsent bytes on a dead link."""
         reconnecting_s = 0
         while True:
             await asyncio.sleep(1)
@@ -154,7 +154,7 @@ class Connection:
 
 
 def abort(client: Client) -> None:
-    """Cut the socket of *client*; nats-py has no public call for this."""
+    """Cut the socket of *client* without waiting; nats-py has no public call for this."""
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
         writer.transport.abort()

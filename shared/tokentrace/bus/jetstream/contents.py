@@ -1,4 +1,4 @@
-"""The messages in a stream, read and removed one subject at a time: what buckets and object stores are built on."""
+"""Reading and removing the messages of a stream by subject, on which buckets and object stores are built."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import contextlib
 from tokentrace.bad_data import SetAside
 from tokentrace.bus.contract import Message
 from tokentrace.bus.jetstream.codec import parse_headers
-from tokentrace.bus.jetstream.errors import DELETE_FAILED, NO_MESSAGE, ApiError, translate_errors
+from tokentrace.bus.jetstream.errors import NO_MESSAGE, NO_SEQUENCE, ApiError, translate_errors
 from tokentrace.bus.jetstream.follow import Followers
 from tokentrace.bus.jetstream.publisher import Publisher
 from tokentrace.bus.jetstream.requests import Requests
 from tokentrace.units import parse_instant
 
 _READ_TIMEOUT_S = 30.0
-#: If no message arrives for this long during a read, check whether the messages were removed.
+#: If no message arrives for this long during a read, check whether the messages were removed; seconds.
 _STALLED_S = 0.5
 
 
@@ -26,7 +26,7 @@ class StreamContents:
 
     Attributes:
         publish: ``Publisher.publish``.
-        set_aside: Where data is noted that cannot be decoded.
+        set_aside: Records data that cannot be decoded.
     """
 
     def __init__(self, requests: Requests, publisher: Publisher, followers: Followers, set_aside: SetAside) -> None:
@@ -54,12 +54,12 @@ class StreamContents:
         return sorted(info["state"].get("subjects") or {})
 
     async def erase(self, stream: str, sequence: int) -> None:
-        """Remove and overwrite one message, as ``Bus.erase``; acknowledged or purged bytes stay on disk."""
+        """Remove and overwrite one message, as ``Bus.erase``; a purge would leave its bytes on disk."""
         with translate_errors(stream):
             try:
                 await self._requests.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence})
             except ApiError as exc:
-                if exc.code not in (NO_MESSAGE, DELETE_FAILED):
+                if exc.code not in (NO_MESSAGE, NO_SEQUENCE):
                     raise
 
     async def purge(self, stream: str, subject: str) -> None:
@@ -68,7 +68,7 @@ class StreamContents:
             await self._requests.api(f"STREAM.PURGE.{stream}", {"filter": subject})
 
     async def read(self, stream: str, subject: str, count: int) -> list[bytes]:
-        """Return the first *count* payloads of *subject*; fewer if messages are removed during the read."""
+        """Return the first *count* payloads of *subject*; fewer if some are removed during the read."""
         payloads: list[bytes] = []
         chunks = self._followers.follow_once(stream, [subject], None)
         with translate_errors(stream):

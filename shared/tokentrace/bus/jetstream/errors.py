@@ -1,4 +1,4 @@
-"""Translates every error of JetStream and nats-py into an error of ``tokentrace.errors``."""
+"""The error codes of JetStream, and the translation of its errors and nats-py's into ``tokentrace.errors``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NO_SPACE = (10047, 10002)
 #: Lack of space is also reported with other codes: no server of a cluster has space, or a disk is full.
 _NO_SPACE_TEXTS = ("insufficient storage", "no space left on device")
 NO_MESSAGE = 10037
-DELETE_FAILED = 10043
+NO_SEQUENCE = 10043
 _WRONG_LAST = (10071, 10164)
 _IS_FULL = 10077
-#: Refusals that are worth another try: no leader, no disk space, too many consumers (10026).
+#: Refusals that are worth another try: insufficient resources, no leader, too many consumers, too few servers.
 _TEMPORARY = (10023, 10008, 10026, 10074, 503)
 
 
 class Full(Unavailable):
-    """A stream has reached its size limit; the broker itself is healthy."""
+    """JetStream could not store a message (error 10077), usually because the stream has reached its size limit."""
 
 
 class ApiError(TokentraceError):
@@ -31,7 +31,7 @@ class ApiError(TokentraceError):
     An error answer of JetStream; ``translate_errors`` turns it into a public error.
 
     Attributes:
-        code: JetStream's error code, such as 10059.
+        code: JetStream's error code, such as 10059; the status if the answer has no code.
         status: The HTTP-like status, such as 404.
     """
 
@@ -42,11 +42,11 @@ class ApiError(TokentraceError):
 
     @property
     def lacks_space(self) -> bool:
-        """True if the request was refused because storage is short."""
+        """True if the request was refused because there is too little storage."""
         return self.code in _NO_SPACE or any(text in str(self) for text in _NO_SPACE_TEXTS)
 
     def translated(self) -> TokentraceError:
-        """Return the public error that says the same."""
+        """Return the error of ``tokentrace.errors`` that corresponds to this one."""
         if self.code in _WRONG_LAST:
             return Conflict(str(self))
         if self.code == _IS_FULL:
@@ -58,7 +58,17 @@ class ApiError(TokentraceError):
 
 @contextlib.contextmanager
 def translate_errors(what: str) -> Any:
-    """Translate the errors of JetStream and nats-py that the block raises; *what* begins their messages."""
+    """
+    Translate the errors of JetStream and nats-py that the block raises.
+
+    Args:
+        what: What was attempted; the message begins with it if the error is one of nats-py.
+
+    Raises:
+        Conflict: A compare-and-set lost.
+        Rejected: The broker refuses the request for good, or the message is too large.
+        Unavailable: Any other error of JetStream or nats-py, or no answer.
+    """
     try:
         yield
     except ApiError as exc:
@@ -73,7 +83,7 @@ def translate_errors(what: str) -> Any:
 
 @contextlib.contextmanager
 def translate_request_errors(call: str) -> Any:
-    """Translate the errors of nats-py only; the answer to *call* may still contain an error of JetStream."""
+    """Translate errors of nats-py into ``Unavailable``; the answer to *call* may still hold an error of JetStream."""
     try:
         yield
     except nats.errors.NoRespondersError as exc:

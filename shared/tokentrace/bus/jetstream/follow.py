@@ -31,15 +31,15 @@ class Followers:
     Creates followers of streams.
 
     JetStream numbers the messages it sends to a consumer (the consumer sequence). Messages that are on the way when
-    the connection breaks are lost without an error; the only sign is a gap in that numbering. At a gap, at silence and
-    after every reconnect the follower drops its consumer and creates a new one after the last message it has yielded.
+    the connection breaks are lost without an error; the only sign is a gap in the consumer sequence. After a gap,
+    2.5 s of silence or a reconnect, the follower creates a new consumer that starts after the last message it yielded.
     """
 
     def __init__(self, client: Client, requests: Requests) -> None:
         self._client, self._requests = client, requests
 
     async def follow(self, stream: str, subjects: Sequence[str], after: Position | None) -> AsyncGenerator[Chunk, None]:
-        """Yield chunks without end, as ``Bus.follow``."""
+        """Yield chunks without end, as ``Bus.follow``; Unavailable once the connection is closed for good."""
         position, pause = after, _MIN_PAUSE_S
         while True:
             try:
@@ -57,14 +57,20 @@ class Followers:
     async def follow_once(
         self, stream: str, subjects: Sequence[str], after: Position | None
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield chunks from one consumer; Unavailable when it has died or lost a message."""
+        """
+        Yield chunks from one consumer.
+
+        Raises:
+            Unavailable: The consumer died or lost a message, or the broker did not answer.
+            ApiError: JetStream refused to describe the stream or to create the consumer.
+        """
         info = state_of(await self._requests.api(f"STREAM.INFO.{stream}", {}))
         start = after.sequence if after is not None else 0
-        # A start sequence behind the end would wait without an error. It means that the stream is another one now.
+        # A consumer that starts after the end of the stream waits without an error, so compare with the end first.
         rewound = after is not None and (info.created_ns != after.created_ns or info.last_sequence < start)
         if rewound:
             start = 0
-        # JetStream skips discarded messages without an error, so compare with the first one that is left.
+        # JetStream skips discarded messages without an error, so compare with the first message that is left.
         missing = (start + 1, info.first_sequence - 1) if info.first_sequence > start + 1 and not rewound else None
         async with Inbox(self._client) as inbox:
             config = _consumer_config(inbox.name, subjects, start + 1)
@@ -90,8 +96,8 @@ class Followers:
                     if has_gap:
                         raise Unavailable("messages were lost on the way")
             finally:
-                # The broker keeps an abandoned consumer for a minute, and a stream takes a thousand of them. Loading a
-                # snapshot of 150 pieces creates as many.
+                # The broker keeps an abandoned consumer for a minute and allows a stream a thousand consumers, but
+                # loading a snapshot of 150 pieces creates 150 of them.
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await self._client.publish(f"$JS.API.CONSUMER.DELETE.{stream}.{inbox.name}")
 

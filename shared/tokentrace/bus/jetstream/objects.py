@@ -23,11 +23,12 @@ class _Description(msgspec.Struct, frozen=True):
     The description of an object, stored as JSON on the object's meta subject.
 
     Attributes:
-        nuid: Last token of the subject of its chunks; a wildcard here would match the chunks of other objects.
+        nuid: Last token of the subject of the object's chunks. Wildcards are refused, because they would match the
+            chunks of other objects.
         size: Bytes.
         chunks: Number of chunks.
         digest: ``SHA-256=`` and the digest in URL-safe base64.
-        deleted: True in the description that some clients leave when they delete an object.
+        deleted: True if another client deleted the object and left this description.
     """
 
     nuid: Annotated[str, Meta(pattern="^[A-Za-z0-9_-]*$")] = ""
@@ -87,7 +88,7 @@ class JetStreamObjects:
             # If the description has changed, the object was removed or replaced during the read.
             if await self._meta(subject) != meta:
                 return await self.get(name)
-            raise Rejected(f"object {name}: damaged, {len(data)} of {meta.size} bytes or another digest")
+            raise Rejected(f"object {name}: damaged: {len(data)} of {meta.size} bytes, or the digest differs")
         return data
 
     async def _meta(self, subject: str) -> _Description | None:
@@ -113,7 +114,7 @@ class JetStreamObjects:
         Return the name of the object with this meta subject.
 
         Raises:
-            Rejected: The subject is not the one that ``put`` derives from the name, so ``get`` would not find it.
+            Rejected: ``put`` would derive another subject from the name, so ``get`` would not find the object.
         """
         with reading("name"):
             name = base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode()

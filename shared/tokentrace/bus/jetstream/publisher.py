@@ -13,6 +13,7 @@ from tokentrace.bus.jetstream.errors import ApiError, Full, translate_errors
 from tokentrace.bus.jetstream.requests import Requests
 from tokentrace.errors import Unavailable
 
+#: Most messages that wait for an acknowledgement at a time.
 _WINDOW = 2048
 
 
@@ -27,7 +28,7 @@ class Publisher:
 
     @property
     def problems(self) -> list[str]:
-        """The subjects on which the last publish failed, with the reason."""
+        """One text for each kind of subject on which the last publish failed; a full stream is no failure."""
         return [f"nats stores nothing on {subject}: {reason}" for subject, reason in sorted(self._failing.items())]
 
     def forget_problems(self) -> None:
@@ -43,7 +44,7 @@ class Publisher:
         expect_last: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> PubAck:
-        """Store a message, as ``Bus.publish``; ends within 5 s."""
+        """Store a message, as ``Bus.publish``; the broker has 5 s to acknowledge."""
         sent: dict[str, str] = dict(headers or {})
         if id is not None:
             sent["Nats-Msg-Id"] = id
@@ -54,7 +55,7 @@ class Publisher:
             try:
                 ack = await self._send(subject, payload, sent)
             except Unavailable as exc:
-                # A full stream is a normal answer of a healthy broker. Anything else may be a disk that keeps failing.
+                # A healthy broker may answer that a stream is full. Any other failure may be a disk that keeps failing.
                 if self._client.is_connected and not isinstance(exc, Full):
                     self._failing[beginning] = str(exc).removeprefix(f"publish {subject}: ")
                 raise

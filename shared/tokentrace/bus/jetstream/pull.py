@@ -18,7 +18,7 @@ from tokentrace.errors import Unavailable
 from tokentrace.units import SECOND
 
 _HEARTBEAT_S = 1.0
-#: Without any message for this long, not even a heartbeat, the consumer is dead, seconds.
+#: A consumer counts as dead if no message arrives for this long, not even a heartbeat; seconds.
 _SILENCE_S = 2.5 * _HEARTBEAT_S
 _EXPIRES_S = 30.0
 
@@ -67,7 +67,7 @@ async def unsubscribe(client: Client, subscription: Subscription) -> None:
 
 
 class Pull:
-    """Requests messages of a consumer in batches, without a pause in between."""
+    """Requests messages of a consumer in batches, the next batch before the current one has ended."""
 
     def __init__(self, client: Client, stream: str, inbox: Inbox, batch: int, consumer: str | None = None) -> None:
         self._client, self._inbox, self._batch = client, inbox, batch
@@ -80,9 +80,11 @@ class Pull:
         Yield lists of messages, never empty.
 
         Raises:
-            Unavailable: The consumer is silent or gone, or the connection was lost in between.
+            Unavailable: The consumer is silent or gone, the broker ended a request with an error, or the connection
+                was lost and restored.
+            nats.errors.Error: The connection is lost, so no batch can be requested.
         """
-        #: Messages that the broker may still send for the requests so far.
+        # How many messages the broker may still send for the requests so far.
         outstanding = 0
         reconnects = self._client.stats["reconnects"]
         while True:
@@ -116,7 +118,16 @@ class Pull:
 
 
 class Meta(NamedTuple):
-    """What the broker says about a message it delivers, from the message's reply subject."""
+    """
+    What the reply subject of a delivered message says about it.
+
+    Attributes:
+        deliveries: How often the message was delivered, this delivery included.
+        sequence: Its sequence in the stream.
+        consumer_sequence: How many messages the consumer has sent, this one included.
+        time_ns: When the broker stored it, Unix nanoseconds.
+        pending: How many further messages the consumer has to send.
+    """
 
     deliveries: int
     sequence: int
@@ -129,8 +140,8 @@ def parse_meta(reply: str) -> Meta:
     """
     Decode a reply subject.
 
-    It is ``$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>``; newer servers
-    insert a domain and an account hash after ``ACK``.
+    *reply* is ``$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>``; newer
+    servers insert a domain and an account hash after ``ACK`` and may append further tokens.
     """
     tokens = reply.split(".")
     at = 4 if len(tokens) == 9 else 6

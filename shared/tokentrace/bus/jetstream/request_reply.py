@@ -62,7 +62,7 @@ async def serve(client: Client, set_aside: SetAside, subject: str, handler: Hand
             log.warning("request on %s failed: %s", subject, exc)
         except UNREADABLE as exc:
             log.exception("request on %s failed", subject)
-            set_aside.note(subject, "question", exc)
+            set_aside.note(subject, "request", exc)
 
     answering: set[asyncio.Task[None]] = set()
 

@@ -51,11 +51,13 @@ class Requests:
 
     async def send(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> dict[str, Any]:
         """
-        Return the broker's answer, which may be an error of JetStream.
+        Return the broker's answer, which may contain an error of JetStream.
 
         Raises:
             NoRespondersError: Nothing listens on *subject*.
-            TimeoutError: No answer within 5 seconds.
+            TimeoutError: No answer came within 5 seconds.
+            Unavailable: The connection was lost before the answer.
+            nats.errors.Error: The request could not be sent.
         """
         number = str(next(self._numbers))
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -73,7 +75,7 @@ class Requests:
 
         Raises:
             ApiError: JetStream refused the call.
-            Unavailable: No answer.
+            Unavailable: The request could not be sent, or no answer came.
         """
         with translate_request_errors(call):
             answer = await self.send(f"$JS.API.{call}", json.dumps(body).encode())
@@ -89,7 +91,7 @@ class Requests:
         if has_no_responders(msg):
             future.set_exception(nats.errors.NoRespondersError())
             return
-        # Any client that listens on the subject can reply too. If a reply is not of the broker's form, keep waiting.
+        # Another client that listens on the subject can reply too. Ignore a reply that the broker would not send.
         with self._set_aside.guard(subject, "answer"):
             future.set_result(decode_answer(msg.data))
 

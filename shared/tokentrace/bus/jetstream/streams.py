@@ -22,7 +22,8 @@ async def ensure(api: Api, stream: Stream, *, resize: bool) -> str:
     Create or change *stream*, as ``Bus.ensure``.
 
     Raises:
-        ApiError: Refused for another reason than lack of space.
+        ApiError: JetStream refused a call for another reason than lack of space.
+        Unavailable: The broker does not answer, or has no space for the smallest stream.
     """
     config = stream_config(stream)
     try:

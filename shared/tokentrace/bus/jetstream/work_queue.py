@@ -58,13 +58,13 @@ class JetStreamDelivery:
 async def consume(
     client: Client, requests: Requests, stream: str, durable: str, *, batch: int, ack_wait_s: float
 ) -> AsyncGenerator[Sequence[JetStreamDelivery], None]:
-    """Yield deliveries without end, as ``Bus.consume``."""
+    """Yield deliveries without end, as ``Bus.consume``; Unavailable once the connection is closed for good."""
     config = {
         "name": durable,
         "durable_name": durable,
         "ack_policy": "explicit",
         "ack_wait": int(ack_wait_s * SECOND),
-        # A message that reaches a limit of JetStream's stays in the queue for ever, so the reader counts deliveries.
+        # A message that reaches this limit would stay in the queue for ever, so the reader itself counts deliveries.
         "max_deliver": -1,
         "max_ack_pending": 20_000,
         "deliver_policy": "all",

@@ -1,7 +1,8 @@
 """
 The bus in memory: the second implementation of the contract, for tests and for services in one process.
 
-It keeps every promise of the contract except durability: its messages are lost when the process ends.
+It passes the tests of the contract. Unlike JetStream, it enforces no maximum age, and its messages are lost when the
+process ends.
 """
 
 from tokentrace.bus.memory.broker import MemoryBroker, matches

@@ -13,12 +13,13 @@ from tokentrace.errors import Rejected, Unavailable
 
 @dataclass
 class StoredLog:
-    """One stream: its messages and, for a work queue, which of them are delivered."""
+    """One stream: its messages and, if it is consumed, which of them were delivered and acknowledged."""
 
     spec: Stream
     created_ns: int
     messages: dict[int, Message] = field(default_factory=dict)
     last_sequence: int = 0
+    #: Message id -> (sequence, when it was stored, Unix nanoseconds).
     ids: dict[str, tuple[int, int]] = field(default_factory=dict)
     bytes: int = 0
     #: Sequence of a delivered message -> (when to deliver it again, Unix seconds; number of deliveries so far).
@@ -38,7 +39,7 @@ class StoredLog:
         self.pending.pop(sequence, None)
 
     def finish(self, sequence: int) -> None:
-        """Acknowledge a message of a work queue."""
+        """Acknowledge a message: remove it from a work queue, or note that it is not to be delivered again."""
         if self.spec.work_queue:
             self.remove(sequence)
         else:
@@ -46,7 +47,7 @@ class StoredLog:
             self.done.add(sequence)
 
     def last_of(self, subject: str) -> Message | None:
-        """Return the last message of *subject*, or None."""
+        """Return the last message of *subject*, or None if there is none."""
         return next((m for m in reversed(self.messages.values()) if m.subject == subject), None)
 
 
@@ -66,11 +67,13 @@ class MemoryBroker:
     The streams and servers that several ``MemoryBus`` share.
 
     Args:
-        now_ns: The broker's clock, Unix nanoseconds.
+        now_ns: The broker's clock: returns Unix nanoseconds.
 
     Attributes:
+        logs: Stream name -> stream.
+        servers: (subject, group, handler) of each server.
         up: Set to False to make the broker unreachable; call ``ring`` after a change.
-        changed: Set when something was published or has changed; replaced by a new event then.
+        changed: The event that the next ``ring`` sets; each ``ring`` replaces it by a new one.
     """
 
     def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
@@ -81,7 +84,7 @@ class MemoryBroker:
         self.changed = asyncio.Event()
 
     def ring(self) -> None:
-        """Wake all followers and consumers."""
+        """Wake all followers and consumers, after a publish or another change."""
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -91,7 +94,7 @@ class MemoryBroker:
             raise Unavailable("the broker is switched off")
 
     def log(self, name: str) -> StoredLog:
-        """Return the stream *name*; Rejected if it does not exist."""
+        """Return the stream *name*; Rejected if it does not exist, Unavailable if the broker is switched off."""
         self.check()
         try:
             return self.logs[name]
@@ -99,7 +102,7 @@ class MemoryBroker:
             raise Rejected(f"stream {name}: not found") from None
 
     def log_for(self, subject: str) -> StoredLog:
-        """Return the stream that stores *subject*; Unavailable if there is none."""
+        """Return the stream that stores *subject*; Unavailable if there is none or the broker is switched off."""
         self.check()
         for log in self.logs.values():
             if log.stores(subject):

@@ -139,7 +139,7 @@ class MemoryBus:
     async def consume(
         self, stream: str, durable: str, *, batch: int, ack_wait_s: float
     ) -> AsyncGenerator[Sequence[MemoryDelivery], None]:
-        """As ``Bus.consume``; *durable* is ignored, because a stream in memory has one work queue."""
+        """As ``Bus.consume``; *durable* is ignored: all consumers of a stream in memory share its messages."""
         while True:
             changed = self._broker.changed
             log = self._broker.logs.get(stream) if self._broker.up else None

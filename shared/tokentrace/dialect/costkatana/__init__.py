@@ -1,7 +1,8 @@
 """
-The spans, sessions and messages of Cost Katana: JSON in camelCase, in which ``traceId`` is the id of a span.
+The spans and messages of Cost Katana: JSON in camelCase, in which ``traceId`` is the id of a span.
 
-``inputs`` decodes what clients send, ``spans`` turns it into records, ``render`` shows records as clients expect them.
+``inputs`` decodes what clients send, ``spans`` makes records of it, and ``render`` shows records in the form that
+clients expect.
 """
 
 from tokentrace.dialect.costkatana.inputs import (

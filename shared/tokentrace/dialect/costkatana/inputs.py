@@ -1,4 +1,4 @@
-"""Decodes what Cost Katana's clients send: the inputs of its SDK and of its backend. Unknown keys are ignored."""
+"""The decoding of what Cost Katana's clients send, in the form of its SDK or backend. Unknown keys are ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tokentrace.units import parse_instant
 
 T = TypeVar("T")
 
-#: Attributes that hold Cost Katana's fields ``tool`` and ``resourceIds``.
+#: Keys of the attributes that hold Cost Katana's fields ``tool`` and ``resourceIds``.
 TOOL = "tool"
 RESOURCE_IDS = "resource_ids"
 
@@ -49,10 +49,10 @@ class EndInput(msgspec.Struct, kw_only=True, rename="camel"):
     The end of a span; every field may be absent or null.
 
     Attributes:
-        status: pending = the span has not ended; only ``POST /api/traces/ingest`` may say so.
-        model, ai_model: The model, as the SDK and as the backend name it.
-        cost_usd: US dollars; absent = ingest prices the span.
-        ended_at: RFC 3339 with a time zone; absent = now.
+        status: pending = the span has not ended; not allowed in the body of ``POST /api/traces/{traceId}/end``.
+        model, ai_model: The model; the SDK calls the field ``model``, the backend ``aiModel``.
+        cost_usd: Cost in US dollars; absent = ingest prices the span.
+        ended_at: RFC 3339 with a time zone; absent = the arrival of the request.
     """
 
     status: Literal["ok", "error", "timeout", "pending"] | None = None
@@ -72,9 +72,9 @@ class SpanInput(EndInput, kw_only=True, rename="camel"):
     The start of a span; in ``POST /api/traces/ingest`` also its end.
 
     Attributes:
-        trace_id: The span's id; absent = ingest makes one.
-        parent_id: The parent's span id; absent = a root.
-        started_at: RFC 3339 with a time zone; absent = now.
+        trace_id: The id of the span; absent = ingest makes one.
+        parent_id: The id of the parent span; absent = a root.
+        started_at: RFC 3339 with a time zone; absent = the arrival of the request.
     """
 
     name: Annotated[Name, Meta(min_length=1)]
@@ -87,7 +87,14 @@ class SpanInput(EndInput, kw_only=True, rename="camel"):
 
 
 class MessageInput(msgspec.Struct, kw_only=True, rename="camel"):
-    """One message of a conversation; without message_id ingest makes one, and without created_at it is now."""
+    """
+    One message of a conversation.
+
+    Attributes:
+        trace_id: The id of the span that the message belongs to; absent = none.
+        message_id: The id of the message; absent = ingest makes one.
+        created_at: RFC 3339 with a time zone; absent = the arrival of the request.
+    """
 
     session_id: Annotated[Id, Meta(min_length=1)]
     role: Role
@@ -121,7 +128,7 @@ def decode_start(body: bytes) -> SpanInput:
     Decode the body of ``POST /api/traces/start``.
 
     Raises:
-        Rejected: Names the field.
+        Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
     span = _decode(_start, body)
     _check(span)
@@ -130,10 +137,10 @@ def decode_start(body: bytes) -> SpanInput:
 
 def decode_end(body: bytes) -> EndInput:
     """
-    Decode the body of ``POST /api/traces/{traceId}/end``; an empty one ends the span with the status ok.
+    Decode the body of ``POST /api/traces/{traceId}/end``; an empty body is an end without values.
 
     Raises:
-        Rejected: Names the field.
+        Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
     end = _decode(_end, body) if body.strip() else EndInput()
     if end.status == "pending":
@@ -148,7 +155,8 @@ def decode_ingest(body: bytes) -> list[SpanInput]:
     Decode the body of ``POST /api/traces/ingest``: ``{"spans": [...]}``, an array, or one span.
 
     Raises:
-        Rejected: Names the index of the span and the field.
+        Rejected: *body* is not JSON, a value in it is invalid, or two spans have one ``traceId``; the text names the
+            field and, where known, the index of the span.
     """
     if body.lstrip()[:1] == b"[":
         spans = _decode(_starts, body)
@@ -173,7 +181,7 @@ def decode_message(body: bytes) -> MessageInput:
     Decode the body of ``POST /api/traces/messages``.
 
     Raises:
-        Rejected: Names the field.
+        Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
     message = _decode(_message, body)
     _check_id("sessionId", message.session_id)
@@ -212,7 +220,7 @@ def instant_of(name: str, text: str | None) -> int:
     Return *text*, the value of field *name*, as Unix nanoseconds; 0 if it is empty or None.
 
     Raises:
-        Rejected: Not RFC 3339 with a time zone, or not between the years 2000 and 2100.
+        Rejected: *text* is not RFC 3339 with a time zone, or not between the years 2000 and 2100.
     """
     if not text:
         return 0
@@ -230,7 +238,7 @@ def check_metadata(attributes: dict[str, Any]) -> None:
     Check *attributes* with ``check_attributes``; error texts call them metadata, as Cost Katana does.
 
     Raises:
-        Rejected: Names the key.
+        Rejected: As ``check_attributes``.
     """
     try:
         check_attributes(attributes)
@@ -249,5 +257,5 @@ def attributes_of(end: EndInput) -> dict[str, Any]:
 
 
 def has_ended(span: SpanInput) -> bool:
-    """Return True if a span of ``POST /api/traces/ingest`` is finished; otherwise it stays open."""
+    """Return True if *span*, from ``POST /api/traces/ingest``, has an end or a status other than pending."""
     return bool(span.ended_at) or span.status in ("ok", "error", "timeout")

@@ -1,4 +1,4 @@
-"""Shows records as Cost Katana's clients expect them: in the SDK's shape, with the backend's names in addition."""
+"""Rendering of records for Cost Katana's clients: in the form of the SDK, with the backend's names in addition."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from tokentrace.dialect.costkatana.inputs import RESOURCE_IDS, TOOL
 from tokentrace.records import ChatMessage, Span, Started
 from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant
 
-#: Characters of a message's preview.
+#: Maximum length of a message's preview, characters.
 _PREVIEW = 500
 
 
 def render_node(span: Span, depth: int) -> dict[str, Any]:
     """
-    Return a finished span as a ``TraceNode``, with the backend's label, start, end and aiModel in addition.
+    Return a finished span as a ``TraceNode`` of the SDK, with the backend's label, start, end and aiModel in addition.
 
-    parentId, error, model, tool and resourceIds are left out if they are empty. costUSD is null for an unpriced span.
+    parentId, error, model, aiModel, tool and resourceIds are left out if the span has none. costUSD is null for an
+    unpriced span.
 
     Args:
         depth: Number of ancestors; 0 for a root.
@@ -42,7 +43,7 @@ def render_node(span: Span, depth: int) -> dict[str, Any]:
 
 def render_open(started: Started, depth: int, status: str) -> dict[str, Any]:
     """
-    Return an open span in the shape of ``render_node``: endedAt, end, duration and costUSD are null.
+    Return an open span in the form of ``render_node``: endedAt, end, duration and costUSD are null.
 
     Args:
         depth: Number of ancestors; 0 for a root.
@@ -86,7 +87,7 @@ def _head(
 
 
 def _attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Return a node's ``tool``, ``resourceIds`` and ``metadata``; values of an unexpected type stay metadata."""
+    """Split attributes into ``tool``, ``resourceIds`` and ``metadata``; values of an unexpected type stay metadata."""
     metadata = dict(attributes)
     shown: dict[str, Any] = {}
     if isinstance(metadata.get(TOOL), str):
@@ -101,7 +102,7 @@ def render_message(message: ChatMessage) -> dict[str, Any]:
     Return a message with the fields of the SDK and of the backend.
 
     ``content`` is the original text if the configuration keeps it, otherwise the redacted text. ``contentPreview`` is
-    always redacted. ``fullContentStored`` is true if the preview is the whole content.
+    always redacted. ``fullContentStored`` is true if the received text fits into a preview and its content is kept.
     """
     at = render_instant(message.created_ns)
     return {

@@ -1,4 +1,4 @@
-"""Turns Cost Katana's inputs into records."""
+"""The conversion of Cost Katana's inputs into records."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def place(
     """
     Return the place of each of *spans*; parents and children may be in any order.
 
-    The trace id of a root is its span id. A child inherits trace and session from its parent. If the parent is not
-    known, the parent's id becomes the trace id.
+    The trace id of a root is its span id. A child inherits the trace of its parent, and its session if neither the
+    child nor *session_id* names one. If the parent is not known, the parent's id becomes the trace id.
 
     Args:
-        spans: (Span id, input).
+        spans: (Span id, input) of each span.
         known: Span id -> place, for spans that were started before.
-        new_session: Makes a session id for the span at an index of *spans*.
+        new_session: Takes an index of *spans* and returns a session id for that span.
         session_id: Session of spans that name none; "" = they inherit their parent's session.
 
     Raises:
-        Rejected: The parents of a span form a cycle; names the index of the span.
+        Rejected: The parents of a span form a cycle; the text names the index of the span.
     """
     input_of = dict(spans)
     index_of = {span_id: index for index, (span_id, _) in enumerate(spans)}
@@ -74,8 +74,8 @@ def start_of(span: SpanInput, span_id: str, where: Place, arrived_ns: int, calle
 
     Args:
         where: Trace and session of the span.
-        arrived_ns: Unix nanoseconds; the start if the input names none.
-        caller: The calling service according to the request; a caller in the metadata wins.
+        arrived_ns: Arrival of the request, Unix nanoseconds; the start of the span if the input names none.
+        caller: The calling service according to the request; a caller in the metadata takes precedence.
     """
     attributes = attributes_of(span)
     return Started(
@@ -95,14 +95,14 @@ def start_of(span: SpanInput, span_id: str, where: Place, arrived_ns: int, calle
 
 def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None = None) -> Span:
     """
-    Return the finished span: the start, with the fields of *end* over it.
+    Return the finished span: *started*, completed and overridden by *end*.
 
     Args:
-        arrived_ns: Unix nanoseconds; the end if *end* names none.
-        early: Model, tokens, cost and error that the start already gave; its other fields are ignored.
+        arrived_ns: Arrival of the request, Unix nanoseconds; the end of the span if *end* names none.
+        early: A span with the model, tokens, cost and error that the start already gave; its other fields are ignored.
 
     Raises:
-        Rejected: Names the field.
+        Rejected: The span takes over 30 days or is invalid; the text names the field.
     """
     attributes = {**started.metadata, **attributes_of(end)}
     before = early or Span()
@@ -152,9 +152,9 @@ def message_of(message: MessageInput, message_id: str, trace_id: str, arrived_ns
     Return the record of a message.
 
     Args:
-        message_id: Used if *message* has no id.
+        message_id: The id of the record if *message* has none.
         trace_id: Trace of the span that the message belongs to; "" = not known.
-        arrived_ns: Unix nanoseconds; used if *message* has no time.
+        arrived_ns: Arrival of the request, Unix nanoseconds; when the message was written if *message* has no time.
     """
     return ChatMessage(
         message_id=message.message_id or message_id,
@@ -181,6 +181,6 @@ def _ttft(attributes: dict[str, Any]) -> int:
 
 
 def _short(attributes: dict[str, Any], key: str) -> str:
-    """Return the text under *key* if it is short enough for a field of a record, otherwise ""."""
+    """Return the text under *key* if it has at most 256 characters, as a field of a record may, otherwise ""."""
     value = attributes.get(key)
     return value if isinstance(value, str) and len(value) <= 256 else ""

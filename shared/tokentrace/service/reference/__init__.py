@@ -1,8 +1,8 @@
 """
 ``/docs``: the API reference in a browser, made of Swagger UI and the server's own document.
 
-Every file comes from this package, and the page's Content-Security-Policy allows no other origin, so it works on a
-machine without a network.
+Every file comes from this package, and the page's Content-Security-Policy allows no other origin, so the page works on
+a machine without a network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FILES = {
     "swagger-ui-bundle.js": (_HERE / "swagger_ui" / "swagger-ui-bundle.js", "text/javascript"),
     "swagger-ui.css": (_HERE / "swagger_ui" / "swagger-ui.css", "text/css"),
 }
-#: The page and its files, which are the same on every installation, and how the document writes the files' path.
+#: The paths that need no token: the page, its files, and the path of a file as the document writes it.
 REFERENCE_PATHS = (REFERENCE_PATH, f"{REFERENCE_PATH}/{{file}}", *(f"{REFERENCE_PATH}/{name}" for name in _FILES))
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
@@ -43,7 +43,7 @@ def reference_router(openapi_path: str) -> Router:
         **operation(
             "getReference",
             "This reference as a page",
-            "Needs no token; where one is set, the page asks for it before it loads the document.",
+            "The page needs no token. If the document needs one, the page asks for it.",
             Answer(str, "The page.", "<!doctype html>…", media="text/html"),
         ),
     )
@@ -55,7 +55,7 @@ def reference_router(openapi_path: str) -> Router:
         **operation(
             "getReferenceFile",
             "A file of the reference page",
-            "Scripts and styles of the page; they need no token.",
+            "Scripts and style sheets of the page. They need no token.",
             Answer(str, "A script.", '"use strict";…', media="text/javascript"),
             Answer(str, "A style sheet.", "body{margin:0}", media="text/css"),
             errors={404: "reference: there is no file 'x.js'"},

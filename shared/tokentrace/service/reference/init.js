@@ -1,5 +1,5 @@
-// Loads the OpenAPI document of this server and shows it. Where a token is required, it is asked for first; the token is
-// kept in this page's memory only.
+// Loads the OpenAPI document of this server and shows it. If the server requires a token, the page asks for it and keeps
+// it in memory only.
 "use strict";
 
 (() => {
