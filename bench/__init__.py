@@ -1,1 +1,1 @@
-"""The budgets, measured: ``make bench``. Speed is held against reference work that was measured in the same run."""
+"""Benchmarks, run by ``make bench``: measures the rows of a table and checks their budgets (see ``row``)."""

@@ -1,4 +1,4 @@
-"""``python -m bench [NAME …]``: measure rows, print each as it is measured, exit 1 where a budget is missed."""
+"""The command ``python -m bench [NAME …]``: measures rows and prints each as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -29,24 +29,33 @@ GROUPS = (
 
 def main(words: Sequence[str] | None = None, groups: Sequence[Group] = GROUPS) -> int:
     """
-    The program.
+    Run the command.
+
+    Args:
+        words: Arguments of the command; None = those of this process.
+        groups: The groups that can be chosen.
 
     Returns:
-        0; 1 if a row failed or missed its budget, or with ``--strict`` became worse; 2 if the command line is wrong.
+        The exit code. 0 = success, and all budgets are met; 1 = a row failed or missed its budget, or became worse with
+        ``--strict``; 2 = an argument is wrong, or the file of ``--against`` cannot be read.
+
+    Raises:
+        SystemExit: The arguments have a wrong form, or ask for help.
+        OSError: The file of ``--json`` cannot be written.
     """
-    given = _parse(words, groups)
-    if isinstance(given, str):
-        print(f"bench: {given}", file=sys.stderr)
+    options = _parse(words, groups)
+    if isinstance(options, str):
+        print(f"bench: {options}", file=sys.stderr)
         return 2
-    wanted = [*given.names, *given.only]
+    wanted = [*options.names, *options.only]
     chosen = [group for group in groups if not wanted or group.name in wanted]
-    if given.list:
+    if options.list:
         print(listing(chosen))
         return 0
     try:
-        old = results.read(given.against) if given.against else None
+        old = results.read(options.against) if options.against else None
     except (OSError, msgspec.DecodeError) as exc:
-        print(f"bench: --against {given.against}: no results can be read from it: {exc}", file=sys.stderr)
+        print(f"bench: --against {options.against}: cannot read results from this file: {exc}", file=sys.stderr)
         return 2
     table = Table(chosen, sys.stdout)
     run = Run(table)
@@ -56,40 +65,48 @@ def main(words: Sequence[str] | None = None, groups: Sequence[Group] = GROUPS) -
             print(f"… {group.name}", file=sys.stderr, flush=True)
             run.group(group)
     finally:
-        # Also when it is interrupted: what was measured until then took its time.
-        if given.json:
-            results.write(given.json, run.rows)
+        # Write the file after an interruption too, so that the rows measured so far are not lost.
+        if options.json:
+            results.write(options.json, run.rows)
     failed = run.failed or any(row.verdict in ("MISSED", "FAILED") for row in run.rows)
     if old is not None:
         comparison = results.compare(old.rows, run.rows)
-        print(f"\nAgainst {given.against}, taken {old.taken_at}:\n\n{comparison.text}")
+        print(f"\nAgainst {options.against}, taken {old.taken_at}:\n\n{comparison.text}")
         if old.sizes != results.sizes():
             print(f"\nOther sizes: {old.sizes or 'the usual'} then, {results.sizes() or 'the usual'} now.")
-        failed = failed or (given.strict and bool(comparison.worse))
+        failed = failed or (options.strict and bool(comparison.worse))
     return 1 if failed else 0
 
 
 def _parse(words: Sequence[str] | None, groups: Sequence[Group]) -> argparse.Namespace | str:
-    """The command line, or what is wrong with it."""
+    """Return the parsed arguments, or a text that says what is wrong with them."""
     known = [group.name for group in groups]
-    parser = argparse.ArgumentParser(prog="bench", description="Measure the budgets.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="bench", description="Measure the rows of a table and check their budgets.", allow_abbrev=False
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"groups to measure; default all: {', '.join(known)}")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="the same; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="group to measure, like NAME; may be repeated"
+    )
     parser.add_argument("--list", action="store_true", help="list the rows and their budgets; measure nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="compare with the results in FILE")
     parser.add_argument(
-        "--strict", action="store_true", help=f"exit 1 where a row is worse than in FILE by {results.WORSE:.0%} or more"
+        "--against", type=Path, metavar="FILE", help="compare with the results in FILE, which --json wrote"
     )
-    given = parser.parse_args(words)
-    unknown = [name for name in [*given.names, *given.only] if name not in known]
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"exit 1 if a row is worse than in the FILE of --against by more than {results.WORSE:.0%}",
+    )
+    options = parser.parse_args(words)
+    unknown = [name for name in [*options.names, *options.only] if name not in known]
     if unknown:
         return f"there is no group {', '.join(unknown)}; there are {', '.join(known)}"
-    if given.strict and not given.against:
+    if options.strict and not options.against:
         return "--strict needs --against FILE"
-    if given.json and not given.json.absolute().parent.is_dir():
-        return f"--json {given.json}: its directory does not exist"
-    return given
+    if options.json and not options.json.absolute().parent.is_dir():
+        return f"--json {options.json}: the directory of the file does not exist"
+    return options
 
 
 if __name__ == "__main__":

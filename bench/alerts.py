@@ -1,4 +1,4 @@
-"""From a span that breaks a rule to the event at a subscriber, with one rule and with a thousand more."""
+"""Alerts: time from a span to the event of its rule, and how far the alerter is behind with 1,000 more rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bench.table import quantity
 from tokentrace import Reporter
 from tokentrace.records import Span
 
-#: Spans a second, on the machine the budgets were set on.
+#: Spans per second to offer on the machine the budgets were set on.
 _RATE = 5000
 _SECONDS = 60.0
 _TRIALS = 100
@@ -38,9 +38,9 @@ _MARK = """
 """
 
 
-#: How long events are waited for after the last span.
+#: Seconds to wait for events after the last span.
 _WAIT_S = 60.0
-#: A reporter holds a batch for 0.2 s; the rule is evaluated once a second.
+#: Waits of the design: a reporter holds a batch for up to 0.2 s, and the rule is evaluated once a second.
 _HELD_S, _INTERVAL_S = 0.2, 1.0
 
 EVENT = Plan("span -> event at a subscriber, p99", "s", LOOP, at_most(2.0, LOOP, waits_s=_HELD_S + _INTERVAL_S))
@@ -49,7 +49,7 @@ PLANS = (EVENT, BEHIND)
 
 
 def run(runner: Runner) -> None:
-    """One rule; a thousand and one."""
+    """Measure with one rule, then with 1,000 more."""
     many = "".join(
         f"  - {{name: tenant {n}, metric: {_METRICS[n % len(_METRICS)]}, op: gt, threshold: 1000000000, window: 1m, "
         f"filter: {{tenant: t{n}}}}}\n"
@@ -74,7 +74,16 @@ def _p99(ascending: list[float]) -> float:
 
 
 def _measure(rules: str, seconds: float, rate: int) -> tuple[list[float], float, str]:
-    """(Ascending seconds from each marked span to its event, the greatest age of the last message taken in, a note)."""
+    """
+    Run the services under load and report marked spans.
+
+    Returns:
+        (Seconds from each marked span to its event, ascending; largest age in seconds of the last message that the
+        alerter has folded, in the last tenth of the time; a note).
+
+    Raises:
+        Failed: A service does not start, a marked span has no event, or the alerter does not tell the age.
+    """
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         note = f"{rate:,} spans/s offered, {fsync_note(directory)}"
@@ -130,23 +139,23 @@ async def _watch(url: str, port: int, seconds: float) -> tuple[list[float], floa
 
 def _age_s(port: int) -> float:
     """
-    How old the last message is that the alerter has taken in.
+    Return the age of the last message that the alerter has folded, seconds.
 
     Raises:
-        Failed: It does not say.
+        Failed: The alerter does not answer, or its metrics do not contain the age.
     """
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/internal/metrics", timeout=_WAIT_S) as response:
-            found = re.search(rb"^tokentrace_alerter_last_message_age_seconds (\S+)", response.read(), re.MULTILINE)
+            match = re.search(rb"^tokentrace_alerter_last_message_age_seconds (\S+)", response.read(), re.MULTILINE)
     except OSError as exc:
         raise Failed(f"the alerter does not show its metrics: {exc}") from exc
-    if not found:
+    if not match:
         raise Failed("the alerter's metrics have no tokentrace_alerter_last_message_age_seconds")
-    return float(found.group(1))
+    return float(match.group(1))
 
 
 def _send(url: str, seconds: float, rate: float) -> None:
-    """Spans of a thousand tenants, *rate* a second."""
+    """Report spans of 1,000 tenants for *seconds*, *rate* spans per second."""
     template = [
         replace(span, attributes={"tenant": f"t{number % _TENANTS}"}) for number, span in enumerate(make_spans(4000))
     ]

@@ -1,4 +1,4 @@
-"""Publishing to JetStream: 256-span batches from one process, against the bare connection."""
+"""Publishing batches of 256 spans to JetStream from one process, compared with plain nats-py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLANS = (PUBLISH,)
 
 
 def run(runner: Runner) -> None:
-    """Publish."""
+    """Measure publishing."""
     runner.row(PUBLISH, _publish_both)
 
 

@@ -1,4 +1,4 @@
-"""Rows that need no broker: fold, report(), import."""
+"""Work that needs no broker: folding spans, ``Reporter.report()`` and importing tokentrace."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ PLANS = (FOLD, REPORT, IMPORT, SIZE)
 
 
 def run(runner: Runner) -> None:
-    """Fold, report(), import."""
+    """Measure folding, ``report()`` and the import."""
     runner.row(FOLD, _fold)
     runner.row(REPORT, _report)
-    found: dict[str, list[list[float]]] = {}
-    runner.row(IMPORT, lambda: _import_time(found))
-    runner.row(SIZE, lambda: _import_size(found))
+    samples: dict[str, list[list[float]]] = {}
+    runner.row(IMPORT, lambda: _import_time(samples))
+    runner.row(SIZE, lambda: _import_size(samples))
 
 
 def _fold() -> Measured:
@@ -61,13 +61,13 @@ def _fold() -> Measured:
         shard.tick(messages[-1].time_ns)
 
     spans = BATCH * _BATCHES
-    # In turn, so that a machine whose speed drifts drifts for both.
+    # Measure both in turn, so that a change in the speed of the machine affects both.
     pairs = [(seconds_per_call(decode, tries=1), seconds_per_call(fold, tries=1)) for _ in range(5)]
     return Measured(min(pair[1] for pair in pairs) / spans, min(pair[0] for pair in pairs) / spans)
 
 
 def _report() -> Measured:
-    """Without a server at the address: only the caller's side is timed."""
+    """Time ``report()`` on the caller's thread; there is no server at the address."""
     reporter = Reporter("bench", "nats://127.0.0.1:9", max_queue_spans=2_000_000, max_queue_bytes=2**31)
     spans = make_spans(1000)
     best = float("inf")
@@ -80,21 +80,21 @@ def _report() -> Measured:
     return Measured(best)
 
 
-def _import_time(found: dict[str, list[list[float]]]) -> Measured:
-    """In processes of their own, in turn; *found* gets (seconds, MiB, modules) of each."""
+def _import_time(samples: dict[str, list[list[float]]]) -> Measured:
+    """Time imports in new processes, in turn; add [seconds, MiB, number of modules] of each process to *samples*."""
     for _ in range(_IMPORTS + 1):
         for names in ("tokentrace", "msgspec, nats"):
             words = [sys.executable, "-c", _IMPORT.format(names=names)]
             done = subprocess.run(words, capture_output=True, check=True, timeout=120)
-            found.setdefault(names, []).append(json.loads(done.stdout))
-    ours, bare = ([one[0] for one in found[names][1:]] for names in ("tokentrace", "msgspec, nats"))
+            samples.setdefault(names, []).append(json.loads(done.stdout))
+    ours, bare = ([sample[0] for sample in samples[names][1:]] for names in ("tokentrace", "msgspec, nats"))
     return Measured(_median(ours), _median(bare), f"median of {_IMPORTS} processes")
 
 
-def _import_size(found: dict[str, list[list[float]]]) -> Measured:
-    ours, bare = found["tokentrace"], found["msgspec, nats"]
+def _import_size(samples: dict[str, list[list[float]]]) -> Measured:
+    ours, bare = samples["tokentrace"], samples["msgspec, nats"]
     modules = f"{ours[0][2]:.0f} modules, {bare[0][2]:.0f} without tokentrace"
-    return Measured(_median([one[1] for one in ours]), _median([one[1] for one in bare]), modules)
+    return Measured(_median([sample[1] for sample in ours]), _median([sample[1] for sample in bare]), modules)
 
 
 def _median(values: list[float]) -> float:

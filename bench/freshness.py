@@ -1,4 +1,4 @@
-"""How long after ``report()`` a span is seen in /metrics and /traces, under load."""
+"""Freshness under load: time from ``report()`` until /metrics counts a span, and until it is stored for /traces."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bench.spans import make_spans
 from bench.table import quantity
 from tokentrace import Reporter
 
-#: Spans a second, on the machine the budgets were set on.
+#: Spans per second to offer on the machine the budgets were set on.
 _RATE = 10_000
 _SECONDS = 12.0
 _WARM_S = 2.0
-#: How long what was sent last is waited for.
+#: Seconds to wait until the last span is seen.
 _WAIT_S = 60.0
 _POLL_S = 0.05
-#: A reporter holds a batch for 0.2 s, the store commits each 0.1 s.
+#: Waits of the design: a reporter holds a batch for up to 0.2 s, and the store commits every 0.1 s.
 _HELD_S, _COMMIT_S = 0.2, 0.1
 
 METRICS = Plan("report() -> seen in /metrics, p99", "s", LOOP, at_most(1.0, LOOP, waits_s=_HELD_S + _POLL_S))
@@ -34,7 +34,14 @@ PLANS = (METRICS, TRACES)
 
 
 class _Watch(threading.Thread):
-    """Polls one number and notes when it was seen."""
+    """
+    A thread that polls a number in the JSON of a URL.
+
+    Attributes:
+        seen: (Time, number) of each response, ``time.perf_counter`` seconds.
+        refused: Number of requests that failed.
+        over: Set to end the thread.
+    """
 
     def __init__(self, url: str, key: str) -> None:
         super().__init__(daemon=True)
@@ -49,35 +56,35 @@ class _Watch(threading.Thread):
                 with urllib.request.urlopen(self._url, timeout=10) as response:
                     value = json.load(response)[self._key]
             except OSError:
-                # Behind, or not ready: what it does not show is not seen yet.
+                # The service is behind or not ready, so nothing new is seen.
                 self.refused += 1
             else:
                 self.seen.append((time.perf_counter(), value))
             time.sleep(_POLL_S)
 
     def has_seen(self, count: int) -> bool:
-        """Whether at least *count* was seen."""
+        """Return True if the last number seen is at least *count*."""
         return bool(self.seen) and self.seen[-1][1] >= count
 
     def lags(self, marks: list[tuple[float, int]]) -> list[float]:
         """
-        For each (time, count) reported: seconds until at least that count was seen, ascending.
+        Return the seconds from each (time, count) in *marks* until at least this count was seen, ascending.
 
         Raises:
-            Failed: Some never were.
+            Failed: A count was never seen.
         """
-        found = []
+        lags = []
         for at, count in marks:
             seen = next((moment for moment, value in self.seen if value >= count), None)
             if seen is None:
                 most = max((value for _, value in self.seen), default=0)
                 raise Failed(f"{most:,} of {marks[-1][1]:,} spans were seen {_WAIT_S:.0f} s after the last was sent")
-            found.append(seen - at)
-        return sorted(found)
+            lags.append(seen - at)
+        return sorted(lags)
 
 
 def run(runner: Runner) -> None:
-    """Freshness."""
+    """Measure freshness in /metrics and in the store."""
     rate = runner.offered(_RATE)
     with tempfile.TemporaryDirectory() as name:
         port, nats_port = free_port(), free_port()
@@ -95,7 +102,7 @@ def run(runner: Runner) -> None:
             p50, sent = quantity(lags[len(lags) // 2], "s"), marks[-1][1] / _SECONDS
             note = f"{rate:,} spans/s offered, {sent:,.0f} sent; p50 {p50}, {fsync}"
             if watch.refused:
-                note += f"; {watch.refused} answers were errors"
+                note += f"; {watch.refused} requests failed"
             return Measured(lags[int(len(lags) * 0.99) - 1], note=note)
 
         runner.row(plan, measure)

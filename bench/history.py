@@ -1,4 +1,4 @@
-"""An aggregator with 10 million spans over 30 days in 200 series: its start, memory, answers, snapshots."""
+"""An aggregator with 10 million spans over 30 days in 200 series: start, memory, query times and snapshots."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ from tokentrace_aggregator.shard import Shard
 SPANS = int(os.environ.get("BENCH_HISTORY_SPANS", "10000000"))
 _DAYS = 30
 _REQUESTS = 1000
-#: Spans a second, on the machine the budgets were set on.
+#: Spans per second to offer on the machine the budgets were set on.
 _RATE = 5000
-#: How long a question is asked again while its answer is an error or not whole.
+#: Seconds for which a request is repeated while its response is an error or incomplete.
 _ANSWER_S = 30.0
-_CELLS = [
+#: The dimensions of each series.
+_COMBINATIONS = [
     ("llm", f"model-{n % 10}", f"vendor-{n % 5}", f"caller-{n % 20}", f"task-{n % 40}", "ok" if n % 10 else "error")
     for n in range(200)
 ]
 
 
-_SERIES = ("total_cost", "latency_p95")
+_SERIES_METRICS = ("total_cost", "latency_p95")
 _SERIES_TRIES = 5
 
 STALL = Plan("the longest stall of the loop while a snapshot is saved", "s", LOOP, at_most(0.05, LOOP))
@@ -54,17 +55,17 @@ START = Plan(f"start to ready, {SPANS / 1e6:g} million spans", "s", LOOP, at_mos
 METRICS = Plan("GET /metrics, window and filter at random, p99", "s", ROUTE, at_most(0.02, ROUTE))
 SERIES = tuple(
     Plan(f"GET /metrics/{metric}/series, a day in minutes by model", "s", LOOP, at_most(1.0, LOOP))
-    for metric in _SERIES
+    for metric in _SERIES_METRICS
 )
 MEMORY = Plan("most memory of the aggregator", "MiB", "", Budget("<=", 512.0))
 PLANS = (STALL, START, METRICS, *SERIES, MEMORY)
 
 
 def run(runner: Runner) -> None:
-    """Snapshots, start, questions, memory."""
+    """Measure the snapshot, the start, the requests and the memory."""
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         url = stack.enter_context(nats(Path(name)))
-        # Not within a row: without the snapshot it saves, or with a part of the history, no other row means anything.
+        # Not inside a row: if this fails, all other rows must fail too, because they need the saved history.
         stall_s = asyncio.run(_prepare(url))
         runner.row(STALL, lambda: Measured(stall_s))
         port, api = free_port(), free_port()
@@ -77,19 +78,19 @@ def run(runner: Runner) -> None:
             words = python(f"tokentrace_{service}", "--nats", url, "--addr", f"127.0.0.1:{own}", "--data-dir", name)
             stack.enter_context(started(words, f"http://127.0.0.1:{own}/readyz"))
         _wait_for_history(api)
-        runner.row(START, lambda: Measured(ready_s, note=f"{_DAYS} days in {len(_CELLS)} series"))
+        runner.row(START, lambda: Measured(ready_s, note=f"{_DAYS} days in {len(_COMBINATIONS)} series"))
         runner.row(METRICS, lambda: _ask_all(url, api, runner.offered(_RATE)))
-        for plan, metric in zip(SERIES, _SERIES, strict=True):
+        for plan, metric in zip(SERIES, _SERIES_METRICS, strict=True):
             runner.row(plan, partial(_ask_series, api, metric))
         runner.row(MEMORY, lambda: Measured(_peak_mib(process.pid)))
 
 
 def _wait_for_history(port: int) -> None:
-    deadline, found = time.monotonic() + WAIT_S, -1
-    while found < SPANS:
+    deadline, counted = time.monotonic() + WAIT_S, -1
+    while counted < SPANS:
         if time.monotonic() > deadline:
-            raise Failed(f"only {found:,} of {SPANS:,} spans are there {WAIT_S:.0f} s after the start")
-        found = ask(f"http://127.0.0.1:{port}/metrics/span_count?window={_DAYS}d")["value"] or 0
+            raise Failed(f"only {counted:,} of {SPANS:,} spans are counted {WAIT_S:.0f} s after the start")
+        counted = ask(f"http://127.0.0.1:{port}/metrics/span_count?window={_DAYS}d")["value"] or 0
         time.sleep(0.1)
 
 
@@ -102,15 +103,15 @@ def _ask_series(port: int, metric: str) -> Measured:
 
 
 def _again(late: int) -> str:
-    return f"; asked again {late} times, because the answer was not there yet" if late else ""
+    return f"; {late} requests repeated, because the response was an error or incomplete" if late else ""
 
 
 def _seconds_of(connection: http.client.HTTPConnection, path: str) -> tuple[float, int]:
     """
-    (How long it takes until a whole answer is there, how often it was asked for).
+    Request *path* until the response is complete; return (seconds taken, number of requests).
 
     Raises:
-        Failed: There is none after ``_ANSWER_S``.
+        Failed: There is no complete response after ``_ANSWER_S``.
     """
     began, tries = time.perf_counter(), 0
     while True:
@@ -122,7 +123,7 @@ def _seconds_of(connection: http.client.HTTPConnection, path: str) -> tuple[floa
         if answer.status == 200 and "incomplete" not in json.loads(body):
             return took, tries
         if took > _ANSWER_S:
-            raise Failed(f"{path}: no whole answer after {took:.0f} s: {answer.status} {body[:200]!r}")
+            raise Failed(f"{path}: no complete response after {took:.0f} s: {answer.status} {body[:200]!r}")
         time.sleep(0.05)
 
 
@@ -132,7 +133,7 @@ def _peak_mib(pid: int) -> float:
 
 
 async def _prepare(url: str) -> float:
-    """Fold the history, save it as an aggregator would; returns how long the loop was held while it was saved."""
+    """Fold and save the history as an aggregator does; return the longest stall of the loop during a save, seconds."""
     settings = Settings(nats=Nats(url=url))
     async with connect(url, name="bench") as bus:
         await bootstrap(bus, settings)
@@ -144,7 +145,7 @@ async def _prepare(url: str) -> float:
         shard._position = Position(state.created_ns, state.last_sequence)
         snapshots = Snapshots(bus, "aggregator", 0)
         await snapshots.save(shard.snapshot({}))
-        # What an aggregator does every minute: a few seconds of new spans, then the next snapshot.
+        # Measure the next snapshot, for which an aggregator has only a few new spans to save.
         for rows_ in _history(shard._table, int(time.time()), spans=_RATE * 10, days=10 / 86400):
             shard._rollup.fold(rows_)
         worst = 0.0
@@ -157,7 +158,7 @@ async def _prepare(url: str) -> float:
                 now = time.perf_counter()
                 worst, last = max(worst, now - last), now
 
-        # As process.run does: what lives long is no work for the collector.
+        # As in a service (service.runtime): exclude long-lived objects from garbage collection.
         gc.collect()
         gc.freeze()
         beat = asyncio.create_task(heartbeat())
@@ -170,9 +171,9 @@ async def _prepare(url: str) -> float:
 
 
 def _history(table: SeriesTable, now_s: int, *, spans: int = SPANS, days: float = _DAYS) -> Iterator[np.ndarray]:
-    """Rows as ``cell.rows_of`` makes them, in order of event time; of Python spans it would take minutes."""
+    """Yield rows like those of ``rollup.rows_of``, in order of event time; making spans first would take minutes."""
     dice = np.random.default_rng(1)
-    numbers = np.array([table.number(cell) for cell in _CELLS])
+    numbers = np.array([table.number(key) for key in _COMBINATIONS])
     step, first = 250_000, now_s - int(days * 86400)
     for done in range(0, spans, step):
         count = min(step, spans - done)
@@ -188,12 +189,12 @@ def _history(table: SeriesTable, now_s: int, *, spans: int = SPANS, days: float 
         rows_[:, 13] = np.where(dice.random(count) < 0.5, latency // 5, 0)
         rows_[:, 14] = np.where(dice.random(count) < 0.1, dice.integers(0, 101, count) * 10_000_000, -1)
         rows_[:, 15] = latency
-        rows_[:, 16] = np.array([cell[5] == "error" for cell in _CELLS])[which]
+        rows_[:, 16] = np.array([key[5] == "error" for key in _COMBINATIONS])[which]
         yield rows_
 
 
 def _ask_all(url: str, port: int, rate: int) -> Measured:
-    """What the questions took, while *rate* spans a second keep coming."""
+    """Return the 99th percentile of the request times, while *rate* spans per second arrive."""
     sender = subprocess.Popen(
         python("bench.sender", url, str(rate), "3600", "1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

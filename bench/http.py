@@ -1,4 +1,4 @@
-"""``POST /spans`` against a bare route, each on one core, the load generator on the other."""
+"""``POST /spans`` compared with a bare route; each runs on one core, and the load generator on another."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLANS = (MANY, ONE)
 
 
 def run(runner: Runner) -> None:
-    """100 spans a request, and one."""
+    """Measure requests with 100 spans, then with one."""
     runner.row(MANY, lambda: _measure(100, 8))
     runner.row(ONE, lambda: _measure(1, 64))
 

@@ -1,4 +1,4 @@
-"""HTTP load: ``python -m bench.load PORT CONNECTIONS SECONDS REQUEST_FILE`` prints requests a second."""
+"""HTTP load: ``python -m bench.load PORT CONNECTIONS SECONDS REQUEST_FILE`` prints the requests per second."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from bench.spans import make_spans
 from tokentrace.dialect.docs import render_span
 
 _WARM_S, _SECONDS = 1.0, 3.0
-_OURS = ("trace_id", "span_id", "parent_span_id", "cost_usd")
+#: Keys that a client need not send; without ids, each request has new spans.
+_LEFT_OUT = ("trace_id", "span_id", "parent_span_id", "cost_usd")
 
 
 def post(directory: Path, count: int) -> Path:
-    """A file with a request that posts *count* spans, without ids, so that each time it is a new batch."""
+    """Return a file with a request that posts *count* spans, without ids and costs."""
     shown = [render_span(span) for span in make_spans(count)]
-    docs = [{key: value for key, value in doc.items() if key not in _OURS and value is not None} for doc in shown]
+    docs = [{key: value for key, value in doc.items() if key not in _LEFT_OUT and value is not None} for doc in shown]
     body = json.dumps(docs if count > 1 else docs[0]).encode()
     file = directory / f"post{count}.http"
     head = b"POST /spans HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -30,7 +31,7 @@ def post(directory: Path, count: int) -> Path:
 
 
 def get(directory: Path) -> Path:
-    """A file with a request that a bare route answers with an empty document."""
+    """Return a file with a request that a bare route answers with an empty object."""
     file = directory / "get.http"
     file.write_bytes(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return file
@@ -38,10 +39,13 @@ def get(directory: Path) -> Path:
 
 def request_rate(directory: Path, request: Path, connections: int, *, bare: bool) -> float:
     """
-    Requests a second that ingest, or a bare route, answers on one core, the load generator on the other.
+    Return the requests per second that ingest, or a bare route, answers on one core; the load comes from another core.
+
+    Args:
+        directory: Directory to create, for the data of the broker.
 
     Raises:
-        Failed: The load generator ended with an error.
+        Failed: The broker or the server did not start, or the load generator ended with an error.
     """
     directory.mkdir()
     with nats(directory) as url:

@@ -1,4 +1,4 @@
-"""Real processes for the rows that need them."""
+"""Starting processes and the broker, and requests to them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from bench.row import Failed
 from bench.table import quantity
 from tokentrace_standalone.broker import find_binary
 
-#: How long a service may take to come up, or to answer while it is behind, before its rows are FAILED.
+#: Seconds that a service may take to become ready, or to answer while it is behind, before its rows are FAILED.
 WAIT_S = 120.0
 
 
 def free_port() -> int:
-    """A port on which nothing listens now."""
+    """Return a TCP port on which nothing listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def fsync_s(directory: Path) -> float:
-    """What one write and fsync take there, seconds: the floor of everything acknowledged."""
+    """Return the mean time of a write of 512 bytes with an fsync in *directory*, seconds."""
     with tempfile.NamedTemporaryFile(dir=directory) as file:
         began = time.perf_counter()
         for _ in range(100):
@@ -43,12 +43,12 @@ def fsync_s(directory: Path) -> float:
 
 
 def fsync_note(directory: Path) -> str:
-    """What an fsync takes there, in words, for the note of a durable row."""
+    """Return the time of an fsync in *directory* as a text, for the note of a row with durable writes."""
     return f"fsync {quantity(fsync_s(directory), 's')}"
 
 
 def pinned(cores: set[int]) -> Callable[[], None]:
-    """For ``preexec_fn``: keep a process to *cores*, or to what it may use if it may use none of them."""
+    """Return a ``preexec_fn`` that pins a process to *cores*; without effect if the process may use none of them."""
 
     def pin() -> None:
         allowed = os.sched_getaffinity(0)
@@ -62,10 +62,17 @@ def started(
     words: Sequence[str], url: str | None = None, *, cores: set[int] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """
-    A process, once *url* answers 200; stopped at the end, with all that it started.
+    Start a process, yield it once *url* answers, and stop it at the end.
+
+    If it does not end within 30 s of SIGTERM, it is killed with the processes that it started.
+
+    Args:
+        words: The command.
+        url: An HTTP URL; None = do not wait.
+        cores: As for ``pinned``; None = all.
 
     Raises:
-        Failed: It ended, or did not answer in time; the text has the last line that it wrote.
+        Failed: The process ended, or *url* did not answer within ``WAIT_S``; the text has the last line of stderr.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -95,10 +102,10 @@ def started(
 
 def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = WAIT_S) -> None:
     """
-    Return once *url* answers 200.
+    Wait until *url* answers without an error.
 
     Raises:
-        Failed: *process* ended, or *url* did not answer for *seconds*.
+        Failed: *process* ended, or *url* did not answer without an error for *seconds*.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -115,10 +122,10 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = WAIT_S
 
 def ask(url: str, seconds: float = WAIT_S) -> Any:
     """
-    The JSON that *url* answers, asked again while it answers with an error: behind is no reason to give up.
+    Return the JSON at *url*; after an error, ask again, because the service may be behind.
 
     Raises:
-        Failed: It has not answered 200 for *seconds*.
+        Failed: *url* did not answer without an error for *seconds*.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -140,7 +147,12 @@ def _short(process: subprocess.Popen[bytes]) -> str:
 
 @contextlib.contextmanager
 def nats(directory: Path) -> Iterator[str]:
-    """A nats-server with ``sync_interval: always``; yields its URL."""
+    """
+    Run a nats-server that syncs every message to disk; yield its URL.
+
+    Raises:
+        Failed: The server does not listen after 20 s.
+    """
     port = free_port()
     config = directory / "nats.conf"
     config.write_text(
@@ -160,5 +172,5 @@ def nats(directory: Path) -> Iterator[str]:
 
 
 def python(*words: str) -> list[str]:
-    """A command line of this interpreter."""
+    """Return a command that runs a module, ``words[0]``, with this interpreter."""
     return [sys.executable, "-m", *words]

@@ -1,11 +1,11 @@
 """
-Reference work that budgets of speed are ratios to, measured in the same run.
+References: work that is measured in the same run, so that budgets of speed can be ratios to it.
 
 A budget was stated as an absolute figure for one machine: two cores on which decoding a span took 0.65 µs,
-one process published 1,000,000 spans a second and an fsync took 0.15 ms.
-``at_most`` and ``at_least`` divide that figure by what the reference took there, so that on that machine the budget is
-the figure. What is marked *estimated* was not measured there: it is what was measured elsewhere, multiplied by the
-quotient of the two decoding times.
+one process published 1,000,000 spans per second and an fsync took 0.15 ms.
+``at_most`` and ``at_least`` divide the figure by the value of the reference on that machine (``Reference.set_on``), so
+that the budget is equal to the figure there. A ``set_on`` that is marked as estimated was measured on another machine
+and multiplied by the ratio of the decoding times of the two machines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _loop() -> float:
             key = n * 31 & 1023
             counts[key] = counts.get(key, 0) + n
 
-    # The median, not the best: other work on the machine slows the rows as well.
+    # The median, not the best, because other work on the machine slows down the rows too.
     took = sorted(seconds_per_call(work, at_least_s=0.0, tries=1) for _ in range(500))
     return took[len(took) // 2]
 
@@ -85,39 +85,40 @@ def _fsync() -> float:
         return fsync_s(Path(name))
 
 
-#: The speed of the machine: Python alone, nothing of the product in it. Offered rates scale with it. Estimated.
+#: The speed of the machine for Python code, without code of tokentrace. Offered rates scale with it. ``set_on`` is
+#: estimated.
 LOOP = Reference("loop of pure Python", "s", 385e-6, _loop, again=True)
 DECODE = Reference("decode of a span", "s", 0.65e-6, _decode, again=True)
 FSYNC = Reference("fsync of 512 bytes", "s", 0.15e-3, _fsync, again=True)
 PUBLISH = Reference("bare publish", "spans/s", 1_000_000, _publish)
-#: Estimated.
+#: ``set_on`` is estimated.
 ROUTE = Reference("bare GET", "s", 60e-6, _route)
-#: Estimated.
+#: ``set_on`` is estimated.
 APPEND = Reference("bare append", "rows/s", 280_000, _append)
-#: Of ten million rows. Estimated.
+#: A scan of ten million rows. ``set_on`` is estimated.
 SCAN = Reference("bare scan", "s", 15e-3, _scan)
 
 _ALL = (LOOP, DECODE, FSYNC, PUBLISH, ROUTE, APPEND, SCAN)
-PLANS = tuple(Plan(one.name, one.unit) for one in _ALL)
+PLANS = tuple(Plan(reference.name, reference.unit) for reference in _ALL)
 
 
 def at_most(figure: float, reference: Reference, *, waits_s: float = 0.0) -> Budget:
-    """*figure* seconds on the machine the budgets were set on, *waits_s* of them independent of its speed."""
+    """Return a budget of *figure* seconds on the machine the budgets were set on; *waits_s* of them are fixed waits."""
     return Budget("<=", (figure - waits_s) / reference.set_on, waits_s)
 
 
 def at_least(figure: float, reference: Reference) -> Budget:
-    """A rate of *figure* on the machine the budgets were set on."""
+    """Return a budget of a rate of at least *figure* on the machine the budgets were set on."""
     return Budget(">=", figure / reference.set_on)
 
 
 def run(runner: Runner) -> None:
-    """What this machine does, beside what the machine did that the budgets were set on."""
-    for plan, one in zip(PLANS, _ALL, strict=True):
+    """Measure all references; their notes compare this machine with the one the budgets were set on."""
+    for plan, reference in zip(PLANS, _ALL, strict=True):
 
-        def measure(one: Reference = one) -> Measured:
-            found = runner.limit(one).value
-            there = f"{quantity(one.set_on, one.unit)} on the machine the budgets were set on"
-            return Measured(found, note=f"{there}: {number(found / one.set_on)} ×")
+        def measure(reference: Reference = reference) -> Measured:
+            value = runner.limit(reference).value
+            there = f"{quantity(reference.set_on, reference.unit)} on the machine the budgets were set on"
+            return Measured(value, note=f"{there}: {number(value / reference.set_on)} ×")
 
         runner.row(plan, measure)

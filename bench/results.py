@@ -1,4 +1,4 @@
-"""The rows of a run as a JSON file, and two runs side by side."""
+"""Results: the rows of a run as a JSON file, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import msgspec
 from bench.row import Row
 from bench.table import number, quantity
 
-#: A row is marked from here on: what two runs of the same code differ by is less only on a quiet machine.
+#: Relative change above which a row is marked as worse. Runs of the same code differ by less only on an idle machine.
 WORSE = 0.05
 
 
 class Results(msgspec.Struct, frozen=True):
     """
-    A file of results.
+    The contents of a file of results.
 
     Attributes:
-        sizes: The ``BENCH_…`` variables of the environment: rows of other sizes do not compare.
+        format: Version of the format.
+        taken_at: End of the run, ISO 8601.
+        python: Version of Python.
+        cores: Number of cores of the machine.
+        sizes: The ``BENCH_…`` variables of the environment; rows measured with other variables cannot be compared.
     """
 
     format: Literal[1]
@@ -36,11 +40,11 @@ class Results(msgspec.Struct, frozen=True):
 
 class Comparison(NamedTuple):
     """
-    Two runs side by side.
+    A comparison of two runs.
 
     Attributes:
         text: A table in Markdown.
-        worse: Names of the rows that became worse, or failed.
+        worse: ``group: name`` of each row that became worse or failed.
     """
 
     text: str
@@ -49,7 +53,7 @@ class Comparison(NamedTuple):
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """
-    Write *rows*.
+    Write *rows* to a file.
 
     Raises:
         OSError: The file cannot be written.
@@ -60,27 +64,27 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def sizes() -> dict[str, str]:
-    """What the environment says about sizes and durations."""
+    """Return the ``BENCH_…`` variables of the environment, which set sizes and durations."""
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith("BENCH_")}
 
 
 def read(path: Path) -> Results:
     """
-    Read what ``write`` wrote.
+    Read a file that ``write`` wrote.
 
     Raises:
         OSError: The file cannot be read.
-        msgspec.DecodeError: It holds something else.
+        msgspec.DecodeError: The file does not contain results.
     """
     return msgspec.json.decode(path.read_bytes(), type=Results)
 
 
 def compare(old: Sequence[Row], new: Sequence[Row]) -> Comparison:
     """
-    *new* beside *old*, rows matched by group and name.
+    Compare the rows of two runs that have the same group and name.
 
-    A row is judged by its ratio to the limit measured in the same run if both runs have one, so that runs of two
-    machines compare; else by its value.
+    If both rows have a ratio to a limit and neither is 0, the ratios are compared, so that the runs may be from
+    different machines; otherwise the values are compared.
     """
     before = {(row.group, row.name): row for row in old}
     lines = [("Row", "Old", "New", "New/old", "Old ratio", "New ratio", "New/old", "")]
@@ -122,7 +126,7 @@ def _mark(was: Row | None, row: Row) -> str:
         return "FAILED"
     if was is None or was.value is None:
         return "new"
-    # A ratio of 0 means that the waits were all there was: then the values say more.
+    # If a ratio is 0, the value was not above the waits of the budget, so compare the values.
     old, new = (was.ratio, row.ratio) if was.ratio and row.ratio else (was.value, row.value)
     worse = new < old * (1 - WORSE) if row.more_is_better else new > old * (1 + WORSE)
     return "WORSE" if worse else ""

@@ -1,4 +1,4 @@
-"""What a row is: a value, the limit measured beside it, their ratio, and the budget that ratio has to keep."""
+"""The rows of the table: a value, a limit measured in the same run, their ratio, and the budget of the ratio."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Literal, Protocol
 
 import msgspec
 
-#: Times are in seconds ("s") everywhere and shown as µs, ms or s. What ends in "/s" is a rate: more is better.
+#: Times are kept in seconds ("s") and shown in µs, ms or s. Units that end in "/s" are rates, for which more is better.
 Unit = Literal["s", "spans/s", "requests/s", "rows/s", "MiB", "spans", "x"]
 Verdict = Literal["met", "MISSED", "FAILED", ""]
 
 
 class Failed(RuntimeError):
-    """A row cannot be measured; the text says why."""
+    """A row cannot be measured; the text gives the reason."""
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """Reference work, as it was measured in the same run."""
+    """The value of reference work that was measured in the same run."""
 
     name: str
     value: float
@@ -26,12 +26,13 @@ class Limit(msgspec.Struct, frozen=True):
 
 class Budget(msgspec.Struct, frozen=True):
     """
-    What a ratio has to keep.
+    The bound that a row must keep.
 
     Attributes:
-        ratio: Of the value to its limit; where a row has no limit, the value itself.
-        waits_s: Waiting that is part of the design (a batch is held, a rule is evaluated once a second). No machine
-            shortens it, so it is subtracted from the value before the ratio is taken.
+        sense: "<=" = upper bound, ">=" = lower bound.
+        ratio: Bound of the ratio of value to limit; for a row without a limit, bound of the value.
+        waits_s: Seconds of waiting by design, for example while a batch is held. They do not depend on the speed of the
+            machine, so they are subtracted from the value before the ratio is computed.
     """
 
     sense: Literal["<=", ">="]
@@ -39,18 +40,18 @@ class Budget(msgspec.Struct, frozen=True):
     waits_s: float = 0.0
 
     def kept(self, ratio: float) -> bool:
-        """Whether *ratio* keeps this budget."""
+        """Return True if *ratio* is within the bound."""
         return ratio <= self.ratio if self.sense == "<=" else ratio >= self.ratio
 
 
 class Reference(msgspec.Struct, frozen=True):
     """
-    Work that other work is held against.
+    Work whose value is the limit of rows.
 
     Attributes:
-        set_on: Its value on the machine the budgets were set on.
-        measure: Returns its value on this machine.
-        again: Measured anew for each group, because it is cheap; the others once a run.
+        set_on: Value on the machine the budgets were set on.
+        measure: Measures and returns the value on this machine.
+        again: True = measured again for each group, because it is cheap; False = measured once in a run.
     """
 
     name: str
@@ -65,8 +66,9 @@ class Plan(msgspec.Struct, frozen=True):
     A row before it is measured.
 
     Attributes:
-        name: Unique within its group; results of two runs are matched by it.
-        limit: A reference, or the name of a limit that the row measures itself, in turn with its own work; "" = none.
+        name: Unique within the group; rows of two runs are matched by group and name.
+        limit: A reference, or the name of a limit that is measured together with the value; "" = no limit.
+        budget: None = no budget.
     """
 
     name: str
@@ -76,17 +78,18 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def limit_name(self) -> str:
-        """The limit's name, "" where there is none."""
+        """Name of the limit; "" = no limit."""
         return self.limit.name if isinstance(self.limit, Reference) else self.limit
 
 
 class Measured(msgspec.Struct, frozen=True):
     """
-    What a measurement returns.
+    The result of a measurement.
 
     Attributes:
-        limit: Of a row that measures its own limit, in the row's unit.
-        note: What a reader needs to judge the value: the rate offered, fsync, percentiles.
+        value: In the unit of the row.
+        limit: Value of a limit that was measured together with the value, in the unit of the row; otherwise None.
+        note: Circumstances of the measurement: the rate offered, the time of an fsync, percentiles.
     """
 
     value: float
@@ -96,12 +99,13 @@ class Measured(msgspec.Struct, frozen=True):
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A row after it was measured: what is printed, written and compared.
+    A row after it was measured, as it is printed, written and compared.
 
     Attributes:
         value: None if the row failed.
-        ratio: Of the value, less the budget's waits, to the limit; None without a limit.
-        reason: Why it failed.
+        ratio: (value - waits of the budget) / limit, at least 0; None without a limit.
+        verdict: Whether the budget is met; "" = no budget.
+        reason: Why the row failed.
     """
 
     group: str
@@ -117,16 +121,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def more_is_better(self) -> bool:
-        """Whether a higher value is the better one."""
+        """Whether a higher value is better."""
         return self.budget.sense == ">=" if self.budget else self.unit.endswith("/s")
 
 
 class Group(msgspec.Struct, frozen=True):
     """
-    Rows that share a set-up.
+    Rows that are measured by one function.
 
     Attributes:
-        run: Measures *plans* through the ``Run`` it is given.
+        plans: All rows of the group.
+        run: Measures the rows with the methods of the ``Runner`` that it gets.
     """
 
     name: str
@@ -135,27 +140,27 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Runner(Protocol):
-    """What a group sees of a run; ``bench.run.Run`` is the one there is."""
+    """The interface of a run for its groups; ``bench.run.Run`` implements it."""
 
     def row(self, plan: Plan, measure: Callable[[], Measured]) -> None:
-        """Measure one row."""
+        """Measure one row; it is FAILED if *measure* raises."""
 
     def share(self, plans: Sequence[Plan], work: Callable[[], None]) -> None:
-        """Do *work*, which measures *plans* after a set-up they share; those not reached are FAILED."""
+        """Do *work*, which sets up and measures *plans*; rows that are not measured because it raises are FAILED."""
 
     def limit(self, reference: Reference) -> Limit:
-        """A reference on this machine."""
+        """Return the value of *reference* on this machine; raise Failed if it could not be measured."""
 
     def offered(self, rate: float) -> int:
-        """*rate* of the machine the budgets were set on, scaled to the speed of this one."""
+        """Return *rate*, which is for the machine the budgets were set on, scaled to the speed of this machine."""
 
 
 def evaluate(group: str, plan: Plan, measured: Measured, limit: Limit | None) -> Row:
     """
-    The row that *measured* makes.
+    Return the row for a measurement.
 
     Raises:
-        Failed: Its value or its limit is no finite positive number.
+        Failed: The value is negative or not finite, or the limit is not positive or not finite.
     """
     value, budget, ratio = measured.value, plan.budget, None
     if not 0 <= value < float("inf"):

@@ -1,4 +1,4 @@
-"""Measure rows one by one; one that fails is a row too, and the others go on."""
+"""The run: measures rows one after another; a row that fails is reported, and the next rows are measured."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REASON_LENGTH = 160
 
 class Run:
     """
-    One run of some groups.
+    A run of some groups.
 
     Attributes:
-        rows: What was measured so far.
-        failed: Whether anything raised.
+        rows: The rows so far, failed rows included.
+        failed: Whether a measurement raised or a row was not measured.
     """
 
     def __init__(self, table: Table) -> None:
@@ -31,9 +31,9 @@ class Run:
         self._again: set[str] = set()
 
     def group(self, group: Group) -> None:
-        """Measure *group*, the references of its rows first: once its services run, they would disturb them."""
+        """Measure the references of *group* and then its rows; its services would disturb the references."""
         self._group = group.name
-        self._limits = {name: found for name, found in self._limits.items() if name not in self._again}
+        self._limits = {name: limit for name, limit in self._limits.items() if name not in self._again}
         references = [plan.limit for plan in group.plans if isinstance(plan.limit, Reference)]
         for reference in references:
             if reference.name not in self._limits:
@@ -41,7 +41,7 @@ class Run:
         self._attempt(group.plans, lambda: group.run(self))
 
     def row(self, plan: Plan, measure: Callable[[], Measured]) -> None:
-        """Measure one row and print it, as FAILED if *measure* raises."""
+        """Measure one row and print it; it is FAILED if *measure* raises."""
 
         def take() -> None:
             measured = measure()
@@ -55,25 +55,25 @@ class Run:
         self._attempt([plan], take)
 
     def share(self, plans: Sequence[Plan], work: Callable[[], None]) -> None:
-        """Do *work*, which measures *plans* after a set-up they share; those not reached are FAILED."""
+        """Do *work*, which sets up and measures *plans*; rows that are not measured because it raises are FAILED."""
         self._attempt(plans, work)
 
     def limit(self, reference: Reference) -> Limit:
         """
-        *reference* on this machine, measured before its group began if a row of the group names it, else now.
+        Return the value of *reference* on this machine; measure it now if no row of the group has it as limit.
 
         Raises:
-            Failed: It could not be measured.
+            Failed: The reference could not be measured.
         """
         if reference.name not in self._limits:
             self._refer(reference)
-        found = self._limits[reference.name]
-        if isinstance(found, Failed):
-            raise found
-        return found
+        limit = self._limits[reference.name]
+        if isinstance(limit, Failed):
+            raise limit
+        return limit
 
     def offered(self, rate: float) -> int:
-        """*rate* of the machine the budgets were set on, scaled to the speed of this one."""
+        """Return *rate*, which is for the machine the budgets were set on, scaled to the speed of this machine."""
         return max(int(rate * LOOP.set_on / self.limit(LOOP).value), 1)
 
     def _refer(self, reference: Reference) -> None:
@@ -88,11 +88,11 @@ class Run:
             self._limits[reference.name] = Failed(f"the reference could not be measured: {reason}")
 
     def _attempt(self, plans: Sequence[Plan], work: Callable[[], None]) -> str:
-        """Do *work*; those of *plans* that have no row after it get one that says why, which is returned as well."""
+        """Do *work*, add a FAILED row for each of *plans* that has no row then, and return why *work* raised, or ""."""
         reason = ""
         try:
             work()
-        except Exception as exc:  # noqa: BLE001 - the one place: whatever a row raises, the other rows are measured
+        except Exception as exc:  # noqa: BLE001 - whatever a row raises, the other rows must be measured
             traceback.print_exc()
             self.failed = True
             reason = " ".join(f"{type(exc).__name__}: {exc}".removeprefix("Failed: ").split())[:_REASON_LENGTH]

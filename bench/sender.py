@@ -1,4 +1,4 @@
-"""Spans through one reporter at a fixed rate: ``python -m bench.sender URL RATE SECONDS SEED`` prints its account."""
+"""Reports spans at a fixed rate: ``python -m bench.sender URL RATE SECONDS SEED`` prints JSON with what was sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokentrace import Reporter
 
 
 def main(url: str, rate: float, seconds: float, seed: int) -> None:
-    """Send, wait until everything is accepted, print."""
+    """Report spans, wait up to 120 s until the pipeline has accepted them, and print the numbers."""
     template = make_spans(2000, seed=seed)
     sent = prompt = 0
     reporter = Reporter(f"bench-{seed}", url, max_queue_spans=400_000, max_queue_bytes=256 * 1024 * 1024)
@@ -22,7 +22,7 @@ def main(url: str, rate: float, seconds: float, seed: int) -> None:
         now = time.time_ns()
         due = int(elapsed * rate)
         if reporter.stats().queue_depth > 200_000:
-            # Slower than asked for: the pipeline sets the pace.
+            # The pipeline is slower than *rate*, so wait for it.
             time.sleep(0.005)
             continue
         for _ in range(min(due - sent, 2000)):

@@ -1,4 +1,4 @@
-"""Spans like those of a busy service, for every row."""
+"""Spans like those of a busy service, as input for the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CALLERS = ("checkout", "search", "support")
 
 
 def make_spans(count: int, *, seed: int = 1, ended_ns: int | None = None, spread_ns: int = 50_000_000) -> list[Span]:
-    """*count* finished calls that ended within *spread_ns* before *ended_ns* (default now)."""
+    """Return *count* spans that ended within *spread_ns* before *ended_ns*; None = now."""
     dice = random.Random(seed)
     end = ended_ns or time.time_ns()
     spans = []
@@ -42,7 +42,7 @@ def make_spans(count: int, *, seed: int = 1, ended_ns: int | None = None, spread
 
 
 def make_batches(count: int, size: int, *, per_second: int = 50_000, priced: bool = True) -> list[Batch]:
-    """*count* consecutive batches of one reporter, *size* spans each, at *per_second* spans a second."""
+    """Return *count* consecutive batches of one reporter, of *size* spans each, with *per_second* ends per second."""
     now = time.time_ns()
     step = size * 10**9 // per_second
     batches = []

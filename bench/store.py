@@ -1,4 +1,4 @@
-"""The api's span store: appends, and questions to 1 and to 10 million spans over a week."""
+"""The span store of the api: appends, and queries on 1 and on 10 million spans over a week."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tokentrace_api.store import COLUMNS, Item, Segment, Store, day_of, trace_ha
 
 SPANS = [int(n) for n in os.environ.get("BENCH_STORE_SPANS", "1000000,10000000").split(",")]
 _BATCHES = 800
-#: Messages that come together within a quarter of a second at full speed.
+#: Messages in one append: about those of a quarter of a second at full speed.
 _AT_ONCE = 64
 _APPENDS = 3
 _DAYS = 7
@@ -34,9 +34,9 @@ _TRIES = 15
 _CHUNK = 240_000
 
 
-#: A page is searched for so long before its first part is answered.
+#: Seconds after which the search for a page returns the part found so far.
 _PAGE_S = 0.2
-#: What is asked -> (seconds allowed, the waits among them).
+#: Query -> (seconds allowed, seconds of these that are waits by design).
 _ASKED = {
     "a trace by id": (0.1, 0.0),
     "the newest page": (0.1, 0.0),
@@ -59,7 +59,7 @@ PLANS = (ROWS, *(_plan(spans, what) for spans in SPANS for what in _ASKED))
 
 
 def run(runner: Runner) -> None:
-    """Appends, decoding included, as the writer does them; then questions."""
+    """Measure appends as the store writer does them, decoding included, and then queries."""
     runner.row(ROWS, _append)
     for spans in SPANS:
         runner.share([_plan(spans, what) for what in _ASKED], partial(_questions, runner, spans))
@@ -85,14 +85,14 @@ def _append() -> Measured:
 
 
 def _questions(runner: Runner, spans: int) -> None:
-    """Each asked of a store that was just opened, and again; budgets hold for the slowest of all."""
+    """Measure each query several times on a store that was just opened; the value is the longest time."""
     with tempfile.TemporaryDirectory() as name:
         now_ns = time.time_ns()
         _fill(Path(name), spans, now_ns)
         store = Store(Path(name), shards=1, keep_ns=8 * DAY)
-        some = [_trace_id(spans // _TRIES * number // _IN_A_TRACE) for number in range(_TRIES)]
+        trace_ids = [_trace_id(spans // _TRIES * number // _IN_A_TRACE) for number in range(_TRIES)]
         asked: dict[str, Callable[[int], object]] = {
-            "a trace by id": lambda n: store.trace(some[n], now_ns),
+            "a trace by id": lambda n: store.trace(trace_ids[n], now_ns),
             "the newest page": lambda n: find_page(store, Search(), 20, 0, None, now_ns),
             "a filter that many match": lambda n: _page(store, Search(columns={"model": "model-3"}), now_ns),
             "a filter that few match": lambda n: _page(store, _rare(n), now_ns),
@@ -133,7 +133,7 @@ def _trace_id(number: int) -> str:
 
 
 def _fill(directory: Path, spans: int, now_ns: int) -> None:
-    """Rows as the writer leaves them, made by SQL: of Python spans it would take minutes."""
+    """Create a store with rows as the store writer makes them, by SQL; making spans would take minutes."""
     store = Store(directory, shards=1)
     step = _DAYS * DAY // spans
     first_ns = now_ns - spans * step
@@ -163,7 +163,7 @@ def _fill(directory: Path, spans: int, now_ns: int) -> None:
 
 
 def _columns(first_ns: int, step: int) -> dict[str, str]:
-    """What stands in each column of row *i*."""
+    """Return column -> SQL expression for its value in row *i*."""
     ended, latency = f"({first_ns} + i * {step})", f"({MS} + i * 829304951 % {3 * SECOND})"
     prompt, completion = "(100 + i * 17 % 3000)", "(i % 500)"
     return {name: "''" if kind == "VARCHAR" else "0" for name, kind in COLUMNS.items()} | {

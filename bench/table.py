@@ -1,4 +1,4 @@
-"""The table that ``make bench`` prints, a row as soon as it is measured."""
+"""The table that ``make bench`` prints; each row is printed as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HEAD = ("Row", "Measured", "Limit in the same run", "Ratio", "Budget", "", "Not
 
 
 class Table:
-    """Rows in Markdown, aligned: the names are known before the first value is."""
+    """A table in Markdown with aligned columns; their widths are computed from the names in the plans."""
 
     def __init__(self, groups: Sequence[Group], out: TextIO) -> None:
         self._out = out
@@ -49,7 +49,7 @@ def _label(group: str, name: str) -> str:
 
 
 def _budget_here(row: Row) -> str:
-    """The budget as a ratio, and what it comes to on this machine."""
+    """Return the budget as a ratio and as a value on this machine; "" for a row that has none."""
     if row.budget is None:
         return ""
     if row.limit is None:
@@ -59,7 +59,7 @@ def _budget_here(row: Row) -> str:
 
 
 def listing(groups: Sequence[Group]) -> str:
-    """Every row there is, with its limit and its budget."""
+    """Return a list of the rows of *groups*, each with unit, limit and budget."""
     lines = []
     for group in groups:
         lines.append(group.name)
@@ -81,7 +81,7 @@ def _words(budget: Budget, limit: str, unit: Unit) -> str:
 
 
 def quantity(value: float, unit: Unit) -> str:
-    """*value* with its unit; seconds become µs or ms where they are short."""
+    """Return *value* with its unit; short times are shown in ms or µs."""
     if unit == "s":
         for factor, name in ((1.0, "s"), (1e3, "ms"), (1e6, "µs")):
             if value * factor >= 1 or name == "µs":
@@ -90,14 +90,14 @@ def quantity(value: float, unit: Unit) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count, or all of a whole number."""
+    """Return *value* with about three significant digits; all digits before the point are shown."""
     if value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def seconds_per_call(work: Callable[[], object], *, at_least_s: float = 0.5, tries: int = 5) -> float:
-    """The best of *tries* means: what the work takes when nothing else disturbs it."""
+    """Return the smallest of *tries* mean times of *work*, seconds; all tries together take at least *at_least_s*."""
     best = float("inf")
     for _ in range(tries):
         calls, began = 0, time.perf_counter()

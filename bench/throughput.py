@@ -1,4 +1,4 @@
-"""The whole durable pipeline under load: spans a second, totals afterwards, memory meanwhile."""
+"""The whole pipeline under load: spans per second, correctness of the totals, and growth of memory."""
 
 from __future__ import annotations
 
@@ -17,23 +17,30 @@ from bench.reference import PUBLISH, at_least
 from bench.row import Budget, Failed, Measured, Plan, Runner
 
 SECONDS = float(os.environ.get("BENCH_SECONDS", "60"))
-#: The reporters send a little more than has to get through, so that the pipeline sets the pace.
-_ASKED = 1.15
-#: How much the memory of all processes may grow over the second half.
+#: The rate offered is this many times the expected rate, so that the pipeline limits the rate.
+_OFFER_FACTOR = 1.15
+#: Fraction by which the memory of all processes may grow over the second half of the time.
 _FLAT = 0.10
-#: How long the reporter may take to hand over what it holds.
+#: Seconds that the reporter may take to send the spans in its queue.
 _FLUSH_S = 120.0
 
 
 class _Account(NamedTuple):
-    """Spans sent or seen; those acknowledged or stored; prompt tokens sent."""
+    """
+    Numbers of spans and tokens, as sent or as shown by the api.
+
+    Attributes:
+        spans: Number of spans sent, or counted in ``/stats``.
+        stored: Number of spans acknowledged, or stored.
+        prompt: Number of prompt tokens sent; 0 = not known.
+    """
 
     spans: int
     stored: int
     prompt: int
 
 
-class _Way(NamedTuple):
+class _Layout(NamedTuple):
     """One arrangement of the processes, and its rows."""
 
     rate: Plan
@@ -41,21 +48,21 @@ class _Way(NamedTuple):
     growth: Plan
 
 
-def _way(what: str, figure: float) -> _Way:
-    return _Way(
+def _layout(what: str, figure: float) -> _Layout:
+    return _Layout(
         Plan(f"{what}: reported until seen and stored", "spans/s", PUBLISH, at_least(figure, PUBLISH)),
         Plan(f"{what}: the greatest error of a total", "spans", "", Budget("<=", 0.0)),
         Plan(f"{what}: memory at the end", "MiB", "memory after half the time", Budget("<=", 1 + _FLAT)),
     )
 
 
-APART = _way("separate processes", 50_000)
-TOGETHER = _way("all in one", 25_000)
+APART = _layout("separate processes", 50_000)
+TOGETHER = _layout("all in one", 25_000)
 PLANS = (*APART, *TOGETHER)
 
 
 class _Memory(threading.Thread):
-    """Resident memory of some processes, and what they burned of the processors, every second."""
+    """A thread that notes the resident memory of some processes every second, MiB by name of the process."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         super().__init__(daemon=True)
@@ -69,7 +76,7 @@ class _Memory(threading.Thread):
 
     def growth(self) -> Measured:
         """
-        Of the second half: its last quarter against its first.
+        Return the mean memory of the last quarter of the second half, with that of its first quarter as limit.
 
         Raises:
             Failed: There are too few samples.
@@ -81,7 +88,7 @@ class _Memory(threading.Thread):
         return Measured(sum(half[-quarter:]) / quarter, sum(half[:quarter]) / quarter, f"at most {self.peak()} MiB")
 
     def peak(self) -> str:
-        """The highest of each."""
+        """Return the highest memory of each process as a text."""
         return ", ".join(f"{name} {max(s[name] for s in self.mib):.0f}" for name in self._pids) if self.mib else ""
 
 
@@ -101,13 +108,13 @@ def _cpu_s(pid: int) -> float:
 
 
 def run(runner: Runner) -> None:
-    """Separate processes, and all in one."""
+    """Measure with each service in a separate process, and with all services in one process."""
     runner.share(APART, lambda: _apart(runner))
     runner.share(TOGETHER, lambda: _together(runner))
 
 
 def _apart(runner: Runner) -> None:
-    # Before anything runs that would slow the reference work down.
+    # This may measure references, which the services would slow down.
     offered = _offered(runner, APART)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
@@ -133,15 +140,17 @@ def _together(runner: Runner) -> None:
             _drive(runner, TOGETHER, f"nats://127.0.0.1:{nats_port}", base, {"serve": process.pid}, offered, fsync)
 
 
-def _offered(runner: Runner, way: _Way) -> int:
-    """What the speed of this machine suggests; never less than its budget, which is a share of a bare publish."""
-    budget = way.rate.budget
+def _offered(runner: Runner, layout: _Layout) -> int:
+    """Return the rate to offer, spans per second: above the rate of the budget, scaled by the loop and by PUBLISH."""
+    budget = layout.rate.budget
     assert budget is not None
     least = budget.ratio * runner.limit(PUBLISH).value
-    return int(_ASKED * max(runner.offered(budget.ratio * PUBLISH.set_on), least))
+    return int(_OFFER_FACTOR * max(runner.offered(budget.ratio * PUBLISH.set_on), least))
 
 
-def _drive(runner: Runner, way: _Way, url: str, base: str, pids: dict[str, int], offered: int, fsync: str) -> None:
+def _drive(
+    runner: Runner, layout: _Layout, url: str, base: str, pids: dict[str, int], offered: int, fsync: str
+) -> None:
     memory, account, seen = _Memory(pids), _Account(0, 0, 0), _Account(0, 0, 0)
 
     def rate() -> Measured:
@@ -163,29 +172,29 @@ def _drive(runner: Runner, way: _Way, url: str, base: str, pids: dict[str, int],
         if not account.spans:
             raise Failed("nothing was sent")
         shown = ask(f"{base}/metrics?window=1h")
-        found = {
+        counts = {
             "/stats": seen.spans,
             "stored": seen.stored,
             "/metrics": shown["span_count"],
         }
-        errors = [abs(value - account.spans) for value in found.values()]
+        errors = [abs(value - account.spans) for value in counts.values()]
         prompt = abs(shown["tokens"]["prompt_total"] - account.prompt)
-        listed = ", ".join(f"{name} {value:,}" for name, value in found.items())
+        listed = ", ".join(f"{name} {value:,}" for name, value in counts.items())
         note = f"{account.spans:,} sent: {listed}; prompt tokens differ by {prompt:,}"
-        # An error in tokens alone is an error of one span at least.
+        # If only the tokens differ, at least one span is wrong.
         return Measured(max(*errors, min(prompt, 1)), note=note)
 
-    runner.row(way.rate, rate)
-    runner.row(way.wrong, wrong)
-    runner.row(way.growth, memory.growth)
+    runner.row(layout.rate, rate)
+    runner.row(layout.wrong, wrong)
+    runner.row(layout.growth, memory.growth)
 
 
 def _send(url: str, offered: int) -> _Account:
     """
-    What a reporter in a process of its own has sent.
+    Run a reporter in a separate process; return what it has sent.
 
     Raises:
-        Failed: It ended with an error, or not everything it sent was acknowledged.
+        Failed: The process ended with an error or not in time, or some spans were not acknowledged.
     """
     words = python("bench.sender", url, str(offered), str(SECONDS), "1")
     limit_s = SECONDS + _FLUSH_S + 80
@@ -205,10 +214,10 @@ def _send(url: str, offered: int) -> _Account:
 
 def _wait_for_all(base: str, account: _Account) -> _Account:
     """
-    What the pipeline shows once it shows as much as was sent.
+    Wait until the api shows all spans that were sent; return the numbers that it shows.
 
     Raises:
-        Failed: It is still behind after ``PATIENCE_S``.
+        Failed: The api does not show all spans after ``WAIT_S``.
     """
     deadline = time.monotonic() + WAIT_S
     while True:

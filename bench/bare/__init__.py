@@ -1,1 +1,1 @@
-"""The same work with nothing around it: what the rows are compared with."""
+"""Bare work, with which rows are compared: the same task with the underlying library only."""

@@ -1,4 +1,4 @@
-"""DuckDB with nothing around it: rows of the store's columns appended, and one pass over a table."""
+"""Bare DuckDB: appending rows with the columns of the store, and scanning a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace_api.store import COLUMNS
 
 
 def bare_append(directory: Path, rows: int, times: int) -> float:
-    """Rows a second: *times* transactions of *rows* rows of equal columns, from numpy arrays that are ready."""
+    """Return the rows per second of *times* transactions that each append the same *rows* rows from numpy arrays."""
     numbers = np.arange(rows, dtype=np.int64)
     columns = {
         name: np.array([f"{name}-{n % 1000}" for n in range(rows)], dtype=object)
@@ -23,12 +23,12 @@ def bare_append(directory: Path, rows: int, times: int) -> float:
     }
     database = _open(directory / "append.duckdb")
     database.execute(f"CREATE TABLE file.spans ({', '.join(f'{name} {kind}' for name, kind in COLUMNS.items())})")
-    database.register("given", columns)
+    database.register("prepared", columns)
     wanted = ", ".join(name if name in columns else "NULL" for name in COLUMNS)
     began = time.perf_counter()
     for _ in range(times):
         database.execute("BEGIN")
-        database.execute(f"INSERT INTO file.spans SELECT {wanted} FROM given")
+        database.execute(f"INSERT INTO file.spans SELECT {wanted} FROM prepared")
         database.execute("COMMIT")
     rate = rows * times / (time.perf_counter() - began)
     database.close()
@@ -36,7 +36,7 @@ def bare_append(directory: Path, rows: int, times: int) -> float:
 
 
 def bare_scan(directory: Path, rows: int, tries: int) -> float:
-    """Seconds of one pass that compares a text and a number of each of *rows* rows; the median of *tries*."""
+    """Return the median of *tries* times of a scan that compares a text and a number in *rows* rows, seconds."""
     database = _open(directory / "scan.duckdb")
     database.execute("CREATE TABLE file.spans (name VARCHAR, cost BIGINT)")
     database.execute(

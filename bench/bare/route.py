@@ -1,4 +1,4 @@
-"""A route that only decodes and publishes: ``python -m bench.bare.route NATS_URL PORT``."""
+"""A bare route that only decodes and publishes spans: ``python -m bench.bare.route NATS_URL PORT``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 async def main(url: str, port: int) -> None:
-    """Serve until killed."""
+    """Serve on *port* until the process is stopped."""
     async with jetstream.connect(url, name="bare") as bus:
         for stream in subjects.streams():
             await bus.ensure(stream)

@@ -1,4 +1,4 @@
-"""Metrics over a window: the query, the result of one shard, how results merge, and what each metric means."""
+"""Metrics over a window: the query, the result of one shard, merging results, and the definition of each metric."""
 
 from tokentrace.metrics.custom import (
     MAX_ATTRIBUTE,

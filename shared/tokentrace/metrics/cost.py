@@ -1,4 +1,4 @@
-"""Cost metrics: total, per call, and the number of spans without a known cost."""
+"""Cost metrics: total cost, cost per call, and the numbers of spans without a complete cost."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from tokentrace.units import NUSD_PER_USD, nusd_to_usd
 
 
 def total_cost(aggregates: Aggregates) -> float:
-    """Total cost in US dollars; roll-up kinds such as http and agent are not counted."""
+    """Return the total cost in US dollars; roll-up kinds such as http and agent are not counted."""
     return nusd_to_usd(aggregates.sums.cost)
 
 
 def cost_per_call(aggregates: Aggregates) -> float | None:
-    """US dollars per span; None without spans."""
+    """Return the total cost per span of the queried kind, US dollars; None without such spans."""
     spans = aggregates.sums.spans
     return aggregates.sums.cost / (spans * NUSD_PER_USD) if spans else None
 
 
 def render_cost(aggregates: Aggregates, by_model: Mapping[str, Aggregates] | None) -> dict[str, Any]:
     """
-    The group ``cost`` of ``GET /metrics``.
+    Return the metric group ``cost`` of ``GET /metrics``.
 
     Args:
-        by_model: Model -> aggregates, to be shown by model too; None = totals only.
+        by_model: Model -> aggregates, for the values by model; None = totals only.
     """
     shown: dict[str, Any] = {"total_usd": total_cost(aggregates), "per_call_usd": cost_per_call(aggregates)}
     if by_model is not None:

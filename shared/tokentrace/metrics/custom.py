@@ -25,11 +25,11 @@ from tokentrace.records import Span, attribute, counts_as_cost
 from tokentrace.rollup import DIMENSIONS, UNKNOWN
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, is_number, score_to_int
 
-#: A numeric attribute counts if its absolute value is below this; larger ones in units of 1e-9 do not fit int64.
+#: A numeric attribute counts if its absolute value is below this; larger values in units of 1e-9 may not fit int64.
 MAX_ATTRIBUTE = 9_200_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ESCAPE = re.compile(r"\\(u[0-9a-f]{4}|.)")
-#: Field in the configuration -> (field of a span, integers per unit shown, whether 0 means unset).
+#: Field in the configuration -> (field of a span, divisor that converts it to the unit shown, whether 0 means unset).
 _FIELDS = {
     "cost": ("cost_nusd", NUSD_PER_USD, False),
     "prompt_tokens": ("prompt_tokens", 1, False),
@@ -45,10 +45,11 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
     A metric that the configuration defines.
 
     Attributes:
-        field: What is measured: ``cost``, ``prompt_tokens``, ``comp_tokens``, ``total_tokens``, ``latency_ms``,
-            ``ttft_ms`` or ``attr.<key>``; "" for a count of spans.
+        type: How the values of spans are combined into the metric.
+        field: The value of a span: ``cost``, ``prompt_tokens``, ``comp_tokens``, ``total_tokens``, ``latency_ms``,
+            ``ttft_ms`` or ``attr.<key>``; "" = no value, the type is ``count``.
         filter_key: Dimension or attribute that a span must have; "" = every span is measured.
-        filter_val: The value it must have; None = any value.
+        filter_val: Text that the dimension or attribute must be equal to; None = any.
     """
 
     name: str
@@ -59,24 +60,24 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def divisor(self) -> int:
-        """Integers per unit shown, for example 10**9 nano-dollars for a dollar."""
+        """Number that converts a value to the unit shown, for example 10**9 for nano-dollars to dollars."""
         if self.type == "count":
             return 1
         return _FIELDS[self.field][1] if self.field in _FIELDS else SCORE_ONE
 
     @property
     def column(self) -> str:
-        """The measured field of a span; ``attributes`` for an attribute, "" for a count of spans."""
+        """Name of the ``Span`` field with the value; ``attributes`` for an attribute, "" for a count of spans."""
         return _FIELDS[self.field][0] if self.field in _FIELDS else "attributes" if self.field else ""
 
     @property
     def zero_is_unset(self) -> bool:
-        """Whether a value of 0 means that the span has none."""
+        """Whether a value of 0 means that the span has no value."""
         return self.field in _FIELDS and _FIELDS[self.field][2]
 
     @property
     def falls(self) -> bool:
-        """Whether its cumulative value can decrease: attributes may be negative, and scores may be removed."""
+        """Whether the cumulative value can decrease: attributes may be negative, and scores may be removed."""
         if self.type == "sum":
             return self.field.startswith("attr.")
         keys = (self.field, self.filter_key)
@@ -84,17 +85,17 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def follows_scores(self) -> bool:
-        """Whether late scores change it; a late score names the span's attributes, not its cost, tokens or times."""
+        """Whether late scores can change it; a late score has its span's attributes, not its cost, tokens or times."""
         return self.field not in _FIELDS
 
     @property
     def prometheus(self) -> str:
-        """Its name in Prometheus; a counter ends in ``_total``."""
+        """Name of the metric in Prometheus; the name of a counter ends in ``_total``."""
         counter = self.type in ("sum", "count") and not self.falls
         return f"tokentrace_custom_{self.name}" + ("_total" if counter else "")
 
     def measure(self, span: Span) -> int | None:
-        """The value of *span* as an integer; None if the span does not match or has no such value."""
+        """Return the value of *span* as an integer; None if the span does not match the filter or has no value."""
         if self.filter_key:
             text = value_text(span, self.filter_key)
             if text is None or (self.filter_val is not None and text != self.filter_val):
@@ -110,7 +111,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         return attribute_to_int(attribute(span, self.field.removeprefix("attr.")))
 
     def value(self, measured: CustomValue) -> float | None:
-        """The metric in the unit of its field, for example US dollars or milliseconds; None without data."""
+        """Return the metric in the unit shown, for example US dollars or milliseconds; None without values."""
         if measured.size <= 0:
             return None
         if self.type == "count":
@@ -123,7 +124,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         return None if p95 is None else p95 / self.divisor
 
     def as_metric(self) -> Metric:
-        """It in the form of a built-in metric, for aggregates of a query that named it."""
+        """Return a ``Metric`` that reads this metric from aggregates; their query must have named it."""
         return Metric(
             (),
             lambda aggregates: self.value(aggregates.custom.get(self.name, CustomValue())),
@@ -132,14 +133,14 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def value_text(span: Span, key: str) -> str | None:
-    """A dimension or attribute of *span* as the text that filters compare with; None if the span has none."""
+    """Return a dimension or attribute of *span* as the text that filters compare; None if the attribute is missing."""
     if key in DIMENSIONS:
         return str(getattr(span, key) or UNKNOWN)
     return attribute_text_of(span, key.removeprefix("attr."))
 
 
 def attribute_text_of(span: Span, key: str) -> str | None:
-    """The attribute *key* of *span* as the text that the span store has for it; None if the span has none."""
+    """Return the attribute *key* of *span* as the span store converts it to text; None if the attribute is missing."""
     value = attribute(span, key)
     if value is None or isinstance(value, str):
         return value
@@ -147,7 +148,7 @@ def attribute_text_of(span: Span, key: str) -> str | None:
 
 
 def _json_text(value: object) -> str:
-    """*value* as JSON, exactly as DuckDB writes it when it extracts a value."""
+    """Return *value* as JSON, exactly as DuckDB writes it when it extracts a value."""
     if isinstance(value, float):
         return _number_text(value)
     if isinstance(value, list):
@@ -162,7 +163,7 @@ def _large_digits(escape: re.Match[str]) -> str:
 
 
 def _number_text(value: float) -> str:
-    """The text of a number as DuckDB writes it: the shortest that reads back, without an exponent below 1e21."""
+    """Return *value* as DuckDB writes it: the shortest text that reads back, plain from 1e-6 to below 1e21."""
     if value == 0 or 1e-6 <= abs(value) < 1e21:
         text = format(Decimal(repr(value)), "f")
         return text if "." in text else text + ".0"
@@ -171,20 +172,20 @@ def _number_text(value: float) -> str:
 
 
 def attribute_to_int(value: object) -> int | None:
-    """A numeric attribute in units of 1e-9; None if it is not a number or does not fit int64."""
+    """Return *value* in units of 1e-9; None if it is not a number or its absolute value reaches MAX_ATTRIBUTE."""
     return score_to_int(value) if is_number(value) and abs(value) < MAX_ATTRIBUTE else None
 
 
 def parse_custom_metric(entry: Mapping[str, Any], where: str) -> CustomMetric:
     """
-    A custom metric from the configuration.
+    Return the custom metric that *entry* of the configuration defines.
 
     Args:
-        entry: An entry of ``custom_metrics``.
-        where: Its place, for error texts.
+        entry: An entry of ``custom_metrics``, valid by the schema of the configuration.
+        where: Path of the entry, for error texts.
 
     Raises:
-        ConfigError: A name or field that is not allowed; the text names the key and what is allowed.
+        ConfigError: The name is malformed or taken, or the field is unknown; the text begins with the path of the key.
     """
     metric = CustomMetric(
         name=entry["name"],
@@ -194,10 +195,12 @@ def parse_custom_metric(entry: Mapping[str, Any], where: str) -> CustomMetric:
         filter_val=entry.get("filter_val"),
     )
     if not _NAME.fullmatch(metric.name):
-        raise ConfigError(f"{where}.name: {shorten(metric.name)!r} is not letters, digits and _")
+        raise ConfigError(
+            f"{where}.name: {shorten(metric.name)!r} is not 1-128 letters, digits and _, without a digit first"
+        )
     taken = {*METRICS, *ALIASES, *GROUPS, *BREAKDOWNS, *RESERVED, *TRANSPORT_METRICS, *ALERT_METRICS}
     if metric.name in taken or metric.name.startswith("by_"):
-        raise ConfigError(f"{where}.name: {metric.name!r} is a metric already")
+        raise ConfigError(f"{where}.name: {metric.name!r} is a reserved name, such as that of a built-in metric")
     known = metric.field in _FIELDS or (metric.field.startswith("attr.") and len(metric.field) > len("attr."))
     if not known and not (metric.type == "count" and not metric.field):
         raise ConfigError(f"{where}.field: {shorten(metric.field)!r} is none of {', '.join(_FIELDS)}, attr.<key>")
@@ -206,10 +209,10 @@ def parse_custom_metric(entry: Mapping[str, Any], where: str) -> CustomMetric:
 
 def parse_custom_metrics(entries: Sequence[Mapping[str, Any]]) -> dict[str, CustomMetric]:
     """
-    The custom metrics of a configuration, by name.
+    Return the custom metrics of a configuration by name.
 
     Raises:
-        ConfigError: As ``parse_custom_metric``, or two metrics have the same name here or in Prometheus.
+        ConfigError: As for ``parse_custom_metric``, or two metrics have the same name, here or in Prometheus.
     """
     metrics = {
         entry["name"]: parse_custom_metric(entry, f"custom_metrics[{index}]") for index, entry in enumerate(entries)
@@ -220,5 +223,7 @@ def parse_custom_metrics(entries: Sequence[Mapping[str, Any]]) -> dict[str, Cust
     for name, metric in metrics.items():
         other = shown.setdefault(metric.prometheus, name)
         if other != name:
-            raise ConfigError(f"custom_metrics: the names {other!r} and {name!r} are both {metric.prometheus}")
+            raise ConfigError(
+                f"custom_metrics: the names {other!r} and {name!r} both become {metric.prometheus} in Prometheus"
+            )
     return metrics

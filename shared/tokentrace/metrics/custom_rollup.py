@@ -1,4 +1,4 @@
-"""The rollup of one custom metric."""
+"""The rollup of one custom metric: its number, sum and distribution of values, by series."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tokentrace.rollup import (
 from tokentrace.state import Part
 from tokentrace.units import SECOND
 
-#: Column of a row after those of every schema: the measured value.
+#: Column of the measured value; the columns before it are those that every schema has.
 _VALUE = 3
 
 
@@ -53,15 +53,16 @@ VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))}, "value", _changes_of
 
 class CustomRollup:
     """
-    Values of one custom metric, by series and in all resolutions.
+    The values of one custom metric, by series and in buckets of several resolutions.
 
     Args:
-        metric: What is measured.
-        resolutions: Widths of the buckets.
-        group: Span -> group, which is counted under ``name`` in place of the dimensions; None = the span is left out.
+        metric: The metric to measure.
+        resolutions: As for ``Rollup``.
+        group: Span -> group. Series then consist of kind, status and the group, which is in the place of the name; a
+            span of group None is left out. None = series consist of all dimensions.
 
     Attributes:
-        since_ns: Unix nanoseconds from which on the metric was measured; 0 = always.
+        since_ns: Start of the measurement, Unix nanoseconds; 0 = the metric was always measured.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class CustomRollup:
         self._rollup = Rollup(self._table, resolutions, VALUES, self._counters)
 
     def _empty_table(self, series: Sequence[Sequence[str]] = ()) -> SeriesTable:
-        # The caller that passes a group bounds the number of groups.
+        # With *group*, the caller limits the number of groups (see ``fold_names``), so the table may be larger.
         return SeriesTable(series, most=None if self._group is None else 20 * MAX_SERIES)
 
     def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
-        """Measure *spans* and add their values."""
+        """Measure *spans* of a message with the stream time *arrived_ns* and add their values."""
         measure, rows = self.metric.measure, []
         for span in spans:
             value = measure(span)
@@ -93,12 +94,12 @@ class CustomRollup:
             self._rollup.fold(np.array(rows, np.int64))
 
     def change(self, changes: Sequence[ScoreDelta], arrived_ns: int) -> None:
-        """Apply late scores; they do not change a metric of cost, tokens or time."""
+        """Apply late scores; a metric of cost, tokens or times does not change."""
         if self.metric.follows_scores:
             self._rollup.change(change_rows(changes, self._number, self.metric.measure, arrived_ns))
 
     def _number(self, span: Span) -> int | None:
-        """The number of the series of *span*; None if it has no group."""
+        """Return the number of the series of *span*; None if the span has no group."""
         if self._group is None:
             return self._table.number_of(span)
         group = self._group(span)
@@ -106,30 +107,30 @@ class CustomRollup:
 
     @property
     def late(self) -> int:
-        """Number of values that no resolution kept any more when they arrived."""
+        """Number of values for whose second no bucket was kept any more when they arrived."""
         return self._rollup.late
 
     @property
     def groups(self) -> list[str]:
-        """The names of all groups, sorted."""
+        """The names of all series, distinct and sorted; with *group*, they are the groups."""
         return sorted({key.name for key in self._table.series})
 
     def fold_names(self, names: Collection[str]) -> None:
-        """Count every name that is not in *names* under ``other``, also in the past."""
+        """Count every name that is not in *names* under ``other``, in existing buckets too."""
         self._table, numbers = self._table.folded(names)
         self._rollup.renumber(self._table, numbers)
         self._counters.totals = add_by(numbers[: len(self._counters.totals)], self._counters.totals, len(self._table))
 
     def tick(self, now_ns: int) -> None:
-        """Add waiting values and drop the buckets that are no longer kept."""
+        """Add the waiting values and drop the buckets that are not kept any more."""
         self._rollup.settle()
         self._rollup.evict(now_ns)
 
     def read(self, steps: Steps, query: Query) -> list[tuple[CustomValue, dict[str, CustomValue]]]:
         """
-        (Total, group -> value of each group that has any) in each of *steps*; a window is a single step.
+        Return (what was measured in all, group of ``query.groupby`` -> what was measured in it) for each of *steps*.
 
-        The filters of *query* apply; every kind is measured unless ``only_kind`` is set.
+        The filters of *query* apply. Spans of every kind count unless ``only_kind`` is set.
         """
         wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
         rows = self._rollup.totals(steps)
@@ -148,7 +149,7 @@ class CustomRollup:
     def _values(
         self, rows: tuple[Ints, Ints, IntSums], steps: Steps, groups: Ints, size: int
     ) -> dict[int, CustomValue]:
-        """Step * size + group -> its value; *rows* as ``Rollup.totals`` returns them."""
+        """Return step * size + group -> its values; *rows* is the result of ``Rollup.totals``."""
         step, series, totals = rows
         own = groups[series]
         numbers, sums = add_together(np.where(own >= 0, step * size + own, -1), totals)
@@ -160,14 +161,14 @@ class CustomRollup:
         }
 
     def cumulative(self) -> CustomValue:
-        """Number and sum of all values ever measured, without their distribution."""
+        """Return the number and the sum of all values ever measured, without their distribution."""
         self._rollup.settle()
         size = len(self._counters.totals)
         count, total = add_by(np.zeros(size, np.int64), self._counters.totals, 1).numbers(0)
         return CustomValue(count, total)
 
     def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
-        """Plain data and pieces for ``restore``; *saved* as for ``Rollup.snapshot``."""
+        """Return plain data and pieces for ``restore``; *saved* is as for ``Rollup.snapshot``."""
         rollup, parts = self._rollup.snapshot(saved)
         state = {
             "metric": self.metric,
@@ -192,7 +193,13 @@ class CustomRollup:
 def add_custom(
     results: Sequence[Read], measured: Mapping[str, Sequence[tuple[CustomValue, dict[str, CustomValue]]]]
 ) -> None:
-    """Add to the *results* of each step what each custom metric, by name, returned from ``CustomRollup.read``."""
+    """
+    Add the values of custom metrics to *results*.
+
+    Args:
+        results: The result of each step.
+        measured: Name of a custom metric -> what ``CustomRollup.read`` returned for the same steps.
+    """
     for name, steps in measured.items():
         for result, (total, groups) in zip(results, steps, strict=True):
             result.total.custom[name] = total

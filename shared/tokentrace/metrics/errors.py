@@ -1,4 +1,4 @@
-"""Error metrics: calls that ended with status error or timeout."""
+"""Error metrics: number and rate of spans with status error or timeout."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from tokentrace.metrics.result import Aggregates
 
 
 def error_count(aggregates: Aggregates) -> int:
-    """Number of spans with status error or timeout."""
+    """Return the number of spans with status error or timeout."""
     return aggregates.sums.errors + aggregates.sums.timeouts
 
 
 def error_rate(aggregates: Aggregates) -> float | None:
-    """Fraction of spans with status error or timeout; None without spans."""
+    """Return the fraction of spans with status error or timeout; None without spans."""
     return error_count(aggregates) / aggregates.sums.spans if aggregates.sums.spans else None
 
 
 def timeout_rate(aggregates: Aggregates) -> float | None:
-    """Fraction of spans with status timeout; None without spans."""
+    """Return the fraction of spans with status timeout; None without spans."""
     return aggregates.sums.timeouts / aggregates.sums.spans if aggregates.sums.spans else None
 
 
 def render_errors(aggregates: Aggregates) -> dict[str, Any]:
-    """The group ``errors`` of ``GET /metrics``."""
+    """Return the metric group ``errors`` of ``GET /metrics``."""
     return {
         "rate": error_rate(aggregates),
         "count": error_count(aggregates),

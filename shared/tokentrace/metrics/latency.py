@@ -1,4 +1,4 @@
-"""Latency metrics in milliseconds; a latency of 0 means unset and is not counted."""
+"""Latency metrics in milliseconds; a latency or time to first token of 0 means unknown and is not counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIELDS = ("latency", "ttft")
 
 
 def quantile_ms(aggregates: Aggregates, field: str, q: float) -> float | int | None:
-    """The *q* quantile of *field* (``latency`` or ``ttft``) in milliseconds; None without values."""
+    """Return the *q* quantile of *field* (``latency`` or ``ttft``) in milliseconds; None without values."""
     value = aggregates.summary(field).quantile(q)
     if value is None:
         return None
@@ -21,13 +21,13 @@ def quantile_ms(aggregates: Aggregates, field: str, q: float) -> float | int | N
 
 
 def average_ms(aggregates: Aggregates) -> float | None:
-    """Mean latency in milliseconds of the spans that have one; None without such spans."""
+    """Return the mean latency in milliseconds of the spans that have a latency; None without such spans."""
     sums = aggregates.sums
     return sums.latency / (sums.latency_n * MS) if sums.latency_n else None
 
 
 def render_latency(aggregates: Aggregates) -> dict[str, Any]:
-    """The group ``latency`` of ``GET /metrics``."""
+    """Return the metric group ``latency`` of ``GET /metrics``."""
     return {
         "p50_ms": quantile_ms(aggregates, "latency", 0.50),
         "p95_ms": quantile_ms(aggregates, "latency", 0.95),
@@ -39,12 +39,12 @@ def render_latency(aggregates: Aggregates) -> dict[str, Any]:
 
 
 def render_split(aggregates: Aggregates) -> dict[str, Any] | None:
-    """An entry of ``latency_by_model``; None without calls that have a latency."""
+    """Return the value of a model in ``latency_by_model``; None without spans that have a latency."""
     if not aggregates.sums.latency_n:
         return None
     return {f"p{percent}_ms": quantile_ms(aggregates, "latency", percent / 100) for percent in (50, 95, 99)}
 
 
 def quantile_error(aggregates: Aggregates, field: str) -> float:
-    """Largest relative error of a quantile of *field*; 0 if all values are kept unrounded."""
+    """Return the largest relative error of a quantile of *field*; 0 if all values are unrounded."""
     return 0.0 if aggregates.summary(field).exact else RELATIVE_ERROR

@@ -1,4 +1,4 @@
-"""Merge the results of all shards into one answer."""
+"""Merges the results of all shards into one ``Answer``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokentrace.rollup import Summary, Sums, merge
 
 
 def merge_aggregates(parts: Iterable[Aggregates]) -> Aggregates:
-    """The aggregates of the spans of all *parts*; a single part is returned as it is."""
+    """Return the aggregates of the spans of all *parts*; a single part is returned as it is."""
     every = list(parts)
     if len(every) == 1:
         return every[0]
@@ -41,7 +41,7 @@ def merge_aggregates(parts: Iterable[Aggregates]) -> Aggregates:
 
 
 def merge_summaries(parts: Iterable[Aggregates]) -> dict[str, Summary]:
-    """Field -> the distribution of the values of all *parts*."""
+    """Return field -> the distribution of the values of all *parts*."""
     by_field: dict[str, list[Summary]] = {}
     for part in parts:
         for field, summary in part.summaries.items():
@@ -50,7 +50,7 @@ def merge_summaries(parts: Iterable[Aggregates]) -> dict[str, Summary]:
 
 
 def merge_custom_values(values: Sequence[CustomValue]) -> CustomValue:
-    """The number, sum and distribution of all *values* together."""
+    """Return the number, sum and distribution of all *values* together."""
     summary = merge(value.summary for value in values)
     return CustomValue(sum(value.size for value in values), sum(value.total for value in values), summary)
 
@@ -63,12 +63,12 @@ def _merge_groups(parts: Sequence[Mapping[str, Aggregates]]) -> dict[str, Aggreg
 
 class Answer(msgspec.Struct, kw_only=True):
     """
-    The merged results of all shards; other attributes are those of ``ShardResult``.
+    The merged results of all shards; attributes not listed here are as in ``ShardResult``.
 
     Attributes:
         from_s, to_s: The interval covered, Unix seconds; to_s is not included.
         missing_shards: Shards without a result; their spans are not counted.
-        caught_up: Whether every shard had read all messages.
+        caught_up: Whether every shard has a result and had read all messages.
     """
 
     from_s: int
@@ -85,7 +85,7 @@ class Answer(msgspec.Struct, kw_only=True):
 
 
 def furthest(results: Iterable[ShardResult]) -> dict[int, ShardResult]:
-    """Shard -> its result with the largest position, because two workers may hold the same shard."""
+    """Return shard -> its result with the latest position; two aggregators may send a result for the same shard."""
     best: dict[int, ShardResult] = {}
     for result in results:
         held = best.get(result.shard)
@@ -100,11 +100,12 @@ def _key(result: ShardResult) -> tuple[int, int]:
 
 def merge_results(results: Sequence[ShardResult], shards: int, query: Query) -> Answer:
     """
-    Merge the results of shards, in the order of the shards.
+    Merge the results of all shards.
 
     Args:
-        shards: How many shards there are.
-        query: Its interval is that of the answer if there is no result.
+        results: In any order; there may be several results of a shard, or none.
+        shards: The shard count.
+        query: The answer has the interval of the query if there is no result.
     """
     best = furthest(results)
     chosen = [best[shard] for shard in sorted(best)]

@@ -1,4 +1,4 @@
-"""Quality metrics: ``eval.score`` of the spans of any kind that have one."""
+"""Quality metrics: mean and quantiles of ``eval.score`` over the spans of any kind that have this score."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ FIELDS = ("score",)
 
 
 def scored(aggregates: Aggregates) -> int:
-    """Number of scored spans; 0 if it is negative because the shard that counted them is missing."""
+    """Return the number of scored spans; 0 if it is negative because a shard that counted scores has no result."""
     return max(aggregates.sums.score_n, 0)
 
 
 def score_avg(aggregates: Aggregates) -> float | None:
-    """Mean score, 0 to 1; None without scored spans."""
+    """Return the mean score, 0 to 1; None without scored spans."""
     sums = aggregates.sums
     return sums.score / (sums.score_n * SCORE_ONE) if sums.score_n > 0 else None
 
 
 def score_quantile(aggregates: Aggregates, q: float) -> float | None:
-    """The *q* quantile of the scores, 0 to 1; None without scored spans."""
+    """Return the *q* quantile of the scores, 0 to 1; None without scored spans."""
     value = aggregates.summary("score").quantile(q)
     return None if value is None else value / SCORE_ONE
 
 
 def render_quality(aggregates: Aggregates) -> dict[str, Any]:
-    """The group ``quality`` of ``GET /metrics``."""
+    """Return the metric group ``quality`` of ``GET /metrics``."""
     return {
         "score_avg": score_avg(aggregates),
         "score_p10": score_quantile(aggregates, 0.10),

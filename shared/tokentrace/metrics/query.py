@@ -1,8 +1,8 @@
 """
-The query on the subject ``tokentrace.query.metrics``.
+The query for metrics, and its form on the bus.
 
-The api fixes the interval and publishes a query; every aggregator replies with a result for each shard that it holds;
-the api adds the results up.
+The api fixes the interval and sends the query on the subject ``tokentrace.query.metrics``. Every aggregator replies
+with a result for each shard that it holds, and the api merges the results.
 """
 
 from __future__ import annotations
@@ -21,15 +21,18 @@ class Query(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     A query for sums and distributions.
 
     Attributes:
-        what: ``window``; ``series``, the window in steps; or ``lifetime``, the cumulative counters.
-        from_s, to_s, now_s: Unix seconds; the interval is widened to the buckets that are kept.
-        step_s: Width of a step of a series, a multiple of the width of the buckets kept at from_s.
-        kind: Kind whose spans, tokens and latencies are counted; ``all`` = every kind. Cost counts every kind that is
-            not a roll-up kind, and quality every kind, unless ``only_kind`` is set.
-        filters: Dimension -> value.
-        groupby: Dimension, or "" for totals only.
-        by_model: Return sums by model as well.
-        fields: Names of the distributions to return, of ``rollup.FIELDS``.
+        what: ``window`` = numbers over the interval; ``series`` = numbers over each step of the interval;
+            ``lifetime`` = the cumulative counters.
+        from_s, to_s: The interval, Unix seconds; to_s is not included. It is widened to whole buckets that are kept.
+        now_s: When the query was made, Unix seconds; it decides which buckets are kept.
+        step_s: Width of a step, seconds; a multiple of the width of the finest buckets kept at from_s.
+        kind: The kind of the spans that count; ``all`` = every kind. Cost counts every kind that is not a roll-up kind,
+            and quality every kind, unless ``only_kind`` is set.
+        only_kind: Whether cost and quality count spans of ``kind`` only.
+        filters: Dimension -> value that a span must have.
+        groupby: Dimension to group by; "" = totals only.
+        by_model: Whether to return sums by model too.
+        fields: Names of the distributions to return, from ``rollup.FIELDS``.
         custom: Names of the custom metrics to return.
     """
 
@@ -52,13 +55,13 @@ _queries = msgspec.msgpack.Decoder(Query)
 
 
 def encode_query(query: Query) -> bytes:
-    """*query* as a message on the bus."""
+    """Return *query* as a message on the bus."""
     return _encoder.encode(query)
 
 
 def decode_query(payload: bytes) -> Query:
     """
-    A query from a message on the bus.
+    Return the query in a message on the bus.
 
     Raises:
         Rejected: *payload* is not a query.

@@ -1,4 +1,4 @@
-"""From the series of a rollup to aggregates: which series count for calls, for cost and for quality."""
+"""Computes the aggregates of a query from a rollup: selects and groups the series and adds up their numbers."""
 
 from __future__ import annotations
 
@@ -28,29 +28,30 @@ from tokentrace.rollup import (
 
 Mask = NDArray[np.bool_]
 T = TypeVar("T")
-#: Work that is done piece by piece, so that the caller can do something else between two pieces.
+#: A generator that does a piece of work before each yield and returns the result; the caller can do something else in
+#: between.
 Work = Generator[None, None, T]
-#: If there are many entries, the distributions of a few groups are added up at a time, which counting in a dense array
-#: makes quicker than sorting all entries.
+#: Number of distributions to add up at a time if there are at least _MANY_ENTRIES histogram entries: counting in a
+#: small array is faster than sorting all entries.
 _PLACES, _MANY_ENTRIES = 256, 250_000
-#: Which series count for a sum: all kinds for quality, all but roll-up kinds for cost, the queried kind for all else.
+#: Series of all kinds count for quality, of all but roll-up kinds for cost, and of the queried kind for all other sums.
 _QUALITY_FIELDS = ("score",)
 _CALLS, _COST, _QUALITY = range(3)
 _OTHERS = dict.fromkeys(("cost", "unpriced", "partly_priced"), _COST) | dict.fromkeys(("score", "score_n"), _QUALITY)
-#: The columns that are read, those of ``Sums`` and the number of spans that count for cost; and what each counts for.
+#: The columns of ``Sums``, and the number of spans again, for ``Aggregates.paid``; for each, which series count for it.
 _COLUMNS = np.array([*range(WIDTH), COUNTED.index("spans")])
 _COUNTS_FOR = np.array([*(_OTHERS.get(name, _CALLS) for name in (*COUNTED, *ADDED)), _COST])
 
 
 class Groups(NamedTuple):
-    """The group of each series, and the names of the groups."""
+    """Groups of series: the group number of each series, and the name of each group."""
 
     numbers: Ints
     names: Sequence[str]
 
 
 def matching(table: SeriesTable, filters: Mapping[str, str]) -> Mask:
-    """Mask of the series that have all values in *filters*, a map from dimension to value."""
+    """Return a mask of the series that have all values in *filters*, a map from dimension to value."""
     mask = np.ones(len(table), bool)
     for dimension, value in filters.items():
         codes, known = table.column(dimension)
@@ -59,7 +60,7 @@ def matching(table: SeriesTable, filters: Mapping[str, str]) -> Mask:
 
 
 def grouped(table: SeriesTable, dimension: str) -> Groups:
-    """The series of *table* grouped by *dimension*; all in one group for ""."""
+    """Return the series of *table* grouped by *dimension*; "" = all series are in one group, called ""."""
     if not dimension:
         return Groups(np.zeros(len(table), np.int64), [""])
     codes, known = table.column(dimension)
@@ -71,9 +72,9 @@ class Read(NamedTuple):
     The result of a query for one step.
 
     Attributes:
-        total: Aggregates of all spans.
-        groups: Value of the dimension ``groupby`` -> aggregates, of the groups that are not empty.
-        models: Model -> aggregates with sums only, of the models that are not empty.
+        total: Aggregates of all spans that count.
+        groups: Value of ``Query.groupby`` -> aggregates, for the groups that are not empty.
+        models: Model -> aggregates with sums only, for the models that are not empty, if the query asked for them.
     """
 
     total: Aggregates
@@ -87,13 +88,13 @@ def pieces(work: Work[T]) -> Iterator[T | None]:
 
 
 def finish(work: Work[T]) -> T:
-    """Do all of *work*; return its result."""
+    """Do all of *work* and return its result."""
     *_, result = pieces(work)
     return cast(T, result)
 
 
 class _Rows(NamedTuple):
-    """Sums of the series in each step, as ``Rollup.totals`` returns them."""
+    """The sums of each series in each step, as ``Rollup.totals`` returns them."""
 
     steps: Ints
     series: Ints
@@ -101,7 +102,7 @@ class _Rows(NamedTuple):
 
 
 class RollupReader:
-    """Answers one query repeatedly; which series count is looked up again only when there are new ones."""
+    """Answers one query any number of times; it looks up which series count again only if there are new series."""
 
     def __init__(self, rollup: Rollup, table: SeriesTable, query: Query) -> None:
         self._rollup, self._table, self._query = rollup, table, query
@@ -109,11 +110,11 @@ class RollupReader:
         self._masks: Mask = np.empty((3, 0), bool)
 
     def read(self, steps: Steps) -> list[Read]:
-        """The result of the query for each of *steps*; a window is a single step."""
+        """Return the result of the query for each of *steps*; a window is a single step."""
         return finish(self.reading(steps))
 
     def reading(self, steps: Steps) -> Work[list[Read]]:
-        """As ``read``, piece by piece; rows folded meanwhile are not included."""
+        """Do the same as ``read``, piece by piece; rows folded between the pieces are not included."""
         query, table = self._query, self._table
         if self._known != len(table):
             self._known, self._masks = len(table), _masks(table, query)
@@ -125,7 +126,7 @@ class RollupReader:
         groups = (yield from self._aggregates(rows, steps, query.groupby, query.fields)) if query.groupby else nothing
         totals = yield from self._aggregates(rows, steps, "", () if query.groupby else query.fields)
         for total, own in zip(totals, groups, strict=True):
-            # Each value is in exactly one group, so merging the groups is quicker than reading the buckets again.
+            # Each value is in exactly one group, and merging the groups is faster than reading the buckets again.
             if own:
                 total[""].summaries = merge_summaries(own.values())
         models = (yield from self._aggregates(rows, steps, "model", ())) if query.by_model else nothing
@@ -135,7 +136,7 @@ class RollupReader:
         ]
 
     def _counted(self, rows: _Rows) -> _Rows:
-        """*rows* with 0 in the columns for which a series does not count, and a column with the spans that cost."""
+        """Return *rows* with the columns ``_COLUMNS``, 0 if the series does not count for the column."""
         step, series, totals = rows
         counts = self._masks[:, series]
         wanted = counts.any(axis=0)
@@ -149,7 +150,7 @@ class RollupReader:
     def _aggregates(
         self, rows: _Rows, steps: Steps, dimension: str, fields: Sequence[str]
     ) -> Work[list[dict[str, Aggregates]]]:
-        """Name of a group -> aggregates, for each of *steps*, of the groups that have rows."""
+        """Return name of a group -> aggregates for each of *steps*, for the groups that have rows."""
         aggregates: list[dict[str, Aggregates]] = [{} for _ in steps]
         if not len(rows.series):
             return aggregates
@@ -169,8 +170,8 @@ class RollupReader:
         return aggregates
 
     def _summaries(self, steps: Steps, wanted: Mapping[str, Ints], size: int) -> Work[dict[str, dict[int, Summary]]]:
-        """As ``Rollup.summaries``; if there are many entries, for a few groups at a time."""
-        # Scores have two distributions, of added and of removed values.
+        """Do the same as ``Rollup.summaries``; if there are many histogram entries, for a few groups at a time."""
+        # Add 1 because scores have two distributions, of added and of removed values.
         few = max(1, _PLACES // (len(steps) * (len(wanted) + 1)))
         if not wanted or size <= few:
             return self._rollup.summaries(steps, wanted, size)
@@ -191,7 +192,7 @@ class RollupReader:
 
 
 def _masks(table: SeriesTable, query: Query) -> Mask:
-    """Which series count for calls, for cost, for quality; shape (3, series)."""
+    """Return which series count for calls, for cost and for quality; shape (3, number of series)."""
     matches = matching(table, query.filters)
     kinds, known = table.column("kind")
     of_kind = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
@@ -201,5 +202,5 @@ def _masks(table: SeriesTable, query: Query) -> Mask:
 
 
 def nonempty(groups: Mapping[str, Aggregates]) -> dict[str, Aggregates]:
-    """The groups that count anything or change what other shards counted, sorted by name."""
+    """Return the groups that are not empty, sorted by name; a group with changes of scores only is not empty."""
     return {name: groups[name] for name in sorted(groups) if groups[name].shows_any or groups[name].changes_any}

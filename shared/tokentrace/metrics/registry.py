@@ -1,4 +1,4 @@
-"""All metrics by name: for ``GET /metrics/{name}`` and for rules."""
+"""All built-in metrics by name, for ``GET /metrics/{name}`` and for rules."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Group(NamedTuple):
     Metrics that ``GET /metrics`` shows together.
 
     Attributes:
-        fields: Names of the distributions it needs, of ``rollup.FIELDS``.
-        render: Aggregates -> its JSON object.
+        fields: Names of the distributions that the metrics need, from ``rollup.FIELDS``.
+        render: Aggregates -> the JSON object of the metrics.
     """
 
     fields: tuple[str, ...]
@@ -28,12 +28,12 @@ class Group(NamedTuple):
 
 class Metric(NamedTuple):
     """
-    One metric.
+    A metric that is a number.
 
     Attributes:
-        fields: Names of the distributions it needs, of ``rollup.FIELDS``.
-        value: Aggregates -> the number in its documented unit; None without data.
-        contributing: Aggregates -> number of spans from which the value was computed.
+        fields: Names of the distributions that the metric needs, from ``rollup.FIELDS``.
+        value: Aggregates -> the metric in its documented unit; None without data.
+        contributing: Aggregates -> number of spans from which the metric was computed.
     """
 
     fields: tuple[str, ...]
@@ -47,12 +47,12 @@ def _cost(aggregates: Aggregates) -> dict[str, Any]:
 
 class Breakdown(NamedTuple):
     """
-    A metric that is a map from the values of a dimension or attribute to numbers.
+    A metric that is a map from the values of a dimension or attribute to numbers, or to objects with numbers.
 
     Attributes:
         dimension: The dimension; "" = the attribute that the request names.
-        fields: Names of the distributions it needs, of ``rollup.FIELDS``.
-        value: Aggregates of a group -> its entry; None = no entry.
+        fields: Names of the distributions that the metric needs, from ``rollup.FIELDS``.
+        value: Aggregates of the spans with one value -> the number or object; None = the value is not listed.
     """
 
     dimension: str
@@ -130,7 +130,7 @@ METRICS: Mapping[str, Metric] = {
     "quality_p50": Metric(("score",), lambda aggregates: quality.score_quantile(aggregates, 0.50), quality.scored),
 }
 
-#: Metrics of scores, which late scores change.
+#: Names of the metrics of scores; late scores can change them.
 QUALITY = frozenset({"quality_score", "quality_p10", "quality_p50"})
 
 BREAKDOWNS: Mapping[str, Breakdown] = {
@@ -144,7 +144,7 @@ BREAKDOWNS: Mapping[str, Breakdown] = {
     "quality_by_attribute": Breakdown("", (), quality.score_avg),
 }
 
-#: Other keys of ``GET /metrics`` and other paths below it; a custom metric must not have such a name.
+#: Further names that a custom metric must not have: other keys in the response of ``GET /metrics``, and paths below it.
 RESERVED = (
     "window",
     "from",
@@ -158,16 +158,17 @@ RESERVED = (
     "alerts",
     "prometheus",
 )
-#: Totals of reporters since the stream began: name below ``GET /metrics`` -> key in the response.
+#: Name of a metric of reporters -> attribute of ``ReporterTotals``, and key in the response of ``GET /metrics``.
 TRANSPORT_METRICS: Mapping[str, str] = {
     "transport_sent": "sent",
     "transport_failed": "failed",
     "transport_dropped": "dropped",
     "transport_queue_depth": "queue_depth",
 }
+#: Name of a metric of alerts -> attribute of the api's alert history, a map from rule to number.
 ALERT_METRICS: Mapping[str, str] = {"alert_firings": "firings", "alert_delivery_failed": "delivery_failed"}
 
-#: Alias -> name of the metric.
+#: Alias of a metric -> name of the metric.
 ALIASES: Mapping[str, str] = {
     "total_cost_usd": "total_cost",
     "cost_hourly": "total_cost",
@@ -182,7 +183,7 @@ ALIASES: Mapping[str, str] = {
 
 
 def find_metric(name: str) -> tuple[str, Metric] | None:
-    """(Name, metric) for a name or alias; None if there is no such metric."""
-    own = ALIASES.get(name, name)
-    metric = METRICS.get(own)
-    return None if metric is None else (own, metric)
+    """Return (name, metric) for a name or alias; None if there is no such metric."""
+    canonical = ALIASES.get(name, name)
+    metric = METRICS.get(canonical)
+    return None if metric is None else (canonical, metric)

@@ -1,4 +1,4 @@
-"""The result of one shard, and its form on the bus."""
+"""The result of one shard for a query, and its form on the bus."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MAX_S = MAX_INSTANT_NS // SECOND
 
 class CustomValue:
     """
-    Values of a custom metric.
+    What a custom metric measured.
 
     Attributes:
-        size: Number of values.
-        total: Their sum, an integer of any size; divided by ``CustomMetric.divisor`` it is in the unit shown.
-        summary: Their distribution.
+        size: Number of values; may be negative in one shard.
+        total: Sum of the values, an integer of any size; divide by ``CustomMetric.divisor`` to show it.
+        summary: Distribution of the values; may be empty if the type of the metric is not p95.
     """
 
     __slots__ = ("size", "summary", "total")
@@ -32,7 +32,7 @@ class CustomValue:
 
     @property
     def holds_any(self) -> bool:
-        """Whether it is not empty; a difference to what other shards measured is not empty."""
+        """Whether it is not empty; changes to what other shards measured make it not empty."""
         return bool(self.size or self.total) or self.summary != Summary()
 
 
@@ -42,10 +42,10 @@ class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
 
     Attributes:
         sums: Counts, tokens and times of the queried kind; cost, unpriced and partly_priced of all kinds except
-            roll-up kinds; scores of all kinds.
-        summaries: Field -> distribution.
-        paid: Number of spans that are not of a roll-up kind.
-        custom: Name of a custom metric -> its values.
+            roll-up kinds; scores of all kinds. With ``Query.only_kind``, all are of the queried kind.
+        summaries: Name of a distribution -> distribution.
+        paid: Number of spans that count for cost.
+        custom: Name of a custom metric -> what it measured.
     """
 
     sums: Sums = msgspec.field(default_factory=Sums)
@@ -54,23 +54,23 @@ class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
     custom: dict[str, CustomValue] = {}
 
     def summary(self, field: str) -> Summary:
-        """The distribution of *field*; an empty one if it was not queried or has no values."""
+        """Return the distribution of *field*; an empty one if it was not queried or has no values."""
         return self.summaries.get(field) or Summary()
 
     @property
     def shows_any(self) -> bool:
-        """Whether it counts any spans, scores or custom values."""
+        """Whether the number of spans, of scores or of values of a custom metric is not 0."""
         counts = (self.sums.spans, self.paid, self.sums.score_n, *(value.size for value in self.custom.values()))
         return any(counts)
 
     @property
     def changes_any(self) -> bool:
-        """Whether late scores in it change what other shards have counted."""
+        """Whether it holds scores, added or removed, that may change what other shards have counted."""
         return bool(self.sums.score) or self.summary("score") != Summary()
 
 
 class Point(msgspec.Struct, kw_only=True, array_like=True):
-    """One step of a series, which starts at start_s, Unix seconds."""
+    """The numbers of one step of the interval; start_s is the start of the step, Unix seconds."""
 
     start_s: int
     total: Aggregates = msgspec.field(default_factory=Aggregates)
@@ -79,10 +79,10 @@ class Point(msgspec.Struct, kw_only=True, array_like=True):
 
 class Counter(msgspec.Struct, kw_only=True, array_like=True):
     """
-    Sums of the spans of one combination of labels since the stream began.
+    Sums since the stream began of the spans with one combination of model, provider, caller and status.
 
     Attributes:
-        sums: Sums of spans of the kind llm; the cost is that of all kinds except roll-up kinds.
+        sums: Sums of the spans of the kind llm; cost is the cost of all kinds except roll-up kinds.
     """
 
     model: str
@@ -94,13 +94,13 @@ class Counter(msgspec.Struct, kw_only=True, array_like=True):
 
 class ReporterTotals(msgspec.Struct, kw_only=True, array_like=True):
     """
-    Totals of all reporters, in spans since the stream began.
+    Totals of all reporters since the stream began, as one shard or all shards have counted them.
 
     Attributes:
-        sent: Spans that arrived.
-        dropped: Spans that a reporter discarded because its queue was full.
-        failed: Spans that were refused for good.
-        queues: Reporter that sent a batch in the last two minutes -> (number of the batch, spans waiting then).
+        sent: Number of spans that arrived.
+        dropped: Number of spans that reporters discarded, because a queue was full or the program ended.
+        failed: Number of spans that were refused for good or could not be encoded.
+        queues: Reporter with a batch in the last two minutes -> (sequence of its last batch, spans waiting then).
     """
 
     sent: int = 0
@@ -110,23 +110,23 @@ class ReporterTotals(msgspec.Struct, kw_only=True, array_like=True):
 
     @property
     def queue_depth(self) -> int:
-        """Number of spans waiting in all reporters."""
+        """Number of spans that waited in all reporters when each sent its last batch."""
         return sum(depth for _, depth in self.queues.values())
 
 
 class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     """
-    Cumulative counters of a shard: all that it has counted since the stream began.
+    Cumulative counters: what one shard, or all shards, have counted since the stream began.
 
     Attributes:
-        by_operation: Name -> (spans, spans with status error).
-        walls: Counts of ended - started, one for each of ``rollup.WALL_EDGES_MS`` and one without upper edge.
-        longest_ns: The largest ended - started.
-        counters: Sums by labels.
-        histograms: Model -> one list of counts for each of ``rollup.HISTOGRAMS``, spans of the kind llm only.
+        by_operation: Name of a span -> (number of spans, number of spans with status error).
+        walls: Number of spans by ended - started, for each of ``rollup.WALL_EDGES_MS`` and above the last.
+        longest_ns: The largest ended - started, nanoseconds.
+        counters: Sums by model, provider, caller and status.
+        histograms: Model -> a list of counts for each of ``rollup.HISTOGRAMS``, over spans of the kind llm.
         custom: Name of a custom metric -> number and sum of its values.
-        clamped: Number of spans whose end is too far in the future.
-        lost: (Shard, first sequence, last sequence) of messages that the stream discarded before they were read.
+        clamped: Number of spans whose end was too far in the future.
+        lost: (Shard, first sequence, last sequence) of each gap: messages that the log discarded before they were read.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -141,17 +141,19 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
 
 class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """
-    The result of one shard.
+    The result of one shard for a query.
 
     Attributes:
-        position: The last message that the shard had folded.
-        caught_up: Whether it had read all messages.
+        position: The last message that the shard had folded; None = none yet.
+        caught_up: Whether the shard had read all messages.
         from_s, to_s: The exact interval covered, Unix seconds; to_s is not included.
         since_ns: Data before this instant is incomplete, Unix nanoseconds; 0 = all data is complete.
-        groups: Value of the dimension ``groupby`` -> aggregates.
+        total: Aggregates of all spans that count.
+        groups: Value of ``Query.groupby`` -> aggregates.
         models: Model -> aggregates, if the query asked for them.
-        points: The steps of a series.
-        cumulative: The result of a query for ``lifetime``.
+        points: The numbers of each step, for a query for ``series``.
+        transport: Totals of the reporters.
+        cumulative: The cumulative counters, for a query for ``lifetime``; otherwise None.
     """
 
     shard: int
@@ -169,7 +171,7 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 def _plain(value: object) -> Any:
-    """Encode sums; msgpack has no integers over 64 bits, so those are sent as text."""
+    """Return sums and custom values as plain data; integers over 64 bits become text, because msgpack lacks them."""
     if isinstance(value, Sums):
         return [_short(number) for number in value.numbers()]
     if isinstance(value, CustomValue):
@@ -193,21 +195,21 @@ _results: msgspec.msgpack.Decoder[ShardResult | int] = msgspec.msgpack.Decoder(S
 
 
 def encode_result(result: ShardResult) -> bytes:
-    """*result* as a message on the bus."""
+    """Return *result* as a message on the bus."""
     return _encoder.encode(result)
 
 
 def encode_pending(shard: int) -> bytes:
-    """The message that *shard* is working on its result; it gives the shard ten seconds instead of half a second."""
+    """Return the message that *shard* is working on its result; the api then waits 10 seconds instead of 0.5."""
     return _encoder.encode(shard)
 
 
 def decode_result(payload: bytes) -> ShardResult | int:
     """
-    The result of a shard from the bus, or the number of a shard that is working on its result.
+    Return the result in a message on the bus, or the number of a shard that is working on its result.
 
     Raises:
-        Rejected: *payload* is neither, or it has instants or distributions that cannot be used.
+        Rejected: *payload* is neither, or its instants, histograms or distributions are invalid.
     """
     with reading("shard result"):
         result = _results.decode(payload)
@@ -217,7 +219,7 @@ def decode_result(payload: bytes) -> ShardResult | int:
 
 
 def _check(result: ShardResult) -> None:
-    """Raise ValueError for values that an aggregator never sends and that cannot be merged."""
+    """Raise ValueError if *result* has values that no aggregator sends and that cannot be merged."""
     if not all(0 <= at_s <= _MAX_S for at_s in (result.from_s, result.to_s, *(p.start_s for p in result.points))):
         raise ValueError("from_s, to_s or start_s is not between the years 1970 and 2100")
     if not 0 <= result.since_ns <= MAX_INSTANT_NS:

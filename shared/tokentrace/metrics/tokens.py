@@ -1,4 +1,4 @@
-"""Token metrics: prompt and completion tokens, and the cached and reasoning tokens they contain."""
+"""Token metrics: prompt and completion tokens, and the cached and reasoning tokens among them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ FIELDS = ("prompt", "completion")
 
 
 def token_quantile(aggregates: Aggregates, field: str, q: float) -> float | None:
-    """The *q* quantile of ``prompt`` or ``completion`` tokens per call; None without calls."""
+    """Return the *q* quantile of the tokens per span; *field* is ``prompt`` or ``completion``; None without spans."""
     value = aggregates.summary(field).quantile(q)
     return None if value is None else round(value, 6)
 
 
 def render_tokens(aggregates: Aggregates) -> dict[str, Any]:
-    """The group ``tokens`` of ``GET /metrics``."""
+    """Return the metric group ``tokens`` of ``GET /metrics``."""
     sums = aggregates.sums
     return {
         "prompt_total": sums.prompt,
@@ -34,6 +34,6 @@ def render_tokens(aggregates: Aggregates) -> dict[str, Any]:
 
 
 def render_split(aggregates: Aggregates) -> dict[str, int] | None:
-    """An entry of ``tokens_by_model``; None without calls."""
+    """Return the value of a model in ``tokens_by_model``; None without spans."""
     sums = aggregates.sums
     return {"prompt": sums.prompt, "completion": sums.completion, "total": sums.total} if sums.spans else None

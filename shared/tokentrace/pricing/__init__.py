@@ -1,4 +1,4 @@
-"""Tokens to money: the price of a span, and the receipt that explains it. How it works is at the head of ``pricer``."""
+"""Pricing: the cost of a span, and the receipt that explains it. The docstring of ``pricer`` says how pricing works."""
 
 from tokentrace.pricing.pricer import Pricer
 from tokentrace.pricing.rates import FIELD_UNITS, Rate

@@ -1,4 +1,4 @@
-"""Which entry of the price tables, or of the configuration, applies to a provider and a model."""
+"""Finds the price of a model: a configured price, or an entry of the price tables of genai-prices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from genai_prices.units import UnitDef, UnitRegistry
 
 from tokentrace.pricing.rates import PriceVersion, Rate, override_version, rate_vector
 
-#: Models that are remembered; the memory is cleared when it is full.
+#: Most pairs of provider and model whose plans are cached; a full cache is cleared.
 MAX_PLANS = 10_000
 
 
@@ -22,9 +22,9 @@ class PricePlan(NamedTuple):
     How spans of one provider and model are priced.
 
     Attributes:
-        versions: In order; the last active one applies, and the first one if none is active.
-        source: ``priced`` or ``overridden``.
-        model: ``provider:model@source``, shown as ``Span.cost_model``.
+        versions: Prices in the order of the tables; see ``active_version`` for which one applies.
+        source: ``priced`` = from the tables, ``overridden`` = from the configuration.
+        model: ``provider:model@genai-prices-<version>`` or ``model@configuration``, for ``Span.cost_model``.
         provider, info: The entry of the tables; None for a configured price.
     """
 
@@ -37,10 +37,10 @@ class PricePlan(NamedTuple):
 
 class PriceTables:
     """
-    The bundled tables of genai-prices, and configured prices before them.
+    The price tables that genai-prices bundles, and configured prices, which take precedence.
 
     Args:
-        overrides: Model name, any case -> rate; applies whatever the provider is.
+        overrides: Model name in any case -> configured price; it applies to all providers.
     """
 
     def __init__(self, overrides: Mapping[str, Rate]) -> None:
@@ -50,18 +50,18 @@ class PriceTables:
         self._plans: dict[tuple[str, str], PricePlan | None] = {}
 
     def override(self, model: str) -> Rate | None:
-        """The configured price of *model*, if there is one."""
+        """Return the configured price of *model*; None if there is none."""
         return self._overrides.get(model.lower())
 
     def plan(self, provider_id: str, model: str) -> PricePlan | None:
-        """How to price *model*; None if no entry matches. Remembered."""
+        """Return how to price *model*, from a cache if possible; None if there is no price."""
         key = (provider_id, model)
         try:
             return self._plans[key]
         except KeyError:
             pass
         if len(self._plans) >= MAX_PLANS:
-            # genai-prices also remembers every name that it looked up.
+            # A snapshot caches every name that was looked up in it, so replace the snapshot too.
             self._plans.clear()
             self._tables = _bundled_tables()
         plan = self._plans[key] = self._find(provider_id, model)
@@ -85,12 +85,12 @@ class PriceTables:
     def _version(self, price: ConditionalPrice) -> PriceVersion:
         priced = self.priced_units(price.prices)
         starts = sorted({tier.start for _, value in priced if isinstance(value, TieredPrices) for tier in value.tiers})
-        # A tier applies to counts strictly above its start; the base applies up to the first start.
+        # A tier applies to counts above its start, so the base applies to counts up to the first start.
         vectors = tuple(rate_vector(priced, self.registry, tokens) for tokens in [0, *(start + 1 for start in starts)])
         return PriceVersion(price.constraint, tuple(starts), vectors)
 
     def priced_units(self, prices: ModelPrice) -> list[tuple[UnitDef, Decimal | TieredPrices]]:
-        """The units that *prices* gives a price, with it."""
+        """Return (unit, price) for each unit that has a price in *prices*."""
         return [
             (self.registry.unit_for_price_key(key), value)
             for key, value in vars(prices).items()

@@ -1,22 +1,22 @@
 """
-Tokens to money.
+Computes the cost of spans, without opening a network connection.
 
 How it works. The rates of a model are looked up once, in the configuration first and then in the tables that
-``genai-prices`` bundles, and become vectors of integers (``rates``). A span's cost is one exact sum over its token
-fields, rounded once, half to even, to nano-dollars. ``genai_prices.calc_price`` takes 17 to 105 microseconds a call and
-a vector takes less than two. So ``calc_price`` prices only spans with a ``usage`` map of other units, which are rare;
-the property tests compare the vectors with it.
+``genai-prices`` bundles, and become vectors of integers (``rates``). The cost of a span is one exact sum over its token
+fields, rounded once, half to even, to nano-dollars. This takes less than 2 microseconds, while
+``genai_prices.calc_price`` takes 17 to 105. So ``calc_price`` is used only for spans with a ``usage`` map of other
+units, which are rare. Property tests compare the vectors with it.
 
-Possible results:
+The result has one of these sources:
 
-* A cost that the span reports is kept. A reported 0 with tokens means "not given", unless the provider is in
-  ``trust_zero``, because clients report 0 for models that they do not know.
-* A configured price (source ``overridden``) is used before the tables (source ``priced``).
-* ``partly_priced``: some units have no rate. The cost is a lower bound and the reason names them (``no_rate:...``).
+* ``reported``: the cost that the span reports is kept. A reported 0 with tokens is ignored, because clients report 0
+  for models that they do not know, unless the provider is in ``trust_zero``.
+* ``overridden``: a configured price. ``priced``: a price of the tables, used if no price is configured.
+* ``zero_ignored``: as the two before, for a span whose reported cost of 0 was ignored.
+* ``partly_priced``: some units have no rate. The cost lacks their part, and the reason names them (``no_rate:...``).
 * ``unpriced``: no cost. Reasons: ``no_model``, ``unknown_model``, ``no_split`` (only a total is known),
   ``no_token_rate``, ``no_rate:<units>``, ``usage_contradicts_itself`` and ``over_bounds``.
-
-Nothing here opens a network connection.
+* "": the span has no cost, no tokens and no usage; its cost is 0.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _MAX_REASON = 256
 
 class Quote(NamedTuple):
     """
-    What a span costs and why.
+    The cost of a span and how it was found.
 
     Attributes:
-        cost_nusd: Nano-dollars; None if the span cannot be priced.
-        source: As ``Span.cost_source``.
-        model: As ``Span.cost_model``.
-        reason: As ``Span.unpriced_reason``.
+        cost_nusd: Cost in nano-dollars; None if the span cannot be priced.
+        source: Value for ``Span.cost_source``.
+        model: Value for ``Span.cost_model``.
+        reason: Value for ``Span.unpriced_reason``.
     """
 
     cost_nusd: int | None
@@ -62,8 +62,8 @@ class Pricer:
     Prices spans.
 
     Args:
-        overrides: Model name, any case -> rate; used before the tables, whatever the provider.
-        trust_zero: Providers whose reported cost of 0 is kept.
+        overrides: Model name in any case -> configured price; it takes precedence over the tables, for all providers.
+        trust_zero: Providers, in any case, whose reported cost of 0 is kept.
     """
 
     def __init__(self, overrides: Mapping[str, Rate] | None = None, trust_zero: Collection[str] = ()) -> None:
@@ -72,10 +72,10 @@ class Pricer:
 
     def quote(self, span: Span, at_ns: int | None = None) -> Quote:
         """
-        The cost that *span* reports, else the price of its tokens.
+        Return the cost that *span* reports, or the price of its tokens and usage if it reports none or an ignored 0.
 
         Args:
-            at_ns: Unix nanoseconds, chooses between prices of different periods; None = the span's event time.
+            at_ns: Time whose prices apply, Unix nanoseconds; None = the span's event time.
         """
         reported = span.cost_nusd
         prompt, completion = span.prompt_tokens, span.completion_tokens
@@ -102,17 +102,17 @@ class Pricer:
         return Quote(cost, source, plan.model, reason)
 
     def receipt(self, span: Span) -> Receipt:
-        """How the cost that *span* carries came about; the span was priced before, here or by another ingest."""
+        """Return the receipt for the cost of *span*, which was priced before, here or by another ingest."""
         return write_receipt(self._tables, span)
 
     def _price_by_table(self, plan: PricePlan, span: Span, at_ns: int) -> tuple[int | None, str]:
-        """(Nano-dollars or None, reason) of a span with a ``usage`` map, by genai-prices' own arithmetic."""
+        """Return (nano-dollars or None, reason) for a span with ``usage``: by ``calc_price`` or a configured price."""
         if plan.info is None or plan.provider is None:
             cost, reason = price_by_vector(plan.versions[0], span)
             return cost, reason or _no_rate(sorted(name for name, count in (span.usage or {}).items() if count))
         counts = unit_counts(span)
         at = datetime.fromtimestamp(at_ns // SECOND, tz=UTC)
-        # Every span is one request. genai-prices counts it by itself, and warns if the count is given.
+        # Each span is one request. genai-prices adds this count itself, and warns if the caller passes it.
         units = self._tables.registry.units
         known = {name: count for name, count in counts.items() if name in units and name != "requests"}
         try:
@@ -140,5 +140,5 @@ class Pricer:
 
 
 def _no_rate(units: list[str]) -> str:
-    """The reason that names *units*, which have no rate; "" if there are none."""
+    """Return the reason that names *units*, which have no rate; "" if there are no such units."""
     return f"no_rate:{','.join(units)}"[:_MAX_REASON] if units else ""

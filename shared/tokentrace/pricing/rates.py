@@ -1,9 +1,9 @@
 """
-Rates of one model as vectors of integers, so that a span's price is one exact sum.
+Rates of one model as vectors of integers, so that the price of a span is one exact sum.
 
-A vector has one rate for each token field of a span (``FIELD_UNITS``), as integer numerators over one common
-denominator, in nano-dollars per token. Many published rates are not whole nano-dollars, so the sum stays exact and is
-rounded once, half to even.
+A vector has one rate in nano-dollars per token for each token field of a span (``FIELD_UNITS``). Many published rates
+are not whole nano-dollars, so the rates are numerators over one common denominator. The sum is exact and rounded once,
+half to even.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from genai_prices.units import UnitDef, UnitRegistry
 from tokentrace.records import Span
 from tokentrace.units import NUSD_PER_USD, SECOND
 
-#: Units that a span carries as fields, in the order of a rate vector.
+#: Units that are counted in fields of a span, in the order of a rate vector.
 FIELD_UNITS = (
     "input_tokens",
     "output_tokens",
@@ -41,7 +41,7 @@ class Rate:
     A price from the configuration, in US dollars per million tokens.
 
     Attributes:
-        cache_read_per_1m: Price of cached input; None = the prompt rate.
+        cache_read_per_1m: Price of prompt tokens that were read from a cache; None = ``prompt_per_1m``.
     """
 
     prompt_per_1m: Decimal
@@ -51,13 +51,13 @@ class Rate:
 
 class RateVector(NamedTuple):
     """
-    Rates of one tier, as numerators over *denominator*, in nano-dollars per token.
+    Rates of one tier, as numerators over ``denominator``, in nano-dollars.
 
     Attributes:
-        rates: What one more token of each field in ``FIELD_UNITS`` adds. May be negative: a cached token costs its own
-            rate minus the prompt rate, because the prompt count includes it.
+        rates: What a token of each field in ``FIELD_UNITS`` adds to the price. A rate may be negative: the prompt count
+            includes cached tokens, so a cached token adds its price minus that of a prompt token.
         constant: Price of the request itself.
-        prices_input, prices_output: Whether any rate covers input or output tokens.
+        prices_input, prices_output: Whether input tokens, and whether output tokens, have a price.
     """
 
     rates: tuple[int, int, int, int, int, int]
@@ -69,12 +69,12 @@ class RateVector(NamedTuple):
 
 class PriceVersion(NamedTuple):
     """
-    Rates of one period.
+    The rates that apply from a start date or at a time of day.
 
     Attributes:
         constraint: When the rates apply; None = always.
         starts: Prompt token counts above which the next tier applies, ascending.
-        vectors: One per tier; ``vectors[i]`` applies above ``starts[i - 1]`` prompt tokens.
+        vectors: One for each tier; ``vectors[0]`` is the base, ``vectors[i]`` applies above ``starts[i - 1]``.
     """
 
     constraint: StartDateConstraint | TimeOfDateConstraint | None
@@ -83,7 +83,7 @@ class PriceVersion(NamedTuple):
 
 
 def field_amounts(span: Span) -> tuple[int, int, int, int, int, int]:
-    """Token counts of *span* in the order of ``FIELD_UNITS``."""
+    """Return the token counts of *span* in the order of ``FIELD_UNITS``."""
     return (
         span.prompt_tokens,
         span.completion_tokens,
@@ -96,10 +96,11 @@ def field_amounts(span: Span) -> tuple[int, int, int, int, int, int]:
 
 def price_by_vector(version: PriceVersion, span: Span) -> tuple[int | None, str]:
     """
-    The price of the token fields of *span*.
+    Return the price of the token fields of *span*.
 
     Returns:
-        (Nano-dollars, or None if nothing can be priced; reason, "" if everything was priced).
+        (Nano-dollars, reason as in ``Span.unpriced_reason``). Nano-dollars are None if the price would be negative, or
+        if the span has tokens and neither input nor output tokens have a price.
     """
     prompt, completion = span.prompt_tokens, span.completion_tokens
     vector = version.vectors[bisect_left(version.starts, prompt) if version.starts else 0]
@@ -122,7 +123,7 @@ def price_by_vector(version: PriceVersion, span: Span) -> tuple[int | None, str]
 
 
 def active_version(versions: tuple[PriceVersion, ...], at_ns: int) -> PriceVersion:
-    """The last of *versions* whose constraint holds at *at_ns* (Unix nanoseconds); the first one if none does."""
+    """Return the last of *versions* that applies at *at_ns*, Unix nanoseconds; the first one if none applies."""
     at = datetime.fromtimestamp(at_ns // SECOND, tz=UTC)
     for version in reversed(versions):
         if version.constraint is None or version.constraint.active(at):
@@ -134,10 +135,10 @@ def rate_vector(
     priced: list[tuple[UnitDef, Decimal | TieredPrices]], registry: UnitRegistry, prompt_tokens: int
 ) -> RateVector:
     """
-    The vector of a model whose units *priced* have prices, in the tier that *prompt_tokens* reaches.
+    Return the rate vector for the prices in *priced*, in the tier that *prompt_tokens* reaches.
 
-    The count of a unit is charged less what its more specific priced units charge. That is linear in the counts, so
-    the charge for a single token of a field is the field's rate.
+    The charge is linear in the token counts (see ``charged_amounts``), so the charge for one token of a field, with no
+    other tokens, is the rate of the field.
     """
     units = [unit for unit, _ in priced if unit.usage_key != "requests"]
     price_of = {
@@ -160,7 +161,7 @@ def rate_vector(
 
 
 def override_version(rate: Rate) -> PriceVersion:
-    """The rates of a configured price: one tier, without an end."""
+    """Return the rates of a configured price: one tier that always applies."""
     prompt = Fraction(rate.prompt_per_1m) * NUSD_PER_USD / 1_000_000
     completion = Fraction(rate.completion_per_1m) * NUSD_PER_USD / 1_000_000
     cached = prompt if rate.cache_read_per_1m is None else Fraction(rate.cache_read_per_1m) * NUSD_PER_USD / 1_000_000
@@ -177,13 +178,11 @@ def override_version(rate: Rate) -> PriceVersion:
 
 def charged_amounts(units: list[UnitDef], counts: Mapping[str, int]) -> dict[str, int]:
     """
-    How many of each priced unit are charged at that unit's own rate.
+    Return unit -> amount charged at the rate of this unit: its count less the amounts of more specific units.
 
     Args:
-        counts: Unit -> how many, wholes including their parts.
-
-    Returns:
-        Unit -> its count less what its more specific priced units charge.
+        units: Units that have a price.
+        counts: Unit -> count, which includes the counts of more specific units.
     """
     charged: dict[str, int] = {}
     for unit in sorted(units, key=lambda unit: -len(unit.dimensions)):
@@ -196,7 +195,7 @@ def charged_amounts(units: list[UnitDef], counts: Mapping[str, int]) -> dict[str
 
 
 def rate_at(value: Decimal | TieredPrices, prompt_tokens: int) -> Decimal:
-    """The rate of the tier that *prompt_tokens* reaches; a tier applies above its start."""
+    """Return the rate of the tier that *prompt_tokens* reaches; a tier applies above its start."""
     if not isinstance(value, TieredPrices):
         return value
     price = value.base

@@ -1,4 +1,4 @@
-"""How the cost of a span came about, line by line, exact to the last digit."""
+"""Receipts: the units, amounts and rates that make up the cost of a span."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokentrace.pricing.rates import FIELD_UNITS, Rate, charged_amounts, field_a
 from tokentrace.records import Span, event_time
 from tokentrace.units import SECOND
 
-#: Decimal digits that receipts are computed with before rounding.
+#: Number of significant digits in the computation of receipts.
 _DIGITS = 100
 
 
@@ -22,10 +22,12 @@ class Line(NamedTuple):
     One line of a receipt.
 
     Attributes:
-        unit: As genai-prices names it; ``reported`` for a cost that came with the span.
-        amount: How many units were charged at this rate, without those that a more specific line charges.
-        per: The rate is for this many units.
-        rate_usd, cost_usd: US dollars, exact.
+        unit: Name of the unit in genai-prices; ``reported`` = the cost that the span reported, ``as_priced_then`` = the
+            cost of a span that is not explained.
+        amount: Number of units charged at this rate, without those that a line for a more specific unit charges.
+        per: Number of units that the rate is for.
+        rate_usd: US dollars for ``per`` units, exact.
+        cost_usd: US dollars; exact, or rounded to 30 decimals if the exact cost has no last decimal.
     """
 
     unit: str
@@ -37,14 +39,14 @@ class Line(NamedTuple):
 
 class Receipt(NamedTuple):
     """
-    How a cost came about.
+    The explanation of a span's cost.
 
     Attributes:
-        lines: Together with *rounding_usd* they add up to *cost_usd*.
-        rounding_usd: Difference to a whole nano-dollar.
-        cost_usd: None if the span is unpriced.
-        tier: The rates apply above this many prompt tokens; 0 = the base, None = the model has no tiers.
-        explained: False if the price tables have changed since the span was priced; one line then stands for all.
+        lines: The costs of the lines and ``rounding_usd`` add up to ``cost_usd``.
+        rounding_usd: What rounding the sum of the lines to whole nano-dollars has added, US dollars.
+        cost_usd: Cost of the span, US dollars; None if the span is unpriced.
+        tier: Number of prompt tokens above which the rates apply; 0 = the base, None = no tiers.
+        explained: Whether the present prices give the cost; if not, ``lines`` has a single line for the whole cost.
     """
 
     lines: list[Line]
@@ -55,7 +57,7 @@ class Receipt(NamedTuple):
 
 
 def write_receipt(tables: PriceTables, span: Span) -> Receipt:
-    """The receipt of *span*, which was priced before, here or by another ingest."""
+    """Return the receipt for *span*, which was priced before, here or by another ingest."""
     with localcontext() as context:
         context.prec = _DIGITS
         return _receipt(tables, span)
@@ -67,7 +69,7 @@ def _receipt(tables: PriceTables, span: Span) -> Receipt:
     cost = Decimal(span.cost_nusd).scaleb(-9)
     lines, tier = ([], None) if span.cost_source in ("", "reported") else _lines(tables, span)
     added = sum((line.cost_usd for line in lines), Decimal(0))
-    # Rounding changes a cost by at most half a nano-dollar; a larger difference means that the prices have changed.
+    # Rounding changes a cost by at most half a nano-dollar. A larger difference means that other prices applied.
     explained = span.cost_source in ("", "reported") or abs(cost - added) * 2 <= Decimal(1).scaleb(-9)
     if span.cost_source == "reported" or not explained:
         lines = [Line("reported" if explained else "as_priced_then", 1, 1, cost, cost)]
@@ -96,14 +98,14 @@ def _lines(tables: PriceTables, span: Span) -> tuple[list[Line], int | None]:
 
 
 def unit_counts(span: Span) -> dict[str, Any]:
-    """Unit -> how many *span* used, from its ``usage`` map and its token fields; a field wins."""
+    """Return unit -> count of *span*: its ``usage``, replaced by the prompt, completion and other nonzero fields."""
     fields = dict(zip(FIELD_UNITS, field_amounts(span), strict=True))
     counted = {name: count for name, count in fields.items() if count or name in FIELD_UNITS[:2]}
     return {**(span.usage or {}), **counted}
 
 
 def _exact_cost(rate: Decimal, amount: int, per: int) -> Decimal:
-    """The cost of a line; a quotient without an end, such as a price per 3,600, is cut at 30 decimals."""
+    """Return the cost of a line; a cost without a last decimal, as with *per* 3,600, is rounded to 30 decimals."""
     total = rate * amount
     cost = total / per
     return cost if cost * per == total else cost.quantize(Decimal(1).scaleb(-30), rounding=ROUND_HALF_EVEN)

@@ -1,4 +1,4 @@
-"""Redaction: removes secrets from records before they are stored. ``redactor`` says how it works."""
+"""Redaction: removes secrets from records before they are stored. The docstring of ``redactor`` says how it works."""
 
 from tokentrace.redact.keys import CONTENT_KEYS, DEFAULT_KEYS, REDACTED
 from tokentrace.redact.patterns import (

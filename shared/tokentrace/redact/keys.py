@@ -1,4 +1,4 @@
-"""Keys whose values are secrets or content, and ``key: value`` pairs inside texts."""
+"""Sensitive keys, content keys, and the removal of values from ``key: value`` pairs in texts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ DEFAULT_KEYS = (
     "ssn",
     "credit_card",
 )
-#: Names of attributes whose texts are content, which the mode ``metadata_only`` drops. An attribute matches if its
-#: name or a part of its name between dots is listed (``gen_ai.prompt.0.content``, ``input.value``).
+#: Keys whose texts are content, which the mode ``metadata_only`` drops. A key matches if it is listed or has a listed
+#: part between dots, in any case and with any separator (``gen_ai.prompt.0.content``, ``input.value``).
 CONTENT_KEYS = frozenset(
     {
         "prompt",
@@ -67,15 +67,15 @@ CONTENT_KEYS = frozenset(
 _CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=\d)(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
 _PLACEHOLDER = re.compile(r"\[[A-Z_]*REDACTED\]")
-#: A quoted value after ``key:``; the quotes may be escaped, and the closing one may be missing.
+#: A quoted value after ``key:``; the quotes may be escaped, and the closing quote may be missing.
 _QUOTED = r"b?(?P<open>\\{0,8}[\"'])(?:(?!(?P=open))(?:\\.|.))*(?:(?P=open)|$)"
-#: A value after ``key:``: quoted, a scheme with its credentials, digits in groups, or one word.
+#: A value after ``key:``: a quoted text, an HTTP scheme with credentials, groups of digits, or one word.
 _VALUE = (
     _QUOTED + r"|(?:bearer|basic|digest|token|apikey)\s+[^\r\n,;\"']+"
     r"|\d[\d ().-]*\d(?=[\s,;\"'}]|$)"
     r"|[^\s,;\"'}]+"
 )
-#: Keys in each cache; a full cache is cleared.
+#: Most keys in each cache, about; a full cache is cleared.
 _MAX_CACHED = 10_000
 
 
@@ -86,7 +86,7 @@ def words(key: str) -> tuple[str, ...]:
 
 class Keys:
     """
-    The sensitive keys, and the search for pairs with such a key in a text.
+    The sensitive keys: tests whether a key is one of them, and replaces their values in ``key: value`` pairs in texts.
 
     Args:
         keys: Sensitive keys in any case and with any separator.
@@ -96,9 +96,9 @@ class Keys:
         self._words = [key_words for key_words in map(words, dict.fromkeys(keys)) if key_words]
         self._sensitive: dict[str, bool] = {}
         self._content: dict[str, bool] = {}
-        #: The keys in lower case, without separators.
+        #: The sensitive keys in lower case, without separators.
         self.flat = {"".join(key_words) for key_words in self._words}
-        #: A text that holds a pair contains all words of at least one of these keys.
+        #: The case-folded words of each key; a text with a ``key: value`` pair contains all words of at least one key.
         self._hints = [tuple(word.casefold() for word in key_words) for key_words in self._words]
         whole_line = ("authorization",) in self._words
         pair_keys = [key_words for key_words in self._words if key_words != ("authorization",)]
@@ -108,12 +108,12 @@ class Keys:
         self._header = _pair_pattern(["authorization"], _QUOTED + r"|[^\r\n]+") if whole_line else None
 
     def is_sensitive(self, key: str) -> bool:
-        """Return True if *key* contains all words of a sensitive key: ``user_email`` does, ``max_tokens`` does not."""
+        """Return True if *key* contains the words of a sensitive key in order: ``user_email``, not ``max_tokens``."""
         known = self._sensitive.get(key)
         if known is None:
             if len(self._sensitive) > _MAX_CACHED:
                 self._sensitive.clear()
-            # Ignore a placeholder in the key: it replaced a secret in the key and says nothing about the value.
+            # Ignore a placeholder in the key: it replaced a secret there and says nothing about the value.
             parts = words(_PLACEHOLDER.sub("", key))
             joined = "".join(parts)
             known = self._sensitive[key] = any(
@@ -123,11 +123,11 @@ class Keys:
         return known
 
     def is_exactly(self, key: str) -> bool:
-        """Return True if the words of *key* are those of a sensitive key, with no other word."""
+        """Return True if *key* has the words of a sensitive key and no others."""
         return words(key) in self._words
 
     def is_content(self, key: str) -> bool:
-        """Return True if texts under *key* are content, as ``CONTENT_KEYS`` says."""
+        """Return True if texts under *key* are content (see ``CONTENT_KEYS``)."""
         known = self._content.get(key)
         if known is None:
             if len(self._content) > _MAX_CACHED:
@@ -140,8 +140,8 @@ class Keys:
         Return *text* with the values of its sensitive ``key: value`` and ``key=value`` pairs replaced.
 
         Args:
-            folded: *text* with its case folded.
-            redactions: The number of replaced values is added to it under ``key_value``.
+            folded: *text* case-folded.
+            redactions: The count of ``key_value`` is increased by the number of replaced values.
         """
         if not any(all(word in folded for word in hint) for hint in self._hints):
             return text

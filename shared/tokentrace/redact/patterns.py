@@ -1,9 +1,9 @@
 """
-Patterns of secrets that are known by their form: vendors' keys, tokens, private keys, credentials in a URL.
+Patterns of secrets that have a known form: vendors' keys, tokens, private keys, credentials in a URL.
 
-Each pattern takes time linear in the length of the text, because senders choose the texts: an unbounded repetition is
-possessive or ends the pattern, so the engine never backtracks over it. Further conditions on a match are checked after
-the match (``Pattern.confirm``).
+A search takes time linear in the length of the text, because any sender may choose the text. For this, an unbounded
+repetition is possessive or ends the pattern, so that the regex engine does not backtrack over it. Conditions that need
+more are checked after a match (``Pattern.confirm``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ JWT_REDACTED = "[JWT_REDACTED]"
 KEY_REDACTED = "[KEY_REDACTED]"
 CREDENTIALS_REDACTED = "[CREDENTIALS_REDACTED]"
 
-#: Kind of secret -> how many were removed.
+#: Kind of secret -> number of removed secrets.
 RedactionCounts = dict[str, int]
 
 
@@ -28,11 +28,12 @@ class Pattern(NamedTuple):
     One form of secret.
 
     Attributes:
-        kind: Kind in ``RedactionCounts``.
-        hints: A text with such a secret contains at least one of them. A search for a hint is faster than the regex.
-        regex: Matches the secret; a group called ``keep`` is not removed.
-        placeholder: Replaces the secret.
-        confirm: Returns False if a match is no secret; None = every match is one.
+        kind: Key in ``RedactionCounts``.
+        hints: A text with such a secret contains at least one of these substrings; a search for them is faster than
+            the regex. Empty = not used.
+        regex: Matches the secret; a group ``keep`` at its beginning is not removed.
+        placeholder: The text that replaces the secret.
+        confirm: Match -> whether it is a secret; None = every match is a secret.
     """
 
     kind: str
@@ -42,11 +43,11 @@ class Pattern(NamedTuple):
     confirm: Callable[[re.Match[str]], bool] | None = None
 
     def hinted(self, text: str) -> bool:
-        """Return True if *text* contains a hint, and so may hold such a secret."""
+        """Return True if *text* contains a hint and so may contain such a secret."""
         return any(hint in text for hint in self.hints)
 
     def sub(self, text: str, redactions: RedactionCounts) -> str:
-        """Return *text* without these secrets; add their number to *redactions*."""
+        """Return *text* with each such secret replaced; add the number of secrets to *redactions*."""
         if self.regex.search(text) is None:
             return text
         keeps = "keep" in self.regex.groupindex
@@ -70,19 +71,19 @@ _RANDOM = re.compile(r"(?=[A-Za-z]{0,11}[0-9])[A-Za-z0-9]{12}|[0-9a-f]{8}(?:-[0-
 
 
 def _is_random(match: re.Match[str]) -> bool:
-    """Return True if 12 characters look random, unlike those of names made of words (``sk-learn-pipeline-version``)."""
+    """Return True if a part of the match looks random, unlike a name made of words (``sk-learn-pipeline-version``)."""
     return _RANDOM.search(match[0]) is not None
 
 
 def _key(hints: str, body: str, confirm: Callable[[re.Match[str]], bool] | None = None) -> Pattern:
-    """Return the pattern of a vendor's key; a match does not begin inside a word."""
+    """Return the pattern of a vendor's key that does not begin inside a word; *hints* are separated by spaces."""
     regex = re.compile(rf"(?<![A-Za-z0-9]){body}")
     return Pattern("api_key", tuple(hints.split()), regex, API_KEY_REDACTED, confirm)
 
 
-#: Length of the shortest key in KEYS; no key contains white space.
+#: No key in KEYS is shorter or contains white space, so shorter words need no search.
 MIN_KEY = 16
-#: Forms that vendors publish for secret scanners.
+#: Keys in the forms that vendors publish for secret scanners.
 KEYS = (
     _key("sk-", r"sk-[A-Za-z0-9_-]{20,}", _is_random),  # OpenAI, Anthropic, OpenRouter, DeepSeek, Langfuse, LiteLLM
     _key("AKIA ASIA ABIA ACCA", r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}(?![A-Za-z0-9])"),  # AWS
@@ -119,10 +120,10 @@ KEYS = (
     ),
 )
 
-#: A text that holds one of KEYS contains one of their hints.
+#: Matches any hint of KEYS; a text without a match contains none of these keys.
 KEY_HINT = re.compile("|".join(re.escape(hint) for pattern in KEYS for hint in pattern.hints))
 
-#: Without an END line the key was cut off, and the rest of the text is removed.
+#: A private key in PEM; without an END line the key was cut off, and the rest of the text is removed.
 PRIVATE_KEY = Pattern(
     "private_key",
     ("PRIVATE KEY",),
@@ -134,8 +135,8 @@ PRIVATE_KEY = Pattern(
     KEY_REDACTED,
 )
 
-#: ``user:password`` in ``scheme://user:password@host``, up to the last @ before the path. A user without a password
-#: is removed if it is long enough to be a key.
+#: ``user:password`` in ``scheme://user:password@host``, up to the last @ before the path. A user without a password is
+#: removed if it has at least 16 characters, because it may be a key.
 URL_CREDENTIALS = Pattern(
     "url_credentials",
     ("://",),
@@ -148,22 +149,22 @@ URL_CREDENTIALS = Pattern(
 
 
 def _is_credentials(match: re.Match[str]) -> bool:
-    """Return True if the word after ``Basic`` is ``user:password`` in base64, and not an English word."""
+    """Return True if the word after ``Basic`` is base64 of a text with a colon, as ``user:password``."""
     coded = match["coded"].rstrip("=")
     try:
         plain = base64.b64decode(coded + "=" * (-len(coded) % 4), validate=True).decode()
     except ValueError:
-        # Not base64, not UTF-8, or a letter outside ASCII: with IGNORECASE, a-z matches the dotless i and others.
+        # Not base64, not UTF-8, or with a letter outside ASCII: with IGNORECASE, a-z also matches the dotless ı.
         return False
     return ":" in plain and plain.isprintable()
 
 
 def _is_token(match: re.Match[str]) -> bool:
-    """Return True if the word after ``bearer`` is no English word, as in ``bearer authentication``."""
+    """Return True if the word after ``bearer`` has a digit or 24 characters, unlike ``bearer authentication``."""
     return len(match["token"]) >= 24 or _DIGIT.search(match["token"]) is not None
 
 
-#: Patterns whose hints are searched in the case-folded text.
+#: Secrets after a word that says what follows; the hints are searched in the case-folded text.
 SCHEMES = (
     Pattern(
         "bearer",
@@ -181,7 +182,7 @@ SCHEMES = (
         TOKEN_REDACTED,
         _is_credentials,
     ),
-    # AWS's secret key is 40 characters without a prefix, so it is recognised by the name before it.
+    # A secret key of AWS is 40 characters without a prefix, so it is recognised by the name before it.
     Pattern(
         "api_key",
         ("secret",),

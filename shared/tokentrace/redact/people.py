@@ -1,4 +1,4 @@
-"""Personal data in a text: e-mail addresses, phone, card and social security numbers, each if its key is sensitive."""
+"""Removes personal data from texts: e-mail addresses, and phone, card and social security numbers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ PHONE_REDACTED = "[PHONE_REDACTED]"
 SSN_REDACTED = "[SSN_REDACTED]"
 CARD_REDACTED = "[CARD_REDACTED]"
 
-#: Every number below contains nine digits with at most two separators between neighbours.
+#: All numbers matched below contain nine digits with at most two separators between neighbouring digits.
 _NUMBER = re.compile(r"\d(?:[-. ()]{0,2}\d){8}")
 _ASCII_NUMBER = re.compile(r"[0-9](?:[-. ()]{0,2}[0-9]){8}")
 
 
 def _is_phone(match: re.Match[str]) -> bool:
     """
-    Return False for ten digits without separators that are more likely a time or part of an id (``req-5551234567``).
+    Return False if a match without separators is more likely a time or part of an id (``req-5551234567``).
 
-    Unix seconds begin with a 1 until 2033, and no area code does.
+    Until 2033, Unix seconds begin with a 1, and no area code does.
     """
     number, start = match[0], match.start()
     if not number.isdigit():
@@ -30,7 +30,7 @@ def _is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_card(match: re.Match[str]) -> bool:
-    """Return True if the Luhn check digit is right and a card network has this prefix; Unix times do not."""
+    """Return True if the Luhn check digit is right and a card network has this prefix, which excludes Unix times."""
     digits = [int(char) for char in match[0] if char.isdigit()]
     if not (3 <= digits[0] <= 6 or (digits[0] == 2 and 2 <= digits[1] <= 7)):
         return False
@@ -38,8 +38,8 @@ def _is_card(match: re.Match[str]) -> bool:
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-#: The domain of an address. It is searched first, and the local part is then matched backwards from the @, because
-#: a pattern that begins with the local part would need quadratic time.
+#: The @ and the domain of an e-mail address. They are searched first, and then the local part is matched backwards from
+#: the @: a regex that begins with the local part would need quadratic time.
 _DOMAIN = re.compile(r"@(?:[^\W_][\w-]{0,62}+\.)+[^\W\d_]{2,24}(?![^\W_])")
 _LOCAL = re.compile(r"[\w.%+-]++")
 _SSN = Pattern("ssn", (), re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), SSN_REDACTED)
@@ -77,8 +77,8 @@ class People:
     Removes the kinds of personal data that are switched on.
 
     Args:
-        keys: Sensitive keys in lower case without separators: ``email``, ``phone``, ``ssn`` and ``creditcard`` each
-            switch on one kind, other keys are ignored.
+        keys: Sensitive keys in lower case without separators. ``email``, ``phone``, ``ssn`` and ``creditcard`` each
+            switch on one kind; other keys are ignored.
     """
 
     def __init__(self, keys: set[str]) -> None:
@@ -86,7 +86,7 @@ class People:
         self._numbers = [pattern for key, patterns in _NUMBERS.items() if key in keys for pattern in patterns]
 
     def clean(self, text: str, redactions: RedactionCounts) -> str:
-        """Return *text* without addresses and numbers; add what was removed to *redactions*."""
+        """Return *text* with the personal data replaced; add the number of replacements to *redactions*."""
         if self._emails and "@" in text:
             text = _hide_addresses(text, redactions)
         if self._numbers and (_ASCII_NUMBER if text.isascii() else _NUMBER).search(text) is not None:

@@ -1,10 +1,10 @@
 """
 Removes secrets from records.
 
-How it works. A value is a secret if its key is sensitive (``keys``), or if it has the form of a known secret
-(``patterns``) or of personal data (``people``). Redaction runs in the reporter's thread, and again in ingest on all
-input, because not every sender uses the reporter. Redacting a record twice gives the same record as redacting it once.
-If redaction fails on a record, its content is dropped, so a record is never stored without having been searched.
+How it works. A value is a secret if its key is sensitive (``keys``). A part of a text is a secret if it has the form of
+a known secret (``patterns``) or of personal data (``people``). Redaction runs in the sender thread of a reporter, and
+again in ingest on all input, because not every sender uses the reporter. Redacting a record twice gives the same record
+as redacting it once. If redaction fails on a record, its content is dropped, so no content is stored without a search.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tokentrace.redact.people import People
 Mode = Literal["redact", "metadata_only", "off"]
 Record = TypeVar("Record", Span, Started, ChatMessage, Annotation, SessionEnd)
 
-#: Kind that counts records on which redaction failed, and whose content was dropped.
+#: Key in ``RedactionCounts`` for records on which redaction failed and whose content was dropped.
 FAILED = "failed"
-#: Kind that counts texts that the mode ``metadata_only`` dropped.
+#: Key in ``RedactionCounts`` for texts that the mode ``metadata_only`` dropped.
 DROPPED = "dropped"
 
-#: A shorter text holds no secret.
+#: A text of fewer characters contains no secret.
 _MIN_TEXT = 5
-#: Texts of up to this many characters without a secret are cached, because names repeat.
+#: Texts of up to this many characters that contain no secret are cached, because names repeat.
 _SHORT = 64
 _MAX_CACHED = 10_000
-#: ``re.IGNORECASE`` matches İ and ı as an i, but ``casefold`` makes i and U+0307 of İ, and leaves ı.
+#: Applied after ``casefold``, which turns İ into i and U+0307 and keeps ı, while ``re.IGNORECASE`` matches both as i.
 _TURKISH = str.maketrans({"\u0307": None, "\u0131": "i"})
 
 
@@ -49,13 +49,14 @@ class Redactor:
     """
     Removes secrets from texts, values and records.
 
-    Every method takes ``redactions``, to which it adds the number of removed secrets by kind.
+    The methods that remove secrets add the number of removed secrets by kind to *redactions*.
 
     Args:
         extra_keys: More sensitive keys, in any case and with any separator.
         replace_keys: True = *extra_keys* replace the default keys; secrets of a known form are still removed.
-        mode: redact; metadata_only, which also drops content (see ``CONTENT_KEYS``); off, which changes nothing.
-        keep_raw: True = a chat message keeps its original text in ``raw``, in the mode redact.
+        mode: ``redact``; ``metadata_only``, which also drops content (see ``CONTENT_KEYS``); ``off``, which removes
+            nothing.
+        keep_raw: True = a redacted chat message keeps its original text in ``raw``, in the mode ``redact`` only.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Redactor:
         folded = text.casefold()
         if not text.isascii():
             folded = folded.translate(_TURKISH)
-        # A private key has several lines. Remove it first: a pair would match its first line and leave the rest.
+        # Remove a private key first: it has several lines, and the pattern of pairs would remove only the first line.
         if PRIVATE_KEY.hints[0] in text:
             text = PRIVATE_KEY.sub(text, redactions)
         if "@" in text and URL_CREDENTIALS.hints[0] in text:
@@ -118,11 +119,11 @@ class Redactor:
     # -- values
 
     def is_sensitive(self, key: str) -> bool:
-        """Return True if *key* contains all words of a sensitive key: ``user_email`` does, ``max_tokens`` does not."""
+        """Return True if *key* contains the words of a sensitive key in order: ``user_email``, not ``max_tokens``."""
         return self._keys.is_sensitive(key)
 
     def value(self, key: str, value: Any, redactions: RedactionCounts | None = None) -> Any:
-        """Return *value*, which stands under *key*, without secrets at any depth; the same object if there are none."""
+        """Return the value of *key* without secrets at any depth; the same object if there are none."""
         if not self.enabled:
             return value
         return self._value(
@@ -146,7 +147,7 @@ class Redactor:
         if isinstance(value, (bytes, bytearray)):
             hidden = drop or self._keys.is_sensitive(key)
             return _note(redactions, "key_value", REDACTED) if hidden else value
-        # A number is a secret only if the key has no other word (phone: 5551234567, but not email_count: 3).
+        # A number is a secret only if the key has no further words: phone: 5551234567 is, email_count: 3 is not.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and self._keys.is_exactly(key):
             return _note(redactions, "key_value", REDACTED)
         return value
@@ -164,22 +165,22 @@ class Redactor:
             content = drop or (self._drops and self._keys.is_content(name))
             new = self._value(name, value, redactions, drop=content)
             changed = changed or new is not value or shown is not name
-            # Two secrets as keys get the same placeholder; a number keeps the entries apart.
+            # Secrets in keys may get the same placeholder, so a number is appended.
             clean[key if shown is name else _free(_fit(shown, MAX_KEY_BYTES - 8), clean, mapping)] = new
         return clean if changed else mapping
 
     # -- records
 
     def span(self, span: Span, redactions: RedactionCounts | None = None) -> Span:
-        """Return *span* without secrets in its texts and keys, except its ids; the same object if there are none."""
+        """Return *span* without secrets in names, attributes, errors and usage keys; unchanged if there are none."""
         return self._fail_closed(span, self._span, redactions)
 
     def started(self, started: Started, redactions: RedactionCounts | None = None) -> Started:
-        """Return *started* without secrets in its names and metadata."""
+        """Return *started* without secrets in name, caller and metadata."""
         return self._fail_closed(started, self._started, redactions)
 
     def message(self, message: ChatMessage, redactions: RedactionCounts | None = None) -> ChatMessage:
-        """Return *message* without secrets in content and metadata; ``redacted`` and ``length`` are set."""
+        """Return *message* without secrets in content and metadata; set ``redacted``, ``length`` and ``raw``."""
         return self._fail_closed(message, self._message, redactions)
 
     def annotation(self, annotation: Annotation, redactions: RedactionCounts | None = None) -> Annotation:
@@ -196,7 +197,7 @@ class Redactor:
         redactions = {} if redactions is None else redactions
         try:
             return clean(record, redactions)
-        except Exception:  # noqa: BLE001 - a record that was not searched must not be stored, whatever the error is
+        except Exception:  # noqa: BLE001 - whatever the error is, content must not be stored without a search
             return replace(record, **_note(redactions, FAILED, _without_content(record)))
 
     def _span(self, span: Span, redactions: RedactionCounts) -> Span:
@@ -204,7 +205,7 @@ class Redactor:
             return span
         changed: dict[str, Any] = {}
         known = self._clean
-        # These names repeat from span to span, so four look-ups usually replace four searches.
+        # These names repeat from span to span, so four look-ups usually suffice.
         if not (span.name in known and span.caller in known and span.model in known and span.provider in known):
             for field in ("name", "caller", "model", "provider"):
                 value = getattr(span, field)
@@ -262,7 +263,7 @@ class Redactor:
         return replace(end, error=self._content(end.error, redactions)[:MAX_VALUE_BYTES]) if self.enabled else end
 
     def _content(self, text: str, redactions: RedactionCounts) -> str:
-        """Return a text that is content: "" in the mode ``metadata_only``, otherwise *text* without secrets."""
+        """Return "" in the mode ``metadata_only``, otherwise *text* without secrets; *text* is content."""
         if self._drops and text:
             return _note(redactions, DROPPED, "")
         return self.text(text, redactions)
@@ -271,7 +272,7 @@ class Redactor:
         clean = self._mapping(attributes, redactions, drop=False)
         if clean is attributes:
             return clean
-        # A placeholder may be longer than its secret, and a value that is too long would be rejected.
+        # A placeholder may be longer than the secret, and a value that is too long would be rejected.
         return {key: _fit(value, MAX_VALUE_BYTES) if isinstance(value, str) else value for key, value in clean.items()}
 
 
@@ -294,7 +295,7 @@ _CONTENT: dict[type, dict[str, Any]] = {
 
 
 def _without_content(record: object) -> dict[str, Any]:
-    """Return the replacements for the content of *record*; empty texts stay empty."""
+    """Return field -> replacement for the fields of *record* with content; empty texts stay empty."""
     return {
         field: value for field, value in _CONTENT[type(record)].items() if value != REDACTED or getattr(record, field)
     }
@@ -309,14 +310,14 @@ def _note(redactions: RedactionCounts, kind: str, placeholder: _T) -> _T:
 
 
 def _fit(text: str, limit_bytes: int) -> str:
-    """Return *text* cut to *limit_bytes* in UTF-8."""
+    """Return *text* cut to at most *limit_bytes* in UTF-8, at the end of a character."""
     if len(text) * 4 <= limit_bytes:
         return text
     return text.encode(errors="replace")[:limit_bytes].decode(errors="ignore")
 
 
 def _free(name: str, *taken: dict[str, Any]) -> str:
-    """Return *name*, with a number appended if a mapping of *taken* already has that key."""
+    """Return *name*, with a number appended if it is a key of a mapping in *taken*."""
     free, number = name, 1
     while any(free in mapping for mapping in taken):
         number += 1

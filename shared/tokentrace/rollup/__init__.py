@@ -2,39 +2,40 @@
 Rollups: the sums and distributions from which every window over the last 31 days is answered.
 
 **What is stored.** A span becomes one row of integers: the number of its series (one combination of kind, model,
-provider, caller, name and status; ``series.py``), the second in which it counts, and its values (``rows.py``). For
-every second, ten seconds, minute, ten minutes, hour, six hours and day a bucket holds one row of sums and one set of
-histograms for each series that occurred in it (``bucket.py``). Narrow buckets are kept for minutes, wide ones for 31
-days (``resolutions.py``).
+provider, caller, name and status; ``series.py``), the second in which it counts, and its values (``rows.py``). There is
+one bucket for every second, ten seconds, minute, ten minutes, hour, six hours and day. It holds the sums and the
+histograms of each series that occurred in it (``bucket.py``). Buckets of a second are kept for 20 minutes, those of an
+hour and longer for 31 days (``resolutions.py``).
 
-**How a row is added** (``rollup.py``). Rows wait until there are 8,192 of them or a query reads, because numpy
-groups thousands of rows at about the price of ten. They are sorted by (second, series), added up, and stored in the
-buckets of one second. The result, not the rows, is then added up to ten seconds, and so on: most rows are grouped once
-instead of seven times, and all resolutions agree by construction.
+**How a row is added** (``rollup.py``). Rows wait until there are 8,192 of them or their sums are needed, because numpy
+groups thousands of rows in about the time of ten. They are sorted by (second, series), added up, and stored in the
+buckets of one second. These sums, not the rows, are then added up to sums over ten seconds, and so on: most rows are
+grouped once instead of seven times, and all resolutions agree.
 
 **Sums** (``int_sums.py``) are exact integers. They are int64 while that is enough; where a column could overflow, its
 upper bits move to a second array. A bucket that ended 30 seconds ago is packed into as few bytes as its numbers need.
 
 **Distributions** (``histograms.py``, ``quantile.py``) are counts per bin, where a bin is about 1.1 % wide. All
-distributions of all series of a bucket share one sorted block. Quantiles of up to 100 values are exact: the most recent
-values of each series are also kept unrounded (``recent_values.py``). A reader uses them only if their number equals the
-count in the buckets, so a value that is missing there costs precision and never gives a wrong answer.
+distributions of all series of a bucket share one sorted block. The most recent values of each series are also kept
+unrounded (``recent_values.py``), so that quantiles of up to 100 values are exact in windows that end now. The unrounded
+values are used only if their number equals the count in the buckets; otherwise the histogram is used.
 
 **Reading** (``reader.py``). ``cover`` finds the fewest buckets that make up an interval: wide ones in the middle and
-narrow ones at the edges. The reader adds up their rows, maps series to the requested groups, and merges histograms.
+narrow ones at the edges. ``BucketReader`` adds up their sums and merges their histograms by group of series.
 
-**Late scores** (``score_changes.py``). A score that is given after a span was counted arrives as two rows: subtract the
-old value, add the new one. Removed values have histograms of their own, because counts are unsigned. The span may have
-been counted by another shard, so one shard alone may hold negative numbers; only the sum over all shards is meaningful.
+**Late scores** (``score_changes.py``). A score that is given after its span was counted becomes up to two rows: one
+removes the old value, one adds the new value. Removed values have separate histograms, because counts are unsigned. The
+span may have been counted by another shard, so one shard alone may hold negative numbers; only the sum over all shards
+is meaningful.
 
-**Too many series** (``series.py``). A table has 2,000 series. When three quarters are taken, a new combination is
-counted under the name ``other``; when all are taken, under the caller ``other`` too. Kind, model, provider and status
-are always kept, so totals and values by model are exact.
+**Too many series** (``series.py``). From 1,500 series on, a new combination is counted under the name ``other``; from
+2,000 series on, under the caller ``other`` too. Kind, model, provider and status are always kept, so totals and values
+by model are exact.
 
 **Cumulative counters** (``cumulative.py``) count everything since the stream began. Eviction does not affect them.
 
-**Snapshots.** The buckets of a resolution are saved in about 16 pieces. A piece has a revision; a piece that did not
-change since the last snapshot is not saved again, so a snapshot every minute writes only the recent ones.
+**Snapshots.** The buckets of a resolution are saved in about 16 pieces. A piece has a revision. A piece that did not
+change since the last snapshot is not saved again, so a snapshot every minute writes only the recent pieces.
 """
 
 from tokentrace.rollup.cumulative import (

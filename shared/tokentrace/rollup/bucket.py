@@ -1,4 +1,4 @@
-"""One bucket of time of one resolution: sums and distributions of the series that occurred in it."""
+"""The bucket of time: sums and distributions of the series that occurred in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace.rollup.histograms import Histograms, count_up, decode_block, enc
 from tokentrace.rollup.int_sums import IntSums, Packed, add_by, pack
 from tokentrace.rollup.quantile import Ints
 
-#: A bucket caches the grouped distributions of this many groupings, each of at most this many entries.
+#: Most groupings that a bucket caches, and most entries (key and count) of a cached grouping.
 _MAX_CACHED, _MAX_ENTRIES = 32, 4096
 
 
@@ -22,9 +22,10 @@ class Bucket:
 
     Attributes:
         series: Numbers of the series that occurred, ascending, int64.
-        totals: Their sums, one row for each of ``series``; packed once the bucket has ended; None = no rows yet.
-        histograms: Their distributions.
-        cached: Group of each series, as bytes -> (keys, counts) by group.
+        totals: Sums of the series, one row for each of ``series``; ``Packed`` after ``compact`` and after decoding,
+            until more is added; None = no rows yet.
+        histograms: Distributions of the series.
+        cached: The group of each distribution, as bytes -> (keys, counts) by group; a result of ``grouped``.
     """
 
     __slots__ = ("cached", "histograms", "series", "totals")
@@ -36,7 +37,11 @@ class Bucket:
         self.cached: dict[bytes, tuple[Ints, Ints]] = {}
 
     def add(self, series: Ints, totals: IntSums) -> None:
-        """Add *totals*, one row for each of the ascending distinct *series*; the bucket keeps both arrays."""
+        """
+        Add *totals*, one row for each of the ascending distinct *series*.
+
+        The bucket may keep and change the arrays, so the caller must not use them again.
+        """
         self.cached.clear()
         if self.totals is None:
             self.series, self.totals = series, totals
@@ -52,11 +57,11 @@ class Bucket:
         self.totals = held.add_at(rows, totals)
 
     def add_keys(self, keys: Ints) -> None:
-        """Add values to the distributions, given as ``histograms.keys_of`` makes them."""
+        """Add values to the distributions; *keys* are their keys from ``histograms.keys_of``."""
         self.histograms.add(keys)
 
     def renumber(self, numbers: Ints, distributions: Ints) -> None:
-        """Replace series n by numbers[n] and distribution n by distributions[n]; several may become one."""
+        """Replace series n by numbers[n] and distribution n by distributions[n]; equal numbers are added up."""
         self.cached.clear()
         if self.totals is not None:
             held = self.totals.unpack() if isinstance(self.totals, Packed) else self.totals
@@ -72,12 +77,12 @@ class Bucket:
 
     def grouped(self, groups: Ints, size: int, *, cache: bool) -> tuple[Ints, NDArray[Any]]:
         """
-        (Keys, counts) of the distributions by group, not necessarily added up.
+        Return (keys, counts) of the distributions with the group as owner; a key may occur more than once.
 
         Args:
-            groups: Group of every distribution, -1 = none.
-            size: How many groups there are.
-            cache: Keep the result for the next call with the same groups.
+            groups: Group of every distribution; distributions of group -1 are left out.
+            size: Number of groups.
+            cache: True = keep the result for later calls with the same groups.
         """
         block = self.histograms.settle()
         if not cache:
@@ -93,7 +98,7 @@ class Bucket:
         return entries
 
     def capture(self) -> Any:
-        """The present contents for ``encode_bucket``, in objects that later calls do not change."""
+        """Return the contents for ``encode_bucket``, in objects that later calls do not change."""
         totals = self.totals
         if isinstance(totals, IntSums):
             totals = IntSums(totals.low.copy(), None if totals.high is None else totals.high.copy())
@@ -101,7 +106,7 @@ class Bucket:
 
 
 def encode_bucket(captured: Any) -> list[Any]:
-    """Plain data of what ``Bucket.capture`` returned; may run in any thread."""
+    """Return what ``Bucket.capture`` returned as plain data; may run in any thread."""
     series, totals, block, waiting = captured
     packed = pack(totals) if isinstance(totals, IntSums) else totals
     return [
@@ -117,13 +122,13 @@ def encode_bucket(captured: Any) -> list[Any]:
 
 def decode_bucket(data: Sequence[Any], width: int) -> Bucket:
     """
-    A bucket from ``encode_bucket``.
+    Return the bucket that ``encode_bucket`` encoded.
 
     Args:
-        width: How many sums a row has.
+        width: Number of sums of a series.
 
     Raises:
-        ValueError: The arrays do not fit together.
+        ValueError: The arrays do not fit together, or the histogram counts are not unsigned integers.
     """
     series, small_columns, small, large_columns, large, high, block = data
     bucket = Bucket()

@@ -1,4 +1,8 @@
-"""Counters over everything a shard has folded, which ``/stats`` and Prometheus show; they never decrease."""
+"""
+Counters over everything a shard has folded, for ``/stats`` and Prometheus.
+
+They do not decrease, except those of scores, which may be removed, and sums of attributes, which may be negative.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +16,27 @@ from tokentrace.rollup.quantile import Ints
 from tokentrace.rollup.rows import COMPLETION, LATENCY, PROMPT, SERIES, TTFT, WALL, WIDTH
 from tokentrace.units import MS
 
-#: Upper edges of the histogram that ``/stats`` interpolates in, milliseconds; one more bucket has no upper edge.
+#: Upper edges of the histogram for the quantiles of ``/stats``, milliseconds; one more bucket has no upper edge.
 WALL_EDGES_MS = (1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 _WALL_EDGES_NS = np.array(WALL_EDGES_MS, np.int64) * MS
-#: Upper edges of the Prometheus histograms; one more bucket has no upper edge.
+#: Upper edges of the Prometheus histograms, milliseconds and tokens; one more bucket has no upper edge.
 LATENCY_EDGES_MS = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
 TOKEN_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _LATENCY_EDGES_NS = np.array(LATENCY_EDGES_MS, np.int64) * MS
 _TOKEN_EDGES = np.array(TOKEN_EDGES, np.int64)
-#: Histogram -> (column, smallest value that counts, upper edges in the unit of the column).
+#: Prometheus histogram -> (column of a row, smallest value that counts, upper edges in the unit of the column).
 HISTOGRAMS = {
     "latency": (LATENCY, 1, _LATENCY_EDGES_NS),
     "ttft": (TTFT, 1, _LATENCY_EDGES_NS),
     "prompt": (PROMPT, 0, _TOKEN_EDGES),
     "completion": (COMPLETION, 0, _TOKEN_EDGES),
 }
+#: Number of buckets of each of HISTOGRAMS.
 PLACES = len(TOKEN_EDGES) + 1
 
 
 class Counters:
-    """Sums since the stream began, one row per series, for any schema."""
+    """Sums of each series since the stream began, for any schema; row n of ``totals`` belongs to series n."""
 
     def __init__(self, width: int) -> None:
         self.totals = IntSums.zeros(0, width)
@@ -41,7 +46,7 @@ class Counters:
         Add *totals*, one row for each of the distinct *series*.
 
         Args:
-            size: How many series there are now.
+            size: Number of series now.
         """
         known = len(self.totals)
         if known < size:
@@ -49,10 +54,10 @@ class Counters:
         self.totals = self.totals.add_at(series, totals)
 
     def count(self, rows: Ints, size: int) -> None:
-        """Count *rows* beyond their sums, which ``add`` has added; there is nothing more to count here."""
+        """Do nothing; a subclass counts here what the sums of *rows* do not contain."""
 
     def snapshot(self) -> dict[str, Any]:
-        """Plain data for ``restore``."""
+        """Return the sums as plain data for ``restore``."""
         low, high = self.totals
         return {"low": low.tobytes(), "high": None if high is None else high.tobytes()}
 
@@ -61,7 +66,7 @@ class Counters:
         Take over the sums from ``snapshot``.
 
         Raises:
-            ValueError: There are none, or they do not fit together.
+            ValueError: The sums are missing or do not make whole rows.
         """
         width = self.totals.low.shape[1]
         low, high = (
@@ -75,12 +80,12 @@ class Counters:
 
 class CumulativeCounters(Counters):
     """
-    Sums of spans, and histograms with fixed edges.
+    Sums and histograms of spans since the stream began.
 
     Attributes:
-        histograms: Counts of shape (series, len(HISTOGRAMS), PLACES).
-        walls: Counts of ended - started over all series, one for each of WALL_EDGES_MS and one without upper edge.
-        longest_ns: The largest ended - started.
+        histograms: Number of spans in each bucket of HISTOGRAMS, shape (series, len(HISTOGRAMS), PLACES).
+        walls: Number of spans by ended - started, one for each of WALL_EDGES_MS and one without upper edge.
+        longest_ns: The largest ended - started, nanoseconds.
     """
 
     def __init__(self) -> None:
@@ -109,7 +114,7 @@ class CumulativeCounters(Counters):
         self.longest_ns = max(self.longest_ns, int(walls.max(initial=0)))
 
     def snapshot(self) -> dict[str, Any]:
-        """As ``Counters.snapshot``."""
+        """Return all counters as plain data for ``restore``."""
         return {
             **super().snapshot(),
             "histograms": self.histograms.tobytes(),
@@ -118,7 +123,7 @@ class CumulativeCounters(Counters):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """As ``Counters.restore``."""
+        """Take over the counters from ``snapshot``; raises as ``Counters.restore``."""
         super().restore(state)
         shape = (-1, len(HISTOGRAMS), PLACES)
         self.histograms = np.frombuffer(state["histograms"], np.int64).reshape(shape).copy()
@@ -131,8 +136,8 @@ def histogram_quantile_ms(counts: Sequence[int], longest_ns: int, q: float) -> f
     Estimate a quantile from a histogram with fixed edges, by linear interpolation inside the bucket of its rank.
 
     Args:
-        counts: Values per bucket of WALL_EDGES_MS; the bucket without upper edge is last.
-        longest_ns: The largest value, which is returned if the rank lies in the last bucket.
+        counts: Number of values in each bucket of WALL_EDGES_MS; the bucket without upper edge is last.
+        longest_ns: The largest value, nanoseconds; it is returned if the rank lies in the last bucket.
         q: 0 < q < 1.
 
     Returns:

@@ -1,9 +1,9 @@
 """
-Distributions of many series at once: for each, how many values lie in each bin of ``quantile.bins_of``.
+Distributions of many series in one block: how many values of each lie in each bin of ``quantile.bins_of``.
 
-An *owner* is what a distribution belongs to: (series, field) when stored, a group when read. An entry is written as
-one integer key, owner * 2**13 + bin + 4096, and a count. New values wait as keys; merged into a block, an entry takes
-three bytes.
+An *owner* is the number of what a distribution belongs to: of (series, field) when stored, of a group when read. A
+*key* is the integer owner * 2**13 + bin + 4096. An *entry* is a key and the number of values with this key. New values
+wait as keys. They are then merged into a block, where most entries take three bytes.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from tokentrace.rollup.quantile import Ints, add_up, bins_of, count_distinct, st
 _BITS = 13
 _ZERO = 1 << (_BITS - 1)
 _SPAN = 1 << _BITS
-#: Keys wait until there are this many and as many as the block has entries, so that each is sorted only a few times.
+#: Waiting keys are merged when there are more than this and more than the block has entries: a merge sorts all entries.
 _MAX_WAITING = 4096
-#: Up to this many runs of entries are copied one by one; more are copied with one mask.
+#: Up to this many runs of entries are copied run by run; more are copied with a mask.
 _MAX_SLICES = 64
-#: Up to this many (group, bin) pairs, counting in a dense array is quicker than sorting.
+#: Up to this many pairs of group and bin, counting in an array with a place for each pair is faster than sorting.
 _MAX_DENSE = 1 << 21
 
 
 def keys_of(owners: Ints, values: Ints) -> Ints:
-    """The key of each value."""
+    """Return the key of each of *values*, where values[i] belongs to owners[i]."""
     return (owners << _BITS) + (bins_of(values) + _ZERO)
 
 
 def split(keys: Ints) -> tuple[Ints, Ints]:
-    """(Owners, bins) of *keys*."""
+    """Return (owners, bins) of *keys*."""
     return keys >> _BITS, (keys & (_SPAN - 1)) - _ZERO
 
 
 def moved(keys: Ints, by: int) -> Ints:
-    """*keys* with *by* added to every owner."""
+    """Return *keys* with *by* added to every owner."""
     return keys + (by << _BITS) if by else keys
 
 
@@ -46,10 +46,10 @@ class HistogramBlock(NamedTuple):
     Entries in ascending order of owner, then bin; immutable.
 
     Attributes:
-        owners: Those that have entries, ascending, int32.
-        ends: Index after the last entry of each owner, int32.
-        bins: One for each entry, int16.
-        counts: One for each entry, in the narrowest unsigned integers that hold them.
+        owners: The owners that have entries, ascending, int32.
+        ends: Index after the last entry of each of ``owners``, int32.
+        bins: Bin of each entry, int16.
+        counts: Number of values of each entry, in the narrowest unsigned integers that hold all of them.
     """
 
     owners: NDArray[np.int32]
@@ -58,13 +58,13 @@ class HistogramBlock(NamedTuple):
     counts: NDArray[Any]
 
     def entries(self) -> tuple[Ints, Ints]:
-        """(Keys, counts)."""
+        """Return (keys, counts) of all entries."""
         owners = np.repeat(self.owners.astype(np.int64), np.diff(self.ends, prepend=0))
         return (owners << _BITS) + (self.bins.astype(np.int64) + _ZERO), self.counts.astype(np.int64)
 
     def by_group(self, groups: Ints) -> tuple[Ints, NDArray[Any]]:
         """
-        (Keys, counts) with the group in place of the owner, not added up.
+        Return (keys, counts) with the group as owner; a key may occur more than once.
 
         Args:
             groups: Group of every owner; owners of group < 0 are left out.
@@ -101,11 +101,11 @@ _EMPTY = HistogramBlock(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0
 
 
 def count_up(keys: Ints, counts: NDArray[Any], size: int) -> tuple[Ints, Ints]:
-    """(Ascending distinct *keys*, sum of the counts of each) where owners are below *size*."""
+    """Return (ascending distinct *keys*, sum of the counts of each); all owners must be below *size*."""
     places = size << _BITS
     if places > _MAX_DENSE or places > 64 * len(keys):
         return add_up(keys, counts.astype(np.int64))
-    # The weights are floats, which is exact: no bin ever counts 2**53 values.
+    # bincount adds floats; the sums are exact, because no bin counts 2**53 values.
     dense = np.bincount(keys, weights=counts, minlength=places)
     distinct = np.flatnonzero(dense)
     return distinct, dense[distinct].astype(np.int64)
@@ -125,14 +125,14 @@ def _block(keys: Ints, counts: Ints) -> HistogramBlock:
 
 
 def renumbered(block: HistogramBlock, numbers: Ints) -> HistogramBlock:
-    """*block* with owner n replaced by numbers[n]; several may become one."""
+    """Return *block* with owner n replaced by numbers[n]; entries of equal numbers are added up."""
     keys, counts = block.entries()
     owners, bins = split(keys)
     return _block(*add_up((numbers[owners] << _BITS) + bins + _ZERO, counts))
 
 
 def merged(block: HistogramBlock, waiting: tuple[Ints, ...] | list[Ints]) -> HistogramBlock:
-    """*block* and the keys in *waiting* in one block."""
+    """Return *block* with the keys in *waiting* added."""
     if not waiting:
         return block
     keys, counts = count_distinct(waiting[0] if len(waiting) == 1 else np.concatenate(waiting))
@@ -153,31 +153,31 @@ class Histograms:
         self._size = 0
 
     def add(self, keys: Ints) -> None:
-        """Add the values with these *keys*."""
+        """Add values, given by their *keys*; the array is kept."""
         self.waiting.append(keys)
         self._size += len(keys)
         if self._size > max(_MAX_WAITING, len(self.block.bins)):
             self.settle()
 
     def settle(self) -> HistogramBlock:
-        """Merge the waiting keys; return the block."""
+        """Merge the waiting keys into the block and return it."""
         if self.waiting:
             self.block, self.waiting, self._size = merged(self.block, self.waiting), [], 0
         return self.block
 
 
 def encode_block(block: HistogramBlock) -> list[bytes | str]:
-    """*block* as plain data: four arrays and the type of the counts."""
+    """Return *block* as plain data: four arrays and the type of the counts."""
     owners, ends, bins, counts = block
     return [owners.tobytes(), ends.tobytes(), bins.tobytes(), counts.tobytes(), counts.dtype.str]
 
 
 def decode_block(data: list[Any]) -> HistogramBlock:
     """
-    A block from ``encode_block``.
+    Return the block that ``encode_block`` encoded.
 
     Raises:
-        ValueError: The counts are not unsigned integers.
+        ValueError: The counts are not unsigned integers, or an array has a length that does not fit its type.
     """
     owners, ends, bins, counts, kind = data
     if np.dtype(kind).kind != "u":

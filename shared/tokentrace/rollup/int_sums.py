@@ -1,8 +1,8 @@
 """
-Exact sums of integers in columns: int64 while that is enough, with 32 more bits where it is not.
+Exact sums of integers in columns: int64 as long as that suffices, with 32 more bits otherwise.
 
-A total is ``low + high * 2**32``. Usually there is no ``high``. Before a column of ``low`` could overflow, its upper
-bits move to ``high``; so adding is one vector instruction and no sum is ever wrong.
+A sum is ``low + high * 2**32``. Usually there is no ``high``. Before a number in ``low`` could overflow, the upper bits
+of all numbers move to ``high``, so adding stays one numpy operation and no sum overflows.
 """
 
 from __future__ import annotations
@@ -13,50 +13,56 @@ import numpy as np
 
 from tokentrace.rollup.quantile import Ints, starts_of
 
-#: Bound of a stored low part; the sum of two such parts fits int64.
+#: Stored low parts have a smaller absolute value, so the sum of two of them fits int64.
 _ROOM = 2**61
 _SHIFT = 32
 _MASK = (1 << _SHIFT) - 1
 
 
 class IntSums(NamedTuple):
-    """Rows of totals: both arrays of shape (rows, columns); high is None where it would be all zero."""
+    """
+    Rows of sums, each ``low + high * 2**32``.
+
+    Attributes:
+        low: Shape (rows, columns).
+        high: Shape (rows, columns); None = all zero.
+    """
 
     low: Ints
     high: Ints | None = None
 
     @classmethod
     def of(cls, numbers: Ints) -> IntSums:
-        """Totals equal to *numbers*, int64 of shape (rows, columns)."""
+        """Return sums equal to *numbers*, int64 of shape (rows, columns)."""
         totals = cls(numbers)
         fits = not numbers.size or (int(numbers.max()) < _ROOM and int(numbers.min()) > -_ROOM)
         return totals if fits else _carried(totals)
 
     @classmethod
     def zeros(cls, rows: int, columns: int) -> IntSums:
-        """*rows* rows of zeros."""
+        """Return *rows* rows of zeros."""
         return cls(np.zeros((rows, columns), np.int64))
 
     def __len__(self) -> int:
         return len(self.low)
 
     def numbers(self, row: int) -> list[int]:
-        """The exact integers of one row, as Python integers."""
+        """Return the sums in row *row* as Python integers."""
         low: list[int] = self.low[row].tolist()
         if self.high is None:
             return low
         return [part + (more << _SHIFT) for part, more in zip(low, self.high[row].tolist(), strict=True)]
 
     def all_numbers(self) -> list[list[int]]:
-        """The exact integers of all rows, as Python integers."""
+        """Return the sums of all rows as Python integers."""
         return self.low.tolist() if self.high is None else [self.numbers(row) for row in range(len(self))]
 
     def take(self, rows: Ints) -> IntSums:
-        """A copy of the rows with these indices."""
+        """Return a copy of the rows with the indices *rows*."""
         return IntSums(self.low[rows], None if self.high is None else self.high[rows])
 
     def spread(self, at: Ints, rows: int) -> IntSums:
-        """*rows* rows: these at the indices *at*, zeros elsewhere."""
+        """Return *rows* rows with row i of these sums at index at[i] and zeros elsewhere."""
         low = np.zeros((rows, self.low.shape[1]), np.int64)
         low[at] = self.low
         if self.high is None:
@@ -66,7 +72,11 @@ class IntSums(NamedTuple):
         return IntSums(low, high)
 
     def add_at(self, at: Ints, more: IntSums) -> IntSums:
-        """Add *more* to the distinct rows *at* in place; use the returned totals, which may be wider than these."""
+        """
+        Add *more* to the rows *at*, which are distinct, and return the result.
+
+        The arrays of these sums are changed, so use only the result; it may have a high part that they lack.
+        """
         changed = self.low[at] + more.low
         self.low[at] = changed
         high = self.high
@@ -89,17 +99,17 @@ def add_by(groups: Ints, totals: IntSums, size: int) -> IntSums:
 
     Args:
         groups: Group of each row, shape (rows,); rows of group < 0 are left out.
-        size: How many groups there are.
+        size: Number of groups.
 
     Returns:
-        *size* rows; zeros for a group without rows.
+        One row for each group; zeros for a group without rows.
     """
     present, added = add_together(groups, totals)
     return added.spread(present, size)
 
 
 def add_together(groups: Ints, totals: IntSums) -> tuple[Ints, IntSums]:
-    """(Groups that have rows, ascending; the sum of the rows of each); rows of group < 0 are left out."""
+    """Return (groups that have rows, ascending; the sum of the rows of each); rows of group < 0 are left out."""
     kept = groups >= 0
     if not kept.all():
         groups, totals = groups[kept], totals.take(np.flatnonzero(kept))
@@ -110,7 +120,7 @@ def add_together(groups: Ints, totals: IntSums) -> tuple[Ints, IntSums]:
 
 
 def add_runs(totals: IntSums, starts: Ints) -> IntSums:
-    """The sum of each run of rows, where a run lasts from one of *starts* to the next."""
+    """Return the sum of each run of rows; a run extends from one index in *starts* to the next or to the end."""
     low, high = totals
     if len(low) == 0:
         return totals
@@ -124,13 +134,13 @@ def add_runs(totals: IntSums, starts: Ints) -> IntSums:
 
 class Packed(NamedTuple):
     """
-    Totals in less memory: columns of zeros are left out, columns below 2**32 take 32 bits, all others 64.
+    Sums in less memory: columns of zeros are left out; columns of numbers from 0 to 2**32 - 1 take 32 bits per number.
 
     Attributes:
-        small_columns, large_columns: Indices of the columns that are stored.
+        small_columns, large_columns: Indices of the columns of the low part that are in ``small`` and in ``large``.
         small, large: uint32 of shape (rows, len(small_columns)); int64 of shape (rows, len(large_columns)).
         high: As in ``IntSums``.
-        columns: How many columns there are with those left out.
+        columns: Number of all columns, those left out included.
     """
 
     small_columns: Ints
@@ -144,19 +154,19 @@ class Packed(NamedTuple):
         return len(self.large)
 
     def into(self, low: Ints) -> None:
-        """Write the low parts into *low*, an array of zeros of shape (rows, columns)."""
+        """Write the low part into *low*, an array of zeros of shape (rows, columns)."""
         low[:, self.small_columns] = self.small
         low[:, self.large_columns] = self.large
 
     def unpack(self) -> IntSums:
-        """The totals that were packed."""
+        """Return the sums that were packed."""
         totals = IntSums.zeros(len(self), self.columns)
         self.into(totals.low)
         return IntSums(totals.low, None if self.high is None else self.high.copy())
 
 
 def pack(totals: IntSums) -> Packed:
-    """*totals* in less memory."""
+    """Return *totals* in less memory."""
     low = totals.low
     least, most = low.min(axis=0, initial=0), low.max(axis=0, initial=0)
     narrow = (least >= 0) & (most < 2**32)

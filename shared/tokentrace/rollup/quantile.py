@@ -1,12 +1,12 @@
 """
-Quantiles of integers: exact up to 100 values, then from a mergeable histogram with a known error.
+Quantiles of integers: exact for up to 100 unrounded values, otherwise from a mergeable histogram with a known error.
 
-Values can be removed from a summary that does not contain them, because another shard may have added them. Such a
-summary is a difference; it is right once the summaries of all shards are merged.
+A value can be removed from a summary that does not contain it, because another shard may have added the value. Such a
+summary is a difference; merging the summaries of all shards gives the distribution.
 
-The bins are those of OpenTelemetry's exponential and Prometheus' native histograms at scale 6: the i-th bin holds the
-values in (2**((i-1)/64), 2**(i/64)]. Zero has a separate bin, negative values mirror positive ones, and two histograms
-merge by adding counts, so the order of merging does not matter.
+The bins are those of OpenTelemetry's exponential and Prometheus' native histograms at scale 6. Bin n >= 1 holds the
+values in (2**((n-2)/64), 2**((n-1)/64)], bin 0 holds 0, and bin -n holds the negatives of the values in bin n. Two
+histograms merge by adding counts, so the order of merging does not matter.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Ints = NDArray[np.int64]
 
 SCALE = 6
 _PER_OCTAVE = 2**SCALE
-#: A value read from a bin differs from the true one by at most this fraction: (b - 1) / (b + 1), b = 2**(1/64).
+#: ``values_of`` differs from a value in the bin by at most this fraction of it: (b - 1) / (b + 1), b = 2**(1/64).
 RELATIVE_ERROR = (2 ** (1 / _PER_OCTAVE) - 1) / (2 ** (1 / _PER_OCTAVE) + 1)
-#: A summary keeps its values unrounded up to this many.
+#: Most values that a summary keeps unrounded.
 RAW_LIMIT = 100
-#: |bin| of the largest int64.
+#: Largest absolute value of a bin: that of the largest int64.
 MAX_BIN = 63 * _PER_OCTAVE + 1
 
 
 def bins_of(values: Ints) -> Ints:
-    """The bin of each value: 0 for 0, 1 for 1, negative for negative values; |bin| <= MAX_BIN."""
+    """Return the bin of each value: 0 for 0, 1 for 1, negative for a negative value; |bin| <= MAX_BIN."""
     size = np.abs(values.astype(np.float64))
     exponent = np.ceil(np.log2(np.maximum(size, 1.0)) * _PER_OCTAVE)
     bins: Ints = (np.sign(values) * (exponent + 1) * (size > 0)).astype(np.int64)
@@ -49,20 +49,20 @@ _MIDDLES = _middles()
 
 
 def values_of(bins: Ints) -> NDArray[np.float64]:
-    """The value that stands for each bin: the harmonic mean of its edges, within RELATIVE_ERROR of all its values."""
+    """Return a value for each bin: the harmonic mean of its edges, within RELATIVE_ERROR of all values in the bin."""
     return np.sign(bins) * _MIDDLES[np.abs(bins)]
 
 
 def percentile(ascending: Sequence[float] | NDArray[np.float64], q: float) -> float:
     """
-    The value below which a fraction *q* of the data lies, by linear interpolation.
+    Return the *q* quantile of *ascending*, linearly interpolated between neighbouring values.
 
     Args:
         ascending: Sorted values, any unit, length n >= 1.
         q: 0 <= q <= 1.
 
     Returns:
-        Same unit as *ascending*.
+        A value in the unit of *ascending*.
 
     Raises:
         ValueError: *ascending* is empty.
@@ -80,13 +80,14 @@ def percentile(ascending: Sequence[float] | NDArray[np.float64], q: float) -> fl
 
 class Summary(msgspec.Struct, frozen=True, array_like=True):
     """
-    The distribution of some integers: unrounded values, or a histogram.
+    The distribution of some integers: either unrounded values or a histogram.
 
     Attributes:
         values: Unrounded values, ascending, int64 little endian; empty if there are bins.
         bins: Bins in use, ascending, int16 little endian.
-        counts: How many values each bin holds, int64 little endian; below 0 where more were removed than added.
-        removed: Unrounded values that were removed and are not among *values*, because another summary contains them.
+        counts: Number of values in each of ``bins``, int64 little endian; negative if more were removed than added.
+        removed: Unrounded values that were removed but are in another summary, ascending, int64 little endian; empty
+            if there are bins.
     """
 
     values: bytes = b""
@@ -96,13 +97,20 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, values: Ints | Sequence[int]) -> Summary:
-        """The summary of *values*: unrounded up to RAW_LIMIT of them, otherwise a histogram."""
+        """Return the summary of *values*: unrounded if there are at most RAW_LIMIT, otherwise a histogram."""
         array = np.asarray(values, dtype=np.int64)
         return cls.merged([array], [])
 
     @classmethod
     def merged(cls, raw: Iterable[Ints], binned: Iterable[tuple[Ints, Ints]], removed: Iterable[Ints] = ()) -> Summary:
-        """The summary of unrounded values and of (ascending bins, counts), less the unrounded values *removed*."""
+        """
+        Return the summary of all values in *raw* and *binned*, less those in *removed*.
+
+        Args:
+            raw: Unrounded values.
+            binned: Histograms as (ascending bins, counts).
+            removed: Unrounded values to subtract.
+        """
         values = np.concatenate([np.empty(0, np.int64), *raw])
         away = np.concatenate([np.empty(0, np.int64), *removed])
         if len(away):
@@ -115,7 +123,7 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         added, subtracted = count_distinct(bins_of(values)), count_distinct(bins_of(away))
         bins = np.concatenate([added[0], subtracted[0], *(pair[0] for pair in histograms)])
         counts = np.concatenate([added[1], -subtracted[1], *(pair[1] for pair in histograms)])
-        # Keep bins whose count is 0: the values added and removed may differ, so the summary is not known to be empty.
+        # Keep bins whose count is 0: values added to and removed from a bin may differ, so they need not cancel out.
         return cls._of_histogram(*add_up(bins, counts))
 
     @classmethod
@@ -123,32 +131,33 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         return cls(bins=bins.astype("<i2").tobytes(), counts=counts.astype("<i8").tobytes())
 
     def raw(self) -> Ints:
-        """The unrounded values, ascending."""
+        """Return the unrounded values, ascending."""
         return np.frombuffer(self.values, "<i8").astype(np.int64)
 
     def removed_values(self) -> Ints:
-        """The unrounded values that were removed, ascending."""
+        """Return ``removed`` as an array, ascending."""
         return np.frombuffer(self.removed, "<i8").astype(np.int64)
 
     def histogram(self) -> tuple[Ints, Ints]:
-        """(bins, counts)."""
+        """Return (bins, counts); empty if the values are unrounded."""
         return np.frombuffer(self.bins, "<i2").astype(np.int64), np.frombuffer(self.counts, "<i8").astype(np.int64)
 
     @property
     def count(self) -> int:
-        """How many values were added, less those removed."""
+        """Number of values that were added, less the number removed."""
         return (len(self.values) - len(self.removed)) // 8 + int(self.histogram()[1].sum())
 
     @property
     def exact(self) -> bool:
-        """Whether quantiles have no error."""
+        """Whether quantiles are exact: there is no histogram, and no removed value belongs to another summary."""
         return not self.bins and not self.removed
 
     def quantile(self, q: float) -> float | None:
         """
-        The *q* quantile, linearly interpolated between ranks, with at most RELATIVE_ERROR; None when empty.
+        Return the *q* quantile, linearly interpolated between ranks; None without values.
 
-        A bin from which more was removed than added counts as empty.
+        With a histogram, the values interpolated between are off by at most RELATIVE_ERROR, and bins with a negative
+        count count as empty. Without one, ``removed`` is ignored.
         """
         if not self.bins:
             raw = self.raw().astype(np.float64)
@@ -165,7 +174,7 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
 
 
 def merge(summaries: Iterable[Summary]) -> Summary:
-    """One summary of the values of all *summaries*."""
+    """Return one summary of the values of all *summaries*."""
     parts = list(summaries)
     if len(parts) == 1:
         return parts[0]
@@ -175,21 +184,21 @@ def merge(summaries: Iterable[Summary]) -> Summary:
 
 
 def _difference(values: Ints, away: Ints) -> tuple[Ints, Ints]:
-    """(*values* without *away*, *away* without *values*), as multisets."""
+    """Return (*values* without *away*, *away* without *values*), as multisets."""
     ones = np.repeat(np.array([1, -1], np.int64), [len(values), len(away)])
     keys, counts = add_up(np.concatenate([values, away]), ones)
     return np.repeat(keys, np.maximum(counts, 0)), np.repeat(keys, np.maximum(-counts, 0))
 
 
 def starts_of(ascending: Ints) -> Ints:
-    """Index at which each run of equal numbers begins."""
+    """Return the index at which each run of equal numbers in *ascending* begins."""
     if not len(ascending):
         return np.empty(0, np.int64)
     return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
 
 
 def count_distinct(keys: Ints) -> tuple[Ints, Ints]:
-    """(Ascending distinct *keys*, how often each occurs)."""
+    """Return (ascending distinct *keys*, how often each occurs)."""
     if not len(keys):
         return keys, keys
     keys = np.sort(keys)
@@ -198,7 +207,7 @@ def count_distinct(keys: Ints) -> tuple[Ints, Ints]:
 
 
 def add_up(keys: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """(Ascending distinct *keys*, the sum of the counts of each)."""
+    """Return (ascending distinct *keys*, the sum of the counts of each)."""
     if not len(keys):
         return keys, counts
     order = np.argsort(keys, kind="stable")
@@ -212,7 +221,7 @@ def check_summaries(summaries: Iterable[Summary]) -> None:
     Check summaries that were received from another process.
 
     Raises:
-        ValueError: Columns of different length, or a bin that does not exist.
+        ValueError: A column has an incomplete number, bins and counts differ in number, or a bin is beyond MAX_BIN.
     """
     bins = []
     for summary in summaries:

@@ -1,4 +1,4 @@
-"""Reading a rollup: sums and distributions of intervals, by step and by group of series."""
+"""Reads a rollup: sums and distributions of an interval, by step and by group of series."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from tokentrace.rollup.resolution_buckets import ResolutionBuckets
 from tokentrace.rollup.resolutions import Resolution, Stretch
 from tokentrace.rollup.rows import Schema
 
-#: Buckets at least this wide cache their last groupings, because they hardly ever change.
+#: Buckets at least this wide cache their groupings, because most of them do not change any more.
 _CACHE_WIDTH_S = 86400
-#: Rows of buckets that are read at once: enough for numpy to be quick, few enough for other queries to get a turn.
+#: Rows of buckets to read at once: enough for numpy to be fast, few enough to let other queries run in between.
 _PORTION_ROWS = 8192
-#: Cost of a step besides its rows, in rows.
+#: Time that a step takes besides reading its rows, as a number of rows.
 _STEP_ROWS = 32
-#: Suffix of the distribution with the values that were removed from another; separate, so that counts stay unsigned.
-#: Snapshots hold this suffix, so it stays as it is.
+#: Suffix of the name of the distribution for the values removed from another one; it is separate because counts are
+#: unsigned. Snapshots contain the suffix, so it must not change.
 REMOVED = "_gone"
 _NONE = np.empty(0, np.int64)
 
-#: Consecutive parts of an interval, without gaps, each as ``cover`` returns it.
+#: The steps of an interval, in order and without gaps; each is a list of stretches as ``cover`` returns it.
 Steps = Sequence[Sequence[Stretch]]
 
 
 class BucketReader:
     """
-    Reads the buckets of a rollup; the rollup adds waiting rows first.
+    Reads the buckets of a rollup, which must have no waiting rows.
 
     Args:
         levels: The buckets of each resolution.
-        distributions: Distribution -> its number among those of a series.
-        schema: What is kept of a row.
-        recent, ahead: Distribution -> its unrounded values, and those dated after their arrival.
+        distributions: Name of a distribution -> its number among the distributions of a series.
+        schema: What the rollup keeps of a row.
+        recent, ahead: Name of a distribution -> its unrounded values; ahead = those with an event time after their
+            arrival.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class BucketReader:
         self._recent, self._ahead = recent, ahead
 
     def portions(self, steps: Steps) -> Iterator[Steps]:
-        """*steps* in consecutive runs, each with about as many rows as are read efficiently at once."""
+        """Yield *steps* in consecutive runs, each with about as many rows as should be read at once."""
         first, rows = 0, 0
         for number, stretches in enumerate(steps):
             rows += sum(len(bucket.series) for _, _, bucket in self._buckets([stretches])) + _STEP_ROWS
@@ -66,13 +67,13 @@ class BucketReader:
 
     def totals(self, steps: Steps, size: int) -> tuple[Ints, Ints, IntSums]:
         """
-        Sums of each series in each of *steps*.
+        Return the sums of each series in each of *steps*.
 
         Args:
-            size: How many series there are.
+            size: Number of series.
 
         Returns:
-            (Step, series, sums) of every series that occurred in a step, ascending.
+            (Step, series, sums) of every series that occurred in a step, ascending by step, then series.
         """
         width = self._schema.width
         parts = [(step * size, bucket) for step, _, bucket in self._buckets(steps)]
@@ -97,7 +98,7 @@ class BucketReader:
         return *np.divmod(keys, size), totals
 
     def blocks(self, steps: Steps) -> list[tuple[int, HistogramBlock]]:
-        """(Step, distributions) of each bucket as they are now; later rows do not change them."""
+        """Return (step, distributions) of each bucket in *steps*; later rows do not change the result."""
         return [(step, bucket.histograms.settle()) for step, _, bucket in self._buckets(steps)]
 
     def summaries(
@@ -108,15 +109,15 @@ class BucketReader:
         blocks: Sequence[tuple[int, HistogramBlock]] | None = None,
     ) -> dict[str, dict[int, Summary]]:
         """
-        Distributions of each group of series in each of *steps*, without the values that were removed.
+        Return the distributions of each group of series in each of *steps*, less the removed values.
 
         Args:
-            groups: Distribution -> group of every series, -1 = none; shape (series,).
-            size: How many groups there are.
-            blocks: Result of an earlier call of ``blocks``, to be read in place of the present distributions.
+            groups: Name of a distribution -> group of every series, -1 = none; shape (series,).
+            size: Number of groups.
+            blocks: Result of an earlier call of ``blocks``, whose histograms are read in place of the present ones.
 
         Returns:
-            Distribution -> step * size + group -> summary, of the groups that have values.
+            Name of a distribution -> step * size + group -> summary, for each group with added or removed values.
         """
         wanted = dict(groups)
         if self._schema.changing in groups and self._schema.changing in self._distributions:
@@ -138,7 +139,7 @@ class BucketReader:
         size: int,
         blocks: Sequence[tuple[int, HistogramBlock]] | None,
     ) -> dict[str, dict[int, _Distribution]]:
-        """Distribution -> step * size + group -> its values."""
+        """Return name of a distribution -> step * size + group -> its values; removed values are separate."""
         if not wanted:
             return {}
         stride, places = len(self._distributions), size * len(wanted)
@@ -179,11 +180,12 @@ class BucketReader:
 
     def _raw(self, steps: Steps, groups: Ints, size: int, owners: Ints, sizes: Ints, field: str) -> dict[int, Ints]:
         """
-        The unrounded values of the owners that have few values, all of which are known.
+        Return owner -> its unrounded values, for each owner with at most RAW_LIMIT values if all of them are known.
 
         Args:
-            owners: Ascending, step * size + group.
-            sizes: Number of values of each owner according to the histograms.
+            groups: Group of every series, -1 = none.
+            owners: Numbers step * size + group, ascending.
+            sizes: Number of values of each owner, according to the histograms.
         """
         few = sizes <= RAW_LIMIT
         owners, sizes = owners[few], sizes[few]
@@ -205,7 +207,7 @@ class BucketReader:
         return {owner: values[low:high] for owner, low, high in zip(*edges, strict=True)}
 
     def _buckets(self, steps: Steps) -> Iterator[tuple[int, Resolution, Bucket]]:
-        """(Step, resolution, bucket) of every bucket in *steps*."""
+        """Yield (step, resolution, bucket) for every bucket in *steps*."""
         for step, stretches in enumerate(steps):
             for stretch in stretches:
                 level = self._levels[stretch.resolution]
@@ -215,11 +217,11 @@ class BucketReader:
 
 class _Distribution(NamedTuple):
     """
-    The values of one distribution of a group.
+    The values of one distribution of a group in a step.
 
     Attributes:
-        bins, counts: Its histogram.
-        raw: Its unrounded values; None when not all are known.
+        bins, counts: The histogram.
+        raw: The unrounded values; None if they are too many or not all known.
     """
 
     bins: Ints

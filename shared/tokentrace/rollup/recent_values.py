@@ -1,9 +1,9 @@
 """
-The most recent values of every series, unrounded: they make quantiles of few values exact in windows that end now.
+The most recent values of every series, unrounded, so that quantiles of few values are exact in windows that end now.
 
 Buckets of time hold histograms only. If a window that ends now has at most ``quantile.RAW_LIMIT`` values of a series,
-they are its most recent ones, which are kept here. The reader compares their number with the count in the buckets: if
-a value is missing here, the answer comes from the histogram.
+they are the most recent values of the series, which are kept here. ``BucketReader`` compares their number with the
+count in the buckets and uses the histogram if a value is missing here.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ import numpy as np
 
 from tokentrace.rollup.quantile import RAW_LIMIT, Ints, starts_of
 
-#: How many are kept for each series, by event time; a few more than needed, because events arrive out of order.
+#: Number of values kept for each series, those with the latest seconds; more than RAW_LIMIT, because spans arrive out
+#: of order.
 KEEP = RAW_LIMIT + 50
-#: Columns of the arrays; a series is cut back to KEEP values when it has no column left.
+#: Most values that a series can hold before it is cut back to KEEP: the number of columns of the arrays.
 _ROOM = 2 * KEEP
 
 
 class RecentValues:
-    """The most recent values of one field; each series has a slot, which is a row of the arrays."""
+    """The most recent values of one distribution; each series has a slot, which is a row of the arrays."""
 
     def __init__(self) -> None:
         self._slot_of: Ints = np.empty(0, np.int64)
         self._series: Ints = np.empty(0, np.int64)
         self._filled: Ints = np.empty(0, np.int64)
-        #: Newest second that was cut from each slot; values up to it are ignored.
+        #: Second of the oldest value kept when a slot was last cut back, -1 = never; ``add`` ignores values up to it.
         self._floor: Ints = np.empty(0, np.int64)
         self._seconds: Ints = np.empty((0, _ROOM), np.int64)
         self._values: Ints = np.empty((0, _ROOM), np.int64)
 
     def add(self, series: Ints, seconds: Ints, values: Ints) -> None:
-        """Add values, in order of their second."""
+        """Add values[i] of series[i] at second seconds[i], in order of the seconds; ignore values that are too old."""
         slots = self._slots(series)
         useful = seconds > self._floor[slots]
         if not useful.all():
@@ -44,7 +45,7 @@ class RecentValues:
         slots, seconds, values = slots[order], seconds[order], values[order]
         starts = starts_of(slots)
         ends = np.append(starts[1:], len(slots))
-        # If one call brings more than KEEP values of a series, use the newest ones.
+        # If one call adds more than KEEP values of a series, use the newest KEEP of them.
         from_end = np.repeat(ends, ends - starts) - np.arange(len(slots))
         surplus = from_end > KEEP
         if surplus.any():
@@ -80,7 +81,7 @@ class RecentValues:
         return slots
 
     def _shrink(self, slots: Ints) -> None:
-        """Cut *slots*, each of which holds more than KEEP values, back to the newest KEEP."""
+        """Cut each of *slots*, which holds more than KEEP values, back to the newest KEEP."""
         unused = np.arange(_ROOM) >= self._filled[slots][:, None]
         seconds = np.where(unused, np.int64(-1), self._seconds[slots])
         order = np.argsort(seconds, axis=1, kind="stable")[:, _ROOM - KEEP :]
@@ -91,7 +92,7 @@ class RecentValues:
 
     def within(self, start_s: int, end_s: int, groups: Ints) -> tuple[Ints, Ints, Ints]:
         """
-        The values kept in [start_s, end_s).
+        Return the values kept with a second in [start_s, end_s).
 
         Args:
             start_s, end_s: Unix seconds.
@@ -111,7 +112,7 @@ class RecentValues:
         return own[inside], seconds[inside], self._values[wanted][inside]
 
     def renumber(self, numbers: Ints) -> None:
-        """Replace series n by numbers[n]; if several become one, their values are dropped."""
+        """Replace series n by numbers[n]; the values of series that get the same number are dropped."""
         new = numbers[self._series]
         alone = np.flatnonzero(np.bincount(new, minlength=1)[new] == 1)
         self._series, self._filled, self._floor = new[alone], self._filled[alone], self._floor[alone]
@@ -120,14 +121,14 @@ class RecentValues:
         self._slot_of[self._series] = np.arange(len(self._series))
 
     def snapshot(self) -> list[bytes]:
-        """Plain data for ``restore``: the used parts of the arrays."""
+        """Return the used parts of the arrays as plain data for ``restore``."""
         used = np.arange(_ROOM) < self._filled[:, None]
         arrays = (self._series, self._filled, self._floor, self._seconds[used], self._values[used])
         return [array.tobytes() for array in arrays]
 
     @classmethod
     def restore(cls, saved: Any) -> RecentValues:
-        """The values from ``snapshot``."""
+        """Return the values that ``snapshot`` returned."""
         recent = cls()
         series, filled, floor, seconds, values = (np.frombuffer(data, np.int64) for data in saved)
         recent._series, recent._filled, recent._floor = series.copy(), filled.copy(), floor.copy()

@@ -1,4 +1,4 @@
-"""All buckets of one resolution."""
+"""The buckets of one resolution: adding rows, eviction and snapshots."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from tokentrace.rollup.quantile import Ints, starts_of
 from tokentrace.rollup.resolutions import Resolution
 from tokentrace.state import Part
 
-#: Buckets are kept this much longer than the resolution promises: a query fixes its interval shortly before it arrives.
+#: Seconds that buckets are kept longer than ``Resolution.keep_s``: a query fixes its interval before it arrives here.
 _SLACK_S = 600
-#: A bucket that ended this long ago is packed; rows that come later can still be added.
+#: A bucket is packed this many seconds after its end; later rows can still be added.
 _COMPACT_AFTER_S = 30
 
 
 class ResolutionBuckets:
     """
-    The buckets of one resolution, by the second in which they start.
+    The buckets of one resolution.
 
     Attributes:
-        resolution: Their width, and how long they are kept.
-        buckets: Start, Unix seconds -> bucket, in order.
+        resolution: The width of the buckets, and how long they are kept.
+        buckets: Start of a bucket, Unix seconds -> the bucket, ascending.
     """
 
     def __init__(self, resolution: Resolution) -> None:
@@ -36,17 +36,18 @@ class ResolutionBuckets:
         self.buckets: SortedDict = SortedDict()
         #: Starts of the buckets that are not packed.
         self._open: set[int] = set()
-        #: Piece of a snapshot -> its revision.
+        #: Number of a piece of a snapshot -> its revision, as in ``Part``.
         self._revisions: dict[int, int] = {}
         self._changes = 0
 
     def add(self, clock_s: int, starts_s: Ints, series: Ints, totals: IntSums, values: tuple[Ints, Ints]) -> None:
         """
-        Add rows to the buckets that are still kept at *clock_s*.
+        Add sums and values to the buckets; those for buckets that are not kept any more at *clock_s* are ignored.
 
         Args:
-            starts_s, series: Bucket and series of each row of *totals*, distinct and ascending.
-            values: (Seconds, keys) of the values for the distributions, in order of their second.
+            clock_s: The latest arrival, Unix seconds.
+            starts_s, series: Start of the bucket and series of each row of *totals*, as distinct ascending pairs.
+            values: (Seconds, keys) of the values for the distributions, in order of the seconds.
         """
         width_s, floor_s = self.resolution.width_s, self._floor_s(clock_s)
         firsts = starts_of(starts_s)
@@ -61,7 +62,7 @@ class ResolutionBuckets:
             bucket = buckets.get(start_s)
             if bucket is None:
                 bucket = buckets[start_s] = Bucket()
-            # The bucket keeps what it is given, so it gets copies.
+            # The bucket may keep and change the arrays, so pass copies.
             bucket.add(
                 series[first:end].copy(),
                 IntSums(low[first:end].copy(), None if high is None else high[first:end].copy()),
@@ -73,12 +74,12 @@ class ResolutionBuckets:
             self._revisions[start_s // self.resolution.segment_s] = self._changes
 
     def within(self, start_s: int, end_s: int) -> Iterator[Bucket]:
-        """The buckets that start in [start_s, end_s), in order."""
+        """Yield the buckets that start in [start_s, end_s), ascending."""
         for at in self.buckets.irange(start_s, end_s, inclusive=(True, False)):
             yield self.buckets[at]
 
     def evict(self, now_s: int, clock_s: int) -> None:
-        """Drop the buckets that are no longer kept at *now_s*; pack those that ended before *clock_s*."""
+        """Drop the buckets that are not kept any more at *now_s*; pack those that ended 30 seconds before *clock_s*."""
         buckets, segment_s, floor_s = self.buckets, self.resolution.segment_s, self._floor_s(now_s)
         while buckets and buckets.peekitem(0)[0] <= floor_s:
             at, _ = buckets.popitem(0)
@@ -94,17 +95,17 @@ class ResolutionBuckets:
         return now_s - self.resolution.keep_s - _SLACK_S - self.resolution.width_s
 
     def renumber(self, numbers: Ints, distributions: Ints) -> None:
-        """Replace series n by numbers[n] and distribution n by distributions[n]."""
+        """Replace series n by numbers[n] and distribution n by distributions[n] in all buckets; revisions stay."""
         for bucket in self.buckets.values():
             bucket.renumber(numbers, distributions)
 
     def snapshot(self, prefix: str, saved: Mapping[str, int]) -> dict[str, Part]:
         """
-        The pieces of a snapshot, by name.
+        Return the pieces of a snapshot by name.
 
         Args:
-            prefix: Beginning of their names.
-            saved: Name -> revision that was saved before and need not be encoded again.
+            prefix: Beginning of the names.
+            saved: Name of a piece -> revision that is saved already; an equal revision is not encoded again.
         """
         parts: dict[str, Part] = {}
         segment_s = self.resolution.segment_s
@@ -123,8 +124,8 @@ class ResolutionBuckets:
         Take over one piece of a snapshot.
 
         Args:
-            segment: The number in its name.
-            width: How many sums a row has.
+            segment: The number after the prefix in the name of the piece.
+            width: Number of sums of a series.
         """
         self._revisions[segment] = 0
         for at, bucket in msgspec.msgpack.decode(data):

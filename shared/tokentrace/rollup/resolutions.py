@@ -1,4 +1,4 @@
-"""The widths of buckets, how long they are kept, and which buckets make up a window."""
+"""Resolutions: the widths of buckets, how long they are kept, and which buckets cover a window."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tokentrace.units import DAY
 
 
 class Resolution(NamedTuple):
-    """Buckets of *width_s* seconds, kept for *keep_s* seconds."""
+    """The width of buckets and how long they are kept, in seconds."""
 
     width_s: int
     keep_s: int
 
     @property
     def segment_s(self) -> int:
-        """Seconds saved as one piece of a snapshot: whole buckets, about a sixteenth of what is kept."""
+        """Seconds that one piece of a snapshot covers: whole buckets, about a sixteenth of ``keep_s``."""
         return -(-self.keep_s // (16 * self.width_s)) * self.width_s
 
 
@@ -30,7 +30,7 @@ RESOLUTIONS = (
     Resolution(6 * 3600, 31 * 86400),
     Resolution(86400, 31 * 86400),
 )
-#: Resolutions that may be the finest of a window; the two widest are used in its middle only.
+#: Resolutions whose buckets a window may begin or end with; the two widest are used only in the middle of a window.
 _EDGES = RESOLUTIONS[:-2]
 HORIZON_NS = 31 * DAY
 
@@ -51,7 +51,7 @@ class Stretch(NamedTuple):
 
 def cover(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     """
-    The fewest buckets that cover [from_s, to_s), widened at each edge to the finest buckets that are still kept there.
+    Return the fewest buckets that cover [from_s, to_s), widened at each edge to whole buckets that are still kept.
 
     Args:
         from_s, to_s, now_s: Unix seconds; from_s < to_s; from_s is at most 31 days before now_s.
@@ -61,7 +61,7 @@ def cover(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
     """
     edge = _finest(from_s, now_s)
     start = from_s // RESOLUTIONS[edge].width_s * RESOLUTIONS[edge].width_s
-    # The last stretch begins where no coarser bucket fits any more; all of its buckets must still be kept.
+    # The last stretch begins where no coarser bucket fits before to_s; all buckets of the stretch must still be kept.
     end_edge = next(
         (
             index
@@ -76,13 +76,13 @@ def cover(from_s: int, to_s: int, now_s: int) -> list[Stretch]:
 
 def cover_in_steps(from_s: int, to_s: int, now_s: int, step_s: int) -> list[list[Stretch]]:
     """
-    The interval of ``cover`` in steps that begin at multiples of *step_s*; the first and the last may be shorter.
+    Return the interval of ``cover`` cut at the multiples of *step_s*; the first and the last step may be shorter.
 
     Returns:
         The stretches of each step.
 
     Raises:
-        Rejected: *step_s* is not a multiple of the width of the buckets kept at *from_s*.
+        Rejected: *step_s* is not a positive multiple of the width of the finest buckets kept at *from_s*.
     """
     finest = finest_step_s(from_s, now_s)
     if step_s <= 0 or step_s % finest:
@@ -94,7 +94,7 @@ def cover_in_steps(from_s: int, to_s: int, now_s: int, step_s: int) -> list[list
 
 
 def _cover_exactly(start: int, end: int) -> list[Stretch]:
-    """The fewest buckets that make up [start, end)."""
+    """Return the fewest buckets that make up [start, end) exactly."""
     stretches: list[Stretch] = []
 
     def add(index: int, low: int, high: int) -> None:
@@ -117,7 +117,7 @@ def _cover_exactly(start: int, end: int) -> list[Stretch]:
 
 
 def finest_step_s(from_s: int, now_s: int) -> int:
-    """Width in seconds of the finest buckets that are still kept at *from_s*."""
+    """Return the width in seconds of the finest buckets that are still kept at *from_s*."""
     return RESOLUTIONS[_finest(from_s, now_s)].width_s
 
 

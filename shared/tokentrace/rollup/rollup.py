@@ -1,4 +1,4 @@
-"""Rollups: how rows are added to the buckets of all resolutions. How it works stands at the head of the package."""
+"""The rollup: adds rows to the buckets of all resolutions. The docstring of the package says how it works."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tokentrace.rollup.series import SeriesTable
 from tokentrace.state import Part
 from tokentrace.units import SECOND
 
-#: Rows wait until there are this many or until a reader asks: grouping thousands at once makes folding cheap.
+#: Waiting rows are added to their buckets when there are this many, because grouping thousands at once is fast.
 MAX_PENDING = 8192
-#: A row is sorted by the key second * 2**24 + series.
+#: Rows are sorted by a key, second * 2**24 + series.
 _SERIES_BITS = 24
 _SERIES_MASK = (1 << _SERIES_BITS) - 1
 _NONE = np.empty(0, np.int64)
@@ -31,13 +31,13 @@ _NONE = np.empty(0, np.int64)
 
 class Rollup:
     """
-    Buckets of the series of *table* in several resolutions.
+    Sums and distributions of the series of *table* in buckets of several resolutions.
 
     Args:
-        table: Numbers the series.
-        resolutions: Widths of the buckets, ascending, each a multiple of the one before.
+        table: The table in which the series of the rows are numbered.
+        resolutions: Ascending; each width is a multiple of the one before, and the last is kept longest.
         schema: What is kept of a row.
-        cumulative: Counters to which all rows are added as well; None = there are none.
+        cumulative: Counters to which all rows are added as well; None = no counters.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class Rollup:
         self._table, self._schema, self._cumulative = table, schema, cumulative
         self._keep_s = resolutions[-1].keep_s
         self._levels = [ResolutionBuckets(resolution) for resolution in resolutions]
-        #: Distribution -> its number among those of a series. They share a block, so a bucket is read once for all.
+        #: Name of a distribution -> its number among the distributions of a series.
         self._distributions = {name: number for number, name in enumerate(_distributions(schema))}
         self._recent: dict[str, RecentValues] = {}
-        #: Values dated after their arrival, by a fast clock; kept apart so that they do not displace recent values.
+        #: Values with an event time after their arrival, from a clock that is ahead; separate, so that they do not
+        #: displace other recent values.
         self._ahead: dict[str, RecentValues] = {}
         self._reader = BucketReader(self._levels, self._distributions, schema, self._recent, self._ahead)
         self._pending: list[Ints] = []
@@ -64,12 +65,12 @@ class Rollup:
 
     @property
     def late(self) -> int:
-        """Number of rows that no resolution kept any more when they arrived."""
+        """Number of rows of ``fold`` for whose second no bucket was kept any more when they arrived."""
         self.settle()
         return self._late
 
     def fold(self, rows: Ints) -> None:
-        """Add *rows* in the columns of the schema."""
+        """Add *rows*, whose columns are those of the schema; they may wait until they are needed."""
         if not len(rows):
             return
         self._pending.append(rows)
@@ -78,7 +79,7 @@ class Rollup:
             self.settle()
 
     def change(self, rows: Ints) -> None:
-        """Apply *rows* of ``change_rows``: values removed or added for spans that this or another shard counted."""
+        """Add rows from ``change_rows``: values to remove or add for spans that this or another shard has counted."""
         if not len(rows):
             return
         self._pending_changes.append(rows)
@@ -107,7 +108,7 @@ class Rollup:
     def _add(self, keys: Ints, totals: IntSums, values: tuple[Ints, Ints]) -> None:
         """Add *totals*, one row for each of the ascending *keys*, and *values* to the buckets of all resolutions."""
         for level in self._levels:
-            # Start from the sums of the resolution before: most rows are grouped once, in the first step.
+            # Use the sums of the resolution before, so that most rows are grouped only once.
             starts_s, keys, totals = _coarser(keys, totals, level.resolution.width_s)
             level.add(self._clock_s, starts_s, keys & _SERIES_MASK, totals, values)
         if self._cumulative is not None:
@@ -117,7 +118,7 @@ class Rollup:
             self._cumulative.add(distinct, by_series, len(self._table))
 
     def _values(self, rows: Ints) -> tuple[Ints, Ints]:
-        """(Seconds, keys) of the values of all distributions, by second; recent values are kept unrounded."""
+        """Return (seconds, keys) of all values, in order of the seconds, and keep the values unrounded too."""
         parts = []
         all_series, all_seconds = rows[:, SERIES].copy(), rows[:, SECOND_OF].copy()
         all_ahead = all_seconds > rows[:, ARRIVED]
@@ -132,7 +133,7 @@ class Rollup:
         return _by_second(parts)
 
     def _changed_values(self, rows: Ints) -> tuple[Ints, Ints]:
-        """Like ``_values``, for rows of changes: removed values go into a separate distribution."""
+        """Do the same as ``_values`` for rows of changes; removed values go into a separate distribution."""
         field, parts = self._schema.changing, []
         for name, sign in ((field, 1), (field + REMOVED, -1)):
             some = rows[rows[:, SIGN] == sign]
@@ -144,7 +145,7 @@ class Rollup:
     def _keys(
         self, field: str, series: Ints, seconds: Ints, values: Ints, ahead: NDArray[np.bool_]
     ) -> tuple[Ints, Ints]:
-        """(Seconds, keys) of the values of one distribution, which are also kept unrounded."""
+        """Return (seconds, keys) of the values of one distribution, and keep the values unrounded too."""
         keys = keys_of(series * len(self._distributions) + self._distributions[field], values)
         all_seconds = seconds
         if ahead.any():
@@ -155,12 +156,12 @@ class Rollup:
         return all_seconds, keys
 
     def evict(self, now_ns: int) -> None:
-        """Drop the buckets that are no longer kept at *now_ns*; pack those that have ended."""
+        """Drop the buckets not kept any more at *now_ns*; pack those that ended 30 seconds before the last arrival."""
         for level in self._levels:
             level.evict(now_ns // SECOND, self._clock_s)
 
     def renumber(self, table: SeriesTable, numbers: Ints) -> None:
-        """Use *table* from now on, where series n has the number numbers[n]; several may become one."""
+        """Use *table*, in which series n has the number numbers[n], from now on; the caller renumbers the counters."""
         self.settle()
         self._table = table
         stride = len(self._distributions)
@@ -171,17 +172,17 @@ class Rollup:
             recent.renumber(numbers)
 
     def portions(self, steps: Steps) -> Iterator[Steps]:
-        """As ``BucketReader.portions``."""
+        """Do the same as ``BucketReader.portions``, waiting rows included."""
         self.settle()
         return self._reader.portions(steps)
 
     def totals(self, steps: Steps) -> tuple[Ints, Ints, IntSums]:
-        """As ``BucketReader.totals``."""
+        """Do the same as ``BucketReader.totals``, waiting rows included."""
         self.settle()
         return self._reader.totals(steps, len(self._table))
 
     def blocks(self, steps: Steps) -> list[tuple[int, HistogramBlock]]:
-        """As ``BucketReader.blocks``."""
+        """Do the same as ``BucketReader.blocks``, waiting rows included."""
         self.settle()
         return self._reader.blocks(steps)
 
@@ -192,16 +193,16 @@ class Rollup:
         size: int,
         blocks: Sequence[tuple[int, HistogramBlock]] | None = None,
     ) -> dict[str, dict[int, Summary]]:
-        """As ``BucketReader.summaries``."""
+        """Do the same as ``BucketReader.summaries``, waiting rows included."""
         self.settle()
         return self._reader.summaries(steps, groups, size, blocks)
 
     def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
         """
-        (Plain data for ``restore``, the buckets in pieces, of which most never change again).
+        Return (plain data, name -> piece with some of the buckets) for ``restore``.
 
         Args:
-            saved: Piece -> the revision that was saved before and need not be encoded again.
+            saved: Name of a piece -> revision that is saved already; an equal revision is not encoded again.
         """
         self.settle()
         state = {
@@ -225,7 +226,7 @@ class Rollup:
         schema: Schema = SPAN_SCHEMA,
         cumulative: Counters | None = None,
     ) -> Rollup:
-        """A rollup from ``snapshot``; *cumulative* has been restored before."""
+        """Return the rollup that ``snapshot`` saved; *cumulative* must be restored already."""
         rollup = cls(table, resolutions, schema, cumulative)
         rollup._late, rollup._clock_s = state["late"], state["clock_s"]
         rollup._recent.update({field: RecentValues.restore(saved) for field, saved in state["newest"].items()})
@@ -237,13 +238,13 @@ class Rollup:
 
 
 def _distributions(schema: Schema) -> list[str]:
-    """All distributions of *schema*; the one that may change has another for removed values."""
+    """Return the names of all distributions of *schema*; the one that may change has another for removed values."""
     removed = [schema.changing + REMOVED] if schema.changing in schema.fields else []
     return [*schema.fields, *removed]
 
 
 def _by_second(parts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """All (seconds, keys) together in order of their second; each part is in order already."""
+    """Return all (seconds, keys) of *parts* in order of the seconds; each part is in order already."""
     if len(parts) < 2:
         return parts[0] if parts else (_NONE, _NONE)
     seconds, keys = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -252,7 +253,7 @@ def _by_second(parts: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
 
 
 def _ordered(pending: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """(All rows in order of second and series, the key of each)."""
+    """Return (all rows in order of second and series, the key of each row)."""
     rows = pending[0] if len(pending) == 1 else np.concatenate(pending)
     keys = (rows[:, SECOND_OF] << _SERIES_BITS) + rows[:, SERIES]
     order = np.argsort(keys, kind="stable")
@@ -260,7 +261,7 @@ def _ordered(pending: Sequence[Ints]) -> tuple[Ints, Ints]:
 
 
 def _coarser(keys: Ints, totals: IntSums, width_s: int) -> tuple[Ints, Ints, IntSums]:
-    """(Start, key, totals) of every distinct (bucket of *width_s*, series), ascending."""
+    """Return (start of the bucket, key, sums) of every pair of bucket of *width_s* and series, ascending."""
     starts_s = keys >> _SERIES_BITS
     if width_s > 1:
         starts_s = starts_s // width_s * width_s

@@ -1,4 +1,4 @@
-"""Rows: what is kept of a span, one int64 per column, and what a row adds to the sums and distributions."""
+"""Rows: the numbers that a rollup keeps of a span, as int64, and what a row adds to sums and distributions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokentrace.units import SECOND
 #: Stands for a missing cost or score.
 NO_VALUE = -1
 
-#: Columns of a row, one row per span; every schema has the first three.
+#: Columns of a row. There is one row for each span; the rows of every schema have the first three columns.
 (
     SERIES,
     SECOND_OF,
@@ -39,8 +39,9 @@ NO_VALUE = -1
     STATUS,
 ) = range(17)
 
-#: Sums of a series: what is counted, then what is added up with the column it comes from; in this order.
+#: Names of the sums that count spans; they come first.
 COUNTED = ("spans", "errors", "timeouts", "unpriced", "partly_priced", "latency_n", "ttft_n", "score_n")
+#: Name of a sum that adds up a column -> the column; these come after COUNTED.
 ADDED = {
     "cost": COST,
     "prompt": PROMPT,
@@ -55,8 +56,9 @@ ADDED = {
     "score": SCORE,
     "wall": WALL,
 }
+#: Number of sums of a series.
 WIDTH = len(COUNTED) + len(ADDED)
-#: Distributions, by name -> (column, smallest value that counts).
+#: Name of a distribution -> (column, smallest value that counts).
 FIELDS = {
     "latency": (LATENCY, 1),
     "ttft": (TTFT, 1),
@@ -71,11 +73,11 @@ class Schema(NamedTuple):
     What a rollup keeps of its rows.
 
     Attributes:
-        width: How many sums.
-        sums_of: Rows -> what each row adds, int64 of shape (rows, width).
-        fields: Distribution -> (column, smallest value that counts).
-        changing: Distribution whose values may be removed or added for spans that were counted before.
-        changes_of: Rows of changes -> what each row adds, as for ``sums_of``.
+        width: Number of sums of a series.
+        sums_of: Rows -> what each row adds to the sums, int64 of shape (rows, width).
+        fields: Name of a distribution -> (column, smallest value that counts).
+        changing: The distribution whose values may be removed or added after their spans were counted.
+        changes_of: Rows from ``change_rows`` -> what each row adds to the sums, int64 of shape (rows, width).
     """
 
     width: int
@@ -87,7 +89,7 @@ class Schema(NamedTuple):
 
 _ROW = struct.Struct("17q")
 _STATUSES = {"ok": 0, "error": 1, "timeout": 2}
-#: Added to the status code of a span whose end is too far in the future; it counts at its arrival.
+#: Added to the status code of a span whose end is too far in the future; such a span counts at its arrival.
 CLAMPED = 4
 
 
@@ -96,12 +98,12 @@ class Sums:
     Sums over some spans, as exact integers of any size.
 
     Attributes:
-        spans, errors, timeouts: Number of spans, of those with status error, of those with status timeout.
-        unpriced, partly_priced: Number of spans without a known cost, and with a cost that lacks a part.
-        latency_n, ttft_n, score_n: Number of spans that have a latency, a time to first token, a score.
-        cost: Nano-dollars.
-        latency, ttft, wall: Nanoseconds; wall is ended - started.
-        score: Units of 1e-9.
+        spans, errors, timeouts: Number of all spans, of those with status error, of those with status timeout.
+        unpriced, partly_priced: Number of spans without a known cost, and of those with a cost that lacks a part.
+        latency_n, ttft_n, score_n: Number of spans with a latency, with a time to first token, with a score.
+        cost: Sum of the known costs, nano-dollars.
+        latency, ttft, wall: Nanoseconds; ttft = time to first token, wall = ended - started, 0 if negative.
+        score: Sum of the scores, units of 1e-9.
         prompt, completion, total, cache_read, cache_write, cache_write_1h, reasoning: Tokens.
     """
 
@@ -141,7 +143,7 @@ class Sums:
         return f"Sums({', '.join(f'{name}={getattr(self, name)}' for name in self.__slots__ if getattr(self, name))})"
 
     def numbers(self) -> list[int]:
-        """All sums, in the order of ``COUNTED`` and ``ADDED``."""
+        """Return all sums in the order of ``COUNTED`` and then ``ADDED``."""
         return [getattr(self, name) for name in self.__slots__]
 
     def add(self, other: Sums) -> None:
@@ -151,19 +153,19 @@ class Sums:
 
     @classmethod
     def of(cls, totals: IntSums, row: int = 0) -> Sums:
-        """The sums in one row of WIDTH columns."""
+        """Return the sums in row *row* of *totals*, whose first columns are those of ``COUNTED`` and ``ADDED``."""
         return cls(totals.numbers(row))
 
 
 def rows_of(spans: Sequence[Span], table: SeriesTable, arrived_ns: int) -> Ints:
     """
-    One row per span, in the columns above; new series are numbered.
+    Return one row for each span, with the columns from SERIES to STATUS; number new series in *table*.
 
     Args:
-        arrived_ns: Stream time of the message, which decides whether a span is late.
+        arrived_ns: Stream time of the message, Unix nanoseconds; it decides whether a span is late.
 
     Returns:
-        int64 array of shape (n, 17).
+        int64 array of shape (number of spans, 17).
     """
     number, pack = table.number, _ROW.pack
     arrived_s = arrived_ns // SECOND
@@ -198,7 +200,7 @@ def rows_of(spans: Sequence[Span], table: SeriesTable, arrived_ns: int) -> Ints:
 
 
 def sums_of(rows: Ints) -> Ints:
-    """What each row adds: int64 array of shape (n, WIDTH)."""
+    """Return what each of *rows* adds to the sums: int64 array of shape (number of rows, WIDTH)."""
     sums = np.empty((len(rows), WIDTH), np.int64)
     status = rows[:, STATUS] % CLAMPED
     sums[:, 0] = 1
@@ -209,7 +211,7 @@ def sums_of(rows: Ints) -> Ints:
     sums[:, 5] = rows[:, LATENCY] > 0
     sums[:, 6] = rows[:, TTFT] > 0
     sums[:, 7] = rows[:, SCORE] >= 0
-    # The cost may be missing; all other columns are adjacent and in the order of the sums.
+    # A missing cost is NO_VALUE. The other columns of ADDED are adjacent and in the same order.
     np.maximum(rows[:, COST], 0, out=sums[:, len(COUNTED)])
     sums[:, len(COUNTED) + 1 :] = rows[:, PROMPT : WALL + 1]
     np.maximum(sums[:, _SCORE_AT], 0, out=sums[:, _SCORE_AT])
@@ -219,17 +221,17 @@ def sums_of(rows: Ints) -> Ints:
 _SCORE_AT = len(COUNTED) + list(ADDED).index("score")
 _SCORED_AT = COUNTED.index("score_n")
 
-#: Columns of a row of changes after the first three: 1 = add, -1 = remove; the value.
+#: Columns of a row from ``change_rows`` after the first three: SIGN is 1 = add or -1 = remove, CHANGED is the value.
 SIGN, CHANGED = 3, 4
 
 
 def changes_of(rows: Ints) -> Ints:
-    """What each change of a score adds: int64 array of shape (n, WIDTH), negative where a score is removed."""
+    """Return what each changed score adds to the sums, negative for removed ones: shape (number of rows, WIDTH)."""
     sums = np.zeros((len(rows), WIDTH), np.int64)
     sums[:, _SCORED_AT] = rows[:, SIGN]
     sums[:, _SCORE_AT] = rows[:, SIGN] * rows[:, CHANGED]
     return sums
 
 
-#: What rollups keep of spans.
+#: What the rollups of spans keep of their rows.
 SPAN_SCHEMA = Schema(WIDTH, sums_of, FIELDS, "score", changes_of)

@@ -1,8 +1,8 @@
 """
-Late scores: what a score that is given after its span was counted subtracts, and what it adds.
+Late scores: the value that a late score removes, and the value that it adds.
 
-A reader can fold a late score without knowing the span, before the span, or in another shard. One shard may then hold
-numbers below zero; the sum over all shards is right.
+A late score is sent apart from its span. A reader may fold it without the span, before the span, or in another shard.
+The numbers of one shard may then be negative; the sum over all shards is right.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokentrace.records import Score, Span, event_time
 from tokentrace.rollup.quantile import Ints
 from tokentrace.units import SECOND, int_to_score, is_number, score_to_int
 
-#: The name of the score that is a span's ``score``.
+#: Name of the score that sets ``Span.score``.
 SCORE = "eval.score"
 
 
@@ -28,9 +28,9 @@ class ScoreDelta(NamedTuple):
     One side of a changed score.
 
     Attributes:
-        sign: -1 = subtract the span as it was; 1 = add it as it is now.
-        span: Only dimensions, instants, attributes and ``score`` are set. If the change was to another attribute, the
-            score is the same on both sides, but the span may belong to another group.
+        sign: -1 = subtract the span as it was before the change; 1 = add the span as it is after the change.
+        span: Only ids, dimensions, instants, attributes and ``score`` are set. If a score other than ``eval.score``
+            changed, ``score`` is the same on both sides, but the span may belong to another group.
     """
 
     sign: int
@@ -38,7 +38,7 @@ class ScoreDelta(NamedTuple):
 
 
 def changes_in(scores: Iterable[Score]) -> list[ScoreDelta]:
-    """Both sides of each of *scores*, in order."""
+    """Return both sides of each of *scores*: what it subtracts, then what it adds."""
     return [
         ScoreDelta(sign, _scored(score, value))
         for score in scores
@@ -64,10 +64,10 @@ def _scored(score: Score, value: int | None) -> Span:
 
 
 def _with(attributes: Mapping[str, Any], name: str, value: int | None) -> dict[str, Any]:
-    """*attributes* with *name* set to *value*, in 1e-9; None = without *name*, also where it is nested."""
+    """Return *attributes* with *name* set to *value*, units of 1e-9; None = without *name*, nested or not."""
     if value is not None:
         held = attributes.get(name)
-        # Keep an integer of the caller as it is: filters compare the text, and 1 and 1.0 are different texts.
+        # Keep the caller's number if it is equal: filters compare the text, and 1 and 1.0 are different texts.
         same = is_number(held) and 0 <= held <= 1 and score_to_int(held) == value
         return {**attributes, name: held if same else int_to_score(value)}
     first, _, rest = name.partition(".")
@@ -84,15 +84,15 @@ def change_rows(
     arrived_ns: int,
 ) -> Ints:
     """
-    Rows of what *changes* remove and add; a value that is both removed and added is left out.
+    Return one row for each value that *changes* remove or add; a value both removed and added is left out.
 
     Args:
-        number_of: Number of the series of a span; None = it is not counted.
-        value_of: The value of a span; None = it has none.
-        arrived_ns: Stream time of the message.
+        number_of: Span -> number of its series; None = the span is not counted.
+        value_of: Span -> its value; None = no value.
+        arrived_ns: Stream time of the message, Unix nanoseconds.
 
     Returns:
-        int64 array of shape (n, 5): the first three columns of every schema, SIGN, CHANGED.
+        int64 array of shape (number of rows, 5); the columns are SERIES, SECOND_OF, ARRIVED, SIGN and CHANGED.
     """
     net: Counter[tuple[int, int, int]] = Counter()
     for sign, span in changes:
@@ -110,5 +110,5 @@ def change_rows(
 
 
 def score_rows(changes: Iterable[ScoreDelta], number_of: Callable[[Span], int | None], arrived_ns: int) -> Ints:
-    """``change_rows`` for the ``score`` of spans."""
+    """Return the rows for changed scores: ``change_rows`` with ``Span.score`` as the value."""
     return change_rows(changes, number_of, attrgetter("score"), arrived_ns)

@@ -1,4 +1,4 @@
-"""Series: the combinations of dimensions that rollups count by."""
+"""Series: the combinations of dimension values for which rollups keep numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from tokentrace.records import Span
 from tokentrace.rollup.quantile import Ints
 
+#: Number of series of a shard up to which callers are kept apart; names are kept apart up to three quarters of it.
 MAX_SERIES = 2000
+#: Most models that a shard lists in its cumulative counters.
 MAX_MODELS = 500
 OTHER = "other"
 UNKNOWN = "unknown"
@@ -18,7 +20,7 @@ DIMENSIONS = ("kind", "model", "provider", "caller", "name", "status")
 
 
 class Dimensions(NamedTuple):
-    """One value of each dimension; ``unknown`` where the span has none."""
+    """The dimensions of a series; ``unknown`` stands for a model, provider, caller or name that the span lacks."""
 
     kind: str
     model: str
@@ -32,13 +34,13 @@ class SeriesTable:
     """
     The series of one shard, numbered in order of appearance; a number never changes.
 
-    When three quarters of ``MAX_SERIES`` are taken, a new combination is counted under the name ``other``; when all are
-    taken, under the caller ``other`` too. Kind, model, provider and status are always kept, so totals and values by
-    model are exact.
+    From three quarters of ``MAX_SERIES`` on, a new combination is counted under the name ``other``; from ``MAX_SERIES``
+    on, under the caller ``other`` too. Kind, model, provider and status are always kept, so totals and values by model
+    are exact.
 
     Args:
-        series: Dimensions of the first series, as a snapshot has them.
-        most: Limit in place of ``MAX_SERIES``.
+        series: Dimensions of the first series, from a snapshot.
+        most: The limit in place of ``MAX_SERIES``.
 
     Attributes:
         series: Dimensions of each series; the index is its number.
@@ -54,7 +56,7 @@ class SeriesTable:
         return len(self.series)
 
     def number(self, key: tuple[str, str, str, str, str, str]) -> int:
-        """The number of the series with the dimensions *key*, which is added if it is new."""
+        """Return the number of the series for the dimensions *key*; add the series if it is new."""
         known = self._numbers.get(key)
         if known is not None:
             return known
@@ -73,13 +75,13 @@ class SeriesTable:
             known = self._numbers.get(no_caller)
             if known is None:
                 known = self._add(no_caller)
-        # Remember the number of a combination that has no series, within limits, to find it in one step next time.
+        # Remember the number for a key that lacks a dimension, within limits, to find it in one step next time.
         if full != key and len(self._numbers) < 4 * most:
             self._numbers[key] = known
         return known
 
     def number_of(self, span: Span) -> int:
-        """The number of the series of *span*, which is added if it is new."""
+        """Return the number of the series for *span*; add the series if it is new."""
         return self.number((span.kind, span.model, span.provider, span.caller, span.name, span.status))
 
     def _add(self, dimensions: Dimensions) -> int:
@@ -88,13 +90,13 @@ class SeriesTable:
         return number
 
     def folded(self, names: Collection[str]) -> tuple[SeriesTable, Ints]:
-        """(A table in which every name that is not in *names* is ``other``, the new number of each series)."""
+        """Return (a table in which every name that is not in *names* is ``other``, the new number of each series)."""
         table = SeriesTable(most=self._most)
         keys = [key if key.name in names else key._replace(name=OTHER) for key in self.series]
         return table, np.array([table.number(key) for key in keys], np.int64)
 
     def column(self, dimension: str) -> tuple[Ints, dict[str, int]]:
-        """(Code of the value of *dimension* of each series, value -> code); codes count up in order of appearance."""
+        """Return (code of each series' value of *dimension*, value -> code); values are numbered as they appear."""
         codes, known = self._columns.get(dimension, (np.empty(0, np.int64), {}))
         if len(codes) < len(self.series):
             new = [known.setdefault(getattr(key, dimension), len(known)) for key in self.series[len(codes) :]]
@@ -103,5 +105,5 @@ class SeriesTable:
         return codes, known
 
     def distinct(self, dimension: str) -> int:
-        """How many different values of *dimension* there are."""
+        """Return the number of different values of *dimension*."""
         return len(self.column(dimension)[1])
