@@ -75,8 +75,8 @@ class SeriesTable:
             known = self._numbers.get(no_caller)
             if known is None:
                 known = self._add(no_caller)
-        # Remember the number for a key that lacks a dimension, within limits, to find it in one step next time.
-        if full != key and len(self._numbers) < 4 * most:
+        # Remember a key that is counted under another one, within limits, to find its number in one step.
+        if key not in self._numbers and len(self._numbers) < 4 * most:
             self._numbers[key] = known
         return known
 
