@@ -74,9 +74,10 @@ async def test_a_custom_callable_that_raises_is_retried(hooks: str, tmp_path: Pa
     assert len(kept(tmp_path, "raises")) == 1
 
 
-@pytest.mark.parametrize("target", ["nothing:here", "hooks:missing", "hooks:plain.missing"])
-def test_a_target_that_does_not_exist_ends_the_alerter_with_exit_code_2(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize("target", ["nothing:here", "hooks:missing", "hooks:plain.missing", "broken:here"])
+def test_a_target_that_cannot_be_loaded_ends_the_alerter_with_exit_code_2(tmp_path: Path, target: str) -> None:
     (tmp_path / "hooks.py").write_text(HOOKS)
+    (tmp_path / "broken.py").write_text("def here(:\n")
     rule = make_rule(delivery={"type": "custom", "target": target})
     (tmp_path / "tokentrace.yml").write_text(json.dumps({"alerts": [rule]}))
     command = [sys.executable, "-m", "tokentrace_alerter", "--nats", f"nats://127.0.0.1:{free_port()}"]

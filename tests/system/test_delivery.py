@@ -358,6 +358,26 @@ async def test_stdout_gets_a_line_for_each_event_but_resolutions_only_with_send_
     assert msgspec.to_builtins(plain) in lines
 
 
+async def test_a_line_that_stdout_does_not_take_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class FailsOnce:
+        def write(self, text: str) -> None:
+            written.append(text)
+            if len(written) == 1:
+                raise BrokenPipeError("Broken pipe")
+
+        def flush(self) -> None:
+            pass
+
+    async with DeliveryRun(make_rule(delivery={"type": "stdout"})) as run:
+        monkeypatch.setattr(worker, "sys", SimpleNamespace(stdout=FailsOnce()))
+        await run.publish(make_event())
+        await run.done()
+    assert run.outcomes() == ["retry", "delivered"]
+    assert written[0] == written[1]
+
+
 # --- old events
 
 Clock = Callable[[int], None]

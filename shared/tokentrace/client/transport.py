@@ -63,8 +63,7 @@ def check_url(url: str) -> None:
     Check that a reporter can send to *url*.
 
     Raises:
-        ConfigError: The scheme of *url* is unknown, nothing follows it, the port is not usable, or, for NATS, the host
-            is missing.
+        ConfigError: The scheme of *url* is unknown, the host is missing, or the port is not usable.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("nats", "tls", "http", "https") or not rest:
@@ -76,9 +75,12 @@ def check_url(url: str) -> None:
             raise ConfigError(f"reporter: {exc}") from exc
         return
     try:
-        port = urlsplit(url).port
+        parts = urlsplit(url)
+        port = parts.port
     except ValueError as exc:
         raise ConfigError(f"reporter: {exc}") from exc
+    if not parts.hostname:
+        raise ConfigError("reporter: the URL names no host")
     if port == 0:
         raise ConfigError("reporter: the URL names port 0, which cannot be connected to")
 

@@ -54,7 +54,9 @@ def test_an_unknown_scheme_is_a_config_error(bad: str) -> None:
         Reporter("scheme", bad)
 
 
-@pytest.mark.parametrize("bad", ["nats://127.0.0.1:port", "http://127.0.0.1:port", "http://127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "bad", ["nats://127.0.0.1:port", "http://127.0.0.1:port", "http://127.0.0.1:99999", "http:///spans"]
+)
 def test_a_url_without_a_usable_port_is_a_config_error(bad: str) -> None:
     with pytest.raises(ConfigError):
         Reporter("port", bad)

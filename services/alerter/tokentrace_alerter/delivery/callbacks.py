@@ -19,15 +19,16 @@ def load_target(target: str) -> Callable[..., Any]:
     Return the function that *target* (``package.module:name``) names, or the method ``deliver`` of such an object.
 
     Raises:
-        ConfigError: The module cannot be imported, or the name does not exist or names neither of these.
+        ConfigError: Importing the module raises an error, or the name does not exist or names neither of these.
     """
     module, _, name = target.partition(":")
     try:
         named: Any = importlib.import_module(module)
         for part in name.split("."):
             named = getattr(named, part)
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(f"delivery.target: {target!r}: {exc}") from exc
+    # Importing a module runs the user's code, which may raise anything.
+    except Exception as exc:
+        raise ConfigError(f"delivery.target: {target!r}: {type(exc).__name__}: {exc}") from exc
     is_class = inspect.isclass(named)
     function = getattr(named, "deliver", named)
     if is_class or not callable(function):

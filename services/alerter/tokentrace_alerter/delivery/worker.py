@@ -213,8 +213,11 @@ class DeliveryWorker:
             Refused: The channel did not accept the event, and will not accept it later.
         """
         if channel.type == "stdout":
-            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+                sys.stdout.flush()
+            except OSError as exc:
+                raise Failed(f"stdout: {exc}") from exc
         elif channel.type == "custom":
             await self._call(channel, event)
         elif channel.type == "alertmanager":

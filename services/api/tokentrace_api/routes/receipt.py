@@ -64,7 +64,7 @@ class ReceiptPrice(msgspec.Struct):
     version: str | None
     matched_model: str | None
     priced_at: InstantText
-    tier: str | None
+    tier: int | None
 
 
 class ReceiptAnswer(msgspec.Struct):

@@ -58,8 +58,10 @@ def _cursor(text: str) -> Cursor:
 
 
 def _recent_limit(text: str) -> int:
-    limit = min(int(text), MAX_RECENT) if text.isascii() and text.isdigit() and 0 < len(text) < 10 else 0
-    return limit or RECENT_LIMIT
+    if not (text.isascii() and text.isdigit()):
+        return RECENT_LIMIT
+    digits = text.lstrip("0")
+    return MAX_RECENT if len(digits) > len(str(MAX_RECENT)) else min(int(digits or RECENT_LIMIT), MAX_RECENT)
 
 
 class TraceListParams(SearchParams):
@@ -76,7 +78,7 @@ class RecentParams(Params):
     model_config = ConfigDict(extra="ignore")
     limit: Annotated[int, parsed(_recent_limit), WithJsonSchema({"type": ["integer", "string"]})] = Field(
         RECENT_LIMIT,
-        description=f"How many, at most {MAX_RECENT}; anything but 1 to 999999999 in digits counts as {RECENT_LIMIT}.",
+        description=f"How many, at most {MAX_RECENT}; anything but a positive integer counts as {RECENT_LIMIT}.",
     )
 
 
