@@ -11,8 +11,9 @@ from msgspec.structs import replace
 from pydantic import Field
 
 from tokentrace.errors import Rejected, Unavailable, shorten
-from tokentrace.metrics import ALL_KINDS, GROUPABLE, Aggregates, Answer, CustomMetric, Query
+from tokentrace.metrics import ALL_KINDS, Aggregates, Answer, CustomMetric, Query
 from tokentrace.records import KINDS
+from tokentrace.rollup import DIMENSIONS
 from tokentrace.units import SECOND
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
@@ -104,8 +105,8 @@ def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> Met
             raise Rejected(f"{name}: is empty")
     if kind and kind != ALL_KINDS and kind not in KINDS:
         raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")
-    attribute = "" if groupby is None or groupby in GROUPABLE else groupby.removeprefix(ATTRIBUTE_PREFIX)
-    if groupby and not attribute and groupby not in GROUPABLE:
+    attribute = "" if groupby is None or groupby in DIMENSIONS else groupby.removeprefix(ATTRIBUTE_PREFIX)
+    if groupby and not attribute and groupby not in DIMENSIONS:
         raise Rejected("groupby: the name of the attribute after attr. is missing")
     now_s = (time.time_ns() if now_ns is None else now_ns) // SECOND
     query = Query(

@@ -103,7 +103,7 @@ class CustomRollup:
         if self._group is None:
             return self._table.number_of(span)
         group = self._group(span)
-        return None if group is None else self._table.number((span.kind, "", "", "", group, span.status))
+        return None if group is None else self._table.number_of_group(span, group)
 
     @property
     def late(self) -> int:

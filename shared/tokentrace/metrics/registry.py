@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 from tokentrace.metrics import cost, errors, latency, quality, tokens
 from tokentrace.metrics.result import Aggregates
 
-#: Dimensions by which rollups can group and filter.
-GROUPABLE = ("model", "caller", "provider", "name", "status", "kind")
 Number = float | int | None
 
 

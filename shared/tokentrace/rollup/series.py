@@ -84,6 +84,10 @@ class SeriesTable:
         """Return the number of the series for *span*; add the series if it is new."""
         return self.number((span.kind, span.model, span.provider, span.caller, span.name, span.status))
 
+    def number_of_group(self, span: Span, group: str) -> int:
+        """Return the number of the series for *group* with the kind and status of *span*; add it if it is new."""
+        return self.number((span.kind, "", "", "", group, span.status))
+
     def _add(self, dimensions: Dimensions) -> int:
         number = self._numbers[dimensions] = len(self.series)
         self.series.append(dimensions)

@@ -212,7 +212,7 @@ class _BuiltinWindow:
         if self._groups is None:
             return self._table.number_of(span)
         name = self._groups.series_name(span)
-        return None if name is None else self._table.number((span.kind, "", "", "", name, span.status))
+        return None if name is None else self._table.number_of_group(span, name)
 
     def read(self, instant_ns: int) -> Readings:
         readings = self._read(self._buckets.stretches(instant_ns))
