@@ -1,17 +1,17 @@
 """
-Wrote ``data.tar.xz``, ``tokentrace.yml`` and ``expected.json`` of this folder, once, with the code of that day.
+The program that wrote ``data.tar.xz``, ``tokentrace.yml`` and ``expected.json`` of this folder with the code of that day.
 
-``python tests/data/landing_9/make.py FOLDER`` writes them into another folder. Never into this one: what is here shows
-what *that* code wrote. Steps, each with its reason:
+``python tests/data/landing_9/make.py FOLDER`` writes them into another folder. Never write into this one, because its
+files show what the code of that day wrote. The steps:
 
-1. ``tokentrace serve`` with four shards takes spans of every sort; rules fire, are silenced, made and deleted.
-2. It ends, and so saves a snapshot of every shard and of the alerter. What is sent from now on, with an hour between
-   snapshots, is in none.
-3. Everything is asked, and the answers are ``expected.json``.
-4. It ends by SIGTERM, which closes the store's files properly. A nats-server alone then takes back the snapshots of
-   that end, as after a kill, so that whoever starts has to read the log on; removes the log up to what the snapshots
-   hold, so that only they know it; and gives every stream an age of ten years, for nats-server throws away what is
-   older when it starts.
+1. ``tokentrace serve`` with four shards receives spans of every kind; rules fire, are silenced, created and deleted.
+2. It stops, and so saves a snapshot of every shard and of the alerter. Snapshots are an hour apart, so spans that are
+   sent later are in none.
+3. The answers of all routes are written to ``expected.json``.
+4. It stops by SIGTERM, which closes the files of the store. A nats-server alone then removes the snapshots that were
+   saved at this stop, as after a kill, so that a reader has to replay the log. It removes the log up to the older
+   snapshots, so that only they hold that part. It gives every stream an age of ten years, because nats-server removes
+   expired messages when it starts.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from tokentrace_aggregator.shard import Shard
 
 T = TypeVar("T")
 CONFIG = """\
-# The configuration the data directory was written with, and is read with. Ages are ten years, so that nothing of it is
-# let go of before later versions have read it. Intervals of {interval} had an instant while it was written, and are
-# so long that whoever looks at all of them years later is soon done. Windows are shorter: at the second instant nothing
-# fires any more, whether or not the events that told of the first firing have aged away.
+# The configuration with which the data directory was written and is read. Ages are ten years, so that nothing expires
+# before later versions have read it. Intervals of {interval} had an instant while it was written, and are so long that
+# years later only few instants have to be evaluated. Windows are shorter, so that nothing fires at the second instant,
+# whether or not the events of the first firing have expired.
 nats:
   shards: 4
   spans_max_age: 3650d
