@@ -1,5 +1,5 @@
 """
-The program that wrote ``data.tar.xz``, ``tokentrace.yml`` and ``expected.json`` of this folder with the code of that day.
+The program that wrote ``data.tar.xz``, ``tokentrace.yml`` and ``expected.json`` here, with the code of that day.
 
 ``python tests/data/landing_9/make.py FOLDER`` writes them into another folder. Never write into this one, because its
 files show what the code of that day wrote. The steps:
