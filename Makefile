@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pins serve test test-fast test-all coverage check fmt bench up down
+.PHONY: help setup pins serve test test-fast test-all coverage docs check fmt bench up down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ coverage: $(READY) ## run all tests and list the lines of shared and services th
 	$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+docs: $(READY) ## build docs/ as a site into site/, with a reference of the HTTP routes and of the Python client
+	$(BIN)/mkdocs build --quiet $(ARGS)
 
 check: $(READY) ## lint, types, architecture
 	$(BIN)/ruff check .
