@@ -1,18 +1,22 @@
-"""The ``tokentrace`` command: bad flags are one sentence with an exit code, and a base install names the extra."""
+"""The ``tokentrace`` command: usage, exit codes, bad flags as one sentence, and what a base install says."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kit.cases import check_all
+from kit.commands import Command, Ended, run_commands
 from kit.environment import ROOT, plain_environment
 from kit.pipeline import Pipeline, free_port
 from tokentrace_standalone.__main__ import NEEDED
@@ -145,3 +149,63 @@ def test_every_package_of_the_extra_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = {re.split(r"[\[>=]", line)[0] for line in project["optional-dependencies"]["server"]}
     assert {MODULE_OF.get(name, name) for name in packages - NOT_IMPORTED} == set(NEEDED)
+
+
+#: The runs of ``ended``, by a name; {address} is in use.
+RUNS: dict[str, list[str]] = {
+    "no words": [],
+    "help": ["help"],
+    "-h": ["-h"],
+    "--help": ["--help"],
+    "unknown": ["banana"],
+    "address in use": ["serve", "--addr", "{address}", "--also", "none"],
+    "no such file": ["serve", "--also", "none", "--config", "nowhere.yml"],
+    "port is a name": ["serve", "--also", "none", "--addr", "127.0.0.1:http"],
+    "port is too large": ["serve", "--also", "none", "--addr", "x:99999"],
+}
+
+
+@pytest.fixture(scope="module")
+def taken_address() -> Iterator[str]:
+    """An address in use."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, taken_address: str) -> dict[str, Ended]:
+    """How each of ``RUNS`` ended."""
+    lines = [[word.replace("{address}", taken_address) for word in words] for words in RUNS.values()]
+    done = run_commands([Command(tmp_path_factory.mktemp("run"), words) for words in lines])
+    return dict(zip(RUNS, done, strict=True))
+
+
+def test_no_command_and_help_print_the_usage(ended: dict[str, Ended]) -> None:
+    def check(name: str) -> None:
+        assert ended[name].code == 0
+        for word in ("usage", "serve", "version", "help"):
+            assert word in ended[name].stdout
+
+    check_all({name: name for name in ("no words", "help", "-h", "--help")}, check)
+
+
+def test_an_unknown_command_ends_with_exit_code_1_and_the_usage(ended: dict[str, Ended]) -> None:
+    unknown = ended["unknown"]
+    assert unknown.code == 1
+    assert "banana" in unknown.stderr
+    assert "usage" in unknown.stderr
+
+
+def test_an_address_in_use_is_an_error_that_names_it(ended: dict[str, Ended], taken_address: str) -> None:
+    refusal = ended["address in use"]
+    assert refusal.code == 1
+    assert taken_address in refusal.stderr
+    assert "Traceback" not in refusal.stderr
+
+
+def test_an_invalid_value_of_a_flag_ends_with_exit_code_2(ended: dict[str, Ended]) -> None:
+    def check(name: str) -> None:
+        assert ended[name].code == 2
+        assert "Traceback" not in ended[name].stderr
+
+    check_all({name: name for name in ("no such file", "port is a name", "port is too large")}, check)
