@@ -24,3 +24,8 @@ def json_span(**fields: Any) -> dict[str, Any]:
         "cost_usd": 0.5,
         **fields,
     }
+
+
+def json_call(**fields: Any) -> dict[str, Any]:
+    """Return a valid call to gpt-4o with 512 + 128 tokens, without ids and without a cost."""
+    return {"model": "gpt-4o", "provider": "openai", "prompt_tokens": 512, "comp_tokens": 128, **fields}

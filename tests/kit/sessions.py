@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -10,10 +11,11 @@ from urllib.parse import quote, urlencode
 from kit.pipeline import Answer, Pipeline
 
 NUMBER = (int, float)
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 KINDS = {"llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"}
 
 # The TypeScript interfaces of the Cost Katana SDK. "?" = optional: the field may be missing or null.
-TOKENS = {"input": NUMBER, "output": NUMBER}
+TOKENS = {"input": int, "output": int}
 ERROR = {"message": str, "stack?": str}
 NODE = {
     "id": str,
@@ -32,7 +34,7 @@ NODE = {
     "startedAt": datetime,
     "endedAt?": datetime,
     "duration?": NUMBER,
-    "depth": NUMBER,
+    "depth": int,
     "label": str,
     "start": datetime,
     "end?": datetime,
@@ -58,10 +60,10 @@ DETAILS = {
     "userId?": str,
     "label?": str,
     "status": {"active", "completed", "error"},
-    "totalSpans": NUMBER,
+    "totalSpans": int,
     "totalCostUSD": NUMBER,
-    "totalInputTokens": NUMBER,
-    "totalOutputTokens": NUMBER,
+    "totalInputTokens": int,
+    "totalOutputTokens": int,
     "startedAt": datetime,
     "endedAt?": datetime,
     "messages": [MESSAGE],
@@ -69,23 +71,23 @@ DETAILS = {
     "source": str,
     "error?": ERROR,
     "hasErrors": bool,
-    "errorCount": NUMBER,
-    "summary": {"totalSpans": NUMBER, "totalDuration": NUMBER, "totalCost": NUMBER, "totalTokens": TOKENS},
-    "openSpans": NUMBER,
+    "errorCount": int,
+    "summary": {"totalSpans": int, "totalDuration": NUMBER, "totalCost": NUMBER, "totalTokens": TOKENS},
+    "openSpans": int,
 }
 LISTED = {
     "sessions": [DETAILS],
-    "total": NUMBER,
-    "page": NUMBER,
-    "limit": NUMBER,
-    "pages": NUMBER,
-    "totalPages": NUMBER,
+    "total": int,
+    "page": int,
+    "limit": int,
+    "pages": int,
+    "totalPages": int,
 }
 SUMMARY = {
-    "totalSessions": NUMBER,
-    "activeSessions": NUMBER,
-    "completedSessions": NUMBER,
-    "errorSessions": NUMBER,
+    "totalSessions": int,
+    "activeSessions": int,
+    "completedSessions": int,
+    "errorSessions": int,
     "totalCost": NUMBER,
     "totalTokens": TOKENS,
     "avgDuration": NUMBER,
@@ -114,7 +116,7 @@ def check(shape: Any, value: Any, where: str = "answer") -> None:
         assert value in shape, f"{where}: {value!r}"
     elif shape is datetime:
         assert isinstance(value, str), where
-        assert value.endswith("Z"), where
+        assert _INSTANT.fullmatch(value), f"{where}: {value!r}"
         datetime.fromisoformat(value)
     else:
         assert isinstance(value, shape), f"{where}: {value!r}"

