@@ -1,4 +1,4 @@
-"""Results of the aggregator equal an independent recount, for any order of arrival and any number of shards."""
+"""Results of an aggregator's shards: they equal a recount of the spans, with one shard and with three, in any order."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ spans: st.SearchStrategy[dict[str, Any]] = st.builds(
 def make_messages(
     dicts: list[dict[str, Any]], shards: int, dice: random.Random
 ) -> tuple[list[list[Message]], list[Span]]:
-    """Batches of random sizes, some of them sent twice, in each shard's stream order; and every span once."""
+    """Return the stream of each shard, with batches of random sizes of which some occur twice; and every span once."""
     made = []
     for number, fields in enumerate(dicts):
         age = fields.pop("age_s")
@@ -103,7 +103,7 @@ def ask(machines: list[Shard], query: Query) -> Answer:
 
 
 def saved(machine: Shard) -> tuple[bytes, dict[str, bytes]]:
-    """A snapshot as bytes."""
+    """Return a snapshot of *machine* as the arguments of ``Shard.restore``."""
     state, parts = machine.snapshot({})
     return state(), {name: part.encode() for name, part in parts.items() if part.encode}
 
@@ -116,7 +116,7 @@ def fold(messages: list[list[Message]], dice: random.Random, *, restart: bool = 
         for index, message in enumerate(stream):
             if index == cut:
                 state = saved(machine)
-                machine.fold(message, CREATED)  # folded after the snapshot, lost in the crash, replayed below
+                machine.fold(message, CREATED)  # lost by the restart, because the snapshot is older; folded again below
                 machine = Shard(shard, len(messages))
                 machine.restore(*state)
                 assert machine.position is None or machine.position.sequence == index
@@ -128,7 +128,7 @@ def fold(messages: list[list[Message]], dice: random.Random, *, restart: bool = 
 
 
 def recount(every: list[Span], answer: Answer, query: Query, group: str | None = None) -> dict[str, Any]:
-    """The same numbers computed from the spans, with Decimal and numpy."""
+    """Return the sums for the interval of *answer*, and the values of each distribution, computed from the spans."""
     inside = []
     for span in every:
         event = span.ended_ns if span.ended_ns <= span.arrived_ns + 300 * SECOND else span.arrived_ns
@@ -183,7 +183,7 @@ def assert_equal(aggregates: Any, expected: dict[str, Any]) -> None:
     st.sampled_from(["model", "caller", "provider", "status", "kind", "name"]),
     st.sampled_from([250_000, 0]),
 )
-def test_every_number_equals_an_independent_recount(
+def test_sums_and_quantiles_equal_a_recount_of_the_spans(
     dicts: list[dict[str, Any]],
     seed: int,
     window_s: int,
@@ -232,7 +232,7 @@ def test_every_number_equals_an_independent_recount(
     st.sampled_from(["", "model", "name"]),
     st.sampled_from([1, 40, 8192]),
 )
-def test_a_point_of_a_series_equals_its_step_read_as_a_window_for_any_portion_size(
+def test_a_point_of_a_series_equals_a_recount_of_its_step_for_several_portion_sizes(
     dicts: list[dict[str, Any]],
     seed: int,
     lengths: tuple[int, int],
@@ -281,18 +281,18 @@ def test_messages_are_folded_between_the_portions_of_a_series(make_dice: random.
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.rollup.reader, "_PORTION_ROWS", 1)
-        *pauses, found = folding(machine, query, rest, 2)
+        *pauses, result = folding(machine, query, rest, 2)
     assert len(pauses) > 60
-    assert found is not None
-    assert len(found.points) == 61
-    assert sum(point.total.sums.spans for point in found.points) > 0
+    assert result is not None
+    assert len(result.points) == 61
+    assert sum(point.total.sums.spans for point in result.points) > 0
 
 
 def folding(machine: Shard, query: Query, rest: Iterator[Message], count: int) -> Iterator[ShardResult | None]:
-    """The pieces of a result; *count* more messages of *rest* are folded after each."""
-    for found in pieces(machine.answer(query, True)):
-        yield found
-        if found is None:
+    """Yield the pieces of the result of *query*; at each pause, fold *count* more messages of *rest*."""
+    for piece in pieces(machine.answer(query, True)):
+        yield piece
+        if piece is None:
             for message in itertools.islice(rest, count):
                 machine.fold(message, CREATED)
 
@@ -312,19 +312,19 @@ def test_a_window_does_not_include_messages_folded_while_it_is_read(make_dice: r
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.metrics.reader, "_PLACES", 6)
         patch.setattr(tokentrace.metrics.reader, "_MANY_ENTRIES", 1)
-        *pauses, found = folding(machine, query, rest, 3)
+        *pauses, result = folding(machine, query, rest, 3)
     assert len(pauses) > 20
-    assert found is not None
-    assert (found.position, found.total.sums, found.models) == (before.position, before.total.sums, before.models)
-    assert found.groups.keys() == before.groups.keys()
-    pairs = [(before.groups[name], found.groups[name]) for name in found.groups]
-    for then, now in [(before.total, found.total), *pairs]:
-        assert then.sums == now.sums
-        # Messages folded meanwhile may displace unrounded values; then the histogram is used.
-        assert then.summary("latency").count == now.summary("latency").count
-        exact = then.summary("latency").quantile(0.5)
-        assert now.summary("latency").quantile(0.5) == pytest.approx(exact, rel=2 * RELATIVE_ERROR)
-    assert finish(machine.answer(query, True)).total.sums.spans > found.total.sums.spans
+    assert result is not None
+    assert (result.position, result.total.sums, result.models) == (before.position, before.total.sums, before.models)
+    assert result.groups.keys() == before.groups.keys()
+    pairs = [(before.groups[name], result.groups[name]) for name in result.groups]
+    for expected, actual in [(before.total, result.total), *pairs]:
+        assert expected.sums == actual.sums
+        assert expected.summary("latency").count == actual.summary("latency").count
+        # Messages folded during the read may displace unrounded values; the quantile then comes from the histogram.
+        median = expected.summary("latency").quantile(0.5)
+        assert actual.summary("latency").quantile(0.5) == pytest.approx(median, rel=2 * RELATIVE_ERROR)
+    assert finish(machine.answer(query, True)).total.sums.spans > result.total.sums.spans
 
 
 def test_cumulative_counters_count_every_span_once_even_if_it_is_months_late(make_dice: random.Random) -> None:
@@ -346,7 +346,7 @@ def test_cumulative_counters_count_every_span_once_even_if_it_is_months_late(mak
     assert answer.cumulative.by_operation == {"x": (6, 1)}
 
 
-def test_of_two_workers_with_the_same_shard_the_one_that_read_further_is_used(make_dice: random.Random) -> None:
+def test_of_two_results_of_a_shard_the_one_that_read_further_is_used(make_dice: random.Random) -> None:
     dicts = [{"age_s": 1, "kind": "llm", "cost_nusd": 1, "prompt_tokens": 1, "completion_tokens": 0} for _ in range(9)]
     (stream,), _ = make_messages(dicts, 1, make_dice)
     ahead, behind = Shard(0, 1), Shard(0, 1)
@@ -365,7 +365,7 @@ def test_a_missing_shard_is_named() -> None:
     assert not answer.caught_up
 
 
-def test_a_gap_in_the_log_moves_since(make_dice: random.Random) -> None:
+def test_since_ns_is_the_time_of_the_first_message_after_a_gap(make_dice: random.Random) -> None:
     dicts = [{"age_s": 1, "kind": "llm", "prompt_tokens": 1, "completion_tokens": 0} for _ in range(3)]
     (stream,), _ = make_messages(dicts, 1, make_dice)
     machine = Shard(0, 1)
@@ -380,7 +380,7 @@ def test_a_gap_in_the_log_moves_since(make_dice: random.Random) -> None:
 
 
 @pytest.mark.parametrize("state", [b"", b"rubbish", b"x\x9c" + bytes(20)])
-def test_a_damaged_snapshot_is_rejected_and_the_shard_starts_empty(state: bytes) -> None:
+def test_a_damaged_snapshot_and_one_of_another_shard_are_rejected(state: bytes) -> None:
     machine = Shard(0, 1)
     with pytest.raises(Rejected):
         machine.restore(state, {})

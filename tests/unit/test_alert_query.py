@@ -1,4 +1,4 @@
-"""Requests about rules and their answers: the JSON is that of earlier releases, and invalid payloads are refused."""
+"""Requests about rules, and the answers to these requests: the documented JSON, and the refusal of other payloads."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tokentrace_alerter.rules import Rule
 
 def test_an_instant_is_evaluated_before_a_later_message_is_folded() -> None:
     #   0    1    2    3    4
-    #   |----|----|--a-|--b-|     a ended in second 1, stored at 2.5; b is stored at 3.5
+    #   |----|----|--a-|--b-|     both ended in second 1; a is stored at 2.5, b at 3.5
     story = Story(make_rule())
     story.send(2.5, call(1.5))
     assert story.tick(2.5) == []
@@ -69,7 +69,7 @@ def test_a_clock_that_goes_back_evaluates_no_instant_twice() -> None:
     assert brief(story.tick(4 + SETTLED)) == [(4, "firing", 1)]
 
 
-def test_before_it_has_caught_up_the_clock_evaluates_nothing() -> None:
+def test_an_alerter_that_has_not_caught_up_evaluates_nothing_at_a_tick() -> None:
     story = Story(make_rule(), begin=None)
     story.send(0.5, call(0.5))
     assert story.tick(100) == []
@@ -86,8 +86,8 @@ def test_instants_are_multiples_of_the_interval_whenever_the_alerter_started(
 
 def test_a_window_excludes_its_end_and_includes_its_start() -> None:
     #   0         10
-    #   [---------)      window of 10 s at 10
-    #  a b       c d
+    #   [---------)      window of 10 s at 10: b and c are inside
+    #  a b       c d  e
     story = Story(make_rule())
     story.send(9.9, call(-0.001), call(0), call(9.999), call(10), call(12))
     events = story.tick(13 + SETTLED)
@@ -126,7 +126,7 @@ def test_a_span_that_arrives_within_the_five_seconds_counts_for_a_rule_on_low_va
     assert story.tick(6 + SETTLED) == []
 
 
-def test_every_late_span_of_the_window_counts_for_a_rule_on_low_values() -> None:
+def test_a_late_span_at_the_start_of_the_window_counts_for_a_rule_on_low_values() -> None:
     """The window [2, 12) is evaluated at stream time 17, so the span stored at 16.5 counts."""
     story = Story(make_rule(op="lte", threshold=1000))
     story.send(11.5, call(11.5))
@@ -143,7 +143,7 @@ def test_every_late_span_of_the_window_counts_for_a_rule_on_low_values() -> None
     ],
 )
 def test_a_window_of_wide_buckets_ends_at_its_instant(rule: Rule, stored: float) -> None:
-    """Buckets of 6 s: the span that ends at 65.5 shares one with the instant 64, and comes after it."""
+    """The span that ends at 65.5 is in the same bucket of 6 s as the instant 64, but does not count at this instant."""
     story = Story(rule)
     story.send(10, call(9.5))
     story.send(stored, make_span(ended_ns=ns(65.5), arrived_ns=ns(stored)))
@@ -153,14 +153,14 @@ def test_a_window_of_wide_buckets_ends_at_its_instant(rule: Rule, stored: float)
 
 def test_a_window_is_never_shorter_than_configured() -> None:
     #     8.5  9   10
-    #     [----|----)     window of 1500 ms at 10
+    #     [----|----)     window of 1500 ms at 10; buckets of 1 s begin at 8, 9 and 10
     #      a
     story = Story(make_rule(window="1500ms"))
     story.send(9.9, call(8.6))
     assert brief(story.tick(10 + SETTLED)) == [(10, "firing", 1)]
 
 
-# --- what is published, and what cannot be read
+# --- what is published, and what cannot be decoded
 
 
 def test_an_event_goes_to_the_subject_of_its_rule_with_a_unique_id() -> None:
@@ -188,7 +188,7 @@ def test_an_unreadable_message_is_skipped_and_due_instants_are_evaluated() -> No
     assert brief(story.tick(1.5)) == [(1, "firing", 1)]
 
 
-def test_a_gap_or_a_rewound_log_moves_the_position() -> None:
+def test_a_gap_or_a_rewound_log_moves_the_position_and_no_batch_counts_twice() -> None:
     story = Story(make_rule(cooldown="1h"))
     breach(story, [0.5])
     story.tick(1.5)

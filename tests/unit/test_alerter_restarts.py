@@ -15,7 +15,7 @@ from tokentrace_alerter.machine import AlerterMachine
 
 def test_a_firing_later_than_the_snapshot_starts_the_cooldown() -> None:
     #   0  1  2  3  4  5  6  7  8  9  10 11 12
-    #   |S |F           killed                 F    cooldown 10 s
+    #   S  F      killed                 F    S = snapshot, F = firing; cooldown 10 s
     story = Story(make_rule(cooldown="10s", window="5s"))
     snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5, 1.5, 2.5])
@@ -28,8 +28,8 @@ def test_a_firing_later_than_the_snapshot_starts_the_cooldown() -> None:
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_the_cooldown_of_a_resolved_firing_survives_a_kill(twice: bool) -> None:
-    #   0  1  2  3  4 killed  6 ...      31
-    #   |S |F    |R           breach     F       window 2 s, cooldown 30 s
+    #   0  1  2  3  4         6 ...      31
+    #   S  F     R   killed   breach     F       S = snapshot, F = firing, R = resolution; window 2 s, cooldown 30 s
     story = Story(make_rule(cooldown="30s", window="2s"))
     snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5])
@@ -44,7 +44,7 @@ def test_the_cooldown_of_a_resolved_firing_survives_a_kill(twice: bool) -> None:
     assert [at(event) for event in story.tick(31.3)] == [31]
 
 
-def test_nothing_is_published_for_instants_before_the_last_event() -> None:
+def test_nothing_is_published_for_instants_up_to_the_last_event() -> None:
     story = Story(make_rule())
     snapshot = story.alerter.snapshot({}).state()
     breach(story, [0.5, 1.5, 2.5])
@@ -55,7 +55,7 @@ def test_nothing_is_published_for_instants_before_the_last_event() -> None:
 
 @pytest.mark.parametrize("event", ["firing", "resolved"])
 def test_a_snapshot_between_deciding_and_publishing_loses_no_event(event: str) -> None:
-    """The pump may save while an event waits to be published. After a kill only the snapshot has it."""
+    """A snapshot may be saved while an event waits to be published; after a kill, only the snapshot has this event."""
     story = Story(make_rule(cooldown="1h", window="2s"))
     story.send(0.5, call(0.5))
     if event == "resolved":
@@ -67,7 +67,7 @@ def test_a_snapshot_between_deciding_and_publishing_loses_no_event(event: str) -
     assert brief(story.tick(9.5)) == [*expected, (3, "resolved", 0)]
 
 
-def test_a_snapshot_while_an_event_is_being_published_loses_no_event() -> None:
+def test_an_event_that_was_decided_before_the_snapshot_and_not_stored_starts_no_cooldown() -> None:
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, call(0.5))
     assert len(story.tick(1 + SETTLED)) == 1
@@ -77,7 +77,7 @@ def test_a_snapshot_while_an_event_is_being_published_loses_no_event() -> None:
     assert [event.status for event in story.tick(2 + SETTLED)] == ["firing"]
 
 
-def test_events_applied_before_an_unreadable_snapshot_still_count() -> None:
+def test_events_applied_before_an_unreadable_snapshot_start_the_cooldown() -> None:
     story = Story(make_rule(cooldown="30s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
@@ -94,7 +94,7 @@ def test_events_applied_before_an_unreadable_snapshot_still_count() -> None:
     assert story.tick(6) == []
 
 
-def test_without_a_snapshot_the_events_still_count() -> None:
+def test_without_a_snapshot_the_events_start_the_cooldown() -> None:
     story = Story(make_rule(cooldown="30s", window="60s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
@@ -114,7 +114,7 @@ def test_an_episode_that_began_before_a_kill_is_resolved_after_it() -> None:
 
 
 @pytest.mark.parametrize("order", ["as published", "twice", "late"])
-def test_an_event_may_be_applied_twice(order: str) -> None:
+def test_an_event_may_be_applied_again_or_after_a_later_one(order: str) -> None:
     story = Story(make_rule(cooldown="5s", window="60s"))
     breach(story, [0.5])
     assert [at(event) for event in story.tick(7 + SETTLED)] == [1, 6]
@@ -148,13 +148,14 @@ def test_a_firing_of_another_alerter_starts_the_cooldown() -> None:
 
 def test_a_firing_of_another_alerter_that_replaced_an_event_starts_the_cooldown() -> None:
     """
-    The alerter whose event is refused applies the event of the other one and decides again.
+    An alerter whose event the broker refuses applies the event of the other alerter and decides again.
 
-    Both know the firing at 1. This one has not read all messages: it finds too few calls at 4 and none at 5, and
-    resolves. The other one has fired at 4, and the broker accepted that first. Nothing may fire before 7.
+    Both alerters know the firing at 1. This one has not read all messages: at 3 and 4 it finds too few calls, at 5
+    none, so it resolves the rule. The other one fired at 4, and the broker accepted that event, so nothing may fire
+    before 7.
     """
     #   0    1    2    3    4    5    6    7
-    #   aa   |F           b |F'  |R   cc  |F     window 2 s, at least 2 calls, cooldown 3 s; F' is the other's
+    #     aa |F     b       |F'  |R cc     |F    F' = firing of the other; window 2 s, min_spans 2, cooldown 3 s
     story = Story(make_rule(cooldown="3s", window="2s", min_spans=2))
     story.send(0.5, call(0.5), call(0.5))
     story.send(2.5, call(2.5))
@@ -199,7 +200,7 @@ def test_a_new_rule_is_warming_until_its_window_is_covered() -> None:
         assert shown["state"] == state, now
 
 
-def test_a_rule_keeps_its_firings_when_another_one_is_added() -> None:
+def test_a_rule_keeps_its_cooldown_when_another_one_is_added() -> None:
     old = make_rule(name="old", cooldown="30s", window="60s")
     story = Story(old)
     breach(story, [0.5])
@@ -210,7 +211,7 @@ def test_a_rule_keeps_its_firings_when_another_one_is_added() -> None:
     assert [at(event) for event in story.tick(40)] == [31]
 
 
-def test_removing_a_rule_changes_no_other() -> None:
+def test_removing_a_rule_keeps_the_cooldown_of_another() -> None:
     stays = make_rule(name="stays", cooldown="30s", window="60s")
     story = Story(stays, make_rule(name="goes"))
     breach(story, [0.5])
@@ -232,7 +233,7 @@ def test_a_rule_with_a_new_interval_is_evaluated_at_its_new_instants(
     assert [at(event) for event in story.tick(16)] == instants
 
 
-def test_a_new_threshold_needs_no_backfill() -> None:
+def test_a_new_threshold_applies_to_spans_folded_before_it_was_set() -> None:
     story = Story(make_rule(threshold=99))
     breach(story, [0.5])
     story.tick(1.5)

@@ -1,4 +1,4 @@
-"""Every value equals a second implementation, however the stream is cut, repeated or read again."""
+"""Values of rules equal a second implementation; a stream gives the same events after restarts and with repetitions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tokentrace_alerter.rules import Rule
 
 
 class Sent(NamedTuple):
-    """A span and when the broker stored it, seconds after START."""
+    """A span, and the time at which the broker stored it in seconds after START."""
 
     stored: float
     span: Span
 
 
-def test_every_metric_has_a_second_implementation() -> None:
+def test_every_built_in_metric_has_a_second_implementation() -> None:
     assert set(RECOUNT) == set(METRICS)
 
 
@@ -42,11 +42,11 @@ def quantile(pick: Callable[[Span], int], q: float, scale: float, least: int) ->
     return compute
 
 
-def ratio(part: Callable[[Span], float], spans: list[Span]) -> tuple[float | None, int]:
+def mean(part: Callable[[Span], float], spans: list[Span]) -> tuple[float | None, int]:
     return (sum(map(part, spans)) / len(spans) if spans else None), len(spans)
 
 
-def added(pick: Callable[[Span], int], spans: list[Span]) -> tuple[float | None, int]:
+def total(pick: Callable[[Span], int], spans: list[Span]) -> tuple[float | None, int]:
     return (sum(map(pick, spans)) if spans else None), len(spans)
 
 
@@ -70,14 +70,14 @@ def timed(spans: Sequence[Span]) -> list[Span]:
     return [span for span in llm(spans) if span.latency_ns]
 
 
-#: Metric -> (value, contributing spans) of the spans of a window, as the documents define them.
+#: Metric -> function from the spans of a window to (value, number of contributing spans), as the documents define it.
 RECOUNT: dict[str, Callable[[list[Span]], tuple[float | None, int]]] = {
     "total_cost": lambda s: (dollars(s) if paid(s) else None, len(paid(s))),
     "cost_per_call": lambda s: (dollars(s) / len(llm(s)) if llm(s) else None, len(llm(s))),
-    "unpriced_span_count": lambda s: added(lambda span: span.cost_nusd is None, paid(s)),
-    "prompt_tokens": lambda s: added(lambda span: span.prompt_tokens, llm(s)),
-    "completion_tokens": lambda s: added(lambda span: span.completion_tokens, llm(s)),
-    "total_tokens": lambda s: added(lambda span: span.total_tokens, llm(s)),
+    "unpriced_span_count": lambda s: total(lambda span: span.cost_nusd is None, paid(s)),
+    "prompt_tokens": lambda s: total(lambda span: span.prompt_tokens, llm(s)),
+    "completion_tokens": lambda s: total(lambda span: span.completion_tokens, llm(s)),
+    "total_tokens": lambda s: total(lambda span: span.total_tokens, llm(s)),
     "prompt_token_p50": lambda s: quantile(lambda span: span.prompt_tokens, 0.50, 1, 0)(llm(s)),
     "prompt_token_p95": lambda s: quantile(lambda span: span.prompt_tokens, 0.95, 1, 0)(llm(s)),
     "completion_token_p50": lambda s: quantile(lambda span: span.completion_tokens, 0.50, 1, 0)(llm(s)),
@@ -85,22 +85,22 @@ RECOUNT: dict[str, Callable[[list[Span]], tuple[float | None, int]]] = {
     "latency_p50": lambda s: quantile(lambda span: span.latency_ns, 0.50, 1e6, 1)(llm(s)),
     "latency_p95": lambda s: quantile(lambda span: span.latency_ns, 0.95, 1e6, 1)(llm(s)),
     "latency_p99": lambda s: quantile(lambda span: span.latency_ns, 0.99, 1e6, 1)(llm(s)),
-    "latency_avg": lambda s: ratio(lambda span: span.latency_ns / 1e6, timed(s)),
+    "latency_avg": lambda s: mean(lambda span: span.latency_ns / 1e6, timed(s)),
     "ttft_p50": lambda s: quantile(lambda span: span.ttft_ns, 0.50, 1e6, 1)(llm(s)),
     "ttft_p95": lambda s: quantile(lambda span: span.ttft_ns, 0.95, 1e6, 1)(llm(s)),
-    "error_rate": lambda s: ratio(lambda span: span.status != "ok", llm(s)),
-    "error_count": lambda s: added(lambda span: span.status != "ok", llm(s)),
-    "timeout_rate": lambda s: ratio(lambda span: span.status == "timeout", llm(s)),
-    "timeout_count": lambda s: added(lambda span: span.status == "timeout", llm(s)),
-    "span_count": lambda s: added(lambda span: 1, llm(s)),
-    "quality_score": lambda s: ratio(lambda span: (span.score or 0) / 1e9, scored(s)),
+    "error_rate": lambda s: mean(lambda span: span.status != "ok", llm(s)),
+    "error_count": lambda s: total(lambda span: span.status != "ok", llm(s)),
+    "timeout_rate": lambda s: mean(lambda span: span.status == "timeout", llm(s)),
+    "timeout_count": lambda s: total(lambda span: span.status == "timeout", llm(s)),
+    "span_count": lambda s: total(lambda span: 1, llm(s)),
+    "quality_score": lambda s: mean(lambda span: (span.score or 0) / 1e9, scored(s)),
     "quality_p10": lambda s: quantile(lambda span: span.score or 0, 0.10, 1e9, 0)(scored(s)),
     "quality_p50": lambda s: quantile(lambda span: span.score or 0, 0.50, 1e9, 0)(scored(s)),
 }
 
 
 def recount(rule: Rule, sent: Sequence[Sent], instant: int) -> tuple[float | None, int]:
-    """Compute the value of *rule* from the spans that ended in the window and were stored before the instant."""
+    """Return (value, contributing spans) of *rule* at *instant*, from the spans stored before its evaluation."""
     second = START + instant
     low = (second - rule.window_ns // SECOND) // rule.bucket_s * rule.bucket_s
     known = [sent_span.span for sent_span in sent if ns(sent_span.stored) < second * SECOND + rule.lag_ns]
@@ -121,7 +121,7 @@ random_spans: st.SearchStrategy[dict[str, Any]] = st.builds(
     ttft_ns=st.sampled_from([0, 5 * 10**6, 10**9]),
     score=st.sampled_from([None, None, 0, 333_333_333, 10**9]),
 )
-#: Pauses between messages and the spans in each.
+#: For each message: the seconds since the message before, and its spans.
 random_streams = st.lists(
     st.tuples(st.sampled_from([0.0, 0.001, 0.25, 1.0, 1.9, 4.0]), st.lists(random_spans, min_size=1, max_size=3)),
     min_size=2,
@@ -131,7 +131,7 @@ Stream = list[tuple[float, list[dict[str, Any]]]]
 
 
 def make_sent(stream: Stream) -> list[list[Sent]]:
-    """The messages of *stream*, the first 20 s after START."""
+    """Return the messages of *stream*; the clock begins 20 s after START, and each message comes after its pause."""
     stored, messages, number = 20.0, [], 0
     for pause, spans in stream:
         stored += pause
@@ -154,7 +154,7 @@ def make_sent(stream: Stream) -> list[list[Sent]]:
     filter_=st.sampled_from([{}, {}, {"model": "o3"}, {"status": "ok", "model": "gpt-4o"}]),
     metrics=st.lists(st.sampled_from(sorted(RECOUNT)), min_size=6, max_size=6, unique=True),
 )
-def test_every_value_at_every_instant_equals_a_second_implementation(
+def test_values_at_every_instant_equal_a_second_implementation(
     stream: Stream, window: str, every: int, filter_: dict[str, str], metrics: list[str]
 ) -> None:
     rules = [
@@ -166,9 +166,7 @@ def test_every_value_at_every_instant_equals_a_second_implementation(
 
 @settings(max_examples=examples(40), deadline=None)
 @given(stream=random_streams, window=st.sampled_from(["1s", "3s", "10s", "60s", "199s"]), every=st.sampled_from([1, 3]))
-def test_every_value_of_a_rule_on_low_values_equals_a_second_implementation(
-    stream: Stream, window: str, every: int
-) -> None:
+def test_values_of_rules_on_low_values_equal_a_second_implementation(stream: Stream, window: str, every: int) -> None:
     metrics = ("span_count", "quality_score", "latency_p50", "total_cost")
     rules = [
         make_rule(name=metric, metric=metric, window=window, eval_interval=f"{every}s", op="lte", threshold=1e300)
@@ -203,22 +201,22 @@ def check_against_recount(rules: Sequence[Rule], stream: Stream, every: int) -> 
 # --- the same stream gives the same events, however it is read
 
 
-def said(events: Iterable[AlertEvent]) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the events of each rule, in order."""
+def by_rule(events: Iterable[AlertEvent]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return rule name -> the compared fields of its events, in order."""
     result: dict[str, list[tuple[Any, ...]]] = {}
     for event in events:
-        told = (event.fired_at, event.status, event.value, event.span_count, event.starts_at, event.ends_at)
-        result.setdefault(event.alert, []).append(told)
+        fields = (event.fired_at, event.status, event.value, event.span_count, event.starts_at, event.ends_at)
+        result.setdefault(event.alert, []).append(fields)
     return result
 
 
-def tell(rules: Sequence[Rule], messages: list[list[Sent]]) -> dict[str, list[tuple[Any, ...]]]:
-    """Return the events when the stream is read without a restart."""
+def expected_events(rules: Sequence[Rule], messages: list[list[Sent]]) -> dict[str, list[tuple[Any, ...]]]:
+    """Return the events of each rule, as ``by_rule``, when the stream is read without a restart."""
     story = Story(*rules)
     for message in messages:
         story.send(message[0].stored, *(sent_span.span for sent_span in message))
     story.tick(messages[-1][0].stored + 90)
-    return said(story.published)
+    return by_rule(story.published)
 
 
 def restarted(story: Story, snapshot: bytes, *, caught_up: bool) -> None:
@@ -240,14 +238,14 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
             restarted(story, story.alerter.snapshot({}).state(), caught_up=dice.random() < 0.7)
     story.alerter.caught_up = True
     story.tick(messages[-1][0].stored + 90)
-    assert said(story.published) == tell(RULES, messages)
+    assert by_rule(story.published) == expected_events(RULES, messages)
 
 
 @settings(max_examples=examples(60), deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
 def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
-    story, pending = Story(*RULES), list[AlertEvent]()
+    story = Story(*RULES)
     saved_at = dice.choice([0, dice.randrange(len(messages))])
     killed_at = dice.randrange(saved_at, len(messages))
     snapshot = b""
@@ -258,15 +256,15 @@ def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream:
             snapshot = story.alerter.snapshot({}).state()
             before = len(story.published)
     story.tick(message[0].stored + SETTLED)
-    pending = story.published[before:]
-    story.published = story.published[: before + dice.randint(0, len(pending))]
+    unsaved = story.published[before:]
+    story.published = story.published[: before + dice.randint(0, len(unsaved))]
     restarted(story, snapshot, caught_up=False)
     story.tick(0)
     for message in messages[killed_at + 1 :]:
         story.send(message[0].stored, *(sent_span.span for sent_span in message))
     story.alerter.caught_up = True
     story.tick(messages[-1][0].stored + 90)
-    assert said(story.published) == tell(RULES, messages)
+    assert by_rule(story.published) == expected_events(RULES, messages)
 
 
 @settings(max_examples=examples(40), deadline=None)
@@ -284,7 +282,7 @@ def test_repeated_batches_change_nothing(stream: Stream, seed: int) -> None:
                 story.tick(0)
                 restarted(story, story.alerter.snapshot({}).state(), caught_up=True)
     story.tick(messages[-1][0].stored + 90)
-    assert said(story.published) == tell(RULES, messages)
+    assert by_rule(story.published) == expected_events(RULES, messages)
 
 
 def test_the_same_batch_again_counts_once() -> None:

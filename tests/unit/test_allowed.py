@@ -1,4 +1,4 @@
-"""``alert_delivery.allow_hosts``: the meaning of its entries, and the spellings of an address."""
+"""``alert_delivery.allow_hosts``: the meaning of its entries, the spellings of an address, and refused addresses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def allows(entries: list[str] | None, url: str) -> bool:
 
 
 def spelled(address: ipaddress.IPv4Address, front: list[str], last: str) -> str:
-    """Return *address* with its first bytes as separate numbers in these bases and the rest as one number."""
+    """Return *address*: the first bytes as numbers in the bases *front*, the rest as one number in the base *last*."""
     words, rest = [], int(address)
     for at, base in enumerate(front):
         shift = 24 - 8 * at
@@ -63,7 +63,7 @@ def test_an_address_is_the_same_in_every_spelling(address: ipaddress.IPv4Address
 @example("1.16777216")
 @example("4294967296")
 def test_numeric_addresses_are_parsed_as_the_c_library_parses_them(text: str) -> None:
-    """The oracle is the C library, except for a final dot, which the C library refuses after an address."""
+    """Final dots are not compared, because the C library refuses an address that ends with one."""
     text = text.rstrip(".")
     try:
         wanted = ipaddress.IPv4Address(socket.inet_aton(text))
@@ -99,7 +99,7 @@ NEVER = [
 
 @pytest.mark.parametrize("host", NEVER)
 @pytest.mark.parametrize("entries", [None, ["0.0.0.0/0", "::/0"]])
-def test_a_link_local_or_metadata_address_is_refused_in_every_spelling(entries: list[str] | None, host: str) -> None:
+def test_a_link_local_or_metadata_address_is_refused_in_many_spellings(entries: list[str] | None, host: str) -> None:
     # The HTTP client cannot parse a URL with an octal address, so no request goes there.
     with pytest.raises(Rejected, match="cannot be read" if host.startswith("0251") else "link-local or metadata"):
         AllowedHosts.parse(entries).check_url(f"http://{host}/latest")
@@ -115,7 +115,7 @@ def test_no_spelling_of_a_link_local_address_is_allowed(
     assert not allows(["0.0.0.0/0", "::/0"], f"https://[::ffff:{address}]:8443/x")
 
 
-OTHERS = [
+UNRESTRICTED = [
     "169.253.255.255",
     "169.255.0.0",
     "100.100.100.201",
@@ -133,7 +133,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("host", OTHERS)
+@pytest.mark.parametrize("host", UNRESTRICTED)
 def test_without_a_list_every_other_host_is_allowed(host: str) -> None:
     assert allows(None, f"http://{host}:81/x")
 
@@ -223,7 +223,7 @@ def test_an_empty_list_allows_no_host() -> None:
     assert allows(None, "http://127.0.0.1/")
 
 
-NO_ENTRIES = [
+INVALID_ENTRIES = [
     "*",
     "*.example.com",
     "https://example.com",
@@ -250,7 +250,7 @@ NO_ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize("entry", ["", " ", "exa mple.com", "x" * 64, *NO_ENTRIES])
+@pytest.mark.parametrize("entry", ["", " ", "exa mple.com", "x" * 64, *INVALID_ENTRIES])
 def test_an_invalid_entry_is_refused_with_its_index(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^alert_delivery\.allow_hosts\[1\]: "):
         AllowedHosts.parse(["localhost", entry])
@@ -280,12 +280,14 @@ def test_an_unreadable_host_is_refused(url: str) -> None:
         (["fd12::1", "::ffff:169.254.169.254", "10.0.0.1"], ["fd12::1", "10.0.0.1"]),
     ],
 )
-def test_the_link_local_addresses_of_a_name_are_not_used(resolved: list[str], usable: list[str]) -> None:
+def test_link_local_addresses_and_repetitions_among_those_of_a_name_are_not_used(
+    resolved: list[str], usable: list[str]
+) -> None:
     assert ANY.usable("name", resolved) == usable
 
 
 @pytest.mark.parametrize("resolved", [[], ["169.254.169.254"], ["fe80::1%2", "fd00:ec2::254"]])
-def test_a_name_with_only_link_local_addresses_is_refused_by_name(resolved: list[str]) -> None:
+def test_a_name_without_a_usable_address_is_refused_and_named(resolved: list[str]) -> None:
     with pytest.raises(Rejected, match=r"metadata\.example"):
         AllowedHosts.parse(["metadata.example"]).usable("metadata.example", resolved)
 
@@ -318,7 +320,7 @@ def test_a_rule_of_the_file_for_a_metadata_address_is_refused_even_without_a_lis
     ("value", "hosts"),
     [
         ("127.0.0.0/8, ::1,localhost", ["127.0.0.0/8", "::1", "localhost"]),
-        # It is set, so it is a limit: no host is allowed.
+        # The variable is set, so the list is a limit although it is empty: no host is allowed.
         (" , ", []),
     ],
 )

@@ -1,4 +1,4 @@
-"""The architecture that ARCHITECTURE.md describes: no circle of files, and contracts that notice a violation."""
+"""The architecture that ARCHITECTURE.md describes: no cyclic imports, and import contracts that report violations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCES = [ROOT / "shared", *sorted(path for path in (ROOT / "services").iterdir
 
 
 def modules(sources: list[Path]) -> dict[str, Path]:
-    """Module name -> file, of every Python file under *sources*."""
+    """Return module name -> file of every Python file under *sources*."""
     found = {}
     for source in sources:
         for file in source.rglob("*.py"):
@@ -27,7 +27,7 @@ def modules(sources: list[Path]) -> dict[str, Path]:
 
 
 def imports_of(file: Path, known: dict[str, Path]) -> set[str]:
-    """The modules among *known* that *file* imports anywhere, at its head or inside a function."""
+    """Return the modules among *known* that *file* imports by absolute name, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -39,8 +39,8 @@ def imports_of(file: Path, known: dict[str, Path]) -> set[str]:
     return found & known.keys()
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of two or more modules that import each other, directly or not (strongly connected components)."""
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Return the groups of modules that import each other, directly or not (strongly connected components)."""
 
     def reachable(start: str) -> set[str]:
         seen, todo = set(), [start]
@@ -53,23 +53,23 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
     reach = {module: reachable(module) for module in graph}
     found = {frozenset(m for m in reach[module] if module in reach[m]) for module in graph if module in reach[module]}
-    return sorted(sorted(circle) for circle in found)
+    return sorted(sorted(cycle) for cycle in found)
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_no_modules_import_each_other_in_a_cycle() -> None:
     known = modules(SOURCES)
     assert len(known) > 100
     graph = {name: imports_of(file, known) - {name} for name, file in known.items()}
-    assert circles(graph) == []
+    assert cycles(graph) == []
 
 
-def test_a_circle_of_three_files_is_found() -> None:
-    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+def test_a_cycle_of_three_modules_is_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
 VIOLATIONS = {
     "a clock in the core": ("shared/tokentrace/rollup/series.py", "import time", "the core knows no clock and no I/O"),
-    "an import behind a face": (
+    "an import of a module behind its package": (
         "services/api/tokentrace_api/live_tail.py",
         "from tokentrace.rollup.series import SeriesTable",
         "tokentrace.rollup is imported through its face",
@@ -89,7 +89,7 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
-def test_the_contracts_notice(name: str, tmp_path: Path) -> None:
+def test_a_contract_reports_the_violation(name: str, tmp_path: Path) -> None:
     file, line, contract = VIOLATIONS[name]
     for folder in ("shared", "services"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -100,7 +100,7 @@ def test_the_contracts_notice(name: str, tmp_path: Path) -> None:
     assert head in text
     broken.write_text(text.replace(head, f"{head}\n{line}\n", 1))
     paths = [str(tmp_path / source.relative_to(ROOT)) for source in SOURCES]
-    linted = subprocess.run(
+    result = subprocess.run(
         [str(Path(sysconfig.get_path("scripts")) / "lint-imports"), "--no-cache"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -108,5 +108,5 @@ def test_the_contracts_notice(name: str, tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert linted.returncode != 0, linted.stdout
-    assert any(contract in row and "BROKEN" in row for row in linted.stdout.splitlines()), linted.stdout
+    assert result.returncode != 0, result.stdout
+    assert any(contract in report and "BROKEN" in report for report in result.stdout.splitlines()), result.stdout

@@ -1,4 +1,4 @@
-"""The bench's own promises, kept with rows that take microseconds of real work."""
+"""The benchmark program: rows, verdicts, comparisons and the options, tried with rows that measure small hashes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bench.table import Table, number, quantity, seconds_per_call  # noqa: E402
 
 
 def hashing(size: int) -> float:
-    """Seconds that hashing *size* bytes takes."""
+    """Return the seconds that hashing *size* bytes takes."""
     return seconds_per_call(lambda: hashlib.sha256(b"x" * size).digest(), at_least_s=0.002, tries=3)
 
 
@@ -47,7 +47,7 @@ def raising() -> Measured:
 
 
 def group(name: str, *plans: Plan) -> Group:
-    """A group that measures *plans*, of which ``RAISES`` raises."""
+    """Return a group that measures *plans*; the measurement of ``RAISES`` raises ``Failed``."""
 
     def run(runner: Runner) -> None:
         for plan in plans:
@@ -58,8 +58,8 @@ def group(name: str, *plans: Plan) -> Group:
 
 def measured(*groups: Group) -> Run:
     run = Run(Table(groups, io.StringIO()))
-    for one in groups:
-        run.group(one)
+    for planned in groups:
+        run.group(planned)
     return run
 
 
@@ -68,14 +68,16 @@ def verdicts(run: Run) -> dict[str, str]:
 
 
 def row(value: float | None, *, limit: float | None = None, name: str = "row", unit: Unit = "s") -> Row:
-    """A row of a group "g" as a run leaves it."""
+    """Return a measured row of the group "g"; with *value* None, a failed one."""
     if value is None:
         return Row(group="g", name=name, unit=unit, verdict="FAILED", reason="behind")
     held = Limit("limit", limit, unit) if limit else None
     return evaluate("g", Plan(name, unit, "limit" if limit else ""), Measured(value, limit), held)
 
 
-def test_a_row_that_raises_is_failed_with_its_reason_and_loses_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_raises_is_failed_with_its_reason_and_the_others_are_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     run = measured(group("first", MET, RAISES, LATER), group("second", MET))
 
     assert verdicts(run) == {
@@ -104,13 +106,13 @@ def test_a_set_up_that_raises_fails_the_rows_it_did_not_reach_and_no_others() ->
     assert run.rows[1].reason == "OSError: no space left"
 
 
-def test_a_group_that_forgets_a_row_shows_it_as_failed() -> None:
+def test_a_row_that_its_group_does_not_measure_is_failed() -> None:
     run = measured(Group("g", (MET, LATER), lambda runner: runner.row(MET, larger)))
 
     assert verdicts(run) == {"g: a larger hash": "met", "g: a hash without a budget": "FAILED"}
 
 
-def test_a_broken_reference_fails_the_rows_that_need_it_and_no_others() -> None:
+def test_a_reference_that_raises_fails_the_rows_that_need_it_and_no_others() -> None:
     needs = Plan("needs it", "s", BROKEN, Budget("<=", 2.0))
 
     run = measured(group("g", needs, MET))
@@ -140,7 +142,7 @@ def test_rows_are_printed_as_they_are_measured_and_aligned() -> None:
     assert "1 MB" in lines[2]
 
 
-def test_a_value_that_is_no_number_fails_instead_of_entering_the_results() -> None:
+def test_a_value_that_is_not_finite_and_a_limit_of_zero_fail() -> None:
     for value, limit in ((float("inf"), 1.0), (float("nan"), 1.0), (1.0, 0.0)):
         with pytest.raises(Failed):
             evaluate("g", MET, Measured(value), Limit("limit", limit, "s"))
@@ -161,13 +163,13 @@ def test_waits_of_the_design_are_subtracted_before_the_ratio_is_taken() -> None:
     assert evaluate("g", plan, Measured(0.46), Limit("limit", 0.1, "s")).verdict == "MISSED"
 
 
-def test_a_budget_without_a_limit_is_held_against_the_value() -> None:
+def test_a_budget_without_a_limit_is_compared_with_the_value() -> None:
     plan = Plan("memory", "MiB", "", Budget("<=", 512.0))
 
     assert [evaluate("g", plan, Measured(value), None).verdict for value in (512.0, 512.1)] == ["met", "MISSED"]
 
 
-def test_on_the_machine_the_budgets_were_set_on_a_ratio_is_the_figure_it_was_made_of() -> None:
+def test_a_budget_comes_to_its_figure_on_the_machine_it_was_set_on() -> None:
     assert at_most(1.0, LOOP, waits_s=0.25).ratio * LOOP.set_on + 0.25 == pytest.approx(1.0)
     assert at_least(50_000, PUBLISH).ratio * PUBLISH.set_on == pytest.approx(50_000)
 
@@ -178,7 +180,7 @@ def test_offered_rates_scale_with_the_loop_measured_in_the_same_run() -> None:
     assert run.offered(10_000) == int(10_000 * LOOP.set_on / run.limit(LOOP).value)
 
 
-def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
+def test_results_are_read_from_a_file_as_they_were_written(tmp_path: Path) -> None:
     run = measured(group("g", MET, MISSED, LATER, RAISES))
 
     results.write(tmp_path / "run.json", run.rows)
@@ -186,7 +188,7 @@ def test_results_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     assert results.read(tmp_path / "run.json").rows == run.rows
 
 
-def test_a_comparison_of_runs_of_other_sizes_says_so(
+def test_a_comparison_of_runs_of_different_sizes_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "old.json"
@@ -202,7 +204,7 @@ def test_a_comparison_of_runs_of_other_sizes_says_so(
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"format": 2, "rows": []}', "[1]"])
-def test_a_file_without_results_is_refused_before_anything_is_measured(tmp_path: Path, text: str) -> None:
+def test_a_comparison_with_a_file_without_results_exits_with_2(tmp_path: Path, text: str) -> None:
     (tmp_path / "old.json").write_text(text)
 
     assert main(["--against", str(tmp_path / "old.json")], [group("g", MET)]) == 2
@@ -231,7 +233,7 @@ def test_a_comparison_of_two_machines_judges_by_the_ratio_to_the_limit_of_each()
     assert results.compare([old], [row(5.0, limit=0.4)]).worse == ["g: row"]
 
 
-def test_a_comparison_names_rows_that_failed_are_new_or_are_gone() -> None:
+def test_a_comparison_marks_each_row_that_failed_or_is_new_or_gone() -> None:
     old = [row(1.0, name="fails"), row(1.0, name="goes")]
     new = [row(None, name="fails"), row(1.0, name="comes")]
 
@@ -279,7 +281,7 @@ def test_a_wrong_command_line_exits_with_2(words: list[str]) -> None:
     assert main(words, [group("g", MET)]) == 2
 
 
-def test_every_group_imports_and_lists_its_rows() -> None:
+def test_the_option_list_prints_every_row_of_every_group() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--list"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
@@ -298,7 +300,7 @@ def test_every_budget_of_speed_is_a_ratio_to_a_limit() -> None:
     assert {plan.unit for plan in absolute} == {"MiB", "spans"}
 
 
-def test_a_service_that_ends_at_its_start_is_named_with_its_last_line() -> None:
+def test_a_service_that_ends_while_it_starts_fails_with_its_exit_code_and_last_line() -> None:
     words = [sys.executable, "-c", "import sys; sys.exit('no such bucket')"]
 
     with (
@@ -308,7 +310,7 @@ def test_a_service_that_ends_at_its_start_is_named_with_its_last_line() -> None:
         pass
 
 
-def test_an_answer_is_asked_for_again_while_the_pipeline_is_behind_and_given_up_after_the_patience() -> None:
+def test_a_request_is_repeated_while_its_status_is_503_and_fails_after_the_time_limit() -> None:
     asked = []
 
     class Behind(http.server.BaseHTTPRequestHandler):
@@ -320,7 +322,7 @@ def test_an_answer_is_asked_for_again_while_the_pipeline_is_behind_and_given_up_
             self.wfile.write(b'{"total_spans": 7}')
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Log nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Behind) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -339,9 +341,9 @@ def test_an_answer_is_asked_for_again_while_the_pipeline_is_behind_and_given_up_
 @pytest.mark.parametrize(
     ("value", "shown"), [(2.5e-7, "0.25 µs"), (0.0123, "12.3 ms"), (1.0, "1 s"), (64.21, "64.2 s"), (0.0, "0 µs")]
 )
-def test_seconds_are_shown_in_a_unit_a_reader_takes_in(value: float, shown: str) -> None:
+def test_seconds_are_shown_in_a_unit_that_suits_their_size(value: float, shown: str) -> None:
     assert quantity(value, "s") == shown
 
 
-def test_numbers_are_shown_with_three_digits_that_count() -> None:
+def test_numbers_are_shown_with_few_digits() -> None:
     assert [number(n) for n in (1234567.8, 99.96, 1.234, 0.0456, 7)] == ["1,234,568", "100.0", "1.23", "0.046", "7"]

@@ -1,4 +1,4 @@
-"""Cleaning is a pure function of the message: it completes, splits and decodes batches."""
+"""Cleaning: the same message always gives the same bytes; batches are decoded, completed and split."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tokentrace_ingest.cleaning import Cleaner
 def test_a_redelivered_message_gives_the_same_bytes(payload: bytes) -> None:
     first = written(*clean_message(make_cleaner(), raw_message(payload)))
     cleaner = make_cleaner()
-    clean_message(cleaner, raw_message(MESSAGES["bare"]))  # a replica that has cleaned other messages before
+    clean_message(cleaner, raw_message(MESSAGES["bare"]))  # a replica that cleaned another message before
     assert written(*clean_message(cleaner, raw_message(payload))) == first
     assert written(*clean_message(cleaner, raw_message(payload))) == first
 
@@ -95,12 +95,12 @@ def test_missing_times_follow_from_the_times_that_are_set(
     assert (span.started_ns, span.ended_ns) == expected
 
 
-@given(st.integers(0, MESSAGES.__len__() - 1), st.integers(1, 50))
+@given(st.integers(0, len(MESSAGES) - 1), st.integers(1, 50))
 @settings(max_examples=examples(20))
-def test_ids_made_for_different_batches_never_collide(number: int, others: int) -> None:
+def test_ids_made_for_the_batches_of_a_reporter_never_collide(number: int, count: int) -> None:
     cleaner = make_cleaner()
     seen: Counter[tuple[str, str]] = Counter()
-    for sequence in range(1, others + 1):
+    for sequence in range(1, count + 1):
         batch = make_batch(bare_span(), bare_span(), sequence=sequence, id=f"r.{number}")
         seen.update((span.trace_id, span.span_id) for span in cleaner.clean(batch, ARRIVED_NS).parts[0].spans)
     assert max(seen.values()) == 1
@@ -153,7 +153,7 @@ def test_a_large_batch_is_split_by_index_after_every_64_spans(count: int, size: 
     assert {(part.id, part.sequence, part.arrived_ns) for part in cleaned.parts} == {
         (batch.id, batch.sequence, ARRIVED_NS)
     }
-    # Only the first part holds what is not a span.
+    # Only the first part holds what is not a span, such as the reporter's statistics.
     assert [part.reporter for part in cleaned.parts] == [stats, *[None] * (len(runs) - 1)]
 
 
@@ -171,7 +171,7 @@ def test_a_bad_span_moves_no_other_span_to_another_part(bad: set[int]) -> None:
     assert cleaned.spans == 320 - len(bad)
     assert cleaned.parts[0].part == 0
     assert len({part.part for part in cleaned.parts}) == len(cleaned.parts)
-    # Ids follow from the index in the raw batch, whatever the other spans are.
+    # An id depends on the index in the raw batch and not on the other spans.
     key = "shop.web.0123456789abcdef0123456789abcdef:1"
     for part in cleaned.parts:
         for span in part.spans:
@@ -179,7 +179,7 @@ def test_a_bad_span_moves_no_other_span_to_another_part(bad: set[int]) -> None:
 
 
 def test_a_stored_batch_keeps_the_limits_if_placeholders_make_it_longer() -> None:
-    # A placeholder is longer than its secret.
+    # The placeholder of an email address is longer than this address.
     many = "a@b.io " * 36
     batch = make_batch(
         bare_span(name=many, caller=many, error="a@b.io " * 4600),
@@ -216,7 +216,7 @@ def test_a_redactor_that_is_off_changes_and_counts_nothing() -> None:
 # -- JSON of other NATS clients
 
 
-def test_json_of_any_nats_client_is_decoded_as_the_documented_form() -> None:
+def test_json_of_another_nats_client_is_decoded_as_documented_spans() -> None:
     payload = b' \n[{"model": "gpt-4o", "prompt_tokens": 3, "comp_tokens": 4, "latency_ms": 1.5, "name": "a"}]'
     (cleaned,), dead_letters = clean_message(make_cleaner(), raw_message(payload))
     (span,) = cleaned.parts[0].spans

@@ -1,4 +1,4 @@
-"""``tokentrace.yml``: every documented key has its default, and every error names its key."""
+"""``tokentrace.yml``: how keys are read, documented defaults, errors that name the invalid key, and durations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ DEFAULTS: dict[tuple[type, str], object] = {
 
 
 @pytest.mark.parametrize(("section", "key"), DEFAULTS, ids=lambda part: getattr(part, "__name__", part))
-def test_every_documented_key_has_its_documented_default(section: type, key: str) -> None:
+def test_a_documented_key_has_its_documented_default(section: type, key: str) -> None:
     required = {"endpoint": "http://collector"} if section is HttpTransport else {}
     value = getattr(section(**required), key)
     assert value == DEFAULTS[section, key]
@@ -138,7 +138,7 @@ pricing:
 """
 
 
-def test_every_documented_key_is_read() -> None:
+def test_the_values_of_a_file_are_read_into_their_settings() -> None:
     got = read(FULL)
     file = FileTransport(path="/var/log/t.jsonl", rotate=True, max_size_mb=5, max_files=2, sync=True, buffer_size_kb=64)
     assert got.transport.type == "multi"
@@ -180,7 +180,7 @@ def test_every_documented_key_is_read() -> None:
         AlertRule(name="bare", metric="latency.p95_ms", op="lt", threshold=3.0, window="5m"),
     ]
     assert got.alerts[1].min_spans == 0
-    assert got.alerts[1].cooldown is None  # the alerter uses the window
+    assert got.alerts[1].cooldown is None  # None = the alerter uses the window
     assert got.custom_metrics == [
         CustomMetric(name="docs", type="sum", field="attr.documents"),
         CustomMetric(name="cached", type="count", filter_key="attr.cache", filter_val="hit"),
@@ -197,7 +197,7 @@ def test_every_documented_transport_is_known(kind: str) -> None:
 
 @pytest.mark.parametrize("op", ["gt", "gte", "lt", "lte"])
 @pytest.mark.parametrize("kind", ["sum", "count", "avg", "p95"])
-def test_every_operator_and_kind_of_metric_is_known(op: str, kind: str) -> None:
+def test_every_operator_and_type_of_custom_metric_is_known(op: str, kind: str) -> None:
     got = read(
         f"alerts: [{{name: a, metric: m, op: {op}, threshold: 1, window: 1h}}]\n"
         f"custom_metrics: [{{name: c, type: {kind}}}]\n"
@@ -233,7 +233,7 @@ def test_a_missing_key_is_named(text: str, key: str) -> None:
     assert message.startswith("test.yml: ")
 
 
-# -- unknown keys and wrong kinds
+# -- unknown keys and invalid values
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_an_unknown_key_is_named_with_its_place(text: str, place: str, key: str)
 
 
 def test_a_file_of_another_project_called_tokentrace_is_refused_by_its_key() -> None:
-    """Another project of this name reads ``sources:``. Without an error the file would seem to work."""
+    """Another project called tokentrace reads ``sources:``; without an error, its file would seem to work here."""
     message = refused("sources:\n  - type: jsonl\n    path: ./x.jsonl\n")
     assert "`sources`" in message
 
@@ -316,7 +316,7 @@ def test_a_file_of_another_project_called_tokentrace_is_refused_by_its_key() -> 
         ("redaction: {keys: secret}", "redaction.keys"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_with_its_key(text: str, key: str) -> None:
+def test_an_invalid_value_is_refused_with_its_key(text: str, key: str) -> None:
     message = refused(text)
     assert message.startswith("test.yml: ")
     assert key in message
@@ -367,7 +367,7 @@ def test_a_key_that_appears_twice_in_a_mapping_is_refused_with_both_lines(
 
 
 def test_a_merged_mapping_may_override_a_key() -> None:
-    """YAML's merge key is not a repeated key."""
+    """A key that overrides one of a mapping merged with ``<<`` is not a repeated key."""
     text = "redaction: {keys: &keys [a]}\nretention: &base {max_spans: 1}\nstorage: {}\n"
     got = read(text + "nats: {<<: {shards: 2, project: shop}, shards: 3}\n")
     assert (got.nats.shards, got.nats.project) == (3, "shop")
@@ -394,7 +394,7 @@ def test_a_threshold_that_is_not_finite_is_refused(threshold: str) -> None:
         "nats: {shards: 'PLACE'}",
     ],
 )
-def test_an_error_never_shows_a_long_value(text: str) -> None:
+def test_an_error_does_not_show_the_whole_of_a_long_value(text: str) -> None:
     secret = "s3cret-" * 40
     assert secret[:60] not in refused(text.replace("PLACE", secret))
 
@@ -417,7 +417,7 @@ def test_an_error_never_shows_a_long_value(text: str) -> None:
     ],
     ids=range(12),
 )
-def test_text_that_is_not_yaml_is_a_config_error(text: str) -> None:
+def test_text_that_cannot_be_read_as_one_yaml_document_is_a_config_error(text: str) -> None:
     assert "test.yml" in refused(text)
 
 
@@ -444,6 +444,6 @@ def test_a_file_that_is_not_a_mapping_is_refused(text: str) -> None:
         ("0s", 0),
     ],
 )
-def test_durations_are_written_with_units(text: str, ns: int) -> None:
+def test_a_duration_is_numbers_with_units_or_zero(text: str, ns: int) -> None:
     assert read(f"nats: {{duplicate_window: {text}}}").nats.duplicate_window == ns
     assert read("nats: {duplicate_window: '${W}'}", W=text).nats.duplicate_window == ns

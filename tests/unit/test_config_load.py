@@ -1,4 +1,4 @@
-"""Loading of settings: variables, the order of file, environment and flags, and the shards of an aggregator."""
+"""Loading of settings: variables, the precedence of flags, environment and file, and the shards of an aggregator."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refused(text: str, **environ: str) -> str:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory."""
+    """Make an empty directory the current one; return it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -125,7 +125,7 @@ def test_a_variable_in_a_comment_is_ignored(here: Path) -> None:
     assert read("# ${TOKEN:?must not matter}\nhttp_server: {}\n") == Settings()
 
 
-# -- order
+# -- precedence of flags, environment and file
 
 
 def test_flags_win_over_the_environment_over_the_file_over_the_defaults(here: Path) -> None:
@@ -141,7 +141,7 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(here: Pa
     assert got.storage.dir == Settings().storage.dir
 
 
-def test_another_file_may_be_named_and_must_then_be_there(here: Path) -> None:
+def test_another_file_may_be_named_and_must_then_exist(here: Path) -> None:
     (here / "tokentrace.yml").write_text("nats: {project: default-file}\n")
     (here / "other.yml").write_text("nats: {project: other-file}\n")
     assert load(str(here / "other.yml"), {}).nats.project == "other-file"
@@ -174,7 +174,7 @@ def test_a_file_that_is_not_text_is_a_config_error(here: Path) -> None:
         ("TRACE_REDACT_KEYS", " badge, iban,,x-y ", ["badge", "iban", "x-y"]),
     ],
 )
-def test_every_variable_sets_its_key(here: Path, name: str, given: str, wanted: object) -> None:
+def test_a_variable_sets_its_key(here: Path, name: str, given: str, wanted: object) -> None:
     value: Any = load(None, {name: given})
     for part in ENVIRONMENT[name].split("."):
         value = getattr(value, part)
@@ -255,10 +255,10 @@ def test_a_data_directory_that_is_or_lies_below_a_file_is_refused(here: Path, di
 
 
 @pytest.mark.parametrize("section", ["nats:\n", "nats: 5\n", "nats: []\n", "nats: text\n"])
-def test_a_section_that_is_not_a_mapping_is_named_although_the_environment_sets_a_key_in_it(
+def test_a_section_must_be_a_mapping_or_empty_also_if_the_environment_sets_a_key_in_it(
     here: Path, section: str
 ) -> None:
-    """A section whose keys are all commented out is empty in YAML: it means the defaults, or it is refused by name."""
+    """A section whose keys are all commented out is empty in YAML; no other section may be without a mapping."""
     (here / "tokentrace.yml").write_text(section)
     try:
         got = load(None, {"TOKENTRACE_PROJECT": "shop"})
@@ -295,7 +295,7 @@ def test_loading_does_not_change_its_arguments(here: Path) -> None:
         ("0-3", [0, 1, 2, 3]),
     ],
 )
-def test_a_worker_may_hold_some_of_the_shards(text: str, shards: list[int]) -> None:
+def test_an_aggregator_may_own_some_of_the_shards(text: str, shards: list[int]) -> None:
     assert own_shards(Nats(shards=4, own_shards=text)) == shards
 
 
@@ -305,7 +305,7 @@ def test_own_shards_that_do_not_exist_are_refused_with_the_key(text: str) -> Non
         own_shards(Nats(shards=4, own_shards=text))
 
 
-def test_an_immense_range_of_shards_is_refused_without_being_written_out() -> None:
+def test_an_immense_range_of_shards_is_refused_within_512_mib_of_memory() -> None:
     done = subprocess.run(
         [
             sys.executable,
@@ -327,7 +327,7 @@ def test_an_immense_range_of_shards_is_refused_without_being_written_out() -> No
     assert done.stdout == "refused\n"
 
 
-# -- paths without a token
+# -- paths that need no token
 
 
 @pytest.mark.parametrize(("require", "is_open"), [("false", True), ("true", False)])

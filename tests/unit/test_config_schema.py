@@ -1,4 +1,4 @@
-"""The JSON schema of the configuration: generated, checked in, true of the loader, and the same as README's tables."""
+"""The JSON schema of the configuration: it equals the file in docs and agrees with the loader and README's tables."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ INVALID = [
 
 
 def resolve(schema: dict[str, Any]) -> dict[str, Any]:
-    """The object schema that *schema* is or refers to, else *schema*; of a union of objects all keys together."""
+    """
+    Return the schema of the object that *schema* refers to, also as an item or value; *schema* if it refers to none.
+
+    For a union of objects, the result has the keys of all of them except the constant ones, such as ``type``.
+    """
     objects = [option["$ref"] for option in schema.get("anyOf", []) if "$ref" in option]
     if len(objects) > 1:
         merged: dict[str, Any] = {}
@@ -69,7 +73,7 @@ def resolve(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def keys_below(schema: dict[str, Any], parent: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (path, schema) of each key without keys below it; a path is like ``list[].b``."""
+    """Yield (path, schema) of each key without keys below it, and of ``transport.multi``; *parent* begins each path."""
     for name, key in schema["properties"].items():
         path = f"{parent}{name}"
         inner = resolve(key)
@@ -84,7 +88,7 @@ KEYS = dict(keys_below(SCHEMA, ""))
 
 
 def rendered_default(path: str, key: dict[str, Any]) -> str:
-    """The default as README's tables write it."""
+    """Return the default of *key* as README's tables show it."""
     if "default" not in key:
         return "required"
     default = key["default"]
@@ -98,7 +102,7 @@ def rendered_default(path: str, key: dict[str, Any]) -> str:
 
 
 def test_the_checked_in_schema_is_the_generated_one() -> None:
-    """``tokentrace config schema > docs/configuration.schema.json`` writes it."""
+    """``tokentrace config schema > docs/configuration.schema.json`` writes the file."""
     assert (ROOT / "docs" / "configuration.schema.json").read_text(encoding="utf-8") == encode_schema()
 
 
@@ -130,12 +134,12 @@ def test_a_file_that_does_not_conform_to_the_schema_is_refused_by_the_loader(tex
         build(parse_yaml(text, "test.yml", {}), "test.yml")
 
 
-def test_the_keys_for_client_programs_are_marked_in_the_schema() -> None:
+def test_transport_and_disk_days_are_marked_as_keys_for_client_programs() -> None:
     for described in (SCHEMA["properties"]["transport"], KEYS["retention.disk_days"]):
         assert described["description"].startswith("Client programs only: ")
 
 
-def test_every_key_stands_in_a_table_of_the_readme_with_its_default_and_its_variable() -> None:
+def test_the_tables_of_the_readme_list_every_key_with_its_default_and_its_variable() -> None:
     settings = README.partition("\n## Settings\n")[2].partition("\n## ")[0]
     tables = re.split(r"^(?:\|---)+\|$", settings, flags=re.MULTILINE)[1:]
     assert len(tables) == 2, "settings, and keys without effect"
@@ -154,7 +158,7 @@ def test_every_key_stands_in_a_table_of_the_readme_with_its_default_and_its_vari
     assert rows == {"alerts": ("none", ""), **wanted}
 
 
-def test_every_key_of_a_rule_stands_in_a_table_of_the_readme() -> None:
+def test_the_tables_of_the_readme_list_every_key_of_a_rule() -> None:
     alerts = README.partition("\n## Alerts\n")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`.+?) \|", alerts, re.MULTILINE) + re.findall(r"^\| `.+?\|(.+?)\|", alerts, re.MULTILINE)
     named = set(re.findall(r"`(\w+)`", " ".join(cells)))

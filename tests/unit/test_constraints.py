@@ -1,4 +1,4 @@
-"""constraints.txt pins every package that pyproject.toml asks for, by version and without an address."""
+"""constraints.txt pins every package that pyproject.toml asks for to a version, without an address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kit.environment import ROOT
 
 
 def pins() -> dict[str, str]:
-    """Return the pinned versions by name."""
+    """Return package name -> pinned version."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     malformed = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+]+", line)]
     assert not malformed, f"not of the form name==version: {malformed}"
@@ -33,7 +33,7 @@ def test_every_requirement_is_pinned_to_a_version_that_it_allows() -> None:
     assert not wrong, f"`make pins` is due: {wrong}"
 
 
-def test_the_image_and_the_setup_install_the_pinned_versions() -> None:
+def test_the_image_and_the_setup_use_the_constraints() -> None:
     assert "-c constraints.txt" in (ROOT / "Makefile").read_text()
     assert "-c constraints.txt" in (ROOT / "Dockerfile").read_text()
     assert "!constraints.txt" in (ROOT / ".dockerignore").read_text()

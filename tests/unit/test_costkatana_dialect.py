@@ -1,4 +1,4 @@
-"""What Cost Katana's clients send: how it is mapped, and what is rejected."""
+"""Bodies that Cost Katana's clients send: how they become records, and which are rejected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def status_of(decode: Any, body: bytes) -> int | None:
 
 
 class TestMapping:
-    def test_every_field_is_mapped(self) -> None:
+    def test_a_start_and_an_end_become_one_span(self) -> None:
         assert finished(caller="web") == Span(
             trace_id="root-of-all",
             span_id=SPAN_ID,
@@ -281,7 +281,7 @@ class TestIngest:
         assert [decode_ingest(form) for form in forms] == [decode_ingest(forms[0])] * 3
         assert len(decode_ingest(forms[0])) == 1
 
-    def test_the_error_of_a_bad_span_has_its_index_in_every_form(self) -> None:
+    def test_the_error_of_a_bad_span_has_its_index(self) -> None:
         bad = b'{"name":"x","costUSD":"1"}'
         assert refusal(decode_ingest, b"[" + self.SPAN + b"," + bad + b"]").startswith("span 1: costUSD: ")
         assert refusal(decode_ingest, b'{"spans":[' + self.SPAN + b"," + bad + b"]}").startswith("span 1: costUSD: ")

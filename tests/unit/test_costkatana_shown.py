@@ -1,4 +1,4 @@
-"""Where Cost Katana's spans belong, and how spans and messages are shown to its clients."""
+"""The trace and session of Cost Katana's spans, and how spans and messages are shown to its clients."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class TestMessages:
         (batch,) = decode_batches(encode_batches([Batch(id="b", messages=[message])]))
         return render_message(batch.messages[0])
 
-    def test_a_message_without_secrets_is_shown_in_both_forms(self) -> None:
+    def test_a_message_is_shown_with_the_fields_of_the_sdk_and_of_the_backend(self) -> None:
         assert self.shown(content="hi", length=2, role="assistant", metadata={"a": 1}) == {
             "messageId": "m",
             "sessionId": "s",
@@ -220,7 +220,7 @@ class TestMessages:
     @pytest.mark.parametrize(
         ("content", "length", "full"), [("", 0, True), ("x" * 500, 500, True), ("x" * 501, 501, False), ("", 9, False)]
     )
-    def test_the_preview_has_500_characters_and_says_whether_it_is_complete(
+    def test_the_preview_has_at_most_500_characters_and_says_whether_it_is_complete(
         self, content: str, length: int, full: bool
     ) -> None:
         shown = self.shown(content=content, length=length)

@@ -1,4 +1,4 @@
-"""Which buckets make up a window."""
+"""The buckets that ``cover`` chooses for a window."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from tokentrace.rollup import (
 )
 from tokentrace.units import HOUR, MINUTE, SECOND
 
-# ---- cover
-
 
 @settings(max_examples=examples(300), deadline=None)
 @given(NOW_NS, WINDOW_NS)
-def test_cover_is_one_interval_around_the_window_and_at_most_one_percent_longer(now_ns: int, window_ns: int) -> None:
-    #   from'   now - W                      now   to'
+def test_cover_is_one_interval_that_begins_at_most_a_second_or_one_percent_early(now_ns: int, window_ns: int) -> None:
+    #   from'   now - window                 now   to'
     #   [--------|----------------------------|----)
     stretches = asked(now_ns, window_ns)
     for before, after in pairwise(stretches):

@@ -1,4 +1,4 @@
-"""Custom metrics: their values, their rollup, and rules that watch them."""
+"""Custom metrics: their values, their rollup and a rule on one; and the constructors of rules."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def metric(**fields: Any) -> Any:
 )
 @pytest.mark.parametrize("kind", ["sum", "avg", "p95"])
 def test_a_value_is_shown_in_the_unit_of_its_field(field: str, span: dict[str, Any], value: float, kind: str) -> None:
-    own = metric(field=field, type=kind)
-    measured = CustomRollup(own, (Resolution(1, 60),))
-    made = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
-    measured.fold([made], made.arrived_ns)
-    at = made.ended_ns // SECOND
-    assert own.value(measured.read([[Stretch(0, at, at + 1)]], Query())[0][0]) == pytest.approx(value)
+    custom = metric(field=field, type=kind)
+    rollup = CustomRollup(custom, (Resolution(1, 60),))
+    made_span = make_span(**{"total_tokens": 99, "prompt_tokens": 0, "completion_tokens": 0, **span})
+    rollup.fold([made_span], made_span.arrived_ns)
+    at = made_span.ended_ns // SECOND
+    assert custom.value(rollup.read([[Stretch(0, at, at + 1)]], Query())[0][0]) == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_an_invalid_custom_metric_is_refused_with_the_key_that_is_wrong(fields: 
 def test_custom_values_equal_a_recount_before_and_after_a_restart(values: list[tuple[int, int]], seed: int) -> None:
     dice = random.Random(seed)
     resolutions = (Resolution(1, 30), Resolution(10, 200))
-    own = metric(type="p95", field="attr.size")
-    measured = CustomRollup(own, resolutions)
+    custom = metric(type="p95", field="attr.size")
+    rollup = CustomRollup(custom, resolutions)
     now = START + 100
     for age, value in values:
         span = make_span(
@@ -105,19 +105,19 @@ def test_custom_values_equal_a_recount_before_and_after_a_restart(values: list[t
             model=f"m{value % 3}",
             attributes={"size": value / 10**9},
         )
-        measured.fold([span], now * SECOND)
+        rollup.fold([span], now * SECOND)
         if dice.random() < 0.01:
-            state, parts = measured.snapshot({})
-            made = {name: part.encode() for name, part in parts.items() if part.encode}
-            state, made = msgspec.msgpack.decode(msgspec.msgpack.encode((state, made)))
-            measured = CustomRollup(own, resolutions)
-            assert measured.restore(state, made)
-    measured.tick(now * SECOND)
+            state, parts = rollup.snapshot({})
+            encoded = {name: part.encode() for name, part in parts.items() if part.encode}
+            state, encoded = msgspec.msgpack.decode(msgspec.msgpack.encode((state, encoded)))
+            rollup = CustomRollup(custom, resolutions)
+            assert rollup.restore(state, encoded)
+    rollup.tick(now * SECOND)
     stretches = [Stretch(1, now - 60, now - 20), Stretch(0, now - 20, now + 1)]
-    [(total, groups)] = measured.read([stretches], Query(groupby="model"))
+    [(total, groups)] = rollup.read([stretches], Query(groupby="model"))
     inside = [value for age, value in values if ((now - age) // 10 * 10 >= now - 60 and age > 20) or age <= 20]
     assert (total.size, total.total) == (len(inside), sum(inside))
-    assert measured.cumulative().total == sum(value for _, value in values)
+    assert rollup.cumulative().total == sum(value for _, value in values)
     for model, value_of_model in groups.items():
         mine = [value for value in inside if f"m{value % 3}" == model]
         assert (value_of_model.size, value_of_model.total) == (len(mine), sum(mine))
@@ -126,23 +126,23 @@ def test_custom_values_equal_a_recount_before_and_after_a_restart(values: list[t
         assert total.summary.quantile(1.0) == pytest.approx(float(np.max(inside)), rel=error)
 
 
-def test_sums_of_the_largest_attributes_are_exact_after_each_settling() -> None:
-    #   9.1e18 three times in one bucket; the largest int64 is 9.2e18
-    measured = CustomRollup(metric(field="attr.size"), (Resolution(1, 60),))
+def test_a_sum_beyond_int64_is_exact_after_each_tick() -> None:
+    # The three values of 9.1e18 are in one bucket, and the largest int64 is 9.2e18.
+    rollup = CustomRollup(metric(field="attr.size"), (Resolution(1, 60),))
     span = make_span(attributes={"size": 9_100_000_000})
     at = span.ended_ns // SECOND
     for count in range(1, 4):
-        measured.fold([span], span.arrived_ns)
-        measured.tick(span.arrived_ns)
-        total = measured.read([[Stretch(0, at, at + 1)]], Query())[0][0].total
-        assert total == measured.cumulative().total == count * 9_100_000_000 * 10**9
+        rollup.fold([span], span.arrived_ns)
+        rollup.tick(span.arrived_ns)
+        total = rollup.read([[Stretch(0, at, at + 1)]], Query())[0][0].total
+        assert total == rollup.cumulative().total == count * 9_100_000_000 * 10**9
 
 
 def test_a_rule_on_a_custom_metric_fires() -> None:
-    own = metric(name="legal_doc_cost", filter_key="document_type", filter_val="legal")
-    given = tokentrace.cost_spike("legal", 1.0, "10s")
-    given["metric"] = "legal_doc_cost"
-    rule = parse_rule({**given, "eval_interval": "1s"}, "alerts[0]", None, {"legal_doc_cost": own})
+    custom = metric(name="legal_doc_cost", filter_key="document_type", filter_val="legal")
+    fields = tokentrace.cost_spike("legal", 1.0, "10s")
+    fields["metric"] = "legal_doc_cost"
+    rule = parse_rule({**fields, "eval_interval": "1s"}, "alerts[0]", None, {"legal_doc_cost": custom})
     alerter = AlerterMachine([rule], "default")
     alerter.caught_up = True
     alerter.tick(START * SECOND)
@@ -160,15 +160,15 @@ def test_a_rule_on_a_custom_metric_fires() -> None:
     assert (event.metric, event.value, event.span_count) == ("legal_doc_cost", 1.2, 2)
 
 
-def test_rule_constructors_make_the_documented_rules() -> None:
-    made = [
+def test_rule_constructors_set_the_metric_and_the_operator() -> None:
+    definitions = [
         tokentrace.cost_spike("a", 10.0, "1h", cooldown="30m"),
         tokentrace.latency_regression("b", 3000, "30m"),
         tokentrace.latency_regression("c", 3000, "30m", percentile=99),
         tokentrace.quality_drop("d", 0.75, "1h", min_spans=20),
         tokentrace.error_rate_spike("e", 0.05, "15m", min_spans=10),
     ]
-    rules = [parse_rule(given, f"alerts[{n}]") for n, given in enumerate(made)]
+    rules = [parse_rule(fields, f"alerts[{n}]") for n, fields in enumerate(definitions)]
     assert [(rule.metric, rule.op) for rule in rules] == [
         ("total_cost", "gt"),
         ("latency_p95", "gt"),

@@ -1,4 +1,4 @@
-"""A bad record becomes a dead letter without secrets, and the other records of its batch are stored."""
+"""Dead letters: a bad span or message becomes one without secrets, and the other spans of its batch are stored."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_bad_span_that_can_be_decoded_is_shown_redacted() -> None:
     assert "jane" not in shown["error"]
 
 
-def test_dead_letters_of_different_spans_have_different_ids_and_of_the_same_span_one() -> None:
+def test_dead_letter_ids_differ_between_spans_and_repeat_when_a_batch_is_cleaned_again() -> None:
     bad = bare_span(model="")
     twice = make_cleaner().clean(make_batch(bad, bad), ARRIVED_NS).dead_letters
     other = make_cleaner().clean(make_batch(bad, sequence=2), ARRIVED_NS).dead_letters
@@ -152,7 +152,7 @@ def test_dead_letters_of_different_spans_have_different_ids_and_of_the_same_span
     ],
     ids=range(22),
 )
-def test_a_message_that_cannot_be_decoded_is_one_dead_letter_without_its_bytes(payload: bytes) -> None:
+def test_a_message_that_cannot_be_read_is_one_dead_letter_with_its_size_and_digest(payload: bytes) -> None:
     cleaned, dead_letters = clean_message(make_cleaner(), raw_message(payload))
     assert stored_spans(cleaned) == []
     (dead_letter,) = dead_letters
@@ -203,7 +203,7 @@ def test_a_span_with_any_attributes_is_stored_or_becomes_a_dead_letter(attribute
 @pytest.mark.parametrize(
     "fields", [{"attributes": {"": "x", "a@b.io": 1}}, {"trace_id": "jané a@b.io"}, {"attributes": {"tt.a@b.io": 1}}]
 )
-def test_the_reason_of_a_dead_letter_quotes_no_secret(fields: dict[str, Any]) -> None:
+def test_neither_reason_nor_body_of_a_dead_letter_quotes_a_secret(fields: dict[str, Any]) -> None:
     bad = bare_span(**{"model": "a@b.io", "error": "a@b.io", "cost_model": "a@b.io", **fields})
     _, (dead_letter,) = clean_message(make_cleaner(), raw_message(encode_batches([make_batch(bad)])))
     assert "a@b.io" not in dead_letter.reason

@@ -1,4 +1,4 @@
-"""Deduplication of batches, compared with a plain set."""
+"""Deduplication of batches, compared with a plain set; its limits, and what it forgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokentrace.units import DAY, HOUR
 
 NOW = ENDED_NS
 
-#: reporter or request id, number (0: a request), part
+#: (Reporter id, number from 1 on, part), or (request id, 0, part).
 BatchKey = tuple[str, int, int]
 
 
@@ -120,7 +120,7 @@ def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence: 
     assert dedup.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
 
 
-def test_the_largest_batch_number_is_recorded() -> None:
+def test_the_largest_batch_number_is_recorded_and_restored() -> None:
     dedup = FoldedBatches()
     last = 2**63 - 1
     assert [dedup.add(numbered(number), NOW) for number in (last, last - 1, last, 1)] == [True, True, False, True]
@@ -134,9 +134,9 @@ def test_the_largest_batch_number_is_recorded() -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_gaps_are_limited_and_the_oldest_is_dropped() -> None:
+def test_gaps_are_limited_and_the_lowest_is_dropped() -> None:
     #  1  3  5  7 ...            every second number is missing
-    #  [1 2 3] 5 7 ...           the gap at 2 is dropped when there are too many
+    #  [1 2 3] 5 7 ...           with too many gaps, the one at 2 is dropped: 2 counts as folded
     dedup = FoldedBatches()
     for number in range(1, 2 * MAX_INTERVALS + 1, 2):
         assert dedup.add(numbered(number), NOW)
@@ -147,7 +147,7 @@ def test_gaps_are_limited_and_the_oldest_is_dropped() -> None:
     assert dedup.add(numbered(4), NOW)
 
 
-def test_every_number_in_a_dropped_gap_is_counted() -> None:
+def test_every_number_in_a_dropped_gap_is_counted_as_given_up() -> None:
     dedup = FoldedBatches()
     for number in range(10, 10 * MAX_INTERVALS + 1, 10):
         dedup.add(numbered(number), NOW)
@@ -244,17 +244,17 @@ def test_exactly_the_requests_of_the_last_day_are_remembered(steps: list[tuple[i
 def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps: list[tuple[str, int, int, bool]]) -> None:
     dedup, now = FoldedBatches(), NOW
     numbers: dict[str, set[int]] = {}
-    spoke: dict[str, int] = {}
+    last_ns: dict[str, int] = {}
     for key, number, later, restart in steps:
         now += later
         dedup.forget(now)
-        for silent in [name for name, at in spoke.items() if at < now - 8 * DAY]:
-            del numbers[silent], spoke[silent]
+        for silent in [name for name, at in last_ns.items() if at < now - 8 * DAY]:
+            del numbers[silent], last_ns[silent]
         assert (len(dedup) == 0) is (not numbers)
         known = numbers.setdefault(key, set())
         assert dedup.add(numbered(number, key), now) is (number not in known)
         known.add(number)
-        spoke[key] = now
+        last_ns[key] = now
         if restart:
             dedup = FoldedBatches.restore(dedup.snapshot())
     assert dedup.reporters() == set(numbers)

@@ -1,4 +1,4 @@
-"""Bodies, labels, keys, signatures and pauses of deliveries."""
+"""Deliveries: bodies, labels, idempotency keys, signatures, and the pauses between attempts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_body_of_a_webhook_is_the_documented_event() -> None:
 
 @pytest.mark.parametrize("status", ["firing", "resolved"])
 def test_with_format_alertmanager_the_body_is_its_payload_of_version_4(status: str) -> None:
-    """The keys and types are those of the Alertmanager's documentation of webhook_config."""
+    """The expected keys and types are those that the Alertmanager documents for ``webhook_config``."""
     group = {"user": "alice"}
     event = make_event(group=group) if status == "firing" else make_resolved(group=group)
     shown = msgspec.json.decode(webhook_body(Channel(type="webhook", url=URL, format="alertmanager"), event))
@@ -94,17 +94,17 @@ def test_with_format_alertmanager_the_body_is_its_payload_of_version_4(status: s
     }
 
 
-def test_the_fingerprint_depends_on_the_labels_and_not_on_the_time() -> None:
+def test_the_fingerprint_depends_on_the_labels_and_not_on_time_or_value() -> None:
     def fingerprint(event: AlertEvent) -> str:
         channel = Channel(type="webhook", url=URL, format="alertmanager")
-        found: str = msgspec.json.decode(webhook_body(channel, event))["alerts"][0]["fingerprint"]
-        return found
+        value: str = msgspec.json.decode(webhook_body(channel, event))["alerts"][0]["fingerprint"]
+        return value
 
-    one = make_event(group={"user": "alice"})
-    assert fingerprint(one) == fingerprint(make_resolved(group={"user": "alice"}))
-    assert fingerprint(one) == fingerprint(msgspec.structs.replace(one, value=99.0, span_count=1))
-    assert fingerprint(one) != fingerprint(make_event(group={"user": "bob"}))
-    assert fingerprint(one) != fingerprint(make_event(group={"caller": "alice"}))
+    event = make_event(group={"user": "alice"})
+    assert fingerprint(event) == fingerprint(make_resolved(group={"user": "alice"}))
+    assert fingerprint(event) == fingerprint(msgspec.structs.replace(event, value=99.0, span_count=1))
+    assert fingerprint(event) != fingerprint(make_event(group={"user": "bob"}))
+    assert fingerprint(event) != fingerprint(make_event(group={"caller": "alice"}))
 
 
 # --- labels
@@ -123,7 +123,7 @@ def test_filter_and_instance_become_labels() -> None:
     }
 
 
-def test_a_filter_never_overwrites_a_label_of_ours() -> None:
+def test_a_filter_never_overwrites_a_fixed_label() -> None:
     taken = {"alertname": "a", "metric": "b", "severity": "c", "rule_id": "d"}
     labels = alertmanager_labels(make_event(filter=taken))
     assert labels["alertname"] == "hourly-cost-spike"
@@ -145,9 +145,9 @@ keys = st.text(min_size=1, max_size=12).filter(lambda key: key.removeprefix("att
 def test_two_instances_of_a_rule_have_different_labels(
     filter_: dict[str, str], key: str, values: tuple[str, str]
 ) -> None:
-    one, other = (alertmanager_labels(make_event(filter=filter_, group={key: value})) for value in values)
-    assert (one == other) == (values[0] == values[1])
-    assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in one)
+    first, second = (alertmanager_labels(make_event(filter=filter_, group={key: value})) for value in values)
+    assert (first == second) == (values[0] == values[1])
+    assert all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in first)
 
 
 # --- alerts pushed to an Alertmanager
@@ -169,7 +169,7 @@ def test_a_pushed_firing_whose_episode_is_over_ends_now() -> None:
 
 
 @pytest.mark.parametrize("names", [("X-A", "x-a"), ("Authorization", "AUTHORIZATION")])
-def test_a_header_name_that_is_there_twice_is_refused(names: tuple[str, str]) -> None:
+def test_a_header_name_that_occurs_twice_is_refused(names: tuple[str, str]) -> None:
     given = {"type": "http", "url": URL, "headers": dict.fromkeys(names, "x")}
     with pytest.raises(ConfigError, match=rf"headers\.{names[0]}.*twice"):
         parse_channel(given, "delivery")
@@ -201,14 +201,13 @@ def test_any_value_becomes_an_annotation(value: float | None) -> None:
 # --- Idempotency-Key
 
 
-def test_the_idempotency_key_is_rule_and_instant() -> None:
+def test_the_idempotency_key_is_rule_id_and_instant() -> None:
     assert idempotency_key(make_event()) == f"alert_7f3a1c2b@{FIRED}"
 
 
 def test_every_instant_status_and_instance_has_its_own_key() -> None:
     events = [
-        make(group=group, fired_at=fired_at)
-        for make in (make_event,)
+        make_event(group=group, fired_at=fired_at)
         for group in ({}, {"user": ""}, {"user": "alice"}, {"user": "bob"}, {"user": "alice@bob"}, {"user": "@"})
         for fired_at in (FIRED, OVER)
     ]
@@ -263,7 +262,7 @@ def test_the_signature_is_an_hmac_of_the_body(secret: str, body: bytes) -> None:
 
 
 def test_the_signature_matches_a_test_vector_of_rfc_4231() -> None:
-    """Test vector 2 of RFC 4231."""
+    """The key, the data and the digest are those of test case 2."""
     assert signature("Jefe", b"what do ya want for nothing?") == (
         "sha256=5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
     )

@@ -1,4 +1,4 @@
-"""Written deliveries: their keys, defaults, limits and error texts."""
+"""The ``delivery`` of a rule: its keys, defaults, limits and error texts."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ VALUES: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", sorted(VALID))
 @pytest.mark.parametrize("key", sorted(VALUES))
-def test_a_type_accepts_its_keys_and_refuses_others_by_name(kind: str, key: str) -> None:
+def test_a_type_of_delivery_accepts_its_keys_and_refuses_others_by_name(kind: str, key: str) -> None:
     given = {**VALID[kind], key: VALUES[key]}
     if key in ALLOWED[kind]:
         assert parse_channel(given, "rule.delivery") is not None
@@ -202,14 +202,14 @@ def test_the_shortest_and_the_longest_timeout_are_accepted(text: str, ns: int) -
     assert channel.timeout_ns == ns
 
 
-def test_an_error_text_never_contains_a_secret() -> None:
-    for said in ({"secret": "hunter2"}, {"headers": {"Authorization": "Bearer hunter2\n"}}):
+def test_an_error_text_contains_no_secret() -> None:
+    for fields in ({"secret": "hunter2"}, {"headers": {"Authorization": "Bearer hunter2\n"}}):
         with pytest.raises(ConfigError) as caught:
-            parse_channel({"type": "alertmanager", "url": "http://am", **said}, "d")
+            parse_channel({"type": "alertmanager", "url": "http://am", **fields}, "d")
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_channel_wants_firings_and_resolutions_only_if_asked_for() -> None:
+def test_resolutions_go_to_alertmanagers_and_to_channels_that_ask_for_them() -> None:
     firing, resolved = make_event(), make_resolved()
     for kind in ("stdout", "http", "webhook", "custom"):
         assert Channel(type=kind).wants(firing)

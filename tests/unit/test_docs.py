@@ -1,4 +1,4 @@
-"""The documents are true of the code, as far as a test can tell: links, settings, tests and records they name exist."""
+"""Documents: the links, settings, variables and tests in them exist, and their lists of fields match the code."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def read(name: str) -> str:
 
 
 def prose(name: str) -> str:
-    """The text of a document without its blocks of code."""
+    """Return the text of a document without its blocks of code."""
     return FENCE.sub("", read(name))
 
 
 def anchors(file: Path) -> set[str]:
-    """What a link to a heading of *file* may end with, as GitHub makes it of the heading's text."""
+    """Return the anchors that GitHub makes from the headings of *file*."""
     headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", file.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -63,19 +63,19 @@ def functions(file: str) -> set[str]:
 
 
 @cache
-def source_words() -> set[str]:
-    """The environment variables that programs and tests name."""
+def source_variables() -> set[str]:
+    """Return the environment variables that the sources of programs and tests name."""
     folders = ("shared", "services", "tests")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py") if file != Path(__file__)]
     return {word for file in files for word in VARIABLE.findall(file.read_text(encoding="utf-8"))}
 
 
 def is_setting(key: str, kind: inspect.Type) -> bool:
-    """True when *key*, names with dots between, leads to a setting within *kind*."""
+    """Return True if *key*, names with dots between them, leads to a setting within *kind*."""
     if isinstance(kind, inspect.Metadata):
         return is_setting(key, kind.type)
     if isinstance(kind, inspect.UnionType):
-        return any(is_setting(key, one) for one in kind.types)
+        return any(is_setting(key, member) for member in kind.types)
     if isinstance(kind, inspect.ListType):
         return is_setting(key, kind.item_type)
     if not key:
@@ -89,18 +89,18 @@ def is_setting(key: str, kind: inspect.Type) -> bool:
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """(Document, text) of every block of code in *language*."""
-    return [(name, text) for name in NAMES for found, text in FENCE.findall(read(name)) if found == language]
+    """Return (document, text) of every block of code in *language*."""
+    return [(name, text) for name in NAMES for tag, text in FENCE.findall(read(name)) if tag == language]
 
 
 def leads_somewhere(name: str, target: str) -> bool:
-    """True when the link *target* of the document *name* leads to a file of the repository, and a heading in it."""
+    """Return True if the link *target* in the document *name* leads to a file and, if it names one, a heading."""
     path, _, anchor = target.partition("#")
     file = ((ROOT / name).parent / path).resolve() if path else ROOT / name
     return file.exists() and file.is_relative_to(ROOT) and (not anchor or anchor in anchors(file))
 
 
-def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
+def test_every_relative_link_leads_to_a_file_or_a_heading() -> None:
     links = [(name, target) for name in NAMES for target in LINK.findall(prose(name)) if not SCHEME.match(target)]
     assert len(links) > 50
     assert [link for link in links if not leads_somewhere(*link)] == []
@@ -109,7 +109,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading() -> None:
 def test_every_test_that_a_document_names_exists() -> None:
     named = [(name, file, test) for name in NAMES for file, test in TEST.findall(read(name))]
     assert len(named) > 30
-    assert [one for one in named if not (ROOT / one[1]).is_file() or one[2] not in functions(one[1])] == []
+    assert [names for names in named if not (ROOT / names[1]).is_file() or names[2] not in functions(names[1])] == []
 
 
 def test_every_jetstream_fact_names_a_test() -> None:
@@ -124,7 +124,7 @@ def test_every_setting_that_a_document_names_exists() -> None:
     sections = {field.encode_name for field in schema.fields}
     named = [(name, key) for name in NAMES for key in KEY.findall(prose(name)) if key.partition(".")[0] in sections]
     assert len(named) > 30
-    assert [one for one in named if not is_setting(one[1], schema)] == []
+    assert [(name, key) for name, key in named if not is_setting(key, schema)] == []
 
 
 def test_a_setting_that_does_not_exist_would_be_noticed() -> None:
@@ -135,10 +135,10 @@ def test_a_setting_that_does_not_exist_would_be_noticed() -> None:
     assert not is_setting("nats.shards.more", schema)
 
 
-def test_every_environment_variable_that_a_document_names_is_read_by_a_program() -> None:
+def test_every_environment_variable_that_a_document_names_occurs_in_the_sources() -> None:
     named = [(name, word) for name in NAMES for word in VARIABLE.findall(read(name))]
     assert len(named) > 10
-    assert [one for one in named if one[1] not in source_words()] == []
+    assert [(name, word) for name, word in named if word not in source_variables()] == []
 
 
 @pytest.mark.parametrize(("name", "text"), blocks("yaml"), ids=[name for name, _ in blocks("yaml")])
@@ -170,8 +170,8 @@ def test_every_page_can_be_reached_from_the_index() -> None:
             continue
         seen.add(file)
         targets = [target.partition("#")[0] for target in LINK.findall(prose(str(file.relative_to(ROOT))))]
-        found = [(file.parent / target).resolve() for target in targets if target.endswith(".md")]
-        todo += [one for one in found if one.is_relative_to(DOCS)]
+        pages = [(file.parent / target).resolve() for target in targets if target.endswith(".md")]
+        todo += [page for page in pages if page.is_relative_to(DOCS)]
     assert sorted(set(DOCS.rglob("*.md")) - seen) == []
 
 

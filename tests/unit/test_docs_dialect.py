@@ -47,7 +47,7 @@ def decode(*documents: dict[str, Any]) -> list[Span]:
 
 
 def decode_one(**fields: Any) -> Span:
-    """Decode a span with *fields* and otherwise only the required ones."""
+    """Decode a span with the required fields and *fields*."""
     [span] = decode_spans(json.dumps({**MINIMAL, **fields}).encode())
     return span
 
@@ -80,7 +80,7 @@ def test_an_absent_field_has_its_default() -> None:
     assert decode_one().cost_nusd is None
 
 
-def test_the_source_of_a_span_is_the_one_that_the_caller_names() -> None:
+def test_the_source_of_a_span_is_an_argument_of_the_decoder() -> None:
     assert decode_spans(json.dumps(MINIMAL).encode(), "nats")[0].source == "nats"
 
 
@@ -137,14 +137,14 @@ def test_a_cost_of_zero_differs_from_no_cost() -> None:
 @example(1.5e-9)
 @example(0.1)
 @example(1_000_000.0)
-def test_dollars_are_converted_exactly(usd: float) -> None:
+def test_dollars_are_rounded_half_to_even_to_nano_dollars(usd: float) -> None:
     expected = int((Decimal(repr(usd)) * 10**9).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
     assert decode_one(cost_usd=usd).cost_nusd == expected
 
 
 @given(st.floats(0, 30 * 86_400_000))
 @example(0.0000004)
-def test_milliseconds_are_converted_exactly(ms: float) -> None:
+def test_milliseconds_are_rounded_half_to_even_to_nanoseconds(ms: float) -> None:
     expected = int((Decimal(repr(ms)) * 10**6).quantize(Decimal(1), rounding=ROUND_HALF_EVEN))
     assert decode_one(latency_ms=ms, ttft_ms=ms).latency_ns == expected
     assert decode_one(latency_ms=ms, ttft_ms=ms).ttft_ns == expected
@@ -433,7 +433,7 @@ def test_a_cost_source_that_a_client_sends_is_ignored() -> None:
     assert (span.cost_source, span.unpriced_reason) == ("", "")
 
 
-def test_one_bad_span_rejects_all_and_its_index_starts_at_zero() -> None:
+def test_one_bad_span_rejects_all_and_is_named_by_its_index_from_zero() -> None:
     for index in range(3):
         documents: list[dict[str, Any]] = [dict(MINIMAL) for _ in range(3)]
         documents[index]["model"] = ""

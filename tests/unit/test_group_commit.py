@@ -1,4 +1,4 @@
-"""GroupCommit returns only after the broker has stored every batch of the caller."""
+"""GroupCommit: a commit returns only after the broker has stored all its batches; commits share messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def make_bus() -> tuple[MemoryBroker, MemoryBus]:
 
 
 def in_stream(broker: MemoryBroker) -> list[tuple[str, int, int]]:
-    """(id, sequence, part) of every batch in ``TT_SPANS``, in order."""
+    """Return (id, sequence, part) of every batch in ``TT_SPANS``, in order."""
     return [
         (batch.id, batch.sequence, batch.part)
         for stored in broker.logs[subjects.SPANS].messages.values()
@@ -57,7 +57,7 @@ async def test_a_commit_returns_only_after_its_batch_is_in_the_stream() -> None:
     )
 
 
-async def test_simultaneous_commits_share_a_message() -> None:
+async def test_simultaneous_commits_share_messages() -> None:
     broker, bus = await make_bus()
     group_commit = GroupCommit(bus, 1)
     await asyncio.gather(*(group_commit.commit("default", [request(number)]) for number in range(500)))
@@ -110,7 +110,7 @@ async def test_every_waiting_commit_fails_if_the_broker_is_away() -> None:
     assert in_stream(broker) == [("request.1", 0, 0)]
 
 
-async def test_a_commit_fails_if_one_of_its_parts_is_not_stored() -> None:
+async def test_a_commit_fails_if_the_broker_is_gone_when_its_parts_are_published() -> None:
     broker, bus = await make_bus()
     group_commit = GroupCommit(bus, 2)
     task = asyncio.ensure_future(group_commit.commit("default", [make_batch(sequence=1), make_batch(sequence=2)]))
@@ -163,7 +163,7 @@ async def test_a_cancelled_commit_cancels_no_other_commit() -> None:
     assert stored >= {f"request.{number}" for number in range(20) if number != 3}
 
 
-async def test_a_group_stays_below_the_largest_message() -> None:
+async def test_a_message_with_several_batches_takes_one_mebibyte_at_most() -> None:
     broker, bus = await make_bus()
     group_commit = GroupCommit(bus, 1)
     big = [request(number, spans=[make_span(attributes={"x": "v" * 300_000})]) for number in range(12)]
@@ -173,7 +173,7 @@ async def test_a_group_stays_below_the_largest_message() -> None:
     assert max(sizes) <= 1024 * 1024 + 64
 
 
-async def test_a_batch_larger_than_a_message_is_rejected_and_the_others_are_stored() -> None:
+async def test_a_commit_with_a_batch_larger_than_a_message_is_rejected_and_other_commits_are_stored() -> None:
     broker, bus = await make_bus()
     group_commit = GroupCommit(bus, 1)
     huge = request(0, spans=[make_span(attributes={"x": "v" * MAX_PAYLOAD})])

@@ -1,4 +1,4 @@
-"""Logs of the server programs: one format for our own loggers and those of libraries. Each test runs a real process."""
+"""Logs of the server programs: one format for the loggers of tokentrace and of libraries. Each test runs a process."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ structlog.stdlib.get_logger("tokentrace.ours").warning('{"early": true}')
 
 
 def test_on_a_terminal_lines_are_text_and_tracebacks_show_no_values() -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        subprocess.run([sys.executable, "-c", PROGRAM], stderr=theirs, check=True, timeout=60)
+    reader, writer = pty.openpty()
+    with os.fdopen(reader, "rb", buffering=0) as terminal:
+        subprocess.run([sys.executable, "-c", PROGRAM], stderr=writer, check=True, timeout=60)
         text = terminal.read(65536).decode()
-        os.close(theirs)
+        os.close(writer)
     assert "messages 1 to 7" in text
     assert "shard" in text
     assert "tokentrace.ours" in text

@@ -1,4 +1,4 @@
-"""The MIST envelope and its span: what Go tools send, and what they are shown."""
+"""The MIST envelope and its span: what Go tools send, and how spans are shown to them."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_an_eval_score_wins_over_a_score() -> None:
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "é", "x" * 257, "\x00", ""])
-def test_an_id_that_could_forge_a_log_line_is_dropped(bad: str) -> None:
+def test_an_invalid_id_is_dropped(bad: str) -> None:
     span = decode_one(trace_id=bad, span_id=bad, parent_id=bad)
     assert (span.trace_id, span.span_id, span.parent_span_id) == ("", "", None)
 
@@ -281,7 +281,7 @@ def test_the_parent_id_is_kept() -> None:
         (-(2**63), -(2**63) + 9, (0, 0, 9)),
     ],
 )
-def test_instants_outside_this_century_keep_their_duration(start: int, end: int, expected: tuple[int, ...]) -> None:
+def test_instants_of_another_century_become_0_not_durations(start: int, end: int, expected: tuple[int, ...]) -> None:
     span = decode_one(start_ns=start, end_ns=end)
     assert (span.started_ns, span.ended_ns, span.latency_ns) == expected
 
@@ -438,7 +438,7 @@ SAME = (
 
 
 def assert_same(back: Span, span: Span) -> None:
-    """Compare all mapped fields; a cost of 0 and no cost are the same in Go."""
+    """Check that the fields in SAME are equal, and the costs, of which 0 and None are the same to the Go tools."""
     assert {name: getattr(back, name) for name in SAME} == {name: getattr(span, name) for name in SAME}
     assert (back.cost_nusd or 0) == (span.cost_nusd or 0)
 
@@ -454,7 +454,7 @@ def test_a_shown_mist_span_decodes_to_the_same_span(payload: dict[str, Any], sou
         return
     back = decode_message(envelope(render_span(span), source=source))
     assert_same(back, span)
-    # The caller of the envelope replaces a caller that is not a text.
+    # An attribute caller that is not a text is lost: the shown span has the caller from the envelope instead.
     without = {key: value for key, value in span.attributes.items() if key != "caller"}
     assert {key: value for key, value in back.attributes.items() if key != "caller"} == without
 
@@ -473,7 +473,7 @@ def test_a_shown_mist_span_decodes_to_the_same_span(payload: dict[str, Any], sou
     ],
     ids=lambda fields: ",".join(fields) or "plain",
 )
-def test_a_documented_span_is_shown_as_mist_without_loss(fields: dict[str, Any]) -> None:
+def test_a_documented_span_shown_as_mist_keeps_its_mapped_fields(fields: dict[str, Any]) -> None:
     base = {
         "trace_id": "t",
         "span_id": "s",

@@ -1,4 +1,4 @@
-"""The records of a batch that are not spans are checked, completed and redacted too."""
+"""Cleaning of the records of a batch that are not spans: they are checked, completed and redacted."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_only_the_first_part_of_a_split_batch_holds_the_other_records() -> None:
         ("annotations", {"attributes": {"tt.own": 1}}, "attributes"),
         ("session_ends", {"session_id": ""}, "session_id"),
         ("session_ends", {"ended_ns": 5}, "ended_ns"),
-        # These records cannot be decoded.
+        # The records from here on cannot be decoded.
         ("started", {"name": "n" * 300}, "started[1]: name"),
         ("started", {"kind": "spaceship"}, "started[1]: kind"),
         ("messages", {"role": "alien"}, "messages[1]: role"),

@@ -1,4 +1,4 @@
-"""Configured prices are used before the tables, exactly."""
+"""Configured prices: they take precedence over the price tables, and costs are computed exactly and rounded once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_configured_price_is_exact_and_rounded_once(
     assert quote.cost_nusd == (expected if expected <= MAX_COST_NUSD else None)
 
 
-def test_cached_tokens_have_the_prompt_rate_unless_one_is_configured() -> None:
+def test_cached_tokens_without_a_configured_rate_have_the_prompt_rate() -> None:
     configured = Pricer({"m": Rate(Decimal(2), Decimal(8))})
     assert configured.quote(call("", "m", (100, 0, 100, 0, 0, 0))).cost_nusd == 100 * 2000
     assert configured.quote(call("", "m", (100, 0, 40, 60, 60, 0))).cost_nusd == 100 * 2000

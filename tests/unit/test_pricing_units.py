@@ -1,4 +1,4 @@
-"""Units of a ``usage`` map, which no field of a span holds, are priced or named."""
+"""Pricing of the units in a span's ``usage`` map, which no other field holds: they have a rate, or they are named."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_searches_cost_what_calc_price_says(data: st.DataObject) -> None:
 @settings(max_examples=examples(100), deadline=None)
 @given(st.data())
 def test_a_usage_map_with_a_count_of_zero_changes_no_price(data: st.DataObject) -> None:
-    # A usage map makes the pricer use calc_price instead of a vector.
+    # A span with a usage map is priced by calc_price, another one by a vector of rates; both must agree.
     provider, model = draw_pair(data, PAIRS)
     counts = data.draw(counts_of(starts_of(model)))
     assume(counts[0] + counts[1] > 0)
@@ -135,7 +135,7 @@ def test_usage_cannot_replace_the_fields_of_a_span() -> None:
     assert pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage=usage)).cost_nusd == 2_560_000
 
 
-#: Units that the tables name and no model has a price for. A span that reports one of them is partly priced.
+#: Units that the price tables name and for which no model has a price.
 UNPRICED_UNITS = {
     "cache_audio_write_1h_tokens",
     "cache_audio_write_5m_tokens",
@@ -190,7 +190,7 @@ def test_every_unit_with_a_price_is_priced_and_the_others_are_listed() -> None:
             prompt = 5000 if has_rate(prices, "input_mtok") else 0
             completion = 5000 if has_rate(prices, "output_mtok") else 0
             counts = {name: 7, "input_tokens": prompt, "output_tokens": completion}
-            # A unit is included in each of its more general units.
+            # The count of a unit is part of the counts of its more general units.
             parents = [other for other in units.values() if is_descendant_or_self(other, units[name])]
             counts |= {other.usage_key: max(counts.get(other.usage_key, 0), 7) for other in parents}
             extra = {key: count for key, count in counts.items() if key not in FIELD_UNITS and count}

@@ -1,4 +1,4 @@
-"""Every name that applications import from ``tokentrace`` is documented: parameters, results, errors and units."""
+"""Documentation of the names that applications import from ``tokentrace``: parameters, results, errors and units."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 import tokentrace
 
-#: The end of a name -> a word that its documentation must contain.
+#: End of a parameter's or attribute's name -> word that its description must contain.
 UNITS = {
     "timeout": "seconds",
     "_ns": "nanoseconds",
@@ -23,12 +23,12 @@ UNITS = {
     "_usd": "us dollars",
     "_bytes": "bytes",
 }
-#: The rules that have names take the keys of a rule, which docs/how-to/write-alert-rules.md describes.
-NAMED_RULES = {"cost_spike", "error_rate_spike", "latency_regression", "quality_drop"}
+#: Functions that make rules. Their parameters are keys of a rule, which docs/how-to/write-alert-rules.md describes.
+RULE_FUNCTIONS = {"cost_spike", "error_rate_spike", "latency_regression", "quality_drop"}
 
 
 def sections(documentation: str) -> dict[str, dict[str, str]]:
-    """Return section -> name -> text of a docstring with sections such as ``Args:``; "" is the text before them."""
+    """Return section -> name -> text of a docstring; the text before its sections or names has the key ""."""
     parsed: dict[str, dict[str, str]] = {"": {"": ""}}
     section, names = "", [""]
     for line in inspect.cleandoc(documentation).splitlines():
@@ -46,7 +46,7 @@ def sections(documentation: str) -> dict[str, dict[str, str]]:
 
 
 def raised(function: Callable[..., Any]) -> set[str]:
-    """The exceptions that the body of *function* raises by name."""
+    """Return the names of the exceptions that the body of *function* creates and raises."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     calls = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
     return {ast.unparse(call.func) for call in calls}
@@ -57,6 +57,7 @@ def names_of_parameters(function: Callable[..., Any]) -> list[str]:
 
 
 def missing_units(entries: dict[str, str]) -> Iterator[str]:
+    """Yield the names in *entries*, a map from name to description, whose description lacks the unit."""
     for name, text in entries.items():
         for end, word in UNITS.items():
             if name.endswith(end) and word not in text.lower():
@@ -64,7 +65,7 @@ def missing_units(entries: dict[str, str]) -> Iterator[str]:
 
 
 def problems_of_function(function: Callable[..., Any]) -> Iterator[str]:
-    """What the docstring of *function* lacks."""
+    """Yield what the docstring of *function* lacks."""
     documented = sections(function.__doc__ or "")
     if not documented[""][""].strip():
         yield "no docstring"
@@ -81,7 +82,7 @@ def problems_of_function(function: Callable[..., Any]) -> Iterator[str]:
 
 
 def problems_of_class(kind: type) -> Iterator[str]:
-    """What the docstrings of *kind*, its fields and its public methods lack."""
+    """Yield what the docstrings of *kind*, its ``__init__`` and its public methods lack."""
     documented = sections(kind.__doc__ or "")
     if not documented[""][""].strip():
         yield "no docstring"
@@ -104,22 +105,22 @@ def problems_of_class(kind: type) -> Iterator[str]:
             yield from (f"{name}: {problem}" for problem in problems_of_function(member))
 
 
-@pytest.mark.parametrize("name", sorted(set(tokentrace.__all__) - NAMED_RULES - {"__version__"}))
+@pytest.mark.parametrize("name", sorted(set(tokentrace.__all__) - RULE_FUNCTIONS - {"__version__"}))
 def test_a_public_name_documents_its_parameters_results_errors_and_units(name: str) -> None:
     value = getattr(tokentrace, name)
     problems = problems_of_class(value) if inspect.isclass(value) else problems_of_function(value)
     assert list(problems) == []
 
 
-@pytest.mark.parametrize("name", sorted(NAMED_RULES))
-def test_a_named_rule_documents_when_it_fires_and_which_errors_it_raises(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(RULE_FUNCTIONS))
+def test_a_function_that_makes_a_rule_documents_its_threshold_and_its_errors(name: str) -> None:
     rule = getattr(tokentrace, name)
     documented = sections(rule.__doc__ or "")
     assert "*threshold*" in documented[""][""]
     assert raised(rule) <= set(documented.get("Raises", {}))
 
 
-def test_the_package_exports_what_its_list_of_names_says() -> None:
+def test_every_name_in_the_list_of_exports_exists_and_the_version_has_three_numbers() -> None:
     missing = [name for name in tokentrace.__all__ if not hasattr(tokentrace, name)]
     assert missing == []
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", tokentrace.__version__)

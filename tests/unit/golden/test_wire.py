@@ -1,7 +1,7 @@
 """
-Encoded records and documented JSON, compared with files: a change breaks stored streams, stores and dashboards.
+Encoded records and JSON dialects, compared with golden files: a changed format would break stored data and clients.
 
-``python tests/unit/golden/test_wire.py`` rewrites the files. Their diff then shows the change of the format.
+``python tests/unit/golden/test_wire.py`` rewrites the files; their diff shows how the format changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tokentrace.records import (  # noqa: E402
     encode_batches,
 )
 
-#: Each field has a different value, and none its default, so that a moved or missing field is noticed.
+#: Each field differs from its default and from the other fields, so that a moved or missing field is noticed.
 SPAN = make_span(
     parent_span_id="00f067aa-0000-4000-8000-000000000003",
     caller="checkout",
@@ -207,7 +207,11 @@ def capture(name: str) -> str:
 
 
 def comparable(name: str, text: str) -> str:
-    """Return JSON with sorted keys, because their order has no meaning; 1240 and 1240.0 stay different."""
+    """
+    Return *text*, with sorted keys if the file *name* is JSON, because the order of keys has no meaning.
+
+    1240 and 1240.0 stay different.
+    """
     return json.dumps(json.loads(text), indent=1, sort_keys=True) if name.endswith(".json") else text
 
 
@@ -227,7 +231,7 @@ def test_the_encoded_form_equals_its_golden_file(name: str) -> None:
     assert comparable(name, capture(name)) == comparable(name, golden(name))
 
 
-def test_each_golden_file_belongs_to_a_test() -> None:
+def test_each_golden_file_is_compared() -> None:
     assert {path.name for path in HERE.iterdir() if path.suffix in (".json", ".hex")} == set(FILES)
 
 
@@ -237,9 +241,9 @@ def test_the_golden_bytes_decode_to_the_golden_batch() -> None:
 
 
 def test_fields_are_only_appended() -> None:
-    kept = json.loads(golden("layout.json"))
+    layout = json.loads(golden("layout.json"))
     for kind in LAYOUTS:
-        assert list(kind.__struct_fields__)[: len(kept[kind.__name__])] == kept[kind.__name__]
+        assert list(kind.__struct_fields__)[: len(layout[kind.__name__])] == layout[kind.__name__]
 
 
 def test_a_batch_without_the_newer_fields_is_decoded_with_their_defaults() -> None:
@@ -264,7 +268,7 @@ def test_a_span_without_the_newer_fields_is_decoded_with_their_defaults() -> Non
         assert batch.reporter == BATCH.reporter
 
 
-def test_other_records_without_the_newer_fields_are_decoded() -> None:
+def test_other_records_without_their_newer_fields_keep_the_older_ones() -> None:
     required = {"reporter": 0, "started": 2, "scores": 4, "messages": 2, "session_ends": 2, "tombstones": 3}
     required["annotations"] = 2
     [fields] = msgspec.msgpack.decode(golden_bytes("batch.hex"))
@@ -287,9 +291,9 @@ def test_the_documented_example_is_rendered_with_its_input_values() -> None:
 
 
 def test_the_mist_example_is_rendered_with_its_input_values() -> None:
-    shown, came = json.loads(golden("mist_rendered.json")), json.loads(MIST_PAYLOAD)
-    assert {**shown, "attrs": None} == {**came, "attrs": None}
-    assert {name: shown["attrs"][name] for name in came["attrs"]} == came["attrs"]
+    shown, sent = json.loads(golden("mist_rendered.json")), json.loads(MIST_PAYLOAD)
+    assert {**shown, "attrs": None} == {**sent, "attrs": None}
+    assert {name: shown["attrs"][name] for name in sent["attrs"]} == sent["attrs"]
 
 
 if __name__ == "__main__":
