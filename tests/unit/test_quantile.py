@@ -1,4 +1,4 @@
-"""Quantiles against exact arithmetic on the raw values, and against numpy."""
+"""Summaries: their quantiles are compared with exact arithmetic and with numpy; merging, bins, removed values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MANY = arrays(np.int64, st.integers(RAW_LIMIT + 1, 400), elements=ANY)
 
 
 def neighbours(values: list[int], q: float) -> tuple[int, int, Fraction]:
-    """(Value at the rank below *q*, value at the rank above, fraction of the way between the two ranks)."""
+    """Return (value at the rank below the *q* quantile, value at the rank above, its place between them, 0 to 1)."""
     ascending = sorted(values)
     rank = Fraction(q) * (len(ascending) - 1)
     low = math.floor(rank)
@@ -34,11 +34,11 @@ def neighbours(values: list[int], q: float) -> tuple[int, int, Fraction]:
 
 
 def assert_close(got: float | None, values: list[int], q: float, error: float) -> None:
-    """*got* differs from the exact quantile by at most the fraction *error* of the values it is interpolated from."""
+    """Check that *got* is the exact *q* quantile of *values*, where each value may be off by the fraction *error*."""
     assert got is not None
     below, above, weight = neighbours(values, q)
     want = below + (above - below) * weight
-    # A rank in floating point has an error of a few ulps, which moves the interpolation by as much.
+    # A rank in floating point is wrong by a few ulps, and so is the value interpolated at that rank.
     rounding = Fraction(1, 2**50) * len(values) * max(abs(below), abs(above))
     assert abs(Fraction(got) - want) <= Fraction(error) * (abs(below) * (1 - weight) + abs(above) * weight) + rounding
 
@@ -64,7 +64,7 @@ def test_exact_quantiles_equal_numpy(values: list[int], q: float) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=400), FRACTION)
-def test_percentile_equals_numpy_for_any_length(values: list[int], q: float) -> None:
+def test_percentile_equals_numpy_for_up_to_400_values(values: list[int], q: float) -> None:
     want = float(np.quantile(np.array(values, np.float64), q))
     assert percentile(sorted(values), q) == pytest.approx(want, rel=1e-12, abs=1e-12 * max(map(abs, values)))
 
@@ -90,7 +90,7 @@ def test_an_empty_summary_has_no_quantile() -> None:
 
 @settings(deadline=None)
 @given(ANY, FRACTION, st.integers(1, 300))
-def test_a_repeated_value_is_every_quantile(value: int, q: float, times: int) -> None:
+def test_every_quantile_of_one_repeated_value_is_that_value_within_the_error(value: int, q: float, times: int) -> None:
     got = Summary.of([value] * times).quantile(q)
     if times <= RAW_LIMIT or abs(value) <= 1:
         assert got == float(value)
@@ -99,7 +99,7 @@ def test_a_repeated_value_is_every_quantile(value: int, q: float, times: int) ->
         assert abs(Fraction(got) - value) <= Fraction(RELATIVE_ERROR + 1e-9) * abs(value)
 
 
-# ---- within the error
+# ---- more than 100 values: within the stated error
 
 
 @settings(deadline=None)
@@ -125,9 +125,8 @@ def test_for_values_of_one_sign_the_error_is_relative_to_the_result_of_numpy(
 @given(MANY)
 def test_quantiles_ascend(values: np.ndarray) -> None:
     summary = Summary.of(values)
-    found = [summary.quantile(q) for q in np.linspace(0, 1, 21).tolist()]
-    values_found = [value for value in found if value is not None]
-    assert found == sorted(values_found)
+    quantiles = [summary.quantile(q) for q in np.linspace(0, 1, 21).tolist()]
+    assert quantiles == sorted(quantile for quantile in quantiles if quantile is not None)
 
 
 @settings(deadline=None)
@@ -165,7 +164,7 @@ def test_the_whole_range_of_int64_fits() -> None:
 
 @st.composite
 def torn(draw: st.DrawFn) -> Torn:
-    """Values, and the same values shuffled and cut into parts, some of them empty."""
+    """Draw values, and the same values shuffled and cut into parts, of which some may be empty."""
     values = draw(arrays(np.int64, st.integers(0, 350), elements=ANY)).tolist()
     shuffled = np.random.default_rng(draw(st.integers(0, 2**32))).permutation(np.array(values, np.int64)).tolist()
     cuts = sorted(draw(st.lists(st.integers(0, len(values)), max_size=6)))
@@ -219,23 +218,23 @@ def test_representative_values_of_bins_increase() -> None:
 @settings(deadline=None)
 @given(ANY)
 def test_the_representative_value_is_within_the_error_of_every_value_in_the_bin(value: int) -> None:
-    [stands] = values_of(bins_of(np.array([value], np.int64))).tolist()
-    assert abs(Fraction(stands) - value) <= Fraction(RELATIVE_ERROR + 1e-9) * abs(value)
+    [representative] = values_of(bins_of(np.array([value], np.int64))).tolist()
+    assert abs(Fraction(representative) - value) <= Fraction(RELATIVE_ERROR + 1e-9) * abs(value)
 
 
 def test_a_bin_includes_its_upper_edge() -> None:
-    #   bin i + 1 holds (2**((i-1)/64), 2**(i/64)]: exactly up to 2**32, above that with the rounding of a float
+    # Bin i + 1 holds (2**((i-1)/64), 2**(i/64)]: exactly up to 2**32, and above that within the rounding of a float.
     edges = []
     for i in range(1, 32 * 64 + 1):
         edge = 1 << i
         for _ in range(6):
-            edge = math.isqrt(edge)  # six roots of two: floor(2**(i/64))
+            edge = math.isqrt(edge)  # Six square roots of 2**i give floor(2**(i/64)).
         edges.append(edge)
     below, above = bins_of(np.array(edges)), bins_of(np.array(edges) + 1)
-    upto = np.arange(1, 32 * 64 + 1) + 1
-    assert (below <= upto).all()
-    assert (above > upto).all()
-    assert below[63::64].tolist() == upto[63::64].tolist()  # the powers of two lie on an edge
+    expected = np.arange(1, 32 * 64 + 1) + 1
+    assert (below <= expected).all()
+    assert (above > expected).all()
+    assert below[63::64].tolist() == expected[63::64].tolist()  # A power of two is itself an edge.
     assert bins_of(-np.array(edges)).tolist() == (-below).tolist()
 
 
@@ -250,42 +249,42 @@ def test_a_bin_includes_its_upper_edge() -> None:
 def test_values_removed_in_other_summaries_are_absent_after_merging(
     drawn: list[tuple[int, int, bool, int]], scale: int
 ) -> None:
-    #   a value is added in one of four summaries and may be removed in any, whose count may then be negative
+    # Each value is added to one of four summaries and may be removed from any of them, so a count may be negative.
     added: list[list[int]] = [[] for _ in range(4)]
     removed: list[list[int]] = [[] for _ in range(4)]
-    for value, at, goes, where in drawn:
-        added[at].append(value * scale)
-        if goes:
-            removed[where].append(value * scale)
+    for value, added_to, is_removed, removed_from in drawn:
+        added[added_to].append(value * scale)
+        if is_removed:
+            removed[removed_from].append(value * scale)
     parts = [
         Summary.merged([np.array(values, np.int64)], [], [np.array(without, np.int64)])
         for values, without in zip(added, removed, strict=True)
     ]
-    left = [value * scale for value, _, goes, _ in drawn if not goes]
+    remaining = [value * scale for value, _, is_removed, _ in drawn if not is_removed]
     for summary in (merge(parts), merge([merge(parts[:2]), merge(parts[2:])])):
-        assert summary.count == len(left)
+        assert summary.count == len(remaining)
         if not summary.bins:
-            assert summary == Summary.of(left)
+            assert summary == Summary.of(remaining)
         for q in (0.0, 0.1, 0.5, 1.0):
-            if left:
-                assert_close(summary.quantile(q), left, q, 0 if summary.exact else RELATIVE_ERROR)
+            if remaining:
+                assert_close(summary.quantile(q), remaining, q, 0 if summary.exact else RELATIVE_ERROR)
             else:
                 assert summary.quantile(q) is None
 
 
 def test_bins_whose_counts_cancel_make_a_summary_inexact() -> None:
-    #   1,000,001 is added and 1,000,000 removed in one bin: its count is 0 although the values changed
+    # In one bin 1,000,001 is added and 1,000,000 is removed: its count is 0 although the values changed.
     same = bins_of(np.array([1_000_000, 1_000_001]))
     assert same[0] == same[1]
-    one = np.array([1], np.int64)
-    changed = Summary.merged([], [(same[:1], -one), (same[1:], one)])
+    once = np.array([1], np.int64)
+    changed = Summary.merged([], [(same[:1], -once), (same[1:], once)])
     assert (changed.count, changed.exact, changed.quantile(0.5)) == (0, False, None)
     whole = merge([Summary.of([1_000_000]), changed])
     assert not whole.exact
     assert_close(whole.quantile(0.5), [1_000_001], 0.5, RELATIVE_ERROR)
 
 
-def test_removing_values_that_were_not_added_gives_no_negative_quantile() -> None:
-    lonely = Summary.merged([np.array([5], np.int64)], [], [np.array([7, 7], np.int64)])
-    assert (lonely.count, lonely.exact, lonely.quantile(0.5)) == (-1, False, 5.0)
+def test_quantiles_ignore_removed_values_that_were_never_added() -> None:
+    summary = Summary.merged([np.array([5], np.int64)], [], [np.array([7, 7], np.int64)])
+    assert (summary.count, summary.exact, summary.quantile(0.5)) == (-1, False, 5.0)
     assert Summary.merged([], [], [np.array([7], np.int64)]).quantile(0.5) is None

@@ -1,4 +1,8 @@
-"""Receipts of every model of the price tables: their lines and the rounding add up to the cost, to the last digit."""
+"""
+Receipts for the models of the price tables and for configured prices.
+
+The lines and the rounding add up to the cost exactly, except for seconds of audio, where they do so to 30 decimals.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +40,15 @@ PAIRS: dict[str, tuple[Provider, ModelInfo]] = {
 }
 NOON = datetime(2026, 3, 15, 12, tzinfo=UTC)
 HALF_A_NANO = Decimal(5).scaleb(-10)
-#: prompt, completion, cache read, cache write, cache write 1h, reasoning
+#: Numbers of tokens: prompt, completion, cache read, cache write, cache write 1h, reasoning.
 Counts = tuple[int, int, int, int, int, int]
 SOME: Counts = (1003, 517, 301, 203, 101, 57)
-#: Units of time are the only ones whose price is not for a power of ten of them but for 3,600.
+#: Units whose price is for 3,600 of them and not for a power of ten, so that a cost may be no finite decimal.
 SECONDS = ("audio_seconds", "input_audio_seconds")
 
 
-def is_billed_by_the_call(name: str) -> bool:
-    """Return True for Groq's transcription models: genai-prices charges at least ten seconds, which no rate shows."""
+def has_a_minimum_charge(name: str) -> bool:
+    """Return True for Groq's whisper models, for which genai-prices charges at least ten seconds; no rate shows it."""
     return name.startswith("groq:") and "whisper" in name
 
 
@@ -69,7 +73,7 @@ def call(name: str, counts: Counts = SOME, at: datetime = NOON, **fields: Any) -
 
 
 def priced(span: Span, used_pricer: Pricer = pricer) -> Span:
-    """Return *span* as ingest stores it."""
+    """Return *span* with the cost that *used_pricer* computes, as ingest stores it."""
     quote = used_pricer.quote(span)
     return replace(
         span,
@@ -81,7 +85,11 @@ def priced(span: Span, used_pricer: Pricer = pricer) -> Span:
 
 
 def assert_adds_up(span: Span, receipt: Receipt) -> None:
-    """Check that lines and rounding add up to the cost exactly, and that the rounding is below a nano-dollar."""
+    """
+    Check that lines and rounding add up to the cost exactly, and that the rounding is at most half a nano-dollar.
+
+    The receipt of a span without a cost must be empty.
+    """
     if span.cost_nusd is None:
         assert receipt == ([], Decimal(0), None, None, True)
         return
@@ -94,7 +102,7 @@ def assert_adds_up(span: Span, receipt: Receipt) -> None:
         for line in receipt.lines:
             assert line.amount > 0, line
             assert line.cost_usd * line.per == line.rate_usd * line.amount, line
-        # The shown lines add up too, and are written without exponents.
+        # The rendered amounts of money add up too; rates and rounding are written without exponents.
         assert sum((Decimal(line["cost_usd"]) for line in shown["lines"]), Decimal(shown["rounding"])) == Decimal(
             shown["cost_usd"]
         ), shown
@@ -122,13 +130,13 @@ def rates_of(prices: ModelPrice) -> dict[str, Any]:
 
 
 def starts_of(name: str) -> list[int]:
-    """Return the prompt token counts above which a tier of *name* begins."""
-    every = (value for price in conditions(PAIRS[name][1]) for value in rates_of(price.prices).values())
-    return sorted({tier.start for value in every if isinstance(value, TieredPrices) for tier in value.tiers})
+    """Return the numbers of prompt tokens above which the tiers of the model *name* begin."""
+    rates = (value for price in conditions(PAIRS[name][1]) for value in rates_of(price.prices).values())
+    return sorted({tier.start for value in rates if isinstance(value, TieredPrices) for tier in value.tiers})
 
 
 def instants_of(name: str) -> list[datetime]:
-    """Return times around each change of the price of *name*."""
+    """Return NOON, and for each change of the price of *name* its instant and the second before."""
     moments = {NOON}
     for price in conditions(PAIRS[name][1]):
         edges = []
@@ -145,7 +153,7 @@ def instants_of(name: str) -> list[datetime]:
 
 @st.composite
 def counts_of(draw: st.DrawFn, around: list[int]) -> Counts:
-    """Draw token counts that a span may have, often at the edge of a tier."""
+    """Draw token counts that a span may have; prompt and completion tokens are often close to a number in *around*."""
     sizes = st.one_of(st.integers(0, 10), st.integers(0, 3_000_000), st.integers(0, 2**40))
     if around:
         sizes = st.one_of(sizes, st.sampled_from(around).flatmap(lambda at: st.integers(at - 1, at + 1)))
@@ -171,36 +179,38 @@ def test_the_receipt_of_every_model_adds_up() -> None:
 
 @settings(max_examples=examples(2000), deadline=None)
 @given(names, st.data())
-def test_the_receipt_of_any_tokens_at_any_time_adds_up(name: str, data: st.DataObject) -> None:
+def test_the_receipt_of_any_tokens_adds_up_around_changes_of_price(name: str, data: st.DataObject) -> None:
     counts = data.draw(counts_of(starts_of(name)))
     assert_explained(call(name, counts, data.draw(st.sampled_from(instants_of(name)))))
 
 
 @cache
 def units_of(name: str) -> list[str]:
-    """Return the units that *name* has a price for and that no field of a span holds."""
+    """Return the units for which the model *name* has a price and a span has no field, except ``requests``."""
     priced_units = {
         unit.usage_key for price in conditions(PAIRS[name][1]) for unit, _ in pricer._tables.priced_units(price.prices)
     }
     return sorted(priced_units - {*FIELD_UNITS, "requests"})
 
 
-RICH = sorted(name for name in PAIRS if units_of(name))
+MODELS_WITH_OTHER_UNITS = sorted(name for name in PAIRS if units_of(name))
 OTHER_UNITS = ("web_searches", "input_image_tokens", "output_image_tokens", "input_characters", "bananas", "requests")
 
 
 @settings(max_examples=examples(1500), deadline=None)
-@given(st.sampled_from(RICH), st.data())
+@given(st.sampled_from(MODELS_WITH_OTHER_UNITS), st.data())
 def test_the_receipt_of_any_usage_adds_up(name: str, data: st.DataObject) -> None:
     """Groq's whisper models and seconds of audio are excluded here and tested below."""
     units = [unit for unit in (*units_of(name), *OTHER_UNITS) if unit not in SECONDS]
     usage = data.draw(st.dictionaries(st.sampled_from(units), st.integers(0, 10**6), max_size=4))
     counts = data.draw(counts_of(starts_of(name)))
-    assume(not is_billed_by_the_call(name))
+    assume(not has_a_minimum_charge(name))
     assert_explained(call(name, counts, data.draw(st.sampled_from(instants_of(name))), usage=usage))
 
 
-BY_THE_HOUR = sorted(name for name in RICH if {*units_of(name)} & {*SECONDS} and not is_billed_by_the_call(name))
+BY_THE_HOUR = sorted(
+    name for name in MODELS_WITH_OTHER_UNITS if {*units_of(name)} & {*SECONDS} and not has_a_minimum_charge(name)
+)
 
 
 @settings(max_examples=examples(200), deadline=None)
@@ -219,17 +229,17 @@ def test_the_receipt_of_seconds_of_audio_adds_up_to_30_decimals(name: str, unit:
 
 
 def model_with_an_endless_price() -> str:
-    """Return a model whose price of a second is no finite decimal."""
+    """Return a model for which 1,000 seconds of audio cost an amount that is no finite decimal."""
     for name in BY_THE_HOUR:
         (price, *_) = conditions(PAIRS[name][1])
         for unit, rate in pricer._tables.priced_units(price.prices):
             endless = isinstance(rate, Decimal) and (Fraction(rate) * 1000 / unit.per).denominator % 3 == 0
             if unit.usage_key == units_of(name)[0] and unit.per == 3600 and endless:
                 return name
-    raise AssertionError("no model has a price of a second that is no finite decimal")
+    raise AssertionError("for no model do 1,000 seconds cost an amount that is no finite decimal")
 
 
-def test_the_receipt_of_a_second_of_audio_adds_up() -> None:
+def test_the_receipt_of_a_cost_that_is_no_finite_decimal_adds_up() -> None:
     name = model_with_an_endless_price()
     kept = priced(call(name, (0, 0, 0, 0, 0, 0), usage={units_of(name)[0]: 1000}))
     receipt = pricer.receipt(kept)
@@ -240,9 +250,9 @@ def test_the_receipt_of_a_second_of_audio_adds_up() -> None:
 
 
 def test_the_receipt_of_groqs_whisper_is_one_line_that_says_as_priced_then() -> None:
-    """One second is charged as ten, so rates times amounts differ from the cost, and the receipt says so."""
+    """One second is charged as ten, so rates times amounts differ from the cost."""
     checked = 0
-    for name in filter(is_billed_by_the_call, PAIRS):
+    for name in filter(has_a_minimum_charge, PAIRS):
         kept = priced(call(name, (0, 0, 0, 0, 0, 0), usage={"audio_seconds": 1}))
         if kept.cost_nusd:
             checked += 1
@@ -287,7 +297,7 @@ def test_the_receipt_names_the_tier_that_was_charged() -> None:
 
 @pytest.mark.parametrize("kind", ["llm", "tool", "agent", "http"])
 @pytest.mark.parametrize("nusd", [0, 1, 7_000_000_001, 10**15])
-def test_the_receipt_of_a_reported_cost_is_one_line_for_every_kind(kind: str, nusd: int) -> None:
+def test_the_receipt_of_a_reported_cost_is_one_line_also_for_roll_up_kinds(kind: str, nusd: int) -> None:
     tokens = SOME if nusd else (0, 0, 0, 0, 0, 0)
     kept = priced(call("openai:gpt-4o", tokens, kind=kind, cost_nusd=nusd))
     receipt = pricer.receipt(kept)
@@ -340,15 +350,15 @@ def test_the_receipt_of_a_configured_price_with_many_digits_adds_up() -> None:
 
 @settings(max_examples=examples(200), deadline=None)
 @given(names, money, st.integers(1, 10**6), st.integers(0, 10**6))
-def test_the_receipt_of_a_cost_from_other_tables_is_one_line_that_says_so(
+def test_a_receipt_whose_prices_do_not_give_the_cost_is_one_line_with_a_note(
     name: str, rate: Decimal, prompt: int, out: int
 ) -> None:
-    """One pricer has a configured price and the other does not; each explains the cost of the other."""
+    """One pricer has a configured price and the other does not; each writes the receipt of a cost of the other."""
     configured = Pricer({PAIRS[name][1].id: Rate(rate, rate)})
     span = call(name, (prompt, out, 0, 0, 0, 0))
-    for maker, reader in ((configured, pricer), (pricer, configured)):
-        kept = priced(span, maker)
-        receipt = reader.receipt(kept)
+    for cost_pricer, receipt_pricer in ((configured, pricer), (pricer, configured)):
+        kept = priced(span, cost_pricer)
+        receipt = receipt_pricer.receipt(kept)
         assert_adds_up(kept, receipt)
         if not receipt.explained:
             assert [line.unit for line in receipt.lines] == ["as_priced_then"]

@@ -1,4 +1,4 @@
-"""Counting repeated spans among the last million."""
+"""Spans that arrive again are counted, as long as their ids are remembered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: what is encoded and decoded, how damaged messages are handled, and how batches are named and split."""
+"""Batches: encoding and decoding, damaged messages, checks of batch ids, and how spans are split over batches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tokentrace.records import (
 
 
 def wire(span_fields: dict[str, Any], **batch_fields: Any) -> bytes:
-    """Return a message with one span whose fields are replaced without a check."""
+    """Return an encoded batch with one span, of which *span_fields* replace some fields without a check."""
     fields = msgspec.to_builtins(make_span())
     for name, value in span_fields.items():
         fields[SPAN_FIELDS.index(name)] = value
@@ -162,7 +162,7 @@ def test_encoded_batches_decode_to_equal_batches(many: list[Batch]) -> None:
         ("error", "x" * 40_000),
     ],
 )
-def test_an_error_about_a_value_out_of_bounds_names_its_field(field: str, value: object) -> None:
+def test_the_reason_why_salvage_drops_an_invalid_value_names_its_field(field: str, value: object) -> None:
     payload = wire({field: value})
     with pytest.raises(Rejected, match=r"^batch: "):
         decode_batches(payload)
@@ -228,9 +228,9 @@ PLACEHOLDER = b"\xabPLACEHOLDER"
         "an extension",
         "bytes",
         "a reserved byte",
-        "4 billion items",
-        "4 GB of text",
-        "4 billion keys",
+        "a list said to have 4 billion items",
+        "a text said to have 4 GB",
+        "a map said to have 4 billion keys",
     ],
 )
 @pytest.mark.parametrize("field", ["attributes", "name"])
@@ -295,7 +295,7 @@ def test_salvage_keeps_all_of_a_valid_batch() -> None:
     assert salvage_batches(encode_batches([whole, whole])) == [(whole, []), (whole, [])]
 
 
-def test_salvage_keeps_the_other_records_of_a_batch() -> None:
+def test_salvage_keeps_valid_records_that_are_not_spans() -> None:
     score = Score(trace_id="t", span_id="s", name="eval.score", value=1)
     others: dict[str, Any] = {
         "started": [Started(trace_id="t", span_id="s")],
@@ -325,14 +325,14 @@ def test_an_error_of_the_decoder_names_fields_instead_of_positions() -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "a\nb", "\x00", "é", "x" * 401, "a\tb"])
-def test_a_batch_id_that_is_not_safe_in_headers_and_logs_is_rejected(bad: str) -> None:
+def test_a_batch_id_that_is_empty_too_long_or_not_printable_ascii_is_rejected(bad: str) -> None:
     with pytest.raises(Rejected, match="batch id"):
         check_batch_id(bad)
     assert check_batch_id("x" * 400) == "x" * 400
 
 
 @given(st.lists(st.integers(), max_size=50), st.integers(1, 60))
-def test_split_spans_keeps_each_span_once_and_always_cuts_alike(items: list[int], size: int) -> None:
+def test_split_spans_keeps_each_span_once_and_always_cuts_at_the_same_places(items: list[int], size: int) -> None:
     spans = [make_span(span_id=str(item)) for item in items]
     pieces = [list(piece) for piece in split_spans(spans, size)]
     assert [span for piece in pieces for span in piece] == spans

@@ -1,4 +1,4 @@
-"""Secrets of a known form are removed wherever they are, in linear time."""
+"""Secrets of a known form are removed from texts, even from texts that are made to be slow to search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACES = ["{}", "before {} after", "({})", "x={}", '{{"note": "{}"}}', "\n{}\n",
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_secret_of_every_known_form_is_removed_and_counted_in_every_place(place: str) -> None:
+def test_a_secret_of_each_kind_is_removed_and_counted_in_each_place(place: str) -> None:
     for kind in KINDS:
         text, needle = canary(kind, place)
         redactions: RedactionCounts = {}
@@ -65,7 +65,9 @@ def test_a_secret_in_a_long_text_is_removed_and_the_text_around_it_stays() -> No
         ("password", f"login failed: password={REDACTED}", "key_value"),
     ],
 )
-def test_the_placeholder_names_the_kind_and_the_secret_is_counted_once(kind: str, shown: str, counted: str) -> None:
+def test_a_secret_is_replaced_by_its_placeholder_and_counted_once_under_its_kind(
+    kind: str, shown: str, counted: str
+) -> None:
     redactions: RedactionCounts = {}
     assert redactor.text(canary(kind, "shown").text, redactions) == shown
     assert redactions == {counted: 1}
@@ -94,7 +96,7 @@ def test_a_placeholder_is_not_counted_as_a_secret() -> None:
 MB = 1 << 20
 
 
-#: Repeated to a quarter of a megabyte.
+#: Each piece is repeated until the text has a quarter of a million characters.
 PIECES = [
     "a@", "@a.", "a@a.", "@b.io ", "-a@b.io", 'password="', "password='\\", "token" + " " * 50, "a_", "555", "555-",
     "bearer ", "bearer=", "api-", "token", "sk-", "sk-abcdef", "eyJ", "eyJaaaaaaaaa.", "eyJaaaaaaaaa ",
@@ -108,7 +110,7 @@ PIECES = [
 
 @pytest.mark.parametrize("end", ["", "@", "token:", '"', "PRIVATE KEY"])
 def test_the_time_for_a_hostile_text_does_not_grow_with_the_square_of_its_length(end: str) -> None:
-    # No clock is needed: reading a quarter of a megabyte again for each character would take hours.
+    # No clock is needed: reading the rest of such a text again for each of its characters would take hours.
     for piece in PIECES:
         redactor.text(piece * (MB // 4 // len(piece)) + end)
 
@@ -127,5 +129,5 @@ def test_the_time_for_a_hostile_text_does_not_grow_with_the_square_of_its_length
     ],
     ids=range(8),
 )
-def test_a_hostile_text_of_a_megabyte_is_redacted(text: str) -> None:
+def test_the_redaction_of_a_hostile_text_of_a_megabyte_ends(text: str) -> None:
     redactor.text(text)

@@ -1,4 +1,4 @@
-"""Values under sensitive keys are replaced, whatever the case and separator of the key."""
+"""Which keys are sensitive, in any case and with any separator, and which values under them are replaced."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ NOT_SENSITIVE = [
 
 
 @pytest.mark.parametrize("form", [str, str.upper, str.title, lambda key: f"user_{key}", lambda key: f"{key}.value"])
-def test_a_value_under_a_default_key_is_replaced_whatever_its_type(form: Callable[[str], str]) -> None:
+def test_texts_maps_and_items_of_lists_under_a_default_key_are_replaced(form: Callable[[str], str]) -> None:
     for key in DEFAULT_KEYS:
         assert redactor.value(form(key), SECRET) == REDACTED, key
         assert redactor.value(form(key), {"any": {"thing": 1}}) == REDACTED, key
@@ -86,13 +86,13 @@ def test_a_sensitive_key_matches_in_any_case_and_with_any_separator() -> None:
     assert [key for key in SENSITIVE if redactor.value(key, SECRET) != REDACTED] == []
 
 
-def test_a_word_that_only_contains_a_sensitive_word_is_not_sensitive() -> None:
+def test_longer_words_and_parts_of_a_sensitive_key_are_not_sensitive() -> None:
     assert [key for key in NOT_SENSITIVE if redactor.is_sensitive(key)] == []
     assert [key for key in NOT_SENSITIVE if redactor.value(key, "plain words") != "plain words"] == []
 
 
 @pytest.mark.parametrize("key", ["email_count", "token_limit", "has_password", "password_age_days"])
-def test_a_number_under_a_longer_key_is_a_count_and_stays(key: str) -> None:
+def test_a_number_or_bool_under_a_longer_key_stays(key: str) -> None:
     for value in (5, 0.5, True, False, None, 0):
         assert redactor.value(key, value) is value
 
@@ -146,14 +146,14 @@ def test_a_configured_key_is_matched_literally_and_not_as_a_pattern() -> None:
         assert special.text("zzz: x") == "zzz: x", key
 
 
-def test_a_configured_key_may_be_in_any_script() -> None:
+def test_a_configured_key_may_have_letters_outside_ascii() -> None:
     for key in ("пароль", "密码", "contraseña"):
         special = Redactor([key])
         assert special.value(key, SECRET) == REDACTED, key
         assert SECRET not in special.text(f"{key}: {SECRET}"), key
 
 
-def test_a_configured_key_without_letters_hides_nothing() -> None:
+def test_no_configured_keys_or_keys_without_letters_hide_nothing() -> None:
     for keys in ([], [""], ["--"], ["", "__"]):
         odd = Redactor(keys, replace_keys=True)
         assert odd.value("anything", "x") == "x"

@@ -1,4 +1,4 @@
-"""Every record loses its secrets, and its content if redaction fails."""
+"""Records of all types lose their secrets, and their content if redaction fails."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_span_without_secrets_is_returned_as_the_same_object() -> None:
     assert redactor.span(redactor.span(make_span(error="password: x"))).error == f"password: {REDACTED}"
 
 
-def test_fields_of_a_span_without_secrets_stay() -> None:
+def test_only_the_fields_of_a_span_that_hold_secrets_change() -> None:
     span = make_span(attributes={"password": SECRET}, error="a@b.io")
     clean = redactor.span(span)
     changed = {name for name in span.__struct_fields__ if getattr(span, name) != getattr(clean, name)}
@@ -67,7 +67,7 @@ values = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["a", "token", "note", "ssn"]), values, max_size=4))
-def test_a_redacted_span_stays_the_same_object_and_the_original_is_not_changed(attributes: dict[str, Any]) -> None:
+def test_redaction_returns_a_redacted_span_itself_and_does_not_change_the_original(attributes: dict[str, Any]) -> None:
     before = json.dumps(attributes)
     span = make_span(attributes=attributes)
     clean = redactor.span(span)
@@ -81,17 +81,17 @@ def test_the_caches_of_keys_and_texts_are_bounded() -> None:
     for number in range(25_000):
         assert not fresh.is_sensitive(f"k{number}")
         assert fresh.text(f"text {number}") == f"text {number}"
-    held = [each for owner in (fresh, fresh._keys) for each in vars(owner).values() if isinstance(each, (dict, set))]
-    assert sum(len(each) for each in held) > 100
-    assert max(len(each) for each in held) <= 10_001
+    caches = [held for owner in (fresh, fresh._keys) for held in vars(owner).values() if isinstance(held, (dict, set))]
+    assert sum(map(len, caches)) > 100
+    assert max(map(len, caches)) <= 10_001
 
 
-def test_the_cache_of_clean_texts_never_holds_a_secret() -> None:
+def test_the_cache_of_clean_texts_holds_no_secret() -> None:
     fresh = Redactor()
     for kind in KINDS:
         text, needle = canary(kind, "memory")
         fresh.text(text)
-        assert not any(needle in known for known in fresh._clean)
+        assert not any(needle in cached for cached in fresh._clean)
 
 
 # --- every record ---------------------------------------------------------------------------------------------------
@@ -100,15 +100,16 @@ def test_the_cache_of_clean_texts_never_holds_a_secret() -> None:
 SECRETS = {kind: canary(kind, "record") for kind in KINDS}
 
 
+#: Every secret but the cut-off private key, which would take the rest of the text with it.
 TEXT = "\n".join(secret.text for kind, secret in SECRETS.items() if kind != "private key cut off")
 
 
-def no_secret_in(record: Any) -> None:
+def assert_no_secret(record: Any) -> None:
     shown = repr(record)
     assert [kind for kind, secret in SECRETS.items() if secret.needle in shown] == []
 
 
-def test_no_text_field_of_a_span_keeps_a_secret() -> None:
+def test_names_errors_attributes_and_usage_of_a_span_keep_no_secret() -> None:
     for text, needle in SECRETS.values():
         span = make_span(
             name=text,
@@ -134,7 +135,7 @@ def test_ids_of_a_span_stay_even_if_they_look_like_secrets() -> None:
     assert redactor.span(span) is span
 
 
-def test_two_secrets_as_keys_stay_two_entries() -> None:
+def test_attributes_whose_keys_become_the_same_placeholder_stay_apart() -> None:
     clean = redactor.mapping({"a@b.io": 1, "c@d.io": 2, EMAIL_REDACTED: 3})
     assert sorted(clean.values()) == [1, 2, 3]
     assert all("@" not in key for key in clean)
@@ -154,14 +155,14 @@ def test_values_and_keys_stay_within_their_limits_if_placeholders_make_them_long
     assert len(redactor.span(span).error) <= 32 * 1024
 
 
-def test_every_other_record_of_a_batch_loses_its_secrets() -> None:
+def test_starts_annotations_session_ends_and_messages_lose_their_secrets() -> None:
     metadata = {"password": SECRET, "x": TEXT}
     clean = redactor.started(Started(trace_id="t", span_id="s", name="a@b.io", caller="c@d.io", metadata=metadata))
     assert (clean.name, clean.caller, clean.metadata["password"]) == (EMAIL_REDACTED, EMAIL_REDACTED, REDACTED)
-    no_secret_in(clean)
-    no_secret_in(redactor.annotation(Annotation(trace_id="t", span_id="s", attributes={"x": {"y": [TEXT]}})))
-    no_secret_in(redactor.session_end(SessionEnd(session_id="s", ended_ns=ENDED_NS, error=TEXT)))
-    no_secret_in(redactor.message(ChatMessage(message_id="m", session_id="s", content=TEXT, metadata={"x": TEXT})))
+    assert_no_secret(clean)
+    assert_no_secret(redactor.annotation(Annotation(trace_id="t", span_id="s", attributes={"x": {"y": [TEXT]}})))
+    assert_no_secret(redactor.session_end(SessionEnd(session_id="s", ended_ns=ENDED_NS, error=TEXT)))
+    assert_no_secret(redactor.message(ChatMessage(message_id="m", session_id="s", content=TEXT, metadata={"x": TEXT})))
 
 
 # --- messages -------------------------------------------------------------------------------------------------------
@@ -185,14 +186,14 @@ def test_the_redaction_fields_that_a_sender_sets_are_ignored() -> None:
     assert (off.content, off.redacted, off.raw, off.length) == ("a@b.io", False, "", 6)
 
 
-def test_the_original_of_a_message_is_kept_only_if_configured() -> None:
+def test_the_original_of_a_redacted_message_is_kept_if_configured_but_not_by_metadata_only() -> None:
     keeping = Redactor(keep_raw=True)
     assert keeping.message(message("mail me a@b.io")).raw == "mail me a@b.io"
     assert keeping.message(message("hello")).raw == ""
     assert Redactor(keep_raw=True, mode="metadata_only").message(message("mail me a@b.io")).raw == ""
 
 
-def test_redacting_a_message_twice_keeps_its_text() -> None:
+def test_redacting_a_message_twice_gives_the_same_text_as_once() -> None:
     for content in ("", "hello", "mail me a@b.io", TEXT):
         once = redactor.message(message(content))
         assert redactor.message(once).content == once.content
@@ -201,21 +202,21 @@ def test_redacting_a_message_twice_keeps_its_text() -> None:
 # --- the mode metadata_only ------------------------------------------------------------------------------------------
 
 
-counting = Redactor(mode="metadata_only")
+metadata_only = Redactor(mode="metadata_only")
 
 
 def test_a_message_loses_its_content_and_keeps_its_length() -> None:
-    clean = counting.message(message("what is the capital of France?", metadata={"model": "gpt-4o", "n": 3}))
+    clean = metadata_only.message(message("what is the capital of France?", metadata={"model": "gpt-4o", "n": 3}))
     assert (clean.content, clean.redacted, clean.raw, clean.length) == ("", True, "", 30)
     assert clean.metadata == {"model": "gpt-4o", "n": 3}
-    assert counting.message(message("")).redacted is False
+    assert metadata_only.message(message("")).redacted is False
 
 
 @pytest.mark.parametrize("form", [str, str.upper, lambda key: f"gen_ai.{key}.0", lambda key: f"llm.{key}"])
 def test_texts_under_a_content_key_are_dropped_at_any_depth_and_numbers_stay(form: Callable[[str], str]) -> None:
     for key in map(form, sorted(CONTENT_KEYS)):
         value = {"role": "user", "parts": ["words", 5, {"more": "words", "n": 2.5}], "ok": True}
-        assert counting.mapping({key: value, "outer": {key: "words", "size": 7}}) == {
+        assert metadata_only.mapping({key: value, "outer": {key: "words", "size": 7}}) == {
             key: {"role": "", "parts": ["", 5, {"more": "", "n": 2.5}], "ok": True},
             "outer": {key: "", "size": 7},
         }
@@ -223,18 +224,18 @@ def test_texts_under_a_content_key_are_dropped_at_any_depth_and_numbers_stay(for
 
 def test_texts_under_other_keys_stay_without_their_secrets() -> None:
     for key in ("prompt_tokens", "response_id", "content_length", "text_model", "region"):
-        assert counting.mapping({key: "eu-west-1", "mail": "a@b.io"}) == {key: "eu-west-1", "mail": EMAIL_REDACTED}
+        assert metadata_only.mapping({key: "eu-west-1", "mail": "a@b.io"}) == {key: "eu-west-1", "mail": EMAIL_REDACTED}
 
 
-def test_errors_of_a_span_are_content_and_its_other_fields_stay() -> None:
+def test_errors_of_spans_and_sessions_are_dropped_as_content_and_other_fields_stay() -> None:
     redactions: RedactionCounts = {}
     attributes = {"prompt": "words", "step": 3}
     span = make_span(error="no such words", error_stack="at x", attributes=attributes, status="error")
-    clean = counting.span(span, redactions)
+    clean = metadata_only.span(span, redactions)
     assert (clean.error, clean.error_stack, clean.attributes) == ("", "", {"prompt": "", "step": 3})
     assert (clean.status, clean.name, clean.prompt_tokens) == ("error", span.name, span.prompt_tokens)
     assert redactions == {DROPPED: 3}
-    assert counting.session_end(SessionEnd(session_id="s", ended_ns=ENDED_NS, error="words")).error == ""
+    assert metadata_only.session_end(SessionEnd(session_id="s", ended_ns=ENDED_NS, error="words")).error == ""
 
 
 # --- records on which redaction fails --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Secrets inside texts are removed, and nothing else in the text is changed."""
+"""Secrets inside texts are removed, and texts without secrets stay as they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SECRET = "hunter2"
 redactor = Redactor()
 
 
-#: Text -> the same without secrets.
+#: Text -> the text after redaction.
 REPLACED = {
     "password: hunter2": "password: [REDACTED]",
     "password=hunter2": "password=[REDACTED]",
@@ -76,7 +76,7 @@ UNCHANGED = [
 ]
 
 
-#: Texts that resemble a secret.
+#: Texts without a secret that resemble one.
 SIMILAR = [
     "gpt-4o-2024-05-13",
     "claude-3-5-sonnet-20241022",
@@ -120,7 +120,7 @@ SIMILAR = [
 ]
 
 
-DAMAGED = {
+DAMAGED_OR_UNUSUAL = {
     "json in json": 'body: "{\\"password\\": \\"hunter2\\"}"',
     "cut off inside a value": '{"user": "bob", "password": "hunter2',
     "cut off inside a python value": "{'password': 'hunter2",
@@ -135,7 +135,7 @@ DAMAGED = {
 }
 
 
-def test_only_the_secret_in_a_text_is_replaced() -> None:
+def test_the_secret_in_a_text_is_replaced() -> None:
     assert {text: redactor.text(text) for text in REPLACED} == REPLACED
 
 
@@ -144,7 +144,7 @@ def test_a_text_without_a_secret_is_returned_as_the_same_object() -> None:
 
 
 def test_a_secret_in_a_damaged_or_unusual_text_is_removed() -> None:
-    assert [name for name, text in DAMAGED.items() if SECRET in redactor.text(text)] == []
+    assert [name for name, text in DAMAGED_OR_UNUSUAL.items() if SECRET in redactor.text(text)] == []
 
 
 def test_a_number_in_groups_is_removed_to_its_end() -> None:
@@ -256,7 +256,7 @@ fragments = st.lists(
 @given(fragments)
 @example(["5551234567", "5551234567"])
 def test_redacting_twice_gives_the_same_as_redacting_once(pieces: list[str]) -> None:
-    # Redaction runs in the reporter and again in ingest.
+    # A record is redacted in the reporter and again in ingest.
     once = redactor.text("".join(pieces))
     assert redactor.text(once) == once
 
@@ -280,6 +280,6 @@ def test_words_stay_whatever_joins_them(parts: list[str], joint: str) -> None:
     assert redactor.text(text) == text
 
 
-def test_a_word_with_letters_outside_ascii_after_basic_is_no_password_and_ends_nothing() -> None:
+def test_a_word_with_letters_outside_ascii_after_basic_stays() -> None:
     for text in ("basic AAAAİ", "Basic dXNlcjpwdıx", "basic ſſſſſſſſ"):
         assert Redactor().text(text) == text

@@ -1,4 +1,4 @@
-"""Retrying while something is unavailable: without a limit, cancelled at once, each reason logged once."""
+"""Retrying while something is unavailable: it has no limit, can be cancelled, and logs each reason once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokentrace.service.retry import until_available
 
 
 class Flaky:
-    """Fails with each of *errors* in turn, then returns 7; counts the calls."""
+    """A call that fails with each of *errors* in turn and then returns 7; *calls* counts how often it was made."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors, self.calls = list(errors), 0
@@ -32,7 +32,7 @@ async def test_an_attempt_is_repeated_until_it_succeeds() -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
-async def test_another_error_is_raised_at_once(failures: int) -> None:
+async def test_an_error_other_than_unavailable_is_raised_at_once(failures: int) -> None:
     flaky = Flaky(*[Unavailable("away")] * failures, Rejected("wrong"), Unavailable("not reached"))
     with pytest.raises(Rejected, match="wrong"):
         await until_available(flaky)
@@ -82,7 +82,7 @@ async def test_more_than_a_thousand_attempts_are_made(monkeypatch: pytest.Monkey
     assert await until_available(flaky) == 7
 
 
-def test_a_bound_logger_needs_no_set_up(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bound_logger_needs_no_configuration(caplog: pytest.LogCaptureFixture) -> None:
     structlog.stdlib.get_logger("tokentrace.test").bind(shard=3).warning("bound %s", "value")
     (record,) = caplog.records
     assert (record.name, record.getMessage(), record.__dict__["shard"]) == ("tokentrace.test", "bound value", 3)

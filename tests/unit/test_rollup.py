@@ -3,8 +3,8 @@ Windows read from a rollup equal a recount of the spans.
 
 A window of W ns that ends at ``now`` is answered for [from', to'): ``to'`` is the end of the second of ``now``, and
 ``from'`` lies before now - W by less than a second if W is at most 20 minutes, otherwise by less than 1 % of W. All
-spans whose event second lies in [from', to') are counted: a span is too late for a resolution only when no window reads
-that resolution at that time any more.
+spans whose event second lies in [from', to') are counted, however late they arrived: a bucket refuses late spans only
+when no window reads it any more.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def test_three_shards_merged_equal_one_shard(stream: Stream, window_ns: int, ran
     owners = [random.randrange(3) for _ in stream.spans]
     total, summaries, stretches = Sums(), [], asked(stream.now_ns, window_ns)
     for number in range(3):
-        mine = [n for n, owner in enumerate(owners) if owner == number]
-        part = Stream([stream.spans[n] for n in mine], [stream.arrived_ns[n] for n in mine], stream.now_ns)
+        indices = [n for n, owner in enumerate(owners) if owner == number]
+        part = Stream([stream.spans[n] for n in indices], [stream.arrived_ns[n] for n in indices], stream.now_ns)
         reading = fold_all(part, random).read(stretches)
         total.add(reading.sums)
         summaries.append(reading.summaries)
@@ -133,7 +133,7 @@ def test_a_window_read_long_after_the_last_span_equals_a_recount(stream: Stream,
 
 @settings(max_examples=examples(40), deadline=None)
 @given(streams(most=25), WINDOW_NS, st.randoms(use_true_random=False))
-def test_a_result_in_between_equals_a_recount_of_the_spans_that_have_arrived(
+def test_a_result_between_two_arrivals_equals_a_recount_of_the_spans_that_have_arrived(
     stream: Stream, window_ns: int, random: Random
 ) -> None:
     folded = FoldedRollup()
@@ -145,7 +145,7 @@ def test_a_result_in_between_equals_a_recount_of_the_spans_that_have_arrived(
 
 
 def test_thousands_of_spans_in_one_bucket_keep_exact_sums_and_the_stated_error() -> None:
-    #   9,000 spans of four series within a minute: more than wait, more than are kept unrounded
+    # 9,000 spans of four series within a minute: more than wait before they are added, and more than stay unrounded.
     now_ns = NOON_S * SECOND + 59 * SECOND
     spans = [
         make_span(n % 4, n * n + 1, started_ns=0, ended_ns=now_ns - n % 50 * SECOND, arrived_ns=now_ns)
@@ -162,7 +162,7 @@ def test_thousands_of_spans_in_one_bucket_keep_exact_sums_and_the_stated_error()
 
 
 def test_a_series_with_few_values_is_exact_beside_one_with_many() -> None:
-    #   one bucket: 4,900 spans of one series, and 100 of another
+    # One bucket holds 4,900 spans of one series and 100 of another.
     spans = [at(NOON_S, NOON_S, shape=n % 50 == 0, size=6 * n + 1) for n in range(5_000)]
     folded = FoldedRollup()
     for first in range(0, len(spans), 500):
@@ -195,8 +195,7 @@ def test_a_bucket_contains_its_first_second_and_not_that_of_the_next(resolution:
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("late_by", [-1, 599, 600])
 def test_a_late_span_is_added_to_every_resolution_that_still_keeps_its_bucket(resolution: Any, late_by: int) -> None:
-    #   bucket        arrival - keep
-    #   [   x   )      |  ten minutes  |    a bucket that ended ten minutes before that is gone
+    # A bucket is gone once keep_s and ten more minutes have passed since its end.
     start, end = NOON_S, NOON_S + resolution.width_s
     arrived_s = end + resolution.keep_s + late_by
     folded = FoldedRollup()
@@ -210,7 +209,7 @@ def test_a_late_span_is_added_to_every_resolution_that_still_keeps_its_bucket(re
 
 
 @pytest.mark.parametrize(("behind_s", "late"), [(-1, 0), (0, 0), (1, 1)])
-def test_a_row_is_late_if_it_is_older_than_31_days(behind_s: int, late: int) -> None:
+def test_a_span_is_late_if_it_is_older_than_31_days_at_its_arrival(behind_s: int, late: int) -> None:
     #   event     arrival - 31 d                    arrival
     folded, horizon_s = FoldedRollup(), HORIZON_NS // SECOND
     folded.fold([at(NOON_S - horizon_s - behind_s, NOON_S)], NOON_S * SECOND)
@@ -224,8 +223,8 @@ def test_every_late_span_is_counted_once(stream: Stream, random: Random) -> None
     folded = fold_all(stream, meanwhile=lambda folded: folded.restarted() if random.random() < 0.2 else None)
     folded.rollup.settle()
     horizons = [arrived_ns // SECOND - 31 * 86400 for arrived_ns in stream.arrived_ns]
-    behind = [event_second(span) < horizon for span, horizon in zip(stream.spans, horizons, strict=True)]
-    assert folded.rollup.late == sum(behind)
+    late = [event_second(span) < horizon for span, horizon in zip(stream.spans, horizons, strict=True)]
+    assert folded.rollup.late == sum(late)
 
 
 def test_a_window_includes_the_current_second_and_not_the_next() -> None:
@@ -238,7 +237,7 @@ def test_a_window_includes_the_current_second_and_not_the_next() -> None:
     assert folded.read(asked((NOON_S + 1) * SECOND, 10 * SECOND)).sums.spans == 2
 
 
-def test_a_span_dated_five_minutes_ahead_counts_then_and_one_dated_later_at_its_arrival() -> None:
+def test_a_span_dated_five_minutes_ahead_counts_at_its_end_and_one_dated_later_at_its_arrival() -> None:
     #   arrival        + 300 s   + 301 s
     #   now            a         b
     folded = FoldedRollup()
@@ -278,13 +277,13 @@ def test_a_series_in_no_group_is_left_out() -> None:
     spans = [at(NOON_S, NOON_S, shape=n % 4, size=n) for n in range(600)]
     folded.fold(spans, NOON_S * SECOND)
     stretches = asked(NOON_S * SECOND, MINUTE)
-    only = [-1, 0, -1, 1]  # series are numbered in order of appearance
-    readings = readings_of(folded.rollup, stretches, np.array(only, np.int64), 3, list(FIELDS))
+    groups = [-1, 0, -1, 1]  # The group of each series; series are numbered in order of appearance.
+    readings = readings_of(folded.rollup, stretches, np.array(groups, np.int64), 3, list(FIELDS))
     assert_reads(readings[0], spans[1::4])
     assert_reads(readings[1], spans[3::4])
     assert_reads(readings[2], [])
-    [lone] = readings_of(folded.rollup, stretches, np.array([-1, -1, 0, -1], np.int64), 1, list(FIELDS))
-    assert_reads(lone, spans[2::4])
+    [reading] = readings_of(folded.rollup, stretches, np.array([-1, -1, 0, -1], np.int64), 1, list(FIELDS))
+    assert_reads(reading, spans[2::4])
 
 
 def test_only_the_requested_distributions_are_returned() -> None:
@@ -305,7 +304,7 @@ def test_reading_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_a_query_from_shortly_before_the_newest_span_misses_none(resolution: Any) -> None:
+def test_a_query_misses_no_span_although_a_newer_one_was_folded_before(resolution: Any) -> None:
     #   now - W                               now   now + 2 s
     #   a                                      |    b          b was folded before the query was answered
     now_s = NOON_S + 2 * resolution.width_s - 1
@@ -321,7 +320,7 @@ def test_a_query_from_shortly_before_the_newest_span_misses_none(resolution: Any
 @settings(deadline=None)
 @given(st.lists(st.integers(0, MAX_TOKENS), min_size=1, max_size=100))
 def test_quantiles_of_up_to_a_hundred_values_in_a_window_are_exact(sizes: list[int]) -> None:
-    #   one value a second: the window joins a hundred buckets of several resolutions
+    # There is one value each second: the window joins up to a hundred buckets of several resolutions.
     now_s = NOON_S + 100
     folded = FoldedRollup()
     for n, size in enumerate(sizes):

@@ -47,7 +47,7 @@ from tokentrace_alerter.machine import event_id
 
 
 def after(expected: Sequence[Told], instant: float) -> list[Told]:
-    """Return the events from *instant* on, without a resolution of an episode that began before it."""
+    """Return the events after *instant*, without the resolution of an episode that began at or before it."""
     later, begun = [], set()
     for event in expected:
         if event.instant > instant and (event.status == "firing" or event.group in begun):
@@ -58,38 +58,38 @@ def after(expected: Sequence[Told], instant: float) -> list[Told]:
 
 @settings(max_examples=examples(120), deadline=None)
 @given(written=random_rules(plain=True), other=random_rules(), stream=random_streams, seed=st.integers(0, 2**32))
-def test_a_rule_added_at_run_time_publishes_what_it_would_have_published(
+def test_a_rule_added_at_run_time_publishes_what_it_would_have_published_if_it_had_always_existed(
     written: dict[str, Any], other: dict[str, Any], stream: Stream, seed: int
 ) -> None:
-    """Messages arrive during the backfill; from then on the rule is evaluated over all spans."""
+    """Messages arrive during the backfill. After its end the rule is evaluated over all spans, the older ones too."""
     dice, messages = random.Random(seed), make_sent(stream)
     rule, neighbour = parse(written, name="new"), parse(other, name="old")
     story = Story(neighbour)
     added, ready = sorted((dice.randrange(len(messages)), dice.randrange(len(messages))))
-    waiting: list[Message] = []
-    memory, now = FoldedBatches(), 0.0
+    older: list[Message] = []
+    folded_batches, started = FoldedBatches(), 0.0
     for number, message in enumerate(messages):
         if number == added:
             story.alerter.add_rule(rule)
-            waiting = list(story.log)
+            older = list(story.log)
             assert story.shown(message[0].stored, "new")["state"] == "warming"
         story.send(message[0].stored, *(sent_span.span for sent_span in message))
         if dice.random() < 0.2:
             story.send(message[0].stored, *(sent_span.span for sent_span in message), id=f"request-{len(story.log)}")
         for _ in range(dice.choice([0, 1, 5])):
-            if waiting:
-                backfill(story.alerter, "new", waiting.pop(0), memory)
+            if older:
+                backfill(story.alerter, "new", older.pop(0), folded_batches)
         story.tick(message[0].stored + dice.choice([0, SETTLED]))
         assert [event for event in story.published if event.alert == "new"] == [] or number > ready
         if number == ready:
-            while waiting:
-                backfill(story.alerter, "new", waiting.pop(0), memory)
-            now = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
-            story.alerter.finish_backfill("new", ns(LONG_AGO), ns(now))
+            while older:
+                backfill(story.alerter, "new", older.pop(0), folded_batches)
+            started = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
+            story.alerter.finish_backfill("new", ns(LONG_AGO), ns(started))
     end = int(messages[-1][0].stored) + 20
     story.tick(end + 5 + SETTLED)
     mine = [event for event in story.published if event.alert == "new" and at(event) <= end]
-    assert_told(mine, after(recount(written, flat(messages), end), now), starts=False)
+    assert_told(mine, after(recount(written, flat(messages), end), started), starts=False)
     theirs = [event for event in story.published if event.alert == "old" and at(event) <= end]
     assert_told(theirs, recount(other, flat(messages), end))
 
@@ -104,15 +104,15 @@ def test_adding_removing_and_silencing_rules_changes_no_other_rule(
     for message in messages:
         for _ in range(dice.choice([0, 1, 2])):
             name = dice.choice(["one", "two"])
-            what = dice.choice(["add", "primed", "remove", "silence", "prime"])
+            action = dice.choice(["add", "finish_backfill", "remove", "silence", "backfill"])
             now = ns(message[0].stored)
-            if what == "add":
+            if action == "add":
                 story.alerter.add_rule(parse({**written, "name": name, "window": dice.choice(["1s", "10s"])}))
-            elif what == "primed":
+            elif action == "finish_backfill":
                 story.alerter.finish_backfill(name, now - 60 * SECOND, now)
-            elif what == "remove":
+            elif action == "remove":
                 story.alerter.remove_rule(name)
-            elif what == "silence":
+            elif action == "silence":
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
                 backfill(story.alerter, name, dice.choice(story.log), FoldedBatches())
@@ -193,7 +193,7 @@ def test_a_removed_rule_publishes_nothing_more_not_even_waiting_events() -> None
 
 
 def test_a_rule_with_the_name_of_a_removed_one_starts_without_state() -> None:
-    """It inherits neither the cooldown nor the episode of the removed rule."""
+    """The new rule inherits neither the cooldown nor the episode of the removed one."""
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, slow(0.5, 600))
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing")]
@@ -227,8 +227,8 @@ def test_a_rule_created_again_starts_without_state_after_a_restart_too() -> None
 
 def test_a_rule_misses_no_span_while_another_one_is_added() -> None:
     """A second rule is added to the configuration while the alerter is down; the first one counts every span."""
-    #   1    5     9        12
-    #   .....######.........|      killed at 5, started with a second rule at 12
+    #   second  123456789012
+    #   seen    .....####...    snapshot before second 5, restarted with a second rule after 12
     old, new = make_rule(), make_rule(name="new", window="60s")
     story = Story(old)
     for second in range(1, 13):
@@ -274,7 +274,7 @@ def test_a_new_rule_of_the_configuration_is_backfilled() -> None:
 
 
 @pytest.mark.parametrize("key", ["threshold", "cooldown", "level", "silenced", "for", "recovery_threshold"])
-def test_a_rule_on_the_same_data_keeps_its_window(key: str) -> None:
+def test_a_change_that_does_not_affect_the_window_keeps_the_fingerprint(key: str) -> None:
     value = {
         "threshold": 400,
         "cooldown": "2s",
@@ -299,7 +299,7 @@ def test_a_rule_on_the_same_data_keeps_its_window(key: str) -> None:
         ("no_data", "fire"),
     ],
 )
-def test_a_rule_on_other_data_gets_a_new_window(key: str, value: Any) -> None:
+def test_a_change_that_affects_the_window_changes_the_fingerprint(key: str, value: Any) -> None:
     assert make_rule(**{key: value}).fingerprint != make_rule().fingerprint
 
 
@@ -313,11 +313,11 @@ def test_rules_on_different_data_have_different_fingerprints() -> None:
     assert Counter(rule.fingerprint for rule in rules).most_common(1)[0][1] == 1
 
 
-# --- rules with the same id
+# --- rules with the same rule id
 
 
-def test_events_of_different_rules_never_share_an_id() -> None:
-    """Eight hex digits are 32 bits: among 10,000 rules two share them with a probability of 1 %."""
+def test_events_of_two_rules_with_the_same_rule_id_have_different_ids() -> None:
+    """A rule id has 32 bits of a hash, so among 10,000 rules two have the same with a probability of 1 %."""
     seen: dict[str, str] = {}
     pair: tuple[str, str] | None = None
     for number in range(400_000):

@@ -1,4 +1,4 @@
-"""The decision of a rule at one instant, with the time as an argument, and the events."""
+"""What a rule decides at one instant, and the events that it publishes."""
 
 from __future__ import annotations
 
@@ -105,19 +105,19 @@ def test_a_breach_that_comes_back_within_the_cooldown_waits_for_its_end() -> Non
 
 def test_a_breach_that_comes_back_is_a_new_episode() -> None:
     rule = make_rule(cooldown="2s")
-    watch, starts = RuleEvaluator(rule, SeriesTable()), []
+    watch, episodes = RuleEvaluator(rule, SeriesTable()), []
     for second, value in enumerate([11, 11, 11, 9, 9, 11, 11, 11]):
         event = decide(rule, watch.state, START_NS + second * SECOND, value, 1).event
         if event is not None:
             watch.apply_event(event)
-            starts.append((second, event.status, event.starts_at, event.ends_at))
-    first, second_ = render_instant(START_NS), render_instant(START_NS + 5 * SECOND)
-    assert starts == [
-        (0, "firing", first, None),
-        (2, "firing", first, None),
-        (3, "resolved", first, render_instant(START_NS + 3 * SECOND)),
-        (5, "firing", second_, None),
-        (7, "firing", second_, None),
+            episodes.append((second, event.status, event.starts_at, event.ends_at))
+    first_start, second_start = render_instant(START_NS), render_instant(START_NS + 5 * SECOND)
+    assert episodes == [
+        (0, "firing", first_start, None),
+        (2, "firing", first_start, None),
+        (3, "resolved", first_start, render_instant(START_NS + 3 * SECOND)),
+        (5, "firing", second_start, None),
+        (7, "firing", second_start, None),
     ]
 
 
@@ -128,7 +128,7 @@ def test_the_cooldown_of_one_rule_does_not_affect_another() -> None:
     assert play(one, ".#####") == ".F...."
 
 
-def test_without_a_cooldown_every_instant_fires() -> None:
+def test_without_a_cooldown_every_instant_in_breach_fires() -> None:
     assert play(make_rule(cooldown="0s"), "###..#") == "FFFR.F"
 
 
@@ -140,13 +140,13 @@ def test_a_rule_that_never_fired_is_never_resolved() -> None:
     assert play(make_rule(), "...---...") == "........."
 
 
-def test_too_few_spans_neither_fire_nor_resolve() -> None:
+def test_too_few_spans_do_not_resolve() -> None:
     rule = make_rule(min_spans=5)
     state = State(firing=True, fired_ns=START_NS, starts_ns=START_NS, event_ns=START_NS)
     assert decide(rule, state, START_NS + SECOND, 1.0, 4) == Decision(None, "min_spans")
 
 
-def test_an_instant_is_decided_once() -> None:
+def test_nothing_is_published_up_to_the_instant_of_the_last_event() -> None:
     rule = make_rule(cooldown="0s")
     state = State(firing=True, fired_ns=START_NS, starts_ns=START_NS, event_ns=START_NS)
     for instant in (START_NS - SECOND, START_NS):
@@ -154,7 +154,7 @@ def test_an_instant_is_decided_once() -> None:
         assert decide(rule, state, instant, None, 0).event is None
 
 
-def test_deciding_changes_nothing_until_the_event_is_applied() -> None:
+def test_deciding_does_not_change_the_state() -> None:
     rule, state = make_rule(), State()
     assert decide(rule, state, START_NS, 11, 1) == decide(rule, state, START_NS, 11, 1)
     assert state == State()
@@ -219,7 +219,7 @@ def test_an_event_has_the_window_as_written_and_the_metric_without_alias() -> No
         (0, -1, "latency_p99 > 0 (threshold: -1)"),
     ],
 )
-def test_the_message_shows_four_digits(value: float, threshold: float, text: str) -> None:
+def test_the_message_shows_four_significant_digits(value: float, threshold: float, text: str) -> None:
     assert fire(make_rule(metric="latency_p99", threshold=threshold), value).message == text
 
 

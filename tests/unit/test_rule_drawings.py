@@ -22,76 +22,104 @@ from tokentrace.units import MINUTE, SECOND, render_instant
 
 IGNORE: dict[str, Any] = {}
 FIRE, KEEP = {"no_data": "fire"}, {"no_data": "keep"}
-AT_ONCE = {"cooldown": "0s"}
-BACK = {"recovery_threshold": 400}
-BACK_UP = {"recovery_threshold": 600}
+NO_COOLDOWN = {"cooldown": "0s"}
+RECOVERY_BELOW = {"recovery_threshold": 400}
+RECOVERY_ABOVE = {"recovery_threshold": 600}
 
 DRAWINGS = [
     Drawing("begins and ends", {}, "..###..", "..F..R.", "iifffrr"),
-    Drawing("nothing to see", {}, "--..-.", "......", "nniini"),
+    Drawing("no breach", {}, "--..-.", "......", "nniini"),
     Drawing("a breach of one instant", {}, ".#.", ".FR", "ifr"),
     # the operators at their threshold
-    Drawing("gt is not at", {"op": "gt", **AT_ONCE}, "=#=.#", ".FR.F", "ifrrf"),
-    Drawing("gte is at", {"op": "gte", **AT_ONCE}, "=#=.=", "FFFRF", "fffrf"),
-    Drawing("lt is not at", {"op": "lt", **AT_ONCE}, "=#=.#", ".FR.F", "ifrrf"),
-    Drawing("lte is at", {"op": "lte", **AT_ONCE}, "=#=.=", "FFFRF", "fffrf"),
-    # recovery
-    Drawing("gt recovers at", {"op": "gt", "cooldown": "3s", **BACK}, "~#~=~_~#", ".F..FR.F", "iffffrrf"),
-    Drawing("gte recovers below", {"op": "gte", **BACK}, "_=_=._=", ".F..R..", "ifffrrr"),
-    Drawing("lt recovers at", {"op": "lt", "cooldown": "3s", **BACK_UP}, "~#~=~_~#", ".F..FR.F", "iffffrrf"),
-    Drawing("lte recovers above", {"op": "lte", **BACK_UP}, "_=_=._=", ".F..R..", "ifffrrr"),
-    Drawing("equal, gt", {"op": "gt", "recovery_threshold": 500, **AT_ONCE}, "=#=#~", ".FRFR", "ifrfr"),
-    Drawing("equal, gte", {"op": "gte", "recovery_threshold": 500}, "~#=~", ".F.R", "iffr"),
-    Drawing("equal, lt", {"op": "lt", "recovery_threshold": 500, **AT_ONCE}, "=#=#~", ".FRFR", "ifrfr"),
-    Drawing("equal, lte", {"op": "lte", "recovery_threshold": 500}, "~#=~", ".F.R", "iffr"),
+    Drawing("gt, not at the threshold", {"op": "gt", **NO_COOLDOWN}, "=#=.#", ".FR.F", "ifrrf"),
+    Drawing("gte, at the threshold", {"op": "gte", **NO_COOLDOWN}, "=#=.=", "FFFRF", "fffrf"),
+    Drawing("lt, not at the threshold", {"op": "lt", **NO_COOLDOWN}, "=#=.#", ".FR.F", "ifrrf"),
+    Drawing("lte, at the threshold", {"op": "lte", **NO_COOLDOWN}, "=#=.=", "FFFRF", "fffrf"),
+    # recovery; the limit is the recovery threshold
+    Drawing(
+        "gt, recovers at the limit",
+        {"op": "gt", "cooldown": "3s", **RECOVERY_BELOW},
+        "~#~=~_~#",
+        ".F..FR.F",
+        "iffffrrf",
+    ),
+    Drawing("gte, recovers below the limit", {"op": "gte", **RECOVERY_BELOW}, "_=_=._=", ".F..R..", "ifffrrr"),
+    Drawing(
+        "lt, recovers at the limit",
+        {"op": "lt", "cooldown": "3s", **RECOVERY_ABOVE},
+        "~#~=~_~#",
+        ".F..FR.F",
+        "iffffrrf",
+    ),
+    Drawing("lte, recovers above the limit", {"op": "lte", **RECOVERY_ABOVE}, "_=_=._=", ".F..R..", "ifffrrr"),
+    Drawing(
+        "gt, limit equal to the threshold",
+        {"op": "gt", "recovery_threshold": 500, **NO_COOLDOWN},
+        "=#=#~",
+        ".FRFR",
+        "ifrfr",
+    ),
+    Drawing("gte, limit equal to the threshold", {"op": "gte", "recovery_threshold": 500}, "~#=~", ".F.R", "iffr"),
+    Drawing(
+        "lt, limit equal to the threshold",
+        {"op": "lt", "recovery_threshold": 500, **NO_COOLDOWN},
+        "=#=#~",
+        ".FRFR",
+        "ifrfr",
+    ),
+    Drawing("lte, limit equal to the threshold", {"op": "lte", "recovery_threshold": 500}, "~#=~", ".F.R", "iffr"),
     # for
     Drawing("for, exactly reached", {"for": "3s"}, ".######.", "....F..R", "ipppfffr"),
-    Drawing("for, reached in between", {"for": "2999ms"}, ".######.", "....F..R", "ipppfffr"),
+    Drawing("for, reached between instants", {"for": "2999ms"}, ".######.", "....F..R", "ipppfffr"),
     Drawing("for, just missed", {"for": "3001ms"}, ".######.", ".....F.R", "ippppffr"),
     Drawing("for, one instant short", {"for": "3s"}, ".###....", "........", "ipppiiii"),
-    Drawing("for, of an instant", {"for": "1ns"}, ".##.", "..FR", "ipfr"),
+    Drawing("for, of a nanosecond", {"for": "1ns"}, ".##.", "..FR", "ipfr"),
     Drawing("for, interrupted once", {"for": "3s"}, ".###.####", "........F", "ipppipppf"),
     Drawing("for, interrupted at the threshold", {"for": "3s"}, ".##=####", ".......F", "ippipppf"),
-    Drawing("for, judged by the threshold", {"for": "3s", **BACK}, ".##~####~_", ".......F.R", "ippipppffr"),
+    Drawing(
+        "for, measured by the threshold", {"for": "3s", **RECOVERY_BELOW}, ".##~####~_", ".......F.R", "ippipppffr"
+    ),
     Drawing("for, interrupted by no data", {"for": "3s"}, ".##-####", ".......F", "ippnpppf"),
     Drawing("for, no data is a breach", {"for": "3s", **FIRE}, ".##-####", "....F...", "ipppffff"),
     Drawing("for, no data alone", {"for": "2s", **FIRE}, "..----.", "....F.R", "iippffr"),
-    Drawing("for, no data keeps it", {"for": "3s", **KEEP}, ".##-####", "....F...", "ipppffff"),
+    Drawing("for, no data keeps it pending", {"for": "3s", **KEEP}, ".##-####", "....F...", "ipppffff"),
     Drawing("for, no data when it is due", {"for": "3s", **KEEP}, ".###-##", ".....F.", "ippppff"),
-    Drawing("for, kept and then fine", {"for": "3s", **KEEP}, ".##--.##", "........", "ippppipp"),
+    Drawing("for, kept pending, then fine", {"for": "3s", **KEEP}, ".##--.##", "........", "ippppipp"),
     Drawing("for, interrupted by too few", {"for": "3s", "min_spans": 2}, ".##1####", ".......F", "ippipppf"),
-    Drawing("for, anew for each episode", {"for": "2s", **AT_ONCE}, ".###.###.", "...FR..FR", "ippfrppfr"),
-    Drawing("for, over in the cooldown", {"for": "2s", "cooldown": "6s"}, "###.######", "..FR....F.", "ppfrppppff"),
+    Drawing("for, anew for each episode", {"for": "2s", **NO_COOLDOWN}, ".###.###.", "...FR..FR", "ippfrppfr"),
+    Drawing("for, reached in the cooldown", {"for": "2s", "cooldown": "6s"}, "###.######", "..FR....F.", "ppfrppppff"),
     # no data
     Drawing("no data is no breach", IGNORE, "..--.#-", ".....FR", "iinnifr"),
     Drawing("no data ends what fired", IGNORE, "##--.", "F.R..", "ffrrr"),
     Drawing("no data is a breach", FIRE, "..--..", "..F.R.", "iiffrr"),
     Drawing("no data from the start", FIRE, "----.", "F...R", "ffffr"),
-    Drawing("no data goes on firing", {**FIRE, "cooldown": "2s"}, "#----.", "F.F.FR", "fffffr"),
+    Drawing("no data fires again", {**FIRE, "cooldown": "2s"}, "#----.", "F.F.FR", "fffffr"),
     Drawing("no data changes nothing", KEEP, "--.-", "....", "nnin"),
-    Drawing("no data keeps firing", {**KEEP, "cooldown": "2s"}, "##---#.", "F....FR", "ffffffr"),
+    Drawing("no data keeps it firing", {**KEEP, "cooldown": "2s"}, "##---#.", "F....FR", "ffffffr"),
     Drawing("no data keeps it resolved", KEEP, "#.--", "FR..", "frrr"),
     Drawing("lt, no data is no breach", {"op": "lt"}, "--#-.-", "..FR..", "nnfrrr"),
     Drawing("lt, no data is a breach", {"op": "lt", **FIRE}, ".#-.-", ".F.R.", "iffrr"),
-    Drawing("lt, no data keeps it", {"op": "lt", **KEEP}, "-#-#.", ".F..R", "nfffr"),
+    Drawing("lt, no data keeps the state", {"op": "lt", **KEEP}, "-#-#.", ".F..R", "nfffr"),
     # too few
     Drawing("too few fire nothing", {"min_spans": 2}, "11##.", "..F.R", "iiffr"),
     Drawing("too few resolve nothing", {"min_spans": 2}, "##11.", "F...R", "ffffr"),
     Drawing("too few, then none", {"min_spans": 2}, "#1-", "F.R", "ffr"),
-    Drawing("too few are not none", {"min_spans": 2, **FIRE}, "1-1.", ".F.R", "iffr"),
+    Drawing("too few are not no data", {"min_spans": 2, **FIRE}, "1-1.", ".F.R", "iffr"),
     # cooldown
     Drawing("again after each cooldown", {"cooldown": "3s"}, "..#########.", "..F..F..F..R", "iifffffffffr"),
-    Drawing("without a cooldown", AT_ONCE, "###.#", "FFFRF", "fffrf"),
-    Drawing("back within the cooldown", {"cooldown": "6s"}, "#.#.##########", "FR....F.....F.", "frrrrrffffffff"),
+    Drawing("without a cooldown", NO_COOLDOWN, "###.#", "FFFRF", "fffrf"),
+    Drawing(
+        "a new breach within the cooldown", {"cooldown": "6s"}, "#.#.##########", "FR....F.....F.", "frrrrrffffffff"
+    ),
     Drawing("a cooldown just missed", {"cooldown": "2001ms"}, "#######", "F..F..F", "fffffff"),
     # silence
-    Drawing("silenced for good", {"silenced": True}, "..##.-", "......", "iiiiin"),
+    Drawing("silenced in the configuration", {"silenced": True}, "..##.-", "......", "iiiiin"),
     Drawing("silenced while it fires", {"cooldown": "2s"}, "##########", "F.F...F.F.", "ffffffffff", (3, 7)),
-    Drawing("over within the silence", {}, "##....", "F..R..", "fffrrr", (1, 4)),
-    Drawing("all of it within the silence", {}, ".###....", "........", "iiiiiiii", (1, 6)),
-    Drawing("longer than the silence", {}, ".######.", "....F..R", "iiiifffr", (1, 5)),
+    Drawing("episode ends within the silence", {}, "##....", "F..R..", "fffrrr", (1, 4)),
+    Drawing("whole breach within the silence", {}, ".###....", "........", "iiiiiiii", (1, 6)),
+    Drawing("breach longer than the silence", {}, ".######.", "....F..R", "iiiifffr", (1, 5)),
     Drawing("pending within the silence", {"for": "3s"}, ".########", "......F..", "ipppppfff", (1, 7)),
-    Drawing("silence over when it is due", {"for": "3s"}, ".######.", "....F..R", "ipppfffr", (1, 5)),
+    Drawing("silence ends when it is due", {"for": "3s"}, ".######.", "....F..R", "ipppfffr", (1, 5)),
     Drawing("no data within the silence", FIRE, ".-----.", "...F..R", "iiifffr", (1, 4)),
 ]
 drawn = pytest.mark.parametrize("drawing", DRAWINGS, ids=[drawing.what for drawing in DRAWINGS])
@@ -103,12 +131,12 @@ def test_each_drawing_gives_its_events_and_states(drawing: Drawing) -> None:
 
 
 @drawn
-def test_a_restart_after_every_instant_gives_the_same_events(drawing: Drawing) -> None:
+def test_a_restart_after_every_instant_gives_the_same_events_and_states(drawing: Drawing) -> None:
     assert play(drawing, lambda story, instant: story.restart(story.snapshot())) == (drawing.said, drawing.state)
 
 
 @drawn
-def test_a_kill_with_an_older_snapshot_gives_the_same_events(drawing: Drawing) -> None:
+def test_a_kill_with_an_older_snapshot_gives_the_same_events_and_states(drawing: Drawing) -> None:
     """Events since the snapshot are known from the alert stream: none is repeated, early or missing."""
     for killed in range(2, len(drawing.seen)):
         for saved in {1, killed // 2, killed - 1}:
@@ -134,7 +162,7 @@ def test_a_silence_that_is_over_before_the_next_instant_changes_nothing(drawing:
 
 def test_after_a_kill_the_next_episode_waits_for_its_for_again() -> None:
     """The snapshot has the pending state of the first episode, which has ended since."""
-    #         1   5       10
+    #         1   5    10
     #  seen   ....####.#####      for 3 s, snapshot at 6, killed at 9
     #  said   .......FR...FF
     story, snapshot = Story(make_rule(**{"for": "3s", "cooldown": "0s"})), b""
@@ -149,7 +177,7 @@ def test_after_a_kill_the_next_episode_waits_for_its_for_again() -> None:
 
 
 def test_events_of_another_alerter_end_a_pending_state() -> None:
-    """This alerter has read up to 6 and is pending. The other one has published a firing at 8 and its end at 9."""
+    """One alerter has evaluated up to 7 and is pending when it reads that the other fired at 8 and resolved at 9."""
     rule = make_rule(**{"for": "3s", "cooldown": "0s"})
     ahead, behind = Story(rule), Story(rule)
     for second, mark in enumerate("....####.####", start=1):
@@ -185,7 +213,7 @@ def test_an_episode_keeps_its_start_and_the_next_one_has_its_own() -> None:
     assert story.shown(11.2)["starts_at"] == render_instant(ns(10))
 
 
-def test_with_a_for_an_episode_starts_when_it_fires_and_its_events_agree() -> None:
+def test_with_a_for_all_events_of_an_episode_have_the_same_start() -> None:
     story = Story(make_rule(**{"for": "2s", "cooldown": "2s"}))
     for second in range(1, 8):
         story.send(second - 0.5, slow(second - 0.5, 600 if second < 7 else 300))
@@ -242,14 +270,14 @@ def test_an_ended_episode_is_shown_as_resolved_for_15_minutes() -> None:
     story.tick(60 + SETTLED)
     assert story.shown(61)["state"] == "firing"
     story.tick(120 + SETTLED)
-    over = 120 + 15 * MINUTE / SECOND
-    story.tick(over - 1)
-    assert story.shown(over - 1)["state"] == "resolved"
-    story.tick(over + 1)
-    assert story.shown(over + 1)["state"] == "no_data"
-    story.send(over + 59.5, slow(over + 59.5, 300))
-    story.tick(over + 60 + SETTLED)
-    assert story.shown(over + 61)["state"] == "inactive"
+    expired = 120 + 15 * MINUTE / SECOND
+    story.tick(expired - 1)
+    assert story.shown(expired - 1)["state"] == "resolved"
+    story.tick(expired + 1)
+    assert story.shown(expired + 1)["state"] == "no_data"
+    story.send(expired + 59.5, slow(expired + 59.5, 300))
+    story.tick(expired + 60 + SETTLED)
+    assert story.shown(expired + 61)["state"] == "inactive"
 
 
 @pytest.mark.parametrize(
@@ -271,7 +299,6 @@ def test_the_reason_why_nothing_was_published_is_shown(rule: dict[str, Any], see
 
 
 def test_with_no_data_keep_a_firing_rule_without_data_is_shown_as_firing() -> None:
-    """With ``keep`` the state stays as it was."""
     story = Story(make_rule(no_data="keep"))
     story.send(0.5, slow(0.5, 600))
     for second in (1, 2, 3):

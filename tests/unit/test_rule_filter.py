@@ -1,4 +1,4 @@
-"""The spans that a rule counts."""
+"""Which spans a rule counts: those that pass its filter and have a value for its metric."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tokentrace_alerter.rules import (
 
 
 def counted(filter_: dict[str, str], *spans: dict[str, Any], metric: str = "span_count") -> int:
-    """Return how many of *spans* a rule with *filter_* counts."""
+    """Return how many of *spans* a rule on *metric* with the filter *filter_* counts."""
     table = SeriesTable()
     watch = RuleEvaluator(make_rule(metric=metric, window="10s", threshold=1e9, filter=filter_), table)
     at = START_NS - SECOND
@@ -114,7 +114,7 @@ def test_a_latency_rule_counts_spans_with_a_latency() -> None:
     assert counted({}, {"ttft_ns": 0}, {"ttft_ns": 5}, metric="ttft_p50") == 1
 
 
-def test_a_cost_rule_counts_spans_of_kinds_that_cost() -> None:
+def test_a_cost_rule_counts_spans_of_kinds_whose_cost_is_added() -> None:
     spans: list[dict[str, Any]] = [
         {"cost_nusd": 1},
         {"kind": "tool", "cost_nusd": 2},

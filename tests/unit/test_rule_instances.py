@@ -26,15 +26,15 @@ def instances(story: Story, now: float) -> dict[str, dict[str, Any]]:
     return {one["group"]: one for one in story.shown(now)["instances"]}
 
 
-def play_groups(rule: Rule, seen: Mapping[str, str], **spans: Any) -> dict[str, str]:
-    """Play a drawing for each user and return the events of each instance."""
+def play_groups(rule: Rule, seen: Mapping[str, str]) -> dict[str, str]:
+    """Play *seen*, user -> marks as in ``Drawing.seen``; return the events of each instance."""
     story, lag = Story(rule), rule.lag_ns / SECOND
     length = max(map(len, seen.values()))
     said = {name: ["."] * length for name in seen}
     steps = [(second - 0.5, 0, second) for second in range(1, length + 1)]
     steps += [(second + lag + SETTLED, 1, second) for second in range(1, length + 1)]
-    for now, looking, second in sorted(steps):
-        if looking:
+    for now, ticks, second in sorted(steps):
+        if ticks:
             for event in story.tick(now):
                 said[next(iter(event.group.values()))][second - 1] = event.status[0].upper()
         else:
@@ -119,7 +119,7 @@ def test_the_value_of_group_by_is_the_instance(
 
 
 def test_an_empty_attribute_is_a_separate_instance() -> None:
-    """It differs from the instance of spans whose attribute is "unknown"."""
+    """It is not the instance of spans whose attribute is "unknown"."""
     story = Story(make_rule(metric="span_count", op="gte", threshold=1, group_by="user"))
     story.send(0.5, call(0.5, attributes={"user": ""}), *[call(0.5, attributes={"user": "unknown"})] * 2)
     told = {event.group["user"]: event.span_count for event in story.tick(1 + SETTLED)}
@@ -168,12 +168,12 @@ def test_an_instance_that_vanishes_within_its_cooldown_is_not_in_breach() -> Non
     assert story.shown(10)["firing"] is False
 
 
-def test_no_data_keeps_an_instance_firing() -> None:
+def test_with_no_data_keep_a_firing_instance_without_data_stays_firing() -> None:
     said = play_groups(make_rule(group_by="user", no_data="keep", cooldown="2s"), {"alice": "#---#.", "bob": "......"})
     assert said == {"alice": "F...FR", "bob": "......"}
 
 
-def test_with_no_data_fire_a_firing_instance_stays_firing_without_data() -> None:
+def test_with_no_data_fire_a_firing_instance_without_data_fires_again() -> None:
     said = play_groups(make_rule(group_by="user", no_data="fire", cooldown="2s"), {"alice": "#---.", "bob": "....."})
     assert said == {"alice": "F.F.R", "bob": "....."}
 
@@ -184,7 +184,7 @@ def test_with_no_data_fire_an_instance_that_vanishes_fires() -> None:
     assert said == {"alice": "..F.R", "bob": "....."}
 
 
-def test_a_rule_that_is_no_longer_grouped_does_not_fire_for_ever() -> None:
+def test_a_rule_that_is_no_longer_grouped_ends_its_earlier_episodes() -> None:
     """The configuration removes group_by while the instance "alice" is firing."""
     story = Story(make_rule(group_by="user"))
     story.send(0.5, slow(0.5, 600, attributes={"user": "alice"}))

@@ -1,4 +1,4 @@
-"""Grouped rules with more instances than the limit."""
+"""Grouped rules with more instances than the limit, and with almost as many."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from tokentrace.records import Span
 from tokentrace_alerter.rules import Rule
 from tokentrace_alerter.rules import window as measure
 
-FEW = 8
+LIMIT = 8
 
 
 @pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(measure, "MAX_GROUPS", FEW)
-    return FEW
+def limit(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Lower the limit of the instances of a rule, and return the new limit."""
+    monkeypatch.setattr(measure, "MAX_GROUPS", LIMIT)
+    return LIMIT
 
 
-def every(story: Story, instant: float) -> dict[str, int]:
-    """Return instance -> span count of the events at *instant*."""
+def firing_counts(story: Story, instant: float) -> dict[str, int]:
+    """Return instance -> span count of the firing events at *instant*."""
     return {
         next(iter(event.group.values())): event.span_count
         for event in story.published
@@ -45,9 +46,9 @@ def every(story: Story, instant: float) -> dict[str, int]:
 
 
 def grouped_rule(metric: str = "span_count", **overrides: Any) -> Rule:
-    """A rule that fires at every instant for every instance."""
-    given = {"metric": metric, "op": "gte", "threshold": -1e300, "window": "10s", "cooldown": "0s", **overrides}
-    return make_rule(group_by="user", **given)
+    """Return a rule that fires at every instant for every instance with data."""
+    fields = {"metric": metric, "op": "gte", "threshold": -1e300, "window": "10s", "cooldown": "0s", **overrides}
+    return make_rule(group_by="user", **fields)
 
 
 def of_users(second: float, counts: Mapping[str, int], **fields: Any) -> list[Span]:
@@ -59,43 +60,43 @@ def of_users(second: float, counts: Mapping[str, int], **fields: Any) -> list[Sp
 
 
 @pytest.mark.parametrize("metric", ["span_count", "hop_count", "latency_p95"])
-def test_at_the_limit_the_heaviest_instances_are_kept_and_the_rest_is_other(few: int, metric: str) -> None:
+def test_at_the_limit_the_heaviest_instances_are_kept_and_the_rest_is_other(limit: int, metric: str) -> None:
     story = Story(grouped_rule(metric))
     crowd = {f"u{n}": n + 1 for n in range(30)}
     story.send(0.5, *of_users(0.5, crowd, latency_ns=10**9))
     story.tick(1 + SETTLED)
-    first = every(story, 1)
+    first = firing_counts(story, 1)
     assert sum(first.values()) == sum(crowd.values())
-    assert len(first) <= few + 1
+    assert len(first) <= limit + 1
     assert first["other"] == sum(crowd.values()) - sum(count for name, count in first.items() if name != "other")
     story.tick(2 + SETTLED)
-    second = every(story, 2)
+    second = firing_counts(story, 2)
     assert sum(second.values()) == sum(crowd.values())
     stayed = set(second) - {"other"}
-    assert 0 < len(stayed) <= few
+    assert 0 < len(stayed) <= limit
     assert min(second[name] for name in stayed) >= max(first[name] for name in set(first) - stayed - {"other"})
 
 
 @pytest.mark.parametrize("metric", ["span_count", "hop_count"])
-def test_an_instance_that_becomes_heavy_later_is_kept(few: int, metric: str) -> None:
+def test_an_instance_that_becomes_heavy_later_is_kept(limit: int, metric: str) -> None:
     story = Story(grouped_rule(metric))
     story.send(0.5, *of_users(0.5, {f"u{n}": 2 for n in range(30)}))
     story.tick(1 + SETTLED)
-    assert "heavy" not in every(story, 1)
+    assert "heavy" not in firing_counts(story, 1)
     for second in range(2, 8):
         story.send(second - 0.5, *of_users(second - 0.5, {"heavy": 20, **{f"v{second}{n}": 1 for n in range(3)}}))
         story.tick(second + SETTLED)
-    assert every(story, 7)["heavy"] >= 100
-    assert sum(every(story, 7).values()) == 60 + 6 * 23
+    assert firing_counts(story, 7)["heavy"] >= 100
+    assert sum(firing_counts(story, 7).values()) == 60 + 6 * 23
 
 
-def test_an_instance_named_other_is_counted_with_the_rest(few: int) -> None:
+def test_an_instance_named_other_is_counted_with_the_rest(limit: int) -> None:
     story = Story(grouped_rule())
     story.send(0.5, *of_users(0.5, {"other": 5}), *of_users(0.5, {f"u{n}": 1 for n in range(20)}))
     for second in (1, 2, 3):
         story.tick(second + SETTLED)
-        assert sum(every(story, second).values()) == 25
-        assert every(story, second)["other"] >= 5
+        assert sum(firing_counts(story, second).values()) == 25
+        assert firing_counts(story, second)["other"] >= 5
 
 
 crowds = st.lists(
@@ -115,9 +116,9 @@ crowds = st.lists(
 def test_with_any_number_of_instances_every_span_counts_once(
     stream: list[tuple[float, dict[int, int]]], metric: str, change: str | None, seed: int
 ) -> None:
-    """Every span with a user counts in exactly one instance, through restarts."""
+    """Every span with a user counts in exactly one instance, also after restarts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "MAX_GROUPS", FEW)
+        patch.setattr(measure, "MAX_GROUPS", LIMIT)
         dice, now = random.Random(seed), 0.2
         story = Story(grouped_rule(metric, change=change), grouped_rule("span_count", name="plain"))
         sent: list[tuple[float, int]] = []
@@ -135,13 +136,13 @@ def test_with_any_number_of_instances_every_span_counts_once(
             if change and name == "any":
                 continue
             for instant in range(1, end + 1):
-                told = [e.span_count for e in story.published if e.alert == name and at(e) == instant]
+                counted = [e.span_count for e in story.published if e.alert == name and at(e) == instant]
                 wanted = sum(count for stored, count in sent if instant - 10 <= int(stored) < instant > stored)
-                assert sum(told) == wanted, (name, instant)
+                assert sum(counted) == wanted, (name, instant)
 
 
 @pytest.mark.parametrize("metric", ["span_count", "hop_count"])
-def test_an_instance_counted_as_other_is_not_without_data(few: int, metric: str) -> None:
+def test_an_instance_counted_as_other_is_not_without_data(limit: int, metric: str) -> None:
     """Thirty users call every second, so no instance is without data."""
     story = Story(make_rule(metric=metric, threshold=1e9, group_by="user", no_data="fire"))
     for second in range(1, 15):
@@ -151,16 +152,16 @@ def test_an_instance_counted_as_other_is_not_without_data(few: int, metric: str)
 
 
 @pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
-def test_instances_that_appear_once_are_dropped(few: int, no_data: str) -> None:
-    """With group_by on a session id, the number of instances stays within the limit."""
+def test_instances_that_appear_once_are_dropped(limit: int, no_data: str) -> None:
+    """With three new users each second, the number of instances stays within the limit and ``other``."""
     story = Story(make_rule(metric="span_count", threshold=1e9, group_by="user", no_data=no_data))
     for second in range(1, 60):
         story.send(second - 0.5, *of_users(second - 0.5, {f"session-{second}-{n}": 1 for n in range(3)}))
         story.tick(second)
-    assert story.shown(60)["instance_count"] <= few + 1
+    assert story.shown(60)["instance_count"] <= limit + 1
 
 
-def test_a_firing_instance_is_kept_although_others_are_heavier(few: int) -> None:
+def test_a_firing_instance_is_kept_although_others_are_heavier(limit: int) -> None:
     """For a rule on cost per user, a user with one expensive call is kept although others call more often."""
     story = Story(make_rule(metric="total_cost", threshold=5, window="60s", group_by="user"))
     spender = call(0.5, attributes={"user": "spender"}, cost_nusd=9 * 10**9)
@@ -171,11 +172,11 @@ def test_a_firing_instance_is_kept_although_others_are_heavier(few: int) -> None
 
 
 @pytest.mark.parametrize("no_data", ["ignore", "keep", "fire"])
-def test_a_firing_instance_that_becomes_other_is_resolved(few: int, no_data: str) -> None:
-    """Without the resolution its receivers would consider the episode open for ever."""
+def test_a_firing_instance_that_becomes_other_is_resolved(limit: int, no_data: str) -> None:
+    """Without a resolution the receivers of the events would consider the episode open for ever."""
     story = Story(grouped_rule(no_data=no_data))
     for second in range(1, 8):
-        story.send(second - 0.5, *of_users(second - 0.5, {f"u{n}": 2 for n in range(few - 1)}))
+        story.send(second - 0.5, *of_users(second - 0.5, {f"u{n}": 2 for n in range(limit - 1)}))
         story.send(second - 0.5, *of_users(second - 0.5, {f"new-{second}": 3}))
         story.tick(second + SETTLED)
     story.tick(8 + SETTLED)
@@ -188,7 +189,7 @@ def test_a_firing_instance_that_becomes_other_is_resolved(few: int, no_data: str
     assert [event for event in ended if event.starts_at == event.ends_at] == []
 
 
-def test_the_cooldown_of_an_instance_survives_being_counted_as_other(few: int) -> None:
+def test_the_cooldown_of_an_instance_survives_being_counted_as_other(limit: int) -> None:
     story = Story(make_rule(group_by="user", cooldown="1h"))
     for second in range(1, 12):
         spans = [slow(second - 0.5, 300, attributes={"user": f"{second}-{n}"}) for n in range(12)]
@@ -219,7 +220,7 @@ def test_a_restart_gives_the_same_events_with_any_number_of_instances(
     stream: list[dict[int, int]], written: dict[str, Any], killed: set[int]
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "MAX_GROUPS", FEW)
+        patch.setattr(measure, "MAX_GROUPS", LIMIT)
         rule = make_rule(group_by="user", **written)
         stories = [Story(rule), Story(rule)]
         for second, latencies in enumerate(stream, start=1):
@@ -236,8 +237,8 @@ def test_a_restart_gives_the_same_events_with_any_number_of_instances(
 
 
 @pytest.mark.parametrize("metric", ["error_rate", "calls_with_user"])
-def test_below_the_limit_an_instance_counts_its_spans_of_every_status_and_kind(metric: str) -> None:
-    """The limit is 1,000 instances, and 600 users with several kinds and statuses are within it."""
+def test_below_the_limit_an_instance_counts_its_spans_of_every_status(metric: str) -> None:
+    """The limit is 1,000 instances, and 600 users with calls of three statuses each are within it."""
     story = Story(grouped_rule(metric))
     users = {f"u{n}": 1 for n in range(600)}
     for status in ("ok", "error", "timeout"):

@@ -1,4 +1,4 @@
-"""Random rules over random streams equal a second implementation, through restarts and with two alerters."""
+"""The events of random rules equal those of a second implementation, also with restarts and with two alerters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_events_of_any_rule_equal_a_second_implementation(
 
 @st.composite
 def random_drawings(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
-    """A rule, and values that cross its threshold often."""
+    """Draw a rule, and marks as in ``Drawing.seen`` of values that cross its threshold often."""
     rule: dict[str, Any] = {
         "name": "any",
         "metric": "latency_avg",
@@ -78,7 +78,7 @@ def random_drawings(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
 def test_the_events_of_any_drawing_equal_a_second_implementation_through_kills(
     drawing: tuple[dict[str, Any], str], killed: list[tuple[int, int]]
 ) -> None:
-    """The alerter is killed after one instant and restored from the snapshot of an earlier one."""
+    """The alerter is killed after up to three instants, and restored from the snapshot of any instant until then."""
     (written, seen), sign = drawing, 1 if drawing[0]["op"] in ("gt", "gte") else -1
     snapshots: list[bytes] = []
 
@@ -99,7 +99,7 @@ def test_the_events_of_any_drawing_equal_a_second_implementation_through_kills(
 
 
 def disturbed(written: Mapping[str, Any], messages: list[list[Sent]], seed: int, *, older: bool) -> Story:
-    """Play a story with random ticks, snapshots and kills."""
+    """Send *messages* with random ticks and restarts in between; *older* = a restart may use any earlier snapshot."""
     dice, rule = random.Random(seed), parse(written)
     story = Story(rule)
     snapshots = [story.snapshot()]
@@ -138,7 +138,7 @@ def test_kills_at_any_time_with_older_snapshots_give_the_same_events(
 
 
 class Subject:
-    """The alert subject of two alerters: its sequence, and the message ids of the duplicate window."""
+    """The alert subject that two alerters share: its events in order, and message id -> sequence of the event."""
 
     def __init__(self) -> None:
         self.events: list[AlertEvent] = []
@@ -158,7 +158,7 @@ class Rival(Story):
         self.heard = len(self.subject.events)
 
     def tick(self, now: float) -> list[AlertEvent]:
-        """Publish as the service does: on the condition that the last known sequence is still the last."""
+        """Publish each event as the service does: on the condition that all events of the subject have been read."""
         for effect in list(self.alerter.tick(ns(now))):
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
             before = self.alerter.last_event(event)

@@ -54,7 +54,7 @@ def test_the_cooldown_is_that_of_the_rule_then_the_common_one_then_the_window() 
     assert rule.cooldown_ns == 90 * SECOND
 
 
-def test_every_documented_key_is_accepted() -> None:
+def test_optional_keys_have_the_values_that_are_written() -> None:
     rule = make_rule(
         window="15m",
         eval_interval="10s",
@@ -141,14 +141,14 @@ def test_a_symbol_means_its_operator(symbol: str, name: str) -> None:
         ("min_spans", -1),
     ],
 )
-def test_an_invalid_value_is_refused_with_the_name_of_its_key(key: str, value: Any) -> None:
-    given = make_given()
+def test_an_invalid_or_missing_value_is_refused_with_the_name_of_its_key(key: str, value: Any) -> None:
+    written = make_given()
     if value is None:
-        del given[key]
+        del written[key]
     else:
-        given[key] = value
+        written[key] = value
     with pytest.raises(ConfigError, match=rf"^alerts\[7\]\.{key}: "):
-        parse_rule(given, "alerts[7]")
+        parse_rule(written, "alerts[7]")
 
 
 @pytest.mark.parametrize(
@@ -168,18 +168,18 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_key(key: str, value: A
         ("colour", "red"),
     ],
 )
-def test_an_invalid_rule_in_the_file_is_refused_with_its_index_and_key(key: str, value: Any) -> None:
+def test_an_invalid_rule_in_the_configuration_is_refused_with_its_index_and_key(key: str, value: Any) -> None:
     value = {".nan": math.nan, ".inf": math.inf}.get(value, value)
     with pytest.raises(ConfigError, match=rf"alerts\[1\].*\b{key}"):
         make_configured(make_given(name="fine"), make_given(**{key: value}))
 
 
 @pytest.mark.parametrize("key", ["name", "metric", "op", "threshold", "window"])
-def test_a_required_key_that_is_missing_in_the_file_is_named(key: str) -> None:
-    given = make_given()
-    del given[key]
+def test_a_required_key_that_is_missing_in_the_configuration_is_named(key: str) -> None:
+    written = make_given()
+    del written[key]
     with pytest.raises(ConfigError, match=rf"alerts\[0\].*\b{key}"):
-        make_configured(given)
+        make_configured(written)
 
 
 def test_an_invalid_common_cooldown_is_refused_by_name() -> None:
@@ -192,12 +192,12 @@ def test_an_invalid_common_cooldown_is_refused_even_if_no_rule_uses_it() -> None
         make_configured(make_given(cooldown="1m"), alert_cooldown="five minutes")
 
 
-def test_two_rules_of_one_name_are_refused() -> None:
+def test_two_rules_with_the_same_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="hourly-cost-spike"):
         make_configured(make_given(), make_given(metric="error_rate"))
 
 
-def test_the_shortest_and_the_longest_window_and_name_are_accepted() -> None:
+def test_the_shortest_and_longest_window_and_the_longest_name_are_accepted() -> None:
     assert make_rule(window="1s").window_ns == SECOND
     assert make_rule(window="31d").window_ns == 31 * DAY
     assert make_rule(window="744h").window_ns == 31 * DAY
@@ -233,9 +233,8 @@ def test_a_rule_on_other_data_has_another_fingerprint(change: dict[str, Any]) ->
         ("31d", "3d", 86400),
     ],
 )
-def test_buckets_divide_the_window_unless_that_makes_over_a_hundred_of_them(
-    window: str, interval: str, bucket_s: int
-) -> None:
+def test_the_width_of_buckets_follows_from_window_and_interval(window: str, interval: str, bucket_s: int) -> None:
+    """The width is their greatest common divisor or a hundredth of the window, and at least a second."""
     assert make_rule(window=window, eval_interval=interval).bucket_s == bucket_s
 
 
@@ -264,9 +263,7 @@ def test_with_the_default_interval_a_rule_has_ten_buckets_or_buckets_of_a_second
         ),
     ],
 )
-def test_an_error_text_has_the_path_of_the_key_the_value_and_what_is_allowed(
-    overrides: dict[str, Any], text: str
-) -> None:
+def test_an_error_text_has_the_path_of_the_key_and_what_is_wrong(overrides: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"alerts[7].{text}")):
         parse_rule({**make_given(), **overrides}, "alerts[7]")
 

@@ -1,4 +1,4 @@
-"""Rules whose window the log does not cover yet, late spans, and rules on a change."""
+"""Rules whose window the log does not cover yet, late spans, and rules with ``change``."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from tokentrace.units import SECOND
 
 
 def test_no_data_fires_nothing_until_the_window_is_covered() -> None:
-    #  0 1                   11
-    #  |s|...................|F      window 10 s, known from 0.5 on
+    # The window is 10 s and the log begins at 0.5, so 11 is the first instant whose window is covered.
     rule = make_rule(metric="span_count", threshold=99, window="10s", no_data="fire", filter={"caller": "unknown"})
     story = Story(rule, began=0.5)
     story.tick(10 + 5 + SETTLED)
@@ -78,8 +77,7 @@ def test_a_rule_with_change_does_not_fire_until_both_windows_are_covered() -> No
 
 
 def test_a_warming_rule_shows_warming_until_its_window_is_covered() -> None:
-    #   1        10
-    #   wwwwwwwwww|ii   a window of 10 s, known from 0.5 on
+    # The window is 10 s and the log begins at 0.5, so 11 is the first instant whose window is covered.
     story = Story(make_rule(window="10s"), began=0.5)
     for second in range(1, 13):
         story.send(second - 0.4, slow(second - 0.4, 300))
@@ -93,8 +91,8 @@ def test_a_rule_that_fires_while_warming_is_shown_as_firing() -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-def test_with_an_empty_log_the_window_is_covered_one_window_after_the_start(restarted: bool) -> None:
-    """A rule with no_data "fire" must fire although no span was ever sent."""
+def test_a_rule_on_missing_data_fires_although_the_log_is_empty(restarted: bool) -> None:
+    """No span was ever sent; the data counts as complete from the start of the alerter on."""
     story = Story(make_rule(metric="span_count", threshold=99, window="10s", no_data="fire"), began=None)
     story.tick(30)
     if restarted:
@@ -109,7 +107,7 @@ def test_with_an_empty_log_the_window_is_covered_one_window_after_the_start(rest
 
 def test_a_span_that_is_late_by_less_than_the_window_counts_from_then_on() -> None:
     #   0    1    2    3    4    5
-    #   a              |              ended in second 1, stored at 3.5
+    #   a              |              a ended at 0.5 and was stored at 3.5
     story = Story(make_rule(metric="span_count", op="gte", threshold=1, window="5s", cooldown="0s"))
     story.send(3.5, call(0.5))
     assert brief(story.tick(7 + SETTLED)) == [(4, "firing"), (5, "firing"), (6, "resolved")]
@@ -126,7 +124,9 @@ def test_a_span_that_arrives_within_the_lag_counts_for_a_rule_on_low_values(stor
 
 @pytest.mark.parametrize("no_data", ["ignore", "fire", "keep"])
 @pytest.mark.parametrize("stored", [20, 35, 500, 5000])
-def test_a_span_that_is_later_than_the_window_changes_nothing_and_is_counted(stored: float, no_data: str) -> None:
+def test_a_span_that_is_later_than_the_window_changes_nothing_and_is_counted_as_late(
+    stored: float, no_data: str
+) -> None:
     story = Story(make_rule(metric="span_count", op="gte", threshold=2, window="10s", no_data=no_data, cooldown="0s"))
     story.send(0.5, call(0.5), call(0.5))
     story.tick(stored - 0.5)
@@ -140,7 +140,7 @@ def test_a_span_that_is_later_than_the_window_changes_nothing_and_is_counted(sto
 
 
 def test_a_late_span_does_not_revoke_a_resolution() -> None:
-    #   0    1    2    3    4       the call of second 2 arrives at 3.5
+    #   0    1    2    3    4       the call that ended at 1.9 arrives at 3.5
     story = Story(make_rule(window="2s"))
     story.send(0.5, slow(0.5, 600))
     story.tick(3 + SETTLED)
@@ -149,7 +149,7 @@ def test_a_late_span_does_not_revoke_a_resolution() -> None:
     assert brief(story.published) == [(1, "firing"), (3, "resolved")]
 
 
-def test_late_spans_are_counted_for_the_rules_whose_filter_they_pass() -> None:
+def test_a_late_span_is_counted_for_the_rules_whose_filter_it_passes_and_whose_window_it_missed() -> None:
     story = Story(
         make_rule(name="short"), make_rule(name="long", window="1h"), make_rule(name="none", filter={"a": "b"})
     )
@@ -164,13 +164,13 @@ def test_late_spans_are_counted_for_the_rules_whose_filter_they_pass() -> None:
 
 
 def changes(counts: str, change: str, **overrides: Any) -> str:
-    """Return the events of a rule when each second has as many spans as its digit says, ``-`` none."""
+    """Return the events of a rule on a change of the span count; *counts* has a digit for each second, ``-`` = none."""
     story = Story(make_rule(metric="span_count", cooldown="0s", change=change, **overrides))
     steps = [(second - 0.5, 0, second) for second in range(1, len(counts) + 1)]
     steps += [(second + story.rules[0].lag_ns / SECOND + SETTLED, 1, second) for second in range(1, len(counts) + 1)]
     said = ""
-    for now, looking, second in sorted(steps):
-        if looking:
+    for now, ticks, second in sorted(steps):
+        if ticks:
             said += "".join(event.status[0].upper() for event in story.tick(now)) or "."
         else:
             mark = counts[second - 1]
@@ -183,7 +183,7 @@ def changes(counts: str, change: str, **overrides: Any) -> str:
     [
         ("gt", 2, "11345159", "......FF"),
         ("gte", 2, "11345159", "..FR..FF"),
-        ("gt", 2, "1139", ".." + ".F"),
+        ("gt", 2, "1139", "...F"),
         ("gte", 2, "1139", "..FF"),
         ("gt", 0, "1112", "...F"),
         ("gte", 0, "1111", ".FFF"),
@@ -195,7 +195,9 @@ def changes(counts: str, change: str, **overrides: Any) -> str:
         ("gt", -100, "33-33", ".FR.F"),
     ],
 )
-def test_a_change_is_the_difference_to_the_second_before(op: str, threshold: float, counts: str, said: str) -> None:
+def test_an_absolute_change_is_the_difference_from_the_window_before(
+    op: str, threshold: float, counts: str, said: str
+) -> None:
     assert changes(counts, "absolute", op=op, threshold=threshold) == said
 
 
@@ -210,7 +212,9 @@ def test_a_change_is_the_difference_to_the_second_before(op: str, threshold: flo
         ("gt", 199, "1399-9", ".FFR.."),
     ],
 )
-def test_a_change_in_percent_is_that_of_the_second_before(op: str, threshold: float, counts: str, said: str) -> None:
+def test_a_change_in_percent_is_relative_to_the_window_before(
+    op: str, threshold: float, counts: str, said: str
+) -> None:
     assert changes(counts, "percent", op=op, threshold=threshold) == said
 
 
@@ -250,7 +254,7 @@ def test_the_value_of_a_change(
         assert shown["span_count"] == 1
 
 
-def test_a_change_without_a_window_before_is_no_data() -> None:
+def test_a_change_without_data_in_the_window_before_is_no_data() -> None:
     for no_data, state in (("ignore", "no_data"), ("keep", "no_data"), ("fire", "firing")):
         story = Story(make_rule(metric="span_count", change="absolute", window="2s", threshold=99, no_data=no_data))
         story.send(3.5, call(3.5))

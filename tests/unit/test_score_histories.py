@@ -1,4 +1,4 @@
-"""Any history of late scores, folded in any order and any shard, equals a recount of the present scores."""
+"""The results of any late scores, folded in any order and shard, equal a recount of the spans' present scores."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DIMENSION = st.sampled_from(["model", "name", "kind"])
 
 
 class ScoredSpan:
-    """A span, its late scores, and its attributes after the last of them."""
+    """A span, its late scores, and its score and attributes after the last of them."""
 
     def __init__(self, number: int, fields: dict[str, Any], shift: int) -> None:
         def moved(value: int | None) -> int | None:
@@ -82,11 +82,11 @@ def histories_of(fields: Sequence[dict[str, Any]]) -> list[ScoredSpan]:
 
 
 def folded(scored_spans: Sequence[ScoredSpan], shards: int, dice: random.Random) -> ShardSet:
-    """Shards that folded every span and score in random batches, shards and order, some batches twice."""
+    """Return shards that have folded all spans and scores in random batches, shards and order, some batches twice."""
     pipeline = ShardSet(shards, CUSTOM)
     records: list[Span | Score] = []
-    for one in scored_spans:
-        records += [one.span, *one.scores]
+    for scored_span in scored_spans:
+        records += [scored_span.span, *scored_span.scores]
     dice.shuffle(records)
     batches: list[tuple[str, int, list[Span | Score]]] = []
     while records:
@@ -109,21 +109,21 @@ def folded(scored_spans: Sequence[ScoredSpan], shards: int, dice: random.Random)
 def assert_summarises(summary: Summary, values: Sequence[int]) -> None:
     assert summary.count == len(values)
     for q in (0.0, 0.1, 0.5, 0.95, 1.0):
-        found = summary.quantile(q)
+        quantile = summary.quantile(q)
         if not values:
-            assert found is None
+            assert quantile is None
             continue
         below, above, weight = neighbours([Fraction(value) for value in values], q)
         error = Fraction(0 if summary.exact else RELATIVE_ERROR)
         want = below + (above - below) * weight
-        assert found is not None
-        # A rank in floating point has an error of a few ulps, which moves the interpolation by as much.
+        assert quantile is not None
+        # A rank in floating point is wrong by a few ulps, and so is the value interpolated at that rank.
         rounding = Fraction(1, 2**50) * len(values) * above
-        assert abs(Fraction(found) - want) <= error * (below * (1 - weight) + above * weight) + rounding
+        assert abs(Fraction(quantile) - want) <= error * (below * (1 - weight) + above * weight) + rounding
 
 
 def assert_quality(aggregates: Aggregates, scored_spans: Sequence[ScoredSpan]) -> None:
-    values = [one.score for one in scored_spans if one.score is not None]
+    values = [scored_span.score for scored_span in scored_spans if scored_span.score is not None]
     assert (aggregates.sums.score_n, aggregates.sums.score) == (len(values), sum(values))
     average = float(Fraction(sum(values), len(values) * ONE)) if values else None
     assert render_quality(aggregates)["score_avg"] == (None if average is None else pytest.approx(average, rel=1e-12))
@@ -131,24 +131,28 @@ def assert_quality(aggregates: Aggregates, scored_spans: Sequence[ScoredSpan]) -
 
 
 CUSTOM_RECOUNTS: dict[str, Callable[[ScoredSpan], Any]] = {
-    "mean": lambda one: one.attributes.get("eval.score"),
-    "p95": lambda one: one.attributes.get("eval.helpful"),
-    "legal": lambda one: one.attributes.get("eval.score") if one.attributes["doc"] == "legal" else None,
-    "gpt": lambda one: one.attributes.get("eval.helpful") if one.span.model == "gpt-4o" else None,
-    "rated": lambda one: 0 if "eval.helpful" in one.attributes else None,
-    "best": lambda one: 0 if one.attributes.get("eval.helpful") == 1.0 else None,
-    "steps": lambda one: one.attributes["step"] if "eval.helpful" in one.attributes else None,
-    "all_steps": lambda one: one.attributes["step"],
+    "mean": lambda scored_span: scored_span.attributes.get("eval.score"),
+    "p95": lambda scored_span: scored_span.attributes.get("eval.helpful"),
+    "legal": lambda scored_span: (
+        scored_span.attributes.get("eval.score") if scored_span.attributes["doc"] == "legal" else None
+    ),
+    "gpt": lambda scored_span: (
+        scored_span.attributes.get("eval.helpful") if scored_span.span.model == "gpt-4o" else None
+    ),
+    "rated": lambda scored_span: 0 if "eval.helpful" in scored_span.attributes else None,
+    "best": lambda scored_span: 0 if scored_span.attributes.get("eval.helpful") == 1.0 else None,
+    "steps": lambda scored_span: scored_span.attributes["step"] if "eval.helpful" in scored_span.attributes else None,
+    "all_steps": lambda scored_span: scored_span.attributes["step"],
 }
 
 
 def assert_measured(custom: dict[str, CustomValue], scored_spans: Sequence[ScoredSpan]) -> None:
-    for name, of in CUSTOM_RECOUNTS.items():
-        values = [round(value * ONE) for value in map(of, scored_spans) if value is not None]
-        found = custom.get(name, CustomValue())
-        assert (name, found.size, found.total) == (name, len(values), sum(values))
+    for name, value_of in CUSTOM_RECOUNTS.items():
+        values = [round(value * ONE) for value in map(value_of, scored_spans) if value is not None]
+        measured = custom.get(name, CustomValue())
+        assert (name, measured.size, measured.total) == (name, len(values), sum(values))
         if name == "p95":
-            assert_summarises(found.summary, values)
+            assert_summarises(measured.summary, values)
 
 
 @settings(max_examples=examples(120), deadline=None)
@@ -167,18 +171,22 @@ def test_any_history_of_scores_equals_a_recount_of_the_spans_with_their_present_
         custom=[metric.name for metric in CUSTOM],
     )
     answer = pipeline.ask(query)
-    inside = [one for one in scored_spans if answer.from_s <= one.span.ended_ns // SECOND < answer.to_s]
-    assert answer.total.sums.spans == sum(one.span.kind == "llm" for one in inside)
+    inside = [
+        scored_span
+        for scored_span in scored_spans
+        if answer.from_s <= scored_span.span.ended_ns // SECOND < answer.to_s
+    ]
+    assert answer.total.sums.spans == sum(scored_span.span.kind == "llm" for scored_span in inside)
     assert_quality(answer.total, inside)
     assert_measured(answer.total.custom, inside)
-    values = {getattr(one.span, dimension) or "unknown" for one in inside}
+    values = {getattr(scored_span.span, dimension) or "unknown" for scored_span in inside}
     assert answer.groups.keys() <= values
     for value in values:
-        mine = [one for one in inside if (getattr(one.span, dimension) or "unknown") == value]
+        mine = [scored_span for scored_span in inside if (getattr(scored_span.span, dimension) or "unknown") == value]
         aggregates = answer.groups.get(value, Aggregates())
         assert_quality(aggregates, mine)
         assert_measured(aggregates.custom, mine)
     cumulative = pipeline.ask(Query(what="lifetime"))
-    every = [one.score for one in scored_spans if one.score is not None]
+    every = [scored_span.score for scored_span in scored_spans if scored_span.score is not None]
     assert (cumulative.total.sums.score_n, cumulative.total.sums.score) == (len(every), sum(every))
     assert cumulative.total.sums.spans == len(scored_spans)

@@ -1,7 +1,7 @@
 """
 Rules and scores that arrive after their span: a score counts at the end of its span, from its arrival in the log on.
 
-The second implementation computes every value from the messages that had arrived by the instant.
+``expected``, a second implementation, computes values from the messages that the log held when an instant was due.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CUSTOM = {"helpful": HELPFUL, "best": BEST}
 
 
 def ns(seconds: float) -> int:
-    """*seconds* after START as Unix nanoseconds."""
+    """Return the instant *seconds* after START in Unix nanoseconds."""
     return START * SECOND + round(seconds * 1000) * (SECOND // 1000)
 
 
@@ -48,12 +48,12 @@ def make_rule(**fields: Any) -> Rule:
 
 
 def drop(**fields: Any) -> Rule:
-    """Fires when the mean score of a minute falls below 0.75."""
+    """Return a rule that fires when the mean score of a minute is below 0.75."""
     return make_rule(**tokentrace.quality_drop("drop", 0.75, "60s", eval_interval="1s", cooldown="1h"), **fields)
 
 
 def call(ended: float, score: float | None = None, **attributes: Any) -> Span:
-    """A call that ended *ended* seconds after START."""
+    """Return a call that ended *ended* seconds after START."""
     named = {} if score is None else {"eval.score": score}
     given = None if score is None else round(score * ONE)
     at = ns(ended)
@@ -65,7 +65,7 @@ def call(ended: float, score: float | None = None, **attributes: Any) -> Span:
 def scored(
     span: Span, value: float | None, previous: float | None, name: str = "eval.score", **attributes: Any
 ) -> Score:
-    """A score as the api publishes it; *attributes* are those that earlier scores added to the span."""
+    """Return a score as the api publishes it; *attributes* are those that other scores have added to the span."""
     return Score(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -85,7 +85,7 @@ def scored(
 
 
 class Story:
-    """An alerter that started a day ago, and the log that it reads."""
+    """An alerter, and the log that it reads, which begins a day before START."""
 
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
@@ -101,7 +101,7 @@ class Story:
         return alerter
 
     def send(self, at: float, *records: Span | Score, id: str = "") -> None:
-        """The broker stores one batch *at* seconds after START."""
+        """Fold one batch, which the broker stored *at* seconds after START."""
         number = len(self.log) + 1
         spans = [record for record in records if isinstance(record, Span)]
         scores = [record for record in records if isinstance(record, Score)]
@@ -110,18 +110,18 @@ class Story:
         self.alerter.fold(self.log[-1], CREATED)
 
     def tick(self, now: float) -> list[tuple[float, str, str]]:
-        """Return (instant after START, status, instance) of the events published when the clock shows *now*."""
-        found: list[tuple[float, str, str]] = []
+        """Publish what is due *now* s after START; return (seconds after START, status, instance) of each event."""
+        published: list[tuple[float, str, str]] = []
         for effect in self.alerter.tick(ns(now)):
             self.alerter.performed(effect)
             event = msgspec.json.decode(effect.payload, type=AlertEvent)
             self.events.append(event)
             at = (parse_instant(event.fired_at) - ns(0)) / SECOND
-            found.append((at, event.status, next(iter(event.group.values()), "")))
-        return found
+            published.append((at, event.status, next(iter(event.group.values()), "")))
+        return published
 
     def restart(self) -> None:
-        """Restart from a snapshot, with the published events applied first."""
+        """Restart from a snapshot; the published events are applied before it."""
         state = self.alerter.snapshot({}).state()
         self.alerter = self._begin()
         for event in self.events:
@@ -129,8 +129,8 @@ class Story:
         self.alerter.restore(state, {})
         self.alerter.caught_up = True
 
-    def seen(self, name: str, group: str = "") -> tuple[float | None, int]:
-        """Return (value, span count) of the last evaluation."""
+    def reading(self, name: str, group: str = "") -> tuple[float | None, int]:
+        """Return (value, span count) of the last evaluation of the instance *group* of the rule *name*."""
         state = self.alerter.evaluators[name].states.get(group)
         return (None, 0) if state is None else (state.value, state.span_count)
 
@@ -140,24 +140,24 @@ class Story:
 
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_late_score_fires_a_rule_and_its_correction_ends_it(restarts: bool) -> None:
-    #   1 s: two calls of 0.9     12 s: one of them is 0.1 after all     30 s: it is 0.95
+    #   1 s: two calls of 0.9     12 s: the score of one becomes 0.1     30 s: it becomes 0.95
     #   ................ 0.9 .... | 0.5 fires ........................... | 0.925 resolves
     story = Story(drop())
     first, second = call(1, 0.9), call(1.5, 0.9)
     story.send(1.6, first, second)
     assert story.tick(11.9) == []
-    assert story.seen("drop") == (0.9, 2)
+    assert story.reading("drop") == (0.9, 2)
     story.send(12, scored(first, 0.1, 0.9))
     if restarts:
         story.restart()
     # Evaluation lags 5 s: when the score arrived, the instants up to 7 s had been evaluated.
     assert story.tick(20) == [(8, "firing", "")]
-    assert story.seen("drop") == (0.5, 2)
+    assert story.reading("drop") == (0.5, 2)
     story.send(30, scored(first, 0.95, 0.1))
     if restarts:
         story.restart()
     assert story.tick(40) == [(26, "resolved", "")]
-    assert story.seen("drop") == (0.925, 2)
+    assert story.reading("drop") == (0.925, 2)
 
 
 def test_scores_do_not_count_as_spans() -> None:
@@ -168,7 +168,7 @@ def test_scores_do_not_count_as_spans() -> None:
         story.send(2, scored(span, 0.1, 0.9), id="the same" if number else "")
         story.send(2, scored(span, 0.9, 0.1), id="the other")
     story.tick(10)
-    assert story.seen("calls") == (1, 1)
+    assert story.reading("calls") == (1, 1)
     assert [watch.spans for watch in story.alerter.evaluators.values()] == [1, 1]
     assert story.alerter.spans == 1
     assert [shown["spans_considered"] for shown in story.alerter.render(ns(10))] == [1, 1]
@@ -182,30 +182,30 @@ def test_a_batch_of_scores_counts_once_before_and_after_a_restart() -> None:
         story.send(2, scored(first, 0.5, 0.9), id="the same")
         story.restart()
     story.tick(10)
-    value, count = story.seen("drop")
+    value, count = story.reading("drop")
     assert value == pytest.approx(0.7)
     assert count == 2
 
 
 def test_a_score_of_a_span_outside_the_window_changes_nothing() -> None:
-    #   1 s: 0.9          70 s: 0.9                   75 s: the first one is 0.0
+    #   1 s: 0.9          70 s: 0.9                   75 s: the first score becomes 0.0
     story = Story(drop())
     old = call(1, 0.9)
     story.send(1.1, old)
     story.send(70, call(70, 0.9))
     story.send(75, scored(old, 0.0, 0.9))
     story.tick(100)
-    assert story.seen("drop") == (0.9, 1)
+    assert story.reading("drop") == (0.9, 1)
     assert story.events == []
 
 
-def test_scores_of_spans_of_every_kind_count() -> None:
+def test_scores_of_tool_calls_count() -> None:
     story = Story(drop())
     tool = msgspec.structs.replace(call(1), kind="tool")
     story.send(1.1, tool, call(1.2, 0.9))
     story.send(2, scored(tool, 0.1, None))
     story.tick(10)
-    assert story.seen("drop") == (0.5, 2)
+    assert story.reading("drop") == (0.5, 2)
 
 
 @pytest.mark.parametrize("filter_key", ["attr.team", "team"])
@@ -215,10 +215,10 @@ def test_a_filter_on_scores_compares_the_attributes_of_the_span(filter_key: str)
     story.send(1.3, red, blue)
     story.send(2, scored(blue, 0.0, 0.9))
     story.tick(10)
-    assert story.seen("drop") == (0.9, 1)
+    assert story.reading("drop") == (0.9, 1)
     story.send(11, scored(blue, 0.5, 0.0), scored(red, 0.2, 0.9), scored(blue, None, 0.5))
     story.tick(20)
-    assert story.seen("drop") == (0.2, 1)
+    assert story.reading("drop") == (0.2, 1)
 
 
 @pytest.mark.parametrize(("metric", "value"), [("quality_p10", 0.22), ("quality_p50", 0.3), ("quality_score", 0.4)])
@@ -229,18 +229,18 @@ def test_every_quality_metric_follows_a_changed_score(metric: str, value: float)
     story.send(1.4, *spans)
     story.send(2, scored(spans[1], 0.3, 0.9), scored(spans[2], 0.7, 0.9))
     story.tick(10)
-    found, count = story.seen("any")
-    assert found == pytest.approx(value)
+    read, count = story.reading("any")
+    assert read == pytest.approx(value)
     assert count == 3
 
 
 def test_removing_the_score_of_an_unknown_span_leaves_no_data() -> None:
-    #   the log begins after the span, and before its score is taken away
+    # The log begins after the span and before the removal of its score.
     story = Story(drop(), make_rule(name="mine", metric="helpful", op="lt", threshold=0.5))
     span = call(1, 0.1, **{"eval.helpful": 0.1})
     story.send(2, scored(span, None, 0.1), scored(span, None, 0.1, "eval.helpful"))
     story.tick(10)
-    assert story.seen("drop") == story.seen("mine") == (None, 0)
+    assert story.reading("drop") == story.reading("mine") == (None, 0)
     assert story.events == []
 
 
@@ -254,21 +254,21 @@ def test_each_instance_fires_by_its_own_scores() -> None:
     story.send(21, scored(blue, None, 0.1))
     # Without any score left there is no data, and no data does not breach.
     assert [event[1:] for event in story.tick(30)] == [("resolved", "blue")]
-    assert (story.seen("drop", "red"), story.seen("drop", "blue")) == ((0.9, 1), (None, 0))
+    assert (story.reading("drop", "red"), story.reading("drop", "blue")) == ((0.9, 1), (None, 0))
 
 
 def test_a_score_moves_a_span_into_another_instance() -> None:
-    #   0.4 unrated, 0.8 rated 0.5      ->      0.4 rated 1.0: its score goes along
+    # A call with score 0.4 is unrated, another with 0.8 is rated 0.5; then the first is rated 1.0, and later 0.5.
     story = Story(drop(group_by="attr.eval.helpful"))
     one, other = call(1, 0.4), call(1.2, 0.8, **{"eval.helpful": 0.5})
     story.send(1.3, one, other)
     story.send(2, scored(one, 1.0, None, "eval.helpful"))
     story.tick(10)
-    assert (story.seen("drop", "1.0"), story.seen("drop", "0.5")) == ((0.4, 1), (0.8, 1))
+    assert (story.reading("drop", "1.0"), story.reading("drop", "0.5")) == ((0.4, 1), (0.8, 1))
     story.send(11, scored(one, 0.6, 0.4, "eval.score", **{"eval.helpful": 1.0}))
     story.send(12, scored(one, 0.5, 1.0, "eval.helpful", **{"eval.score": 0.6}))
     story.tick(20)
-    assert (story.seen("drop", "1.0"), story.seen("drop", "0.5")) == ((None, 0), (0.7, 2))
+    assert (story.reading("drop", "1.0"), story.reading("drop", "0.5")) == ((None, 0), (0.7, 2))
 
 
 def test_a_rule_on_a_custom_metric_follows_the_score_of_that_name() -> None:
@@ -279,10 +279,10 @@ def test_a_rule_on_a_custom_metric_follows_the_score_of_that_name() -> None:
     span = call(1, 0.9, **{"eval.helpful": 1.0})
     story.send(1.1, span)
     story.tick(8)
-    assert (story.seen("mine"), story.seen("top")) == ((1.0, 1), (1.0, 1))
+    assert (story.reading("mine"), story.reading("top")) == ((1.0, 1), (1.0, 1))
     story.send(9, scored(span, 0.25, 1.0, "eval.helpful"), scored(span, 0.1, 0.9))
     story.tick(20)
-    assert (story.seen("mine"), story.seen("top")) == ((0.25, 1), (None, 0))
+    assert (story.reading("mine"), story.reading("top")) == ((0.25, 1), (None, 0))
     assert sorted((event.alert, event.status) for event in story.events) == [
         ("mine", "firing"),
         ("top", "firing"),
@@ -296,13 +296,13 @@ def test_a_rule_added_later_is_backfilled_with_earlier_scores() -> None:
     story.send(1.1, span)
     story.send(2, scored(span, 0.2, 0.9))
     story.alerter.add_rule(drop())
-    seen, watches = FoldedBatches(), {"drop": story.alerter.evaluators["drop"]}
+    folded_batches, evaluators = FoldedBatches(), {"drop": story.alerter.evaluators["drop"]}
     for message in story.log:
-        story.alerter.backfill(watches, FilterIndex({"drop": {}}), message, seen)
+        story.alerter.backfill(evaluators, FilterIndex({"drop": {}}), message, folded_batches)
     story.alerter.finish_backfill("drop", ns(-86400), ns(3))
     story.send(4, scored(span, 0.3, 0.2))
     story.tick(20)
-    assert story.seen("drop") == (0.3, 1)
+    assert story.reading("drop") == (0.3, 1)
 
 
 def test_a_snapshot_of_an_older_version_is_refused() -> None:
@@ -316,14 +316,14 @@ def test_a_snapshot_of_an_older_version_is_refused() -> None:
 # ---- random stories
 
 
-class Told(NamedTuple):
-    """A span and, in log order, (stream time, its attributes from then on)."""
+class History(NamedTuple):
+    """A span and, in log order, (stream time in seconds after START, attributes of the span from then on)."""
 
     span: Span
     since: list[tuple[float, dict[str, Any]]]
 
     def at(self, seen_until: float) -> dict[str, Any] | None:
-        """Return its attributes at that point of the log; None = it is not in the log yet."""
+        """Return the attributes after all messages stored before *seen_until*; None = the span came later."""
         known = [attributes for time, attributes in self.since if time < seen_until]
         return known[-1] if known else None
 
@@ -339,15 +339,15 @@ CALL = st.tuples(
 )
 
 
-def told_of(calls: Sequence[Any]) -> tuple[list[Told], list[tuple[float, Span | Score]]]:
-    """The spans, and the log: (stream time, record) in order."""
-    told: list[Told] = []
+def histories_of(calls: Sequence[Any]) -> tuple[list[History], list[tuple[float, Span | Score]]]:
+    """Return the history of each span, and the log: (stream time in seconds after START, record), in order."""
+    histories: list[History] = []
     log: list[tuple[float, Span | Score]] = []
     for number, (ended, team, score, steps) in enumerate(calls):
         span = call(round(ended, 3), score, **({} if team is None else {"team": team}))
         span = msgspec.structs.replace(span, span_id=f"s{number}")
         now, at = dict(span.attributes), round(ended, 3) + 0.001
-        told.append(Told(span, [(at, dict(now))]))
+        histories.append(History(span, [(at, dict(now))]))
         log.append((at, span))
         for after, name, value in steps:
             at = round(at + after + 0.001, 3)
@@ -355,8 +355,8 @@ def told_of(calls: Sequence[Any]) -> tuple[list[Told], list[tuple[float, Span | 
             log.append((at, msgspec.structs.replace(scored(span, value, old, name), attributes=dict(now))))
             if value is not None:
                 now[name] = value
-            told[-1].since.append((at, dict(now)))
-    return told, sorted(log, key=lambda entry: entry[0])
+            histories[-1].since.append((at, dict(now)))
+    return histories, sorted(log, key=lambda entry: entry[0])
 
 
 RULES = (
@@ -387,15 +387,15 @@ RULES = (
 )
 
 
-def expected(rule: Rule, told: Sequence[Told], instant: int, seen_until: float) -> dict[str, list[Fraction]]:
-    """Instance -> the values in its window that ends *instant* seconds after START."""
-    found: dict[str, list[Fraction]] = {}
-    for one in told:
-        attributes = one.at(seen_until)
-        second = one.span.ended_ns // SECOND - START
+def expected(rule: Rule, histories: Sequence[History], instant: int, seen_until: float) -> dict[str, list[Fraction]]:
+    """Return instance -> its values in the window that ends at *instant*, by the messages before *seen_until*."""
+    values_by_instance: dict[str, list[Fraction]] = {}
+    for history in histories:
+        attributes = history.at(seen_until)
+        second = history.span.ended_ns // SECOND - START
         if attributes is None or not instant - rule.window_s <= second < instant:
             continue
-        now = msgspec.structs.replace(one.span, attributes=attributes)
+        now = msgspec.structs.replace(history.span, attributes=attributes)
         if any(value_text(now, key) != wanted for key, wanted in rule.filter.items()):
             continue
         group = value_text(now, rule.group_by) if rule.group_by else ""
@@ -403,14 +403,14 @@ def expected(rule: Rule, told: Sequence[Told], instant: int, seen_until: float) 
         if rule.name == "top":
             value = 1 if value == 1.0 else None
         if group is not None and value is not None:
-            found.setdefault(group, []).append(Fraction(value))
-    return found
+            values_by_instance.setdefault(group, []).append(Fraction(value))
+    return values_by_instance
 
 
 @settings(max_examples=examples(60), deadline=None)
 @given(st.lists(CALL, min_size=1, max_size=8), st.randoms(use_true_random=False))
 def test_every_instant_counts_the_scores_that_the_log_held_by_then(calls: list[Any], dice: Any) -> None:
-    told, log = told_of(calls)
+    histories, log = histories_of(calls)
     story = Story(*RULES)
     for at, record in [*log, (log[-1][0] + 40, call(-999))]:
         story.send(at, record)
@@ -423,11 +423,11 @@ def test_every_instant_counts_the_scores_that_the_log_held_by_then(calls: list[A
                 continue
             # The instant was evaluated before the first message at or after its due time was folded.
             seen_until = next((time for time, _ in log if time >= instant + lag), at)
-            wanted = expected(rule, told, instant, min(seen_until, at))
+            wanted = expected(rule, histories, instant, min(seen_until, at))
             states = story.alerter.evaluators[rule.name].states
             for group in wanted.keys() | states.keys():
                 values = wanted.get(group, [])
-                value, count = story.seen(rule.name, group)
+                value, count = story.reading(rule.name, group)
                 assert (rule.name, group, count) == (rule.name, group, len(values))
                 if not values:
                     assert value is None
@@ -439,7 +439,7 @@ def test_every_instant_counts_the_scores_that_the_log_held_by_then(calls: list[A
                     assert value == pytest.approx(float(middle), abs=1e-9)
                 else:
                     assert value == pytest.approx(float(sum(values) / len(values)), abs=1e-9)
-    # Restarts change no event: an alerter that reads the whole log publishes the same ones.
+    # Restarts change no event: an alerter that reads the whole log without a restart publishes the same events.
     again = Story(*RULES)
     for message in story.log:
         again.alerter.fold(message, CREATED)
@@ -449,5 +449,5 @@ def test_every_instant_counts_the_scores_that_the_log_held_by_then(calls: list[A
 
 
 def said(events: Sequence[AlertEvent]) -> list[tuple[str, str, list[str], str]]:
-    """Return the facts of *events*, sorted by time and rule."""
+    """Return (instant, rule, instance, status) of each event, sorted."""
     return sorted((event.fired_at, event.alert, [*event.group.values()], event.status) for event in events)

@@ -1,4 +1,4 @@
-"""Late scores: results equal those of the spans with their present scores, in whatever shard a score is folded."""
+"""Late scores: results are those of the spans with their present scores, whichever shard folds a score."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def test_a_late_score_changes_no_other_score_and_no_other_number() -> None:
     pipeline.send(scores=[scored(span, None, ONE // 2)])
     after = pipeline.ask(query)
     assert (after.total.sums.score_n, after.total.sums.score) == (0, 0)
-    for one in (before, after):
-        one.total.sums.score_n = one.total.sums.score = 0
-        for aggregates in one.models.values():
+    for answer in (before, after):
+        answer.total.sums.score_n = answer.total.sums.score = 0
+        for aggregates in answer.models.values():
             aggregates.sums.score_n = aggregates.sums.score = 0
     assert (after.total.sums, after.total.paid, after.models) == (before.total.sums, before.total.paid, before.models)
     assert after.total.summaries["latency"] == before.total.summaries["latency"]
@@ -150,8 +150,8 @@ def test_a_repeated_batch_of_scores_counts_once() -> None:
     assert pipeline.quality() == shows([1.0])
 
 
-def test_up_to_a_hundred_changed_scores_are_exact_and_more_are_within_the_error() -> None:
-    #   50 spans, each changed once: 100 values added, 50 removed; then 50 more spans
+def test_up_to_a_hundred_added_scores_are_exact_and_more_are_within_the_error() -> None:
+    # 50 spans, each changed once: 100 values are added and 50 removed. Then 50 more spans.
     pipeline = ShardSet()
     spans = [call(n / 10, score=n * 1_234_567) for n in range(100)]
     pipeline.send(spans=spans[:50])
@@ -187,9 +187,9 @@ def test_while_a_shard_is_missing_no_negative_count_is_shown() -> None:
     span = call(score=ONE // 2)
     pipeline.send(0, spans=[span])
     pipeline.send(1, scores=[scored(span, None, ONE // 2)])
-    lonely = as_received(finish(pipeline._shards[1].answer(QUALITY, True)))
-    assert render_quality(merge_results([lonely], 2, QUALITY).total) == shows([])
-    assert not lonely.total.summary("score").exact
+    alone = as_received(finish(pipeline._shards[1].answer(QUALITY, True)))
+    assert render_quality(merge_results([alone], 2, QUALITY).total) == shows([])
+    assert not alone.total.summary("score").exact
 
 
 def test_a_group_whose_only_score_was_removed_is_not_shown() -> None:
@@ -214,8 +214,8 @@ def test_hundreds_of_scores_removed_in_another_shard_leave_the_remaining_ones() 
     assert summary.count == 2
     assert [summary.quantile(q) for q in (0, 1)] == [0, pytest.approx(ONE, rel=RELATIVE_ERROR)]
     # Without shard 0 there is one value, and the removed values are not among it.
-    lonely = as_received(finish(pipeline._shards[1].answer(QUALITY, True))).total.summary("score")
-    assert [lonely.quantile(q) for q in (0, 1)] == [pytest.approx(ONE, rel=RELATIVE_ERROR)] * 2
+    alone = as_received(finish(pipeline._shards[1].answer(QUALITY, True))).total.summary("score")
+    assert [alone.quantile(q) for q in (0, 1)] == [pytest.approx(ONE, rel=RELATIVE_ERROR)] * 2
 
 
 def test_a_snapshot_of_an_older_version_is_refused() -> None:
@@ -273,7 +273,7 @@ def test_a_custom_metric_follows_late_scores(
 
 
 def test_a_filter_on_a_score_compares_the_text_that_the_caller_wrote() -> None:
-    #   1 is not 1.0: a filter compares texts, and the caller wrote an integer
+    # The caller wrote an integer, so the text is 1 and not 1.0.
     metric = CustomMetric(name="ones", type="count", filter_key="eval.helpful", filter_val="1")
     pipeline, span = ShardSet(1, [metric]), call(attributes={"eval.helpful": 1})
     query = msgspec.structs.replace(QUALITY, custom=["ones"])
@@ -306,9 +306,7 @@ def test_a_metric_that_a_late_score_does_not_change_keeps_its_unrounded_values()
         ({"type": "sum", "field": "attr.step"}, True),
     ],
 )
-def test_a_metric_that_late_scores_can_decrease_is_no_counter_in_prometheus(
-    metric: dict[str, Any], falls: bool
-) -> None:
+def test_a_metric_that_can_decrease_is_no_counter_in_prometheus(metric: dict[str, Any], falls: bool) -> None:
     own = CustomMetric(name="mine", **metric)
     assert own.falls == falls
     assert own.prometheus == ("tokentrace_custom_mine" if falls else "tokentrace_custom_mine_total")

@@ -1,5 +1,5 @@
 """
-A search as SQL over stored spans and as a predicate over arriving ones: both find the same.
+A search as SQL over stored spans and as a predicate over arriving spans: both find the same spans.
 
 DuckDB runs the SQL over rows as the store writes them.
 """
@@ -24,7 +24,7 @@ from tokentrace_api.store import COLUMNS, Database, attribute_is, attribute_text
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    """A database in which ``fill`` creates a table of spans."""
+    """Yield a database, in which ``fill`` creates a table of spans."""
     opened = Database(tmp_path_factory.mktemp("duckdb"), 256)
     yield opened
     opened.close()
@@ -37,7 +37,7 @@ def fill(database: Database, spans: list[Span]) -> None:
 
 
 def find(database: Database, search: Search) -> list[int]:
-    """Return the numbers, from 0, of the spans that SQL finds."""
+    """Return the indices, in the list that ``fill`` got, of the spans that SQL finds."""
     condition, values = search.condition()
     bounds, instants = search.bounds("started_ns")
     where = " AND ".join(text for text in (condition, bounds) if text) or "true"
@@ -71,7 +71,7 @@ attributes = st.dictionaries(keys.filter(bool), values, max_size=4)
 
 
 def paths_of(container: Any) -> Iterator[str]:
-    """Yield every key and path within *container*, also into lists."""
+    """Yield every key or index of *container*, and every dotted path to what is inside."""
     is_list = isinstance(container, list)
     items = container.items() if isinstance(container, dict) else enumerate(container) if is_list else ()
     for key, value in items:
@@ -82,10 +82,10 @@ def paths_of(container: Any) -> Iterator[str]:
 
 def writings(value: Any) -> set[str]:
     """Return texts that a client may write for *value*; SQL and Python must agree on each."""
-    ways = {str(value), repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
+    texts = {str(value), repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
     if isinstance(value, int | float) and not isinstance(value, bool):
-        ways |= {f"{float(value):f}", f"{float(value):e}", f"{float(value):g}", f"+{value}", f"{value}.0", f"0{value}"}
-    return ways
+        texts |= {f"{float(value):f}", f"{float(value):e}", f"{float(value):g}", f"+{value}", f"{value}.0", f"0{value}"}
+    return texts
 
 
 @untimed(100)
@@ -93,7 +93,7 @@ def writings(value: Any) -> set[str]:
 def test_an_attribute_is_found_by_its_text_form_only(
     database: Database, stored: dict[str, Any], data: st.DataObject
 ) -> None:
-    """In Python, and in SQL with and without the search for the text first."""
+    """Python and SQL extract the same text, and ``attribute_is`` holds for this text only."""
     span = make_span(attributes=stored)
     fill(database, [span])
     paths = sorted({*paths_of(stored), "nothing"})
@@ -113,7 +113,9 @@ def test_an_attribute_is_found_by_its_text_form_only(
 @untimed(100)
 @given(number=numbers, inside=st.booleans())
 @example(1e16, True)
-def test_a_number_has_the_same_text_inside_a_list(database: Database, number: float, inside: bool) -> None:
+def test_sql_gives_a_number_the_same_text_as_python_also_inside_a_list(
+    database: Database, number: float, inside: bool
+) -> None:
     span = make_span(attributes={"n": {"m": [number]} if inside else number})
     fill(database, [span])
     expression, parameters = attribute_text("n")

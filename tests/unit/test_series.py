@@ -1,4 +1,4 @@
-"""Series against plain counting: numbering, overflow into ``other``, and exact integer sums."""
+"""Series, compared with plain counting: numbering, overflow into ``other``, and exact integer sums."""
 
 from __future__ import annotations
 
@@ -49,13 +49,14 @@ STREAM = st.lists(KEY, max_size=80)
 
 @contextmanager
 def at_most(limit: int) -> Iterator[None]:
+    """Replace ``MAX_SERIES`` by *limit*."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(series, "MAX_SERIES", limit)
         yield
 
 
 def named(key: Key) -> Key:
-    """*key* with ``unknown`` in place of empty values."""
+    """Return *key* with ``unknown`` in place of empty values."""
     kind, model, provider, caller, name, status = key
     return kind, model or "unknown", provider or "unknown", caller or "unknown", name or "unknown", status
 
@@ -71,14 +72,14 @@ def span_of(key: Key, **fields: Any) -> Span:
 def sums_by(
     spans: Sequence[Span], table: SeriesTable, groups_of: dict[int, int] | None = None, size: int = 1
 ) -> list[Sums]:
-    """Sums of *spans* by group of their series; one group for all if *groups_of* is None."""
+    """Return the sums of *spans* for each of *size* groups; *groups_of* is series -> group, by default group 0."""
     rows = rows_of(spans, table, NOW)
     groups = np.array([(groups_of or {}).get(int(n), 0) for n in rows[:, SERIES]], np.int64)
     return added(groups, rows, size)
 
 
 def added(groups: Any, rows: Any, size: int) -> list[Sums]:
-    """Sums of *rows* by group."""
+    """Return the sums of *rows* for each of *size* groups; *groups* is the group of each row, -1 = none."""
     totals = add_by(groups, IntSums(sums_of(rows)), size)
     return [Sums.of(totals, number) for number in range(size)]
 
@@ -149,19 +150,19 @@ def test_only_name_and_then_caller_become_other(stream: list[Key], limit: int) -
 
 @settings(deadline=None)
 @given(STREAM, st.integers(1, 12))
-def test_the_table_is_bounded_by_its_limit_plus_the_dimensions_that_are_always_kept(
+def test_the_table_is_bounded_by_its_limit_plus_the_combinations_that_are_always_kept(
     stream: list[Key], limit: int
 ) -> None:
     with at_most(limit):
         table = SeriesTable()
         for key in stream:
             table.number(key)
-        unfolded = {(kind, model, provider, status) for kind, model, provider, _, _, status in map(named, stream)}
-        assert len(table) <= limit + len(unfolded)
+        kept = {(kind, model, provider, status) for kind, model, provider, _, _, status in map(named, stream)}
+        assert len(table) <= limit + len(kept)
 
 
 def test_names_become_other_before_their_caller_does() -> None:
-    #   50 names of one caller, 8 series: some names are other, the caller is kept
+    # 50 names of one caller in 8 series: some names become other, and the caller is kept.
     with at_most(8):
         table = SeriesTable()
         numbers = [table.number(("llm", "m", "p", "checkout", f"name-{n}", "ok")) for n in range(50)]
@@ -170,7 +171,7 @@ def test_names_become_other_before_their_caller_does() -> None:
 
 
 def test_a_caller_that_comes_after_many_names_is_still_counted_separately() -> None:
-    #   the names of a fill three quarters of the table, then b and c appear: 40 series have room for three callers
+    # The names of the caller a fill three quarters of the 40 series, then the callers b and c appear.
     with at_most(40):
         table = SeriesTable()
         for n in range(200):
@@ -189,7 +190,9 @@ def test_callers_become_other_only_when_the_table_is_full_without_their_names() 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(KEY, st.integers(0, MAX_COST_NUSD)), min_size=1, max_size=60), st.integers(1, 6))
-def test_totals_and_sums_by_model_are_exact_after_overflow(stream: list[tuple[Key, int]], limit: int) -> None:
+def test_sums_by_kind_model_provider_and_status_are_exact_after_overflow(
+    stream: list[tuple[Key, int]], limit: int
+) -> None:
     with at_most(limit):
         table = SeriesTable()
         spans = [span_of(key, cost_nusd=cost) for key, cost in stream]
@@ -201,9 +204,9 @@ def test_totals_and_sums_by_model_are_exact_after_overflow(stream: list[tuple[Ke
             want: Counter[str] = Counter()
             for key, cost in stream:
                 want[named(key)[DIMENSIONS.index(dimension)]] += cost
-            found = added(groups, rows, len(values))
-            assert {value: found[n].cost for n, value in enumerate(values)} == dict(want)
-            assert sum(sums.spans for sums in found) == len(stream)
+            by_value = added(groups, rows, len(values))
+            assert {value: by_value[n].cost for n, value in enumerate(values)} == dict(want)
+            assert sum(sums.spans for sums in by_value) == len(stream)
 
 
 # ---- what a row adds
@@ -239,7 +242,7 @@ SPANS = st.lists(
 
 
 def recount(spans: Sequence[Span]) -> dict[str, int]:
-    """Sums of *spans* in Python integers."""
+    """Return the sums of *spans*, added up as Python integers."""
     return {name: sum(getattr(s, field) for s in spans) for name, field in FIELDS.items()} | {
         "spans": len(spans),
         "errors": sum(s.status == "error" for s in spans),
@@ -301,7 +304,7 @@ def test_unpriced_adds_no_cost_and_unscored_no_score() -> None:
     assert (sums.cost, sums.unpriced, sums.score, sums.score_n) == (5, 1, 9, 2)
 
 
-def test_a_zero_latency_is_unset_but_zero_tokens_are_tokens() -> None:
+def test_a_latency_or_time_to_first_token_of_zero_is_unset() -> None:
     [sums] = sums_by([make_span(), make_span(latency_ns=1, ttft_ns=1)], SeriesTable())
     assert (sums.spans, sums.latency_n, sums.ttft_n) == (2, 1, 1)
 
@@ -332,7 +335,9 @@ def test_sums_have_the_fields_of_the_columns_in_the_same_order() -> None:
         (0, 0),
     ],
 )
-def test_a_span_counts_in_the_second_it_ended(ended: int, second: int) -> None:
+def test_a_span_counts_in_the_second_it_ended_or_if_that_is_too_far_ahead_when_it_arrived(
+    ended: int, second: int
+) -> None:
     [row] = rows_of([make_span(ended_ns=ended)], SeriesTable(), NOW + 3 * SECOND)
     assert row[SECOND_OF] == second // SECOND
     assert row[ARRIVED] == NOW // SECOND + 3

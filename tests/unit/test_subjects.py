@@ -64,7 +64,7 @@ def test_a_plain_name_stays_readable(plain: str) -> None:
     ("text", "token"),
     [("", "="), (".", "=2E"), ("a b", "a=20b"), ("=", "=3D"), ("é", "=C3=A9"), (">", "=3E"), ("*", "=2A")],
 )
-def test_escape_is_stable(text: str, token: str) -> None:
+def test_escape_writes_other_characters_as_hex_digits_of_their_bytes(text: str, token: str) -> None:
     assert escape(text) == token
 
 
@@ -117,15 +117,15 @@ def test_the_error_for_a_subject_shows_it_shortened() -> None:
 @example("")
 @example(">")
 @example("a.b")
-def test_every_subject_is_stored_by_exactly_its_own_stream(project: str) -> None:
-    wanted = [subjects.RAW, subjects.SPANS, subjects.REJECTED, subjects.ALERTS]
-    for build, name in zip(BUILDERS, wanted, strict=True):
-        takers = [
+def test_the_subjects_of_each_stream_of_messages_are_stored_by_that_stream_alone(project: str) -> None:
+    names = [subjects.RAW, subjects.SPANS, subjects.REJECTED, subjects.ALERTS]
+    for build, name in zip(BUILDERS, names, strict=True):
+        storing = [
             stream.name
             for stream in subjects.streams()
             if any(matches(pattern, build(project)) for pattern in stream.subjects)
         ]
-        assert takers == [name]
+        assert storing == [name]
 
 
 def test_no_stream_captures_all_of_tokentrace() -> None:

@@ -1,4 +1,4 @@
-"""Conversions of units, compared with ``Decimal`` and ``datetime``."""
+"""Conversions of units, compared with ``Decimal`` and ``datetime``; values in error texts, and the errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LONGEST = 2**63 - 1
 
 
 def exactly(value: float | int | Decimal, scale: int) -> int:
-    """Return the decimal notation of *value* times *scale*, rounded half to even."""
+    """Return *scale* times the decimal number that ``str`` writes for *value*, rounded half to even."""
     with localcontext() as context:
         context.prec = 800
         product = Decimal(str(value)) * scale
@@ -69,7 +69,7 @@ def exactly(value: float | int | Decimal, scale: int) -> int:
         ("000001s", SECOND),
     ],
 )
-def test_a_duration_in_the_notation_of_go_is_parsed(text: str, ns: int) -> None:
+def test_a_duration_in_the_notation_of_go_or_in_days_is_parsed(text: str, ns: int) -> None:
     assert parse_duration(text) == ns
 
 
@@ -288,7 +288,7 @@ def test_a_float_of_dollars_stands_for_its_shortest_decimal(usd: float) -> None:
 
 
 @given(st.integers(0, 10**15), st.sampled_from([0, 1, 4, 5, 6, 9]))
-def test_half_a_nano_dollar_is_rounded_to_even(nusd: int, tenth: int) -> None:
+def test_tenths_of_a_nano_dollar_are_rounded_half_to_even(nusd: int, tenth: int) -> None:
     usd = Decimal(nusd * 10 + tenth).scaleb(-10)
     assert usd_to_nusd(usd) == exactly(usd, 10**9)
     assert usd_to_nusd(float(usd)) == exactly(float(usd), 10**9)
@@ -346,7 +346,7 @@ def test_a_value_in_an_error_text_is_short_and_printable(value: object) -> None:
     assert text.isprintable()
 
 
-def test_all_errors_share_a_base_and_carry_a_status_or_a_delay() -> None:
+def test_errors_share_a_base_rejected_has_a_status_and_unavailable_a_delay() -> None:
     assert Rejected("no").status == 400
     assert Rejected("no", status=413).status == 413
     assert Unavailable("away").retry_after_s == 1
