@@ -1,4 +1,4 @@
-"""Fixtures that start real things: a nats-server for each test that asks, on a port of its own."""
+"""Setup of all tests: nothing leaves the machine, the profile is loaded, and there are fixtures for common needs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from kit.broker import Broker
 from kit.environment import ALLOWED, GUARD
 from kit.examples import PROFILE, load_profile
 
-#: A worker of pytest-xdist keeps its file beside that of the process which started it, which removes them all.
+#: Refused connections are written to this file. Workers of pytest-xdist put theirs into the directory of the main
+#: process, which removes it at the end.
 _worker = os.environ.get("PYTEST_XDIST_WORKER")
-_told = (
+_refusals_file = (
     Path(os.environ[loopback_only.LOG]).with_name(_worker)
     if _worker
     else Path(tempfile.mkdtemp(prefix="loopback-only-")) / "main"
@@ -26,12 +27,12 @@ _told = (
 
 
 def _stay_on_loopback() -> None:
-    """Nothing leaves this machine, from here or from a process that is started from here."""
-    _told.touch()
+    """Refuse connections that would leave the machine, in this process and in Python processes started from it."""
+    _refusals_file.touch()
     os.environ.update(ALLOWED)
-    os.environ[loopback_only.LOG] = str(_told)
-    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(GUARD))]
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(GUARD), *others])
+    os.environ[loopback_only.LOG] = str(_refusals_file)
+    other_paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(GUARD))]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(GUARD), *other_paths])
     loopback_only.install()
 
 
@@ -41,7 +42,7 @@ load_profile()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the fast profile, leave out what needs a broker: the contract is tested on the bus in memory only."""
+    """In the fast profile, deselect the tests that use the fixture ``broker`` or the parameter ``jetstream``."""
     if PROFILE != "fast":
         return
     with_broker = [item for item in items if _needs_broker(item)]
@@ -57,19 +58,19 @@ def _needs_broker(item: pytest.Item) -> bool:
 
 def pytest_unconfigure() -> None:
     if not _worker:
-        shutil.rmtree(_told.parent, ignore_errors=True)
+        shutil.rmtree(_refusals_file.parent, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left_loopback() -> Iterator[None]:
     yield
-    told = loopback_only.refusals()
-    assert not told, told
+    refusals = loopback_only.refusals()
+    assert not refusals, refusals
 
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    """A private nats-server."""
+    """Start a nats-server for one test."""
     server = Broker(tmp_path / "nats")
     server.start()
     yield server
@@ -78,5 +79,5 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture
 def python() -> str:
-    """The interpreter the tests run in."""
+    """Return the path of the Python interpreter that runs the tests."""
     return sys.executable

@@ -13,7 +13,7 @@ import pytest
 import tokentrace_api.aggregator_client
 import tokentrace_api.metrics_query
 import tokentrace_api.store.catalog
-from kit.recount_desk import Desk
+from kit.recount_services import MetricsServices
 from kit.store_log import numbered_log, open_store
 from kit.store_process import start_appending
 from tokentrace_api.store import segment
@@ -21,13 +21,13 @@ from tokentrace_api.store import segment
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A new directory for each example of a property."""
+    """Return an iterator over new directories, one for each example of a property."""
     return (tmp_path_factory.mktemp("store") for _ in itertools.count())
 
 
 @pytest.fixture(scope="module")
 def crashed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with two files of a store whose process ended without closing them; the newer file has a WAL."""
+    """Return the directory of a store that was not closed: it has two files, and the newer one has a WAL."""
     directory = tmp_path_factory.mktemp("crashed")
     store, log = open_store(directory, shards=1), numbered_log(40)
     store.append(log.items[0][:8])
@@ -41,8 +41,8 @@ def crashed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
-    """A desk whose clock is set by the world that is opened."""
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MetricsServices]:
+    """Yield services without a world; opening a world sets their clock to its time."""
     clock = SimpleNamespace(now_ns=None)
 
     def time_ns() -> int:
@@ -51,8 +51,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (tokentrace_api.metrics_query, tokentrace_api.store.catalog):
             patch.setattr(module, "time", SimpleNamespace(time_ns=time_ns, time=time.time))
-        # Wait for answers however busy the machine is.
+        # On a busy machine an aggregator may take long to answer.
         patch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 30.0)
-        made = Desk(tmp_path_factory.mktemp("recount"), clock)
-        yield made
-        made.shutdown()
+        services = MetricsServices(tmp_path_factory.mktemp("recount"), clock)
+        yield services
+        services.shutdown()

@@ -1,7 +1,7 @@
 """
-Pages of traces, exports and single spans against a filter in plain Python over the same spans.
+Tests that compare pages of traces, exports and single spans with a filter in plain Python over the same spans.
 
-With any filter and any size of a page, by cursor and by offset, in one file or in many.
+Filters, sizes of pages, cursors, offsets and the number of files vary.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tokentrace_api.reads import (
 )
 from tokentrace_api.store import Store, segment
 
-#: A value of an attribute and its text form, with which filters are compared.
+#: (Value of an attribute, its text form, with which filters are compared; None = it has none).
 VALUES: Sequence[tuple[Any, str | None]] = [
     ("plan", "plan"),
     ("3", "3"),
@@ -84,7 +84,7 @@ attributes = st.one_of(
     st.builds(lambda value: {"a": [value], "deep": {"": {"-": value}}}, attribute_values),
 )
 PATHS = (*KEYS, "a", "a.0", "a.b.0", "deep", "deep.", "deep..-", "a.-", ".", "nothing", "a.b.c.d")
-#: Few different starts, so that spans often start at the same time.
+#: Start and end times; they are few, so that spans often start at the same time.
 INSTANTS = (0, 1, 1, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9)
 spans = st.builds(
     make_span,
@@ -137,11 +137,11 @@ searches = st.builds(
 )
 
 
-# ---- the same in plain Python
+# ---- the filter in plain Python
 
 
 def text_of(value: Any) -> str | None:
-    """Return the text form of an attribute."""
+    """Return the text form of the value of an attribute; None if it has none."""
     # In Python 1 == True, 3 == 3.0 and 0.0 == -0.0, so types and representations are compared instead.
     (text,) = {text for known, text in VALUES if type(known) is type(value) and repr(known) == repr(value)} or {None}
     if text is None and isinstance(value, dict | list):
@@ -160,7 +160,7 @@ def nested(value: Any) -> str:
 
 
 def lower(text: str) -> str:
-    """Return *text* in lower case, each letter independently of its neighbours."""
+    """Return *text* in lower case; each letter is converted independently of its neighbours."""
     return "".join("i" if char == "İ" else char.lower() for char in text)
 
 
@@ -174,7 +174,7 @@ def find_attribute(attributes: Mapping[str, Any], key: str) -> Any:
 
 
 def matches(span: Span, search: Search) -> bool:
-    """Return True if *span* meets all conditions except the bounds of time."""
+    """Return True if *span* meets all conditions of *search* except the bounds of time."""
     numbers = {column: getattr(span, column) for column in search.least}
     return (
         all(getattr(span, column) == value for column, value in search.columns.items())
@@ -217,7 +217,7 @@ def expected(sent: Sequence[Span], search: Search) -> list[TraceRow]:
 
 
 def stored(directory: Path, sent: Sequence[Span], cuts: Sequence[int]) -> Store:
-    """Return a store with *sent* in order, starting a new file at each of *cuts*."""
+    """Return a store with *sent* in order; a new file starts at each of *cuts*."""
     store, log = Store(directory, shards=1, keep_ns=10**18), Log()
     edges = sorted({0, len(sent), *(cut % (len(sent) + 1) for cut in cuts)})
     with pytest.MonkeyPatch.context() as patch:
@@ -247,7 +247,7 @@ def check_pages(
         for page in listed:
             assert len(page.rows) <= limit
             assert page.total in (None, len(rows))
-            # A page with fewer rows is the last one, or its time ran out.
+            # A page with fewer rows is the last one, or the time for its search was up.
             assert len(page.rows) == limit or page.next is None or page.searched_until_ns is not None
             if page.searched_until_ns is not None:
                 assert all(row.started_ns > page.searched_until_ns for row in page.rows)
@@ -261,8 +261,9 @@ def check_pages(
         assert all_rows == rows
 
 
-#: The ways to compute a page: from matches, by walking, by walking in the smallest steps; each with and without time.
-WAYS = [
+#: Settings under which a page is computed: from all matches, or by walking through the traces in large or small steps,
+#: each with enough time (``budget_s``) and with none.
+ALGORITHMS = [
     {"few": few, "rows_a_trace": rows_a_trace, "most_rows": most_rows, "budget_s": budget_s}
     for few, rows_a_trace, most_rows in ((50_000, 8, 20_000), (0, 8, 20_000), (3, 2, 5), (0, 1, 2))
     for budget_s in (3600.0, 0.0)
@@ -273,7 +274,9 @@ WAYS = [
 @given(
     sent=st.lists(spans, max_size=24),
     cuts=st.lists(st.integers(0, 23), max_size=2),
-    asked_searches=st.lists(st.tuples(searches, st.sampled_from(WAYS), st.integers(0, 9)), min_size=4, max_size=8),
+    asked_searches=st.lists(
+        st.tuples(searches, st.sampled_from(ALGORITHMS), st.integers(0, 9)), min_size=4, max_size=8
+    ),
     limit=st.integers(1, 4),
 )
 def test_every_page_equals_a_filter_in_plain_python(
@@ -285,12 +288,12 @@ def test_every_page_equals_a_filter_in_plain_python(
 ) -> None:
     store = stored(next(directories), sent, cuts)
     try:
-        for search, way, offset in asked_searches:
+        for search, algorithm, offset in asked_searches:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(pages, "FEW", way["few"])
-                patch.setattr(pages, "_ROWS_A_TRACE", way["rows_a_trace"])
-                patch.setattr(pages, "_MOST_ROWS", way["most_rows"])
-                check_pages(store, sent, search, limit, [offset], way["budget_s"])
+                patch.setattr(pages, "FEW", algorithm["few"])
+                patch.setattr(pages, "_ROWS_A_TRACE", algorithm["rows_a_trace"])
+                patch.setattr(pages, "_MOST_ROWS", algorithm["most_rows"])
+                check_pages(store, sent, search, limit, [offset], algorithm["budget_s"])
     finally:
         store.close()
 

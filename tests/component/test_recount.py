@@ -1,8 +1,8 @@
 """
-Every metric that ``GET /metrics`` knows, however it is asked for, against a recount of the spans themselves.
+Tests that compare every metric, for random queries, with a recount of the spans.
 
-The routes, the store of the api, the shards of the aggregators and the bus between them are real. The recount adds up
-with ``Fraction`` and ``numpy`` over the interval that the answer names, and uses nothing of the project but the spans.
+The routes, the store of the api and the shards of the aggregators are those of the product, on a bus in memory. The
+recount adds up the spans in the interval that the answer names, with ``Fraction`` and ``numpy``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 import tokentrace.rollup.series
 from kit.examples import examples
 from kit.recount_checker import ASKS, ATTRIBUTE_METRICS, GROUP_ATTRIBUTES, WINDOWS, Ask, Checker, Truth, instant_s
-from kit.recount_desk import Desk, opened
 from kit.recount_numbers import GROUP_RECOUNTS, SCALARS, SPLIT_RECOUNTS, tokens, usd
+from kit.recount_services import MetricsServices, opened
 from kit.recount_world import CUSTOMS, DAY, HOUR, NOON_S, TEMPLATES, make_templates, make_world, name_customs
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS
 
@@ -47,8 +47,8 @@ def test_the_recount_covers_every_metric() -> None:
 
 @settings(QUIET)
 @given(asks=st.lists(ASKS, min_size=1, max_size=2), key=st.sampled_from(GROUP_ATTRIBUTES), **WORLDS)
-def test_every_metric_under_every_name_equals_a_recount(
-    desk: Desk,
+def test_every_metric_equals_a_recount(
+    services: MetricsServices,
     templates: list[dict[str, Any]],
     more: int,
     now_s: int,
@@ -63,9 +63,9 @@ def test_every_metric_under_every_name_equals_a_recount(
     dice = random.Random(seed)
     customs = name_customs(drawn, dice)
     world = make_world([*templates, *make_templates(dice, more, 40 * DAY)], now_s, shards, dice)
-    with opened(desk, world, customs, dice, restart=restart, keep_s=keep_s):
+    with opened(services, world, customs, dice, restart=restart, keep_s=keep_s):
         for ask in asks:
-            checker = Checker(desk, ask)
+            checker = Checker(services, ask)
             checker.everything()
             checker.transport()
             for name in (*SCALARS, dice.choice(sorted(set(ALIASES) - set(GROUPS)))):
@@ -77,9 +77,10 @@ def test_every_metric_under_every_name_equals_a_recount(
             for name in ATTRIBUTE_METRICS:
                 checker.attribute(name)
             for custom in customs:
-                checker.own(custom)
+                checker.custom(custom)
 
 
+#: Longest window, seconds -> the finest step of a series over it, seconds.
 FINEST_S = {1200: 1, 3 * HOUR: 10, 36 * HOUR: 60, 8 * DAY: 600, 60 * DAY: 3600}
 
 
@@ -91,7 +92,7 @@ FINEST_S = {1200: 1, 3 * HOUR: 10, 36 * HOUR: 60, 8 * DAY: 600, 60 * DAY: 3600}
     **WORLDS,
 )
 def test_the_points_of_a_series_equal_a_recount_and_add_up_to_the_window(
-    desk: Desk,
+    services: MetricsServices,
     templates: list[dict[str, Any]],
     more: int,
     now_s: int,
@@ -111,8 +112,8 @@ def test_the_points_of_a_series_equal_a_recount_and_add_up_to_the_window(
     dice = random.Random(seed)
     customs = name_customs(drawn, dice)
     world = make_world([*templates, *make_templates(dice, more, 40 * DAY)], now_s, shards, dice)
-    with opened(desk, world, customs, dice, restart=restart, keep_s=keep_s):
-        checker = Checker(desk, ask)
+    with opened(services, world, customs, dice, restart=restart, keep_s=keep_s):
+        checker = Checker(services, ask)
         for name in ("total_cost", "span_count", "prompt_tokens", "error_count", *names):
             checker.series(name, step_s)
         for custom in customs:
@@ -121,7 +122,7 @@ def test_the_points_of_a_series_equal_a_recount_and_add_up_to_the_window(
 
 OVERFLOW_ASKS = ASKS.map(
     lambda ask: ask._replace(
-        # After overflow names and callers are exact only if the query reads the stored spans.
+        # With too many series, numbers by name and caller are exact only if the query reads the stored spans.
         filters={key: value for key, value in ask.filters.items() if ask.attributes or key not in ("name", "caller")},
         groupby=ask.groupby if ask.attributes or ask.groupby not in ("name", "caller") else "model",
     )
@@ -131,7 +132,7 @@ OVERFLOW_ASKS = ASKS.map(
 @settings(QUIET, max_examples=examples(6))
 @given(ask=OVERFLOW_ASKS, key=st.sampled_from(GROUP_ATTRIBUTES), **WORLDS)
 def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
-    desk: Desk,
+    services: MetricsServices,
     templates: list[dict[str, Any]],
     more: int,
     now_s: int,
@@ -148,8 +149,8 @@ def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
     world = make_world([*templates, *make_templates(dice, more + 10, 40 * DAY)], now_s, shards, dice)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.rollup.series, "MAX_SERIES", 8)
-        with opened(desk, world, customs, dice, restart=restart, keep_s=keep_s):
-            checker = Checker(desk, ask)
+        with opened(services, world, customs, dice, restart=restart, keep_s=keep_s):
+            checker = Checker(services, ask)
             checker.everything()
             for name in SCALARS:
                 checker.scalar(name)
@@ -159,17 +160,17 @@ def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
                 if dimension != "caller" or ask.attributes:
                     checker.split(name, "" if dimension else key)
             for custom in customs:
-                checker.own(custom)
+                checker.custom(custom)
             for groupby in ("name", "caller"):
-                assert_groups_add_up_to_the_total(desk, Ask(window="31d", kind="all", groupby=groupby))
+                assert_groups_add_up_to_the_total(services, Ask(window="31d", kind="all", groupby=groupby))
 
 
-def assert_groups_add_up_to_the_total(desk: Desk, ask: Ask) -> None:
-    """Spans without a separate group are counted in ``other`` and in no other group."""
-    body = desk.get("/metrics", ask.given())
-    truth = Truth(desk, ask, instant_s(body["from"]), instant_s(body["to"]))
+def assert_groups_add_up_to_the_total(services: MetricsServices, ask: Ask) -> None:
+    """Check that the groups add up to the total: spans that have no separate group count in ``other`` only."""
+    body = services.get("/metrics", ask.parameters())
+    truth = Truth(services, ask, instant_s(body["from"]), instant_s(body["to"]))
     groups = body[f"by_{ask.groupby}"]
-    assert "other" in groups or not desk.world.spans or len(truth.groups) == len(groups)
+    assert "other" in groups or not services.world.spans or len(truth.groups) == len(groups)
     assert sum(group["span_count"] for group in groups.values()) == len(truth.total.calls)
     nusd = sum(round(Fraction(group["cost"]["total_usd"]) * 10**9) for group in groups.values())
     assert abs(nusd - usd(truth.total.paid) * 10**9) <= usd(truth.total.paid) * 10**9 / 10**12

@@ -1,4 +1,4 @@
-"""A rule that is created while messages arrive."""
+"""Test of rules that are created while messages arrive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokentrace_alerter.service import Alerter, Config
 
 
 async def test_a_rule_created_during_traffic_counts_each_message_once() -> None:
-    """This uses the memory bus, on which a message can be read between the creation of a rule and its backfill."""
+    """On the memory bus a message can be read between the creation of a rule and its backfill."""
     bus = MemoryBus(MemoryBroker())
     for stream in subjects.streams():
         await bus.ensure(stream)

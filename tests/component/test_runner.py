@@ -1,4 +1,4 @@
-"""The loop around a machine, on a bus in memory: what it saves and restores."""
+"""Tests of what ``Runner``, the loop around a machine, saves and restores, on a bus in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from kit.snapshots import (
-    OWN,
+    CUSTOM_METRIC,
     BusWith,
     ObjectsWith,
     World,
@@ -55,7 +55,7 @@ async def test_two_runners_of_a_shard_leave_an_exact_state() -> None:
     world = World()
     world.now_ns = time.time_ns()
     await world.begin()
-    shards = [Shard(0, 1, (OWN,)), Shard(0, 1, (OWN,))]
+    shards = [Shard(0, 1, (CUSTOM_METRIC,)), Shard(0, 1, (CUSTOM_METRIC,))]
     for turn in range(3):
         stopping = asyncio.Event()
         running = [
@@ -67,19 +67,19 @@ async def test_two_runners_of_a_shard_leave_an_exact_state() -> None:
             await until(partial(lambda shard: shard.spans == 2 * len(world.log), shard))
         stopping.set()
         await asyncio.gather(*running)
-        for found in await manifests(world.objects):
-            assert found.pieces <= await pieces(world.objects)
+        for manifest in await manifests(world.objects):
+            assert manifest.pieces <= await pieces(world.objects)
         again = await restarted(world)
         again.follow()
         assert again.numbers() == fresh_numbers(world), turn
-        shards = [Shard(0, 1, (OWN,)), Shard(0, 1, (OWN,))]
+        shards = [Shard(0, 1, (CUSTOM_METRIC,)), Shard(0, 1, (CUSTOM_METRIC,))]
 
 
 async def test_a_runner_that_is_stopped_saves_a_last_snapshot() -> None:
     world = World()
     world.now_ns = time.time_ns()
     await world.begin()
-    shard, stopping = Shard(0, 1, (OWN,)), asyncio.Event()
+    shard, stopping = Shard(0, 1, (CUSTOM_METRIC,)), asyncio.Event()
     running = asyncio.create_task(make_runner(world.bus, shard, 3600).run(stopping))
     await publish(world, 3)
     await until(lambda: shard.spans == 6)
@@ -93,7 +93,7 @@ async def test_a_runner_that_is_stopped_while_it_saves_saves_again() -> None:
     world = World()
     world.now_ns = time.time_ns()
     await world.begin()
-    shard, stopping, begun = Shard(0, 1, (OWN,)), asyncio.Event(), asyncio.Event()
+    shard, stopping, begun = Shard(0, 1, (CUSTOM_METRIC,)), asyncio.Event(), asyncio.Event()
     first = True
 
     async def put(name: str, data: bytes) -> None:
@@ -121,7 +121,7 @@ async def test_a_runner_with_a_damaged_snapshot_reports_it_and_continues() -> No
     await world.begin()
     await publish(world, 3)
     for expected in (False, True):
-        shard, stopping = Shard(0, 1, (OWN,)), asyncio.Event()
+        shard, stopping = Shard(0, 1, (CUSTOM_METRIC,)), asyncio.Event()
         runner = make_runner(world.bus, shard, 3600)
         running = asyncio.create_task(runner.run(stopping))
         await until(partial(lambda shard: shard.spans == 2 * len(world.log), shard))
@@ -132,6 +132,6 @@ async def test_a_runner_with_a_damaged_snapshot_reports_it_and_continues() -> No
         await running
         (*_, newest) = await manifests(world.objects)
         await world.objects.delete(newest.state)
-    problem = await Snapshots(world.bus, "aggregator", 0).load_into(Shard(0, 1, (OWN,)))
+    problem = await Snapshots(world.bus, "aggregator", 0).load_into(Shard(0, 1, (CUSTOM_METRIC,)))
     assert problem is not None
     assert "is gone" in problem

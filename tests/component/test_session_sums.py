@@ -1,4 +1,4 @@
-"""Lists, details and sums of sessions against a fold of the same log in plain Python, without a broker."""
+"""Test that compares lists, details and sums of sessions with a fold of the same log in plain Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ids = st.tuples(st.sampled_from(["t1", "t2", "t3"]), st.sampled_from(["1", "2", 
 
 @st.composite
 def spans(draw: st.DrawFn) -> Span:
-    # A repeated id may come with any other fields, even with another session.
+    # A repeated id may have different fields, even another session.
     (trace, span), began = draw(ids), draw(seconds)
     started_ns = NOW_NS - (1000 - began) * SECOND
     label = draw(st.sampled_from([{}, {"label": "Chat"}, {"label": 7}, {"other": '"label"'}, {"n": {"label": "no"}}]))
@@ -82,7 +82,7 @@ def every(ended: Sequence[Span], started: Sequence[Started]) -> list[Span | Star
 
 
 def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[SessionEnd]) -> dict[str, dict[str, Any]]:
-    """Compute the fields of each session."""
+    """Return session -> its expected fields."""
     sessions: dict[str, dict[str, Any]] = {}
     for name in {span.session_id or "" for span in every(sent, started)} - {""}:
         ended = last_versions(span for span in sent if span.session_id == name)

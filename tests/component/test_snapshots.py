@@ -1,4 +1,4 @@
-"""Snapshots on a bus in memory, with a clock that the test sets: sharing, cleaning up, damage, several workers."""
+"""Tests of snapshots on a bus in memory, with a clock that the tests set: removal, damage, several workers."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ async def test_three_snapshots_are_kept_with_all_their_pieces(world: World) -> N
         world.add(0, HOUR)
         worker.follow()
         await worker.save()
-        found = await manifests(world.objects)
-        assert len(found) == min(turn + 1, KEEP_SNAPSHOTS)
+        snapshots_kept = await manifests(world.objects)
+        assert len(snapshots_kept) == min(turn + 1, KEEP_SNAPSHOTS)
         held = await pieces(world.objects)
-        assert set().union(*(one.pieces for one in found)) <= held
+        used = set().union(*(manifest.pieces for manifest in snapshots_kept))
+        assert used <= held
         seen |= held
         # A piece that no snapshot uses is removed after ten minutes.
         floor = f"{PIECES}{world.now_ns - 10 * MINUTE:020d}"
-        kept = set().union(*(one.pieces for one in found))
-        assert all(name in kept or name >= floor for name in held)
+        assert all(name in used or name >= floor for name in held)
     assert min(await pieces(world.objects)).startswith(f"{PIECES}{START_NS + MINUTE:020d}")
     assert len(seen) > 100
     assert len(await pieces(world.objects)) < len(seen) / 2
@@ -121,22 +121,22 @@ async def test_only_changed_parts_are_written(world: World) -> None:
 
 
 async def test_two_workers_of_a_shard_do_not_remove_each_other_s_pieces(world: World) -> None:
-    one, other = Worker(world), Worker(world)
+    first, second = Worker(world), Worker(world)
     world.add(6 * DAY, 0)
     for turn in range(60):
         world.advance(30 * SECOND)
         world.add(0, HOUR)
-        worker = (one, other)[turn % 2]
+        worker = (first, second)[turn % 2]
         worker.follow()
         await worker.save()
-        for found in await manifests(world.objects):
-            assert found.pieces <= await pieces(world.objects), turn
+        for manifest in await manifests(world.objects):
+            assert manifest.pieces <= await pieces(world.objects), turn
         again = await restarted(world)
         assert again.numbers() == worker.numbers()
 
 
 async def test_the_pieces_of_an_unfinished_snapshot_are_not_removed_by_another_worker(world: World) -> None:
-    """The manifest is written last, so pieces without a manifest are kept for ten minutes."""
+    """The manifest is written last, so pieces that no manifest names are kept for ten minutes."""
     put, begun, go_on = world.objects.put, asyncio.Event(), asyncio.Event()
 
     async def hesitate(name: str, data: bytes) -> None:
@@ -157,12 +157,12 @@ async def test_the_pieces_of_an_unfinished_snapshot_are_not_removed_by_another_w
         await quick.save()
     go_on.set()
     await saving
-    for found in await manifests(world.objects):
-        assert found.pieces <= await pieces(world.objects)
+    for manifest in await manifests(world.objects):
+        assert manifest.pieces <= await pieces(world.objects)
 
 
 async def alone(world: World, worker: Worker) -> None:
-    """Let only *worker* save, until it has written every snapshot."""
+    """Save with *worker* until all snapshots that are kept are its own."""
     for _ in range(KEEP_SNAPSHOTS):
         world.advance(MINUTE)
         world.add(0)
@@ -171,18 +171,18 @@ async def alone(world: World, worker: Worker) -> None:
 
 
 async def test_a_worker_writes_pieces_again_that_another_worker_removed(world: World) -> None:
-    one, other = Worker(world), Worker(world)
+    first, second = Worker(world), Worker(world)
     world.add(6 * DAY, 0)
-    one.follow()
-    await one.save()
+    first.follow()
+    await first.save()
     for _ in range(12):
         world.advance(MINUTE)
         world.add(0)
-        other.follow()
-        await other.save()
-    await alone(world, one)
+        second.follow()
+        await second.save()
+    await alone(world, first)
     again = await restarted(world)
-    assert again.numbers() == one.numbers() == fresh_numbers(world)
+    assert again.numbers() == first.numbers() == fresh_numbers(world)
 
 
 async def test_four_workers_of_a_shard_do_not_remove_each_other_s_pieces(world: World) -> None:
@@ -219,7 +219,7 @@ async def test_the_newest_snapshot_is_loaded_after_the_clock_was_set_back(world:
 
 
 class Fragile(MemoryBroker):
-    """A broker that becomes unreachable after *left* more calls; -1 = never."""
+    """A broker that is unreachable after *left* more calls; -1 = it stays reachable."""
 
     left = -1
 
@@ -264,7 +264,7 @@ async def test_a_failure_at_any_call_of_saving_leaves_a_snapshot_that_can_be_rea
         assert again.read in (worker.read, worker.read - 1)
         again.follow()
         assert again.numbers() == worker.numbers() != before
-        # Both the worker that failed and the new one can save again.
+        # Both the worker that saved and the restarted one can save again.
         for survivor in (worker, again):
             world.advance(MINUTE)
             world.add(0)
@@ -302,16 +302,16 @@ async def test_the_problem_names_the_snapshot_and_the_piece(world: World) -> Non
         world.add(0)
         worker.follow()
         await worker.save()
-    found = await manifests(world.objects)
-    await world.objects.delete(found[2].state)
+    saved = await manifests(world.objects)
+    await world.objects.delete(saved[2].state)
     again = Worker(world)
     problem = await again.load()
     assert problem is not None
-    assert found[2].name in problem
-    assert found[2].state in problem
+    assert saved[2].name in problem
+    assert saved[2].state in problem
     assert again.read == 2
-    for one in found[:2]:
-        await world.objects.delete(one.state)
+    for manifest in saved[:2]:
+        await world.objects.delete(manifest.state)
     blank = Worker(world)
     assert await blank.load() is not None
     assert (blank.read, blank.snapshots.revisions) == (0, {})
@@ -340,7 +340,7 @@ not_text = GOOD.replace(b"aggregator", b"aggreg\xff\xfeor")
 
 
 def load_behind(data: bytes) -> tuple[str | None, int]:
-    """Return (problem, last message read) if the newest snapshot is *data*."""
+    """Load snapshots of which *data* is the newest; return (problem, sequence of the last message read)."""
 
     async def run() -> tuple[str | None, int]:
         world = World()

@@ -1,4 +1,4 @@
-"""The span store after kills and damage: it holds exactly the spans up to its position, and reads the rest again."""
+"""Tests of the span store after kills and damage: it has exactly the spans up to its position, and reads the rest."""
 
 from __future__ import annotations
 
@@ -55,8 +55,10 @@ def overwrite_newest_file(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_after_a_kill_at_any_moment_the_spans_are_those_up_to_the_position(tmp_path: Path, checkpoint: bool) -> None:
-    """The killed process appends, starts new files and writes its WAL back; what it reported as stored is stored."""
+def test_after_a_kill_at_a_random_moment_the_spans_are_those_up_to_the_position(
+    tmp_path: Path, checkpoint: bool
+) -> None:
+    """The killed process appends, starts new files and may write its WAL back; what it reported as stored is stored."""
     dice, log, last = random.Random(7), numbered_log(400), 0
     for _ in range(examples(4)):
         child = start_appending(tmp_path, 400, 30_000, checkpoint=checkpoint)
@@ -84,7 +86,7 @@ def test_after_a_kill_at_any_moment_the_spans_are_those_up_to_the_position(tmp_p
 
 
 def damaged_copies(crashed_store: Path, tmp_path: Path, count: int) -> Iterator[tuple[Path, random.Random, list[Path]]]:
-    """Yield copies of the store: (directory, random generator, [newest file, its WAL])."""
+    """Yield copies of the store to damage: (directory, random generator, [newest file, its WAL])."""
     for number in range(examples(count)):
         directory = tmp_path / f"{number}"
         shutil.copytree(crashed_store, directory)
@@ -93,7 +95,7 @@ def damaged_copies(crashed_store: Path, tmp_path: Path, count: int) -> Iterator[
 
 
 def assert_recovers(directory: Path) -> int:
-    """Check that the store is exact, also after the rest of the log is read; return the position that it had."""
+    """Check that the store is exact, before and after it reads the rest of the log; return its position before."""
     log = numbered_log(40)
     store = open_store(directory, shards=1)
     position = read_to(store)
@@ -107,7 +109,7 @@ def assert_recovers(directory: Path) -> int:
     return position
 
 
-def test_a_wal_cut_at_any_byte_leaves_the_spans_up_to_the_position(crashed_store: Path, tmp_path: Path) -> None:
+def test_a_wal_cut_at_a_random_byte_leaves_the_spans_up_to_the_position(crashed_store: Path, tmp_path: Path) -> None:
     positions = set()
     for directory, dice, (_, wal) in damaged_copies(crashed_store, tmp_path, 8):
         assert wal.stat().st_size > 1000
@@ -117,7 +119,7 @@ def test_a_wal_cut_at_any_byte_leaves_the_spans_up_to_the_position(crashed_store
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_store_recovers_from_any_flipped_bit_in_its_newest_file_or_wal(
+def test_a_store_recovers_from_a_random_flipped_bit_in_its_newest_file_or_wal(
     crashed_store: Path, tmp_path: Path, which: int
 ) -> None:
     for directory, dice, parts in damaged_copies(crashed_store, tmp_path, 8):
@@ -128,7 +130,7 @@ def test_a_store_recovers_from_any_flipped_bit_in_its_newest_file_or_wal(
 
 
 def test_after_a_kill_the_newest_file_is_read_completely_before_it_is_trusted(tmp_path: Path) -> None:
-    """Otherwise damage could be found only after the log has discarded the messages that would repair it."""
+    """Otherwise damage might be found only after the log has discarded the messages that would repair it."""
     log = Log(1)
     items = [incompressible(log, number) for number in range(12)]
     original, damaged_stores = tmp_path / "original", 0
@@ -167,7 +169,7 @@ def test_an_invalidated_database_is_opened_again(tmp_path: Path) -> None:
 
 
 def test_a_file_damaged_while_it_is_open_ends_the_store_and_loses_nothing(tmp_path: Path) -> None:
-    """The reader of the log is past the lost file by then, so going on would leave a gap."""
+    """The reader has passed the messages of the damaged file, so a store that went on would have a gap."""
     store, log = open_store(tmp_path, shards=1), numbered_log(6)
     store.append(log.items[0][:2])
     invalidate_database(store)

@@ -1,4 +1,4 @@
-"""The span store on a disk that is full or read-only: nothing is lost, and it works again when the disk does."""
+"""Tests of the span store on a full or read-only disk: nothing is lost, and it works again when the disk does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Disk:
         self._filler = directory / "filler"
 
     def fill(self, spare: int = 0) -> None:
-        """Fill the disk up to *spare* bytes, rounded to pages."""
+        """Fill the disk but for about *spare* bytes."""
         with self._filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
@@ -40,7 +40,7 @@ class Disk:
         self._filler.unlink(missing_ok=True)
 
     def show(self, view: Path, mode: str) -> None:
-        """Mount the disk at *view*; *mode* is rw or ro."""
+        """Mount the disk at *view* (again); *mode* is ``rw`` or ``ro``."""
         view.mkdir(exist_ok=True)
         self.hide(view)
         subprocess.run(["mount", "--bind", str(self.directory), str(view)], check=True)
@@ -66,7 +66,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 def test_a_full_disk_stores_no_message_in_part_and_works_again_with_space(
     disk: Disk, threshold: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the space ends in a commit, while the WAL is written back, or while a file is created."""
+    """The free space varies, so that it ends in a commit, while the WAL is written back, or while a file is created."""
     directory, log, dice = disk.directory / "store", Log(1), random.Random(5)
     store = open_store(directory, shards=1)
     store.catalog.database.run(f"SET checkpoint_threshold = '{threshold}'")
@@ -118,7 +118,7 @@ def test_a_deletion_on_a_full_disk_fails_whole_and_succeeds_with_space(disk: Dis
 
 
 def test_opening_a_store_on_a_full_disk_damages_nothing(disk: Disk, crashed_store: Path) -> None:
-    """Opening writes the WAL back; if that fails, the file is kept and opened when there is space."""
+    """Opening writes the WAL back; if that fails, the file stays and can be opened when there is space."""
     directory = disk.directory / "store"
     shutil.copytree(crashed_store, directory)
     before = files(directory)

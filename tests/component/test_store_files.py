@@ -1,4 +1,4 @@
-"""The files of the span store: when a new one starts, which ones are removed, and which are not opened."""
+"""Tests of the files of the span store: when a new one starts, which are removed, and which are not used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_thousandth_file_of_a_day_is_the_newest(tmp_path: Path, monkeypatch:
 def test_a_file_is_removed_when_everything_in_it_is_too_old_and_not_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Messages and started spans keep a file; the newest file stays; no position of a shard is lost with a file."""
+    """Messages and started spans also keep a file, the newest file stays, and no position is lost with a file."""
     monkeypatch.setattr(segment, "MAX_BYTES", 1)
     store, log = open_store(tmp_path, keep_ns=DAY), Log(SHARDS)
     message = ChatMessage(message_id="m", session_id="s")
@@ -122,13 +122,13 @@ def test_max_bytes_removes_the_oldest_files_and_never_the_newest(
     store.close()
 
 
-def test_files_of_another_version_are_kept_aside_and_the_log_is_read_from_its_start(tmp_path: Path) -> None:
+def test_files_of_another_version_are_not_used_and_the_log_is_read_from_its_start(tmp_path: Path) -> None:
     (tmp_path / "spans-2026-11-01.duckdb").write_bytes(b"content of an older version")
     with duckdb.connect(str(tmp_path / "spans-2027-01-01-000.duckdb")) as newer:
         newer.execute("CREATE TABLE schema_version (version INTEGER)")
         newer.execute("INSERT INTO schema_version VALUES (99)")
     (tmp_path / "spans-2027-01-02-000.duckdb").write_bytes(b"x" * 20_000)
-    (tmp_path / "spans-2027-01-03-000.duckdb").write_bytes(b"")  # killed before anything was written
+    (tmp_path / "spans-2027-01-03-000.duckdb").write_bytes(b"")  # of a process that was killed before it wrote anything
     store, log = open_store(tmp_path), Log(SHARDS)
     assert [text.partition(":")[0] for text in store.damaged] == [
         "spans-2026-11-01.duckdb",
@@ -143,7 +143,7 @@ def test_files_of_another_version_are_kept_aside_and_the_log_is_read_from_its_st
 
 
 def test_no_state_is_taken_from_a_partly_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its position without its updates would skip messages whose content is lost."""
+    """A store that used the position of the file would skip messages whose content is lost."""
     monkeypatch.setattr(segment, "MAX_BYTES", 1)
     store, log = open_store(tmp_path), Log(SHARDS)
     for number in range(3):

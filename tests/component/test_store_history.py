@@ -1,7 +1,7 @@
 """
-Any history of the span store against a model: what the store shows is the log folded in plain Python.
+Tests that compare the span store after random histories with a fold of the log in plain Python.
 
-The histories append in any order on any shards, repeat batches, delete, restart the store, start new files and prune.
+Histories append on any shard, repeat batches, delete, restart the store, start new files, change the date and prune.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Key = tuple[str, str]
 
 
 class Model:
-    """The log, folded one record after the other."""
+    """The expected content of a store: the log, folded record by record in plain Python."""
 
     def __init__(self, tombstones: Sequence[Tombstone] = ()) -> None:
         self.rows: list[Span] = []
@@ -203,10 +203,10 @@ steps = st.one_of(
 
 @untimed(25)
 @given(history=st.lists(steps, min_size=2, max_size=14))
-def test_after_any_history_the_store_shows_the_log_folded_in_order(
+def test_after_a_random_history_the_store_shows_the_log_folded_in_order(
     directories: Iterator[Path], history: list[tuple[str, Any]]
 ) -> None:
-    """With updates before and after their span, on any shard, in any file; deletions; repetitions; clocks put back."""
+    """Updates come before or after their span, on any shard and in any file; the clock may be set back."""
     directory = next(directories)
     store, log, model, read = open_store(directory), Log(SHARDS), Model(), [0] * SHARDS
     tombstones: list[Tombstone] = []
@@ -255,19 +255,19 @@ def test_after_any_history_the_store_shows_the_log_folded_in_order(
         again.apply_deletions(tombstones)
         assert_same(again, model, log, read)
         again.close()
-        # The store is lost and the log is read from its start; the deletions are applied before that.
-        rebuilt, fold = open_store(next(directories)), Model(tombstones)
+        # A new store reads the log from its start, after the deletions are applied.
+        rebuilt, refolded = open_store(next(directories)), Model(tombstones)
         rebuilt.apply_deletions(tombstones)
         for start in range(0, len(order), 3):
             rebuilt.append(order[start : start + 3])
         for item in order:
-            fold.fold(item)
-        assert_same(rebuilt, fold, log, read)
+            refolded.fold(item)
+        assert_same(rebuilt, refolded, log, read)
         rebuilt.close()
 
 
 def test_a_score_is_in_its_column_in_the_attributes_and_in_metrics(tmp_path: Path) -> None:
-    """A score before its span, after it, for a span in an older file, and removed again."""
+    """A score arrives before its span, another later for a span in an older file; a score is changed and removed."""
     store, log = open_store(tmp_path), Log(SHARDS)
 
     def score(number: int, value: int | None, shard: int = 0) -> None:
@@ -302,7 +302,7 @@ def test_a_score_is_in_its_column_in_the_attributes_and_in_metrics(tmp_path: Pat
 
 
 def test_a_replay_years_later_recognises_repeated_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch ids expire by the time of the stream, not by the clock of the machine."""
+    """Remembered batch ids expire by the time of the stream, not by the clock of the host."""
     monkeypatch.setattr(segment, "MAX_BYTES", 1)
     store, log = open_store(tmp_path), Log(SHARDS)
     long_ago = 1_000_000_000 * SECOND
@@ -314,7 +314,7 @@ def test_a_replay_years_later_recognises_repeated_batches(tmp_path: Path, monkey
     store.close()
 
 
-def test_a_deletion_that_the_disk_refused_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_that_failed_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, log = open_store(tmp_path), Log(SHARDS)
     store.append([log.spans(*(stored_span(trace) for trace in ("a", "b", "c", "d")))])
     tombstones = [Tombstone(target="trace", id=trace, deleted_ns=NOW_NS) for trace in ("a", "b", "c")]
@@ -340,7 +340,7 @@ def test_a_deletion_that_the_disk_refused_can_be_repeated(tmp_path: Path, monkey
     store.close()
 
 
-def test_the_directory_may_have_any_name(tmp_path: Path) -> None:
+def test_the_directory_may_have_special_characters_in_its_name(tmp_path: Path) -> None:
     directory = tmp_path / 'o\'brien "ü" {spans}; --'
     store, log = open_store(directory), Log(SHARDS)
     store.append([log.spans(stored_span("t"))])

@@ -1,4 +1,4 @@
-"""Queries to the span store while it is written, pruned, reopened and closed."""
+"""Tests of queries to the span store while it is written, pruned, reopened and closed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_closing_the_store_interrupts_a_running_query(tmp_path: Path) -> None:
 def test_queries_are_answered_correctly_or_refused_while_files_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files are created and removed, traces are deleted, the database is invalidated and opened again."""
+    """Meanwhile files are created and removed, traces are deleted, and the database is invalidated and reopened."""
     monkeypatch.setattr(segment, "MAX_BYTES", 40_000)
     store, done, wrong, answers = open_store(tmp_path, shards=1, max_spans=300), threading.Event(), [], [0]
 
@@ -54,7 +54,7 @@ def test_queries_are_answered_correctly_or_refused_while_files_change(
 
     def check(number: int) -> None:
         if number == 0:
-            # A message of ten spans, one trace, is stored as a whole; max_spans cuts the oldest trace by rows.
+            # The ten spans of a trace are stored together, but max_spans may hide a part of the oldest trace.
             rows = store.query("SELECT trace_id, count(*) FROM {spans} GROUP BY 1", [], NOW_NS)
             assert sum(1 for _, count in rows if count != 10) <= 1, rows
             assert sum(count for _, count in rows) <= 300

@@ -1,4 +1,4 @@
-"""The buses that every contract is tested on."""
+"""The fixture ``bus``: each test runs on the bus in memory and on JetStream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokentrace.bus.memory import MemoryBroker, MemoryBus
 
 @pytest.fixture(params=["memory", "jetstream"])
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    """A bus in memory, then one on JetStream, with the streams of ``kit.rule_store``."""
+    """Yield a bus in memory, then one on JetStream, with the streams of ``kit.rule_store``."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
             connected: Bus = MemoryBus(MemoryBroker())

@@ -26,7 +26,7 @@ async def bus(broker: Broker) -> AsyncIterator[Bus]:
 
 
 def answers(*steps: bytes | float | asyncio.Event) -> Callable[[bytes], AsyncIterator[bytes]]:
-    """Return a handler that replies with the bytes, waits for the events and sleeps for the numbers, in order."""
+    """Return a handler that performs *steps* in order: reply with bytes, wait for an event, sleep for seconds."""
 
     async def answer(_: bytes) -> AsyncIterator[bytes]:
         for step in steps:
@@ -79,6 +79,6 @@ async def test_replies_that_cannot_be_decoded_are_ignored(bus: Bus) -> None:
         assert (await AggregatorClient(bus, 1).query(QUERY)).missing_shards == []
 
 
-async def test_without_aggregators_a_query_is_unavailable_at_once(bus: Bus) -> None:
+async def test_without_aggregators_a_query_is_unavailable(bus: Bus) -> None:
     with pytest.raises(Unavailable, match="no aggregator answers"):
         await asyncio.wait_for(AggregatorClient(bus, 1).query(QUERY), 8)

@@ -33,7 +33,7 @@ def spans_at(*ended_ns: int, **fields: Any) -> list[Span]:
 
 
 class Reader:
-    """A machine that reads the spans of a bus up to a given message."""
+    """A machine without rules that reads the log of a bus up to a chosen message."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus, self.machine = bus, AlerterMachine([], "default")
@@ -58,14 +58,14 @@ class Reader:
                     return
 
     def look(self, seconds: float = 3) -> AlertEvent:
-        """Return the first event when the clock is *seconds* ahead."""
+        """Return the first event that is due when the clock is *seconds* ahead of now."""
         self.machine.caught_up = True
         effects = self.machine.tick(time.time_ns() + round(seconds * SECOND))
         return msgspec.json.decode(effects[0].payload, type=AlertEvent)
 
 
 def counting(**overrides: Any) -> Rule:
-    """A rule that fires at once with the number of spans."""
+    """Return a rule that fires at its first instant; the event has the number of spans."""
     return make_rule(
         "new", **{"op": "gte", "threshold": 0, "window": "60s", "eval_interval": "1s", "cooldown": "1h", **overrides}
     )
@@ -93,9 +93,9 @@ async def test_rules_that_wait_at_the_same_time_share_a_pass(bus: Bus, monkeypat
     await reader.read(last)
     follow, readings = bus.follow, []
 
-    def counted(stream: str, *given: Any) -> Any:
+    def counted(stream: str, *arguments: Any) -> Any:
         readings.append(stream)
-        return follow(stream, *given)
+        return follow(stream, *arguments)
 
     monkeypatch.setattr(bus, "follow", counted)
     backfiller = Backfiller(bus, reader.machine)
@@ -121,8 +121,8 @@ async def test_rules_that_wait_at_the_same_time_share_a_pass(bus: Bus, monkeypat
     assert first == {name: 5 if int(window[:-1]) < 209 else 10 for name, window in windows.items()}
 
 
-async def test_in_a_shared_pass_each_rule_is_backfilled_as_far_back_as_it_looks(bus: Bus) -> None:
-    """Spans before the look-back of a rule do not count as late, and each message counts once."""
+async def test_rules_with_different_windows_count_each_message_once_in_a_shared_pass(bus: Bus) -> None:
+    """Each message counts once for each rule, and no span counts as late."""
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))
@@ -139,7 +139,7 @@ async def test_in_a_shared_pass_each_rule_is_backfilled_as_far_back_as_it_looks(
     }
 
 
-async def test_messages_that_the_pump_has_not_read_are_not_backfilled_but_folded_later(bus: Bus) -> None:
+async def test_messages_that_the_reader_has_not_read_are_folded_later_and_count_once(bus: Bus) -> None:
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     await reader.read(first)
@@ -152,7 +152,7 @@ async def test_messages_that_the_pump_has_not_read_are_not_backfilled_but_folded
 
 
 async def test_messages_folded_before_the_backfill_begins_count_once(bus: Bus) -> None:
-    """The backfill task may start after the pump has folded further messages."""
+    """The reader may fold further messages between the creation of the rule and the start of its backfill."""
     reader, now = Reader(bus), time.time_ns()
     first = await reader.publish(*spans_at(now))
     second = await reader.publish(*spans_at(now, now))

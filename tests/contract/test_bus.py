@@ -1,4 +1,4 @@
-"""The contract of the bus, tested on the bus in memory and on JetStream."""
+"""Tests of the contract of the bus, on the bus in memory and on JetStream."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def test_publishing_on_a_subject_that_no_stream_stores_is_unavailable(bus:
         await bus.publish("nowhere.at.all", b"")
 
 
-async def test_a_message_over_the_limit_is_refused_for_good(bus: Bus) -> None:
+async def test_a_message_over_the_limit_is_rejected(bus: Bus) -> None:
     with pytest.raises(Rejected):
         await bus.publish("log.a", bytes(bus.max_payload + 1))
 
@@ -117,7 +117,7 @@ async def _read(bus: Bus, after: Position | None, want: int, subject: str = "log
     return got
 
 
-async def test_a_follower_reads_everything_in_order(bus: Bus) -> None:
+async def test_a_follower_reads_everything_and_again_in_the_same_order(bus: Bus) -> None:
     sent = [str(n).encode() for n in range(700)]
     await asyncio.gather(*(bus.publish("log.a", body) for body in sent))
     assert sorted(await _read(bus, None, 700)) == sorted(sent)
@@ -274,12 +274,12 @@ async def test_a_request_is_answered(bus: Bus) -> None:
         assert await bus.request("ask.me", b"hi", timeout_s=2) == b"hi!"
 
 
-async def test_a_request_that_nothing_serves_is_unavailable_at_once(bus: Bus) -> None:
+async def test_a_request_that_nothing_serves_is_unavailable(bus: Bus) -> None:
     with pytest.raises(Unavailable):
         await bus.request("ask.nothing", b"", timeout_s=5)
 
 
-async def test_every_server_answers_request_many_and_one_of_each_group(bus: Bus) -> None:
+async def test_request_many_returns_the_answers_of_several_servers(bus: Bus) -> None:
     async def answer(payload: bytes) -> AsyncIterator[bytes]:
         yield payload
 
@@ -419,7 +419,7 @@ async def test_a_follower_survives_kills_of_the_broker_and_misses_nothing(tmp_pa
         broker.stop()
 
 
-async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_path: Path) -> None:
+async def test_publishing_without_the_broker_is_unavailable_and_works_after_its_restart(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()
     try:
@@ -442,7 +442,7 @@ async def test_publishing_while_the_broker_is_away_is_unavailable_and_ends(tmp_p
 
 
 async def test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled(bus: Bus) -> None:
-    """``asyncio.wait_for`` of Python 3.11 loses such a cancellation, so a loop of requests could not be stopped."""
+    """With ``asyncio.wait_for`` of Python 3.11 the cancellation could be lost, and a loop of requests would go on."""
 
     async def ask() -> None:
         while True:
@@ -469,7 +469,7 @@ async def test_an_object_that_is_removed_while_it_is_read_is_whole_or_gone(bus: 
 
 
 async def test_reading_objects_leaves_no_consumer_behind(broker: Broker) -> None:
-    """A stream takes a thousand consumers, and loading a snapshot of 150 pieces creates 150."""
+    """A stream allows a thousand consumers, and loading a snapshot of 150 pieces creates 150."""
     async with jetstream.connect(broker.url, name="reader") as bus:
         await bus.ensure(OBJ)
         shelf = bus.objects("shelf")

@@ -1,4 +1,4 @@
-"""The one loop in which services read a stream, on both buses."""
+"""Tests of ``Follower``, the loop in which services read a stream, on the bus in memory and on JetStream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokentrace.service.follow import Follower
 
 
 async def publish(bus: Bus, *payloads: bytes) -> int:
-    """Publish *payloads* and return when the stream was created."""
+    """Publish *payloads* and return the time at which the stream was created, Unix nanoseconds."""
     for payload in payloads:
         await bus.publish("log.a", payload)
     return (await bus.state("LOG")).created_ns

@@ -1,4 +1,4 @@
-"""The position of a stream that belongs to a time, on the memory bus and on JetStream."""
+"""Tests of ``position_at``, which finds the position that belongs to a time, on the memory bus and on JetStream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Creating and updating streams and buckets on a real broker, within the space of its disk."""
+"""Tests of creating and updating streams and buckets within the space of a broker's disk, and of NATS URLs."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ async def test_bootstrap_keeps_the_replicas_that_an_operator_set(tmp_path: Path)
 
 
 async def _api(bus: jetstream.JetStream, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Call JetStream's API as an operator's tool does; repeat until the cluster has a leader."""
+    """Send a request to JetStream's API and return the answer; repeat it until the cluster has a leader."""
     while True:
         answer = json.loads(await bus.request(f"$JS.API.{call}", json.dumps(body or {}).encode(), timeout_s=5))
         if "error" not in answer:
@@ -147,7 +147,7 @@ def test_the_smallest_streams_take_less_than_128_mib() -> None:
 
 
 @pytest.mark.parametrize("room", [300 * MIB, 1024 * MIB, 6553 * MIB, 12_735 * MIB])
-def test_streams_that_were_cut_fill_the_space_exactly(room: int) -> None:
+def test_streams_that_were_cut_fill_the_space_to_within_1_kib(room: int) -> None:
     total = sum(stream.max_bytes for stream in fit(subjects.streams(), room))
     assert room - 1024 <= total <= room
 

@@ -1,4 +1,4 @@
-"""The rule store: rules that are created, silenced and deleted, on the memory bus and on JetStream."""
+"""Tests of the rule store: rules are created, silenced and deleted, on the memory bus and on JetStream."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ async def test_a_created_rule_with_the_name_of_a_deleted_configured_one_survives
 
 
 async def test_after_a_restart_of_one_alerter_all_have_the_same_rules(bus: Bus) -> None:
-    """A deleted rule of the configuration comes back with a restart in all alerters or in none."""
+    """After a restart, a deleted rule of the configuration is back in all alerters or in none."""
     async with StoreAndMachine(bus, make_rule()) as first:
         await first.delete("configured")
         await first.knows_not("configured")

@@ -1,4 +1,4 @@
-"""The rule store with concurrent changes, invalid entries and several alerters."""
+"""Tests of the rule store with concurrent changes, invalid entries and several alerters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
         yield opened
 
 
-# --- two at once
+# --- changes at the same time
 
 
 async def test_of_two_alerters_that_create_the_same_name_one_succeeds(bus: Bus) -> None:
@@ -65,7 +65,7 @@ async def test_concurrent_changes_in_two_alerters_lead_to_the_same_rules(bus: Bu
 
 
 async def test_a_rule_created_through_one_alerter_can_be_changed_through_another_at_once(bus: Bus) -> None:
-    """After a 201 every alerter knows the rule."""
+    """After the answer 201 every alerter has the rule."""
     first, second = await StoreAndMachine(bus).open(), await StoreAndMachine(bus).open()
     assert (await first.create())[0] == 201
     assert (await second.silence())[0] == 200
@@ -85,7 +85,7 @@ async def test_a_silence_does_not_restore_a_rule_that_another_alerter_deleted(bu
 
 
 class Between:
-    """A bus whose bucket runs a function after all its entries are read."""
+    """*bus*, but when the entries of a bucket have been read, *meanwhile* runs before they are returned."""
 
     def __init__(self, bus: Bus, meanwhile: Callable[[], Any]) -> None:
         self._bus, self._meanwhile = bus, meanwhile
@@ -105,13 +105,13 @@ class _Between:
         return getattr(self._kv, name)
 
     async def items(self) -> dict[str, Entry]:
-        found = await self._kv.items()
+        entries = await self._kv.items()
         await self._meanwhile()
-        return found
+        return entries
 
 
 async def test_a_rule_created_while_another_alerter_starts_is_not_lost(bus: Bus) -> None:
-    """The name belongs to a deleted rule of the configuration, which the start restores."""
+    """Its name is that of a deleted rule of the configuration, which the starting alerter would restore."""
     async with StoreAndMachine(bus, make_rule()) as first:
         await first.delete("configured")
         await first.knows_not("configured")
@@ -220,9 +220,9 @@ def make_firing(name: str, at_ns: int) -> AlertEvent:
     )
 
 
-@pytest.mark.parametrize("heard", ["before", "after"])
-async def test_a_rule_that_is_created_again_does_not_inherit_earlier_events(bus: Bus, heard: str) -> None:
-    """This holds whether the events are read before or after the rules, and without a snapshot."""
+@pytest.mark.parametrize("events_read", ["before", "after"])
+async def test_a_rule_that_is_created_again_does_not_inherit_earlier_events(bus: Bus, events_read: str) -> None:
+    """This holds whether a restarted alerter reads the events before or after the rules, without a snapshot."""
     old = make_firing("mine", time.time_ns() - SECOND)
     async with StoreAndMachine(bus) as alerter:
         assert (await alerter.create())[0] == 201
@@ -231,7 +231,7 @@ async def test_a_rule_that_is_created_again_does_not_inherit_earlier_events(bus:
         assert (await alerter.create())[0] == 201
         assert not alerter.machine.evaluators["mine"].state.firing
     again = StoreAndMachine(bus)
-    if heard == "before":
+    if events_read == "before":
         again.machine.apply_event(old)
     await again.open()
     again.machine.apply_event(old)

@@ -1,11 +1,11 @@
 """
-Refuse every connection of this process that would leave the machine, before anything is sent.
+Refuses connections, datagrams and look-ups of this process that would leave the machine, before anything is sent.
 
-``conftest`` installs it in pytest; ``sitecustomize`` beside it does in every Python process that a test starts, since
-``conftest`` puts this directory on PYTHONPATH. What is refused is also written to a file, so that the test fails even
-where the program under test takes the exception for a network error and goes on.
+``conftest`` calls ``install`` in pytest. ``sitecustomize`` calls it in the Python processes that a test starts, because
+``conftest`` puts this directory on PYTHONPATH. Each refusal is also written to a file, so that the test fails even if
+the program under test catches the exception.
 
-It sees Python's sockets and uvloop's. It does not see those that other C code or other programs open: nats-server,
+Sockets of Python and of uvloop are checked. Sockets that other C code or other programs open are not: nats-server,
 apt-get, docker.
 """
 
@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-#: Names the file that refusals are written to, one on a line.
+#: The environment variable with the path of the file to which refusals are written, one per line.
 LOG = "LOOPBACK_ONLY_LOG"
 _DIRECTED = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 _RESOLVING = frozenset({"socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr"})
@@ -29,11 +29,11 @@ _read = 0
 
 
 class LeftLoopback(AssertionError):
-    """A connection, datagram or look-up that would have left the machine."""
+    """A connection, datagram or look-up would have left the machine."""
 
 
 def install() -> None:
-    """Refuse from now on; a hook stays until the process ends."""
+    """Install the checks, unless they are installed; they stay until the process ends."""
     global _installed
     if not _installed:
         _installed = True
@@ -42,7 +42,7 @@ def install() -> None:
 
 
 def refusals() -> list[str]:
-    """What was refused since the last call, in this process and those it started."""
+    """Return the lines that this process and those it started have written to the file since the last call."""
     global _read
     with Path(os.environ[LOG]).open("rb") as file:
         file.seek(_read)
@@ -53,11 +53,11 @@ def refusals() -> list[str]:
 
 def check_host(host: object, what: str) -> None:
     """
-    Raise LeftLoopback unless *host* is on this machine.
+    Raise LeftLoopback unless *host* is ``localhost`` or a loopback address.
 
     Args:
         host: A name or an address, text or bytes.
-        what: The call, for the message.
+        what: Name of the call, for the error text.
     """
     if not _is_loopback(host):
         _refuse(f"{what}: {host!r}")
@@ -76,29 +76,29 @@ def _is_loopback(host: object) -> bool:
 
 
 def _refuse(what: str) -> None:
-    told = f"{' '.join(sys.argv[:4])}: {what} would leave loopback"
+    message = f"{' '.join(sys.argv[:4])}: {what} would leave loopback"
     path = os.environ.get(LOG)
     if path:
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(file, told.replace("\n", " ").encode(errors="replace") + b"\n")
+            os.write(file, message.replace("\n", " ").encode(errors="replace") + b"\n")
         finally:
             os.close(file)
-    raise LeftLoopback(told)
+    raise LeftLoopback(message)
 
 
-def _on_event(event: str, given: tuple[Any, ...]) -> None:
+def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
     if event in _DIRECTED:
-        sock, address = given
-        # A socket that is connected sends to where its connection was checked for.
+        sock, address = arguments
+        # Without an address the socket is connected, and its connection was checked.
         if address is not None and sock.family not in (socket.AF_UNIX, getattr(socket, "AF_NETLINK", None)):
             check_host(address[0], event)
-    elif event in _RESOLVING and not _needs_no_look_up(given[0]):
-        check_host(given[0], event)
+    elif event in _RESOLVING and not _needs_no_look_up(arguments[0]):
+        check_host(arguments[0], event)
 
 
 def _needs_no_look_up(host: object) -> bool:
-    """It is an address; whether it may be connected to is asked when it is."""
+    """Return True if *host* is an address or empty; an address is checked when a socket connects or sends to it."""
     try:
         ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host))
     except ValueError:
@@ -107,7 +107,7 @@ def _needs_no_look_up(host: object) -> bool:
 
 
 class _UvloopFinder:
-    """uvloop connects and resolves in C, which raises no audit event: its methods are checked instead."""
+    """An import hook that adds checks to uvloop's event loop, which connects and resolves in C without audit events."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -129,22 +129,22 @@ class _UvloopFinder:
 def _guard_loop(loop: Any) -> None:
     connect, resolve, bind = loop.create_connection, loop.getaddrinfo, loop.create_datagram_endpoint
 
-    async def create_connection(self: Any, factory: Any, host: Any = None, port: Any = None, **given: Any) -> Any:
+    async def create_connection(self: Any, factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         if host is not None:
             check_host(host, "uvloop create_connection")
-        return await connect(self, factory, host, port, **given)
+        return await connect(self, factory, host, port, **options)
 
-    async def getaddrinfo(self: Any, host: Any, port: Any, **given: Any) -> Any:
+    async def getaddrinfo(self: Any, host: Any, port: Any, **options: Any) -> Any:
         if not _needs_no_look_up(host):
             check_host(host, "uvloop getaddrinfo")
-        return await resolve(self, host, port, **given)
+        return await resolve(self, host, port, **options)
 
     async def create_datagram_endpoint(
-        self: Any, factory: Any, local_addr: Any = None, remote_addr: Any = None, **given: Any
+        self: Any, factory: Any, local_addr: Any = None, remote_addr: Any = None, **options: Any
     ) -> Any:
-        # Where one that is not connected sends to cannot be seen from here.
+        # Without a remote address the endpoint could send anywhere, and no later call could be checked.
         check_host("any address" if remote_addr is None else remote_addr[0], "uvloop create_datagram_endpoint")
-        return await bind(self, factory, local_addr, remote_addr, **given)
+        return await bind(self, factory, local_addr, remote_addr, **options)
 
     loop.create_connection, loop.getaddrinfo = create_connection, getaddrinfo
     loop.create_datagram_endpoint = create_datagram_endpoint

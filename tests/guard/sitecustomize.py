@@ -1,4 +1,4 @@
-"""Python imports this at its start in every process whose PYTHONPATH holds the directory: see ``loopback_only``."""
+"""Installs ``loopback_only``; Python imports this module at the start if its directory is on PYTHONPATH."""
 
 import loopback_only
 

@@ -1,4 +1,4 @@
-"""What tests share: builders, a broker, pipelines, receivers, recounts."""
+"""Helpers that tests share: builders, a broker, pipelines, receivers, recounts."""
 
 import pytest
 
@@ -8,7 +8,7 @@ for _module in (
     "metrics_http",
     "prometheus_page",
     "recount_checker",
-    "recount_desk",
+    "recount_services",
     "recount_numbers",
     "rollup_streams",
 ):

@@ -1,4 +1,4 @@
-"""Builders of alert events at a fixed time."""
+"""Builders of alert events with fixed times."""
 
 from __future__ import annotations
 

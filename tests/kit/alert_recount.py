@@ -1,4 +1,4 @@
-"""A second implementation of rules, which shares no code with the product, and random rules and streams."""
+"""A second implementation of rules, which uses no evaluation code of the product, and random rules and streams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tokentrace_alerter.rules import Rule, parse_rule
 
 
 class Sent(NamedTuple):
-    """A span and when the broker stored it, seconds after START."""
+    """A span, and when the broker stored it, in seconds after START."""
 
     stored: float
     span: Span
@@ -85,7 +85,7 @@ RECOUNT: dict[str, Callable[[list[Span]], Value]] = {
 
 
 class Told(NamedTuple):
-    """The facts of one event."""
+    """The facts of one event; *instant* and *starts* are seconds after START."""
 
     instant: int
     group: str
@@ -105,17 +105,17 @@ class Instance:
         self.pending: int | None = None
 
 
-def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_until: float = 0) -> list[Told]:
+def recount(written: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_until: float = 0) -> list[Told]:
     """
     Compute the events of a rule for the instants up to *end*, independently of the product.
 
-    A window holds the spans that ended in it and were stored before the instant. For a rule on low values or on missing
-    data, spans count that were stored up to five seconds after the instant.
+    A window has the spans that ended in it and were stored before the instant. For a rule on low values or on missing
+    data, spans that were stored less than five seconds after the instant count too.
     """
-    interval, window = int(given["eval_interval"][:-1]), int(given["window"][:-1])
-    lasting, cooldown = int(given.get("for", "0s")[:-1]), int(given["cooldown"][:-1])
-    op, threshold = given["op"], given["threshold"]
-    no_data, key, change = given.get("no_data", "ignore"), given.get("group_by"), given.get("change")
+    interval, window = int(written["eval_interval"][:-1]), int(written["window"][:-1])
+    lasting, cooldown = int(written.get("for", "0s")[:-1]), int(written["cooldown"][:-1])
+    op, threshold = written["op"], written["threshold"]
+    no_data, key, change = written.get("no_data", "ignore"), written.get("group_by"), written.get("change")
     lag = 5 if op in ("lt", "lte") or no_data == "fire" else 0
     compare = {
         "gt": operator.gt,
@@ -123,7 +123,7 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
         "lt": operator.lt,
         "lte": operator.le,
     }[op]
-    told: list[Told] = []
+    events: list[Told] = []
     memory: dict[str, Instance] = {}
 
     def values(known: Sequence[Span], low: int, high: int) -> dict[str, Value]:
@@ -134,7 +134,7 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
                 name = text_of(span, key)
                 if name is not None:
                     groups.setdefault(name, []).append(span)
-        return {name: RECOUNT[given["metric"]](spans) for name, spans in groups.items()}
+        return {name: RECOUNT[written["metric"]](spans) for name, spans in groups.items()}
 
     for instant in range(1, end + 1):
         if instant % interval:
@@ -142,7 +142,7 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
         known = [
             span
             for stored, span in sent
-            if stored < instant + lag and all(text_of(span, k) == v for k, v in given.get("filter", {}).items())
+            if stored < instant + lag and all(text_of(span, k) == v for k, v in written.get("filter", {}).items())
         ]
         readings = values(known, instant - window, instant)
         if change:
@@ -165,18 +165,18 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
                 if no_data == "keep":
                     continue
                 breach = no_data == "fire"
-            elif count < given.get("min_spans", 0):
+            elif count < written.get("min_spans", 0):
                 state.pending = None
                 continue
             else:
-                recovery = given.get("recovery_threshold")
+                recovery = written.get("recovery_threshold")
                 breach = compare(value, recovery if state.firing and recovery is not None else threshold)
             quiet = instant < silent_until
             if not breach:
                 state.pending = None
                 if state.firing and not quiet:
                     state.firing = False
-                    told.append(Told(instant, name, "resolved", value, count, state.starts))
+                    events.append(Told(instant, name, "resolved", value, count, state.starts))
                 continue
             if lasting and not state.firing and state.pending is None:
                 state.pending = instant
@@ -187,12 +187,12 @@ def recount(given: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_unt
             if not state.firing:
                 state.starts = instant
             state.firing, state.has_fired, state.fired, state.pending = True, True, instant, None
-            told.append(Told(instant, name, "firing", value, count, state.starts))
-    return told
+            events.append(Told(instant, name, "firing", value, count, state.starts))
+    return events
 
 
 def told(events: Iterable[AlertEvent]) -> list[Told]:
-    """Return *events* in the order of the second implementation."""
+    """Return the facts of *events*, ordered by instant and group as those of ``recount`` are."""
     facts = [
         Told(
             int(at(event)),
@@ -253,7 +253,7 @@ THRESHOLDS: dict[str, list[float]] = {
 
 @st.composite
 def random_rules(draw: st.DrawFn, *, plain: bool = False) -> dict[str, Any]:
-    """A written rule; *plain* = without cooldown, for and recovery threshold."""
+    """Draw a rule in its written form; *plain* = without cooldown, ``for`` and recovery threshold."""
     metric = draw(st.sampled_from(sorted(THRESHOLDS)))
     rule: dict[str, Any] = {
         "name": "any",
@@ -266,7 +266,7 @@ def random_rules(draw: st.DrawFn, *, plain: bool = False) -> dict[str, Any]:
         "no_data": draw(st.sampled_from(["ignore", "ignore", "fire", "keep"])),
     }
     if draw(st.booleans()):
-        # Vanished instances of rules with no_data "fire" are tested by single stories.
+        # Other tests cover instances without data of rules with no_data "fire".
         rule["group_by"] = draw(st.sampled_from(["model", "user", "attr.user", "status"]))
         rule["no_data"] = "keep" if rule["no_data"] == "fire" else rule["no_data"]
     if draw(st.integers(0, 3)) == 0:
@@ -285,7 +285,7 @@ def random_rules(draw: st.DrawFn, *, plain: bool = False) -> dict[str, Any]:
 
 
 def make_sent(stream: Stream) -> list[list[Sent]]:
-    """The messages of *stream*, the first 20 s after START."""
+    """Return the messages of *stream*; the clock begins 20 s after START, and each is stored after its pause."""
     stored, messages = 20.0, []
     for pause, spans in stream:
         stored = round(stored + pause, 3)

@@ -1,4 +1,4 @@
-"""A story of one alerter: its log, its ticks and restarts, and drawings of the values and events of each second."""
+"""An alerter with its log, its ticks and its restarts, and tests written as one character per second."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule
 #: 2026-09-21T14:00:00Z in seconds, a whole hour.
 START = 497_222 * 3600
 CREATED = 7
-#: Once caught up, data older than this is considered complete, seconds.
+#: The alerter evaluates an instant this many seconds after it (``SETTLED_NS``); the lag of a rule is added.
 SETTLED = 0.2
-#: Begin of the log, seconds after START: so early that every window is covered.
+#: Default begin of the log, seconds after START; it is so early that the log covers every window.
 LONG_AGO = -40 * DAY / SECOND
 LETTERS = {
     "inactive": "i",
@@ -44,13 +44,13 @@ CUSTOMS = parse_custom_metrics(
 
 
 def ns(seconds: float) -> int:
-    """*seconds* after START as Unix nanoseconds."""
+    """Return the instant *seconds* after START in Unix nanoseconds."""
     return START * SECOND + round(seconds * 1000) * (SECOND // 1000)
 
 
 def make_rule(**overrides: Any) -> Rule:
-    """A rule: average latency over 500 ms in the last second, evaluated every second."""
-    given = {
+    """Return a rule; by default, average latency over 500 ms in the last second, evaluated every second."""
+    written = {
         "name": "any",
         "metric": "latency_avg",
         "op": "gt",
@@ -60,11 +60,11 @@ def make_rule(**overrides: Any) -> Rule:
         "cooldown": "60s",
         **overrides,
     }
-    return parse_rule({key: value for key, value in given.items() if value is not None}, "rule", None, CUSTOMS)
+    return parse_rule({key: value for key, value in written.items() if value is not None}, "rule", None, CUSTOMS)
 
 
 def call(ended: float, **overrides: Any) -> Span:
-    """A call that ended *ended* seconds after START."""
+    """Return a call that ended *ended* seconds after START."""
     return make_span(ended_ns=ns(ended), arrived_ns=ns(ended), **overrides)
 
 
@@ -73,7 +73,7 @@ def slow(ended: float, latency_ms: float, **overrides: Any) -> Span:
 
 
 def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
-    """Fold an older message for the rule *name* alone."""
+    """Fold an older message for the rule *name* only; does nothing if there is no such rule."""
     watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
     alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
@@ -84,6 +84,7 @@ class Story:
 
     Args:
         began: When the first message of the log was stored, seconds after START; None = the log is empty.
+        begin: When the clock of the alerter begins, seconds after START.
     """
 
     def __init__(self, *rules: Rule, began: float | None = LONG_AGO, begin: float = 0) -> None:
@@ -98,7 +99,7 @@ class Story:
         assert self.tick(begin) == []
 
     def send(self, at: float, *spans: Span, id: str = "") -> Message:
-        """The broker stores one batch *at* seconds after START."""
+        """Store one batch *at* seconds after START, fold its message and return it."""
         number = len(self.log) + 1
         payload = encode_batches([Batch(id=id or f"request-{number}", spans=list(spans))])
         message = Message("tokentrace.spans.default.0", payload, number, ns(at), {})
@@ -107,7 +108,7 @@ class Story:
         return message
 
     def tick(self, now: float) -> list[AlertEvent]:
-        """Return the events that are published when the clock shows *now*."""
+        """Return the events that the alerter publishes at *now*, seconds after START."""
         events = []
         for effect in list(self.alerter.tick(ns(now))):
             self.alerter.performed(effect)
@@ -123,14 +124,14 @@ class Story:
 
     def shown(self, now: float, name: str = "any") -> dict[str, Any]:
         """Return the rule as ``GET /alerts`` shows it."""
-        (found,) = [one for one in self.alerter.render(ns(now)) if one["name"] == name]
-        return found
+        (shown,) = [rule for rule in self.alerter.render(ns(now)) if rule["name"] == name]
+        return shown
 
     def snapshot(self) -> bytes:
         return self.alerter.snapshot({}).state()
 
     def restart(self, snapshot: bytes | None, *rules: Rule) -> None:
-        """Start as the service does: silences, events, snapshot, later messages, and backfill of new rules."""
+        """Restart as the service does: apply silences, events, snapshot and later messages, then backfill new rules."""
         self.rules = list(rules) or self.rules
         self.alerter = AlerterMachine(self.rules, "default")
         for name, until_ns in self.silences.items():
@@ -152,7 +153,7 @@ class Story:
 
 
 def at(event: AlertEvent) -> float:
-    """The instant of *event*, seconds after START."""
+    """Return the instant of *event*, seconds after START."""
     return (parse_instant(event.fired_at) - START * SECOND) / SECOND
 
 
@@ -166,14 +167,16 @@ def brief(events: Iterable[AlertEvent]) -> list[tuple[float, str]]:
 
 class Drawing(NamedTuple):
     """
-    One rule over time.
+    What one rule measures, publishes and shows over time, one character per second.
 
     Attributes:
-        seen: Each second: ``#`` breaches, ``1`` too but with one span instead of two, ``=`` at the threshold, ``~``
-            between it and the recovery threshold, ``_`` at that, ``.`` fine, ``-`` no data.
-        said: The event of each instant: F a firing, R a resolution, ``.`` none.
-        state: The state shown after each instant, as one of ``LETTERS``.
-        silence: (The instant after which the rule is silenced, the second until which).
+        what: What is tested.
+        rule: Keys of the rule that differ from ``make_rule``.
+        seen: The measured value: ``#`` a breach by two spans, ``1`` a breach by one span, ``=`` the threshold, ``~``
+            between the two thresholds, ``_`` the recovery threshold, ``.`` no breach, ``-`` no span.
+        said: The event of the instant: ``F`` firing, ``R`` resolved, ``.`` none.
+        state: The state shown after the instant, one of ``LETTERS``.
+        silence: (The instant after which a silence begins, the second at which it ends).
     """
 
     what: str
@@ -188,7 +191,7 @@ OFFSETS = {"#": 100, "1": 100, "=": 0, "~": -50, "_": -100, ".": -200}
 
 
 def play(drawing: Drawing, after: Callable[[Story, int], None] = lambda story, instant: None) -> tuple[str, str]:
-    """Play *drawing* and return (events, states shown); *after* is called after each instant."""
+    """Play *drawing* and return (events, states shown), as it writes them; call *after* after each instant."""
     rule = make_rule(**drawing.rule)
     sign = 1 if rule.op in ("gt", "gte") else -1
     lag = rule.lag_ns / SECOND
@@ -213,7 +216,7 @@ def play(drawing: Drawing, after: Callable[[Story, int], None] = lambda story, i
 
 
 def states_shown(story: Story, until: int, lag: float) -> str:
-    """Return the state shown after each instant, one letter each."""
+    """Return the states shown after the instants 1 to *until*, one letter each; *lag* is that of the rule."""
     shown = ""
     for second in range(1, until + 1):
         story.tick(second + lag + SETTLED)

@@ -1,4 +1,4 @@
-"""An alerter, the log that it reads, and the events that it has published."""
+"""An alerter with its log, its ticks and its restarts, and rules of many metrics."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tokentrace_alerter.rules import FilterIndex, Rule, parse_rule
 #: 2026-09-21T14:00:00Z in seconds, a whole hour.
 START = 497_222 * 3600
 CREATED = 7
-#: Once caught up, data older than this is considered complete, seconds.
+#: The alerter evaluates an instant this many seconds after it (``SETTLED_NS``); the lag of a rule is added.
 SETTLED = 0.2
 
 
 def ns(seconds: float) -> int:
-    """*seconds* after START as Unix nanoseconds."""
+    """Return the instant *seconds* after START in Unix nanoseconds."""
     return START * SECOND + round(seconds * 1000) * (SECOND // 1000)
 
 
 def make_rule(**overrides: Any) -> Rule:
-    """A rule that fires at every instant that has a span."""
-    given = {
+    """Return a rule; by default, one that fires at every instant with a span in its last 10 s."""
+    written = {
         "name": "any",
         "metric": "span_count",
         "op": "gte",
@@ -39,30 +39,35 @@ def make_rule(**overrides: Any) -> Rule:
         "eval_interval": "1s",
         "cooldown": "0s",
     }
-    return parse_rule({**given, **overrides}, "alerts[0]")
+    return parse_rule({**written, **overrides}, "alerts[0]")
 
 
 def call(ended: float, **overrides: Any) -> Span:
-    """A call that ended *ended* seconds after START."""
+    """Return a call that ended *ended* seconds after START; a negative *ended* arrives at START."""
     return make_span(ended_ns=ns(ended), arrived_ns=ns(max(ended, 0)), **overrides)
 
 
 def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
-    """Fold an older message for the rule *name* alone."""
+    """Fold an older message for the rule *name* only; does nothing if there is no such rule."""
     watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
     alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
 
 
 def begin_log(alerter: AlerterMachine, began_ns: int) -> None:
-    """Fold an empty message of stream time *began_ns*, so that the log covers everything since then."""
+    """Fold an empty message stored at *began_ns*, so that the log covers everything since."""
     alerter.fold(Message("tokentrace.spans.default.0", encode_batches([]), 0, began_ns, {}), CREATED)
 
 
 class Story:
-    """An alerter, the log that it reads, and the events that it has published."""
+    """
+    An alerter, the log that it reads, and the events that it has published.
+
+    Args:
+        begin: When the clock begins, seconds after START; None = the alerter has not caught up.
+        began: When the log began, seconds after START.
+    """
 
     def __init__(self, *rules: Rule, begin: float | None = 0, began: float = -40 * 86400) -> None:
-        #: Begin of the log, seconds after START: so early that every window is covered.
         self.began = ns(began)
         self.rules = list(rules)
         self.alerter = AlerterMachine(self.rules, "default")
@@ -74,14 +79,14 @@ class Story:
             assert self.tick(begin) == []
 
     def send(self, at: float, *spans: Span, id: str = "", sequence: int = 0) -> None:
-        """The broker stores one batch *at* seconds after START."""
+        """Store one batch *at* seconds after START and fold its message."""
         number = len(self.log) + 1
         payload = encode_batches([Batch(id=id or f"request-{number}", sequence=sequence, spans=list(spans))])
         self.log.append(Message("tokentrace.spans.default.0", payload, number, ns(at), {}))
         self.alerter.fold(self.log[-1], CREATED)
 
     def tick(self, now: float) -> list[AlertEvent]:
-        """Return the events that are published when the clock shows *now*."""
+        """Return the events that the alerter publishes at *now*, seconds after START."""
         effects = self.alerter.tick(ns(now))
         for effect in effects:
             self.alerter.performed(effect)
@@ -90,7 +95,7 @@ class Story:
         return events
 
     def backfill(self, now_ns: int) -> None:
-        """Backfill the new rules as the service does; they are evaluated from *now_ns* on."""
+        """Backfill the rules that wait for it, as the service does; they are evaluated from *now_ns* on."""
         done = self.alerter.position.sequence if self.alerter.position else 0
         for name in [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]:
             seen = FoldedBatches()
@@ -99,7 +104,7 @@ class Story:
             self.alerter.finish_backfill(name, self.began, now_ns)
 
     def restart(self, snapshot: bytes | None, *rules: Rule, caught_up: bool = True) -> None:
-        """Start as the service does: with the events, then the snapshot, then the later messages."""
+        """Restart as the service does: apply events, snapshot, backfill if *caught_up*, and later messages."""
         self.rules = list(rules) or self.rules
         self.alerter = AlerterMachine(self.rules, "default")
         begin_log(self.alerter, self.began)
@@ -120,12 +125,12 @@ def read(effect: Effect) -> AlertEvent:
 
 
 def at(event: AlertEvent) -> float:
-    """The instant of *event*, seconds after START."""
+    """Return the instant of *event*, seconds after START."""
     return (parse_instant(event.fired_at) - START * SECOND) / SECOND
 
 
 def brief(events: Iterable[AlertEvent]) -> list[tuple[float, str, int]]:
-    """(Instant, status, span_count) of each."""
+    """Return (instant, status, span_count) of each event."""
     return [(at(event), event.status, event.span_count) for event in events]
 
 

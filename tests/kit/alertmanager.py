@@ -14,12 +14,12 @@ from kit.pipeline import free_port, http
 from kit.receiver import Receiver
 
 ZERO = "0001-01-01T00:00:00Z"
-#: Debian's Alertmanager reads its templates from here, even if its package was unpacked elsewhere.
+#: Debian's Alertmanager reads its templates from this directory, even if its package was unpacked elsewhere.
 TEMPLATES = "/usr/share/prometheus/alertmanager"
 
 
 def movable(binary: Path, directory: Path) -> Path:
-    """Return *binary*, or a patched copy in *directory* that finds the templates if they are not installed."""
+    """Return *binary*, or if its templates are not installed, a patched copy in *directory* that finds them."""
     data = binary.read_bytes()
     if Path(TEMPLATES).is_dir() or TEMPLATES.encode() not in data:
         return binary
@@ -33,9 +33,9 @@ def movable(binary: Path, directory: Path) -> Path:
 
 
 class Alertmanager:
-    """An Alertmanager process with one receiver for all alerts."""
+    """An Alertmanager process that sends all notifications to ``/own`` of *receiver*."""
 
-    def __init__(self, directory: Path, told: Receiver) -> None:
+    def __init__(self, directory: Path, receiver: Receiver) -> None:
         self._directory = directory
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -44,7 +44,7 @@ class Alertmanager:
         self.log = directory / "alertmanager.log"
         self._config = directory / "alertmanager.yml"
         route = {"receiver": "local", "group_by": ["alertname"], "group_wait": "0s", "group_interval": "1s"}
-        local = {"name": "local", "webhook_configs": [{"url": told.url + "/own", "send_resolved": True}]}
+        local = {"name": "local", "webhook_configs": [{"url": receiver.url + "/own", "send_resolved": True}]}
         self._config.write_text(json.dumps({"route": route, "receivers": [local]}))
 
     @property

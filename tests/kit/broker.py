@@ -1,4 +1,4 @@
-"""A real nats-server for tests."""
+"""A nats-server process for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ BINARY = Path(sysconfig.get_path("scripts")) / "nats-server"
 
 
 class Broker:
-    """A real nats-server with JetStream in *directory*; a restart keeps the port and the data."""
+    """
+    A nats-server process with JetStream in *directory*; a restart keeps the port and the data.
+
+    Args:
+        room: Limit of JetStream's disk space, as nats-server's configuration writes it.
+        extra: Lines that are added to the configuration.
+    """
 
     def __init__(self, directory: Path, room: str = "40GB", extra: str = "") -> None:
         self.directory, self.room, self.extra = directory, room, extra

@@ -1,4 +1,4 @@
-"""Builders of a valid span and a valid batch, so that a test states only the fields that matter to it."""
+"""Builders of a valid span and a valid batch; a test passes only the fields that matter to it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENDED_NS = STARTED_NS + 1240 * MS
 
 
 def make_span(**overrides: Any) -> Span:
-    """Return a finished call to gpt-4o with 512 + 128 tokens in 1240 ms. Without ``total_tokens``, it is the sum."""
+    """Return a finished call to gpt-4o with 512 + 128 tokens in 1240 ms; ``total_tokens`` is the sum if not given."""
     fields: dict[str, Any] = {
         "trace_id": "7f3a1c2b-0000-4000-8000-000000000001",
         "span_id": "a1b2c3d4-0000-4000-8000-000000000002",

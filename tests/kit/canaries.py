@@ -1,4 +1,4 @@
-"""Made-up secrets of fifty kinds. Each place gets its own, so that a secret found later tells where it was put."""
+"""Made-up secrets of many kinds. Each place has its own, so that a secret that is found shows where it was put in."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _HEX = "0123456789abcdef"
 
 class Canary(NamedTuple):
     """
-    A secret in its usual notation.
+    A made-up secret in its usual notation.
 
     Attributes:
-        text: A piece of text that holds it.
-        needle: The part of the text that must not occur anywhere after redaction.
+        text: A text that contains the secret.
+        needle: The part of the text that redaction must remove.
     """
 
     text: str

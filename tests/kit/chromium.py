@@ -21,10 +21,10 @@ BINARY = shutil.which("chromium") or shutil.which("chromium-browser")
 
 class Page:
     """
-    One tab.
+    A tab of the browser.
 
     Attributes:
-        events: (Method, parameters) of every event so far.
+        events: (Method, parameters) of every DevTools event received so far.
     """
 
     def __init__(self, connection: ClientConnection) -> None:
@@ -58,7 +58,7 @@ class Page:
         self.call("Page.navigate", url=url)
 
     def until(self, expression: str, seconds: float = 60) -> Any:
-        """Return the value of *expression* once it is true."""
+        """Wait until *expression* is true and return its value; fail after *seconds*."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             value = self.evaluate(expression)
@@ -68,7 +68,7 @@ class Page:
         raise AssertionError(f"{expression} is not true within {seconds} s; events: {self.events[-20:]}")
 
     def problems(self) -> list[str]:
-        """Return every exception, error of the console or of the browser's log, Content-Security-Policy included."""
+        """Return all exceptions, errors of the console, and errors and warnings of the browser's log, as JSON."""
         self.call("Runtime.evaluate", expression="0")
         texts = []
         for method, parameters in self.events:
@@ -89,7 +89,7 @@ class Page:
 
 @contextlib.contextmanager
 def chromium(directory: Path) -> Iterator[Page]:
-    """Start a browser for which every host but 127.0.0.1 has no address."""
+    """Start a browser that can resolve no host but 127.0.0.1, and yield a tab of it."""
     assert BINARY is not None
     port = free_port()
     flags = [

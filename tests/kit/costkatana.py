@@ -1,4 +1,4 @@
-"""Spans of Cost Katana: the bodies that a client sends, and the records that they become."""
+"""Spans of Cost Katana: bodies that a client sends, and the records that are made from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPAN_ID = "5f0c7d1e-6f0f-4a57-9a0e-3f0a6a1c2b3d"
 WHERE = Place("root-of-all", "session-1")
 
 
-#: Every field of StartSpanInput and of EndSpanInput.
+#: START and END have a value for each field of a start and an end in Cost Katana's SDK, except ``error``.
 START: dict[str, Any] = {
     "sessionId": "session-1",
     "parentId": "parent-1",
@@ -59,5 +59,5 @@ def started(caller: str = "", **overrides: Any) -> Started:
 
 
 def finished(end: dict[str, Any] | None = None, *, caller: str = "", **overrides: Any) -> Span:
-    """Return the span of START with *overrides*, ended with *end*, or with END if *end* is None."""
+    """Return the span that START with *overrides* becomes when it ends with *end* (None = END)."""
     return end_of(started(caller, **overrides), decode_end(encoded(**(END if end is None else end))), NOW_NS)

@@ -1,4 +1,4 @@
-"""Programs out of Debian packages: unpacked below the user's cache, never installed. No test needs root for them."""
+"""Programs of Debian packages, unpacked in the user's cache and not installed, so that no root is needed."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ import pytest
 
 _DOWNLOAD_S = 180
 _RUN_S = 30
-#: A package source that does not answer is given up soon; as root the download stays in a directory of root's own.
-_PATIENCE = ("-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20", "-o", "APT::Sandbox::User=root")
+#: Options of apt-get: give up a silent server soon, and as root do not download as another user, who could not write
+#: to the directory.
+_OPTIONS = ("-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=20", "-o", "APT::Sandbox::User=root")
 
 
 class Missing(Exception):
-    """A program that cannot be had here, and why."""
+    """A program is not available; the text gives the reason."""
 
 
 def program(package: str, name: str) -> Path:
     """
-    The program *name*: the one that is installed, or else the one in Debian's *package*.
+    Return the path of the program *name*: the installed one, or else that of Debian's *package*.
 
-    It is fetched once and kept below ``$XDG_CACHE_HOME/tokentrace-tests``, so later runs need no network. Where it
-    cannot be had the calling test is skipped and says what failed.
+    The package is downloaded once and kept in ``$XDG_CACHE_HOME/tokentrace-tests``, so later runs need no network. If
+    the program is not available, the calling test is skipped with the reason.
     """
-    found = _find(package, name)
-    if isinstance(found, Path):
-        return found
-    pytest.skip(f"NOT TESTED: {name} of Debian's package {package} cannot be had: {found}")
+    path = _find(package, name)
+    if isinstance(path, Path):
+        return path
+    pytest.skip(f"NOT TESTED: {name} of Debian's package {package} is not available: {path}")
 
 
 @functools.cache
 def _find(package: str, name: str) -> Path | str:
-    """Where *name* is, or why it is nowhere."""
+    """Return the path of *name*, or the reason why it is not available."""
     installed = shutil.which(name)
     if installed and _runs(Path(installed)):
         return Path(installed)
-    kept = _kept(package, name)
-    if kept is not None:
-        return kept
-    return _fetch(package) or _kept(package, name) or f"the package holds no {name} that runs here"
+    unpacked = _unpacked(package, name)
+    if unpacked is not None:
+        return unpacked
+    return _fetch(package) or _unpacked(package, name) or f"the package has no {name} that runs on this machine"
 
 
 def _cache() -> Path:
@@ -53,8 +54,8 @@ def _cache() -> Path:
     return Path(base) / "tokentrace-tests"
 
 
-def _kept(package: str, name: str) -> Path | None:
-    """*name* from a package unpacked before; of several versions the one unpacked last."""
+def _unpacked(package: str, name: str) -> Path | None:
+    """Return *name* of the version of *package* that was unpacked last; None if none has a *name* that runs."""
     trees = [tree for tree in _cache().glob(f"{package}_*") if tree.is_dir()]
     for tree in sorted(trees, key=lambda tree: tree.stat().st_mtime, reverse=True):
         for place in ("usr/bin", "usr/sbin"):
@@ -64,7 +65,7 @@ def _kept(package: str, name: str) -> Path | None:
 
 
 def _runs(path: Path) -> bool:
-    """It starts: also that every library it is linked with is there."""
+    """Return True if ``--version`` succeeds, which also shows that all shared libraries are present."""
     try:
         return subprocess.run([path, "--version"], capture_output=True, timeout=_RUN_S).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -74,10 +75,12 @@ def _runs(path: Path) -> bool:
 @functools.cache
 def _fetch(package: str) -> str:
     """
-    Download *package* and unpack it into a directory of its own, which appears whole or not at all.
+    Download *package* and unpack it into a new directory, which appears complete or not at all.
+
+    The result is cached for the run, because a failure may take long.
 
     Returns:
-        What went wrong; "" = nothing. Asked once for each run, since a registry may take long to say no.
+        What went wrong; "" = nothing.
     """
     cache = _cache()
     try:
@@ -91,7 +94,7 @@ def _fetch(package: str) -> str:
             try:
                 tree.rename(place)
             except OSError:
-                # Who unpacked the same version meanwhile was first: theirs is as good.
+                # Another process has unpacked the same version meanwhile.
                 if not place.is_dir():
                     raise
     except (Missing, OSError) as exc:
@@ -100,45 +103,45 @@ def _fetch(package: str) -> str:
 
 
 def _download(package: str, scratch: Path) -> Path:
-    """The .deb in *scratch*: by the lists the machine has, or by fresh private ones where those are absent or old."""
-    said = ""
+    """Download the .deb to *scratch* and return its path; use new package lists if those of the machine do not work."""
+    errors = ""
     try:
-        _run(["apt-get", *_PATIENCE, "--quiet", "download", package], scratch)
+        _run(["apt-get", *_OPTIONS, "--quiet", "download", package], scratch)
     except Missing as exc:
-        said = str(exc)
-        private = ["apt-get", *_PATIENCE, *_private_lists(scratch), "--quiet"]
-        # Not every list need come, and hooks of the machine may fail for who is not root: what counts is the package.
+        errors = str(exc)
+        private = ["apt-get", *_OPTIONS, *_private_lists(scratch), "--quiet"]
+        # A failure is no error if the package arrives: some lists may be missing, and hooks may need root.
         try:
-            said += "; " + _run([*private, "update"], scratch)
-        except Missing as late:
-            said += f"; {late}"
+            errors += "; " + _run([*private, "update"], scratch)
+        except Missing as exc_update:
+            errors += f"; {exc_update}"
         with contextlib.suppress(Missing):
             _run([*private, "download", package], scratch)
-    found = list(scratch.glob(f"{package}_*.deb"))
-    if not found:
-        raise Missing(said)
-    return found[0]
+    archives = list(scratch.glob(f"{package}_*.deb"))
+    if not archives:
+        raise Missing(errors)
+    return archives[0]
 
 
 def _private_lists(scratch: Path) -> list[str]:
-    """apt's options for package lists and caches in *scratch*; the sources and keys stay the machine's."""
+    """Return apt's options for package lists and caches in *scratch*; sources and keys are those of the machine."""
     for directory in ("lists/partial", "cache/archives/partial"):
         (scratch / directory).mkdir(parents=True, exist_ok=True)
     return ["-o", f"Dir::State::lists={scratch / 'lists'}", "-o", f"Dir::Cache={scratch / 'cache'}"]
 
 
 def _run(command: Sequence[str], directory: Path) -> str:
-    """The end of what it complained of; Missing where it failed."""
+    """Run *command* in *directory* and return its exit code and last error lines as text; Missing if it failed."""
     shown = " ".join(word for word in command if word[0] not in "-/" and "::" not in word)
     try:
         done = subprocess.run(
             command, cwd=directory, capture_output=True, timeout=_DOWNLOAD_S, env={**os.environ, "LC_ALL": "C"}
         )
     except FileNotFoundError as exc:
-        raise Missing(f"there is no {command[0]} here") from exc
+        raise Missing(f"{command[0]} is not installed") from exc
     except subprocess.TimeoutExpired as exc:
-        raise Missing(f"{shown}: no end within {_DOWNLOAD_S} s") from exc
-    said = f"{shown}: exit {done.returncode}: " + " / ".join(done.stderr.decode(errors="replace").splitlines()[-3:])
+        raise Missing(f"{shown}: not finished within {_DOWNLOAD_S} s") from exc
+    outcome = f"{shown}: exit {done.returncode}: " + " / ".join(done.stderr.decode(errors="replace").splitlines()[-3:])
     if done.returncode:
-        raise Missing(said)
-    return said
+        raise Missing(outcome)
+    return outcome

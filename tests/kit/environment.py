@@ -1,4 +1,4 @@
-"""The environment of the processes that tests start: it keeps them on this machine."""
+"""Paths and environment variables for the processes that tests start."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 GUARD = ROOT / "tests" / "guard"
-#: Hosts that every process of a test may deliver alerts to.
+#: The setting that lets test processes deliver alerts to this machine only.
 ALLOWED = {"TOKENTRACE_ALERT_ALLOW_HOSTS": "127.0.0.0/8,::1,localhost"}
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment without settings of tokentrace, but for those that keep a test on this machine."""
+    """Return the environment of this process with ``ALLOWED`` as the only settings of tokentrace."""
     return {key: value for key, value in os.environ.items() if not key.startswith("TOKENTRACE_")} | ALLOWED

@@ -22,7 +22,7 @@ class Fleet:
     """
     Service processes on one real broker, each with its own port and its own data directory.
 
-    An api forwards spans to the first ingest of the fleet, if there is one.
+    An api forwards spans to the first ingest in *names*, if there is one.
 
     Args:
         directory: Holds the data of the broker and of all services, and their common log ``fleet.log``.
@@ -51,7 +51,7 @@ class Fleet:
             self.until(partial(self.is_ready, name), f"{name} ready", 60)
 
     def is_ready(self, name: str) -> bool:
-        """Return True if that service says that it is ready."""
+        """Return True if ``/readyz`` of the service answers 200."""
         return self.get(name, "/readyz").status == 200
 
     def start_one(self, name: str) -> None:
@@ -79,7 +79,7 @@ class Fleet:
             )
 
     def data_of(self, name: str) -> Path:
-        """The data directory of one service."""
+        """Return the data directory of one service."""
         return self.directory / f"data-{name}"
 
     def terminate(self, name: str) -> int:
@@ -102,7 +102,7 @@ class Fleet:
         return codes
 
     def url(self, name: str) -> str:
-        """The base URL of one service."""
+        """Return the base URL of one service."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
     def get(self, name: str, path: str) -> Answer:
@@ -115,7 +115,7 @@ class Fleet:
         return http(method, self.url(name) + path, data, {"Content-Type": "application/json"})
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-        """Wait until *condition* holds; an error of the connection counts as false. Fail after *seconds*."""
+        """Wait until *condition* holds; an OSError or KeyError counts as false. Fail after *seconds*."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, KeyError):

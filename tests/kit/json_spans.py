@@ -1,4 +1,4 @@
-"""Spans in the documented JSON form, with ids that no other test uses."""
+"""Builders of spans in the JSON form of ``POST /spans``, with ids that no other test uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def fresh(prefix: str) -> str:
 
 
 def json_span(**fields: Any) -> dict[str, Any]:
-    """Return a call to gpt-4o with new ids, in the form of ``POST /spans``."""
+    """Return a call to gpt-4o with new ids; *fields* are added or replaced."""
     return {
         "trace_id": fresh("trace"),
         "span_id": fresh("span"),

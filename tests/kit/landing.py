@@ -1,8 +1,8 @@
 """
-A data directory that an earlier version wrote: unpack it, ask what it was asked then, compare with what was answered.
+Data directories that earlier versions wrote, and comparisons of answers with those of the version that wrote them.
 
 Each folder ``tests/data/landing_*`` holds one: ``data.tar.xz`` (the directory), ``tokentrace.yml`` (the configuration
-it was written with) and ``expected.json`` (the answers of the version that wrote it).
+of the version that wrote it) and ``expected.json`` (the answers of that version).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kit.broker import Broker
 from kit.pipeline import Pipeline
 
 FOLDERS = sorted((Path(__file__).parent.parent / "data").glob("landing_*"))
-#: What a rule is; what it says of the last hour or of events that have aged away is compared elsewhere.
+#: Keys of a rule that are compared. Those that depend on the last hour or on expired events are compared elsewhere.
 _OF_A_RULE = (
     "name",
     "metric",
@@ -41,7 +41,7 @@ _OF_A_RULE = (
     "spans_considered",
     "late_spans",
 )
-#: Gauges of the last hour, of what waits in reporters now, and when a series began.
+#: Prefixes of samples that are not compared: gauges of the last hour and of what waits in reporters now.
 _PASSING = (
     "tokentrace_cost_per_call",
     "tokentrace_error_rate",
@@ -54,7 +54,7 @@ _PASSING = (
 
 
 class Landing:
-    """What *folder* holds."""
+    """The data directory, configuration and expected answers in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,32 +63,32 @@ class Landing:
     @property
     def expected(self) -> dict[str, Any]:
         """The answers of the version that wrote the directory; see the README of the folder."""
-        found: dict[str, Any] = json.loads((self.folder / "expected.json").read_text(encoding="utf-8"))
-        return found
+        answers: dict[str, Any] = json.loads((self.folder / "expected.json").read_text(encoding="utf-8"))
+        return answers
 
     def unpack(self, directory: Path) -> Path:
-        """The data directory, as ``data`` in *directory*."""
+        """Unpack the data directory into *directory* and return its path, ``data`` there."""
         with tarfile.open(self.folder / "data.tar.xz") as packed:
             packed.extractall(directory, filter="data")
         return directory / "data"
 
     def serve(self, directory: Path, env: Mapping[str, str] | None = None) -> Pipeline:
-        """A ``tokentrace serve`` on ``data`` in *directory*, not started yet."""
+        """Return a ``tokentrace serve`` on ``data`` in *directory*, not yet started."""
         return Pipeline(directory, "--config", str(self.config), env=env)
 
 
 def broker_on(data: Path, directory: Path) -> Broker:
-    """A nats-server alone on the streams of a data directory that no pipeline runs on; not started yet."""
+    """Return a nats-server, not yet started, on the streams in *data*; no pipeline may use *data* meanwhile."""
     directory.mkdir(parents=True)
     (directory / "js").symlink_to((data / "nats" / "jetstream").resolve())
     return Broker(directory)
 
 
-# -- what is asked
+# -- requests
 
 
 def ask(pipeline: Pipeline, path: str) -> Any:
-    """The answer to *path* in a form in which two answers can be compared."""
+    """Return the answer to *path*, decoded and in an order that does not vary."""
     if path == "/traces":
         return list(_traces(pipeline))
     answer = pipeline.get(path)
@@ -121,11 +121,11 @@ def _samples(page: str) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-# -- what lasts of an answer
+# -- parts of an answer that do not depend on time or prices
 
 
 def lasting(path: str, answer: Any) -> Any:
-    """The part of the recorded *answer* to *path* that is the same for ever."""
+    """Return the part of *answer* to *path* that later versions must give too, at any time."""
     for starts, part in _LASTING.items():
         if path == starts or (path.startswith("/traces/") and path.endswith(starts)):
             return part(answer)
@@ -135,7 +135,7 @@ def lasting(path: str, answer: Any) -> Any:
 def _receipt(answer: dict[str, Any]) -> dict[str, Any]:
     if answer["price"]["version"] is None:
         return answer
-    # What a price list of later cannot explain any more it shows in one line; what it cost stands.
+    # If newer price tables cannot explain a cost, the receipt shows it in one line; the cost stays the same.
     shown = {key: value for key, value in answer.items() if key not in ("lines", "rounding", "note")}
     return shown | {"price": {key: value for key, value in answer["price"].items() if key != "tier"}}
 
@@ -159,35 +159,34 @@ _LASTING: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-# -- comparing
+# -- comparison
 
 
-def differences(expected: Any, found: Any, where: str = "") -> list[str]:
+def differences(expected: Any, actual: Any, where: str = "") -> list[str]:
     """
-    Where *found* is not what was expected, key by key; keys that are new are no difference.
+    Return a line for each place where *actual* differs from *expected*; new keys are no difference.
 
-    Numbers are the same when they are the same to the billionth: money to the nano-dollar. A span that had not ended
-    is pending for a day and abandoned then.
+    Numbers are compared to the billionth, money thus to the nano-dollar. A pending span may have become abandoned.
     """
     if isinstance(expected, Mapping):
-        if not isinstance(found, Mapping):
-            return [f"{where}: {expected!r} became {found!r}"]
-        gone = [f"{where}.{key}: is gone" for key in expected if key not in found]
-        both = [key for key in expected if key in found]
-        return gone + [line for key in both for line in differences(expected[key], found[key], f"{where}.{key}")]
+        if not isinstance(actual, Mapping):
+            return [f"{where}: {expected!r} became {actual!r}"]
+        gone = [f"{where}.{key}: is gone" for key in expected if key not in actual]
+        both = [key for key in expected if key in actual]
+        return gone + [line for key in both for line in differences(expected[key], actual[key], f"{where}.{key}")]
     if isinstance(expected, list):
-        if not isinstance(found, list) or len(expected) != len(found):
-            count = len(found) if isinstance(found, list) else found
+        if not isinstance(actual, list) or len(expected) != len(actual):
+            count = len(actual) if isinstance(actual, list) else actual
             return [f"{where}: {len(expected)} entries became {count}"]
-        pairs = zip(expected, found, strict=True)
-        return [line for at, pair in enumerate(pairs) for line in differences(*pair, f"{where}[{at}]")]
+        pairs = zip(expected, actual, strict=True)
+        return [line for index, pair in enumerate(pairs) for line in differences(*pair, f"{where}[{index}]")]
     if expected == "pending":
-        same = found in ("pending", "abandoned")
-    elif _is_number(expected) and _is_number(found):
-        same = round(expected * 1e9) == round(found * 1e9)
+        same = actual in ("pending", "abandoned")
+    elif _is_number(expected) and _is_number(actual):
+        same = round(expected * 1e9) == round(actual * 1e9)
     else:
-        same = expected == found and type(expected) is type(found)
-    return [] if same else [f"{where}: {expected!r} became {found!r}"]
+        same = expected == actual and type(expected) is type(actual)
+    return [] if same else [f"{where}: {expected!r} became {actual!r}"]
 
 
 def _is_number(value: object) -> bool:

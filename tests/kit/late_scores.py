@@ -1,4 +1,4 @@
-"""Shards with late scores: the batches, what is asked of them, and the expected results."""
+"""Helpers for tests of late scores: shards, records of scores, queries, and expected answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CUSTOM = (
 
 
 def scored(span: Span, value: int | None, previous: int | None, name: str = "eval.score") -> Score:
-    """The record that the api publishes when *span* gets a score."""
+    """Return the record that the api publishes when a score of *span* changes from *previous* to *value*."""
     return Score(
         trace_id=span.trace_id,
         span_id=span.span_id,
@@ -61,13 +61,13 @@ def scored(span: Span, value: int | None, previous: int | None, name: str = "eva
 
 
 def call(age_s: float = 10, **fields: Any) -> Span:
-    """A call that ended *age_s* before now."""
+    """Return a call that ended *age_s* seconds before NOW_S."""
     ended = NOW_S * SECOND - round(age_s * SECOND)
     return make_span(**{"ended_ns": ended, "started_ns": ended, "arrived_ns": ended, **fields})
 
 
 class ShardSet:
-    """Some shards, each with its stream."""
+    """Some shards that fold batches and answer queries together."""
 
     def __init__(self, shards: int = 1, custom: Sequence[CustomMetric] = ()) -> None:
         self._custom = custom
@@ -75,35 +75,35 @@ class ShardSet:
         self._sent = 0
 
     def send(self, shard: int = 0, *, spans: Sequence[Span] = (), scores: Sequence[Score] = (), id: str = "") -> None:
-        """Fold one batch."""
+        """Fold one batch into a shard."""
         self._sent += 1
         payload = encode_batches([Batch(id=id or f"b{self._sent}", spans=list(spans), scores=list(scores))])
         subject = f"tokentrace.spans.default.{shard}"
         self._shards[shard].fold(Message(subject, payload, self._sent, NOW_S * SECOND, {}), 7)
 
     def restart(self, shard: int) -> None:
-        """Replace a shard by one restored from its snapshot."""
+        """Replace a shard by a new one that is restored from its snapshot."""
         state, parts = self._shards[shard].snapshot({})
         made = {name: part.encode() for name, part in parts.items() if part.encode}
         self._shards[shard] = Shard(shard, len(self._shards), self._custom)
         self._shards[shard].restore(state(), made)
 
     def settle(self, shard: int) -> None:
-        """Tick the clock of a shard, which adds waiting rows."""
+        """Tick a shard, so that it adds its waiting rows to the rollups."""
         self._shards[shard].tick((NOW_S + self._sent) * SECOND)
 
     def ask(self, query: Query = QUALITY) -> Answer:
-        """The merged results of all shards, each encoded and decoded."""
+        """Return the merged results of all shards; each result is encoded and decoded first."""
         results = [as_received(finish(shard.answer(query, True))) for shard in self._shards]
         return merge_results(results, len(results), query)
 
     def quality(self, query: Query = QUALITY) -> dict[str, Any]:
-        """The JSON of ``GET /metrics/quality``."""
+        """Return the numbers of ``GET /metrics/quality`` for *query*."""
         return render_quality(self.ask(query).total)
 
 
 def shows(scores: Sequence[float]) -> dict[str, Any]:
-    """The expected JSON for *scores*."""
+    """Return the expected numbers of ``GET /metrics/quality`` for *scores*."""
     return {
         "score_avg": pytest.approx(sum(scores) / len(scores)) if scores else None,
         "score_p10": pytest.approx(rank(scores, 0.1), rel=1e-9) if scores else None,
@@ -113,7 +113,7 @@ def shows(scores: Sequence[float]) -> dict[str, Any]:
 
 
 def rank(values: Sequence[float], q: float) -> float:
-    """The *q* quantile, interpolated between ranks in fractions."""
+    """Return the *q* quantile, interpolated between ranks and computed with fractions."""
     below, above, weight = neighbours([Fraction(value) for value in values], q)
     return float(below + (above - below) * weight)
 

@@ -1,4 +1,4 @@
-"""A pipeline whose metrics are known: traffic, queries, and the expected numbers."""
+"""A pipeline with known traffic, queries of metrics, and the expected numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make(**fields: Any) -> dict[str, Any]:
 
 
 def send(serving: Pipeline, spans: Sequence[Mapping[str, Any]]) -> None:
-    """Send *spans*; return when they are folded and stored."""
+    """Send *spans* and wait until they are folded and stored."""
     answer = serving.post("/spans", [*spans, mark := make(kind="custom", model="", name=fresh("mark"))])
     assert answer.status == 202, answer.body
     path = f"/metrics/span_count?window=30d&kind=custom&name={mark['name']}"
@@ -53,13 +53,13 @@ def send(serving: Pipeline, spans: Sequence[Mapping[str, Any]]) -> None:
 
 
 def ask(serving: Pipeline, path: str, /, **query: str) -> Any:
-    """The answer to ``/metrics<path>``; an attribute is passed as attr__name."""
-    given = {key.replace("attr__", "attr."): value for key, value in query.items()}
-    answer = serving.get(f"/metrics{path}?{urlencode(given)}")
+    """Return the answer to ``/metrics<path>``; ``attr__x`` is the parameter ``attr.x``. A 503 is retried for 20 s."""
+    parameters = {key.replace("attr__", "attr."): value for key, value in query.items()}
+    answer = serving.get(f"/metrics{path}?{urlencode(parameters)}")
     deadline = time.monotonic() + 20
     while answer.status == 503 and time.monotonic() < deadline:
-        time.sleep(0.5)  # on a busy machine an aggregator may answer too late
-        answer = serving.get(f"/metrics{path}?{urlencode(given)}")
+        time.sleep(0.5)  # on a busy machine an aggregator may not answer in time
+        answer = serving.get(f"/metrics{path}?{urlencode(parameters)}")
     assert answer.status == 200, (path, query, answer.status, answer.body[:500])
     return answer.json()
 
@@ -77,7 +77,7 @@ def moment(text: str) -> datetime:
 
 
 def make_traffic(caller: str) -> list[dict[str, Any]]:
-    """Model calls of every status, an embedding, a tool and an agent; one call is unpriced, one partly priced."""
+    """Return calls of every status, an embedding, a tool and an agent; one call is unpriced, one is partly priced."""
     spans = []
     for number in range(12):
         attributes: dict[str, Any] = {"tag": caller, "workflow": ("plan", "write", "check")[number % 3]}
@@ -119,7 +119,7 @@ def make_traffic(caller: str) -> list[dict[str, Any]]:
     return spans
 
 
-#: Cost of the calls that report none, from the price tables, nano-dollars; None = unpriced.
+#: Model -> cost of its call that reports none, nano-dollars, by the price tables; None = unpriced.
 PRICED = {"no-such-model": None, "text-embedding-3-small": 60}
 
 
@@ -128,7 +128,7 @@ def nusd(span: Mapping[str, Any]) -> int | None:
 
 
 class Expected:
-    """The expected numbers of some spans."""
+    """The expected numbers of *spans*; *kind* "" = calls are of kind llm, cost and scores of every kind."""
 
     def __init__(self, spans: Iterable[Mapping[str, Any]], kind: str = "") -> None:
         every = [span for span in spans if kind in ("", "all", span["kind"])]
@@ -137,8 +137,8 @@ class Expected:
         self.scores = [a["eval.score"] for a in (span["attributes"] for span in every) if "eval.score" in a]
 
     def numbers(self, field: str, *, unset: bool = False) -> list[float]:
-        found = [span.get(field, 0) for span in self.calls]
-        return [value for value in found if value] if unset else found
+        values = [span.get(field, 0) for span in self.calls]
+        return [value for value in values if value] if unset else values
 
     def share(self, *statuses: str) -> float | None:
         return self.count(*statuses) / len(self.calls) if self.calls else None
@@ -151,7 +151,7 @@ class Expected:
         return sum(nusd(span) or 0 for span in self.paid) / 1e9
 
     def metric(self, name: str) -> tuple[float | None, int]:
-        """(Value, number of contributing spans) of a metric."""
+        """Return (value, number of contributing spans) of a metric."""
         calls, paid = len(self.calls), len(self.paid)
         times, first = self.numbers("latency_ms", unset=True), self.numbers("ttft_ms", unset=True)
         prompts, completions = self.numbers("prompt_tokens"), self.numbers("comp_tokens")
@@ -166,7 +166,7 @@ class Expected:
         if family in quantiles and percent.isdigit():
             values = quantiles[family]
             return float(np.quantile(values, int(percent) / 100)) if values else None, len(values)
-        found: dict[str, tuple[float | None, int]] = {
+        others: dict[str, tuple[float | None, int]] = {
             "total_cost": (self.cost if paid else None, paid),
             "cost_per_call": (self.cost / calls if calls else None, calls),
             "unpriced_span_count": (sum(nusd(span) is None for span in self.paid) if paid else None, paid),
@@ -181,19 +181,19 @@ class Expected:
             "span_count": (calls or None, calls),
             "quality_score": (float(np.mean(self.scores)) if self.scores else None, len(self.scores)),
         }
-        return found[name]
+        return others[name]
 
 
 def grouped(spans: Iterable[Mapping[str, Any]], dimension: str) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for span in spans:
         default = "ok" if dimension == "status" else ""
-        found.setdefault(span.get(dimension, default) or "unknown", []).append(span)
-    return dict(sorted(found.items()))
+        groups.setdefault(span.get(dimension, default) or "unknown", []).append(span)
+    return dict(sorted(groups.items()))
 
 
 def assert_coverage(shown: Mapping[str, Any], window: str = "1h") -> None:
-    """The interval of the answer contains the window and little more, and the answer is complete."""
+    """Check that the interval of the answer contains the window and little more, and that the answer is complete."""
     asked, now = timedelta(microseconds=parse_duration(window) / 1000), datetime.now(UTC)
     begins, ends = moment(shown["from"]), moment(shown["to"])
     assert ends - begins >= asked
@@ -204,7 +204,7 @@ def assert_coverage(shown: Mapping[str, Any], window: str = "1h") -> None:
 
 
 def expected_groups(spans: Sequence[Mapping[str, Any]], kind: str = "") -> dict[str, dict[str, Any]]:
-    """Group -> its expected JSON for *spans*."""
+    """Return group of metrics -> its expected numbers for *spans*."""
     of = Expected(spans, kind)
 
     def value(name: str) -> float | None:
@@ -264,7 +264,7 @@ UNPRICED = {
 
 
 def serve_metrics(directory: Path) -> Iterator[Pipeline]:
-    """A pipeline with custom metrics, stopped afterwards."""
+    """Start a pipeline with custom metrics, yield it, and stop it."""
     (directory / "tokentrace.yml").write_text(SETTINGS, encoding="utf-8")
     serving = Pipeline(directory)
     serving.start()
@@ -273,7 +273,7 @@ def serve_metrics(directory: Path) -> Iterator[Pipeline]:
 
 
 def send_traffic(serving: Pipeline) -> tuple[str, list[dict[str, Any]]]:
-    """Send ``make_traffic``; return (its caller, its spans)."""
+    """Send the spans of ``make_traffic`` for a new caller; return (caller, spans)."""
     caller = fresh("traffic")
     spans = make_traffic(caller)
     send(serving, spans)

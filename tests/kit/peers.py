@@ -1,4 +1,4 @@
-"""What a reporter may be connected to besides a pipeline: a proxy that cuts connections, and a plain HTTP endpoint."""
+"""Servers for tests of the reporter: a proxy that cuts connections, and an HTTP endpoint with chosen statuses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-#: For modules whose reporters connect to a NATS server that accepts and never greets: nats-py leaves that stream
-#: unclosed, and the garbage collector may find it during any later test.
-#: ``test_a_failed_connection_to_a_silent_server_leaves_no_socket_open`` holds what matters of it.
+#: For modules whose reporters connect to a server that accepts connections and sends nothing. nats-py does not close
+#: that stream, and the garbage collector may warn of it during any later test. That no socket stays open is tested by
+#: ``test_a_failed_connection_to_a_silent_server_leaves_no_socket_open``.
 ignore_ungreeted_connections = pytest.mark.filterwarnings(
     r"ignore:Exception ignored in. <function StreamWriter:pytest.PytestUnraisableExceptionWarning"
 )
@@ -25,9 +25,9 @@ class CuttingProxy:
     A TCP proxy to *port* on 127.0.0.1 that can lose replies.
 
     Attributes:
-        port: Where the proxy listens.
+        port: The TCP port on which the proxy listens.
         sent: All bytes that clients have sent.
-        cut: Decides for each piece of a reply whether to discard it and close the connection instead.
+        cut: Takes a piece of a reply; returns True to discard it and close the connection.
         cuts: How many pieces were discarded.
     """
 
@@ -83,10 +83,10 @@ class CuttingProxy:
 
 class HttpEndpoint:
     """
-    An HTTP server that answers POST requests with the next of *statuses*, and with 202 when they are used up.
+    An HTTP server that answers POST requests with *statuses* in order, and then with 202.
 
     Attributes:
-        url: Where it listens.
+        url: Its base URL.
         bodies: The body of each request, in order.
         headers: The headers of each request, with the path as ``path``.
     """

@@ -1,7 +1,7 @@
 """
-Real pipelines for tests: ``Pipeline`` is one ``tokentrace serve``, ``SeparateServices`` is one process a service.
+Pipelines as processes: ``Pipeline`` is one ``tokentrace serve``, ``SeparateServices`` has a process for each service.
 
-Also here: plain HTTP requests, the replay of an hour of real traffic, and the totals which that hour must give.
+The module also has plain HTTP requests, the replay of an hour of real traffic, and a check of the totals of that hour.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def free_port() -> int:
 
 
 class Answer:
-    """An HTTP response with any status."""
+    """An HTTP response."""
 
     def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status, self.headers, self.body = status, headers, body
 
     def json(self) -> Any:
-        """The body, decoded from JSON."""
+        """Return the body, decoded from JSON."""
         return json.loads(self.body)
 
 
 def http(method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Answer:
-    """Send one HTTP request and return the response; no status raises."""
+    """Send one HTTP request and return the response, whatever its status."""
     request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     try:
         with urllib.request.urlopen(request, timeout=20) as response:
@@ -125,7 +125,11 @@ class Pipeline:
         self.until(lambda: self.get("/readyz").status == 200, "ready")
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-        """Wait until *condition* holds; an error of the connection counts as false. Fail after *seconds*."""
+        """
+        Wait until *condition* holds; fail after *seconds*, or at once if the process of ``serve`` has ended.
+
+        An OSError, AssertionError or KeyError counts as false.
+        """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
@@ -140,22 +144,22 @@ class Pipeline:
         return http("GET", self.url + path)
 
     def post(self, path: str, body: bytes | Any, headers: Mapping[str, str] | None = None) -> Answer:
-        """Send a POST request; a *body* that is not bytes is encoded as JSON."""
+        """Send a POST request with *body*, which is encoded as JSON unless it is bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return http("POST", self.url + path, data, {"Content-Type": "application/json", **(headers or {})})
 
     def metrics(self, window: str = "30d") -> Any:
-        """The decoded body of ``GET /metrics``."""
+        """Return the decoded body of ``GET /metrics``."""
         return self.get(f"/metrics?window={window}").json()
 
     def kill(self) -> None:
-        """Send SIGKILL to the process group, nats-server included, and wait for the process."""
+        """Send SIGKILL to the process group, which includes nats-server, and wait for the process."""
         assert self.process is not None
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def nats_pid(self) -> int:
-        """The process id of the nats-server."""
+        """Return the process id of nats-server."""
         children = subprocess.run(
             ["pgrep", "-P", str(self.process.pid if self.process else 0), "nats-server"],
             capture_output=True,
@@ -164,7 +168,7 @@ class Pipeline:
         return int(children.stdout.split()[0])
 
     def stop(self) -> int:
-        """Send SIGTERM, SIGKILL after 40 s, and return the exit code; 0 if it was never started."""
+        """Send SIGTERM, after 40 s SIGKILL, and return the exit code; return 0 if the process was never started."""
         if self.process is None:
             return 0
         if self.process.poll() is None:
@@ -275,7 +279,7 @@ def finish(sending: subprocess.Popen[bytes], seconds: float = 120) -> str:
 
 
 def assert_exact(pipeline: Pipeline) -> None:
-    """Check that all places which show totals show those of ``TRACE``, to the token and the nano-dollar."""
+    """Check that ``/metrics``, ``/stats``, ``/traces`` and ``/export`` show the totals of ``TRACE``."""
     pipeline.until(lambda: pipeline.get("/readyz").status == 200, "ready")
     pipeline.until(lambda: pipeline.metrics()["span_count"] >= 19366, "all in /metrics")
     pipeline.until(lambda: pipeline.get("/traces?limit=1").json()["total"] >= 19366, "all in /traces")

@@ -1,4 +1,4 @@
-"""Prices of the bundled tables, from genai-prices' own arithmetic, and spans to price."""
+"""Prices of genai-prices' tables, computed by genai-prices itself, and spans to price."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PAIRS: list[tuple[Provider, ModelInfo]] = [(provider, model) for provider in pro
 NOON = datetime(2026, 3, 15, 12, tzinfo=UTC)
 
 
-#: prompt, completion, cache read, cache write, cache write 1h, reasoning
+#: Token counts: (prompt, completion, cache read, cache write, cache write 1h, reasoning).
 Counts = tuple[int, int, int, int, int, int]
 
 
@@ -45,7 +45,7 @@ SOME: Counts = (1003, 517, 301, 203, 101, 57)
 
 
 def exact(provider: Provider, model: ModelInfo, counts: Counts, at: datetime) -> Decimal:
-    """Return the exact price in US dollars according to genai-prices."""
+    """Return the exact price of *counts* at the time *at* in US dollars, as genai-prices computes it."""
     prompt, completion, read, write, write_1h, reasoning = counts
     usage = Usage(
         input_tokens=prompt,
@@ -90,7 +90,7 @@ def call(provider: str, model: str, counts: Counts = SOME, at: datetime = NOON, 
 
 
 def conditions(model: ModelInfo) -> list[ConditionalPrice]:
-    """Return the prices of all periods of *model*."""
+    """Return the prices of *model*, each with the condition (start date or time of day) under which it applies."""
     return model.prices if isinstance(model.prices, list) else [ConditionalPrice(prices=model.prices)]
 
 
@@ -106,7 +106,7 @@ def has_rate(prices: ModelPrice, *keys: str) -> bool:
 
 
 def instants_of(model: ModelInfo) -> list[datetime]:
-    """Return times around and between the changes of the price of *model*."""
+    """Return times just before, at and after the changes of the prices of *model*, and NOON."""
     moments = {NOON}
     for price in conditions(model):
         if isinstance(price.constraint, StartDateConstraint):
@@ -133,14 +133,14 @@ def starts_of(model: ModelInfo) -> set[int]:
 
 
 def draw_pair(data: st.DataObject, pairs: list[tuple[Provider, ModelInfo]]) -> tuple[Provider, ModelInfo]:
-    """Draw one of *pairs* by name, because a whole provider would make the report of a failure unreadable."""
+    """Draw one of *pairs* by its name, so that the report of a failure shows a name and not a whole provider."""
     by_name = {f"{provider.id}:{model.id}": (provider, model) for provider, model in pairs}
     return by_name[data.draw(st.sampled_from(sorted(by_name)))]
 
 
 @st.composite
 def counts_of(draw: st.DrawFn, around: set[int]) -> Counts:
-    """Draw token counts that a span may have, often next to one of *around*."""
+    """Draw token counts that a span may have; prompt and completion are often next to one of *around*."""
     sizes = st.one_of(st.integers(0, 10), st.integers(0, 3_000_000), st.integers(0, 2**40))
     if around:
         sizes = st.one_of(sizes, st.sampled_from(sorted(around)).flatmap(lambda at: st.integers(at - 1, at + 1)))

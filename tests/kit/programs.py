@@ -1,4 +1,4 @@
-"""Small Python programs that use a reporter, each run in its own process."""
+"""Small Python programs that use a reporter, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ url = sys.argv[1]
 
 def run_program(text: str, *arguments: str, forks: bool = False) -> subprocess.CompletedProcess[str]:
     """
-    Run the Python program *text*, which finds ``Reporter``, ``Span`` and its first argument as ``url``.
+    Run the Python program *text*, in which ``Reporter``, ``Span`` and ``url`` (the first argument) are defined.
 
-    After 25 s the program prints where each thread is and ends; after 40 s its process group is killed.
+    After 25 s the program prints the stacks of its threads and ends; after 40 s its process group is killed.
 
     Args:
-        forks: The program forks. It gets no 25 s limit, because a forked child would wait at its end for the thread
-            that watches the limit, which the child does not have.
+        forks: The program forks. It has no limit of 25 s, because a forked child would wait at its end for a thread
+            that exists only in the parent.
     """
     limit = "" if forks else "faulthandler.dump_traceback_later(25, exit=True)\n"
     program = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The documented page of ``GET /metrics/prometheus``, and how tests read it."""
+"""The documented series of ``GET /metrics/prometheus``, and functions that read the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kit.pipeline import Pipeline
 PAGE = "/metrics/prometheus"
 LATENCY_EDGES = (50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000, 30000)
 TOKEN_EDGES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-#: Documented family -> (type, labels of its series).
+#: Name of a documented family -> (type, labels of its series).
 FAMILIES = {
     "tokentrace_cost_total": ("counter", {"model", "provider", "caller"}),
     "tokentrace_spans_total": ("counter", {"status", "model", "provider"}),
@@ -74,29 +74,29 @@ Series = dict[tuple[str, Labels], float]
 
 
 def parse(text: str) -> Series:
-    """Every sample of a page, each series once."""
-    found: Series = {}
+    """Return all samples of a page; check that each series occurs once."""
+    samples: Series = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.items()))
-            assert key not in found, key
-            found[key] = sample.value
-    return found
+            assert key not in samples, key
+            samples[key] = sample.value
+    return samples
 
 
 def by(series: Series, name: str, *labels: str) -> dict[Any, float]:
-    """The values of *name* summed by *labels*: keys are a text for one label, a tuple for more."""
-    found: dict[Any, float] = {}
-    for (sample, own), value in series.items():
+    """Return the values of *name* summed by *labels*; a key is a text for one label, a tuple for several."""
+    sums: dict[Any, float] = {}
+    for (sample, pairs), value in series.items():
         if sample == name:
-            given = dict(own)
-            key = given[labels[0]] if len(labels) == 1 else tuple(given[label] for label in labels)
-            found[key] = found.get(key, 0) + value
-    return found
+            values = dict(pairs)
+            key = values[labels[0]] if len(labels) == 1 else tuple(values[label] for label in labels)
+            sums[key] = sums.get(key, 0) + value
+    return sums
 
 
 def one(series: Series, name: str) -> float:
-    """The value of a series without labels."""
+    """Return the value of the series *name*, which has no labels."""
     return series[name, frozenset()]
 
 
@@ -105,13 +105,13 @@ def total(series: Series, name: str) -> float:
 
 
 def cumulative(series: Series) -> Series:
-    """The samples that must never decrease: counters, and every part of a histogram."""
+    """Return the samples that must never decrease: counters, and all parts of histograms."""
     ends = ("_total", "_bucket", "_count", "_sum")
     return {key: value for key, value in series.items() if key[0].startswith("tokentrace_") and key[0].endswith(ends)}
 
 
 def wait_fired(pipeline: Pipeline, path: str) -> None:
-    """Wait until the rule has fired; from then on the page does not change."""
+    """Wait until the page shows a firing; fail after 20 s."""
 
     def fired() -> bool:
         answer = pipeline.get(path)

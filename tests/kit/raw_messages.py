@@ -1,4 +1,4 @@
-"""Raw messages of ``TT_RAW`` and what ingest's cleaning makes of them."""
+"""Messages of the raw stream ``TT_RAW``, and functions that clean them as ingest does."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def raw_message(payload: bytes, *, sequence: int = 7, id: str = "") -> Message:
 
 
 def clean_message(cleaner: Cleaner, message: Message) -> tuple[list[Cleaned], list[DeadLetter]]:
-    """Decode and clean *message* as the consume loop does; return the results and all dead letters."""
+    """Decode and clean *message* as ingest does; return the results and all dead letters."""
     batches, dead_letters = cleaner.read(message, CREATED_NS)
     size, checked = len(message.payload), is_json(message.payload)
     results = [cleaner.clean(batch, message.time_ns, size, checked=checked) for batch in batches]
@@ -41,7 +41,7 @@ def clean_message(cleaner: Cleaner, message: Message) -> tuple[list[Cleaned], li
 
 
 def written(results: list[Cleaned], dead_letters: list[DeadLetter]) -> bytes:
-    """Return all bytes that ingest would store."""
+    """Return all bytes that ingest would store: the batches and the dead letters."""
     parts = b"".join(encode_batches([part]) for result in results for part in result.parts)
     return parts + b"".join(dead_letter.id.encode() + dead_letter.body for dead_letter in dead_letters)
 

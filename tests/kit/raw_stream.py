@@ -1,4 +1,4 @@
-"""The raw stream ``TT_RAW`` of a broker without ingest: create it, and read what reporters have put into it."""
+"""Functions that create the raw stream ``TT_RAW`` on a broker and read what reporters have published to it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def create_streams(url: str) -> None:
 
 
 def read_raw(url: str) -> list[StoredBatch]:
-    """All messages of ``TT_RAW`` in the order of the stream; they stay there."""
+    """Return all messages of ``TT_RAW`` in the order of the stream, without removing them."""
 
     async def read() -> list[StoredBatch]:
         client = await nats.connect(url)
@@ -62,5 +62,5 @@ def read_raw(url: str) -> list[StoredBatch]:
 
 
 def span_names(messages: list[StoredBatch]) -> Counter[str]:
-    """How often each span name occurs in *messages*."""
+    """Return how often each span name occurs in *messages*."""
     return Counter(span.name for message in messages for span in message.batch.spans)

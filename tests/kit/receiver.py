@@ -1,4 +1,4 @@
-"""Both ends of a delivery: a receiver with programmable answers, and a delivery worker on the memory bus."""
+"""Both ends of a delivery: an HTTP receiver with chosen answers, and a delivery worker on the memory bus."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tokentrace_alerter.rules import parse_rule
 
 
 class Sent(NamedTuple):
-    """A request that was received; *at* is monotonic time, seconds."""
+    """A request that the receiver got; *at* is its time by ``time.monotonic``, seconds."""
 
     at: float
     path: str
@@ -37,18 +37,18 @@ class Sent(NamedTuple):
     body: bytes
 
     def every(self, name: str) -> list[str]:
-        """Return all headers of that name."""
+        """Return the values of all headers called *name*."""
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def header(self, name: str) -> str | None:
-        """Return the only header of that name; None = there is none."""
+        """Return the value of the only header called *name*; None = there is none."""
         values: Sequence[str | None] = self.every(name) or [None]
         (value,) = values
         return value
 
     @property
     def key(self) -> str:
-        """The Idempotency-Key."""
+        """The value of the header Idempotency-Key."""
         (value,) = self.every("Idempotency-Key")
         return value
 
@@ -58,7 +58,7 @@ class Sent(NamedTuple):
 
 class Reply(NamedTuple):
     """
-    The answer to a request.
+    An answer of the receiver.
 
     Attributes:
         status: 0 = the connection is closed without an answer.
@@ -74,7 +74,14 @@ class Reply(NamedTuple):
 
 
 class Receiver:
-    """An HTTP server on a free port that keeps the requests it receives."""
+    """
+    An HTTP server on a free port that keeps the requests it receives.
+
+    Attributes:
+        answer: Returns the reply to a request.
+        sent: The requests, in order of arrival.
+        at_once, most_at_once: How many requests are being answered now, and the largest number so far.
+    """
 
     def __init__(self, answer: Callable[[Sent], Reply] = lambda sent: Reply()) -> None:
         self.answer = answer
@@ -99,7 +106,7 @@ class Receiver:
             request_queue_size = 256
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """The client has closed the connection."""
+                """Ignore the error: the client has closed the connection."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
@@ -149,14 +156,14 @@ class Receiver:
         self._thread.join(5)
 
 
-def make_rule(name: str = "rule", delivery: Mapping[str, Any] | None = None, **given: Any) -> dict[str, Any]:
-    """A valid rule in the form that is posted."""
-    rule = {"name": name, "metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", **given}
+def make_rule(name: str = "rule", delivery: Mapping[str, Any] | None = None, **overrides: Any) -> dict[str, Any]:
+    """Return a valid rule in the form of ``POST /alerts``."""
+    rule = {"name": name, "metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", **overrides}
     return rule if delivery is None else {**rule, "delivery": dict(delivery)}
 
 
-def make_event(alert: str = "rule", at_ns: int | None = None, number: int = 0, **given: Any) -> AlertEvent:
-    """A firing of *alert* at *at_ns* (default: now); *number* distinguishes events of one second."""
+def make_event(alert: str = "rule", at_ns: int | None = None, number: int = 0, **overrides: Any) -> AlertEvent:
+    """Return a firing of *alert* at *at_ns* (default: now) in whole seconds, plus *number* milliseconds."""
     at_ns = (time.time_ns() if at_ns is None else at_ns) // SECOND * SECOND + number * 1_000_000
     fields: dict[str, Any] = {
         "alert": alert,
@@ -171,13 +178,13 @@ def make_event(alert: str = "rule", at_ns: int | None = None, number: int = 0, *
         "rule_id": f"alert_{hashlib.sha256(alert.encode()).hexdigest()[:8]}",
         "message": "span_count >= 12.5 (threshold: 1)",
         "starts_at": render_instant(at_ns),
-        **given,
+        **overrides,
     }
     return AlertEvent(**fields)
 
 
 def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
-    """Return the resolution of *event*."""
+    """Return the event that resolves *event*, at *at_ns* (default: now)."""
     at = render_instant(time.time_ns() if at_ns is None else at_ns)
     return msgspec.structs.replace(event, status="resolved", fired_at=at, ends_at=at, value=None, span_count=0)
 
@@ -188,7 +195,7 @@ class DeliveryRun:
     def __init__(self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] = ("127.0.0.0/8", "localhost")) -> None:
         self.broker = MemoryBroker()
         self.bus = MemoryBus(self.broker)
-        self.rules = {given["name"]: parse_rule(given, "rule") for given in rules}
+        self.rules = {rule["name"]: parse_rule(rule, "rule") for rule in rules}
         self.open_episodes: list[AlertEvent] = []
         allowed = AllowedHosts.parse(allow_hosts)
         self.delivery_worker = DeliveryWorker(
@@ -220,26 +227,26 @@ class DeliveryRun:
             await self.bus.publish(subjects.alerts("default", event.alert), msgspec.json.encode(event))
 
     def records(self, rule: str | None = None) -> list[dict[str, Any]]:
-        """Return the delivery records, in order."""
-        every = [json.loads(one.payload) for one in self.broker.logs[subjects.DELIVERIES].messages.values()]
-        return [one for one in every if rule in (None, one["rule"])]
+        """Return the delivery records, in order; with *rule* only those about it."""
+        every = [json.loads(message.payload) for message in self.broker.logs[subjects.DELIVERIES].messages.values()]
+        return [record for record in every if rule in (None, record["rule"])]
 
     def outcomes(self, rule: str | None = None) -> list[str]:
         return [record["outcome"] for record in self.records(rule)]
 
     @property
     def waiting(self) -> int:
-        """Count of events that are not acknowledged."""
+        """The number of events that are not acknowledged."""
         log = self.broker.logs[subjects.ALERTS]
         return len(log.messages.keys() - log.done)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-        """Wait for *condition*; fail at once if the worker ends."""
+        """Wait until *condition* holds; fail after *seconds*, or at once if the worker ends."""
         deadline = time.monotonic() + seconds
         while not condition():
             if self._work is not None and self._work.done():
                 raise AssertionError(f"the delivery worker has ended instead of: {what}") from self._work.exception()
-            assert time.monotonic() < deadline, f"not {what} within {seconds} s; told {self.records()[-5:]}"
+            assert time.monotonic() < deadline, f"not {what} within {seconds} s; last records: {self.records()[-5:]}"
             await asyncio.sleep(0.01)
 
     async def done(self, seconds: float = 10.0) -> None:
@@ -267,9 +274,9 @@ async def _read(url: str, name: str) -> list[Any]:
 
 
 def read(pipeline: Pipeline, name: str, rule: str) -> list[Any]:
-    """Return the messages of the stream *name* about *rule*, in order."""
+    """Return the decoded messages of the stream *name* about *rule*, in order."""
     every = asyncio.run(_read(pipeline.nats_url, name))
-    return [one for one in every if rule in (one.get("alert"), one.get("rule"))]
+    return [message for message in every if rule in (message.get("alert"), message.get("rule"))]
 
 
 def events(pipeline: Pipeline, rule: str, status: str = "firing") -> list[Any]:
@@ -295,7 +302,7 @@ def delete(pipeline: Pipeline, name: str) -> Answer:
 
 
 def assert_holds_at_once(services: Pipeline) -> None:
-    """Check for twenty rules that each change holds at once: create, silence, refuse a second one, delete, create."""
+    """Check for twenty rules that each change is in effect when it is answered: create, silence, delete."""
     wrong = Counter[str]()
     for number in range(20):
         name = f"at once {number}"

@@ -1,4 +1,4 @@
-"""Sends queries to every route of metrics and compares the answers with a recount."""
+"""Queries to the routes of metrics, and comparisons of their answers with a recount of the spans."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
 
-from kit.recount_desk import Desk
 from kit.recount_numbers import (
     DISTRIBUTIONS,
     GROUP_RECOUNTS,
@@ -23,10 +22,10 @@ from kit.recount_numbers import (
     Sum,
     assert_number,
     assert_quantile,
+    custom_number,
     event_s,
     if_any,
     measured,
-    own_number,
     partly_priced,
     ratio,
     split_by_use,
@@ -34,13 +33,14 @@ from kit.recount_numbers import (
     usd,
     value_of,
 )
+from kit.recount_services import MetricsServices
 from kit.recount_world import DAY, DIMENSIONS, EXACT_UP_TO, HOUR, LARGEST_ERROR, SECOND
 from tokentrace.metrics import ALIASES
 from tokentrace.records import Span
 
 
 class Ask(NamedTuple):
-    """The parameters of a query; *groupby* as written in the URL."""
+    """The parameters of a query; *groupby* is written as in the URL."""
 
     window: str = "1h"
     kind: str = ""
@@ -56,11 +56,11 @@ class Ask(NamedTuple):
     def key(self) -> str:
         return self.groupby.removeprefix("attr.")
 
-    def given(self, *, groupby: bool = True) -> dict[str, str]:
-        """As query parameters."""
-        given = {"window": self.window, "kind": self.kind, "groupby": self.groupby if groupby else "", **self.filters}
-        named = {f"attr.{key}": value for key, value in self.attributes.items()}
-        return {name: value for name, value in given.items() if value} | named
+    def parameters(self, *, groupby: bool = True) -> dict[str, str]:
+        """Return the query parameters of the URL."""
+        known = {"window": self.window, "kind": self.kind, "groupby": self.groupby if groupby else "", **self.filters}
+        attributes = {f"attr.{key}": value for key, value in self.attributes.items()}
+        return {name: value for name, value in known.items() if value} | attributes
 
 
 WINDOWS = {
@@ -121,18 +121,18 @@ def instant_s(text: str) -> int:
 
 
 class Truth:
-    """The expected answer to *ask* over the interval that the answer names."""
+    """The spans that the answer to *ask* must count, from *from_s* to *to_s*: all of them, by model and by group."""
 
-    def __init__(self, desk: Desk, ask: Ask, from_s: int, to_s: int) -> None:
-        self.desk, self.ask, self.from_s = desk, ask, from_s
-        self._window = [span for span in desk.world.spans if from_s <= event_s(span) < to_s]
-        self._kept = [span for span in self._window if span.arrived_ns >= desk.now_ns - desk.keep_s * SECOND]
+    def __init__(self, services: MetricsServices, ask: Ask, from_s: int, to_s: int) -> None:
+        self.services, self.ask, self.from_s = services, ask, from_s
+        self._window = [span for span in services.world.spans if from_s <= event_s(span) < to_s]
+        self._kept = [span for span in self._window if span.arrived_ns >= services.now_ns - services.keep_s * SECOND]
         self.total = split_by_use(self.matching(stored=bool(ask.attributes)), ask.kind)
         self.models = self._split(self.matching(stored=bool(ask.attributes)), "model", is_attribute=False)
         self.groups = self.by(ask.key, is_attribute=ask.by_attribute) if ask.groupby else {}
 
     def matching(self, *, stored: bool) -> list[Span]:
-        """The spans that pass every filter; with *stored* only those that the store keeps."""
+        """Return the spans that pass every filter; with *stored* only those that the store keeps."""
         ask = self.ask
         return [
             span
@@ -142,7 +142,7 @@ class Truth:
         ]
 
     def by(self, key: str, *, is_attribute: bool) -> dict[str, Spans]:
-        """Value -> its spans; spans without the attribute are left out."""
+        """Return value of *key* -> its spans; spans without the attribute are left out."""
         matching = self.matching(stored=is_attribute or bool(self.ask.attributes))
         return self._split(matching, key, is_attribute=is_attribute)
 
@@ -152,37 +152,41 @@ class Truth:
             value = value_of(span, key, is_attribute=is_attribute)
             if value is not None:
                 groups.setdefault(value, []).append(span)
-        return {value: split_by_use(found, self.ask.kind) for value, found in groups.items()}
+        return {value: split_by_use(members, self.ask.kind) for value, members in groups.items()}
 
     def error(self, name: str, body: Mapping[str, Any], groups: Mapping[str, Spans]) -> float:
-        """The error of quantiles that the answer states, which must be 0 up to 100 values of each."""
-        found = next((take for start, take in DISTRIBUTIONS.items() if f"{name}$".startswith(start)), None)
-        if found is None:
+        """
+        Return the error of quantiles that *body* states, after checking it; without quantiles, return LARGEST_ERROR.
+
+        The error must be 0 if no distribution has over 100 values.
+        """
+        values_of = next((take for start, take in DISTRIBUTIONS.items() if f"{name}$".startswith(start)), None)
+        if values_of is None:
             assert "quantile_error" not in body
             return LARGEST_ERROR
         error = float(body["quantile_error"])
         assert 0 <= error <= LARGEST_ERROR
-        if all(len(values) <= EXACT_UP_TO for of in (self.total, *groups.values()) for values in found(of)):
+        if all(len(values) <= EXACT_UP_TO for of in (self.total, *groups.values()) for values in values_of(of)):
             assert error == 0, name
         return error
 
 
 def is_shown(of: Spans) -> bool:
-    """Whether a group has calls, scores, cost or unpriced spans."""
+    """Return True if a group has calls, scores, cost or unpriced spans."""
     return bool(of.calls or of.scored or usd(of.paid) or unpriced(of))
 
 
 def has_calls(of: Spans) -> bool:
-    """Whether a group has calls."""
+    """Return True if a group has calls."""
     return bool(of.calls)
 
 
 def has_scores(of: Spans) -> bool:
-    """Whether a group has scores."""
+    """Return True if a group has scores."""
     return bool(of.scored)
 
 
-#: Group of metrics -> which groups it must show; other groups of metrics show those with calls.
+#: Group of metrics -> function that says whether a group of spans must be shown; the default is ``has_calls``.
 SHOWN_BY = {"cost": is_shown, "quality": has_scores}
 
 
@@ -193,7 +197,7 @@ def assert_groups(
     check: Callable[[Any, Spans, object], None],
     where: object,
 ) -> None:
-    """Every group that must be shown is, no other group is, and each is right."""
+    """Check that *got* has every group that *shown* demands and no unknown group, and *check* each group in it."""
     missing = {value for value, of in groups.items() if shown(of)} - set(got)
     assert not missing, (where, missing)
     assert not set(got) - set(groups), (where, got)
@@ -207,40 +211,43 @@ def assert_all(got: Mapping[str, Any], want: Mapping[str, Number], error: float,
 
 
 class Checker:
-    """Sends one query to every route that takes it, and compares the answers with the expected ones."""
+    """Checks of the answers to one query; each method sends it to one route and compares the answer with a recount."""
 
-    def __init__(self, desk: Desk, ask: Ask) -> None:
-        self.desk, self.ask = desk, ask
+    def __init__(self, services: MetricsServices, ask: Ask) -> None:
+        self.services, self.ask = services, ask
         self._truths: dict[tuple[int, int], Truth] = {}
 
     def truth(self, body: Mapping[str, Any], *, stored: bool | None = None) -> Truth:
         """
-        The expected answer over the interval of *body*, which is at least the requested one and at most 1 % larger.
+        Return the expected answer over the interval of *body*, after checking the interval and ``since``.
+
+        The interval must contain the requested one and may be longer by 1 % or 1 s.
 
         Args:
-            stored: The store was read; None = it was if groups or filters use attributes.
+            stored: The groups come from stored spans; None = they do if they use attributes. With filters on attributes
+                everything does.
         """
-        ask, desk = self.ask, self.desk
+        ask, services = self.ask, self.services
         from_s, to_s = instant_s(body["from"]), instant_s(body["to"])
-        now_s, length_s = desk.world.now_s, min(WINDOWS[ask.window], 31 * DAY)
+        now_s, length_s = services.world.now_s, min(WINDOWS[ask.window], 31 * DAY)
         assert to_s == now_s + 1
         assert now_s - length_s - max(1, length_s / 100) <= from_s <= now_s - length_s
         since_s = 0
         if WINDOWS[ask.window] > 31 * DAY:
             since_s = now_s - 31 * DAY
         if ask.attributes or (ask.by_attribute if stored is None else stored):
-            kept_s = (desk.now_ns - desk.keep_s * SECOND) // SECOND
+            kept_s = (services.now_ns - services.keep_s * SECOND) // SECOND
             since_s = max(since_s, kept_s) if kept_s > from_s else since_s
         assert body["since"] is None if not since_s else abs(instant_s(body["since"]) - since_s) <= 1
         assert body.get("window", ask.window) == ask.window
         if (from_s, to_s) not in self._truths:
-            self._truths[from_s, to_s] = Truth(desk, ask, from_s, to_s)
+            self._truths[from_s, to_s] = Truth(services, ask, from_s, to_s)
         return self._truths[from_s, to_s]
 
     def everything(self) -> None:
-        """GET /metrics."""
-        ask, body = self.ask, self.desk.get("/metrics", self.ask.given())
-        truth, world = self.truth(body), self.desk.world
+        """Check GET /metrics."""
+        ask, body = self.ask, self.services.get("/metrics", self.ask.parameters())
+        truth, world = self.truth(body), self.services.world
         assert body["span_count"] == len(truth.total.calls)
         self._assert_everything(body, truth.total, ask)
         self._assert_models(body["cost"], truth, ask)
@@ -251,18 +258,18 @@ class Checker:
                 self._assert_everything(got, of, where)
 
             assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, ask)
-        told = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
-        assert body["transport"] == told
+        totals = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
+        assert body["transport"] == totals
         assert body["alerts"] == {"firings": {}, "delivery_failed": {}}
 
     def _assert_everything(self, got: Any, of: Spans, where: object) -> None:
         for name, recount in GROUP_RECOUNTS.items():
             assert_all(got[name], recount(of), LARGEST_ERROR, (where, name))
-        for custom in self.desk.customs:
-            assert_number(got[custom["name"]], own_number(custom, own_values(custom, of)), LARGEST_ERROR, custom)
+        for custom in self.services.customs:
+            assert_number(got[custom["name"]], custom_number(custom, custom_values(custom, of)), LARGEST_ERROR, custom)
 
     def _assert_models(self, got: Any, truth: Truth, where: object) -> None:
-        """A model without cost and without calls may be left out."""
+        """Check the numbers by model; a model without cost and without calls may be left out."""
         assert_groups(
             got["by_model"],
             truth.models,
@@ -278,13 +285,13 @@ class Checker:
         assert got["unpriced_by_model"] == counts, where
 
     def scalar(self, name: str) -> None:
-        """GET /metrics/{name} of a number."""
+        """Check GET /metrics/{name} of a metric that is a number."""
         ask, recount = self.ask, SCALARS[ALIASES.get(name, name)]
-        body = self.desk.get(f"/metrics/{name}", ask.given())
-        truth, own = self.truth(body), ALIASES.get(name, name)
-        assert body["metric"] == own
+        body = self.services.get(f"/metrics/{name}", ask.parameters())
+        truth, canonical = self.truth(body), ALIASES.get(name, name)
+        assert body["metric"] == canonical
         number, contributing = recount(truth.total)
-        error = truth.error(own, body, truth.groups)
+        error = truth.error(canonical, body, truth.groups)
         assert_number(body["value"], number, error, (ask, name))
         assert body["span_count"] == len(contributing), (ask, name)
         if ask.groupby:
@@ -295,9 +302,9 @@ class Checker:
             assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, (ask, name))
 
     def group(self, name: str) -> None:
-        """GET /metrics/{name} of a group."""
+        """Check GET /metrics/{name} of a group of metrics."""
         ask, recount = self.ask, GROUP_RECOUNTS[name]
-        body = self.desk.get(f"/metrics/{name}", ask.given())
+        body = self.services.get(f"/metrics/{name}", ask.parameters())
         truth = self.truth(body)
         error = truth.error(name, body, truth.groups)
         assert body["span_count"] == len(truth.total.calls)
@@ -317,7 +324,7 @@ class Checker:
         self._assert_exemplars(name, body, truth)
 
     def _assert_exemplars(self, name: str, body: Mapping[str, Any], truth: Truth) -> None:
-        """Exemplars have the largest values and different traces; there may be none if the search took too long."""
+        """Check that exemplars have the largest values and different traces; a slow search may find none."""
         if name not in ("cost", "latency") or not body["exemplars"]:
             return
         stored = split_by_use(truth.matching(stored=True), self.ask.kind)
@@ -326,14 +333,14 @@ class Checker:
         for span in stored.paid if name == "cost" else stored.calls:
             largest[span.trace_id] = max(largest.get(span.trace_id, 0), getattr(span, field) or 0)
         ranked = sorted((value for value in largest.values() if value), reverse=True)[:3]
-        assert [one[shown] for one in body["exemplars"]] == [value / unit for value in ranked]
-        assert [largest[one["trace_id"]] for one in body["exemplars"]] == ranked
+        assert [exemplar[shown] for exemplar in body["exemplars"]] == [value / unit for value in ranked]
+        assert [largest[exemplar["trace_id"]] for exemplar in body["exemplars"]] == ranked
 
     def split(self, name: str, key: str = "") -> None:
-        """GET /metrics/{name} of a breakdown."""
+        """Check GET /metrics/{name} of a breakdown; *key* is the attribute of one that has no dimension."""
         ask = self.ask._replace(groupby="")
         dimension, recount = SPLIT_RECOUNTS[name]
-        body = self.desk.get(f"/metrics/{name}", ask.given() | ({"key": key} if key else {}))
+        body = self.services.get(f"/metrics/{name}", ask.parameters() | ({"key": key} if key else {}))
         truth = self.truth(body, stored=not dimension)
         groups = truth.by(dimension or key.removeprefix("attr."), is_attribute=not dimension)
         error = truth.error(name, body, groups)
@@ -353,20 +360,20 @@ class Checker:
         )
 
     def attribute(self, key: str) -> None:
-        """GET /metrics/attr.<key>, which is read from the stored spans and has no error."""
+        """Check GET /metrics/attr.<key>, whose numbers come from stored spans and are exact."""
         ask = self.ask
-        body = self.desk.get(f"/metrics/attr.{key}", ask.given())
+        body = self.services.get(f"/metrics/attr.{key}", ask.parameters())
         truth = self.truth(body, stored=True)
         custom = {"type": "p95", "field": f"attr.{key}"}
         matching = split_by_use(truth.matching(stored=True), ask.kind)
-        self._assert_tally(body, own_values(custom, matching), (ask, key))
+        self._assert_tally(body, custom_values(custom, matching), (ask, key))
         if ask.groupby:
             groups = truth._split(truth.matching(stored=True), ask.key, is_attribute=ask.by_attribute)
             assert_groups(
                 body[f"by_{ask.key}"],
                 groups,
-                lambda of: bool(own_values(custom, of)),
-                lambda got, of, where: self._assert_tally(got, own_values(custom, of), where),
+                lambda of: bool(custom_values(custom, of)),
+                lambda got, of, where: self._assert_tally(got, custom_values(custom, of), where),
                 (ask, key),
             )
 
@@ -378,36 +385,43 @@ class Checker:
         for name, q in (("p50", 0.5), ("p95", 0.95)):
             assert_quantile(got[name], Quantile(values, q, 10**9), 0.0, where)
 
-    def own(self, custom: Mapping[str, Any]) -> None:
-        """GET /metrics/{name} of a custom metric."""
+    def custom(self, custom: Mapping[str, Any]) -> None:
+        """Check GET /metrics/{name} of the custom metric *custom*."""
         ask, name = self.ask, custom["name"]
-        body = self.desk.get(f"/metrics/{name}", ask.given())
+        body = self.services.get(f"/metrics/{name}", ask.parameters())
         truth = self.truth(body)
-        values = own_values(custom, truth.total)
-        assert_number(body["value"], own_number(custom, values), LARGEST_ERROR, (ask, custom))
+        values = custom_values(custom, truth.total)
+        assert_number(body["value"], custom_number(custom, values), LARGEST_ERROR, (ask, custom))
         assert body["span_count"] == len(values)
         if ask.groupby:
             assert_groups(
                 body[f"by_{ask.key}"],
                 truth.groups,
-                lambda of: bool(own_values(custom, of)),
-                lambda got, of, at: assert_number(got, own_number(custom, own_values(custom, of)), LARGEST_ERROR, at),
+                lambda of: bool(custom_values(custom, of)),
+                lambda got, of, at: assert_number(
+                    got, custom_number(custom, custom_values(custom, of)), LARGEST_ERROR, at
+                ),
                 (ask, custom),
             )
 
     def transport(self) -> None:
-        """The totals of reporters and alerts, which do not depend on the window."""
-        world = self.desk.world
-        told = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
-        for name, value in told.items():
-            assert self.desk.get(f"/metrics/transport_{name}", self.ask.given())["value"] == value
+        """Check the totals of reporters and alerts, which do not depend on the window."""
+        world = self.services.world
+        totals = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
+        for name, value in totals.items():
+            assert self.services.get(f"/metrics/transport_{name}", self.ask.parameters())["value"] == value
         for name in ("alert_firings", "alert_delivery_failed"):
-            assert self.desk.get(f"/metrics/{name}", {}) == {"metric": name, "value": 0, "by_rule": {}}
+            assert self.services.get(f"/metrics/{name}", {}) == {"metric": name, "value": 0, "by_rule": {}}
 
     def series(self, name: str, step_s: int) -> None:
-        """GET /metrics/{name}/series: a point equals its step read as a window, and the steps make up the window."""
-        ask, customs = self.ask, {one["name"]: one for one in self.desk.customs}
-        body = self.desk.get(f"/metrics/{name}/series", ask.given() | {"step": f"{step_s}s"})
+        """
+        Check GET /metrics/{name}/series.
+
+        Every point equals the recount over its step, and the points of an additive metric add up to the value of the
+        whole window.
+        """
+        ask, customs = self.ask, {custom["name"]: custom for custom in self.services.customs}
+        body = self.services.get(f"/metrics/{name}/series", ask.parameters() | {"step": f"{step_s}s"})
         truth = self.truth(body)
         from_s, to_s = instant_s(body["from"]), instant_s(body["to"])
         starts = [from_s, *range((from_s // step_s + 1) * step_s, to_s, step_s)]
@@ -416,7 +430,7 @@ class Checker:
         missing = {
             value
             for value, of in truth.groups.items()
-            if (own_values(customs[name], of) if name in customs else is_shown(of))
+            if (custom_values(customs[name], of) if name in customs else is_shown(of))
         } - set(wholes)
         assert not missing, (ask, name, missing)
         for value, points in wholes.items():
@@ -425,12 +439,12 @@ class Checker:
                 of = Spans(*([span for span in part if start_s <= event_s(span) < end_s] for part in groups[value]))
                 where = (ask, name, value, point["at"])
                 assert point["span_count"] == len(of.calls), where
-                # Older values need not be kept unrounded.
+                # The values of a point may be rounded, so the largest error is allowed.
                 error = LARGEST_ERROR
                 if name in GROUP_RECOUNTS:
                     want = GROUP_RECOUNTS[name](of)
                 elif name in customs:
-                    want = {"value": own_number(customs[name], own_values(customs[name], of))}
+                    want = {"value": custom_number(customs[name], custom_values(customs[name], of))}
                 else:
                     want = {"value": SCALARS[name](of)[0]}
                 shown = point["value"] if name in GROUP_RECOUNTS else point
@@ -442,11 +456,11 @@ class Checker:
         self._assert_adds_up(name, body, ask)
 
     def _assert_adds_up(self, name: str, body: Mapping[str, Any], ask: Ask) -> None:
-        """For metrics that add up, the sum of the points equals the window exactly."""
-        unit = additive_unit(name, self.desk.customs)
+        """Check that the points of an additive metric add up exactly to the value of the window."""
+        unit = additive_unit(name, self.services.customs)
         if unit is None:
             return
-        whole = self.desk.get(f"/metrics/{name}", ask.given())
+        whole = self.services.get(f"/metrics/{name}", ask.parameters())
         assert (whole["from"], whole["to"]) == (body["from"], body["to"])
         pairs = [(body["points"], whole["value"])]
         if ask.groupby:
@@ -460,19 +474,19 @@ class Checker:
                 assert sum(round(Fraction(part) * unit) for part in parts) == round(Fraction(total) * unit), (ask, name)
 
 
-def own_values(custom: Mapping[str, Any], of: Spans) -> list[int]:
-    """The values of a custom metric, of every kind or of the requested one."""
-    found = (measured(span, custom) for span in of.every)
-    return [value for value in found if value is not None]
+def custom_values(custom: Mapping[str, Any], of: Spans) -> list[int]:
+    """Return what the spans of *of* contribute to a custom metric."""
+    values = (measured(span, custom) for span in of.every)
+    return [value for value in values if value is not None]
 
 
 def additive_unit(name: str, customs: Sequence[Mapping[str, Any]]) -> int | None:
-    """Integers per unit of a metric that adds up; None for other metrics."""
+    """Return how many integers make one unit of an additive metric; None for other metrics."""
     if name == "total_cost":
         return 10**9
     if name in ("span_count", "prompt_tokens", "completion_tokens", "total_tokens", "error_count", "timeout_count"):
         return 1
-    custom = next((one for one in customs if one["name"] == name), None)
+    custom = next((metric for metric in customs if metric["name"] == name), None)
     if custom is None or custom["type"] not in ("sum", "count"):
         return None
     return 1 if custom["type"] == "count" else 10**9

@@ -1,4 +1,4 @@
-"""A recount of all metrics from the spans, with fractions and numpy; it imports nothing of the project but spans."""
+"""A recount of all metrics from the spans, with fractions and numpy; of the product it imports only ``Span``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from tokentrace.records import Span
 
 
 class Spans(NamedTuple):
-    """Some spans by what they count for: calls, cost, quality."""
+    """
+    Some spans by what they count for.
+
+    Attributes:
+        calls: Count for calls, tokens, latency and errors.
+        paid: Count for cost.
+        scored: Count for quality.
+        every: Count for custom metrics.
+    """
 
     calls: list[Span]
     paid: list[Span]
@@ -24,7 +32,7 @@ class Spans(NamedTuple):
 
 
 def split_by_use(spans: Iterable[Span], kind: str) -> Spans:
-    """Counts, tokens and latency are of *kind*; cost and quality of every kind unless *kind* is given."""
+    """Split *spans* by use; *kind* "" = calls are of kind llm, everything else is of every kind."""
     every = list(spans)
     calls = every if kind == "all" else [span for span in every if span.kind == (kind or "llm")]
     wide = every if kind in ("", "all") else calls
@@ -37,24 +45,25 @@ def split_by_use(spans: Iterable[Span], kind: str) -> Spans:
 
 
 class Sum(NamedTuple):
-    """An exact number; None if no span contributes."""
+    """An expected number that must be exact; None if no span contributes."""
 
     value: Fraction | None
 
 
 class Mean(NamedTuple):
-    """The result of a division."""
+    """An expected quotient, which may be rounded; None if nothing contributes."""
 
     value: Fraction | None
 
 
 class Quantile(NamedTuple):
     """
-    A quantile of integers.
+    An expected quantile of integers.
 
     Attributes:
-        unit: What a value is divided by.
-        rounded: Shown to so much.
+        q: 0 to 1.
+        unit: Integers per unit of the answer.
+        rounded: Allowed rounding of the answer, in its unit.
     """
 
     values: Sequence[int]
@@ -67,7 +76,7 @@ Number = Sum | Mean | Quantile
 
 
 def assert_number(got: Any, want: Number, error: float, where: object) -> None:
-    """*got* equals *want*; *error* is the error of quantiles that the answer states."""
+    """Check that *got* equals *want*; *error* is the relative error allowed for quantiles of over 100 values."""
     if isinstance(want, Quantile):
         assert_quantile(got, want, 0.0 if len(want.values) <= EXACT_UP_TO else error, where)
     elif want.value is None:
@@ -142,12 +151,12 @@ def partly_priced(of: Spans) -> int:
 
 
 def if_any(contributing: Sequence[object], value: int | Fraction) -> Sum:
-    """*value*, or None if no span contributes."""
+    """Return *value* as the expected number, or None if nothing contributes."""
     return Sum(Fraction(value) if contributing else None)
 
 
 Recount = Callable[[Spans], tuple[Number, Sequence[object]]]
-#: Metric -> (its number, the spans that contribute).
+#: Metric -> function of spans that returns (the number, what contributes to it).
 SCALARS: Mapping[str, Recount] = {
     "total_cost": lambda of: (Sum(total_cost(of)), of.paid),
     "cost_per_call": lambda of: (Mean(usd(of.paid) / len(of.calls) if of.calls else None), of.calls),
@@ -174,7 +183,7 @@ SCALARS: Mapping[str, Recount] = {
     "quality_p10": lambda of: (Quantile(scores(of), 0.1, 10**9), of.scored),
     "quality_p50": lambda of: (Quantile(scores(of), 0.5, 10**9), of.scored),
 }
-#: Metric or group -> the values of each of its distributions.
+#: Beginning of a metric's name, ``$`` = its end -> function that returns the values of each distribution.
 DISTRIBUTIONS: Mapping[str, Callable[[Spans], list[Sequence[int]]]] = {
     "prompt_token_p": lambda of: [tokens(of, "prompt_tokens")],
     "completion_token_p": lambda of: [tokens(of, "completion_tokens")],
@@ -267,7 +276,8 @@ def latency_split(of: Spans) -> dict[str, Number] | None:
     return {f"p{p}_ms": ms(latencies(of), p / 100) for p in (50, 95, 99)} if latencies(of) else None
 
 
-#: Breakdown -> (dimension, "" = the attribute of the request; spans of a value -> its entry, None = no entry).
+#: Breakdown -> (dimension, "" = the attribute in the request; function that returns what is shown for one value, None
+#: = the value is not shown).
 SPLIT_RECOUNTS: Mapping[str, tuple[str, Callable[[Spans], dict[str, Number] | Number | None]]] = {
     "cost_by_model": ("model", lambda of: Sum(usd(of.paid)) if of.paid else None),
     "cost_by_caller": ("caller", lambda of: Sum(usd(of.paid)) if of.paid else None),
@@ -281,13 +291,13 @@ SPLIT_RECOUNTS: Mapping[str, tuple[str, Callable[[Spans], dict[str, Number] | Nu
 
 
 def event_s(span: Span) -> int:
-    """The second in which a span counts: its end, or its arrival if the end is over five minutes later."""
+    """Return the second in which a span counts: its end, or its arrival if it ends over five minutes after that."""
     ahead = span.ended_ns - span.arrived_ns
     return (span.ended_ns if ahead <= 300 * SECOND else span.arrived_ns) // SECOND
 
 
 def attribute(span: Span, key: str) -> Any:
-    """The attribute *key*: the literal key first, then the path."""
+    """Return the attribute *key*; if there is none, read *key* as a path through maps."""
     value = span.attributes.get(key)
     if value is None and "." in key:
         value = span.attributes
@@ -297,7 +307,7 @@ def attribute(span: Span, key: str) -> Any:
 
 
 def text_of(value: Any) -> str | None:
-    """A value as JSON, a string as it is; None if there is none."""
+    """Return a value as JSON, but a string as it is; None stays None."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float):
@@ -306,12 +316,12 @@ def text_of(value: Any) -> str | None:
 
 
 def value_of(span: Span, key: str, *, is_attribute: bool) -> str | None:
-    """The value of *key* that grouping and filters use: ``unknown`` for a dimension that is not set."""
+    """Return the value of *key* that groups and filters use; a dimension that is not set is ``unknown``."""
     return text_of(attribute(span, key)) if is_attribute else getattr(span, key) or "unknown"
 
 
 def billionths(value: Any) -> int | None:
-    """A numeric attribute in units of 1e-9; a bool is no number."""
+    """Return a numeric attribute in units of 1e-9; None for other values, a bool included."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     with localcontext() as context:
@@ -321,12 +331,12 @@ def billionths(value: Any) -> int | None:
 
 
 def measured(span: Span, custom: Mapping[str, Any]) -> int | None:
-    """What *span* adds to a custom metric; None = nothing."""
+    """Return what *span* contributes to a custom metric; None = nothing."""
     key = custom.get("filter_key")
     if key:
         is_attribute = key not in DIMENSIONS
-        found = value_of(span, key.removeprefix("attr."), is_attribute=is_attribute)
-        if found is None or ("filter_val" in custom and found != custom["filter_val"]):
+        value = value_of(span, key.removeprefix("attr."), is_attribute=is_attribute)
+        if value is None or ("filter_val" in custom and value != custom["filter_val"]):
             return None
     field = custom.get("field", "")
     if field.startswith("attr."):
@@ -340,8 +350,8 @@ def measured(span: Span, custom: Mapping[str, Any]) -> int | None:
     return int(getattr(span, field.replace("comp_", "completion_"))) if field else 0
 
 
-def own_number(custom: Mapping[str, Any], values: Sequence[int]) -> Number:
-    """The value of a custom metric in its unit."""
+def custom_number(custom: Mapping[str, Any], values: Sequence[int]) -> Number:
+    """Return the expected value of a custom metric, in its unit."""
     field = custom.get("field", "")
     unit = 10**9 if field.startswith("attr.") or field == "cost" else 10**6 if field.endswith("_ms") else 1
     if custom["type"] == "count":

@@ -1,4 +1,4 @@
-"""Spans of many kinds, in batches on several shards, and custom metrics."""
+"""Random worlds for recounts: spans in batches on several shards, and custom metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 NOON_S = 1_800_057_600
 ROLLUPS = {"http", "agent", "workflow", "chain"}
 DIMENSIONS = ("model", "caller", "provider", "name", "status", "kind")
-#: The largest error of a quantile, which is exact up to 100 values.
+#: The largest relative error of a quantile of more than ``EXACT_UP_TO`` values; other quantiles are exact.
 LARGEST_ERROR = 0.0055
 EXACT_UP_TO = 100
 
@@ -29,7 +29,7 @@ AGES_S = st.one_of(
     st.integers(0, 4 * HOUR),
     st.integers(0, 40 * DAY),
 )
-#: Values of each field of a span; a value that is listed twice is twice as likely.
+#: Field of a template -> its possible values; a value that is listed twice is twice as likely.
 FIELDS: Mapping[str, Sequence[Any]] = {
     "times": (1, 1, 1, 1, 1, 2, 40, 110),
     "ns": (0, 1, SECOND // 3, SECOND - 1),
@@ -59,7 +59,8 @@ VALUES: Mapping[str, Sequence[Any]] = {
     "k/e~y": ("a", 1.5),
 }
 LATE_S = st.one_of(st.just(0), st.integers(0, 5), st.integers(-400, -1), st.sampled_from([-299, -300, -301]), AGES_S)
-#: Similar spans: how many, when they arrived, how late they were (negative = their clock was ahead).
+#: A template describes similar spans: how many (``times``), when they arrived, how long after their end (negative =
+#: before it, their clock was ahead), and their fields.
 TEMPLATES = st.fixed_dictionaries(
     {
         "arrived_ago_s": AGES_S,
@@ -73,7 +74,7 @@ TEMPLATES = st.fixed_dictionaries(
 
 
 def make_templates(dice: random.Random, count: int, most_ago_s: int) -> list[dict[str, Any]]:
-    """Templates of many kinds of spans, most of them recent."""
+    """Return *count* random templates; none arrived more than *most_ago_s* seconds ago, most of them recently."""
 
     def age_s() -> int:
         return dice.randrange(min(most_ago_s, dice.choice([60, 1500, 4 * HOUR, 4 * DAY, 35 * DAY])))
@@ -91,12 +92,13 @@ def make_templates(dice: random.Random, count: int, most_ago_s: int) -> list[dic
 
 class World(NamedTuple):
     """
-    Everything that was reported before *now_s*.
+    Everything that was reported up to *now_s*.
 
     Attributes:
-        spans: Each span once, by arrival.
-        streams: The messages of each shard; some batches come more than once.
-        sent, dropped, failed, waiting: Totals of the reporters, in spans.
+        spans: Each span once, in order of arrival.
+        streams: The messages of each shard; some batches occur twice.
+        now_s: Unix seconds.
+        sent, dropped, failed, waiting: What the reporters have counted, in spans.
     """
 
     spans: list[Span]
@@ -109,7 +111,7 @@ class World(NamedTuple):
 
 
 def make_spans(templates: Sequence[Mapping[str, Any]], now_s: int) -> list[Span]:
-    """The spans of *templates*, by arrival; spans of one template differ in their numbers."""
+    """Return the spans of *templates* in order of arrival; spans of one template differ in their numbers."""
     spans: list[Span] = []
     for template in templates:
         fields = dict(template)
@@ -155,7 +157,7 @@ def make_spans(templates: Sequence[Mapping[str, Any]], now_s: int) -> list[Span]
 def make_world(
     templates: Sequence[Mapping[str, Any]], now_s: int, shards: int, dice: random.Random, *, most: int = 200
 ) -> World:
-    """The spans in batches of reporters and of requests, over *shards* shards, some of them sent twice."""
+    """Return a world with batches of reporters and of requests on *shards* shards; a batch has at most *most* spans."""
     spans = make_spans(templates, now_s)
     streams: list[list[Message]] = [[] for _ in range(shards)]
     numbers = dict.fromkeys(("default.r0.0", "default.r1.0"), 0)
@@ -229,13 +231,13 @@ CUSTOMS = st.lists(
 
 
 def name_customs(drawn: Sequence[Mapping[str, Any]], dice: random.Random) -> list[dict[str, Any]]:
-    """The metrics *drawn*, and one for each field."""
+    """Return custom metrics with names: those of *drawn*, a count, and one for each field."""
     fields = [{"type": dice.choice(CUSTOM_TYPES), "field": field} for field in (*CUSTOM_FIELDS, *CUSTOM_ATTRIBUTES)]
     return [{"name": f"own_{number}", **metric} for number, metric in enumerate([*drawn, {"type": "count"}, *fields])]
 
 
 def make_template(**fields: Any) -> dict[str, Any]:
-    """The template of one recent call, with *fields* replaced."""
+    """Return the template of one recent call, with *fields* replaced."""
     return {
         "times": 1,
         "arrived_ago_s": 5,
@@ -260,7 +262,7 @@ def make_template(**fields: Any) -> dict[str, Any]:
     }
 
 
-OWN = [
+CUSTOM_METRICS = [
     {"name": "own_sum", "type": "sum", "field": "attr.x"},
     {"name": "own_avg", "type": "avg", "field": "attr.x", "filter_key": "step"},
     {"name": "own_p95", "type": "p95", "field": "attr.x"},

@@ -1,4 +1,4 @@
-"""What the tests of the reporter share: a time limit, a way to wait, and the sum of a reporter's counters."""
+"""Helpers of the reporter's tests: a time limit, a function that waits, and the sum of a reporter's counters."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from tokentrace import Stats
 
-#: How long a test waits for what must happen, seconds. It is not a promise of the reporter.
+#: How long tests wait for a condition, seconds; the reporter does not promise this time.
 WAIT_S = 40.0
 NOTHING = Stats(sent=0, acked=0, dropped=0, failed=0, queue_depth=0)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = WAIT_S) -> None:
-    """Wait until *condition* holds; fail after *seconds* with *what* did not happen."""
+    """Wait until *condition* holds; fail after *seconds*. *what* names the condition in the error text."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not {what} within {seconds} s"
@@ -21,5 +21,5 @@ def until(condition: Callable[[], bool], what: str, seconds: float = WAIT_S) -> 
 
 
 def accounted(stats: Stats) -> int:
-    """The number of spans that the counters account for; it equals the number of calls of ``report``."""
+    """Return how many spans the counters account for; it must equal the number of calls of ``report``."""
     return stats.acked + stats.dropped + stats.failed + stats.queue_depth

@@ -1,4 +1,4 @@
-"""Streams of spans for rollups, a rollup that folds them, and a recount of the spans."""
+"""Random streams of spans, a rollup that folds them, and a recount of the spans."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tokentrace.units import DAY, HOUR, MINUTE, SCORE_ONE, SECOND
 
 NOON_S = 1_800_057_600  # a whole number of days
 QUANTILES = (0.0, 0.1, 0.5, 0.95, 0.99, 1.0)
-#: Seconds around the widths of buckets and the times for which they are kept.
+#: Lengths of time, seconds, at and near the width of buckets and the time for which they are kept.
 EDGES_S = sorted(
     {
         max(0, base + off)
@@ -68,7 +68,7 @@ WINDOW_NS = st.one_of(
 
 
 class Stream(NamedTuple):
-    """Spans in order of arrival, each with the stream time of its message; *now* is after all of them."""
+    """Spans in order of arrival, each with the stream time of its message; none arrives after *now_ns*."""
 
     spans: list[Span]
     arrived_ns: list[int]
@@ -76,7 +76,7 @@ class Stream(NamedTuple):
 
 
 def make_span(shape: int = 0, size: int = 1, **fields: Any) -> Span:
-    """A span whose numbers are all derived from *size*."""
+    """Return a span of the series SHAPES[*shape*] whose numbers follow from *size*; *fields* are added."""
     dimensions: dict[str, Any] = dict(zip(DIMENSIONS, SHAPES[shape], strict=True))
     return Span(
         **dimensions,
@@ -96,8 +96,8 @@ def make_span(shape: int = 0, size: int = 1, **fields: Any) -> Span:
 def streams(draw: st.DrawFn, most: int = 40) -> Stream:
     now_ns = draw(NOW_NS)
     arrival = st.tuples(
-        SPREAD_S,  # how long ago it arrived
-        # How late it was; negative = dated into the future.
+        SPREAD_S,  # seconds since its arrival
+        # Seconds from its end to its arrival; negative = it ended in the future.
         st.one_of(st.just(0), st.integers(0, 5), st.integers(-900, 0), SPREAD_S),
         st.sampled_from([0, 1, SECOND // 2, SECOND - 1]),
         st.integers(0, len(SHAPES) - 1),
@@ -166,7 +166,7 @@ VALUES: dict[str, Callable[[Span], int | None]] = {
 
 
 def assert_reads(reading: Reading, spans: Sequence[Span]) -> None:
-    """*reading* has the sums of *spans* and their quantiles, which are exact up to 100 values."""
+    """Check that *reading* has the sums and quantiles of *spans*; quantiles must be exact up to 100 values."""
     assert reading.sums == recount(spans)
     assert set(reading.summaries) == set(FIELDS)
     for name, summary in reading.summaries.items():
@@ -190,7 +190,7 @@ def asked(now_ns: int, window_ns: int) -> list[Stretch]:
 
 
 class Reading(NamedTuple):
-    """Sums of some series in an interval, and the distributions that were asked for."""
+    """Sums of some series in an interval, and the requested distributions."""
 
     sums: Sums
     summaries: dict[str, Summary]
@@ -199,7 +199,7 @@ class Reading(NamedTuple):
 def readings_of(
     rollup: Rollup, stretches: Sequence[Stretch], groups: Any, size: int, fields: Sequence[str]
 ) -> list[Reading]:
-    """One reading for each group of series."""
+    """Return one reading for each of *size* groups of series."""
     _, series, totals = rollup.totals([stretches])
     sums = add_by(groups[series], totals, size)
     summaries = rollup.summaries([stretches], dict.fromkeys(fields, groups), size)
@@ -209,7 +209,7 @@ def readings_of(
 
 
 class FoldedRollup:
-    """A rollup and its table."""
+    """A rollup and its table of series."""
 
     def __init__(self) -> None:
         self.table = SeriesTable()
@@ -239,7 +239,7 @@ class FoldedRollup:
 
 
 def whole(rollup: Rollup) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A snapshot as bytes, with all parts."""
+    """Return a snapshot: (state, the encoded parts)."""
     state, parts = rollup.snapshot({})
     return state, {name: part.encode() for name, part in parts.items() if part.encode}
 
@@ -248,7 +248,13 @@ Meanwhile = Callable[[FoldedRollup], FoldedRollup | None]
 
 
 def fold_all(stream: Stream, random: Random | None = None, meanwhile: Meanwhile | None = None) -> FoldedRollup:
-    """A rollup of *stream*: one batch per arrival, or cut anywhere if there is a *random*."""
+    """
+    Return a rollup of *stream*.
+
+    Args:
+        random: Cuts the stream into batches; None = one batch for each time of arrival.
+        meanwhile: Called after each batch; the rollup that it returns replaces the one that was folded so far.
+    """
     folded, at = FoldedRollup(), 0
     while at < len(stream.spans):
         end = at + 1

@@ -32,21 +32,21 @@ CUSTOMS = parse_custom_metrics([{"name": "hops", "type": "sum", "field": "attr.h
 
 @contextlib.asynccontextmanager
 async def open_bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    """Open the bus that the parameter of *request* names, memory or jetstream, with the streams of these tests."""
+    """Open the bus that the parameter of *request* names, memory or jetstream, and create STREAMS on it."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
-            made: Bus = MemoryBus(MemoryBroker())
+            opened: Bus = MemoryBus(MemoryBroker())
         else:
             server: Broker = request.getfixturevalue("broker")
-            made = await stack.enter_async_context(jetstream.connect(server.url, name="rules"))
+            opened = await stack.enter_async_context(jetstream.connect(server.url, name="rules"))
         for stream in STREAMS:
-            await made.ensure(stream)
-        yield made
+            await opened.ensure(stream)
+        yield opened
 
 
 def written(name: str = "mine", **overrides: Any) -> dict[str, Any]:
-    given = {"name": name, "metric": "span_count", "op": "gt", "threshold": 5, "window": "10s"}
-    return {**given, **overrides}
+    rule = {"name": name, "metric": "span_count", "op": "gt", "threshold": 5, "window": "10s"}
+    return {**rule, **overrides}
 
 
 def make_rule(name: str = "configured", **overrides: Any) -> Rule:
@@ -54,7 +54,12 @@ def make_rule(name: str = "configured", **overrides: Any) -> Rule:
 
 
 class StoreAndMachine:
-    """A rule store and a machine, wired as in the alerter: changes are followed and applied."""
+    """
+    A rule store and a machine.
+
+    As a context manager it follows the changes of the store and applies them to the machine, as the alerter does. After
+    ``open`` alone it does not.
+    """
 
     def __init__(self, bus: Bus, *configured: Rule, customs: bool = True) -> None:
         self.store = RuleStore(bus, configured, CUSTOMS if customs else {}, None, AllowedHosts())
@@ -109,7 +114,7 @@ class StoreAndMachine:
     async def names(self) -> list[str]:
         status, shown = await self.ask({"ask": "list"})
         assert status == 200
-        return sorted(one["name"] for one in shown)
+        return sorted(rule["name"] for rule in shown)
 
 
 async def make_memory() -> MemoryBus:

@@ -1,4 +1,4 @@
-"""Builders of rules, and one rule played without a machine."""
+"""Builders of rules, and functions that evaluate a rule without a machine."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ TEN_KEYS = {
 
 
 def make_given(**overrides: Any) -> dict[str, Any]:
-    """The documented example rule as people write it; None removes a key."""
-    given = {"name": "hourly-cost-spike", "metric": "total_cost", "op": "gt", "threshold": 10.0, "window": "1h"}
-    return {key: value for key, value in {**given, **overrides}.items() if value is not None}
+    """Return the documented example rule in its written form; None removes a key."""
+    written = {"name": "hourly-cost-spike", "metric": "total_cost", "op": "gt", "threshold": 10.0, "window": "1h"}
+    return {key: value for key, value in {**written, **overrides}.items() if value is not None}
 
 
 def make_rule(**overrides: Any) -> Rule:
@@ -44,15 +44,20 @@ def make_rule(**overrides: Any) -> Rule:
 
 
 def make_configured(*rules: dict[str, Any], **settings: Any) -> tuple[Rule, ...]:
-    """Return the rules of the alerter for a ``tokentrace.yml`` with these rules."""
+    """Return the alerter's rules for a ``tokentrace.yml`` with *rules* and *settings*."""
     return Config.of(build({"alerts": list(rules), **settings}, "tokentrace.yml")).rules
 
 
 def play(rule: Rule, seen: str, count: int = 10) -> str:
     """
-    Evaluate one instant a second and return what is published, one character a second.
+    Evaluate *rule* once per second and return what is published, one character per second.
 
-    ``#`` the condition holds, ``.`` it does not, ``-`` no data; ``F`` firing, ``R`` resolved, ``.`` nothing.
+    Args:
+        seen: What is measured: ``#`` = the condition holds, ``.`` = it does not hold, ``-`` = no data.
+        count: How many spans contribute.
+
+    Returns:
+        ``F`` = firing, ``R`` = resolved, ``.`` = nothing.
     """
     inside = {"gt": 1, "gte": 0, "lt": -1, "lte": 0}[rule.op]
     outside = -1 if rule.op in ("gt", "gte") else 1

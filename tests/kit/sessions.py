@@ -1,4 +1,4 @@
-"""The routes of sessions: the shapes of their answers, and requests that check them."""
+"""Requests to the routes of sessions, and the shapes that their answers must have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMBER = (int, float)
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 KINDS = {"llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"}
 
-# The TypeScript interfaces of the Cost Katana SDK. "?" = optional: the field may be missing or null.
+# The interfaces of Cost Katana's TypeScript SDK. "?" after a key: the field may be missing or null.
 TOKENS = {"input": int, "output": int}
 ERROR = {"message": str, "stack?": str}
 NODE = {
@@ -124,12 +124,12 @@ def check(shape: Any, value: Any, where: str = "answer") -> None:
 
 
 def instant(at: datetime) -> str:
-    """Return *at* as the documented form of a time, in UTC with milliseconds."""
+    """Return *at* in the documented form of times: UTC with milliseconds."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def ingest(pipeline: Pipeline, *spans: Mapping[str, Any]) -> None:
-    """Send *spans* in the form of Cost Katana."""
+    """Send *spans* in Cost Katana's form and check that they are accepted."""
     answer = pipeline.post("/api/traces/ingest", {"spans": list(spans)})
     assert answer.status < 300, answer.body
 
@@ -167,7 +167,7 @@ def summary(pipeline: Pipeline, **parameters: Any) -> Any:
 
 
 def refused(answer: Answer, status: int) -> str:
-    """Check that *answer* is an error with *status*, and return its text."""
+    """Check that *answer* is an error with *status*, and return the error text."""
     assert answer.status == status, (answer.status, answer.body)
     body = answer.json()
     assert body.keys() == {"error", "message"}
@@ -176,7 +176,7 @@ def refused(answer: Answer, status: int) -> str:
 
 
 def until_spans(pipeline: Pipeline, session: str, spans: int, *, open_spans: int = 0) -> None:
-    """Wait until *session* has *spans* spans, of which *open_spans* have not ended."""
+    """Wait until *session* shows *spans* spans, *open_spans* of which have not ended; fail after 20 s."""
 
     def is_stored() -> bool:
         shown = pipeline.get(f"/api/sessions/{quote(session, safe='')}/details").json()

@@ -1,4 +1,4 @@
-"""The result of a shard on its way to the api."""
+"""Encoding and decoding of a shard's result, as between aggregator and api."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tokentrace.metrics import ShardResult, decode_result, encode_result
 
 
 def as_received(result: ShardResult) -> ShardResult:
-    """*result*, encoded and decoded as the api receives it."""
+    """Return *result* as the api receives it: encoded and decoded."""
     received = decode_result(encode_result(result))
-    assert isinstance(received, ShardResult)  # and not the number of a shard that is still at work
+    assert isinstance(received, ShardResult)  # not the number of a shard that is still working
     return received

@@ -1,4 +1,4 @@
-"""Snapshots in tests: what the object store holds, and a shard that is saved on a bus in memory."""
+"""Helpers for tests of snapshots: the content of the object store, and shards that are saved in it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,14 @@ PIECES = PREFIX + "piece."
 
 
 class Manifest(NamedTuple):
-    """A decoded snapshot of the object store."""
+    """
+    The decoded manifest of a snapshot.
+
+    Attributes:
+        name: The name of the manifest in the object store.
+        state: The name of the piece with the state.
+        parts: Part -> the name of its piece.
+    """
 
     name: str
     state: str
@@ -36,7 +43,7 @@ class Manifest(NamedTuple):
 
 
 async def manifests(objects: Objects, prefix: str = PREFIX) -> list[Manifest]:
-    """Return the snapshots of a shard that can be decoded, the oldest first."""
+    """Return the manifests with *prefix* that can be decoded, the oldest first."""
     snapshots = []
     for name in await objects.names():
         if name.startswith(prefix) and name.removeprefix(prefix).isdigit():
@@ -47,7 +54,7 @@ async def manifests(objects: Objects, prefix: str = PREFIX) -> list[Manifest]:
 
 
 async def pieces(objects: Objects) -> set[str]:
-    """Return the names of all pieces of the shard."""
+    """Return the names of all pieces of shard 0."""
     return {name for name in await objects.names() if name.startswith(PIECES)}
 
 
@@ -59,11 +66,11 @@ def read_state(data: bytes | None) -> dict[str, Any]:
 
 
 START_NS = 1_790_000_000 * SECOND
-OWN = CustomMetric(name="legal", type="p95", field="cost", filter_key="document_type", filter_val="legal")
+CUSTOM_METRIC = CustomMetric(name="legal", type="p95", field="cost", filter_key="document_type", filter_val="legal")
 
 
 class World:
-    """A broker in memory, a log of spans, and a clock that the broker and the snapshots use."""
+    """A broker in memory, a log of spans, and a clock that a test moves; the default broker uses that clock."""
 
     def __init__(self, broker: MemoryBroker | None = None) -> None:
         self.now_ns = START_NS
@@ -80,7 +87,7 @@ class World:
             await self.bus.ensure(stream)
 
     def add(self, *ages_ns: int) -> None:
-        """Add a message with one span for each age, nanoseconds before now."""
+        """Add a message with one span for each of *ages_ns*, the nanoseconds from its end to now."""
         number = len(self.log) + 1
         spans = [
             make_span(
@@ -98,7 +105,7 @@ class World:
         self.log.append(Message("tokentrace.spans.default.0", payload, number, self.now_ns, {}))
 
     def advance(self, ns: int) -> None:
-        """Move the clock."""
+        """Move the clock by *ns* nanoseconds."""
         self.now_ns += ns
 
 
@@ -126,11 +133,11 @@ class ObjectsWith:
 
 
 class Worker:
-    """A shard and its snapshots, without the runner's loop."""
+    """A shard with its snapshots, without the loop of ``Runner``."""
 
     def __init__(self, world: World, bus: Any = None) -> None:
         self.world = world
-        self.shard = Shard(0, 1, (OWN,))
+        self.shard = Shard(0, 1, (CUSTOM_METRIC,))
         self.snapshots = Snapshots(bus or world.bus, "aggregator", 0)
 
     async def load(self) -> str | None:
@@ -138,7 +145,7 @@ class Worker:
 
     @property
     def read(self) -> int:
-        """The sequence of the last message folded."""
+        """The sequence of the last message folded; 0 = none."""
         return self.shard.position.sequence if self.shard.position else 0
 
     def follow(self) -> None:
@@ -155,7 +162,7 @@ class Worker:
                 return
 
     def numbers(self) -> Any:
-        """Return the answers to every kind of query, as plain data."""
+        """Return the numbers of queries over five windows and over all time, as plain data."""
         now_s = self.world.now_ns // SECOND
         numbers: list[Any] = [self.read, self.shard.spans, self.shard.batches]
         for window_s in (20 * 60, 3 * 3600, 36 * 3600, 8 * 86400, 30 * 86400):
@@ -173,21 +180,21 @@ class Worker:
                 numbers.append(list(aggregates.sums.numbers()))
                 numbers.append([aggregates.summaries[name].quantile(0.9) for name in aggregates.summaries])
                 numbers.append(custom and [custom.size, custom.total, custom.summary.quantile(0.95)])
-        lived = finish(self.shard.answer(Query(what="lifetime"), True)).cumulative
-        assert lived is not None
-        numbers += [(counter.model, counter.status, list(counter.sums.numbers())) for counter in lived.counters]
-        return [*numbers, lived.walls, lived.histograms, lived.custom["legal"].total]
+        lifetime = finish(self.shard.answer(Query(what="lifetime"), True)).cumulative
+        assert lifetime is not None
+        numbers += [(counter.model, counter.status, list(counter.sums.numbers())) for counter in lifetime.counters]
+        return [*numbers, lifetime.walls, lifetime.histograms, lifetime.custom["legal"].total]
 
 
 async def restarted(world: World) -> Worker:
-    """Return a new worker that has loaded an undamaged snapshot."""
+    """Return a new worker that has loaded the newest snapshot, if there is one; check that no snapshot is damaged."""
     worker = Worker(world)
     assert await worker.load() is None
     return worker
 
 
 def fresh_numbers(world: World, upto: int | None = None) -> Any:
-    """Return the numbers of a worker that has read the whole log and was never saved."""
+    """Return the numbers of a worker that has read the log (up to message *upto*) and was never restarted."""
     worker = Worker(world)
     for message in world.log[:upto]:
         worker.shard.fold(message, 7)

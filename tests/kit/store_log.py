@@ -1,4 +1,4 @@
-"""Helpers for tests of the span store: a log in memory, and what a store must show, computed in plain Python."""
+"""Helpers for tests of the span store: a log in memory, and the expected content of a store, computed from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SECOND, DAY = 10**9, 86_400 * 10**9
 #: 2027-01-15T12:00:00Z, the arrival of nearly all records in these tests and the time of nearly all queries.
 NOW_NS = 1_800_014_400 * SECOND
 ROLLUPS = {"http", "agent", "workflow", "chain"}
-#: Shards of ``open_store``, unless a test says otherwise.
+#: The default number of shards of ``open_store``.
 SHARDS = 3
 _FOREVER_NS = 10**18
 
@@ -41,35 +41,35 @@ def open_store(directory: Path, **options: Any) -> Store:
 
 
 def stored_span(trace: str, number: int = 0, **fields: Any) -> Span:
-    """Build the span *number* of *trace*, arrived at NOW_NS."""
+    """Return the span *number* of *trace*, which arrived at NOW_NS."""
     return make_span(**{"trace_id": trace, "span_id": f"{number}", "arrived_ns": NOW_NS, **fields})
 
 
 class Log:
-    """A stream: numbers the messages of each shard, and returns them again from any position."""
+    """A stream in memory, with numbered messages on each shard."""
 
     def __init__(self, shards: int = 1) -> None:
         self.items: list[list[Item]] = [[] for _ in range(shards)]
         self._batches = 0
 
     def add(self, *batches: Batch, shard: int = 0, time_ns: int = NOW_NS) -> Item:
-        """Add the next message of *shard*."""
+        """Add a message with *batches* to *shard* and return it."""
         message = Message("spans", encode_batches(batches), len(self.items[shard]) + 1, time_ns, {})
         item = Item(shard, 1, message)
         self.items[shard].append(item)
         return item
 
     def spans(self, *spans: Span, shard: int = 0, time_ns: int = NOW_NS, **fields: Any) -> Item:
-        """Add the next message, with one new batch."""
+        """Add a message with one new batch of *spans* and return it."""
         return self.add(self.batch(spans=list(spans), **fields), shard=shard, time_ns=time_ns)
 
     def batch(self, **fields: Any) -> Batch:
-        """Build a batch with a new id."""
+        """Return a batch with a new id."""
         self._batches += 1
         return make_batch(**{"id": f"batch-{self._batches}", "sequence": 0, "arrived_ns": NOW_NS, "spans": []} | fields)
 
     def after(self, store: Store) -> list[Item]:
-        """Return the messages behind the positions of *store*."""
+        """Return the messages after the positions of *store*."""
         missing = []
         for shard, items in enumerate(self.items):
             position = store.position(shard)
@@ -84,34 +84,34 @@ def shown(store: Store, now_ns: int = NOW_NS) -> list[Span]:
 
 
 def last_versions(spans: Iterable[Span]) -> list[Span]:
-    """Return the last version of each span, in its place."""
+    """Return the last version of each span; earlier versions are left out."""
     rows = list(enumerate(spans))
     last = {(span.trace_id, span.span_id): number for number, span in rows}
     return [span for number, span in rows if last[span.trace_id, span.span_id] == number]
 
 
 def files(directory: Path) -> list[str]:
-    """Return the names of the files of a store, oldest first."""
+    """Return the names of the files of a store, sorted."""
     return sorted(file.name for file in directory.glob(segment.GLOB))
 
 
 def read_to(store: Store) -> int:
-    """Return the sequence number up to which *store* holds shard 0."""
+    """Return the sequence number of the last message of shard 0 in *store*; 0 = none."""
     position = store.position(0)
     return position.sequence if position else 0
 
 
 def incompressible(log: Log, number: int) -> Item:
-    """Add a message of a hundred spans that take about 100 kB on the disk."""
+    """Add and return a message with a hundred spans that take about 100 kB on disk."""
     dice = random.Random(number)
     return log.spans(*(stored_span(f"{number}", index, error=dice.randbytes(400).hex()) for index in range(100)))
 
 
-# -- a log whose content follows from its sequence numbers
+# -- a log whose content is computed from its sequence numbers
 
 
 def spans_of_message(sequence: int) -> list[Span]:
-    """Return the spans that the message *sequence* of ``numbered_log`` carries."""
+    """Return the spans in the message *sequence* of ``numbered_log``."""
     dice = random.Random(sequence)
     return [
         stored_span(f"{sequence}", number, error=dice.randbytes(dice.randrange(200)).hex())
@@ -120,7 +120,7 @@ def spans_of_message(sequence: int) -> list[Span]:
 
 
 def numbered_log(count: int) -> Log:
-    """Return a log in which each message also scores the first span of the message before."""
+    """Return a log of *count* messages; each but the first also scores the first span of the previous message."""
     log = Log(1)
     for sequence in range(1, count + 1):
         scores = [Score(trace_id=f"{sequence - 1}", span_id="0", name="eval.score", value=sequence)]
@@ -134,7 +134,7 @@ def assert_exact(store: Store, upto: int, *, scores_ahead: bool = False) -> None
 
     Args:
         scores_ahead: Do not compare scores. After a kill, a span in an older file may have the score of a message
-            behind *upto*: older files are updated before the transaction of the newest file commits.
+            after *upto*, because older files are updated before the transaction of the newest file commits.
     """
     expected = []
     for sequence in range(1, upto + 1):

@@ -1,4 +1,4 @@
-"""A process that appends ``numbered_log`` to a store until it is killed or ends without closing the store."""
+"""A process that appends ``numbered_log`` to a store and ends without closing it, if it is not killed before."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ os._exit(0)
 
 def start_appending(directory: Path, messages: int, max_bytes: int, *, checkpoint: bool) -> subprocess.Popen[str]:
     """
-    Start the process. It prints the sequence number up to which it has stored, one a line.
+    Start the process; after each append it prints a line with the last sequence number in the store.
 
     Args:
         messages: Length of the log.
-        max_bytes: Size at which a new file is started.
+        max_bytes: Size of a file, bytes, at which the store starts a new one.
         checkpoint: Let DuckDB write its WAL back often.
     """
     arguments = [str(directory), str(max_bytes), str(messages), "x" if checkpoint else ""]

@@ -1,4 +1,4 @@
-"""Real aggregators, a real store and the routes of the api, fed with a world."""
+"""Real aggregators, a real store and the routes of the api, with the spans of a ``World``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tokentrace_api.service import Config as ApiConfig
 from tokentrace_api.store import Item, Store
 
 
-class Desk:
-    """Real aggregators, a real store and the routes of the api, at a chosen time."""
+class MetricsServices:
+    """Real aggregators, a real store and the routes of the api; the time of queries is set by ``clock``."""
 
     world: World
     customs: list[dict[str, Any]]
@@ -58,7 +58,15 @@ class Desk:
         restart: bool = False,
         keep_s: int = 60 * DAY,
     ) -> None:
-        """Fold and store everything; with *restart* every reader is restarted from its saved state on the way."""
+        """
+        Fold and store all messages of *world*; queries are answered as of ``world.now_s``.
+
+        Args:
+            customs: The custom metrics.
+            dice: Decides where restarts and ticks fall.
+            restart: Restart each shard and the store at a random message, from their saved states.
+            keep_s: How long the store shows spans, seconds.
+        """
         self.world, self.customs, self.keep_s = world, list(customs), keep_s
         self.now_ns = self.clock.now_ns = world.now_s * SECOND + dice.randrange(SECOND)
         shards, own = len(world.streams), parse_custom_metrics(customs)
@@ -78,7 +86,7 @@ class Desk:
         self.start_api(own)
 
     def start_api(self, custom: dict[str, CustomMetric]) -> None:
-        """Compose an api with these custom metrics, on the bus and the store that are open."""
+        """Compose an api with these custom metrics; it uses the open bus and store."""
         config = replace(ApiConfig.of(Settings()), shards=len(self.world.streams), custom=custom)
         app = compose(self._bus, config)
         assert isinstance(app.service, Api)
@@ -96,15 +104,15 @@ class Desk:
         streams = enumerate(self.world.streams)
         items = [Item(shard, 7, message) for shard, stream in streams for message in stream]
         items.sort(key=lambda item: item.message.time_ns)
-        again = 0
+        stored = 0
         if restart:
-            again = dice.randrange(len(items) + 1)
+            stored = dice.randrange(len(items) + 1)
             before = Store(directory, shards=shards, keep_ns=self.keep_s * SECOND, memory_limit_mb=256)
-            before.append(items[:again])
+            before.append(items[:stored])
             before.close()
         self.store = Store(directory, shards=shards, keep_ns=self.keep_s * SECOND, memory_limit_mb=256)
-        # The last message that is stored comes once more.
-        self.store.append(items[max(again - 1, 0) :])
+        # After a restart the last stored message is read a second time.
+        self.store.append(items[max(stored - 1, 0) :])
 
     def close(self) -> None:
         """Close what ``open`` opened."""
@@ -112,7 +120,7 @@ class Desk:
         self.store.close()
 
     def serve(self, world: World, customs: Sequence[dict[str, Any]], directory: Path) -> None:
-        """Run both services on one bus and publish everything; both are restarted after half of the messages."""
+        """Run an aggregator and an api on one bus, publish *world*, and restart both after half of the messages."""
         self.world, self.customs, self.keep_s = world, list(customs), 7 * DAY
         self.now_ns = self.clock.now_ns = world.now_s * SECOND
         self._runner.run(self._serve(directory))
@@ -128,7 +136,7 @@ class Desk:
         for message in messages[:half]:
             await bus.publish(message.subject, message.payload)
         await self._until_read(messages[:half])
-        await asyncio.sleep(0.6)  # a snapshot or two
+        await asyncio.sleep(0.6)  # the time in which one or two snapshots are saved
         assert await bus.objects(subjects.SNAPSHOTS).names()
         for message in messages[half : half + 5]:
             await bus.publish(message.subject, message.payload)
@@ -147,10 +155,10 @@ class Desk:
         self.api, self.routes = app.service, app.routes
         self._stopping = asyncio.Event()
         services: list[Aggregator | Api] = [*self.aggregators, self.api]
-        self._running = [asyncio.create_task(one.run(self._stopping)) for one in services]
+        self._running = [asyncio.create_task(service.run(self._stopping)) for service in services]
 
     async def _until_read(self, messages: Sequence[Message]) -> None:
-        """Wait until every shard and the store have read their last message."""
+        """Wait until the shards and the store have read all of *messages*."""
         count = len({(m.subject, m.payload) for m in messages})
 
         def is_read() -> bool:
@@ -185,24 +193,24 @@ class Desk:
         self._readers.shutdown()
         self._runner.close()
 
-    def ask(self, path: str, given: Mapping[str, str]) -> tuple[int, Any]:
-        """(Status, body) of GET *path*."""
-        answer = self._runner.run(self._get(path, given))
+    def ask(self, path: str, parameters: Mapping[str, str]) -> tuple[int, Any]:
+        """Return (status, body) of GET *path*."""
+        answer = self._runner.run(self._get(path, parameters))
         return answer.status_code, json.loads(answer.content)
 
-    async def _get(self, path: str, given: Mapping[str, str]) -> httpx.Response:
-        return await self.client.get(path, params=dict(given))
+    async def _get(self, path: str, parameters: Mapping[str, str]) -> httpx.Response:
+        return await self.client.get(path, params=dict(parameters))
 
-    def get(self, path: str, given: Mapping[str, str]) -> Any:
-        """The body of GET *path*, which must be complete."""
-        status, body = self.ask(path, given)
-        assert status == 200, (path, given, body)
+    def get(self, path: str, parameters: Mapping[str, str]) -> Any:
+        """Return the body of GET *path*; check that the status is 200 and the answer complete."""
+        status, body = self.ask(path, parameters)
+        assert status == 200, (path, parameters, body)
         assert "incomplete" not in body
         return body
 
 
 def fold(machine: Shard, stream: Sequence[Message], dice: random.Random, *, restart: bool) -> Shard:
-    """*machine*, or the one restored in its place, after it has read *stream*."""
+    """Fold *stream* into *machine* and return it, or with *restart* the shard that was restored in its place."""
 
     def fresh() -> Shard:
         return Shard(machine.shard, machine._shards, machine._custom)
@@ -222,10 +230,10 @@ def fold(machine: Shard, stream: Sequence[Message], dice: random.Random, *, rest
 
 
 @contextlib.contextmanager
-def opened(desk: Desk, *args: Any, **options: Any) -> Iterator[Desk]:
-    """*desk* with a world, which is closed afterwards."""
-    desk.open(*args, **options)
+def opened(services: MetricsServices, *args: Any, **options: Any) -> Iterator[MetricsServices]:
+    """Open *services* with these arguments, and close them afterwards."""
+    services.open(*args, **options)
     try:
-        yield desk
+        yield services
     finally:
-        desk.close()
+        services.close()
