@@ -230,7 +230,7 @@ def test_a_step_given_twice_is_400(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("query", ["groupby=workflow", "groupby=attr.workflow", "attr.workflow=plan"])
 def test_a_series_by_attribute_is_400(pipeline: Pipeline, query: str) -> None:
-    assert "attributes" in refused(pipeline.get(f"/metrics/cost/series?{query}"), 400)
+    assert "attribute" in refused(pipeline.get(f"/metrics/cost/series?{query}"), 400)
 
 
 @pytest.mark.parametrize("name", [*BREAKDOWNS, *(name for name in (*TRANSPORT, *FIRINGS)), "attr.depth"])
