@@ -28,18 +28,18 @@ serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" f
 	$(BIN)/tokentrace serve $(ARGS)
 
 test: $(READY) ## run all tests with a third of the random examples; ARGS="-k name" for flags
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(READY) ## run the tests that need no broker, with few random examples: under a minute
 	TOKENTRACE_PROFILE=fast $(BIN)/python -m pytest -n 2 tests/unit tests/component tests/contract $(ARGS)
 
 test-all: $(READY) ## run all tests with all random examples and matrices: takes long
-	TOKENTRACE_PROFILE=all $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	TOKENTRACE_PROFILE=all $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 coverage: $(READY) ## run all tests and list the lines of shared and services that none ran; fails below 90 %; ARGS="tests/unit" for a part
 	rm -rf .coverage
 	mkdir .coverage
-	$(BIN)/coverage run -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/coverage run -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
