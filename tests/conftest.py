@@ -42,7 +42,7 @@ load_profile()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the fast profile, deselect the tests that use the fixture ``broker`` or the parameter ``jetstream``."""
+    """In the fast profile, deselect the tests that start a nats-server."""
     if PROFILE != "fast":
         return
     with_broker = [item for item in items if _needs_broker(item)]
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _needs_broker(item: pytest.Item) -> bool:
     names = getattr(item, "fixturenames", ())
     params = getattr(getattr(item, "callspec", None), "params", {})
-    return "broker" in names or "jetstream" in params.values()
+    return "broker" in names or "jetstream" in params.values() or item.get_closest_marker("broker") is not None
 
 
 def pytest_unconfigure() -> None:

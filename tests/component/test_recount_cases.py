@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from kit.examples import FAST
 from kit.recount_checker import ATTRIBUTE_FILTERS, FILTERS, GROUP_ATTRIBUTES, Ask, Checker, instant_s
 from kit.recount_numbers import GROUP_RECOUNTS, SCALARS, SPLIT_RECOUNTS
 from kit.recount_services import MetricsServices, opened
@@ -134,7 +135,8 @@ def test_every_group_every_filter_and_every_kind_equals_a_recount(services: Metr
     attributes = [Ask(window="24h", attributes=attributes) for attributes in ATTRIBUTE_FILTERS]
     kinds = [Ask(window="24h", kind=kind, groupby="attr.step") for kind in (*KINDS, "all")]
     with opened(services, world, customs, dice, restart=True):
-        for ask in (*groups, *filters, *attributes, *kinds):
+        asks = [*groups, *filters, *attributes, *kinds]
+        for ask in asks[::4] if FAST else asks:
             checker = Checker(services, ask)
             checker.everything()
             checker.scalar("latency_p95")

@@ -9,6 +9,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from kit.examples import FAST
 from kit.store_log import NOW_NS, Log, open_store, read_to, stored_span
 from tokentrace.errors import Unavailable
 from tokentrace.records import Tombstone
@@ -67,12 +68,13 @@ def test_queries_are_answered_correctly_or_refused_while_files_change(
             spans = store.trace(f"{newest.sequence}" if newest else "", NOW_NS)
             assert len(spans) in (0, 10)
 
+    messages = 35 if FAST else 89
     threads = [threading.Thread(target=read, args=(number,)) for number in range(3)]
     log = Log(1)
     for thread in threads:
         thread.start()
     try:
-        for sequence in range(1, 90):
+        for sequence in range(1, messages + 1):
             log.spans(*(stored_span(f"{sequence}", number, started_ns=sequence) for number in range(10)))
             if sequence % 29 == 0:
                 store.catalog.database.run("PRAGMA debug_checkpoint_abort = 'before_header'")
@@ -96,7 +98,7 @@ def test_queries_are_answered_correctly_or_refused_while_files_change(
     # The last invalidation may have hit an older file; prune reads all files and so reopens the database.
     with contextlib.suppress(Unavailable):
         store.prune(NOW_NS)
-    assert read_to(store) == 89
+    assert read_to(store) == messages
     assert 290 <= store.count(NOW_NS) <= 300
     store.close()
     with pytest.raises(Unavailable):

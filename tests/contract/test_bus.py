@@ -380,6 +380,7 @@ async def test_an_object_comes_back_as_it_was(bus: Bus, size: int) -> None:
     assert await shelf.names() == []
 
 
+@pytest.mark.broker
 async def test_a_follower_survives_kills_of_the_broker_and_misses_nothing(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()
@@ -419,6 +420,7 @@ async def test_a_follower_survives_kills_of_the_broker_and_misses_nothing(tmp_pa
         broker.stop()
 
 
+@pytest.mark.broker
 async def test_publishing_without_the_broker_is_unavailable_and_works_after_its_restart(tmp_path: Path) -> None:
     broker = Broker(tmp_path / "nats")
     broker.start()

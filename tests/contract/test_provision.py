@@ -17,6 +17,7 @@ from tokentrace.errors import ConfigError
 from tokentrace.service.bootstrap import bootstrap, fit
 from tokentrace.units import DAY
 
+pytestmark = pytest.mark.broker
 MIB = 1024 * 1024
 
 

@@ -15,6 +15,7 @@ T = TypeVar("T")
 #: times as many examples as ``all``.
 PROFILE = os.environ.get("TOKENTRACE_PROFILE", "ci")
 WHOLE = PROFILE in ("all", "nightly")
+FAST = PROFILE == "fast"
 _SHARES = {"fast": 0.03, "ci": 0.3, "all": 1.0, "nightly": 10.0}
 _LEAST = {"fast": 2, "ci": 4, "all": 1, "nightly": 1}
 _DEFAULT = 100
