@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 from kit.broker import Broker
 from kit.pipeline import Answer, free_port, http
+from kit.services import Service, start_service
 
 
 class Fleet:
@@ -38,7 +38,7 @@ class Fleet:
         self.directory, self.env = directory, {**os.environ, "TOKENTRACE_SNAPSHOT_INTERVAL": "1s", **(env or {})}
         self.broker = Broker(directory / "nats")
         self.ports = {name: free_port() for name in names}
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, Service | subprocess.Popen[bytes]] = {}
         self.log = directory / "fleet.log"
         directory.mkdir(parents=True, exist_ok=True)
 
@@ -61,22 +61,13 @@ class Fleet:
         if name.startswith("api") and ingest is not None:
             env = {**env, "TOKENTRACE_INGEST_URL": f"http://127.0.0.1:{ingest}"}
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}"]
-        with self.log.open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    f"tokentrace_{name.partition('-')[0]}",
-                    *flags,
-                    "--data-dir",
-                    str(self.data_of(name)),
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=env,
-                start_new_session=True,
-            )
+        self.running[name] = start_service(
+            f"tokentrace_{name.partition('-')[0]}",
+            [*flags, "--data-dir", str(self.data_of(name))],
+            directory=self.directory,
+            env=env,
+            log=self.log,
+        )
 
     def data_of(self, name: str) -> Path:
         """Return the data directory of one service."""

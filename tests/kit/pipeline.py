@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.broker import Broker
+from kit.services import Service, start_service
 
 ROOT = Path(__file__).parent.parent.parent
 TRACE = ROOT / "tests" / "data" / "AzureLLMInferenceTrace_conv.csv"
@@ -78,7 +79,7 @@ class Pipeline:
             "TOKENTRACE_SNAPSHOT_INTERVAL": "1s",
             **(env or {}),
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Service | subprocess.Popen[bytes] | None = None
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / "serve.log"
 
@@ -94,29 +95,11 @@ class Pipeline:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the process and, if *wait*, return once it is ready."""
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tokentrace_standalone",
-                    "serve",
-                    "--addr",
-                    f"127.0.0.1:{self.port}",
-                    "--also",
-                    "none",
-                    "--data-dir",
-                    str(self.data),
-                    "--nats-port",
-                    str(self.nats_port),
-                    *self.flags,
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=self.env,
-                start_new_session=True,
-            )
+        flags = ["--addr", f"127.0.0.1:{self.port}", "--also", "none", "--data-dir", str(self.data)]
+        flags += ["--nats-port", str(self.nats_port), *self.flags]
+        self.process = start_service(
+            "tokentrace_standalone", ["serve", *flags], directory=self.directory, env=self.env, log=self.log
+        )
         if wait:
             self.wait_ready()
 
@@ -177,7 +160,7 @@ class Pipeline:
                 self.process.wait(40)
             except subprocess.TimeoutExpired:
                 self.kill()
-        return self.process.returncode
+        return self.process.wait()
 
 
 class SeparateServices(Pipeline):
@@ -196,7 +179,7 @@ class SeparateServices(Pipeline):
         self.broker = Broker(directory / "nats")
         self.ports = {name: free_port() for name in self.SERVICES}
         self.port = self.ports["api"]
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, Service | subprocess.Popen[bytes]] = {}
 
     @property
     def nats_url(self) -> str:
@@ -214,15 +197,9 @@ class SeparateServices(Pipeline):
     def start_one(self, name: str) -> None:
         """Start one service and return at once."""
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
-        with self.log.open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", f"tokentrace_{name}", *flags],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=self.env,
-                start_new_session=True,
-            )
+        self.running[name] = start_service(
+            f"tokentrace_{name}", flags, directory=self.directory, env=self.env, log=self.log
+        )
 
     def kill_one(self, name: str) -> None:
         """Send SIGKILL to one service."""

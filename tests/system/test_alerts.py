@@ -8,8 +8,6 @@ import itertools
 import json
 import random
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -23,6 +21,7 @@ import pytest
 
 from kit.builders import make_batch, make_span
 from kit.pipeline import Pipeline, SeparateServices, finish, free_port, http, replay
+from kit.services import start_service
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import encode_batches
@@ -355,15 +354,9 @@ class Watched(SeparateServices):
 
     def start_twin(self) -> None:
         flags = ["--nats", self.nats_url, "--addr", f"127.0.0.1:{self.ports['twin']}", "--data-dir", str(self.data)]
-        with self.log.open("ab") as log:
-            self.running["twin"] = subprocess.Popen(
-                [sys.executable, "-m", "tokentrace_alerter", *flags],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=self.env,
-                start_new_session=True,
-            )
+        self.running["twin"] = start_service(
+            "tokentrace_alerter", flags, directory=self.directory, env=self.env, log=self.log
+        )
 
     def wait_alerter(self, name: str = "alerter") -> None:
         self.until(lambda: http("GET", f"http://127.0.0.1:{self.ports[name]}/readyz").status == 200, f"{name} ready")

@@ -6,8 +6,6 @@ import asyncio
 import json
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -30,6 +28,7 @@ from kit.receiver import (
     make_rule,
     read,
 )
+from kit.services import start_service
 from tokentrace.bus import Chunk, PubAck, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Unavailable
@@ -102,15 +101,9 @@ class Twins(SeparateServices):
 
     def start_twin(self, name: str) -> None:
         flags = ["--nats", self.nats_url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
-        with self.log.open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", "tokentrace_alerter", *flags],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env=self.env,
-                start_new_session=True,
-            )
+        self.running[name] = start_service(
+            "tokentrace_alerter", flags, directory=self.directory, env=self.env, log=self.log
+        )
 
     def wait_twin(self, name: str) -> None:
         self.until(lambda: http("GET", f"http://127.0.0.1:{self.ports[name]}/readyz").status == 200, f"{name} ready")

@@ -33,6 +33,7 @@ from kit.metrics_http import (
     serve_metrics,
 )
 from kit.pipeline import Pipeline, SeparateServices, free_port
+from kit.services import start_service
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import parse_custom_metric, parse_custom_metrics
@@ -229,15 +230,9 @@ class Halved(SeparateServices):
         module = "aggregator" if name == "second" else name
         own = {"aggregator": {"TOKENTRACE_OWN_SHARDS": "0"}, "second": {"TOKENTRACE_OWN_SHARDS": "1"}}.get(name, {})
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
-        with self.log.open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", f"tokentrace_{module}", *flags],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env={**self.env, **own},
-                start_new_session=True,
-            )
+        self.running[name] = start_service(
+            f"tokentrace_{module}", flags, directory=self.directory, env={**self.env, **own}, log=self.log
+        )
 
 
 def test_while_a_shard_is_missing_every_answer_is_incomplete_and_names_it(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +33,7 @@ from kit.prometheus_page import (
     total,
     wait_fired,
 )
+from kit.services import start_service
 
 # --- separate processes, two aggregators with one shard each
 
@@ -50,15 +50,9 @@ class Sharded(SeparateServices):
         module = "aggregator" if name == "second" else name
         own = {"aggregator": {"TOKENTRACE_OWN_SHARDS": "0"}, "second": {"TOKENTRACE_OWN_SHARDS": "1"}}.get(name, {})
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}", "--data-dir", str(self.data)]
-        with self.log.open("ab") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", f"tokentrace_{module}", *flags],
-                stdout=log,
-                stderr=log,
-                cwd=self.directory,
-                env={**self.env, **own},
-                start_new_session=True,
-            )
+        self.running[name] = start_service(
+            f"tokentrace_{module}", flags, directory=self.directory, env={**self.env, **own}, log=self.log
+        )
 
     def wait_page(self, path: str = PAGE) -> None:
         self.until(lambda: self.get(path).status == 200, f"200 at {path}")
