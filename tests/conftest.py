@@ -14,7 +14,7 @@ import pytest
 
 from kit.broker import Broker
 from kit.environment import ALLOWED, GUARD
-from kit.examples import PROFILE, load_profile
+from kit.examples import FAST, PROFILE, SEED, left_out, load_profile
 
 #: Refused connections are written to this file. Workers of pytest-xdist put theirs into the directory of the main
 #: process, which removes it at the end.
@@ -42,12 +42,16 @@ load_profile()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In the fast profile, deselect the tests that start a nats-server."""
-    if PROFILE != "fast":
-        return
-    with_broker = [item for item in items if _needs_broker(item)]
-    config.hook.pytest_deselected(items=with_broker)
-    items[:] = [item for item in items if item not in set(with_broker)]
+    """Deselect a part of the stories and, in the fast profile, the tests that start a nats-server."""
+    stories = left_out([item.nodeid for item in items if item.get_closest_marker("story")])
+    left = {item for item in items if item.nodeid in stories or (FAST and _needs_broker(item))}
+    config.hook.pytest_deselected(items=list(left))
+    items[:] = [item for item in items if item not in left]
+
+
+def pytest_report_header() -> str:
+    """Say how much the long tests try."""
+    return f"profile {PROFILE}; the seed of the stories is {SEED} (set it by TOKENTRACE_SEED)"
 
 
 def _needs_broker(item: pytest.Item) -> bool:

@@ -36,6 +36,17 @@ def matrix(values: Sequence[T], short: int) -> Sequence[T]:
     return values if WHOLE else values[:short]
 
 
+#: The seed that draws the stories of this run, the same in all its processes.
+SEED = os.environ.get("TOKENTRACE_SEED") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(random.randrange(2**32))
+
+
+def left_out(stories: Sequence[str]) -> set[str]:
+    """Return which of *stories*, ids of tests, this run leaves out: half of them, none in a whole run or of a few."""
+    if WHOLE or len(stories) < 20:
+        return set()
+    return set(random.Random(SEED).sample(sorted(stories), len(stories) // 2))
+
+
 def load_profile() -> None:
     """Set Hypothesis' default number of examples for this profile."""
     settings.register_profile(PROFILE, max_examples=examples(_DEFAULT), deadline=None)

@@ -20,6 +20,8 @@ from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND
 from tokentrace_alerter.delivery import alertmanager, payload
 
+pytestmark = pytest.mark.story
+
 
 def instant(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()

@@ -28,6 +28,8 @@ from tokentrace.records import encode_batches
 from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
 
+pytestmark = pytest.mark.story
+
 WEIRD = "Kosten: 50 % über/Plan.v2 *> 日本"
 TEN_KEYS = {"alert", "fired_at", "metric", "op", "value", "threshold", "window", "span_count", "filter", "rule_id"}
 RULES = f"""

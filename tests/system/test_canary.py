@@ -35,8 +35,8 @@ from tokentrace.records import BATCH_TYPE, Annotation, Batch, ChatMessage, Sessi
 from tokentrace.redact import Redactor
 from tokentrace_ingest.service import ACK_WAIT_S
 
-#: A whole run sends every kind over every input; another run sends a third of them over each, in turn.
-THIRDS = 1 if WHOLE else 3
+#: A whole run sends every kind over every input; another run sends a fifth of them over each, in turn.
+SHARES = 1 if WHOLE else 5
 
 
 class Sender:
@@ -51,11 +51,11 @@ class Sender:
     def __init__(self) -> None:
         self.needles: dict[bytes, str] = {}
         self.spans = 0
-        self._turns = itertools.cycle(range(THIRDS))
+        self._turns = itertools.cycle(range(SHARES))
 
     def kinds(self) -> Sequence[str]:
         """Return the kinds of secrets to send over the next input."""
-        return list(KINDS)[next(self._turns) :: THIRDS]
+        return list(KINDS)[next(self._turns) :: SHARES]
 
     def put(self, kind: str, source: str, place: str) -> str:
         """Return a text with a new secret for the field *place* of the input *source*."""

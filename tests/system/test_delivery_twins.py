@@ -38,6 +38,8 @@ from tokentrace_alerter.delivery import worker
 from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
 
+pytestmark = pytest.mark.story
+
 JSON = {"Content-Type": "application/json"}
 
 

@@ -21,6 +21,8 @@ from nats.aio.msg import Msg
 from kit.examples import examples
 from kit.pipeline import TRACE, Pipeline, SeparateServices, assert_exact, finish, replay, sum_of_pages
 
+pytestmark = pytest.mark.story
+
 
 @pytest.fixture
 def pipeline(tmp_path: Path) -> Iterator[Pipeline]:

@@ -19,6 +19,8 @@ import pytest
 
 from kit.pipeline import Pipeline, SeparateServices, http
 
+pytestmark = pytest.mark.story
+
 SIZE_MIB = 192
 
 

@@ -35,6 +35,8 @@ from kit.prometheus_page import (
 )
 from kit.services import start_service
 
+pytestmark = pytest.mark.story
+
 # --- separate processes, two aggregators with one shard each
 
 

@@ -17,6 +17,8 @@ import pytest
 from kit.examples import matrix
 from kit.pipeline import Answer, Pipeline
 
+pytestmark = pytest.mark.story
+
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 #: Time limit of a start, seconds; a start usually takes two or three.

@@ -29,6 +29,8 @@ from tokentrace.bus import Objects, jetstream, subjects
 from tokentrace.errors import Rejected
 from tokentrace.service.snapshots import KEEP_SNAPSHOTS
 
+pytestmark = pytest.mark.story
+
 T = TypeVar("T")
 #: Time after which an acknowledged snapshot is also on disk, seconds.
 SETTLES_S = 1.0

@@ -34,6 +34,8 @@ from tokentrace_api.service import Config as ApiConfig
 from tokentrace_ingest.service import Config as IngestConfig
 from tokentrace_ingest.service import Ingest
 
+pytestmark = pytest.mark.story
+
 #: The time in which a program promises to stop, seconds.
 STOP_S = 5.0
 SERVICES = ("ingest", "aggregator", "alerter", "api")
