@@ -91,6 +91,8 @@ def generation(serving: Pipeline, *spans: Mapping[str, Any]) -> list[Manifest]:
     serving.until(lambda: serving.get("/stats").json()["total_spans"] == counted + len(spans), "counted")
     last = cut_log(serving, None)
     serving.until(lambda: positions(serving)[-1:] == [last], "saved")
+    # A snapshot is saved before an older one is removed.
+    serving.until(lambda: len(listed(serving)) <= KEEP_SNAPSHOTS, "the oldest removed")
     found = listed(serving)
     assert found[-1].name not in before
     return found
