@@ -18,9 +18,10 @@ from tokentrace_aggregator.shard import Shard
 
 _BATCHES = 400
 _IMPORTS = 7
+_OURS, _BARE = "from tokentrace import Reporter", "import msgspec, nats"
 _IMPORT = """
 import time; began = time.perf_counter()
-import {names}
+{statement}
 took = time.perf_counter() - began
 import json, os, pathlib, sys
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -29,8 +30,8 @@ print(json.dumps([took, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(sys.modu
 
 FOLD = Plan("fold a span of a batch, decode included", "s", "decode in turn", Budget("<=", 4.0))
 REPORT = Plan("report() on the caller's thread", "s", DECODE, at_most(5e-6, DECODE))
-IMPORT = Plan("import tokentrace", "s", "import msgspec, nats", Budget("<=", 2.0))
-SIZE = Plan("memory after import tokentrace", "MiB", "after import msgspec, nats", Budget("<=", 1.25))
+IMPORT = Plan("from tokentrace import Reporter", "s", "import msgspec, nats", Budget("<=", 2.0))
+SIZE = Plan("memory after from tokentrace import Reporter", "MiB", "after import msgspec, nats", Budget("<=", 1.25))
 PLANS = (FOLD, REPORT, IMPORT, SIZE)
 
 
@@ -83,16 +84,16 @@ def _report() -> Measured:
 def _import_time(samples: dict[str, list[list[float]]]) -> Measured:
     """Time imports in new processes, in turn; add [seconds, MiB, number of modules] of each process to *samples*."""
     for _ in range(_IMPORTS + 1):
-        for names in ("tokentrace", "msgspec, nats"):
-            words = [sys.executable, "-c", _IMPORT.format(names=names)]
+        for statement in (_OURS, _BARE):
+            words = [sys.executable, "-c", _IMPORT.format(statement=statement)]
             done = subprocess.run(words, capture_output=True, check=True, timeout=120)
-            samples.setdefault(names, []).append(json.loads(done.stdout))
-    ours, bare = ([sample[0] for sample in samples[names][1:]] for names in ("tokentrace", "msgspec, nats"))
+            samples.setdefault(statement, []).append(json.loads(done.stdout))
+    ours, bare = ([sample[0] for sample in samples[statement][1:]] for statement in (_OURS, _BARE))
     return Measured(_median(ours), _median(bare), f"median of {_IMPORTS} processes")
 
 
 def _import_size(samples: dict[str, list[list[float]]]) -> Measured:
-    ours, bare = samples["tokentrace"], samples["msgspec, nats"]
+    ours, bare = samples[_OURS], samples[_BARE]
     modules = f"{ours[0][2]:.0f} modules, {bare[0][2]:.0f} without tokentrace"
     return Measured(_median([sample[1] for sample in ours]), _median([sample[1] for sample in bare]), modules)
 

@@ -110,3 +110,10 @@ def test_a_contract_reports_the_violation(name: str, tmp_path: Path) -> None:
     )
     assert result.returncode != 0, result.stdout
     assert any(contract in report and "BROKEN" in report for report in result.stdout.splitlines()), result.stdout
+
+
+def test_files_have_fewer_than_500_lines() -> None:
+    folders = ("shared", "services", "bench", "examples", "docs", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
+    assert len(files) > 300
+    assert [str(file.relative_to(ROOT)) for file in files if len(file.read_text().splitlines()) >= 500] == []
