@@ -222,7 +222,7 @@ class DeliveryRun:
             await self._work
 
     async def publish(self, *events: AlertEvent) -> None:
-        """Publish *events* as the alerter does."""
+        """Publish *events* on the subjects of their rules, without the message ids that the alerter sets."""
         for event in events:
             await self.bus.publish(subjects.alerts("default", event.alert), msgspec.json.encode(event))
 

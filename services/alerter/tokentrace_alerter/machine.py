@@ -75,9 +75,9 @@ class AlerterMachine:
 
     Attributes:
         evaluators: Rule name -> its evaluator.
-        time_ns: Stream time of the last message folded, Unix nanoseconds; 0 = none.
+        time_ns: Stream time of the last message folded since the start, Unix nanoseconds; 0 = none since then.
         caught_up: True = all messages that the log held at the start are folded. The service sets it.
-        spans: Number of spans folded.
+        spans: Number of spans folded since the start, while there were rules.
     """
 
     def __init__(self, rules: Sequence[Rule], project: str) -> None:

@@ -246,7 +246,12 @@ class OpenSpans:
 
 
 def _ended(before: OpenSpan, batch: Batch) -> OpenSpan:
-    """Return the entry that follows *before* when a span is ended once more; *batch* holds the record of the end."""
+    """
+    Return the entry that follows *before* after a request to end its span.
+
+    Args:
+        batch: Holds the finished span if this is the first end, else the annotation with the changed metadata.
+    """
     journal = [*before.journal, batch]
     if before.attributes is None:
         # Keep entries small, because the bucket holds those of a day. The finished span repeats the metadata.

@@ -89,7 +89,8 @@ class SpanQueue:
         #: True while the sender waits without a timeout, so that the next span has to wake it.
         self._sender_idle = True
         self._flushing = False
-        #: Monotonic seconds at which the sender first saw the oldest waiting span; None while nothing waits.
+        #: Monotonic seconds at which the sender first saw the oldest waiting span, or took the batch before it; None
+        #: until then.
         self._waiting_since: float | None = None
         self._closed = False
         self._abandoned = False

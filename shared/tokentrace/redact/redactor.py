@@ -153,7 +153,7 @@ class Redactor:
         return value
 
     def mapping(self, mapping: dict[str, Any], redactions: RedactionCounts | None = None) -> dict[str, Any]:
-        """Return *mapping* without secrets in keys and values; the same object if there are none."""
+        """Return *mapping* without what the mode removes from it; the same object if nothing is removed."""
         return self._mapping(mapping, {} if redactions is None else redactions, drop=False) if self.enabled else mapping
 
     def _mapping(self, mapping: dict[str, Any], redactions: RedactionCounts, *, drop: bool) -> dict[str, Any]:

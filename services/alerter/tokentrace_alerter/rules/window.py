@@ -126,7 +126,8 @@ def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
     return readings
 
 
-#: Prefix of the series name of an instance: without it, the series of the instance "" would be unnamed.
+#: Prefix of the series name of an instance. Without it, the instance "" would share the series of the instance
+#: "unknown", because ``SeriesTable`` replaces an empty name by that.
 _MARK = "="
 #: Limit of the series of a grouped rule. An instance has one for each combination of kind and status: at most 30.
 _MAX_SERIES = 40 * MAX_GROUPS
