@@ -92,9 +92,9 @@ DECODE = Reference("decode of a span", "s", 0.65e-6, _decode, again=True)
 FSYNC = Reference("fsync of 512 bytes", "s", 0.15e-3, _fsync, again=True)
 PUBLISH = Reference("bare publish", "spans/s", 1_000_000, _publish)
 #: ``set_on`` is estimated.
-ROUTE = Reference("bare GET", "s", 60e-6, _route)
+ROUTE = Reference("bare GET", "s", 34e-6, _route)
 #: ``set_on`` is estimated.
-APPEND = Reference("bare append", "rows/s", 280_000, _append)
+APPEND = Reference("bare append", "rows/s", 405_000, _append)
 #: A scan of ten million rows. ``set_on`` is estimated.
 SCAN = Reference("bare scan", "s", 15e-3, _scan)
 
