@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.examples import PROFILE
+from kit.examples import PROFILE, WHOLE
 from kit.pipeline import Pipeline
 
 #: A 503 is allowed, because a service may be unavailable. A request that fits its schema may be refused, because a
@@ -40,7 +41,7 @@ def serving(tmp_path: Path) -> Iterator[Pipeline]:
 
 def test_every_answer_is_as_the_document_describes_it_and_none_is_a_failure(serving: Pipeline) -> None:
     seed = int(os.environ.get("TOKENTRACE_SEED") or random.randrange(2**31))
-    cases = {"fast": "2", "ci": "4"}.get(PROFILE, "60")
+    cases = {"fast": "2", "ci": "4"}.get(PROFILE, "85")
     print(f"TOKENTRACE_SEED={seed}, {cases} cases for each operation")
     config = serving.directory / "schemathesis.toml"
     config.write_text(_CONFIG)
@@ -53,4 +54,8 @@ def test_every_answer_is_as_the_document_describes_it_and_none_is_a_failure(serv
     ]
     ran = subprocess.run(command, cwd=serving.directory, capture_output=True, text=True, timeout=1800, check=False)
     assert ran.returncode == 0, ran.stdout[-12_000:] + ran.stderr[-2_000:]
+    generated = re.search(r"(\d+) generated, \1 passed", ran.stdout)
+    assert generated is not None, ran.stdout[-2_000:]
+    print(f"{generated.group(0)}")
+    assert int(generated.group(1)) >= (2_000 if WHOLE else 20)
     assert "Traceback" not in serving.log.read_text()
