@@ -323,8 +323,8 @@ class Ingest:
                 continue
             worst = max(self._behind, key=lambda reader: self._behind[reader], default="")
             if worst and self._behind[worst] >= _STOP_AT:
-                part = f"{self._behind[worst]:.0%}"
-                self._blocked = f"{worst} is {part} of the log behind; input waits so that this reader loses no message"
+                behind = f"{worst} is behind by {self._behind[worst]:.0%} of the log's size limit"
+                self._blocked = f"{behind}; input waits so that this reader loses no message"
                 log.error(self._blocked)
             else:
                 self._blocked = ""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any, Literal, Protocol
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from tokentrace.bus import Bus
-from tokentrace.errors import TokentraceError, Unavailable
+from tokentrace.errors import TokentraceError
 from tokentrace.metrics import Query
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
@@ -22,6 +24,7 @@ from tokentrace.version import __version__
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.routes.answers import InstantText, Natural
+from tokentrace_api.store import Store
 
 
 class StoreState(Protocol):
@@ -186,35 +189,17 @@ def router(
             "transport": "nats",
             "queue_depth": state.queue_depth,
         }
-        try:
-            answer = await aggregators.query(Query(what="lifetime"))
-            shown["span_count"] = answer.total.sums.spans
-            lost = [
-                {"service": "aggregator", "shard": shard, "first": first, "last": last}
-                for shard, first, last in answer.cumulative.lost
-            ]
-            problems += [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
-        except Unavailable as exc:
-            problems.append(str(exc))
-        try:
-            shown |= await _log(bus)
-        except TokentraceError as exc:
-            problems.append(str(exc))
-        try:
-            shown |= await _set_aside(bus)
-        except TokentraceError as exc:
-            problems.append(str(exc))
-        try:
-            shown["stored_spans"] = await store.read(lambda spans: spans.count(time.time_ns()))
-            shown["disk"] = await store.read(
-                lambda spans: {
-                    "store_bytes": spans.disk_bytes(),
-                    "store_max_bytes": max_bytes or None,
-                    "free_bytes": spans.free_bytes(),
-                }
-            )
-        except Unavailable as exc:
-            problems.append(str(exc))
+        # The parts do not depend on each other, and each waits for another program.
+        parts = await asyncio.gather(
+            _or_problem(_counted(aggregators)),
+            _or_problem(_log(bus)),
+            _or_problem(_set_aside(bus)),
+            _or_problem(_stored(store, max_bytes)),
+        )
+        for part in parts:
+            shown |= part.shown
+            lost += map(dict, part.lost)
+            problems += part.problems
         shown |= state.details()
         if lost:
             shown["lost"] = [*shown.get("lost", []), *lost]
@@ -226,11 +211,52 @@ def router(
     return routes
 
 
-async def _set_aside(bus: Bus) -> dict[str, Any]:
-    """Return the key ``set_aside`` with the data that could not be decoded; {} if there is none."""
+class _Part(NamedTuple):
+    """What one source adds to the answer: keys, lost messages, and problems that make the pipeline unhealthy."""
+
+    shown: Mapping[str, Any]
+    lost: Sequence[Mapping[str, Any]] = ()
+    problems: Sequence[str] = ()
+
+
+async def _or_problem(part: Awaitable[_Part]) -> _Part:
+    """Return *part*, or its error as a problem."""
+    try:
+        return await part
+    except TokentraceError as exc:
+        return _Part({}, problems=[str(exc)])
+
+
+async def _counted(aggregators: AggregatorClient) -> _Part:
+    """Return the number of spans that the aggregators have counted, and the messages that they lost."""
+    answer = await aggregators.query(Query(what="lifetime"))
+    lost = [
+        {"service": "aggregator", "shard": shard, "first": first, "last": last}
+        for shard, first, last in answer.cumulative.lost
+    ]
+    problems = [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
+    return _Part({"span_count": answer.total.sums.spans}, lost, problems)
+
+
+async def _stored(store: StoreReader, max_bytes: int) -> _Part:
+    """Return the number of spans in the store, and the space of its disk."""
+
+    def read(spans: Store) -> _Part:
+        disk = {
+            "store_bytes": spans.disk_bytes(),
+            "store_max_bytes": max_bytes or None,
+            "free_bytes": spans.free_bytes(),
+        }
+        return _Part({"stored_spans": spans.count(time.time_ns()), "disk": disk})
+
+    return await store.read(read)
+
+
+async def _set_aside(bus: Bus) -> _Part:
+    """Return the key ``set_aside`` with the data that could not be decoded; no key if there is none."""
     totals, records = await read_set_aside(bus)
     if not totals:
-        return {}
+        return _Part({})
     newest = [
         {
             "place": record.place,
@@ -241,10 +267,10 @@ async def _set_aside(bus: Bus) -> dict[str, Any]:
         }
         for record in records
     ]
-    return {"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}}
+    return _Part({"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}})
 
 
-async def _log(bus: Bus) -> dict[str, Any]:
+async def _log(bus: Bus) -> _Part:
     """Return the keys ``log`` and, if readers are far behind, ``warnings``."""
     state, behind = await read_backlog(bus)
     covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
@@ -258,5 +284,7 @@ async def _log(bus: Bus) -> dict[str, Any]:
     }
     late = {reader: part for reader, part in behind.items() if part > 0.5}
     if late:
-        shown["warnings"] = [f"{reader} is {part:.0%} of the log behind" for reader, part in late.items()]
-    return shown
+        shown["warnings"] = [
+            f"{reader} is behind by {part:.0%} of the log's size limit" for reader, part in late.items()
+        ]
+    return _Part(shown)
