@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_report_header() -> str:
     """Say how much the long tests try."""
-    return f"profile {PROFILE}; the seed of the stories is {SEED} (set it by TOKENTRACE_SEED)"
+    return f"profile {PROFILE}; TOKENTRACE_SEED={SEED}"
 
 
 def _needs_broker(item: pytest.Item) -> bool:

@@ -36,8 +36,8 @@ def matrix(values: Sequence[T], short: int) -> Sequence[T]:
     return values if WHOLE else values[:short]
 
 
-#: The seed that draws the stories of this run, the same in all its processes.
-SEED = os.environ.get("TOKENTRACE_SEED") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(random.randrange(2**32))
+#: The seed of this run. Workers of pytest-xdist inherit it from the process that prints it.
+SEED = int(os.environ.setdefault("TOKENTRACE_SEED", str(random.randrange(2**31))))
 
 
 def left_out(stories: Sequence[str]) -> set[str]:

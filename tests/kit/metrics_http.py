@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
+from kit.json_spans import fresh
 from kit.pipeline import Answer, Pipeline
 from tokentrace.units import parse_duration
 
@@ -32,10 +32,6 @@ custom_metrics:
   - {name: cost_of_legal, type: avg, field: cost, filter_key: document_type, filter_val: legal}
 """
 CUSTOM = ("legal_doc_cost", "agent_steps", "answer_score", "legal_prompts", "latency_of_legal", "cost_of_legal")
-
-
-def fresh(what: str) -> str:
-    return f"{what}-{uuid.uuid4().hex[:12]}"
 
 
 def make(**fields: Any) -> dict[str, Any]:

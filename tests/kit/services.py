@@ -121,7 +121,6 @@ class _Launcher:
         self._socket = ours
         self._answers = ours.makefile("r")
         self._lock = threading.Lock()
-        self.python_path = os.environ.get("PYTHONPATH")
         atexit.register(self._stop)
 
     def ask(self, request: Any) -> Any:

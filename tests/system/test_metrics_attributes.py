@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kit.json_spans import fresh
 from kit.metrics_http import (
     CUSTOM,
     DIMENSIONS,
@@ -17,7 +18,6 @@ from kit.metrics_http import (
     assert_coverage,
     close_to,
     expected_groups,
-    fresh,
     grouped,
     make,
     refused,

@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 import pytest
 
+from kit.json_spans import fresh
 from kit.metrics_http import (
     CUSTOM,
     FIRINGS,
     TRANSPORT,
     ask,
     assert_coverage,
-    fresh,
     make,
     moment,
     refused,

@@ -15,14 +15,6 @@ TOKEN = {"Authorization": "Bearer the-key"}
 
 
 @pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    serving = Replicas(tmp_path_factory.mktemp("replicas"))
-    serving.start()
-    yield serving
-    assert set(serving.stop().values()) == {0}
-
-
-@pytest.fixture(scope="module")
 def open_replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
     """An ingest and an api that redact nothing and need a token."""
     env = {"TOKENTRACE_REDACTION_MODE": "off", "TOKENTRACE_AUTH_TOKEN": "the-key"}

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,14 +24,6 @@ from kit.sessions import refused
 from tokentrace.dialect.costkatana import decode_end, end_of
 from tokentrace.records import Batch
 from tokentrace_ingest.open_spans import OpenSpan
-
-
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    serving = Replicas(tmp_path_factory.mktemp("replicas"))
-    serving.start()
-    yield serving
-    assert set(serving.stop().values()) == {0}
 
 
 class TestStartAndEnd:

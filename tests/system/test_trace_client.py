@@ -30,14 +30,6 @@ class Conversation(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    serving = Replicas(tmp_path_factory.mktemp("replicas"))
-    serving.start()
-    yield serving
-    assert set(serving.stop().values()) == {0}
-
-
-@pytest.fixture(scope="module")
 def client(replicas: Replicas) -> Iterator[TraceClient]:
     with TraceClient("any", "shop", replicas.url_of("api")) as client:
         yield client
