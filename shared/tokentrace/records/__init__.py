@@ -36,6 +36,7 @@ from tokentrace.records.batch import (
 from tokentrace.records.position import Natural, Position
 from tokentrace.records.session import Annotation, ChatMessage, Role, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import (
+    FREE_REASONS,
     FUTURE_NS,
     KINDS,
     MAX_ATTRIBUTES,
@@ -50,6 +51,7 @@ from tokentrace.records.span import (
     MIN_INSTANT_NS,
     ROLLUP_KINDS,
     SPAN_FIELDS,
+    UNPRICED_REASONS,
     CostSource,
     Id,
     Instant,
@@ -69,6 +71,7 @@ from tokentrace.records.span import (
 
 __all__ = [
     "BATCH_TYPE",
+    "FREE_REASONS",
     "FUTURE_NS",
     "KINDS",
     "MAX_ATTRIBUTES",
@@ -83,6 +86,7 @@ __all__ = [
     "MIN_INSTANT_NS",
     "ROLLUP_KINDS",
     "SPAN_FIELDS",
+    "UNPRICED_REASONS",
     "AlertAnswer",
     "AlertEvent",
     "AlertRequest",

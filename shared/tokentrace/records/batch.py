@@ -54,6 +54,9 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         arrived_ns: When the pipeline received the batch, Unix nanoseconds; 0 = not received yet.
         source: The name of the reporter, which becomes the caller of spans that name none.
         reporter: The counters of the reporter when it made this batch; None for a batch that no reporter sent.
+        layout: 0 = the id of the batch decided its shard; 1 = the identity of each span did, and *part* is the number
+            of the run of spans times the shard count plus the shard.
+        identities: The identities of the spans in order, as ``tokentrace.dedup`` encodes them; b"" = not computed yet.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=400)]
@@ -69,6 +72,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     session_ends: list[SessionEnd] = []
     tombstones: list[Tombstone] = []
     annotations: list[Annotation] = []
+    layout: Annotated[int, Meta(ge=0, le=2**15)] = 0
+    identities: bytes = b""
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -87,6 +92,8 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     session_ends: list[msgspec.Raw] = []
     tombstones: list[msgspec.Raw] = []
     annotations: list[msgspec.Raw] = []
+    layout: Annotated[int, Meta(ge=0, le=2**15)] = 0
+    identities: bytes = b""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -13,7 +13,9 @@ from tokentrace.units import DAY, MINUTE, SCORE_ONE, is_number
 Kind = Literal["llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"]
 Status = Literal["ok", "error", "timeout"]
 #: How the cost of a span was found; see ``Span.cost_source``.
-CostSource = Literal["", "reported", "priced", "overridden", "partly_priced", "unpriced", "zero_ignored"]
+CostSource = Literal["", "reported", "priced", "overridden", "partly_priced", "unpriced", "zero_ignored", "free"]
+#: What is known about the usage of a call; see ``Span.usage_state``.
+UsageState = Literal["", "missing", "partial", "estimated", "none"]
 
 KINDS: tuple[str, ...] = (
     "llm",
@@ -30,6 +32,26 @@ KINDS: tuple[str, ...] = (
 #: Kinds whose cost is the sum of the calls below them. This cost is shown, but not added to totals a second time.
 ROLLUP_KINDS = frozenset({"http", "agent", "workflow", "chain"})
 _MODEL_KINDS = frozenset({"llm", "embedding"})
+
+#: Why a cost is unknown or lacks a part, as in ``Span.unpriced_reason`` up to the colon; the order is kept on disk.
+UNPRICED_REASONS: tuple[str, ...] = (
+    "no_usage",
+    "partial_usage",
+    "estimated_usage",
+    "no_split",
+    "unclassified_tokens",
+    "no_model",
+    "unknown_model",
+    "local_model",
+    "no_token_rate",
+    "no_rate",
+    "ambiguous_usage",
+    "usage_contradicts_itself",
+    "unknown_variant",
+    "over_bounds",
+)
+#: Why a cost of 0 is right, as in ``Span.unpriced_reason`` of a span that is known to be free.
+FREE_REASONS: tuple[str, ...] = ("cache_hit", "free_model", "local_provider", "no_tokens_used")
 
 MAX_TOKENS = 2**40
 MAX_COST_NUSD = 1_000_000 * 1_000_000_000
@@ -80,15 +102,21 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         error: The error message if status is not ok; "" = none.
         arrived_ns: When the pipeline received the span, Unix nanoseconds; 0 = not received yet.
         session_id, user_id: The session and user that the span belongs to; None = unknown.
-        cost_source: reported, priced, overridden, partly_priced, unpriced or zero_ignored; "" = not decided yet.
+        cost_source: reported, priced, overridden, partly_priced, unpriced, zero_ignored or free; "" = not decided yet.
         cost_model: The price that was used, such as ``openai:gpt-4o@genai-prices-0.2.3``.
-        unpriced_reason: Why cost_nusd is None or lacks a part; "" if it is complete.
+        unpriced_reason: Why cost_nusd is None or lacks a part, one of ``UNPRICED_REASONS`` and, after a colon, the units
+            concerned; or why the call is free, one of ``FREE_REASONS``; "" for any other cost.
         cache_read_tokens, cache_write_tokens: Parts of prompt_tokens; they are not added to it.
         cache_write_1h_tokens: The part of cache_write_tokens that is kept for an hour.
         reasoning_tokens: The part of completion_tokens that was spent on reasoning.
         usage: Amounts of other priced units by name (searches, audio, images), whole numbers >= 0; None = none.
         error_stack: The stack trace; "" = none.
         source: How the span reached the pipeline: reporter, spans, mist, costkatana or nats.
+        usage_state: "" = the token counts are complete; missing = the call used tokens and nobody counted them;
+            partial = the counts lack a part; estimated = the counts are a guess; none = the call used no tokens.
+        pricing_context: What else decides the price, by name, such as ``{"service_tier": "flex"}``; None = unknown.
+        response_id: The id that the provider gave the response; "" = unknown.
+        scope: The instrumentation that reported the span, such as ``openinference.instrumentation.openai``.
 
     Raises:
         TypeError: A field name is unknown. The values are checked later, when the span is decoded.
@@ -127,6 +155,10 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     usage: dict[str, Tokens] | None = None
     error_stack: Text = ""
     source: Name = ""
+    usage_state: UsageState = ""
+    pricing_context: dict[Name, Name] | None = None
+    response_id: Id = ""
+    scope: Name = ""
 
 
 SPAN_FIELDS: tuple[str, ...] = Span.__struct_fields__
