@@ -104,8 +104,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         session_id, user_id: The session and user that the span belongs to; None = unknown.
         cost_source: reported, priced, overridden, partly_priced, unpriced, zero_ignored or free; "" = not decided yet.
         cost_model: The price that was used, such as ``openai:gpt-4o@genai-prices-0.2.3``.
-        unpriced_reason: Why cost_nusd is None or lacks a part, one of ``UNPRICED_REASONS`` and, after a colon, the units
-            concerned; or why the call is free, one of ``FREE_REASONS``; "" for any other cost.
+        unpriced_reason: Why cost_nusd is None or lacks a part: one of ``UNPRICED_REASONS`` and, after a colon, the
+            units concerned. Or why the call is free, one of ``FREE_REASONS``; "" for any other cost.
         cache_read_tokens, cache_write_tokens: Parts of prompt_tokens; they are not added to it.
         cache_write_1h_tokens: The part of cache_write_tokens that is kept for an hour.
         reasoning_tokens: The part of completion_tokens that was spent on reasoning.
