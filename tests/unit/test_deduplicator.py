@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kit.builders import ENDED_NS, make_batch, make_span
-from tokentrace.dedup import Counts, Deduplicator, identities_of, is_long, keys_of, usable_response_id
+from tokentrace.dedup import LeftOut, Deduplicator, identities_of, is_long, keys_of, usable_response_id
 from tokentrace.records import Batch, Score, Span
 from tokentrace.units import MINUTE, SECOND
 
@@ -40,13 +40,13 @@ def test_a_span_counts_once_in_however_many_batches_it_is_told() -> None:
     ]
     spans = [span for batch in taken if batch is not None for span in batch.spans]
     assert [(span.span_id, span.prompt_tokens) for span in spans] == [("a", 100), ("b", told("b").prompt_tokens)]
-    assert dedup.counts == Counts(1, repeated=3, conflicting=2, conflicting_nusd=5)
+    assert dedup.left_out == LeftOut(1, repeated=3, conflicting=2, conflicting_nusd=5)
 
 
 def test_a_numbered_batch_is_skipped_as_a_whole_when_it_comes_again() -> None:
     dedup = Deduplicator()
     assert counted(dedup, make_batch(told("a"), told("a")), make_batch(told("a"), told("b"))) == ["a"]
-    assert dedup.counts == Counts(1, repeated=1)
+    assert dedup.left_out == LeftOut(1, repeated=1)
 
 
 def test_two_instrumentations_of_one_response_count_once() -> None:
@@ -59,7 +59,7 @@ def test_a_long_id_with_different_intervals_counts_each_call() -> None:
     dedup = Deduplicator()
     spans = [told(f"s{at}", response_id=LONG_ID, shift_ns=at * 10 * MINUTE) for at in range(5)]
     assert counted(dedup, request(1, *spans)) == [f"s{at}" for at in range(5)]
-    assert dedup.counts.reused == 4
+    assert dedup.left_out.reused == 4
 
 
 def test_twenty_parallel_equal_calls_with_short_ids_through_one_instrumentation_all_count() -> None:
@@ -178,5 +178,5 @@ def test_a_restored_deduplicator_continues_as_the_one_that_was_saved() -> None:
     restored = Deduplicator(shards=4, capacity=2**16)
     decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(state))
     restored.restore(decoded, {name: part.encode() for name, part in parts.items() if part.encode}, "@")
-    assert (restored.counts, restored.digests) == (dedup.counts, dedup.digests)
+    assert (restored.left_out, restored.digests) == (dedup.left_out, dedup.digests)
     assert counted(restored, make_batch(told("a")), request(2, told("b"), told("c"))) == ["c"]

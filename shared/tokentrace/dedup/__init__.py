@@ -1,7 +1,7 @@
 """Deduplication: one call counts once, however often and by whomever it is told, for every reader of the log alike."""
 
 from tokentrace.dedup.batches import MAX_INTERVALS, MAX_REPORTERS, FoldedBatches
-from tokentrace.dedup.deduplicator import DIGEST_EVERY, Counts, Deduplicator, Taken
+from tokentrace.dedup.deduplicator import DIGEST_EVERY, Deduplicator, LeftOut, Taken, total
 from tokentrace.dedup.identity import (
     IDENTITY,
     hash64,
@@ -22,9 +22,9 @@ __all__ = [
     "MAX_REPORTERS",
     "TOTAL_CALLS",
     "CallMemory",
-    "Counts",
     "Deduplicator",
     "FoldedBatches",
+    "LeftOut",
     "Taken",
     "Verdict",
     "capacity_for",
@@ -34,5 +34,6 @@ __all__ = [
     "keys_of",
     "shard_of_key",
     "span_key",
+    "total",
     "usable_response_id",
 ]

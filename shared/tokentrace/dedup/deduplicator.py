@@ -7,7 +7,7 @@ order in the log and stream time alone, so all readers give the same answer, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,14 +35,16 @@ class Taken(NamedTuple):
             nothing of it counts.
         counted: For each span of the original batch, whether it counts; None = all of them do.
         conflicting: Indices of spans that do not count and whose usage or cost differs from that of the first telling.
+        skipped: True = the batch was folded before as a whole.
     """
 
     batch: Batch | None
     counted: Sequence[bool] | None = None
     conflicting: Sequence[int] = ()
+    skipped: bool = False
 
 
-class Counts(msgspec.Struct, array_like=True):
+class LeftOut(msgspec.Struct, array_like=True):
     """
     What one reader left out of its sums.
 
@@ -60,10 +62,10 @@ class Counts(msgspec.Struct, array_like=True):
     conflicting_nusd: int = 0
     reused: int = 0
 
-    def add(self, other: Counts) -> None:
-        """Add *other* to these counts."""
-        for name in self.__struct_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+def total(parts: Iterable[LeftOut]) -> LeftOut:
+    """Return the sum of *parts*."""
+    return LeftOut(*map(sum, zip(*map(msgspec.structs.astuple, parts), strict=True)))
 
 
 class Deduplicator:
@@ -77,13 +79,13 @@ class Deduplicator:
     Attributes:
         batches: The numbered batches that were folded.
         calls: The newest calls.
-        counts: What was left out since the log began.
+        left_out: What was left out since the log began.
     """
 
     def __init__(self, shards: int = 1, capacity: int = TOTAL_CALLS) -> None:
         self.batches = FoldedBatches(shards)
         self.calls = CallMemory(capacity)
-        self.counts = Counts()
+        self.left_out = LeftOut()
         self._boundary = 0
         self._digests: list[tuple[int, int]] = []
 
@@ -112,32 +114,34 @@ class Deduplicator:
             project: The project in the subject of the message.
         """
         if batch.sequence and not self.batches.add(batch, now_ns):
-            self.counts.repeated_batches += 1
-            return Taken(None, [False] * len(batch.spans) if batch.spans else None)
+            return self._skip(batch)
         has_others = batch.reporter is not None or any(getattr(batch, name) for name in _OTHER_RECORDS)
         if not batch.sequence:
             if self.batches.holds_request(batch):
-                self.counts.repeated_batches += 1
-                return Taken(None, [False] * len(batch.spans) if batch.spans else None)
+                return self._skip(batch)
             if has_others:
                 known = self.calls.take(np.frombuffer(batch_identity(batch, project), IDENTITY))
                 has_others = bool(known.counted[0])
         if not batch.spans:
-            self.counts.repeated_batches += not has_others
+            self.left_out.repeated_batches += not has_others
             return Taken(batch if has_others else None)
         verdict = self.calls.take(decode_identities(batch, project))
-        self.counts.reused += verdict.reused
+        self.left_out.reused += verdict.reused
         if verdict.counted.all() and (has_others or not any(getattr(batch, name) for name in _OTHER_RECORDS)):
             return Taken(batch)
         return self._partly(batch, verdict.counted.tolist(), verdict.conflicting, with_others=has_others)
 
+    def _skip(self, batch: Batch) -> Taken:
+        self.left_out.repeated_batches += 1
+        return Taken(None, [False] * len(batch.spans), skipped=True)
+
     def _partly(self, batch: Batch, counted: list[bool], conflicting: list[int], *, with_others: bool) -> Taken:
         spans = [span for span, counts in zip(batch.spans, counted, strict=True) if counts]
-        self.counts.repeated += len(counted) - len(spans)
-        self.counts.conflicting += len(conflicting)
-        self.counts.conflicting_nusd += sum(batch.spans[at].cost_nusd or 0 for at in conflicting)
+        self.left_out.repeated += len(counted) - len(spans)
+        self.left_out.conflicting += len(conflicting)
+        self.left_out.conflicting_nusd += sum(batch.spans[at].cost_nusd or 0 for at in conflicting)
         if not spans and not with_others:
-            self.counts.repeated_batches += 1
+            self.left_out.repeated_batches += 1
             return Taken(None, counted, conflicting)
         emptied: dict[str, list[Any]] = {} if with_others else {name: [] for name in _OTHER_RECORDS}
         return Taken(replace(batch, spans=spans, **emptied), counted, conflicting)
@@ -152,7 +156,7 @@ class Deduplicator:
         state = {
             "batches": self.batches.snapshot(),
             "calls": calls,
-            "counts": list(msgspec.structs.astuple(self.counts)),
+            "left_out": list(msgspec.structs.astuple(self.left_out)),
             "boundary": self._boundary,
             "digests": self._digests,
         }
@@ -162,6 +166,6 @@ class Deduplicator:
         """Take over what ``snapshot`` captured; raises ``Rejected`` if it does not fit."""
         self.batches = FoldedBatches.restore(state["batches"])
         self.calls.restore(state["calls"], parts, prefix)
-        self.counts = msgspec.convert(state["counts"], Counts)
+        self.left_out = msgspec.convert(state["left_out"], LeftOut)
         self._boundary = msgspec.convert(state["boundary"], int)
         self._digests = msgspec.convert(state["digests"], list[tuple[int, int]])
