@@ -121,7 +121,7 @@ class Aggregator:
         """Yield the aggregator's own metrics, for ``/internal/metrics``."""
         for machine, runner in zip(self.machines, self.runners, strict=True):
             labels = {"shard": str(machine.shard)}
-            progress, left_out = runner.progress, machine.dedup.counts
+            progress, left_out = runner.progress, machine.dedup.left_out
             for name, help_text, value in (
                 ("spans_total", "Spans folded.", machine.spans),
                 ("batches_total", "Batches folded.", machine.batches),
