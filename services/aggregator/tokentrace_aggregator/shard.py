@@ -11,7 +11,7 @@ import numpy as np
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
-from tokentrace.dedup import Deduplicator, FoldedBatches, LeftOut, capacity_for
+from tokentrace.dedup import Deduplicator, Digest, FoldedBatches, LeftOut, capacity_for
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     Aggregates,
@@ -122,6 +122,11 @@ class Shard:
     def position(self) -> Position | None:
         """The last message folded, as ``Machine.position``."""
         return self._position
+
+    @property
+    def digests(self) -> Mapping[int, Sequence[Digest]]:
+        """As ``Machine.digests``."""
+        return {self.shard: self.dedup.digests}
 
     @property
     def late(self) -> int:

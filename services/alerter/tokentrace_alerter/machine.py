@@ -49,7 +49,7 @@ import msgspec
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
-from tokentrace.dedup import Deduplicator, FoldedBatches, capacity_for
+from tokentrace.dedup import Deduplicator, Digest, FoldedBatches, capacity_for
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent, Batch, Position, decode_batches, decode_event
 from tokentrace.rollup import SeriesTable, changes_in, rows_of
@@ -131,6 +131,11 @@ class AlerterMachine:
     def position(self) -> Position | None:
         """As ``Machine.position``."""
         return self._position
+
+    @property
+    def digests(self) -> Mapping[int, Sequence[Digest]]:
+        """As ``Machine.digests``."""
+        return {shard: dedup.digests for shard, dedup in self.dedup.items()}
 
     # -- adding and removing rules
 
