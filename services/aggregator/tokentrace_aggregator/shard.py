@@ -118,6 +118,11 @@ class Shard:
         self.spans = 0
         self.batches = 0
 
+    def remember(self, capacity: int) -> None:
+        """Remember *capacity* calls; only before the first message is folded or a snapshot is restored."""
+        self._capacity = capacity
+        self.dedup = Deduplicator(self._shards, capacity)
+
     @property
     def position(self) -> Position | None:
         """The last message folded, as ``Machine.position``."""

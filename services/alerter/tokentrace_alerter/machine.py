@@ -107,6 +107,11 @@ class AlerterMachine:
         self.evaluators: dict[str, RuleEvaluator] = {}
         self._set_evaluators({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
 
+    def remember(self, capacity: int) -> None:
+        """Remember *capacity* calls of each shard; only before a message is folded or a snapshot is restored."""
+        self._capacity = capacity
+        self.dedup = self.new_memory()
+
     def new_memory(self) -> dict[int, Deduplicator]:
         """Return an empty memory of what was folded, by shard."""
         return {shard: Deduplicator(self._shards, self._capacity) for shard in range(self._shards)}

@@ -4,9 +4,10 @@ The shard of every record: that of the call which it belongs to, so that all tel
 A batch is split into one batch for each shard. The split is a function of the records, so a batch that is sent again is
 split in the same way, and readers recognise the parts by their numbers.
 
-*Layouts.* Up to version 0.4 the id of a batch decided its shard (layout 0). Readers of that version divide batch numbers
-by the shard count and would take the parts of layout 1 for repetitions. So ingest uses layout 1 only for batches that
-arrive after an instant in ``tt_meta``, which is set once all readers have published that they understand it.
+*Layouts.* In earlier versions the id of a batch decided its shard (layout 0). Readers of these versions divide batch
+numbers by the shard count and would take the parts of layout 1 for repetitions. So ingest uses layout 1 only for
+batches that arrive after an instant in ``tt_meta``, which is set once all readers have published that they understand
+it (``layout``).
 """
 
 from __future__ import annotations
