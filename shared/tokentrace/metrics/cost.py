@@ -14,7 +14,7 @@ from tokentrace.metrics.result import Aggregates
 from tokentrace.units import NUSD_PER_USD, nusd_to_usd
 
 
-class LeftOut(NamedTuple):
+class NotPriced(NamedTuple):
     """
     What a number of money leaves out.
 
@@ -37,9 +37,9 @@ def total_cost(aggregates: Aggregates) -> float | None:
     return nusd_to_usd(aggregates.sums.cost) if known > 0 else None
 
 
-def left_out(aggregates: Aggregates) -> LeftOut:
+def not_priced(aggregates: Aggregates) -> NotPriced:
     """Return what ``total_cost`` leaves out."""
-    return LeftOut(aggregates.sums.unpriced, aggregates.sums.partly_priced)
+    return NotPriced(aggregates.sums.unpriced, aggregates.sums.partly_priced)
 
 
 def cost_per_call(aggregates: Aggregates) -> float | None:
@@ -53,9 +53,9 @@ def priced_calls(aggregates: Aggregates) -> int:
     return max(aggregates.calls.spans - aggregates.calls.unpriced, 0)
 
 
-def calls_left_out(aggregates: Aggregates) -> LeftOut:
+def calls_not_priced(aggregates: Aggregates) -> NotPriced:
     """Return what ``cost_per_call`` leaves out."""
-    return LeftOut(aggregates.calls.unpriced, aggregates.calls.partly_priced)
+    return NotPriced(aggregates.calls.unpriced, aggregates.calls.partly_priced)
 
 
 def render_cost(aggregates: Aggregates, by_model: Mapping[str, Aggregates] | None) -> dict[str, Any]:
@@ -68,11 +68,11 @@ def render_cost(aggregates: Aggregates, by_model: Mapping[str, Aggregates] | Non
     shown: dict[str, Any] = {"total_usd": total_cost(aggregates), "per_call_usd": cost_per_call(aggregates)}
     if by_model is not None:
         shown["by_model"] = {name: total_cost(model) for name, model in by_model.items() if model.paid}
-        shown["unpriced_by_model"] = render_left_out({name: left_out(model) for name, model in by_model.items()})
-    shown |= left_out(aggregates).render()
+        shown["unpriced_by_model"] = render_not_priced({name: not_priced(model) for name, model in by_model.items()})
+    shown |= not_priced(aggregates).render()
     return shown | {"span_count": aggregates.paid, "per_call_span_count": priced_calls(aggregates)}
 
 
-def render_left_out(by_group: Mapping[str, LeftOut]) -> dict[str, dict[str, int]]:
+def render_not_priced(by_group: Mapping[str, NotPriced]) -> dict[str, dict[str, int]]:
     """Return group -> its counts, for the groups whose cost leaves something out."""
     return {name: counts.render() for name, counts in by_group.items() if any(counts)}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from tokentrace.errors import ConfigError, shorten
-from tokentrace.metrics.cost import LeftOut
+from tokentrace.metrics.cost import NotPriced
 from tokentrace.metrics.query import ALL_KINDS, Query
 from tokentrace.metrics.registry import (
     ALERT_METRICS,
@@ -169,13 +169,13 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
             (),
             lambda aggregates: self.value(aggregates.custom.get(self.name, CustomValue())),
             lambda aggregates: max(aggregates.custom.get(self.name, CustomValue()).size, 0),
-            self.left_out if self.money else None,
+            self.not_priced if self.money else None,
         )
 
-    def left_out(self, aggregates: Aggregates) -> LeftOut:
+    def not_priced(self, aggregates: Aggregates) -> NotPriced:
         """Return what this metric of costs leaves out."""
         measured = aggregates.custom.get(self.name, CustomValue())
-        return LeftOut(measured.unpriced, measured.partly_priced)
+        return NotPriced(measured.unpriced, measured.partly_priced)
 
 
 def value_text(span: Span, key: str) -> str | None:

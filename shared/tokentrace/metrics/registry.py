@@ -35,13 +35,13 @@ class Metric(NamedTuple):
         fields: Names of the distributions that the metric needs, from ``rollup.FIELDS``.
         value: Aggregates -> the metric in its documented unit; None without data.
         contributing: Aggregates -> number of spans from which the metric was computed.
-        left_out: Aggregates -> what the metric leaves out because its cost is not known; None = it is no money.
+        not_priced: Aggregates -> what the metric leaves out because its cost is not known; None = it is no money.
     """
 
     fields: tuple[str, ...]
     value: Callable[[Aggregates], Number]
     contributing: Callable[[Aggregates], int]
-    left_out: Callable[[Aggregates], cost.LeftOut] | None = None
+    not_priced: Callable[[Aggregates], cost.NotPriced] | None = None
 
 
 def _cost(aggregates: Aggregates) -> dict[str, Any]:
@@ -57,14 +57,14 @@ class Breakdown(NamedTuple):
         fields: Names of the distributions that the metric needs, from ``rollup.FIELDS``.
         value: Aggregates of the spans with one value -> the number or object; None = there is none.
         contributing: Aggregates -> number of spans from which the value was computed; 0 = it is not listed.
-        left_out: As for ``Metric``.
+        not_priced: As for ``Metric``.
     """
 
     dimension: str
     fields: tuple[str, ...]
     value: Callable[[Aggregates], Any]
     contributing: Callable[[Aggregates], int]
-    left_out: Callable[[Aggregates], cost.LeftOut] | None = None
+    not_priced: Callable[[Aggregates], cost.NotPriced] | None = None
 
 
 def _spans(aggregates: Aggregates) -> int:
@@ -117,8 +117,8 @@ GROUPS: Mapping[str, Group] = {
 }
 
 METRICS: Mapping[str, Metric] = {
-    "total_cost": Metric((), cost.total_cost, _paid, cost.left_out),
-    "cost_per_call": Metric((), cost.cost_per_call, cost.priced_calls, cost.calls_left_out),
+    "total_cost": Metric((), cost.total_cost, _paid, cost.not_priced),
+    "cost_per_call": Metric((), cost.cost_per_call, cost.priced_calls, cost.calls_not_priced),
     "unpriced_span_count": Metric((), lambda aggregates: aggregates.sums.unpriced, _paid),
     "partly_priced_span_count": Metric((), lambda aggregates: aggregates.sums.partly_priced, _paid),
     "prompt_tokens": _token_sum("prompt"),
@@ -148,10 +148,10 @@ METRICS: Mapping[str, Metric] = {
 QUALITY = frozenset({"quality_score", "quality_p10", "quality_p50"})
 
 BREAKDOWNS: Mapping[str, Breakdown] = {
-    "cost_by_model": Breakdown("model", (), cost.total_cost, _paid, cost.left_out),
-    "cost_by_caller": Breakdown("caller", (), cost.total_cost, _paid, cost.left_out),
-    "cost_by_provider": Breakdown("provider", (), cost.total_cost, _paid, cost.left_out),
-    "cost_by_attribute": Breakdown("", (), cost.total_cost, _paid, cost.left_out),
+    "cost_by_model": Breakdown("model", (), cost.total_cost, _paid, cost.not_priced),
+    "cost_by_caller": Breakdown("caller", (), cost.total_cost, _paid, cost.not_priced),
+    "cost_by_provider": Breakdown("provider", (), cost.total_cost, _paid, cost.not_priced),
+    "cost_by_attribute": Breakdown("", (), cost.total_cost, _paid, cost.not_priced),
     "tokens_by_model": Breakdown("model", (), tokens.render_split, _spent),
     "latency_by_model": Breakdown("model", ("latency",), latency.render_split, _timed),
     "quality_by_model": Breakdown("model", (), quality.score_avg, quality.scored),

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tokentrace.bad_data import reading
+from tokentrace.dedup import LeftOut
 from tokentrace.records import MAX_INSTANT_NS, Position
 from tokentrace.rollup import HISTOGRAMS, PLACES, WALL_EDGES_MS, Summary, Sums, check_summaries
 from tokentrace.units import SECOND
@@ -176,6 +177,7 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
         unpriced_tokens: Reason -> tokens of the spans whose cost is unknown or lacks a part for this reason; of all
             kinds except roll-up kinds.
         lost: (Shard, first sequence, last sequence) of each gap: messages that the log discarded before they were read.
+        left_out: Repeated tellings of calls, which no sum counts.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -186,6 +188,7 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     custom: dict[str, CustomValue] = {}
     clamped: int = 0
     lost: list[tuple[int, int, int]] = []
+    left_out: LeftOut = msgspec.field(default_factory=LeftOut)
     unpriced_tokens: dict[str, int] = {}
 
 
@@ -290,16 +293,12 @@ def _check(result: ShardResult) -> None:
 
 
 def _summaries_of(result: ShardResult) -> Iterator[Summary]:
-    for aggregates in (result.total, *result.groups.values(), *result.models.values()):
-        yield from _summaries_in(aggregates)
+    parts = [result.total, *result.groups.values(), *result.models.values()]
     for point in result.points:
-        for aggregates in (point.total, *point.groups.values()):
-            yield from _summaries_in(aggregates)
+        parts += (point.total, *point.groups.values())
+    for part in parts:
+        yield from part.summaries.values()
+        for value in part.custom.values():
+            yield value.summary
     for value in result.cumulative.custom.values() if result.cumulative is not None else ():
-        yield value.summary
-
-
-def _summaries_in(aggregates: Aggregates) -> Iterator[Summary]:
-    yield from aggregates.summaries.values()
-    for value in aggregates.custom.values():
         yield value.summary

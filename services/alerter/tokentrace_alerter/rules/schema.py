@@ -156,7 +156,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def money(self) -> bool:
         """Whether the value is a sum or mean of costs, which may leave spans out."""
-        return self.custom.money if self.custom else self.builtin_metric().left_out is not None
+        return self.custom.money if self.custom else self.builtin_metric().not_priced is not None
 
     def builtin_metric(self) -> Metric:
         """Return the built-in metric of the rule; raise ``KeyError`` if it has a custom metric."""

@@ -134,7 +134,7 @@ def _query(rule: Rule, groupby: str, fields: Sequence[str] = ()) -> Query:
 
 def _reading(metric: Metric, aggregates: Aggregates) -> Reading:
     contributing = metric.contributing(aggregates)
-    unpriced = metric.left_out(aggregates).unpriced if metric.left_out else 0
+    unpriced = metric.not_priced(aggregates).unpriced if metric.not_priced else 0
     # A count of no spans is 0, but for a rule it is no data.
     return Reading(metric.value(aggregates) if contributing else None, contributing, unpriced)
 

@@ -24,11 +24,10 @@ from tokentrace.metrics import (
     CustomMetric,
     CustomValue,
     Metric,
-    Point,
     Query,
     find_metric,
 )
-from tokentrace.metrics.cost import LeftOut, left_out, render_cost, render_left_out, total_cost
+from tokentrace.metrics.cost import NotPriced, not_priced, render_cost, render_not_priced, total_cost
 from tokentrace.metrics.latency import quantile_error
 from tokentrace.metrics.quality import scored
 from tokentrace.rollup import HORIZON_NS, RELATIVE_ERROR, finest_step_s
@@ -103,14 +102,14 @@ class _Rendering(NamedTuple):
     Attributes:
         fields, custom: Names of the distributions and of the custom metrics that the query must name.
         value: Aggregates -> the number or the numbers of the group.
-        contributing, left_out: As for ``Metric``.
+        contributing, not_priced: As for ``Metric``.
     """
 
     fields: tuple[str, ...]
     custom: list[str]
     value: Callable[[Aggregates], Any]
     contributing: Callable[[Aggregates], int]
-    left_out: Callable[[Aggregates], LeftOut] | None = None
+    not_priced: Callable[[Aggregates], NotPriced] | None = None
 
 
 class Source(NamedTuple):
@@ -204,13 +203,18 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
     def show() -> Response:
         points = answered.points
         partial = _partial(answered, step_s, question.query.now_s)
-        shown["points"] = _points(points, [point.total for point in points], partial, rendering)
+        # Once for all groups: rendering an instant takes as long as rendering a value.
+        marks = [
+            {"at": render_instant(point.start_s * SECOND)} | ({"partial": True} if cut else {})
+            for point, cut in zip(points, partial, strict=True)
+        ]
+        shown["points"] = _points(marks, [point.total for point in points], rendering)
         if fields or p95s:
             shown["quantile_error"] = _error(answered, fields, p95s)
         if question.groupby:
             empty = Aggregates()
             shown[f"by_{question.groupby}"] = {
-                group: _points(points, [point.groups.get(group, empty) for point in points], partial, rendering)
+                group: _points(marks, [point.groups.get(group, empty) for point in points], rendering)
                 for group in sorted({group for point in points for group in point.groups})
             }
         return reply(shown | coverage(answered))
@@ -245,21 +249,21 @@ def _rendered(source: Source, name: str) -> _Rendering:
         return _Rendering(group.fields, [], group.render, group.contributing)
     _, metric, custom = _find(source, name)
     names = [custom_metric.name for custom_metric in custom]
-    return _Rendering(metric.fields, names, metric.value, metric.contributing, metric.left_out)
+    return _Rendering(metric.fields, names, metric.value, metric.contributing, metric.not_priced)
 
 
 def _points(
-    points: Sequence[Point], aggregates: Sequence[Aggregates], partial: Sequence[bool], rendering: _Rendering
+    marks: Sequence[dict[str, Any]], aggregates: Sequence[Aggregates], rendering: _Rendering
 ) -> list[dict[str, Any]]:
+    value, contributing, not_priced = rendering.value, rendering.contributing, rendering.not_priced
     return [
         {
-            "at": render_instant(point.start_s * SECOND),
-            "value": rendering.value(part),
-            "span_count": rendering.contributing(part),
-            **(rendering.left_out(part).render() if rendering.left_out else {}),
-            **({"partial": True} if is_partial else {}),
+            **mark,
+            "value": value(part),
+            "span_count": contributing(part),
+            **(not_priced(part).render() if not_priced else {}),
         }
-        for point, part, is_partial in zip(points, aggregates, partial, strict=True)
+        for mark, part in zip(marks, aggregates, strict=True)
     ]
 
 
@@ -315,7 +319,7 @@ async def _group(source: Source, name: str, question: MetricsQuery) -> Response:
         if question.groupby:
             by_group = {value: figures for value, figures in answered.groups.items() if figures.paid}
             shown[key] = {value: total_cost(figures) for value, figures in by_group.items()}
-            shown[f"unpriced_{key}"] = render_left_out({value: left_out(part) for value, part in by_group.items()})
+            shown[f"unpriced_{key}"] = render_not_priced({value: not_priced(part) for value, part in by_group.items()})
     elif question.groupby:
         contributing = scored if name == "quality" else group.contributing
         shown[key] = {
@@ -338,17 +342,17 @@ async def _number(
     if question.groupby:
         key = f"by_{question.groupby}"
         shown[key] = {value: metric.value(figures) for value, figures in answered.groups.items()}
-        if metric.left_out:
-            shown[f"unpriced_{key}"] = render_left_out(
-                {value: metric.left_out(figures) for value, figures in answered.groups.items()}
+        if metric.not_priced:
+            shown[f"unpriced_{key}"] = render_not_priced(
+                {value: metric.not_priced(figures) for value, figures in answered.groups.items()}
             )
     if metric.fields or any(custom_metric.type == "p95" for custom_metric in custom):
         shown["quantile_error"] = _error(answered, metric.fields, custom)
     shown["span_count"] = metric.contributing(answered.total)
     if name == "cost_per_call":
         shown["per_call_span_count"] = metric.contributing(answered.total)
-    if metric.left_out:
-        shown |= metric.left_out(answered.total).render()
+    if metric.not_priced:
+        shown |= metric.not_priced(answered.total).render()
     if not custom:
         shown |= await _exemplars(
             source.store, "cost" if name == "total_cost" else name.partition("_")[0], question, answered
@@ -377,10 +381,10 @@ async def _breakdown(source: Source, name: str, question: MetricsQuery, key: str
     }
     if breakdown.fields:
         shown["quantile_error"] = _error(answered, breakdown.fields)
-    if breakdown.left_out:
-        by_group = {value: breakdown.left_out(figures) for value, figures in listed.items()}
-        shown[f"unpriced_by_{grouped.groupby}"] = render_left_out(by_group)
-        shown |= LeftOut(
+    if breakdown.not_priced:
+        by_group = {value: breakdown.not_priced(figures) for value, figures in listed.items()}
+        shown[f"unpriced_by_{grouped.groupby}"] = render_not_priced(by_group)
+        shown |= NotPriced(
             sum(part[0] for part in by_group.values()), sum(part[1] for part in by_group.values())
         ).render()
     shown["span_count"] = sum(map(breakdown.contributing, listed.values()))
@@ -432,7 +436,7 @@ def _groups(
     } | {metric.name: metric.value(figures.custom.get(metric.name, CustomValue())) for metric in custom}
     money = [metric for metric in custom if metric.money]
     if money:
-        shown["unpriced_custom"] = render_left_out({metric.name: metric.left_out(figures) for metric in money})
+        shown["unpriced_custom"] = render_not_priced({metric.name: metric.not_priced(figures) for metric in money})
     return shown
 
 
