@@ -15,6 +15,7 @@ from kit.alerter_log import RULES, SETTLED, START, Story, at, brief, call, make_
 from kit.builders import make_span
 from kit.examples import examples
 from kit.whole_snapshots import save
+from tokentrace.dedup import LeftOut
 from tokentrace.metrics import METRICS
 from tokentrace.records import AlertEvent, Span
 from tokentrace.units import SECOND
@@ -295,3 +296,15 @@ def test_the_same_batch_again_counts_once() -> None:
     story.restart(save(story.alerter))
     story.send(1.5, call(0.4), call(0.4), id="default.web.1", sequence=1)
     assert brief(story.tick(2 + SETTLED)) == [(2, "firing", 2)]
+
+
+def test_of_a_call_told_in_three_batches_the_first_one_counts_before_and_after_a_restart() -> None:
+    story = Story(make_rule(metric="total_cost", op="gt", window="60s"))
+    told = [call(0.4, trace_id="t", span_id="a", cost_nusd=cost) for cost in (10**9, 2 * 10**9, 3 * 10**9)]
+    story.send(0.5, told[0])
+    story.send(0.6, told[1], call(0.4, cost_nusd=5 * 10**9), id="default.web.1", sequence=1)
+    story.restart(save(story.alerter))
+    story.send(0.7, told[2])
+    (event,) = story.tick(1 + SETTLED)
+    assert (event.value, event.span_count) == (6, 2)
+    assert story.alerter.dedup[0].left_out == LeftOut(1, repeated=2, conflicting=2, conflicting_nusd=5 * 10**9)
