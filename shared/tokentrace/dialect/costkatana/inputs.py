@@ -11,17 +11,17 @@ from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import (
     MAX_INSTANT_NS,
+    MAX_TOKENS,
     MIN_INSTANT_NS,
     Id,
     Kind,
     Name,
     Role,
     Text,
-    Tokens,
     check_attributes,
     is_id,
 )
-from tokentrace.units import parse_instant
+from tokentrace.units import is_number, parse_instant
 
 T = TypeVar("T")
 
@@ -30,11 +30,32 @@ TOOL = "tool"
 RESOURCE_IDS = "resource_ids"
 
 
-class TokenCounts(msgspec.Struct, kw_only=True):
-    """Token counts of the whole input and the whole output."""
-
-    input: Tokens = 0
-    output: Tokens = 0
+#: Amounts by name: ``input`` and ``output`` are the whole input and output, ``cached`` is a part of the input. Further
+#: names are those of ``vendor_names``; unknown names are ignored.
+TokenCounts = Annotated[
+    dict[str, Any],
+    Meta(
+        description="Amounts by name. `input` and `output` are the whole input and output, others are parts of them.",
+        extra_json_schema={
+            "properties": {
+                name: {"type": "integer", "minimum": 0, "maximum": MAX_TOKENS}
+                for name in (
+                    "input",
+                    "output",
+                    "total",
+                    "cached",
+                    "cacheRead",
+                    "cacheWrite",
+                    "cacheWrite1h",
+                    "reasoning",
+                    "inputAudio",
+                    "outputAudio",
+                )
+            }
+        },
+        examples=[{"input": 512, "output": 128, "cached": 256}],
+    ),
+]
 
 
 class ErrorInput(msgspec.Struct, kw_only=True):
@@ -135,6 +156,23 @@ def decode_start(body: bytes) -> SpanInput:
     return span
 
 
+def check_tokens(tokens: dict[str, Any] | None) -> None:
+    """
+    Check the amounts of *tokens*, which may be null.
+
+    Raises:
+        Rejected: An amount is no whole number from 0 to 2**40; the text names it.
+    """
+    for name, value in (tokens or {}).items():
+        if value is None or isinstance(value, dict):
+            continue
+        whole = isinstance(value, float) and value.is_integer()
+        if not whole and (not isinstance(value, int) or isinstance(value, bool)) and not name.endswith("econds"):
+            raise Rejected(f"tokens.{shorten(name)}: {shorten(value)!r} is not a whole number")
+        if is_number(value) and not 0 <= value <= MAX_TOKENS:
+            raise Rejected(f"tokens.{shorten(name)}: {shorten(value)} is not between 0 and {MAX_TOKENS}")
+
+
 def decode_end(body: bytes) -> EndInput:
     """
     Decode the body of ``POST /api/traces/{traceId}/end``; an empty body is an end without values.
@@ -146,6 +184,7 @@ def decode_end(body: bytes) -> EndInput:
     if end.status == "pending":
         raise Rejected("status: an end is ok, error or timeout, not pending")
     instant_of("endedAt", end.ended_at)
+    check_tokens(end.tokens)
     check_metadata(attributes_of(end))
     return end
 
@@ -207,6 +246,7 @@ def _check(span: SpanInput) -> None:
         raise Rejected("endedAt: before startedAt")
     if span.status == "pending" and ended:
         raise Rejected("status: pending, but endedAt says that it has ended")
+    check_tokens(span.tokens)
     check_metadata(attributes_of(span))
 
 
