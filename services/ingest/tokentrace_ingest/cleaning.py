@@ -271,7 +271,7 @@ class Cleaner:
             try:
                 if bytes(item)[:1] != b"{":
                     raise Rejected(f"span {index}: not an object")
-                spans += docs.decode_spans(bytes(item), source="nats")
+                spans += docs.decode_spans(bytes(item), source="nats", first=index)
             except Rejected as exc:
                 dead_letters.append(self.dead_letters.unread(key, index, str(exc), item))
         return [Batch(id=key, spans=spans)] if spans else [], dead_letters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -113,28 +114,34 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     unpriced_reason: Name = ""
 
 
+_PLACE = re.compile(r" - at `\$\[(\d+)\]")
+_IN_MAP = re.compile(r" - at `\$(?:\[\d+\])?\.(attributes|usage|pricing_context)\[\.\.\.\]`$")
+#: Name of a field that is a map -> its type.
+_MAPS = {field.name: field.type for field in msgspec.structs.fields(DocsSpan)}
 _span_decoder = msgspec.json.Decoder(DocsSpan)
 _spans_decoder = msgspec.json.Decoder(list[DocsSpan])
 
 
-def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
+def decode_spans(body: bytes, source: str = "spans", first: int = 0) -> list[Span]:
     """
     Decode one JSON span object or an array of them.
 
     Args:
         source: ``Span.source`` of the result.
+        first: Index of the first span in error texts.
 
     Raises:
-        Rejected: *body* is not JSON, or a span in it is invalid; the text names the field and, where known, the index
-            of the span.
+        Rejected: *body* is not JSON, or a span in it is invalid; the text names the index of the span and the field.
     """
     start = body.lstrip()[:1]
     try:
         docs = _spans_decoder.decode(body) if start == b"[" else [_span_decoder.decode(body)]
+    except msgspec.ValidationError as exc:
+        raise Rejected(_explained(body, str(exc), first)) from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(explain(str(exc))) from exc
     spans = []
-    for index, doc in enumerate(docs):
+    for index, doc in enumerate(docs, first):
         try:
             span = _span(doc, source)
             check_span(span)
@@ -142,6 +149,26 @@ def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
             raise Rejected(f"span {index}: {exc}") from exc
         spans.append(span)
     return spans
+
+
+def _explained(body: bytes, error: str, first: int) -> str:
+    """Return the message of a decoder with the index of the span, and with the key if a value in a map is wrong."""
+    at, field = _PLACE.search(error), _IN_MAP.search(error)
+    index = int(at[1]) if at is not None else 0
+    text = explain(error)
+    if field is not None:
+        try:
+            decoded = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            decoded = {}
+        values = (decoded[index] if at is not None and decoded else decoded).get(field[1], {})
+        for key, value in values.items():
+            try:
+                msgspec.convert({key: value}, _MAPS[field[1]])
+            except msgspec.ValidationError as exc:
+                text = f"{field[1]}.{shorten(key)}: {explain(str(exc))}"
+                break
+    return f"span {first + index}: {text.removeprefix(f'span {index}: ')}"
 
 
 def _span(doc: DocsSpan, source: str) -> Span:

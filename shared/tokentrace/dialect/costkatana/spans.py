@@ -114,7 +114,7 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
     if ended - started.started_ns > MAX_LATENCY_NS:
         raise Rejected("endedAt: over 30 days after startedAt")
     error, stack = _error(end.error)
-    counts = counts_of(attributes, [] if end.tokens is None else [end.tokens])
+    counts = counts_of(attributes, [] if end.tokens is None else [end.tokens.amounts()])
     if end.tokens is None and not any(counts.values()):
         counts = {name: getattr(before, name) for name in _COUNTS}
     cost = before.cost_nusd if end.cost_usd is None else usd_to_nusd(end.cost_usd)
