@@ -30,10 +30,8 @@ _DATE = re.compile(r"[-@](?:20\d{2}-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01]))
 @dataclass(frozen=True)
 class TierRate:
     """
-    Rates that apply above a number of prompt tokens, in US dollars per million tokens; None = as below it.
-
-    Attributes:
-        units: Other units -> US dollars for ``per`` of the unit as in ``Rate.units``.
+    Rates that apply above a number of prompt tokens, in US dollars per million tokens; None = as in the tier
+    below.
     """
 
     above_prompt_tokens: int
@@ -175,10 +173,11 @@ def own_sheet(rate: Rate, names: list[Name], units: Mapping[str, Unit]) -> tuple
     is_claude = any(re.search(rules.CLAUDE, f"{name.provider} {name.model}") for name in names)
     notes: dict[str, str] = {}
     steps = [_rates_of(rate, is_claude, notes)]
+    below = {name: getattr(rate, name) for name in TOKEN_RATES}
     for tier in rate.tiers:
-        below = {name: getattr(rate, name) for name in TOKEN_RATES}
         given = {name: value for name in TOKEN_RATES if (value := getattr(tier, name)) is not None}
-        steps.append(_rates_of(Rate(**(below | given)), is_claude, {}))
+        below |= given
+        steps.append(_rates_of(Rate(**below), is_claude, {}))
     rates: dict[str, ListRate] = {}
     for unit in TOKEN_RATES.values():
         values = [step.get(unit) for step in steps]
