@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Settings, own_shards
 from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
+from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.runner import TURN_S, Runner
+from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND
 from tokentrace_aggregator.shard import Shard
 
@@ -79,6 +81,12 @@ class Aggregator:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Fold messages and answer queries until *stopping* is set."""
+        try:
+            capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
+        except Stopped:
+            return
+        for machine in self.machines:
+            machine.remember(capacity)
         async with self.bus.serve(subjects.QUERY_METRICS, self._answer), asyncio.TaskGroup() as tasks:
             for runner in self.runners:
                 tasks.create_task(runner.run(stopping))
@@ -121,12 +129,21 @@ class Aggregator:
         """Yield the aggregator's own metrics, for ``/internal/metrics``."""
         for machine, runner in zip(self.machines, self.runners, strict=True):
             labels = {"shard": str(machine.shard)}
-            progress, duplicates = runner.progress, machine.duplicate_batches
+            progress, left_out = runner.progress, machine.dedup.left_out
             for name, help_text, value in (
                 ("spans_total", "Spans folded.", machine.spans),
                 ("batches_total", "Batches folded.", machine.batches),
-                ("duplicate_batches_total", "Batches skipped because they were folded before.", duplicates),
-                ("repeated_total", "Deprecated: use tokentrace_aggregator_duplicate_batches_total.", duplicates),
+                (
+                    "duplicate_batches_total",
+                    "Batches skipped because they were folded before.",
+                    left_out.repeated_batches,
+                ),
+                (
+                    "repeated_total",
+                    "Deprecated: use tokentrace_aggregator_duplicate_batches_total.",
+                    left_out.repeated_batches,
+                ),
+                ("repeated_spans_total", "Spans that told a call again and were not counted.", left_out.repeated),
                 ("late_total", "Spans too old for any bucket; only cumulative counters count them.", machine.late),
                 ("clamped_total", "Spans that end too far in the future; they count at arrival.", machine.clamped),
                 ("rejected_total", "Messages that could not be decoded.", progress.rejected),

@@ -20,6 +20,7 @@ from tokentrace.config import Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event
+from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.machine import Effect
@@ -53,6 +54,7 @@ class Config:
         cooldown_ns: Cooldown of the rules that name none, nanoseconds; None = the length of their window.
         customs: Custom metrics by name.
         allowed: The hosts that events may be delivered to.
+        shards: Shard count.
     """
 
     rules: tuple[Rule, ...]
@@ -61,6 +63,7 @@ class Config:
     cooldown_ns: int | None = None
     customs: dict[str, CustomMetric] = field(default_factory=dict)
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
+    shards: int = 1
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -93,7 +96,7 @@ class Config:
                 except Rejected as exc:
                     raise ConfigError(f"alerts[{index}].delivery.url: {exc}") from exc
         every_s = settings.storage.snapshot_interval / SECOND
-        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed)
+        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed, settings.nats.shards)
 
 
 class Alerter:
@@ -101,7 +104,7 @@ class Alerter:
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
-        self.machine = AlerterMachine(config.rules, config.project)
+        self.machine = AlerterMachine(config.rules, config.project, shards=config.shards)
         self.rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
         self.delivery_worker = DeliveryWorker(
             bus, config.project, self.rule_store.channel, self.machine.open_episodes, config.allowed
@@ -131,8 +134,10 @@ class Alerter:
         # Before anything is evaluated, the rules created at run time and all earlier events must be known.
         try:
             changes = await unless_stopped(stopping, until_available(self.rule_store.open))
+            capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
         except Stopped:
             return
+        self.machine.remember(capacity)
         self.rule_store.apply_to(self.machine, changes)
         stop = asyncio.create_task(stopping.wait())
         async with self.bus.serve(subjects.QUERY_ALERTS, self._answer, group=GROUP):
