@@ -197,7 +197,7 @@ class _Groups:
         by_value = rule.op in ("gt", "gte")
 
         def rank(name: str) -> tuple[bool, float, int, str]:
-            value, span_count = readings.get(name, NO_READING)
+            value, span_count, _ = readings.get(name, NO_READING)
             counts = by_value and value is not None and span_count >= rule.min_spans
             return name not in busy, -(value or 0.0) if counts else math.inf, -span_count, name
 
