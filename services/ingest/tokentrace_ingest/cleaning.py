@@ -7,7 +7,7 @@ Every value that is filled in is a function of the message, so a message that is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,11 +16,14 @@ from msgspec.structs import replace
 from tokentrace.bad_data import UNREADABLE
 from tokentrace.bus import Message
 from tokentrace.dialect import docs
+from tokentrace.dialect.attributes import session_of, user_of
 from tokentrace.errors import Rejected
 from tokentrace.pricing import Pricer
 from tokentrace.records import (
+    FREE_REASONS,
     FUTURE_NS,
     MAX_INSTANT_NS,
+    MAX_LATENCY_NS,
     MAX_NAME,
     Batch,
     Span,
@@ -28,6 +31,7 @@ from tokentrace.records import (
     check_span,
     decode_batches,
     salvage_batches,
+    settle_usage,
     split_spans,
 )
 from tokentrace.redact import RedactionCounts, Redactor
@@ -50,12 +54,14 @@ class Cleaned(NamedTuple):
         dead_letters: One for each bad record, and one for each list that senders may not fill.
         spans: Number of good spans.
         redactions: Number of removed secrets by kind.
+        made: Ids of the spans that came without a trace id and without a span id.
     """
 
     parts: list[Batch]
     dead_letters: list[DeadLetter]
     spans: int
     redactions: RedactionCounts
+    made: Collection[str] = ()
 
 
 class Cleaner:
@@ -90,6 +96,7 @@ class Cleaner:
         redactions: RedactionCounts = {}
         source = self._redactor.text(batch.source, redactions)[:MAX_NAME]
         good = 0
+        made: set[str] = set()
         runs: Sequence[Sequence[Span]] = [batch.spans] if whole else list(split_spans(batch.spans, RUN))
         for part, run in enumerate(runs or [[]]):
             spans = []
@@ -98,6 +105,8 @@ class Cleaner:
                 try:
                     finished = self.finish(span, key, index, arrived_ns, source, checked=checked, redactions=redactions)
                     spans.append(finished)
+                    if not span.trace_id and not span.span_id:
+                        made.add(finished.span_id)
                 except Rejected as exc:
                     dead_letters.append(self.dead_letters.span(key, index, str(exc), span, redactions))
             good += len(spans)
@@ -106,7 +115,7 @@ class Cleaner:
                 parts.append(replace(batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, **others))
             elif spans:
                 parts.append(Batch(id=batch.id, sequence=batch.sequence, part=part, arrived_ns=arrived_ns, spans=spans))
-        return Cleaned(parts, dead_letters, good, redactions)
+        return Cleaned(parts, dead_letters, good, redactions, made)
 
     def _other_records(
         self,
@@ -163,14 +172,15 @@ class Cleaner:
             Rejected: A field is invalid; the text names it.
         """
         if not checked:
-            if span.source:
-                span = replace(span, source="")  # ingest sets the source; a reporter must not
+            span = settle_usage(_as_stated(span))
             check_span(span)
         trace_id, span_id = span.trace_id, span.span_id
         if not trace_id or not span_id:
             digest = hashlib.sha256(f"{key}:{index}".encode()).hexdigest()
             trace_id, span_id = trace_id or digest[:32], span_id or digest[32:]
-        started, ended = span.started_ns, span.ended_ns
+        started, ended, latency = span.started_ns, span.ended_ns, span.latency_ns
+        if not latency and 0 < started < ended <= started + MAX_LATENCY_NS:
+            latency = ended - started
         if not ended:
             ended = started + span.latency_ns if started else arrived_ns
         if not started:
@@ -185,6 +195,7 @@ class Cleaner:
             span_id=span_id,
             started_ns=started,
             ended_ns=ended,
+            latency_ns=latency,
             arrived_ns=arrived_ns,
             caller=span.caller or source,
             total_tokens=span.total_tokens or span.prompt_tokens + span.completion_tokens,
@@ -265,10 +276,35 @@ class Cleaner:
             try:
                 if bytes(item)[:1] != b"{":
                     raise Rejected(f"span {index}: not an object")
-                spans += docs.decode_spans(bytes(item), source="nats")
+                spans += docs.decode_spans(bytes(item), source="nats", first=index)
             except Rejected as exc:
                 dead_letters.append(self.dead_letters.unread(key, index, str(exc), item))
         return [Batch(id=key, spans=spans)] if spans else [], dead_letters
+
+
+def _as_stated(span: Span) -> Span:
+    """
+    Return the span of a reporter with its user and session, and without what only ingest may state.
+
+    The cost source ``reported`` is the sender's to state, with the reason why a cost of 0 is true. Every other source
+    says how ingest found the cost.
+    """
+    changed: dict[str, Any] = {}
+    if span.source:
+        changed["source"] = ""
+    if span.cost_source or span.unpriced_reason:
+        reported = span.cost_source == "reported" and span.cost_nusd is not None
+        free = reported and not span.cost_nusd and span.unpriced_reason in FREE_REASONS
+        changed["cost_source"] = "reported" if reported else ""
+        changed["unpriced_reason"] = span.unpriced_reason if free else ""
+    if span.attributes:
+        if not span.user_id and (user := user_of(span.attributes)):
+            changed["user_id"] = user
+        if not span.session_id and (session := session_of(span.attributes)):
+            changed["session_id"] = session
+    if span.pricing_context is not None and not all(span.pricing_context.values()):
+        changed["pricing_context"] = {name: value for name, value in span.pricing_context.items() if value} or None
+    return replace(span, **changed) if changed else span
 
 
 def is_json(payload: bytes) -> bool:
