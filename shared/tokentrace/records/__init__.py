@@ -38,6 +38,7 @@ from tokentrace.records.session import Annotation, ChatMessage, Role, Score, Ses
 from tokentrace.records.span import (
     FREE_REASONS,
     FUTURE_NS,
+    ID_FIELDS,
     KINDS,
     MAX_ATTRIBUTES,
     MAX_COST_NUSD,
@@ -77,6 +78,7 @@ __all__ = [
     "BATCH_TYPE",
     "FREE_REASONS",
     "FUTURE_NS",
+    "ID_FIELDS",
     "KINDS",
     "MAX_ATTRIBUTES",
     "MAX_COST_NUSD",

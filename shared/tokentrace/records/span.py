@@ -167,6 +167,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 SPAN_FIELDS: tuple[str, ...] = Span.__struct_fields__
+#: Fields that filters, groups and rules read as if they were attributes.
+ID_FIELDS = frozenset({"user_id", "session_id"})
 
 
 def counts_as_cost(kind: str) -> bool:
@@ -180,7 +182,14 @@ def event_time(span: Span) -> int:
 
 
 def attribute(span: Span, key: str) -> Any:
-    """Return the attribute *key*, or else the value at the dotted path *key* in nested attributes; None if missing."""
+    """
+    Return the attribute *key*, or else the value at the dotted path *key* in nested attributes; None if missing.
+
+    ``user_id`` and ``session_id`` are the fields of those names; an attribute counts only if the field is empty.
+    """
+    value = getattr(span, key) if key in ID_FIELDS else None
+    if value:
+        return value
     value = span.attributes.get(key)
     if value is None and "." in key:
         value = span.attributes
