@@ -15,7 +15,6 @@ import msgspec
 
 from tokentrace.errors import shorten
 from tokentrace.records import AlertEvent
-from tokentrace.rollup import OTHER
 from tokentrace.units import render_instant
 from tokentrace_alerter.rules.schema import Rule
 
@@ -147,9 +146,9 @@ def decide(
 
 
 def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
-    """Return the resolution of the instance *group*, whose spans are counted as ``other`` from now on."""
+    """Return the resolution of the instance *group*, which is over the limit and not evaluated from now on."""
     event = _event(rule, "resolved", instant_ns, NO_READING, state.starts_ns, group)
-    message = f"{rule.group_by} {shorten(group)!r} is counted with {OTHER!r} from now on"
+    message = f"{rule.group_by} {shorten(group)!r} is counted with 'other' from now on, which is not evaluated"
     return msgspec.structs.replace(event, message=message)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokentrace.records import AlertEvent, Position, Span
-from tokentrace.rollup import OTHER, Ints, ScoreDelta, SeriesTable
+from tokentrace.rollup import Ints, ScoreDelta, SeriesTable
 from tokentrace.units import parse_instant
 from tokentrace_alerter.rules.decide import NO_READING, Reading, State, breaches, decide, leave
 from tokentrace_alerter.rules.schema import Rule
@@ -35,7 +35,7 @@ class RuleEvaluator:
         self.next_ns = 0
         self.backfilling = False
         self.added_at: Position | None = None
-        #: Instances whose spans are counted as ``other`` and whose episode or cooldown has not ended yet.
+        #: Instances over the limit, whose episode or cooldown has not ended yet.
         self._leaving: set[str] = set()
         self.silenced_until_ns = 0
         self.spans = 0
@@ -50,6 +50,15 @@ class RuleEvaluator:
     def late(self) -> int:
         """Number of spans that arrived when the bucket for their time was no longer kept."""
         return self._window.late
+
+    @property
+    def overflow(self) -> Reading:
+        """
+        The spans of all instances over the limit, in the window that was evaluated last.
+
+        They are never compared with the threshold, which is that of one instance.
+        """
+        return self._window.overflow
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         """Fold spans that pass the filter, with their *rows*; *time_ns* is the stream time of the message."""
@@ -90,19 +99,19 @@ class RuleEvaluator:
         kept = self._window.limit_groups(readings, self._busy())
         if kept is None:
             return
-        self._leaving |= {name for name in self.states if name not in kept and name != OTHER}
-        # An instance that is counted as "other" now is not evaluated any more. If it is firing, keep its state until
+        self._leaving |= {name for name in self.states if name not in kept}
+        # An instance over the limit is not evaluated any more. If it is firing, keep its state until
         # the next instant, which resolves it. If it is cooling down, keep it so that it does not fire again too early.
         held = {name for name in self._leaving if self.states[name].firing or self._is_cooling(name, instant)}
         self._leaving &= held
-        self.states = {name: state for name, state in self.states.items() if name in kept | held | {OTHER}}
+        self.states = {name: state for name, state in self.states.items() if name in kept | held}
 
     def _is_cooling(self, name: str, instant: int) -> bool:
         state = self.states[name]
         return state.fired_ns > 0 and instant <= state.fired_ns + self.rule.cooldown_ns
 
     def _leave(self, name: str, instant: int) -> AlertEvent | None:
-        """Return the resolution of an instance that is counted as ``other`` now; None if none may be published."""
+        """Return the resolution of an instance that is over the limit now; None if none may be published."""
         state = self.states[name]
         if not state.firing or instant <= state.event_ns or self.rule.silenced or instant < self.silenced_until_ns:
             return None
@@ -139,8 +148,8 @@ class RuleEvaluator:
         """
         Drop instances without data that are neither firing nor pending nor cooling down.
 
-        Those that are cooling down lose their value and span count. With no_data "fire", only instances that are
-        counted as ``other`` are dropped.
+        Those that are cooling down lose their value and span count. With no_data "fire", only instances over the limit
+        are dropped.
         """
         for name, state in list(self.states.items()):
             no_data_fires = self.rule.no_data == "fire" and name not in self._leaving

@@ -64,6 +64,9 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
     if rule.group_by:
         ordered = sorted(instances.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
         status["instance_count"] = len(instances)
+        overflow = evaluator.overflow
+        if overflow.span_count:
+            status["overflow"] = {"current_value": overflow.value, "span_count": overflow.span_count}
         status["instances"] = [
             {
                 "group": name,

@@ -66,6 +66,13 @@ class RuleInstance(msgspec.Struct):
     unpriced_span_count: Natural | UnsetType = UNSET
 
 
+class Overflow(msgspec.Struct):
+    """The metric over the spans of all instances over the limit together, and their number."""
+
+    current_value: float | None
+    span_count: Natural
+
+
 class RuleState(msgspec.Struct, kw_only=True):
     """
     A rule and its state. For a grouped rule, the state is that of the worst instance: firing before pending.
@@ -83,6 +90,7 @@ class RuleState(msgspec.Struct, kw_only=True):
         why_not_fired: Why the last evaluation published nothing; null = it published an event, or there was none.
         instance_count: Number of instances of a grouped rule.
         instances: Up to 100 instances of a grouped rule, firing ones first.
+        overflow: Spans of instances over the limit, which are not compared with the threshold; absent without any.
     """
 
     name: str
@@ -119,6 +127,7 @@ class RuleState(msgspec.Struct, kw_only=True):
     why_not_fired: str | None
     instance_count: Natural | UnsetType = UNSET
     instances: list[RuleInstance] | UnsetType = UNSET
+    overflow: Overflow | UnsetType = UNSET
 
 
 class RuleCreated(msgspec.Struct):
