@@ -373,6 +373,7 @@ def test_of_a_call_told_in_three_batches_the_first_one_counts_before_and_after_a
         load(machine, snapshot)
     window = finish(machine.answer(Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S), True))
     lifetime = finish(machine.answer(Query(what="lifetime"), True))
+    assert lifetime.cumulative is not None
     for sums in (window.total.sums, lifetime.total.sums):
         assert (sums.spans, sums.prompt, sums.cost) == (1, 100, 1)
     assert lifetime.cumulative.left_out == LeftOut(2, repeated=2, conflicting=2, conflicting_nusd=5)

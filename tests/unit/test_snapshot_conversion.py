@@ -28,7 +28,10 @@ from tokentrace_alerter.rules import parse_rule
 FOLDER = Path(__file__).parents[1] / "data" / "snapshots_without_calls"
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text())
 SAVED: dict[str, list[Any]] = msgspec.msgpack.decode((FOLDER / "snapshots.msgpack").read_bytes())
-LOG = [Message(*row, {}) for row in msgspec.msgpack.decode((FOLDER / "log.msgpack").read_bytes())]
+LOG = [
+    Message(subject, payload, sequence, time_ns, {})
+    for subject, payload, sequence, time_ns in msgspec.msgpack.decode((FOLDER / "log.msgpack").read_bytes())
+]
 SHARDS = 2
 CREATED = 7
 #: 2026-09-21T14:00:00Z in seconds, an hour whose spans the files hold.
