@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_a_fraction_of_a_second_is_priced_exactly() -> None:
     span = told(CALLS["a fraction"])["spans"]
     assert span.usage == {"audio_microseconds": 18_470_000}
     [line] = PRICER.receipt(span).lines
-    assert (line.amount, line.per) == (18.47, 3600)
+    assert (line.amount, line.per) == (Decimal("18.47"), 3600)
     assert span.cost_nusd == round(Fraction(1847, 100) * Fraction(line.rate_usd) * 10**9 / 3600)
     assert docs.render_span(span)["usage"] == {"audio_seconds": 18.47}
 

@@ -20,14 +20,14 @@ class Line(NamedTuple):
         unit: Name of the unit in genai-prices; ``reported`` = the cost that the span reported, ``as_priced_then`` = the
             cost of a span that is not explained.
         amount: Number of units charged at this rate, without those that a line for a more specific unit charges; a
-            fraction of seconds is a float with at most 6 decimals.
+            fraction of seconds has at most 6 decimals.
         per: Number of units that the rate is for.
         rate_usd: US dollars for ``per`` units, exact.
         cost_usd: US dollars; exact, or rounded to 30 decimals if the exact cost has no last decimal.
     """
 
     unit: str
-    amount: int | float
+    amount: int | Decimal
     per: int
     rate_usd: Decimal
     cost_usd: Decimal
@@ -97,7 +97,7 @@ def _lines(work: Work) -> list[Line]:
         amount = work.charged.get(unit, 0)
         if amount:
             rate, per = sheet.rate(unit, work.input_tokens), sheet.per(unit)
-            shown = amount if isinstance(amount, int) else float(amount)
+            shown = amount if isinstance(amount, int) else Decimal(amount.numerator) / amount.denominator
             lines.append(Line(unit, shown, per, rate, _exact_cost(rate, amount, per)))
     return lines
 

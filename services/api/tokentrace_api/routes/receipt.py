@@ -193,7 +193,7 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "lines": [
             {
                 "unit": line.unit,
-                "amount": line.amount,
+                "amount": line.amount if isinstance(line.amount, int) else float(line.amount),
                 "rate_usd": _money(line.rate_usd),
                 "per": line.per,
                 "cost_usd": _money(line.cost_usd),
