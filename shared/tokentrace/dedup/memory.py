@@ -126,23 +126,22 @@ class CallMemory:
         if count <= _FEW:
             return self._take_each(identities)
         keys = np.ascontiguousarray(identities["key"])
-        suspects = self._suspects(keys)
-        if not len(suspects):
+        suspects, firsts = self._suspects(keys)
+        if not suspects.any():
             self._append(identities)
             return Verdict(np.ones(count, np.bool_), [], 0)
-        return self._take_with_suspects(identities, keys, suspects)
+        return self._take_with_suspects(identities, suspects, firsts)
 
-    def _take_with_suspects(self, identities: Any, keys: Any, suspects: Any) -> Verdict:
-        """Decide on the *suspects* one by one and on all other spans at once."""
-        counted = np.ones(len(keys), np.bool_)
+    def _take_with_suspects(self, identities: Any, suspects: Any, firsts: Any) -> Verdict:
+        """Decide on the *suspects* one by one and on all other spans at once; the arguments are as of ``_suspects``."""
+        counted = np.ones(len(identities), np.bool_)
         conflicting: list[int] = []
         reused = repeated = 0
         #: Key -> the spans of this batch that count, newest last.
         earlier: dict[int, list[_Entry]] = {}
-        is_suspect = set(suspects.tolist())
-        for index in np.flatnonzero(np.isin(keys, keys[suspects])).tolist():
+        for index in np.flatnonzero(suspects | firsts).tolist():
             entry: _Entry = identities[index].item()
-            if index in is_suspect:
+            if suspects[index]:
                 same, known = self._find(entry, earlier.get(entry[0], ()), index - repeated)
                 if same is not None:
                     counted[index] = False
@@ -152,12 +151,12 @@ class CallMemory:
                     continue
                 reused += known
             earlier.setdefault(entry[0], []).append(entry)
-        if repeated < len(keys):
+        if repeated < len(identities):
             self._append(identities[counted] if repeated else identities)
         return Verdict(counted, conflicting, reused)
 
-    def _suspects(self, keys: Any) -> Any:
-        """Return the indices of *keys* that are remembered, or that occur earlier in *keys*; ascending."""
+    def _suspects(self, keys: Any) -> tuple[Any, Any]:
+        """Return which of *keys* are remembered or occur earlier in *keys*, and which of them occur again later."""
         newest, oldest_age = np.uint32(self.added & _MASK), self.capacity
         found = np.zeros(len(keys), np.bool_)
         numbers = self._head[keys >> self._shift]
@@ -174,8 +173,11 @@ class CallMemory:
             at, numbers, ages = at[go_on], numbers[go_on], older[go_on]
         order = np.argsort(keys, kind="stable")
         ascending = keys[order]
-        found[order[1:][ascending[1:] == ascending[:-1]]] = True
-        return np.flatnonzero(found)
+        same = ascending[1:] == ascending[:-1]
+        found[order[1:][same]] = True
+        again = np.zeros(len(keys), np.bool_)
+        again[order[:-1][same]] = True
+        return found, again
 
     def _take_each(self, identities: Any) -> Verdict:
         counted = np.ones(len(identities), np.bool_)
@@ -219,11 +221,13 @@ class CallMemory:
                 return None, known
             place = number & last
             if keys[place] == key and (columns[2][place] or not usage):
-                held = cast("_Entry", tuple(column[place] for column in columns))
-                if held[1] == own or _is_same_response(held, entry):
-                    return held[2:4], known
+                if columns[1][place] == own or _is_same_response(self._at(place), entry):
+                    return (columns[2][place], columns[3][place]), known
                 known = True
             number, age_before = self._previous_view[place], age
+
+    def _at(self, place: int) -> _Entry:
+        return cast("_Entry", tuple(column[place] for column in self._entry))
 
     def _add(self, entry: _Entry) -> None:
         self.added += 1
