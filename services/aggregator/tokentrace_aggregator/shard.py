@@ -403,6 +403,8 @@ class Shard:
             clamped=self._clamped,
             lost=[(self.shard, loss.first, loss.last) for loss in self.losses],
             left_out=self.dedup.left_out,
+            remembered=len(self.dedup.calls),
+            oldest_call_ms=self.dedup.calls.oldest_start_ms,
             unpriced_tokens=dict(zip(REASONS, cumulative.unpriced_tokens, strict=True)),
         )
 

@@ -19,11 +19,11 @@ from tokentrace.dialect.vendor_names import (
     USERS,
     WHOLES,
 )
-from tokentrace.errors import Rejected
+from tokentrace.errors import Rejected, shorten
 from tokentrace.records import FREE_REASONS, MAX_NAME, OTHER_UNITS, TOKEN_UNITS, is_response_id, whole_amounts
 from tokentrace.units import is_number
 
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=\d[hm])")
 _STATES = ("missing", "partial", "estimated", "none")
 _MAX_DEPTH = 3
 #: Unit -> the field of ``Span`` that counts it.
@@ -96,7 +96,9 @@ def _note(found: dict[str, float], name: str, value: float) -> None:
     known = found.setdefault(name, amount)
     if known != amount:
         if known and amount:
-            raise Rejected(f"{name}: {amount} differs from {known}, which is given under the same name")
+            raise Rejected(
+                f"{name}: {shorten(amount)} differs from {shorten(known)}, which is given under the same name"
+            )
         found[name] = known or amount
 
 
@@ -108,7 +110,9 @@ def _fields(found: Mapping[str, float]) -> dict[str, Any]:
             return
         known_name, known = amounts.setdefault(unit, (name, amount))
         if known != amount:
-            raise Rejected(f"{name}: {amount} differs from {known_name} {known}, which counts the same")
+            raise Rejected(
+                f"{name}: {shorten(amount)} differs from {known_name} {shorten(known)}, which counts the same"
+            )
 
     beside: dict[str, list[tuple[str, float]]] = {}
     for name, amount in found.items():

@@ -197,6 +197,8 @@ def _merge_cumulative(parts: Sequence[Cumulative]) -> Cumulative:
         custom=_merge_maps((part.custom for part in parts), lambda left, right: merge_custom_values([left, right])),
         clamped=sum(part.clamped for part in parts),
         left_out=total([part.left_out for part in parts]),
+        remembered=sum(part.remembered for part in parts),
+        oldest_call_ms=max((part.oldest_call_ms for part in parts), default=0),
         lost=[gap for part in parts for gap in part.lost],
         unpriced_tokens=_merge_maps((part.unpriced_tokens for part in parts), int.__add__),
     )

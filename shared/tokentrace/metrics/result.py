@@ -178,6 +178,9 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
             kinds except roll-up kinds.
         lost: (Shard, first sequence, last sequence) of each gap: messages that the log discarded before they were read.
         left_out: Repeated tellings of calls, which no sum counts.
+        remembered: Number of calls that are remembered, so that they are recognised when they are told again.
+        oldest_call_ms: When the oldest remembered call started, of the shard that reaches back least, Unix
+            milliseconds; 0 = no call is remembered.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -189,6 +192,8 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     clamped: int = 0
     lost: list[tuple[int, int, int]] = []
     left_out: LeftOut = msgspec.field(default_factory=LeftOut)
+    remembered: int = 0
+    oldest_call_ms: int = 0
     unpriced_tokens: dict[str, int] = {}
 
 

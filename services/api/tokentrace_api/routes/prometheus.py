@@ -121,6 +121,7 @@ class _Page(Collector):
         """Yield all metric families."""
         yield from self._counters(self._lifetime.cumulative.counters)
         yield self._unpriced_tokens()
+        yield from self._left_out()
         yield from self._histograms()
         yield from self._gauges()
         yield from self._transport()
@@ -187,6 +188,20 @@ class _Page(Collector):
         for reason in REASONS:
             family.add_metric((reason,), self._lifetime.cumulative.unpriced_tokens.get(reason, 0))
         return family
+
+    def _left_out(self) -> Iterator[Metric]:
+        left_out = self._lifetime.cumulative.left_out
+        for name, text, value in (
+            ("repeated_spans", "Spans that told a call again and are in no sum.", left_out.repeated),
+            ("conflicting_spans", "Repeated spans with another usage or cost.", left_out.conflicting),
+            (
+                "conflicting_cost",
+                "Cost of the conflicting spans in USD, which is in no sum.",
+                nusd_to_usd(left_out.conflicting_nusd),
+            ),
+            ("response_ids_reused", "Spans counted although another call had their response id.", left_out.reused),
+        ):
+            yield CounterMetricFamily(f"tokentrace_{name}", text, value=value)
 
     def _histograms(self) -> Iterator[Metric]:
         lifetime = self._lifetime.cumulative

@@ -51,7 +51,7 @@ class TokenCounts(msgspec.Struct, kw_only=True, rename="camel"):
     cached: Tokens | None = None
     cache_read: Tokens | None = None
     cache_write: Tokens | None = None
-    cache_write_1h: Tokens | None = None
+    cache_write_1h: Tokens | None = msgspec.field(name="cacheWrite1h", default=None)
     reasoning: Tokens | None = None
     input_audio: Tokens | None = None
     output_audio: Tokens | None = None
