@@ -43,7 +43,7 @@ class ReceiptLine(msgspec.Struct):
     """The cost of *amount* units: *rate_usd* US dollars for every *per* units."""
 
     unit: str
-    amount: int
+    amount: float
     rate_usd: Money
     per: int
     cost_usd: Money
@@ -193,7 +193,7 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "lines": [
             {
                 "unit": line.unit,
-                "amount": line.amount,
+                "amount": line.amount if isinstance(line.amount, int) else float(line.amount),
                 "rate_usd": _money(line.rate_usd),
                 "per": line.per,
                 "cost_usd": _money(line.cost_usd),
