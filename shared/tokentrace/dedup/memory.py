@@ -321,7 +321,7 @@ class CallMemory:
 
     def _encoder(self, piece: int) -> Callable[[], bytes]:
         captured = self._ring[piece * PIECE : (piece + 1) * PIECE].copy()
-        return captured.tobytes
+        return lambda: bytes(captured.data)
 
     def restore(self, state: Any, parts: Mapping[str, bytes], prefix: str) -> None:
         """
