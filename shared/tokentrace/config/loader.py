@@ -53,7 +53,9 @@ _LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts"})
 _EXTENDED = frozenset({"redaction.keys"})
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
 #: Keys whose variables must be set; otherwise requests would need no token, or deliveries would have no credential.
-_SECRET = re.compile(r"http_server\.auth_token|redaction\.hash_key|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL)
+_SECRET = re.compile(
+    r"http_server\.auth_token|redaction\.hash_key|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL
+)
 
 
 def load(

@@ -131,11 +131,10 @@ def decide(
     return Decision(_event(rule, "firing", instant_ns, value, span_count, starts, group), "")
 
 
-def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
-    """Return the resolution of the instance *group*, which is over the limit and not evaluated from now on."""
+def leave(rule: Rule, state: State, instant_ns: int, group: str, reason: str) -> AlertEvent:
+    """Return the resolution of the instance *group*, which is not evaluated from now on; *reason* completes its text."""
     event = _event(rule, "resolved", instant_ns, None, 0, state.starts_ns, group)
-    message = f"{rule.group_by} {shorten(group)!r} is counted with 'other' from now on, which is not evaluated"
-    return msgspec.structs.replace(event, message=message)
+    return msgspec.structs.replace(event, message=f"{rule.group_by} {shorten(group)!r} {reason}")
 
 
 def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:
