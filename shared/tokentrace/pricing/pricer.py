@@ -26,8 +26,8 @@ from msgspec.structs import replace
 from tokentrace.pricing import match_rules as rules
 from tokentrace.pricing.configured import Rate
 from tokentrace.pricing.counting import Counts, charges_of, counts_of, fields_of, has_usage
-from tokentrace.pricing.plans import Plan, Plans
-from tokentrace.pricing.rates import FIELD_UNITS, Vector, round_half_even
+from tokentrace.pricing.plans import Chosen, Plan, Plans
+from tokentrace.pricing.rates import FIELD_UNITS, Sheet, Vector, round_half_even
 from tokentrace.pricing.receipt import Receipt, receipt_of, reported_receipt
 from tokentrace.pricing.work import Quote, Work
 from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time, exact_amounts
@@ -108,6 +108,14 @@ class Pricer:
         if plan.source == "unpriced":
             return Work(Quote(None, "unpriced", "", plan.reason), plan)
         return self._price(plan, span, event_time(span) if at_ns is None else at_ns)
+
+    def rates(self, span: Span, at_ns: int) -> tuple[Sheet | None, Chosen | None, Plan]:
+        """Return the rates for calls like *span* at *at_ns*, whatever they used, and how the rates were found."""
+        plan = self._plans.plan(span.provider, span.model)
+        if plan.source in ("free", "unpriced"):
+            return None, None, plan
+        chosen = self._plans.choose(plan, span.pricing_context, at_ns)
+        return chosen.sheet, chosen, plan
 
     def receipt(self, span: Span) -> Receipt:
         """Return the receipt for the cost of *span*, which was priced before, here or by another ingest."""
