@@ -132,7 +132,7 @@ def decide(
 
 
 def leave(rule: Rule, state: State, instant_ns: int, group: str, reason: str) -> AlertEvent:
-    """Return the resolution of the instance *group*, which is not evaluated from now on; *reason* completes its text."""
+    """Return the resolution of the instance *group*, which is not evaluated any more; *reason* ends its message."""
     event = _event(rule, "resolved", instant_ns, None, 0, state.starts_ns, group)
     return msgspec.structs.replace(event, message=f"{rule.group_by} {shorten(group)!r} {reason}")
 
