@@ -139,19 +139,20 @@ class RuleEvaluator:
 
     def _evaluate_instance(self, name: str, instant: int, reading: Reading) -> AlertEvent | None:
         rule, state = self.rule, self.states.setdefault(name, State())
-        value, span_count = reading
+        value, span_count, unpriced = reading
         decision = decide(
             rule,
             state,
             instant,
             value,
             span_count,
+            unpriced=unpriced,
             silenced=instant < self.silenced_until_ns,
             warming=self.warming(instant),
             group=name,
         )
-        state.breached = breaches(rule, value, span_count, firing=state.firing)
-        state.evaluated_ns, state.value, state.span_count = instant, value, span_count
+        state.breached = breaches(rule, value, span_count, firing=state.firing, unpriced=unpriced)
+        state.evaluated_ns, state.value, state.span_count, state.unpriced = instant, value, span_count, unpriced
         state.reason, state.pending_ns = decision.reason, decision.pending_ns
         if decision.event is not None:
             self.apply_event(decision.event)
@@ -172,7 +173,8 @@ class RuleEvaluator:
                 del self.states[name]
                 self._leaving.discard(name)
             else:
-                state.value, state.span_count, state.breached, state.reason = None, 0, False, "no_data"
+                state.value, state.span_count, state.unpriced = None, 0, 0
+                state.breached, state.reason = False, "no_data"
 
     def warming(self, instant_ns: int) -> bool:
         """Return whether the rule looks back from *instant_ns* further than the data that was read."""
@@ -221,7 +223,7 @@ class RuleEvaluator:
         saved = {
             "fingerprint": self.rule.fingerprint,
             "seen": {
-                name: [state.evaluated_ns, state.value, state.span_count, state.pending_ns]
+                name: [state.evaluated_ns, state.value, state.span_count, state.pending_ns, state.unpriced]
                 for name, state in self.states.items()
             },
             "interval_ns": self.rule.eval_interval_ns,
@@ -240,8 +242,15 @@ class RuleEvaluator:
         """
         self._window.restore(saved["measure"])
         self.states = {
-            name: State(evaluated_ns=evaluated_ns, value=value, span_count=span_count, pending_ns=pending_ns)
-            for name, (evaluated_ns, value, span_count, pending_ns) in saved["seen"].items()
+            name: State(
+                evaluated_ns=evaluated_ns,
+                value=value,
+                span_count=span_count,
+                pending_ns=pending_ns,
+                # Older snapshots have no number of unpriced spans.
+                unpriced=unpriced[0] if unpriced else 0,
+            )
+            for name, (evaluated_ns, value, span_count, pending_ns, *unpriced) in saved["seen"].items()
         }
         self.backfilled_ns, self.next_ns, self.spans = saved["primed_ns"], saved["next_ns"], saved["spans"]
         self._leaving = set(saved["folded"])

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tokentrace.metrics import QUALITY, CustomMetric, CustomRollup, Query, RollupReader, value_text
+from tokentrace.metrics import QUALITY, Aggregates, CustomMetric, CustomRollup, Metric, Query, RollupReader, value_text
 from tokentrace.records import Span
 from tokentrace.rollup import (
     OTHER,
@@ -134,14 +134,27 @@ def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
     """Return the change of each instance since the window before; its value is None if it cannot be computed."""
     readings: Readings = {}
     for name in {*now, *before}:
-        value, span_count = now.get(name, NO_READING)
+        value, span_count, unpriced = now.get(name, NO_READING)
         old = before.get(name, NO_READING).value
         if value is None or old is None or (rule.change == "percent" and old == 0):
-            readings[name] = Reading(None, span_count)
+            readings[name] = Reading(None, span_count, unpriced)
         else:
             change = (value - old) / abs(old) * 100 if rule.change == "percent" else value - old
-            readings[name] = Reading(change, span_count)
+            readings[name] = Reading(change, span_count, unpriced)
     return readings
+
+
+def _query(rule: Rule, groupby: str, fields: Sequence[str] = ()) -> Query:
+    """Return the query for the value of *rule*; its kinds are those of ``GET /metrics`` with the rule's filter."""
+    kind = rule.filter.get("kind", "")
+    return Query(kind=kind or "llm", only_kind=bool(kind), fields=list(fields), groupby=groupby)
+
+
+def _reading(metric: Metric, aggregates: Aggregates) -> Reading:
+    contributing = metric.contributing(aggregates)
+    unpriced = metric.not_priced(aggregates).unpriced if metric.not_priced else 0
+    # A count of no spans is 0, but for a rule it is no data.
+    return Reading(metric.value(aggregates) if contributing else None, contributing, unpriced)
 
 
 #: Prefix of the series name of an instance. Without it, the instance "" would share the series of the instance
@@ -188,7 +201,7 @@ class _Groups:
         by_value = rule.op in ("gt", "gte")
 
         def rank(name: str) -> tuple[bool, float, int, str]:
-            value, span_count = readings.get(name, NO_READING)
+            value, span_count, _ = readings.get(name, NO_READING)
             counts = by_value and value is not None and span_count >= rule.min_spans
             return name not in busy, -(value or 0.0) if counts else math.inf, -span_count, name
 
@@ -210,13 +223,7 @@ class _BuiltinWindow:
         self._reader = self._make_reader()
 
     def _make_reader(self) -> RollupReader:
-        kind = self._rule.filter.get("kind", "")
-        query = Query(
-            kind=kind or "llm",
-            only_kind=bool(kind),
-            fields=list(self._metric.fields),
-            groupby="name" if self._groups else "",
-        )
+        query = _query(self._rule, "name" if self._groups else "", self._metric.fields)
         return RollupReader(self._rollup, self._table, query)
 
     @property
@@ -271,10 +278,7 @@ class _BuiltinWindow:
     def _read(self, stretches: Sequence[Stretch]) -> Readings:
         [(total, groups, _)] = self._reader.read([stretches])
         by_name = groups if self._groups is not None else {WHOLE: total}
-        return {
-            name: Reading(self._metric.value(aggregates), self._metric.contributing(aggregates))
-            for name, aggregates in by_name.items()
-        }
+        return {name: _reading(self._metric, aggregates) for name, aggregates in by_name.items()}
 
     def snapshot(self) -> Callable[[], Any]:
         known, series = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.series))
@@ -294,6 +298,7 @@ class _CustomWindow:
         self._rule, self._buckets = rule, _Buckets(rule)
         self._groups = _Groups(rule) if rule.group_by else None
         group = None if self._groups is None else self._groups.series_name
+        self._metric = metric
         self._rollup = CustomRollup(metric, self._buckets.resolutions, group=group)
 
     @property
@@ -328,9 +333,12 @@ class _CustomWindow:
             self._rollup.fold_names({_MARK + other for other in self._groups.known})
 
     def _read(self, stretches: Sequence[Stretch]) -> Readings:
-        [(total, groups)] = self._rollup.read([stretches], Query(groupby="name" if self._groups else ""))
+        [(total, groups)] = self._rollup.read([stretches], _query(self._rule, "name" if self._groups else ""))
         by_name = groups if self._groups is not None else {WHOLE: total}
-        return {name: Reading(self._rollup.metric.value(value), max(value.size, 0)) for name, value in by_name.items()}
+        return {
+            name: Reading(self._metric.value(value) if value.size > 0 else None, max(value.size, 0), value.unpriced)
+            for name, value in by_name.items()
+        }
 
     def snapshot(self) -> Callable[[], Any]:
         known = [] if self._groups is None else sorted(self._groups.known)
