@@ -29,7 +29,12 @@ def compose(bus: Bus, config: Config) -> App:
     service = Api(bus, config)
     aggregators, history, custom = service.aggregators, service.alert_history, config.custom
     tombstones = deletions.LogOfDeletions(
-        bus, config.project, config.log_keeps_ns, service.store_writer.apply_deletions
+        bus,
+        config.project,
+        config.log_keeps_ns,
+        config.keep_ns,
+        service.erasure.erase,
+        service.store_writer.apply_deletions,
     )
     routers = [
         prometheus.router(config.prometheus_path, aggregators, history, custom),

@@ -112,7 +112,7 @@ def render_lines(lines: list[Line]) -> list[dict[str, Any]]:
     return [
         {
             "unit": line.unit,
-            "amount": line.amount,
+            "amount": line.amount if isinstance(line.amount, int) else float(line.amount),
             "rate_usd": render_usd(line.rate_usd),
             "per": line.per,
             "cost_usd": render_usd(line.cost_usd),

@@ -30,7 +30,7 @@ from tokentrace.pricing.plans import Chosen, Plan, Plans
 from tokentrace.pricing.rates import FIELD_UNITS, Sheet, Vector, round_half_even
 from tokentrace.pricing.receipt import Receipt, receipt_of, reported_receipt
 from tokentrace.pricing.work import Quote, Work
-from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time
+from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time, exact_amounts
 
 _MAX_REASON = 256
 _MODEL_KINDS = frozenset({"llm", "embedding"})
@@ -149,7 +149,7 @@ class Pricer:
             has_token_rate = base.prices_input or base.prices_output or not _TOKENS.issuperset(missing)
             reason = _named("no_rate", missing) if has_token_rate else "no_token_rate"
             return Work(_unpriced(plan, reason), plan, None, chosen)
-        input_tokens = charges.counts.get("input_tokens", 0)
+        input_tokens = int(charges.counts.get("input_tokens", 0))
         vector = sheet.vector(input_tokens)
         total = vector.constant + sum(
             rate * count for name, count in charges.counts.items() if (rate := vector.units.get(name))
@@ -187,7 +187,7 @@ def _quote_fields(plan: Plan, vector: Vector, span: Span) -> Quote:
 
 def _asked(counted: Counts, span: Span) -> set[str]:
     """Return the units that the span used, without those that only the rules of the provider added."""
-    added = {"audio_seconds", "input_audio_seconds"} - set(span.usage or {})
+    added = {"audio_seconds", "input_audio_seconds"} - set(exact_amounts(span.usage or {}))
     return set(counted.counts) - added
 
 

@@ -30,6 +30,10 @@ FIELD_UNITS = (
 REQUESTS = "requests"
 
 
+#: A number of units: whole, or a fraction of seconds.
+Amount = int | Fraction
+
+
 class Vector(NamedTuple):
     """
     Rates of one tier, as numerators over ``denominator``, in nano-dollars.
@@ -107,7 +111,7 @@ class Sheet:
             )
         return unit in self._covered
 
-    def charged(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def charged(self, counts: Mapping[str, Amount]) -> dict[str, Amount]:
         """
         Return unit -> amount charged at the rate of this unit: its count less the amounts of more specific units.
 
@@ -115,7 +119,7 @@ class Sheet:
             counts: Unit -> count, which includes the counts of more specific units. An amount is negative if they
                 contradict each other.
         """
-        charged: dict[str, int] = {}
+        charged: dict[str, Amount] = {}
         for name in self.order:
             charged[name] = counts.get(name, 0) - sum(charged[part] for part in self.parts[name])
         if REQUESTS in self.rates:
@@ -163,7 +167,7 @@ class Sheet:
                     yield one, other, join
 
 
-def round_half_even(total: int, denominator: int) -> int:
+def round_half_even(total: Amount, denominator: int) -> int:
     """Return *total* / *denominator* rounded to a whole number, half to even."""
     whole, rest = divmod(total, denominator)
     twice = 2 * rest

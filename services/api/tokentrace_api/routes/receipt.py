@@ -42,7 +42,7 @@ class ReceiptLine(msgspec.Struct):
     """The cost of *amount* units: *rate_usd* US dollars for every *per* units."""
 
     unit: str
-    amount: int
+    amount: float
     rate_usd: Money
     per: int
     cost_usd: Money
