@@ -212,7 +212,9 @@ def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user
 
     answer = http("DELETE", f"{running.pipeline.url}/api/users/{user}").json()
     assert answer["span_count"] == 1
-    assert {"answers", "alerts", "deliveries", "dead_letters", "log", "store", "open_spans"} == answer["clean_by"].keys()
+    assert {"answers", "alerts", "deliveries", "dead_letters", "log", "store", "open_spans"} == answer[
+        "clean_by"
+    ].keys()
     # The receiver is told that the episode is over.
     running.pipeline.until(lambda: received("resolved", user), "resolved", 30)
 
@@ -222,7 +224,9 @@ def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user
 
     running.pipeline.until(clean, "clean answers", 90)
     for stream in (subjects.ALERTS, subjects.DELIVERIES, subjects.REJECTED):
-        running.pipeline.until(partial(lambda held: not in_stream(running, held, needle), stream), f"{stream} erased", 90)
+        running.pipeline.until(
+            partial(lambda held: not in_stream(running, held, needle), stream), f"{stream} erased", 90
+        )
     assert running.get(f"/traces?user={user}")["total"] == 0
     # The other user's episode is still open, and the rule still publishes.
     assert other in running.firing(rule)
