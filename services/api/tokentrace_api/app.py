@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokentrace.bus import Bus
 from tokentrace.service.main import App
 from tokentrace.service.openapi import make_documented_app
+from tokentrace_api.hashed_ids import hashing
 from tokentrace_api.routes import (
     alerts,
     deletions,
@@ -12,6 +13,7 @@ from tokentrace_api.routes import (
     forward,
     health,
     metrics,
+    prices,
     prometheus,
     receipt,
     scores,
@@ -28,12 +30,18 @@ def compose(bus: Bus, config: Config) -> App:
     service = Api(bus, config)
     aggregators, history, custom = service.aggregators, service.alert_history, config.custom
     tombstones = deletions.LogOfDeletions(
-        bus, config.project, config.log_keeps_ns, service.store_writer.apply_deletions
+        bus,
+        config.project,
+        config.log_keeps_ns,
+        config.keep_ns,
+        service.erasure.erase,
+        service.store_writer.apply_deletions,
     )
     routers = [
         prometheus.router(config.prometheus_path, aggregators, history, custom),
         metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, custom)),
         receipt.router(service, service.pricer),
+        prices.router(service.pricer),
         tail.router(service.tails, lambda: service.stopping.is_set()),
         deletions.router(service, tombstones),
         traces.router(service, aggregators),
@@ -44,4 +52,5 @@ def compose(bus: Bus, config: Config) -> App:
         forward.router(config.ingest_url, config.ingest_path, config.max_body_bytes),
         health.router(config.health_path, service, service, aggregators, bus, config.max_bytes),
     ]
-    return App(service, [route for router in routers for route in router.routes], {}, make_documented_app)
+    routes = [route for router in routers for route in router.routes]
+    return App(service, hashing(routes, config.redactor), {}, make_documented_app)

@@ -30,6 +30,10 @@ FIELD_UNITS = (
 REQUESTS = "requests"
 
 
+#: A number of units: whole, or a fraction of seconds.
+Amount = int | Fraction
+
+
 class Vector(NamedTuple):
     """
     Rates of one tier, as numerators over ``denominator``, in nano-dollars.
@@ -71,6 +75,7 @@ class Sheet:
         self, rates: Mapping[str, Rate], units: Mapping[str, Unit], per: Mapping[str, int] | None = None
     ) -> None:
         self.rates, self.units, self._per = rates, units, per or {}
+        self._covered: frozenset[str] | None = None
         self.order = sorted((name for name in rates if name != REQUESTS), key=lambda name: -len(units[name].dimensions))
         self.parts = {
             name: [part for part in self.order if part != name and includes(units[name], units[part])]
@@ -99,10 +104,14 @@ class Sheet:
 
     def has_rate(self, unit: str) -> bool:
         """Return True if *unit*, or a unit that it is a part of, has a rate."""
-        known = self.units.get(unit)
-        return known is not None and any(includes(self.units[priced], known) for priced in self.rates)
+        if self._covered is None:
+            rated = [self.units[priced] for priced in self.rates]
+            self._covered = frozenset(
+                name for name, known in self.units.items() if any(includes(whole, known) for whole in rated)
+            )
+        return unit in self._covered
 
-    def charged(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def charged(self, counts: Mapping[str, Amount]) -> dict[str, Amount]:
         """
         Return unit -> amount charged at the rate of this unit: its count less the amounts of more specific units.
 
@@ -110,7 +119,7 @@ class Sheet:
             counts: Unit -> count, which includes the counts of more specific units. An amount is negative if they
                 contradict each other.
         """
-        charged: dict[str, int] = {}
+        charged: dict[str, Amount] = {}
         for name in self.order:
             charged[name] = counts.get(name, 0) - sum(charged[part] for part in self.parts[name])
         if REQUESTS in self.rates:
@@ -158,7 +167,7 @@ class Sheet:
                     yield one, other, join
 
 
-def round_half_even(total: int, denominator: int) -> int:
+def round_half_even(total: Amount, denominator: int) -> int:
     """Return *total* / *denominator* rounded to a whole number, half to even."""
     whole, rest = divmod(total, denominator)
     twice = 2 * rest
