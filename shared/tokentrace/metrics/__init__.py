@@ -1,5 +1,6 @@
 """Metrics over a window: the query, the result of one shard, merging results, and the definition of each metric."""
 
+from tokentrace.metrics.attribute_filter import FilterNumber, attribute_is, filter_number
 from tokentrace.metrics.custom import (
     MAX_ATTRIBUTE,
     CustomMetric,
@@ -54,6 +55,7 @@ __all__ = [
     "CustomMetric",
     "CustomRollup",
     "CustomValue",
+    "FilterNumber",
     "Metric",
     "Point",
     "Query",
@@ -63,6 +65,7 @@ __all__ = [
     "ShardResult",
     "Work",
     "add_custom",
+    "attribute_is",
     "attribute_text_of",
     "attribute_to_int",
     "decode_query",
@@ -70,6 +73,7 @@ __all__ = [
     "encode_pending",
     "encode_query",
     "encode_result",
+    "filter_number",
     "find_metric",
     "finish",
     "merge_results",

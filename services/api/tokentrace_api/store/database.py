@@ -11,6 +11,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from tokentrace_api.store.text import folded
+
 Rows = list[tuple[Any, ...]]
 
 
@@ -33,6 +35,7 @@ class Database:
             "checkpoint_threshold": "128MB",
         }
         self._writer = duckdb.connect(":memory:", config=config)
+        self._writer.create_function("folded", folded, ["VARCHAR"], "VARCHAR")
         self._reading: set[duckdb.DuckDBPyConnection] = set()
         self._reading_changes = threading.Condition()
 
