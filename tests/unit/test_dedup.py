@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from random import Random
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, make_batch
 from kit.examples import examples
-from tokentrace.dedup import MAX_INTERVALS, FoldedBatches
+from tokentrace.dedup import MAX_INTERVALS, MAX_REPORTERS, FoldedBatches
 from tokentrace.records import Batch
 from tokentrace.units import DAY, HOUR
 
 NOW = ENDED_NS
 
-#: (Reporter id, number from 1 on, part), or (request id, 0, part).
+#: (Reporter id, number from 1 on, part).
 BatchKey = tuple[str, int, int]
 
 
@@ -34,7 +33,6 @@ parts = st.sampled_from([0, 0, 0, 1, 2])
 batches = st.one_of(
     st.tuples(reporters, small, parts),
     st.tuples(reporters, st.integers(1, 10**12), parts),
-    st.tuples(st.sampled_from(["a", "b", "req-1", "req-2", "req-3"]), st.just(0), parts),
 )
 steps = st.one_of(batches, batches, batches, st.just("restart"))
 
@@ -43,7 +41,7 @@ steps = st.one_of(batches, batches, batches, st.just("restart"))
 @given(st.lists(steps, max_size=60), st.sampled_from([1, 2, 3, 8]), st.integers(0, 7))
 @example([("a", 1, 0), ("a", 3, 0), ("a", 2, 0), ("a", 2, 0)], 1, 0)
 @example([("a", 3, 0), ("a", 2, 0), ("a", 1, 0), "restart", ("a", 3, 0)], 1, 0)
-@example([("a", 1, 0), ("a", 1, 1), ("a", 0, 0), ("a", 0, 1)], 1, 0)
+@example([("a", 1, 0), ("a", 1, 1), ("a", 1, 0), ("a", 1, 1)], 1, 0)
 def test_a_batch_is_new_exactly_once_in_any_history(history: list[BatchKey | str], stride: int, shard: int) -> None:
     # A shard receives every stride-th number of a reporter, starting at a number that depends on the shard.
     dedup = FoldedBatches(stride)
@@ -53,7 +51,7 @@ def test_a_batch_is_new_exactly_once_in_any_history(history: list[BatchKey | str
             dedup = FoldedBatches.restore(dedup.snapshot())
             continue
         key, number, part = step
-        sequence = number * stride + shard % stride if number else 0
+        sequence = number * stride + shard % stride
         identity = (key, sequence, part)
         assert dedup.add(make_batch(id=key, sequence=sequence, part=part), NOW) is (identity not in model)
         model.add(identity)
@@ -74,7 +72,7 @@ def test_any_order_leaves_one_interval(count: int, stride: int, shard: int, rand
 
 
 @settings(max_examples=examples(50), deadline=None)
-@given(st.lists(st.tuples(reporters, st.integers(0, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
+@given(st.lists(st.tuples(reporters, st.integers(1, 9), parts, st.integers(0, 100)), max_size=40), st.integers(0, 40))
 def test_note_equals_adding_the_same_batches(rows: list[tuple[str, int, int, int]], cut: int) -> None:
     whole, resumed = FoldedBatches(), FoldedBatches()
     for key, sequence, part, after in rows:
@@ -82,7 +80,7 @@ def test_note_equals_adding_the_same_batches(rows: list[tuple[str, int, int, int
     for key, sequence, part, after in rows[:cut]:
         resumed.add(make_batch(id=key, sequence=sequence, part=part), NOW + after)
     resumed = FoldedBatches.restore(resumed.snapshot())
-    resumed.note([(key, sequence, part, NOW + after) for key, sequence, part, after in rows[cut:]])
+    resumed.note([(key, sequence, part, 0, NOW + after) for key, sequence, part, after in rows[cut:]])
     assert resumed.snapshot() == whole.snapshot()
 
 
@@ -90,7 +88,7 @@ def test_a_snapshot_restores_to_the_same_snapshot() -> None:
     dedup = FoldedBatches(4)
     for number in (4, 8, 20, 400):
         dedup.add(numbered(number), NOW)
-    dedup.add(request("r", 3), NOW)
+    dedup.note([("r", 0, 3, 0, NOW)])
     assert FoldedBatches.restore(dedup.snapshot()).snapshot() == dedup.snapshot()
     assert len(FoldedBatches.restore(dedup.snapshot())) == len(dedup) == 4
 
@@ -104,18 +102,28 @@ def test_a_restored_state_keeps_its_stride() -> None:
 def test_parts_of_a_batch_are_different_batches() -> None:
     dedup = FoldedBatches()
     assert [dedup.add(numbered(1, part=part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
-    assert [dedup.add(request("r", part), NOW) for part in (0, 1, 2, 1, 0)] == [True, True, True, False, False]
 
 
-def test_a_reporter_and_a_request_with_the_same_id_are_different() -> None:
+def test_layouts_of_a_batch_are_different_batches_and_only_layout_0_divides_by_the_stride() -> None:
+    dedup = FoldedBatches(4)
+    in_layout_0 = [dedup.add(make_batch(id="a", sequence=number), NOW) for number in (4, 5, 8)]
+    in_layout_1 = [dedup.add(make_batch(id="a", sequence=number, layout=1), NOW) for number in (4, 5, 8, 5)]
+    assert in_layout_0 == [True, False, True]
+    assert in_layout_1 == [True, True, True, False]
+
+
+def test_the_reporter_that_was_silent_the_longest_is_forgotten_beyond_the_limit() -> None:
     dedup = FoldedBatches()
-    assert dedup.add(numbered(1, "x"), NOW)
-    assert dedup.add(request("x"), NOW)
+    for number in range(MAX_REPORTERS):
+        dedup.add(numbered(1, f"r{number}"), NOW + number)
+    assert not dedup.add(numbered(1, "r0"), NOW + MAX_REPORTERS)
+    dedup.add(numbered(1, "one more"), NOW + MAX_REPORTERS + 1)
+    assert not dedup.add(numbered(1, "r0"), NOW + MAX_REPORTERS + 2)
+    assert dedup.add(numbered(1, "r1"), NOW + MAX_REPORTERS + 3)
 
 
-@pytest.mark.parametrize("sequence", [0, 1])
-def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch(sequence: int) -> None:
-    dedup = FoldedBatches()
+def test_an_id_that_looks_like_the_key_of_a_part_is_a_different_batch() -> None:
+    dedup, sequence = FoldedBatches(), 1
     assert dedup.add(make_batch(id="a", sequence=sequence, part=1), NOW)
     assert dedup.add(make_batch(id="a#1", sequence=sequence, part=0), NOW)
 
@@ -213,30 +221,16 @@ def test_a_late_message_does_not_shorten_how_long_a_reporter_is_remembered() -> 
     assert not dedup.add(numbered(2), NOW + 14 * DAY)
 
 
-def test_a_request_is_forgotten_after_24_hours() -> None:
+def test_a_request_of_an_earlier_version_is_known_for_24_hours() -> None:
     dedup = FoldedBatches()
-    dedup.add(request("r"), NOW)
+    dedup.note([("r", 0, 0, 0, NOW), ("later", 0, 0, 0, NOW + HOUR)])
+    dedup = FoldedBatches.restore(dedup.snapshot())
     dedup.forget(NOW + 24 * HOUR)
-    assert not dedup.add(request("r"), NOW)
+    assert dedup.holds_request(request("r"))
+    assert not dedup.holds_request(request("r", part=1))
     dedup.forget(NOW + 24 * HOUR + 1)
-    assert len(dedup) == 0
-    assert dedup.add(request("r"), NOW + 24 * HOUR + 1)
-
-
-@settings(max_examples=examples(100), deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20 * HOUR), st.booleans()), max_size=60))
-def test_exactly_the_requests_of_the_last_day_are_remembered(steps: list[tuple[int, int, bool]]) -> None:
-    dedup, now = FoldedBatches(), NOW
-    model: dict[int, int] = {}
-    for number, later, restart in steps:
-        now += later
-        dedup.forget(now)
-        model = {key: at for key, at in model.items() if at >= now - 24 * HOUR}
-        assert len(dedup) == len(model)
-        assert dedup.add(request(f"r{number}"), now) is (number not in model)
-        model.setdefault(number, now)
-        if restart:
-            dedup = FoldedBatches.restore(dedup.snapshot())
+    assert not dedup.holds_request(request("r"))
+    assert dedup.holds_request(request("later"))
 
 
 @settings(max_examples=examples(100), deadline=None)
@@ -258,12 +252,3 @@ def test_exactly_the_reporters_of_the_last_8_days_are_remembered(steps: list[tup
         if restart:
             dedup = FoldedBatches.restore(dedup.snapshot())
     assert dedup.reporters() == set(numbers)
-
-
-def test_a_steady_stream_of_requests_takes_the_space_of_one_day() -> None:
-    dedup = FoldedBatches()
-    for number in range(5_000):
-        now = NOW + number * HOUR // 10
-        dedup.forget(now)
-        assert dedup.add(request(f"request-{number}"), now)
-        assert len(dedup) <= 24 * 10 + 1

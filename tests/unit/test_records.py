@@ -42,7 +42,7 @@ def wire(span_fields: dict[str, Any], **batch_fields: Any) -> bytes:
     fields = msgspec.to_builtins(make_span())
     for name, value in span_fields.items():
         fields[SPAN_FIELDS.index(name)] = value
-    batch = msgspec.to_builtins(make_batch(**batch_fields))
+    batch = msgspec.to_builtins(make_batch(**batch_fields), builtin_types=(bytes,))
     batch[Batch.__struct_fields__.index("spans")] = [fields]
     return msgspec.msgpack.encode([batch])
 
@@ -94,6 +94,10 @@ spans = st.builds(
     usage=st.none() | st.dictionaries(text, tokens, max_size=3),
     error_stack=text,
     source=text,
+    usage_state=st.sampled_from(["", "missing", "partial", "estimated", "none"]),
+    pricing_context=st.none() | st.dictionaries(text, text, max_size=3),
+    response_id=ids,
+    scope=text,
 )
 batches = st.builds(
     Batch,
@@ -115,6 +119,8 @@ batches = st.builds(
         st.builds(Tombstone, target=st.sampled_from(["trace", "session", "user"]), id=ids, deleted_ns=instants),
         max_size=2,
     ),
+    layout=st.integers(0, 2**15),
+    identities=st.binary(max_size=40),
 )
 
 
@@ -152,6 +158,9 @@ def test_encoded_batches_decode_to_equal_batches(many: list[Batch]) -> None:
         ("status", "foo"),
         ("status", "OK"),
         ("cost_source", "guessed"),
+        ("usage_state", "unknown"),
+        ("pricing_context", {"service_tier": 1}),
+        ("response_id", "x" * 257),
         ("name", "x" * 257),
         ("model", 5),
         ("usage", {"web_searches": -1}),
@@ -310,7 +319,7 @@ def test_salvage_keeps_valid_records_that_are_not_spans() -> None:
 
 def test_fields_appended_by_a_newer_version_are_ignored() -> None:
     batch = make_batch()
-    newer = msgspec.to_builtins(batch)
+    newer = msgspec.to_builtins(batch, builtin_types=(bytes,))
     newer[5] = [[*newer[5][0], "a field of tomorrow", 5]]
     payload = msgspec.msgpack.encode([[*newer, {"another": 1}]])
     assert decode_batches(payload) == [batch]

@@ -121,12 +121,21 @@ class Aggregator:
         """Yield the aggregator's own metrics, for ``/internal/metrics``."""
         for machine, runner in zip(self.machines, self.runners, strict=True):
             labels = {"shard": str(machine.shard)}
-            progress, duplicates = runner.progress, machine.duplicate_batches
+            progress, left_out = runner.progress, machine.dedup.left_out
             for name, help_text, value in (
                 ("spans_total", "Spans folded.", machine.spans),
                 ("batches_total", "Batches folded.", machine.batches),
-                ("duplicate_batches_total", "Batches skipped because they were folded before.", duplicates),
-                ("repeated_total", "Deprecated: use tokentrace_aggregator_duplicate_batches_total.", duplicates),
+                (
+                    "duplicate_batches_total",
+                    "Batches skipped because they were folded before.",
+                    left_out.repeated_batches,
+                ),
+                (
+                    "repeated_total",
+                    "Deprecated: use tokentrace_aggregator_duplicate_batches_total.",
+                    left_out.repeated_batches,
+                ),
+                ("repeated_spans_total", "Spans that told a call again and were not counted.", left_out.repeated),
                 ("late_total", "Spans too old for any bucket; only cumulative counters count them.", machine.late),
                 ("clamped_total", "Spans that end too far in the future; they count at arrival.", machine.clamped),
                 ("rejected_total", "Messages that could not be decoded.", progress.rejected),

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import Message
-from tokentrace.dedup import FoldedBatches
+from tokentrace.bus import Message, subjects
+from tokentrace.dedup import Deduplicator, FoldedBatches, LeftOut, capacity_for
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     Aggregates,
@@ -51,9 +51,13 @@ from tokentrace.rollup import (
 )
 from tokentrace.service.machine import Effect
 from tokentrace.state import Part, Saved
-from tokentrace.units import HOUR, MINUTE, SECOND
+from tokentrace.units import MINUTE, SECOND
 
-VERSION = 5
+VERSION = 6
+#: The last version whose snapshots had no memory of calls; they are converted.
+_WITHOUT_CALLS = 5
+#: First characters of the names of the parts of a snapshot that hold the memory of calls.
+_CALLS = "@calls."
 _MAX_LOSSES = 20
 #: Pause between two ticks that add waiting rows to their buckets, nanoseconds.
 _SETTLE_NS = SECOND // 10
@@ -83,15 +87,19 @@ class Shard:
         shard: Number of the shard.
         shards: Shard count.
         custom: Custom metrics to be measured.
+        capacity: Number of calls that are remembered; None = the number for *shards*.
 
     Attributes:
         losses: The last 20 gaps in the log, in order.
         spans, batches: Number of spans and of batches folded.
-        duplicate_batches: Number of batches skipped because they had been folded before.
+        dedup: What was folded before.
     """
 
-    def __init__(self, shard: int, shards: int, custom: Sequence[CustomMetric] = ()) -> None:
+    def __init__(
+        self, shard: int, shards: int, custom: Sequence[CustomMetric] = (), *, capacity: int | None = None
+    ) -> None:
         self.shard = shard
+        self._capacity = capacity or capacity_for(shards)
         self._shards, self._custom = shards, tuple(custom)
         self._reset()
 
@@ -101,15 +109,14 @@ class Shard:
         self._cumulative = CumulativeCounters()
         self._rollup = Rollup(self._table, RESOLUTIONS, SPAN_SCHEMA, self._cumulative)
         self._custom_rollups = {metric.name: CustomRollup(metric) for metric in self._custom}
-        self._folded = FoldedBatches(self._shards)
-        self._forgot_ns = self._settled_ns = self._time_ns = 0
+        self.dedup = Deduplicator(self._shards, self._capacity)
+        self._settled_ns = self._time_ns = 0
         self.losses: list[Loss] = []
         #: Reporter -> (number of its last batch, stream time of that batch, spans that waited in the reporter then).
         self._queues: dict[str, tuple[int, int, int]] = {}
         self._sent = self._dropped = self._failed = self._clamped = 0
         self.spans = 0
         self.batches = 0
-        self.duplicate_batches = 0
 
     @property
     def position(self) -> Position | None:
@@ -137,23 +144,22 @@ class Shard:
         if self.losses and self.losses[-1].until_ns == 0:
             last = self.losses.pop()
             self.losses.append(Loss(last.first, last.last, message.time_ns))
+        self.dedup.begin(message.sequence)
+        project = subjects.parse_project(message.subject)
         for batch in decode_batches(message.payload):
-            self._fold_batch(batch, message.time_ns)
+            taken = self.dedup.take(batch, message.time_ns, project)
+            if batch.sequence and not taken.skipped:
+                self._sent += len(batch.spans)
+            if taken.batch is not None:
+                self._fold_batch(taken.batch, message.time_ns)
         self._time_ns = max(self._time_ns, message.time_ns)
-        if message.time_ns - self._forgot_ns > HOUR:
-            self._forgot_ns = message.time_ns
-            self._folded.forget(message.time_ns)
 
     def _fold_batch(self, batch: Batch, time_ns: int) -> None:
-        if not self._folded.add(batch, time_ns):
-            self.duplicate_batches += 1
-            return
         self.batches += 1
         if batch.reporter is not None:
             self._account(batch, batch.reporter, time_ns)
         if batch.spans:
             self.spans += len(batch.spans)
-            self._sent += len(batch.spans) if batch.sequence else 0
             rows = rows_of(batch.spans, self._table, time_ns)
             self._clamped += int((rows[:, STATUS] >= CLAMPED).sum())
             self._rollup.fold(rows)
@@ -178,8 +184,9 @@ class Shard:
         self.losses = [*self.losses, Loss(first, last)][-_MAX_LOSSES:]
 
     def rewound(self, created_ns: int) -> None:
-        """Continue at the first message of the stream, as ``Machine.rewound``; batches already folded are skipped."""
+        """Continue at the first message of the stream, as ``Machine.rewound``; what was folded before is skipped."""
         self._position = Position(created_ns, 0)
+        self.dedup.rewound()
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
         """Add waiting rows and drop old buckets, at most every 0.1 s; return no effects."""
@@ -200,7 +207,8 @@ class Shard:
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
         """As ``Machine.snapshot``; a part holds consecutive buckets of one resolution."""
         rollup, parts = self._rollup.snapshot({name: revision for name, revision in saved.items() if ":" not in name})
-        named: dict[str, Part] = dict(parts)
+        dedup, calls = self.dedup.snapshot(_CALLS, saved)
+        named: dict[str, Part] = {**parts, **calls}
         custom = {}
         for name, custom_rollup in self._custom_rollups.items():
             custom[name], parts = custom_rollup.snapshot(_below(f"{name}:", saved))
@@ -214,20 +222,11 @@ class Shard:
             "lifetime": self._cumulative.snapshot(),
             "rollup": rollup,
             "custom": custom,
-            "seen": self._folded.snapshot(),
-            "forgot_ns": self._forgot_ns,
+            "dedup": dedup,
             "time_ns": self._time_ns,
             "losses": self.losses,
             "queues": dict(self._queues),
-            "counts": [
-                self.spans,
-                self.batches,
-                self.duplicate_batches,
-                self._sent,
-                self._dropped,
-                self._failed,
-                self._clamped,
-            ],
+            "counts": [self.spans, self.batches, self._sent, self._dropped, self._failed, self._clamped],
         }
         return Saved(partial(msgspec.msgpack.encode, state), named)
 
@@ -241,34 +240,31 @@ class Shard:
             raise
 
     def _restore(self, saved: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
-        if saved["version"] != VERSION:
+        if saved["version"] not in (_WITHOUT_CALLS, VERSION):
             raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
         if (saved["shard"], saved["shards"]) != (self.shard, self._shards):
             raise Rejected(f"of shard {saved['shard']} of {saved['shards']}, this is {self.shard} of {self._shards}")
         self._position = msgspec.convert(saved["position"], Position | None)
         self._table = SeriesTable(saved["cells"])
         self._cumulative.restore(saved["lifetime"])
-        span_parts = {name: data for name, data in parts.items() if ":" not in name}
+        span_parts = {name: data for name, data in parts.items() if ":" not in name and not name.startswith(_CALLS)}
         self._rollup = Rollup.restore(
             self._table, saved["rollup"], span_parts, RESOLUTIONS, SPAN_SCHEMA, self._cumulative
         )
-        self._time_ns, self._forgot_ns = msgspec.convert([saved["time_ns"], saved["forgot_ns"]], tuple[int, int])
+        self._time_ns = msgspec.convert(saved["time_ns"], int)
         for name, rollup in self._custom_rollups.items():
             held = saved["custom"].get(name)
             if held is None or not rollup.restore(held, _below(f"{name}:", parts)):
                 rollup.since_ns = self._time_ns
-        self._folded = FoldedBatches.restore(saved["seen"])
+        counts = msgspec.convert(saved["counts"], list[int])
+        if saved["version"] == _WITHOUT_CALLS:
+            self.dedup.batches = FoldedBatches.restore(saved["seen"])
+            self.dedup.left_out = LeftOut(counts.pop(2))
+        else:
+            self.dedup.restore(saved["dedup"], parts, _CALLS)
         self.losses = msgspec.convert(saved["losses"], list[Loss])
         self._queues = msgspec.convert(saved["queues"], dict[str, tuple[int, int, int]])
-        (
-            self.spans,
-            self.batches,
-            self.duplicate_batches,
-            self._sent,
-            self._dropped,
-            self._failed,
-            self._clamped,
-        ) = msgspec.convert(saved["counts"], tuple[int, int, int, int, int, int, int])
+        self.spans, self.batches, self._sent, self._dropped, self._failed, self._clamped = counts
 
     def since_ns(self, now_ns: int) -> int:
         """
@@ -390,6 +386,7 @@ class Shard:
             custom={name: rollup.cumulative() for name, rollup in self._custom_rollups.items()},
             clamped=self._clamped,
             lost=[(self.shard, loss.first, loss.last) for loss in self.losses],
+            left_out=self.dedup.left_out,
         )
 
     def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:

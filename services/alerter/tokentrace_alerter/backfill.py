@@ -13,10 +13,10 @@ import time
 
 from tokentrace.bad_data import BAD_DATA
 from tokentrace.bus import Bus, Message, subjects
-from tokentrace.dedup import FoldedBatches
 from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace.service.runner import TURN_S
+from tokentrace.units import MINUTE
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator
 
@@ -24,6 +24,8 @@ log = logging.getLogger("tokentrace.alerter")
 
 #: Limit of concurrent passes over the log. A rule that is added while that many run waits until one has ended.
 MAX_PASSES = 2
+#: A backfill learns the calls of this time before its look-back, nanoseconds, without folding them.
+LEARN_NS = 10 * MINUTE
 
 
 class Backfiller:
@@ -115,10 +117,11 @@ async def backfill(bus: Bus, machine: AlerterMachine, *rules: Rule) -> None:
 
 
 async def _read(bus: Bus, machine: AlerterMachine, recipients: _Recipients) -> None:
-    start = await until_available(lambda: bus.position_at(subjects.SPANS, recipients.first_ns))
+    # Earlier calls are not folded, but a repetition of one of them within the look-back must be recognised.
+    start = await until_available(lambda: bus.position_at(subjects.SPANS, recipients.first_ns - LEARN_NS))
     if start.sequence >= recipients.last:
         return
-    folded_batches = FoldedBatches()
+    dedup = machine.new_memory()
     turn = time.perf_counter() + TURN_S
     async with Follower(
         bus, subjects.SPANS, [subjects.ALL_SPANS], start, reader="alerter.backfill", until_caught_up=True
@@ -129,7 +132,7 @@ async def _read(bus: Bus, machine: AlerterMachine, recipients: _Recipients) -> N
                     return
                 recipients.select_for(message)
                 try:
-                    machine.backfill(recipients.evaluators, recipients.index, message, folded_batches)
+                    machine.backfill(recipients.evaluators, recipients.index, message, dedup)
                 except BAD_DATA as exc:
                     bus.set_aside.note(subjects.SPANS, f"message {message.sequence}", exc)
                 if time.perf_counter() > turn:

@@ -16,12 +16,13 @@ from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent
 from tokentrace.service.follow import Follower
 from tokentrace.units import parse_instant
+from tokentrace_alerter.backfill import LEARN_NS
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import Rule
 
 
 async def backtest(
-    bus: Bus, rules: Sequence[Rule], project: str, from_ns: int | None, to_ns: int
+    bus: Bus, rules: Sequence[Rule], project: str, from_ns: int | None, to_ns: int, *, shards: int
 ) -> AsyncIterator[AlertEvent]:
     """
     Yield the events of *rules* for the instants after *from_ns* that are due by *to_ns*, in order.
@@ -31,16 +32,17 @@ async def backtest(
     Args:
         from_ns: Unix nanoseconds; None or before the first message of the log = the time of that message.
         to_ns: Unix nanoseconds.
+        shards: Shard count.
 
     Raises:
         Unavailable: The broker cannot be reached.
     """
-    machine = AlerterMachine(rules, project)
+    machine = AlerterMachine(rules, project, shards=shards)
     state = await bus.state(subjects.SPANS)
     if not state.messages:
         return
     began_ns = state.first_time_ns if from_ns is None else max(from_ns, state.first_time_ns)
-    start = await bus.position_at(subjects.SPANS, began_ns - max(rule.reaches_ns for rule in rules))
+    start = await bus.position_at(subjects.SPANS, began_ns - LEARN_NS - max(rule.reaches_ns for rule in rules))
     started = False
     async with Follower(
         bus, subjects.SPANS, [subjects.ALL_SPANS], start, reader="backtest", until_caught_up=True

@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -49,17 +49,19 @@ import msgspec
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
-from tokentrace.dedup import FoldedBatches
+from tokentrace.dedup import Deduplicator, FoldedBatches, capacity_for
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent, Batch, Position, decode_batches, decode_event
 from tokentrace.rollup import SeriesTable, changes_in, rows_of
 from tokentrace.service.machine import Effect, Publish
-from tokentrace.state import Saved
-from tokentrace.units import HOUR, parse_instant
+from tokentrace.state import Part, Saved
+from tokentrace.units import parse_instant
 from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, instance_of, render_status, select
 
 #: Version of the snapshot's format.
-VERSION = 6
+VERSION = 7
+#: The last version whose snapshots had no memory of calls; they are converted.
+_WITHOUT_CALLS = 6
 #: Once caught up, data older than this is considered complete, nanoseconds.
 SETTLED_NS = 200_000_000
 _encode = msgspec.json.Encoder()
@@ -72,6 +74,8 @@ class AlerterMachine:
     Args:
         rules: The rules that are evaluated from the first message on.
         project: The project in the alert subjects.
+        shards: Shard count.
+        capacity: Number of calls that are remembered for each shard; None = the number for *shards*.
 
     Attributes:
         evaluators: Rule name -> its evaluator.
@@ -80,8 +84,9 @@ class AlerterMachine:
         spans: Number of spans folded since the start, while there were rules.
     """
 
-    def __init__(self, rules: Sequence[Rule], project: str) -> None:
+    def __init__(self, rules: Sequence[Rule], project: str, *, shards: int = 1, capacity: int | None = None) -> None:
         self._project = project
+        self._shards, self._capacity = shards, capacity or capacity_for(shards)
         self._rules = list(rules)
         #: Rule -> instance -> its last event ("last") and its last firing ("firing"), which together are its state.
         self._events: dict[str, dict[str, dict[str, AlertEvent]]] = {}
@@ -93,8 +98,7 @@ class AlerterMachine:
     def _reset(self) -> None:
         self._position: Position | None = None
         self._table = SeriesTable()
-        self._folded_batches = FoldedBatches()
-        self._forgot_ns = 0
+        self.dedup = self.new_memory()
         self._effects: list[Effect] = []
         self._began_ns = 0
         self.time_ns = 0
@@ -102,6 +106,10 @@ class AlerterMachine:
         self.spans = 0
         self.evaluators: dict[str, RuleEvaluator] = {}
         self._set_evaluators({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
+
+    def new_memory(self) -> dict[int, Deduplicator]:
+        """Return an empty memory of what was folded, by shard."""
+        return {shard: Deduplicator(self._shards, self._capacity) for shard in range(self._shards)}
 
     def _set_evaluators(self, evaluators: dict[str, RuleEvaluator]) -> None:
         before, self.evaluators = self.evaluators, evaluators
@@ -171,21 +179,21 @@ class AlerterMachine:
         evaluators: Mapping[str, RuleEvaluator],
         index: FilterIndex,
         message: Message,
-        folded_batches: FoldedBatches,
+        dedup: Mapping[int, Deduplicator],
     ) -> None:
         """
         Fold an older message for some rules alone.
 
         Args:
-            evaluators: The evaluators of these rules, by name.
+            evaluators: The evaluators of these rules, by name; without any, the message is only remembered.
             index: The filters of these rules, by name.
-            folded_batches: The batches that this backfill has already folded.
+            dedup: What this backfill has already folded, by shard.
 
         Raises:
             Rejected: The message cannot be decoded.
         """
-        for batch in decode_batches(message.payload):
-            if (batch.spans or batch.scores) and folded_batches.add(batch, message.time_ns):
+        for batch in _counted_in(message, dedup):
+            if evaluators:
                 self._fold_into(evaluators, index, batch, message.time_ns)
 
     def finish_backfill(self, name: str, since_ns: int, now_ns: int) -> None:
@@ -207,13 +215,10 @@ class AlerterMachine:
         self.evaluate_until(message.time_ns)
         self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
-        for batch in decode_batches(message.payload):
-            if self._folded_batches.add(batch, message.time_ns) and self.evaluators:
+        for batch in _counted_in(message, self.dedup):
+            if self.evaluators:
                 self.spans += len(batch.spans)
                 self._fold_into(self.evaluators, self._index, batch, message.time_ns)
-        if message.time_ns - self._forgot_ns > HOUR:
-            self._forgot_ns = message.time_ns
-            self._folded_batches.forget(message.time_ns)
 
     def _fold_into(
         self, evaluators: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, time_ns: int
@@ -248,6 +253,8 @@ class AlerterMachine:
     def rewound(self, created_ns: int) -> None:
         """As ``Machine.rewound``."""
         self._position = Position(created_ns, 0)
+        for dedup in self.dedup.values():
+            dedup.rewound()
 
     def tick(self, now_ns: int) -> Sequence[Effect]:
         """As ``Machine.tick``; once caught up, evaluate the instants that are due 200 ms before *now_ns*."""
@@ -304,16 +311,19 @@ class AlerterMachine:
         return self._events.get(event.alert, {}).get(instance_of(event), {}).get("last")
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
-        """As ``Machine.snapshot``, without parts; rules that are being backfilled are left out."""
+        """As ``Machine.snapshot``; the parts are the memory of calls. Rules that are being backfilled are left out."""
         evaluators = {
             name: evaluator.snapshot() for name, evaluator in self.evaluators.items() if not evaluator.backfilling
         }
+        memories, parts = {}, dict[str, Part]()
+        for shard, dedup in self.dedup.items():
+            memories[shard], own = dedup.snapshot(f"{shard}.", saved)
+            parts |= own
         state = {
             "version": VERSION,
             "position": self._position,
             "cells": list(self._table.series),
-            "seen": self._folded_batches.snapshot(),
-            "forgot_ns": self._forgot_ns,
+            "dedup": memories,
             "began_ns": self._began_ns,
             "effects": list(self._effects),
             "forgotten": dict(self._ignored_upto),
@@ -321,25 +331,31 @@ class AlerterMachine:
         return Saved(
             lambda: msgspec.msgpack.encode(
                 {**state, "watches": {name: encode() for name, encode in evaluators.items()}}
-            )
+            ),
+            parts,
         )
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """As ``Machine.restore``; a rule that is not in the snapshot with its fingerprint must be backfilled."""
         try:
             with reading("snapshot"):
-                self._restore(msgspec.msgpack.decode(state))
+                self._restore(msgspec.msgpack.decode(state), parts)
         except Rejected:
             self._reset()
             raise
 
-    def _restore(self, saved: Any) -> None:
-        if saved["version"] != VERSION:
+    def _restore(self, saved: Any, parts: Mapping[str, bytes]) -> None:
+        if saved["version"] not in (_WITHOUT_CALLS, VERSION):
             raise Rejected(f"snapshot: written by version {saved['version']}, but this is version {VERSION}")
         self._table = SeriesTable(saved["cells"])
         self._position = msgspec.convert(saved["position"], Position | None)
-        self._folded_batches = FoldedBatches.restore(saved["seen"])
-        self._forgot_ns, self._began_ns = msgspec.convert([saved["forgot_ns"], saved["began_ns"]], tuple[int, int])
+        for shard, dedup in self.dedup.items():
+            if saved["version"] == _WITHOUT_CALLS:
+                # The batches of all shards were kept together, without dividing their numbers.
+                dedup.batches = FoldedBatches.restore(saved["seen"])
+            else:
+                dedup.restore(saved["dedup"][shard], parts, f"{shard}.")
+        self._began_ns = msgspec.convert(saved["began_ns"], int)
         for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
             self.ignore_events(name, upto_ns)
         evaluators = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
@@ -363,6 +379,22 @@ class AlerterMachine:
             return False
         evaluator.apply_event(event)
         return True
+
+
+def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator[Batch]:
+    """Yield what counts of each batch of *message*, and remember it in the memory of its shard."""
+    shard = subjects.shard_of_spans(message.subject)
+    if shard is None:
+        return
+    own = dedup.get(shard)
+    if own is None:
+        raise Rejected(f"subject: {message.subject!r} is of a shard beyond the shard count")
+    own.begin(message.sequence)
+    project = subjects.parse_project(message.subject)
+    for batch in decode_batches(message.payload):
+        taken = own.take(batch, message.time_ns, project).batch
+        if taken is not None:
+            yield taken
 
 
 def event_id(event: AlertEvent) -> str:

@@ -53,6 +53,7 @@ class Config:
         cooldown_ns: Cooldown of the rules that name none, nanoseconds; None = the length of their window.
         customs: Custom metrics by name.
         allowed: The hosts that events may be delivered to.
+        shards: Shard count.
     """
 
     rules: tuple[Rule, ...]
@@ -61,6 +62,7 @@ class Config:
     cooldown_ns: int | None = None
     customs: dict[str, CustomMetric] = field(default_factory=dict)
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
+    shards: int = 1
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -93,7 +95,7 @@ class Config:
                 except Rejected as exc:
                     raise ConfigError(f"alerts[{index}].delivery.url: {exc}") from exc
         every_s = settings.storage.snapshot_interval / SECOND
-        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed)
+        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed, settings.nats.shards)
 
 
 class Alerter:
@@ -101,7 +103,7 @@ class Alerter:
 
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
-        self.machine = AlerterMachine(config.rules, config.project)
+        self.machine = AlerterMachine(config.rules, config.project, shards=config.shards)
         self.rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
         self.delivery_worker = DeliveryWorker(
             bus, config.project, self.rule_store.channel, self.machine.open_episodes, config.allowed

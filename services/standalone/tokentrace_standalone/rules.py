@@ -70,7 +70,7 @@ async def _print_events(url: str, config: Config, start_ns: int | None, end_ns: 
 
     async with jetstream.connect(url, name="tokentrace rules backtest") as bus:
         count = 0
-        events = backtest(bus, config.rules, config.project, start_ns, end_ns)
+        events = backtest(bus, config.rules, config.project, start_ns, end_ns, shards=config.shards)
         async with contextlib.aclosing(events):  # type: ignore[type-var]
             async for event in events:
                 count += 1

@@ -128,6 +128,11 @@ def parse_shard(subject: str) -> int:
     return int(last)
 
 
+def shard_of_spans(subject: str) -> int | None:
+    """Return the shard of a subject of the log; None for the subject of deletions, which belongs to no shard."""
+    return None if subject.endswith(".deleted") else parse_shard(subject)
+
+
 def streams(
     *,
     raw_bytes: int = 1024 * MIB,

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from tokentrace.dedup import total
 from tokentrace.metrics.query import Query
 from tokentrace.metrics.result import (
     Aggregates,
@@ -186,5 +187,6 @@ def _merge_cumulative(parts: Sequence[Cumulative]) -> Cumulative:
         ),
         custom=_merge_maps((part.custom for part in parts), lambda left, right: merge_custom_values([left, right])),
         clamped=sum(part.clamped for part in parts),
+        left_out=total([part.left_out for part in parts]),
         lost=[gap for part in parts for gap in part.lost],
     )

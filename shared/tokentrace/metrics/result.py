@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from tokentrace.bad_data import reading
+from tokentrace.dedup import LeftOut
 from tokentrace.records import MAX_INSTANT_NS, Position
 from tokentrace.rollup import HISTOGRAMS, PLACES, WALL_EDGES_MS, Summary, Sums, check_summaries
 from tokentrace.units import SECOND
@@ -127,6 +128,7 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
         custom: Name of a custom metric -> number and sum of its values.
         clamped: Number of spans whose end was too far in the future.
         lost: (Shard, first sequence, last sequence) of each gap: messages that the log discarded before they were read.
+        left_out: Repeated tellings of calls, which no sum counts.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -137,6 +139,7 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     custom: dict[str, CustomValue] = {}
     clamped: int = 0
     lost: list[tuple[int, int, int]] = []
+    left_out: LeftOut = msgspec.field(default_factory=LeftOut)
 
 
 class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -67,6 +67,10 @@ SPAN = make_span(
     error_stack="at line 1",
     status="timeout",
     kind="embedding",
+    usage_state="partial",
+    pricing_context={"service_tier": "flex", "processing": "batch"},
+    response_id="chatcmpl-9XkQ2mZr7LwV",
+    scope="openinference.instrumentation.openai",
 )
 BATCH = make_batch(
     SPAN,
@@ -125,6 +129,8 @@ BATCH = make_batch(
     session_ends=[SessionEnd(session_id="c", ended_ns=ENDED_NS, error="gone")],
     tombstones=[Tombstone(target="session", id="c", deleted_ns=ENDED_NS)],
     annotations=[Annotation(trace_id="t", span_id="s", attributes={"k": 3})],
+    layout=1,
+    identities=bytes(range(16)),
 )
 
 #: The documented example of a span.

@@ -1,14 +1,16 @@
 """
-Deduplication: which batches a reader has folded, so that a batch that is delivered, sent or replayed again counts once.
+The batches that a reader has folded, so that a batch that is delivered, sent or replayed again is skipped as a whole.
 
 A reporter numbers its batches from 1, so the numbers folded so far are a few intervals, however many batches there
-were. They are remembered until the reporter has been silent for 8 days. A batch that no reporter sent has no number;
-its id is remembered for a day.
+were. They are remembered until the reporter has been silent for 8 days. Batches without a number are not remembered
+here: their spans are known by the memory of calls. An earlier version remembered their ids for a day; ids from its
+snapshots are still honoured until that day is over.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable
 
 import msgspec
@@ -16,9 +18,12 @@ import msgspec
 from tokentrace.records import Batch
 from tokentrace.units import DAY
 
-#: How long the numbers of a silent reporter and the id of a request are remembered, nanoseconds of stream time.
+#: How long the numbers of a silent reporter are remembered, nanoseconds of stream time.
 REPORTER_NS = 8 * DAY
+#: How long the id of a request in a snapshot of an earlier version is honoured, nanoseconds of stream time.
 REQUEST_NS = DAY
+#: Most keys that are remembered, one for each reporter and part; the key that was silent the longest is forgotten.
+MAX_REPORTERS = 50_000
 #: Most intervals kept for each key. A reporter has few batches in flight, so the oldest gap will not be filled.
 MAX_INTERVALS = 4096
 
@@ -41,7 +46,7 @@ class FoldedBatches:
     The batches that one reader has folded.
 
     Args:
-        stride: Number of shards: a shard gets every *stride*-th batch number of a reporter.
+        stride: Number of shards: with layout 0, a shard gets every *stride*-th batch number of a reporter.
 
     Attributes:
         given_up: How many batch numbers were in gaps that were dropped; a batch with such a number counts as folded.
@@ -49,13 +54,13 @@ class FoldedBatches:
 
     def __init__(self, stride: int = 1) -> None:
         self._stride = stride
-        self._reporters: dict[str, _Reporter] = {}
+        self._reporters: OrderedDict[str, _Reporter] = OrderedDict()
         self._requests: dict[str, int] = {}
         self.given_up = 0
 
     def add(self, batch: Batch, now_ns: int) -> bool:
         """
-        Record *batch*.
+        Record the numbered *batch*.
 
         Args:
             now_ns: Stream time of the batch's message, Unix nanoseconds. It does not depend on when the message is
@@ -64,19 +69,23 @@ class FoldedBatches:
         Returns:
             True if the batch is new and must be folded.
         """
-        if batch.sequence == 0:
-            key = _key(batch)
-            if key in self._requests:
-                return False
-            self._requests[key] = now_ns
-            return True
-        return self._add_number(_key(batch), batch.sequence // self._stride, now_ns)
+        self.forget(now_ns)
+        number = batch.sequence if batch.layout else batch.sequence // self._stride
+        return self._add_number(_key(batch), number, now_ns)
+
+    def holds_request(self, batch: Batch) -> bool:
+        """Return True if an earlier version folded *batch*, which has no number, less than a day ago."""
+        return bool(self._requests) and _key(batch) in self._requests
 
     def _add_number(self, key: str, number: int, now_ns: int) -> bool:
+        # The keys stand in the order of their last batch, so that the first one was silent the longest.
         reporter = self._reporters.get(key)
         if reporter is None:
             self._reporters[key] = _Reporter(now_ns, [number], [number])
+            if len(self._reporters) > MAX_REPORTERS:
+                self._reporters.popitem(last=False)
             return True
+        self._reporters.move_to_end(key)
         reporter.last_ns = max(reporter.last_ns, now_ns)
         starts, ends = reporter.starts, reporter.ends
         at = bisect_right(starts, number) - 1
@@ -101,16 +110,17 @@ class FoldedBatches:
         return True
 
     def forget(self, now_ns: int) -> None:
-        """Forget reporters that were silent for 8 days and requests older than a day, in stream time."""
-        for reporter in [key for key, state in self._reporters.items() if state.last_ns < now_ns - REPORTER_NS]:
-            del self._reporters[reporter]
+        """Forget reporters that were silent for 8 days, and requests older than a day, in stream time."""
+        while self._reporters:
+            key, reporter = next(iter(self._reporters.items()))
+            if reporter.last_ns >= now_ns - REPORTER_NS:
+                break
+            del self._reporters[key]
         # Requests were added in stream order, so the oldest come first.
-        expired = []
-        for request, at_ns in self._requests.items():
+        while self._requests:
+            request, at_ns = next(iter(self._requests.items()))
             if at_ns >= now_ns - REQUEST_NS:
                 break
-            expired.append(request)
-        for request in expired:
             del self._requests[request]
 
     def reporters(self) -> set[str]:
@@ -123,7 +133,7 @@ class FoldedBatches:
 
     def snapshot(self) -> bytes:
         """Return the state as bytes for ``restore``."""
-        return msgspec.msgpack.encode([self._stride, self.given_up, self._reporters, self._requests])
+        return msgspec.msgpack.encode([self._stride, self.given_up, dict(self._reporters), self._requests])
 
     @classmethod
     def restore(cls, state: bytes) -> FoldedBatches:
@@ -133,16 +143,26 @@ class FoldedBatches:
         )
         folded = cls(stride)
         folded.given_up = given_up
-        folded._reporters = reporters
+        folded._reporters = OrderedDict(reporters)
         folded._requests = requests
         return folded
 
-    def note(self, rows: Iterable[tuple[str, int, int, int]]) -> None:
-        """Record batches that were folded after the last snapshot, given as (id, sequence, part, stream time)."""
-        for key, sequence, part, now_ns in rows:
-            self.add(Batch(id=key, sequence=sequence, part=part), now_ns)
+    def note(self, rows: Iterable[tuple[str, int, int, int, int]]) -> None:
+        """
+        Record batches that were folded after the last snapshot.
+
+        Args:
+            rows: (Id, sequence, part, layout, stream time) of each; sequence 0 = the id of a request that an earlier
+                version has folded.
+        """
+        for batch_id, sequence, part, layout, now_ns in rows:
+            batch = Batch(id=batch_id, sequence=sequence, part=part, layout=layout)
+            if sequence:
+                self.add(batch, now_ns)
+            else:
+                self._requests[_key(batch)] = now_ns
 
 
 def _key(batch: Batch) -> str:
     """Return the id and part of *batch*: later parts are rare and have gaps, and part 0 must not have these gaps."""
-    return f"{batch.id}#{batch.part}"
+    return f"{batch.id}#{batch.part}" if batch.layout == 0 else f"{batch.id}#{batch.layout}:{batch.part}"

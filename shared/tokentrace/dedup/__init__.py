@@ -1,0 +1,39 @@
+"""Deduplication: one call counts once, however often and by whomever it is told, for every reader of the log alike."""
+
+from tokentrace.dedup.batches import MAX_INTERVALS, MAX_REPORTERS, FoldedBatches
+from tokentrace.dedup.deduplicator import DIGEST_EVERY, Deduplicator, LeftOut, Taken, total
+from tokentrace.dedup.identity import (
+    IDENTITY,
+    hash64,
+    identities_of,
+    is_long,
+    keys_of,
+    shard_of_key,
+    span_key,
+    usable_response_id,
+)
+from tokentrace.dedup.memory import LEAST_CALLS, TOTAL_CALLS, CallMemory, Verdict, capacity_for
+
+__all__ = [
+    "DIGEST_EVERY",
+    "IDENTITY",
+    "LEAST_CALLS",
+    "MAX_INTERVALS",
+    "MAX_REPORTERS",
+    "TOTAL_CALLS",
+    "CallMemory",
+    "Deduplicator",
+    "FoldedBatches",
+    "LeftOut",
+    "Taken",
+    "Verdict",
+    "capacity_for",
+    "hash64",
+    "identities_of",
+    "is_long",
+    "keys_of",
+    "shard_of_key",
+    "span_key",
+    "total",
+    "usable_response_id",
+]

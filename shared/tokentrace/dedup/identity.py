@@ -1,0 +1,139 @@
+"""
+The identity of a call: what two tellings of the same call have in common.
+
+A span is known by the id of the response if it has a usable one, else by its own ids. Ingest computes the identity of
+every span once and sends it with the batch (``Batch.identities``), so that all readers compare the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from tokentrace.records import Batch, Span
+from tokentrace.units import MS
+
+#: One identity, 32 bytes. ``key`` is the hash by which calls are found and sharded, ``span_key`` belongs to the ids of
+#: the span, ``usage`` and ``cost`` are hashes of what was used and of what it cost (usage 0 = nothing is known),
+#: ``duration`` is milliseconds, ``start`` holds milliseconds since 1970, a hash of the way in, and ``FLAGS``.
+IDENTITY = np.dtype(
+    [("key", "<u8"), ("span_key", "<u4"), ("usage", "<u4"), ("cost", "<u4"), ("duration", "<u4"), ("start", "<u8")]
+)
+_PACKED = struct.Struct("<QIIIIQ")
+#: Bits of ``start``: 0 = the key is a short response id, 1-3 unused, 4-19 = the way in, from 20 on the milliseconds.
+SHORT, WAY_SHIFT, WAY_MASK, START_SHIFT = 1, 4, 0xFFFF, 20
+_MAX_DURATION_MS = 2**32 - 1
+_MODEL_KINDS = frozenset({"llm", "embedding"})
+_USABLE = re.compile(r"[!-'*-;=?-Z\\^-z|~]{1,256}")
+_PREFIX = re.compile(r"^[A-Za-z]{2,16}[-_]")
+_NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
+#: A response id with at least this many letters and digits, without its prefix, is long: providers do not repeat it.
+_LONG = 12
+_USAGE = struct.Struct("<7q")
+
+
+def usable_response_id(text: str) -> bool:
+    """Return True if *text* can identify a response: 1-256 printable ASCII characters, no space and no bracket."""
+    return _USABLE.fullmatch(text) is not None
+
+
+def is_long(response_id: str) -> bool:
+    """Return True if *response_id* has at least 12 letters and digits after a prefix such as ``chatcmpl-``."""
+    return len(_NOT_ALPHANUMERIC.sub("", _PREFIX.sub("", response_id))) >= _LONG
+
+
+def hash64(*parts: str) -> int:
+    """Return the first 64 bits of the BLAKE2b hash of *parts*; the parts are joined by zero bytes."""
+    return int.from_bytes(blake2b("\0".join(parts).encode(), digest_size=8).digest(), "little")
+
+
+def span_key(project: str, trace_id: str, span_id: str) -> int:
+    """Return the key of a span without a usable response id, 64 bits."""
+    return hash64(project, trace_id, span_id)
+
+
+def _response_id(span: Span) -> str:
+    """Return the response id by which *span* is known; "" = it is known by its own ids."""
+    if not span.response_id or span.kind not in _MODEL_KINDS:
+        return ""
+    if not (span.prompt_tokens or span.completion_tokens or span.total_tokens):
+        return ""
+    return span.response_id if usable_response_id(span.response_id) else ""
+
+
+def usage_hash(span: Span) -> int:
+    """Return a hash of the tokens and other units of *span*, 32 bits, not 0; 0 if neither usage nor cost is known."""
+    usage = span.usage
+    prompt, completion, total = span.prompt_tokens, span.completion_tokens, span.total_tokens
+    if not (prompt or completion or total or usage) and span.cost_nusd is None:
+        return 0
+    data = _USAGE.pack(
+        prompt,
+        completion,
+        total,
+        span.cache_read_tokens,
+        span.cache_write_tokens,
+        span.cache_write_1h_tokens,
+        span.reasoning_tokens,
+    )
+    if usage:
+        data += repr(sorted(usage.items())).encode()
+    return zlib.crc32(data) or 1
+
+
+def identities_of(spans: Sequence[Span], project: str) -> bytes:
+    """Return the identities of *spans* in order, 32 bytes each (``IDENTITY``)."""
+    ways: dict[tuple[str, str], int] = {}
+    return b"".join([_identity(span, project, ways) for span in spans])
+
+
+def _identity(span: Span, project: str, ways: dict[tuple[str, str], int]) -> bytes:
+    own = span_key(project, span.trace_id, span.span_id)
+    response_id = _response_id(span)
+    key = hash64(project, "", response_id) if response_id else own
+    cost = span.cost_nusd
+    way = ways.get((span.source, span.scope))
+    if way is None:
+        way = ways[span.source, span.scope] = zlib.crc32(f"{span.source}\0{span.scope}".encode()) & WAY_MASK
+    start = span.started_ns // MS << START_SHIFT | way << WAY_SHIFT
+    if response_id and not is_long(response_id):
+        start |= SHORT
+    duration = min(max(span.ended_ns // MS - span.started_ns // MS, 0), _MAX_DURATION_MS)
+    cost_hash = 0 if cost is None else zlib.crc32(cost.to_bytes(8, "little")) or 1
+    return _PACKED.pack(key, own & 0xFFFFFFFF, usage_hash(span), cost_hash, duration, start)
+
+
+def batch_identity(batch: Batch, project: str) -> bytes:
+    """Return the identity under which the records of an unnumbered *batch* that are not spans are remembered."""
+    key = hash64(project, "", "", batch.id, str(batch.part))
+    return _PACKED.pack(key, key & 0xFFFFFFFF, 1, 0, 0, 0)
+
+
+def shard_of_key(key: int, shards: int) -> int:
+    """Return the shard of the call with *key*, from 0 to *shards* - 1."""
+    return key % shards
+
+
+def decode_identities(batch: Batch, project: str) -> Any:
+    """Return the identities of the spans of *batch* as an array of ``IDENTITY``; computed if the batch has none."""
+    data = batch.identities
+    if len(data) != IDENTITY.itemsize * len(batch.spans):
+        data = identities_of(batch.spans, project)
+    return np.frombuffer(data, IDENTITY)
+
+
+def keys_of(identities: bytes) -> list[int]:
+    """Return the keys of encoded *identities*, in order."""
+    keys: list[int] = np.frombuffer(identities, IDENTITY)["key"].tolist()
+    return keys
+
+
+def columns_of(identities: Any) -> Mapping[str, Any]:
+    """Return an array of ``IDENTITY`` as one array for each field."""
+    return {name: np.ascontiguousarray(identities[name]) for name in IDENTITY.names or ()}

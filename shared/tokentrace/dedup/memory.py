@@ -1,0 +1,346 @@
+"""
+The memory of the newest calls of one shard: exact, first in first out, in a fixed amount of memory.
+
+How it works. The identities of the newest *capacity* calls stand in a ring, numbered in the order of the log. ``_head``
+maps a slot, which is the first bits of a key, to the newest call with these bits; ``_previous`` maps a place in the
+ring to the next older call of the same slot. A call that the ring has overwritten is not removed from these lists: its
+number says that it is too old, and the list ends there. So nothing is ever deleted, rehashed or rebuilt, and a whole
+batch of new calls is found absent and is added by a few operations on arrays. At 2^20 calls the arrays take 44 MiB.
+
+A call that is found is neither added again nor moved to the front, so what the memory holds depends only on the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from tokentrace.dedup.identity import IDENTITY, SHORT, START_SHIFT, WAY_MASK, WAY_SHIFT
+from tokentrace.errors import Rejected
+from tokentrace.state import Part
+
+#: Number of calls that all shards of a deployment remember together, and the least that one shard remembers.
+TOTAL_CALLS = 2**20
+LEAST_CALLS = 2**16
+#: Number of consecutive calls in one part of a snapshot.
+PIECE = 4096
+#: A batch of at most this many spans is compared one by one, because operations on arrays have a fixed cost.
+_FEW = 6
+#: Two spans with one long response id are one call if their intervals are at most this far apart, milliseconds.
+LONG_MS = 60_000
+#: The same for a short response id.
+SHORT_MS = 5_000
+_MASK, _MASK64 = 2**32 - 1, 2**64 - 1
+_GOLDEN, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+_FIELDS = IDENTITY.names or ()
+
+
+def capacity_for(shards: int) -> int:
+    """Return the number of calls that one of *shards* shards remembers: a power of two."""
+    capacity = TOTAL_CALLS
+    while capacity * shards > TOTAL_CALLS and capacity > LEAST_CALLS:
+        capacity //= 2
+    return capacity
+
+
+class Verdict(NamedTuple):
+    """
+    What the memory says about the spans of a batch.
+
+    Attributes:
+        counted: True for each span that is the first telling of its call.
+        conflicting: Indices of the spans that are not counted and whose usage or cost differs from the first telling.
+        reused: Number of counted spans whose response id belonged to another call.
+    """
+
+    counted: Any
+    conflicting: list[int]
+    reused: int
+
+
+class CallMemory:
+    """
+    The newest calls of one shard.
+
+    Args:
+        capacity: Number of calls that are remembered, a power of two.
+
+    Attributes:
+        added: Number of calls that were ever added; the newest call has this number, the first one has number 1.
+        digest: A hash of all calls that were ever added and of their order, 64 bits.
+    """
+
+    def __init__(self, capacity: int = TOTAL_CALLS) -> None:
+        if capacity < 1 or capacity & (capacity - 1):
+            raise ValueError(f"capacity: {capacity} is not a power of two")
+        self.capacity = capacity
+        self.added = 0
+        self.digest = 0
+        self._bits = max(capacity.bit_length(), 4)
+        self._shift = np.uint64(64 - self._bits)
+        self._columns: dict[str, Any] = {name: np.zeros(capacity, IDENTITY[name]) for name in _FIELDS}
+        self._previous: Any = np.zeros(capacity, np.uint32)
+        self._head: Any = np.zeros(1 << self._bits, np.uint32)
+        self._pieces: dict[int, int] = {}
+        self._view()
+
+    def _view(self) -> None:
+        # Reading one element of a memoryview takes a third of the time of reading one of an array.
+        self._keys = memoryview(self._columns["key"])
+        self._entry = [memoryview(self._columns[name]) for name in _FIELDS]
+        self._previous_view, self._head_view = memoryview(self._previous), memoryview(self._head)
+
+    def __len__(self) -> int:
+        """Return the number of calls that are remembered."""
+        return min(self.added, self.capacity)
+
+    @property
+    def oldest_start_ms(self) -> int:
+        """When the oldest remembered call started, Unix milliseconds; 0 = no call is remembered."""
+        if not self.added:
+            return 0
+        oldest = (self.added - len(self) + 1) & (self.capacity - 1)
+        return int(self._columns["start"][oldest]) >> START_SHIFT
+
+    def take(self, identities: Any) -> Verdict:
+        """
+        Compare the spans of a batch, in order, with the calls before them, and remember those that are new.
+
+        Args:
+            identities: Array of ``IDENTITY``.
+        """
+        count = len(identities)
+        half = max(self.capacity // 2, 1)
+        if count > half:
+            return _joined([self.take(identities[at : at + half]) for at in range(0, count, half)], half)
+        if count <= _FEW:
+            return self._take_each(identities, range(count), np.ones(count, np.bool_))
+        keys = np.ascontiguousarray(identities["key"])
+        suspects = self._suspects(keys)
+        if not len(suspects):
+            self._append(identities)
+            return Verdict(np.ones(count, np.bool_), [], 0)
+        counted = np.ones(count, np.bool_)
+        conflicting: list[int] = []
+        reused = done = 0
+        for at in suspects.tolist():
+            # The spans between two suspects are new, and adding them may push old calls out of the memory.
+            if at > done:
+                self._append(identities[done:at])
+            _, conflicts, again = self._take_each(identities, range(at, at + 1), counted)
+            conflicting += conflicts
+            reused += again
+            done = at + 1
+        if done < count:
+            self._append(identities[done:])
+        return Verdict(counted, conflicting, reused)
+
+    def _suspects(self, keys: Any) -> Any:
+        """Return the indices of *keys* that are remembered, or that occur earlier in *keys*; ascending."""
+        newest, oldest_age = np.uint32(self.added & _MASK), self.capacity
+        found = np.zeros(len(keys), np.bool_)
+        numbers = self._head[keys >> self._shift]
+        ages = newest - numbers
+        at = np.flatnonzero(ages < min(oldest_age, self.added))
+        numbers, ages = numbers[at], ages[at]
+        own = self._columns["key"]
+        while len(at):
+            places = numbers & np.uint32(self.capacity - 1)
+            found[at[own[places] == keys[at]]] = True
+            numbers = self._previous[places]
+            older = newest - numbers
+            go_on = (older > ages) & (older < min(oldest_age, self.added))
+            at, numbers, ages = at[go_on], numbers[go_on], older[go_on]
+        order = np.argsort(keys, kind="stable")
+        ascending = keys[order]
+        found[order[1:][ascending[1:] == ascending[:-1]]] = True
+        return np.flatnonzero(found)
+
+    def _take_each(self, identities: Any, indices: Iterable[int], counted: Any) -> Verdict:
+        conflicting = []
+        reused = 0
+        for index in indices:
+            entry = identities[index].item()
+            same, known = self._find(*entry)
+            if same >= 0:
+                counted[index] = False
+                if entry[2:4] != (self._entry[2][same], self._entry[3][same]):
+                    conflicting.append(index)
+                continue
+            reused += known
+            self._add(entry)
+        return Verdict(counted, conflicting, reused)
+
+    def _find(self, key: int, own: int, usage: int, cost: int, duration: int, start: int) -> tuple[int, bool]:
+        """
+        Return the place of the call that a span belongs to, or -1, and whether its response id is in use.
+
+        A span without usage never stands in the way of a later telling with usage.
+        """
+        keys, (_, own_keys, usages, _, durations, starts) = self._keys, self._entry
+        last = self.capacity - 1
+        number, age_before = self._head_view[key >> (64 - self._bits)], -1
+        limit = min(self.capacity, self.added)
+        known = False
+        while True:
+            age = (self.added - number) & _MASK
+            if age >= limit or age <= age_before:
+                return -1, known
+            place = number & last
+            if keys[place] == key and (usages[place] or not usage):
+                if own_keys[place] == own:
+                    return place, known
+                known = True
+                short = start & SHORT
+                gap = SHORT_MS if short else LONG_MS
+                began, other_began = start >> START_SHIFT, starts[place] >> START_SHIFT
+                overlaps = began - gap <= other_began + durations[place] and other_began - gap <= began + duration
+                if overlaps and (not short or (usages[place] == usage and _way(starts[place]) != _way(start))):
+                    return place, known
+            number, age_before = self._previous_view[place], age
+
+    def _add(self, entry: tuple[int, ...]) -> None:
+        self.added += 1
+        number = self.added & _MASK
+        place = number & (self.capacity - 1)
+        for view, value in zip(self._entry, entry, strict=True):
+            view[place] = value
+        slot = entry[0] >> (64 - self._bits)
+        self._previous_view[place] = self._head_view[slot]
+        self._head_view[slot] = number
+        self._pieces[place // PIECE] = self.added
+        mixed = ((entry[0] ^ self.added * _GOLDEN & _MASK64) * _MIX) & _MASK64
+        self.digest = self.digest + (mixed ^ mixed >> 31) & _MASK64
+
+    def _append(self, identities: Any) -> None:
+        """Add calls that are known to be new and to differ from each other; at most *capacity* of them."""
+        count = len(identities)
+        numbers = np.arange(self.added + 1, self.added + 1 + count, dtype=np.uint64)
+        places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
+        short_numbers = (numbers & np.uint64(_MASK)).astype(np.uint32)
+        for name, column in self._columns.items():
+            column[places] = identities[name]
+        keys = np.ascontiguousarray(identities["key"])
+        slots = (keys >> self._shift).astype(np.int64)
+        heads = self._head[slots]
+        self._previous[places] = heads
+        self._head[slots] = short_numbers
+        lost = self._head[slots] != short_numbers
+        if lost.any():
+            self._chain(np.flatnonzero(np.isin(slots, slots[lost])), slots, heads, places, short_numbers)
+        self.added += count
+        for place in [*range(int(places[0]), int(places[0]) + count, PIECE), int(places[-1])]:
+            self._pieces[(place & (self.capacity - 1)) // PIECE] = self.added
+        mixed = (keys ^ numbers * np.uint64(_GOLDEN)) * np.uint64(_MIX)
+        self.digest = self.digest + int((mixed ^ mixed >> np.uint64(31)).sum(dtype=np.uint64)) & _MASK64
+
+    def _chain(self, indices: Any, slots: Any, heads: Any, places: Any, numbers: Any) -> None:
+        """Link calls of one batch that have the same slot."""
+        newest: dict[int, int] = {}
+        for at in indices.tolist():
+            slot = int(slots[at])
+            self._previous[places[at]] = newest.get(slot, int(heads[at]))
+            newest[slot] = int(numbers[at])
+        for slot, number in newest.items():
+            self._head[slot] = number
+
+    # -- what is saved
+
+    def entries_after(self, number: int) -> Any:
+        """Return the calls after *number*, oldest first, as an array of ``IDENTITY``; those still remembered."""
+        first = max(number, self.added - len(self))
+        places = np.arange(first + 1, self.added + 1, dtype=np.uint64) & np.uint64(self.capacity - 1)
+        entries = np.empty(len(places), IDENTITY)
+        for name, column in self._columns.items():
+            entries[name] = column[places.astype(np.int64)]
+        return entries
+
+    def snapshot(self, prefix: str, saved: Mapping[str, int]) -> tuple[list[int], dict[str, Part]]:
+        """
+        Capture the memory.
+
+        Args:
+            prefix: First characters of the names of the parts.
+            saved: Name of a part -> the revision of it that is saved already.
+
+        Returns:
+            (State for ``restore``, name -> part of at most ``PIECE`` calls).
+        """
+        parts = {}
+        for piece in range(self._piece_count(self.added)):
+            name, revision = f"{prefix}{piece}", self._pieces.get(piece, 0)
+            parts[name] = Part(revision, None if saved.get(name) == revision else self._encoder(piece))
+        return [self.capacity, self.added, self.digest], parts
+
+    def _piece_count(self, added: int) -> int:
+        """Return the number of pieces that hold a call once *added* calls were added."""
+        return min(added, self.capacity - 1) // PIECE + 1
+
+    def _encoder(self, piece: int) -> Any:
+        entries = np.empty(min(PIECE, self.capacity), IDENTITY)
+        for name, column in self._columns.items():
+            entries[name] = column[piece * PIECE : (piece + 1) * PIECE]
+        return entries.tobytes
+
+    def restore(self, state: Any, parts: Mapping[str, bytes], prefix: str) -> None:
+        """
+        Take over what ``snapshot`` captured.
+
+        Raises:
+            Rejected: A part is missing, or the state is of another capacity.
+        """
+        capacity, added, digest = msgspec.convert(state, tuple[int, int, int])
+        if capacity != self.capacity:
+            raise Rejected(f"memory of calls: it holds {capacity} calls, this reader remembers {self.capacity}")
+        ring = np.zeros(capacity, IDENTITY)
+        for piece in range(self._piece_count(added)):
+            data = parts.get(f"{prefix}{piece}")
+            if data is None or len(data) != min(PIECE, capacity) * IDENTITY.itemsize:
+                raise Rejected(f"memory of calls: part {piece} is missing or has the wrong size")
+            ring[piece * PIECE : (piece + 1) * PIECE] = np.frombuffer(data, IDENTITY)
+        self._fill(ring, added, digest)
+
+    def restore_entries(self, entries: Any, added: int, digest: int) -> None:
+        """Take over *entries*, the newest calls in order, of which the last has the number *added*."""
+        entries = entries[-self.capacity :]
+        ring = np.zeros(self.capacity, IDENTITY)
+        places = np.arange(added - len(entries) + 1, added + 1, dtype=np.int64) & (self.capacity - 1)
+        ring[places] = entries
+        if len(entries) < min(added, self.capacity):
+            raise Rejected(f"memory of calls: {len(entries)} calls instead of {min(added, self.capacity)}")
+        self._fill(ring, added, digest)
+
+    def _fill(self, ring: Any, added: int, digest: int) -> None:
+        """Set the columns from *ring* and build the lists of the slots."""
+        for name in _FIELDS:
+            self._columns[name] = np.ascontiguousarray(ring[name])
+        self.added, self.digest = added, digest
+        self._pieces = {}
+        self._head[:] = 0
+        self._previous[:] = 0
+        numbers = np.arange(added - len(self) + 1, added + 1, dtype=np.uint64)
+        places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
+        slots = self._columns["key"][places] >> self._shift
+        order = np.argsort(slots, kind="stable")
+        sorted_slots, sorted_numbers = slots[order], (numbers[order] & np.uint64(_MASK)).astype(np.uint32)
+        sorted_places = places[order]
+        same = sorted_slots[1:] == sorted_slots[:-1]
+        self._previous[sorted_places[1:][same]] = sorted_numbers[:-1][same]
+        # Of several calls with one slot the newest is assigned last.
+        last = np.append(~same, True) if len(order) else np.empty(0, np.bool_)
+        self._head[sorted_slots[last].astype(np.int64)] = sorted_numbers[last]
+        self._view()
+
+
+def _way(start: int) -> int:
+    return start >> WAY_SHIFT & WAY_MASK
+
+
+def _joined(verdicts: list[Verdict], size: int) -> Verdict:
+    """Return one verdict for a batch that was taken in runs of *size* spans."""
+    conflicting = [number * size + at for number, verdict in enumerate(verdicts) for at in verdict.conflicting]
+    counted = np.concatenate([verdict.counted for verdict in verdicts])
+    return Verdict(counted, conflicting, sum(verdict.reused for verdict in verdicts))
