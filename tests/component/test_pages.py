@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from kit.store_log import NOW_NS, ROLLUPS, Log, last_versions, untimed
+from kit.store_log import NOW_NS, ROLLUPS, Log, first_tellings, untimed
 from tokentrace.errors import Rejected
 from tokentrace.records import Span
 from tokentrace_api.reads import (
@@ -207,7 +207,7 @@ def row_of(trace: Sequence[Span]) -> TraceRow:
 def expected(sent: Sequence[Span], search: Search) -> list[TraceRow]:
     """Return the rows of all matching traces, newest start first, then by id."""
     traces: dict[str, list[Span]] = {}
-    for span in last_versions(sent):
+    for span in first_tellings(sent):
         traces.setdefault(span.trace_id, []).append(span)
     rows = [row_of(trace) for trace in traces.values() if any(matches(span, search) for span in trace)]
     return sorted((row for row in rows if in_time(row.started_ns, search)), key=lambda row: (-row.started_ns, row[0]))
@@ -316,7 +316,7 @@ def test_an_export_holds_every_matching_span_once_in_order(
             exported = []
             for after in range(0, last, step):
                 exported += find_spans(store, search, after, min(after + step, last), NOW_NS, last)
-            matching = [span for span in last_versions(sent) if matches(span, search)]
+            matching = [span for span in first_tellings(sent) if matches(span, search)]
             assert exported == [span for span in matching if in_time(span.started_ns, search)]
     finally:
         store.close()
@@ -329,7 +329,7 @@ def test_traces_and_spans_are_read_back_as_they_were_sent(
 ) -> None:
     store = stored(next(directories), sent, cuts)
     try:
-        last = last_versions(sent)
+        last = first_tellings(sent)
         for trace_id in TRACES:
             trace = sorted((span for span in last if span.trace_id == trace_id), key=lambda span: span.started_ns)
             assert store.trace(trace_id, NOW_NS) == trace

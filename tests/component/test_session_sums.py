@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, last_versions, untimed
+from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, first_tellings, untimed
 from tokentrace.records import SessionEnd, Span, Started
 from tokentrace_api.reads import Session, SessionFilter, find_session, list_sessions, sum_sessions
 from tokentrace_api.store import Store
@@ -85,7 +85,7 @@ def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[Se
     """Return session -> its expected fields."""
     sessions: dict[str, dict[str, Any]] = {}
     for name in {span.session_id or "" for span in every(sent, started)} - {""}:
-        ended = last_versions(span for span in sent if span.session_id == name)
+        ended = first_tellings(span for span in sent if span.session_id == name)
         keys = {(span.trace_id, span.span_id) for span in ended}
         pending = [span for span in started if span.session_id == name and (span.trace_id, span.span_id) not in keys]
         if not ended and not pending:
@@ -131,7 +131,7 @@ def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
     started = [span for part in log for span in part[1]]
     closed = [end for part in log for end in part[2]]
     # If two spans of a session start at the same time, either may count as the first one.
-    starts = [(span.session_id, span.started_ns) for span in every(last_versions(sent), started)]
+    starts = [(span.session_id, span.started_ns) for span in every(first_tellings(sent), started)]
     is_ambiguous = len(set(starts)) < len(starts)
     stream = Log()
     for part in log:

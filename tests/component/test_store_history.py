@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kit.builders import make_span
-from kit.store_log import DAY, NOW_NS, SECOND, SHARDS, Log, last_versions, open_store, shown, stored_span, untimed
+from kit.store_log import DAY, NOW_NS, SECOND, SHARDS, Log, first_tellings, open_store, shown, stored_span, untimed
 from tokentrace.errors import Unavailable
 from tokentrace.metrics import Query
 from tokentrace.records import (
@@ -122,7 +122,7 @@ def _about(span: Span | Started) -> dict[str, str | None]:
 
 
 def assert_same(store: Store, model: Model, log: Log, read: Sequence[int]) -> None:
-    assert [comparable(span) for span in shown(store)] == [comparable(span) for span in last_versions(model.rows)]
+    assert [comparable(span) for span in shown(store)] == [comparable(span) for span in first_tellings(model.rows)]
     for table, column in (("started", "span_id"), ("messages", "message_id"), ("session_ends", "session_id")):
         rows = store.query(f"SELECT {column} FROM {{{table}}} ORDER BY 1", [], NOW_NS)
         assert [id for (id,) in rows] == model.table(table)

@@ -25,7 +25,6 @@ from tokentrace.units import DAY
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
 from tokentrace_api.live_tail import Tails
-from tokentrace_api.reads import RecentSpans
 from tokentrace_api.store import Store
 from tokentrace_api.store_writer import StoreWriter
 
@@ -115,7 +114,6 @@ class Api:
         aggregators: Answers queries for metrics.
         alert_history: Counts of firings and deliveries.
         tails: The live tails of all clients.
-        recent: Counts spans that arrive again.
         store_writer: Fills and reads the span store.
         stopping: Set when the service stops.
         pricer: Explains costs in receipts.
@@ -127,7 +125,6 @@ class Api:
         self.aggregators = AggregatorClient(bus, config.shards)
         self.alert_history = AlertHistory(bus)
         self.tails = Tails()
-        self.recent = RecentSpans()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
         self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
@@ -158,7 +155,6 @@ class Api:
         )
 
     async def _note_stored(self, spans: list[Span]) -> None:
-        self.recent.add(spans)
         await self.tails.offer(spans, int(time.monotonic()))
 
     async def _publish_positions(self) -> None:
@@ -256,10 +252,17 @@ class Api:
         yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.store_writer.queue_depth)
         if self.store_writer.is_open:
             store = self.store_writer.store
+            left_out = store.left_out
             yield Sample(
                 "tokentrace_api_repeated_batches_total",
                 "Batches skipped because they were stored before.",
-                store.repeated,
+                left_out.repeated_batches,
+            )
+            yield Sample("tokentrace_duplicate_spans_total", "Spans that told a call again.", left_out.repeated)
+            yield Sample(
+                "tokentrace_api_unstored_repetitions_total",
+                "Spans not stored since the start of the api, because they said nothing new about a known span.",
+                store.repetitions,
             )
             yield Sample(
                 "tokentrace_api_rejected_messages_total",
@@ -270,7 +273,6 @@ class Api:
             yield Sample(
                 "tokentrace_api_disk_free_bytes", "Free space on the disk of the span store, bytes.", store.free_bytes()
             )
-        yield Sample("tokentrace_duplicate_spans_total", "Spans that arrived again.", self.recent.repeated)
         yield Sample("tokentrace_api_tails", "Live tails that are open now.", len(self.tails))
         yield Sample(
             "tokentrace_api_tail_dropped_total",

@@ -35,6 +35,10 @@ _PREFIX = re.compile(r"^[A-Za-z]{2,16}[-_]")
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 #: A response id with at least this many letters and digits, without its prefix, is long: providers do not repeat it.
 _LONG = 12
+#: Two spans with one long response id are one call if their intervals are at most this far apart, milliseconds.
+LONG_MS = 60_000
+#: The same for a short response id.
+SHORT_MS = 5_000
 _USAGE = struct.Struct("<7q")
 
 
@@ -107,6 +111,18 @@ def _identity(span: Span, project: str, ways: dict[tuple[str, str], int]) -> byt
     duration = min(max(span.ended_ns // MS - span.started_ns // MS, 0), _MAX_DURATION_MS)
     cost_hash = 0 if cost is None else zlib.crc32(cost.to_bytes(8, "little")) or 1
     return _PACKED.pack(key, own & 0xFFFFFFFF, usage_hash(span), cost_hash, duration, start)
+
+
+def same_call(first: Span, other: Span) -> bool:
+    """
+    Return True if two spans with one response id may be tellings of the same call: their intervals overlap or nearly do.
+
+    The intervals are widened by ``LONG_MS`` if the id is long, otherwise by ``SHORT_MS``.
+    """
+    gap_ns = (LONG_MS if is_long(first.response_id) else SHORT_MS) * MS
+    return first.started_ns - gap_ns <= max(other.ended_ns, other.started_ns) and other.started_ns - gap_ns <= max(
+        first.ended_ns, first.started_ns
+    )
 
 
 def batch_identity(batch: Batch, project: str) -> bytes:

@@ -190,8 +190,9 @@ def _through_matches(
 
 
 def _row(row: Sequence[Any]) -> TraceRow:
-    cost, unpriced, partly, tokens, spans = row[5:10]
-    return TraceRow(*row[:5], Sums(None if cost is None else int(cost), unpriced, partly, int(tokens), spans))
+    trace_id, name, began, ended, status, cost, unpriced, partly, tokens, spans, *_ = row
+    sums = Sums(None if cost is None else int(cost), unpriced, partly, int(tokens), spans)
+    return TraceRow(trace_id, name, began, ended, status, sums)
 
 
 def _walk(

@@ -231,7 +231,7 @@ def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_n
         return SessionTotals(0, 0, 0, 0, 0, 0, 0, 0.0)
     row = rows[0]
     cost = None if row[4] is None else int(row[4])
-    return SessionTotals(*row[:4], cost, int(row[5]), int(row[6]), float(row[7]), row[8], row[9])
+    return SessionTotals(row[0], row[1], row[2], row[3], cost, int(row[5]), int(row[6]), float(row[7]), row[8], row[9])
 
 
 def _session_of(row: Sequence[Any]) -> Session:

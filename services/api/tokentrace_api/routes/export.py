@@ -16,15 +16,14 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tokentrace.dialect import docs
-from tokentrace.records import Span
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.parameters import choice
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.routes.answers import SPAN_EXAMPLE
 from tokentrace_api.routes.searching import SearchParams
-from tokentrace_api.store import Store
+from tokentrace_api.routes.shown_spans import render_telling
+from tokentrace_api.store import Store, Telling
 
 #: Minimum and maximum number of rows that a step reads; the number adapts so that a step yields about 8 MiB.
 _LEAST_STEP, _MOST_STEP = 500, 20_000
@@ -59,6 +58,7 @@ COLUMNS = (
     "session_id",
     "user_id",
     "attributes",
+    "later_versions",
 )
 _TYPES = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 
@@ -80,7 +80,8 @@ Csv = Annotated[str, Meta(description="A header, then a row for each span; the c
 _EXPORT = operation(
     "exportSpans",
     "Export spans",
-    "All spans that match, in order of arrival. If a span arrived in several versions, only the last one counts.",
+    "All spans that match, in order of arrival. If a call was told several times, the first telling is exported, and "
+    "`later_versions` says how many there are after it.",
     Answer(JsonLines, "The spans.", msgspec.json.encode(SPAN_EXAMPLE).decode() + "\n", media="application/x-ndjson"),
     Answer(Csv, "The spans.", ",".join(COLUMNS) + "\r\n", media="text/csv"),
     errors={400: "format: 'xml' is neither jsonl nor csv", 503: "span store: is not open yet"},
@@ -108,13 +109,18 @@ def router(store: StoreReader) -> Router:
 
 
 async def _parts(
-    store: StoreReader, search: Search, last: int, now_ns: int, head: bytes, render: Callable[[Sequence[Span]], bytes]
+    store: StoreReader,
+    search: Search,
+    last: int,
+    now_ns: int,
+    head: bytes,
+    render: Callable[[Sequence[Telling]], bytes],
 ) -> AsyncIterator[bytes]:
     if head:
         yield head
 
     def part(store: Store, after: int, upto: int) -> bytes:
-        return render(find_spans(store, search, after, upto, now_ns, last))
+        return render(find_spans(store, search, after, upto, now_ns))
 
     after, step = 0, _LEAST_STEP
     while after < last:
@@ -131,14 +137,14 @@ def _next_step(step: int, size: int) -> int:
     return min(max(step * _PART_BYTES // max(size, 1), _LEAST_STEP), 4 * step, _MOST_STEP)
 
 
-def _lines(spans: Sequence[Span]) -> bytes:
-    return b"".join(msgspec.json.encode(docs.render_span(span)) + b"\n" for span in spans)
+def _lines(tellings: Sequence[Telling]) -> bytes:
+    return b"".join(msgspec.json.encode(render_telling(telling)) + b"\n" for telling in tellings)
 
 
-def _table(spans: Sequence[Span]) -> bytes:
+def _table(tellings: Sequence[Telling]) -> bytes:
     rows = []
-    for span in spans:
-        shown = docs.render_span(span)
+    for telling in tellings:
+        shown = render_telling(telling)
         if shown.get("attributes"):
             shown["attributes"] = msgspec.json.encode(shown["attributes"]).decode()
         rows.append([_cell(shown.get(name)) for name in COLUMNS])

@@ -74,9 +74,7 @@ _VERBATIM = re.compile(r'[^"\\\x00-\x1f{\[]+')
 
 
 #: SQL that keeps one row of each span of a query: the telling that counts, or else the first one.
-ONE_TELLING = (
-    "QUALIFY counted OR row_number() OVER (PARTITION BY trace_id, span_id ORDER BY counted DESC, ordinal) = 1"
-)
+ONE_TELLING = "QUALIFY counted OR row_number() OVER (PARTITION BY trace_id, span_id ORDER BY counted DESC, ordinal) = 1"
 
 
 class Telling(NamedTuple):
@@ -93,6 +91,11 @@ class Telling(NamedTuple):
     counted: bool = True
     conflicting: bool = False
     later_versions: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(Trace id, span id)."""
+        return self.span.trace_id, self.span.span_id
 
 
 def trace_hash(trace_id: str) -> int:

@@ -44,6 +44,11 @@ class Database:
         rows: Rows = self._writer.execute(sql, list(parameters)).fetchall()
         return rows
 
+    def arrays(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any]:
+        """Run a query on the writer's connection and return its columns as numpy arrays."""
+        columns: dict[str, Any] = self._writer.execute(sql, list(parameters)).fetchnumpy()
+        return columns
+
     def attach(self, file: Path, name: str) -> None:
         """Attach *file* as the database *name*; create the file if it is missing."""
         quoted = str(file).replace("'", "''")
