@@ -115,7 +115,7 @@ def _identity(span: Span, project: str, ways: dict[tuple[str, str], int]) -> byt
 
 def same_call(first: Span, other: Span) -> bool:
     """
-    Return True if two spans with one response id may be tellings of the same call: their intervals overlap or nearly do.
+    Return True if two spans with one response id may be one call: their intervals overlap or nearly do.
 
     The intervals are widened by ``LONG_MS`` if the id is long, otherwise by ``SHORT_MS``.
     """

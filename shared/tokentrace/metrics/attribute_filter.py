@@ -27,7 +27,7 @@ class FilterNumber(NamedTuple):
 
 
 def filter_number(text: str) -> FilterNumber | None:
-    """Return the number that *text* stands for; None if it is no number as JSON writes it, such as ``1`` or ``1.50``."""
+    """Return the number that *text* stands for; None if it is not a number as JSON writes it."""
     if len(text) > 400 or not _NUMBER.fullmatch(text):
         return None
     double = float(text)

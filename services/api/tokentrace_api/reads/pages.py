@@ -169,7 +169,8 @@ def _through_matches(
     conditions = [text for text in (f"bool_or({condition})" if condition else "", bounds) if text]
     matching = (
         # One telling of each span is shown, and only it may match.
-        f"WITH matching AS MATERIALIZED (SELECT trace_id, {_COLUMNS} FROM (SELECT * FROM {{spans}} {rows_of} {ONE_TELLING}) "
+        f"WITH matching AS MATERIALIZED (SELECT trace_id, {_COLUMNS} "
+        f"FROM (SELECT * FROM {{spans}} {rows_of} {ONE_TELLING}) "
         f"GROUP BY trace_id {'HAVING ' + ' AND '.join(conditions) if conditions else ''}) "
     )
     parameters = [hashes, *values, *instants]

@@ -9,7 +9,7 @@ from tokentrace.records import ROLLUP_KINDS, counts_as_cost
 from tokentrace_api.store import Telling
 
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
-#: SQL that is true for a row whose cost and tokens are summed. Those of a roll-up kind are counted in the calls below it.
+#: SQL that is true for a row whose cost and tokens are summed; those of a roll-up kind are counted in the calls below.
 IN_SUMS = f"(counted AND kind NOT IN ({_ROLLUPS}))"
 #: SQL of the fields of ``Sums``, in their order; money and tokens may exceed 64 bits.
 SUMS = (

@@ -7,9 +7,9 @@ import unicodedata
 
 def folded(text: str) -> str:
     """
-    Return the form of *text* in which texts are compared: compatible letters are equal, and so are upper and lower case.
+    Return the form of *text* in which texts are compared; upper and lower case become the same.
 
-    Composed and decomposed letters, full-width letters and ligatures become the same, and so do all forms of sigma.
+    So do composed and decomposed letters, full-width letters and ligatures, and all forms of sigma.
     """
     if text.isascii():
         return text.lower()
