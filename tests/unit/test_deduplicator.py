@@ -166,8 +166,8 @@ def test_digests_are_those_before_the_first_message_at_or_after_each_multiple_of
         before = dedup.calls.digest
         dedup.take(request(sequence, told(f"s{sequence}")), NOW, "default")
         if sequence in (300, 1024):
-            assert dedup.digests[-1] == (sequence // 256 * 256, before)
-    assert [boundary for boundary, _ in dedup.digests] == [256, 1024]
+            assert dedup.digests[-1] == (sequence // 256 * 256, len(dedup.calls) - 1, before)
+    assert [digest.sequence for digest in dedup.digests] == [256, 1024]
 
 
 def test_a_restored_deduplicator_continues_as_the_one_that_was_saved() -> None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Settings, own_shards
 from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
+from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.runner import TURN_S, Runner
+from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND
 from tokentrace_aggregator.shard import Shard
 
@@ -79,6 +81,12 @@ class Aggregator:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Fold messages and answer queries until *stopping* is set."""
+        try:
+            capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
+        except Stopped:
+            return
+        for machine in self.machines:
+            machine.remember(capacity)
         async with self.bus.serve(subjects.QUERY_METRICS, self._answer), asyncio.TaskGroup() as tasks:
             for runner in self.runners:
                 tasks.create_task(runner.run(stopping))

@@ -11,7 +11,7 @@ import numpy as np
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
-from tokentrace.dedup import Deduplicator, FoldedBatches, LeftOut, capacity_for
+from tokentrace.dedup import Deduplicator, Digest, FoldedBatches, LeftOut, capacity_for
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     Aggregates,
@@ -118,10 +118,20 @@ class Shard:
         self.spans = 0
         self.batches = 0
 
+    def remember(self, capacity: int) -> None:
+        """Remember *capacity* calls; only before the first message is folded or a snapshot is restored."""
+        self._capacity = capacity
+        self.dedup = Deduplicator(self._shards, capacity)
+
     @property
     def position(self) -> Position | None:
         """The last message folded, as ``Machine.position``."""
         return self._position
+
+    @property
+    def digests(self) -> Mapping[int, Sequence[Digest]]:
+        """As ``Machine.digests``."""
+        return {self.shard: self.dedup.digests}
 
     @property
     def late(self) -> int:

@@ -49,7 +49,7 @@ import msgspec
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
-from tokentrace.dedup import Deduplicator, FoldedBatches, capacity_for
+from tokentrace.dedup import Deduplicator, Digest, FoldedBatches, capacity_for
 from tokentrace.errors import Rejected
 from tokentrace.records import AlertEvent, Batch, Position, decode_batches, decode_event
 from tokentrace.rollup import SeriesTable, changes_in, rows_of
@@ -107,6 +107,11 @@ class AlerterMachine:
         self.evaluators: dict[str, RuleEvaluator] = {}
         self._set_evaluators({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
 
+    def remember(self, capacity: int) -> None:
+        """Remember *capacity* calls of each shard; only before a message is folded or a snapshot is restored."""
+        self._capacity = capacity
+        self.dedup = self.new_memory()
+
     def new_memory(self) -> dict[int, Deduplicator]:
         """Return an empty memory of what was folded, by shard."""
         return {shard: Deduplicator(self._shards, self._capacity) for shard in range(self._shards)}
@@ -131,6 +136,11 @@ class AlerterMachine:
     def position(self) -> Position | None:
         """As ``Machine.position``."""
         return self._position
+
+    @property
+    def digests(self) -> Mapping[int, Sequence[Digest]]:
+        """As ``Machine.digests``."""
+        return {shard: dedup.digests for shard, dedup in self.dedup.items()}
 
     # -- adding and removing rules
 

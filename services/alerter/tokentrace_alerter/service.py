@@ -20,6 +20,7 @@ from tokentrace.config import Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event
+from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.machine import Effect
@@ -133,8 +134,10 @@ class Alerter:
         # Before anything is evaluated, the rules created at run time and all earlier events must be known.
         try:
             changes = await unless_stopped(stopping, until_available(self.rule_store.open))
+            capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
         except Stopped:
             return
+        self.machine.remember(capacity)
         self.rule_store.apply_to(self.machine, changes)
         stop = asyncio.create_task(stopping.wait())
         async with self.bus.serve(subjects.QUERY_ALERTS, self._answer, group=GROUP):

@@ -14,13 +14,17 @@ from msgspec.structs import replace
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Pricing, Settings
+from tokentrace.dedup import capacity_for
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
+from tokentrace.service.bootstrap import agreed_capacity
+from tokentrace.service.call_readers import calls_key, encode_calls
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.reader_positions import encode_position, reader_key
+from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import DAY
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
@@ -129,10 +133,15 @@ class Api:
         self.stopping = asyncio.Event()
         self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
         self.started = time.monotonic()
+        self._capacity = capacity_for(config.shards)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Fill the store, publish its positions and count alerts until *stopping* is set."""
         self.stopping = stopping
+        try:
+            self._capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
+        except Stopped:
+            return
         async with asyncio.TaskGroup() as tasks:
             working = [
                 tasks.create_task(work)
@@ -152,20 +161,28 @@ class Api:
             max_bytes=config.max_bytes,
             memory_limit_mb=config.memory_limit_mb,
             set_aside=self.bus.set_aside,
+            capacity=self._capacity,
         )
 
     async def _note_stored(self, spans: list[Span]) -> None:
         await self.tails.offer(spans, int(time.monotonic()))
 
     async def _publish_positions(self) -> None:
-        """Every 2 s, publish store positions, from which ingest measures the lag, and save the alert counts."""
+        """
+        Every 2 s, publish store positions and digests of the calls, and save the alert counts.
+
+        Ingest measures the lag from the positions; the digests show whether all readers remember the same calls.
+        """
+        meta = self.bus.kv(subjects.META)
         while True:
             await asyncio.sleep(_PUBLISH_POSITIONS_EVERY_S)
             try:
+                store = self.store_writer.store
                 for shard in range(self.config.shards):
-                    position = self.store_writer.store.position(shard)
+                    position = store.position(shard)
                     if position is not None:
-                        await self.bus.kv(subjects.META).put(reader_key(NAME, shard), encode_position(position))
+                        await meta.put(reader_key(NAME, shard), encode_position(position))
+                        await meta.put(calls_key(NAME, shard), encode_calls({shard: store.digests(shard)}))
                 await self.alert_history.save()
             except TokentraceError as exc:
                 log.info("%s", exc)

@@ -7,7 +7,7 @@ Every value that is filled in is a function of the message, so a message that is
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -50,12 +50,14 @@ class Cleaned(NamedTuple):
         dead_letters: One for each bad record, and one for each list that senders may not fill.
         spans: Number of good spans.
         redactions: Number of removed secrets by kind.
+        made: Ids of the spans that came without a trace id and without a span id.
     """
 
     parts: list[Batch]
     dead_letters: list[DeadLetter]
     spans: int
     redactions: RedactionCounts
+    made: Collection[str] = ()
 
 
 class Cleaner:
@@ -90,6 +92,7 @@ class Cleaner:
         redactions: RedactionCounts = {}
         source = self._redactor.text(batch.source, redactions)[:MAX_NAME]
         good = 0
+        made: set[str] = set()
         runs: Sequence[Sequence[Span]] = [batch.spans] if whole else list(split_spans(batch.spans, RUN))
         for part, run in enumerate(runs or [[]]):
             spans = []
@@ -98,6 +101,8 @@ class Cleaner:
                 try:
                     finished = self.finish(span, key, index, arrived_ns, source, checked=checked, redactions=redactions)
                     spans.append(finished)
+                    if not span.trace_id and not span.span_id:
+                        made.add(finished.span_id)
                 except Rejected as exc:
                     dead_letters.append(self.dead_letters.span(key, index, str(exc), span, redactions))
             good += len(spans)
@@ -106,7 +111,7 @@ class Cleaner:
                 parts.append(replace(batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, **others))
             elif spans:
                 parts.append(Batch(id=batch.id, sequence=batch.sequence, part=part, arrived_ns=arrived_ns, spans=spans))
-        return Cleaned(parts, dead_letters, good, redactions)
+        return Cleaned(parts, dead_letters, good, redactions, made)
 
     def _other_records(
         self,

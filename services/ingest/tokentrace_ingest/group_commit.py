@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Collection
 
 from tokentrace.bus import HEADROOM_BYTES, Bus, subjects
 from tokentrace.errors import Rejected, TokentraceError
 from tokentrace.records import Batch, encode_batch, join_encoded, shard_of
+from tokentrace_ingest.placement import Placed, place
 
 _GROUP_BYTES = 1024 * 1024
 _GROUP_BATCHES = 1024
@@ -80,26 +82,38 @@ class GroupCommit:
 
     Args:
         shards: Shard count.
+
+    Attributes:
+        by_call_from_ns: Batches that arrived at this instant or later are placed by the identity of their calls, Unix
+            nanoseconds; None = no batch is.
     """
 
-    def __init__(self, bus: Bus, shards: int) -> None:
+    def __init__(self, bus: Bus, shards: int, by_call_from_ns: int | None = 0) -> None:
         self._bus, self._shards = bus, shards
+        self.by_call_from_ns = by_call_from_ns
         self._lanes: dict[str, _Lane] = {}
 
-    async def commit(self, project: str, parts: list[Batch], *, order_key: str = "") -> None:
+    async def commit(
+        self, project: str, parts: list[Batch], *, made: Collection[str] = (), order_key: str = ""
+    ) -> None:
         """
         Publish *parts* and return once the broker has acknowledged all of them.
 
         Args:
-            order_key: Batches with the same key go to the same shard. If each is committed after the one before was
-                acknowledged, readers fold them in that order. "" = the id of the batch decides the shard.
+            made: Ids of the spans to which ingest gave all ids, as in ``placement.place``.
+            order_key: In layout 0, batches with the same key go to the same shard. If each is committed after the one
+                before was acknowledged, readers fold them in that order. "" = the id of the batch decides the shard.
 
         Raises:
-            Unavailable: Not every part was acknowledged. Some may be stored; a retry is safe, because readers drop
-                batches that they have folded.
+            Unavailable: Not every part was acknowledged. Some may be stored; a retry is safe, because readers know what
+                they have folded.
             Rejected: A part is too large for one message of the broker; nothing was published.
         """
-        encoded = [(self._subject(project, part, order_key), encode_batch(part)) for part in parts]
+        encoded = [
+            (subjects.spans(project, shard), encode_batch(batch))
+            for part in parts
+            for shard, batch in self._place(project, part, made, order_key)
+        ]
         limit = self._bus.max_payload - HEADROOM_BYTES
         for _, data in encoded:
             if len(data) > limit:
@@ -112,8 +126,13 @@ class GroupCommit:
             if isinstance(outcome, BaseException):
                 raise outcome
 
-    def _subject(self, project: str, batch: Batch, order_key: str) -> str:
-        return subjects.spans(project, shard_of(Batch(id=order_key) if order_key else batch, self._shards))
+    def _place(self, project: str, part: Batch, made: Collection[str], order_key: str) -> list[Placed]:
+        by_call = self.by_call_from_ns is not None and part.arrived_ns >= self.by_call_from_ns
+        placed = place(part, project, self._shards, by_call=by_call, made=made)
+        if order_key and not by_call:
+            shard = shard_of(Batch(id=order_key), self._shards)
+            return [Placed(shard, batch) for _, batch in placed]
+        return placed
 
     def _lane(self, subject: str) -> _Lane:
         lane = self._lanes.get(subject)

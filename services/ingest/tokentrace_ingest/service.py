@@ -51,6 +51,7 @@ from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
 from tokentrace_ingest.dead_letters import DeadLetter
 from tokentrace_ingest.group_commit import GroupCommit
+from tokentrace_ingest.layout import Layout
 from tokentrace_ingest.open_spans import OpenSpans
 
 log = logging.getLogger("tokentrace.ingest")
@@ -116,7 +117,8 @@ class Ingest:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self._cleaner = Cleaner(config.redactor, config.pricer)
-        self._group_commit = GroupCommit(bus, config.shards)
+        self._group_commit = GroupCommit(bus, config.shards, None)
+        self._layout = Layout(bus, self._group_commit)
         self.open_spans = OpenSpans(bus, self._cleaner, self._group_commit, config.project, self._count_open_span)
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -126,6 +128,10 @@ class Ingest:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Consume raw messages until *stopping* is set, then let those in progress finish for up to ``ACK_WAIT_S``."""
+        try:
+            await unless_stopped(stopping, until_available(self._layout.read))
+        except Stopped:
+            return
         async with asyncio.TaskGroup() as tasks:
             consumer = tasks.create_task(self._consume_raw(stopping))
             watcher = tasks.create_task(self._watch_lag())
@@ -168,11 +174,12 @@ class Ingest:
             Unavailable: A reader is too far behind, or not everything was acknowledged; try again.
         """
         self.check_backpressure()
+        await self._layout.known()
         cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.dead_letters:
             raise Rejected(cleaned.dead_letters[0].where)
         await self._publish_dead_letters(self.config.project, cleaned.dead_letters, source)
-        await self._group_commit.commit(self.config.project, cleaned.parts)
+        await self._group_commit.commit(self.config.project, cleaned.parts, made=cleaned.made)
         self._counts["spans", source] += cleaned.spans
         self._count_redactions(cleaned, source if strict else "reporter")
         return cleaned
@@ -268,7 +275,7 @@ class Ingest:
         for result in results:
             dead_letters = dead_letters + result.dead_letters
             try:
-                await until_available(partial(self._group_commit.commit, project, result.parts))
+                await until_available(partial(self._group_commit.commit, project, result.parts, made=result.made))
                 self._counts["spans", "nats"] += result.spans
             except Rejected as exc:
                 dead_letters.append(self._cleaner.dead_letters.undecoded(message, str(exc)))
@@ -318,6 +325,7 @@ class Ingest:
             await asyncio.sleep(_LAG_INTERVAL_S)
             try:
                 _, self._behind = await read_backlog(self.bus)
+                await self._layout.agree()
             except TokentraceError as exc:
                 log.debug("the lag of the readers was not measured: %s", exc)
                 continue

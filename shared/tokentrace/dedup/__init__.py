@@ -1,7 +1,7 @@
 """Deduplication: one call counts once, however often and by whomever it is told, for every reader of the log alike."""
 
 from tokentrace.dedup.batches import MAX_INTERVALS, MAX_REPORTERS, FoldedBatches
-from tokentrace.dedup.deduplicator import DIGEST_EVERY, Deduplicator, LeftOut, Taken, total
+from tokentrace.dedup.deduplicator import DIGEST_EVERY, Deduplicator, Digest, LeftOut, Taken, total
 from tokentrace.dedup.identity import (
     IDENTITY,
     hash64,
@@ -24,6 +24,7 @@ __all__ = [
     "TOTAL_CALLS",
     "CallMemory",
     "Deduplicator",
+    "Digest",
     "FoldedBatches",
     "LeftOut",
     "Taken",

@@ -44,6 +44,21 @@ class Taken(NamedTuple):
     skipped: bool = False
 
 
+class Digest(NamedTuple):
+    """
+    What a reader remembered before it folded the first message with this sequence or a later one.
+
+    Attributes:
+        sequence: A multiple of ``DIGEST_EVERY``.
+        calls: Number of calls that were remembered.
+        digest: ``CallMemory.digest``.
+    """
+
+    sequence: int
+    calls: int
+    digest: int
+
+
 class LeftOut(msgspec.Struct, array_like=True):
     """
     What one reader left out of its sums.
@@ -87,11 +102,11 @@ class Deduplicator:
         self.calls = CallMemory(capacity)
         self.left_out = LeftOut()
         self._boundary = 0
-        self._digests: list[tuple[int, int]] = []
+        self._digests: list[Digest] = []
 
     @property
-    def digests(self) -> list[tuple[int, int]]:
-        """(Sequence, digest of the calls in the messages before it), for the last multiples of ``DIGEST_EVERY``."""
+    def digests(self) -> list[Digest]:
+        """The memory of calls before the last multiples of ``DIGEST_EVERY``, oldest first."""
         return list(self._digests)
 
     def begin(self, sequence: int) -> None:
@@ -99,7 +114,7 @@ class Deduplicator:
         boundary = sequence - sequence % DIGEST_EVERY
         if boundary > self._boundary:
             self._boundary = boundary
-            self._digests = [*self._digests, (boundary, self.calls.digest)][-_DIGESTS:]
+            self._digests = [*self._digests, Digest(boundary, len(self.calls), self.calls.digest)][-_DIGESTS:]
 
     def rewound(self) -> None:
         """Note that the log begins anew, so that sequences are small again."""
@@ -168,7 +183,7 @@ class Deduplicator:
         self.calls.restore(state["calls"], parts, prefix)
         self.left_out = msgspec.convert(state["left_out"], LeftOut)
         self._boundary = msgspec.convert(state["boundary"], int)
-        self._digests = msgspec.convert(state["digests"], list[tuple[int, int]])
+        self._digests = msgspec.convert(state["digests"], list[Digest])
 
     def progress(self) -> bytes:
         """Return the state without batches and calls, for a reader that keeps those in tables."""
@@ -176,5 +191,5 @@ class Deduplicator:
 
     def restore_progress(self, state: bytes) -> None:
         """Take over what ``progress`` returned; raises an error of msgspec if it is something else."""
-        decoded = msgspec.msgpack.decode(state, type=tuple[LeftOut, int, list[tuple[int, int]]])
+        decoded = msgspec.msgpack.decode(state, type=tuple[LeftOut, int, list[Digest]])
         self.left_out, self._boundary, self._digests = decoded

@@ -30,7 +30,7 @@ PIECE = 4096
 #: A batch of at most this many spans is compared one by one, because operations on arrays have a fixed cost.
 _FEW = 6
 _MASK, _MASK64 = 2**32 - 1, 2**64 - 1
-_GOLDEN, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+_MIX = 0xBF58476D1CE4E5B9
 _FIELDS = IDENTITY.names or ()
 
 
@@ -66,7 +66,7 @@ class CallMemory:
 
     Attributes:
         added: Number of calls that were ever added; the newest call has this number, the first one has number 1.
-        digest: A hash of all calls that were ever added and of their order, 64 bits.
+        digest: A hash of the calls that are remembered, 64 bits; equal memories have equal digests.
     """
 
     def __init__(self, capacity: int = TOTAL_CALLS) -> None:
@@ -202,14 +202,15 @@ class CallMemory:
         self.added += 1
         number = self.added & _MASK
         place = number & (self.capacity - 1)
+        if self.added > self.capacity:
+            self.digest -= _mixed(self._keys[place])
+        self.digest = self.digest + _mixed(entry[0]) & _MASK64
         for view, value in zip(self._entry, entry, strict=True):
             view[place] = value
         slot = entry[0] >> (64 - self._bits)
         self._previous_view[place] = self._head_view[slot]
         self._head_view[slot] = number
         self._pieces[place // PIECE] = self.added
-        mixed = ((entry[0] ^ self.added * _GOLDEN & _MASK64) * _MIX) & _MASK64
-        self.digest = self.digest + (mixed ^ mixed >> 31) & _MASK64
 
     def _append(self, identities: Any) -> None:
         """Add calls that are known to be new and to differ from each other; at most *capacity* of them."""
@@ -217,9 +218,14 @@ class CallMemory:
         numbers = np.arange(self.added + 1, self.added + 1 + count, dtype=np.uint64)
         places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
         short_numbers = (numbers & np.uint64(_MASK)).astype(np.uint32)
+        keys = np.ascontiguousarray(identities["key"])
+        self.digest += _mixed_sum(keys)
+        first_full = max(self.capacity - self.added, 0)
+        if first_full < count:
+            self.digest -= _mixed_sum(self._columns["key"][places[first_full:]])
+        self.digest &= _MASK64
         for name, column in self._columns.items():
             column[places] = identities[name]
-        keys = np.ascontiguousarray(identities["key"])
         slots = (keys >> self._shift).astype(np.int64)
         heads = self._head[slots]
         self._previous[places] = heads
@@ -230,8 +236,6 @@ class CallMemory:
         self.added += count
         for place in [*range(int(places[0]), int(places[0]) + count, PIECE), int(places[-1])]:
             self._pieces[(place & (self.capacity - 1)) // PIECE] = self.added
-        mixed = (keys ^ numbers * np.uint64(_GOLDEN)) * np.uint64(_MIX)
-        self.digest = self.digest + int((mixed ^ mixed >> np.uint64(31)).sum(dtype=np.uint64)) & _MASK64
 
     def _chain(self, indices: Any, slots: Any, heads: Any, places: Any, numbers: Any) -> None:
         """Link calls of one batch that have the same slot."""
@@ -329,6 +333,16 @@ class CallMemory:
         last = np.append(~same, True) if len(order) else np.empty(0, np.bool_)
         self._head[sorted_slots[last].astype(np.int64)] = sorted_numbers[last]
         self._view()
+
+
+def _mixed(key: int) -> int:
+    product = key * _MIX & _MASK64
+    return product ^ product >> 31
+
+
+def _mixed_sum(keys: Any) -> int:
+    products = keys * np.uint64(_MIX)
+    return int((products ^ products >> np.uint64(31)).sum(dtype=np.uint64))
 
 
 def _way(start: int) -> int:

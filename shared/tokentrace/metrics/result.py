@@ -238,16 +238,12 @@ def _check(result: ShardResult) -> None:
 
 
 def _summaries_of(result: ShardResult) -> Iterator[Summary]:
-    for aggregates in (result.total, *result.groups.values(), *result.models.values()):
-        yield from _summaries_in(aggregates)
+    parts = [result.total, *result.groups.values(), *result.models.values()]
     for point in result.points:
-        for aggregates in (point.total, *point.groups.values()):
-            yield from _summaries_in(aggregates)
+        parts += (point.total, *point.groups.values())
+    for part in parts:
+        yield from part.summaries.values()
+        for value in part.custom.values():
+            yield value.summary
     for value in result.cumulative.custom.values() if result.cumulative is not None else ():
-        yield value.summary
-
-
-def _summaries_in(aggregates: Aggregates) -> Iterator[Summary]:
-    yield from aggregates.summaries.values()
-    for value in aggregates.custom.values():
         yield value.summary

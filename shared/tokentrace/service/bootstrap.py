@@ -12,7 +12,9 @@ from msgspec.structs import replace
 
 from tokentrace.bus import MIN_STREAM_BYTES, Bus, Stream, StreamState, subjects
 from tokentrace.config import Settings
+from tokentrace.dedup import capacity_for
 from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
+from tokentrace.service import call_readers
 from tokentrace.service.retry import until_available
 
 log = structlog.stdlib.get_logger(__name__)
@@ -20,7 +22,7 @@ log = structlog.stdlib.get_logger(__name__)
 _SHARDS = "shards"
 #: Largest spare amount of a stream whose size is cut to fit a small disk, bytes.
 _SPARE_BYTES = 64 * 1024 * 1024
-_COUNT = re.compile(r"[1-9][0-9]{0,5}")
+_COUNT = re.compile(r"[1-9][0-9]{0,7}")
 
 
 async def bootstrap(bus: Bus, settings: Settings, *, room_bytes: int | None = None) -> None:
@@ -55,6 +57,7 @@ async def bootstrap(bus: Bus, settings: Settings, *, room_bytes: int | None = No
             changed.setdefault(instead, []).append(stream.name)
     _log_lack_of_space(wanted, requested, room_bytes, changed)
     await _agree_on_shards(bus, nats.shards)
+    await _agree_on_calls(bus, nats.shards)
 
 
 async def _sizes(bus: Bus, streams: Sequence[Stream]) -> dict[str, StreamState]:
@@ -141,3 +144,28 @@ async def _agree_on_shards(bus: Bus, shards: int) -> None:
             f"{subjects.META} and the objects of {subjects.SNAPSHOTS}, and start again: state is rebuilt from what "
             f"{subjects.SPANS} still holds"
         )
+
+
+async def _agree_on_calls(bus: Bus, shards: int) -> None:
+    """Write how many calls a shard remembers, and, if the log was never used, that batches are placed by call."""
+    meta = bus.kv(subjects.META)
+    state = await until_available(partial(bus.state, subjects.SPANS))
+    wanted = {call_readers.CAPACITY: str(capacity_for(shards)).encode()}
+    if state.last_sequence == 0:
+        wanted[call_readers.LAYOUT] = call_readers.encode_layout(0)
+    for key, value in wanted.items():
+        if await until_available(partial(meta.get, key)) is None:
+            with contextlib.suppress(Conflict):
+                await until_available(partial(meta.create, key, value))
+
+
+async def agreed_capacity(bus: Bus, shards: int) -> int:
+    """Return how many calls a shard remembers: the number in ``tt_meta``, or that for *shards* if it is unreadable."""
+    entry = await until_available(partial(bus.kv(subjects.META).get, call_readers.CAPACITY))
+    if entry is not None:
+        stored = entry.value.decode("ascii", "replace")
+        if _COUNT.fullmatch(stored) and int(stored).bit_count() == 1:
+            return int(stored)
+        which = f"key {call_readers.CAPACITY} revision {entry.revision}"
+        bus.set_aside.note(subjects.META, which, f"number of calls: {shorten(stored)!r} is not a power of two")
+    return capacity_for(shards)

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from tokentrace.bus import Message
+from tokentrace.dedup import Digest
 from tokentrace.records import Position
 from tokentrace.state import Saved
 
@@ -42,6 +43,11 @@ class Machine(Protocol):
     @property
     def position(self) -> Position | None:
         """The position of the last message folded; None = nothing was folded."""
+        ...
+
+    @property
+    def digests(self) -> Mapping[int, Sequence[Digest]]:
+        """Shard -> what the machine remembered of calls, by which readers are compared."""
         ...
 
     def fold(self, message: Message, created_ns: int) -> None:

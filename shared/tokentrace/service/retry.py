@@ -7,8 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import stamina
-import stamina.instrumentation
 import structlog
 
 from tokentrace.errors import Unavailable
@@ -20,9 +18,6 @@ _COMPLAIN_AFTER_S = 5.0
 _MIN_PAUSE_S, _MAX_PAUSE_S, _JITTER_S = 0.05, 1.0, 0.05
 
 T = TypeVar("T")
-
-# By default stamina logs a warning for every retry. Here each reason is logged once.
-stamina.instrumentation.set_on_retry_hooks([])
 
 
 async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
@@ -50,6 +45,12 @@ async def until_available(attempt: Callable[[], Awaitable[T]]) -> T:
     except Unavailable as exc:
         may_retry(exc)
     await asyncio.sleep(_MIN_PAUSE_S)
+    # Imported here, because a service that finds everything available starts faster without stamina.
+    import stamina
+    import stamina.instrumentation
+
+    # By default stamina logs a warning for every retry. Here each reason is logged once.
+    stamina.instrumentation.set_on_retry_hooks([])
     retries = stamina.retry_context(
         on=may_retry,
         attempts=None,

@@ -29,6 +29,7 @@ import structlog
 from tokentrace.bad_data import BAD_DATA
 from tokentrace.bus import Bus, Chunk, StreamState, subjects
 from tokentrace.errors import Rejected, TokentraceError
+from tokentrace.service.call_readers import calls_key, encode_calls
 from tokentrace.service.follow import Follower
 from tokentrace.service.machine import Effect, Machine
 from tokentrace.service.reader_positions import encode_position, reader_key
@@ -104,7 +105,7 @@ class Runner:
         self._on_caught_up, self._on_loaded = on_caught_up, on_loaded
         self._snapshots = Snapshots(bus, service, shard)
         self._meta = bus.kv(subjects.META)
-        self._reader = reader_key(service, shard)
+        self._reader, self._calls = reader_key(service, shard), calls_key(service, shard)
         self._log = log.bind(reader=self._reader)
         self._save_every_s = save_every_s
         self._saved_at = time.monotonic()
@@ -238,6 +239,7 @@ class Runner:
             try:
                 if now - published_at >= TELL_EVERY_S and self._machine.position is not None:
                     await self._meta.put(self._reader, encode_position(self._machine.position))
+                    await self._meta.put(self._calls, encode_calls(self._machine.digests))
                     published_at = now
             except TokentraceError as exc:
                 self._log.info("the position was not published: %s", exc)

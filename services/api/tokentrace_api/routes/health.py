@@ -189,14 +189,12 @@ def router(
             "transport": "nats",
             "queue_depth": state.queue_depth,
         }
-        # The parts do not depend on each other, and each waits for another program.
-        parts = await asyncio.gather(
-            _or_problem(_counted(aggregators)),
-            _or_problem(_log(bus)),
-            _or_problem(_set_aside(bus)),
-            _or_problem(_stored(store, max_bytes)),
+        # These parts do not depend on each other, and each waits for another program.
+        others = await asyncio.gather(
+            _or_problem(_counted(aggregators)), _or_problem(_log(bus)), _or_problem(_set_aside(bus))
         )
-        for part in parts:
+        # The store is counted after the others, because the count would be out of date by the time they take.
+        for part in (*others, await _or_problem(_stored(store, max_bytes))):
             shown |= part.shown
             lost += map(dict, part.lost)
             problems += part.problems

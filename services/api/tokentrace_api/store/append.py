@@ -79,6 +79,9 @@ class Appender:
         positions: dict[int, tuple[Position, int]] = {}
         contents: list[Content] = []
         for item in items:
+            before, _ = positions.get(item.shard, (catalog.position(item.shard), 0))
+            if before is not None and before.created_ns != item.created_ns:
+                catalog.readers[item.shard].dedup.rewound()
             positions[item.shard] = Position(item.created_ns, item.message.sequence), item.message.time_ns
             contents += self._contents_of(item)
         wanted = updates_of(content.others for content in contents)

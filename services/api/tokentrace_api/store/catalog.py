@@ -42,12 +42,13 @@ class Catalog:
         shards: Number of shards of the stream.
         memory_limit_mb: Memory limit of DuckDB, MB.
         set_aside: Takes a note of each file that cannot be read.
+        capacity: Number of calls that each shard remembers.
 
     Attributes:
         database: DuckDB with all segments attached.
         segments: The attached segments, oldest first.
         visible: The segments that queries read; None while the database is not open. Any thread may read it.
-        readers: Shard -> position and folded batches.
+        readers: Shard -> position, folded batches and newest calls.
         waiting: Updates whose span has not arrived yet.
         last_ordinal: Number of the newest row of a span; 0 = there is none.
         damaged: Names of files that could not be read, each with the type of the error.
@@ -57,8 +58,9 @@ class Catalog:
         Unavailable: The directory or a file in it cannot be opened now.
     """
 
-    def __init__(self, directory: Path, shards: int, memory_limit_mb: int, set_aside: SetAside) -> None:
+    def __init__(self, directory: Path, shards: int, memory_limit_mb: int, set_aside: SetAside, capacity: int) -> None:
         self.directory, self._shards, self._memory_limit_mb = directory, shards, memory_limit_mb
+        self._capacity = capacity
         self.set_aside = set_aside
         self.visible: tuple[Segment, ...] | None = None
         self.is_stale = False
@@ -102,7 +104,9 @@ class Catalog:
             file = self.directory / opened.file_name
             check = crashed and file == newest
             try:
-                self._load(read_reader_state(self.database, opened, self._shards, self._loaded, check=check))
+                self._load(
+                    read_reader_state(self.database, opened, self._shards, self._capacity, self._loaded, check=check)
+                )
             except (duckdb.Error, Rejected) as exc:
                 self._set_aside(file, exc, newest=file == newest)
         self._forget_arrived()
@@ -220,7 +224,7 @@ class Catalog:
         return self.readers[shard].position
 
     def _reset_state(self) -> None:
-        self.readers = {shard: new_reader(self._shards) for shard in range(self._shards)}
+        self.readers = {shard: new_reader(self._shards, self._capacity) for shard in range(self._shards)}
         self.waiting: dict[Key, SpanUpdate] = {}
         self._loaded: set[int] = set()
 
@@ -270,7 +274,7 @@ class Catalog:
             try:
                 self._reset_state()
                 for opened in reversed(self.segments):
-                    self._load(read_reader_state(self.database, opened, self._shards, self._loaded))
+                    self._load(read_reader_state(self.database, opened, self._shards, self._capacity, self._loaded))
                 self._forget_arrived()
             except (duckdb.Error, Rejected):
                 self.visible = None

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from tokentrace.bad_data import reading
-from tokentrace.dedup import IDENTITY, Deduplicator, FoldedBatches, capacity_for
+from tokentrace.dedup import IDENTITY, Deduplicator, FoldedBatches
 from tokentrace.records import Position
 from tokentrace_api.store.database import Database
 from tokentrace_api.store.segment import Segment, check_statements, columns_from
@@ -46,9 +46,9 @@ class StoredReader:
     oldest_call: int = 1
 
 
-def new_reader(shards: int) -> StoredReader:
-    """Return the reader of a shard of which nothing is stored."""
-    return StoredReader(None, Deduplicator(shards, capacity_for(shards)))
+def new_reader(shards: int, capacity: int) -> StoredReader:
+    """Return the reader of a shard of which nothing is stored; *capacity* is the number of calls it remembers."""
+    return StoredReader(None, Deduplicator(shards, capacity))
 
 
 class ReaderState(NamedTuple):
@@ -60,13 +60,20 @@ class ReaderState(NamedTuple):
 
 
 def read_reader_state(
-    database: Database, segment: Segment, shards: int, known: Collection[int] = (), *, check: bool = False
+    database: Database,
+    segment: Segment,
+    shards: int,
+    capacity: int,
+    known: Collection[int] = (),
+    *,
+    check: bool = False,
 ) -> ReaderState:
     """
     Read the state of *segment*.
 
     Args:
         shards: Number of shards of the log; a position of a higher shard is ignored.
+        capacity: Number of calls that each shard remembers.
         known: Shards that are left out, because a newer file holds their state.
         check: Read all of the file first, so that damage anywhere in it is found now.
 
@@ -81,12 +88,13 @@ def read_reader_state(
     readers = {}
     for shard, created_ns, sequence in query(f"SELECT shard, created_ns, sequence FROM {name}.position"):
         if shard < shards and shard not in known:
-            readers[shard] = _read_reader(database, segment, shard, shards, Position(created_ns, sequence))
+            readers[shard] = new_reader(shards, capacity)
+            _read_reader(database, segment, shard, readers[shard], Position(created_ns, sequence))
     return ReaderState(last_ordinal or 0, readers, read_waiting(database, segment))
 
 
-def _read_reader(database: Database, segment: Segment, shard: int, shards: int, position: Position) -> StoredReader:
-    query, name, reader = database.run, segment.name, new_reader(shards)
+def _read_reader(database: Database, segment: Segment, shard: int, reader: StoredReader, position: Position) -> None:
+    query, name = database.run, segment.name
     states = query(f"SELECT state FROM {name}.seen WHERE shard = ?", [shard])
     folded = query(f"SELECT id, sequence, part, layout, time_ns FROM {name}.folded WHERE shard = ?", [shard])
     with reading(f"folded batches of shard {shard}"):
@@ -100,7 +108,6 @@ def _read_reader(database: Database, segment: Segment, shard: int, shards: int, 
             added, digest, progress = msgspec.msgpack.decode(states[0][0], type=tuple[int, int, msgspec.Raw])
             reader.dedup.restore_progress(bytes(progress))
         _read_calls(database, segment, shard, reader, added, digest)
-    return reader
 
 
 def _read_calls(

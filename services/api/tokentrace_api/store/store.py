@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 
 from tokentrace.bad_data import SetAside
-from tokentrace.dedup import LeftOut
+from tokentrace.dedup import Digest, LeftOut, capacity_for
 from tokentrace.records import Position, Span, Tombstone
 from tokentrace.units import DAY
 from tokentrace_api.store import deletions
@@ -37,6 +37,7 @@ class Store:
         max_bytes: Maximum size of all files together, bytes; older files are removed, the newest stays. 0 = no limit.
         memory_limit_mb: Memory limit of DuckDB, MB.
         set_aside: Records each message and file that cannot be read; None = a new ``SetAside``.
+        capacity: Number of calls that each shard remembers, the same in all readers; None = the number for *shards*.
 
     Attributes:
         catalog: The open files.
@@ -55,11 +56,14 @@ class Store:
         max_bytes: int = 0,
         memory_limit_mb: int = 256,
         set_aside: SetAside | None = None,
+        capacity: int | None = None,
     ) -> None:
         self._directory = directory
         self._lock = threading.RLock()
         self._limits = Limits(keep_ns, max_spans, max_bytes)
-        self.catalog = Catalog(directory, shards, memory_limit_mb, set_aside or SetAside())
+        self.catalog = Catalog(
+            directory, shards, memory_limit_mb, set_aside or SetAside(), capacity or capacity_for(shards)
+        )
         self._deletions = Deletions()
         self._appender = Appender(self.catalog, self._deletions)
         self._rows = VisibleRows(self.catalog, self._limits)
@@ -79,8 +83,8 @@ class Store:
         """Number of spans that were not stored since the start, because they said nothing new about a known span."""
         return self._appender.repetitions
 
-    def digests(self, shard: int) -> list[tuple[int, int]]:
-        """Return (sequence, digest of the calls in the messages before it) of *shard*, as ``Deduplicator.digests``."""
+    def digests(self, shard: int) -> list[Digest]:
+        """Return the digests of the calls of *shard*, as ``Deduplicator.digests``."""
         return self.catalog.readers[shard].dedup.digests
 
     @property
