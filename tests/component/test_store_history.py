@@ -310,7 +310,7 @@ def test_a_replay_years_later_recognises_repeated_batches(tmp_path: Path, monkey
     store.append([log.add(batch, time_ns=long_ago)])
     store.append([log.spans(stored_span("other"), time_ns=long_ago + SECOND)])
     store.append([log.add(batch, time_ns=long_ago + 2 * SECOND)])
-    assert (store.count(NOW_NS), store.repeated) == (2, 1)
+    assert (store.count(NOW_NS), store.left_out.repeated_batches) == (2, 1)
     store.close()
 
 

@@ -102,11 +102,8 @@ class Catalog:
         self._convert(newest)
         for opened in reversed(list(self.segments)):
             file = self.directory / opened.file_name
-            check = crashed and file == newest
             try:
-                self._load(
-                    read_reader_state(self.database, opened, self._shards, self._capacity, self._loaded, check=check)
-                )
+                self._load(self._state_in(opened, check=crashed and file == newest))
             except (duckdb.Error, Rejected) as exc:
                 self._set_aside(file, exc, newest=file == newest)
         self._forget_arrived()
@@ -228,6 +225,10 @@ class Catalog:
         self.waiting: dict[Key, SpanUpdate] = {}
         self._loaded: set[int] = set()
 
+    def _state_in(self, opened: Segment, *, check: bool = False) -> ReaderState:
+        """Return the state in a file, without shards of which a newer file was loaded; see ``read_reader_state``."""
+        return read_reader_state(self.database, opened, self._shards, self._capacity, self._loaded, check=check)
+
     def _load(self, state: ReaderState) -> None:
         """Add the state of a file; called from the newest file to the oldest: newer state replaces older state."""
         self.last_ordinal = max(self.last_ordinal, state.last_ordinal)
@@ -274,7 +275,7 @@ class Catalog:
             try:
                 self._reset_state()
                 for opened in reversed(self.segments):
-                    self._load(read_reader_state(self.database, opened, self._shards, self._capacity, self._loaded))
+                    self._load(self._state_in(opened))
                 self._forget_arrived()
             except (duckdb.Error, Rejected):
                 self.visible = None

@@ -61,9 +61,8 @@ class Store:
         self._directory = directory
         self._lock = threading.RLock()
         self._limits = Limits(keep_ns, max_spans, max_bytes)
-        self.catalog = Catalog(
-            directory, shards, memory_limit_mb, set_aside or SetAside(), capacity or capacity_for(shards)
-        )
+        capacity = capacity or capacity_for(shards)
+        self.catalog = Catalog(directory, shards, memory_limit_mb, set_aside or SetAside(), capacity)
         self._deletions = Deletions()
         self._appender = Appender(self.catalog, self._deletions)
         self._rows = VisibleRows(self.catalog, self._limits)
