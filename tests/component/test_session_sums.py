@@ -107,7 +107,7 @@ def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[Se
             "errors": failed,
             "error": error or first([(span.started_ns, span.error or None) for span in ended]) or "",
             "started_ns": min(span.started_ns for span in known),
-            "last_ns": max((span.ended_ns for span in ended or told), default=None),
+            "last_ns": max((span.ended_ns for span in ended or ([] if pending else told)), default=None),
             "ended_ns": min((end.ended_ns for end in session_ends), default=None),
             "cost_nusd": None if calls and len(unpriced) == len(calls) else sum(span.cost_nusd or 0 for span in calls),
             "prompt_tokens": sum(span.prompt_tokens for span in calls),

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kit.builders import ENDED_NS, make_batch, make_span
-from tokentrace.dedup import LeftOut, Deduplicator, identities_of, is_long, keys_of, usable_response_id
+from tokentrace.dedup import Deduplicator, LeftOut, identities_of, is_long, keys_of, usable_response_id
 from tokentrace.records import Batch, Score, Span
 from tokentrace.units import MINUTE, SECOND
 

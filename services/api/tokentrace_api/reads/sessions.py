@@ -20,8 +20,13 @@ _LIMIT_S = 10.0
 _MAX_OFFSET = 2**62
 #: JSON is parsed only if the text contains the key, which few spans do.
 _LABEL = "CASE WHEN contains({0}, '\"label\"') THEN json_extract_string({0}, '/label') END"
-#: Added to the start of a telling that does not count, so that it comes after all that do.
-_LATER = 2**62
+
+
+def _of_counted(aggregate: str) -> str:
+    """Return SQL for *aggregate* over the tellings that count, or over the others if none of a session counts."""
+    return f"CASE WHEN bool_or(counted) THEN {aggregate} FILTER (counted) ELSE {aggregate} END"
+
+
 #: Yields a row for each session. Only tellings that count are summed; a span that has not ended has no cost, tokens or
 #: error. If no telling of a session counts, the others give its start, end, user and label.
 _TEMPLATE = f"""
@@ -31,24 +36,24 @@ WITH began AS (
         WHERE ended.session_id = begun.session_id AND ended.trace_id = begun.trace_id AND ended.span_id = begun.span_id)
 ), everything AS NOT MATERIALIZED (
     SELECT session_id, user_id, {_LABEL.format("attributes")} AS label, started_ns, ended_ns, status, source, error,
-        counted, {IN_SUMS} AS summed, cost_nusd, cost_source, prompt_tokens, completion_tokens,
-        CASE WHEN counted THEN started_ns ELSE started_ns + {_LATER} END AS place FROM {{spans}} WHERE OWN
+        counted, {IN_SUMS} AS summed, cost_nusd, cost_source, prompt_tokens, completion_tokens FROM {{spans}} WHERE OWN
     UNION ALL
-    SELECT session_id, user_id, label, started_ns, NULL, 'pending', 'costkatana', '', true, false, NULL, '', 0, 0,
-        started_ns FROM began
+    SELECT session_id, user_id, label, started_ns, NULL, 'pending', 'costkatana', '', true, false, NULL, '', 0, 0
+    FROM began
 ), over AS (
     SELECT session_id, min(ended_ns) AS ended_ns, max(error) AS error FROM {{session_ends}} WHERE OWN
     GROUP BY session_id
 ), totals AS (
-    SELECT session_id, arg_min(user_id, place) AS user_id, arg_min(label, place) AS label,
-        min(place) % {_LATER} AS started_ns, coalesce(max(ended_ns) FILTER (counted), max(ended_ns)) AS last_ns,
+    SELECT session_id, {_of_counted("arg_min(user_id, started_ns)")} AS user_id,
+        {_of_counted("arg_min(label, started_ns)")} AS label, {_of_counted("min(started_ns)")} AS started_ns,
+        {_of_counted("max(ended_ns)")} AS last_ns, {_of_counted("arg_min(source, started_ns)")} AS source,
         count(*) FILTER (counted) AS spans, count(*) FILTER (status = 'pending') AS open,
         count(*) FILTER (counted AND status IN ('error', 'timeout')) AS errors,
-        arg_min(error, place) FILTER (counted AND error <> '') AS error,
+        arg_min(error, started_ns) FILTER (counted AND error <> '') AS error,
         coalesce(sum(cost_nusd) FILTER (summed), 0)::HUGEINT AS cost_nusd,
         coalesce(sum(prompt_tokens) FILTER (summed), 0)::HUGEINT AS prompt_tokens,
         coalesce(sum(completion_tokens) FILTER (summed), 0)::HUGEINT AS completion_tokens,
-        arg_min(source, place) AS source, count(cost_nusd) FILTER (summed) AS priced,
+        count(cost_nusd) FILTER (summed) AS priced,
         count(*) FILTER (summed AND cost_nusd IS NULL) AS unpriced,
         count(*) FILTER (summed AND cost_source = 'partly_priced') AS partly_priced
     FROM everything GROUP BY session_id
