@@ -17,7 +17,6 @@ from tokentrace.config import Pricing, Settings
 from tokentrace.dedup import capacity_for
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
-from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
 from tokentrace.service.bootstrap import agreed_capacity
@@ -28,6 +27,7 @@ from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import DAY
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.erasure import Erasure
 from tokentrace_api.live_tail import Tails
 from tokentrace_api.store import Store
 from tokentrace_api.store_writer import StoreWriter
@@ -117,6 +117,7 @@ class Api:
     Attributes:
         aggregators: Answers queries for metrics.
         alert_history: Counts of firings and deliveries.
+        erasure: Erases what the streams keep about deleted users.
         tails: The live tails of all clients.
         store_writer: Fills and reads the span store.
         stopping: Set when the service stops.
@@ -128,10 +129,11 @@ class Api:
         self.bus, self.config = bus, config
         self.aggregators = AggregatorClient(bus, config.shards)
         self.alert_history = AlertHistory(bus)
+        self.erasure = Erasure(bus, self.alert_history)
         self.tails = Tails()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
-        self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
+        self.pricer = config.pricing.pricer()
         self.started = time.monotonic()
         self._capacity = capacity_for(config.shards)
 
@@ -145,7 +147,12 @@ class Api:
         async with asyncio.TaskGroup() as tasks:
             working = [
                 tasks.create_task(work)
-                for work in (self.store_writer.run(), self._publish_positions(), self.alert_history.open_and_follow())
+                for work in (
+                    self.store_writer.run(),
+                    self._publish_positions(),
+                    self.alert_history.open_and_follow(),
+                    self.erasure.run(),
+                )
             ]
             await stopping.wait()
             for task in working:

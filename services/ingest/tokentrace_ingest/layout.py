@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 import structlog
 
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import Conflict
 from tokentrace.service import call_readers
 from tokentrace.service.reader_positions import read_positions
@@ -41,22 +42,27 @@ class Layout:
 
     async def read(self) -> None:
         """Read the agreement; raises ``Unavailable`` if the broker cannot be reached."""
-        entry = await self._meta.get(call_readers.LAYOUT)
+        self._read(await self._meta.get(call_readers.LAYOUT))
+
+    def _read(self, entry: Entry | None) -> None:
         self._group_commit.by_call_from_ns = call_readers.read_layout(entry, self._bus.set_aside)
         self._was_read = True
 
-    async def agree(self) -> None:
+    async def agree(self, entries: Mapping[str, Entry]) -> None:
         """
         Read the agreement, or make it if all readers are ready.
+
+        Args:
+            entries: The entries of ``tt_meta``.
 
         Raises:
             Unavailable: The broker cannot be reached.
         """
-        await self.read()
+        self._read(entries.get(call_readers.LAYOUT))
         if self._group_commit.by_call_from_ns is not None:
             self.waiting_for = []
             return
-        entries, now_ns = await self._meta.items(), time.time_ns()
+        now_ns = time.time_ns()
         positions = read_positions(entries, self._bus.set_aside)
         calls = call_readers.read_calls(entries, self._bus.set_aside)
         self.waiting_for = call_readers.waits_for(positions, calls, now_ns)

@@ -107,7 +107,7 @@ class Config:
             max_body_bytes=settings.http_server.max_body_bytes,
             spans_path=settings.http_server.ingest_path,
             redactor=settings.redaction.redactor,
-            pricer=Pricer(settings.pricing.rates, settings.pricing.trust_zero),
+            pricer=settings.pricing.pricer(),
         )
 
 
@@ -324,8 +324,9 @@ class Ingest:
         while True:
             await asyncio.sleep(_LAG_INTERVAL_S)
             try:
-                _, self._behind = await read_backlog(self.bus)
-                await self._layout.agree()
+                entries = await self.bus.kv(subjects.META).items()
+                _, self._behind = await read_backlog(self.bus, entries)
+                await self._layout.agree(entries)
             except TokentraceError as exc:
                 log.debug("the lag of the readers was not measured: %s", exc)
                 continue
@@ -343,7 +344,10 @@ class Ingest:
         if self._blocked:
             missing.append(self._blocked)
         behind = {reader: round(part, 3) for reader, part in self._behind.items() if part >= 0.5}
-        return Health(missing, {"behind": behind} if behind else {})
+        details: dict[str, object] = {"behind": behind} if behind else {}
+        if self._layout.waiting_for:
+            details["layout_waits_for"] = self._layout.waiting_for
+        return Health(missing, details)
 
     def samples(self) -> Iterator[Sample]:
         """Yield the metrics of this process; the label ``way`` is the deprecated name of ``source``."""

@@ -27,6 +27,7 @@ from tokentrace.metrics.registry import (
 )
 from tokentrace.metrics.result import (
     Aggregates,
+    Calls,
     Counter,
     Cumulative,
     CustomValue,
@@ -50,6 +51,7 @@ __all__ = [
     "TRANSPORT_METRICS",
     "Aggregates",
     "Answer",
+    "Calls",
     "Counter",
     "Cumulative",
     "CustomMetric",

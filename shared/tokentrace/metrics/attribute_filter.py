@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from tokentrace.metrics.custom import attribute_text_of
-from tokentrace.records import Span, attribute
+from tokentrace.records import ID_FIELDS, Span, attribute
 from tokentrace.units import is_number
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]{1,4})?", re.ASCII)
@@ -39,8 +39,16 @@ def filter_number(text: str) -> FilterNumber | None:
 
 
 def attribute_is(span: Span, key: str, text: str) -> bool:
-    """Return True if the attribute *key* of *span* is *text*: ``1``, ``1.0`` and ``1e0`` are the same number."""
-    if attribute_text_of(span, key) == text:
+    """
+    Return True if the attribute *key* of *span* is *text*: ``1``, ``1.0`` and ``1e0`` are the same number.
+
+    The keys ``user_id`` and ``session_id`` stand for the fields of those names, or else for the attributes; the text ""
+    asks for a span with neither.
+    """
+    held = attribute_text_of(span, key)
+    if key in ID_FIELDS:
+        return (held or "") == text
+    if held == text:
         return True
     value = attribute(span, key)
     number = filter_number(text) if is_number(value) else None

@@ -62,13 +62,15 @@ def backlog(
     return behind
 
 
-async def read_backlog(bus: Bus) -> tuple[StreamState, dict[str, float]]:
+async def read_backlog(bus: Bus, entries: Mapping[str, Entry]) -> tuple[StreamState, dict[str, float]]:
     """
     Return the state of the span log and the backlog of each reader.
+
+    Args:
+        entries: The entries of ``tt_meta``.
 
     Raises:
         Unavailable: The broker is unreachable.
     """
     state = await bus.state(subjects.SPANS)
-    entries = await bus.kv(subjects.META).items()
     return state, backlog(state, read_positions(entries, bus.set_aside), time.time_ns())

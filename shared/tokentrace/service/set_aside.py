@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from tokentrace.bad_data import Record, SetAside, reading
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import TokentraceError
 from tokentrace.records import Natural
 from tokentrace.units import MINUTE
@@ -71,18 +71,18 @@ def _report(set_aside: SetAside) -> _Report:
     return _Report(time.time_ns(), dict(set_aside.totals), set_aside.records[-_PUBLISHED:])
 
 
-async def read_set_aside(bus: Bus) -> tuple[Mapping[str, int], list[Record]]:
+def read_set_aside(bus: Bus, entries: Mapping[str, Entry]) -> tuple[Mapping[str, int], list[Record]]:
     """
     Return what all processes have set aside: place -> count, and the 50 records read last, newest first.
 
     Data that several processes have read is in one record. The count of a place is the highest of any process.
 
-    Raises:
-        Unavailable: The broker is unreachable.
+    Args:
+        entries: The entries of ``tt_meta``.
     """
     now_ns = time.time_ns()
     reports = [_report(bus.set_aside)]
-    for key, entry in (await bus.kv(subjects.META).items()).items():
+    for key, entry in entries.items():
         if key.startswith(_PREFIX):
             which = f"key {key} revision {entry.revision}"
             with bus.set_aside.guard(subjects.META, which), reading("what was set aside"):

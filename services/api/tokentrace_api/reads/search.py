@@ -20,7 +20,8 @@ class Search(NamedTuple):
 
     Attributes:
         columns: Column -> the value that it must have; "" and ``unknown`` are the same, see ``value_is``.
-        attributes: Key -> the value that the attribute must have, in text form.
+        attributes: Key -> the value that the attribute must have, in text form. The keys ``user_id`` and ``session_id``
+            stand for the fields of those names, or else for the attributes; the value "" asks for spans with neither.
         least: Column -> the smallest value that it may have.
         text: Text that the name or the error contains, compared by ``folded``; "" = any.
         since_ns, until_ns: Bounds of the start, both included, Unix nanoseconds; None = no bound. On a page of traces

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tokentrace.records import ChatMessage, Started
-from tokentrace_api.reads.search import value_is
 from tokentrace_api.reads.spans import open_spans
 from tokentrace_api.reads.sums import IN_SUMS
 from tokentrace_api.reads.tellings import with_later_versions
@@ -118,7 +117,7 @@ class SessionFilter(NamedTuple):
     Conditions that a session must all meet; None = any.
 
     Attributes:
-        user_id: User of the session; "" and ``unknown`` = it has none.
+        user_id: The user; "" = sessions without a user; None = any.
         label: Text that the label contains, compared by ``folded``.
         since_ns, until_ns: Bounds of the session's start, both included, Unix nanoseconds.
         min_cost_nusd, max_cost_nusd: Bounds of the cost, both included, nano-dollars; a session of which no cost is
@@ -140,8 +139,10 @@ class SessionFilter(NamedTuple):
     def sql(self) -> tuple[str, list[Any]]:
         """Return (SQL condition, its parameters)."""
         conditions: list[tuple[str, Any]] = [
+            ("coalesce(user_id, '') = ?", self.user_id),
             (contains_text("label"), folded(self.label) if self.label else None),
             ("status = ?", self.status),
+            ("source = ?", self.source),
             ("started_ns >= ?", self.since_ns),
             ("started_ns <= ?", self.until_ns),
             ("cost_nusd >= ?", self.min_cost_nusd),
@@ -150,13 +151,7 @@ class SessionFilter(NamedTuple):
             ("spans <= ?", self.max_spans),
         ]
         present = [(text, value) for text, value in conditions if value is not None]
-        texts, values = [text for text, _ in present], [value for _, value in present]
-        for column, value in (("user_id", self.user_id), ("source", self.source)):
-            if value is not None:
-                text, parameters = value_is(column, value)
-                texts.append(text)
-                values += parameters
-        return " AND ".join(texts) or "true", values
+        return " AND ".join(text for text, _ in present) or "true", [value for _, value in present]
 
 
 class SessionTotals(NamedTuple):

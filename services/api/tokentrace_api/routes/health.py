@@ -11,15 +11,16 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from tokentrace.bus import Bus
+from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import TokentraceError
 from tokentrace.metrics import Query
+from tokentrace.service.call_readers import read_calls, that_differ
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
 from tokentrace.service.web import reply
-from tokentrace.units import SECOND, render_instant
+from tokentrace.units import MS, SECOND, nusd_to_usd, render_instant
 from tokentrace.version import __version__
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
@@ -102,6 +103,29 @@ class SetAsideRecord(msgspec.Struct):
     last_at: InstantText
 
 
+class CallsState(msgspec.Struct, kw_only=True):
+    """
+    How calls that were told more than once were counted: once, by the first telling.
+
+    Attributes:
+        repeated_spans: Number of spans that told a call again.
+        conflicting_spans: Number of those with another usage or cost than the first telling.
+        conflicting_cost_usd: Sum of the costs of the conflicting spans, which no sum contains, US dollars.
+        response_ids_reused: Number of spans that were counted although another call had the same response id.
+        remembered: Number of calls that are recognised when they are told again.
+        reach_s: How long ago the oldest of them started, seconds; null = none is remembered.
+        readers_that_differ: Readers that remember other calls than most readers at the same message of the log.
+    """
+
+    repeated_spans: Natural
+    conflicting_spans: Natural
+    conflicting_cost_usd: float
+    response_ids_reused: Natural
+    remembered: Natural
+    reach_s: Natural | None
+    readers_that_differ: list[str] | UnsetType = UNSET
+
+
 class SetAsideState(msgspec.Struct):
     """Data in streams, buckets, objects and files that could not be decoded: counts, and the newest records."""
 
@@ -118,7 +142,7 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
         span_count: Number of spans that the aggregators have counted since the stream began.
         stored_spans: Number of rows of spans that the store shows.
         queue_depth: Number of messages in the log that wait to be stored.
-        warnings: Readers whose unread messages take more than half of the size limit of the log.
+        warnings: Readers whose unread messages take more than half of the size limit of the log, or that differ.
         lost: Messages that the log discarded before a service read them.
         damaged: Files of the store that could not be read.
         error: What is wrong if status is unhealthy.
@@ -132,6 +156,7 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
     transport: str
     queue_depth: Natural
     log: LogState | UnsetType = UNSET
+    calls: CallsState | UnsetType = UNSET
     warnings: list[str] | UnsetType = UNSET
     set_aside: SetAsideState | UnsetType = UNSET
     disk: DiskState | UnsetType = UNSET
@@ -149,6 +174,14 @@ _EXAMPLE = {
     "transport": "nats",
     "queue_depth": 0,
     "log": {"from": "2026-03-15T14:23:01.441Z", "covers_s": 3600, "bytes": 5242880, "max_bytes": 8589934592},
+    "calls": {
+        "repeated_spans": 12,
+        "conflicting_spans": 1,
+        "conflicting_cost_usd": 0.0021,
+        "response_ids_reused": 0,
+        "remembered": 8941,
+        "reach_s": 3600,
+    },
     "disk": {"store_bytes": 4194304, "store_max_bytes": 17179869184, "free_bytes": 107374182400},
 }
 _HEALTH = operation(
@@ -190,15 +223,15 @@ def router(
             "queue_depth": state.queue_depth,
         }
         # These parts do not depend on each other, and each waits for another program.
-        others = await asyncio.gather(
-            _or_problem(_counted(aggregators)), _or_problem(_log(bus)), _or_problem(_set_aside(bus))
-        )
+        others = await asyncio.gather(_or_problem(_counted(aggregators)), _or_problem(_readers(bus)))
         # The store is counted after the others, because the count would be out of date by the time they take.
         for part in (*others, await _or_problem(_stored(store, max_bytes))):
             shown |= part.shown
             lost += map(dict, part.lost)
             problems += part.problems
         shown |= state.details()
+        if "differing" in shown:
+            shown.setdefault("calls", {})["readers_that_differ"] = shown.pop("differing")
         if lost:
             shown["lost"] = [*shown.get("lost", []), *lost]
         if problems:
@@ -226,14 +259,23 @@ async def _or_problem(part: Awaitable[_Part]) -> _Part:
 
 
 async def _counted(aggregators: AggregatorClient) -> _Part:
-    """Return the number of spans that the aggregators have counted, and the messages that they lost."""
+    """Return the number of spans that the aggregators have counted, what they left out, and messages that they lost."""
     answer = await aggregators.query(Query(what="lifetime"))
     lost = [
         {"service": "aggregator", "shard": shard, "first": first, "last": last}
         for shard, first, last in answer.cumulative.lost
     ]
     problems = [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
-    return _Part({"span_count": answer.total.sums.spans}, lost, problems)
+    left_out, oldest_ms = answer.cumulative.left_out, answer.cumulative.oldest_call_ms
+    calls = {
+        "repeated_spans": left_out.repeated,
+        "conflicting_spans": left_out.conflicting,
+        "conflicting_cost_usd": nusd_to_usd(left_out.conflicting_nusd),
+        "response_ids_reused": left_out.reused,
+        "remembered": answer.cumulative.remembered,
+        "reach_s": max(time.time_ns() // MS - oldest_ms, 0) // 1000 if oldest_ms else None,
+    }
+    return _Part({"span_count": answer.total.sums.spans, "calls": calls}, lost, problems)
 
 
 async def _stored(store: StoreReader, max_bytes: int) -> _Part:
@@ -250,11 +292,11 @@ async def _stored(store: StoreReader, max_bytes: int) -> _Part:
     return await store.read(read)
 
 
-async def _set_aside(bus: Bus) -> _Part:
+def _set_aside(bus: Bus, entries: Mapping[str, Entry]) -> dict[str, Any]:
     """Return the key ``set_aside`` with the data that could not be decoded; no key if there is none."""
-    totals, records = await read_set_aside(bus)
+    totals, records = read_set_aside(bus, entries)
     if not totals:
-        return _Part({})
+        return {}
     newest = [
         {
             "place": record.place,
@@ -265,12 +307,13 @@ async def _set_aside(bus: Bus) -> _Part:
         }
         for record in records
     ]
-    return _Part({"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}})
+    return {"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}}
 
 
-async def _log(bus: Bus) -> _Part:
-    """Return the keys ``log`` and, if readers are far behind, ``warnings``."""
-    state, behind = await read_backlog(bus)
+async def _readers(bus: Bus) -> _Part:
+    """Return what ``tt_meta`` and the log tell of the readers: how far they are, what differs, what was set aside."""
+    entries = await bus.kv(subjects.META).items()
+    state, behind = await read_backlog(bus, entries)
     covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {
         "log": {
@@ -281,8 +324,9 @@ async def _log(bus: Bus) -> _Part:
         }
     }
     late = {reader: part for reader, part in behind.items() if part > 0.5}
-    if late:
-        shown["warnings"] = [
-            f"{reader} is behind by {part:.0%} of the log's size limit" for reader, part in late.items()
-        ]
-    return _Part(shown)
+    differing = that_differ(read_calls(entries, bus.set_aside))
+    warnings = [f"{reader} is behind by {part:.0%} of the log's size limit" for reader, part in late.items()]
+    warnings += [f"{reader} remembers other calls than the other readers" for reader in differing]
+    if warnings:
+        shown["warnings"] = warnings
+    return _Part(shown | _set_aside(bus, entries) | ({"differing": differing} if differing else {}))

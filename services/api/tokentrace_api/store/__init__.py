@@ -56,6 +56,7 @@ from tokentrace_api.store.columns import (
     trace_hash,
 )
 from tokentrace_api.store.database import Database
+from tokentrace_api.store.deletions import USER_OF_SPAN
 from tokentrace_api.store.segment import MESSAGES, STARTED, Segment, day_of
 from tokentrace_api.store.store import Store
 from tokentrace_api.store.text import contains_text, folded
@@ -65,6 +66,7 @@ __all__ = [
     "MESSAGES",
     "ONE_TELLING",
     "STARTED",
+    "USER_OF_SPAN",
     "Database",
     "Item",
     "Segment",

@@ -15,7 +15,7 @@ from msgspec.structs import astuple
 
 from tokentrace.errors import shorten
 from tokentrace.metrics import FilterNumber, filter_number
-from tokentrace.records import FUTURE_NS, SPAN_FIELDS, Span
+from tokentrace.records import FUTURE_NS, ID_FIELDS, SPAN_FIELDS, Span
 
 log = logging.getLogger("tokentrace.api.store")
 
@@ -192,6 +192,7 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
 
     Args:
         key: A key, or a path into nested maps, with dots between keys. A key that contains dots precedes a path.
+            ``user_id`` and ``session_id`` are the columns of those names, or else the attributes.
         function: The JSON function that is applied to the attribute; ``json_type`` gives its type instead of its text.
 
     Returns:
@@ -199,6 +200,10 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
     """
     literal = _pointer(key)
     extracted = f"{function}(attributes, ?)"
+    if key in ID_FIELDS:
+        held = f"nullif({key}, '')"
+        known = held if function == "json_extract_string" else f"CASE WHEN {held} IS NOT NULL THEN 'VARCHAR' END"
+        return f"coalesce({known}, {extracted})", [literal]
     if "." not in key:
         return extracted, [literal]
     keys = key.split(".")
@@ -216,9 +221,14 @@ def attribute_is(key: str, value: str) -> tuple[str, list[Any]]:
     """
     Return (SQL that is true if the attribute *key* is *value*, its parameters).
 
-    It is true for the same attributes as ``tokentrace.metrics.attribute_is``: numbers compare as numbers.
+    It is true for the same attributes as ``tokentrace.metrics.attribute_is``: numbers compare as numbers. For
+    ``user_id`` and ``session_id``, the value "" is that of a span without such an id, and a number is its text.
     """
     text, paths = attribute_text(key)
+    if key in ID_FIELDS:
+        if not value or not _VERBATIM.fullmatch(value):
+            return f"coalesce({text}, '') = ?", [*paths, value]
+        return f"({key} = ? OR (contains(attributes, ?) AND {text} = ?))", [value, value, *paths, value]
     number = filter_number(value)
     if number is None:
         if not _VERBATIM.fullmatch(value):
