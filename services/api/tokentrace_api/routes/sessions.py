@@ -24,7 +24,7 @@ from tokentrace.service.contract import Params, Router
 from tokentrace.service.web import reply
 from tokentrace.units import ns_to_ms, render_instant, usd_to_nusd
 from tokentrace_api.interfaces import Publisher, StoreReader
-from tokentrace_api.parameters import Amount, Count, Moment, OptionalCount, Text, choice
+from tokentrace_api.parameters import Amount, Count, LastMoment, Moment, OptionalCount, Text, choice
 from tokentrace_api.reads import (
     Session,
     SessionFilter,
@@ -60,7 +60,11 @@ class PeriodParams(Params):
     """Bounds for the start of a session."""
 
     from_: Moment = Field(None, alias="from", description="Earliest start.", examples=["2026-03-15T00:00:00Z"])
-    to: Moment = Field(None, description="Latest start.", examples=["2026-03-16T00:00:00Z"])
+    to: LastMoment = Field(
+        None,
+        description="Latest start; an instant of whole milliseconds includes its millisecond.",
+        examples=["2026-03-16T00:00:00Z"],
+    )
 
 
 class SessionParams(PeriodParams):

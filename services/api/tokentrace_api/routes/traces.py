@@ -10,6 +10,7 @@ from fastapi import Path as PathName
 from fastapi import Query as QueryParams
 from msgspec import UNSET
 from pydantic import ConfigDict, Field, WithJsonSchema
+from starlette.requests import Request
 from starlette.responses import Response
 
 from tokentrace.dialect import mist
@@ -134,8 +135,10 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
         return reply(render_timeline(trace_id, [telling.span for telling in tellings], pending, time.time_ns()))
 
     @routes.get("/traces/{trace_id:path}", **GET_TRACE)
-    async def trace(trace_id: TraceId, params: Annotated[TraceParams, QueryParams()]) -> Response:
-        trace_id = trace_id.rstrip("/")
+    async def trace(request: Request, trace_id: TraceId, params: Annotated[TraceParams, QueryParams()]) -> Response:
+        # An escaped slash belongs to the id. Slashes at the end do not, so that `/traces/recent/` is a trace.
+        raw: bytes = request.scope.get("raw_path") or b""
+        trace_id = trace_id[: len(trace_id) - (len(raw) - len(raw.rstrip(b"/")))] if raw.endswith(b"/") else trace_id
         if not trace_id:
             raise Rejected("trace ID required")
         spans, pending = await _spans_of(store, trace_id)

@@ -191,7 +191,10 @@ LIST_RECENT = operation(
 GET_TRACE = operation(
     "getTrace",
     "Get a trace",
-    "A trace with every span and its depth.",
+    """
+    A trace with every span and its depth. A slash in the id is escaped. Slashes at the end of the path are ignored, so
+    `/traces/recent/` is the trace `recent`.
+    """,
     Answer((Trace, MistTrace), "The trace.", _TRACE_EXAMPLE),
     errors={400: "format: 'xml' is neither docs nor mist", **_NOT_FOUND, **_STORE_AWAY},
 )
