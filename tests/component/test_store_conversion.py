@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,4 +157,4 @@ def test_a_store_of_the_last_landing_exports_what_it_exported_then(folder: Path,
 
 
 def _cut(span: dict[str, Any], fields: tuple[str, ...]) -> str:
-    return repr([span.get(name) for name in fields])
+    return json.dumps([span.get(name) for name in fields], sort_keys=True)

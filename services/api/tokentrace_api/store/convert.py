@@ -42,8 +42,8 @@ def later_rows(database: Database, segments: Sequence[Segment]) -> dict[str, Any
     with database.registered("repeated", keys):
         return database.arrays(
             "SELECT ordinal, used IS DISTINCT FROM first_value(used) OVER newest_first AS conflicting "
-            f"FROM ({rows}) QUALIFY row_number() OVER newest_first > 1 "
-            "WINDOW newest_first AS (PARTITION BY trace_id, span_id ORDER BY ordinal DESC)"
+            f"FROM ({rows}) WINDOW newest_first AS (PARTITION BY trace_id, span_id ORDER BY ordinal DESC) "
+            "QUALIFY row_number() OVER newest_first > 1"
         )
 
 
