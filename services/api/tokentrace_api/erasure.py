@@ -46,10 +46,8 @@ class Erasure:
 
     async def run(self) -> None:
         """Follow the deletions in the log and erase for each, several times, until cancelled."""
-        async with (
-            asyncio.TaskGroup() as tasks,
-            Follower(self._bus, subjects.SPANS, [subjects.ALL_TOMBSTONES], None, reader="api.erasure") as chunks,
-        ):
+        deletions = Follower(self._bus, subjects.SPANS, [subjects.ALL_TOMBSTONES], None, reader="api.erasure")
+        async with asyncio.TaskGroup() as tasks, deletions as chunks:
             async for chunk in chunks:
                 users = {
                     tombstone.id: tombstone.deleted_ns

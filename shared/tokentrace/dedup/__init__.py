@@ -11,7 +11,6 @@ from tokentrace.dedup.identity import (
     same_call,
     shard_of_key,
     span_key,
-    usable_response_id,
 )
 from tokentrace.dedup.memory import LEAST_CALLS, TOTAL_CALLS, CallMemory, Verdict, capacity_for
 
@@ -38,5 +37,4 @@ __all__ = [
     "shard_of_key",
     "span_key",
     "total",
-    "usable_response_id",
 ]

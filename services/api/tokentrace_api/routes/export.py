@@ -28,7 +28,7 @@ from tokentrace_api.store import Store, Telling
 #: Minimum and maximum number of rows that a step reads; the number adapts so that a step yields about 8 MiB.
 _LEAST_STEP, _MOST_STEP = 500, 20_000
 _PART_BYTES = 8 * 1024 * 1024
-#: Columns of the CSV form; ``attributes`` holds JSON.
+#: Columns of the CSV form, new ones last; maps are JSON.
 COLUMNS = (
     "trace_id",
     "span_id",
@@ -59,6 +59,16 @@ COLUMNS = (
     "user_id",
     "attributes",
     "later_versions",
+    "latency_ns",
+    "ttft_ns",
+    "cost_reason",
+    "usage",
+    "usage_state",
+    "service_tier",
+    "pricing_context",
+    "response_id",
+    "scope",
+    "error_stack",
 )
 _TYPES = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 
@@ -76,7 +86,7 @@ JsonLines = Annotated[
     str,
     Meta(description="A span on each line, as in `GET /traces/{trace_id}`, but with `trace_id` and without `depth`."),
 ]
-Csv = Annotated[str, Meta(description="A header, then a row for each span; the column `attributes` holds JSON.")]
+Csv = Annotated[str, Meta(description="A header, then a row for each span; maps, such as `attributes`, are JSON.")]
 _EXPORT = operation(
     "exportSpans",
     "Export spans",
@@ -145,8 +155,6 @@ def _table(tellings: Sequence[Telling]) -> bytes:
     rows = []
     for telling in tellings:
         shown = render_telling(telling)
-        if shown.get("attributes"):
-            shown["attributes"] = msgspec.json.encode(shown["attributes"]).decode()
         rows.append([_cell(shown.get(name)) for name in COLUMNS])
     return _csv(rows)
 
@@ -155,6 +163,8 @@ def _cell(value: object) -> object:
     """Return *value* as a CSV field; a leading quote keeps a spreadsheet from running text as a formula."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode() if value else ""
     return "" if value is None else value
 
 
