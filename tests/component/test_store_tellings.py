@@ -100,6 +100,8 @@ def test_two_instrumentations_of_one_call_are_two_rows_of_which_one_counts(tmp_p
     assert (page["t"].spans, page["t"].total_tokens) == (2, inner.total_tokens)
     assert (page["u"].spans, page["u"].cost_nusd, page["u"].total_tokens) == (0, 0, 0)
     assert [span.span_id for span in shown(store)] == ["0", "1"]
+    # A score of the other span belongs to the one that counts.
+    assert find_by_id(store, "t", "2", NOW_NS) == find_by_id(store, "", "3", NOW_NS) == [inner]
     store.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from tokentrace.dedup import same_call
 from tokentrace.records import Span, Started
 from tokentrace_api.reads.search import Search
 from tokentrace_api.reads.tellings import with_later_versions
@@ -40,20 +41,36 @@ def find_by_id(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[S
     """
     Return the spans with these ids, at most one of each trace.
 
+    If a span does not count because its call was told as another span first, that other span is returned: what is said
+    about the call, such as a score, belongs there.
+
     Args:
         trace_id: "" = any trace.
         span_id: "" = the root of the trace, or its first span if it has no root.
     """
     if trace_id:
-        spans = store.trace(trace_id, now_ns)
+        tellings = store.tellings(trace_id, now_ns)
         if span_id:
-            return [span for span in spans if span.span_id == span_id][:1]
-        return [next((span for span in spans if span.parent_span_id is None), spans[0])] if spans else []
+            found = [telling for telling in tellings if telling.span.span_id == span_id][:1]
+        else:
+            found = [telling for telling in tellings if telling.span.parent_span_id is None][:1] or tellings[:1]
+        return [_first_told(store, telling, now_ns) for telling in found]
     rows = store.query(f"SELECT * FROM {{spans}} WHERE span_id = ? {ONE_TELLING} ORDER BY ordinal", [span_id], now_ns)
-    first: dict[str, Span] = {}
-    for span in map(span_of, rows):
-        first.setdefault(span.trace_id, span)
-    return list(first.values())
+    first: dict[str, Telling] = {}
+    for telling in map(telling_of, rows):
+        first.setdefault(telling.span.trace_id, telling)
+    told = [_first_told(store, telling, now_ns) for telling in first.values()]
+    return list({(span.trace_id, span.span_id): span for span in told}.values())
+
+
+def _first_told(store: Store, telling: Telling, now_ns: int) -> Span:
+    """Return the span of *telling*, or, if it does not count, the span as which its call was told first."""
+    span = telling.span
+    if telling.counted or not span.response_id:
+        return span
+    sql = "SELECT * FROM {spans} WHERE counted AND response_id = ? ORDER BY ordinal"
+    counted = map(span_of, store.query(sql, [span.response_id], now_ns))
+    return next((other for other in counted if same_call(other, span)), span)
 
 
 def shards_of(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[int]:
