@@ -13,7 +13,7 @@ from pydantic import Field
 from tokentrace.errors import Rejected, Unavailable, shorten
 from tokentrace.metrics import ALL_KINDS, Aggregates, Answer, CustomMetric, Query
 from tokentrace.records import KINDS
-from tokentrace.rollup import DIMENSIONS
+from tokentrace.rollup import DIMENSIONS, UNKNOWN
 from tokentrace.units import SECOND
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
@@ -65,7 +65,8 @@ class MetricsParams(AttributeParams):
             "name": self.name,
             "status": self.status,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        # A span without a value is shown as unknown, so an empty filter asks for it.
+        return {name: value or UNKNOWN for name, value in values.items() if value is not None}
 
     def stored(self) -> dict[str, str]:
         """Return the filters that the store answers: attribute, ``user_id`` or ``session_id`` -> value."""

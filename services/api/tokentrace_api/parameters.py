@@ -10,7 +10,7 @@ from pydantic import Field, WithJsonSchema
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import KINDS
 from tokentrace.service.contract import Params, parsed
-from tokentrace.units import SECOND, parse_duration, parse_instant
+from tokentrace.units import MS, SECOND, parse_duration, parse_instant
 
 #: The patterns use ASCII classes, because programs that read the OpenAPI document differ in what ``\d`` matches.
 DURATION_PATTERN = r"^(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d))+)$"
@@ -79,6 +79,19 @@ def parse_moment(text: str) -> int:
     return parse_instant(text[:10] + text[10:].replace(" ", "+"))
 
 
+def parse_last_moment(text: str) -> int:
+    """
+    Parse an RFC 3339 instant as an upper bound that is included; return Unix nanoseconds.
+
+    Answers show instants cut to the millisecond, so an instant of whole milliseconds includes all of its millisecond.
+
+    Raises:
+        Rejected: *text* is not such an instant.
+    """
+    instant_ns = parse_moment(text)
+    return instant_ns if instant_ns % MS else instant_ns + MS - 1
+
+
 def choice(names: Sequence[str], words: str = "") -> Any:
     """
     Return the type of an optional parameter whose value is one of *names*.
@@ -112,6 +125,11 @@ Moment = Annotated[
     parsed(parse_moment),
     WithJsonSchema({"type": "string", "format": "date-time", "pattern": INSTANT_PATTERN}),
 ]
+LastMoment = Annotated[
+    int | None,
+    parsed(parse_last_moment),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": INSTANT_PATTERN}),
+]
 Attributes = Annotated[dict[str, str], WithJsonSchema({"type": "string", "examples": ["abc123"]})]
 KIND_NAMES = tuple(KINDS)
 
@@ -125,7 +143,8 @@ class AttributeParams(Params):
         alias="attr.<key>",
         description=(
             "Any number of filters by attribute: `attr.` and the attribute's key, such as `attr.request_id=abc123`. "
-            "A value that is not text is compared as JSON, such as `true` or `3`."
+            "A value that is not text is compared as JSON, such as `true`; numbers are compared as numbers: `3` finds "
+            "3 and 3.0."
         ),
     )
 

@@ -92,6 +92,11 @@ def open_span_key(span_id: str) -> str:
     return hashlib.sha256(span_id.encode()).hexdigest()
 
 
+def place_key(span_id: str) -> str:
+    """Return the key, in ``tt_open_spans``, of the trace and session of a span that is not open."""
+    return f"place.{hashlib.sha256(span_id.encode()).hexdigest()}"
+
+
 def rejected(project: str) -> str:
     """Return the subject of dead letters."""
     return f"tokentrace.rejected.{escape(project)}"
