@@ -13,7 +13,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tokentrace.rollup import MAX_BIN, RAW_LIMIT, RELATIVE_ERROR, Summary, bins_of, merge, percentile, values_of
+from tokentrace.rollup import (
+    MAX_BIN,
+    RAW_LIMIT,
+    RELATIVE_ERROR,
+    Histogram,
+    Summary,
+    bins_of,
+    merge,
+    percentile,
+    values_of,
+)
 
 LOW, HIGH = -(2**63), 2**63 - 1
 EXTREME = st.sampled_from([LOW, LOW + 1, HIGH, HIGH - 1, 0, 1, -1])
@@ -277,7 +287,7 @@ def test_bins_whose_counts_cancel_make_a_summary_inexact() -> None:
     same = bins_of(np.array([1_000_000, 1_000_001]))
     assert same[0] == same[1]
     once = np.array([1], np.int64)
-    changed = Summary.merged([], [(same[:1], -once), (same[1:], once)])
+    changed = Summary.merged([], [Histogram(same[:1], -once), Histogram(same[1:], once)])
     assert (changed.count, changed.exact, changed.quantile(0.5)) == (0, False, None)
     whole = merge([Summary.of([1_000_000]), changed])
     assert not whole.exact
