@@ -85,9 +85,9 @@ def is_open(span: SentSpan) -> bool:
 
 
 def cost_of(spans: Sequence[SentSpan]) -> tuple[float | None, int]:
-    """Return (cost, number of unknown costs); a model call whose cost is said to be 0 has an unknown cost."""
+    """Return (cost, number of unknown costs): those of spans of a model that say 0, which means not given."""
     calls = [span for span in spans if span.kind not in ROLLUPS and not is_open(span)]
-    unknown = [span for span in calls if span.kind == "llm" and not span.cost]
+    unknown = [span for span in calls if not span.cost and (span.kind == "llm" or span.source == "spans")]
     return None if calls and len(unknown) == len(calls) else sum(span.cost for span in calls), len(unknown)
 
 
