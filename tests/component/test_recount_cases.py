@@ -87,7 +87,18 @@ def test_over_the_bus_and_through_a_crash_every_metric_equals_a_recount(
         services.stop()
 
 
-def test_a_metric_without_spans_is_null_and_not_zero(services: MetricsServices) -> None:
+#: Metrics that count spans; a count of no spans is 0.
+COUNTS = (
+    "span_count",
+    "error_count",
+    "timeout_count",
+    "unpriced_span_count",
+    "partly_priced_span_count",
+    *(custom["name"] for custom in CUSTOM_METRICS if custom["type"] == "count"),
+)
+
+
+def test_a_metric_without_spans_is_null_and_a_count_of_spans_is_0(services: MetricsServices) -> None:
     """This holds for every metric, in a window without spans and with filters that no span matches."""
     dice = random.Random(22)
     world = make_world([make_template(arrived_ago_s=HOUR)], NOON_S, 2, dice)
@@ -95,7 +106,11 @@ def test_a_metric_without_spans_is_null_and_not_zero(services: MetricsServices) 
         for parameters in ({"window": "1m"}, {"window": "6h", "model": "o3"}, {"window": "6h", "attr.step": "none"}):
             for name in (*METRICS, *(custom["name"] for custom in CUSTOM_METRICS)):
                 body = services.get(f"/metrics/{name}", {**parameters, "groupby": "model"})
-                assert (body["value"], body["by_model"], body["span_count"]) == (None, {}, 0), (name, parameters)
+                nothing = 0 if name in COUNTS else None
+                assert (body["value"], body["by_model"], body["span_count"]) == (nothing, {}, 0), (name, parameters)
+            overview = services.get("/metrics", parameters)
+            assert overview["cost"]["total_usd"] is None
+            assert [number for name, number in overview["tokens"].items() if number is not None] == []
             body = services.get("/metrics/attr.x", parameters)
             assert (body["count"], body["sum"], body["avg"], body["p50"], body["p95"]) == (0, None, None, None, None)
             for name in BREAKDOWNS:
@@ -219,7 +234,7 @@ def test_groups_and_custom_metrics_agree_on_a_path_into_a_list(services: Metrics
     own = [{"name": "own", "type": "count", "filter_key": "parts.0"}]
     with opened(services, make_world([make_template(attributes={"parts": ["a"]})], NOON_S, 1, dice), own, dice):
         by_path = services.get("/metrics/span_count", {"groupby": "parts.0"})["by_parts.0"]
-        assert bool(by_path) == (services.get("/metrics/own", {})["value"] is not None)
+        assert bool(by_path) == bool(services.get("/metrics/own", {})["value"])
 
 
 def test_filters_and_groups_use_the_same_text_of_a_number(services: MetricsServices) -> None:

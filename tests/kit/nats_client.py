@@ -63,3 +63,15 @@ def message_count(pipeline: Pipeline, stream: str) -> int:
         return int((await client.jetstream().stream_info(stream)).state.messages)
 
     return on_nats(pipeline, count)
+
+
+def read_stream(pipeline: Pipeline, stream: str) -> list[bytes]:
+    """Return the payloads of all messages that *stream* holds, in order."""
+
+    async def read(client: Any) -> list[bytes]:
+        jetstream = client.jetstream()
+        state = (await jetstream.stream_info(stream)).state
+        numbers = range(state.first_seq, state.last_seq + 1)
+        return [(await jetstream.get_msg(stream, number)).data for number in numbers]
+
+    return on_nats(pipeline, read)

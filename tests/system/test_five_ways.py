@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 from genai_prices import Usage, calc_price
+from msgspec.structs import replace
 
 from kit.five_ways import CALLS, SESSION, USER, WAYS, Call, as_document, as_katana, as_mist, as_span, started_at
 from kit.http_spans import assert_accepted, await_trace, mist_message
 from kit.json_spans import fresh
-from kit.nats_client import RAW, publish
+from kit.nats_client import RAW, publish, read_stream
 from kit.pipeline import Pipeline
 from kit.receipts import ask_receipt
 from tokentrace import Reporter
+from tokentrace.records import Span, decode_batches
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,20 @@ def tell(pipeline: Pipeline, call: Call) -> dict[str, tuple[str, str]]:
     return {**ids, "costkatana": (f"{keys['costkatana']}-span", f"{keys['costkatana']}-span")}
 
 
-def shown(pipeline: Pipeline, trace_id: str) -> dict[str, Any]:
-    """Return the stored span without its ids and without its attributes, which Cost Katana keeps as they were sent."""
+def logged(pipeline: Pipeline, ids: dict[str, tuple[str, str]]) -> dict[str, Span]:
+    """Return way -> the span in the log, without what the ways do not share: ids, attributes, arrival and source."""
+    batches = [batch for payload in read_stream(pipeline, "TT_SPANS") for batch in decode_batches(payload)]
+    by_id = {(span.trace_id, span.span_id): span for batch in batches for span in batch.spans}
+    return {
+        way: replace(by_id[pair], trace_id="", span_id="", response_id="", attributes={}, arrived_ns=0, source="")
+        for way, pair in ids.items()
+        if by_id[pair].response_id.startswith("chatcmpl-") and by_id[pair].source == way
+    }
+
+
+def shown_cost(pipeline: Pipeline, trace_id: str) -> Any:
     [span] = await_trace(pipeline, trace_id)["spans"]
-    assert span["response_id"].startswith("chatcmpl-")
-    return {name: value for name, value in span.items() if name not in ("span_id", "response_id", "attributes")}
+    return span["cost_usd"]
 
 
 def receipt(pipeline: Pipeline, trace_id: str, span_id: str) -> Any:
@@ -77,14 +88,16 @@ def standard_price(call: Call) -> Decimal:
 def test_a_call_told_in_five_ways_is_five_equal_spans_with_equal_receipts(pipeline: Pipeline, name: str) -> None:
     call = CALLS[name]
     ids = tell(pipeline, call)
-    spans = {way: shown(pipeline, trace_id) for way, (trace_id, _) in ids.items()}
+    costs = {way: shown_cost(pipeline, trace_id) for way, (trace_id, _) in ids.items()}
+    assert costs == dict.fromkeys(WAYS, costs["spans"])
+    spans = logged(pipeline, ids)
     first = spans["spans"]
     assert spans == dict.fromkeys(WAYS, first)
-    assert (first["user_id"], first["session_id"]) == (str(USER), SESSION)
-    assert first.get("service_tier", "") == call.tier
-    assert first.get("usage", {}) == call.usage
-    assert (first["latency_ms"], first["ttft_ms"]) == (1240, 87.5)
+    assert (first.user_id, first.session_id) == (str(USER), SESSION)
+    assert first.pricing_context == ({"service_tier": call.tier} if call.tier else None)
+    assert (first.latency_ns, first.ttft_ns, first.score) == (1_240_000_000, 87_500_000, 500_000_000)
     receipts = {way: receipt(pipeline, *pair) for way, pair in ids.items()}
     assert receipts == dict.fromkeys(WAYS, receipts["spans"])
+    assert costs["spans"] > 0
     if not call.tier:
-        assert Decimal(repr(first["cost_usd"])) == standard_price(call)
+        assert Decimal(repr(costs["spans"])) == standard_price(call)

@@ -295,8 +295,8 @@ def scores_of(spans: Iterable[Mapping[str, Any]]) -> list[float]:
 
 def test_gauges_equal_the_numbers_of_the_last_hour(shown: Shown) -> None:
     series, scores = shown.series, scores_of(SPANS)
-    paid = sum(map(field("cost_usd"), PAID))
-    assert one(series, "tokentrace_cost_per_call") == pytest.approx(paid / len(CALLS), rel=1e-9)
+    spent = sum(map(field("cost_usd"), CALLS))
+    assert one(series, "tokentrace_cost_per_call") == pytest.approx(spent / len(CALLS), rel=1e-9)
     assert one(series, "tokentrace_error_rate") == pytest.approx(len(list(filter(bad, CALLS))) / len(CALLS))
     late = [span for span in CALLS if span["status"] == "timeout"]
     assert one(series, "tokentrace_timeout_rate") == pytest.approx(len(late) / len(CALLS))

@@ -119,12 +119,14 @@ def test_the_receipts_add_up_to_every_total_to_the_nano_dollar(traffic: Traffic)
         listed += sum(round(trace["total_cost_usd"] * 1e9) for trace in traces)
     assert listed == counted
     by_model = serving.get("/metrics/cost_by_model?window=24h").json()["value"]
-    expected: dict[str, int] = {}
+    expected: dict[str, int | None] = {}
     for receipt in traffic.receipts:
         if receipt["counted"]:
             model = receipt["model"] or "unknown"
-            expected[model] = expected.get(model, 0) + cost_nusd(receipt)
-    assert {model: round(usd * 1e9) for model, usd in by_model.items()} == expected
+            cost = None if receipt["cost_usd"] is None else cost_nusd(receipt)
+            expected[model] = cost if expected.get(model) is None else (expected[model] or 0) + (cost or 0)
+    assert {model: None if usd is None else round(usd * 1e9) for model, usd in by_model.items()} == expected
+    assert None in expected.values(), "a model of which no cost is known"
 
 
 def test_the_receipts_agree_with_the_counts_of_unpriced_spans(traffic: Traffic) -> None:
@@ -132,8 +134,8 @@ def test_the_receipts_agree_with_the_counts_of_unpriced_spans(traffic: Traffic) 
     counted = [receipt for receipt in traffic.receipts if receipt["counted"]]
     unpriced = [receipt for receipt in counted if receipt["confidence"] == "unpriced"]
     partly = [receipt for receipt in counted if receipt["confidence"] == "partly_priced"]
-    assert (shown["unpriced_span_count"], shown["partly_priced_span_count"]) == (len(unpriced), len(partly)) == (1, 2)
-    by_model = {"no-such-model": (1, 0), "text-embedding-3-small": (0, 1), "gpt-4o": (0, 1)}
+    assert (shown["unpriced_span_count"], shown["partly_priced_span_count"]) == (len(unpriced), len(partly)) == (2, 2)
+    by_model = {"no-such-model": (1, 0), "unknown": (1, 0), "text-embedding-3-small": (0, 1), "gpt-4o": (0, 1)}
     assert shown["unpriced_by_model"] == {
         model: {"unpriced_span_count": whole, "partly_priced_span_count": part}
         for model, (whole, part) in by_model.items()

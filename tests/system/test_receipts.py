@@ -106,7 +106,7 @@ def test_a_configured_price_is_overridden(pipeline: Pipeline) -> None:
         pipeline, model="In-House-7B", provider="", prompt_tokens=1001, comp_tokens=333, cache_read_tokens=7
     )
     assert receipt["confidence"] == "overridden"
-    assert (receipt["price"]["version"], receipt["price"]["matched_model"]) == ("configuration", "In-House-7B")
+    assert (receipt["price"]["version"], receipt["price"]["matched_model"]) == ("configuration", "in-house-7b")
     assert lines_of(receipt) == {
         "input_tokens": (994, Decimal("0.333333"), 1_000_000),
         "cache_read_tokens": (7, Decimal("0.05"), 1_000_000),

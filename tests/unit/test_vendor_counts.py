@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kit.costkatana import NOW_NS, encoded, finished, started
 from kit.http_spans import mist_message, mist_span
 from tokentrace.dialect.attributes import counts_of, session_of, snake, user_of
-from tokentrace.dialect.costkatana import decode_end, end_of
+from tokentrace.dialect.costkatana import decode_end, decode_start, end_of, place, render_node
 from tokentrace.dialect.mist import decode_message, render_span
 from tokentrace.dialect.vendor_names import BESIDE, PARTS, SHORT, WHOLES
 from tokentrace.errors import Rejected
@@ -322,7 +322,21 @@ def test_cost_katana_states_tier_state_and_response() -> None:
     assert (span.cost_source, span.unpriced_reason) == ("reported", "free_model")
 
 
+def test_cost_katana_is_shown_the_parts_and_the_total_that_are_not_zero() -> None:
+    plain = katana(tokens={"input": 5, "output": 6})
+    assert render_node(plain, 0)["tokens"] == {"input": 5, "output": 6}
+    tokens = {"input": 1000, "output": 500, "cacheRead": 10, "cacheWrite": 100, "cacheWrite1h": 40, "reasoning": 50}
+    assert render_node(katana(tokens=tokens), 0)["tokens"] == tokens
+    assert render_node(katana(tokens={"total": 7}), 0)["tokens"] == {"input": 0, "output": 0, "total": 7}
+
+
 # --- users and sessions ---
+
+
+def test_a_session_in_the_metadata_is_the_session_of_a_cost_katana_span() -> None:
+    span = decode_start(encoded(name="x", metadata={"session_id": 7}))
+    [where] = place([("a", span)], {}, lambda _: "made", "header")
+    assert where.session_id == "7"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from tokentrace.dialect.vendor_names import (
@@ -20,7 +20,15 @@ from tokentrace.dialect.vendor_names import (
     WHOLES,
 )
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records import FREE_REASONS, MAX_NAME, OTHER_UNITS, TOKEN_UNITS, is_response_id, whole_amounts
+from tokentrace.records import (
+    FREE_REASONS,
+    MAX_NAME,
+    MODEL_KINDS,
+    OTHER_UNITS,
+    TOKEN_UNITS,
+    is_response_id,
+    whole_amounts,
+)
 from tokentrace.units import is_number
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=\d[hm])")
@@ -40,7 +48,7 @@ _FIELDS = {
 _OTHER_UNITS = OTHER_UNITS - {"requests"}
 
 
-@cache
+@lru_cache(4096)
 def snake(name: str) -> str:
     """Return *name* in snake case: ``cacheReadTokens`` is ``cache_read_tokens``."""
     return _CAMEL.sub("_", name).lower()
@@ -62,18 +70,35 @@ def counts_of(attributes: Mapping[str, Any], objects: Iterable[Mapping[str, Any]
     """
     found: dict[str, float] = {}
     for key, value in attributes.items():
-        name = snake(key)
-        if is_number(value) and _is_full_name(name) and ("token" in name or name in _OTHER_UNITS):
+        if is_number(value) and (name := _count_name(key)):
             _note(found, name, value)
     # A free attribute may mean another total, such as that of a session, so a smaller one is no contradiction.
     total = found.pop("total_tokens", 0)
-    for counts in [*objects, *(value for key, value in attributes.items() if snake(key) in USAGE_OBJECTS)]:
-        if isinstance(counts, Mapping):
-            _flatten(counts, "", found)
+    for counts in objects:
+        _flatten(counts, "", found)
+    if not _OBJECT_KEYS.isdisjoint(attributes):
+        for key in _OBJECT_KEYS:
+            counts = attributes.get(key, {})
+            if isinstance(counts, Mapping):
+                _flatten(counts, "", found)
+    if not total and not found.keys() - _PLAIN.keys():
+        # The usual case: the counts of MIST and Cost Katana alone.
+        plain = {_PLAIN[name]: int(amount) for name, amount in found.items() if amount}
+        return {**plain, "total_tokens": sum(plain.values())} if plain else {}
     fields = _fields(found)
     if total > fields.get("prompt_tokens", 0) + fields.get("completion_tokens", 0) and "total_tokens" not in fields:
         fields |= whole_amounts({"total_tokens": total}, "tokens")
     return fields
+
+
+_PLAIN = {"tokens_in": "prompt_tokens", "tokens_out": "completion_tokens"}
+
+
+@lru_cache(4096)
+def _count_name(key: str) -> str:
+    """Return the name under which the attribute *key* is a count; "" if it is none."""
+    name = snake(key)
+    return name if _is_full_name(name) and ("token" in name or name in _OTHER_UNITS) else ""
 
 
 def _is_full_name(name: str) -> bool:
@@ -165,8 +190,12 @@ def stated_fields(attributes: Mapping[str, Any], kind: str, counts: Mapping[str,
         counts: The result of ``counts_of``.
     """
     fields: dict[str, Any] = {}
+    if kind in MODEL_KINDS and not any(any(n.values()) if isinstance(n, dict) else n for n in counts.values()):
+        fields["usage_state"] = "missing"
+    if _STATED_KEYS.isdisjoint(attributes):
+        return fields
     context = {name: text for name in CONTEXT if (text := text_of(attributes, name))}
-    for name in USAGE_OBJECTS:
+    for name in _OBJECT_KEYS:
         inner = attributes.get(name)
         if isinstance(inner, Mapping):
             context = {**{key: text for key in CONTEXT if (text := text_of(inner, key))}, **context}
@@ -182,8 +211,6 @@ def stated_fields(attributes: Mapping[str, Any], kind: str, counts: Mapping[str,
     state = text_of(attributes, "usage_state")
     if state in _STATES:
         fields["usage_state"] = state
-    elif kind in ("llm", "embedding") and not any(counts.values()):
-        fields["usage_state"] = "missing"
     response_id = next((text for name in RESPONSE_IDS if (text := text_of(attributes, name))), "")
     if is_response_id(response_id):
         fields["response_id"] = response_id
@@ -215,20 +242,32 @@ def _camel(name: str) -> str:
 
 def user_of(attributes: Mapping[str, Any]) -> str | None:
     """Return the user that *attributes* name, cut to 256 characters; a number is its text. None if they name none."""
-    return _id_of(attributes, USERS)
+    return _id_of(attributes, _USER_KEYS)
 
 
 def session_of(attributes: Mapping[str, Any]) -> str | None:
     """Return the session that *attributes* name, cut to 256 characters; a number is its text; None if there is none."""
-    return _id_of(attributes, SESSIONS)
+    return _id_of(attributes, _SESSION_KEYS)
 
 
-def _id_of(attributes: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
-    for name in names:
-        for key in (name, _camel(name)):
-            value = attributes.get(key)
-            if isinstance(value, str) and value:
-                return value[:MAX_NAME]
-            if is_number(value):
-                return str(int(value) if abs(value) < 2**53 and value == int(value) else value)[:MAX_NAME]
+def _id_of(attributes: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    for key in keys:
+        value = attributes.get(key)
+        if value is None:
+            continue
+        if isinstance(value, str) and value:
+            return value[:MAX_NAME]
+        if is_number(value):
+            return str(int(value) if abs(value) < 2**53 and value == int(value) else value)[:MAX_NAME]
     return None
+
+
+def _both(*names: str) -> tuple[str, ...]:
+    """Return *names* in snake and in camel case."""
+    return tuple(dict.fromkeys(key for name in names for key in (name, _camel(name))))
+
+
+_USER_KEYS, _SESSION_KEYS, _OBJECT_KEYS = _both(*USERS), _both(*SESSIONS), frozenset(_both(*USAGE_OBJECTS))
+_STATED_KEYS = _OBJECT_KEYS.union(
+    _both(*CONTEXT, *RESPONSE_IDS, *SCOPES, "pricing_context", "usage_state", "cost_source")
+)

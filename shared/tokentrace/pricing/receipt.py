@@ -76,7 +76,8 @@ def receipt_of(work: Work, cost_nusd: int | None) -> Receipt:
 def _receipt(work: Work, cost_nusd: int | None) -> Receipt:
     matched = work.plan.matched if work.plan else ""
     if cost_nusd is None:
-        return Receipt([], Decimal(0), None, None, True, matched)
+        # If the present prices do have a price, the rules that lead to it do not explain why there was none.
+        return Receipt([], Decimal(0), None, None, True, matched if work.quote.cost_nusd is None else "")
     cost = Decimal(cost_nusd).scaleb(-9)
     lines = _lines(work)
     added = sum((line.cost_usd for line in lines), Decimal(0))

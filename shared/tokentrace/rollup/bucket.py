@@ -163,8 +163,9 @@ def decode_bucket(data: Sequence[Any], width: int, fields: int, stride: int) -> 
     bucket = Bucket()
     bucket.series = np.frombuffer(series, np.int32).astype(np.int64)
     rows = len(bucket.series)
-    totals = _packed((small_columns, small, large_columns, large), rows, width)
-    bucket.totals = totals if high is None else totals._replace(high=_high(high, rows, width))
+    bucket.totals = _packed(
+        (small_columns, small, large_columns, large), rows, width, None if high is None else _high(high, rows, width)
+    )
     bucket.histograms = Histograms(decode_block(block))
     if saved_extremes:
         bucket.extremes = _packed(saved_extremes[0], rows, 2 * fields)
@@ -173,7 +174,7 @@ def decode_bucket(data: Sequence[Any], width: int, fields: int, stride: int) -> 
     return bucket
 
 
-def _packed(columns: Sequence[bytes], rows: int, width: int) -> Packed:
+def _packed(columns: Sequence[bytes], rows: int, width: int, high: Ints | None = None) -> Packed:
     small_columns, small, large_columns, large = columns
     narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
     return Packed(
@@ -181,7 +182,7 @@ def _packed(columns: Sequence[bytes], rows: int, width: int) -> Packed:
         np.frombuffer(small, np.uint32).reshape(rows, len(narrow)),
         wide,
         np.frombuffer(large, np.int64).reshape(rows, len(wide)),
-        None,
+        high,
         width,
     )
 
