@@ -175,10 +175,7 @@ async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
     async def forget(span_id: str) -> None:
         key = subjects.open_span_key(span_id)
         async with room:
-            entry = await bucket.get(key)
-            if entry is not None:
-                # Deleting alone leaves the bytes of the entry on disk.
-                await bus.erase(f"KV_{subjects.OPEN_SPANS}", entry.revision)
+            if await bucket.get(key) is not None:
                 await bucket.delete(key)
 
     await asyncio.gather(*map(forget, span_ids))
