@@ -174,10 +174,7 @@ async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
 
     async def forget(key: str) -> None:
         async with room:
-            entry = await bucket.get(key)
-            if entry is not None:
-                # Deleting alone leaves the bytes of the entry on disk.
-                await bus.erase(f"KV_{subjects.OPEN_SPANS}", entry.revision)
+            if await bucket.get(key) is not None:
                 await bucket.delete(key)
 
     keys = [key_of(span_id) for span_id in span_ids for key_of in (subjects.open_span_key, subjects.place_key)]
