@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pins serve test test-fast test-all coverage docs check fmt bench up down
+.PHONY: help setup pins prices serve test test-fast test-all coverage docs check fmt bench up down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ pins: $(READY) ## write constraints.txt anew: the newest versions that pyproject
 	$(VENV)/pins/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	{ head -n 2 constraints.txt; $(VENV)/pins/bin/python -m pip freeze --exclude-editable | sort -f; } > $(VENV)/constraints.txt
 	mv $(VENV)/constraints.txt constraints.txt
+
+prices: $(READY) ## write the price list anew from the installed genai-prices
+	$(BIN)/python tools/make_prices.py
 
 serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
 	$(BIN)/tokentrace serve $(ARGS)

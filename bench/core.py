@@ -6,6 +6,9 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
+
+import numpy as np
 
 from bench.reference import BATCH, DECODE, at_most
 from bench.row import Budget, Measured, Plan, Runner
@@ -13,6 +16,7 @@ from bench.spans import make_batches, make_spans
 from bench.table import seconds_per_call
 from tokentrace import Reporter
 from tokentrace.bus import Message
+from tokentrace.dedup import IDENTITY, TOTAL_CALLS, CallMemory
 from tokentrace.records import decode_batches, encode_batches
 from tokentrace_aggregator.shard import Shard
 
@@ -28,16 +32,20 @@ pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
 print(json.dumps([took, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(sys.modules)]))
 """
 
-FOLD = Plan("fold a span of a batch, decode included", "s", "decode in turn", Budget("<=", 4.0))
+FOLD = Plan("fold a span of a batch, decode included", "s", "decode in turn", Budget("<=", 5.5))
+CALLS = Plan("remember a call, in batches of 256", "s", DECODE, Budget("<=", 1.0))
+CALLS_SIZE = Plan("memory of 1,048,576 calls", "MiB", budget=Budget("<=", 48.0))
 REPORT = Plan("report() on the caller's thread", "s", DECODE, at_most(5e-6, DECODE))
 IMPORT = Plan("from tokentrace import Reporter", "s", "import msgspec, nats", Budget("<=", 2.0))
 SIZE = Plan("memory after from tokentrace import Reporter", "MiB", "after import msgspec, nats", Budget("<=", 1.25))
-PLANS = (FOLD, REPORT, IMPORT, SIZE)
+PLANS = (FOLD, CALLS, CALLS_SIZE, REPORT, IMPORT, SIZE)
 
 
 def run(runner: Runner) -> None:
     """Measure folding, ``report()`` and the import."""
     runner.row(FOLD, _fold)
+    runner.row(CALLS, _calls)
+    runner.row(CALLS_SIZE, _calls_size)
     runner.row(REPORT, _report)
     samples: dict[str, list[list[float]]] = {}
     runner.row(IMPORT, lambda: _import_time(samples))
@@ -65,6 +73,31 @@ def _fold() -> Measured:
     # Measure both in turn, so that a change in the speed of the machine affects both.
     pairs = [(seconds_per_call(decode, tries=1), seconds_per_call(fold, tries=1)) for _ in range(5)]
     return Measured(min(pair[1] for pair in pairs) / spans, min(pair[0] for pair in pairs) / spans)
+
+
+def _calls() -> Measured:
+    """Time the memory of calls while it overwrites its oldest calls; 5 % of the spans repeat an earlier call."""
+    identities, memory = _identities(TOTAL_CALLS), CallMemory()
+    for at in range(0, len(identities), BATCH):
+        memory.take(identities[at : at + BATCH])
+    repeated = _identities(TOTAL_CALLS // 4, seed=2)
+    repeated[::20] = identities[-len(repeated) :][::20]
+    began = time.perf_counter()
+    for at in range(0, len(repeated), BATCH):
+        memory.take(repeated[at : at + BATCH])
+    return Measured((time.perf_counter() - began) / len(repeated))
+
+
+def _calls_size() -> Measured:
+    return Measured(CallMemory().nbytes / 2**20)
+
+
+def _identities(count: int, *, seed: int = 1) -> Any:
+    identities = np.zeros(count, IDENTITY)
+    identities["key"] = np.random.default_rng(seed).integers(0, 2**64, count, dtype=np.uint64)
+    identities["span_key"] = identities["key"] & 0xFFFFFFFF
+    identities["usage"] = 1
+    return identities
 
 
 def _report() -> Measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+from tokentrace.dedup import identities_of
 from tokentrace.records import Batch, Span
 
 MODELS = (("gpt-4o", "openai"), ("gpt-4o-mini", "openai"), ("claude-sonnet-4-5", "anthropic"))
@@ -51,7 +52,10 @@ def make_batches(count: int, size: int, *, per_second: int = 50_000, priced: boo
         spans = make_spans(size, seed=index, ended_ns=ended, spread_ns=step)
         if priced:
             spans = [_priced(span, ended) for span in spans]
-        batches.append(Batch(id="default.bench.0", sequence=index + 1, spans=spans, arrived_ns=ended))
+        identities = identities_of(spans, "default")
+        batches.append(
+            Batch(id="default.bench.0", sequence=index + 1, spans=spans, arrived_ns=ended, identities=identities)
+        )
     return batches
 
 

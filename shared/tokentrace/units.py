@@ -110,7 +110,7 @@ def render_instant(ns: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
 
 
-def _scaled(value: float | int | Decimal, scale: int) -> int:
+def scaled(value: float | int | Decimal, scale: int) -> int:
     """Return *value* × *scale* rounded half to even; a float stands for the shortest decimal that parses to it."""
     if isinstance(value, int):
         return value * scale
@@ -127,7 +127,7 @@ def _scaled(value: float | int | Decimal, scale: int) -> int:
 
 def usd_to_nusd(usd: float | int | Decimal) -> int:
     """Convert US dollars to whole nano-dollars, rounded half to even."""
-    return _scaled(usd, NUSD_PER_USD)
+    return scaled(usd, NUSD_PER_USD)
 
 
 def nusd_to_usd(nusd: int) -> float:
@@ -137,7 +137,7 @@ def nusd_to_usd(nusd: int) -> float:
 
 def score_to_int(score: float | int | Decimal) -> int:
     """Convert a score or a numeric attribute to whole units of 1e-9, rounded half to even."""
-    return _scaled(score, SCORE_ONE)
+    return scaled(score, SCORE_ONE)
 
 
 def int_to_score(value: int) -> float:
@@ -147,7 +147,7 @@ def int_to_score(value: int) -> float:
 
 def ms_to_ns(ms: float | int) -> int:
     """Convert milliseconds to whole nanoseconds, rounded half to even."""
-    return int(ms) * MS if -(2**53) < ms < 2**53 and ms == int(ms) else _scaled(ms, MS)
+    return int(ms) * MS if -(2**53) < ms < 2**53 and ms == int(ms) else scaled(ms, MS)
 
 
 def ns_to_ms(ns: float) -> float | int:

@@ -26,6 +26,7 @@ from kit.recount_world import (
     make_world,
     name_customs,
 )
+from kit.whole_snapshots import load, save
 from tokentrace.bus import Message, subjects
 from tokentrace.errors import ConfigError
 from tokentrace.metrics import BREAKDOWNS, METRICS, parse_custom_metrics
@@ -166,10 +167,10 @@ def test_a_custom_metric_added_at_a_restart_states_since_when_it_is_measured(ser
     with opened(services, early, CUSTOM_METRICS, dice):
         # The aggregator is restarted with one more metric.
         (aggregator,) = (candidate for candidate in services.aggregators if candidate.machines)
-        saved = aggregator.machines[0].snapshot({})
+        snapshot = save(aggregator.machines[0])
         more = [*CUSTOM_METRICS, {"name": "own_new", "type": "sum", "field": "attr.x"}]
         machine = Shard(0, 1, tuple(parse_custom_metrics(more).values()))
-        machine.restore(saved.state(), {name: part.encode() for name, part in saved.parts.items() if part.encode})
+        load(machine, snapshot)
         aggregator.machines[0] = machine
         services.start_api(parse_custom_metrics(more))
         known, new = (services.get(f"/metrics/{name}", {"window": "6h"}) for name in ("own_sum", "own_new"))

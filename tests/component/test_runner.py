@@ -18,6 +18,7 @@ from kit.snapshots import (
     pieces,
     restarted,
 )
+from kit.whole_snapshots import CAPACITY
 from tokentrace.bus import Bus, subjects
 from tokentrace.service.runner import Runner
 from tokentrace.service.snapshots import Snapshots
@@ -35,6 +36,10 @@ def make_runner(bus: Bus, shard: Shard, save_every_s: float) -> Runner:
         shard=0,
         save_every_s=save_every_s,
     )
+
+
+def make_shard() -> Shard:
+    return Shard(0, 1, (CUSTOM_METRIC,), capacity=CAPACITY)
 
 
 async def publish(world: World, count: int, pause_s: float = 0.0) -> None:
@@ -55,7 +60,7 @@ async def test_two_runners_of_a_shard_leave_an_exact_state() -> None:
     world = World()
     world.now_ns = time.time_ns()
     await world.begin()
-    shards = [Shard(0, 1, (CUSTOM_METRIC,)), Shard(0, 1, (CUSTOM_METRIC,))]
+    shards = [make_shard(), make_shard()]
     for turn in range(3):
         stopping = asyncio.Event()
         running = [
@@ -72,14 +77,14 @@ async def test_two_runners_of_a_shard_leave_an_exact_state() -> None:
         again = await restarted(world)
         again.follow()
         assert again.numbers() == fresh_numbers(world), turn
-        shards = [Shard(0, 1, (CUSTOM_METRIC,)), Shard(0, 1, (CUSTOM_METRIC,))]
+        shards = [make_shard(), make_shard()]
 
 
 async def test_a_runner_that_is_stopped_saves_a_last_snapshot() -> None:
     world = World()
     world.now_ns = time.time_ns()
     await world.begin()
-    shard, stopping = Shard(0, 1, (CUSTOM_METRIC,)), asyncio.Event()
+    shard, stopping = make_shard(), asyncio.Event()
     running = asyncio.create_task(make_runner(world.bus, shard, 3600).run(stopping))
     await publish(world, 3)
     await until(lambda: shard.spans == 6)
@@ -93,7 +98,7 @@ async def test_a_runner_that_is_stopped_while_it_saves_saves_again() -> None:
     world = World()
     world.now_ns = time.time_ns()
     await world.begin()
-    shard, stopping, begun = Shard(0, 1, (CUSTOM_METRIC,)), asyncio.Event(), asyncio.Event()
+    shard, stopping, begun = make_shard(), asyncio.Event(), asyncio.Event()
     first = True
 
     async def put(name: str, data: bytes) -> None:
@@ -121,7 +126,7 @@ async def test_a_runner_with_a_damaged_snapshot_reports_it_and_continues() -> No
     await world.begin()
     await publish(world, 3)
     for expected in (False, True):
-        shard, stopping = Shard(0, 1, (CUSTOM_METRIC,)), asyncio.Event()
+        shard, stopping = make_shard(), asyncio.Event()
         runner = make_runner(world.bus, shard, 3600)
         running = asyncio.create_task(runner.run(stopping))
         await until(partial(lambda shard: shard.spans == 2 * len(world.log), shard))
@@ -132,6 +137,6 @@ async def test_a_runner_with_a_damaged_snapshot_reports_it_and_continues() -> No
         await running
         (*_, newest) = await manifests(world.objects)
         await world.objects.delete(newest.state)
-    problem = await Snapshots(world.bus, "aggregator", 0).load_into(Shard(0, 1, (CUSTOM_METRIC,)))
+    problem = await Snapshots(world.bus, "aggregator", 0).load_into(make_shard())
     assert problem is not None
     assert "is gone" in problem

@@ -13,7 +13,9 @@ import pytest
 
 from kit.builders import make_span
 from kit.rule_store import make_rule, open_bus
+from kit.whole_snapshots import CAPACITY
 from tokentrace.bus import Bus, subjects
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
 from tokentrace.units import MINUTE, SECOND, parse_instant
 from tokentrace_alerter import rule_store as rule_store
@@ -36,7 +38,7 @@ class Reader:
     """A machine without rules that reads the log of a bus up to a chosen message."""
 
     def __init__(self, bus: Bus) -> None:
-        self.bus, self.machine = bus, AlerterMachine([], "default")
+        self.bus, self.machine = bus, AlerterMachine([], "default", capacity=CAPACITY)
 
     async def publish(self, *spans: Span, id: str = "") -> int:
         payload = encode_batches([Batch(id=id or f"request-{time.time_ns()}", spans=list(spans))])
@@ -164,18 +166,56 @@ async def test_messages_folded_before_the_backfill_begins_count_once(bus: Bus) -
     assert reader.look().span_count == 3
 
 
-async def test_a_repeated_batch_counts_once_with_backfill(bus: Bus) -> None:
-    reader, now = Reader(bus), time.time_ns()
-    first = await reader.publish(*spans_at(now), id="same")
+@pytest.mark.parametrize("ids", [["same"] * 3, ["one", "two", "three"]], ids=["in one batch", "in other batches"])
+async def test_a_repeated_span_counts_once_with_backfill(bus: Bus, ids: list[str]) -> None:
+    reader, span = Reader(bus), spans_at(time.time_ns())
+    first = await reader.publish(*span, id=ids[0])
     await reader.read(first)
-    again = await reader.publish(*spans_at(now), id="same")
+    again = await reader.publish(*span, id=ids[1])
     await reader.read(again)
     reader.machine.add_rule(counting())
     async with asyncio.timeout(10):
         await backfill(bus, reader.machine, counting())
-    later = await reader.publish(*spans_at(now), id="same")
+    later = await reader.publish(*span, id=ids[2])
     await reader.read(later)
     assert reader.look().span_count == 1
+
+
+async def test_a_call_told_up_to_ten_minutes_before_the_look_back_is_not_counted_when_it_comes_again() -> None:
+    #   now - 16 min     - 9 min               - 60 s (look-back)      now
+    #   |                | s1  s2              | s1 again   new        |
+    now = time.time_ns()
+    clock = [now - 16 * MINUTE]
+    bus = MemoryBus(MemoryBroker(lambda: clock[0]))
+    for stream in subjects.streams():
+        await bus.ensure(stream)
+    reader = Reader(bus)
+    first, second, new = spans_at(now, now, now)
+    await reader.publish(*spans_at(now), id="too early to be read")
+    clock[0] = now - 9 * MINUTE
+    await reader.publish(first, second)
+    clock[0] = now - 10 * SECOND
+    await reader.publish(first, new, id="again")
+    last = await reader.publish(*spans_at(now, now), id="new")
+    await reader.read(last)
+    reader.machine.add_rule(counting())
+    async with asyncio.timeout(10):
+        await backfill(bus, reader.machine, counting())
+    # The earlier messages are learned, but they are not folded.
+    assert reader.machine.evaluators["new"].spans == 3
+    assert reader.look().span_count == 3
+
+
+async def test_backfill_and_reading_recognise_a_call_in_each_others_messages(bus: Bus) -> None:
+    """What the reader folded before the rule existed is read again by the backfill, and later messages repeat it."""
+    reader, spans = Reader(bus), spans_at(*[time.time_ns()] * 4)
+    await reader.read(await reader.publish(*spans[:2]))
+    reader.machine.add_rule(counting())
+    async with asyncio.timeout(10):
+        await backfill(bus, reader.machine, counting())
+    await reader.read(await reader.publish(*spans[1:3], id="later"))
+    await reader.read(await reader.publish(*spans, id="all"))
+    assert reader.look().span_count == 4
 
 
 async def test_a_rule_created_before_there_are_spans_is_evaluated_at_once(bus: Bus) -> None:

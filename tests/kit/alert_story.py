@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from kit.builders import make_span
+from kit.whole_snapshots import CAPACITY, load, save
 from tokentrace.bus import Message
-from tokentrace.dedup import FoldedBatches
+from tokentrace.dedup import Deduplicator
 from tokentrace.metrics import parse_custom_metrics
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
 from tokentrace.units import DAY, SECOND, parse_instant
@@ -72,10 +73,11 @@ def slow(ended: float, latency_ms: float, **overrides: Any) -> Span:
     return call(ended, latency_ns=round(latency_ms * 1e6), **overrides)
 
 
-def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
+def backfill(alerter: AlerterMachine, name: str, message: Message, memory: Mapping[int, Deduplicator]) -> None:
     """Fold an older message for the rule *name* only; does nothing if there is no such rule."""
     watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
-    alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
+    index = FilterIndex({name: watch.rule.filter for name, watch in watches.items()})
+    alerter.backfill(watches, index, message, memory)
 
 
 class Story:
@@ -89,7 +91,7 @@ class Story:
 
     def __init__(self, *rules: Rule, began: float | None = LONG_AGO, begin: float = 0) -> None:
         self.rules = list(rules)
-        self.alerter = AlerterMachine(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         self.published: list[AlertEvent] = []
         self.silences: dict[str, int] = {}
         self.log: list[Message] = []
@@ -128,26 +130,26 @@ class Story:
         return shown
 
     def snapshot(self) -> bytes:
-        return self.alerter.snapshot({}).state()
+        return save(self.alerter)
 
     def restart(self, snapshot: bytes | None, *rules: Rule) -> None:
         """Restart as the service does: apply silences, events, snapshot and later messages, then backfill new rules."""
         self.rules = list(rules) or self.rules
-        self.alerter = AlerterMachine(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         for name, until_ns in self.silences.items():
             self.alerter.silence(name, until_ns)
         for event in self.published:
             self.alerter.apply_event(event)
         if snapshot is not None:
-            self.alerter.restore(snapshot, {})
+            load(self.alerter, snapshot)
         done = self.alerter.position.sequence if self.alerter.position else 0
         new = [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]
         for message in self.log[done:]:
             self.alerter.fold(message, CREATED)
         for name in new:
-            seen = FoldedBatches()
+            memory = self.alerter.new_memory()
             for message in self.log[:done]:
-                backfill(self.alerter, name, message, seen)
+                backfill(self.alerter, name, message, memory)
             self.alerter.finish_backfill(name, ns(LONG_AGO), self.log[-1].time_ns)
         self.alerter.caught_up = True
 

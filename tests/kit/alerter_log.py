@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from kit.builders import make_span
+from kit.whole_snapshots import CAPACITY, load
 from tokentrace.bus import Message
-from tokentrace.dedup import FoldedBatches
+from tokentrace.dedup import Deduplicator
 from tokentrace.records import AlertEvent, Batch, Span, encode_batches
 from tokentrace.service.machine import Effect
 from tokentrace.units import SECOND, parse_instant
@@ -47,10 +48,11 @@ def call(ended: float, **overrides: Any) -> Span:
     return make_span(ended_ns=ns(ended), arrived_ns=ns(max(ended, 0)), **overrides)
 
 
-def backfill(alerter: AlerterMachine, name: str, message: Message, seen: FoldedBatches) -> None:
+def backfill(alerter: AlerterMachine, name: str, message: Message, memory: Mapping[int, Deduplicator]) -> None:
     """Fold an older message for the rule *name* only; does nothing if there is no such rule."""
     watches = {name: alerter.evaluators[name]} if name in alerter.evaluators else {}
-    alerter.backfill(watches, FilterIndex({name: watch.rule.filter for name, watch in watches.items()}), message, seen)
+    index = FilterIndex({name: watch.rule.filter for name, watch in watches.items()})
+    alerter.backfill(watches, index, message, memory)
 
 
 def begin_log(alerter: AlerterMachine, began_ns: int) -> None:
@@ -70,7 +72,7 @@ class Story:
     def __init__(self, *rules: Rule, begin: float | None = 0, began: float = -40 * 86400) -> None:
         self.began = ns(began)
         self.rules = list(rules)
-        self.alerter = AlerterMachine(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         begin_log(self.alerter, self.began)
         self.published: list[AlertEvent] = []
         self.log: list[Message] = []
@@ -98,20 +100,20 @@ class Story:
         """Backfill the rules that wait for it, as the service does; they are evaluated from *now_ns* on."""
         done = self.alerter.position.sequence if self.alerter.position else 0
         for name in [name for name, watch in self.alerter.evaluators.items() if watch.backfilling]:
-            seen = FoldedBatches()
+            memory = self.alerter.new_memory()
             for message in self.log[:done]:
-                backfill(self.alerter, name, message, seen)
+                backfill(self.alerter, name, message, memory)
             self.alerter.finish_backfill(name, self.began, now_ns)
 
     def restart(self, snapshot: bytes | None, *rules: Rule, caught_up: bool = True) -> None:
         """Restart as the service does: apply events, snapshot, backfill if *caught_up*, and later messages."""
         self.rules = list(rules) or self.rules
-        self.alerter = AlerterMachine(self.rules, "default")
+        self.alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         begin_log(self.alerter, self.began)
         for event in self.published:
             self.alerter.apply_event(event)
         if snapshot is not None:
-            self.alerter.restore(snapshot, {})
+            load(self.alerter, snapshot)
         done = self.alerter.position.sequence if self.alerter.position else 0
         if caught_up:
             self.backfill(self.log[-1].time_ns if self.log else self.began)

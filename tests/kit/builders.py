@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from tokentrace.records import Batch, Span
@@ -12,11 +13,19 @@ STARTED_NS = 1_773_584_581_441_000_000
 ENDED_NS = STARTED_NS + 1240 * MS
 
 
+_numbers = count(2)
+
+
 def make_span(**overrides: Any) -> Span:
-    """Return a finished call to gpt-4o with 512 + 128 tokens in 1240 ms; ``total_tokens`` is the sum if not given."""
+    """
+    Return a finished call to gpt-4o with 512 + 128 tokens in 1240 ms.
+
+    ``total_tokens`` is the sum if not given; ``span_id`` is unique if not given, because a span that is told twice
+    counts once.
+    """
     fields: dict[str, Any] = {
         "trace_id": "7f3a1c2b-0000-4000-8000-000000000001",
-        "span_id": "a1b2c3d4-0000-4000-8000-000000000002",
+        "span_id": f"a1b2c3d4-0000-4000-8000-{next(_numbers):012x}",
         "name": "summarize-document",
         "kind": "llm",
         "model": "gpt-4o",

@@ -11,6 +11,7 @@ import pytest
 
 from kit.builders import make_span
 from kit.shard_results import as_received
+from kit.whole_snapshots import CAPACITY, load, save
 from tokentrace.bus import Message
 from tokentrace.metrics import (
     Answer,
@@ -71,7 +72,7 @@ class ShardSet:
 
     def __init__(self, shards: int = 1, custom: Sequence[CustomMetric] = ()) -> None:
         self._custom = custom
-        self._shards = [Shard(number, shards, custom) for number in range(shards)]
+        self._shards = [Shard(number, shards, custom, capacity=CAPACITY) for number in range(shards)]
         self._sent = 0
 
     def send(self, shard: int = 0, *, spans: Sequence[Span] = (), scores: Sequence[Score] = (), id: str = "") -> None:
@@ -83,10 +84,9 @@ class ShardSet:
 
     def restart(self, shard: int) -> None:
         """Replace a shard by a new one that is restored from its snapshot."""
-        state, parts = self._shards[shard].snapshot({})
-        made = {name: part.encode() for name, part in parts.items() if part.encode}
-        self._shards[shard] = Shard(shard, len(self._shards), self._custom)
-        self._shards[shard].restore(state(), made)
+        snapshot = save(self._shards[shard])
+        self._shards[shard] = Shard(shard, len(self._shards), self._custom, capacity=CAPACITY)
+        load(self._shards[shard], snapshot)
 
     def settle(self, shard: int) -> None:
         """Tick a shard, so that it adds its waiting rows to the rollups."""

@@ -8,6 +8,7 @@ from functools import cache
 
 from genai_prices import Usage
 from genai_prices.data import providers
+from genai_prices.data_units import unit_data
 from genai_prices.types import (
     ConditionalPrice,
     ModelInfo,
@@ -21,14 +22,16 @@ from hypothesis import strategies as st
 
 from kit.builders import make_span
 from tokentrace.pricing import Pricer
-from tokentrace.pricing.match import PriceTables
 from tokentrace.records import Span
 from tokentrace.units import SECOND
 
 pricer = Pricer()
 
 
-TABLES = PriceTables({})
+def priced_units(prices: ModelPrice) -> list[str]:
+    """Return the units that have a price in *prices*."""
+    names = {unit.get("price_key", name): name for name, unit in unit_data.items()}
+    return [names[key] for key, value in vars(prices).items() if value is not None and not key.startswith("_")]
 
 
 PAIRS: list[tuple[Provider, ModelInfo]] = [(provider, model) for provider in providers for model in provider.models]

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from kit.recount_world import DAY, SECOND, World
+from kit.whole_snapshots import load, save
 from tokentrace.bus import Message, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import Settings
@@ -213,16 +214,15 @@ def fold(machine: Shard, stream: Sequence[Message], dice: random.Random, *, rest
     """Fold *stream* into *machine* and return it, or with *restart* the shard that was restored in its place."""
 
     def fresh() -> Shard:
-        return Shard(machine.shard, machine._shards, machine._custom)
+        return Shard(machine.shard, machine._shards, machine._custom, capacity=machine._capacity)
 
     cut = dice.randrange(len(stream) + 1) if restart else -1
     for index, message in enumerate(stream):
         if index == cut:
-            saved = machine.snapshot({})
-            state, parts = saved.state(), {name: part.encode() for name, part in saved.parts.items() if part.encode}
+            snapshot = save(machine)
             machine.fold(message, 7)  # folded after the snapshot, lost in the crash, folded again below
             machine = fresh()
-            machine.restore(state, parts)
+            load(machine, snapshot)
         machine.fold(message, 7)
         if dice.random() < 0.1:
             machine.tick(message.time_ns)

@@ -159,8 +159,8 @@ def recount(spans: Sequence[Span]) -> Sums:
 VALUES: dict[str, Callable[[Span], int | None]] = {
     "latency": lambda s: s.latency_ns or None,
     "ttft": lambda s: s.ttft_ns or None,
-    "prompt": lambda s: s.prompt_tokens,
-    "completion": lambda s: s.completion_tokens,
+    "prompt": lambda s: s.prompt_tokens if s.prompt_tokens or s.completion_tokens else None,
+    "completion": lambda s: s.completion_tokens if s.prompt_tokens or s.completion_tokens else None,
     "score": lambda s: s.score,
 }
 
@@ -181,6 +181,7 @@ def assert_summarises(summary: Summary, values: list[int]) -> None:
         assert summary.quantile(0.5) is None
         return
     error = 0 if summary.exact else RELATIVE_ERROR + 1e-9
+    assert all(min(values) <= (summary.quantile(q) or 0) <= max(values) for q in QUANTILES)
     for q, want in zip(QUANTILES, np.quantile(np.array(values, np.float64), QUANTILES).tolist(), strict=True):
         assert summary.quantile(q) == pytest.approx(want, rel=error + 1e-12, abs=1e-12 * max(values))
 

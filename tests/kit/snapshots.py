@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from kit.builders import make_span
+from kit.whole_snapshots import CAPACITY
 from tokentrace.bus import Bus, Message, Objects, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected, Unavailable
@@ -137,7 +138,7 @@ class Worker:
 
     def __init__(self, world: World, bus: Any = None) -> None:
         self.world = world
-        self.shard = Shard(0, 1, (CUSTOM_METRIC,))
+        self.shard = Shard(0, 1, (CUSTOM_METRIC,), capacity=CAPACITY)
         self.snapshots = Snapshots(bus or world.bus, "aggregator", 0)
 
     async def load(self) -> str | None:

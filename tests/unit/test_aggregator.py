@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 
 import tokentrace.metrics.reader
 import tokentrace.rollup.reader
+from kit.builders import make_span
 from kit.examples import examples
 from kit.shard_results import as_received
+from kit.whole_snapshots import CAPACITY, load, save
 from tokentrace.bus import Message
+from tokentrace.dedup import LeftOut
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     GROUPS,
@@ -60,7 +64,11 @@ spans: st.SearchStrategy[dict[str, Any]] = st.builds(
 def make_messages(
     dicts: list[dict[str, Any]], shards: int, dice: random.Random
 ) -> tuple[list[list[Message]], list[Span]]:
-    """Return the stream of each shard, with batches of random sizes of which some occur twice; and every span once."""
+    """
+    Return (the stream of each shard, every span once).
+
+    The batches have random sizes. Some occur twice, and some spans occur again in other batches of their shard.
+    """
     made = []
     for number, fields in enumerate(dicts):
         age = fields.pop("age_s")
@@ -87,13 +95,22 @@ def make_messages(
     sent = batches + [batch for batch in batches if dice.random() < 0.3]
     dice.shuffle(sent)
     streams: list[list[Message]] = [[] for _ in range(shards)]
-    for batch in sent:
+    told: list[list[Span]] = [[] for _ in range(shards)]
+    for number, batch in enumerate(sent):
         shard = shard_of(batch, shards)
         stream = streams[shard]
-        time_ns = (NOW_S - 100) * SECOND + len(stream) * 10**7
-        stream.append(
-            Message(f"tokentrace.spans.default.{shard}", encode_batches([batch]), len(stream) + 1, time_ns, {})
-        )
+        told[shard] += batch.spans
+        batches = [batch]
+        if dice.random() < 0.3:
+            again = dice.sample(told[shard], min(len(told[shard]), dice.choice([1, 3, 20])))
+            request = dice.random() < 0.5
+            id, sequence = (f"again-{number}", 0) if request else ("default.r9.0", number + 1)
+            batches.append(Batch(id=id, sequence=sequence, spans=again, layout=1, part=shard))
+        for one in batches:
+            time_ns = (NOW_S - 100) * SECOND + len(stream) * 10**7
+            stream.append(
+                Message(f"tokentrace.spans.default.{shard}", encode_batches([one]), len(stream) + 1, time_ns, {})
+            )
     return streams, made
 
 
@@ -102,23 +119,21 @@ def ask(machines: list[Shard], query: Query) -> Answer:
     return merge_results(results, len(machines), query)
 
 
-def saved(machine: Shard) -> tuple[bytes, dict[str, bytes]]:
-    """Return a snapshot of *machine* as the arguments of ``Shard.restore``."""
-    state, parts = machine.snapshot({})
-    return state(), {name: part.encode() for name, part in parts.items() if part.encode}
+def make_shard(shard: int, shards: int) -> Shard:
+    return Shard(shard, shards, capacity=CAPACITY)
 
 
 def fold(messages: list[list[Message]], dice: random.Random, *, restart: bool = False) -> list[Shard]:
     machines = []
     for shard, stream in enumerate(messages):
-        machine = Shard(shard, len(messages))
+        machine = make_shard(shard, len(messages))
         cut = dice.randrange(len(stream) + 1) if restart else -1
         for index, message in enumerate(stream):
             if index == cut:
-                state = saved(machine)
+                snapshot = save(machine)
                 machine.fold(message, CREATED)  # lost by the restart, because the snapshot is older; folded again below
-                machine = Shard(shard, len(messages))
-                machine.restore(*state)
+                machine = make_shard(shard, len(messages))
+                load(machine, snapshot)
                 assert machine.position is None or machine.position.sequence == index
             machine.fold(message, CREATED)
             if dice.random() < 0.1:
@@ -277,7 +292,7 @@ def test_messages_are_folded_between_the_portions_of_a_series(make_dice: random.
     ]
     (stream,), _ = make_messages(dicts, 1, make_dice)
     stream.sort(key=lambda message: max(span.ended_ns for span in decode_batches(message.payload)[0].spans))
-    machine, rest = Shard(0, 1), iter(stream)
+    machine, rest = make_shard(0, 1), iter(stream)
     query = Query(what="series", from_s=NOW_S - 600, to_s=NOW_S + 1, now_s=NOW_S, step_s=10, groupby="name")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokentrace.rollup.reader, "_PORTION_ROWS", 1)
@@ -304,7 +319,7 @@ def test_a_window_does_not_include_messages_folded_while_it_is_read(make_dice: r
         for n in range(2000)
     ]
     (stream,), _ = make_messages(dicts, 1, make_dice)
-    machine, rest = Shard(0, 1), iter(stream)
+    machine, rest = make_shard(0, 1), iter(stream)
     for message in itertools.islice(rest, len(stream) // 2):
         machine.fold(message, CREATED)
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S, groupby="name", by_model=True, fields=FIELDS)
@@ -346,10 +361,39 @@ def test_cumulative_counters_count_every_span_once_even_if_it_is_months_late(mak
     assert answer.cumulative.by_operation == {"x": (6, 1)}
 
 
+def test_of_a_call_told_in_three_batches_the_first_one_counts_before_and_after_a_restart() -> None:
+    machine = make_shard(0, 1)
+    for number, (tokens, cost) in enumerate([(100, 1), (200, 2), (150, 3)], start=1):
+        given = {"prompt_tokens": tokens, "cost_nusd": cost, "ended_ns": NOW_S * SECOND, "arrived_ns": NOW_S * SECOND}
+        span = make_span(trace_id="t", span_id="a", **given)
+        payload = encode_batches([Batch(id=f"default.web.{number}", sequence=int(number == 2), spans=[span])])
+        machine.fold(Message("tokentrace.spans.default.0", payload, number, NOW_S * SECOND, {}), CREATED)
+        snapshot = save(machine)
+        machine = make_shard(0, 1)
+        load(machine, snapshot)
+    window = finish(machine.answer(Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S), True))
+    lifetime = finish(machine.answer(Query(what="lifetime"), True))
+    assert lifetime.cumulative is not None
+    for sums in (window.total.sums, lifetime.total.sums):
+        assert (sums.spans, sums.prompt, sums.cost) == (1, 100, 1)
+    assert lifetime.cumulative.left_out == LeftOut(2, repeated=2, conflicting=2, conflicting_nusd=5)
+    # The reporter did send its span.
+    assert (machine.spans, machine.batches, lifetime.transport.sent) == (1, 1, 1)
+
+
+def test_the_same_ids_in_two_projects_are_two_calls() -> None:
+    machine = make_shard(0, 1)
+    span = make_span(ended_ns=NOW_S * SECOND)
+    for number, project in enumerate(["default", "shop", "default"], start=1):
+        payload = encode_batches([Batch(id=f"request-{number}", spans=[span])])
+        machine.fold(Message(f"tokentrace.spans.{project}.0", payload, number, NOW_S * SECOND, {}), CREATED)
+    assert machine.spans == 2
+
+
 def test_of_two_results_of_a_shard_the_one_that_read_further_is_used(make_dice: random.Random) -> None:
     dicts = [{"age_s": 1, "kind": "llm", "cost_nusd": 1, "prompt_tokens": 1, "completion_tokens": 0} for _ in range(9)]
     (stream,), _ = make_messages(dicts, 1, make_dice)
-    ahead, behind = Shard(0, 1), Shard(0, 1)
+    ahead, behind = make_shard(0, 1), make_shard(0, 1)
     for message in stream:
         ahead.fold(message, CREATED)
     behind.fold(stream[0], CREATED)
@@ -360,7 +404,7 @@ def test_of_two_results_of_a_shard_the_one_that_read_further_is_used(make_dice: 
 
 def test_a_missing_shard_is_named() -> None:
     query = Query(from_s=NOW_S - 60, to_s=NOW_S + 1, now_s=NOW_S)
-    answer = merge_results([finish(Shard(1, 3).answer(query, True))], 3, query)
+    answer = merge_results([finish(make_shard(1, 3).answer(query, True))], 3, query)
     assert answer.missing_shards == [0, 2]
     assert not answer.caught_up
 
@@ -368,25 +412,34 @@ def test_a_missing_shard_is_named() -> None:
 def test_since_ns_is_the_time_of_the_first_message_after_a_gap(make_dice: random.Random) -> None:
     dicts = [{"age_s": 1, "kind": "llm", "prompt_tokens": 1, "completion_tokens": 0} for _ in range(3)]
     (stream,), _ = make_messages(dicts, 1, make_dice)
-    machine = Shard(0, 1)
+    machine = make_shard(0, 1)
     machine.lost(1, 20, CREATED)
     machine.fold(stream[0]._replace(sequence=21), CREATED)
     query = Query(from_s=NOW_S - 3600, to_s=NOW_S + 1, now_s=NOW_S)
     assert finish(machine.answer(query, True)).since_ns == stream[0].time_ns
-    again = Shard(0, 1)
-    again.restore(*saved(machine))
+    again = make_shard(0, 1)
+    load(again, save(machine))
     assert finish(again.answer(query, True)).since_ns == stream[0].time_ns
     assert again.losses == machine.losses
 
 
 @pytest.mark.parametrize("state", [b"", b"rubbish", b"x\x9c" + bytes(20)])
 def test_a_damaged_snapshot_and_one_of_another_shard_are_rejected(state: bytes) -> None:
-    machine = Shard(0, 1)
+    machine = make_shard(0, 1)
     with pytest.raises(Rejected):
         machine.restore(state, {})
     assert machine.position is None
+    intact = make_shard(0, 1)
+    payload = encode_batches([Batch(id="b", spans=[make_span()])])
+    intact.fold(Message("tokentrace.spans.default.0", payload, 1, NOW_S * SECOND, {}), CREATED)
+    _, parts = msgspec.msgpack.decode(save(intact))
+    for missing in [name for name in parts if name.startswith("@")]:
+        damaged = {name: data for name, data in parts.items() if name != missing}
+        with pytest.raises(Rejected, match="memory of calls"):
+            machine.restore(intact.snapshot({}).state(), damaged)
+        assert (machine.position, len(machine.dedup.calls)) == (None, 0)
     with pytest.raises(Rejected, match="shard 0 of 1"):
-        Shard(1, 2).restore(*saved(Shard(0, 1)))
+        load(make_shard(1, 2), save(make_shard(0, 1)))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from kit.alerter_log import CREATED, RULES, SETTLED, Story, at, breach, brief, call, make_rule, ns
 from kit.builders import make_span
+from kit.whole_snapshots import CAPACITY, parts_of
 from tokentrace.bus import Message, subjects
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch, Position, encode_batches
@@ -203,41 +204,48 @@ def test_a_gap_or_a_rewound_log_moves_the_position_and_no_batch_counts_twice() -
     assert shown["span_count"] == 1
 
 
-def saved_state() -> dict[str, Any]:
-    """Return the decoded state of a snapshot of an alerter with the rule ``any``."""
+def saved_state() -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return (decoded state, parts) of a snapshot of an alerter with the rule ``any``."""
     story = Story(make_rule())
     breach(story, [0.5, 1.5])
     story.tick(2.5)
-    state: dict[str, Any] = msgspec.msgpack.decode(story.alerter.snapshot({}).state())
-    return state
+    saved = story.alerter.snapshot({})
+    return msgspec.msgpack.decode(saved.state()), parts_of(saved)
 
 
 def invalid_states() -> Iterator[tuple[str, bytes]]:
     """Yield (name, bytes) of states that are a valid one but for the part in the name."""
     encode = msgspec.msgpack.encode
     yield from {"empty": b"", "no msgpack": b"\xc1", "null": encode(None), "list": encode([])}.items()
-    valid = saved_state()
+    valid, _ = saved_state()
     fingerprint = valid["watches"]["any"]["fingerprint"]
     for key in valid:
         yield f"without {key}", encode({name: value for name, value in valid.items() if name != key})
         yield f"{key} is 1.5", encode({**valid, key: 1.5})
-    yield "another version", encode({**valid, "version": valid["version"] - 1})
+    for version in (valid["version"] - 2, valid["version"] + 1):
+        yield f"version {version}", encode({**valid, "version": version})
+    yield "the version before, without its batches", encode({**valid, "version": valid["version"] - 1})
+    yield "no shard", encode({**valid, "dedup": {}})
+    yield "no calls", encode({**valid, "dedup": {0: {**valid["dedup"][0], "calls": None}}})
+    yield "another capacity", encode({**valid, "dedup": {0: {**valid["dedup"][0], "calls": [2 * CAPACITY, 2, 0]}}})
     yield "watches is a list", encode({**valid, "watches": [1]})
     yield "a rule is a number", encode({**valid, "watches": {"any": 1}})
     yield "a rule has only a fingerprint", encode({**valid, "watches": {"any": {"fingerprint": fingerprint}}})
 
 
 def test_the_state_that_the_invalid_ones_are_made_from_is_valid() -> None:
-    alerter = AlerterMachine([make_rule()], "default")
-    alerter.restore(msgspec.msgpack.encode(saved_state()), {})
+    alerter = AlerterMachine([make_rule()], "default", capacity=CAPACITY)
+    state, parts = saved_state()
+    alerter.restore(msgspec.msgpack.encode(state), parts)
     assert alerter.position is not None
+    assert len(alerter.dedup[0].calls) == 2
 
 
 @pytest.mark.parametrize("state", [pytest.param(state, id=name) for name, state in invalid_states()])
 def test_an_invalid_snapshot_is_refused_and_the_alerter_still_works(state: bytes) -> None:
     story = Story(make_rule(), begin=None)
     with pytest.raises(Rejected):
-        story.alerter.restore(state, {})
+        story.alerter.restore(state, saved_state()[1])
     assert story.alerter.position is None
     story.alerter.caught_up = True
     story.tick(0)
@@ -249,10 +257,19 @@ def test_a_truncated_snapshot_is_refused() -> None:
     story = Story(*RULES)
     breach(story, [0.5, 1.5])
     story.tick(2.5)
-    snapshot = story.alerter.snapshot({}).state()
-    for size in range(0, len(snapshot), max(1, len(snapshot) // 40)):
+    saved = story.alerter.snapshot({})
+    state, parts = saved.state(), parts_of(saved)
+    for size in range(0, len(state), max(1, len(state) // 40)):
         with pytest.raises(Rejected):
-            AlerterMachine(RULES, "default").restore(snapshot[:size], {})
+            AlerterMachine(RULES, "default", capacity=CAPACITY).restore(state[:size], parts)
+
+
+@pytest.mark.parametrize("parts", [{}, {"0.0": b""}, {"0.0": bytes(32 * CAPACITY - 1)}, {"1.0": bytes(32 * CAPACITY)}])
+def test_a_snapshot_whose_calls_are_missing_or_damaged_is_refused(parts: dict[str, bytes]) -> None:
+    alerter = AlerterMachine([make_rule()], "default", capacity=CAPACITY)
+    with pytest.raises(Rejected, match="memory of calls"):
+        alerter.restore(msgspec.msgpack.encode(saved_state()[0]), parts)
+    assert (alerter.position, len(alerter.dedup[0].calls)) == (None, 0)
 
 
 # --- what is shown

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from kit.alerter_log import CREATED, SETTLED, Story, at, breach, brief, call, make_rule, ns
+from kit.whole_snapshots import CAPACITY, save
 from tokentrace.errors import Rejected
 from tokentrace.units import render_instant
 from tokentrace_alerter.machine import AlerterMachine
@@ -17,7 +18,7 @@ def test_a_firing_later_than_the_snapshot_starts_the_cooldown() -> None:
     #   0  1  2  3  4  5  6  7  8  9  10 11 12
     #   S  F      killed                 F    S = snapshot, F = firing; cooldown 10 s
     story = Story(make_rule(cooldown="10s", window="5s"))
-    snapshot = story.alerter.snapshot({}).state()
+    snapshot = save(story.alerter)
     breach(story, [0.5, 1.5, 2.5])
     assert brief(story.tick(3.3)) == [(1, "firing", 1)]
     story.restart(snapshot)
@@ -31,7 +32,7 @@ def test_the_cooldown_of_a_resolved_firing_survives_a_kill(twice: bool) -> None:
     #   0  1  2  3  4         6 ...      31
     #   S  F     R   killed   breach     F       S = snapshot, F = firing, R = resolution; window 2 s, cooldown 30 s
     story = Story(make_rule(cooldown="30s", window="2s"))
-    snapshot = story.alerter.snapshot({}).state()
+    snapshot = save(story.alerter)
     breach(story, [0.5])
     assert brief(story.tick(4.3)) == [(1, "firing", 1), (3, "resolved", 0)]
     story.restart(snapshot)
@@ -46,7 +47,7 @@ def test_the_cooldown_of_a_resolved_firing_survives_a_kill(twice: bool) -> None:
 
 def test_nothing_is_published_for_instants_up_to_the_last_event() -> None:
     story = Story(make_rule())
-    snapshot = story.alerter.snapshot({}).state()
+    snapshot = save(story.alerter)
     breach(story, [0.5, 1.5, 2.5])
     assert len(story.tick(3.3)) == 3
     story.restart(snapshot)
@@ -61,7 +62,7 @@ def test_a_snapshot_between_deciding_and_publishing_loses_no_event(event: str) -
     if event == "resolved":
         assert len(story.tick(1 + SETTLED)) == 1
     story.send(9.5, call(9.4))
-    snapshot = story.alerter.snapshot({}).state()
+    snapshot = save(story.alerter)
     story.restart(snapshot)
     expected = [(1, "firing", 1)] if event == "firing" else []
     assert brief(story.tick(9.5)) == [*expected, (3, "resolved", 0)]
@@ -71,7 +72,7 @@ def test_an_event_that_was_decided_before_the_snapshot_and_not_stored_starts_no_
     story = Story(make_rule(cooldown="1h"))
     story.send(0.5, call(0.5))
     assert len(story.tick(1 + SETTLED)) == 1
-    snapshot = story.alerter.snapshot({}).state()
+    snapshot = save(story.alerter)
     story.published.clear()
     story.restart(snapshot)
     assert [event.status for event in story.tick(2 + SETTLED)] == ["firing"]
@@ -81,7 +82,7 @@ def test_events_applied_before_an_unreadable_snapshot_start_the_cooldown() -> No
     story = Story(make_rule(cooldown="30s"))
     breach(story, [0.5])
     assert len(story.tick(1 + SETTLED)) == 1
-    story.alerter = AlerterMachine(story.rules, "default")
+    story.alerter = AlerterMachine(story.rules, "default", capacity=CAPACITY)
     for event in story.published:
         story.alerter.apply_event(event)
     with pytest.raises(Rejected):
@@ -175,7 +176,7 @@ def test_a_new_rule_is_backfilled_and_does_not_fire_for_earlier_instants() -> No
     story = Story(old)
     breach(story, [0.5, 1.5, 2.5])
     assert len(story.tick(3.5)) == 1
-    story.restart(story.alerter.snapshot({}).state(), old, new, caught_up=False)
+    story.restart(save(story.alerter), old, new, caught_up=False)
     assert story.alerter.position is not None
     assert story.alerter.position.sequence == 3
     assert story.tick(20.5) == []
@@ -193,7 +194,7 @@ def test_a_new_rule_is_warming_until_its_window_is_covered() -> None:
     story = Story(make_rule(name="old"), began=0.5)
     breach(story, [0.5])
     story.tick(5)
-    story.restart(story.alerter.snapshot({}).state(), new)
+    story.restart(save(story.alerter), new)
     for now, state in ((6, "warming"), (60.4, "warming"), (60.6, "inactive")):
         story.tick(now)
         (shown,) = story.alerter.render(ns(now))
@@ -205,7 +206,7 @@ def test_a_rule_keeps_its_cooldown_when_another_one_is_added() -> None:
     story = Story(old)
     breach(story, [0.5])
     assert len(story.tick(1.5)) == 1
-    story.restart(story.alerter.snapshot({}).state(), old, make_rule(name="new", threshold=99))
+    story.restart(save(story.alerter), old, make_rule(name="new", threshold=99))
     story.tick(5)
     assert story.tick(30.9 + SETTLED) == []
     assert [at(event) for event in story.tick(40)] == [31]
@@ -216,7 +217,7 @@ def test_removing_a_rule_keeps_the_cooldown_of_another() -> None:
     story = Story(stays, make_rule(name="goes"))
     breach(story, [0.5])
     story.tick(1.5)
-    story.restart(story.alerter.snapshot({}).state(), stays)
+    story.restart(save(story.alerter), stays)
     assert story.alerter.position is not None
     assert story.alerter.position.sequence == 1
     assert [at(event) for event in story.tick(40)] == [31]
@@ -228,7 +229,7 @@ def test_a_rule_with_a_new_interval_is_evaluated_at_its_new_instants(
 ) -> None:
     story = Story(make_rule(eval_interval=before, window="60s"))
     breach(story, [0.5])
-    story.restart(story.alerter.snapshot({}).state(), make_rule(eval_interval=after, window="60s"))
+    story.restart(save(story.alerter), make_rule(eval_interval=after, window="60s"))
     story.tick(0.9)
     assert [at(event) for event in story.tick(16)] == instants
 
@@ -237,5 +238,5 @@ def test_a_new_threshold_applies_to_spans_folded_before_it_was_set() -> None:
     story = Story(make_rule(threshold=99))
     breach(story, [0.5])
     story.tick(1.5)
-    story.restart(story.alerter.snapshot({}).state(), make_rule(threshold=1))
+    story.restart(save(story.alerter), make_rule(threshold=1))
     assert brief(story.tick(2.5)) == [(2, "firing", 1)]

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +14,8 @@ from hypothesis import strategies as st
 from kit.alerter_log import RULES, SETTLED, START, Story, at, brief, call, make_rule, ns
 from kit.builders import make_span
 from kit.examples import examples
+from kit.whole_snapshots import save
+from tokentrace.dedup import LeftOut
 from tokentrace.metrics import METRICS
 from tokentrace.records import AlertEvent, Span
 from tokentrace.units import SECOND
@@ -220,7 +221,7 @@ def expected_events(rules: Sequence[Rule], messages: list[list[Sent]]) -> dict[s
 
 
 def restarted(story: Story, snapshot: bytes, *, caught_up: bool) -> None:
-    story.restart(msgspec.msgpack.decode(msgspec.msgpack.encode(snapshot)), caught_up=caught_up)
+    story.restart(snapshot, caught_up=caught_up)
 
 
 @settings(max_examples=examples(60), deadline=None)
@@ -235,7 +236,7 @@ def test_ticks_and_restarts_anywhere_leave_the_same_events(stream: Stream, seed:
             story.tick(SETTLED + message[0].stored + dice.random() * (upto - message[0].stored))
         if dice.random() < 0.4:
             story.tick(0)
-            restarted(story, story.alerter.snapshot({}).state(), caught_up=dice.random() < 0.7)
+            restarted(story, save(story.alerter), caught_up=dice.random() < 0.7)
     story.alerter.caught_up = True
     story.tick(messages[-1][0].stored + 90)
     assert by_rule(story.published) == expected_events(RULES, messages)
@@ -253,7 +254,7 @@ def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream:
         story.send(message[0].stored, *(sent_span.span for sent_span in message))
         if number == saved_at:
             story.tick(0)
-            snapshot = story.alerter.snapshot({}).state()
+            snapshot = save(story.alerter)
             before = len(story.published)
     story.tick(message[0].stored + SETTLED)
     unsaved = story.published[before:]
@@ -269,7 +270,7 @@ def test_after_a_kill_the_unpublished_events_are_published_and_no_others(stream:
 
 @settings(max_examples=examples(40), deadline=None)
 @given(stream=random_streams, seed=st.integers(0, 2**32))
-def test_repeated_batches_change_nothing(stream: Stream, seed: int) -> None:
+def test_repeated_batches_and_repeated_spans_change_nothing(stream: Stream, seed: int) -> None:
     dice, messages = random.Random(seed), make_sent(stream)
     story, sent = Story(*RULES), []
     for number, message in enumerate(messages, start=1):
@@ -277,10 +278,12 @@ def test_repeated_batches_change_nothing(stream: Stream, seed: int) -> None:
         sent.append((key, [sent_span.span for sent_span in message]))
         story.send(message[0].stored, *sent[-1][1], **key)
         for again, spans in dice.sample(sent, min(2, len(sent))):
-            story.send(message[0].stored, *spans, **again)
+            # The same batch again, or its spans in another batch.
+            told = again if dice.random() < 0.7 else {"id": f"again-{len(story.log)}"}
+            story.send(message[0].stored, *dice.sample(spans, len(spans)), **told)
             if dice.random() < 0.2:
                 story.tick(0)
-                restarted(story, story.alerter.snapshot({}).state(), caught_up=True)
+                restarted(story, save(story.alerter), caught_up=True)
     story.tick(messages[-1][0].stored + 90)
     assert by_rule(story.published) == expected_events(RULES, messages)
 
@@ -290,6 +293,18 @@ def test_the_same_batch_again_counts_once() -> None:
     for stored in (0.5, 0.5, 0.9):
         story.send(stored, call(0.4), call(0.4), id="default.web.1", sequence=1)
     assert brief(story.tick(1 + SETTLED)) == [(1, "firing", 2)]
-    story.restart(story.alerter.snapshot({}).state())
+    story.restart(save(story.alerter))
     story.send(1.5, call(0.4), call(0.4), id="default.web.1", sequence=1)
     assert brief(story.tick(2 + SETTLED)) == [(2, "firing", 2)]
+
+
+def test_of_a_call_told_in_three_batches_the_first_one_counts_before_and_after_a_restart() -> None:
+    story = Story(make_rule(metric="total_cost", op="gt", window="60s"))
+    told = [call(0.4, trace_id="t", span_id="a", cost_nusd=cost) for cost in (10**9, 2 * 10**9, 3 * 10**9)]
+    story.send(0.5, told[0])
+    story.send(0.6, told[1], call(0.4, cost_nusd=5 * 10**9), id="default.web.1", sequence=1)
+    story.restart(save(story.alerter))
+    story.send(0.7, told[2])
+    (event,) = story.tick(1 + SETTLED)
+    assert (event.value, event.span_count) == (6, 2)
+    assert story.alerter.dedup[0].left_out == LeftOut(1, repeated=2, conflicting=2, conflicting_nusd=5 * 10**9)

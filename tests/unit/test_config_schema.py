@@ -28,6 +28,9 @@ VALID = [
     "alert_delivery: {allow_hosts: [10.0.0.0/8]}",
     "custom_metrics: [{name: docs, type: sum, field: attr.documents}]",
     "pricing: {models: {m: {prompt_per_1m: 0.1, completion_per_1m: '12.5'}}}",
+    "pricing: {models: {m: {free: true}}, local_providers: [box]}",
+    "pricing: {models: {m: {units: {web_searches: {usd: 10, per: 1000}}, match: {prefix: m-}, provider: p}}}",
+    "pricing: {models: {m: {prompt_per_1m: 1, completion_per_1m: 2, tiers: [{above_prompt_tokens: 9}]}}}",
 ]
 VARIABLES = {"COUNT": "4", "WINDOW": "2m", "ON": "true", "KIND": "stdout", "HIGH": "0.5"}
 INVALID = [
@@ -46,8 +49,21 @@ INVALID = [
     "alerts: [{name: a}]",
     "alerts: [null]",
     "pricing: {models: {m: {prompt_per_1m: cheap, completion_per_1m: 1}}}",
+    "pricing: {models: {m: {prompt_per_1m: 1, completion_per_1m: 1, tiers: [{prompt_per_1m: 1}]}}}",
+    "pricing: {models: {m: {units: {web_searches: {usd: 1, per: 0}}}}}",
+    "pricing: {models: {m: {free: maybe}}}",
     "redaction: {keys: secret}",
 ]
+
+
+#: Path of a list or of a map by name -> what stands between it and the keys of its items.
+SEPARATORS = {
+    "alerts": "[].",
+    "custom_metrics": "[].",
+    "pricing.models": ".<model>.",
+    "pricing.models.<model>.tiers": "[].",
+    "pricing.models.<model>.units": ".<unit>.",
+}
 
 
 def resolve(schema: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +96,7 @@ def keys_below(schema: dict[str, Any], parent: str) -> Iterator[tuple[str, dict[
         if path == "transport.multi" or "properties" not in inner:
             yield path, key
         else:
-            separator = {"alerts": "[].", "custom_metrics": "[].", "pricing.models": ".<model>."}.get(path, ".")
+            separator = SEPARATORS.get(path, ".")
             yield from keys_below(inner, path + separator)
 
 

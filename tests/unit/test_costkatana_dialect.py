@@ -130,7 +130,8 @@ class TestMapping:
         assert started(userId="given").user_id == "given"
         assert started().user_id == "u-1"
         assert started(metadata={}).user_id is None
-        assert started(metadata={"userId": 7}).user_id is None
+        assert started(metadata={"userId": 7}).user_id == "7"
+        assert started(metadata={"userId": True}).user_id is None
         assert finished({"metadata": {"userId": "late"}}, metadata={}).user_id == "late"
 
     def test_an_end_before_the_start_gives_a_duration_of_zero(self) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from kit.builders import ENDED_NS, make_batch, make_span
-from tokentrace.dedup import LeftOut, Deduplicator, identities_of, is_long, keys_of, usable_response_id
+from tokentrace.dedup import Deduplicator, LeftOut, identities_of, is_long, keys_of, usable_response_id
 from tokentrace.records import Batch, Score, Span
 from tokentrace.units import MINUTE, SECOND
 
@@ -126,6 +126,26 @@ def test_a_telling_without_usage_does_not_stop_a_later_one_with_usage() -> None:
         "a",
         "a",
     ]
+
+
+@pytest.mark.parametrize("inner_first", [True, False])
+@pytest.mark.parametrize("response_id", ["", LONG_ID, "chatcmpl-417"])
+def test_a_call_around_a_call_with_the_same_usage_counts_once(inner_first: bool, response_id: str) -> None:
+    outer, middle = told("outer"), told("middle", parent_span_id="outer")
+    inner = told("inner", parent_span_id="middle", response_id=response_id)
+    spans = [inner, middle, outer] if inner_first else [outer, middle, inner]
+    assert len(counted(Deduplicator(), request(1, *spans))) == 1
+
+
+def test_a_call_around_other_usage_or_two_calls_or_a_later_one_counts_too() -> None:
+    outer = told("outer")
+    for inner in (
+        [told("a", parent_span_id="outer", prompt_tokens=9)],
+        [told("a", parent_span_id="outer"), told("b", parent_span_id="outer")],
+        [told("a", parent_span_id="outer", shift_ns=MINUTE)],
+        [told("a", parent_span_id="outer", kind="tool")],
+    ):
+        assert len(counted(Deduplicator(), request(1, outer, *inner))) == 1 + len(inner)
 
 
 def test_the_same_ids_in_another_project_are_another_call() -> None:

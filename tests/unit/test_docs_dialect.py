@@ -345,7 +345,13 @@ FIELDS = [
     "cache_write_1h_tokens",
     "reasoning_tokens",
     "usage",
+    "usage_state",
+    "pricing_context",
+    "service_tier",
+    "response_id",
+    "scope",
     "cost_source",
+    "cost_reason",
     "unpriced_reason",
 ]
 
@@ -419,7 +425,9 @@ def test_session_and_user_may_be_attributes_and_their_fields_win() -> None:
     assert (span.session_id, span.user_id) == ("s", "u")
     span = decode_one(attributes={"session_id": "s", "user_id": "u"}, session_id="S", user_id="U")
     assert (span.session_id, span.user_id) == ("S", "U")
-    assert decode_one(attributes={"session_id": "", "user_id": 5}).session_id is None
+    span = decode_one(attributes={"session_id": "", "user_id": 5})
+    assert (span.session_id, span.user_id) == (None, "5")
+    assert span.attributes == {"session_id": "", "user_id": 5}
 
 
 def test_an_empty_parent_id_means_a_root() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -13,11 +14,15 @@ from kit.builders import ENDED_NS, make_span
 from kit.examples import examples
 from tokentrace.dialect.docs import decode_spans, render_span
 from tokentrace.records import (
+    FREE_REASONS,
     KINDS,
     MAX_COST_NUSD,
     MAX_LATENCY_NS,
+    UNPRICED_REASONS,
     Span,
     check_span,
+    is_response_id,
+    settle_usage,
 )
 from tokentrace.units import MS
 
@@ -75,6 +80,9 @@ scalars = st.one_of(
 keys = st.text(min_size=1, max_size=20).filter(lambda key: not key.startswith(("tt.", "eval.")))
 
 
+contexts = st.sampled_from(["service_tier", "processing", "speed", "search_type"])
+
+
 @st.composite
 def valid_spans(draw: st.DrawFn) -> Span:
     cached, written, reasoning = (draw(st.integers(0, 2**30)) for _ in range(3))
@@ -110,18 +118,39 @@ def valid_spans(draw: st.DrawFn) -> Span:
         reasoning_tokens=reasoning,
         usage=draw(st.none() | st.dictionaries(names, st.integers(0, 2**40), min_size=1, max_size=2)),
         arrived_ns=ENDED_NS,
-        cost_source=draw(st.sampled_from(["", "reported", "priced", "unpriced"])),
-        unpriced_reason=draw(names),
+        cost_source=draw(st.sampled_from(["", "reported", "priced", "unpriced", "free"])),
+        unpriced_reason=draw(names | st.sampled_from(UNPRICED_REASONS)),
+        usage_state=draw(st.sampled_from(["", "partial", "estimated"])),
+        pricing_context=draw(st.none() | st.dictionaries(contexts, names.filter(bool), min_size=1, max_size=3)),
+        response_id=draw(st.just("") | ascii_ids.filter(is_response_id)),
+        scope=draw(names),
     )
 
 
 @settings(max_examples=examples(150), deadline=None)
 @given(valid_spans())
 def test_a_shown_span_decodes_to_the_same_span_without_what_ingest_sets(span: Span) -> None:
-    # Ingest sets the three replaced fields, so the decoder leaves them empty.
+    # Ingest sets the three replaced fields, so the decoder leaves them empty. A sender may state only one source.
+    span = settle_usage(span)
     check_span(span)
-    [back] = decode_spans(json.dumps(render_span(span)).encode())
-    assert back == replace(span, cost_source="", unpriced_reason="", arrived_ns=0)
+    [back] = decode_spans(json.dumps(render_span(replace(span, unpriced_reason="no_usage"))).encode())
+    stated = span.cost_source == "reported" and bool(span.cost_nusd)
+    if span.cost_source != "reported" or stated:
+        assert back == replace(span, cost_source="reported" if stated else "", unpriced_reason="", arrived_ns=0)
+
+
+@pytest.mark.parametrize("reason", FREE_REASONS)
+def test_a_true_zero_is_shown_and_taken_again_with_its_reason(reason: str) -> None:
+    span = make_span(cost_nusd=0, cost_source="reported", unpriced_reason=reason, arrived_ns=0)
+    shown = render_span(span)
+    assert shown["cost_reason"] == reason
+    assert "unpriced_reason" not in shown
+    assert decode_spans(json.dumps(shown).encode()) == [span]
+
+
+def test_the_reason_of_an_unknown_cost_is_shown_under_both_names() -> None:
+    shown = render_span(make_span(cost_source="unpriced", unpriced_reason="no_rate:web_searches"))
+    assert (shown["cost_reason"], shown["unpriced_reason"]) == ("no_rate:web_searches", "no_rate:web_searches")
 
 
 @given(instants, st.integers(0, MS - 1))

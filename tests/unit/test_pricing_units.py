@@ -6,12 +6,14 @@ from decimal import Decimal, localcontext
 
 import pytest
 from genai_prices import Usage
+from genai_prices.data_units import unit_data
 from genai_prices.decompose import is_descendant_or_self
 from genai_prices.types import (
     ModelInfo,
     ModelPrice,
     Provider,
 )
+from genai_prices.units import UnitRegistry
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +21,6 @@ from kit.examples import examples
 from kit.prices import (
     NOON,
     PAIRS,
-    TABLES,
     Counts,
     call,
     counts_of,
@@ -27,6 +28,7 @@ from kit.prices import (
     exact,
     has_rate,
     is_found,
+    priced_units,
     pricer,
     starts_of,
     to_nusd,
@@ -130,9 +132,16 @@ def test_an_hour_of_audio_is_priced() -> None:
     assert quote[:2] == (360_000_000, "priced")
 
 
-def test_usage_cannot_replace_the_fields_of_a_span() -> None:
-    usage = {"input_tokens": 10**9, "output_tokens": 10**9, "web_searches": 0}
-    assert pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage=usage)).cost_nusd == 2_560_000
+def test_usage_may_name_the_fields_of_a_span_but_not_contradict_them() -> None:
+    tokens = {"input_tokens": 1000, "output_tokens": 500}
+    for counts, usage in (
+        ((0, 0, 0, 0, 0, 0), tokens),
+        ((1000, 0, 0, 0, 0, 0), {"output_tokens": 500}),
+        ((1000, 500, 0, 0, 0, 0), tokens),
+    ):
+        assert pricer.quote(call("openai", "gpt-4o", counts, usage=usage))[:2] == (7_500_000, "priced")
+    quote = pricer.quote(call("openai", "gpt-4o", (512, 128, 0, 0, 0, 0), usage=tokens))
+    assert (quote.cost_nusd, quote.reason) == (None, "usage_contradicts_itself")
 
 
 #: Units that the price tables name and for which no model has a price.
@@ -176,12 +185,12 @@ UNPRICED_UNITS = {
 
 
 def test_every_unit_with_a_price_is_priced_and_the_others_are_listed() -> None:
-    units = TABLES.registry.units
+    units = UnitRegistry(unit_data).units
     priced_by: dict[str, list[tuple[Provider, ModelInfo, ModelPrice]]] = {}
     for provider, model in PAIRS:
         if isinstance(model.prices, ModelPrice) and is_found(provider.id, model.id):
-            for unit, _ in TABLES.priced_units(model.prices):
-                priced_by.setdefault(unit.usage_key, []).append((provider, model, model.prices))
+            for unit in priced_units(model.prices):
+                priced_by.setdefault(unit, []).append((provider, model, model.prices))
     wrong: dict[str, list[object]] = {}
     for name, pairs in priced_by.items():
         if name in (*FIELD_UNITS, "requests"):

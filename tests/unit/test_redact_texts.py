@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 from uuid import UUID
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -183,6 +185,64 @@ def test_a_secret_in_json_text_is_removed_and_the_json_stays_valid(
     assert json.loads(clean) == {"a": 1, key: REDACTED, "z": "end"}
 
 
+_leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
+_nested = st.recursive(
+    _leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(["value", "x", "a b", '"', "\\", "]"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=examples(300), deadline=None)
+@given(
+    key=JSON_KEYS,
+    inside=_nested,
+    in_list=st.booleans(),
+    indent=st.sampled_from([None, 2]),
+    level=st.integers(0, 2),
+    cut=st.integers(0, 60),
+)
+def test_a_nested_secret_in_json_text_is_removed_and_the_json_stays_valid(
+    key: str, inside: Any, in_list: bool, indent: int | None, level: int, cut: int
+) -> None:
+    secret: Any = [inside, SECRET] if in_list else {"value": SECRET, "more": inside}
+    whole: Any = {"a": 1, key: secret, "z": ["end", {"n": 5}]}
+    text = json.dumps(whole, indent=indent)
+    for _ in range(level):
+        text = json.dumps({"body": text})
+    clean = redactor.text(text)
+    assert SECRET not in clean
+    shown = json.loads(clean)
+    for _ in range(level):
+        shown = json.loads(shown["body"])
+    assert shown == {**whole, key: REDACTED}
+    # Text that was cut off shows nothing of the secret either.
+    shortened = text[: max(text.rindex(SECRET) + len(SECRET), len(text) - cut)]
+    assert SECRET not in redactor.text(shortened)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ('{"password":{"value":"hunter2"}}', '{"password":"[REDACTED]"}'),
+        ('{"password":["hunter2",{"a":["x"]}],"b":1}', '{"password":"[REDACTED]","b":1}'),
+        ("{'password': {'value': \"it's hunter2\"}, 'b': 1}", "{'password': '[REDACTED]', 'b': 1}"),
+        ("password={value: hunter2} and more", "password=[REDACTED] and more"),
+        ('{"password":{"value":"hunter2', '{"password":"[REDACTED]"'),
+        ('{"token":12345,"b":1}', '{"token":"[REDACTED]","b":1}'),
+        ('{"token":null,"secret":true,"b":[1]}', '{"token":null,"secret":true,"b":[1]}'),
+        ('{"authorization":{"scheme":"Basic","value":"hunter2"},"b":1}', '{"authorization":"[REDACTED]","b":1}'),
+        ('{"authorization":17,"b":1}', '{"authorization":"[REDACTED]","b":1}'),
+        ('{"phone_number":"hunter2","password_reset":"later"}', '{"phone_number":"[REDACTED]","password_reset":"later"}'),
+    ],
+)
+def test_a_value_in_json_or_python_is_replaced_whole(text: str, clean: str) -> None:
+    assert redactor.text(text) == clean
+    assert redactor.text(clean) == clean
+
+
 @given(JSON_KEYS, st.text(st.characters(exclude_categories=["Cc", "Cs", "Z"], exclude_characters=",;\"'}"), min_size=1))
 def test_a_value_after_a_sensitive_key_and_a_colon_or_an_equals_sign_is_replaced(key: str, secret: str) -> None:
     secret += SECRET
@@ -224,6 +284,8 @@ fragments = st.lists(
             "\\",
             "{",
             "}",
+            '{"value": ',
+            '"}',
             ",",
             ";",
             "\n",

@@ -39,7 +39,6 @@ from kit.alert_story import (
 )
 from kit.examples import examples
 from tokentrace.bus import Message
-from tokentrace.dedup import FoldedBatches
 from tokentrace.units import SECOND
 from tokentrace_alerter.machine import event_id
 
@@ -67,7 +66,7 @@ def test_a_rule_added_at_run_time_publishes_what_it_would_have_published_if_it_h
     story = Story(neighbour)
     added, ready = sorted((dice.randrange(len(messages)), dice.randrange(len(messages))))
     older: list[Message] = []
-    folded_batches, started = FoldedBatches(), 0.0
+    memory, started = story.alerter.new_memory(), 0.0
     for number, message in enumerate(messages):
         if number == added:
             story.alerter.add_rule(rule)
@@ -75,15 +74,16 @@ def test_a_rule_added_at_run_time_publishes_what_it_would_have_published_if_it_h
             assert story.shown(message[0].stored, "new")["state"] == "warming"
         story.send(message[0].stored, *(sent_span.span for sent_span in message))
         if dice.random() < 0.2:
-            story.send(message[0].stored, *(sent_span.span for sent_span in message), id=f"request-{len(story.log)}")
+            id = dice.choice([f"request-{len(story.log)}", "again"])
+            story.send(message[0].stored, *(sent_span.span for sent_span in message), id=id)
         for _ in range(dice.choice([0, 1, 5])):
             if older:
-                backfill(story.alerter, "new", older.pop(0), folded_batches)
+                backfill(story.alerter, "new", older.pop(0), memory)
         story.tick(message[0].stored + dice.choice([0, SETTLED]))
         assert [event for event in story.published if event.alert == "new"] == [] or number > ready
         if number == ready:
             while older:
-                backfill(story.alerter, "new", older.pop(0), folded_batches)
+                backfill(story.alerter, "new", older.pop(0), memory)
             started = round(message[0].stored + dice.choice([0, 0.1, SETTLED]), 3)
             story.alerter.finish_backfill("new", ns(LONG_AGO), ns(started))
     end = int(messages[-1][0].stored) + 20
@@ -115,7 +115,7 @@ def test_adding_removing_and_silencing_rules_changes_no_other_rule(
             elif action == "silence":
                 story.alerter.silence(name, dice.choice([0, now + 5 * SECOND]))
             else:
-                backfill(story.alerter, name, dice.choice(story.log), FoldedBatches())
+                backfill(story.alerter, name, dice.choice(story.log), story.alerter.new_memory())
         story.send(message[0].stored, *(sent_span.span for sent_span in message))
         story.tick(message[0].stored)
     for name in ("one", "two"):
@@ -152,7 +152,8 @@ def test_a_backfilled_rule_is_warming_until_its_window_is_covered() -> None:
 
 
 def test_an_added_rule_does_not_fire_for_earlier_instants() -> None:
-    story, memory = Story(), FoldedBatches()
+    story = Story()
+    memory = story.alerter.new_memory()
     for second in range(1, 6):
         story.send(second - 0.5, slow(second - 0.5, 600))
     story.alerter.add_rule(make_rule(cooldown="0s", window="3s"))
@@ -163,7 +164,8 @@ def test_an_added_rule_does_not_fire_for_earlier_instants() -> None:
 
 
 def test_a_message_that_is_backfilled_twice_counts_once() -> None:
-    story, memory = Story(), FoldedBatches()
+    story = Story()
+    memory = story.alerter.new_memory()
     message = story.send(0.5, call(0.5), call(0.5))
     story.alerter.add_rule(make_rule(metric="span_count", op="gte", threshold=1, window="10s"))
     for _ in range(3):

@@ -121,7 +121,7 @@ def test_the_value_of_group_by_is_the_instance(
 def test_an_empty_attribute_is_a_separate_instance() -> None:
     """It is not the instance of spans whose attribute is "unknown"."""
     story = Story(make_rule(metric="span_count", op="gte", threshold=1, group_by="user"))
-    story.send(0.5, call(0.5, attributes={"user": ""}), *[call(0.5, attributes={"user": "unknown"})] * 2)
+    story.send(0.5, call(0.5, attributes={"user": ""}), *(call(0.5, attributes={"user": "unknown"}) for _ in range(2)))
     told = {event.group["user"]: event.span_count for event in story.tick(1 + SETTLED)}
     assert told == {"": 1, "unknown": 2}
 

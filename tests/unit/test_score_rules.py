@@ -19,8 +19,8 @@ import tokentrace
 from kit.alerter_log import begin_log
 from kit.builders import make_span
 from kit.examples import examples
+from kit.whole_snapshots import CAPACITY, load, save
 from tokentrace.bus import Message
-from tokentrace.dedup import FoldedBatches
 from tokentrace.metrics import CustomMetric, value_text
 from tokentrace.records import AlertEvent, Batch, Score, Span, encode_batches
 from tokentrace.units import parse_instant
@@ -96,7 +96,7 @@ class Story:
         self.tick(0)
 
     def _begin(self) -> AlerterMachine:
-        alerter = AlerterMachine(self.rules, "default")
+        alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         begin_log(alerter, ns(-86400))
         return alerter
 
@@ -122,11 +122,11 @@ class Story:
 
     def restart(self) -> None:
         """Restart from a snapshot; the published events are applied before it."""
-        state = self.alerter.snapshot({}).state()
+        snapshot = save(self.alerter)
         self.alerter = self._begin()
         for event in self.events:
             self.alerter.apply_event(event)
-        self.alerter.restore(state, {})
+        load(self.alerter, snapshot)
         self.alerter.caught_up = True
 
     def reading(self, name: str, group: str = "") -> tuple[float | None, int]:
@@ -296,19 +296,19 @@ def test_a_rule_added_later_is_backfilled_with_earlier_scores() -> None:
     story.send(1.1, span)
     story.send(2, scored(span, 0.2, 0.9))
     story.alerter.add_rule(drop())
-    folded_batches, evaluators = FoldedBatches(), {"drop": story.alerter.evaluators["drop"]}
+    memory, evaluators = story.alerter.new_memory(), {"drop": story.alerter.evaluators["drop"]}
     for message in story.log:
-        story.alerter.backfill(evaluators, FilterIndex({"drop": {}}), message, folded_batches)
+        story.alerter.backfill(evaluators, FilterIndex({"drop": {}}), message, memory)
     story.alerter.finish_backfill("drop", ns(-86400), ns(3))
     story.send(4, scored(span, 0.3, 0.2))
     story.tick(20)
     assert story.reading("drop") == (0.3, 1)
 
 
-def test_a_snapshot_of_an_older_version_is_refused() -> None:
+def test_a_snapshot_from_before_the_previous_version_is_refused() -> None:
     state = msgspec.msgpack.decode(Story(drop()).alerter.snapshot({}).state())
     assert state["version"] == VERSION
-    for version in range(VERSION):
+    for version in range(VERSION - 1):
         with pytest.raises(tokentrace.errors.Rejected, match="written by version"):
             AlerterMachine([drop()], "default").restore(msgspec.msgpack.encode({**state, "version": version}), {})
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kit.builders import make_span
 from kit.store_log import untimed
-from tokentrace.metrics import attribute_text_of
+from tokentrace.metrics import attribute_text_of, value_text
 from tokentrace.records import Span
 from tokentrace_api.reads import Search, lowered
 from tokentrace_api.store import COLUMNS, Database, attribute_is, attribute_text, columns_of, span_of
@@ -177,3 +177,32 @@ def test_every_letter_is_lowered_as_sql_does_it(database: Database) -> None:
     words = ["".join(letters[start : start + 64]) for start in range(0, len(letters), 64)] + letters[:0x3000]
     rows = database.run("SELECT word, lower(word) FROM (SELECT unnest(?) AS word)", [words])
     assert [lowered(word) for word, _ in rows] == [small for _, small in rows]
+
+
+ids = st.sampled_from((None, "", "u-7", "42", "4.5", "it's"))
+
+
+@untimed(150)
+@given(
+    field=ids,
+    attribute=st.one_of(st.none(), ids, st.integers(40, 44), st.floats(4, 5), st.booleans()),
+    key=st.sampled_from(("user_id", "session_id")),
+    asked=st.sampled_from(("", "u-7", "42", "4.5", "it's", "true", "nobody")),
+)
+def test_an_id_is_the_field_or_else_the_attribute_of_its_name_in_sql_and_in_python(
+    database: Database, field: str | None, attribute: object, key: str, asked: str
+) -> None:
+    span = make_span(**{key: field, "attributes": {key: attribute}})
+    fill(database, [span])
+    wanted = field or (attribute if isinstance(attribute, str) or attribute is None else json.dumps(attribute))
+    if isinstance(attribute, float) and not field:
+        wanted = attribute_text_of(make_span(attributes={"x": attribute}), "x")
+    assert attribute_text_of(span, key) == value_text(span, key) == value_text(span, f"attr.{key}") == wanted
+    expression, parameters = attribute_text(key)
+    assert database.run(f"SELECT {expression} FROM held", parameters) == [(wanted,)]
+    kind, parameters = attribute_text(key, "json_type")
+    is_number = database.run(f"SELECT coalesce({kind}, '') IN ('BIGINT', 'UBIGINT', 'DOUBLE') FROM held", parameters)
+    assert is_number == [(not field and isinstance(attribute, int | float) and not isinstance(attribute, bool),)]
+    # Spans without the id are found by the empty text.
+    search = Search(attributes={key: asked})
+    assert bool(find(database, search)) == search.matches(span) == ((wanted or "") == asked)

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, make_span
+from tokentrace.dedup import usable_response_id
 from tokentrace.errors import Rejected
-from tokentrace.records import KINDS, ROLLUP_KINDS, Span, check_span, counts_as_cost, event_time
+from tokentrace.records import KINDS, ROLLUP_KINDS, Span, check_span, counts_as_cost, event_time, is_response_id
 from tokentrace.units import MINUTE
 
 FIVE_MINUTES = 5 * MINUTE
@@ -60,8 +63,38 @@ def test_other_kinds_need_neither_model_nor_tokens(kind: str) -> None:
     check_span(make_span(kind=kind, model="", prompt_tokens=0, completion_tokens=0))
 
 
-def test_a_span_from_mist_needs_neither_model_nor_tokens() -> None:
-    check_span(make_span(source="mist", model="", prompt_tokens=0, completion_tokens=0))
+@pytest.mark.parametrize("source", ["mist", "costkatana", "reporter", "nats", "spans"])
+def test_no_way_in_is_exempt_from_naming_model_and_tokens(source: str) -> None:
+    assert refusal(make_span(source=source, model="")).startswith("model:")
+    assert "usage_state" in refusal(make_span(source=source, prompt_tokens=0, completion_tokens=0))
+
+
+@pytest.mark.parametrize("state", ["missing", "partial", "estimated", "none"])
+def test_a_successful_call_to_a_model_needs_no_tokens_if_it_says_what_is_known_of_them(state: str) -> None:
+    check_span(make_span(prompt_tokens=0, completion_tokens=0, usage_state=state))
+
+
+@pytest.mark.parametrize("state", ["missing", "none"])
+@pytest.mark.parametrize("counts", [{"prompt_tokens": 1}, {"total_tokens": 1}, {"usage": {"web_searches": 1}}])
+def test_a_span_without_usage_counts_nothing(state: str, counts: dict[str, Any]) -> None:
+    counts = {"prompt_tokens": 0, "completion_tokens": 0, **counts}
+    assert refusal(make_span(usage_state=state, **counts)).startswith(f"usage_state: {state}")
+
+
+@pytest.mark.parametrize("text", ["a b", "[EMAIL_REDACTED]", "x(1)", "{id}", "<x>", "é", "a\n", "x" * 257])
+def test_a_response_id_that_cannot_identify_a_response_is_rejected(text: str) -> None:
+    assert refusal(make_span(response_id=text)).startswith("response_id:")
+    assert not usable_response_id(text)
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=8))
+def test_the_ids_that_a_span_may_have_are_those_by_which_a_call_is_known(text: str) -> None:
+    assert is_response_id(text) == usable_response_id(text)
+
+
+def test_a_pricing_context_has_at_most_16_keys() -> None:
+    check_span(make_span(pricing_context={str(index): "x" for index in range(16)}))
+    assert "17 keys" in refusal(make_span(pricing_context={str(index): "x" for index in range(17)}))
 
 
 @pytest.mark.parametrize("field", ["trace_id", "span_id", "parent_span_id"])

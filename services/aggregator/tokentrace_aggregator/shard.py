@@ -31,12 +31,15 @@ from tokentrace.metrics import (
 from tokentrace.records import Batch, Position, ReporterStats, counts_as_cost, decode_batches
 from tokentrace.rollup import (
     CLAMPED,
+    COST_SUMS,
     HORIZON_NS,
     MAX_MODELS,
     OTHER,
+    REASONS,
     RESOLUTIONS,
     SPAN_SCHEMA,
     STATUS,
+    TOKEN_SUMS,
     CumulativeCounters,
     Rollup,
     SeriesTable,
@@ -365,12 +368,13 @@ class Shard:
         return ReporterTotals(sent=self._sent, dropped=self._dropped, failed=self._failed, queues=queues)
 
     def _cumulative_sums(self) -> Sums:
-        """Return the sums over all kinds of span; those of cost leave roll-up kinds out."""
+        """Return the sums over all kinds of span; those of cost and tokens leave roll-up kinds out."""
         totals, table = self._cumulative.totals, self._table
         sums = Sums.of(add_by(np.zeros(len(totals), np.int64), totals, 1))
         paying = np.array([0 if counts_as_cost(key.kind) else -1 for key in table.series[: len(totals)]], np.int64)
         paid = Sums.of(add_by(paying, totals, 1))
-        sums.cost, sums.unpriced, sums.partly_priced = paid.cost, paid.unpriced, paid.partly_priced
+        for name in (*COST_SUMS, *TOKEN_SUMS):
+            setattr(sums, name, getattr(paid, name))
         return sums
 
     def _cumulative_counters(self) -> Cumulative:
@@ -385,8 +389,10 @@ class Shard:
                 by_operation[series.name] = (count + sums.spans, errors + sums.errors)
             key = (shown[series.model], series.provider, series.caller, series.status)
             counter = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
-            cost = sums.cost if counts_as_cost(series.kind) else 0
-            counter.sums.add(sums if series.kind == "llm" else Sums(cost=cost))
+            if series.kind == "llm":
+                counter.sums.add(sums)
+            elif counts_as_cost(series.kind):
+                counter.sums.add(Sums(**{name: getattr(sums, name) for name in COST_SUMS}))
         return Cumulative(
             by_operation=by_operation,
             walls=cumulative.walls.tolist(),
@@ -397,6 +403,9 @@ class Shard:
             clamped=self._clamped,
             lost=[(self.shard, loss.first, loss.last) for loss in self.losses],
             left_out=self.dedup.left_out,
+            remembered=len(self.dedup.calls),
+            oldest_call_ms=self.dedup.calls.oldest_start_ms,
+            unpriced_tokens=dict(zip(REASONS, cumulative.unpriced_tokens, strict=True)),
         )
 
     def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:

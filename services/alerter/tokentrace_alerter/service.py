@@ -244,7 +244,15 @@ class Alerter:
         missing = list(self.bus.problems)
         if not self.runner.progress.caught_up:
             missing.append("alert rules")
-        return Health(missing, {"rules": len(self.machine.evaluators)})
+        details: dict[str, object] = {"rules": len(self.machine.evaluators)}
+        overflow = {
+            name: evaluator.overflow.span_count
+            for name, evaluator in self.machine.evaluators.items()
+            if evaluator.overflow.span_count
+        }
+        if overflow:
+            details["overflow"] = overflow
+        return Health(missing, details)
 
     def samples(self) -> Iterator[Sample]:
         """Yield the metrics of the alerter."""

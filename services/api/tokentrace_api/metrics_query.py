@@ -17,7 +17,7 @@ from tokentrace.rollup import DIMENSIONS
 from tokentrace.units import SECOND
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
-from tokentrace_api.parameters import ATTRIBUTE_PREFIX, AttributeParams, Duration, Text
+from tokentrace_api.parameters import ATTRIBUTE_PREFIX, AttributeParams, Duration, Text, with_ids
 from tokentrace_api.reads import Exemplar, Where, aggregates_by, custom_values_by, exemplars
 
 #: Time limit for finding exemplars, seconds.
@@ -32,7 +32,10 @@ class MetricsParams(AttributeParams):
     )
     groupby: Text = Field(
         None,
-        description="A dimension (`model`, `caller`, `provider`, `name`, `status`, `kind`) or `attr.<key>`.",
+        description=(
+            "A dimension (`model`, `caller`, `provider`, `name`, `status`, `kind`), `user_id`, `session_id` or "
+            "`attr.<key>`."
+        ),
         examples=["model"],
     )
     kind: Text = Field(
@@ -48,6 +51,10 @@ class MetricsParams(AttributeParams):
     caller: Text = Field(None, description="Only spans of this caller.", examples=["checkout"])
     name: Text = Field(None, description="Only spans with this name.", examples=["answer question"])
     status: Text = Field(None, description="Only spans with this status.", examples=["error"])
+    user: Text = Field(None, description="Only spans of this user.", examples=["u-7"])
+    user_id: Text = Field(None, description="The same as `user`.", examples=["u-7"])
+    session: Text = Field(None, description="Only spans of this session.", examples=["s1"])
+    session_id: Text = Field(None, description="The same as `session`.", examples=["s1"])
 
     def filters(self) -> dict[str, str]:
         """Return a map from each dimension that is filtered to the value that a span must have."""
@@ -60,6 +67,11 @@ class MetricsParams(AttributeParams):
         }
         return {name: value for name, value in values.items() if value is not None}
 
+    def stored(self) -> dict[str, str]:
+        """Return the filters that the store answers: attribute, ``user_id`` or ``session_id`` -> value."""
+        ids = {"user": self.user, "user_id": self.user_id, "session": self.session, "session_id": self.session_id}
+        return with_ids(self.attributes, ids)
+
 
 class MetricsQuery(NamedTuple):
     """
@@ -68,7 +80,7 @@ class MetricsQuery(NamedTuple):
     Attributes:
         window: The window as the client wrote it, such as ``1h``.
         query: The interval, kinds, filters and grouping by dimension.
-        attribute: The attribute to group by; "" = group by the dimension in *query*, if any.
+        attribute: The attribute to group by, ``user_id`` or ``session_id``; "" = by the dimension in *query*, if any.
         filters: Attribute -> the value that a span must have, in text form.
     """
 
@@ -119,7 +131,7 @@ def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> Met
         filters=params.filters(),
         groupby="" if attribute else groupby or "",
     )
-    return MetricsQuery(params.window.text, query, attribute, params.attributes)
+    return MetricsQuery(params.window.text, query, attribute, params.stored())
 
 
 async def answer(

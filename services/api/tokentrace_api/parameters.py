@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, WithJsonSchema
@@ -128,3 +128,24 @@ class AttributeParams(Params):
             "A value that is not text is compared as JSON, such as `true` or `3`."
         ),
     )
+
+
+def with_ids(attributes: Mapping[str, str], given: Mapping[str, str | None]) -> dict[str, str]:
+    """
+    Return *attributes* with the ids in *given*, under the keys ``user_id`` and ``session_id``.
+
+    Args:
+        given: Parameter (``user``, ``user_id``, ``session`` or ``session_id``) -> its value; None = not given.
+
+    Raises:
+        Rejected: Two parameters for the same id have different values; the text names both.
+    """
+    merged, origins = dict(attributes), {key: ATTRIBUTE_PREFIX + key for key in attributes}
+    for name, value in given.items():
+        key = name if name.endswith("_id") else f"{name}_id"
+        if value is None:
+            continue
+        if merged.setdefault(key, value) != value:
+            raise Rejected(f"{name}: {shorten(value)!r} differs from {origins[key]}, which means the same")
+        origins.setdefault(key, name)
+    return merged

@@ -16,7 +16,6 @@ from tokentrace.bus import Bus, subjects
 from tokentrace.config import Pricing, Settings
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
-from tokentrace.pricing import Pricer
 from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
 from tokentrace.service.health import Health, Sample
@@ -130,7 +129,7 @@ class Api:
         self.recent = RecentSpans()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
-        self.pricer = Pricer(config.pricing.rates, config.pricing.trust_zero)
+        self.pricer = config.pricing.pricer()
         self.started = time.monotonic()
 
     async def run(self, stopping: asyncio.Event) -> None:

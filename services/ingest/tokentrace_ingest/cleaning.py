@@ -16,11 +16,14 @@ from msgspec.structs import replace
 from tokentrace.bad_data import UNREADABLE
 from tokentrace.bus import Message
 from tokentrace.dialect import docs
+from tokentrace.dialect.attributes import session_of, user_of
 from tokentrace.errors import Rejected
 from tokentrace.pricing import Pricer
 from tokentrace.records import (
+    FREE_REASONS,
     FUTURE_NS,
     MAX_INSTANT_NS,
+    MAX_LATENCY_NS,
     MAX_NAME,
     Batch,
     Span,
@@ -28,6 +31,7 @@ from tokentrace.records import (
     check_span,
     decode_batches,
     salvage_batches,
+    settle_usage,
     split_spans,
 )
 from tokentrace.redact import RedactionCounts, Redactor
@@ -168,14 +172,15 @@ class Cleaner:
             Rejected: A field is invalid; the text names it.
         """
         if not checked:
-            if span.source:
-                span = replace(span, source="")  # ingest sets the source; a reporter must not
+            span = settle_usage(_as_stated(span))
             check_span(span)
         trace_id, span_id = span.trace_id, span.span_id
         if not trace_id or not span_id:
             digest = hashlib.sha256(f"{key}:{index}".encode()).hexdigest()
             trace_id, span_id = trace_id or digest[:32], span_id or digest[32:]
-        started, ended = span.started_ns, span.ended_ns
+        started, ended, latency = span.started_ns, span.ended_ns, span.latency_ns
+        if not latency and 0 < started < ended <= started + MAX_LATENCY_NS:
+            latency = ended - started
         if not ended:
             ended = started + span.latency_ns if started else arrived_ns
         if not started:
@@ -190,6 +195,7 @@ class Cleaner:
             span_id=span_id,
             started_ns=started,
             ended_ns=ended,
+            latency_ns=latency,
             arrived_ns=arrived_ns,
             caller=span.caller or source,
             total_tokens=span.total_tokens or span.prompt_tokens + span.completion_tokens,
@@ -270,10 +276,35 @@ class Cleaner:
             try:
                 if bytes(item)[:1] != b"{":
                     raise Rejected(f"span {index}: not an object")
-                spans += docs.decode_spans(bytes(item), source="nats")
+                spans += docs.decode_spans(bytes(item), source="nats", first=index)
             except Rejected as exc:
                 dead_letters.append(self.dead_letters.unread(key, index, str(exc), item))
         return [Batch(id=key, spans=spans)] if spans else [], dead_letters
+
+
+def _as_stated(span: Span) -> Span:
+    """
+    Return the span of a reporter with its user and session, and without what only ingest may state.
+
+    The cost source ``reported`` is the sender's to state, with the reason why a cost of 0 is true. Every other source
+    says how ingest found the cost.
+    """
+    changed: dict[str, Any] = {}
+    if span.source:
+        changed["source"] = ""
+    if span.cost_source or span.unpriced_reason:
+        reported = span.cost_source == "reported" and span.cost_nusd is not None
+        free = reported and not span.cost_nusd and span.unpriced_reason in FREE_REASONS
+        changed["cost_source"] = "reported" if reported else ""
+        changed["unpriced_reason"] = span.unpriced_reason if free else ""
+    if span.attributes:
+        if not span.user_id and (user := user_of(span.attributes)):
+            changed["user_id"] = user
+        if not span.session_id and (session := session_of(span.attributes)):
+            changed["session_id"] = session
+    if span.pricing_context is not None and not all(span.pricing_context.values()):
+        changed["pricing_context"] = {name: value for name, value in span.pricing_context.items() if value} or None
+    return replace(span, **changed) if changed else span
 
 
 def is_json(payload: bytes) -> bool:

@@ -107,7 +107,7 @@ class Config:
             max_body_bytes=settings.http_server.max_body_bytes,
             spans_path=settings.http_server.ingest_path,
             redactor=settings.redaction.redactor,
-            pricer=Pricer(settings.pricing.rates, settings.pricing.trust_zero),
+            pricer=settings.pricing.pricer(),
         )
 
 

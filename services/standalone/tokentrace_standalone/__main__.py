@@ -9,7 +9,6 @@ from importlib.util import find_spec
 NEEDED = (
     "duckdb",
     "fastapi",
-    "genai_prices",
     "httpcore",
     "httpx",
     "numpy",

@@ -49,8 +49,8 @@ from tokentrace.client.lifecycle import CLOSE_TIMEOUT_S
 from tokentrace.client.sender import Sender
 from tokentrace.client.span_queue import SpanQueue, Stats
 from tokentrace.client.transport import Destination, check_url
-from tokentrace.errors import ConfigError
-from tokentrace.records import MAX_NAME, Span
+from tokentrace.errors import ConfigError, Rejected
+from tokentrace.records import MAX_NAME, Span, whole_amounts
 from tokentrace.redact import Redactor
 
 log = logging.getLogger("tokentrace.reporter")
@@ -132,8 +132,10 @@ class Reporter:
         if not self._url:
             return
         try:
+            if span.usage and any(isinstance(amount, float) for amount in span.usage.values()):
+                span = replace(span, usage=whole_amounts(span.usage))
             encoded = _encoder.encode(span if span.ended_ns else replace(span, ended_ns=time.time_ns()))
-        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError) as exc:
+        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, Rejected) as exc:
             log.warning("a span cannot be encoded and is not reported: %s", exc)
             self._queue.count_unencodable()
             return

@@ -124,6 +124,7 @@ class AlertRule(Section, frozen=True, kw_only=True):
         recovery_threshold: Replaces the threshold while the rule fires; None = the threshold is not replaced.
         no_data: What a window without data does. ignore = it resolves a firing rule; fire = the rule fires; keep = the
             state stays.
+        unpriced: Whether a rule on money also fires while the window has spans of unknown cost: ignore or fire.
         group_by: Dimension or attribute; the rule is evaluated separately for each of its values.
         change: The condition is about the difference from the window before: absolute = as a number; percent = in
             percent of the value before; None = about the metric itself.
@@ -171,6 +172,13 @@ class AlertRule(Section, frozen=True, kw_only=True):
         Meta(
             description="What happens without data. ignore: a firing rule is resolved; fire: the rule fires; "
             "keep: its state stays."
+        ),
+    ] = "ignore"
+    unpriced: Annotated[
+        Literal["ignore", "fire"],
+        Meta(
+            description="What spans of unknown cost do to a rule on money. ignore: they are left out of the value; "
+            "fire: the rule fires while the window has such spans."
         ),
     ] = "ignore"
     group_by: Annotated[
@@ -232,7 +240,7 @@ def tidy_alerts(alerts: object) -> object:
 
 
 #: Keys of a rule for which an empty value means absent.
-_EMPTY_IS_ABSENT = frozenset({"min_spans", "silenced", "no_data", "change", "group_by"})
+_EMPTY_IS_ABSENT = frozenset({"min_spans", "silenced", "no_data", "unpriced", "change", "group_by"})
 
 
 def _without_nulls(rule: Mapping[str, Any]) -> dict[str, Any]:

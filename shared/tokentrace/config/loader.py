@@ -43,14 +43,19 @@ ENVIRONMENT = {
     "TOKENTRACE_ALERT_ALLOW_HOSTS": "alert_delivery.allow_hosts",
     "TOKENTRACE_REDACTION_MODE": "redaction.mode",
     "TRACE_REDACT_KEYS": "redaction.keys",
+    "TOKENTRACE_REDACTION_HASH_KEY": "redaction.hash_key",
 }
 #: Old name of an environment variable -> its new name. The new name wins if both are set.
 DEPRECATED = {"TOKENTRACE_SHARDS": "TOKENTRACE_OWN_SHARDS"}
 #: Settings that are lists: their variable holds the items separated by commas.
 _LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts"})
+#: Lists that a variable extends and does not replace, so that setting it never shows what the file hides.
+_EXTENDED = frozenset({"redaction.keys"})
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
 #: Keys whose variables must be set; otherwise requests would need no token, or deliveries would have no credential.
-_SECRET = re.compile(r"http_server\.auth_token|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL)
+_SECRET = re.compile(
+    r"http_server\.auth_token|redaction\.hash_key|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL
+)
 
 
 def load(
@@ -77,6 +82,8 @@ def load(
     for variable, text in _variables(environ):
         key = ENVIRONMENT[DEPRECATED.get(variable, variable)]
         items = [item.strip() for item in text.split(",") if item.strip()]
+        if key in _EXTENDED:
+            items = [*_items(tree, key), *items]
         _set(tree, key, items if key in _LISTS else text)
         variable_of[key] = variable
     for key, value in (overrides or {}).items():
@@ -186,6 +193,14 @@ def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
         return ""
 
     return _VARIABLE.sub(replacement, value)
+
+
+def _items(tree: Mapping[str, Any], key: str) -> list[Any]:
+    """Return the list at *key* in *tree*; [] if there is none, or if what is there is no list and will be refused."""
+    section, _, last = key.partition(".")
+    held = tree.get(section)
+    items = held.get(last) if isinstance(held, dict) else None
+    return list(items) if isinstance(items, list) else []
 
 
 def _set(tree: dict[str, Any], key: str, value: object) -> None:

@@ -132,6 +132,7 @@ class Deduplicator:
             return self._skip(batch)
         has_others = batch.reporter is not None or any(getattr(batch, name) for name in _OTHER_RECORDS)
         if not batch.sequence:
+            self.batches.forget(now_ns)
             if self.batches.holds_request(batch):
                 return self._skip(batch)
             if has_others:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from tokentrace.records import Batch, Span
-from tokentrace.units import MS
+from tokentrace.units import MS, SECOND
 
 #: One identity, 32 bytes. ``key`` is the hash by which calls are found and sharded, ``span_key`` belongs to the ids of
 #: the span, ``usage`` and ``cost`` are hashes of what was used and of what it cost (usage 0 = nothing is known),
@@ -36,6 +36,8 @@ _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 #: A response id with at least this many letters and digits, without its prefix, is long: providers do not repeat it.
 _LONG = 12
 _USAGE = struct.Struct("<7q")
+#: The values of one ``IDENTITY``, in its order.
+_Identity = tuple[int, int, int, int, int, int]
 
 
 def usable_response_id(text: str) -> bool:
@@ -88,12 +90,20 @@ def usage_hash(span: Span) -> int:
 
 
 def identities_of(spans: Sequence[Span], project: str) -> bytes:
-    """Return the identities of *spans* in order, 32 bytes each (``IDENTITY``)."""
+    """
+    Return the identities of *spans* in order, 32 bytes each (``IDENTITY``).
+
+    A model call that only repeats the usage of a model call inside it, such as a framework's span around that of the
+    provider's library, gets the key of the inner one if both are among *spans*.
+    """
     ways: dict[tuple[str, str], int] = {}
-    return b"".join([_identity(span, project, ways) for span in spans])
+    identities = [_identity(span, project, ways) for span in spans]
+    if any(span.parent_span_id and span.kind in _MODEL_KINDS for span in spans):
+        _join_outer_calls(spans, identities)
+    return b"".join([_PACKED.pack(*identity) for identity in identities])
 
 
-def _identity(span: Span, project: str, ways: dict[tuple[str, str], int]) -> bytes:
+def _identity(span: Span, project: str, ways: dict[tuple[str, str], int]) -> _Identity:
     own = span_key(project, span.trace_id, span.span_id)
     response_id = _response_id(span)
     key = hash64(project, "", response_id) if response_id else own
@@ -106,7 +116,44 @@ def _identity(span: Span, project: str, ways: dict[tuple[str, str], int]) -> byt
         start |= SHORT
     duration = min(max(span.ended_ns // MS - span.started_ns // MS, 0), _MAX_DURATION_MS)
     cost_hash = 0 if cost is None else zlib.crc32(cost.to_bytes(8, "little")) or 1
-    return _PACKED.pack(key, own & 0xFFFFFFFF, usage_hash(span), cost_hash, duration, start)
+    return key, own & 0xFFFFFFFF, usage_hash(span), cost_hash, duration, start
+
+
+def _join_outer_calls(spans: Sequence[Span], identities: list[_Identity]) -> None:
+    """Give a model call without response id the key of the only model call inside it, if the usage is the same."""
+    inside: dict[tuple[str, str], list[int]] = {}
+    for index, span in enumerate(spans):
+        if span.parent_span_id and span.kind in _MODEL_KINDS:
+            inside.setdefault((span.trace_id, span.parent_span_id), []).append(index)
+    joined: dict[int, _Identity] = {}
+    for index in range(len(spans)):
+        depth, inner = 0, index
+        while depth < len(spans):
+            call = _call_inside(spans[inner], inside.get((spans[inner].trace_id, spans[inner].span_id), ()), spans)
+            if call is None or identities[call][2] != identities[index][2]:
+                break
+            depth, inner = depth + 1, call
+        if depth:
+            key, _, _, _, _, start = identities[inner]
+            # Another way in for each depth, because a short response id is compared only between two ways.
+            way = (start >> WAY_SHIFT) + depth & WAY_MASK
+            own_start = identities[index][5] >> START_SHIFT << START_SHIFT | way << WAY_SHIFT | start & SHORT
+            joined[index] = (key, *identities[index][1:5], own_start)
+    for index, identity in joined.items():
+        identities[index] = identity
+
+
+def _call_inside(outer: Span, inner: Sequence[int], spans: Sequence[Span]) -> int | None:
+    """Return the index of the only model call inside *outer*, if *outer* may be another view of it."""
+    if len(inner) != 1 or outer.kind not in _MODEL_KINDS or _response_id(outer):
+        return None
+    used = outer.prompt_tokens or outer.completion_tokens or outer.total_tokens
+    return inner[0] if used and _contains(outer, spans[inner[0]]) else None
+
+
+def _contains(outer: Span, inner: Span) -> bool:
+    """Return True if *inner* ran while *outer* did, give or take a second."""
+    return outer.started_ns - SECOND <= inner.started_ns and inner.ended_ns <= outer.ended_ns + SECOND
 
 
 def batch_identity(batch: Batch, project: str) -> bytes:
@@ -132,8 +179,3 @@ def keys_of(identities: bytes) -> list[int]:
     """Return the keys of encoded *identities*, in order."""
     keys: list[int] = np.frombuffer(identities, IDENTITY)["key"].tolist()
     return keys
-
-
-def columns_of(identities: Any) -> Mapping[str, Any]:
-    """Return an array of ``IDENTITY`` as one array for each field."""
-    return {name: np.ascontiguousarray(identities[name]) for name in IDENTITY.names or ()}

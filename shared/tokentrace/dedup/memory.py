@@ -12,8 +12,8 @@ A call that is found is neither added again nor moved to the front, so what the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import numpy as np
@@ -36,6 +36,8 @@ SHORT_MS = 5_000
 _MASK, _MASK64 = 2**32 - 1, 2**64 - 1
 _MIX = 0xBF58476D1CE4E5B9
 _FIELDS = IDENTITY.names or ()
+#: The values of one ``IDENTITY``, in its order.
+_Entry = tuple[int, int, int, int, int, int]
 
 
 def capacity_for(shards: int) -> int:
@@ -98,6 +100,11 @@ class CallMemory:
         return min(self.added, self.capacity)
 
     @property
+    def nbytes(self) -> int:
+        """The size of all arrays, bytes."""
+        return sum(array.nbytes for array in (*self._columns.values(), self._previous, self._head))
+
+    @property
     def oldest_start_ms(self) -> int:
         """When the oldest remembered call started, Unix milliseconds; 0 = no call is remembered."""
         if not self.added:
@@ -117,25 +124,36 @@ class CallMemory:
         if count > half:
             return _joined([self.take(identities[at : at + half]) for at in range(0, count, half)], half)
         if count <= _FEW:
-            return self._take_each(identities, range(count), np.ones(count, np.bool_))
+            return self._take_each(identities)
         keys = np.ascontiguousarray(identities["key"])
         suspects = self._suspects(keys)
         if not len(suspects):
             self._append(identities)
             return Verdict(np.ones(count, np.bool_), [], 0)
-        counted = np.ones(count, np.bool_)
+        return self._take_with_suspects(identities, keys, suspects)
+
+    def _take_with_suspects(self, identities: Any, keys: Any, suspects: Any) -> Verdict:
+        """Decide on the *suspects* one by one and on all other spans at once."""
+        counted = np.ones(len(keys), np.bool_)
         conflicting: list[int] = []
-        reused = done = 0
-        for at in suspects.tolist():
-            # The spans between two suspects are new, and adding them may push old calls out of the memory.
-            if at > done:
-                self._append(identities[done:at])
-            _, conflicts, again = self._take_each(identities, range(at, at + 1), counted)
-            conflicting += conflicts
-            reused += again
-            done = at + 1
-        if done < count:
-            self._append(identities[done:])
+        reused = repeated = 0
+        #: Key -> the spans of this batch that count, newest last.
+        earlier: dict[int, list[_Entry]] = {}
+        is_suspect = set(suspects.tolist())
+        for index in np.flatnonzero(np.isin(keys, keys[suspects])).tolist():
+            entry: _Entry = identities[index].item()
+            if index in is_suspect:
+                same, known = self._find(entry, earlier.get(entry[0], ()), index - repeated)
+                if same is not None:
+                    counted[index] = False
+                    repeated += 1
+                    if entry[2:4] != same:
+                        conflicting.append(index)
+                    continue
+                reused += known
+            earlier.setdefault(entry[0], []).append(entry)
+        if repeated < len(keys):
+            self._append(identities[counted] if repeated else identities)
         return Verdict(counted, conflicting, reused)
 
     def _suspects(self, keys: Any) -> Any:
@@ -159,50 +177,55 @@ class CallMemory:
         found[order[1:][ascending[1:] == ascending[:-1]]] = True
         return np.flatnonzero(found)
 
-    def _take_each(self, identities: Any, indices: Iterable[int], counted: Any) -> Verdict:
+    def _take_each(self, identities: Any) -> Verdict:
+        counted = np.ones(len(identities), np.bool_)
         conflicting = []
         reused = 0
-        for index in indices:
-            entry = identities[index].item()
-            same, known = self._find(*entry)
-            if same >= 0:
-                counted[index] = False
-                if entry[2:4] != (self._entry[2][same], self._entry[3][same]):
-                    conflicting.append(index)
+        for index in range(len(identities)):
+            entry: _Entry = identities[index].item()
+            same, known = self._find(entry, (), 0)
+            if same is None:
+                reused += known
+                self._add(entry)
                 continue
-            reused += known
-            self._add(entry)
+            counted[index] = False
+            if entry[2:4] != same:
+                conflicting.append(index)
         return Verdict(counted, conflicting, reused)
 
-    def _find(self, key: int, own: int, usage: int, cost: int, duration: int, start: int) -> tuple[int, bool]:
+    def _find(self, entry: _Entry, earlier: Sequence[_Entry], waiting: int) -> tuple[tuple[int, int] | None, bool]:
         """
-        Return the place of the call that a span belongs to, or -1, and whether its response id is in use.
+        Return (usage and cost of the call that a span belongs to, or None; whether its response id is in use).
 
-        A span without usage never stands in the way of a later telling with usage.
+        Args:
+            earlier: Calls of the same batch with the same key, which are not in the ring yet, newest last.
+            waiting: Number of calls of the same batch that are not in the ring yet.
         """
-        keys, (_, own_keys, usages, _, durations, starts) = self._keys, self._entry
-        last = self.capacity - 1
-        number, age_before = self._head_view[key >> (64 - self._bits)], -1
-        limit = min(self.capacity, self.added)
+        key, own, usage, _, _, _ = entry
         known = False
-        while True:
-            age = (self.added - number) & _MASK
-            if age >= limit or age <= age_before:
-                return -1, known
-            place = number & last
-            if keys[place] == key and (usages[place] or not usage):
-                if own_keys[place] == own:
-                    return place, known
+        for held in reversed(earlier):
+            # A span without usage never stands in the way of a later telling with usage.
+            if held[2] or not usage:
+                if held[1] == own or _is_same_response(held, entry):
+                    return held[2:4], False
                 known = True
-                short = start & SHORT
-                gap = SHORT_MS if short else LONG_MS
-                began, other_began = start >> START_SHIFT, starts[place] >> START_SHIFT
-                overlaps = began - gap <= other_began + durations[place] and other_began - gap <= began + duration
-                if overlaps and (not short or (usages[place] == usage and _way(starts[place]) != _way(start))):
-                    return place, known
+        added, last = self.added + waiting, self.capacity - 1
+        limit = min(self.capacity, added)
+        keys, columns = self._keys, self._entry
+        number, age_before = self._head_view[key >> (64 - self._bits)], -1
+        while True:
+            age = (added - number) & _MASK
+            if age >= limit or age <= age_before:
+                return None, known
+            place = number & last
+            if keys[place] == key and (columns[2][place] or not usage):
+                held = cast("_Entry", tuple(column[place] for column in columns))
+                if held[1] == own or _is_same_response(held, entry):
+                    return held[2:4], known
+                known = True
             number, age_before = self._previous_view[place], age
 
-    def _add(self, entry: tuple[int, ...]) -> None:
+    def _add(self, entry: _Entry) -> None:
         self.added += 1
         number = self.added & _MASK
         place = number & (self.capacity - 1)
@@ -217,7 +240,7 @@ class CallMemory:
         self._pieces[place // PIECE] = self.added
 
     def _append(self, identities: Any) -> None:
-        """Add calls that are known to be new and to differ from each other; at most *capacity* of them."""
+        """Add calls that are known to be new; at most half of *capacity*."""
         count = len(identities)
         numbers = np.arange(self.added + 1, self.added + 1 + count, dtype=np.uint64)
         places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
@@ -337,6 +360,16 @@ class CallMemory:
         last = np.append(~same, True) if len(order) else np.empty(0, np.bool_)
         self._head[sorted_slots[last].astype(np.int64)] = sorted_numbers[last]
         self._view()
+
+
+def _is_same_response(held: _Entry, told: _Entry) -> bool:
+    """Return True if two spans with one response id are one call; their intervals and usage decide."""
+    short = told[5] & SHORT
+    gap = SHORT_MS if short else LONG_MS
+    held_start, told_start = held[5] >> START_SHIFT, told[5] >> START_SHIFT
+    if told_start - gap > held_start + held[4] or held_start - gap > told_start + told[4]:
+        return False
+    return not short or (held[2] == told[2] and _way(held[5]) != _way(told[5]))
 
 
 def _mixed(key: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -10,8 +11,10 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from tokentrace.dialect import explain
-from tokentrace.errors import Rejected
+from tokentrace.dialect.attributes import session_of, user_of
+from tokentrace.errors import Rejected, shorten
 from tokentrace.records import (
+    FREE_REASONS,
     MAX_LATENCY_NS,
     MAX_TOKENS,
     CostSource,
@@ -22,7 +25,11 @@ from tokentrace.records import (
     Status,
     Text,
     Tokens,
+    UsageState,
     check_span,
+    exact_amounts,
+    settle_usage,
+    whole_amounts,
 )
 from tokentrace.units import (
     MS,
@@ -38,6 +45,9 @@ from tokentrace.units import (
 
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_LATENCY_NS // MS)]
 Moment = Annotated[datetime, Meta(tz=True)]
+Amount = Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | Annotated[float, Meta(ge=0, le=MAX_TOKENS)]
+#: Names of fields that are short for the keys of ``pricing_context``.
+CONTEXT_FIELDS = ("service_tier", "processing", "speed")
 
 
 class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -48,6 +58,16 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         comp_tokens, completion_tokens: Tokens of the whole output; the first is the documented name, the second is
             accepted too.
         cost_usd: Cost in US dollars; absent = ingest prices the span.
+        usage: Amounts of other priced units by the names of genai-prices, or of the token fields above. Seconds may be
+            fractions, all other amounts are whole.
+        usage_state: What is known about the usage if the counts are not complete; without it, a successful call to a
+            model needs a count.
+        pricing_context: What else decides the price, by name.
+        service_tier, processing, speed: Short for the keys of pricing_context with the same name.
+        response_id: The id that the provider gave the response.
+        scope: The instrumentation that reported the span.
+        cost_source: ``reported`` = a cost_usd of 0 is the true cost; any other value is ignored.
+        cost_reason: Why a reported 0 is true, such as ``cache_hit``; ignored for any other cost.
         latency_ms, ttft_ms: Durations in milliseconds; 0 = unknown.
         started_at, ended_at: RFC 3339 with a time zone; absent = ingest fills them in.
     """
@@ -80,34 +100,48 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_write_tokens: Tokens = 0
     cache_write_1h_tokens: Tokens = 0
     reasoning_tokens: Tokens = 0
-    usage: dict[str, Tokens] | None = None
-    #: Accepted and ignored, so that a span from ``render_span`` can be sent again; ingest sets both anew.
+    usage: dict[str, Amount] | None = None
+    usage_state: UsageState = ""
+    pricing_context: dict[Name, Name] | None = None
+    service_tier: Name = ""
+    processing: Name = ""
+    speed: Name = ""
+    response_id: Id = ""
+    scope: Name = ""
     cost_source: CostSource = ""
+    cost_reason: Name = ""
+    #: Accepted and ignored, so that a span from ``render_span`` can be sent again; ingest sets it anew.
     unpriced_reason: Name = ""
 
 
+_PLACE = re.compile(r" - at `\$\[(\d+)\]")
+_IN_MAP = re.compile(r" - at `\$(?:\[\d+\])?\.(attributes|usage|pricing_context)\[\.\.\.\]`$")
+#: Name of a field that is a map -> its type.
+_MAPS = {field.name: field.type for field in msgspec.structs.fields(DocsSpan)}
 _span_decoder = msgspec.json.Decoder(DocsSpan)
 _spans_decoder = msgspec.json.Decoder(list[DocsSpan])
 
 
-def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
+def decode_spans(body: bytes, source: str = "spans", first: int = 0) -> list[Span]:
     """
     Decode one JSON span object or an array of them.
 
     Args:
         source: ``Span.source`` of the result.
+        first: Index of the first span in error texts.
 
     Raises:
-        Rejected: *body* is not JSON, or a span in it is invalid; the text names the field and, where known, the index
-            of the span.
+        Rejected: *body* is not JSON, or a span in it is invalid; the text names the index of the span and the field.
     """
     start = body.lstrip()[:1]
     try:
         docs = _spans_decoder.decode(body) if start == b"[" else [_span_decoder.decode(body)]
+    except msgspec.ValidationError as exc:
+        raise Rejected(_explained(body, str(exc), first)) from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(explain(str(exc))) from exc
     spans = []
-    for index, doc in enumerate(docs):
+    for index, doc in enumerate(docs, first):
         try:
             span = _span(doc, source)
             check_span(span)
@@ -117,16 +151,32 @@ def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
     return spans
 
 
+def _explained(body: bytes, error: str, first: int) -> str:
+    """Return the message of a decoder with the index of the span, and with the key if a value in a map is wrong."""
+    at, field = _PLACE.search(error), _IN_MAP.search(error)
+    index = int(at[1]) if at is not None else 0
+    text = explain(error)
+    if field is not None:
+        try:
+            decoded = msgspec.json.decode(body)
+        except (msgspec.DecodeError, RecursionError):
+            decoded = {}
+        values = (decoded[index] if at is not None and decoded else decoded).get(field[1], {})
+        for key, value in values.items():
+            try:
+                msgspec.convert({key: value}, _MAPS[field[1]])
+            except msgspec.ValidationError as exc:
+                text = f"{field[1]}.{shorten(key)}: {explain(str(exc))}"
+                break
+    return f"span {first + index}: {text.removeprefix(f'span {index}: ')}"
+
+
 def _span(doc: DocsSpan, source: str) -> Span:
     completion = doc.comp_tokens or doc.completion_tokens
     if doc.comp_tokens and doc.completion_tokens and doc.comp_tokens != doc.completion_tokens:
         raise Rejected("completion_tokens: differs from comp_tokens, which means the same")
     attributes = doc.attributes
-    session, user, score = doc.session_id, doc.user_id, None
-    if attributes:
-        session = session or _text(attributes, "session_id")
-        user = user or _text(attributes, "user_id")
-        score = score_of(attributes)
+    usage = whole_amounts(doc.usage) if doc.usage else None
     # The span is built in steps, because a call with more than 15 keywords takes four times as long.
     span = Span(
         name=doc.name,
@@ -140,7 +190,7 @@ def _span(doc: DocsSpan, source: str) -> Span:
         latency_ns=ms_to_ns(doc.latency_ms) if doc.latency_ms else 0,
         prompt_tokens=doc.prompt_tokens,
         completion_tokens=completion,
-        total_tokens=doc.total_tokens or doc.prompt_tokens + completion,
+        total_tokens=doc.total_tokens or (0 if usage else doc.prompt_tokens + completion),
         cost_nusd=None if doc.cost_usd is None else usd_to_nusd(doc.cost_usd),
         attributes=attributes,
         source=source,
@@ -152,8 +202,8 @@ def _span(doc: DocsSpan, source: str) -> Span:
         or doc.ttft_ms
         or doc.error
         or doc.cost_model
-        or session
-        or user
+        or doc.session_id
+        or doc.user_id
     ):
         span = replace(
             span,
@@ -163,11 +213,22 @@ def _span(doc: DocsSpan, source: str) -> Span:
             ttft_ns=ms_to_ns(doc.ttft_ms),
             error=doc.error,
             cost_model=doc.cost_model,
-            session_id=session,
-            user_id=user,
+            session_id=doc.session_id or None,
+            user_id=doc.user_id or None,
         )
-    if score is not None or doc.usage or doc.error_stack:
-        span = replace(span, score=score, usage=doc.usage or None, error_stack=doc.error_stack)
+    if attributes:
+        score, session, user = score_of(attributes), session_of(attributes), user_of(attributes)
+        if score is not None or session or user:
+            span = replace(span, score=score, session_id=span.session_id or session, user_id=span.user_id or user)
+    if usage or doc.error_stack or doc.usage_state or doc.response_id or doc.scope:
+        span = replace(
+            span,
+            usage=usage,
+            error_stack=doc.error_stack,
+            usage_state=doc.usage_state,
+            response_id=doc.response_id,
+            scope=doc.scope,
+        )
     if doc.cache_read_tokens or doc.cache_write_tokens or doc.cache_write_1h_tokens or doc.reasoning_tokens:
         span = replace(
             span,
@@ -176,18 +237,36 @@ def _span(doc: DocsSpan, source: str) -> Span:
             cache_write_1h_tokens=doc.cache_write_1h_tokens,
             reasoning_tokens=doc.reasoning_tokens,
         )
-    return span
+    if doc.pricing_context or doc.service_tier or doc.processing or doc.speed:
+        span = replace(span, pricing_context=_context(doc))
+    if doc.cost_usd is not None and (doc.cost_source == "reported" or (doc.cost_usd > 0 and span.cost_nusd == 0)):
+        # Less than half a nano-dollar is not the 0 of a client that does not know the price.
+        span = replace(span, cost_source="reported", unpriced_reason=_reason(doc))
+    return settle_usage(span)
+
+
+def _context(doc: DocsSpan) -> dict[str, str] | None:
+    """Return the pricing context, without empty values, with the fields that are short for its keys."""
+    context = {name: value for name, value in (doc.pricing_context or {}).items() if value}
+    for name in CONTEXT_FIELDS:
+        value: str = getattr(doc, name)
+        if value and context.setdefault(name, value) != value:
+            raise Rejected(f"{name}: {shorten(value)!r} differs from pricing_context.{name}, which means the same")
+    return context or None
+
+
+def _reason(doc: DocsSpan) -> str:
+    if doc.cost_usd or doc.cost_source != "reported" or not doc.cost_reason:
+        return ""
+    if doc.cost_reason not in FREE_REASONS:
+        raise Rejected(f"cost_reason: {shorten(doc.cost_reason)!r} is none of {', '.join(FREE_REASONS)}")
+    return doc.cost_reason
 
 
 def score_of(attributes: dict[str, Any]) -> int | None:
     """Return the attribute ``eval.score`` in units of 1e-9; None if it is absent or not a number from 0 to 1."""
     value = attributes.get("eval.score")
     return score_to_int(value) if is_number(value) and 0 <= value <= 1 else None
-
-
-def _text(attributes: dict[str, Any], key: str) -> str | None:
-    value = attributes.get(key)
-    return value[:256] if isinstance(value, str) and value else None
 
 
 def _instant(moment: datetime | None) -> int:
@@ -220,7 +299,8 @@ def render_span(span: Span) -> dict[str, Any]:
         "caller": span.caller,
         "cost_model": span.cost_model,
         "cost_source": span.cost_source,
-        "unpriced_reason": span.unpriced_reason,
+        "cost_reason": span.unpriced_reason,
+        "unpriced_reason": "" if span.unpriced_reason in FREE_REASONS else span.unpriced_reason,
         "ttft_ms": ns_to_ms(span.ttft_ns),
         "error": span.error,
         "error_stack": span.error_stack,
@@ -230,8 +310,19 @@ def render_span(span: Span) -> dict[str, Any]:
         "cache_write_tokens": span.cache_write_tokens,
         "cache_write_1h_tokens": span.cache_write_1h_tokens,
         "reasoning_tokens": span.reasoning_tokens,
-        "usage": span.usage,
+        "usage": shown_usage(span.usage),
+        "usage_state": span.usage_state,
+        "pricing_context": span.pricing_context,
+        "service_tier": (span.pricing_context or {}).get("service_tier"),
+        "response_id": span.response_id,
+        "scope": span.scope,
         "attributes": span.attributes,
     }
     shown.update((name, value) for name, value in optional.items() if value)
     return shown
+
+
+def shown_usage(usage: dict[str, int] | None) -> dict[str, float] | None:
+    """Return *usage* with microseconds as the seconds that a client sends; None if it is empty."""
+    amounts = exact_amounts(usage or {}).items()
+    return {unit: amount if isinstance(amount, int) else float(amount) for unit, amount in amounts} or None

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from tokentrace.dialect import explain
-from tokentrace.dialect.docs import score_of
+from tokentrace.dialect.attributes import counts_of, session_of, stated_fields, user_of
+from tokentrace.dialect.docs import score_of, shown_usage
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import (
     KINDS,
@@ -19,6 +20,7 @@ from tokentrace.records import (
     check_span,
     is_id,
     name_fields,
+    settle_usage,
 )
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, nusd_to_usd, usd_to_nusd
 
@@ -82,7 +84,7 @@ def decode_message(body: bytes) -> Span:
     try:
         foreign = _payload.decode(payload)
         span = parse_span(foreign, message.source)
-        check_span(span)
+        check_span(span, needs_model=False)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, Rejected) as exc:
         raise Rejected(f"invalid span payload: {explain(str(exc))}") from exc
     return span
@@ -109,11 +111,11 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
     operation = foreign.operation
     if operation.startswith("matchspec.") or envelope_source == "matchspec":
         _map_matchspec(attrs)
-    has_model = bool(_text(attrs, "model")) or is_number(attrs.get("tokens_in")) or is_number(attrs.get("tokens_out"))
+    counts = counts_of(attrs)
+    has_model = _has_model(attrs) or any(name != "usage" for name in counts)
     kind = attrs.get("type")
     if kind not in KINDS:
         kind = _inferred_kind(operation, has_model=has_model)
-    prompt, completion = _count(attrs, "tokens_in"), _count(attrs, "tokens_out")
     cost = attrs.get("cost_usd")
     latency = max(foreign.end_ns - foreign.start_ns, 0) if foreign.end_ns else 0
     if latency > MAX_LATENCY_NS:
@@ -134,21 +136,27 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
         "ended_ns": max(foreign.end_ns, foreign.start_ns) if known_time and foreign.end_ns else 0,
         "latency_ns": latency,
         "ttft_ns": ms_to_ns(ttft) if is_number(ttft) and ttft > 0 else 0,
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
         "cost_nusd": usd_to_nusd(cost) if is_number(cost) else None,
         "error": _text(attrs, "error") or "",
-        "session_id": _text(attrs, "session_id"),
-        "user_id": _text(attrs, "user_id"),
+        "session_id": session_of(attrs),
+        "user_id": user_of(attrs),
         "score": score_of(attrs),
         "attributes": {key: value for key, value in attrs.items() if not _is_mapped(key, value)},
         "source": "mist",
+        **counts,
+        **stated_fields(attrs, kind, counts),
     }
+    if is_number(cost) and cost > 0 and not fields["cost_nusd"]:
+        fields["cost_source"] = "reported"  # less than half a nano-dollar, not the 0 of a tool without prices
     try:
-        return msgspec.convert(msgspec.to_builtins(Span(**fields)), Span)
+        span = msgspec.convert(msgspec.to_builtins(Span(**fields)), Span)
     except msgspec.ValidationError as exc:
         raise Rejected(name_fields(str(exc))) from exc
+    return settle_usage(span)
+
+
+def _has_model(attrs: dict[str, Any]) -> bool:
+    return bool(_text(attrs, "model")) or is_number(attrs.get("tokens_in")) or is_number(attrs.get("tokens_out"))
 
 
 def _inferred_kind(operation: str, *, has_model: bool) -> str:
@@ -173,12 +181,6 @@ def _status(status: str, attrs: dict[str, Any]) -> str:
     return "error"
 
 
-def _count(attrs: dict[str, Any], key: str) -> int:
-    """Return attribute *key* as an integer, its fraction cut off as in Go; 0 if it is not a number."""
-    value = attrs.get(key)
-    return int(value) if is_number(value) else 0
-
-
 def _text(attrs: dict[str, Any], key: str) -> str | None:
     value = attrs.get(key)
     return value if isinstance(value, str) and value else None
@@ -194,7 +196,7 @@ def _is_mapped(key: str, value: Any) -> bool:
 
 
 def render_span(span: Span) -> dict[str, Any]:
-    """Return *span* as a MIST span; model, tokens, cost, error, caller, TTFT, session and user are in ``attrs``."""
+    """Return *span* as a MIST span; the fields that MIST does not have are in ``attrs``."""
     attrs: dict[str, Any] = dict(span.attributes)
     fields: dict[str, Any] = {
         "model": span.model,
@@ -207,7 +209,19 @@ def render_span(span: Span) -> dict[str, Any]:
         "ttft_ms": ns_to_ms(span.ttft_ns),
         "session_id": span.session_id,
         "user_id": span.user_id,
+        "cache_read_tokens": span.cache_read_tokens,
+        "cache_write_tokens": span.cache_write_tokens,
+        "cache_write_1h_tokens": span.cache_write_1h_tokens,
+        "reasoning_tokens": span.reasoning_tokens,
+        "usage": shown_usage(span.usage),
+        # A call to a model without counts is missing them unless it says otherwise.
+        "usage_state": "" if span.usage_state == "missing" else span.usage_state,
+        "pricing_context": span.pricing_context,
+        "response_id": span.response_id,
+        "otel.scope.name": span.scope,
     }
+    if span.total_tokens != span.prompt_tokens + span.completion_tokens:
+        fields["total_tokens"] = span.total_tokens
     attrs.update((key, value) for key, value in fields.items() if value)
     has_model = bool(span.model or span.prompt_tokens or span.completion_tokens)
     if span.kind != _inferred_kind(span.name, has_model=has_model):

@@ -26,6 +26,7 @@ from tokentrace.metrics.registry import (
 )
 from tokentrace.metrics.result import (
     Aggregates,
+    Calls,
     Counter,
     Cumulative,
     CustomValue,
@@ -49,6 +50,7 @@ __all__ = [
     "TRANSPORT_METRICS",
     "Aggregates",
     "Answer",
+    "Calls",
     "Counter",
     "Cumulative",
     "CustomMetric",

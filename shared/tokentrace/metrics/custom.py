@@ -10,6 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from tokentrace.errors import ConfigError, shorten
+from tokentrace.metrics.cost import NotPriced
+from tokentrace.metrics.query import ALL_KINDS, Query
 from tokentrace.metrics.registry import (
     ALERT_METRICS,
     ALIASES,
@@ -20,7 +22,7 @@ from tokentrace.metrics.registry import (
     TRANSPORT_METRICS,
     Metric,
 )
-from tokentrace.metrics.result import CustomValue
+from tokentrace.metrics.result import Aggregates, CustomValue
 from tokentrace.records import Span, attribute, counts_as_cost
 from tokentrace.rollup import DIMENSIONS, UNKNOWN
 from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, is_number, score_to_int
@@ -29,15 +31,19 @@ from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, is_number, score_to_in
 MAX_ATTRIBUTE = 9_200_000_000
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ESCAPE = re.compile(r"\\(u[0-9a-f]{4}|.)")
-#: Field in the configuration -> (field of a span, divisor that converts it to the unit shown, whether 0 means unset).
-_FIELDS = {
-    "cost": ("cost_nusd", NUSD_PER_USD, False),
-    "prompt_tokens": ("prompt_tokens", 1, False),
-    "comp_tokens": ("completion_tokens", 1, False),
-    "total_tokens": ("total_tokens", 1, False),
-    "latency_ms": ("latency_ns", MS, True),
-    "ttft_ms": ("ttft_ns", MS, True),
+#: Fields of a span with tokens that are known by type.
+_SPLIT = ("prompt_tokens", "completion_tokens")
+#: Field in the configuration -> (field of a span, divisor that converts it to the unit shown, fields of a span that are
+#: all 0 if the value is unknown; () = it is always known).
+_FIELDS: Mapping[str, tuple[str, int, tuple[str, ...]]] = {
+    "cost": ("cost_nusd", NUSD_PER_USD, ()),
+    "prompt_tokens": ("prompt_tokens", 1, _SPLIT),
+    "comp_tokens": ("completion_tokens", 1, _SPLIT),
+    "total_tokens": ("total_tokens", 1, ("total_tokens",)),
+    "latency_ms": ("latency_ns", MS, ("latency_ns",)),
+    "ttft_ms": ("ttft_ns", MS, ("ttft_ns",)),
 }
+_TIMES = ("latency_ms", "ttft_ms")
 
 
 class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +77,36 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         return _FIELDS[self.field][0] if self.field in _FIELDS else "attributes" if self.field else ""
 
     @property
-    def zero_is_unset(self) -> bool:
-        """Whether a value of 0 means that the span has no value."""
-        return self.field in _FIELDS and _FIELDS[self.field][2]
+    def known_by(self) -> tuple[str, ...]:
+        """Fields of a span of which at least one must be over 0, or the value is unknown; () = no such condition."""
+        return _FIELDS[self.field][2] if self.field in _FIELDS else ()
+
+    @property
+    def money(self) -> bool:
+        """Whether the values are costs."""
+        return self.field == "cost"
+
+    @property
+    def rollups_count(self) -> bool:
+        """Whether spans of roll-up kinds have values; their costs and tokens are those of the calls below them."""
+        return self.field not in _FIELDS or self.field in _TIMES
+
+    @property
+    def every_kind(self) -> bool:
+        """
+        Whether spans of every kind count unless the query names one, as costs and attributes do elsewhere.
+
+        Tokens, times and counts of spans are of the kind llm, unless the filter of the metric is about the kind.
+        """
+        return self.money or self.field.startswith("attr.") or self.filter_key == "kind"
+
+    def counts(self, kind: str, query: Query) -> bool:
+        """Return whether spans of *kind* count in the answer to *query*."""
+        if not self.rollups_count and not counts_as_cost(kind):
+            return False
+        if self.every_kind and not query.only_kind:
+            return True
+        return kind == query.kind or query.kind == ALL_KINDS
 
     @property
     def falls(self) -> bool:
@@ -94,28 +127,35 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
         counter = self.type in ("sum", "count") and not self.falls
         return f"tokentrace_custom_{self.name}" + ("_total" if counter else "")
 
+    def matches(self, span: Span) -> bool:
+        """Return whether *span* passes the filter."""
+        if not self.filter_key:
+            return True
+        text = value_text(span, self.filter_key)
+        return text is not None and (self.filter_val is None or text == self.filter_val)
+
     def measure(self, span: Span) -> int | None:
         """Return the value of *span* as an integer; None if the span does not match the filter or has no value."""
-        if self.filter_key:
-            text = value_text(span, self.filter_key)
-            if text is None or (self.filter_val is not None and text != self.filter_val):
-                return None
+        if not self.matches(span) or not (self.rollups_count or counts_as_cost(span.kind)):
+            return None
         if self.type == "count" and not self.field:
             return 0
         if self.field in _FIELDS:
-            name, _, zero_is_unset = _FIELDS[self.field]
+            name, _, known_by = _FIELDS[self.field]
             value: int | None = getattr(span, name)
-            if self.field == "cost" and not counts_as_cost(span.kind):
-                return None
-            return None if value is None or (value == 0 and zero_is_unset) else value
+            return value if not known_by or any(getattr(span, field) for field in known_by) else None
         return attribute_to_int(attribute(span, self.field.removeprefix("attr.")))
 
+    def lacks_price(self, span: Span) -> bool:
+        """Return whether *span*, which has no value, matches the filter and would have one if its cost were known."""
+        return self.money and span.cost_nusd is None and counts_as_cost(span.kind) and self.matches(span)
+
     def value(self, measured: CustomValue) -> float | None:
-        """Return the metric in the unit shown, for example US dollars or milliseconds; None without values."""
+        """Return the metric in the unit shown, for example US dollars; None without values, but 0 for a count."""
+        if self.type == "count":
+            return float(max(measured.size, 0))
         if measured.size <= 0:
             return None
-        if self.type == "count":
-            return float(measured.size)
         if self.type == "sum":
             return measured.total / self.divisor
         if self.type == "avg":
@@ -129,7 +169,13 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
             (),
             lambda aggregates: self.value(aggregates.custom.get(self.name, CustomValue())),
             lambda aggregates: max(aggregates.custom.get(self.name, CustomValue()).size, 0),
+            self.not_priced if self.money else None,
         )
+
+    def not_priced(self, aggregates: Aggregates) -> NotPriced:
+        """Return what this metric of costs leaves out."""
+        measured = aggregates.custom.get(self.name, CustomValue())
+        return NotPriced(measured.unpriced, measured.partly_priced)
 
 
 def value_text(span: Span, key: str) -> str | None:

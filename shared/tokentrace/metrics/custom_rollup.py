@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from tokentrace.metrics.custom import CustomMetric
 from tokentrace.metrics.query import Query
@@ -19,6 +20,7 @@ from tokentrace.rollup import (
     RESOLUTIONS,
     SIGN,
     Counters,
+    Field,
     Ints,
     IntSums,
     Resolution,
@@ -34,21 +36,24 @@ from tokentrace.rollup import (
 from tokentrace.state import Part
 from tokentrace.units import SECOND
 
-#: Column of the measured value; the columns before it are those that every schema has.
-_VALUE = 3
+#: Columns after those that every schema has: 1 = the span has a value, the value or 0, 1 = the cost of the span is
+#: unknown, 1 = the value is a cost that lacks a part. They are also the sums.
+_HAS, _VALUE, _UNPRICED, _PARTLY = range(3, 7)
+#: Number of sums in snapshots that do not say it.
+_OLD_WIDTH = 2
 
 
 def _sums_of(rows: Ints) -> Ints:
-    sums = np.ones((len(rows), 2), np.int64)
-    sums[:, 1] = rows[:, _VALUE]
-    return sums
+    return rows[:, _HAS : _PARTLY + 1].copy()
 
 
 def _changes_of(rows: Ints) -> Ints:
-    return np.stack([rows[:, SIGN], rows[:, SIGN] * rows[:, CHANGED]], axis=1)
+    sums = np.zeros((len(rows), VALUES.width), np.int64)
+    sums[:, 0], sums[:, 1] = rows[:, SIGN], rows[:, SIGN] * rows[:, CHANGED]
+    return sums
 
 
-VALUES = Schema(2, _sums_of, {"value": (_VALUE, -(2**63))}, "value", _changes_of)
+VALUES = Schema(4, _sums_of, {"value": Field(_VALUE, -(2**63), (_HAS,))}, "value", _changes_of)
 
 
 class CustomRollup:
@@ -84,12 +89,16 @@ class CustomRollup:
 
     def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
         """Measure *spans* of a message with the stream time *arrived_ns* and add their values."""
-        measure, rows = self.metric.measure, []
+        measure, lacks_price, rows = self.metric.measure, self.metric.lacks_price, []
+        arrived_s = arrived_ns // SECOND
         for span in spans:
             value = measure(span)
-            number = None if value is None else self._number(span)
+            unpriced = value is None and lacks_price(span)
+            number = self._number(span) if unpriced or value is not None else None
             if number is not None:
-                rows.append((number, event_time(span) // SECOND, arrived_ns // SECOND, value))
+                partly = self.metric.money and span.cost_source == "partly_priced"
+                second = event_time(span) // SECOND
+                rows.append((number, second, arrived_s, value is not None, value or 0, unpriced, partly))
         if rows:
             self._rollup.fold(np.array(rows, np.int64))
 
@@ -130,9 +139,9 @@ class CustomRollup:
         """
         Return (what was measured in all, group of ``query.groupby`` -> what was measured in it) for each of *steps*.
 
-        The filters of *query* apply. Spans of every kind count unless ``only_kind`` is set.
+        The filters of *query* apply. ``CustomMetric.counts`` says which kinds count.
         """
-        wanted = matching(self._table, query.filters | ({"kind": query.kind} if query.only_kind else {}))
+        wanted = matching(self._table, query.filters) & self._of_kind(query)
         rows = self._rollup.totals(steps)
         totals = self._values(rows, steps, np.where(wanted, 0, -1), 1)
         values: list[tuple[CustomValue, dict[str, CustomValue]]] = [
@@ -146,6 +155,11 @@ class CustomRollup:
                     values[number // size][1][groups.names[number % size]] = value
         return values
 
+    def _of_kind(self, query: Query) -> NDArray[np.bool_]:
+        kinds, known = self._table.column("kind")
+        mask: NDArray[np.bool_] = np.array([self.metric.counts(kind, query) for kind in known], bool)[kinds]
+        return mask
+
     def _values(
         self, rows: tuple[Ints, Ints, IntSums], steps: Steps, groups: Ints, size: int
     ) -> dict[int, CustomValue]:
@@ -156,16 +170,17 @@ class CustomRollup:
         p95 = self.metric.type == "p95"
         summaries = self._rollup.summaries(steps, {"value": groups}, size)["value"] if p95 else {}
         return {
-            number: CustomValue(count, total, summaries.get(number))
-            for number, (count, total) in zip(numbers.tolist(), sums.all_numbers(), strict=True)
+            number: CustomValue(count, total, summaries.get(number), unpriced, partly)
+            for number, (count, total, unpriced, partly) in zip(numbers.tolist(), sums.all_numbers(), strict=True)
         }
 
     def cumulative(self) -> CustomValue:
         """Return the number and the sum of all values ever measured, without their distribution."""
         self._rollup.settle()
         size = len(self._counters.totals)
-        count, total = add_by(np.zeros(size, np.int64), self._counters.totals, 1).numbers(0)
-        return CustomValue(count, total)
+        counted = np.where(self._of_kind(Query())[:size], 0, -1)
+        count, total, unpriced, partly = add_by(counted, self._counters.totals, 1).numbers(0)
+        return CustomValue(count, total, None, unpriced, partly)
 
     def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
         """Return plain data and pieces for ``restore``; *saved* is as for ``Rollup.snapshot``."""
@@ -175,6 +190,7 @@ class CustomRollup:
             "since_ns": self.since_ns,
             "cells": self._table.series,
             "counters": self._counters.snapshot(),
+            "width": VALUES.width,
             "rollup": rollup,
         }
         return state, parts
@@ -185,7 +201,7 @@ class CustomRollup:
             return False
         self.since_ns = state["since_ns"]
         self._table = self._empty_table(state["cells"])
-        self._counters.restore(state["counters"])
+        self._counters.restore(state["counters"], state.get("width", _OLD_WIDTH))
         self._rollup = Rollup.restore(self._table, state["rollup"], parts, self._resolutions, VALUES, self._counters)
         return True
 

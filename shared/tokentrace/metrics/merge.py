@@ -11,6 +11,7 @@ from tokentrace.dedup import total
 from tokentrace.metrics.query import Query
 from tokentrace.metrics.result import (
     Aggregates,
+    Calls,
     Counter,
     Cumulative,
     CustomValue,
@@ -26,11 +27,12 @@ def merge_aggregates(parts: Iterable[Aggregates]) -> Aggregates:
     every = list(parts)
     if len(every) == 1:
         return every[0]
-    sums, paid = Sums(), 0
+    sums, paid, calls = Sums(), 0, Calls()
     custom: dict[str, list[CustomValue]] = {}
     for part in every:
         paid += part.paid
         sums.add(part.sums)
+        calls.add(part.calls)
         for name, value in part.custom.items():
             custom.setdefault(name, []).append(value)
     return Aggregates(
@@ -38,6 +40,7 @@ def merge_aggregates(parts: Iterable[Aggregates]) -> Aggregates:
         summaries=merge_summaries(every),
         paid=paid,
         custom={name: merge_custom_values(values) for name, values in custom.items()},
+        calls=calls,
     )
 
 
@@ -53,7 +56,13 @@ def merge_summaries(parts: Iterable[Aggregates]) -> dict[str, Summary]:
 def merge_custom_values(values: Sequence[CustomValue]) -> CustomValue:
     """Return the number, sum and distribution of all *values* together."""
     summary = merge(value.summary for value in values)
-    return CustomValue(sum(value.size for value in values), sum(value.total for value in values), summary)
+    return CustomValue(
+        size=sum(value.size for value in values),
+        total=sum(value.total for value in values),
+        summary=summary,
+        unpriced=sum(value.unpriced for value in values),
+        partly_priced=sum(value.partly_priced for value in values),
+    )
 
 
 def _merge_groups(parts: Sequence[Mapping[str, Aggregates]]) -> dict[str, Aggregates]:
@@ -188,5 +197,8 @@ def _merge_cumulative(parts: Sequence[Cumulative]) -> Cumulative:
         custom=_merge_maps((part.custom for part in parts), lambda left, right: merge_custom_values([left, right])),
         clamped=sum(part.clamped for part in parts),
         left_out=total([part.left_out for part in parts]),
+        remembered=sum(part.remembered for part in parts),
+        oldest_call_ms=max((part.oldest_call_ms for part in parts), default=0),
         lost=[gap for part in parts for gap in part.lost],
+        unpriced_tokens=_merge_maps((part.unpriced_tokens for part in parts), int.__add__),
     )

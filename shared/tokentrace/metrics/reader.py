@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from tokentrace.metrics.merge import merge_summaries
 from tokentrace.metrics.query import ALL_KINDS, Query
-from tokentrace.metrics.result import Aggregates
+from tokentrace.metrics.result import Aggregates, Calls
 from tokentrace.records import counts_as_cost
 from tokentrace.rollup import (
     ADDED,
+    COST_SUMS,
     COUNTED,
+    TOKEN_SUMS,
     WIDTH,
     Ints,
     IntSums,
@@ -34,13 +36,16 @@ Work = Generator[None, None, T]
 #: Number of distributions to add up at a time if there are at least _MANY_ENTRIES histogram entries: counting in a
 #: small array is faster than sorting all entries.
 _PLACES, _MANY_ENTRIES = 256, 250_000
-#: Series of all kinds count for quality, of all but roll-up kinds for cost, and of the queried kind for all other sums.
-_QUALITY_FIELDS = ("score",)
-_CALLS, _COST, _QUALITY = range(3)
-_OTHERS = dict.fromkeys(("cost", "unpriced", "partly_priced"), _COST) | dict.fromkeys(("score", "score_n"), _QUALITY)
-#: The columns of ``Sums``, and the number of spans again, for ``Aggregates.paid``; for each, which series count for it.
-_COLUMNS = np.array([*range(WIDTH), COUNTED.index("spans")])
-_COUNTS_FOR = np.array([*(_OTHERS.get(name, _CALLS) for name in (*COUNTED, *ADDED)), _COST])
+#: Series of all kinds count for quality, of all but roll-up kinds for cost, of the queried kind without roll-up kinds
+#: for tokens, and of the queried kind for all other sums.
+_CALLS, _COST, _QUALITY, _TOKENS = range(4)
+_OTHERS = (
+    dict.fromkeys(COST_SUMS, _COST) | dict.fromkeys(TOKEN_SUMS, _TOKENS) | dict.fromkeys(("score", "score_n"), _QUALITY)
+)
+_SUMS = (*COUNTED, *ADDED)
+#: The columns of ``Sums``, then those of ``Aggregates.paid`` and ``Calls``; for each, which series count for it.
+_COLUMNS = np.array([*range(WIDTH), *(map(_SUMS.index, ("spans", "spans", "cost", "unpriced", "partly_priced")))])
+_COUNTS_FOR = np.array([*(_OTHERS.get(name, _CALLS) for name in _SUMS), _COST, _TOKENS, _TOKENS, _TOKENS, _TOKENS])
 
 
 class Groups(NamedTuple):
@@ -107,7 +112,7 @@ class RollupReader:
     def __init__(self, rollup: Rollup, table: SeriesTable, query: Query) -> None:
         self._rollup, self._table, self._query = rollup, table, query
         self._known = -1
-        self._masks: Mask = np.empty((3, 0), bool)
+        self._masks: Mask = np.empty((4, 0), bool)
 
     def read(self, steps: Steps) -> list[Read]:
         """Return the result of the query for each of *steps*; a window is a single step."""
@@ -157,15 +162,12 @@ class RollupReader:
         groups = grouped(self._table, dimension)
         size = len(groups.names)
         numbers, totals = add_together(rows.steps * size + groups.numbers[rows.series], rows.totals)
-        wanted = {
-            field: np.where(self._masks[_QUALITY if field in _QUALITY_FIELDS else _CALLS], groups.numbers, -1)
-            for field in fields
-        }
+        wanted = {field: np.where(self._masks[_OTHERS.get(field, _CALLS)], groups.numbers, -1) for field in fields}
         summaries = yield from self._summaries(steps, wanted, size)
         for number, row in zip(numbers.tolist(), totals.all_numbers(), strict=True):
             own = {field: by_number[number] for field, by_number in summaries.items() if number in by_number}
             aggregates[number // size][groups.names[number % size]] = Aggregates(
-                sums=Sums(row), summaries=own, paid=row[-1]
+                sums=Sums(row), summaries=own, paid=row[WIDTH], calls=Calls(*row[WIDTH + 1 :])
             )
         return aggregates
 
@@ -175,8 +177,8 @@ class RollupReader:
         few = max(1, _PLACES // (len(steps) * (len(wanted) + 1)))
         if not wanted or size <= few:
             return self._rollup.summaries(steps, wanted, size)
-        blocks = self._rollup.blocks(steps)
-        if sum(len(block.bins) for _, block in blocks) < _MANY_ENTRIES:
+        distributions = self._rollup.distributions(steps)
+        if sum(len(block.bins) for _, block in distributions.blocks) < _MANY_ENTRIES:
             return self._rollup.summaries(steps, wanted, size)
         summaries: dict[str, dict[int, Summary]] = {field: {} for field in wanted}
         for first in range(0, size, few):
@@ -185,20 +187,20 @@ class RollupReader:
                 field: np.where((numbers >= first) & (numbers < first + few), numbers - first, -1)
                 for field, numbers in wanted.items()
             }
-            for field, part in self._rollup.summaries(steps, chosen, few, blocks).items():
+            for field, part in self._rollup.summaries(steps, chosen, few, distributions).items():
                 for number, summary in part.items():
                     summaries[field][number // few * size + first + number % few] = summary
         return summaries
 
 
 def _masks(table: SeriesTable, query: Query) -> Mask:
-    """Return which series count for calls, for cost and for quality; shape (3, number of series)."""
+    """Return which series count for calls, for cost, for quality and for tokens; shape (4, number of series)."""
     matches = matching(table, query.filters)
     kinds, known = table.column("kind")
     of_kind = np.ones(len(table), bool) if query.kind == ALL_KINDS else kinds == known.get(query.kind, -1)
     paying = np.array([counts_as_cost(kind) for kind in known], bool)[kinds]
     wider = of_kind | (not query.only_kind)
-    return np.stack([matches & of_kind, matches & paying & wider, matches & wider])
+    return np.stack([matches & of_kind, matches & paying & wider, matches & wider, matches & paying & of_kind])
 
 
 def nonempty(groups: Mapping[str, Aggregates]) -> dict[str, Aggregates]:

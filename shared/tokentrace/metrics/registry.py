@@ -18,10 +18,13 @@ class Group(NamedTuple):
     Attributes:
         fields: Names of the distributions that the metrics need, from ``rollup.FIELDS``.
         render: Aggregates -> the JSON object of the metrics.
+        contributing: Aggregates -> number of spans from which the metrics were computed; for ``quality``, of those that
+            could have a score.
     """
 
     fields: tuple[str, ...]
     render: Callable[[Aggregates], dict[str, Any]]
+    contributing: Callable[[Aggregates], int]
 
 
 class Metric(NamedTuple):
@@ -32,11 +35,13 @@ class Metric(NamedTuple):
         fields: Names of the distributions that the metric needs, from ``rollup.FIELDS``.
         value: Aggregates -> the metric in its documented unit; None without data.
         contributing: Aggregates -> number of spans from which the metric was computed.
+        not_priced: Aggregates -> what the metric leaves out because its cost is not known; None = it is no money.
     """
 
     fields: tuple[str, ...]
     value: Callable[[Aggregates], Number]
     contributing: Callable[[Aggregates], int]
+    not_priced: Callable[[Aggregates], cost.NotPriced] | None = None
 
 
 def _cost(aggregates: Aggregates) -> dict[str, Any]:
@@ -50,25 +55,16 @@ class Breakdown(NamedTuple):
     Attributes:
         dimension: The dimension; "" = the attribute that the request names.
         fields: Names of the distributions that the metric needs, from ``rollup.FIELDS``.
-        value: Aggregates of the spans with one value -> the number or object; None = the value is not listed.
+        value: Aggregates of the spans with one value -> the number or object; None = there is none.
+        contributing: Aggregates -> number of spans from which the value was computed; 0 = it is not listed.
+        not_priced: As for ``Metric``.
     """
 
     dimension: str
     fields: tuple[str, ...]
     value: Callable[[Aggregates], Any]
-
-
-GROUPS: Mapping[str, Group] = {
-    "cost": Group((), _cost),
-    "tokens": Group(tokens.FIELDS, tokens.render_tokens),
-    "latency": Group(latency.FIELDS, latency.render_latency),
-    "errors": Group((), errors.render_errors),
-    "quality": Group(quality.FIELDS, quality.render_quality),
-}
-
-
-def _money(aggregates: Aggregates) -> Number:
-    return cost.total_cost(aggregates) if aggregates.paid else None
+    contributing: Callable[[Aggregates], int]
+    not_priced: Callable[[Aggregates], cost.NotPriced] | None = None
 
 
 def _spans(aggregates: Aggregates) -> int:
@@ -77,6 +73,10 @@ def _spans(aggregates: Aggregates) -> int:
 
 def _paid(aggregates: Aggregates) -> int:
     return aggregates.paid
+
+
+def _spent(aggregates: Aggregates) -> int:
+    return aggregates.calls.spans
 
 
 def _timed(aggregates: Aggregates) -> int:
@@ -92,20 +92,38 @@ def _ms(field: str, q: float, contributing: Callable[[Aggregates], int]) -> Metr
 
 
 def _tokens(field: str, q: float) -> Metric:
-    return Metric((field,), lambda aggregates: tokens.token_quantile(aggregates, field, q), _spans)
+    return Metric(
+        (field,),
+        lambda aggregates: tokens.token_quantile(aggregates, field, q),
+        lambda aggregates: aggregates.summary(field).count,
+    )
 
 
-def _sum(name: str) -> Metric:
-    return Metric((), lambda aggregates: getattr(aggregates.sums, name) if aggregates.sums.spans else None, _spans)
+def _token_sum(name: str) -> Metric:
+    return Metric((), lambda aggregates: getattr(aggregates.sums, name) if aggregates.calls.spans else None, _spent)
 
+
+def _count(name: str) -> Metric:
+    # A count of nothing is 0; a sum of nothing is no number.
+    return Metric((), lambda aggregates: getattr(aggregates.sums, name), _spans)
+
+
+GROUPS: Mapping[str, Group] = {
+    "cost": Group((), _cost, _paid),
+    "tokens": Group(tokens.FIELDS, tokens.render_tokens, _spent),
+    "latency": Group(latency.FIELDS, latency.render_latency, _spans),
+    "errors": Group((), errors.render_errors, _spans),
+    "quality": Group(quality.FIELDS, quality.render_quality, _spans),
+}
 
 METRICS: Mapping[str, Metric] = {
-    "total_cost": Metric((), _money, _paid),
-    "cost_per_call": Metric((), cost.cost_per_call, _spans),
-    "unpriced_span_count": Metric((), lambda aggregates: aggregates.sums.unpriced if aggregates.paid else None, _paid),
-    "prompt_tokens": _sum("prompt"),
-    "completion_tokens": _sum("completion"),
-    "total_tokens": _sum("total"),
+    "total_cost": Metric((), cost.total_cost, _paid, cost.not_priced),
+    "cost_per_call": Metric((), cost.cost_per_call, cost.priced_calls, cost.calls_not_priced),
+    "unpriced_span_count": Metric((), lambda aggregates: aggregates.sums.unpriced, _paid),
+    "partly_priced_span_count": Metric((), lambda aggregates: aggregates.sums.partly_priced, _paid),
+    "prompt_tokens": _token_sum("prompt"),
+    "completion_tokens": _token_sum("completion"),
+    "total_tokens": _token_sum("total"),
     "prompt_token_p50": _tokens("prompt", 0.50),
     "prompt_token_p95": _tokens("prompt", 0.95),
     "completion_token_p50": _tokens("completion", 0.50),
@@ -117,12 +135,10 @@ METRICS: Mapping[str, Metric] = {
     "ttft_p50": _ms("ttft", 0.50, _streamed),
     "ttft_p95": _ms("ttft", 0.95, _streamed),
     "error_rate": Metric((), errors.error_rate, _spans),
-    "error_count": Metric(
-        (), lambda aggregates: errors.error_count(aggregates) if aggregates.sums.spans else None, _spans
-    ),
+    "error_count": Metric((), errors.error_count, _spans),
     "timeout_rate": Metric((), errors.timeout_rate, _spans),
-    "timeout_count": _sum("timeouts"),
-    "span_count": _sum("spans"),
+    "timeout_count": _count("timeouts"),
+    "span_count": _count("spans"),
     "quality_score": Metric((), quality.score_avg, quality.scored),
     "quality_p10": Metric(("score",), lambda aggregates: quality.score_quantile(aggregates, 0.10), quality.scored),
     "quality_p50": Metric(("score",), lambda aggregates: quality.score_quantile(aggregates, 0.50), quality.scored),
@@ -132,14 +148,14 @@ METRICS: Mapping[str, Metric] = {
 QUALITY = frozenset({"quality_score", "quality_p10", "quality_p50"})
 
 BREAKDOWNS: Mapping[str, Breakdown] = {
-    "cost_by_model": Breakdown("model", (), _money),
-    "cost_by_caller": Breakdown("caller", (), _money),
-    "cost_by_provider": Breakdown("provider", (), _money),
-    "cost_by_attribute": Breakdown("", (), _money),
-    "tokens_by_model": Breakdown("model", (), tokens.render_split),
-    "latency_by_model": Breakdown("model", ("latency",), latency.render_split),
-    "quality_by_model": Breakdown("model", (), quality.score_avg),
-    "quality_by_attribute": Breakdown("", (), quality.score_avg),
+    "cost_by_model": Breakdown("model", (), cost.total_cost, _paid, cost.not_priced),
+    "cost_by_caller": Breakdown("caller", (), cost.total_cost, _paid, cost.not_priced),
+    "cost_by_provider": Breakdown("provider", (), cost.total_cost, _paid, cost.not_priced),
+    "cost_by_attribute": Breakdown("", (), cost.total_cost, _paid, cost.not_priced),
+    "tokens_by_model": Breakdown("model", (), tokens.render_split, _spent),
+    "latency_by_model": Breakdown("model", ("latency",), latency.render_split, _timed),
+    "quality_by_model": Breakdown("model", (), quality.score_avg, quality.scored),
+    "quality_by_attribute": Breakdown("", (), quality.score_avg, quality.scored),
 }
 
 #: Further names that a custom metric must not have: other keys in the response of ``GET /metrics``, and paths below it.
@@ -155,6 +171,7 @@ RESERVED = (
     "transport",
     "alerts",
     "prometheus",
+    "unpriced_custom",
 )
 #: Name of a metric of reporters -> attribute of ``ReporterTotals``, and key in the response of ``GET /metrics``.
 TRANSPORT_METRICS: Mapping[str, str] = {

@@ -24,17 +24,61 @@ class CustomValue:
         size: Number of values; may be negative in one shard.
         total: Sum of the values, an integer of any size; divide by ``CustomMetric.divisor`` to show it.
         summary: Distribution of the values; may be empty if the type of the metric is not p95.
+        unpriced: Number of spans that have no value because their cost is unknown; 0 if the field is not ``cost``.
+        partly_priced: Number of values that are costs and lack a part.
     """
 
-    __slots__ = ("size", "summary", "total")
+    __slots__ = ("partly_priced", "size", "summary", "total", "unpriced")
 
-    def __init__(self, size: int = 0, total: int = 0, summary: Summary | None = None) -> None:
+    def __init__(
+        self,
+        size: int = 0,
+        total: int = 0,
+        summary: Summary | None = None,
+        unpriced: int = 0,
+        partly_priced: int = 0,
+    ) -> None:
         self.size, self.total, self.summary = size, total, summary or Summary()
+        self.unpriced, self.partly_priced = unpriced, partly_priced
 
     @property
     def holds_any(self) -> bool:
         """Whether it is not empty; changes to what other shards measured make it not empty."""
-        return bool(self.size or self.total) or self.summary != Summary()
+        return bool(self.size or self.total or self.unpriced) or self.summary != Summary()
+
+
+class Calls:
+    """
+    What the spans of the queried kind cost, roll-up kinds left out.
+
+    Attributes:
+        spans: Number of the spans.
+        cost: Sum of their known costs, nano-dollars, an integer of any size.
+        unpriced, partly_priced: Number of spans without a known cost, and of those with a cost that lacks a part.
+    """
+
+    __slots__ = ("cost", "partly_priced", "spans", "unpriced")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, spans: int = 0, cost: int = 0, unpriced: int = 0, partly_priced: int = 0) -> None:
+        self.spans, self.cost, self.unpriced, self.partly_priced = spans, cost, unpriced, partly_priced
+
+    def __eq__(self, other: object) -> bool:
+        return self.numbers() == other.numbers() if isinstance(other, Calls) else NotImplemented
+
+    def __repr__(self) -> str:
+        return f"Calls{self.numbers()}"
+
+    def numbers(self) -> tuple[int, int, int, int]:
+        """Return the attributes in the order of the parameters."""
+        return self.spans, self.cost, self.unpriced, self.partly_priced
+
+    def add(self, other: Calls) -> None:
+        """Add the numbers of *other*."""
+        self.spans += other.spans
+        self.cost += other.cost
+        self.unpriced += other.unpriced
+        self.partly_priced += other.partly_priced
 
 
 class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
@@ -42,17 +86,20 @@ class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
     The numbers of a group of spans.
 
     Attributes:
-        sums: Counts, tokens and times of the queried kind; cost, unpriced and partly_priced of all kinds except
-            roll-up kinds; scores of all kinds. With ``Query.only_kind``, all are of the queried kind.
+        sums: Counts and times of the queried kind; tokens of the queried kind, roll-up kinds left out; cost, unpriced
+            and partly_priced of all kinds except roll-up kinds; scores of all kinds. With ``Query.only_kind``, all are
+            of the queried kind.
         summaries: Name of a distribution -> distribution.
         paid: Number of spans that count for cost.
         custom: Name of a custom metric -> what it measured.
+        calls: Costs of the queried kind alone.
     """
 
     sums: Sums = msgspec.field(default_factory=Sums)
     summaries: dict[str, Summary] = {}
     paid: int = 0
     custom: dict[str, CustomValue] = {}
+    calls: Calls = msgspec.field(default_factory=Calls)
 
     def summary(self, field: str) -> Summary:
         """Return the distribution of *field*; an empty one if it was not queried or has no values."""
@@ -60,9 +107,9 @@ class Aggregates(msgspec.Struct, kw_only=True, array_like=True):
 
     @property
     def shows_any(self) -> bool:
-        """Whether the number of spans, of scores or of values of a custom metric is not 0."""
-        counts = (self.sums.spans, self.paid, self.sums.score_n, *(value.size for value in self.custom.values()))
-        return any(counts)
+        """Whether it has spans, scores, or spans with or without a value of a custom metric."""
+        custom = (count for value in self.custom.values() for count in (value.size, value.unpriced))
+        return any((self.sums.spans, self.paid, self.sums.score_n, *custom))
 
     @property
     def changes_any(self) -> bool:
@@ -83,7 +130,7 @@ class Counter(msgspec.Struct, kw_only=True, array_like=True):
     Sums since the stream began of the spans with one combination of model, provider, caller and status.
 
     Attributes:
-        sums: Sums of the spans of the kind llm; cost is the cost of all kinds except roll-up kinds.
+        sums: Sums of the spans of the kind llm; cost, unpriced and partly_priced are of all kinds except roll-up kinds.
     """
 
     model: str
@@ -127,8 +174,13 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
         histograms: Model -> a list of counts for each of ``rollup.HISTOGRAMS``, over spans of the kind llm.
         custom: Name of a custom metric -> number and sum of its values.
         clamped: Number of spans whose end was too far in the future.
+        unpriced_tokens: Reason -> tokens of the spans whose cost is unknown or lacks a part for this reason; of all
+            kinds except roll-up kinds.
         lost: (Shard, first sequence, last sequence) of each gap: messages that the log discarded before they were read.
         left_out: Repeated tellings of calls, which no sum counts.
+        remembered: Number of calls that are remembered, so that they are recognised when they are told again.
+        oldest_call_ms: When the oldest remembered call started, of the shard that reaches back least, Unix
+            milliseconds; 0 = no call is remembered.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -140,6 +192,9 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     clamped: int = 0
     lost: list[tuple[int, int, int]] = []
     left_out: LeftOut = msgspec.field(default_factory=LeftOut)
+    remembered: int = 0
+    oldest_call_ms: int = 0
+    unpriced_tokens: dict[str, int] = {}
 
 
 class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -174,11 +229,13 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 def _plain(value: object) -> Any:
-    """Return sums and custom values as plain data; integers over 64 bits become text, because msgpack lacks them."""
+    """Return *value* as plain data; integers over 64 bits become text, because msgpack lacks them."""
     if isinstance(value, Sums):
         return [_short(number) for number in value.numbers()]
     if isinstance(value, CustomValue):
-        return [value.size, _short(value.total), value.summary]
+        return [value.size, _short(value.total), value.summary, value.unpriced, value.partly_priced]
+    if isinstance(value, Calls):
+        return [_short(number) for number in value.numbers()]
     raise NotImplementedError(type(value))
 
 
@@ -189,8 +246,11 @@ def _short(number: int) -> int | str:
 def _exact(kind: type, value: Any) -> Any:
     if kind is Sums:
         return Sums(map(int, value))
-    size, total, summary = value
-    return CustomValue(size, int(total), msgspec.convert(summary, Summary))
+    if kind is Calls:
+        return Calls(*map(int, value))
+    # A shard of an earlier version sends no counts of unpriced spans.
+    size, total, summary, *unpriced = value
+    return CustomValue(size, int(total), msgspec.convert(summary, Summary), *unpriced)
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)

@@ -1,60 +1,39 @@
 """
 Computes the cost of spans, without opening a network connection.
 
-How it works. The rates of a model are looked up once, in the configuration first and then in the tables that
-``genai-prices`` bundles, and become vectors of integers (``rates``). The cost of a span is one exact sum over its token
-fields, rounded once, half to even, to nano-dollars. This takes less than 2 microseconds, while
-``genai_prices.calc_price`` takes 17 to 105. So ``calc_price`` is used only for spans with a ``usage`` map of other
-units, which are rare. Property tests compare the vectors with it.
+How it works. The names that a span gives lead to a configured price or to a row of the price list (``matching``,
+``plans``). Rates become vectors of integers (``rates``). The cost of a span is one exact sum over everything that it
+used, rounded once, half to even, to nano-dollars. Property tests compare the costs with those of genai-prices.
 
 The result has one of these sources:
 
-* ``reported``: the cost that the span reports is kept. A reported 0 with tokens is ignored, because clients report 0
-  for models that they do not know, unless the provider is in ``trust_zero``.
-* ``overridden``: a configured price. ``priced``: a price of the tables, used if no price is configured.
+* ``reported``: the cost that the span reports is kept. A reported 0 is ignored, because clients report 0 for models
+  that they do not know, unless the span says that the 0 is meant, or the provider is in ``trust_zero``.
+* ``free``: the call costs nothing, and the reason is one of ``FREE_REASONS``.
+* ``overridden``: a configured price. ``priced``: a price of the list, used if no price is configured.
 * ``zero_ignored``: as the two before, for a span whose reported cost of 0 was ignored.
-* ``partly_priced``: some units have no rate. The cost lacks their part, and the reason names them (``no_rate:...``).
-* ``unpriced``: no cost. Reasons: ``no_model``, ``unknown_model``, ``no_split`` (only a total is known),
-  ``no_token_rate``, ``no_rate:<units>``, ``usage_contradicts_itself`` and ``over_bounds``.
-* "": the span has no cost, no tokens and no usage; its cost is 0.
+* ``partly_priced``: the cost lacks a part, which the reason names.
+* ``unpriced``: no cost; the reason is one of ``UNPRICED_REASONS``.
+* "": the span is no model call and has no cost; its cost is 0.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, localcontext
-from typing import NamedTuple
 
-from genai_prices import Usage
-from genai_prices.decompose import is_descendant_or_self
-from genai_prices.types import ModelPrice
+from msgspec.structs import replace
 
-from tokentrace.pricing.match import PricePlan, PriceTables
-from tokentrace.pricing.rates import Rate, active_version, price_by_vector
-from tokentrace.pricing.receipt import Receipt, unit_counts, write_receipt
-from tokentrace.records import MAX_COST_NUSD, Span, event_time
-from tokentrace.units import NUSD_PER_USD, SECOND
+from tokentrace.pricing import match_rules as rules
+from tokentrace.pricing.configured import Rate
+from tokentrace.pricing.counting import Counts, charges_of, counts_of, fields_of, has_usage
+from tokentrace.pricing.plans import Plan, Plans
+from tokentrace.pricing.rates import FIELD_UNITS, Vector, round_half_even
+from tokentrace.pricing.receipt import Receipt, receipt_of, reported_receipt
+from tokentrace.pricing.work import Quote, Work
+from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time
 
 _MAX_REASON = 256
-
-
-class Quote(NamedTuple):
-    """
-    The cost of a span and how it was found.
-
-    Attributes:
-        cost_nusd: Cost in nano-dollars; None if the span cannot be priced.
-        source: Value for ``Span.cost_source``.
-        model: Value for ``Span.cost_model``.
-        reason: Value for ``Span.unpriced_reason``.
-    """
-
-    cost_nusd: int | None
-    source: str
-    model: str
-    reason: str
+_MODEL_KINDS = frozenset({"llm", "embedding"})
 
 
 class Pricer:
@@ -62,83 +41,164 @@ class Pricer:
     Prices spans.
 
     Args:
-        overrides: Model name in any case -> configured price; it takes precedence over the tables, for all providers.
+        overrides: Name in any case -> configured price; it takes precedence over the price list.
         trust_zero: Providers, in any case, whose reported cost of 0 is kept.
+        local_providers: Providers, in any case, that run on the user's own machines: their calls are free.
     """
 
-    def __init__(self, overrides: Mapping[str, Rate] | None = None, trust_zero: Collection[str] = ()) -> None:
-        self._tables = PriceTables(overrides or {})
+    def __init__(
+        self,
+        overrides: Mapping[str, Rate] | None = None,
+        trust_zero: Collection[str] = (),
+        local_providers: Collection[str] = rules.LOCAL_PROVIDERS,
+    ) -> None:
+        self._plans = Plans(overrides or {}, local_providers)
         self._trust_zero = frozenset(provider.lower() for provider in trust_zero)
+
+    @property
+    def version(self) -> str:
+        """The version of the price list, such as ``genai-prices-0.2.3``."""
+        return self._plans.tables.version
 
     def quote(self, span: Span, at_ns: int | None = None) -> Quote:
         """
-        Return the cost that *span* reports, or the price of its tokens and usage if it reports none or an ignored 0.
+        Return the cost that *span* reports, or the price of what it used if it reports none or an ignored 0.
 
         Args:
             at_ns: Time whose prices apply, Unix nanoseconds; None = the span's event time.
         """
+        prompt, completion, reported = span.prompt_tokens, span.completion_tokens, span.cost_nusd
+        if (
+            (prompt or completion)
+            and not reported
+            and not span.usage
+            and not span.usage_state
+            and not span.pricing_context
+            and span.reasoning_tokens <= completion
+            and span.total_tokens in (0, prompt + completion)
+            and not (reported == 0 and self._keeps_zero(span))
+        ):
+            plan = self._plans.plan(span.provider, span.model)
+            if (plan.source == "priced" or plan.source == "overridden") and not plan.lacks:
+                sheet = plan.sheet
+                if sheet is None:
+                    sheet = self._plans.choose(plan, None, event_time(span) if at_ns is None else at_ns).sheet
+                if sheet is not None:
+                    vector = sheet.vector(prompt)
+                    if (vector.prices_input or not prompt) and (vector.prices_output or not completion):
+                        return _quote_fields(plan, vector, span)
+        return self.work(span, at_ns).quote
+
+    def work(self, span: Span, at_ns: int | None = None) -> Work:
+        """Return the quote of *span* with everything that led to it."""
         reported = span.cost_nusd
-        prompt, completion = span.prompt_tokens, span.completion_tokens
-        has_tokens = prompt or completion or span.total_tokens
-        if reported is not None and (reported > 0 or not has_tokens or span.provider.lower() in self._trust_zero):
-            return Quote(reported, "reported", span.cost_model, "")
-        if not has_tokens and not span.usage:
-            return Quote(0, "", "", "")
-        plan = self._tables.plan(span.provider, span.model)
-        if plan is None:
-            return Quote(None, "unpriced", "", "unknown_model" if span.model else "no_model")
-        if not prompt and not completion and span.total_tokens:
-            return Quote(None, "unpriced", plan.model, "no_split")
-        if span.usage:
-            cost, reason = self._price_by_table(plan, span, event_time(span) if at_ns is None else at_ns)
-        else:
-            version = plan.versions[0]
-            if len(plan.versions) > 1:
-                version = active_version(plan.versions, event_time(span) if at_ns is None else at_ns)
-            cost, reason = price_by_vector(version, span)
-        if cost is None or cost > MAX_COST_NUSD:
-            return Quote(None, "unpriced", plan.model, reason or "over_bounds")
-        source = "partly_priced" if reason else ("zero_ignored" if reported == 0 else plan.source)
-        return Quote(cost, source, plan.model, reason)
+        is_model_call, used = span.kind in _MODEL_KINDS, has_usage(span)
+        if reported is not None and (reported > 0 or self._keeps_zero(span) or not (is_model_call or used)):
+            reason = span.unpriced_reason if reported == 0 and span.unpriced_reason in FREE_REASONS else ""
+            return Work(Quote(reported, "reported", span.cost_model, reason))
+        if not is_model_call and (not used or not (span.model or span.usage)):
+            return Work(Quote(0, "", "", ""))
+        plan = self._plans.plan(span.provider, span.model)
+        if plan.source == "free":
+            return Work(Quote(0, "free", plan.model, plan.reason), plan)
+        if not used:
+            if span.usage_state == "none":
+                return Work(Quote(0, "free", plan.model, "no_tokens_used"), plan)
+            return Work(Quote(None, "unpriced", plan.model, "no_usage"), plan)
+        if plan.source == "unpriced":
+            return Work(Quote(None, "unpriced", "", plan.reason), plan)
+        return self._price(plan, span, event_time(span) if at_ns is None else at_ns)
 
     def receipt(self, span: Span) -> Receipt:
         """Return the receipt for the cost of *span*, which was priced before, here or by another ingest."""
-        return write_receipt(self._tables, span)
+        if span.cost_source == "reported":
+            return reported_receipt(span.cost_nusd)
+        # The stored cost is not what the span reported, so it must not be taken for that.
+        return receipt_of(self.work(replace(span, cost_nusd=None, cost_source="")), span.cost_nusd)
 
-    def _price_by_table(self, plan: PricePlan, span: Span, at_ns: int) -> tuple[int | None, str]:
-        """Return (nano-dollars or None, reason) for a span with ``usage``: by ``calc_price`` or a configured price."""
-        if plan.info is None or plan.provider is None:
-            cost, reason = price_by_vector(plan.versions[0], span)
-            return cost, reason or _no_rate(sorted(name for name, count in (span.usage or {}).items() if count))
-        counts = unit_counts(span)
-        at = datetime.fromtimestamp(at_ns // SECOND, tz=UTC)
-        # Each span is one request. genai-prices adds this count itself, and warns if the caller passes it.
-        units = self._tables.registry.units
-        known = {name: count for name, count in counts.items() if name in units and name != "requests"}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                price = plan.info.calc_price(Usage(**known), plan.provider, genai_request_timestamp=at)
-        except (ValueError, UserWarning):
-            return None, "usage_contradicts_itself"
-        unpriced = self._units_without_rate(counts, plan.info.get_prices(at))
-        if unpriced and len(unpriced) == sum(1 for count in counts.values() if count):
-            return None, _no_rate(unpriced)
-        with localcontext() as context:
-            context.prec = 60
-            nusd = int((price.total_price * NUSD_PER_USD).to_integral_value(rounding=ROUND_HALF_EVEN))
-        return nusd, _no_rate(unpriced)
+    def _keeps_zero(self, span: Span) -> bool:
+        return span.cost_source == "reported" or span.provider.lower() in self._trust_zero
 
-    def _units_without_rate(self, counts: Mapping[str, int], prices: ModelPrice) -> list[str]:
-        priced = [unit for unit, _ in self._tables.priced_units(prices)]
-        missing = []
-        for name, count in counts.items():
-            unit = self._tables.registry.units.get(name)
-            if count and (unit is None or not any(is_descendant_or_self(rate, unit) for rate in priced)):
-                missing.append(name)
-        return sorted(missing)
+    def _price(self, plan: Plan, span: Span, at_ns: int) -> Work:
+        chosen = self._plans.choose(plan, span.pricing_context, at_ns)
+        sheet = chosen.sheet
+        if sheet is None:
+            return Work(_unpriced(plan, f"unknown_variant:{chosen.unknown}"), plan, None, chosen)
+        is_input_only = not sheet.vectors[0].prices_output and sheet.vectors[0].prices_input
+        counted = counts_of(span, plan.thoughts_in_total, is_input_only, plan.least_seconds)
+        if counted.contradiction:
+            return Work(_unpriced(plan, "usage_contradicts_itself"), plan, None, chosen)
+        if not counted.counts:
+            return Work(_unpriced(plan, "no_split"), plan, None, chosen)
+        charges = charges_of(sheet, counted.counts, span.usage)
+        if charges.is_contradictory:
+            return Work(_unpriced(plan, "usage_contradicts_itself"), plan, None, chosen)
+        if charges.unknown:
+            reason = _named("ambiguous_usage", charges.unknown)
+            return Work(_unpriced(plan, reason), plan, None, chosen)
+        missing = [name for name in sorted(_asked(counted, span)) if not sheet.has_rate(name)]
+        if missing and len(missing) == len(counted.counts):
+            base = sheet.vectors[0]
+            has_token_rate = base.prices_input or base.prices_output or not _TOKENS.issuperset(missing)
+            reason = _named("no_rate", missing) if has_token_rate else "no_token_rate"
+            return Work(_unpriced(plan, reason), plan, None, chosen)
+        input_tokens = charges.counts.get("input_tokens", 0)
+        vector = sheet.vector(input_tokens)
+        total = vector.constant + sum(
+            rate * count for name, count in charges.counts.items() if (rate := vector.units.get(name))
+        )
+        cost = round_half_even(total, vector.denominator)
+        if cost > MAX_COST_NUSD:
+            return Work(_unpriced(plan, "over_bounds"), plan, None, chosen)
+        if plan.lacks and not counted.counts.get(plan.lacks):
+            missing.append(plan.lacks)
+        reason = _partly(missing, charges.is_ambiguous, counted.unclassified, span.usage_state)
+        source = "partly_priced" if reason else ("zero_ignored" if span.cost_nusd == 0 else plan.source)
+        unit_notes = [note for unit, note in plan.unit_notes.items() if charges.counts.get(unit)]
+        notes = (*chosen.notes, *plan.notes, *counted.notes, *unit_notes)
+        if charges.is_ambiguous:
+            notes = (*notes, "cached tokens are not split by kind: this is the lowest price that the counts allow")
+        return Work(Quote(cost, source, plan.model, reason), plan, sheet, chosen, charges.charged, input_tokens, notes)
 
 
-def _no_rate(units: list[str]) -> str:
-    """Return the reason that names *units*, which have no rate; "" if there are no such units."""
-    return f"no_rate:{','.join(units)}"[:_MAX_REASON] if units else ""
+_TOKENS = frozenset(FIELD_UNITS)
+
+
+def _quote_fields(plan: Plan, vector: Vector, span: Span) -> Quote:
+    """Return the quote of a span that has token counts and nothing else."""
+    rates = vector.fields
+    total = rates[0] * span.prompt_tokens + rates[1] * span.completion_tokens + vector.constant
+    if span.cache_read_tokens or span.cache_write_tokens or span.reasoning_tokens:
+        total += sum(rate * count for rate, count in zip(rates[2:], fields_of(span)[2:], strict=True))
+    if total < 0:
+        return _unpriced(plan, "usage_contradicts_itself")
+    cost = round_half_even(total, vector.denominator)
+    if cost > MAX_COST_NUSD:
+        return _unpriced(plan, "over_bounds")
+    return Quote(cost, "zero_ignored" if span.cost_nusd == 0 else plan.source, plan.model, "")
+
+
+def _asked(counted: Counts, span: Span) -> set[str]:
+    """Return the units that the span used, without those that only the rules of the provider added."""
+    added = {"audio_seconds", "input_audio_seconds"} - set(span.usage or {})
+    return set(counted.counts) - added
+
+
+def _partly(missing: list[str], is_ambiguous: bool, unclassified: int, usage_state: str) -> str:
+    """Return why a cost lacks a part; "" = it is complete."""
+    if missing:
+        return _named("no_rate", sorted(missing))
+    if is_ambiguous:
+        return "ambiguous_usage"
+    if unclassified:
+        return f"unclassified_tokens:{unclassified}"
+    return {"partial": "partial_usage", "missing": "partial_usage", "estimated": "estimated_usage"}.get(usage_state, "")
+
+
+def _unpriced(plan: Plan, reason: str) -> Quote:
+    return Quote(None, "unpriced", plan.model, reason[:_MAX_REASON])
+
+
+def _named(word: str, units: Collection[str]) -> str:
+    """Return the reason *word* with the units that it is about."""
+    return f"{word}:{','.join(units)}"[:_MAX_REASON]

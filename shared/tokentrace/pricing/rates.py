@@ -1,28 +1,21 @@
 """
-Rates of one model as vectors of integers, so that the price of a span is one exact sum.
+Rates of one model as vectors of integers, so that the price of a call is one exact sum.
 
-A vector has one rate in nano-dollars per token for each token field of a span (``FIELD_UNITS``). Many published rates
-are not whole nano-dollars, so the rates are numerators over one common denominator. The sum is exact and rounded once,
-half to even.
+A vector has one rate in nano-dollars for each priced unit. Many published rates are not whole nano-dollars, so the
+rates are numerators over one common denominator. The sum is exact and rounded once, half to even.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from genai_prices.decompose import is_descendant_or_self
-from genai_prices.types import StartDateConstraint, TieredPrices, TimeOfDateConstraint
-from genai_prices.units import UnitDef, UnitRegistry
-
-from tokentrace.records import Span
-from tokentrace.units import NUSD_PER_USD, SECOND
+from tokentrace.pricing.tables import Rate, Unit, includes, rate_at, starts_of
+from tokentrace.units import NUSD_PER_USD
 
 #: Units that are counted in fields of a span, in the order of a rate vector.
 FIELD_UNITS = (
@@ -33,173 +26,142 @@ FIELD_UNITS = (
     "cache_write_1h_tokens",
     "output_reasoning_tokens",
 )
+#: The unit of which every span is one.
+REQUESTS = "requests"
 
 
-@dataclass(frozen=True)
-class Rate:
-    """
-    A price from the configuration, in US dollars per million tokens.
-
-    Attributes:
-        cache_read_per_1m: Price of prompt tokens that were read from a cache; None = ``prompt_per_1m``.
-    """
-
-    prompt_per_1m: Decimal
-    completion_per_1m: Decimal
-    cache_read_per_1m: Decimal | None = None
-
-
-class RateVector(NamedTuple):
+class Vector(NamedTuple):
     """
     Rates of one tier, as numerators over ``denominator``, in nano-dollars.
 
     Attributes:
-        rates: What a token of each field in ``FIELD_UNITS`` adds to the price. A rate may be negative: the prompt count
-            includes cached tokens, so a cached token adds its price minus that of a prompt token.
+        fields: What a token of each field in ``FIELD_UNITS`` adds to the price. A rate may be negative: the prompt
+            count includes cached tokens, so a cached token adds its price minus that of a prompt token.
+        units: The same for every priced unit by its name, the fields included.
         constant: Price of the request itself.
         prices_input, prices_output: Whether input tokens, and whether output tokens, have a price.
     """
 
-    rates: tuple[int, int, int, int, int, int]
+    fields: tuple[int, int, int, int, int, int]
+    units: dict[str, int]
     constant: int
     denominator: int
     prices_input: bool
     prices_output: bool
 
 
-class PriceVersion(NamedTuple):
+class Sheet:
     """
-    The rates that apply from a start date or at a time of day.
-
-    Attributes:
-        constraint: When the rates apply; None = always.
-        starts: Prompt token counts above which the next tier applies, ascending.
-        vectors: One for each tier; ``vectors[0]`` is the base, ``vectors[i]`` applies above ``starts[i - 1]``.
-    """
-
-    constraint: StartDateConstraint | TimeOfDateConstraint | None
-    starts: tuple[int, ...]
-    vectors: tuple[RateVector, ...]
-
-
-def field_amounts(span: Span) -> tuple[int, int, int, int, int, int]:
-    """Return the token counts of *span* in the order of ``FIELD_UNITS``."""
-    return (
-        span.prompt_tokens,
-        span.completion_tokens,
-        span.cache_read_tokens,
-        span.cache_write_tokens,
-        span.cache_write_1h_tokens,
-        span.reasoning_tokens,
-    )
-
-
-def price_by_vector(version: PriceVersion, span: Span) -> tuple[int | None, str]:
-    """
-    Return the price of the token fields of *span*.
-
-    Returns:
-        (Nano-dollars, reason as in ``Span.unpriced_reason``). Nano-dollars are None if the price would be negative, or
-        if the span has tokens and neither input nor output tokens have a price.
-    """
-    prompt, completion = span.prompt_tokens, span.completion_tokens
-    vector = version.vectors[bisect_left(version.starts, prompt) if version.starts else 0]
-    rates = vector.rates
-    total = rates[0] * prompt + rates[1] * completion + vector.constant
-    if span.cache_read_tokens or span.cache_write_tokens or span.reasoning_tokens:
-        total += sum(rate * count for rate, count in zip(rates[2:], field_amounts(span)[2:], strict=True))
-    if total < 0:
-        return None, "usage_contradicts_itself"
-    reason = ""
-    if (prompt and not vector.prices_input) or (completion and not vector.prices_output):
-        if not vector.prices_input and not vector.prices_output:
-            return None, "no_token_rate"
-        reason = "no_rate:input_tokens" if prompt and not vector.prices_input else "no_rate:output_tokens"
-    whole, rest = divmod(total, vector.denominator)
-    twice = 2 * rest
-    if twice > vector.denominator or (twice == vector.denominator and whole & 1):
-        whole += 1
-    return whole, reason
-
-
-def active_version(versions: tuple[PriceVersion, ...], at_ns: int) -> PriceVersion:
-    """Return the last of *versions* that applies at *at_ns*, Unix nanoseconds; the first one if none applies."""
-    at = datetime.fromtimestamp(at_ns // SECOND, tz=UTC)
-    for version in reversed(versions):
-        if version.constraint is None or version.constraint.active(at):
-            return version
-    return versions[0]
-
-
-def rate_vector(
-    priced: list[tuple[UnitDef, Decimal | TieredPrices]], registry: UnitRegistry, prompt_tokens: int
-) -> RateVector:
-    """
-    Return the rate vector for the prices in *priced*, in the tier that *prompt_tokens* reaches.
-
-    The charge is linear in the token counts (see ``charged_amounts``), so the charge for one token of a field, with no
-    other tokens, is the rate of the field.
-    """
-    units = [unit for unit, _ in priced if unit.usage_key != "requests"]
-    price_of = {
-        unit.usage_key: Fraction(rate_at(value, prompt_tokens)) * NUSD_PER_USD / unit.per for unit, value in priced
-    }
-    rates = []
-    for field in FIELD_UNITS:
-        charged = charged_amounts(units, {field: 1})
-        rates.append(sum((count * price_of[name] for name, count in charged.items()), Fraction(0)))
-    constant = price_of.get("requests", Fraction(0))
-    denominator = math.lcm(*(rate.denominator for rate in [*rates, constant]))
-    numerators = [int(rate * denominator) for rate in rates]
-    return RateVector(
-        rates=(numerators[0], numerators[1], numerators[2], numerators[3], numerators[4], numerators[5]),
-        constant=int(constant * denominator),
-        denominator=denominator,
-        prices_input=any(is_descendant_or_self(unit, registry.units["input_tokens"]) for unit in units),
-        prices_output=any(is_descendant_or_self(unit, registry.units["output_tokens"]) for unit in units),
-    )
-
-
-def override_version(rate: Rate) -> PriceVersion:
-    """Return the rates of a configured price: one tier that always applies."""
-    prompt = Fraction(rate.prompt_per_1m) * NUSD_PER_USD / 1_000_000
-    completion = Fraction(rate.completion_per_1m) * NUSD_PER_USD / 1_000_000
-    cached = prompt if rate.cache_read_per_1m is None else Fraction(rate.cache_read_per_1m) * NUSD_PER_USD / 1_000_000
-    denominator = math.lcm(prompt.denominator, completion.denominator, cached.denominator)
-    vector = RateVector(
-        rates=(int(prompt * denominator), int(completion * denominator), int((cached - prompt) * denominator), 0, 0, 0),
-        constant=0,
-        denominator=denominator,
-        prices_input=True,
-        prices_output=True,
-    )
-    return PriceVersion(None, (), (vector,))
-
-
-def charged_amounts(units: list[UnitDef], counts: Mapping[str, int]) -> dict[str, int]:
-    """
-    Return unit -> amount charged at the rate of this unit: its count less the amounts of more specific units.
+    The rates of a model that apply at one time, for one kind of call.
 
     Args:
-        units: Units that have a price.
-        counts: Unit -> count, which includes the counts of more specific units.
+        rates: Unit -> rate in US dollars for ``per`` of it.
+        units: The definitions of these units.
+        per: Unit -> number of units that its rate is for, where it is not ``Unit.per``.
+
+    Attributes:
+        starts: Input token counts above which the next tier applies, ascending.
+        vectors: One for each tier; ``vectors[0]`` is the base, ``vectors[i]`` applies above ``starts[i - 1]``.
+        order: The priced units, those that are parts of others first; without ``requests``.
+        parts: Unit -> priced units that are counted in it too.
+        joins: (One unit, another, the unit of what is counted in both), all of them priced.
     """
-    charged: dict[str, int] = {}
-    for unit in sorted(units, key=lambda unit: -len(unit.dimensions)):
-        if unit.usage_key == "requests":
-            charged["requests"] = 1
-            continue
-        parts = [other for other in units if other.usage_key in charged and is_descendant_or_self(unit, other)]
-        charged[unit.usage_key] = counts.get(unit.usage_key, 0) - sum(charged[part.usage_key] for part in parts)
-    return charged
+
+    def __init__(
+        self, rates: Mapping[str, Rate], units: Mapping[str, Unit], per: Mapping[str, int] | None = None
+    ) -> None:
+        self.rates, self.units, self._per = rates, units, per or {}
+        self.order = sorted((name for name in rates if name != REQUESTS), key=lambda name: -len(units[name].dimensions))
+        self.parts = {
+            name: [part for part in self.order if part != name and includes(units[name], units[part])]
+            for name in self.order
+        }
+        self.joins = list(self._find_joins())
+        self.starts = tuple(sorted({start for rate in rates.values() for start in starts_of(rate)}))
+        # A tier applies to counts above its start, so the base applies to counts up to the first start.
+        self.vectors = tuple(self._vector(tokens) for tokens in (0, *(start + 1 for start in self.starts)))
+
+    def vector(self, input_tokens: int) -> Vector:
+        """Return the rates of the tier that *input_tokens* reaches."""
+        return self.vectors[bisect_left(self.starts, input_tokens)] if self.starts else self.vectors[0]
+
+    def per(self, unit: str) -> int:
+        """Return the number of units that the rate of *unit* is for."""
+        return self._per.get(unit) or self.units[unit].per
+
+    def rate(self, unit: str, input_tokens: int) -> Decimal:
+        """Return the rate of *unit* in US dollars for ``per`` of it."""
+        return rate_at(self.rates[unit], input_tokens)
+
+    def tier(self, input_tokens: int) -> int | None:
+        """Return the number of input tokens above which the rates apply; 0 = the base, None = there are no tiers."""
+        return max((start for start in self.starts if input_tokens > start), default=0) if self.starts else None
+
+    def has_rate(self, unit: str) -> bool:
+        """Return True if *unit*, or a unit that it is a part of, has a rate."""
+        known = self.units.get(unit)
+        return known is not None and any(includes(self.units[priced], known) for priced in self.rates)
+
+    def charged(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """
+        Return unit -> amount charged at the rate of this unit: its count less the amounts of more specific units.
+
+        Args:
+            counts: Unit -> count, which includes the counts of more specific units. An amount is negative if they
+                contradict each other.
+        """
+        charged: dict[str, int] = {}
+        for name in self.order:
+            charged[name] = counts.get(name, 0) - sum(charged[part] for part in self.parts[name])
+        if REQUESTS in self.rates:
+            charged[REQUESTS] = 1
+        return charged
+
+    def _vector(self, input_tokens: int) -> Vector:
+        """
+        Return the rates of the tier that *input_tokens* reaches.
+
+        The charge is linear in the counts (see ``charged``), so the charge for one of a unit, with nothing else, is the
+        rate of the unit.
+        """
+        price_of = {
+            name: Fraction(rate_at(rate, input_tokens)) * NUSD_PER_USD / self.per(name)
+            for name, rate in self.rates.items()
+        }
+        added = {name: self._alone(name, price_of) for name in dict.fromkeys((*FIELD_UNITS, *self.order))}
+        constant = price_of.get(REQUESTS, Fraction(0))
+        denominator = math.lcm(*(rate.denominator for rate in [*added.values(), constant]))
+        units = {name: int(rate * denominator) for name, rate in added.items()}
+        first, second, third, fourth, fifth, sixth = (units[name] for name in FIELD_UNITS)
+        return Vector(
+            fields=(first, second, third, fourth, fifth, sixth),
+            units={name: rate for name, rate in units.items() if rate},
+            constant=int(constant * denominator),
+            denominator=denominator,
+            prices_input=self.has_rate("input_tokens"),
+            prices_output=self.has_rate("output_tokens"),
+        )
+
+    def _alone(self, unit: str, price_of: Mapping[str, Fraction]) -> Fraction:
+        charged = self.charged({unit: 1})
+        return sum((count * price_of[name] for name, count in charged.items() if name != REQUESTS), Fraction(0))
+
+    def _find_joins(self) -> Iterable[tuple[str, str, str]]:
+        by_dimensions = {frozenset(self.units[name].dimensions.items()): name for name in self.order}
+        for index, one in enumerate(self.order):
+            for other in self.order[index + 1 :]:
+                first, second = self.units[one].dimensions, self.units[other].dimensions
+                if any(second.get(key, value) != value for key, value in first.items()):
+                    continue
+                join = by_dimensions.get(frozenset(first.items() | second.items()))
+                if join is not None and join not in (one, other):
+                    yield one, other, join
 
 
-def rate_at(value: Decimal | TieredPrices, prompt_tokens: int) -> Decimal:
-    """Return the rate of the tier that *prompt_tokens* reaches; a tier applies above its start."""
-    if not isinstance(value, TieredPrices):
-        return value
-    price = value.base
-    for tier in value.tiers:
-        if prompt_tokens > tier.start:
-            price = tier.price
-    return price
+def round_half_even(total: int, denominator: int) -> int:
+    """Return *total* / *denominator* rounded to a whole number, half to even."""
+    whole, rest = divmod(total, denominator)
+    twice = 2 * rest
+    if twice > denominator or (twice == denominator and whole & 1):
+        whole += 1
+    return whole

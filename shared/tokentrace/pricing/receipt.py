@@ -1,17 +1,11 @@
-"""Receipts: the units, amounts and rates that make up the cost of a span."""
+"""Receipts: the units, amounts and rates that make up the cost of a span, and how the price was found."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from genai_prices.types import TieredPrices
-
-from tokentrace.pricing.match import PriceTables
-from tokentrace.pricing.rates import FIELD_UNITS, Rate, charged_amounts, field_amounts, rate_at
-from tokentrace.records import Span, event_time
-from tokentrace.units import SECOND
+from tokentrace.pricing.work import Work
 
 #: Number of significant digits in the computation of receipts.
 _DIGITS = 100
@@ -47,6 +41,10 @@ class Receipt(NamedTuple):
         cost_usd: Cost of the span, US dollars; None if the span is unpriced.
         tier: Number of prompt tokens above which the rates apply; 0 = the base, None = no tiers.
         explained: Whether the present prices give the cost; if not, ``lines`` has a single line for the whole cost.
+        matched: The rules that led to the price, in words; "" = the price of a model was not needed.
+        variant: What the call said of itself that changed the price, such as ``processing=batch``; "" = nothing.
+        period: When the rates apply, in words; "" = always.
+        assumed: What was assumed because the span does not say it; "" = nothing.
     """
 
     lines: list[Line]
@@ -54,54 +52,51 @@ class Receipt(NamedTuple):
     cost_usd: Decimal | None
     tier: int | None
     explained: bool
+    matched: str = ""
+    variant: str = ""
+    period: str = ""
+    assumed: str = ""
 
 
-def write_receipt(tables: PriceTables, span: Span) -> Receipt:
-    """Return the receipt for *span*, which was priced before, here or by another ingest."""
+def reported_receipt(cost_nusd: int | None) -> Receipt:
+    """Return the receipt for a cost that a span reported."""
+    cost = Decimal(cost_nusd or 0).scaleb(-9)
+    return Receipt([Line("reported", 1, 1, cost, cost)], Decimal(0), cost, None, True)
+
+
+def receipt_of(work: Work, cost_nusd: int | None) -> Receipt:
+    """Return the receipt for a cost of *cost_nusd*; *work* says what the present prices give."""
     with localcontext() as context:
         context.prec = _DIGITS
-        return _receipt(tables, span)
+        return _receipt(work, cost_nusd)
 
 
-def _receipt(tables: PriceTables, span: Span) -> Receipt:
-    if span.cost_nusd is None:
-        return Receipt([], Decimal(0), None, None, True)
-    cost = Decimal(span.cost_nusd).scaleb(-9)
-    lines, tier = ([], None) if span.cost_source in ("", "reported") else _lines(tables, span)
+def _receipt(work: Work, cost_nusd: int | None) -> Receipt:
+    matched = work.plan.matched if work.plan else ""
+    if cost_nusd is None:
+        return Receipt([], Decimal(0), None, None, True, matched)
+    cost = Decimal(cost_nusd).scaleb(-9)
+    lines = _lines(work)
     added = sum((line.cost_usd for line in lines), Decimal(0))
     # Rounding changes a cost by at most half a nano-dollar. A larger difference means that other prices applied.
-    explained = span.cost_source in ("", "reported") or abs(cost - added) * 2 <= Decimal(1).scaleb(-9)
-    if span.cost_source == "reported" or not explained:
-        lines = [Line("reported" if explained else "as_priced_then", 1, 1, cost, cost)]
-        added = cost
-    return Receipt(lines, cost - added, cost, tier, explained)
+    if abs(cost - added) * 2 > Decimal(1).scaleb(-9):
+        return Receipt([Line("as_priced_then", 1, 1, cost, cost)], Decimal(0), cost, None, False)
+    tier = work.sheet.tier(work.input_tokens) if work.sheet else None
+    variant, period = (work.chosen.variant, work.chosen.period) if work.chosen else ("", "")
+    return Receipt(lines, cost - added, cost, tier, True, matched, variant, period, "; ".join(work.notes))
 
 
-def _lines(tables: PriceTables, span: Span) -> tuple[list[Line], int | None]:
-    override = tables.override(span.model)
-    if override is not None:
-        return _override_lines(override, span), None
-    plan = tables.plan(span.provider, span.model)
-    if plan is None or plan.info is None:
-        return [], None
-    prices = plan.info.get_prices(datetime.fromtimestamp(event_time(span) // SECOND, tz=UTC))
-    priced = tables.priced_units(prices)
-    charged = charged_amounts([unit for unit, _ in priced], unit_counts(span))
+def _lines(work: Work) -> list[Line]:
+    sheet = work.sheet
+    if sheet is None:
+        return []
     lines = []
-    for unit, value in priced:
-        rate, amount = rate_at(value, span.prompt_tokens), charged[unit.usage_key]
+    for unit in sheet.rates:
+        amount = work.charged.get(unit, 0)
         if amount:
-            lines.append(Line(unit.usage_key, amount, unit.per, rate, _exact_cost(rate, amount, unit.per)))
-    starts = [tier.start for _, value in priced if isinstance(value, TieredPrices) for tier in value.tiers]
-    reached = max((start for start in starts if span.prompt_tokens > start), default=0)
-    return lines, reached if starts else None
-
-
-def unit_counts(span: Span) -> dict[str, Any]:
-    """Return unit -> count of *span*: its ``usage``, replaced by the prompt, completion and other nonzero fields."""
-    fields = dict(zip(FIELD_UNITS, field_amounts(span), strict=True))
-    counted = {name: count for name, count in fields.items() if count or name in FIELD_UNITS[:2]}
-    return {**(span.usage or {}), **counted}
+            rate, per = sheet.rate(unit, work.input_tokens), sheet.per(unit)
+            lines.append(Line(unit, amount, per, rate, _exact_cost(rate, amount, per)))
+    return lines
 
 
 def _exact_cost(rate: Decimal, amount: int, per: int) -> Decimal:
@@ -109,17 +104,3 @@ def _exact_cost(rate: Decimal, amount: int, per: int) -> Decimal:
     total = rate * amount
     cost = total / per
     return cost if cost * per == total else cost.quantize(Decimal(1).scaleb(-30), rounding=ROUND_HALF_EVEN)
-
-
-def _override_lines(rate: Rate, span: Span) -> list[Line]:
-    cached = 0 if rate.cache_read_per_1m is None else span.cache_read_tokens
-    charged = (
-        ("input_tokens", span.prompt_tokens - cached, rate.prompt_per_1m),
-        ("cache_read_tokens", cached, rate.cache_read_per_1m or Decimal(0)),
-        ("output_tokens", span.completion_tokens, rate.completion_per_1m),
-    )
-    return [
-        Line(unit, amount, 1_000_000, price, _exact_cost(price, amount, 1_000_000))
-        for unit, amount, price in charged
-        if amount
-    ]

@@ -34,6 +34,8 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
         starts_at: When the episode began, RFC 3339.
         ends_at: When the episode ended, RFC 3339; None while it lasts.
         group: The value of ``group_by`` that this event is about; empty for a rule without groups.
+        unpriced_span_count: For a rule on money: spans that *value* leaves out because their cost is unknown. Absent
+            for other rules.
     """
 
     alert: str
@@ -52,6 +54,7 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
     starts_at: str = ""
     ends_at: str | None = None
     group: dict[str, str] = {}
+    unpriced_span_count: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):

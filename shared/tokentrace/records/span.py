@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -31,7 +32,9 @@ KINDS: tuple[str, ...] = (
 )
 #: Kinds whose cost is the sum of the calls below them. This cost is shown, but not added to totals a second time.
 ROLLUP_KINDS = frozenset({"http", "agent", "workflow", "chain"})
-_MODEL_KINDS = frozenset({"llm", "embedding"})
+#: Kinds of spans that are a call to a model.
+MODEL_KINDS = frozenset({"llm", "embedding"})
+_RESPONSE_ID = re.compile(r"[!-'*-;=?-Z\\^-z|~]{1,256}")
 
 #: Why a cost is unknown or lacks a part, as in ``Span.unpriced_reason`` up to the colon; the order is kept on disk.
 UNPRICED_REASONS: tuple[str, ...] = (
@@ -63,6 +66,7 @@ MAX_KEY_BYTES = 256
 MAX_NAME = 256
 MAX_VALUE_BYTES = 32 * 1024
 MAX_DEPTH = 16
+MAX_CONTEXT = 16
 #: A span whose end is further ahead of its arrival than this counts at its arrival instead; nanoseconds.
 FUTURE_NS = 5 * MINUTE
 
@@ -109,7 +113,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         cache_read_tokens, cache_write_tokens: Parts of prompt_tokens; they are not added to it.
         cache_write_1h_tokens: The part of cache_write_tokens that is kept for an hour.
         reasoning_tokens: The part of completion_tokens that was spent on reasoning.
-        usage: Amounts of other priced units by name (searches, audio, images), whole numbers >= 0; None = none.
+        usage: Amounts of other priced units by name (searches, audio, images), whole numbers >= 0; None = none. A
+            fraction of seconds is counted in microseconds, as ``audio_microseconds``; see ``whole_amounts``.
         error_stack: The stack trace; "" = none.
         source: How the span reached the pipeline: reporter, spans, mist, costkatana or nats.
         usage_state: "" = the token counts are complete; missing = the call used tokens and nobody counted them;
@@ -162,6 +167,8 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 SPAN_FIELDS: tuple[str, ...] = Span.__struct_fields__
+#: Fields that filters, groups and rules read as if they were attributes.
+ID_FIELDS = frozenset({"user_id", "session_id"})
 
 
 def counts_as_cost(kind: str) -> bool:
@@ -175,7 +182,14 @@ def event_time(span: Span) -> int:
 
 
 def attribute(span: Span, key: str) -> Any:
-    """Return the attribute *key*, or else the value at the dotted path *key* in nested attributes; None if missing."""
+    """
+    Return the attribute *key*, or else the value at the dotted path *key* in nested attributes; None if missing.
+
+    ``user_id`` and ``session_id`` are the fields of those names; an attribute counts only if the field is empty.
+    """
+    value = getattr(span, key) if key in ID_FIELDS else None
+    if value:
+        return value
     value = span.attributes.get(key)
     if value is None and "." in key:
         value = span.attributes
@@ -189,9 +203,17 @@ def is_id(text: str) -> bool:
     return 0 < len(text) <= 256 and text.isascii() and text.isprintable()
 
 
-def check_span(span: Span) -> None:
+def is_response_id(text: str) -> bool:
+    """Return True if *text* can identify a response: 1-256 printable ASCII characters, no space and no bracket."""
+    return _RESPONSE_ID.fullmatch(text) is not None
+
+
+def check_span(span: Span, *, needs_model: bool = True) -> None:
     """
     Check the rules that the types of the fields of ``Span`` cannot express.
+
+    Args:
+        needs_model: False = the span came in a form in which a successful call to a model need not name it.
 
     Raises:
         Rejected: A field breaks a rule; the text names the field and the rule.
@@ -202,12 +224,24 @@ def check_span(span: Span) -> None:
         raise Rejected(f"span_id: {shorten(span.span_id)!r} is not 1-256 printable ASCII characters")
     if span.parent_span_id is not None and not is_id(span.parent_span_id):
         raise Rejected(f"parent_span_id: {shorten(span.parent_span_id)!r} is not 1-256 printable ASCII characters")
-    # MIST tools and Cost Katana clients may report calls without model or token counts; their own servers accept that.
-    if span.kind in _MODEL_KINDS and span.status == "ok" and span.source not in ("mist", "costkatana"):
-        if not span.model:
+    counted = span.total_tokens or span.prompt_tokens or span.completion_tokens or span.usage
+    if span.kind in MODEL_KINDS and span.status == "ok":
+        if needs_model and not span.model:
             raise Rejected(f"model: required when kind is {span.kind} and status is ok")
-        if not span.total_tokens and not span.prompt_tokens and not span.completion_tokens and not span.usage:
-            raise Rejected("prompt_tokens, comp_tokens or total_tokens: at least one must be over 0 when status is ok")
+        if not counted and not span.usage_state:
+            raise Rejected(
+                "prompt_tokens, comp_tokens or total_tokens: at least one must be over 0 when status is ok, "
+                "unless usage_state is given"
+            )
+    if span.usage_state in ("none", "missing") and counted:
+        raise Rejected(f"usage_state: {span.usage_state}, but the span counts tokens or other units")
+    if span.response_id and not is_response_id(span.response_id):
+        raise Rejected(
+            f"response_id: {shorten(span.response_id)!r} is not 1-256 printable ASCII characters "
+            "without space or bracket"
+        )
+    if span.pricing_context and len(span.pricing_context) > MAX_CONTEXT:
+        raise Rejected(f"pricing_context: {len(span.pricing_context)} keys are more than the limit of {MAX_CONTEXT}")
     if span.started_ns and not MIN_INSTANT_NS <= span.started_ns <= MAX_INSTANT_NS:
         raise Rejected("started_at: the instant is not between the years 2000 and 2100")
     if span.ended_ns and not MIN_INSTANT_NS <= span.ended_ns <= MAX_INSTANT_NS:

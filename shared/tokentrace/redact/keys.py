@@ -70,11 +70,93 @@ _PLACEHOLDER = re.compile(r"\[[A-Z_]*REDACTED\]")
 #: A quoted value after ``key:``; the quotes may be escaped, and the closing quote may be missing.
 _QUOTED = r"b?(?P<open>\\{0,8}[\"'])(?:(?!(?P=open))(?:\\.|.))*(?:(?P=open)|$)"
 #: A value after ``key:``: a quoted text, an HTTP scheme with credentials, groups of digits, or one word.
-_VALUE = (
+_VALUE = re.compile(
     _QUOTED + r"|(?:bearer|basic|digest|token|apikey)\s+[^\r\n,;\"']+"
     r"|\d[\d ().-]*\d(?=[\s,;\"'}]|$)"
-    r"|[^\s,;\"'}]+"
+    r"|[^\s,;\"'}]+",
+    re.IGNORECASE | re.DOTALL,
 )
+#: A value after ``authorization:``; the credentials of a header extend to the end of the line.
+_LINE = re.compile(_QUOTED + r"|[^\r\n]+", re.DOTALL)
+#: A value after a quoted key that is neither quoted nor a list or map, in JSON and in Python.
+_SCALAR = re.compile(r"(?P<word>(?:null|true|false|None|True|False)|[-+.\deE]+)(?=[\s,}\]]|$)")
+_CONSTANTS = frozenset({"null", "true", "false", "None", "True", "False"})
+#: Quotes, with the backslashes before them, and brackets: what decides where a list or map ends.
+_MARK = re.compile(r"\\*[\"']|[\[\]{}]")
+_REST = re.compile(r"[^\s,;\"'}]*")
+#: A key is sensitive although these words follow the sensitive word: ``phone_number``, ``Authorization-Header``.
+TAILS = [
+    "header",
+    "headers",
+    "value",
+    "values",
+    "number",
+    "numbers",
+    "no",
+    "address",
+    "addresses",
+    "key",
+    "keys",
+    "access",
+    "hash",
+    "confirmation",
+    "confirm",
+    "again",
+    "repeat",
+    "old",
+    "new",
+    "current",
+    "plain",
+    "raw",
+    "encrypted",
+    "encoded",
+    "base64",
+    "bearer",
+    "basic",
+    "home",
+    "work",
+    "mobile",
+    "main",
+    "primary",
+    "secondary",
+]
+#: In a text, a secret named ``secret_access_key`` or ``secret_key`` is found by its own form.
+_TEXT_TAILS = "|".join(tail for tail in TAILS if tail not in ("access", "key", "keys"))
+#: The last word of a key whose value is an id.
+_ID_WORDS = frozenset({"id", "ids", "uid", "uids", "uuid", "uuids", "guid", "guids"})
+#: First words of keys such as ``userid``, in which nothing separates the last word.
+_ID_OWNERS = [
+    "user",
+    "session",
+    "request",
+    "trace",
+    "span",
+    "order",
+    "customer",
+    "account",
+    "message",
+    "client",
+    "device",
+    "tenant",
+    "conversation",
+    "thread",
+    "response",
+    "correlation",
+    "transaction",
+    "event",
+    "job",
+    "run",
+    "task",
+    "project",
+    "org",
+    "workflow",
+    "agent",
+    "visitor",
+    "member",
+]
+_ID_KEYS = frozenset(f"{owner}id{plural}" for owner in _ID_OWNERS for plural in ("", "s"))
+#: Keys that end so are no ids of records: an ``email_id`` is an address.
+_PERSONAL = (("email",), ("e", "mail"), ("phone",), ("ssn",), ("credit", "card"), ("creditcard",))
 #: Most keys in each cache, about; a full cache is cleared.
 _MAX_CACHED = 10_000
 
@@ -103,23 +185,41 @@ class Keys:
         whole_line = ("authorization",) in self._words
         pair_keys = [key_words for key_words in self._words if key_words != ("authorization",)]
         names = [r"[-_ ]?".join(map(re.escape, key_words)) for key_words in pair_keys]
-        self._pair = _pair_pattern(names, _VALUE) if names else None
-        # The credentials of an authorization header extend to the end of the line.
-        self._header = _pair_pattern(["authorization"], _QUOTED + r"|[^\r\n]+") if whole_line else None
+        self._pair = _pair_pattern(names) if names else None
+        self._header = _pair_pattern(["authorization"]) if whole_line else None
+        self._ids: dict[str, bool] = {}
 
     def is_sensitive(self, key: str) -> bool:
-        """Return True if *key* contains the words of a sensitive key in order: ``user_email``, not ``max_tokens``."""
+        """
+        Return True if *key* ends with the words of a sensitive key: ``user_email``, not ``email_verified``.
+
+        Words of ``TAILS`` and numbers at the end do not count: ``phone_number`` and ``password.0`` are sensitive.
+        """
         known = self._sensitive.get(key)
         if known is None:
             if len(self._sensitive) > _MAX_CACHED:
                 self._sensitive.clear()
             # Ignore a placeholder in the key: it replaced a secret there and says nothing about the value.
-            parts = words(_PLACEHOLDER.sub("", key))
+            known = self._sensitive[key] = self._ends_sensitive(words(_PLACEHOLDER.sub("", key)))
+        return known
+
+    def _ends_sensitive(self, parts: tuple[str, ...]) -> bool:
+        while parts:
             joined = "".join(parts)
-            known = self._sensitive[key] = any(
-                any(parts[at : at + len(secret)] == secret for at in range(len(parts))) or joined == "".join(secret)
-                for secret in self._words
-            )
+            if any(parts[-len(secret) :] == secret or joined == "".join(secret) for secret in self._words):
+                return True
+            if parts[-1] not in _TAILS and not parts[-1].isdigit():
+                return False
+            parts = parts[:-1]
+        return False
+
+    def is_id(self, key: str) -> bool:
+        """Return True if *key* says that its value is an id: ``order_id``, ``userIds``; not ``email_id``."""
+        known = self._ids.get(key)
+        if known is None:
+            if len(self._ids) > _MAX_CACHED:
+                self._ids.clear()
+            known = self._ids[key] = _is_id(words(key))
         return known
 
     def is_exactly(self, key: str) -> bool:
@@ -146,25 +246,91 @@ class Keys:
         if not any(all(word in folded for word in hint) for hint in self._hints):
             return text
         count = 0
-
-        def hide(match: re.Match[str]) -> str:
-            nonlocal count
-            quote = match["open"] or ""
-            hidden = f"{match['key']}{match['quote']}{match['sep']}{quote}{REDACTED}{quote}"
-            count += hidden != match[0]
-            return hidden
-
-        for pattern in (self._header, self._pair):
-            text = pattern.sub(hide, text) if pattern is not None else text
+        if self._header is not None:
+            text, count = _hide(self._header, _LINE, text)
+        if self._pair is not None:
+            text, more = _hide(self._pair, _VALUE, text)
+            count += more
         if count:
             redactions["key_value"] = redactions.get("key_value", 0) + count
         return text
 
 
-def _pair_pattern(names: list[str], value: str) -> re.Pattern[str]:
+_TAILS = frozenset(TAILS)
+
+
+def _is_id(parts: tuple[str, ...]) -> bool:
+    while parts and parts[-1].isdigit():
+        parts = parts[:-1]
+    if not parts or (parts[-1] not in _ID_WORDS and parts[-1] not in _ID_KEYS):
+        return False
+    return not any(parts[-1 - len(personal) : -1] == personal for personal in _PERSONAL)
+
+
+def _pair_pattern(names: list[str]) -> re.Pattern[str]:
     longest_first = "|".join(sorted(names, key=len, reverse=True))
     return re.compile(
-        rf"(?<![^\W_])(?P<key>[^\W_]*[-_]?(?:{longest_first}))(?P<quote>(?:\\{{0,8}}[\"'])?)(?P<sep>\s*[:=]\s*)"
-        rf"(?P<value>{value})",
+        rf"(?<![^\W_])(?P<key>[^\W_]*[-_]?(?:{longest_first})(?:[-_]?(?:{_TEXT_TAILS}|\d{{1,4}})){{0,2}})"
+        r"(?P<quote>(?:\\{0,8}[\"'])?)(?P<sep>\s*[:=]\s*)",
         re.IGNORECASE | re.DOTALL,
     )
+
+
+def _hide(pattern: re.Pattern[str], value: re.Pattern[str], text: str) -> tuple[str, int]:
+    """Return (*text* with the value after each match of *pattern* replaced, the number of values that changed)."""
+    pieces: list[str] = []
+    shown = count = 0
+    match = pattern.search(text)
+    while match is not None:
+        start = match.end()
+        end, quote = _extent(text, start, match["quote"], value)
+        if end > start:
+            hidden = f"{quote}{REDACTED}{quote}"
+            count += hidden != text[start:end]
+            pieces += [text[shown:start], hidden]
+            shown = end
+        match = pattern.search(text, max(end, start))
+    return "".join([*pieces, text[shown:]]), count
+
+
+def _extent(text: str, start: int, key_quote: str, value: re.Pattern[str]) -> tuple[int, str]:
+    """
+    Return (end of the value at *start*, the quote around what replaces it); the end is *start* if there is no value.
+
+    After a quoted key the replacement is quoted, so that JSON stays JSON.
+    """
+    if text.startswith(("{", "["), start) and _PLACEHOLDER.match(text, start) is None:
+        end = _end_of_nested(text, start)
+        if key_quote:
+            return end, key_quote
+        rest = _REST.match(text, end)
+        return (rest.end() if rest else end), ""
+    if key_quote:
+        scalar = _SCALAR.match(text, start)
+        if scalar is not None:
+            return (start, "") if scalar["word"] in _CONSTANTS else (scalar.end(), key_quote)
+    match = value.match(text, start)
+    if match is None:
+        return start, ""
+    return match.end(), match["open"] or key_quote
+
+
+def _end_of_nested(text: str, start: int) -> int:
+    """Return where the list or map that begins at *start* ends; the end of the text if it is not closed."""
+    depth, quote, escapes = 0, "", 0
+    for mark in _MARK.finditer(text, start):
+        token = mark[0]
+        sign, backslashes = token[-1], len(token) - 1
+        if quote:
+            # In text that is escaped n times, a quote has 2^n - 1 backslashes, and each escaped one doubles them.
+            if sign == quote and backslashes % (2 * (escapes + 1)) == escapes:
+                quote = ""
+        elif sign == '"' or (sign == "'" and (mark.start() == start or text[mark.start() - 1] in "[{(,:= \t\r\n")):
+            quote, escapes = sign, backslashes
+        elif sign in "[{":
+            depth += 1
+        elif sign in "]}":
+            depth -= 1
+            if depth == 0:
+                return mark.end()
+    return len(text)

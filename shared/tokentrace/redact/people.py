@@ -13,18 +13,24 @@ CARD_REDACTED = "[CARD_REDACTED]"
 
 #: All numbers matched below contain nine digits with at most two separators between neighbouring digits.
 _NUMBER = re.compile(r"\d(?:[-. ()]{0,2}\d){8}")
+#: What precedes a number whose key says that it is an id.
+_AFTER_ID = re.compile(r"(?:(?<![^\W_])|_|(?<=[a-z])(?=I))(?:id|ID|Id)[sS]?[\\\"']{0,9}\s?[:=]\s?[\\\"']{0,9}$")
 _ASCII_NUMBER = re.compile(r"[0-9](?:[-. ()]{0,2}[0-9]){8}")
 
 
 def _is_phone(match: re.Match[str]) -> bool:
     """
-    Return False if a match without separators is more likely a time or part of an id (``req-5551234567``).
+    Return False if a match without separators is more likely a time, or an id or a part of one.
+
+    ``req-5551234567`` is a part of an id, and so is the number in ``"order_id": 5551234567``.
 
     Until 2033, Unix seconds begin with a 1, and no area code does.
     """
     number, start = match[0], match.start()
     if not number.isdigit():
         return True
+    if _AFTER_ID.search(match.string[max(0, start - 80) : start]):
+        return False
     before = match.string[start - 2 : start] if start >= 2 else ""
     return number[0] != "1" and not (before[1:] == "-" and before[0].isalpha())
 
@@ -54,7 +60,6 @@ _PHONES = (
     ),
     Pattern("phone", (), re.compile(r"(?<![\w.])\+[1-9](?:[ .()-]{0,2}\d){8,14}(?![\w.]\w|\d)"), PHONE_REDACTED),
 )
-_NUMBERS = {"ssn": (_SSN,), "creditcard": (_CARD,), "phone": _PHONES}
 
 
 def _hide_addresses(text: str, redactions: RedactionCounts) -> str:
@@ -73,23 +78,19 @@ def _hide_addresses(text: str, redactions: RedactionCounts) -> str:
 
 
 class People:
-    """
-    Removes the kinds of personal data that are switched on.
+    """Removes personal data; e-mail addresses and phone numbers only where they are not ids."""
 
-    Args:
-        keys: Sensitive keys in lower case without separators. ``email``, ``phone``, ``ssn`` and ``creditcard`` each
-            switch on one kind; other keys are ignored.
-    """
+    def clean(self, text: str, redactions: RedactionCounts, *, is_id: bool = False) -> str:
+        """
+        Return *text* with the personal data replaced; add the number of replacements to *redactions*.
 
-    def __init__(self, keys: set[str]) -> None:
-        self._emails = "email" in keys
-        self._numbers = [pattern for key, patterns in _NUMBERS.items() if key in keys for pattern in patterns]
-
-    def clean(self, text: str, redactions: RedactionCounts) -> str:
-        """Return *text* with the personal data replaced; add the number of replacements to *redactions*."""
-        if self._emails and "@" in text:
+        Args:
+            is_id: True = the whole text is an id, in which addresses and phone numbers stay. If it has digits only,
+                it is no card number either.
+        """
+        if "@" in text and not is_id:
             text = _hide_addresses(text, redactions)
-        if self._numbers and (_ASCII_NUMBER if text.isascii() else _NUMBER).search(text) is not None:
-            for pattern in self._numbers:
+        if (_ASCII_NUMBER if text.isascii() else _NUMBER).search(text) is not None:
+            for pattern in (_SSN, *(() if is_id and text.isdigit() else (_CARD,)), *(() if is_id else _PHONES)):
                 text = pattern.sub(text, redactions)
         return text

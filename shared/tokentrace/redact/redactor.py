@@ -24,6 +24,7 @@ from tokentrace.records import (
     Span,
     Started,
 )
+from tokentrace.redact.ids import IdHash, is_technical
 from tokentrace.redact.keys import DEFAULT_KEYS, REDACTED, Keys
 from tokentrace.redact.patterns import KEY_HINT, KEYS, MIN_KEY, PRIVATE_KEY, SCHEMES, URL_CREDENTIALS, RedactionCounts
 from tokentrace.redact.people import People
@@ -54,6 +55,8 @@ class Redactor:
     Args:
         extra_keys: More sensitive keys, in any case and with any separator.
         replace_keys: True = *extra_keys* replace the default keys; secrets of a known form are still removed.
+        patterns: False = secrets are not recognised by their form, only by their key.
+        id_key: Key with which user ids and values under keys of ids are hashed; "" = they stay as they are.
         mode: ``redact``; ``metadata_only``, which also drops content (see ``CONTENT_KEYS``); ``off``, which removes
             nothing.
         keep_raw: True = a redacted chat message keeps its original text in ``raw``, in the mode ``redact`` only.
@@ -66,12 +69,16 @@ class Redactor:
         replace_keys: bool = False,
         mode: Mode = "redact",
         keep_raw: bool = False,
+        patterns: bool = True,
+        id_key: str = "",
     ) -> None:
         self.enabled = mode != "off"
         self._drops = mode == "metadata_only"
         self._keeps_raw = keep_raw and mode == "redact"
         self._keys = Keys([*(() if replace_keys else DEFAULT_KEYS), *extra_keys])
-        self._people = People(self._keys.flat)
+        self._people = People()
+        self._patterns = patterns
+        self._hash = IdHash(id_key) if id_key and self.enabled else None
         self._clean: set[str] = set()
 
     # -- texts
@@ -95,10 +102,26 @@ class Redactor:
             self._clean.add(text)
         return text
 
-    def _search(self, text: str, redactions: RedactionCounts) -> str:
+    def user_id(self, user_id: str, redactions: RedactionCounts | None = None) -> str:
+        """Return the hash of *user_id* if ids are hashed, else *user_id* itself."""
+        return self._id(user_id, {} if redactions is None else redactions) if self._hash is not None else user_id
+
+    def hashes(self, key: str) -> bool:
+        """Return True if values of the attribute *key* are hashed."""
+        return self._hash is not None and self._keys.is_id(key) and not is_technical(key)
+
+    def _id(self, text: str, redactions: RedactionCounts) -> str:
+        if self._hash is None:
+            return text
+        hashed = self._hash(text)
+        return text if hashed == text else _note(redactions, "id", hashed)
+
+    def _search(self, text: str, redactions: RedactionCounts, *, is_id: bool = False) -> str:
         folded = text.casefold()
         if not text.isascii():
             folded = folded.translate(_TURKISH)
+        if not self._patterns:
+            return self._keys.clean(text, folded, redactions) if ":" in text or "=" in text else text
         # Remove a private key first: it has several lines, and the pattern of pairs would remove only the first line.
         if PRIVATE_KEY.hints[0] in text:
             text = PRIVATE_KEY.sub(text, redactions)
@@ -114,12 +137,12 @@ class Redactor:
         for pattern in SCHEMES:
             if pattern.hints[0] in folded:
                 text = pattern.sub(text, redactions)
-        return self._people.clean(text, redactions)
+        return self._people.clean(text, redactions, is_id=is_id)
 
     # -- values
 
     def is_sensitive(self, key: str) -> bool:
-        """Return True if *key* contains the words of a sensitive key in order: ``user_email``, not ``max_tokens``."""
+        """Return True if *key* ends with the words of a sensitive key: ``user_email``, not ``email_verified``."""
         return self._keys.is_sensitive(key)
 
     def value(self, key: str, value: Any, redactions: RedactionCounts | None = None) -> Any:
@@ -136,7 +159,13 @@ class Redactor:
                 return value
             if self._keys.is_sensitive(key):
                 return _note(redactions, "key_value", REDACTED)
-            return _note(redactions, DROPPED, "") if drop else self.text(value, redactions)
+            if drop:
+                return _note(redactions, DROPPED, "")
+            if not self._keys.is_id(key):
+                return self.text(value, redactions)
+            if self.hashes(key):
+                return self._id(value, redactions)
+            return self._search(value, redactions, is_id=True) if len(value) >= _MIN_TEXT else value
         if isinstance(value, dict):
             if self._keys.is_sensitive(key):
                 return _note(redactions, "key_value", REDACTED)
@@ -147,6 +176,8 @@ class Redactor:
         if isinstance(value, (bytes, bytearray)):
             hidden = drop or self._keys.is_sensitive(key)
             return _note(redactions, "key_value", REDACTED) if hidden else value
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and self.hashes(key):
+            return self._id(str(value), redactions)
         # A number is a secret only if the key has no further words: phone: 5551234567 is, email_count: 3 is not.
         if isinstance(value, (int, float)) and not isinstance(value, bool) and self._keys.is_exactly(key):
             return _note(redactions, "key_value", REDACTED)
@@ -162,8 +193,9 @@ class Redactor:
         for key, value in mapping.items():
             name = str(key)
             shown = self.text(name, redactions)
-            content = drop or (self._drops and self._keys.is_content(name))
-            new = self._value(name, value, redactions, drop=content)
+            # The key without its secrets decides, so that redacting twice gives the same.
+            content = drop or (self._drops and self._keys.is_content(shown))
+            new = self._value(shown, value, redactions, drop=content)
             changed = changed or new is not value or shown is not name
             # Secrets in keys may get the same placeholder, so a number is appended.
             clean[key if shown is name else _free(_fit(shown, MAX_KEY_BYTES - 8), clean, mapping)] = new
@@ -212,6 +244,8 @@ class Redactor:
                 clean = self.text(value, redactions)
                 if clean is not value:
                     changed[field] = clean[:MAX_NAME]
+        if self._hash is not None and span.user_id:
+            changed["user_id"] = self._id(span.user_id, redactions)
         if span.attributes:
             attributes = self._attributes(span.attributes, redactions)
             if attributes is not span.attributes:
@@ -236,6 +270,7 @@ class Redactor:
             started,
             name=self.text(started.name, redactions)[:MAX_NAME],
             caller=self.text(started.caller, redactions)[:MAX_NAME],
+            user_id=self._id(started.user_id, redactions) if started.user_id else started.user_id,
             metadata=self._attributes(started.metadata, redactions),
         )
 

@@ -20,6 +20,9 @@ distributions of all series of a bucket share one sorted block. The most recent 
 unrounded (``recent_values.py``), so that quantiles of up to 100 values are exact in windows that end now. The unrounded
 values are used only if their number equals the count in the buckets; otherwise the histogram is used.
 
+**Extremes** (``extremes.py``). The smallest and the largest value of each distribution are kept beside its histogram,
+so that a quantile is never outside the range of the values.
+
 **Reading** (``reader.py``). ``cover`` finds the fewest buckets that make up an interval: wide ones in the middle and
 narrow ones at the edges. ``BucketReader`` adds up their sums and merges their histograms by group of series.
 
@@ -53,6 +56,7 @@ from tokentrace.rollup.quantile import (
     MAX_BIN,
     RAW_LIMIT,
     RELATIVE_ERROR,
+    Histogram,
     Ints,
     Summary,
     bins_of,
@@ -77,14 +81,19 @@ from tokentrace.rollup.rows import (
     ARRIVED,
     CHANGED,
     CLAMPED,
+    COST_SUMS,
     COUNTED,
     FIELDS,
+    REASON,
+    REASONS,
     SECOND_OF,
     SERIES,
     SIGN,
     SPAN_SCHEMA,
     STATUS,
+    TOKEN_SUMS,
     WIDTH,
+    Field,
     Schema,
     Sums,
     rows_of,
@@ -98,6 +107,7 @@ __all__ = [
     "ARRIVED",
     "CHANGED",
     "CLAMPED",
+    "COST_SUMS",
     "COUNTED",
     "DIMENSIONS",
     "FIELDS",
@@ -110,6 +120,8 @@ __all__ = [
     "OTHER",
     "PLACES",
     "RAW_LIMIT",
+    "REASON",
+    "REASONS",
     "RELATIVE_ERROR",
     "RESOLUTIONS",
     "SECOND_OF",
@@ -118,11 +130,14 @@ __all__ = [
     "SPAN_SCHEMA",
     "STATUS",
     "TOKEN_EDGES",
+    "TOKEN_SUMS",
     "UNKNOWN",
     "WALL_EDGES_MS",
     "WIDTH",
     "Counters",
     "CumulativeCounters",
+    "Field",
+    "Histogram",
     "IntSums",
     "Ints",
     "Resolution",

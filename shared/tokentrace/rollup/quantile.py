@@ -12,6 +12,7 @@ histograms merge by adding counts, so the order of merging does not matter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -48,6 +49,19 @@ def _middles() -> NDArray[np.float64]:
 _MIDDLES = _middles()
 
 
+def edges_of(bins: Ints) -> tuple[Ints, Ints]:
+    """Return (a number that no value in the bin is below, a number that no value in the bin is above) for each bin."""
+    size = np.abs(bins)
+    exponent = size.astype(np.float64)
+    # bins_of rounds, so a value next to an edge may be in the neighbouring bin; 1e-9 is far more than it can be off.
+    near = np.where(size > 1, np.floor(2.0 ** ((exponent - 2) / _PER_OCTAVE) * (1 - 1e-9)), size)
+    far = np.where(size > 1, np.ceil(2.0 ** ((exponent - 1) / _PER_OCTAVE) * (1 + 1e-9)), size)
+    # The largest float below 2**63, because 2**63 - 1 is no float.
+    near, far = (np.minimum(edge, 2.0**63 - 1024).astype(np.int64) for edge in (near, far))
+    far = np.where(size >= MAX_BIN, 2**63 - 1, far)
+    return np.where(bins < 0, np.where(size >= MAX_BIN, -(2**63), -far), near), np.where(bins < 0, -near, far)
+
+
 def values_of(bins: Ints) -> NDArray[np.float64]:
     """Return a value for each bin: the harmonic mean of its edges, within RELATIVE_ERROR of all values in the bin."""
     return np.sign(bins) * _MIDDLES[np.abs(bins)]
@@ -78,6 +92,27 @@ def percentile(ascending: Sequence[float] | NDArray[np.float64], q: float) -> fl
     return ascending[low] + (ascending[high] - ascending[low]) * (rank - low)
 
 
+class Histogram(NamedTuple):
+    """
+    How many values lie in each bin.
+
+    Attributes:
+        bins: Bins in use, ascending.
+        counts: Number of values in each of ``bins``; negative for removed values.
+        low, high: No value is below or above these; None = unknown.
+    """
+
+    bins: Ints
+    counts: Ints
+    low: int | None = None
+    high: int | None = None
+
+    def range(self) -> tuple[int, int]:
+        """Return (``low``, ``high``), or the edges of the outermost bins if these are unknown; there must be bins."""
+        lows, highs = edges_of(self.bins[[0, -1]])
+        return int(lows[0]) if self.low is None else self.low, int(highs[1]) if self.high is None else self.high
+
+
 class Summary(msgspec.Struct, frozen=True, array_like=True):
     """
     The distribution of some integers: either unrounded values or a histogram.
@@ -88,12 +123,16 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         counts: Number of values in each of ``bins``, int64 little endian; negative if more were removed than added.
         removed: Unrounded values that were removed but are in another summary, ascending, int64 little endian; empty
             if there are bins.
+        low, high: No value is below or above these; they are values themselves, unless values were removed or a summary
+            of an earlier version was merged. None if there are no bins.
     """
 
     values: bytes = b""
     bins: bytes = b""
     counts: bytes = b""
     removed: bytes = b""
+    low: int | None = None
+    high: int | None = None
 
     @classmethod
     def of(cls, values: Ints | Sequence[int]) -> Summary:
@@ -102,33 +141,38 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         return cls.merged([array], [])
 
     @classmethod
-    def merged(cls, raw: Iterable[Ints], binned: Iterable[tuple[Ints, Ints]], removed: Iterable[Ints] = ()) -> Summary:
+    def merged(cls, raw: Iterable[Ints], binned: Iterable[Histogram], removed: Iterable[Ints] = ()) -> Summary:
         """
         Return the summary of all values in *raw* and *binned*, less those in *removed*.
 
         Args:
             raw: Unrounded values.
-            binned: Histograms as (ascending bins, counts).
+            binned: Histograms.
             removed: Unrounded values to subtract.
         """
         values = np.concatenate([np.empty(0, np.int64), *raw])
         away = np.concatenate([np.empty(0, np.int64), *removed])
         if len(away):
             values, away = _difference(values, away)
-        histograms = [pair for pair in binned if len(pair[0])]
+        histograms = [histogram for histogram in binned if len(histogram.bins)]
         if len(histograms) == 1 and not len(values) and not len(away):
-            return cls._of_histogram(*histograms[0])
+            return cls._of_histogram(histograms[0])
         if not histograms and max(len(values), len(away)) <= RAW_LIMIT:
             return cls(values=np.sort(values).astype("<i8").tobytes(), removed=np.sort(away).astype("<i8").tobytes())
         added, subtracted = count_distinct(bins_of(values)), count_distinct(bins_of(away))
-        bins = np.concatenate([added[0], subtracted[0], *(pair[0] for pair in histograms)])
-        counts = np.concatenate([added[1], -subtracted[1], *(pair[1] for pair in histograms)])
+        bins = np.concatenate([added[0], subtracted[0], *(histogram.bins for histogram in histograms)])
+        counts = np.concatenate([added[1], -subtracted[1], *(histogram.counts for histogram in histograms)])
+        ranges = [histogram.range() for histogram in histograms if (histogram.counts > 0).any()]
+        if len(values):
+            ranges.append((int(values.min()), int(values.max())))
+        low, high = min((low for low, _ in ranges), default=None), max((high for _, high in ranges), default=None)
         # Keep bins whose count is 0: values added to and removed from a bin may differ, so they need not cancel out.
-        return cls._of_histogram(*add_up(bins, counts))
+        return cls._of_histogram(Histogram(*add_up(bins, counts), low, high))
 
     @classmethod
-    def _of_histogram(cls, bins: Ints, counts: Ints) -> Summary:
-        return cls(bins=bins.astype("<i2").tobytes(), counts=counts.astype("<i8").tobytes())
+    def _of_histogram(cls, histogram: Histogram) -> Summary:
+        bins, counts, low, high = histogram
+        return cls(bins=bins.astype("<i2").tobytes(), counts=counts.astype("<i8").tobytes(), low=low, high=high)
 
     def raw(self) -> Ints:
         """Return the unrounded values, ascending."""
@@ -138,14 +182,15 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         """Return ``removed`` as an array, ascending."""
         return np.frombuffer(self.removed, "<i8").astype(np.int64)
 
-    def histogram(self) -> tuple[Ints, Ints]:
-        """Return (bins, counts); empty if the values are unrounded."""
-        return np.frombuffer(self.bins, "<i2").astype(np.int64), np.frombuffer(self.counts, "<i8").astype(np.int64)
+    def histogram(self) -> Histogram:
+        """Return the histogram; empty if the values are unrounded."""
+        bins, counts = np.frombuffer(self.bins, "<i2"), np.frombuffer(self.counts, "<i8")
+        return Histogram(bins.astype(np.int64), counts.astype(np.int64), self.low, self.high)
 
     @property
     def count(self) -> int:
         """Number of values that were added, less the number removed."""
-        return (len(self.values) - len(self.removed)) // 8 + int(self.histogram()[1].sum())
+        return (len(self.values) - len(self.removed)) // 8 + int(self.histogram().counts.sum())
 
     @property
     def exact(self) -> bool:
@@ -156,8 +201,8 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         """
         Return the *q* quantile, linearly interpolated between ranks; None without values.
 
-        With a histogram, the values interpolated between are off by at most RELATIVE_ERROR, and bins with a negative
-        count count as empty. Without one, ``removed`` is ignored.
+        With a histogram, the values interpolated between are off by at most RELATIVE_ERROR and are never outside
+        ``low`` and ``high``; bins with a negative count count as empty. Without one, ``removed`` is ignored.
         """
         if not self.bins:
             raw = self.raw().astype(np.float64)
@@ -172,6 +217,9 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         low = int(rank)
         at = upto.searchsorted((low, min(low + 1, total - 1)), side="right")
         below, above = values_of(bins[at])
+        if self.low is not None and self.high is not None:
+            below, above = max(below, self.low), max(above, self.low)
+            below, above = min(below, self.high), min(above, self.high)
         return float(below + (above - below) * (rank - low))
 
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tokentrace.rollup.bucket import Bucket
+from tokentrace.rollup.extremes import NOTHING, least_by
 from tokentrace.rollup.histograms import HistogramBlock, count_up, moved, split
 from tokentrace.rollup.int_sums import IntSums, Packed, add_together
-from tokentrace.rollup.quantile import RAW_LIMIT, Ints, Summary, starts_of
+from tokentrace.rollup.quantile import RAW_LIMIT, Histogram, Ints, Summary, starts_of
 from tokentrace.rollup.recent_values import RecentValues
 from tokentrace.rollup.resolution_buckets import ResolutionBuckets
 from tokentrace.rollup.resolutions import Resolution, Stretch
@@ -29,6 +30,19 @@ _NONE = np.empty(0, np.int64)
 
 #: The steps of an interval, in order and without gaps; each is a list of stretches as ``cover`` returns it.
 Steps = Sequence[Sequence[Stretch]]
+
+
+class Distributions(NamedTuple):
+    """
+    The distributions of some buckets at one time.
+
+    Attributes:
+        blocks: (Step, histograms) of each bucket.
+        extremes: (Step, series, extremes) of every series in every bucket.
+    """
+
+    blocks: list[tuple[int, HistogramBlock]]
+    extremes: tuple[Ints, Ints, Ints]
 
 
 class BucketReader:
@@ -97,16 +111,28 @@ class BucketReader:
         )
         return *np.divmod(keys, size), totals
 
-    def blocks(self, steps: Steps) -> list[tuple[int, HistogramBlock]]:
-        """Return (step, distributions) of each bucket in *steps*; later rows do not change the result."""
-        return [(step, bucket.histograms.settle()) for step, _, bucket in self._buckets(steps)]
+    def distributions(self, steps: Steps) -> Distributions:
+        """Return all distributions in *steps*; later rows do not change the result."""
+        blocks = [(step, bucket.histograms.settle()) for step, _, bucket in self._buckets(steps)]
+        return Distributions(blocks, self._extremes(steps))
+
+    def _extremes(self, steps: Steps) -> tuple[Ints, Ints, Ints]:
+        """Return (step, series, extremes) of every series in every bucket in *steps*."""
+        parts = [(step, bucket) for step, _, bucket in self._buckets(steps) if len(bucket.series)]
+        if not parts:
+            return _NONE, _NONE, np.empty((0, 2 * len(self._schema.fields)), np.int64)
+        return (
+            np.repeat([step for step, _ in parts], [len(bucket.series) for _, bucket in parts]),
+            np.concatenate([bucket.series for _, bucket in parts]),
+            np.concatenate([bucket.unpacked_extremes() for _, bucket in parts]),
+        )
 
     def summaries(
         self,
         steps: Steps,
         groups: Mapping[str, Ints],
         size: int,
-        blocks: Sequence[tuple[int, HistogramBlock]] | None = None,
+        distributions: Distributions | None = None,
     ) -> dict[str, dict[int, Summary]]:
         """
         Return the distributions of each group of series in each of *steps*, less the removed values.
@@ -114,7 +140,7 @@ class BucketReader:
         Args:
             groups: Name of a distribution -> group of every series, -1 = none; shape (series,).
             size: Number of groups.
-            blocks: Result of an earlier call of ``blocks``, whose histograms are read in place of the present ones.
+            distributions: Result of an earlier call of ``distributions``, which is read in place of the present ones.
 
         Returns:
             Name of a distribution -> step * size + group -> summary, for each group with added or removed values.
@@ -122,15 +148,35 @@ class BucketReader:
         wanted = dict(groups)
         if self._schema.changing in groups and self._schema.changing in self._distributions:
             wanted[self._schema.changing + REMOVED] = groups[self._schema.changing]
-        held = self._held(steps, wanted, size, blocks)
+        held = self._held(steps, wanted, size, None if distributions is None else distributions.blocks)
+        extremes = None if distributions is None else distributions.extremes
         summaries = {}
         for field in groups:
             added, removed = held[field], held.get(field + REMOVED, {})
-            summaries[field] = {
-                number: _summary(added.get(number, _NOTHING), removed.get(number, _NOTHING))
+            pairs = {
+                number: (added.get(number, _NOTHING), removed.get(number, _NOTHING))
                 for number in dict.fromkeys([*added, *removed])
             }
+            ranges: dict[int, tuple[int, int]] = {}
+            if any(not _is_raw(*pair) for pair in pairs.values()):
+                extremes = self._extremes(steps) if extremes is None else extremes
+                ranges = self._ranges(extremes, groups[field], size, field)
+            summaries[field] = {
+                number: _summary(*pair, *ranges.get(number, (None, None))) for number, pair in pairs.items()
+            }
         return summaries
+
+    def _ranges(
+        self, extremes: tuple[Ints, Ints, Ints], groups: Ints, size: int, field: str
+    ) -> dict[int, tuple[int, int]]:
+        """Return step * size + group -> (smallest value, largest value) of the distribution *field*."""
+        steps, series, matrix = extremes
+        width, number = len(self._schema.fields), self._distributions[field]
+        # Series may have been added after the groups were made.
+        own = np.where(series < len(groups), groups[np.minimum(series, len(groups) - 1)], -1)
+        kept = np.flatnonzero((own >= 0) & (matrix[:, number] != NOTHING))
+        owners, least = least_by(steps[kept] * size + own[kept], matrix[kept][:, [number, width + number]])
+        return {owner: (low, ~high) for owner, (low, high) in zip(owners.tolist(), least.tolist(), strict=True)}
 
     def _held(
         self,
@@ -232,7 +278,13 @@ class _Distribution(NamedTuple):
 _NOTHING = _Distribution(_NONE, _NONE, _NONE)
 
 
-def _summary(added: _Distribution, removed: _Distribution) -> Summary:
+def _is_raw(added: _Distribution, removed: _Distribution) -> bool:
+    return added.raw is not None and removed.raw is not None
+
+
+def _summary(added: _Distribution, removed: _Distribution, low: int | None, high: int | None) -> Summary:
     if added.raw is not None and removed.raw is not None:
         return Summary.merged([added.raw], [], [removed.raw])
-    return Summary.merged([], [(added.bins, added.counts), (removed.bins, -removed.counts)])
+    return Summary.merged(
+        [], [Histogram(added.bins, added.counts, low, high), Histogram(removed.bins, -removed.counts)]
+    )

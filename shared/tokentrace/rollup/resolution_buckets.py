@@ -40,13 +40,22 @@ class ResolutionBuckets:
         self._revisions: dict[int, int] = {}
         self._changes = 0
 
-    def add(self, clock_s: int, starts_s: Ints, series: Ints, totals: IntSums, values: tuple[Ints, Ints]) -> None:
+    def add(
+        self,
+        clock_s: int,
+        starts_s: Ints,
+        series: Ints,
+        totals: IntSums,
+        extremes: Ints,
+        values: tuple[Ints, Ints],
+    ) -> None:
         """
-        Add sums and values to the buckets; those for buckets that are not kept any more at *clock_s* are ignored.
+        Add sums, extremes and values to the buckets; ignore those for buckets that are not kept any more at *clock_s*.
 
         Args:
             clock_s: The latest arrival, Unix seconds.
             starts_s, series: Start of the bucket and series of each row of *totals*, as distinct ascending pairs.
+            extremes: Extremes, one row for each of *totals*.
             values: (Seconds, keys) of the values for the distributions, in order of the seconds.
         """
         width_s, floor_s = self.resolution.width_s, self._floor_s(clock_s)
@@ -66,6 +75,7 @@ class ResolutionBuckets:
             bucket.add(
                 series[first:end].copy(),
                 IntSums(low[first:end].copy(), None if high is None else high[first:end].copy()),
+                extremes[first:end].copy(),
             )
             if lows[number] < highs[number]:
                 bucket.add_keys(keys[lows[number] : highs[number]].copy())
@@ -119,17 +129,17 @@ class ResolutionBuckets:
             parts[name] = Part(revision, partial(_encode_segment, captured))
         return parts
 
-    def restore(self, segment: int, data: bytes, width: int) -> None:
+    def restore(self, segment: int, data: bytes, width: int, fields: int, stride: int) -> None:
         """
         Take over one piece of a snapshot.
 
         Args:
             segment: The number after the prefix in the name of the piece.
-            width: Number of sums of a series.
+            width, fields, stride: As for ``decode_bucket``.
         """
         self._revisions[segment] = 0
         for at, bucket in msgspec.msgpack.decode(data):
-            self.buckets[at] = decode_bucket(bucket, width)
+            self.buckets[at] = decode_bucket(bucket, width, fields, stride)
 
 
 def _encode_segment(captured: Sequence[tuple[int, Any]]) -> bytes:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokentrace.rollup.cumulative import Counters
-from tokentrace.rollup.histograms import HistogramBlock, keys_of
+from tokentrace.rollup.extremes import extremes_of, extremes_of_changes, least_of_runs
+from tokentrace.rollup.histograms import keys_of
 from tokentrace.rollup.int_sums import IntSums, add_by, add_runs
 from tokentrace.rollup.quantile import Ints, Summary, starts_of
-from tokentrace.rollup.reader import REMOVED, BucketReader, Steps
+from tokentrace.rollup.reader import REMOVED, BucketReader, Distributions, Steps
 from tokentrace.rollup.recent_values import RecentValues
 from tokentrace.rollup.resolution_buckets import ResolutionBuckets
 from tokentrace.rollup.resolutions import RESOLUTIONS, Resolution
@@ -97,20 +98,31 @@ class Rollup:
         if pending:
             rows, keys = _ordered(pending)
             self._late += int((rows[:, SECOND_OF] < rows[:, ARRIVED] - self._keep_s).sum())
-            self._add(keys, IntSums.of(self._schema.sums_of(rows)), self._values(rows))
+            extremes = extremes_of(rows, self._schema.fields)
+            self._add(keys, IntSums.of(self._schema.sums_of(rows)), extremes, self._values(rows))
             if self._cumulative is not None:
                 self._cumulative.count(rows, len(self._table))
         if changes:
             rows, keys = _ordered(changes)
-            self._add(keys, IntSums.of(self._schema.changes_of(rows)), self._changed_values(rows))
+            number = self._distributions.get(self._schema.changing, -1)
+            added = np.flatnonzero(rows[:, SIGN] == 1)
+            extremes = extremes_of_changes(rows[:, CHANGED], added, number, len(self._schema.fields))
+            self._add(keys, IntSums.of(self._schema.changes_of(rows)), extremes, self._changed_values(rows))
         self.evict(self._clock_s * SECOND)
 
-    def _add(self, keys: Ints, totals: IntSums, values: tuple[Ints, Ints]) -> None:
-        """Add *totals*, one row for each of the ascending *keys*, and *values* to the buckets of all resolutions."""
+    def _add(self, keys: Ints, totals: IntSums, extremes: Ints, values: tuple[Ints, Ints]) -> None:
+        """
+        Add to the buckets of all resolutions.
+
+        Args:
+            keys: Ascending keys.
+            totals, extremes: Sums and extremes, one row for each of *keys*.
+            values: (Seconds, keys) of the values for the distributions.
+        """
         for level in self._levels:
             # Use the sums of the resolution before, so that most rows are grouped only once.
-            starts_s, keys, totals = _coarser(keys, totals, level.resolution.width_s)
-            level.add(self._clock_s, starts_s, keys & _SERIES_MASK, totals, values)
+            starts_s, keys, totals, extremes = _coarser(keys, totals, extremes, level.resolution.width_s)
+            level.add(self._clock_s, starts_s, keys & _SERIES_MASK, totals, extremes, values)
         if self._cumulative is not None:
             series = keys & _SERIES_MASK
             distinct = np.unique(series)
@@ -122,14 +134,14 @@ class Rollup:
         parts = []
         all_series, all_seconds = rows[:, SERIES].copy(), rows[:, SECOND_OF].copy()
         all_ahead = all_seconds > rows[:, ARRIVED]
-        for field, (column, least) in self._schema.fields.items():
-            values = np.ascontiguousarray(rows[:, column])
-            counted = values >= least
+        for name, field in self._schema.fields.items():
+            values = np.ascontiguousarray(rows[:, field.column])
+            counted = field.counted(rows)
             series, seconds, ahead = all_series, all_seconds, all_ahead
             if not counted.all():
                 series, seconds, values, ahead = series[counted], seconds[counted], values[counted], ahead[counted]
             if len(values):
-                parts.append(self._keys(field, series, seconds, values, ahead))
+                parts.append(self._keys(name, series, seconds, values, ahead))
         return _by_second(parts)
 
     def _changed_values(self, rows: Ints) -> tuple[Ints, Ints]:
@@ -181,21 +193,21 @@ class Rollup:
         self.settle()
         return self._reader.totals(steps, len(self._table))
 
-    def blocks(self, steps: Steps) -> list[tuple[int, HistogramBlock]]:
-        """Do the same as ``BucketReader.blocks``, waiting rows included."""
+    def distributions(self, steps: Steps) -> Distributions:
+        """Do the same as ``BucketReader.distributions``, waiting rows included."""
         self.settle()
-        return self._reader.blocks(steps)
+        return self._reader.distributions(steps)
 
     def summaries(
         self,
         steps: Steps,
         groups: Mapping[str, Ints],
         size: int,
-        blocks: Sequence[tuple[int, HistogramBlock]] | None = None,
+        distributions: Distributions | None = None,
     ) -> dict[str, dict[int, Summary]]:
         """Do the same as ``BucketReader.summaries``, waiting rows included."""
         self.settle()
-        return self._reader.summaries(steps, groups, size, blocks)
+        return self._reader.summaries(steps, groups, size, distributions)
 
     def snapshot(self, saved: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Part]]:
         """
@@ -233,7 +245,8 @@ class Rollup:
         rollup._ahead.update({field: RecentValues.restore(saved) for field, saved in state["ahead"].items()})
         for name, data in parts.items():
             index, _, segment = name.partition("-")
-            rollup._levels[int(index)].restore(int(segment), data, schema.width)
+            sizes = schema.width, len(schema.fields), len(rollup._distributions)
+            rollup._levels[int(index)].restore(int(segment), data, *sizes)
         return rollup
 
 
@@ -260,15 +273,15 @@ def _ordered(pending: Sequence[Ints]) -> tuple[Ints, Ints]:
     return rows[order], keys[order]
 
 
-def _coarser(keys: Ints, totals: IntSums, width_s: int) -> tuple[Ints, Ints, IntSums]:
-    """Return (start of the bucket, key, sums) of every pair of bucket of *width_s* and series, ascending."""
+def _coarser(keys: Ints, totals: IntSums, extremes: Ints, width_s: int) -> tuple[Ints, Ints, IntSums, Ints]:
+    """Return (start of the bucket, key, sums, extremes) of every pair of bucket of *width_s* and series, ascending."""
     starts_s = keys >> _SERIES_BITS
     if width_s > 1:
         starts_s = starts_s // width_s * width_s
         keys = (starts_s << _SERIES_BITS) + (keys & _SERIES_MASK)
         order = np.argsort(keys, kind="stable")
-        keys, totals = keys[order], totals.take(order)
+        keys, totals, extremes = keys[order], totals.take(order), extremes[order]
     firsts = starts_of(keys)
     if len(firsts) < len(keys):
-        keys, totals = keys[firsts], add_runs(totals, firsts)
-    return keys >> _SERIES_BITS, keys, totals
+        keys, totals, extremes = keys[firsts], add_runs(totals, firsts), least_of_runs(extremes, firsts)
+    return keys >> _SERIES_BITS, keys, totals, extremes

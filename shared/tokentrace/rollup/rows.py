@@ -8,8 +8,9 @@ from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tokentrace.records import FUTURE_NS, Span
+from tokentrace.records import FUTURE_NS, UNPRICED_REASONS, Span, counts_as_cost
 from tokentrace.rollup.int_sums import IntSums
 from tokentrace.rollup.quantile import Ints
 from tokentrace.rollup.series import SeriesTable
@@ -37,7 +38,8 @@ NO_VALUE = -1
     SCORE,
     WALL,
     STATUS,
-) = range(17)
+    REASON,
+) = range(18)
 
 #: Names of the sums that count spans; they come first.
 COUNTED = ("spans", "errors", "timeouts", "unpriced", "partly_priced", "latency_n", "ttft_n", "score_n")
@@ -56,16 +58,46 @@ ADDED = {
     "score": SCORE,
     "wall": WALL,
 }
+#: Names of the sums that concern money, and of those that concern tokens.
+COST_SUMS = ("cost", "unpriced", "partly_priced")
+TOKEN_SUMS = ("prompt", "completion", "total", "cache_read", "cache_write", "cache_write_1h", "reasoning")
 #: Number of sums of a series.
 WIDTH = len(COUNTED) + len(ADDED)
-#: Name of a distribution -> (column, smallest value that counts).
+
+
+class Field(NamedTuple):
+    """
+    The values of a distribution.
+
+    Attributes:
+        column: The column of a row with the value.
+        least: The smallest value that counts.
+        known: Columns of which at least one must be over 0, or the value is unknown; () = no such condition.
+    """
+
+    column: int
+    least: int
+    known: tuple[int, ...] = ()
+
+    def counted(self, rows: Ints) -> NDArray[np.bool_]:
+        """Return a mask of the *rows* that have a value."""
+        mask: NDArray[np.bool_] = rows[:, self.column] >= self.least
+        if self.known:
+            mask &= (rows[:, self.known] > 0).any(axis=1)
+        return mask
+
+
+#: Name of a distribution -> its values. Without prompt and completion tokens, only the total or nothing is known.
 FIELDS = {
-    "latency": (LATENCY, 1),
-    "ttft": (TTFT, 1),
-    "prompt": (PROMPT, 0),
-    "completion": (COMPLETION, 0),
-    "score": (SCORE, 0),
+    "latency": Field(LATENCY, 1),
+    "ttft": Field(TTFT, 1),
+    "prompt": Field(PROMPT, 0, (PROMPT, COMPLETION)),
+    "completion": Field(COMPLETION, 0, (PROMPT, COMPLETION)),
+    "score": Field(SCORE, 0),
 }
+#: Why the cost of a span is unknown or lacks a part; REASON is the index in this list + 1, and 0 for any other cost.
+REASONS = (*UNPRICED_REASONS, "other")
+_REASON_CODES = {reason: number for number, reason in enumerate(REASONS, 1)}
 
 
 class Schema(NamedTuple):
@@ -75,19 +107,19 @@ class Schema(NamedTuple):
     Attributes:
         width: Number of sums of a series.
         sums_of: Rows -> what each row adds to the sums, int64 of shape (rows, width).
-        fields: Name of a distribution -> (column, smallest value that counts).
+        fields: Name of a distribution -> its values.
         changing: The distribution whose values may be removed or added after their spans were counted.
         changes_of: Rows from ``change_rows`` -> what each row adds to the sums, int64 of shape (rows, width).
     """
 
     width: int
     sums_of: Callable[[Ints], Ints]
-    fields: Mapping[str, tuple[int, int]]
+    fields: Mapping[str, Field]
     changing: str
     changes_of: Callable[[Ints], Ints]
 
 
-_ROW = struct.Struct("17q")
+_ROW = struct.Struct("18q")
 _STATUSES = {"ok": 0, "error": 1, "timeout": 2}
 #: Added to the status code of a span whose end is too far in the future; such a span counts at its arrival.
 CLAMPED = 4
@@ -159,13 +191,13 @@ class Sums:
 
 def rows_of(spans: Sequence[Span], table: SeriesTable, arrived_ns: int) -> Ints:
     """
-    Return one row for each span, with the columns from SERIES to STATUS; number new series in *table*.
+    Return one row for each span, with the columns from SERIES to REASON; number new series in *table*.
 
     Args:
         arrived_ns: Stream time of the message, Unix nanoseconds; it decides whether a span is late.
 
     Returns:
-        int64 array of shape (number of spans, 17).
+        int64 array of shape (number of spans, 18).
     """
     number, pack = table.number, _ROW.pack
     arrived_s = arrived_ns // SECOND
@@ -174,6 +206,7 @@ def rows_of(spans: Sequence[Span], table: SeriesTable, arrived_ns: int) -> Ints:
         ended = s.ended_ns
         cost = s.cost_nusd
         score = s.score
+        partly = s.cost_source == "partly_priced"
         # Packing bytes and reading them as one array takes a third of the time of an array of tuples.
         rows.append(
             pack(
@@ -181,7 +214,7 @@ def rows_of(spans: Sequence[Span], table: SeriesTable, arrived_ns: int) -> Ints:
                 (ended if ended <= s.arrived_ns + FUTURE_NS else s.arrived_ns) // SECOND,
                 arrived_s,
                 NO_VALUE if cost is None else cost,
-                s.cost_source == "partly_priced",
+                partly,
                 s.prompt_tokens,
                 s.completion_tokens,
                 s.total_tokens,
@@ -194,9 +227,17 @@ def rows_of(spans: Sequence[Span], table: SeriesTable, arrived_ns: int) -> Ints:
                 NO_VALUE if score is None else score,
                 ended - s.started_ns if ended > s.started_ns else 0,
                 _STATUSES[s.status] if ended <= s.arrived_ns + FUTURE_NS else _STATUSES[s.status] + CLAMPED,
+                _reason(s) if cost is None or partly else 0,
             )
         )
-    return np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), 17)
+    return np.frombuffer(b"".join(rows), np.int64).reshape(len(rows), 18)
+
+
+def _reason(span: Span) -> int:
+    """Return the code of why the cost of *span* is unknown or lacks a part; 0 for a roll-up kind."""
+    if not counts_as_cost(span.kind):
+        return 0
+    return _REASON_CODES.get(span.unpriced_reason.partition(":")[0], len(REASONS))
 
 
 def sums_of(rows: Ints) -> Ints:

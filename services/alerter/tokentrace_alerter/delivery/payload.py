@@ -58,13 +58,16 @@ def alertmanager_labels(event: AlertEvent) -> dict[str, str]:
 
 
 def _annotations(event: AlertEvent) -> dict[str, str]:
-    return {
+    annotations = {
         "summary": event.message,
         "value": "" if event.value is None else repr(event.value),
         "threshold": repr(event.threshold),
         "window": event.window,
         "span_count": str(event.span_count),
     }
+    if event.unpriced_span_count is not msgspec.UNSET:
+        annotations["unpriced_span_count"] = str(event.unpriced_span_count)
+    return annotations
 
 
 def _version_4(event: AlertEvent) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import msgspec
 
 from tokentrace.errors import shorten
 from tokentrace.records import AlertEvent
-from tokentrace.rollup import OTHER
 from tokentrace.units import render_instant
 from tokentrace_alerter.rules.schema import Rule
 
@@ -41,7 +40,7 @@ class State(msgspec.Struct):
         starts_ns: Start of the episode of the last firing; 0 = there was none.
         event_ns: Instant of the last event of any kind. Up to this instant nothing more is published.
         evaluated_ns: Last instant that was evaluated; 0 = none.
-        value, span_count: The reading at ``evaluated_ns``.
+        value, span_count, unpriced: The reading at ``evaluated_ns``.
         breached: What ``breaches`` returned at ``evaluated_ns``, whether or not an event was published.
         reason: Why no event was published at ``evaluated_ns``.
         pending_ns: Since when the condition of a rule with ``for`` has held without firing; 0 = it is not pending.
@@ -57,6 +56,7 @@ class State(msgspec.Struct):
     breached: bool = False
     reason: Reason = ""
     pending_ns: int = 0
+    unpriced: int = 0
 
 
 class Decision(NamedTuple):
@@ -73,10 +73,18 @@ class Decision(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """The value of a metric at an instant, and the number of spans that contributed; (None, 0) without data."""
+    """
+    A metric at an instant.
+
+    Attributes:
+        value: The value; None without data, and for a metric of money if no cost is known.
+        span_count: Number of spans that contributed.
+        unpriced: Number of spans that a metric of money leaves out because their cost is unknown.
+    """
 
     value: float | None
     span_count: int
+    unpriced: int = 0
 
 
 NO_READING = Reading(None, 0)
@@ -89,6 +97,7 @@ def decide(
     value: float | None,
     span_count: int,
     *,
+    unpriced: int = 0,
     silenced: bool = False,
     warming: bool = False,
     group: str = "",
@@ -102,6 +111,7 @@ def decide(
 
     Args:
         instant_ns: Unix nanoseconds.
+        value, span_count, unpriced: The reading.
         silenced: True = a silence set at run time is in force at this instant.
         warming: True = the window begins before the data that the alerter has read.
         group: The instance of a grouped rule; "" for an ungrouped one.
@@ -109,17 +119,20 @@ def decide(
     if instant_ns <= state.event_ns:
         return Decision(None, "ok")
     quiet = rule.silenced or silenced
-    no_data = value is None or span_count == 0
+    not_priced = fires_on_unpriced(rule, span_count, unpriced)
+    no_data = (value is None or span_count == 0) and not not_priced
     if no_data and rule.no_data == "keep":
         return Decision(None, "no_data", state.pending_ns)
-    if not no_data and span_count < rule.min_spans:
+    if not no_data and not not_priced and span_count < rule.min_spans:
         return Decision(None, "min_spans")
-    if not breaches(rule, value, span_count, firing=state.firing):
+    if not breaches(rule, value, span_count, firing=state.firing, unpriced=unpriced):
         if not state.firing or quiet:
             return Decision(None, "no_data" if no_data else "ok")
         shown = None if no_data else value
-        return Decision(_event(rule, "resolved", instant_ns, shown, span_count, state.starts_ns, group), "")
-    if warming and (no_data or not rule.can_fire_while_warming):
+        reading = Reading(shown, span_count, unpriced)
+        return Decision(_event(rule, "resolved", instant_ns, reading, state.starts_ns, group), "")
+    # A span without a known cost is a fact, whatever else has not been read yet.
+    if warming and not not_priced and (no_data or not rule.can_fire_while_warming):
         return Decision(None, "warming")
     since = (state.pending_ns or instant_ns) if rule.for_ns and not state.firing else 0
     if quiet:
@@ -129,24 +142,33 @@ def decide(
     if state.fired_ns and instant_ns < state.fired_ns + rule.cooldown_ns:
         return Decision(None, "cooldown", since)
     starts = state.starts_ns if state.firing else instant_ns
-    return Decision(_event(rule, "firing", instant_ns, value, span_count, starts, group), "")
+    return Decision(_event(rule, "firing", instant_ns, Reading(value, span_count, unpriced), starts, group), "")
 
 
 def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
-    """Return the resolution of the instance *group*, whose spans are counted as ``other`` from now on."""
-    event = _event(rule, "resolved", instant_ns, None, 0, state.starts_ns, group)
-    message = f"{rule.group_by} {shorten(group)!r} is counted with {OTHER!r} from now on"
+    """Return the resolution of the instance *group*, which is over the limit and not evaluated from now on."""
+    event = _event(rule, "resolved", instant_ns, NO_READING, state.starts_ns, group)
+    message = f"{rule.group_by} {shorten(group)!r} is counted with 'other' from now on, which is not evaluated"
     return msgspec.structs.replace(event, message=message)
 
 
-def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False) -> bool:
+def fires_on_unpriced(rule: Rule, span_count: int, unpriced: int) -> bool:
+    """Return whether *unpriced* spans alone make the condition of *rule* hold; *span_count* may include them."""
+    return rule.unpriced == "fire" and unpriced > 0 and max(span_count, unpriced) >= rule.min_spans
+
+
+def breaches(rule: Rule, value: float | None, span_count: int, *, firing: bool = False, unpriced: int = 0) -> bool:
     """
     Return whether the condition holds; for a *firing* rule, whether it has not recovered yet.
 
-    Without data, ``no_data`` decides. With fewer spans than ``min_spans``, the condition does not hold.
+    Without data, ``no_data`` decides. With fewer spans than ``min_spans``, the condition does not hold. With
+    ``unpriced: fire`` it also holds while there are spans of unknown cost.
     """
+    if fires_on_unpriced(rule, span_count, unpriced):
+        return True
     if value is None or span_count == 0:
-        return rule.no_data == "fire" or (rule.no_data == "keep" and firing)
+        # Spans of unknown cost are no missing data, although they have no value.
+        return (rule.no_data == "fire" and not unpriced) or (rule.no_data == "keep" and firing)
     limit = rule.threshold if not firing or rule.recovery_threshold is None else rule.recovery_threshold
     return span_count >= rule.min_spans and _COMPARE[rule.op](value, limit)
 
@@ -155,12 +177,13 @@ def _event(
     rule: Rule,
     status: Literal["firing", "resolved"],
     instant_ns: int,
-    value: float | None,
-    span_count: int,
+    reading: Reading,
     starts_ns: int,
     group: str,
 ) -> AlertEvent:
+    value, span_count, unpriced = reading
     shown = "no data" if value is None else f"{value:.4g}"
+    more = f"; the cost of {unpriced} spans is unknown" if unpriced else ""
     return AlertEvent(
         alert=rule.name,
         fired_at=render_instant(instant_ns),
@@ -173,9 +196,10 @@ def _event(
         filter=rule.filter,
         rule_id=rule.rule_id,
         level=rule.level,
-        message=f"{rule.metric} {_SYMBOLS[rule.op]} {shown} (threshold: {rule.threshold:.4g})",
+        message=f"{rule.metric} {_SYMBOLS[rule.op]} {shown} (threshold: {rule.threshold:.4g}){more}",
         status=status,
         starts_at=render_instant(starts_ns),
         ends_at=render_instant(instant_ns) if status == "resolved" else None,
         group={rule.group_by: group} if rule.group_by else {},
+        unpriced_span_count=unpriced if rule.money else msgspec.UNSET,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokentrace.records import AlertEvent, Position, Span
-from tokentrace.rollup import OTHER, Ints, ScoreDelta, SeriesTable
+from tokentrace.rollup import Ints, ScoreDelta, SeriesTable
 from tokentrace.units import parse_instant
 from tokentrace_alerter.rules.decide import NO_READING, Reading, State, breaches, decide, leave
 from tokentrace_alerter.rules.schema import Rule
@@ -35,7 +35,7 @@ class RuleEvaluator:
         self.next_ns = 0
         self.backfilling = False
         self.added_at: Position | None = None
-        #: Instances whose spans are counted as ``other`` and whose episode or cooldown has not ended yet.
+        #: Instances over the limit, whose episode or cooldown has not ended yet.
         self._leaving: set[str] = set()
         self.silenced_until_ns = 0
         self.spans = 0
@@ -50,6 +50,15 @@ class RuleEvaluator:
     def late(self) -> int:
         """Number of spans that arrived when the bucket for their time was no longer kept."""
         return self._window.late
+
+    @property
+    def overflow(self) -> Reading:
+        """
+        The spans of all instances over the limit, in the window that was evaluated last.
+
+        They are never compared with the threshold, which is that of one instance.
+        """
+        return self._window.overflow
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         """Fold spans that pass the filter, with their *rows*; *time_ns* is the stream time of the message."""
@@ -90,19 +99,19 @@ class RuleEvaluator:
         kept = self._window.limit_groups(readings, self._busy())
         if kept is None:
             return
-        self._leaving |= {name for name in self.states if name not in kept and name != OTHER}
-        # An instance that is counted as "other" now is not evaluated any more. If it is firing, keep its state until
+        self._leaving |= {name for name in self.states if name not in kept}
+        # An instance over the limit is not evaluated any more. If it is firing, keep its state until
         # the next instant, which resolves it. If it is cooling down, keep it so that it does not fire again too early.
         held = {name for name in self._leaving if self.states[name].firing or self._is_cooling(name, instant)}
         self._leaving &= held
-        self.states = {name: state for name, state in self.states.items() if name in kept | held | {OTHER}}
+        self.states = {name: state for name, state in self.states.items() if name in kept | held}
 
     def _is_cooling(self, name: str, instant: int) -> bool:
         state = self.states[name]
         return state.fired_ns > 0 and instant <= state.fired_ns + self.rule.cooldown_ns
 
     def _leave(self, name: str, instant: int) -> AlertEvent | None:
-        """Return the resolution of an instance that is counted as ``other`` now; None if none may be published."""
+        """Return the resolution of an instance that is over the limit now; None if none may be published."""
         state = self.states[name]
         if not state.firing or instant <= state.event_ns or self.rule.silenced or instant < self.silenced_until_ns:
             return None
@@ -116,19 +125,20 @@ class RuleEvaluator:
 
     def _evaluate_instance(self, name: str, instant: int, reading: Reading) -> AlertEvent | None:
         rule, state = self.rule, self.states.setdefault(name, State())
-        value, span_count = reading
+        value, span_count, unpriced = reading
         decision = decide(
             rule,
             state,
             instant,
             value,
             span_count,
+            unpriced=unpriced,
             silenced=instant < self.silenced_until_ns,
             warming=self.warming(instant),
             group=name,
         )
-        state.breached = breaches(rule, value, span_count, firing=state.firing)
-        state.evaluated_ns, state.value, state.span_count = instant, value, span_count
+        state.breached = breaches(rule, value, span_count, firing=state.firing, unpriced=unpriced)
+        state.evaluated_ns, state.value, state.span_count, state.unpriced = instant, value, span_count, unpriced
         state.reason, state.pending_ns = decision.reason, decision.pending_ns
         if decision.event is not None:
             self.apply_event(decision.event)
@@ -138,8 +148,8 @@ class RuleEvaluator:
         """
         Drop instances without data that are neither firing nor pending nor cooling down.
 
-        Those that are cooling down lose their value and span count. With no_data "fire", only instances that are
-        counted as ``other`` are dropped.
+        Those that are cooling down lose their value and span count. With no_data "fire", only instances over the limit
+        are dropped.
         """
         for name, state in list(self.states.items()):
             no_data_fires = self.rule.no_data == "fire" and name not in self._leaving
@@ -149,7 +159,8 @@ class RuleEvaluator:
                 del self.states[name]
                 self._leaving.discard(name)
             else:
-                state.value, state.span_count, state.breached, state.reason = None, 0, False, "no_data"
+                state.value, state.span_count, state.unpriced = None, 0, 0
+                state.breached, state.reason = False, "no_data"
 
     def warming(self, instant_ns: int) -> bool:
         """Return whether the rule looks back from *instant_ns* further than the data that was read."""
@@ -198,7 +209,7 @@ class RuleEvaluator:
         saved = {
             "fingerprint": self.rule.fingerprint,
             "seen": {
-                name: [state.evaluated_ns, state.value, state.span_count, state.pending_ns]
+                name: [state.evaluated_ns, state.value, state.span_count, state.pending_ns, state.unpriced]
                 for name, state in self.states.items()
             },
             "interval_ns": self.rule.eval_interval_ns,
@@ -217,8 +228,15 @@ class RuleEvaluator:
         """
         self._window.restore(saved["measure"])
         self.states = {
-            name: State(evaluated_ns=evaluated_ns, value=value, span_count=span_count, pending_ns=pending_ns)
-            for name, (evaluated_ns, value, span_count, pending_ns) in saved["seen"].items()
+            name: State(
+                evaluated_ns=evaluated_ns,
+                value=value,
+                span_count=span_count,
+                pending_ns=pending_ns,
+                # Older snapshots have no number of unpriced spans.
+                unpriced=unpriced[0] if unpriced else 0,
+            )
+            for name, (evaluated_ns, value, span_count, pending_ns, *unpriced) in saved["seen"].items()
         }
         self.backfilled_ns, self.next_ns, self.spans = saved["primed_ns"], saved["next_ns"], saved["spans"]
         self._leaving = set(saved["folded"])

@@ -48,11 +48,13 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "for": render_duration(rule.for_ns),
         "recovery_threshold": rule.recovery_threshold,
         "no_data": rule.no_data,
+        "unpriced": rule.unpriced,
         "group_by": rule.group_by or None,
         "change": rule.change or None,
         "delivery": rule.delivery.type if rule.delivery else None,
         "next_evaluation": _instant(evaluator.next_ns),
         "span_count": worst.span_count,
+        **({"unpriced_span_count": worst.unpriced} if rule.money else {}),
         "spans_considered": evaluator.spans,
         "late_spans": evaluator.late,
         "state": _state_name(evaluator, worst, now_ns),
@@ -62,12 +64,16 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
     if rule.group_by:
         ordered = sorted(instances.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
         status["instance_count"] = len(instances)
+        overflow = evaluator.overflow
+        if overflow.span_count:
+            status["overflow"] = {"current_value": overflow.value, "span_count": overflow.span_count}
         status["instances"] = [
             {
                 "group": name,
                 "state": _state_name(evaluator, state, now_ns),
                 "current_value": state.value,
                 "span_count": state.span_count,
+                **({"unpriced_span_count": state.unpriced} if rule.money else {}),
                 "last_fired": _instant(state.fired_ns),
                 "why_not_fired": state.reason or None,
             }

@@ -23,6 +23,7 @@ from tokentrace_alerter.delivery import Channel, compile_channel
 
 Op = Literal["gt", "gte", "lt", "lte"]
 NoData = Literal["ignore", "fire", "keep"]
+Unpriced = Literal["ignore", "fire"]
 ChangeMode = Literal["", "absolute", "percent"]
 
 _OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
@@ -37,6 +38,7 @@ _GROWING = frozenset(
     {
         "total_cost",
         "unpriced_span_count",
+        "partly_priced_span_count",
         "prompt_tokens",
         "completion_tokens",
         "total_tokens",
@@ -66,6 +68,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         no_data: What a window without data means. ignore: the condition does not hold; fire: it holds; keep: the state
             stays as it is.
         group_by: Dimension or attribute; each of its values is an instance with its own state; "" = one instance.
+        unpriced: Whether the condition of a rule on money also holds while the window has spans of unknown cost.
         change: The value is the difference from the window before, absolute or in percent; "" = the metric itself.
         delivery: Where events go besides the alert stream; None = nowhere.
     """
@@ -86,6 +89,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     for_ns: int = 0
     recovery_threshold: float | None = None
     no_data: NoData = "ignore"
+    unpriced: Unpriced = "ignore"
     group_by: str = ""
     change: ChangeMode = ""
     delivery: Channel | None = None
@@ -148,6 +152,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         """False if missing data alone may cause a breach: for a change, and for a low value of a growing metric."""
         growing = self.custom.type in ("sum", "count") if self.custom else self.metric in _GROWING
         return not self.change and not (growing and self.op in ("lt", "lte"))
+
+    @property
+    def money(self) -> bool:
+        """Whether the value is a sum or mean of costs, which may leave spans out."""
+        return self.custom.money if self.custom else self.builtin_metric().not_priced is not None
 
     def builtin_metric(self) -> Metric:
         """Return the built-in metric of the rule; raise ``KeyError`` if it has a custom metric."""
@@ -216,7 +225,7 @@ def compile_rule(
         cooldown_ns = _duration(rule.cooldown, f"{where}.cooldown")
     op = cast(Op, _OPERATORS.get(rule.op, rule.op))
     _check_thresholds(rule, op, where)
-    return Rule(
+    compiled = Rule(
         name=rule.name,
         metric=rule.metric if builtin is None else builtin[0],
         custom=custom,
@@ -233,10 +242,14 @@ def compile_rule(
         for_ns=0 if rule.for_ is None else _duration(rule.for_, f"{where}.for"),
         recovery_threshold=None if rule.recovery_threshold is None else float(rule.recovery_threshold),
         no_data=rule.no_data,
+        unpriced=rule.unpriced,
         group_by=rule.group_by,
         change=rule.change or "",
         delivery=None if rule.delivery is None else compile_channel(rule.delivery, f"{where}.delivery"),
     )
+    if compiled.unpriced == "fire" and not compiled.money:
+        raise ConfigError(f"{where}.unpriced: {shorten(rule.metric)!r} is not about money, so no span is left out")
+    return compiled
 
 
 def _check_thresholds(rule: AlertRule, op: Op, where: str) -> None:

@@ -7,12 +7,13 @@ before the instant are read from buckets of one second, so that the window ends 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from tokentrace.metrics import QUALITY, CustomMetric, CustomRollup, Query, RollupReader, value_text
+from tokentrace.metrics import QUALITY, Aggregates, CustomMetric, CustomRollup, Metric, Query, RollupReader, value_text
 from tokentrace.records import Span
 from tokentrace.rollup import (
     OTHER,
@@ -33,8 +34,10 @@ from tokentrace_alerter.rules.schema import Rule
 
 #: The name of the only instance of a rule that is not grouped.
 WHOLE = ""
-#: Limit of the instances of a grouped rule; further values are counted as ``other``.
+#: Limit of the instances of a grouped rule that an evaluation leaves; further values are counted together.
 MAX_GROUPS = 1000
+#: Between two evaluations there may be this many times MAX_GROUPS instances, so that the evaluation sees them all.
+_ADMITTED = 4
 #: Instance -> reading.
 Readings = dict[str, Reading]
 
@@ -51,12 +54,23 @@ class RuleWindow(Protocol):
         ...
 
     def read(self, instant_ns: int) -> Readings:
-        """Return the reading of each instance for the window that ends at *instant_ns* (exclusive)."""
+        """
+        Return the reading of each instance for the window that ends at *instant_ns* (exclusive).
+
+        The spans of instances over the limit have no reading here; ``overflow`` has it.
+        """
+        ...
+
+    @property
+    def overflow(self) -> Reading:
+        """The reading of all instances over the limit together, for the window that was read last."""
         ...
 
     def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
         """
-        If there are too many instances, count those with the fewest spans as ``other``.
+        If there are too many instances, count the least important ones together.
+
+        For a rule that fires on high values these have the lowest values, else the fewest spans.
 
         Args:
             busy: Instances that are firing or pending, which are kept before all others.
@@ -116,56 +130,78 @@ def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
     """Return the change of each instance since the window before; its value is None if it cannot be computed."""
     readings: Readings = {}
     for name in {*now, *before}:
-        value, span_count = now.get(name, NO_READING)
+        value, span_count, unpriced = now.get(name, NO_READING)
         old = before.get(name, NO_READING).value
         if value is None or old is None or (rule.change == "percent" and old == 0):
-            readings[name] = Reading(None, span_count)
+            readings[name] = Reading(None, span_count, unpriced)
         else:
             change = (value - old) / abs(old) * 100 if rule.change == "percent" else value - old
-            readings[name] = Reading(change, span_count)
+            readings[name] = Reading(change, span_count, unpriced)
     return readings
+
+
+def _query(rule: Rule, groupby: str, fields: Sequence[str] = ()) -> Query:
+    """Return the query for the value of *rule*; its kinds are those of ``GET /metrics`` with the rule's filter."""
+    kind = rule.filter.get("kind", "")
+    return Query(kind=kind or "llm", only_kind=bool(kind), fields=list(fields), groupby=groupby)
+
+
+def _reading(metric: Metric, aggregates: Aggregates) -> Reading:
+    contributing = metric.contributing(aggregates)
+    unpriced = metric.not_priced(aggregates).unpriced if metric.not_priced else 0
+    # A count of no spans is 0, but for a rule it is no data.
+    return Reading(metric.value(aggregates) if contributing else None, contributing, unpriced)
 
 
 #: Prefix of the series name of an instance. Without it, the instance "" would share the series of the instance
 #: "unknown", because ``SeriesTable`` replaces an empty name by that.
 _MARK = "="
 #: Limit of the series of a grouped rule. An instance has one for each combination of kind and status: at most 30.
-_MAX_SERIES = 40 * MAX_GROUPS
+_MAX_SERIES = 40 * _ADMITTED * MAX_GROUPS
 
 
 class _Groups:
-    """The instances of a grouped rule. At the limit, ``keep`` chooses those that are not counted as ``other``."""
+    """The instances of a grouped rule. At the limit, ``keep`` chooses those that are not counted together."""
 
     def __init__(self, rule: Rule) -> None:
-        self._key = rule.group_by
+        self._rule, self._key = rule, rule.group_by
         self.known: set[str] = set()
+        self.overflow = NO_READING
 
     def series_name(self, span: Span) -> str | None:
         """Return the series name of the instance that *span* belongs to; None if it has no value to group by."""
         value = value_text(span, self._key)
-        if value is None or value == OTHER:
-            return value
+        if value is None:
+            return None
         if value not in self.known:
-            if len(self.known) >= MAX_GROUPS:
+            if len(self.known) >= _ADMITTED * MAX_GROUPS:
                 return OTHER
             self.known.add(value)
         return _MARK + value
 
     def by_instance(self, readings: Readings) -> Readings:
-        """Return *readings*, which are by series name, by instance."""
-        return {name.removeprefix(_MARK): reading for name, reading in readings.items()}
+        """Return *readings*, which are by series name, by instance; set ``overflow`` to that of no single instance."""
+        self.overflow = readings.get(OTHER, NO_READING)
+        return {name.removeprefix(_MARK): reading for name, reading in readings.items() if name != OTHER}
 
     def keep(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
         """
         Choose the instances that are kept at the limit, as ``RuleWindow.limit_groups``.
 
-        Half of the places are filled, or more if more instances are busy: first with these, then by number of spans.
+        Half of the places are filled, or more if more instances are busy: first with these, then by value if the rule
+        fires on high ones, then by number of spans.
         """
         if len(self.known) < MAX_GROUPS:
             return None
-        order = sorted(
-            self.known, key=lambda name: (name not in busy, -readings.get(name, NO_READING).span_count, name)
-        )
+        rule = self._rule
+        by_value = rule.op in ("gt", "gte")
+
+        def rank(name: str) -> tuple[bool, float, int, str]:
+            value, span_count, _ = readings.get(name, NO_READING)
+            counts = by_value and value is not None and span_count >= rule.min_spans
+            return name not in busy, -(value or 0.0) if counts else math.inf, -span_count, name
+
+        order = sorted(self.known, key=rank)
         # Leave one place free for a new instance, even if all instances are busy.
         count = max(MAX_GROUPS // 2, min(len(self.known & set(busy)), MAX_GROUPS - 1))
         self.known = set(order[:count])
@@ -183,13 +219,7 @@ class _BuiltinWindow:
         self._reader = self._make_reader()
 
     def _make_reader(self) -> RollupReader:
-        kind = self._rule.filter.get("kind", "")
-        query = Query(
-            kind=kind or "llm",
-            only_kind=bool(kind),
-            fields=list(self._metric.fields),
-            groupby="name" if self._groups else "",
-        )
+        query = _query(self._rule, "name" if self._groups else "", self._metric.fields)
         return RollupReader(self._rollup, self._table, query)
 
     @property
@@ -219,7 +249,11 @@ class _BuiltinWindow:
         readings = self._read(self._buckets.stretches(instant_ns))
         if self._rule.change:
             readings = _difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
-        return readings
+        return readings if self._groups is None else self._groups.by_instance(readings)
+
+    @property
+    def overflow(self) -> Reading:
+        return NO_READING if self._groups is None else self._groups.overflow
 
     def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
         kept = None if self._groups is None else self._groups.keep(readings, busy)
@@ -232,11 +266,7 @@ class _BuiltinWindow:
     def _read(self, stretches: Sequence[Stretch]) -> Readings:
         [(total, groups, _)] = self._reader.read([stretches])
         by_name = groups if self._groups is not None else {WHOLE: total}
-        readings = {
-            name: Reading(self._metric.value(aggregates), self._metric.contributing(aggregates))
-            for name, aggregates in by_name.items()
-        }
-        return readings if self._groups is None else self._groups.by_instance(readings)
+        return {name: _reading(self._metric, aggregates) for name, aggregates in by_name.items()}
 
     def snapshot(self) -> Callable[[], Any]:
         known, series = ([], []) if self._groups is None else (sorted(self._groups.known), list(self._table.series))
@@ -256,6 +286,7 @@ class _CustomWindow:
         self._rule, self._buckets = rule, _Buckets(rule)
         self._groups = _Groups(rule) if rule.group_by else None
         group = None if self._groups is None else self._groups.series_name
+        self._metric = metric
         self._rollup = CustomRollup(metric, self._buckets.resolutions, group=group)
 
     @property
@@ -272,7 +303,11 @@ class _CustomWindow:
         readings = self._read(self._buckets.stretches(instant_ns))
         if self._rule.change:
             readings = _difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
-        return readings
+        return readings if self._groups is None else self._groups.by_instance(readings)
+
+    @property
+    def overflow(self) -> Reading:
+        return NO_READING if self._groups is None else self._groups.overflow
 
     def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
         kept = None if self._groups is None else self._groups.keep(readings, busy)
@@ -281,12 +316,12 @@ class _CustomWindow:
         return kept
 
     def _read(self, stretches: Sequence[Stretch]) -> Readings:
-        [(total, groups)] = self._rollup.read([stretches], Query(groupby="name" if self._groups else ""))
+        [(total, groups)] = self._rollup.read([stretches], _query(self._rule, "name" if self._groups else ""))
         by_name = groups if self._groups is not None else {WHOLE: total}
-        readings = {
-            name: Reading(self._rollup.metric.value(value), max(value.size, 0)) for name, value in by_name.items()
+        return {
+            name: Reading(self._metric.value(value) if value.size > 0 else None, max(value.size, 0), value.unpriced)
+            for name, value in by_name.items()
         }
-        return readings if self._groups is None else self._groups.by_instance(readings)
 
     def snapshot(self) -> Callable[[], Any]:
         known = [] if self._groups is None else sorted(self._groups.known)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tokentrace.metrics import attribute_text_of
-from tokentrace.records import Span
+from tokentrace.records import ID_FIELDS, Span
 from tokentrace_api.store import attribute_is
 
 #: The largest value of an integer column. A larger bound is reduced to it, because DuckDB cannot bind larger integers.
@@ -19,7 +19,8 @@ class Search(NamedTuple):
 
     Attributes:
         columns: Column -> the value that it must have.
-        attributes: Key -> the value that the attribute must have, in text form.
+        attributes: Key -> the value that the attribute must have, in text form. The keys ``user_id`` and ``session_id``
+            stand for the fields of those names, or else for the attributes; the value "" asks for spans with neither.
         least: Column -> the smallest value that it may have.
         text: Text that the name or the error contains, regardless of case; "" = any.
         since_ns, until_ns: Bounds of the start, both included, Unix nanoseconds; None = no bound. On a page of traces
@@ -63,13 +64,18 @@ class Search(NamedTuple):
             number = getattr(span, column)
             if number is None or number < least:
                 return False
-        if any(attribute_text_of(span, key) != value for key, value in self.attributes.items()):
+        if not all(_has(span, key, value) for key, value in self.attributes.items()):
             return False
         text = lowered(self.text)
         if text and text not in lowered(span.name) and text not in lowered(span.error):
             return False
         is_late_enough = self.since_ns is None or span.started_ns >= self.since_ns
         return is_late_enough and (self.until_ns is None or span.started_ns <= self.until_ns)
+
+
+def _has(span: Span, key: str, value: str) -> bool:
+    text = attribute_text_of(span, key)
+    return (text or "") == value if key in ID_FIELDS else text == value
 
 
 def lowered(text: str) -> str:

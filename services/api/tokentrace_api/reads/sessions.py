@@ -103,13 +103,14 @@ class SessionFilter(NamedTuple):
     Conditions that a session must all meet; "" and None = any.
 
     Attributes:
+        user_id: The user; "" = sessions without a user; None = any.
         label: Text that the label contains, regardless of case.
         since_ns, until_ns: Bounds of the session's start, both included, Unix nanoseconds.
         min_cost_nusd, max_cost_nusd: Bounds of the cost, both included, nano-dollars.
         min_spans, max_spans: Bounds of the number of spans, both included.
     """
 
-    user_id: str = ""
+    user_id: str | None = None
     label: str = ""
     status: str = ""
     source: str = ""
@@ -123,7 +124,7 @@ class SessionFilter(NamedTuple):
     def sql(self) -> tuple[str, list[Any]]:
         """Return (SQL condition, its parameters)."""
         conditions: list[tuple[str, Any]] = [
-            ("user_id = ?", self.user_id or None),
+            ("coalesce(user_id, '') = ?", self.user_id),
             ("contains(lower(label), lower(?))", self.label or None),
             ("status = ?", self.status or None),
             ("source = ?", self.source or None),

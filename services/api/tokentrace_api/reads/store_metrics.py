@@ -17,13 +17,14 @@ from tokentrace.metrics import (
     ALL_KINDS,
     MAX_ATTRIBUTE,
     Aggregates,
+    Calls,
     CustomMetric,
     CustomValue,
     Query,
     attribute_to_int,
     nonempty,
 )
-from tokentrace.records import ROLLUP_KINDS
+from tokentrace.records import KINDS, ROLLUP_KINDS
 from tokentrace.rollup import DIMENSIONS, UNKNOWN, Summary, Sums
 from tokentrace.units import SECOND
 from tokentrace_api.store import Store, attribute_is, attribute_text
@@ -32,8 +33,8 @@ from tokentrace_api.store import Store, attribute_is, attribute_text
 _FIELDS = {
     "latency": ("latency_ns", "latency_ns > 0"),
     "ttft": ("ttft_ns", "ttft_ns > 0"),
-    "prompt": ("prompt_tokens", "true"),
-    "completion": ("completion_tokens", "true"),
+    "prompt": ("prompt_tokens", "prompt_tokens + completion_tokens > 0"),
+    "completion": ("completion_tokens", "prompt_tokens + completion_tokens > 0"),
     "score": ("score", "score IS NOT NULL"),
 }
 _CALLS = {
@@ -42,6 +43,11 @@ _CALLS = {
     "timeouts": "(status = 'timeout')::INT",
     "latency_n": "(latency_ns > 0)::INT",
     "ttft_n": "(ttft_ns > 0)::INT",
+    "latency": "latency_ns",
+    "ttft": "ttft_ns",
+    "wall": "greatest(ended_ns - started_ns, 0)",
+}
+_TOKENS = {
     "prompt": "prompt_tokens",
     "completion": "completion_tokens",
     "total": "total_tokens",
@@ -49,17 +55,16 @@ _CALLS = {
     "cache_write": "cache_write_tokens",
     "cache_write_1h": "cache_write_1h_tokens",
     "reasoning": "reasoning_tokens",
-    "latency": "latency_ns",
-    "ttft": "ttft_ns",
-    "wall": "greatest(ended_ns - started_ns, 0)",
 }
 _MONEY = {
     "unpriced": "(cost_nusd IS NULL)::INT",
     "partly_priced": "(cost_source = 'partly_priced')::INT",
     "cost": "coalesce(cost_nusd, 0)",
 }
+#: The columns of ``Calls``, in order.
+_SPENT = ("1", _MONEY["cost"], _MONEY["unpriced"], _MONEY["partly_priced"])
 _QUALITY = {"score_n": "(score IS NOT NULL)::INT", "score": "coalesce(score, 0)"}
-_ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
+_NO_ROLLUP = f"kind NOT IN ({', '.join(repr(kind) for kind in sorted(ROLLUP_KINDS))})"
 _NUMBERS = "('BIGINT', 'UBIGINT', 'DOUBLE')"
 _EXEMPLARS = 3
 
@@ -70,6 +75,15 @@ class Exemplar(NamedTuple):
     trace_id: str
     span_id: str
     value: int
+
+
+class Kinds(NamedTuple):
+    """SQL conditions on the kind for spans that count as calls, in cost, in scores and in tokens."""
+
+    calls: str
+    money: str
+    quality: str
+    tokens: str
 
 
 class Where(NamedTuple):
@@ -98,12 +112,14 @@ class Where(NamedTuple):
             parameters += values
         return " AND ".join(conditions), parameters
 
-    def kinds(self) -> tuple[str, str, str]:
-        """Return SQL conditions on the kind for spans that count (as calls, in cost, in scores)."""
+    def kinds(self) -> Kinds:
+        """Return the conditions on the kind."""
         calls = "true" if self.query.kind == ALL_KINDS else f"kind = '{self.query.kind}'"
         # Unless the query names one kind, cost and scores of every kind count.
         others = calls if self.query.only_kind else "true"
-        return calls, f"({others} AND kind NOT IN ({_ROLLUPS}))", others
+        return Kinds(
+            calls=calls, money=f"({others} AND {_NO_ROLLUP})", quality=others, tokens=f"({calls} AND {_NO_ROLLUP})"
+        )
 
 
 def _shown(dimension: str) -> str:
@@ -136,26 +152,34 @@ def aggregates_by(
     """
     group, paths = _group(key, attribute=attribute)
     condition, values = where.sql()
-    calls, money, quality = where.kinds()
+    kinds = where.kinds()
     # Sums may exceed 64 bits; as text they are fetched exactly.
     columns = [
-        f"coalesce(sum(({expression})::HUGEINT) FILTER ({kinds}), 0)::VARCHAR"
-        for kinds, names in ((calls, _CALLS), (money, _MONEY), (quality, _QUALITY))
-        for expression in names.values()
+        f"coalesce(sum(({expression})::HUGEINT) FILTER ({of_kind}), 0)::VARCHAR"
+        for of_kind, expressions in (
+            (kinds.calls, _CALLS.values()),
+            (kinds.tokens, _TOKENS.values()),
+            (kinds.money, _MONEY.values()),
+            (kinds.quality, _QUALITY.values()),
+            (kinds.money, ["1"]),
+            (kinds.tokens, _SPENT),
+        )
+        for expression in expressions
     ]
-    columns.append(f"count(*) FILTER ({money})")
+    counted = {"prompt": kinds.tokens, "completion": kinds.tokens, "score": kinds.quality}
     for field in fields:
         column, counts = _FIELDS[field]
-        columns.append(f"list({column}) FILTER ({quality if field == 'score' else calls} AND {counts})")
+        columns.append(f"list({column}) FILTER ({counted.get(field, kinds.calls)} AND {counts})")
     sql = f"SELECT {group} AS grp, {', '.join(columns)} FROM {{spans}} WHERE {condition} GROUP BY grp"
-    names = [*_CALLS, *_MONEY, *_QUALITY]
+    names = [*_CALLS, *_TOKENS, *_MONEY, *_QUALITY]
     groups = {}
     for value, *row in store.query(sql, [*paths, *values], now_ns):
         if value is not None:
             sums = Sums(**{name: int(total) for name, total in zip(names, row, strict=False)})
-            lists = row[len(names) + 1 :]
+            paid, *spent = (int(total) for total in row[len(names) : len(names) + 1 + len(_SPENT)])
+            lists = row[len(names) + 1 + len(_SPENT) :]
             summaries = {field: _raw(numbers or []) for field, numbers in zip(fields, lists, strict=True)}
-            groups[value] = Aggregates(sums=sums, paid=row[len(names)], summaries=summaries)
+            groups[value] = Aggregates(sums=sums, paid=paid, summaries=summaries, calls=Calls(*spent))
     return nonempty(groups) if key else groups
 
 
@@ -169,7 +193,8 @@ def custom_values_by(
         key, attribute: As for ``aggregates_by``.
 
     Returns:
-        Value of *key* -> count, sum and distribution; groups without a value are left out.
+        Value of *key* -> count, sum, distribution and, for costs, the spans without a known cost; groups with neither
+        are left out.
 
     Raises:
         Unavailable: The store cannot be read.
@@ -183,21 +208,24 @@ def custom_values_by(
         )
         condition += f" AND {filtered} IS NOT NULL" if metric.filter_val is None else f" AND {filtered} = ?"
         values += filter_paths if metric.filter_val is None else [*filter_paths, metric.filter_val]
-    if where.query.only_kind:
-        condition += f" AND kind = '{where.query.kind}'"
+    kinds = ", ".join(repr(kind) for kind in KINDS if metric.counts(kind, where.query)) or "''"
+    condition += f" AND kind IN ({kinds})"
+    unpriced, partly = (_MONEY["unpriced"], _MONEY["partly_priced"]) if metric.money else ("0", "0")
     sql = (
-        f"SELECT grp, list(value) FROM (SELECT {group} AS grp, {measured} AS value FROM {{spans}} WHERE {condition}) "
-        "WHERE value IS NOT NULL AND grp IS NOT NULL GROUP BY grp"
+        "SELECT grp, list(value) FILTER (value IS NOT NULL), sum(unpriced)::BIGINT, sum(partly)::BIGINT FROM "
+        f"(SELECT {group} AS grp, {measured} AS value, {unpriced} AS unpriced, {partly} AS partly FROM {{spans}} "
+        f"WHERE {condition}) WHERE grp IS NOT NULL AND (value IS NOT NULL OR unpriced > 0) GROUP BY grp"
     )
     groups = {}
-    for value, numbers in store.query(sql, [*paths, *measured_paths, *values], now_ns):
+    for value, listed, *left_out in store.query(sql, [*paths, *measured_paths, *values], now_ns):
+        numbers = listed or []
         if metric.field.startswith("attr."):
             decoded = (attribute_to_int(msgspec.json.decode(number)) for number in numbers)
             whole = [number for number in decoded if number is not None]
         else:
             whole = numbers
-        if whole:
-            groups[value] = CustomValue(len(whole), sum(whole), _raw(whole))
+        if whole or any(left_out):
+            groups[value] = CustomValue(len(whole), sum(whole), _raw(whole), *left_out)
     return groups
 
 
@@ -224,9 +252,8 @@ def _measured(metric: CustomMetric) -> tuple[str, list[str]]:
         key = metric.field.removeprefix("attr.")
         (kind, paths), (text, _) = attribute_text(key, "json_type"), attribute_text(key)
         return f"CASE WHEN {kind} IN {_NUMBERS} THEN {text} END", [*paths, *paths]
-    if metric.field == "cost":
-        return f"CASE WHEN kind NOT IN ({_ROLLUPS}) THEN cost_nusd END", []
-    return (f"nullif({column}, 0)" if metric.zero_is_unset else column), []
+    known = f"CASE WHEN {' + '.join(metric.known_by)} > 0 THEN {column} END"
+    return known if metric.known_by else column, []
 
 
 def _raw(numbers: Sequence[int]) -> Summary:
@@ -241,8 +268,7 @@ def exemplars(store: Store, where: Where, column: str, now_ns: int, limit_s: flo
         Unavailable: The store cannot be read, or the query took longer than *limit_s* seconds.
     """
     condition, values = where.sql()
-    calls, money, _ = where.kinds()
-    kinds = money if column == "cost_nusd" else calls
+    kinds = where.kinds().money if column == "cost_nusd" else where.kinds().calls
     sql = (
         f"SELECT trace_id, arg_max(span_id, {column}), max({column}) AS most FROM {{spans}} "
         f"WHERE {condition} AND {kinds} AND {column} > 0 GROUP BY trace_id ORDER BY most DESC, trace_id "

@@ -54,6 +54,7 @@ class RuleInstance(msgspec.Struct):
     Attributes:
         group: The value.
         why_not_fired: Why the last evaluation published nothing; null = it published an event, or there was none.
+        unpriced_span_count: For a rule on money: spans that the value leaves out because their cost is unknown.
     """
 
     group: str
@@ -62,6 +63,14 @@ class RuleInstance(msgspec.Struct):
     span_count: Natural
     last_fired: InstantText | None
     why_not_fired: str | None
+    unpriced_span_count: Natural | UnsetType = UNSET
+
+
+class Overflow(msgspec.Struct):
+    """The metric over the spans of all instances over the limit together, and their number."""
+
+    current_value: float | None
+    span_count: Natural
 
 
 class RuleState(msgspec.Struct, kw_only=True):
@@ -74,11 +83,14 @@ class RuleState(msgspec.Struct, kw_only=True):
         firing: The condition held at the last evaluation, for at least one instance.
         delivery: Type of the delivery; null = events are only published.
         span_count: Number of spans that contributed to the value.
+        unpriced: ignore, or fire = a rule on money also fires while the window has spans of unknown cost.
+        unpriced_span_count: For a rule on money: spans that the value leaves out because their cost is unknown.
         spans_considered: Number of spans that matched the filter since the alerter began to evaluate the rule.
         late_spans: Number of those spans that arrived too late to be counted.
         why_not_fired: Why the last evaluation published nothing; null = it published an event, or there was none.
         instance_count: Number of instances of a grouped rule.
         instances: Up to 100 instances of a grouped rule, firing ones first.
+        overflow: Spans of instances over the limit, which are not compared with the threshold; absent without any.
     """
 
     name: str
@@ -101,11 +113,13 @@ class RuleState(msgspec.Struct, kw_only=True):
     for_: str = msgspec.field(name="for")
     recovery_threshold: float | None
     no_data: str
+    unpriced: str
     group_by: str | None
     change: str | None
     delivery: str | None
     next_evaluation: InstantText | None
     span_count: Natural
+    unpriced_span_count: Natural | UnsetType = UNSET
     spans_considered: int
     late_spans: int
     state: State
@@ -113,6 +127,7 @@ class RuleState(msgspec.Struct, kw_only=True):
     why_not_fired: str | None
     instance_count: Natural | UnsetType = UNSET
     instances: list[RuleInstance] | UnsetType = UNSET
+    overflow: Overflow | UnsetType = UNSET
 
 
 class RuleCreated(msgspec.Struct):
@@ -178,6 +193,7 @@ _STATE_EXAMPLE: dict[str, Any] = {
     "for": "0s",
     "recovery_threshold": None,
     "no_data": "ignore",
+    "unpriced": "ignore",
     "group_by": None,
     "change": None,
     "delivery": "http",

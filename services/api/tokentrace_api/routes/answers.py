@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tokentrace.records import CostSource, Kind, Role
+from tokentrace.records import CostSource, Kind, Role, UsageState
 
 Natural = Annotated[int, Meta(ge=0)]
 #: RFC 3339 in UTC with milliseconds.
@@ -54,6 +54,11 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     Attributes:
         trace_id: Left out if the answer is a trace.
         cost_usd: US dollars; null if the span could not be priced, absent while it is open.
+        cost_reason: Why the cost is unknown or lacks a part, or why a cost of 0 is right.
+        unpriced_reason: The same word, unless it says why a cost of 0 is right.
+        usage: Amounts of priced units other than the tokens above; seconds may be fractions.
+        usage_state: What is known about the usage; left out if the counts are complete.
+        service_tier: The same as in pricing_context.
         depth: Number of its ancestors in the answer; only if the answer is a trace.
     """
 
@@ -76,6 +81,7 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     caller: str | UnsetType = UNSET
     cost_model: str | UnsetType = UNSET
     cost_source: CostSource | UnsetType = UNSET
+    cost_reason: str | UnsetType = UNSET
     unpriced_reason: str | UnsetType = UNSET
     ttft_ms: Milliseconds | UnsetType = UNSET
     error: str | UnsetType = UNSET
@@ -86,7 +92,12 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     cache_write_tokens: Natural | UnsetType = UNSET
     cache_write_1h_tokens: Natural | UnsetType = UNSET
     reasoning_tokens: Natural | UnsetType = UNSET
-    usage: dict[str, Natural] | UnsetType = UNSET
+    usage: dict[str, Annotated[float, Meta(ge=0)]] | UnsetType = UNSET
+    usage_state: UsageState | UnsetType = UNSET
+    pricing_context: dict[str, str] | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
+    response_id: str | UnsetType = UNSET
+    scope: str | UnsetType = UNSET
     attributes: dict[str, Any] | UnsetType = UNSET
 
 

@@ -20,7 +20,7 @@ from tokentrace.service.health import Health
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
 from tokentrace.service.web import reply
-from tokentrace.units import SECOND, nusd_to_usd, render_instant
+from tokentrace.units import MS, SECOND, nusd_to_usd, render_instant
 from tokentrace.version import __version__
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
@@ -112,6 +112,8 @@ class CallsState(msgspec.Struct, kw_only=True):
         conflicting_spans: Number of those with another usage or cost than the first telling.
         conflicting_cost_usd: Sum of the costs of the conflicting spans, which no sum contains, US dollars.
         response_ids_reused: Number of spans that were counted although another call had the same response id.
+        remembered: Number of calls that are recognised when they are told again.
+        reach_s: How long ago the oldest of them started, seconds; null = none is remembered.
         readers_that_differ: Readers that remember other calls than most readers at the same message of the log.
     """
 
@@ -119,6 +121,8 @@ class CallsState(msgspec.Struct, kw_only=True):
     conflicting_spans: Natural
     conflicting_cost_usd: float
     response_ids_reused: Natural
+    remembered: Natural
+    reach_s: Natural | None
     readers_that_differ: list[str] | UnsetType = UNSET
 
 
@@ -175,6 +179,8 @@ _EXAMPLE = {
         "conflicting_spans": 1,
         "conflicting_cost_usd": 0.0021,
         "response_ids_reused": 0,
+        "remembered": 8941,
+        "reach_s": 3600,
     },
     "disk": {"store_bytes": 4194304, "store_max_bytes": 17179869184, "free_bytes": 107374182400},
 }
@@ -260,12 +266,14 @@ async def _counted(aggregators: AggregatorClient) -> _Part:
         for shard, first, last in answer.cumulative.lost
     ]
     problems = [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
-    left_out = answer.cumulative.left_out
+    left_out, oldest_ms = answer.cumulative.left_out, answer.cumulative.oldest_call_ms
     calls = {
         "repeated_spans": left_out.repeated,
         "conflicting_spans": left_out.conflicting,
         "conflicting_cost_usd": nusd_to_usd(left_out.conflicting_nusd),
         "response_ids_reused": left_out.reused,
+        "remembered": answer.cumulative.remembered,
+        "reach_s": max(time.time_ns() // MS - oldest_ms, 0) // 1000 if oldest_ms else None,
     }
     return _Part({"span_count": answer.total.sums.spans, "calls": calls}, lost, problems)
 

@@ -27,8 +27,9 @@ from tokentrace.metrics import (
     Query,
     find_metric,
 )
-from tokentrace.metrics.cost import render_cost
+from tokentrace.metrics.cost import NotPriced, not_priced, render_cost, render_not_priced, total_cost
 from tokentrace.metrics.latency import quantile_error
+from tokentrace.metrics.quality import scored
 from tokentrace.rollup import HORIZON_NS, RELATIVE_ERROR, finest_step_s
 from tokentrace.service.contract import Router
 from tokentrace.service.web import reply
@@ -92,6 +93,23 @@ class SeriesParams(MetricsParams):
         ),
         examples=["10m"],
     )
+
+
+class _Rendering(NamedTuple):
+    """
+    How a point of a series is shown.
+
+    Attributes:
+        fields, custom: Names of the distributions and of the custom metrics that the query must name.
+        value: Aggregates -> the number or the numbers of the group.
+        contributing, not_priced: As for ``Metric``.
+    """
+
+    fields: tuple[str, ...]
+    custom: list[str]
+    value: Callable[[Aggregates], Any]
+    contributing: Callable[[Aggregates], int]
+    not_priced: Callable[[Aggregates], NotPriced] | None = None
 
 
 class Source(NamedTuple):
@@ -173,7 +191,8 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
         raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
     if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
         raise Rejected(f"{shorten(name)} has no series; a number or a group has one, also with groupby", status=404)
-    fields, render, custom = _rendered(source, name)
+    rendering = _rendered(source, name)
+    fields, custom = rendering.fields, rendering.custom
     step_s = parse_step(step, question.query)
     answered = await source.aggregators.query(
         replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
@@ -183,15 +202,19 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
 
     def show() -> Response:
         points = answered.points
+        partial = _partial(answered, step_s, question.query.now_s)
         # Once for all groups: rendering an instant takes as long as rendering a value.
-        starts = [render_instant(point.start_s * SECOND) for point in points]
-        shown["points"] = _points(starts, [point.total for point in points], render)
+        marks = [
+            {"at": render_instant(point.start_s * SECOND)} | ({"partial": True} if cut else {})
+            for point, cut in zip(points, partial, strict=True)
+        ]
+        shown["points"] = _points(marks, [point.total for point in points], rendering)
         if fields or p95s:
             shown["quantile_error"] = _error(answered, fields, p95s)
         if question.groupby:
             empty = Aggregates()
             shown[f"by_{question.groupby}"] = {
-                group: _points(starts, [point.groups.get(group, empty) for point in points], render)
+                group: _points(marks, [point.groups.get(group, empty) for point in points], rendering)
                 for group in sorted({group for point in points for group in point.groups})
             }
         return reply(shown | coverage(answered))
@@ -219,20 +242,41 @@ def _find(source: Source, name: str) -> tuple[str, Metric, list[CustomMetric]]:
     return *built_in, []
 
 
-def _rendered(source: Source, name: str) -> tuple[tuple[str, ...], Callable[[Aggregates], Any], list[str]]:
-    """Return (names of distributions, rendering, names of custom metrics) for the group or number *name*."""
+def _rendered(source: Source, name: str) -> _Rendering:
+    """Return how a point of the group or number *name* is shown."""
     if name in GROUPS:
-        return GROUPS[name].fields, GROUPS[name].render, []
+        group = GROUPS[name]
+        return _Rendering(group.fields, [], group.render, group.contributing)
     _, metric, custom = _find(source, name)
-    return metric.fields, metric.value, [custom_metric.name for custom_metric in custom]
+    names = [custom_metric.name for custom_metric in custom]
+    return _Rendering(metric.fields, names, metric.value, metric.contributing, metric.not_priced)
 
 
 def _points(
-    starts: Sequence[str], aggregates: Sequence[Aggregates], render: Callable[[Aggregates], Any]
+    marks: Sequence[dict[str, Any]], aggregates: Sequence[Aggregates], rendering: _Rendering
 ) -> list[dict[str, Any]]:
+    value, contributing, not_priced = rendering.value, rendering.contributing, rendering.not_priced
     return [
-        {"at": start, "value": render(part), "span_count": part.sums.spans}
-        for start, part in zip(starts, aggregates, strict=True)
+        {
+            **mark,
+            "value": value(part),
+            "span_count": contributing(part),
+            **(not_priced(part).render() if not_priced else {}),
+        }
+        for mark, part in zip(marks, aggregates, strict=True)
+    ]
+
+
+def _partial(answered: Answer, step_s: int, now_s: int) -> list[bool]:
+    """
+    Return for each point whether its numbers cover only a part of its step.
+
+    The window cuts the first and the last step, the last step is not over yet, or spans of the step may be missing.
+    """
+    starts = [point.start_s for point in answered.points]
+    return [
+        end_s - start_s < step_s or end_s > now_s or start_s * SECOND < answered.since_ns
+        for start_s, end_s in zip(starts, [*starts[1:], answered.to_s], strict=True)
     ]
 
 
@@ -273,17 +317,20 @@ async def _group(source: Source, name: str, question: MetricsQuery) -> Response:
     if name == "cost":
         shown |= render_cost(answered.total, answered.models)
         if question.groupby:
-            shown[key] = {value: group.render(figures)["total_usd"] for value, figures in answered.groups.items()}
+            by_group = {value: figures for value, figures in answered.groups.items() if figures.paid}
+            shown[key] = {value: total_cost(figures) for value, figures in by_group.items()}
+            shown[f"unpriced_{key}"] = render_not_priced({value: not_priced(part) for value, part in by_group.items()})
     elif question.groupby:
-        counted = {"quality": "score_n"}.get(name, "spans")
+        contributing = scored if name == "quality" else group.contributing
         shown[key] = {
-            value: group.render(figures) for value, figures in answered.groups.items() if getattr(figures.sums, counted)
+            value: group.render(figures) for value, figures in answered.groups.items() if contributing(figures)
         }
     else:
         shown |= group.render(answered.total)
     if group.fields:
         shown["quantile_error"] = _error(answered, group.fields)
-    shown |= {"span_count": answered.total.sums.spans} | await _exemplars(source.store, name, question, answered)
+    shown["span_count"] = group.contributing(answered.total)
+    shown |= await _exemplars(source.store, name, question, answered)
     return reply(shown | coverage(answered))
 
 
@@ -293,10 +340,19 @@ async def _number(
     answered = await answer(source.aggregators, source.store, question, metric.fields, custom=custom)
     shown: dict[str, Any] = {"window": question.window, "metric": name, "value": metric.value(answered.total)}
     if question.groupby:
-        shown[f"by_{question.groupby}"] = {value: metric.value(figures) for value, figures in answered.groups.items()}
+        key = f"by_{question.groupby}"
+        shown[key] = {value: metric.value(figures) for value, figures in answered.groups.items()}
+        if metric.not_priced:
+            shown[f"unpriced_{key}"] = render_not_priced(
+                {value: metric.not_priced(figures) for value, figures in answered.groups.items()}
+            )
     if metric.fields or any(custom_metric.type == "p95" for custom_metric in custom):
         shown["quantile_error"] = _error(answered, metric.fields, custom)
-    shown |= {"span_count": metric.contributing(answered.total)}
+    shown["span_count"] = metric.contributing(answered.total)
+    if name == "cost_per_call":
+        shown["per_call_span_count"] = metric.contributing(answered.total)
+    if metric.not_priced:
+        shown |= metric.not_priced(answered.total).render()
     if not custom:
         shown |= await _exemplars(
             source.store, "cost" if name == "total_cost" else name.partition("_")[0], question, answered
@@ -315,8 +371,8 @@ async def _breakdown(source: Source, name: str, question: MetricsQuery, key: str
     else:
         raise Rejected(f"key: {name} needs the attribute to group by, such as ?key=workflow")
     answered = await answer(source.aggregators, source.store, grouped, breakdown.fields)
-    values = {value: breakdown.value(figures) for value, figures in answered.groups.items()}
-    values = {value: number for value, number in values.items() if number is not None}
+    listed = {value: figures for value, figures in answered.groups.items() if breakdown.contributing(figures)}
+    values = {value: breakdown.value(figures) for value, figures in listed.items()}
     shown: dict[str, Any] = {
         "window": question.window,
         "metric": name,
@@ -325,7 +381,14 @@ async def _breakdown(source: Source, name: str, question: MetricsQuery, key: str
     }
     if breakdown.fields:
         shown["quantile_error"] = _error(answered, breakdown.fields)
-    return reply(shown | {"span_count": answered.total.sums.spans} | coverage(answered))
+    if breakdown.not_priced:
+        by_group = {value: breakdown.not_priced(figures) for value, figures in listed.items()}
+        shown[f"unpriced_by_{grouped.groupby}"] = render_not_priced(by_group)
+        shown |= NotPriced(
+            sum(part[0] for part in by_group.values()), sum(part[1] for part in by_group.values())
+        ).render()
+    shown["span_count"] = sum(map(breakdown.contributing, listed.values()))
+    return reply(shown | coverage(answered))
 
 
 async def _attribute(source: Source, name: str, question: MetricsQuery) -> Response:
@@ -367,10 +430,14 @@ def _summarize(value: CustomValue) -> dict[str, Any]:
 def _groups(
     figures: Aggregates, by_model: Mapping[str, Aggregates] | None, custom: list[CustomMetric]
 ) -> dict[str, Any]:
-    return {
+    shown = {
         name: render_cost(figures, by_model) if name == "cost" else group.render(figures)
         for name, group in GROUPS.items()
     } | {metric.name: metric.value(figures.custom.get(metric.name, CustomValue())) for metric in custom}
+    money = [metric for metric in custom if metric.money]
+    if money:
+        shown["unpriced_custom"] = render_not_priced({metric.name: metric.not_priced(figures) for metric in money})
+    return shown
 
 
 def _error(answered: Answer, fields: Iterable[str], custom: Iterable[CustomMetric] = ()) -> float:

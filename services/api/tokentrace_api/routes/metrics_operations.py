@@ -26,7 +26,7 @@ class Coverage(Incomplete, kw_only=True):
 
 
 class UnpricedCounts(msgspec.Struct):
-    """How many spans of a model have an unknown cost, and how many have a cost that lacks a part."""
+    """How many spans have an unknown cost, which a sum leaves out, and how many have a cost that lacks a part."""
 
     unpriced_span_count: Natural
     partly_priced_span_count: Natural
@@ -37,29 +37,42 @@ class CostMetrics(msgspec.Struct, kw_only=True):
     Cost in US dollars, without spans of roll-up kinds.
 
     Attributes:
-        per_call_usd: null without spans.
-        by_model: Model -> cost; absent for groups of spans.
+        total_usd: Sum of the known costs; null if no cost is known.
+        per_call_usd: Mean cost of the spans of the queried kind that have a known cost; null without these.
+        by_model: Model -> sum of its known costs, null if none is known; absent for groups of spans.
         unpriced_by_model: Model -> spans whose cost is unknown or lacks a part; absent for groups of spans.
+        unpriced_span_count: Spans that `total_usd` leaves out because their cost is unknown.
+        partly_priced_span_count: Spans whose cost lacks a part, so that `total_usd` is a lower bound.
+        span_count: Spans that count for `total_usd`, those of unknown cost included.
+        per_call_span_count: Spans that `per_call_usd` covers.
     """
 
-    total_usd: float
+    total_usd: float | None
     per_call_usd: float | None
-    by_model: dict[str, float] | UnsetType = UNSET
+    by_model: dict[str, float | None] | UnsetType = UNSET
     unpriced_by_model: dict[str, UnpricedCounts] | UnsetType = UNSET
     unpriced_span_count: Natural
     partly_priced_span_count: Natural
+    span_count: Natural
+    per_call_span_count: Natural
 
 
 class TokenMetrics(msgspec.Struct):
-    """Sums of tokens, and quantiles of the tokens of a span; quantiles are null without spans."""
+    """
+    Sums of tokens without roll-up kinds, and quantiles of the tokens of a span; null without spans.
 
-    prompt_total: int
-    completion_total: int
-    total: int
-    cache_read_total: int
-    cache_write_total: int
-    cache_write_1h_total: int
-    reasoning_total: int
+    Attributes:
+        unclassified_total: Tokens of spans of which only the total is known; the quantiles leave these spans out.
+    """
+
+    prompt_total: int | None
+    completion_total: int | None
+    unclassified_total: int | None
+    total: int | None
+    cache_read_total: int | None
+    cache_write_total: int | None
+    cache_write_1h_total: int | None
+    reasoning_total: int | None
     prompt_p50: float | None
     prompt_p95: float | None
     completion_p50: float | None
@@ -127,11 +140,13 @@ class AlertCounts(msgspec.Struct):
 
 class MetricsOverview(Coverage, kw_only=True):
     """
-    All groups of metrics, and the custom metrics under their names. With ``groupby`` there is
+    All groups of metrics, and the custom metrics under their names. If there are custom metrics of costs,
+    ``unpriced_custom`` names those that leave something out. With ``groupby`` there is
     ``by_<dimension or attribute>``: value -> the groups and custom metrics of the spans with this value.
 
     Attributes:
         quantile_error: Upper bound of the relative error of the quantiles in the answer; 0 = exact.
+        unpriced_custom: Custom metric of costs -> what it leaves out.
     """
 
     window: str
@@ -144,6 +159,7 @@ class MetricsOverview(Coverage, kw_only=True):
     quantile_error: float
     transport: TransportCounts
     alerts: AlertCounts
+    unpriced_custom: dict[str, UnpricedCounts] | UnsetType = UNSET
 
 
 class Exemplar(msgspec.Struct, kw_only=True):
@@ -159,8 +175,9 @@ class Exemplar(msgspec.Struct, kw_only=True):
 class GroupAnswer(Coverage, kw_only=True):
     """
     The numbers of one group of metrics, as in ``MetricsOverview``. With ``groupby`` there is
-    ``by_<dimension or attribute>``: value -> the numbers (for ``cost``, only the total in US dollars), and the numbers
-    of all spans together are left out, except for ``cost``.
+    ``by_<dimension or attribute>``: value -> the numbers (for ``cost``, only the total in US dollars, and
+    ``unpriced_by_<dimension or attribute>`` beside it), and the numbers of all spans together are left out, except for
+    ``cost``.
     """
 
     window: str
@@ -171,25 +188,46 @@ class GroupAnswer(Coverage, kw_only=True):
 
 class NumberAnswer(GroupAnswer, kw_only=True):
     """
-    One number; with ``groupby`` there is ``by_<dimension or attribute>``: value -> the number.
+    One number; with ``groupby`` there is ``by_<dimension or attribute>``: value -> the number. A number of money also
+    has ``unpriced_by_<dimension or attribute>``: value -> what its number leaves out, for the values that leave
+    something out.
 
     Attributes:
-        value: The number in its documented unit; null without data.
+        value: The number in its documented unit. It is null without data, and if it is money and no cost is known; a
+            count of spans is 0 without data.
         span_count: Number of spans that contributed.
+        unpriced_span_count: Spans that a number of money leaves out because their cost is unknown.
+        partly_priced_span_count: Spans of a number of money whose cost lacks a part.
+        per_call_span_count: For ``cost_per_call``: the spans over which it is the mean, which have a known cost.
     """
 
     metric: str
     value: float | None
+    unpriced_span_count: Natural | UnsetType = UNSET
+    partly_priced_span_count: Natural | UnsetType = UNSET
+    per_call_span_count: Natural | UnsetType = UNSET
 
 
 class BreakdownAnswer(Coverage, kw_only=True):
-    """Numbers for the values of a dimension or an attribute; ``by_<dimension or attribute>`` repeats ``value``."""
+    """
+    Numbers for the values of a dimension or an attribute; ``by_<dimension or attribute>`` repeats ``value``. Costs also
+    have ``unpriced_by_<dimension or attribute>``: value -> what its cost leaves out, for the values that leave
+    something out.
+
+    Attributes:
+        value: Value -> number; a cost is null if none is known.
+        span_count: Number of spans that contributed to the numbers.
+        unpriced_span_count: Spans that the costs leave out because their cost is unknown.
+        partly_priced_span_count: Spans whose cost lacks a part.
+    """
 
     window: str
     metric: str
     value: dict[str, Any]
     span_count: Natural
     quantile_error: float | UnsetType = UNSET
+    unpriced_span_count: Natural | UnsetType = UNSET
+    partly_priced_span_count: Natural | UnsetType = UNSET
 
 
 class AttributeAnswer(Coverage, kw_only=True):
@@ -225,13 +263,21 @@ class SeriesPoint(msgspec.Struct):
     One step of a series.
 
     Attributes:
-        at: When the step begins.
+        at: When the step begins, or the window if it begins within the step.
         value: A number, or the numbers of a group.
+        span_count: Number of spans that contributed.
+        partial: True = the numbers cover only a part of the step: the window cuts it, it is not over yet, or spans
+            before `since` are missing. Absent for a whole step.
+        unpriced_span_count: Spans that a number of money leaves out because their cost is unknown.
+        partly_priced_span_count: Spans of a number of money whose cost lacks a part.
     """
 
     at: InstantText
     value: Any
     span_count: Natural
+    partial: bool | UnsetType = UNSET
+    unpriced_span_count: Natural | UnsetType = UNSET
+    partly_priced_span_count: Natural | UnsetType = UNSET
 
 
 class SeriesAnswer(Coverage, kw_only=True):
@@ -253,6 +299,8 @@ _COST = {
     "unpriced_by_model": {},
     "unpriced_span_count": 0,
     "partly_priced_span_count": 0,
+    "span_count": 330,
+    "per_call_span_count": 312,
 }
 _OVERVIEW_EXAMPLE: dict[str, Any] = {
     "window": "1h",
@@ -261,6 +309,7 @@ _OVERVIEW_EXAMPLE: dict[str, Any] = {
     "tokens": {
         "prompt_total": 156800,
         "completion_total": 39200,
+        "unclassified_total": 0,
         "total": 196000,
         "cache_read_total": 0,
         "cache_write_total": 0,
@@ -289,7 +338,6 @@ _OVERVIEW_EXAMPLE: dict[str, Any] = {
 _GROUP_EXAMPLE: dict[str, Any] = {
     "window": "24h",
     **_COST,
-    "span_count": 312,
     "exemplars": [{"trace_id": "t1", "span_id": "s1", "cost_usd": 0.31}],
     **_COVERAGE,
 }
@@ -298,8 +346,8 @@ _SERIES_EXAMPLE: dict[str, Any] = {
     "metric": "error_rate",
     "step": "30m",
     "points": [
-        {"at": "2026-03-15T13:30:00.000Z", "value": 0.02, "span_count": 100},
-        {"at": "2026-03-15T14:00:00.000Z", "value": 0.009, "span_count": 212},
+        {"at": "2026-03-15T13:23:01.000Z", "value": 0.02, "span_count": 100, "partial": True},
+        {"at": "2026-03-15T13:30:00.000Z", "value": 0.009, "span_count": 212},
     ],
     **_COVERAGE,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
@@ -17,7 +18,8 @@ from starlette.responses import Response
 from tokentrace.errors import Unavailable
 from tokentrace.metrics import Answer as MetricsAnswer
 from tokentrace.metrics import Counter, CustomMetric, CustomValue, Query, cost, errors, quality
-from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, TOKEN_EDGES
+from tokentrace.metrics.tokens import unclassified
+from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
@@ -27,6 +29,9 @@ from tokentrace_api.alert_history import AlertHistory
 #: Window of the gauges that cover the last hour, seconds.
 _WINDOW_S = 3600
 Labels = tuple[str, ...]
+#: Categories of characters that readers of lines may take for the end of a line, such as CR, NEL and U+2028; other
+#: control characters are among them.
+_BREAKING = ("Cc", "Zl", "Zp")
 
 
 MetricsText = Annotated[str, Meta(description="Prometheus' text format 0.0.4.")]
@@ -97,10 +102,26 @@ class _Page(Collector):
     ) -> None:
         self._history, self._metrics = history, custom
         self._lifetime, self._window = lifetime, window
+        self._shown: dict[str, str] = {}
+
+    def _label(self, value: str) -> str:
+        """Return *value* with control characters and line separators written as Python escapes, such as ``\\u2028``."""
+        # The format itself escapes a line feed.
+        if value.isprintable():
+            return value
+        shown = self._shown.get(value)
+        if shown is None:
+            shown = self._shown[value] = "".join(
+                ascii(letter)[1:-1] if letter != "\n" and unicodedata.category(letter) in _BREAKING else letter
+                for letter in value
+            )
+        return shown
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metric families."""
         yield from self._counters(self._lifetime.cumulative.counters)
+        yield self._unpriced_tokens()
+        yield from self._left_out()
         yield from self._histograms()
         yield from self._gauges()
         yield from self._transport()
@@ -112,7 +133,8 @@ class _Page(Collector):
         def total(name: str, text: str, labels: Labels, values: Iterable[tuple[Labels, float]]) -> Metric:
             family = CounterMetricFamily(f"tokentrace_{name}", text, labels=labels)
             added: dict[Labels, float] = {}
-            for key, value in values:
+            for raw, value in values:
+                key = tuple(map(self._label, raw))
                 added[key] = added.get(key, 0) + value
             for key in sorted(added):
                 family.add_metric(key, added[key])
@@ -121,7 +143,7 @@ class _Page(Collector):
         # Sum integers and convert to dollars at the end, so that rounding errors do not add up.
         cost_nusd: dict[Labels, int] = {}
         for counter in counters:
-            key = (counter.model, counter.provider, counter.caller)
+            key = (self._label(counter.model), self._label(counter.provider), self._label(counter.caller))
             cost_nusd[key] = cost_nusd.get(key, 0) + counter.sums.cost
         paid = ((key, nusd_to_usd(nusd)) for key, nusd in cost_nusd.items())
         calls = [counter for counter in counters if counter.sums.spans]
@@ -137,14 +159,7 @@ class _Page(Collector):
             "tokens",
             "Tokens by type.",
             ("model", "token_type"),
-            (
-                pair
-                for counter in calls
-                for pair in (
-                    ((counter.model, "prompt"), counter.sums.prompt),
-                    ((counter.model, "completion"), counter.sums.completion),
-                )
-            ),
+            (pair for counter in calls for pair in _tokens_by_type(counter)),
         )
         for name, text, fields in (
             ("prompt_tokens", "Prompt tokens, cached ones included.", ("prompt",)),
@@ -157,6 +172,36 @@ class _Page(Collector):
                 for counter in calls
             )
             yield total(name, text, by_vendor, sums)
+        for name, text in (
+            ("unpriced", "Spans whose cost is unknown."),
+            ("partly_priced", "Spans whose cost lacks a part."),
+        ):
+            numbers = (((counter.model, counter.provider), getattr(counter.sums, name)) for counter in counters)
+            yield total(f"{name}_spans", text, by_vendor, numbers)
+
+    def _unpriced_tokens(self) -> Metric:
+        family = CounterMetricFamily(
+            "tokentrace_unpriced_tokens",
+            "Tokens of spans whose cost is unknown or lacks a part, by reason.",
+            labels=("reason",),
+        )
+        for reason in REASONS:
+            family.add_metric((reason,), self._lifetime.cumulative.unpriced_tokens.get(reason, 0))
+        return family
+
+    def _left_out(self) -> Iterator[Metric]:
+        left_out = self._lifetime.cumulative.left_out
+        for name, text, value in (
+            ("repeated_spans", "Spans that told a call again and are in no sum.", left_out.repeated),
+            ("conflicting_spans", "Repeated spans with another usage or cost.", left_out.conflicting),
+            (
+                "conflicting_cost",
+                "Cost of the conflicting spans in USD, which is in no sum.",
+                nusd_to_usd(left_out.conflicting_nusd),
+            ),
+            ("response_ids_reused", "Spans counted although another call had their response id.", left_out.reused),
+        ):
+            yield CounterMetricFamily(f"tokentrace_{name}", text, value=value)
 
     def _histograms(self) -> Iterator[Metric]:
         lifetime = self._lifetime.cumulative
@@ -180,13 +225,17 @@ class _Page(Collector):
                     upto += count
                     buckets.append((edge, upto))
                 if upto:
-                    family.add_metric((model,), buckets, sums[name].get(model, 0) / unit)
+                    family.add_metric((self._label(model),), buckets, sums[name].get(model, 0) / unit)
             yield family
 
     def _gauges(self) -> Iterator[Metric]:
         total, by_model = self._window.total, self._window.groups
         for name, text, value in (
-            ("cost_per_call", "Cost of a span in USD, last hour.", cost.cost_per_call(total)),
+            (
+                "cost_per_call",
+                "Mean cost in USD of the LLM calls with a known cost, last hour.",
+                cost.cost_per_call(total),
+            ),
             ("error_rate", "Fraction of spans with an error or timeout, last hour.", errors.error_rate(total)),
             ("timeout_rate", "Fraction of spans that timed out, last hour.", errors.timeout_rate(total)),
         ):
@@ -197,7 +246,7 @@ class _Page(Collector):
         for model in sorted(by_model):
             score = quality.score_avg(by_model[model])
             if score is not None:
-                scores.add_metric((model,), score)
+                scores.add_metric((self._label(model),), score)
         yield scores
         for percent in (10, 50):
             text = f"{percent}th percentile of eval.score, last hour."
@@ -235,6 +284,15 @@ class _Page(Collector):
             return CounterMetricFamily(f"tokentrace_custom_{metric.name}", text, value=value)
         measured = self._window.total.custom.get(metric.name, CustomValue())
         return _gauge(f"custom_{metric.name}", f"Custom metric {metric.name}, last hour.", metric.value(measured))
+
+
+def _tokens_by_type(counter: Counter) -> Iterator[tuple[Labels, int]]:
+    """Yield ((model, type), tokens); tokens of unknown type have a series only where there are any."""
+    sums = counter.sums
+    yield (counter.model, "prompt"), sums.prompt
+    yield (counter.model, "completion"), sums.completion
+    if unclassified(sums):
+        yield (counter.model, "unclassified"), unclassified(sums)
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

@@ -25,6 +25,7 @@ from tokentrace_api.routes.traces import TraceId
 _CONFIDENCE = {
     "": "exact",
     "priced": "exact",
+    "free": "free",
     "reported": "reported",
     "overridden": "overridden",
     "partly_priced": "partly_priced",
@@ -35,7 +36,7 @@ _CONFIDENCE = {
 
 #: An amount in US dollars as decimal text, because a JSON number may be read as a float.
 Money = Annotated[str, Meta(pattern=r"^-?[0-9]+(\.[0-9]+)?$", examples=["0.00256"])]
-Confidence = Literal["exact", "reported", "overridden", "partly_priced", "unpriced", "reported_zero_ignored"]
+Confidence = Literal["exact", "free", "reported", "overridden", "partly_priced", "unpriced", "reported_zero_ignored"]
 
 
 class ReceiptLine(msgspec.Struct):
@@ -58,6 +59,9 @@ class ReceiptPrice(msgspec.Struct):
         matched_model: The name of the model under which the price was found.
         priced_at: The instant whose prices were used: the event time of the span.
         tier: The rates apply above this number of prompt tokens; null = the rates do not depend on it.
+        matched: The rules that led from the names in the span to the price; null = no rule was needed.
+        variant: What the call says of itself that changes the price; null = the standard price.
+        period: When the rates apply; null = always.
     """
 
     source: str | None
@@ -65,6 +69,9 @@ class ReceiptPrice(msgspec.Struct):
     matched_model: str | None
     priced_at: InstantText
     tier: int | None
+    matched: str | None
+    variant: str | None
+    period: str | None
 
 
 class ReceiptAnswer(msgspec.Struct):
@@ -74,7 +81,9 @@ class ReceiptAnswer(msgspec.Struct):
     Attributes:
         total_cost_usd: The cost as a number, as other answers show it.
         counted: True if totals include the cost of this span; false for roll-up kinds.
-        reason: Why the cost is unknown or lacks a part.
+        reason: Why the cost is unknown, lacks a part or is 0.
+        cost_reason: The same as ``reason``, under its name in spans.
+        assumed: What was assumed because the span does not say it; null = nothing.
         rounding: Difference between the sum of the lines and the cost, US dollars.
         note: Present only if the cost cannot be recomputed with the installed prices; ``lines`` then has a single line
             for the whole cost.
@@ -89,6 +98,8 @@ class ReceiptAnswer(msgspec.Struct):
     counted: bool
     confidence: Confidence
     reason: str | None
+    cost_reason: str | None
+    assumed: str | None
     price: ReceiptPrice
     lines: list[ReceiptLine]
     rounding: Money
@@ -105,12 +116,17 @@ _EXAMPLE: dict[str, Any] = {
     "counted": True,
     "confidence": "exact",
     "reason": None,
+    "cost_reason": None,
+    "assumed": "standard price: no service tier, processing or speed was reported",
     "price": {
         "source": "openai:gpt-4o@genai-prices-0.2.3",
         "version": "genai-prices-0.2.3",
         "matched_model": "gpt-4o",
         "priced_at": "2026-03-15T14:23:02.261Z",
         "tier": None,
+        "matched": "openai:gpt-4o",
+        "variant": None,
+        "period": None,
     },
     "lines": [
         {"unit": "input_tokens", "amount": 512, "rate_usd": "2.5", "per": 1000000, "cost_usd": "0.00128"},
@@ -151,7 +167,7 @@ def router(store: StoreReader, pricer: Pricer) -> Router:
 def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
     """Return *receipt* of *span* as the struct ``ReceiptAnswer`` describes it."""
     source, at, version = span.cost_model.rpartition("@")
-    model = source.partition(":")[2] or source
+    model = source if version == "configuration" else source.partition(":")[2] or source
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,
@@ -162,12 +178,17 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "counted": counts_as_cost(span.kind),
         "confidence": _CONFIDENCE[span.cost_source],
         "reason": span.unpriced_reason or None,
+        "cost_reason": span.unpriced_reason or None,
+        "assumed": receipt.assumed or None,
         "price": {
             "source": span.cost_model or None,
             "version": version if at else None,
             "matched_model": model or None,
             "priced_at": render_instant(event_time(span)),
             "tier": receipt.tier,
+            "matched": receipt.matched or None,
+            "variant": receipt.variant or None,
+            "period": receipt.period or None,
         },
         "lines": [
             {

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from tokentrace.units import ms_to_ns, usd_to_nusd
-from tokentrace_api.parameters import KIND_NAMES, Amount, AttributeParams, Moment, Text, choice
+from tokentrace_api.parameters import KIND_NAMES, Amount, AttributeParams, Moment, Text, choice, with_ids
 from tokentrace_api.reads import Search
 
 _Status: Any = choice(("ok", "error", "timeout"))
@@ -23,8 +23,10 @@ class SearchParams(AttributeParams):
     provider: Text = Field(None, description="Provider of the model.", examples=["openai"])
     name: Text = Field(None, description="Name of the span.", examples=["answer question"])
     kind: _Kind = Field(None, description="Kind of span.", examples=["llm"])
-    session: Text = Field(None, description="Session id.", examples=["s1"])
-    user: Text = Field(None, description="User id.", examples=["u-7"])
+    session: Text = Field(None, description="Session id; empty = spans without a session.", examples=["s1"])
+    session_id: Text = Field(None, description="The same as `session`.", examples=["s1"])
+    user: Text = Field(None, description="User id; empty = spans without a user.", examples=["u-7"])
+    user_id: Text = Field(None, description="The same as `user`.", examples=["u-7"])
     min_cost: Amount = Field(None, description="Least cost, US dollars.", examples=[0.01])
     min_latency: Amount = Field(None, description="Least latency, milliseconds.", examples=[1000])
     q: Text = Field(
@@ -42,8 +44,6 @@ class SearchParams(AttributeParams):
             "provider": self.provider,
             "name": self.name,
             "kind": self.kind,
-            "session_id": self.session,
-            "user_id": self.user,
         }
         least = {}
         if self.min_cost is not None:
@@ -52,7 +52,10 @@ class SearchParams(AttributeParams):
             least["latency_ns"] = ms_to_ns(self.min_latency)
         return Search(
             columns={column: value for column, value in columns.items() if value is not None},
-            attributes=self.attributes,
+            attributes=with_ids(
+                self.attributes,
+                {"session": self.session, "session_id": self.session_id, "user": self.user, "user_id": self.user_id},
+            ),
             least=least,
             text=self.q or "",
             since_ns=self.since,

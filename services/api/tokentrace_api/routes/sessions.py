@@ -56,7 +56,9 @@ class PeriodParams(Params):
 class SessionParams(PeriodParams):
     """Which sessions are listed, and which page of them."""
 
-    user_id: Text = Field(None, alias="userId", description="User of the session.", examples=["u-7"])
+    user_id: Text = Field(
+        None, alias="userId", description="User of the session; empty = sessions without a user.", examples=["u-7"]
+    )
     label: Text = Field(None, description="Text that the label contains, regardless of case.", examples=["chat"])
     status: _Status = Field(
         None, description="Status; `error` if a span failed or the session ended with an error.", examples=["completed"]
@@ -78,7 +80,7 @@ class SessionParams(PeriodParams):
     def wanted(self) -> SessionFilter:
         """Return the filters as a ``SessionFilter``."""
         return SessionFilter(
-            user_id=self.user_id or "",
+            user_id=self.user_id,
             label=self.label or "",
             status=self.status or "",
             source=self.source or "",

@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import astuple
 
 from tokentrace.errors import shorten
-from tokentrace.records import FUTURE_NS, SPAN_FIELDS, Span
+from tokentrace.records import FUTURE_NS, ID_FIELDS, SPAN_FIELDS, Span
 
 log = logging.getLogger("tokentrace.api.store")
 
@@ -152,6 +152,7 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
 
     Args:
         key: A key, or a path into nested maps, with dots between keys. A key that contains dots precedes a path.
+            ``user_id`` and ``session_id`` are the columns of those names, or else the attributes.
         function: The JSON function that is applied to the attribute; ``json_type`` gives its type instead of its text.
 
     Returns:
@@ -159,6 +160,10 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
     """
     literal = _pointer(key)
     extracted = f"{function}(attributes, ?)"
+    if key in ID_FIELDS:
+        held = f"nullif({key}, '')"
+        known = held if function == "json_extract_string" else f"CASE WHEN {held} IS NOT NULL THEN 'VARCHAR' END"
+        return f"coalesce({known}, {extracted})", [literal]
     if "." not in key:
         return extracted, [literal]
     keys = key.split(".")
@@ -173,9 +178,18 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
 
 
 def attribute_is(key: str, value: str) -> tuple[str, list[str]]:
-    """Return (SQL that is true if the text form of the attribute *key* is *value*, its parameters)."""
+    """
+    Return (SQL that is true if the text form of the attribute *key* is *value*, its parameters).
+
+    For ``user_id`` and ``session_id``, the value "" is that of a span without such an id.
+    """
     text, paths = attribute_text(key)
+    if key in ID_FIELDS and not value:
+        return f"coalesce({text}, '') = ''", paths
     if not _VERBATIM.fullmatch(value):
         return f"{text} = ?", [*paths, value]
     # Searching for the text first avoids parsing the JSON of most rows.
-    return f"(contains(attributes, ?) AND {text} = ?)", [value, *paths, value]
+    in_json = f"contains(attributes, ?) AND {text} = ?"
+    if key in ID_FIELDS:
+        return f"({key} = ? OR ({in_json}))", [value, value, *paths, value]
+    return f"({in_json})", [value, *paths, value]

@@ -30,11 +30,60 @@ TOOL = "tool"
 RESOURCE_IDS = "resource_ids"
 
 
-class TokenCounts(msgspec.Struct, kw_only=True):
-    """Token counts of the whole input and the whole output."""
+class TokenCounts(msgspec.Struct, kw_only=True, rename="camel"):
+    """
+    Amounts of tokens; absent and null = not counted.
 
-    input: Tokens = 0
-    output: Tokens = 0
+    Attributes:
+        input, output: The whole input and output, also called prompt and completion, or with the suffix Tokens.
+        total: The sum of both, or the only known number.
+        cached, cache_read, cache_write, cache_write_1h: Parts of the input.
+        reasoning: The part of the output that was spent on reasoning.
+        input_audio, output_audio: The audio in the input and in the output.
+        cache_read_input_tokens, cache_creation_input_tokens: Anthropic's amounts, which ``input_tokens`` excludes.
+    """
+
+    input: Tokens | None = None
+    output: Tokens | None = None
+    total: Tokens | None = None
+    prompt: Tokens | None = None
+    completion: Tokens | None = None
+    cached: Tokens | None = None
+    cache_read: Tokens | None = None
+    cache_write: Tokens | None = None
+    cache_write_1h: Tokens | None = msgspec.field(name="cacheWrite1h", default=None)
+    reasoning: Tokens | None = None
+    input_audio: Tokens | None = None
+    output_audio: Tokens | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
+    total_tokens: Tokens | None = None
+    cached_tokens: Tokens | None = None
+    cache_read_tokens: Tokens | None = None
+    cache_write_tokens: Tokens | None = None
+    reasoning_tokens: Tokens | None = None
+    cache_read_input_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
+    # The same under the names of the vendors' responses, which a client may pass on.
+    snake_input: Tokens | None = msgspec.field(name="input_tokens", default=None)
+    snake_output: Tokens | None = msgspec.field(name="output_tokens", default=None)
+    snake_prompt: Tokens | None = msgspec.field(name="prompt_tokens", default=None)
+    snake_completion: Tokens | None = msgspec.field(name="completion_tokens", default=None)
+    snake_total: Tokens | None = msgspec.field(name="total_tokens", default=None)
+    snake_cached: Tokens | None = msgspec.field(name="cached_tokens", default=None)
+    snake_reasoning: Tokens | None = msgspec.field(name="reasoning_tokens", default=None)
+    snake_cache_read: Tokens | None = msgspec.field(name="cache_read_input_tokens", default=None)
+    snake_cache_creation: Tokens | None = msgspec.field(name="cache_creation_input_tokens", default=None)
+
+    def amounts(self) -> dict[str, int]:
+        """Return the amounts by the names that the client sent."""
+        pairs = ((field.encode_name, getattr(self, field.name)) for field in _TOKEN_FIELDS)
+        return {name: amount for name, amount in pairs if amount is not None}
+
+
+_TOKEN_FIELDS = msgspec.structs.fields(TokenCounts)
 
 
 class ErrorInput(msgspec.Struct, kw_only=True):

@@ -30,7 +30,7 @@ def render_node(span: Span, depth: int) -> dict[str, Any]:
     started, ended = render_instant(span.started_ns), render_instant(span.ended_ns)
     return {
         **node,
-        "tokens": {"input": span.prompt_tokens, "output": span.completion_tokens},
+        "tokens": _tokens(span),
         "costUSD": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
         **_attributes(span.attributes),
         "startedAt": started,
@@ -39,6 +39,19 @@ def render_node(span: Span, depth: int) -> dict[str, Any]:
         "start": started,
         "end": ended,
     }
+
+
+def _tokens(span: Span) -> dict[str, int]:
+    """Return the amounts of *span*: input and output, and those of its other amounts that are not 0."""
+    parts = {
+        "cacheRead": span.cache_read_tokens,
+        "cacheWrite": span.cache_write_tokens,
+        "cacheWrite1h": span.cache_write_1h_tokens,
+        "reasoning": span.reasoning_tokens,
+        "total": 0 if span.total_tokens == span.prompt_tokens + span.completion_tokens else span.total_tokens,
+    }
+    shown = {name: amount for name, amount in parts.items() if amount}
+    return {"input": span.prompt_tokens, "output": span.completion_tokens, **shown}
 
 
 def render_open(started: Started, depth: int, status: str) -> dict[str, Any]:

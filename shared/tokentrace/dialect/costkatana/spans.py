@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
+from tokentrace.dialect.attributes import counts_of, session_of, stated_fields, user_of
 from tokentrace.dialect.costkatana.inputs import (
     EndInput,
     ErrorInput,
@@ -15,7 +18,7 @@ from tokentrace.dialect.costkatana.inputs import (
 )
 from tokentrace.dialect.docs import score_of
 from tokentrace.errors import Rejected
-from tokentrace.records import MAX_LATENCY_NS, ChatMessage, Span, Started, check_span
+from tokentrace.records import MAX_LATENCY_NS, ChatMessage, Span, Started, check_span, settle_usage
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, usd_to_nusd
 
 
@@ -62,7 +65,8 @@ def place(
             span = input_of[current]
             parent = span.parent_id or ""
             above = places.get(parent) or known.get(parent)
-            session = span.session_id or session_id or (above.session_id if above else "")
+            named = span.session_id or session_of(span.metadata or {})
+            session = named or session_id or (above.session_id if above else "")
             trace = above.trace_id if above else parent or current
             places[current] = Place(trace, session or new_session(index_of[current]))
     return [places[span_id] for span_id, _ in spans]
@@ -83,7 +87,7 @@ def start_of(span: SpanInput, span_id: str, where: Place, arrived_ns: int, calle
         span_id=span_id,
         parent_span_id=span.parent_id or None,
         session_id=where.session_id,
-        user_id=span.user_id or _short(attributes, "userId") or None,
+        user_id=span.user_id or user_of(attributes),
         name=span.name,
         kind=span.type or "custom",
         started_ns=instant_of("startedAt", span.started_at) or arrived_ns,
@@ -110,9 +114,13 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
     if ended - started.started_ns > MAX_LATENCY_NS:
         raise Rejected("endedAt: over 30 days after startedAt")
     error, stack = _error(end.error)
-    prompt, completion = before.prompt_tokens, before.completion_tokens
-    if end.tokens is not None:
-        prompt, completion = end.tokens.input, end.tokens.output
+    counts = counts_of(attributes, [] if end.tokens is None else [end.tokens.amounts()])
+    if end.tokens is None and not any(counts.values()):
+        counts = {name: getattr(before, name) for name in _COUNTS}
+    cost = before.cost_nusd if end.cost_usd is None else usd_to_nusd(end.cost_usd)
+    stated = stated_fields(attributes, started.kind, counts)
+    if (end.cost_usd and not cost) or (end.cost_usd is None and before.cost_source == "reported"):
+        stated["cost_source"] = "reported"  # less than half a nano-dollar, not the 0 of a client without prices
     status = end.status or ("error" if error or stack or before.error else "ok")
     span = Span(
         trace_id=started.trace_id,
@@ -128,23 +136,34 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
         ended_ns=ended,
         latency_ns=ended - started.started_ns,
         ttft_ns=_ttft(attributes),
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=prompt + completion,
-        cost_nusd=before.cost_nusd if end.cost_usd is None else usd_to_nusd(end.cost_usd),
+        cost_nusd=cost,
         score=score_of(attributes),
         attributes=attributes,
         error=error or before.error,
         error_stack=stack or before.error_stack,
         session_id=started.session_id,
-        user_id=started.user_id or _short(attributes, "userId") or None,
+        user_id=started.user_id or user_of(attributes),
         source="costkatana",
     )
     try:
-        check_span(span)
+        span = settle_usage(replace(span, **{**counts, **stated}))
+        check_span(span, needs_model=False)
     except Rejected as exc:
         raise Rejected(str(exc).replace("attributes:", "metadata:", 1)) from exc
     return span
+
+
+#: The fields that an end which counts nothing takes from the start.
+_COUNTS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "reasoning_tokens",
+    "usage",
+)
 
 
 def message_of(message: MessageInput, message_id: str, trace_id: str, arrived_ns: int) -> ChatMessage:
