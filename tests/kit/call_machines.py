@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+from kit.call_histories import History
 from kit.call_recount import Call, Recount, Sent, Sums, grouped, milliseconds, nano_dollars, sums_of
 from kit.raw_messages import CREATED_NS, make_cleaner
 from tokentrace.bus import Message, subjects
@@ -303,3 +304,18 @@ def wanted_sums(calls: Sequence[Call], kind: str) -> dict[str, Any]:
         "completion": own.completion,
         "total": own.total,
     }
+
+
+def disagreements(numbers: Sequence[int], shards: int, calls: int, seed: int) -> list[str]:
+    """
+    Return how the readers differ from the recount after they have read the history of *numbers*.
+
+    Args:
+        calls: Number of calls that a shard remembers; with several shards, more than the history has.
+        seed: As for ``Machines``.
+    """
+    history = History(numbers, NOW_S * 1000)
+    recount = Recount(calls * shards)
+    for sent in history.sent:
+        recount.read(sent)
+    return Machines(history.sent, shards, calls, seed).disagreements(recount)

@@ -9,27 +9,15 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kit.call_recount
-from kit.call_histories import HISTORIES, History
-from kit.call_machines import NOW_S, Machines
-from kit.call_recount import Recount
+from kit.call_histories import HISTORIES
+from kit.call_machines import disagreements
 from kit.examples import examples
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-def disagreements(numbers: list[int], shards: int, calls: int, seed: int) -> list[str]:
-    """Return how the readers differ from the recount after they have read the history of *numbers*."""
-    history = History(numbers, NOW_S * 1000)
-    recount = Recount(calls * shards)
-    for sent in history.sent:
-        note(repr(sent))
-        recount.read(sent)
-    return Machines(history.sent, shards, calls, seed).disagreements(recount)
 
 
 def test_the_recount_imports_nothing_of_the_product() -> None:
