@@ -33,7 +33,7 @@ print(json.dumps([took, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(sys.modu
 """
 
 FOLD = Plan("fold a span of a batch, decode included", "s", "decode in turn", Budget("<=", 5.5))
-CALLS = Plan("remember a call, in batches of 256", "s", DECODE, Budget("<=", 1.0))
+CALLS = Plan("remember a call, in batches of 256", "s", DECODE, Budget("<=", 2.0))
 CALLS_SIZE = Plan("memory of 1,048,576 calls", "MiB", budget=Budget("<=", 48.0))
 REPORT = Plan("report() on the caller's thread", "s", DECODE, at_most(5e-6, DECODE))
 IMPORT = Plan("from tokentrace import Reporter", "s", "import msgspec, nats", Budget("<=", 2.0))

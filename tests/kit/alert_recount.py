@@ -66,7 +66,9 @@ def total(values: Sequence[float]) -> Value:
 RECOUNT: dict[str, Callable[[list[Span]], Value]] = {
     "span_count": lambda spans: total([1 for _ in llm(spans)]),
     "total_cost": lambda spans: (
-        sum(span.cost_nusd or 0 for span in paid(spans)) / 1e9 if paid(spans) else None,
+        sum(span.cost_nusd or 0 for span in paid(spans)) / 1e9
+        if any(span.cost_nusd is not None for span in paid(spans))
+        else None,
         len(paid(spans)),
     ),
     "error_rate": lambda spans: mean([span.status != "ok" for span in llm(spans)]),
@@ -80,7 +82,7 @@ RECOUNT: dict[str, Callable[[list[Span]], Value]] = {
     "spent_on_o3": lambda spans: total(
         [span.cost_nusd / 1e9 for span in paid(spans) if span.model == "o3" and span.cost_nusd is not None]
     ),
-    "calls_with_user": lambda spans: total([1 for span in spans if span.attributes.get("user") is not None]),
+    "calls_with_user": lambda spans: total([1 for span in llm(spans) if span.attributes.get("user") is not None]),
 }
 
 

@@ -129,6 +129,8 @@ class Expected:
     def __init__(self, spans: Iterable[Mapping[str, Any]], kind: str = "") -> None:
         every = [span for span in spans if kind in ("", "all", span["kind"])]
         self.calls = [span for span in every if span["kind"] == "llm" or kind]
+        self.spent = [span for span in self.calls if span["kind"] not in ROLLUPS]
+        self.priced = [span for span in self.spent if nusd(span) is not None]
         self.paid = [span for span in every if span["kind"] not in ROLLUPS]
         self.scores = [a["eval.score"] for a in (span["attributes"] for span in every) if "eval.score" in a]
 
@@ -143,19 +145,23 @@ class Expected:
         return sum(span.get("status", "ok") in statuses for span in self.calls)
 
     @property
-    def cost(self) -> float:
-        return sum(nusd(span) or 0 for span in self.paid) / 1e9
+    def cost(self) -> float | None:
+        known = [cost for span in self.paid if (cost := nusd(span)) is not None]
+        return sum(known) / 1e9 if known else None
 
     def metric(self, name: str) -> tuple[float | None, int]:
         """Return (value, number of contributing spans) of a metric."""
         calls, paid = len(self.calls), len(self.paid)
         times, first = self.numbers("latency_ms", unset=True), self.numbers("ttft_ms", unset=True)
-        prompts, completions = self.numbers("prompt_tokens"), self.numbers("comp_tokens")
+        prompts, completions = (
+            [span.get(field, 0) for span in self.spent] for field in ("prompt_tokens", "comp_tokens")
+        )
+        split = [span for span in self.spent if span.get("prompt_tokens") or span.get("comp_tokens")]
         quantiles = {
             "latency": times,
             "ttft": first,
-            "prompt_token": prompts,
-            "completion_token": completions,
+            "prompt_token": [span.get("prompt_tokens", 0) for span in split],
+            "completion_token": [span.get("comp_tokens", 0) for span in split],
             "quality": self.scores,
         }
         family, _, percent = name.rpartition("_p")
@@ -163,18 +169,25 @@ class Expected:
             values = quantiles[family]
             return float(np.quantile(values, int(percent) / 100)) if values else None, len(values)
         others: dict[str, tuple[float | None, int]] = {
-            "total_cost": (self.cost if paid else None, paid),
-            "cost_per_call": (self.cost / calls if calls else None, calls),
-            "unpriced_span_count": (sum(nusd(span) is None for span in self.paid) if paid else None, paid),
-            "prompt_tokens": (sum(prompts) if calls else None, calls),
-            "completion_tokens": (sum(completions) if calls else None, calls),
-            "total_tokens": (sum(prompts) + sum(completions) if calls else None, calls),
+            "total_cost": (self.cost, paid),
+            "cost_per_call": (
+                sum(nusd(span) or 0 for span in self.priced) / 1e9 / len(self.priced) if self.priced else None,
+                len(self.priced),
+            ),
+            "unpriced_span_count": (sum(nusd(span) is None for span in self.paid), paid),
+            "partly_priced_span_count": (
+                sum("cost_usd" not in span and nusd(span) is not None for span in self.paid),
+                paid,
+            ),
+            "prompt_tokens": (sum(prompts) if self.spent else None, len(self.spent)),
+            "completion_tokens": (sum(completions) if self.spent else None, len(self.spent)),
+            "total_tokens": (sum(prompts) + sum(completions) if self.spent else None, len(self.spent)),
             "latency_avg": (float(np.mean(times)) if times else None, len(times)),
             "error_rate": (self.share("error", "timeout"), calls),
-            "error_count": (self.count("error", "timeout") if calls else None, calls),
+            "error_count": (self.count("error", "timeout"), calls),
             "timeout_rate": (self.share("timeout"), calls),
-            "timeout_count": (self.count("timeout") if calls else None, calls),
-            "span_count": (calls or None, calls),
+            "timeout_count": (self.count("timeout"), calls),
+            "span_count": (calls, calls),
             "quality_score": (float(np.mean(self.scores)) if self.scores else None, len(self.scores)),
         }
         return others[name]
@@ -211,16 +224,19 @@ def expected_groups(spans: Sequence[Mapping[str, Any]], kind: str = "") -> dict[
             "total_usd": of.cost,
             "per_call_usd": value("cost_per_call"),
             "unpriced_span_count": sum(nusd(span) is None for span in of.paid),
-            "partly_priced_span_count": sum("cost_usd" not in span and nusd(span) is not None for span in of.paid),
+            "partly_priced_span_count": value("partly_priced_span_count"),
+            "span_count": len(of.paid),
+            "per_call_span_count": len(of.priced),
         },
         "tokens": {
-            "prompt_total": value("prompt_tokens") or 0,
-            "completion_total": value("completion_tokens") or 0,
-            "total": value("total_tokens") or 0,
-            "cache_read_total": sum(of.numbers("cache_read_tokens")),
-            "cache_write_total": 0,
-            "cache_write_1h_total": 0,
-            "reasoning_total": sum(of.numbers("reasoning_tokens")),
+            "prompt_total": value("prompt_tokens"),
+            "completion_total": value("completion_tokens"),
+            "unclassified_total": 0 if of.spent else None,
+            "total": value("total_tokens"),
+            "cache_read_total": sum(of.numbers("cache_read_tokens")) if of.spent else None,
+            "cache_write_total": 0 if of.spent else None,
+            "cache_write_1h_total": 0 if of.spent else None,
+            "reasoning_total": sum(of.numbers("reasoning_tokens")) if of.spent else None,
             "prompt_p50": value("prompt_token_p50"),
             "prompt_p95": value("prompt_token_p95"),
             "completion_p50": value("completion_token_p50"),

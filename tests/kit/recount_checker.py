@@ -23,12 +23,15 @@ from kit.recount_numbers import (
     assert_number,
     assert_quantile,
     custom_number,
+    custom_spans,
     event_s,
     if_any,
     measured,
     partly_priced,
+    priced,
     ratio,
     split_by_use,
+    total_cost,
     unpriced,
     usd,
     value_of,
@@ -187,7 +190,41 @@ def has_scores(of: Spans) -> bool:
 
 
 #: Group of metrics -> function that says whether a group of spans must be shown; the default is ``has_calls``.
-SHOWN_BY = {"cost": is_shown, "quality": has_scores}
+SHOWN_BY = {
+    "cost": lambda of: bool(of.paid),
+    "quality": has_scores,
+    "tokens": lambda of: bool(of.spent),
+}
+#: Metric of money -> function that returns the spans that count for it.
+MONEY: Mapping[str, Callable[[Spans], list[Span]]] = {
+    "total_cost": lambda of: of.paid,
+    "cost_per_call": lambda of: of.spent,
+}
+#: First word of a breakdown -> function that returns what contributes to a value.
+CONTRIBUTING: Mapping[str, Callable[[Spans], Sequence[object]]] = {
+    "cost": lambda of: of.paid,
+    "tokens": lambda of: of.spent,
+    "latency": lambda of: [span for span in of.calls if span.latency_ns],
+    "quality": lambda of: of.scored,
+}
+
+
+def contributing(name: str, of: Spans, customs: Mapping[str, Mapping[str, Any]]) -> Sequence[object]:
+    """Return what contributes to the group, number or custom metric *name*."""
+    if name in GROUP_RECOUNTS:
+        return {"cost": of.paid, "tokens": of.spent}.get(name, of.calls)
+    return custom_values(customs[name], of) if name in customs else SCALARS[name](of)[1]
+
+
+def left_out(spans: Sequence[Span]) -> dict[str, int]:
+    return {
+        "unpriced_span_count": len(spans) - len(priced(spans)),
+        "partly_priced_span_count": sum(span.cost_source == "partly_priced" for span in spans),
+    }
+
+
+def assert_not_priced(got: Mapping[str, Any], spans: Sequence[Span], where: object) -> None:
+    assert {key: got[key] for key in left_out([])} == left_out(spans), where
 
 
 def assert_groups(
@@ -273,8 +310,8 @@ class Checker:
         assert_groups(
             got["by_model"],
             truth.models,
-            lambda of: bool(of.calls or usd(of.paid)),
-            lambda value, of, at: assert_number(value, Sum(usd(of.paid)), 0, at),
+            lambda of: bool(of.paid),
+            lambda value, of, at: assert_number(value, Sum(total_cost(of)), 0, at),
             where,
         )
         counts = {
@@ -294,6 +331,10 @@ class Checker:
         error = truth.error(canonical, body, truth.groups)
         assert_number(body["value"], number, error, (ask, name))
         assert body["span_count"] == len(contributing), (ask, name)
+        if canonical in MONEY:
+            assert_not_priced(body, MONEY[canonical](truth.total), (ask, name))
+            if ask.groupby:
+                self._assert_not_priced_by(body, {at: MONEY[canonical](of) for at, of in truth.groups.items()})
         if ask.groupby:
 
             def check(got: Any, of: Spans, where: object) -> None:
@@ -307,7 +348,8 @@ class Checker:
         body = self.services.get(f"/metrics/{name}", ask.parameters())
         truth = self.truth(body)
         error = truth.error(name, body, truth.groups)
-        assert body["span_count"] == len(truth.total.calls)
+        counted = {"cost": truth.total.paid, "tokens": truth.total.spent}.get(name, truth.total.calls)
+        assert body["span_count"] == len(counted)
         if name == "cost" or not ask.groupby:
             assert_all(body, recount(truth.total), error, (ask, name))
         if name == "cost" and ask.key != "model":
@@ -316,12 +358,18 @@ class Checker:
 
             def check(got: Any, of: Spans, where: object) -> None:
                 if name == "cost":
-                    assert_number(got, Sum(usd(of.paid)), 0, where)
+                    assert_number(got, Sum(total_cost(of)), 0, where)
                 else:
                     assert_all(got, recount(of), error, where)
 
             assert_groups(body[f"by_{ask.key}"], truth.groups, SHOWN_BY.get(name, has_calls), check, (ask, name))
+            if name == "cost":
+                self._assert_not_priced_by(body, {value: of.paid for value, of in truth.groups.items()})
         self._assert_exemplars(name, body, truth)
+
+    def _assert_not_priced_by(self, body: Mapping[str, Any], groups: Mapping[str, Sequence[Span]]) -> None:
+        want = {value: left_out(spans) for value, spans in groups.items() if any(left_out(spans).values())}
+        assert body[f"unpriced_by_{self.ask.key}"] == want, self.ask
 
     def _assert_exemplars(self, name: str, body: Mapping[str, Any], truth: Truth) -> None:
         """Check that exemplars have the largest values and different traces; a slow search may find none."""
@@ -345,7 +393,11 @@ class Checker:
         groups = truth.by(dimension or key.removeprefix("attr."), is_attribute=not dimension)
         error = truth.error(name, body, groups)
         assert body["value"] == body[f"by_{dimension or key.removeprefix('attr.')}"]
-        assert body["span_count"] == len(truth.total.calls)
+        family = name.partition("_")[0]
+        assert body["span_count"] == sum(len(CONTRIBUTING[family](of)) for of in groups.values())
+        if family == "cost":
+            listed = [span for of in groups.values() for span in of.paid]
+            assert_not_priced(body, listed, (ask, name))
 
         def check(got: Any, of: Spans, where: object) -> None:
             want = recount(of)
@@ -438,7 +490,12 @@ class Checker:
             for point, (start_s, end_s) in zip(points, pairwise([*starts, to_s]), strict=True):
                 of = Spans(*([span for span in part if start_s <= event_s(span) < end_s] for part in groups[value]))
                 where = (ask, name, value, point["at"])
-                assert point["span_count"] == len(of.calls), where
+                assert point["span_count"] == len(contributing(name, of, customs)), where
+                if name in MONEY:
+                    assert_not_priced(point, MONEY[name](of), where)
+                whole = end_s - start_s == step_s and end_s <= self.services.world.now_s
+                since_s = instant_s(body["since"]) if body["since"] else 0
+                assert point.get("partial", False) == (not whole or start_s < since_s), where
                 # The values of a point may be rounded, so the largest error is allowed.
                 error = LARGEST_ERROR
                 if name in GROUP_RECOUNTS:
@@ -476,7 +533,7 @@ class Checker:
 
 def custom_values(custom: Mapping[str, Any], of: Spans) -> list[int]:
     """Return what the spans of *of* contribute to a custom metric."""
-    values = (measured(span, custom) for span in of.every)
+    values = (measured(span, custom) for span in custom_spans(custom, of))
     return [value for value in values if value is not None]
 
 

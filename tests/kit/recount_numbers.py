@@ -19,13 +19,15 @@ class Spans(NamedTuple):
     Some spans by what they count for.
 
     Attributes:
-        calls: Count for calls, tokens, latency and errors.
+        calls: Count for calls, latency and errors.
+        spent: Count for tokens and for the cost of a call.
         paid: Count for cost.
         scored: Count for quality.
-        every: Count for custom metrics.
+        every: Count for attributes.
     """
 
     calls: list[Span]
+    spent: list[Span]
     paid: list[Span]
     scored: list[Span]
     every: list[Span]
@@ -38,6 +40,7 @@ def split_by_use(spans: Iterable[Span], kind: str) -> Spans:
     wide = every if kind in ("", "all") else calls
     return Spans(
         calls=calls,
+        spent=[span for span in calls if span.kind not in ROLLUPS],
         paid=[span for span in wide if span.kind not in ROLLUPS],
         scored=[span for span in wide if span.score is not None],
         every=wide,
@@ -99,6 +102,8 @@ def assert_quantile(got: float | None, want: Quantile, error: float, where: obje
     rank = want.q * (len(values) - 1)
     low, high = values[int(rank)], values[min(int(rank) + 1, len(values) - 1)]
     size = max(abs(low), abs(high)) / want.unit
+    rounding = 1e-12 * max(abs(values[0]), abs(values[-1])) / want.unit + want.rounded
+    assert values[0] / want.unit - rounding <= got <= values[-1] / want.unit + rounding, (where, got)
     assert abs(got - true) <= error * size + 1e-12 * size + want.rounded, (where, got, true, len(values))
 
 
@@ -110,8 +115,16 @@ def usd(spans: Sequence[Span]) -> Fraction:
     return Fraction(sum(span.cost_nusd or 0 for span in spans), 10**9)
 
 
+def priced(spans: Iterable[Span]) -> list[Span]:
+    return [span for span in spans if span.cost_nusd is not None]
+
+
 def total_cost(of: Spans) -> Fraction | None:
-    return usd(of.paid) if of.paid else None
+    return usd(of.paid) if priced(of.paid) else None
+
+
+def cost_per_call(of: Spans) -> Mean:
+    return Mean(usd(of.spent) / len(priced(of.spent)) if priced(of.spent) else None)
 
 
 def latencies(of: Spans) -> list[int]:
@@ -127,7 +140,12 @@ def scores(of: Spans) -> list[int]:
 
 
 def tokens(of: Spans, field: str) -> list[int]:
-    return [getattr(span, field) for span in of.calls]
+    return [getattr(span, field) for span in of.spent]
+
+
+def known_tokens(of: Spans, field: str) -> list[int]:
+    """Return prompt or completion tokens of the spans of which not only the total is known."""
+    return [getattr(span, field) for span in of.spent if span.prompt_tokens or span.completion_tokens]
 
 
 def failed(of: Spans, *statuses: str) -> int:
@@ -139,7 +157,7 @@ def ms(values: Sequence[int], q: float) -> Quantile:
 
 
 def token_quantile(of: Spans, field: str, q: float) -> Quantile:
-    return Quantile(tokens(of, field), q, 1, rounded=0.51e-6)
+    return Quantile(known_tokens(of, field), q, 1, rounded=0.51e-6)
 
 
 def unpriced(of: Spans) -> int:
@@ -159,15 +177,22 @@ Recount = Callable[[Spans], tuple[Number, Sequence[object]]]
 #: Metric -> function of spans that returns (the number, what contributes to it).
 SCALARS: Mapping[str, Recount] = {
     "total_cost": lambda of: (Sum(total_cost(of)), of.paid),
-    "cost_per_call": lambda of: (Mean(usd(of.paid) / len(of.calls) if of.calls else None), of.calls),
-    "unpriced_span_count": lambda of: (if_any(of.paid, unpriced(of)), of.paid),
-    "prompt_tokens": lambda of: (if_any(of.calls, sum(tokens(of, "prompt_tokens"))), of.calls),
-    "completion_tokens": lambda of: (if_any(of.calls, sum(tokens(of, "completion_tokens"))), of.calls),
-    "total_tokens": lambda of: (if_any(of.calls, sum(tokens(of, "total_tokens"))), of.calls),
-    "prompt_token_p50": lambda of: (token_quantile(of, "prompt_tokens", 0.5), of.calls),
-    "prompt_token_p95": lambda of: (token_quantile(of, "prompt_tokens", 0.95), of.calls),
-    "completion_token_p50": lambda of: (token_quantile(of, "completion_tokens", 0.5), of.calls),
-    "completion_token_p95": lambda of: (token_quantile(of, "completion_tokens", 0.95), of.calls),
+    "cost_per_call": lambda of: (cost_per_call(of), priced(of.spent)),
+    "unpriced_span_count": lambda of: (Sum(Fraction(unpriced(of))), of.paid),
+    "partly_priced_span_count": lambda of: (Sum(Fraction(partly_priced(of))), of.paid),
+    "prompt_tokens": lambda of: (if_any(of.spent, sum(tokens(of, "prompt_tokens"))), of.spent),
+    "completion_tokens": lambda of: (if_any(of.spent, sum(tokens(of, "completion_tokens"))), of.spent),
+    "total_tokens": lambda of: (if_any(of.spent, sum(tokens(of, "total_tokens"))), of.spent),
+    "prompt_token_p50": lambda of: (token_quantile(of, "prompt_tokens", 0.5), known_tokens(of, "prompt_tokens")),
+    "prompt_token_p95": lambda of: (token_quantile(of, "prompt_tokens", 0.95), known_tokens(of, "prompt_tokens")),
+    "completion_token_p50": lambda of: (
+        token_quantile(of, "completion_tokens", 0.5),
+        known_tokens(of, "completion_tokens"),
+    ),
+    "completion_token_p95": lambda of: (
+        token_quantile(of, "completion_tokens", 0.95),
+        known_tokens(of, "completion_tokens"),
+    ),
     "latency_p50": lambda of: (ms(latencies(of), 0.5), latencies(of)),
     "latency_p95": lambda of: (ms(latencies(of), 0.95), latencies(of)),
     "latency_p99": lambda of: (ms(latencies(of), 0.99), latencies(of)),
@@ -175,23 +200,23 @@ SCALARS: Mapping[str, Recount] = {
     "ttft_p50": lambda of: (ms(ttfts(of), 0.5), ttfts(of)),
     "ttft_p95": lambda of: (ms(ttfts(of), 0.95), ttfts(of)),
     "error_rate": lambda of: (Mean(ratio(failed(of, "error", "timeout"), len(of.calls))), of.calls),
-    "error_count": lambda of: (if_any(of.calls, failed(of, "error", "timeout")), of.calls),
+    "error_count": lambda of: (Sum(Fraction(failed(of, "error", "timeout"))), of.calls),
     "timeout_rate": lambda of: (Mean(ratio(failed(of, "timeout"), len(of.calls))), of.calls),
-    "timeout_count": lambda of: (if_any(of.calls, failed(of, "timeout")), of.calls),
-    "span_count": lambda of: (if_any(of.calls, len(of.calls)), of.calls),
+    "timeout_count": lambda of: (Sum(Fraction(failed(of, "timeout"))), of.calls),
+    "span_count": lambda of: (Sum(Fraction(len(of.calls))), of.calls),
     "quality_score": lambda of: (mean_score(of), of.scored),
     "quality_p10": lambda of: (Quantile(scores(of), 0.1, 10**9), of.scored),
     "quality_p50": lambda of: (Quantile(scores(of), 0.5, 10**9), of.scored),
 }
 #: Beginning of a metric's name, ``$`` = its end -> function that returns the values of each distribution.
 DISTRIBUTIONS: Mapping[str, Callable[[Spans], list[Sequence[int]]]] = {
-    "prompt_token_p": lambda of: [tokens(of, "prompt_tokens")],
-    "completion_token_p": lambda of: [tokens(of, "completion_tokens")],
+    "prompt_token_p": lambda of: [known_tokens(of, "prompt_tokens")],
+    "completion_token_p": lambda of: [known_tokens(of, "completion_tokens")],
     "latency_p": lambda of: [latencies(of)],
     "latency_by": lambda of: [latencies(of)],
     "ttft_p": lambda of: [ttfts(of)],
     "quality_p": lambda of: [scores(of)],
-    "tokens$": lambda of: [tokens(of, "prompt_tokens"), tokens(of, "completion_tokens")],
+    "tokens$": lambda of: [known_tokens(of, "prompt_tokens"), known_tokens(of, "completion_tokens")],
     "latency$": lambda of: [latencies(of), ttfts(of)],
     "quality$": lambda of: [scores(of)],
 }
@@ -207,10 +232,12 @@ def mean_score(of: Spans) -> Mean:
 
 def cost_group(of: Spans) -> dict[str, Number]:
     return {
-        "total_usd": Sum(usd(of.paid)),
+        "total_usd": Sum(total_cost(of)),
         "per_call_usd": SCALARS["cost_per_call"](of)[0],
         "unpriced_span_count": Sum(Fraction(unpriced(of))),
         "partly_priced_span_count": Sum(Fraction(partly_priced(of))),
+        "span_count": Sum(Fraction(len(of.paid))),
+        "per_call_span_count": Sum(Fraction(len(priced(of.spent)))),
     }
 
 
@@ -225,7 +252,9 @@ def tokens_group(of: Spans) -> dict[str, Number]:
         "reasoning_total": "reasoning_tokens",
     }
     quantiles = {"prompt_p50": 0.5, "prompt_p95": 0.95, "completion_p50": 0.5, "completion_p95": 0.95}
-    numbers: dict[str, Number] = {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in sums.items()}
+    numbers: dict[str, Number] = {name: if_any(of.spent, sum(tokens(of, field))) for name, field in sums.items()}
+    rest = sum(span.total_tokens - span.prompt_tokens - span.completion_tokens for span in of.spent)
+    numbers["unclassified_total"] = if_any(of.spent, rest)
     return numbers | {name: token_quantile(of, f"{name.partition('_')[0]}_tokens", q) for name, q in quantiles.items()}
 
 
@@ -269,7 +298,7 @@ GROUP_RECOUNTS: Mapping[str, Callable[[Spans], dict[str, Number]]] = {
 
 def tokens_split(of: Spans) -> dict[str, Number] | None:
     fields = {"prompt": "prompt_tokens", "completion": "completion_tokens", "total": "total_tokens"}
-    return {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in fields.items()} if of.calls else None
+    return {name: Sum(Fraction(sum(tokens(of, field)))) for name, field in fields.items()} if of.spent else None
 
 
 def latency_split(of: Spans) -> dict[str, Number] | None:
@@ -279,10 +308,10 @@ def latency_split(of: Spans) -> dict[str, Number] | None:
 #: Breakdown -> (dimension, "" = the attribute in the request; function that returns what is shown for one value, None
 #: = the value is not shown).
 SPLIT_RECOUNTS: Mapping[str, tuple[str, Callable[[Spans], dict[str, Number] | Number | None]]] = {
-    "cost_by_model": ("model", lambda of: Sum(usd(of.paid)) if of.paid else None),
-    "cost_by_caller": ("caller", lambda of: Sum(usd(of.paid)) if of.paid else None),
-    "cost_by_provider": ("provider", lambda of: Sum(usd(of.paid)) if of.paid else None),
-    "cost_by_attribute": ("", lambda of: Sum(usd(of.paid)) if of.paid else None),
+    "cost_by_model": ("model", lambda of: Sum(total_cost(of)) if of.paid else None),
+    "cost_by_caller": ("caller", lambda of: Sum(total_cost(of)) if of.paid else None),
+    "cost_by_provider": ("provider", lambda of: Sum(total_cost(of)) if of.paid else None),
+    "cost_by_attribute": ("", lambda of: Sum(total_cost(of)) if of.paid else None),
     "tokens_by_model": ("model", tokens_split),
     "latency_by_model": ("model", latency_split),
     "quality_by_model": ("model", lambda of: mean_score(of) if of.scored else None),
@@ -330,23 +359,34 @@ def billionths(value: Any) -> int | None:
         return int((exact * 10**9).to_integral_value(ROUND_HALF_EVEN))
 
 
+def custom_spans(custom: Mapping[str, Any], of: Spans) -> list[Span]:
+    """Return the spans that count for a custom metric: those of the kinds that count for the metrics beside it."""
+    field, key = custom.get("field", ""), custom.get("filter_key")
+    every = field.startswith("attr.") or field == "cost" or key == "kind"
+    spans = of.every if every else of.calls
+    if field == "cost" or field.endswith("_tokens"):
+        spans = [span for span in spans if span.kind not in ROLLUPS]
+    if not key:
+        return spans
+    values = ((span, value_of(span, key.removeprefix("attr."), is_attribute=key not in DIMENSIONS)) for span in spans)
+    return [span for span, value in values if value is not None and value == custom.get("filter_val", value)]
+
+
 def measured(span: Span, custom: Mapping[str, Any]) -> int | None:
-    """Return what *span* contributes to a custom metric; None = nothing."""
-    key = custom.get("filter_key")
-    if key:
-        is_attribute = key not in DIMENSIONS
-        value = value_of(span, key.removeprefix("attr."), is_attribute=is_attribute)
-        if value is None or ("filter_val" in custom and value != custom["filter_val"]):
-            return None
+    """Return what *span*, which counts for a custom metric, contributes to it; None = nothing."""
     field = custom.get("field", "")
     if field.startswith("attr."):
         # Values that do not fit into 64 bits have a separate test.
         number = billionths(attribute(span, field.removeprefix("attr.")))
         return number if number is not None and abs(number) < 2**63 else None
     if field == "cost":
-        return None if span.kind in ROLLUPS else span.cost_nusd
+        return span.cost_nusd
     if field in ("latency_ms", "ttft_ms"):
         return getattr(span, field.replace("_ms", "_ns")) or None
+    if field == "total_tokens":
+        return span.total_tokens or None
+    if field and not span.prompt_tokens and not span.completion_tokens:
+        return None
     return int(getattr(span, field.replace("comp_", "completion_"))) if field else 0
 
 
@@ -355,7 +395,7 @@ def custom_number(custom: Mapping[str, Any], values: Sequence[int]) -> Number:
     field = custom.get("field", "")
     unit = 10**9 if field.startswith("attr.") or field == "cost" else 10**6 if field.endswith("_ms") else 1
     if custom["type"] == "count":
-        return if_any(values, len(values))
+        return Sum(Fraction(len(values)))
     if custom["type"] == "sum":
         return if_any(values, Fraction(sum(values), unit))
     return Mean(ratio(sum(values), unit * len(values))) if custom["type"] == "avg" else Quantile(values, 0.95, unit)

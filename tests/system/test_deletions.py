@@ -90,6 +90,11 @@ def test_a_deleted_trace_is_in_no_response_and_sums_still_include_it(fleet: Flee
     assert answer["log_expires_at"] == answer["log_aged_out_by"]
     del answer["log_aged_out_by"]
     aged_out = datetime.fromisoformat(answer.pop("log_expires_at"))
+    clean_by = {place: datetime.fromisoformat(time) - requested for place, time in answer.pop("clean_by").items()}
+    week = timedelta(days=7)
+    wanted = {"answers": timedelta(), "open_spans": timedelta(days=3), "log": week, "store": week + timedelta(days=1)}
+    assert clean_by.keys() == wanted.keys()
+    assert all(timedelta(seconds=-1) <= clean_by[place] - wanted[place] <= timedelta(minutes=1) for place in wanted)
     assert answer == {"deleted": True, "trace_id": gone["trace_id"], "span_count": 2}
     assert timedelta(days=7) - timedelta(seconds=1) <= aged_out - requested <= timedelta(days=7, minutes=1)
 

@@ -254,7 +254,7 @@ def window_of(shards: list[Shard], question: MetricsQuery, customs: list[CustomM
 async def test_the_snapshot_of_the_alerter_is_read_and_rules_have_the_recorded_state(kept: Kept) -> None:
     expected, config = kept.landing.expected, AlerterConfig.of(load(str(kept.landing.config), {}))
     async with jetstream.connect(kept.url, name="test") as bus:
-        machine = AlerterMachine(config.rules, config.project)
+        machine = AlerterMachine(config.rules, config.project, shards=config.shards)
         rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
         rule_store.apply_to(machine, await rule_store.open())
         for _, message in await messages(bus, subjects.ALERTS, [subjects.ALL_ALERTS], None):

@@ -21,6 +21,7 @@ from kit.examples import examples
 from kit.shard_results import as_received
 from kit.whole_snapshots import CAPACITY, load, save
 from tokentrace.bus import Message
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.dedup import LeftOut
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
@@ -35,6 +36,7 @@ from tokentrace.metrics import (
 from tokentrace.metrics.cost import render_cost
 from tokentrace.records import Batch, Span, decode_batches, encode_batches, shard_of
 from tokentrace.rollup import RELATIVE_ERROR
+from tokentrace_aggregator.service import Aggregator, Config
 from tokentrace_aggregator.shard import Shard
 
 NOW_S = 1_790_000_000
@@ -379,6 +381,23 @@ def test_of_a_call_told_in_three_batches_the_first_one_counts_before_and_after_a
     assert lifetime.cumulative.left_out == LeftOut(2, repeated=2, conflicting=2, conflicting_nusd=5)
     # The reporter did send its span.
     assert (machine.spans, machine.batches, lifetime.transport.sent) == (1, 1, 1)
+
+
+def test_the_own_metrics_of_an_aggregator_count_batches_and_spans_that_came_again() -> None:
+    aggregator = Aggregator(MemoryBus(MemoryBroker()), Config(2, (1,)))
+    one, other = make_span(), make_span()
+    told = [Batch(id="a.b.1", sequence=1, spans=[one]), Batch(id="request", spans=[one, other, other])]
+    for number, batch in enumerate([*told, *told], start=1):
+        message = Message("tokentrace.spans.default.1", encode_batches([batch]), number, NOW_S * SECOND, {})
+        aggregator.machines[0].fold(message, CREATED)
+    values = {sample.name.removeprefix("tokentrace_aggregator_"): sample.value for sample in aggregator.samples()}
+    # Each span of a batch without a number is compared; a numbered batch is skipped before that.
+    assert {name: values[name] for name in ("spans_total", "batches_total", "repeated_spans_total")} == {
+        "spans_total": 2,
+        "batches_total": 2,
+        "repeated_spans_total": 5,
+    }
+    assert values["duplicate_batches_total"] == values["repeated_total"] == 2
 
 
 def test_the_same_ids_in_two_projects_are_two_calls() -> None:

@@ -190,6 +190,23 @@ def test_an_unreadable_message_is_skipped_and_due_instants_are_evaluated() -> No
     assert brief(story.tick(1.5)) == [(1, "firing", 1)]
 
 
+def test_a_message_of_a_shard_beyond_the_shard_count_is_rejected_and_the_next_one_is_folded() -> None:
+    story = Story(make_rule())
+    payload = encode_batches([Batch(id="a", spans=[call(0.5)])])
+    with pytest.raises(Rejected, match="shard count"):
+        story.alerter.fold(Message("tokentrace.spans.default.1", payload, 1, ns(0.6), {}), CREATED)
+    story.alerter.fold(Message("tokentrace.spans.default.0", payload, 2, ns(0.7), {}), CREATED)
+    assert brief(story.tick(1.5)) == [(1, "firing", 1)]
+
+
+def test_a_message_about_a_deletion_belongs_to_no_shard_and_changes_no_rule() -> None:
+    story = Story(make_rule())
+    payload = encode_batches([Batch(id="a", spans=[call(0.5)])])
+    story.alerter.fold(Message(subjects.tombstones("default"), payload, 1, ns(0.6), {}), CREATED)
+    assert story.alerter.position == Position(CREATED, 1)
+    assert story.tick(1.5) == []
+
+
 def test_a_gap_or_a_rewound_log_moves_the_position_and_no_batch_counts_twice() -> None:
     story = Story(make_rule(cooldown="1h"))
     breach(story, [0.5])

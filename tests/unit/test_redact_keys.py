@@ -249,7 +249,9 @@ def test_a_key_of_a_vendor_or_a_card_in_groups_is_removed_although_the_key_says_
     assert redactor.value("user_id", "123-45-6789") == "[SSN_REDACTED]"
 
 
-@pytest.mark.parametrize("form", ["order_id: {}", '{{"orderId": "{}"}}', '{{\\"order_id\\":\\"{}\\"}}', "id={}", "ORDER_IDS = {}"])
+@pytest.mark.parametrize(
+    "form", ["order_id: {}", '{{"orderId": "{}"}}', '{{\\"order_id\\":\\"{}\\"}}', "id={}", "ORDER_IDS = {}"]
+)
 def test_a_bare_number_in_a_text_stays_if_its_key_says_id(form: str) -> None:
     assert redactor.text(form.format("4155551234")) == form.format("4155551234")
     assert redactor.text(form.format("415-555-1234")) == form.format("[PHONE_REDACTED]")

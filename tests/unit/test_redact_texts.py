@@ -185,7 +185,9 @@ def test_a_secret_in_json_text_is_removed_and_the_json_stays_valid(
     assert json.loads(clean) == {"a": 1, key: REDACTED, "z": "end"}
 
 
-_leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
+_leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
+)
 _nested = st.recursive(
     _leaves,
     lambda inner: st.one_of(
@@ -235,7 +237,10 @@ def test_a_nested_secret_in_json_text_is_removed_and_the_json_stays_valid(
         ('{"token":null,"secret":true,"b":[1]}', '{"token":null,"secret":true,"b":[1]}'),
         ('{"authorization":{"scheme":"Basic","value":"hunter2"},"b":1}', '{"authorization":"[REDACTED]","b":1}'),
         ('{"authorization":17,"b":1}', '{"authorization":"[REDACTED]","b":1}'),
-        ('{"phone_number":"hunter2","password_reset":"later"}', '{"phone_number":"[REDACTED]","password_reset":"later"}'),
+        (
+            '{"phone_number":"hunter2","password_reset":"later"}',
+            '{"phone_number":"[REDACTED]","password_reset":"later"}',
+        ),
     ],
 )
 def test_a_value_in_json_or_python_is_replaced_whole(text: str, clean: str) -> None:

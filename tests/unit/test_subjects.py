@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import matches
-from tokentrace.bus.subjects import escape, parse_project, parse_shard, unescape
+from tokentrace.bus.subjects import escape, parse_project, parse_shard, shard_of_spans, unescape
 from tokentrace.errors import Rejected
 
 #: Text that UTF-8 can encode: without lone surrogates.
@@ -177,3 +177,12 @@ def test_limits_come_from_the_arguments() -> None:
     assert by_name["TT_RAW"].max_bytes == 1
     assert (by_name["TT_SPANS"].max_bytes, by_name["TT_SPANS"].max_age_ns) == (2, 3)
     assert by_name["TT_SPANS"].duplicate_window_ns == by_name["TT_RAW"].duplicate_window_ns == 4
+
+
+@given(TEXT, st.integers(0, 1023))
+@example("deleted", 5)
+def test_the_shard_of_a_subject_of_the_log_is_its_last_part_and_that_of_deletions_is_none(
+    project: str, shard: int
+) -> None:
+    assert shard_of_spans(subjects.spans(project, shard)) == shard
+    assert shard_of_spans(subjects.tombstones(project)) is None

@@ -55,7 +55,7 @@ from tokentrace.records import AlertEvent, Batch, Position, decode_batches, deco
 from tokentrace.rollup import SeriesTable, changes_in, rows_of
 from tokentrace.service.machine import Effect, Publish
 from tokentrace.state import Part, Saved
-from tokentrace.units import parse_instant
+from tokentrace.units import MS, parse_instant
 from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, instance_of, render_status, select
 
 #: Version of the snapshot's format.
@@ -93,6 +93,8 @@ class AlerterMachine:
         self._silences: dict[str, int] = {}
         #: Name of a removed rule -> instant up to which events belong to it and not to a later rule of that name.
         self._ignored_upto: dict[str, int] = {}
+        #: Digest of the id of a deleted user -> instant up to which events about that user are ignored.
+        self._forgotten_users: dict[bytes, int] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -205,6 +207,8 @@ class AlerterMachine:
         for batch in _counted_in(message, dedup):
             if evaluators:
                 self._fold_into(evaluators, index, batch, message.time_ns)
+        for user in _deleted_users(message):
+            self._forget_user(evaluators, user, message.time_ns)
 
     def finish_backfill(self, name: str, since_ns: int, now_ns: int) -> None:
         """Evaluate the rule *name* from *now_ns* on; it has all data from stream time *since_ns* on."""
@@ -229,6 +233,30 @@ class AlerterMachine:
             if self.evaluators:
                 self.spans += len(batch.spans)
                 self._fold_into(self.evaluators, self._index, batch, message.time_ns)
+        for user in _deleted_users(message):
+            self._forget_user(self.evaluators, user, message.time_ns)
+
+    def _forget_user(self, evaluators: Mapping[str, RuleEvaluator], user: str, time_ns: int) -> None:
+        """Drop the instances of a deleted user; one that is firing is resolved, so that receivers close the episode."""
+        # Events have milliseconds.
+        instant_ns = time_ns // MS * MS
+        self._forgotten_users[_digest(user)] = instant_ns
+        for name, evaluator in evaluators.items():
+            if not evaluator.rule.is_by_user:
+                continue
+            self._events.get(name, {}).pop(user, None)
+            self._effects = [effect for effect in self._effects if not _is_about(effect, name, user)]
+            event = evaluator.forget(user, instant_ns)
+            if event is not None:
+                self._effects.append(self._publish(evaluator.rule, event))
+
+    def _is_forgotten(self, event: AlertEvent) -> bool:
+        """Return whether *event* is about a user who was deleted after it, or by whose deletion it was resolved."""
+        return any(
+            key.removeprefix("attr.") == "user_id"
+            and parse_instant(event.fired_at) <= self._forgotten_users.get(_digest(value), 0)
+            for key, value in event.group.items()
+        )
 
     def _fold_into(
         self, evaluators: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, time_ns: int
@@ -292,7 +320,7 @@ class AlerterMachine:
 
     def apply_event(self, event: AlertEvent) -> None:
         """Update the state of a rule from an event of the alert stream, which any alerter may have published."""
-        if parse_instant(event.fired_at) <= self._ignored_upto.get(event.alert, 0):
+        if parse_instant(event.fired_at) <= self._ignored_upto.get(event.alert, 0) or self._is_forgotten(event):
             return
         events = self._events.setdefault(event.alert, {}).setdefault(instance_of(event), {})
         if event.status == "firing":
@@ -337,6 +365,7 @@ class AlerterMachine:
             "began_ns": self._began_ns,
             "effects": list(self._effects),
             "forgotten": dict(self._ignored_upto),
+            "forgotten_users": dict(self._forgotten_users),
         }
         return Saved(
             lambda: msgspec.msgpack.encode(
@@ -368,6 +397,8 @@ class AlerterMachine:
         self._began_ns = msgspec.convert(saved["began_ns"], int)
         for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
             self.ignore_events(name, upto_ns)
+        # A snapshot of an earlier version has no such users.
+        self._forgotten_users |= msgspec.convert(saved.get("forgotten_users", {}), dict[bytes, int])
         evaluators = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
         for name, evaluator in evaluators.items():
             saved_rule = saved["watches"].get(name)
@@ -405,6 +436,23 @@ def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator
         taken = own.take(batch, message.time_ns, project).batch
         if taken is not None:
             yield taken
+
+
+def _deleted_users(message: Message) -> list[str]:
+    """Return the ids of the users that *message* deletes."""
+    if not message.subject.endswith(subjects.DELETED):
+        return []
+    batches = decode_batches(message.payload)
+    return [tombstone.id for batch in batches for tombstone in batch.tombstones if tombstone.target == "user"]
+
+
+def _digest(user: str) -> bytes:
+    return hashlib.sha256(user.encode()).digest()[:16]
+
+
+def _is_about(effect: Effect, rule: str, instance: str) -> bool:
+    event = decode_event(effect.payload)
+    return event.alert == rule and instance_of(event) == instance
 
 
 def event_id(event: AlertEvent) -> str:

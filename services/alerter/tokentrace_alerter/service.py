@@ -217,10 +217,15 @@ class Alerter:
                 # Another alerter published first, and its event has still to be read here. If it is about the same
                 # instance, it replaces ours. If it is about another instance, ours is still to be published.
                 if not await self._wait_for_newer(effect.subject, last):
-                    raise Rejected(
-                        f"{effect.subject}: the broker refused the event as outdated, but no newer one arrived "
-                        f"within {_WINNER_WAIT_S:g} s"
-                    ) from None
+                    # The events about a deleted user are erased, the last one of a rule perhaps among them.
+                    held = await self._last_held(effect.subject)
+                    if held >= last:
+                        raise Rejected(
+                            f"{effect.subject}: the broker refused the event as outdated, but no newer one arrived "
+                            f"within {_WINNER_WAIT_S:g} s"
+                        ) from None
+                    self._last[effect.subject] = held
+                    continue
                 if self.machine.last_event(event) is not before:
                     log.debug("%s: another alerter published first", effect.subject)
                     return
@@ -228,6 +233,16 @@ class Alerter:
         self.machine.apply_event(event)
         if not ack.duplicate:
             self.published += 1
+
+    async def _last_held(self, subject: str) -> int:
+        """Return the sequence of the last event of *subject* that the stream holds now; 0 = there is none."""
+        last = 0
+        async with Follower(
+            self.bus, subjects.ALERTS, [subject], None, reader="alerter.last_event", until_caught_up=True
+        ) as chunks:
+            async for chunk in chunks:
+                last = max([last, *(message.sequence for message in chunk.messages)])
+        return last
 
     async def _wait_for_newer(self, subject: str, last: int) -> bool:
         """Wait for an event of *subject* after the sequence *last*; return False if none arrives in time."""

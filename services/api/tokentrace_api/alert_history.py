@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Container, Mapping
 from functools import partial
 
 import msgspec
@@ -28,6 +29,12 @@ class _Saved(msgspec.Struct):
     firings: dict[str, int] = {}
     deliveries_position: Position | None = None
     delivery_failed: dict[str, int] = {}
+
+
+def user_in(group: Mapping[str, str], users: Container[str]) -> str | None:
+    """Return the one of *users* that *group*, the instance of an event or delivery record, is about; None = none."""
+    named = (value for key, value in group.items() if key.removeprefix("attr.") == "user_id" and value in users)
+    return next(named, None)
 
 
 class AlertHistory:
@@ -59,6 +66,14 @@ class AlertHistory:
     def deliveries(self, rule: str) -> list[DeliveryRecord]:
         """Return the last delivery records of *rule*, newest first, at most 200."""
         return list(reversed(self._records.get(rule, ())))
+
+    def forget(self, users: Container[str]) -> None:
+        """Drop the delivery records about *users*; the counts of rules stay."""
+        for records in self._records.values():
+            kept = [record for record in records if user_in(record.group, users) is None]
+            if len(kept) < len(records):
+                records.clear()
+                records.extend(kept)
 
     async def open_and_follow(self) -> None:
         """Load the saved counts and follow both streams until cancelled."""

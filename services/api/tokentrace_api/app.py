@@ -12,6 +12,7 @@ from tokentrace_api.routes import (
     forward,
     health,
     metrics,
+    prices,
     prometheus,
     receipt,
     scores,
@@ -28,12 +29,18 @@ def compose(bus: Bus, config: Config) -> App:
     service = Api(bus, config)
     aggregators, history, custom = service.aggregators, service.alert_history, config.custom
     tombstones = deletions.LogOfDeletions(
-        bus, config.project, config.log_keeps_ns, service.store_writer.apply_deletions
+        bus,
+        config.project,
+        config.log_keeps_ns,
+        config.keep_ns,
+        service.erasure.erase,
+        service.store_writer.apply_deletions,
     )
     routers = [
         prometheus.router(config.prometheus_path, aggregators, history, custom),
         metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, custom)),
         receipt.router(service, service.pricer),
+        prices.router(service.pricer),
         tail.router(service.tails, lambda: service.stopping.is_set()),
         deletions.router(service, tombstones),
         traces.router(service, aggregators),

@@ -119,7 +119,7 @@ KIND_NAMES = tuple(KINDS)
 class AttributeParams(Params):
     """Parameters that include ``attr.<key>``, which filters by an attribute."""
 
-    prefix: ClassVar[str] = ATTRIBUTE_PREFIX
+    prefixes: ClassVar[tuple[str, ...]] = (ATTRIBUTE_PREFIX,)
     attributes: Attributes = Field(
         default_factory=dict,
         alias="attr.<key>",

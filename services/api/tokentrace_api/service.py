@@ -23,6 +23,7 @@ from tokentrace.service.reader_positions import encode_position, reader_key
 from tokentrace.units import DAY
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.erasure import Erasure
 from tokentrace_api.live_tail import Tails
 from tokentrace_api.reads import RecentSpans
 from tokentrace_api.store import Store
@@ -113,6 +114,7 @@ class Api:
     Attributes:
         aggregators: Answers queries for metrics.
         alert_history: Counts of firings and deliveries.
+        erasure: Erases what the streams keep about deleted users.
         tails: The live tails of all clients.
         recent: Counts spans that arrive again.
         store_writer: Fills and reads the span store.
@@ -125,6 +127,7 @@ class Api:
         self.bus, self.config = bus, config
         self.aggregators = AggregatorClient(bus, config.shards)
         self.alert_history = AlertHistory(bus)
+        self.erasure = Erasure(bus, self.alert_history)
         self.tails = Tails()
         self.recent = RecentSpans()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
@@ -138,7 +141,12 @@ class Api:
         async with asyncio.TaskGroup() as tasks:
             working = [
                 tasks.create_task(work)
-                for work in (self.store_writer.run(), self._publish_positions(), self.alert_history.open_and_follow())
+                for work in (
+                    self.store_writer.run(),
+                    self._publish_positions(),
+                    self.alert_history.open_and_follow(),
+                    self.erasure.run(),
+                )
             ]
             await stopping.wait()
             for task in working:

@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 from tokentrace.errors import TokentraceError
 from tokentrace.service import runtime
 from tokentrace.version import __version__
-from tokentrace_standalone import config, demo, replay, rules, serve, tail
+from tokentrace_standalone import config, demo, prices, replay, rules, serve, tail
 
 EXIT_UNKNOWN_COMMAND = 1
 
@@ -28,6 +28,7 @@ app.command()(tail.tail)
 app.command()(replay.replay)
 app.add_typer(rules.app, name="rules")
 app.add_typer(config.app, name="config")
+app.add_typer(prices.app, name="prices")
 
 
 @app.command()

@@ -28,11 +28,16 @@ MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
 ALL_SPANS = "tokentrace.spans.>"
-ALL_TOMBSTONES = "tokentrace.spans.*.deleted"
+#: How the subject of deletions ends.
+DELETED = ".deleted"
+ALL_TOMBSTONES = f"tokentrace.spans.*{DELETED}"
 ALL_ALERTS = "tokentrace.alerts.>"
 ALL_DELIVERIES = "tokentrace.deliveries.>"
+ALL_REJECTED = "tokentrace.rejected.>"
 
 DEFAULT_PROJECT = "default"
+#: How long dead letters are kept, nanoseconds.
+REJECTED_AGE_NS = 7 * DAY
 MIB = 1024 * 1024
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -79,7 +84,7 @@ def shard_spans(shard: int) -> str:
 
 def tombstones(project: str) -> str:
     """Return the subject of deletions: in the log but on no shard, so that they can be read without the spans."""
-    return f"tokentrace.spans.{escape(project)}.deleted"
+    return f"tokentrace.spans.{escape(project)}{DELETED}"
 
 
 def open_span_key(span_id: str) -> str:
@@ -155,9 +160,9 @@ def streams(
         ),
         Stream(
             name=REJECTED,
-            subjects=("tokentrace.rejected.>",),
+            subjects=(ALL_REJECTED,),
             max_bytes=256 * MIB,
-            max_age_ns=7 * DAY,
+            max_age_ns=REJECTED_AGE_NS,
             duplicate_window_ns=window,
             durable=False,
         ),

@@ -159,7 +159,7 @@ def _contains(outer: Span, inner: Span) -> bool:
 def batch_identity(batch: Batch, project: str) -> bytes:
     """Return the identity under which the records of an unnumbered *batch* that are not spans are remembered."""
     key = hash64(project, "", "", batch.id, str(batch.part))
-    return _PACKED.pack(key, key & 0xFFFFFFFF, 1, 0, 0, 0)
+    return _PACKED.pack(key, key & 0xFFFFFFFF, 1, 0, 0, batch.arrived_ns // MS << START_SHIFT)
 
 
 def shard_of_key(key: int, shards: int) -> int:

@@ -12,8 +12,8 @@ A call that is found is neither added again nor moved to the front, so what the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -35,7 +35,6 @@ LONG_MS = 60_000
 SHORT_MS = 5_000
 _MASK, _MASK64 = 2**32 - 1, 2**64 - 1
 _MIX = 0xBF58476D1CE4E5B9
-_FIELDS = IDENTITY.names or ()
 #: The values of one ``IDENTITY``, in its order.
 _Entry = tuple[int, int, int, int, int, int]
 
@@ -83,7 +82,7 @@ class CallMemory:
         self.digest = 0
         self._bits = max(capacity.bit_length(), 4)
         self._shift = np.uint64(64 - self._bits)
-        self._columns: dict[str, Any] = {name: np.zeros(capacity, IDENTITY[name]) for name in _FIELDS}
+        self._ring: Any = np.zeros(capacity, IDENTITY)
         self._previous: Any = np.zeros(capacity, np.uint32)
         self._head: Any = np.zeros(1 << self._bits, np.uint32)
         self._pieces: dict[int, int] = {}
@@ -91,8 +90,7 @@ class CallMemory:
 
     def _view(self) -> None:
         # Reading one element of a memoryview takes a third of the time of reading one of an array.
-        self._keys = memoryview(self._columns["key"])
-        self._entry = [memoryview(self._columns[name]) for name in _FIELDS]
+        self._words = memoryview(self._ring.view(np.uint64))
         self._previous_view, self._head_view = memoryview(self._previous), memoryview(self._head)
 
     def __len__(self) -> int:
@@ -102,7 +100,7 @@ class CallMemory:
     @property
     def nbytes(self) -> int:
         """The size of all arrays, bytes."""
-        return sum(array.nbytes for array in (*self._columns.values(), self._previous, self._head))
+        return int(self._ring.nbytes + self._previous.nbytes + self._head.nbytes)
 
     @property
     def oldest_start_ms(self) -> int:
@@ -110,7 +108,7 @@ class CallMemory:
         if not self.added:
             return 0
         oldest = (self.added - len(self) + 1) & (self.capacity - 1)
-        return int(self._columns["start"][oldest]) >> START_SHIFT
+        return int(self._ring["start"][oldest]) >> START_SHIFT
 
     def take(self, identities: Any) -> Verdict:
         """
@@ -126,23 +124,22 @@ class CallMemory:
         if count <= _FEW:
             return self._take_each(identities)
         keys = np.ascontiguousarray(identities["key"])
-        suspects = self._suspects(keys)
-        if not len(suspects):
+        suspects, firsts = self._suspects(keys)
+        if not suspects.any():
             self._append(identities)
             return Verdict(np.ones(count, np.bool_), [], 0)
-        return self._take_with_suspects(identities, keys, suspects)
+        return self._take_with_suspects(identities, suspects, firsts)
 
-    def _take_with_suspects(self, identities: Any, keys: Any, suspects: Any) -> Verdict:
-        """Decide on the *suspects* one by one and on all other spans at once."""
-        counted = np.ones(len(keys), np.bool_)
+    def _take_with_suspects(self, identities: Any, suspects: Any, firsts: Any) -> Verdict:
+        """Decide on the *suspects* one by one and on all other spans at once; the arguments are as of ``_suspects``."""
+        counted = np.ones(len(identities), np.bool_)
         conflicting: list[int] = []
         reused = repeated = 0
         #: Key -> the spans of this batch that count, newest last.
         earlier: dict[int, list[_Entry]] = {}
-        is_suspect = set(suspects.tolist())
-        for index in np.flatnonzero(np.isin(keys, keys[suspects])).tolist():
+        for index in np.flatnonzero(suspects | firsts).tolist():
             entry: _Entry = identities[index].item()
-            if index in is_suspect:
+            if suspects[index]:
                 same, known = self._find(entry, earlier.get(entry[0], ()), index - repeated)
                 if same is not None:
                     counted[index] = False
@@ -152,19 +149,19 @@ class CallMemory:
                     continue
                 reused += known
             earlier.setdefault(entry[0], []).append(entry)
-        if repeated < len(keys):
+        if repeated < len(identities):
             self._append(identities[counted] if repeated else identities)
         return Verdict(counted, conflicting, reused)
 
-    def _suspects(self, keys: Any) -> Any:
-        """Return the indices of *keys* that are remembered, or that occur earlier in *keys*; ascending."""
+    def _suspects(self, keys: Any) -> tuple[Any, Any]:
+        """Return which of *keys* are remembered or occur earlier in *keys*, and which of them occur again later."""
         newest, oldest_age = np.uint32(self.added & _MASK), self.capacity
         found = np.zeros(len(keys), np.bool_)
         numbers = self._head[keys >> self._shift]
         ages = newest - numbers
         at = np.flatnonzero(ages < min(oldest_age, self.added))
         numbers, ages = numbers[at], ages[at]
-        own = self._columns["key"]
+        own = self._ring["key"]
         while len(at):
             places = numbers & np.uint32(self.capacity - 1)
             found[at[own[places] == keys[at]]] = True
@@ -174,8 +171,11 @@ class CallMemory:
             at, numbers, ages = at[go_on], numbers[go_on], older[go_on]
         order = np.argsort(keys, kind="stable")
         ascending = keys[order]
-        found[order[1:][ascending[1:] == ascending[:-1]]] = True
-        return np.flatnonzero(found)
+        same = ascending[1:] == ascending[:-1]
+        found[order[1:][same]] = True
+        again = np.zeros(len(keys), np.bool_)
+        again[order[:-1][same]] = True
+        return found, again
 
     def _take_each(self, identities: Any) -> Verdict:
         counted = np.ones(len(identities), np.bool_)
@@ -211,29 +211,43 @@ class CallMemory:
                 known = True
         added, last = self.added + waiting, self.capacity - 1
         limit = min(self.capacity, added)
-        keys, columns = self._keys, self._entry
+        words = self._words
         number, age_before = self._head_view[key >> (64 - self._bits)], -1
         while True:
             age = (added - number) & _MASK
             if age >= limit or age <= age_before:
                 return None, known
             place = number & last
-            if keys[place] == key and (columns[2][place] or not usage):
-                held = cast("_Entry", tuple(column[place] for column in columns))
-                if held[1] == own or _is_same_response(held, entry):
-                    return held[2:4], known
-                known = True
+            if words[4 * place] == key:
+                held = self._at(place)
+                if held[2] or not usage:
+                    if held[1] == own or _is_same_response(held, entry):
+                        return held[2:4], known
+                    known = True
             number, age_before = self._previous_view[place], age
+
+    def _at(self, place: int) -> _Entry:
+        key, ids_and_usage, cost_and_duration, start = self._words[4 * place : 4 * place + 4]
+        return (
+            key,
+            ids_and_usage & _MASK,
+            ids_and_usage >> 32,
+            cost_and_duration & _MASK,
+            cost_and_duration >> 32,
+            start,
+        )
 
     def _add(self, entry: _Entry) -> None:
         self.added += 1
         number = self.added & _MASK
         place = number & (self.capacity - 1)
         if self.added > self.capacity:
-            self.digest -= _mixed(self._keys[place])
+            self.digest -= _mixed(self._words[4 * place])
         self.digest = self.digest + _mixed(entry[0]) & _MASK64
-        for view, value in zip(self._entry, entry, strict=True):
-            view[place] = value
+        key, own, usage, cost, duration, start = entry
+        words = self._words
+        words[4 * place], words[4 * place + 1] = key, usage << 32 | own
+        words[4 * place + 2], words[4 * place + 3] = duration << 32 | cost, start
         slot = entry[0] >> (64 - self._bits)
         self._previous_view[place] = self._head_view[slot]
         self._head_view[slot] = number
@@ -241,35 +255,38 @@ class CallMemory:
 
     def _append(self, identities: Any) -> None:
         """Add calls that are known to be new; at most half of *capacity*."""
-        count = len(identities)
-        numbers = np.arange(self.added + 1, self.added + 1 + count, dtype=np.uint64)
-        places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
-        short_numbers = (numbers & np.uint64(_MASK)).astype(np.uint32)
+        count, place = len(identities), (self.added + 1) & (self.capacity - 1)
+        room = self.capacity - place
+        if count > room:
+            self._append(identities[:room])
+            self._append(identities[room:])
+            return
+        stretch = slice(place, place + count)
         keys = np.ascontiguousarray(identities["key"])
         self.digest += _mixed_sum(keys)
-        first_full = max(self.capacity - self.added, 0)
-        if first_full < count:
-            self.digest -= _mixed_sum(self._columns["key"][places[first_full:]])
+        unused = max(self.capacity - self.added, 0)
+        if unused < count:
+            self.digest -= _mixed_sum(self._ring["key"][place + unused : place + count])
         self.digest &= _MASK64
-        for name, column in self._columns.items():
-            column[places] = identities[name]
+        self._ring[stretch] = identities
+        numbers = (np.arange(self.added + 1, self.added + 1 + count) & _MASK).astype(np.uint32)
         slots = (keys >> self._shift).astype(np.int64)
         heads = self._head[slots]
-        self._previous[places] = heads
-        self._head[slots] = short_numbers
-        lost = self._head[slots] != short_numbers
+        self._previous[stretch] = heads
+        self._head[slots] = numbers
+        lost = self._head[slots] != numbers
         if lost.any():
-            self._chain(np.flatnonzero(np.isin(slots, slots[lost])), slots, heads, places, short_numbers)
+            self._chain(np.flatnonzero(np.isin(slots, slots[lost])), slots, heads, place, numbers)
         self.added += count
-        for place in [*range(int(places[0]), int(places[0]) + count, PIECE), int(places[-1])]:
-            self._pieces[(place & (self.capacity - 1)) // PIECE] = self.added
+        for piece in range(place // PIECE, (place + count - 1) // PIECE + 1):
+            self._pieces[piece] = self.added
 
-    def _chain(self, indices: Any, slots: Any, heads: Any, places: Any, numbers: Any) -> None:
-        """Link calls of one batch that have the same slot."""
+    def _chain(self, indices: Any, slots: Any, heads: Any, place: int, numbers: Any) -> None:
+        """Link calls of one batch that have the same slot; the first call of the batch is at *place*."""
         newest: dict[int, int] = {}
         for at in indices.tolist():
             slot = int(slots[at])
-            self._previous[places[at]] = newest.get(slot, int(heads[at]))
+            self._previous[place + at] = newest.get(slot, int(heads[at]))
             newest[slot] = int(numbers[at])
         for slot, number in newest.items():
             self._head[slot] = number
@@ -279,11 +296,7 @@ class CallMemory:
     def entries_after(self, number: int) -> Any:
         """Return the calls after *number*, oldest first, as an array of ``IDENTITY``; those still remembered."""
         first = max(number, self.added - len(self))
-        places = np.arange(first + 1, self.added + 1, dtype=np.uint64) & np.uint64(self.capacity - 1)
-        entries = np.empty(len(places), IDENTITY)
-        for name, column in self._columns.items():
-            entries[name] = column[places.astype(np.int64)]
-        return entries
+        return self._ring[np.arange(first + 1, self.added + 1) & (self.capacity - 1)]
 
     def snapshot(self, prefix: str, saved: Mapping[str, int]) -> tuple[list[int], dict[str, Part]]:
         """
@@ -306,11 +319,9 @@ class CallMemory:
         """Return the number of pieces that hold a call once *added* calls were added."""
         return min(added, self.capacity - 1) // PIECE + 1
 
-    def _encoder(self, piece: int) -> Any:
-        entries = np.empty(min(PIECE, self.capacity), IDENTITY)
-        for name, column in self._columns.items():
-            entries[name] = column[piece * PIECE : (piece + 1) * PIECE]
-        return entries.tobytes
+    def _encoder(self, piece: int) -> Callable[[], bytes]:
+        captured = self._ring[piece * PIECE : (piece + 1) * PIECE].copy()
+        return lambda: bytes(captured.data)
 
     def restore(self, state: Any, parts: Mapping[str, bytes], prefix: str) -> None:
         """
@@ -341,16 +352,15 @@ class CallMemory:
         self._fill(ring, added, digest)
 
     def _fill(self, ring: Any, added: int, digest: int) -> None:
-        """Set the columns from *ring* and build the lists of the slots."""
-        for name in _FIELDS:
-            self._columns[name] = np.ascontiguousarray(ring[name])
+        """Take over *ring* and build the lists of the slots."""
+        self._ring = ring
         self.added, self.digest = added, digest
         self._pieces = {}
         self._head[:] = 0
         self._previous[:] = 0
         numbers = np.arange(added - len(self) + 1, added + 1, dtype=np.uint64)
         places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
-        slots = self._columns["key"][places] >> self._shift
+        slots = ring["key"][places] >> self._shift
         order = np.argsort(slots, kind="stable")
         sorted_slots, sorted_numbers = slots[order], (numbers[order] & np.uint64(_MASK)).astype(np.uint32)
         sorted_places = places[order]

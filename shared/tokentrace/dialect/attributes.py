@@ -132,6 +132,11 @@ def _fields(found: Mapping[str, float]) -> dict[str, Any]:
             set_amount(unit, whole, sum(amount for _, amount in added))
             if unit == "input_tokens" and unit in amounts:
                 state = {"usage_state": "partial"}
+    for name, amount in found.items():
+        # That no cached token was audio tells how many of the cached tokens were text.
+        unit = PARTS.get(name, name)
+        if not amount and unit in TOKEN_UNITS and unit not in _FIELDS and amounts:
+            amounts.setdefault(unit, (name, amount))
     fields = {_FIELDS[unit]: amount for unit, (_, amount) in amounts.items() if unit in _FIELDS}
     usage = {unit: amount for unit, (_, amount) in amounts.items() if unit not in _FIELDS}
     return {**whole_amounts(fields, "tokens"), **({"usage": whole_amounts(usage)} if usage else {}), **state}

@@ -1,6 +1,7 @@
 """Pricing: the cost of a span, and the receipt that explains it. The docstring of ``pricer`` says how pricing works."""
 
 from tokentrace.pricing.configured import Pattern, Rate, TierRate, UnitRate
+from tokentrace.pricing.explain import explain, render_lines, render_price, render_usd
 from tokentrace.pricing.match_rules import LOCAL_PROVIDERS
 from tokentrace.pricing.pricer import Pricer
 from tokentrace.pricing.rates import FIELD_UNITS
@@ -18,5 +19,9 @@ __all__ = [
     "Receipt",
     "TierRate",
     "UnitRate",
+    "explain",
     "load_tables",
+    "render_lines",
+    "render_price",
+    "render_usd",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tokentrace.pricing.rates import FIELD_UNITS, Sheet
-from tokentrace.records import Span
+from tokentrace.pricing.rates import FIELD_UNITS, Amount, Sheet
+from tokentrace.records import Span, exact_amounts
 
 _SECONDS = ("audio_seconds", "input_audio_seconds")
 
@@ -21,7 +21,7 @@ class Counts(NamedTuple):
         contradiction: Whether a field and ``usage`` say different numbers.
     """
 
-    counts: dict[str, int]
+    counts: dict[str, Amount]
     unclassified: int
     notes: tuple[str, ...]
     contradiction: bool
@@ -56,15 +56,15 @@ def counts_of(span: Span, thoughts_in_total: bool, is_input_only: bool, least_se
         is_input_only: The model has no output, so a total is a number of input tokens.
         least_seconds: Seconds of audio that a call with audio is billed for at least.
     """
-    counts = dict(span.usage or {})
+    counts: dict[str, Amount] = exact_amounts(span.usage or {})
     contradiction = False
     for name, field in zip(FIELD_UNITS, fields_of(span), strict=True):
         if field:
             contradiction = contradiction or counts.get(name, field) not in (0, field)
             counts[name] = field
     notes: list[str] = []
-    prompt, completion = counts.get("input_tokens", 0), counts.get("output_tokens", 0)
-    reasoning = counts.get("output_reasoning_tokens", 0)
+    prompt, completion = int(counts.get("input_tokens", 0)), int(counts.get("output_tokens", 0))
+    reasoning = int(counts.get("output_reasoning_tokens", 0))
     rest = max(span.total_tokens - prompt - completion, 0)
     if reasoning > completion or (reasoning and rest == reasoning):
         notes.append("reasoning tokens were reported beside the completion tokens, and were added to them")
@@ -82,7 +82,7 @@ def counts_of(span: Span, thoughts_in_total: bool, is_input_only: bool, least_se
     if least_seconds and (seconds := next((counts[name] for name in _SECONDS if counts.get(name)), 0)):
         billed = max(seconds, least_seconds)
         if billed > seconds:
-            notes.append(f"{seconds} s of audio are billed as {billed} s, the least that this provider charges")
+            notes.append(f"{float(seconds):g} s of audio are billed as {billed} s, the least of this provider")
         counts |= dict.fromkeys(_SECONDS, billed)
     return Counts({name: count for name, count in counts.items() if count}, rest, tuple(notes), contradiction)
 
@@ -99,14 +99,14 @@ class Charges(NamedTuple):
         unknown: Units that overlap by an unknown number, if there is no lowest price for this reason.
     """
 
-    counts: dict[str, int]
-    charged: dict[str, int]
+    counts: dict[str, Amount]
+    charged: dict[str, Amount]
     is_ambiguous: bool = False
     is_contradictory: bool = False
     unknown: tuple[str, ...] = ()
 
 
-def charges_of(sheet: Sheet, given: dict[str, int], usage: dict[str, int] | None) -> Charges:
+def charges_of(sheet: Sheet, given: dict[str, Amount], usage: dict[str, int] | None) -> Charges:
     """
     Return what is charged for the counts *given* at the rates of *sheet*.
 
@@ -127,9 +127,9 @@ def charges_of(sheet: Sheet, given: dict[str, int], usage: dict[str, int] | None
     return _complete(sheet, counts)
 
 
-def _complete(sheet: Sheet, counts: dict[str, int]) -> Charges:
+def _complete(sheet: Sheet, counts: dict[str, Amount]) -> Charges:
     """Return the charges; a whole of which only parts are given is the sum of its parts."""
-    charged: dict[str, int] = {}
+    charged: dict[str, Amount] = {}
     for name in sheet.order:
         parts = sum(charged[part] for part in sheet.parts[name])
         if parts and not counts.get(name):
@@ -139,12 +139,12 @@ def _complete(sheet: Sheet, counts: dict[str, int]) -> Charges:
     return Charges(counts, sheet.charged(counts), is_contradictory=contradictory)
 
 
-def _with_overlaps(sheet: Sheet, counts: dict[str, int], joins: list[tuple[str, str, str]]) -> Charges:
+def _with_overlaps(sheet: Sheet, counts: dict[str, Amount], joins: list[tuple[str, str, str]]) -> Charges:
     """Return the charges with the overlaps of the lowest price."""
     shared = set(joins[0][:2]).intersection(*(set(join[:2]) for join in joins[1:]))
     if len(joins) > 1 and len(shared) != 1:
         return Charges(counts, {}, unknown=tuple(sorted(join for _, _, join in joins)))
-    vector = sheet.vector(counts.get("input_tokens", 0))
+    vector = sheet.vector(int(counts.get("input_tokens", 0)))
     anchor = min(shared) if len(joins) > 1 else joins[0][0]
     left = counts[anchor]
     # The most that saves first; then the least that the whole has room for without.

@@ -17,6 +17,8 @@ _OPEN_WEIGHTS = re.compile(rules.OPEN_WEIGHTS)
 _LOCAL_TAG = re.compile(rules.LOCAL_TAG)
 _LOCAL_FILE = re.compile(rules.LOCAL_FILE)
 _HOSTED_TAG = re.compile(rules.HOSTED_TAG)
+#: Vertex AI hosts models that are free at Google's other API.
+_HOSTS = re.compile(r"vertex|publishers/")
 #: Names with a colon that are no tag of Ollama: fine-tuned models, ids of Bedrock.
 _NOT_LOCAL = re.compile(r"^ft:|^arn:|:\d+(?::\d+k)?$|:free$")
 _FAMILIES = [(re.compile(pattern), provider) for pattern, provider in rules.FAMILIES]
@@ -153,7 +155,11 @@ class Matcher:
             return None
         owner, row = found.owner, found.model
         is_free = any(who in ("", owner) and re.search(what, row.id.lower()) for who, what in rules.FREE_MODELS)
-        if is_free and all(not self._tables.prices[version.price] for version in row.periods()):
+        if (
+            is_free
+            and not _HOSTS.search("; ".join(name.steps))
+            and all(not self._tables.prices[version.price] for version in row.periods())
+        ):
             return Match(name, found=found, free="free_model")
         return Match(name, found=found)
 

@@ -9,7 +9,7 @@ from tokentrace.pricing import match_rules as rules
 from tokentrace.pricing.configured import OwnPrices, Rate, own_sheet
 from tokentrace.pricing.matching import Matcher, Name
 from tokentrace.pricing.rates import Sheet
-from tokentrace.pricing.tables import Tables, Variant, Version, load_tables
+from tokentrace.pricing.tables import Found, Tables, Variant, Version, load_tables
 
 #: Most pairs of provider and model whose plans are cached; a full cache is cleared.
 MAX_PLANS = 10_000
@@ -172,7 +172,7 @@ class Plans:
         return Plan(
             "priced",
             f"{found.provider}:{row.id}@{tables.version}",
-            "; ".join([*matched.name.steps, f"{found.owner}:{row.id}"]),
+            "; ".join([*matched.name.steps, _row_name(found)]),
             versions=versions,
             # A provider that sells another's models at its price does not sell its variants.
             variants=tuple(row.variants) if found.owner == found.provider else (),
@@ -182,6 +182,11 @@ class Plans:
             least_seconds=row.least_seconds,
             thoughts_in_total=_has_thoughts(Name(found.provider, row.id.lower())),
         )
+
+
+def _row_name(found: Found) -> str:
+    at = "" if found.owner == found.provider else f" at the price of {found.owner}"
+    return f"{found.provider}:{found.model.id}{at}"
 
 
 def _has_thoughts(name: Name) -> bool:

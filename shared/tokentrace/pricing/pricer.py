@@ -26,11 +26,11 @@ from msgspec.structs import replace
 from tokentrace.pricing import match_rules as rules
 from tokentrace.pricing.configured import Rate
 from tokentrace.pricing.counting import Counts, charges_of, counts_of, fields_of, has_usage
-from tokentrace.pricing.plans import Plan, Plans
-from tokentrace.pricing.rates import FIELD_UNITS, Vector, round_half_even
+from tokentrace.pricing.plans import Chosen, Plan, Plans
+from tokentrace.pricing.rates import FIELD_UNITS, Sheet, Vector, round_half_even
 from tokentrace.pricing.receipt import Receipt, receipt_of, reported_receipt
 from tokentrace.pricing.work import Quote, Work
-from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time
+from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time, exact_amounts
 
 _MAX_REASON = 256
 _MODEL_KINDS = frozenset({"llm", "embedding"})
@@ -109,6 +109,14 @@ class Pricer:
             return Work(Quote(None, "unpriced", "", plan.reason), plan)
         return self._price(plan, span, event_time(span) if at_ns is None else at_ns)
 
+    def rates(self, span: Span, at_ns: int) -> tuple[Sheet | None, Chosen | None, Plan]:
+        """Return the rates for calls like *span* at *at_ns*, whatever they used, and how the rates were found."""
+        plan = self._plans.plan(span.provider, span.model)
+        if plan.source in ("free", "unpriced"):
+            return None, None, plan
+        chosen = self._plans.choose(plan, span.pricing_context, at_ns)
+        return chosen.sheet, chosen, plan
+
     def receipt(self, span: Span) -> Receipt:
         """Return the receipt for the cost of *span*, which was priced before, here or by another ingest."""
         if span.cost_source == "reported":
@@ -142,7 +150,7 @@ class Pricer:
             has_token_rate = base.prices_input or base.prices_output or not _TOKENS.issuperset(missing)
             reason = _named("no_rate", missing) if has_token_rate else "no_token_rate"
             return Work(_unpriced(plan, reason), plan, None, chosen)
-        input_tokens = charges.counts.get("input_tokens", 0)
+        input_tokens = int(charges.counts.get("input_tokens", 0))
         vector = sheet.vector(input_tokens)
         total = vector.constant + sum(
             rate * count for name, count in charges.counts.items() if (rate := vector.units.get(name))
@@ -180,7 +188,7 @@ def _quote_fields(plan: Plan, vector: Vector, span: Span) -> Quote:
 
 def _asked(counted: Counts, span: Span) -> set[str]:
     """Return the units that the span used, without those that only the rules of the provider added."""
-    added = {"audio_seconds", "input_audio_seconds"} - set(span.usage or {})
+    added = {"audio_seconds", "input_audio_seconds"} - set(exact_amounts(span.usage or {}))
     return set(counted.counts) - added
 
 

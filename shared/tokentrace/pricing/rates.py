@@ -30,6 +30,10 @@ FIELD_UNITS = (
 REQUESTS = "requests"
 
 
+#: A number of units: whole, or a fraction of seconds.
+Amount = int | Fraction
+
+
 class Vector(NamedTuple):
     """
     Rates of one tier, as numerators over ``denominator``, in nano-dollars.
@@ -102,7 +106,7 @@ class Sheet:
         known = self.units.get(unit)
         return known is not None and any(includes(self.units[priced], known) for priced in self.rates)
 
-    def charged(self, counts: Mapping[str, int]) -> dict[str, int]:
+    def charged(self, counts: Mapping[str, Amount]) -> dict[str, Amount]:
         """
         Return unit -> amount charged at the rate of this unit: its count less the amounts of more specific units.
 
@@ -110,7 +114,7 @@ class Sheet:
             counts: Unit -> count, which includes the counts of more specific units. An amount is negative if they
                 contradict each other.
         """
-        charged: dict[str, int] = {}
+        charged: dict[str, Amount] = {}
         for name in self.order:
             charged[name] = counts.get(name, 0) - sum(charged[part] for part in self.parts[name])
         if REQUESTS in self.rates:
@@ -158,7 +162,7 @@ class Sheet:
                     yield one, other, join
 
 
-def round_half_even(total: int, denominator: int) -> int:
+def round_half_even(total: Amount, denominator: int) -> int:
     """Return *total* / *denominator* rounded to a whole number, half to even."""
     whole, rest = divmod(total, denominator)
     twice = 2 * rest

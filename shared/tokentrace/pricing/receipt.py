@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import NamedTuple
 
+from tokentrace.pricing.rates import Amount
 from tokentrace.pricing.work import Work
 
 #: Number of significant digits in the computation of receipts.
@@ -18,14 +19,15 @@ class Line(NamedTuple):
     Attributes:
         unit: Name of the unit in genai-prices; ``reported`` = the cost that the span reported, ``as_priced_then`` = the
             cost of a span that is not explained.
-        amount: Number of units charged at this rate, without those that a line for a more specific unit charges.
+        amount: Number of units charged at this rate, without those that a line for a more specific unit charges; a
+            fraction of seconds has at most 6 decimals.
         per: Number of units that the rate is for.
         rate_usd: US dollars for ``per`` units, exact.
         cost_usd: US dollars; exact, or rounded to 30 decimals if the exact cost has no last decimal.
     """
 
     unit: str
-    amount: int
+    amount: int | Decimal
     per: int
     rate_usd: Decimal
     cost_usd: Decimal
@@ -95,12 +97,13 @@ def _lines(work: Work) -> list[Line]:
         amount = work.charged.get(unit, 0)
         if amount:
             rate, per = sheet.rate(unit, work.input_tokens), sheet.per(unit)
-            lines.append(Line(unit, amount, per, rate, _exact_cost(rate, amount, per)))
+            shown = amount if isinstance(amount, int) else Decimal(amount.numerator) / amount.denominator
+            lines.append(Line(unit, shown, per, rate, _exact_cost(rate, amount, per)))
     return lines
 
 
-def _exact_cost(rate: Decimal, amount: int, per: int) -> Decimal:
+def _exact_cost(rate: Decimal, amount: Amount, per: int) -> Decimal:
     """Return the cost of a line; a cost without a last decimal, as with *per* 3,600, is rounded to 30 decimals."""
-    total = rate * amount
+    total = rate * amount.numerator / amount.denominator
     cost = total / per
     return cost if cost * per == total else cost.quantize(Decimal(1).scaleb(-30), rounding=ROUND_HALF_EVEN)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tokentrace.pricing.plans import Chosen, Plan
-from tokentrace.pricing.rates import Sheet
+from tokentrace.pricing.rates import Amount, Sheet
 
 
 class Quote(NamedTuple):
@@ -43,6 +43,6 @@ class Work(NamedTuple):
     plan: Plan | None = None
     sheet: Sheet | None = None
     chosen: Chosen | None = None
-    charged: Mapping[str, int] = {}
+    charged: Mapping[str, Amount] = {}
     input_tokens: int = 0
     notes: tuple[str, ...] = ()

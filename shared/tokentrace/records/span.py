@@ -224,7 +224,9 @@ def check_span(span: Span, *, needs_model: bool = True) -> None:
         raise Rejected(f"span_id: {shorten(span.span_id)!r} is not 1-256 printable ASCII characters")
     if span.parent_span_id is not None and not is_id(span.parent_span_id):
         raise Rejected(f"parent_span_id: {shorten(span.parent_span_id)!r} is not 1-256 printable ASCII characters")
-    counted = span.total_tokens or span.prompt_tokens or span.completion_tokens or span.usage
+    counted = span.total_tokens or span.prompt_tokens or span.completion_tokens
+    if span.usage and not counted:
+        counted = any(span.usage.values())
     if span.kind in MODEL_KINDS and span.status == "ok":
         if needs_model and not span.model:
             raise Rejected(f"model: required when kind is {span.kind} and status is ok")

@@ -165,19 +165,19 @@ class Params(BaseModel):
     """
     The query parameters of a family of routes.
 
-    Each field of a subclass is a parameter. A subclass may set ``prefix``: parameters with this prefix, such as
+    Each field of a subclass is a parameter. A subclass may set ``prefixes``: parameters with a prefix, such as
     ``attr.team`` for ``attr.``, are collected in the field that has the alias ``<prefix><key>``. A subclass with
     ``extra="ignore"`` ignores unknown parameters, and takes the last value of a repeated one, instead of refusing them.
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
-    prefix: ClassVar[str] = ""
+    prefixes: ClassVar[tuple[str, ...]] = ()
     _names: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         aliases = (info.alias or name for name, info in cls.model_fields.items())
-        cls._names = frozenset(alias for alias in aliases if alias != f"{cls.prefix}<key>")
+        cls._names = frozenset(aliases) - {f"{prefix}<key>" for prefix in cls.prefixes}
 
     @classmethod
     def read(cls, request: Request) -> Self:
@@ -210,31 +210,33 @@ class Params(BaseModel):
 
     @classmethod
     def _collect(cls, items: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        prefix, values = cls.prefix, {}
-        free: dict[str, str] = {}
+        values: dict[str, Any] = {}
         for name, value in items:
             if name in cls._names:
                 if name in values:
                     raise Rejected(f"{name}: given twice")
                 values[name] = value
-            elif prefix and name.startswith(prefix) and len(name) > len(prefix):
-                key = name.removeprefix(prefix)
-                if key in free:
-                    raise Rejected(f"{name}: given twice")
-                free[key] = value
+                continue
+            for prefix in cls.prefixes:
+                if name.startswith(prefix) and len(name) > len(prefix):
+                    free, key = values.setdefault(f"{prefix}<key>", {}), name.removeprefix(prefix)
+                    if key in free:
+                        raise Rejected(f"{name}: given twice")
+                    free[key] = value
+                    break
             else:
-                refuse(name, cls._names, prefix)
-        return {**values, f"{prefix}<key>": free} if free else values
+                refuse(name, cls._names, cls.prefixes)
+        return values
 
 
-def refuse(name: str, allowed: frozenset[str], prefix: str = "") -> None:
+def refuse(name: str, allowed: frozenset[str], prefixes: Sequence[str] = ()) -> None:
     """
     Refuse the query parameter *name*.
 
     Raises:
         Rejected: Always; lists the parameters that are allowed.
     """
-    known = ", ".join([*sorted(allowed), *([f"{prefix}<key>"] if prefix else [])]) or "none"
+    known = ", ".join([*sorted(allowed), *(f"{prefix}<key>" for prefix in prefixes)]) or "none"
     raise Rejected(f"{shorten(name)}: unknown parameter; allowed are {known}")
 
 

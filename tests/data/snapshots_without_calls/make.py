@@ -17,7 +17,7 @@ import msgspec
 from tokentrace.bus import Message
 from tokentrace.metrics import Query, finish
 from tokentrace.records import Batch, ReporterStats, Score, Span, encode_batches, shard_of
-from tokentrace.units import MS, SECOND
+from tokentrace.units import MS
 from tokentrace_aggregator.shard import VERSION as SHARD_VERSION
 from tokentrace_aggregator.shard import Shard
 from tokentrace_alerter.machine import VERSION as ALERTER_VERSION

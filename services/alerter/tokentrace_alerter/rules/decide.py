@@ -145,11 +145,10 @@ def decide(
     return Decision(_event(rule, "firing", instant_ns, Reading(value, span_count, unpriced), starts, group), "")
 
 
-def leave(rule: Rule, state: State, instant_ns: int, group: str) -> AlertEvent:
-    """Return the resolution of the instance *group*, which is over the limit and not evaluated from now on."""
+def leave(rule: Rule, state: State, instant_ns: int, group: str, reason: str) -> AlertEvent:
+    """Return the resolution of the instance *group*, which is not evaluated from now on; *reason* completes it."""
     event = _event(rule, "resolved", instant_ns, NO_READING, state.starts_ns, group)
-    message = f"{rule.group_by} {shorten(group)!r} is counted with 'other' from now on, which is not evaluated"
-    return msgspec.structs.replace(event, message=message)
+    return msgspec.structs.replace(event, message=f"{rule.group_by} {shorten(group)!r} {reason}")
 
 
 def fires_on_unpriced(rule: Rule, span_count: int, unpriced: int) -> bool:

@@ -115,9 +115,23 @@ class RuleEvaluator:
         state = self.states[name]
         if not state.firing or instant <= state.event_ns or self.rule.silenced or instant < self.silenced_until_ns:
             return None
-        event = leave(self.rule, state, instant, name)
+        event = leave(self.rule, state, instant, name, "is counted with 'other' from now on, which is not evaluated")
         self.apply_event(event)
         return event
+
+    def forget(self, name: str, instant_ns: int) -> AlertEvent | None:
+        """
+        Drop the instance *name*, whose user was deleted; its spans are counted in the overflow.
+
+        Returns:
+            The resolution at *instant_ns*, Unix nanoseconds, if the instance was firing and is not silenced.
+        """
+        state = self.states.pop(name, None)
+        self._leaving.discard(name)
+        self._window.forget(name)
+        if state is None or not state.firing or self.rule.silenced or instant_ns < self.silenced_until_ns:
+            return None
+        return leave(self.rule, state, instant_ns, name, "was deleted")
 
     def _busy(self) -> set[str]:
         """Return the instances that are firing or pending."""

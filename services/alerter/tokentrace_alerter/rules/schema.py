@@ -100,6 +100,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return f"alert_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
 
     @property
+    def is_by_user(self) -> bool:
+        """Whether each instance of the rule is a user."""
+        return self.group_by.removeprefix("attr.") == "user_id"
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of a hash. Rules with the same fingerprint keep the same numbers, so a snapshot fits both."""
         parts: list[Any] = [

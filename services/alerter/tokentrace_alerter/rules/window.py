@@ -80,6 +80,10 @@ class RuleWindow(Protocol):
         """
         ...
 
+    def forget(self, name: str) -> None:
+        """Count the spans of the instance *name* in the overflow, so that nothing names it any more."""
+        ...
+
     @property
     def late(self) -> int:
         """Number of spans that arrived when the bucket for their time was no longer kept."""
@@ -258,10 +262,18 @@ class _BuiltinWindow:
     def limit_groups(self, readings: Readings, busy: Collection[str]) -> set[str] | None:
         kept = None if self._groups is None else self._groups.keep(readings, busy)
         if kept is not None:
-            self._table, numbers = self._table.folded({_MARK + name for name in kept})
-            self._rollup.renumber(self._table, numbers)
-            self._reader = self._make_reader()
+            self._keep_only(kept)
         return kept
+
+    def forget(self, name: str) -> None:
+        if self._groups is not None and name in self._groups.known:
+            self._groups.known.discard(name)
+            self._keep_only(self._groups.known)
+
+    def _keep_only(self, names: Collection[str]) -> None:
+        self._table, numbers = self._table.folded({_MARK + name for name in names})
+        self._rollup.renumber(self._table, numbers)
+        self._reader = self._make_reader()
 
     def _read(self, stretches: Sequence[Stretch]) -> Readings:
         [(total, groups, _)] = self._reader.read([stretches])
@@ -314,6 +326,11 @@ class _CustomWindow:
         if kept is not None:
             self._rollup.fold_names({_MARK + name for name in kept})
         return kept
+
+    def forget(self, name: str) -> None:
+        if self._groups is not None and name in self._groups.known:
+            self._groups.known.discard(name)
+            self._rollup.fold_names({_MARK + other for other in self._groups.known})
 
     def _read(self, stretches: Sequence[Stretch]) -> Readings:
         [(total, groups)] = self._rollup.read([stretches], _query(self._rule, "name" if self._groups else ""))

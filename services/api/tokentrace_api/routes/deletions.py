@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -19,10 +19,11 @@ from tokentrace.records import Batch, Tombstone, encode_batches
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import DAY, render_instant
+from tokentrace_api.erasure import ERASED_WITHIN_NS
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.routes.answers import InstantText, Natural
 from tokentrace_api.routes.traces import TraceId
-from tokentrace_api.store import Store
+from tokentrace_api.store import USER_OF_SPAN, Store
 
 #: Maximum number of tombstones in one message.
 _MAX_TOMBSTONES = 5000
@@ -40,6 +41,8 @@ class Deleted(msgspec.Struct, kw_only=True):
         span_count: Number of ended spans that were deleted.
         log_expires_at: When the log will have discarded the last of the deleted records, which stay hidden until then.
         log_aged_out_by: Deprecated: the old name of ``log_expires_at``; it goes with the next release.
+        clean_by: Place -> when nothing of the deleted records is left there, at the latest. ``answers`` are those of this
+            api; another one reads the deletion within a second. ``store`` are the files of the span store.
     """
 
     deleted: Literal[True] = True
@@ -48,6 +51,7 @@ class Deleted(msgspec.Struct, kw_only=True):
     span_count: Natural
     log_aged_out_by: InstantText
     log_expires_at: InstantText
+    clean_by: dict[str, InstantText]
 
 
 class LogOfDeletions(NamedTuple):
@@ -58,16 +62,24 @@ class LogOfDeletions(NamedTuple):
         bus: Publishes the tombstones, and holds the bucket of open spans.
         project: Project under which the tombstones are published.
         log_keeps_ns: How long the log keeps a record, nanoseconds.
+        store_keeps_ns: How long the store keeps a file after its last record, nanoseconds.
+        erase: Erases what names users (id -> when the user was deleted) from the streams of alerts and dead letters.
         apply: Applies tombstones to the store of this api.
     """
 
     bus: Bus
     project: str
     log_keeps_ns: int
+    store_keeps_ns: int
+    erase: Callable[[Mapping[str, int]], Awaitable[int]]
     apply: Callable[[list[Tombstone]], Awaitable[None]]
 
 
-_EXPIRES = {"log_aged_out_by": "2026-03-22T14:23:01.441Z", "log_expires_at": "2026-03-22T14:23:01.441Z"}
+_LOG = "2026-03-22T14:23:01.441Z"
+_PLACES = {"answers": "2026-03-15T14:23:01.441Z", "open_spans": "2026-03-18T14:23:01.441Z", "log": _LOG}
+_PLACES |= {"store": "2026-03-23T14:23:01.441Z"}
+_EXPIRES = {"log_aged_out_by": _LOG, "log_expires_at": _LOG, "clean_by": _PLACES}
+_FROM_STREAMS = dict.fromkeys(("alerts", "deliveries"), "2026-03-15T14:29:01.441Z") | {"dead_letters": _LOG}
 _ERRORS = {400: "limit: unknown parameter; allowed are none", 503: "the broker is away"}
 _DELETE_TRACE = operation(
     "deleteTrace",
@@ -79,8 +91,19 @@ _DELETE_TRACE = operation(
 _DELETE_USER = operation(
     "deleteUser",
     "Delete a user",
-    "The spans of the user are deleted, and the sessions and traces in which no other user is named.",
-    Answer(Deleted, "The user is deleted.", {"deleted": True, "user_id": "u-7", "span_count": 3, **_EXPIRES}),
+    "The spans of the user are deleted, and the sessions and traces in which no other user is named. Rules that are "
+    "grouped by user forget the user, and their events, delivery records and dead letters about the user are erased.",
+    Answer(
+        Deleted,
+        "The user is deleted.",
+        {
+            "deleted": True,
+            "user_id": "u-7",
+            "span_count": 3,
+            **_EXPIRES,
+            "clean_by": {**_PLACES, **_FROM_STREAMS},
+        },
+    ),
     errors={**_ERRORS, 404: "user not found"},
 )
 
@@ -124,7 +147,25 @@ async def _delete(store: StoreReader, deletions: LogOfDeletions, column: str, id
     await deletions.apply(tombstones)
     # The last record may have arrived a moment ago, for example a score of one of the spans.
     expires = render_instant(at_ns + deletions.log_keeps_ns)
-    return Deleted(span_count=removed.spans, log_aged_out_by=expires, log_expires_at=expires)
+    clean_by_ns = {
+        "answers": at_ns,
+        "open_spans": at_ns + _KEPT_NS,
+        "log": at_ns + deletions.log_keeps_ns,
+        # A file holds what arrived on one day and goes as a whole.
+        "store": at_ns + deletions.store_keeps_ns + DAY,
+    }
+    if column == "user_id":
+        # Later passes erase what the alerter publishes because of the deletion.
+        await deletions.erase({id: at_ns})
+        clean_by_ns |= dict.fromkeys(("alerts", "deliveries"), at_ns + ERASED_WITHIN_NS)
+        # A letter that cannot be told to be about the user stays until it ages out.
+        clean_by_ns["dead_letters"] = at_ns + subjects.REJECTED_AGE_NS
+    return Deleted(
+        span_count=removed.spans,
+        log_aged_out_by=expires,
+        log_expires_at=expires,
+        clean_by={place: render_instant(time_ns) for place, time_ns in clean_by_ns.items()},
+    )
 
 
 async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
@@ -134,7 +175,10 @@ async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
     async def forget(span_id: str) -> None:
         key = subjects.open_span_key(span_id)
         async with room:
-            if await bucket.get(key) is not None:
+            entry = await bucket.get(key)
+            if entry is not None:
+                # Deleting alone leaves the bytes of the entry on disk.
+                await bus.erase(f"KV_{subjects.OPEN_SPANS}", entry.revision)
                 await bucket.delete(key)
 
     await asyncio.gather(*map(forget, span_ids))
@@ -160,7 +204,7 @@ class _Removed(NamedTuple):
 
 #: Defines ``named``: the session, trace and user of every span, started span and message.
 _NAMED = (
-    "WITH named AS (SELECT session_id, trace_id, user_id FROM {spans} UNION ALL "
+    f"WITH named AS (SELECT session_id, trace_id, {USER_OF_SPAN.format('')} AS user_id FROM {{spans}} UNION ALL "
     "SELECT session_id, trace_id, user_id FROM {started} UNION ALL "
     "SELECT session_id, nullif(trace_id, ''), NULL FROM {messages}) "
 )
@@ -174,7 +218,10 @@ _OWN = (
 def _removed_by(store: Store, column: str, id: str, now_ns: int) -> list[_Removed]:
     """Return a list with what a deletion of a trace or a user removes; [] if the store holds nothing of it."""
     tables = ("spans", "started", "messages") if column == "trace_id" else ("spans", "started")
-    every = " UNION ALL ".join(f"SELECT 1 FROM {{{table}}} WHERE {column} = ?" for table in tables)
+    of_span = USER_OF_SPAN.format("") if column == "user_id" else column
+    every = " UNION ALL ".join(
+        f"SELECT 1 FROM {{{table}}} WHERE {of_span if table == 'spans' else column} = ?" for table in tables
+    )
     if not store.query(f"{every} LIMIT 1", [id] * len(tables), now_ns):
         return []
     sessions: list[str] = []
@@ -187,10 +234,11 @@ def _removed_by(store: Store, column: str, id: str, now_ns: int) -> list[_Remove
         traces = sorted(row[0] for row in store.query(sql, [id, id, sessions], now_ns))
     in_whole = "session_id IN (SELECT unnest(?::VARCHAR[])) OR trace_id IN (SELECT unnest(?::VARCHAR[]))"
     is_removed, values = f"({column} = ? OR {in_whole})", [id, sessions, traces]
-    sql = f"SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM {{spans}} WHERE {is_removed})"
+    is_removed_span = f"({of_span} = ? OR {in_whole})"
+    sql = f"SELECT count(*) FROM (SELECT DISTINCT trace_id, span_id FROM {{spans}} WHERE {is_removed_span})"
     spans = int(store.query(sql, values, now_ns)[0][0])
     arrivals = (
-        f"SELECT arrived_ns FROM {{spans}} WHERE {is_removed} "
+        f"SELECT arrived_ns FROM {{spans}} WHERE {is_removed_span} "
         f"UNION ALL SELECT arrived_ns FROM {{started}} WHERE {is_removed} "
         f"UNION ALL SELECT arrived_ns FROM {{messages}} WHERE {in_whole}"
     )

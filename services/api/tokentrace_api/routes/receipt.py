@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,11 +11,11 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from tokentrace.errors import Rejected
-from tokentrace.pricing import Pricer, Receipt
+from tokentrace.pricing import Pricer, Receipt, render_lines, render_price, render_usd
 from tokentrace.records import Span, counts_as_cost, event_time
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.web import reply
-from tokentrace.units import nusd_to_usd, render_instant
+from tokentrace.units import nusd_to_usd
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.routes.answers import InstantText
 from tokentrace_api.routes.traces import TraceId
@@ -43,7 +42,7 @@ class ReceiptLine(msgspec.Struct):
     """The cost of *amount* units: *rate_usd* US dollars for every *per* units."""
 
     unit: str
-    amount: int
+    amount: float
     rate_usd: Money
     per: int
     cost_usd: Money
@@ -166,47 +165,22 @@ def router(store: StoreReader, pricer: Pricer) -> Router:
 
 def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
     """Return *receipt* of *span* as the struct ``ReceiptAnswer`` describes it."""
-    source, at, version = span.cost_model.rpartition("@")
-    model = source if version == "configuration" else source.partition(":")[2] or source
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,
         "model": span.model,
         "provider": span.provider,
-        "cost_usd": None if receipt.cost_usd is None else _money(receipt.cost_usd),
+        "cost_usd": None if receipt.cost_usd is None else render_usd(receipt.cost_usd),
         "total_cost_usd": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
         "counted": counts_as_cost(span.kind),
         "confidence": _CONFIDENCE[span.cost_source],
         "reason": span.unpriced_reason or None,
         "cost_reason": span.unpriced_reason or None,
         "assumed": receipt.assumed or None,
-        "price": {
-            "source": span.cost_model or None,
-            "version": version if at else None,
-            "matched_model": model or None,
-            "priced_at": render_instant(event_time(span)),
-            "tier": receipt.tier,
-            "matched": receipt.matched or None,
-            "variant": receipt.variant or None,
-            "period": receipt.period or None,
-        },
-        "lines": [
-            {
-                "unit": line.unit,
-                "amount": line.amount,
-                "rate_usd": _money(line.rate_usd),
-                "per": line.per,
-                "cost_usd": _money(line.cost_usd),
-            }
-            for line in receipt.lines
-        ],
-        "rounding": _money(receipt.rounding_usd),
+        "price": render_price(span.cost_model, event_time(span), receipt),
+        "lines": render_lines(receipt.lines),
+        "rounding": render_usd(receipt.rounding_usd),
     }
     if not receipt.explained:
         shown["note"] = "the cost cannot be recomputed with the installed prices; one line stands for the whole cost"
     return shown
-
-
-def _money(usd: Decimal) -> str:
-    text = f"{usd:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

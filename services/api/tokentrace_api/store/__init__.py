@@ -46,6 +46,7 @@ from tokentrace_api.store.append import Item
 from tokentrace_api.store.catalog import StoreDamaged
 from tokentrace_api.store.columns import COLUMNS, attribute_is, attribute_text, columns_of, span_of, trace_hash
 from tokentrace_api.store.database import Database
+from tokentrace_api.store.deletions import USER_OF_SPAN
 from tokentrace_api.store.segment import MESSAGES, STARTED, Segment, day_of
 from tokentrace_api.store.store import Store
 
@@ -53,6 +54,7 @@ __all__ = [
     "COLUMNS",
     "MESSAGES",
     "STARTED",
+    "USER_OF_SPAN",
     "Database",
     "Item",
     "Segment",

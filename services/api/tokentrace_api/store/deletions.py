@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
+from tokentrace.metrics import attribute_text_of
 from tokentrace.records import Batch, ChatMessage, SessionEnd, Span, Started, Tombstone
 from tokentrace_api.store.columns import trace_hash
 from tokentrace_api.store.database import Database
@@ -26,6 +27,8 @@ _COLUMNS = {
     },
     "user": {"spans": "user_id", "started": "user_id"},
 }
+#: SQL for the user of a span, as ``tokentrace.records.attribute`` finds it; the place is for the alias of the table.
+USER_OF_SPAN = "coalesce(nullif({0}user_id, ''), json_extract_string({0}attributes, '/user_id'))"
 
 
 class Deletions:
@@ -68,7 +71,7 @@ class Deletions:
         return bool(self) and (
             self._hides("trace", span.trace_id, span.arrived_ns)
             or self._hides("session", span.session_id, span.arrived_ns)
-            or self._hides("user", span.user_id, span.arrived_ns)
+            or self._hides("user", _user_of(span), span.arrived_ns)
         )
 
     def hides_message(self, message: ChatMessage | SessionEnd, arrived_ns: int) -> bool:
@@ -84,6 +87,10 @@ class Deletions:
 
     def _hides(self, target: str, id: str | None, arrived_ns: int) -> bool:
         return id is not None and arrived_ns <= self._deleted[target].get(id, -1)
+
+
+def _user_of(span: Span | Started) -> str | None:
+    return attribute_text_of(span, "user_id") if isinstance(span, Span) else span.user_id
 
 
 def apply(database: Database, segment: Segment, tombstones: Sequence[Tombstone]) -> None:
@@ -110,6 +117,16 @@ def apply(database: Database, segment: Segment, tombstones: Sequence[Tombstone])
     database.run("COMMIT")
 
 
+def checkpoint(database: Database, segment: Segment) -> None:
+    """
+    Empty the write-ahead file of *segment*, which holds deleted rows as they were written.
+
+    Raises:
+        duckdb.Error: The disk refused, or a query holds the file; the rows are deleted all the same.
+    """
+    database.run(f"FORCE CHECKPOINT {segment.name}")
+
+
 def columns_by_target(tombstones: Iterable[Tombstone]) -> dict[str, dict[str, Any]]:
     """Return target -> numpy columns of its *tombstones*, for ``statements``."""
     groups: dict[str, list[Tombstone]] = {}
@@ -128,7 +145,8 @@ def columns_by_target(tombstones: Iterable[Tombstone]) -> dict[str, dict[str, An
 def statements(segment: str, target: str) -> Iterator[str]:
     """Yield SQL that deletes from *segment* the rows that the table ``tombstones``, all of *target*, hides."""
     for table, column in _COLUMNS[target].items():
-        is_hidden = f"held.{column} = tombstones.id AND held.arrived_ns <= tombstones.deleted_ns"
+        id_of = USER_OF_SPAN.format("held.") if (table, column) == ("spans", "user_id") else f"held.{column}"
+        is_hidden = f"{id_of} = tombstones.id AND held.arrived_ns <= tombstones.deleted_ns"
         if column == "trace_id" and table == "spans":
             is_hidden = f"held.trace_hash = tombstones.hash AND {is_hidden}"
         yield f"DELETE FROM {segment}.{table} AS held USING tombstones WHERE {is_hidden}"

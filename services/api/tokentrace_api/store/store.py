@@ -127,6 +127,9 @@ class Store:
             with self._writing():
                 for opened in self.catalog.segments if new else ():
                     deletions.apply(self.catalog.database, opened, new)
+            for opened in self.catalog.segments if new else ():
+                with contextlib.suppress(duckdb.Error):
+                    deletions.checkpoint(self.catalog.database, opened)
             for tombstone in new:
                 self._deletions.add(tombstone)
             self.catalog.waiting = {
