@@ -25,7 +25,13 @@ SHAPES: Sequence[dict[str, Any]] = (
     {"kind": "llm", "model": "gpt-4o", "provider": "openai", "tokens": (512, 128), "nusd": 1_375_000},
     {"kind": "llm", "model": UNKNOWN_MODEL, "provider": "nobody", "tokens": (374, 44), "nusd": None},
     {"kind": "llm", "model": "o3", "provider": "openai", "tokens": (9, 0), "nusd": 1},
-    {"kind": "embedding", "model": "text-embedding-3-small", "provider": "openai", "tokens": (8_000, 0), "nusd": 160_000},
+    {
+        "kind": "embedding",
+        "model": "text-embedding-3-small",
+        "provider": "openai",
+        "tokens": (8_000, 0),
+        "nusd": 160_000,
+    },
     {"kind": "agent", "model": "gpt-4o", "provider": "openai", "tokens": (5_000, 700), "nusd": 99_000_001},
     {"kind": "http", "model": "", "provider": "", "tokens": (11, 3), "nusd": 77_000_003},
     {"kind": "tool", "model": "", "provider": "", "tokens": (0, 0), "nusd": 250_000_000_007},
@@ -63,10 +69,10 @@ SENDERS = ("default.web.00000000000000000000000000000001", "default.job.00000000
 #: No telling ends later than this before the present, milliseconds, and none ends near the edge of an hour before it.
 _RECENT_MS, _EDGE_MS = 120_000, 3_600_000
 
-HISTORIES = st.lists(st.integers(0, 2**48), min_size=1, max_size=40)
+HISTORIES = st.lists(st.integers(0, 2**48), min_size=1, max_size=60)
 
 
-def random_history(seed: int, size: int = 40) -> list[int]:
+def random_history(seed: int, size: int = 60) -> list[int]:
     """Return the integers of a history."""
     dice = random.Random(seed)
     return [dice.getrandbits(48) for _ in range(size)]
@@ -122,7 +128,7 @@ class History:
         span = self._again(choices) if what == "again" and self._told else self._new(choices)
         self._told.append(span)
         self._open.append(span)
-        if choices.of((False, True, False, False)):
+        if choices.of((False, True, False, False, False, False)):
             self._close(choices)
 
     def _close(self, choices: _Choices) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,6 @@ from tokentrace.metrics import Answer, Query, finish, merge_results
 from tokentrace.metrics.cost import render_cost
 from tokentrace.metrics.tokens import render_tokens
 from tokentrace.records import Batch, ReporterStats, Span, encode_batches
-from tokentrace.service.machine import Machine
 from tokentrace.units import MS, SECOND
 from tokentrace_aggregator.shard import Shard
 from tokentrace_alerter.machine import AlerterMachine
@@ -112,9 +111,9 @@ class Reader:
         shard: The shard that it reads; None = every shard.
     """
 
-    def __init__(self, make: Any, shard: int | None = None) -> None:
+    def __init__(self, make: Callable[[], Any], shard: int | None = None) -> None:
         self._make, self._shard = make, shard
-        self.machine: Machine = make()
+        self.machine = make()
         self._state: bytes | None = None
         self._parts: dict[str, bytes] = {}
         self._revisions: dict[str, int] = {}
@@ -169,8 +168,8 @@ class Machines:
                     reader.save(at + 1)
                 if dice.random() < 0.1:
                     reader.kill(log, at + 1)
-        self._aggregator: list[Any] = [reader.machine for reader in self._readers[:-1]]
-        self._alerter: Any = self._readers[-1].machine
+        self._aggregator: list[Shard] = [reader.machine for reader in self._readers[:-1]]
+        self._alerter: AlerterMachine = self._readers[-1].machine
         self._alerter.start_evaluation((NOW_S - 10) * SECOND)
         self._alerter.evaluate_until(NOW_S * SECOND)
 
@@ -189,7 +188,12 @@ class Machines:
         for window_s in WINDOWS_S:
             for kind in ("", "all"):
                 query = Query(
-                    from_s=NOW_S - window_s, to_s=NOW_S + 1, now_s=NOW_S, kind=kind or "llm", groupby="model", by_model=True
+                    from_s=NOW_S - window_s,
+                    to_s=NOW_S + 1,
+                    now_s=NOW_S,
+                    kind=kind or "llm",
+                    groupby="model",
+                    by_model=True,
                 )
                 answer = self.ask(query)
                 calls = recount.between(answer.from_s, answer.to_s)
@@ -204,7 +208,12 @@ class Machines:
         answer = self.ask(Query(what="lifetime", from_s=0, to_s=NOW_S, now_s=NOW_S))
         sums, wanted = answer.total.sums, sums_of(recount.counted)
         shown = {"spans": sums.spans, "cost": sums.cost, "unpriced": sums.unpriced, "total": sums.total}
-        every = {"spans": wanted.spans, "cost": wanted.cost or 0, "unpriced": wanted.unpriced, "total": wanted.total}
+        every = {
+            "spans": wanted.spans,
+            "cost": wanted.cost or 0,
+            "unpriced": wanted.unpriced,
+            "total": wanted.total or 0,
+        }
         yield from differ("since the beginning", shown, every)
         counters: dict[str, list[int]] = {}
         for counter in answer.cumulative.counters:
@@ -214,7 +223,7 @@ class Machines:
         models = {}
         for model, calls in grouped(recount.counted, lambda call: call.text("model")).items():
             llm = sums_of(call for call in calls if call.kind == "llm")
-            models[model] = [sums_of(calls).cost or 0, llm.spans, llm.prompt, llm.completion]
+            models[model] = [sums_of(calls).cost or 0, llm.spans, llm.prompt or 0, llm.completion or 0]
         yield from differ("counters", counters, models)
         left_out = answer.cumulative.left_out
         conflicting_nusd = sum(call.cost or 0 for call in recount.conflicting)
@@ -251,9 +260,9 @@ NOTHING: dict[str, Any] = {
     "cost": None,
     "unpriced": 0,
     "spans": 0,
-    "prompt": 0,
-    "completion": 0,
-    "total": 0,
+    "prompt": None,
+    "completion": None,
+    "total": None,
 }
 
 
@@ -275,7 +284,7 @@ def rule_value(rule: str, calls: Sequence[Call]) -> int | None:
     if rule.startswith("money"):
         return sums_of(calls).cost
     members = [call for call in calls if call.kind == ("agent" if "agents" in rule else "llm")]
-    return sums_of(members).total if members else None
+    return sums_of(members).total
 
 
 def shown_sums(aggregates: Any) -> dict[str, Any]:

@@ -222,19 +222,19 @@ class Sums(NamedTuple):
 
     Attributes:
         spans: Number of all of them.
-        cost: Nano-dollars; None = no call with a known cost that pays.
+        cost: Nano-dollars; None = none of them pays and has a known cost.
         unpriced: Number of those that pay and whose cost is unknown.
         paid: Number of those that pay.
-        prompt, completion, total: Tokens of those that pay.
+        prompt, completion, total: Tokens of those that pay; None = there are none.
     """
 
     spans: int
     cost: int | None
     unpriced: int
     paid: int
-    prompt: int
-    completion: int
-    total: int
+    prompt: int | None
+    completion: int | None
+    total: int | None
 
 
 def sums_of(calls: Iterable[Call]) -> Sums:
@@ -242,14 +242,18 @@ def sums_of(calls: Iterable[Call]) -> Sums:
     every = list(calls)
     paying = [call for call in every if call.pays]
     known = [call.cost for call in paying if call.cost is not None]
+
+    def tokens(name: str) -> int | None:
+        return sum(call.tokens(name) for call in paying) if paying else None
+
     return Sums(
         spans=len(every),
         cost=sum(known) if known else None,
         unpriced=len(paying) - len(known),
         paid=len(paying),
-        prompt=sum(call.tokens("prompt_tokens") for call in paying),
-        completion=sum(call.tokens("comp_tokens") for call in paying),
-        total=sum(call.tokens("total_tokens") for call in paying),
+        prompt=tokens("prompt_tokens"),
+        completion=tokens("comp_tokens"),
+        total=tokens("total_tokens"),
     )
 
 
