@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import alerts, bus, core, freshness, history, http, reference, results, store, throughput
+from bench import alerts, bus, core, freshness, history, http, pricing, reference, results, store, throughput
 from bench.row import Group
 from bench.run import Run
 from bench.table import Table, listing
@@ -17,6 +17,7 @@ from bench.table import Table, listing
 GROUPS = (
     Group("reference", reference.PLANS, reference.run),
     Group("core", core.PLANS, core.run),
+    Group("pricing", pricing.PLANS, pricing.run),
     Group("bus", bus.PLANS, bus.run),
     Group("store", store.PLANS, store.run),
     Group("http", http.PLANS, http.run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from kit.pipeline import Pipeline, http
 from kit.receiver import Receiver
 from tokentrace import Reporter, Span
 from tokentrace.bus import subjects
+from tokentrace.records import Batch, encode_batches
 
 #: Tokens of a call to gpt-4o that costs 6 USD, and of one that costs 0.01 USD.
 DEAR, CHEAP = 2_400_000, 4_000
@@ -44,7 +46,7 @@ WAYS = ("reporter", "spans", "attributes", "nats", "mist", "costkatana")
 
 def send(pipeline: Pipeline, way: str, calls: list[tuple[str | int, int]]) -> None:
     """Send one call for each (user, prompt tokens)."""
-    base = {"name": "answer", "model": "gpt-4o", "provider": "openai"}
+    base: dict[str, Any] = {"name": "answer", "model": "gpt-4o", "provider": "openai"}
     if way == "reporter":
         with Reporter("who", pipeline.nats_url) as reporter:
             for user, tokens in calls:
@@ -64,13 +66,24 @@ def send(pipeline: Pipeline, way: str, calls: list[tuple[str | int, int]]) -> No
         for user, tokens in calls:
             attrs = {"model": "gpt-4o", "provider": "openai", "tokens_in": tokens, "tokens_out": 0, "user_id": user}
             now_ns = time.time_ns()
-            payload = {"trace_id": fresh("m"), "span_id": "1", "operation": "answer", "start_ns": now_ns - 10**6}
+            payload: dict[str, Any] = {
+                "trace_id": fresh("m"),
+                "span_id": "1",
+                "operation": "answer",
+                "start_ns": now_ns - 10**6,
+            }
             payload |= {"end_ns": now_ns, "status": "ok", "attrs": attrs}
             envelope = {"version": "1", "type": "trace.span", "source": "tool", "payload": payload}
             assert pipeline.post("/mist", envelope).status in (200, 202)
     else:
         for user, tokens in calls:
-            whole = {"name": "answer", "type": "llm", "sessionId": fresh("s"), "traceId": fresh("k"), "status": "ok"}
+            whole: dict[str, Any] = {
+                "name": "answer",
+                "type": "llm",
+                "sessionId": fresh("s"),
+                "traceId": fresh("k"),
+                "status": "ok",
+            }
             whole |= {"model": "gpt-4o", "tokens": {"input": tokens, "output": 0}}
             whole |= {"metadata": {"userId": str(user), "provider": "openai"}}
             assert pipeline.post("/api/traces/ingest", {"spans": [whole]}).status in (200, 201, 202)
@@ -93,6 +106,9 @@ class Running:
         status = self.get(f"/alerts/{rule.replace(' ', '%20')}/status")
         return {instance["group"]: instance["state"] for instance in status["instances"]}
 
+    def fires(self, rule: str, user: str) -> bool:
+        return user in self.firing(rule)
+
     def firing(self, rule: str) -> set[str]:
         return {user for user, state in self.instances(rule).items() if state == "firing"}
 
@@ -113,10 +129,11 @@ def test_the_rule_by_user_fires_for_the_one_user_over_the_limit_on_every_way_in(
     send(running.pipeline, way, [(user, CHEAP) for user in others] + [(spender, DEAR)])
     rules = ("a user spends too much", "by field")
     for rule in rules:
-        running.pipeline.until(lambda rule=rule: str(spender) in running.firing(rule), f"{rule} fires", 30)
+        running.pipeline.until(partial(running.fires, rule, str(spender)), f"{rule} fires", 30)
     # All other users are known to the rule, and none fires.
     assert all({*others} <= running.instances(rule).keys() for rule in rules)
     assert not {*others} & {user for rule in rules for user in running.firing(rule)}
+    running.pipeline.until(lambda: running.get(f"/traces?user={spender}")["total"] == 1, "stored")
     for question in ("user", "user_id", "attr.user_id"):
         assert running.get(f"/metrics/total_cost?window=1h&{question}={spender}")["value"] == pytest.approx(6)
         assert running.get(f"/traces?{question}={spender}")["total"] == 1
@@ -129,7 +146,7 @@ def test_the_rule_by_user_fires_for_the_one_user_over_the_limit_on_every_way_in(
 
 
 def test_three_thousand_users_under_the_limit_do_not_fire(running: Running) -> None:
-    before = {event["group"]["attr.user_id"] for event in map(lambda sent: sent.json(), running.receiver.sent)}
+    before = {event["group"]["attr.user_id"] for event in (sent.json() for sent in running.receiver.sent)}
     users = [fresh("crowd") for _ in range(3_000)]
     for start in range(0, 3_000, 500):
         send(running.pipeline, "spans", [(user, CHEAP) for user in users[start : start + 500]])
@@ -141,7 +158,7 @@ def test_three_thousand_users_under_the_limit_do_not_fire(running: Running) -> N
     assert status["overflow"]["current_value"] > 5
     assert not {user for user in running.firing("by field") if user.startswith("crowd")}
     assert "other" not in running.instances("by field")
-    after = {event["group"]["attr.user_id"] for event in map(lambda sent: sent.json(), running.receiver.sent)}
+    after = {event["group"]["attr.user_id"] for event in (sent.json() for sent in running.receiver.sent)}
     assert after == before
 
 
@@ -193,6 +210,10 @@ def in_stream(running: Running, stream: str, needle: bytes) -> int:
     return on_nats(running.pipeline, count)
 
 
+def is_erased(running: Running, stream: str, needle: bytes) -> bool:
+    return in_stream(running, stream, needle) == 0
+
+
 def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user(running: Running) -> None:
     user, other = fresh("canary"), fresh("stays")
     needle = user.encode()
@@ -205,14 +226,17 @@ def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user
         return any(event["status"] == status and event["group"] == {"attr.user_id": of} for event in events)
 
     running.pipeline.until(lambda: received("firing", user) and received("firing", other), "delivered")
-    bad = {"name": "x", "model": "gpt-4o", "kind": "llm", "user_id": user, "prompt_tokens": -1}
-    publish(running.pipeline, (RAW, json.dumps([bad]).encode()))
+    # A span without tokens is refused, and its dead letter shows its fields.
+    bad = Span(trace_id=fresh("bad"), span_id="1", name="x", model="gpt-4o", user_id=user)
+    publish(running.pipeline, (RAW, encode_batches([Batch(id=fresh("foreign.who"), spans=[bad])])))
+    running.pipeline.until(lambda: in_stream(running, subjects.REJECTED, needle) == 1, "dead letter")
     assert in_stream(running, subjects.ALERTS, needle) >= 1
     running.pipeline.until(lambda: needle in everything(running, user)["/alerts/by%20field/status"], "shown")
 
     answer = http("DELETE", f"{running.pipeline.url}/api/users/{user}").json()
     assert answer["span_count"] == 1
-    assert {"answers", "alerts", "deliveries", "dead_letters", "log", "store", "open_spans"} == answer["clean_by"].keys()
+    places = {"answers", "alerts", "deliveries", "dead_letters", "log", "store", "open_spans"}
+    assert answer["clean_by"].keys() == places
     # The receiver is told that the episode is over.
     running.pipeline.until(lambda: received("resolved", user), "resolved", 30)
 
@@ -222,10 +246,60 @@ def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user
 
     running.pipeline.until(clean, "clean answers", 90)
     for stream in (subjects.ALERTS, subjects.DELIVERIES, subjects.REJECTED):
-        running.pipeline.until(partial(lambda held: not in_stream(running, held, needle), stream), f"{stream} erased", 90)
+        running.pipeline.until(partial(is_erased, running, stream, needle), f"{stream} erased", 90)
     assert running.get(f"/traces?user={user}")["total"] == 0
     # The other user's episode is still open, and the rule still publishes.
     assert other in running.firing(rule)
     later = fresh("later")
     send(running.pipeline, "spans", [(later, DEAR)])
     running.pipeline.until(lambda: received("firing", later), "a later event is published", 30)
+
+
+#: The places that hold the id of a deleted user until the times in the answer (log and store), and the blocks of
+#: snapshots and of raw messages, which NATS has discarded and overwrites later.
+LATER = ("TT_SPANS", "TT_RAW", "data/spans/spans-", "OBJ_tt_snapshots")
+
+
+def test_after_a_deletion_no_file_names_the_user_but_those_that_the_answer_lists(running: Running) -> None:
+    user = fresh("canary")
+    send(running.pipeline, "spans", [(user, DEAR)])
+    running.pipeline.until(lambda: user in running.firing("by field"), "firing", 30)
+    assert http("DELETE", f"{running.pipeline.url}/api/users/{user}").status == 200
+    for stream in (subjects.ALERTS, subjects.DELIVERIES):
+        running.pipeline.until(partial(is_erased, running, stream, user.encode()), f"{stream} erased", 90)
+    wal = list(running.pipeline.data.rglob("spans-*.wal"))
+    assert not any(user.encode() in file.read_bytes() for file in wal)
+    time.sleep(3)
+    assert running.pipeline.stop() == 0
+    files = [file for file in running.pipeline.directory.rglob("*") if file.is_file()]
+    held = [str(file) for file in files if user.encode() in file.read_bytes()]
+    assert [name for name in held if not any(place in name for place in LATER)] == []
+
+
+KEY = "a key of sixteen or more"
+
+
+def test_with_hash_ids_nothing_shows_the_id_and_the_id_still_finds_deletes_and_groups(tmp_path: Path) -> None:
+    settings = {"redaction": {"hash_ids": True, "hash_key": KEY}}
+    (tmp_path / "tokentrace.yml").write_text(json.dumps(settings))
+    pipeline = Pipeline(tmp_path / "run", "--config", str(tmp_path / "tokentrace.yml"))
+    users = {way: f"{fresh(way)}@x.io" for way in WAYS}
+    pipeline.start()
+    try:
+        for way, user in users.items():
+            send(pipeline, way, [(user, CHEAP)])
+        pipeline.until(lambda: pipeline.get("/traces").json()["total"] == len(WAYS), "stored")
+        exported = pipeline.get("/export").body
+        by_user = pipeline.get("/metrics/total_cost?window=1h&groupby=user_id").json()["by_user_id"]
+        for way, user in users.items():
+            hashed = "h_" + hmac.digest(KEY.encode(), user.encode(), "sha256").hex()[:32]
+            assert user.encode() not in exported, way
+            assert by_user[hashed] == pytest.approx(0.01), way
+            for question in (f"user={user}", f"attr.user_id={user}", f"user={hashed}"):
+                assert pipeline.get(f"/traces?{question}").json()["total"] == 1, (way, question)
+        deleted = http("DELETE", f"{pipeline.url}/api/users/{users['spans']}")
+        assert (deleted.status, deleted.json()["span_count"]) == (200, 1)
+        assert deleted.json()["user_id"].startswith("h_")
+        assert pipeline.get(f"/traces?user={users['spans']}").json()["total"] == 0
+    finally:
+        assert pipeline.stop() == 0

@@ -156,16 +156,19 @@ def recount(every: list[Span], answer: Answer, query: Query, group: str | None =
         matching = [s for s in matching if (getattr(s, query.groupby) or "unknown") == group]
     calls = [s for s in matching if query.kind in ("all", s.kind)]
     wide = calls if query.only_kind else matching
-    paid = [s for s in wide if s.kind not in ("http", "agent", "workflow", "chain")]
+    rollups = ("http", "agent", "workflow", "chain")
+    paid = [s for s in wide if s.kind not in rollups]
+    # A span of such a kind repeats the tokens of its children.
+    used = [s for s in calls if s.kind not in rollups]
     latencies = [s.latency_ns for s in calls if s.latency_ns]
     scores = [s.score for s in wide if s.score is not None]
     return {
         "spans": len(calls),
         "cost": sum((Decimal(s.cost_nusd) for s in paid if s.cost_nusd is not None), Decimal(0)),
         "unpriced": sum(s.cost_nusd is None for s in paid),
-        "prompt": sum(s.prompt_tokens for s in calls),
-        "completion": sum(s.completion_tokens for s in calls),
-        "total": sum(s.total_tokens for s in calls),
+        "prompt": sum(s.prompt_tokens for s in used),
+        "completion": sum(s.completion_tokens for s in used),
+        "total": sum(s.total_tokens for s in used),
         "errors": sum(s.status == "error" for s in calls),
         "timeouts": sum(s.status == "timeout" for s in calls),
         "latency_n": len(latencies),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,7 @@ from tokentrace.records import (
     ChatMessage,
     ReporterStats,
     SessionEnd,
+    Span,
     Started,
     check_batch_id,
     check_span,
@@ -38,6 +40,7 @@ from tokentrace.records import (
     shard_of,
 )
 from tokentrace.redact import REDACTED, Redactor
+from tokentrace.units import DAY
 from tokentrace_ingest.cleaning import Cleaner
 
 
@@ -294,3 +297,57 @@ def test_the_parts_of_a_batch_stay_in_one_shard() -> None:
     for sequence, id in [(0, "request.1"), (5, "a.b.c")]:
         parts = [make_batch(sequence=sequence, id=id, part=part) for part in range(10)]
         assert len({shard_of(part, 7) for part in parts}) == 1
+
+
+# -- what a reporter states
+
+
+def test_a_span_with_start_and_end_has_a_latency() -> None:
+    cleaner = make_cleaner()
+    start = ARRIVED_NS - 90
+
+    def latency(**fields: int) -> int:
+        return cleaner.finish(bare_span(**fields), "key", 0, ARRIVED_NS).latency_ns
+
+    assert latency(started_ns=start, ended_ns=ARRIVED_NS) == 90
+    assert latency(started_ns=start, ended_ns=ARRIVED_NS, latency_ns=7) == 7
+    assert latency(started_ns=ARRIVED_NS, ended_ns=start) == 0
+    assert latency(started_ns=start) == 0
+    assert latency(started_ns=ARRIVED_NS - 31 * DAY, ended_ns=ARRIVED_NS) == 0
+
+
+def test_a_reporter_states_user_session_and_a_true_zero_and_no_other_source() -> None:
+    def finished(**fields: Any) -> Span:
+        return make_cleaner().finish(bare_span(**fields), "key", 0, ARRIVED_NS)
+
+    named = finished(attributes={"user_id": 7, "sessionId": "s"})
+    assert (named.user_id, named.session_id, named.attributes) == ("7", "s", {"user_id": 7, "sessionId": "s"})
+    assert finished(attributes={"user_id": 7}, user_id="bob").user_id == "bob"
+    hit = finished(cost_nusd=0, cost_source="reported", unpriced_reason="cache_hit")
+    assert (hit.cost_nusd, hit.cost_source, hit.unpriced_reason) == (0, "reported", "cache_hit")
+    assert finished(cost_source="free", unpriced_reason="cache_hit").cost_source == "priced"
+    assert finished(cost_nusd=0).cost_source == "zero_ignored"
+    assert finished(source="mist").source == "reporter"
+
+
+def test_the_amounts_of_a_reporter_are_settled_and_checked() -> None:
+    batch = make_batch(
+        Span(model="gpt-4o", usage={"input_tokens": 1000, "output_tokens": 500}),
+        bare_span(usage={"input_tokens": 11}),
+        Span(model="gpt-4o"),
+    )
+    cleaned = make_cleaner().clean(batch, ARRIVED_NS)
+    [span] = cleaned.parts[0].spans
+    assert (span.prompt_tokens, span.completion_tokens, span.total_tokens, span.usage) == (1000, 500, 1500, None)
+    assert span.cost_nusd == 7_500_000
+    first, second = (letter.reason for letter in cleaned.dead_letters)
+    assert first == "usage.input_tokens: 11 differs from prompt_tokens 10, which counts the same"
+    assert "usage_state" in second
+
+
+def test_a_dead_letter_of_a_json_array_names_the_index_of_its_span() -> None:
+    payload = json.dumps(
+        [{"kind": "tool"}, {"kind": "tool"}, {"model": "gpt-4o"}, {"kind": "tool", "promt": 1}]
+    ).encode()
+    _, dead_letters = clean_message(make_cleaner(), raw_message(payload))
+    assert [letter.reason.split(":")[0] for letter in dead_letters] == ["span 2", "span 3"]

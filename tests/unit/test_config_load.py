@@ -172,6 +172,7 @@ def test_a_file_that_is_not_text_is_a_config_error(here: Path) -> None:
         ("TOKENTRACE_REDACTION_MODE", "metadata_only", "metadata_only"),
         ("TOKENTRACE_ALERT_ALLOW_HOSTS", "10.0.0.0/8, hooks.example.com:443", ["10.0.0.0/8", "hooks.example.com:443"]),
         ("TRACE_REDACT_KEYS", " badge, iban,,x-y ", ["badge", "iban", "x-y"]),
+        ("TOKENTRACE_REDACTION_HASH_KEY", "sixteen or more letters", "sixteen or more letters"),
     ],
 )
 def test_a_variable_sets_its_key(here: Path, name: str, given: str, wanted: object) -> None:
@@ -180,6 +181,27 @@ def test_a_variable_sets_its_key(here: Path, name: str, given: str, wanted: obje
         value = getattr(value, part)
     assert value == wanted
     assert load(None, {name: ""}) == Settings()
+
+
+def test_trace_redact_keys_extends_the_keys_of_the_file(here: Path) -> None:
+    (here / "tokentrace.yml").write_text("redaction: {keys: [badge]}")
+    assert load(None, {"TRACE_REDACT_KEYS": "iban, ssn_no"}).redaction.keys == ["badge", "iban", "ssn_no"]
+    redactor = load(None, {"TRACE_REDACT_KEYS": "iban"}).redaction.redactor
+    assert redactor.value("badge", "x") == redactor.value("iban", "x") == redactor.value("password", "x") != "x"
+    (here / "tokentrace.yml").write_text("redaction: {keys: badge}")
+    with pytest.raises(ConfigError, match=r"redaction\.keys"):
+        load(None, {})
+
+
+def test_hash_ids_needs_a_key_of_sixteen_characters(here: Path) -> None:
+    for key in ("", "fifteen letters"):
+        (here / "tokentrace.yml").write_text(f"redaction: {{hash_ids: true, hash_key: '{key}'}}")
+        with pytest.raises(ConfigError, match=r"redaction\.hash_key: 16 characters"):
+            load(None, {})
+    (here / "tokentrace.yml").write_text('redaction: {hash_ids: true, hash_key: "${HASH_KEY}"}')
+    with pytest.raises(ConfigError, match="HASH_KEY"):
+        load(None, {})
+    assert load(None, {"HASH_KEY": "sixteen or more letters"}).redaction.redactor.user_id("a").startswith("h_")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from kit.builders import make_batch, make_span
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MAX_PAYLOAD, MemoryBroker, MemoryBus
+from tokentrace.dedup import shard_of_key, span_key
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.records import (
     Batch,
@@ -37,24 +38,30 @@ def in_stream(broker: MemoryBroker) -> list[tuple[str, int, int]]:
     ]
 
 
+def shard_of_call(batch: Batch, project: str, shards: int) -> int:
+    """Return the shard of the only span of *batch*; the part of a small batch has the same number."""
+    (span,) = batch.spans
+    return shard_of_key(span_key(project, span.trace_id, span.span_id), shards)
+
+
 def request(number: int, **fields: Any) -> Batch:
     return make_batch(**{"sequence": 0, "id": f"request.{number}", **fields})
 
 
 async def test_a_commit_returns_only_after_its_batch_is_in_the_stream() -> None:
     broker, bus = await make_bus()
-    group_commit = GroupCommit(bus, 4)
+    group_commit, committed = GroupCommit(bus, 4), []
 
     async def commit_many(number: int) -> None:
         for turn in range(10):
             batch = request(number * 100 + turn)
             await group_commit.commit("default", [batch])
-            assert (batch.id, 0, 0) in in_stream(broker)
+            committed.append((batch.id, 0, shard_of_call(batch, "default", 4)))
+            assert committed[-1] in in_stream(broker)
 
     await asyncio.gather(*(commit_many(number) for number in range(20)))
-    assert Counter(in_stream(broker)) == Counter(
-        (f"request.{number * 100 + turn}", 0, 0) for number in range(20) for turn in range(10)
-    )
+    assert Counter(in_stream(broker)) == Counter(committed)
+    assert {id for id, _, _ in committed} == {f"request.{n * 100 + turn}" for n in range(20) for turn in range(10)}
 
 
 async def test_simultaneous_commits_share_messages() -> None:
@@ -84,8 +91,10 @@ async def test_every_part_goes_to_the_subject_of_its_project_and_shard() -> None
     await group_commit.commit("shop.eu", parts)
     for stored in broker.logs[subjects.SPANS].messages.values():
         for batch in decode_batches(stored.payload):
-            assert stored.subject == subjects.spans("shop.eu", batch.sequence % 4)
-    assert len(in_stream(broker)) == 8
+            shard = shard_of_call(batch, "shop.eu", 4)
+            assert stored.subject == subjects.spans("shop.eu", shard)
+            assert batch.part == shard
+    assert sorted(sequence for _, sequence, _ in in_stream(broker)) == list(range(1, 9))
 
 
 async def test_batches_of_different_projects_never_share_a_message() -> None:
@@ -106,8 +115,9 @@ async def test_every_waiting_commit_fails_if_the_broker_is_away() -> None:
     assert {type(outcome) for outcome in outcomes} == {Unavailable}
     broker.up = True
     assert in_stream(broker) == []
-    await asyncio.wait_for(group_commit.commit("default", [request(1)]), 10)
-    assert in_stream(broker) == [("request.1", 0, 0)]
+    later = request(1)
+    await asyncio.wait_for(group_commit.commit("default", [later]), 10)
+    assert in_stream(broker) == [("request.1", 0, shard_of_call(later, "default", 4))]
 
 
 async def test_a_commit_fails_if_the_broker_is_gone_when_its_parts_are_published() -> None:

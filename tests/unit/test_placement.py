@@ -94,6 +94,13 @@ def test_before_the_agreement_the_id_of_the_batch_decides_and_nothing_is_split()
     assert own == msgspec.structs.replace(batch, identities=identities_of(batch.spans, "shop"))
 
 
+def test_earlier_readers_get_no_source_of_a_cost_that_they_cannot_decode() -> None:
+    batch = make_batch(make_span(cost_nusd=0, cost_source="free"), make_span(cost_nusd=1, cost_source="priced"))
+    for by_call, first in ((False, "reported"), (True, "free")):
+        ((_, own),) = place(batch, "shop", 1, by_call=by_call)
+        assert [span.cost_source for span in own.spans] == [first, "priced"]
+
+
 @pytest.mark.parametrize("shards", [1, 4])
 def test_a_batch_with_figures_only_is_published_once(shards: int) -> None:
     batch = make_batch(id="r", sequence=6, reporter=ReporterStats(sent=1))

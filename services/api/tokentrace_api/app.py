@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokentrace.bus import Bus
 from tokentrace.service.main import App
 from tokentrace.service.openapi import make_documented_app
+from tokentrace_api.hashed_ids import hashing
 from tokentrace_api.routes import (
     alerts,
     deletions,
@@ -51,4 +52,5 @@ def compose(bus: Bus, config: Config) -> App:
         forward.router(config.ingest_url, config.ingest_path, config.max_body_bytes),
         health.router(config.health_path, service, service, aggregators, bus, config.max_bytes),
     ]
-    return App(service, [route for router in routers for route in router.routes], {}, make_documented_app)
+    routes = [route for router in routers for route in router.routes]
+    return App(service, hashing(routes, config.redactor), {}, make_documented_app)

@@ -46,19 +46,17 @@ class Erasure:
 
     async def run(self) -> None:
         """Follow the deletions in the log and erase for each, several times, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            async with Follower(
-                self._bus, subjects.SPANS, [subjects.ALL_TOMBSTONES], None, reader="api.erasure"
-            ) as chunks:
-                async for chunk in chunks:
-                    users = {
-                        tombstone.id: tombstone.deleted_ns
-                        for message in chunk.messages
-                        for tombstone in self._tombstones_in(message)
-                        if tombstone.target == "user"
-                    }
-                    if users:
-                        tasks.create_task(self._erase_repeatedly(users))
+        deletions = Follower(self._bus, subjects.SPANS, [subjects.ALL_TOMBSTONES], None, reader="api.erasure")
+        async with asyncio.TaskGroup() as tasks, deletions as chunks:
+            async for chunk in chunks:
+                users = {
+                    tombstone.id: tombstone.deleted_ns
+                    for message in chunk.messages
+                    for tombstone in self._tombstones_in(message)
+                    if tombstone.target == "user"
+                }
+                if users:
+                    tasks.create_task(self._erase_repeatedly(users))
 
     def _tombstones_in(self, message: Message) -> list[Tombstone]:
         with self._bus.set_aside.guard(subjects.SPANS, f"message {message.sequence}"):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from tokentrace.dedup import hash64, identities_of, keys_of, shard_of_key, span_key
-from tokentrace.records import Annotation, Batch, ChatMessage, SessionEnd, Started, shard_of
+from tokentrace.records import Annotation, Batch, ChatMessage, SessionEnd, Span, Started, shard_of
 
 #: Lists of a batch whose records follow their span or session.
 _FOLLOWING = ("started", "messages", "annotations", "session_ends")
@@ -44,7 +44,8 @@ def place(batch: Batch, project: str, shards: int, *, by_call: bool, made: Colle
     """
     identities = identities_of(batch.spans, project)
     if not by_call:
-        return [Placed(shard_of(batch, shards), replace(batch, identities=identities))]
+        spans = [_for_earlier_readers(span) for span in batch.spans]
+        return [Placed(shard_of(batch, shards), replace(batch, spans=spans, identities=identities))]
     if shards == 1:
         return [Placed(0, replace(batch, layout=1, identities=identities))]
     home = shard_of_key(hash64(project, "", "", batch.id), shards)
@@ -82,6 +83,11 @@ def place(batch: Batch, project: str, shards: int, *, by_call: bool, made: Colle
         )
         for shard in places
     ]
+
+
+def _for_earlier_readers(span: Span) -> Span:
+    """Return *span* without a value that earlier versions cannot decode; its cost is 0 in either case."""
+    return replace(span, cost_source="reported") if span.cost_source == "free" else span
 
 
 def _following(batch: Batch, project: str, shards: int) -> dict[int, dict[str, list[Any]]]:

@@ -68,7 +68,7 @@ class Settings(Section, frozen=True, kw_only=True):
         Raises:
             ConfigError: A value is invalid; the message names its key.
         """
-        for section in (self.nats, self.http_server, self.pricing, self.transport, self.retention):
+        for section in (self.nats, self.http_server, self.pricing, self.transport, self.retention, self.redaction):
             section.check()
         for index, rule in enumerate(self.alerts):
             if not math.isfinite(rule.threshold):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tokentrace.pricing.rates import FIELD_UNITS, Amount, Sheet
+from tokentrace.pricing.rates import FIELD_UNITS, REQUESTS, Amount, Sheet
 from tokentrace.records import Span, exact_amounts
 
 _SECONDS = ("audio_seconds", "input_audio_seconds")
@@ -131,12 +131,17 @@ def _complete(sheet: Sheet, counts: dict[str, Amount]) -> Charges:
     """Return the charges; a whole of which only parts are given is the sum of its parts."""
     charged: dict[str, Amount] = {}
     for name in sheet.order:
-        parts = sum(charged[part] for part in sheet.parts[name])
-        if parts and not counts.get(name):
-            counts[name] = parts
-        charged[name] = counts.get(name, 0) - parts
+        count = counts.get(name, 0)
+        parts = 0
+        for part in sheet.parts[name]:
+            parts += charged[part]
+        if parts and not count:
+            counts[name] = count = parts
+        charged[name] = count - parts
     contradictory = any(amount < 0 for amount in charged.values())
-    return Charges(counts, sheet.charged(counts), is_contradictory=contradictory)
+    if REQUESTS in sheet.rates:
+        charged[REQUESTS] = 1
+    return Charges(counts, charged, is_contradictory=contradictory)
 
 
 def _with_overlaps(sheet: Sheet, counts: dict[str, Amount], joins: list[tuple[str, str, str]]) -> Charges:

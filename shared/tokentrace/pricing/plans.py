@@ -10,9 +10,13 @@ from tokentrace.pricing.configured import OwnPrices, Rate, own_sheet
 from tokentrace.pricing.matching import Matcher, Name
 from tokentrace.pricing.rates import Sheet
 from tokentrace.pricing.tables import Found, Tables, Variant, Version, load_tables
+from tokentrace.units import DAY
 
 #: Most pairs of provider and model whose plans are cached; a full cache is cleared.
 MAX_PLANS = 10_000
+
+#: Most days and contexts that are cached for a plan; a full cache is cleared.
+_MAX_CHOSEN = 64
 
 STANDARD = "standard price: no service tier, processing or speed was reported"
 
@@ -34,6 +38,8 @@ class Plan(NamedTuple):
         lacks: Units that are charged on top and are in no price list.
         least_seconds: Seconds of audio that a call with audio is billed for at least.
         thoughts_in_total: Whether tokens of the total beyond prompt and completion are thoughts.
+        by_hour: Whether rates depend on the time of day, and not only on the day.
+        chosen: (Day since 1970, context) -> the rates, a cache; only used if rates do not depend on the time of day.
     """
 
     source: str
@@ -48,6 +54,8 @@ class Plan(NamedTuple):
     lacks: str = ""
     least_seconds: int = 0
     thoughts_in_total: bool = False
+    by_hour: bool = False
+    chosen: dict[tuple[int, tuple[tuple[str, str], ...] | None], Chosen] = {}  # noqa: RUF012
 
 
 class Chosen(NamedTuple):
@@ -102,6 +110,17 @@ class Plans:
 
     def choose(self, plan: Plan, context: Mapping[str, str] | None, at_ns: int) -> Chosen:
         """Return the rates of *plan* for a call that says *context* of itself, at *at_ns* in Unix nanoseconds."""
+        key = (at_ns // DAY, tuple(context.items()) if context else None)
+        chosen = plan.chosen.get(key)
+        if chosen is None:
+            chosen = self._choose(plan, context, at_ns)
+            if not plan.by_hour:
+                if len(plan.chosen) >= _MAX_CHOSEN:
+                    plan.chosen.clear()
+                plan.chosen[key] = chosen
+        return chosen
+
+    def _choose(self, plan: Plan, context: Mapping[str, str] | None, at_ns: int) -> Chosen:
         if not plan.versions:
             notes = (f"the configured price holds for every call, also with {_words(context)}",) if context else ()
             return Chosen(plan.sheet, notes=notes)
@@ -158,7 +177,15 @@ class Plans:
                     return Plan("free", name, own.step, "free_model")
                 sheet, notes = own_sheet(own.rate, names, tables.units)
                 thoughts = any(_has_thoughts(name) for name in names)
-                return Plan("overridden", name, own.step, sheet=sheet, unit_notes=notes, thoughts_in_total=thoughts)
+                return Plan(
+                    "overridden",
+                    name,
+                    own.step,
+                    sheet=sheet,
+                    unit_notes=notes,
+                    thoughts_in_total=thoughts,
+                    chosen={},
+                )
         matched = matcher.match(provider, model)
         words = "; ".join(matched.name.steps)
         found = matched.found
@@ -181,6 +208,8 @@ class Plans:
             lacks=matched.name.lacks,
             least_seconds=row.least_seconds,
             thoughts_in_total=_has_thoughts(Name(found.provider, row.id.lower())),
+            by_hour=any(part.band is not None for part in (*versions, *row.variants)),
+            chosen={},
         )
 
 

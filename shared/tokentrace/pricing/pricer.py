@@ -73,16 +73,15 @@ class Pricer:
             and not reported
             and not span.usage
             and not span.usage_state
-            and not span.pricing_context
             and span.reasoning_tokens <= completion
             and span.total_tokens in (0, prompt + completion)
             and not (reported == 0 and self._keeps_zero(span))
         ):
             plan = self._plans.plan(span.provider, span.model)
             if (plan.source == "priced" or plan.source == "overridden") and not plan.lacks:
-                sheet = plan.sheet
-                if sheet is None:
-                    sheet = self._plans.choose(plan, None, event_time(span) if at_ns is None else at_ns).sheet
+                sheet, context = plan.sheet, span.pricing_context
+                if sheet is None or context:
+                    sheet = self._plans.choose(plan, context, event_time(span) if at_ns is None else at_ns).sheet
                 if sheet is not None:
                     vector = sheet.vector(prompt)
                     if (vector.prices_input or not prompt) and (vector.prices_output or not completion):

@@ -75,6 +75,7 @@ class Sheet:
         self, rates: Mapping[str, Rate], units: Mapping[str, Unit], per: Mapping[str, int] | None = None
     ) -> None:
         self.rates, self.units, self._per = rates, units, per or {}
+        self._covered: frozenset[str] | None = None
         self.order = sorted((name for name in rates if name != REQUESTS), key=lambda name: -len(units[name].dimensions))
         self.parts = {
             name: [part for part in self.order if part != name and includes(units[name], units[part])]
@@ -103,8 +104,12 @@ class Sheet:
 
     def has_rate(self, unit: str) -> bool:
         """Return True if *unit*, or a unit that it is a part of, has a rate."""
-        known = self.units.get(unit)
-        return known is not None and any(includes(self.units[priced], known) for priced in self.rates)
+        if self._covered is None:
+            rated = [self.units[priced] for priced in self.rates]
+            self._covered = frozenset(
+                name for name, known in self.units.items() if any(includes(whole, known) for whole in rated)
+            )
+        return unit in self._covered
 
     def charged(self, counts: Mapping[str, Amount]) -> dict[str, Amount]:
         """

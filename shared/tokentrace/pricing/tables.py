@@ -23,6 +23,7 @@ from tokentrace.units import SECOND
 #: A rate in US dollars for ``Unit.per`` units, or with tiers ``[base, (start, rate), ...]``.
 Rate = Decimal | list[Decimal | tuple[int, Decimal]]
 _DAY_NS = 86_400 * SECOND
+_EPOCH_DAY = date(1970, 1, 1).toordinal()
 
 
 class Unit(msgspec.Struct, frozen=True):
@@ -54,7 +55,7 @@ class Period(msgspec.Struct, frozen=True, rename={"since": "from"}):
     def contains(self, at_ns: int) -> bool:
         """Return True if the prices apply at *at_ns*, Unix nanoseconds."""
         if self.since is not None:
-            return at_ns // _DAY_NS >= (self.since - date(1970, 1, 1)).days
+            return at_ns // _DAY_NS >= self.since.toordinal() - _EPOCH_DAY
         if self.band is None:
             return True
         start, end = self.band

@@ -85,76 +85,21 @@ _CONSTANTS = frozenset({"null", "true", "false", "None", "True", "False"})
 _MARK = re.compile(r"\\*[\"']|[\[\]{}]")
 _REST = re.compile(r"[^\s,;\"'}]*")
 #: A key is sensitive although these words follow the sensitive word: ``phone_number``, ``Authorization-Header``.
-TAILS = [
-    "header",
-    "headers",
-    "value",
-    "values",
-    "number",
-    "numbers",
-    "no",
-    "address",
-    "addresses",
-    "key",
-    "keys",
-    "access",
-    "hash",
-    "confirmation",
-    "confirm",
-    "again",
-    "repeat",
-    "old",
-    "new",
-    "current",
-    "plain",
-    "raw",
-    "encrypted",
-    "encoded",
-    "base64",
-    "bearer",
-    "basic",
-    "home",
-    "work",
-    "mobile",
-    "main",
-    "primary",
-    "secondary",
-]
+_TAIL_WORDS = (
+    "header headers value values number numbers no address addresses key keys access hash confirmation confirm again "
+    "repeat old new current plain raw encrypted encoded base64 bearer basic home work mobile main primary secondary"
+)
+TAILS = tuple(_TAIL_WORDS.split())
 #: In a text, a secret named ``secret_access_key`` or ``secret_key`` is found by its own form.
 _TEXT_TAILS = "|".join(tail for tail in TAILS if tail not in ("access", "key", "keys"))
 #: The last word of a key whose value is an id.
 _ID_WORDS = frozenset({"id", "ids", "uid", "uids", "uuid", "uuids", "guid", "guids"})
 #: First words of keys such as ``userid``, in which nothing separates the last word.
-_ID_OWNERS = [
-    "user",
-    "session",
-    "request",
-    "trace",
-    "span",
-    "order",
-    "customer",
-    "account",
-    "message",
-    "client",
-    "device",
-    "tenant",
-    "conversation",
-    "thread",
-    "response",
-    "correlation",
-    "transaction",
-    "event",
-    "job",
-    "run",
-    "task",
-    "project",
-    "org",
-    "workflow",
-    "agent",
-    "visitor",
-    "member",
-]
-_ID_KEYS = frozenset(f"{owner}id{plural}" for owner in _ID_OWNERS for plural in ("", "s"))
+_OWNER_WORDS = (
+    "user session request trace span order customer account message client device tenant conversation thread response "
+    "correlation transaction event job run task project org workflow agent visitor member"
+)
+_ID_KEYS = frozenset(f"{owner}id{plural}" for owner in _OWNER_WORDS.split() for plural in ("", "s"))
 #: Keys that end so are no ids of records: an ``email_id`` is an address.
 _PERSONAL = (("email",), ("e", "mail"), ("phone",), ("ssn",), ("credit", "card"), ("creditcard",))
 #: Most keys in each cache, about; a full cache is cleared.

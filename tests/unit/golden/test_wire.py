@@ -38,6 +38,7 @@ from tokentrace.records import (  # noqa: E402
 
 #: Each field differs from its default and from the other fields, so that a moved or missing field is noticed.
 SPAN = make_span(
+    span_id="a1b2c3d4-0000-4000-8000-000000000002",
     parent_span_id="00f067aa-0000-4000-8000-000000000003",
     caller="checkout",
     ttft_ns=212_500_000,

@@ -41,8 +41,8 @@ class Deleted(msgspec.Struct, kw_only=True):
         span_count: Number of ended spans that were deleted.
         log_expires_at: When the log will have discarded the last of the deleted records, which stay hidden until then.
         log_aged_out_by: Deprecated: the old name of ``log_expires_at``; it goes with the next release.
-        clean_by: Place -> when nothing of the deleted records is left there, at the latest. ``answers`` are those of this
-            api; another one reads the deletion within a second. ``store`` are the files of the span store.
+        clean_by: Place -> when nothing of the deleted records is left there, at the latest. ``answers`` are those of
+            this api; another one reads the deletion within a second. ``store`` are the files of the span store.
     """
 
     deleted: Literal[True] = True
