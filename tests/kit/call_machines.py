@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from kit.call_histories import History
-from kit.call_recount import Call, Recount, Sent, Sums, grouped, milliseconds, nano_dollars, sums_of
+from kit.call_recount import Recount, Sent, grouped, milliseconds, nano_dollars, sums_of
+from kit.call_views import NOTHING, Views, differ, usd, wanted_sums
 from kit.raw_messages import CREATED_NS, make_cleaner
 from tokentrace.bus import Message, subjects
 from tokentrace.metrics import Answer, Query, finish, merge_results
@@ -18,7 +19,7 @@ from tokentrace.records import Batch, ReporterStats, Span, encode_batches
 from tokentrace.units import MS, SECOND
 from tokentrace_aggregator.shard import Shard
 from tokentrace_alerter.machine import AlerterMachine
-from tokentrace_alerter.rules import Rule, parse_rule
+from tokentrace_alerter.rules import parse_rule
 from tokentrace_ingest.placement import place
 
 #: The present, Unix seconds: a whole hour.
@@ -26,20 +27,18 @@ NOW_S = 1_800_057_600
 WINDOWS_S = (3600, 6 * 3600, 86_400)
 
 
-def rules() -> tuple[Rule, ...]:
-    """Return rules on money and tokens whose thresholds are never reached."""
-    written: Sequence[dict[str, Any]] = (
-        {"name": "money", "metric": "total_cost"},
-        {"name": "money of a model", "metric": "total_cost", "group_by": "model"},
-        {"name": "money of a user", "metric": "total_cost", "group_by": "attr.user_id"},
-        {"name": "tokens", "metric": "total_tokens"},
-        {"name": "tokens of agents", "metric": "total_tokens", "filter": {"kind": "agent"}},
-    )
-    common = {"op": "gt", "threshold": 10**12, "window": "1h", "eval_interval": "10s"}
-    return tuple(parse_rule({**common, **rule}, "alerts[0]") for rule in written)
-
-
-RULES = rules()
+_WRITTEN: Sequence[dict[str, Any]] = (
+    {"name": "money", "metric": "total_cost"},
+    {"name": "money of a model", "metric": "total_cost", "group_by": "model"},
+    {"name": "money of a user", "metric": "total_cost", "group_by": "attr.user_id"},
+    {"name": "tokens", "metric": "total_tokens"},
+    {"name": "tokens of agents", "metric": "total_tokens", "filter": {"kind": "agent"}},
+)
+#: Rules on money and tokens whose thresholds are never reached.
+RULES: Sequence[dict[str, Any]] = [
+    {**rule, "op": "gt", "threshold": 10**12, "window": "1h", "eval_interval": "10s"} for rule in _WRITTEN
+]
+_PARSED = tuple(parse_rule(rule, "alerts[0]") for rule in RULES)
 
 
 def span_of(doc: Mapping[str, Any], way: str) -> Span:
@@ -151,16 +150,19 @@ class Machines:
     Args:
         calls: Number of calls that a shard remembers, a power of two.
         seed: Decides which batches share a message, and where snapshots and kills fall.
+
+    Attributes:
+        log: The messages that ingest wrote.
+        aggregator: The shards, in order.
+        alerter: The alerter, after an evaluation of all rules.
     """
 
     def __init__(self, history: Sequence[Sent], shards: int, calls: int, seed: int = 0) -> None:
         dice = random.Random(seed)
         self.shards = shards
-        log = log_of(history, shards, dice)
-        self._readers = [
-            Reader(lambda shard=shard: Shard(shard, shards, capacity=calls), shard) for shard in range(shards)
-        ]
-        self._readers.append(Reader(lambda: AlerterMachine(RULES, "default", shards=shards, capacity=calls)))
+        self.log = log = log_of(history, shards, dice)
+        self._readers = [Reader(partial(Shard, shard, shards, capacity=calls), shard) for shard in range(shards)]
+        self._readers.append(Reader(lambda: AlerterMachine(_PARSED, "default", shards=shards, capacity=calls)))
         for at in range(len(log)):
             for reader in self._readers:
                 reader.fold(log, at)
@@ -168,14 +170,14 @@ class Machines:
                     reader.save(at + 1)
                 if dice.random() < 0.1:
                     reader.kill(log, at + 1)
-        self._aggregator: list[Shard] = [reader.machine for reader in self._readers[:-1]]
-        self._alerter: AlerterMachine = self._readers[-1].machine
-        self._alerter.start_evaluation((NOW_S - 10) * SECOND)
-        self._alerter.evaluate_until(NOW_S * SECOND)
+        self.aggregator: list[Shard] = [reader.machine for reader in self._readers[:-1]]
+        self.alerter: AlerterMachine = self._readers[-1].machine
+        self.alerter.start_evaluation((NOW_S - 10) * SECOND)
+        self.alerter.evaluate_until(NOW_S * SECOND)
 
     def ask(self, query: Query) -> Answer:
         """Return the merged answer of all shards."""
-        results = [finish(shard.answer(query, True)) for shard in self._aggregator]
+        results = [finish(shard.answer(query, True)) for shard in self.aggregator]
         return merge_results(results, self.shards, query)
 
     # -- comparison
@@ -235,83 +237,32 @@ class Machines:
         yield from differ("spans of reporters", answer.transport.sent, recount.reported)
 
     def _rules(self, recount: Recount) -> Iterator[str]:
-        calls = recount.between(NOW_S - 3600, NOW_S)
-        for status in self._alerter.render(NOW_S * SECOND):
-            name = status["name"]
-            if status["group_by"] is None:
-                yield from differ(f"rule {name}", exact(status["current_value"], name), rule_value(name, calls))
-                continue
-            key = status["group_by"].removeprefix("attr.")
-            groups = grouped(calls if key == "model" else [c for c in calls if key in c.span], lambda c: c.text(key))
-            wanted = {group: rule_value(name, members) for group, members in groups.items() if sums_of(members).paid}
-            shown = {instance["group"]: exact(instance["current_value"], name) for instance in status["instances"]}
-            yield from differ(f"rule {name}", shown, wanted)
+        statuses = {status["name"]: status for status in self.alerter.render(NOW_S * SECOND)}
+        yield from Views(_no_requests, recount).rules(RULES, lambda name: statuses[name])
 
     def _memories(self, recount: Recount) -> Iterator[str]:
-        for shard, aggregator in enumerate(self._aggregator):
-            own, other = aggregator.dedup, self._alerter.dedup[shard]
+        for shard, aggregator in enumerate(self.aggregator):
+            own, other = aggregator.dedup, self.alerter.dedup[shard]
             yield from differ(f"memory of shard {shard}", other.calls.digest, own.calls.digest)
             yield from differ(f"what shard {shard} left out", other.left_out, own.left_out)
-        remembered = sum(len(aggregator.dedup.calls) for aggregator in self._aggregator)
+        remembered = sum(len(aggregator.dedup.calls) for aggregator in self.aggregator)
         yield from differ("remembered calls", remembered, recount.remembered)
 
 
-NOTHING: dict[str, Any] = {
-    "cost": None,
-    "unpriced": 0,
-    "spans": 0,
-    "prompt": None,
-    "completion": None,
-    "total": None,
-}
-
-
-def differ(where: str, shown: object, wanted: object) -> Iterator[str]:
-    """Yield a sentence if *shown* is not *wanted*."""
-    if shown != wanted:
-        yield f"{where}: shown {shown}, recounted {wanted}"
-
-
-def exact(value: Any, rule: str) -> int | None:
-    """Return the value of a rule in nano-dollars or tokens."""
-    if value is None:
-        return None
-    return nano_dollars(Decimal(repr(value))) if rule.startswith("money") else int(value)
-
-
-def rule_value(rule: str, calls: Sequence[Call]) -> int | None:
-    """Return the value that *rule* must have over *calls*."""
-    if rule.startswith("money"):
-        return sums_of(calls).cost
-    members = [call for call in calls if call.kind == ("agent" if "agents" in rule else "llm")]
-    return sums_of(members).total
+def _no_requests(path: str) -> str:
+    raise AssertionError(f"{path}: the machines answer no requests")
 
 
 def shown_sums(aggregates: Any) -> dict[str, Any]:
     """Return the numbers that ``GET /metrics`` shows of *aggregates*."""
     cost, tokens = render_cost(aggregates, None), render_tokens(aggregates)
-    usd = cost["total_usd"]
     return {
-        "cost": None if usd is None else nano_dollars(Decimal(repr(usd))),
+        "cost": usd(cost["total_usd"]),
         "unpriced": cost["unpriced_span_count"],
         "spans": aggregates.sums.spans,
         "prompt": tokens["prompt_total"],
         "completion": tokens["completion_total"],
         "total": tokens["total"],
-    }
-
-
-def wanted_sums(calls: Sequence[Call], kind: str) -> dict[str, Any]:
-    """Return the numbers that must be shown of *calls*; *kind* is ``all`` or "" as in a query."""
-    every = sums_of(calls)
-    own: Sums = every if kind == "all" else sums_of(call for call in calls if call.kind == "llm")
-    return {
-        "cost": every.cost,
-        "unpriced": every.unpriced,
-        "spans": own.spans,
-        "prompt": own.prompt,
-        "completion": own.completion,
-        "total": own.total,
     }
 
 
