@@ -69,7 +69,7 @@ class Views:
         )
         alone = self._ask(f"/metrics/cost?{query}")
         if (alone["from"], alone["to"]) == (body["from"], body["to"]):
-            shown_alone = [usd(alone["value"]["total_usd"]), alone["value"]["unpriced_span_count"]]
+            shown_alone = [usd(alone["total_usd"]), alone["unpriced_span_count"]]
             yield from differ(f"/metrics/cost?{query}", shown_alone, [wanted["cost"], wanted["unpriced"]])
 
     def _stats(self) -> Iterator[str]:
