@@ -71,6 +71,7 @@ _SAME = (
     "user_id",
     "response_id",
     "scope",
+    "attributes",
 )
 
 

@@ -28,10 +28,11 @@ class Views:
 
     Args:
         get: Path with its query -> the body of the answer, which must be 200.
+        page: Number of traces on a page.
     """
 
-    def __init__(self, get: Callable[[str], str], recount: Recount) -> None:
-        self._get, self._recount = get, recount
+    def __init__(self, get: Callable[[str], str], recount: Recount, *, page: int = 7) -> None:
+        self._get, self._recount, self._page = get, recount, page
 
     def _ask(self, path: str) -> Any:
         return json.loads(self._get(path), parse_float=Decimal)
@@ -141,7 +142,7 @@ class Views:
     def _pages(self) -> Iterator[Any]:
         cursor = ""
         for _ in count():
-            page = self._ask("/traces?limit=7" + (f"&cursor={quote(cursor)}" if cursor else ""))
+            page = self._ask(f"/traces?limit={self._page}" + (f"&cursor={quote(cursor)}" if cursor else ""))
             yield from page["traces"]
             cursor = page["next_cursor"]
             if not cursor:
