@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from kit.builders import ENDED_NS, make_batch, make_span
-from tokentrace.dedup import Deduplicator, LeftOut, identities_of, is_long, keys_of, usable_response_id
-from tokentrace.records import Batch, Score, Span
+from tokentrace.dedup import Deduplicator, LeftOut, identities_of, is_long, keys_of
+from tokentrace.records import Batch, Score, Span, is_response_id
 from tokentrace.units import MINUTE, SECOND
 
 NOW = ENDED_NS
@@ -82,7 +82,7 @@ def test_a_text_that_is_no_id_identifies_nothing(template: str) -> None:
     if len(template) <= 256:
         spans = [told(f"s{at}", response_id=template) for at in range(100)]
         assert len(counted(dedup, request(1, *spans))) == 100
-    assert not usable_response_id(template)
+    assert not is_response_id(template)
 
 
 @pytest.mark.parametrize("phone", ["4155551234", "415-555-1234"])

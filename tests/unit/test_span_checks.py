@@ -6,11 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, make_span
-from tokentrace.dedup import usable_response_id
 from tokentrace.errors import Rejected
 from tokentrace.records import KINDS, ROLLUP_KINDS, Span, check_span, counts_as_cost, event_time, is_response_id
 from tokentrace.units import MINUTE
@@ -81,15 +78,10 @@ def test_a_span_without_usage_counts_nothing(state: str, counts: dict[str, Any])
     assert refusal(make_span(usage_state=state, **counts)).startswith(f"usage_state: {state}")
 
 
-@pytest.mark.parametrize("text", ["a b", "[EMAIL_REDACTED]", "x(1)", "{id}", "<x>", "é", "a\n", "x" * 257])
-def test_a_response_id_that_cannot_identify_a_response_is_rejected(text: str) -> None:
-    assert refusal(make_span(response_id=text)).startswith("response_id:")
-    assert not usable_response_id(text)
-
-
-@given(st.text(st.characters(max_codepoint=255), max_size=8))
-def test_the_ids_that_a_span_may_have_are_those_by_which_a_call_is_known(text: str) -> None:
-    assert is_response_id(text) == usable_response_id(text)
+@pytest.mark.parametrize("text", ["a b", "[EMAIL_REDACTED]", "x(1)", "{id}", "<x>", "é", "a\n"])
+def test_a_response_id_that_cannot_identify_a_response_is_kept_and_identifies_nothing(text: str) -> None:
+    check_span(make_span(response_id=text))
+    assert not is_response_id(text)
 
 
 def test_a_pricing_context_has_at_most_16_keys() -> None:

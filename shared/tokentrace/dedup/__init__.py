@@ -10,7 +10,6 @@ from tokentrace.dedup.identity import (
     keys_of,
     shard_of_key,
     span_key,
-    usable_response_id,
 )
 from tokentrace.dedup.memory import LEAST_CALLS, TOTAL_CALLS, CallMemory, Verdict, capacity_for
 
@@ -36,5 +35,4 @@ __all__ = [
     "shard_of_key",
     "span_key",
     "total",
-    "usable_response_id",
 ]

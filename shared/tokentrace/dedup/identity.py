@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tokentrace.records import Batch, Span
+from tokentrace.records import Batch, Span, is_response_id
 from tokentrace.units import MS, SECOND
 
 #: One identity, 32 bytes. ``key`` is the hash by which calls are found and sharded, ``span_key`` belongs to the ids of
@@ -30,7 +30,6 @@ _PACKED = struct.Struct("<QIIIIQ")
 SHORT, WAY_SHIFT, WAY_MASK, START_SHIFT = 1, 4, 0xFFFF, 20
 _MAX_DURATION_MS = 2**32 - 1
 _MODEL_KINDS = frozenset({"llm", "embedding"})
-_USABLE = re.compile(r"[!-'*-;=?-Z\\^-z|~]{1,256}")
 _PREFIX = re.compile(r"^[A-Za-z]{2,16}[-_]")
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 #: A response id with at least this many letters and digits, without its prefix, is long: providers do not repeat it.
@@ -38,11 +37,6 @@ _LONG = 12
 _USAGE = struct.Struct("<7q")
 #: The values of one ``IDENTITY``, in its order.
 _Identity = tuple[int, int, int, int, int, int]
-
-
-def usable_response_id(text: str) -> bool:
-    """Return True if *text* can identify a response: 1-256 printable ASCII characters, no space and no bracket."""
-    return _USABLE.fullmatch(text) is not None
 
 
 def is_long(response_id: str) -> bool:
@@ -66,7 +60,7 @@ def _response_id(span: Span) -> str:
         return ""
     if not (span.prompt_tokens or span.completion_tokens or span.total_tokens):
         return ""
-    return span.response_id if usable_response_id(span.response_id) else ""
+    return span.response_id if is_response_id(span.response_id) else ""
 
 
 def usage_hash(span: Span) -> int:

@@ -131,8 +131,8 @@ def _complete(sheet: Sheet, counts: dict[str, Amount]) -> Charges:
     """Return the charges; a whole of which only parts are given is the sum of its parts."""
     charged: dict[str, Amount] = {}
     for name in sheet.order:
-        count = counts.get(name, 0)
-        parts = 0
+        count: Amount = counts.get(name, 0)
+        parts: Amount = 0
         for part in sheet.parts[name]:
             parts += charged[part]
         if parts and not count:

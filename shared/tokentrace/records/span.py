@@ -237,11 +237,6 @@ def check_span(span: Span, *, needs_model: bool = True) -> None:
             )
     if span.usage_state in ("none", "missing") and counted:
         raise Rejected(f"usage_state: {span.usage_state}, but the span counts tokens or other units")
-    if span.response_id and not is_response_id(span.response_id):
-        raise Rejected(
-            f"response_id: {shorten(span.response_id)!r} is not 1-256 printable ASCII characters "
-            "without space or bracket"
-        )
     if span.pricing_context and len(span.pricing_context) > MAX_CONTEXT:
         raise Rejected(f"pricing_context: {len(span.pricing_context)} keys are more than the limit of {MAX_CONTEXT}")
     if span.started_ns and not MIN_INSTANT_NS <= span.started_ns <= MAX_INSTANT_NS:
