@@ -95,8 +95,8 @@ class CallFleet(Fleet):
     def _send(self, sent: Sent) -> None:
         spans = [self._keep(span, sent.way) for span in sent.spans]
         if sent.way == "mist":
-            for span in spans:
-                self._post("/mist", _mist(span), sent.request)
+            for index, span in enumerate(spans):
+                self._post("/mist", _mist(span), f"{sent.request} {index}")
         elif sent.way == "spans":
             self._post("/spans", json.dumps(spans).encode(), sent.request)
         else:

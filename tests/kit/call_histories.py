@@ -46,6 +46,7 @@ RESPONSES = (
     "",
     "chatcmpl-0123456789abcdef",
     "chatcmpl-7",
+    "resp (unusable) {}",
     "0123456789a{:x}",
 )
 #: How a call is told again.
