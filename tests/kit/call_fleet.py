@@ -35,7 +35,8 @@ class CallFleet(Fleet):
     Services that remember a given number of calls, and the senders of histories.
 
     Args:
-        shards: Shard count; from two shards on, two aggregators hold half of them each.
+        shards: Shard count.
+        aggregators: One, or two that hold half of the shards each; a single shard is held by both.
         calls: Number of calls that a shard remembers, a power of two.
         seed: Decides when which service is killed.
 
@@ -43,14 +44,15 @@ class CallFleet(Fleet):
         kept: Number of a telling -> what its sender kept.
     """
 
-    def __init__(self, directory: Path, shards: int, calls: int, seed: int) -> None:
+    def __init__(self, directory: Path, shards: int, aggregators: int, calls: int, seed: int) -> None:
         half = shards // 2
-        self._own = {"aggregator-0": f"0-{half - 1}", "aggregator-1": f"{half}-{shards - 1}"} if half else {}
+        two = {"aggregator-0": f"0-{half - 1}", "aggregator-1": f"{half}-{shards - 1}"} if half else {}
+        self._own = two if aggregators == 2 else {}
         self._shards, self._calls = shards, calls
         self._dice = random.Random(seed)
         self.kept: dict[int, Kept] = {}
         self._numbers: dict[int, int] = {}
-        names = ["ingest", *(self._own or ["aggregator"]), "alerter", "api"]
+        names = ["ingest", *(f"aggregator-{number}" for number in range(aggregators)), "alerter", "api"]
         super().__init__(directory, names, {"TOKENTRACE_SHARD_COUNT": str(shards)})
         (directory / "tokentrace.yml").write_text(json.dumps({"alerts": _RULES}))
 
@@ -158,6 +160,36 @@ class CallFleet(Fleet):
             *views.stored(),
             *views.rules(_RULES, lambda name: self._status(name, sent_ms)),
         ]
+
+    def await_equal_memories(self) -> None:
+        """Wait until all readers have published what they remembered at the same message of each shard; it is equal."""
+        readers = {"alerter.0", *(f"{name}.{shard}" for name in ("aggregator", "api") for shard in range(self._shards))}
+        per_shard = 3
+
+        def is_compared() -> bool:
+            told = asyncio.run(self._digests())
+            told_by = {reader for by_reader in told.values() for reader in by_reader}
+            return told_by == readers and all(
+                any(len(by_reader) == per_shard for at, by_reader in told.items() if at[0] == shard)
+                for shard in map(str, range(self._shards))
+            )
+
+        self.until(is_compared, "memories published", 30)
+        told = asyncio.run(self._digests())
+        assert [at for at, by_reader in told.items() if len(set(by_reader.values())) > 1] == []
+
+    async def _digests(self) -> dict[tuple[str, int], dict[str, tuple[int, int]]]:
+        """Return (shard, sequence) -> reader -> (number of calls, digest)."""
+        client = await nats.connect(self.broker.url)
+        bucket = await client.jetstream().key_value("tt_meta")
+        told: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
+        for key in await bucket.keys():
+            if key.startswith("calls."):
+                for shard, digests in json.loads((await bucket.get(key)).value or b"")["digests"].items():
+                    for sequence, calls, digest in digests:
+                        told.setdefault((shard, sequence), {})[key.removeprefix("calls.")] = (calls, digest)
+        await client.close()
+        return told
 
     def _text(self, path: str) -> str:
         answer = self.get("api", path)

@@ -60,6 +60,7 @@ CHANGES = (
     "no response id",
     "other span and tokens",
     "unknown cost",
+    "user and session",
 )
 #: Pauses between two tellings of one call by different spans, milliseconds.
 GAPS_MS = (0, 4_999, 5_000, 5_001, 59_999, 60_000, 60_001, 600_000)
@@ -189,6 +190,8 @@ class History:
             span["provider"] = "azure"
         if change == "cost":
             span["cost_usd"] = (4_000_000 + 11 * len(self._told)) / 10**9
+        elif change == "user and session":
+            span |= {"user_id": "eve", "session_id": "attic"}
         elif change == "no response id":
             span.pop("response_id", None)
         elif change == "unknown cost" and span["kind"] in ("llm", "embedding"):

@@ -15,18 +15,18 @@ import pytest
 
 from kit.call_fleet import CallFleet
 from kit.call_histories import History, random_history
-from kit.examples import SEED, examples
+from kit.examples import SEED, examples, matrix
 
 pytestmark = pytest.mark.story
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[int, int], CallFleet]]:
-    """Start services with this many shards, each of which remembers this many calls."""
+def start(tmp_path: Path) -> Iterator[Callable[[int, int, int], CallFleet]]:
+    """Start services: number of shards, number of aggregators, number of calls that a shard remembers."""
     started: list[CallFleet] = []
 
-    def start(shards: int, calls: int) -> CallFleet:
-        fleet = CallFleet(tmp_path, shards, calls, SEED)
+    def start(shards: int, aggregators: int, calls: int) -> CallFleet:
+        fleet = CallFleet(tmp_path, shards, aggregators, calls, SEED)
         started.append(fleet)
         fleet.start()
         return fleet
@@ -36,11 +36,13 @@ def start(tmp_path: Path) -> Iterator[Callable[[int, int], CallFleet]]:
         fleet.stop()
 
 
-@pytest.mark.parametrize(("shards", "calls"), [(1, 64), (4, 4096)])
+@pytest.mark.parametrize(
+    ("shards", "aggregators", "calls"), matrix([(1, 1, 64), (4, 2, 4096), (4, 1, 4096), (1, 2, 64)], 2)
+)
 def test_all_answers_agree_with_a_recount_through_kills(
-    start: Callable[[int, int], CallFleet], shards: int, calls: int
+    start: Callable[[int, int, int], CallFleet], shards: int, aggregators: int, calls: int
 ) -> None:
-    fleet = start(shards, calls)
+    fleet = start(shards, aggregators, calls)
     # Readers are compared every 256 messages of the log, so there must be more.
     history = History(random_history(SEED, 2200), time.time_ns() // 10**6)
     half = random.Random(SEED).randrange(len(history.sent) // 3, len(history.sent) * 2 // 3)
@@ -51,4 +53,5 @@ def test_all_answers_agree_with_a_recount_through_kills(
         fleet.kill(name)
         fleet.start_one(name)
     fleet.await_agreement(fleet.recount())
-    fleet.until(lambda: not fleet.get("api", "/health").json()["calls"].get("readers_that_differ"), "readers agree")
+    fleet.await_equal_memories()
+    assert "readers_that_differ" not in fleet.get("api", "/health").json()["calls"]
