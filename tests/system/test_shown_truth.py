@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -73,10 +74,8 @@ def test_empty_and_unknown_callers_are_the_same_in_traces_and_metrics(pipeline: 
         await_trace(pipeline, trace)
     for caller in ("", "unknown"):
         assert sorted(listed(pipeline, model=model, caller=caller)) == sorted(ids[:2])
-        pipeline.until(
-            lambda caller=caller: pipeline.get(f"/metrics?model={model}&caller={caller}").json()["span_count"] == 2,
-            "counted",
-        )
+        path = f"/metrics?model={model}&caller={caller}"
+        pipeline.until(partial(_counts, pipeline, path, 2), "counted")
     assert set(pipeline.get(f"/metrics?model={model}&groupby=caller").json()["by_caller"]) == {"unknown", "web"}
 
 
@@ -121,3 +120,8 @@ def test_text_is_found_in_any_form(pipeline: Pipeline, name: str, asked: str) ->
     assert trace in listed(pipeline, q=asked)
     assert trace in listed(pipeline, **{"attr.f": "1", "q": asked})
     assert trace not in listed(pipeline, **{"attr.f": "2", "q": asked})
+
+
+def _counts(pipeline: Pipeline, path: str, spans: int) -> bool:
+    """Return True if the answer at *path* counts *spans* spans."""
+    return bool(pipeline.get(path).json()["span_count"] == spans)
