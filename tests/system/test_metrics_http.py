@@ -25,6 +25,9 @@ from kit.metrics_http import (
 from kit.pipeline import Pipeline
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS
 
+#: Keys of an answer about money that say what it leaves out.
+MONEY_KEYS = {"unpriced_span_count", "partly_priced_span_count"}
+
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
@@ -53,6 +56,8 @@ def test_a_metric_by_name_equals_a_recount(
         assert set(shown) - {"quantile_error", "exemplars"} == {
             *("window", "metric", "value", "span_count"),
             *("from", "to", "since"),
+            *(MONEY_KEYS if METRICS[name].not_priced else ()),
+            *(("per_call_span_count",) if name == "cost_per_call" else ()),
         }
         assert ("quantile_error" in shown) == bool(METRICS[name].fields)
         assert shown.get("quantile_error", 0) == 0, "quantiles of fewer than 100 values are exact"
@@ -113,7 +118,7 @@ def test_every_group_of_metrics_equals_a_recount(
         shown = dict(whole[group])
         if group == "cost":
             assert shown.pop("by_model") == pytest.approx(
-                {model: part.cost for model, part in by_model.items() if part.cost or part.calls}
+                {model: part.cost for model, part in by_model.items() if part.paid}
             )
             assert shown.pop("unpriced_by_model") == ({} if kind == "tool" else UNPRICED)
         assert shown == close_to(wanted)
@@ -121,9 +126,23 @@ def test_every_group_of_metrics_equals_a_recount(
         assert {key: alone.pop(key) for key in whole[group]} == whole[group]
         extra = {"quantile_error"} if GROUPS[group].fields else set()
         extra |= {"exemplars"} if group in ("cost", "latency") else set()
-        assert set(alone) == {"window", "span_count", "from", "to", "since"} | extra
-        assert alone["span_count"] == whole["span_count"]
-    known = {*GROUPS, *CUSTOM, "window", "span_count", "transport", "alerts", "quantile_error", "from", "to", "since"}
+        # The group cost has the number of its spans among its numbers.
+        extra |= set() if group == "cost" else {"span_count"}
+        assert set(alone) == {"window", "from", "to", "since"} | extra
+        assert alone.get("span_count", whole["span_count"]) == (len(of.spent) if group == "tokens" else len(of.calls))
+    known = {
+        *GROUPS,
+        *CUSTOM,
+        "unpriced_custom",
+        "window",
+        "span_count",
+        "transport",
+        "alerts",
+        "quantile_error",
+        "from",
+        "to",
+        "since",
+    }
     assert set(whole) == known
 
 
@@ -160,6 +179,7 @@ def test_breakdowns_by_dimension_equal_a_recount(pipeline: Pipeline, traffic: tu
         assert set(shown) - {"quantile_error"} == {
             *("window", "metric", "value", f"by_{split.dimension}"),
             *("span_count", "from", "to", "since"),
+            *(MONEY_KEYS | {f"unpriced_by_{split.dimension}"} if split.not_priced else ()),
         }
         assert shown["value"] == shown[f"by_{split.dimension}"]
         assert_coverage(shown)
@@ -169,7 +189,10 @@ def test_breakdowns_by_dimension_equal_a_recount(pipeline: Pipeline, traffic: tu
         assert {value: usd for value, usd in shown.items() if usd} == pytest.approx(
             {value: usd for value, usd in wanted.items() if usd}
         )
-        assert sum(round(usd * 1e9) for usd in shown.values()) == round((Expected(spans).cost or 0) * 1e9)
+        assert sum(round((usd or 0) * 1e9) for usd in shown.values()) == round((Expected(spans).cost or 0) * 1e9)
+        assert {value for value, usd in shown.items() if usd is None} == {
+            value for value, usd in wanted.items() if usd is None
+        }
     tokens = ask(pipeline, "/tokens_by_model", caller=caller)["value"]
     assert all(set(part) == {"prompt", "completion", "total"} for part in tokens.values())
     assert sum(part["total"] for part in tokens.values()) == Expected(spans).metric("total_tokens")[0]

@@ -59,8 +59,17 @@ def paid(spans: Sequence[Span]) -> list[Span]:
     return [span for span in spans if span.kind not in ("http", "agent", "workflow", "chain")]
 
 
-def dollars(spans: Sequence[Span]) -> float:
-    return sum(span.cost_nusd or 0 for span in paid(spans)) / 1e9
+def dollars(spans: Sequence[Span]) -> float | None:
+    known = [span.cost_nusd for span in spans if span.cost_nusd is not None]
+    return sum(known) / 1e9 if known else None
+
+
+def priced(spans: Sequence[Span]) -> list[Span]:
+    return [span for span in llm(spans) if span.cost_nusd is not None]
+
+
+def split(spans: Sequence[Span]) -> list[Span]:
+    return [span for span in llm(spans) if span.prompt_tokens or span.completion_tokens]
 
 
 def scored(spans: Sequence[Span]) -> list[Span]:
@@ -73,16 +82,17 @@ def timed(spans: Sequence[Span]) -> list[Span]:
 
 #: Metric -> function from the spans of a window to (value, number of contributing spans), as the documents define it.
 RECOUNT: dict[str, Callable[[list[Span]], tuple[float | None, int]]] = {
-    "total_cost": lambda s: (dollars(s) if paid(s) else None, len(paid(s))),
-    "cost_per_call": lambda s: (dollars(s) / len(llm(s)) if llm(s) else None, len(llm(s))),
+    "total_cost": lambda s: (dollars(paid(s)), len(paid(s))),
+    "cost_per_call": lambda s: mean(lambda span: (span.cost_nusd or 0) / 1e9, priced(s)),
     "unpriced_span_count": lambda s: total(lambda span: span.cost_nusd is None, paid(s)),
+    "partly_priced_span_count": lambda s: total(lambda span: span.cost_source == "partly_priced", paid(s)),
     "prompt_tokens": lambda s: total(lambda span: span.prompt_tokens, llm(s)),
     "completion_tokens": lambda s: total(lambda span: span.completion_tokens, llm(s)),
     "total_tokens": lambda s: total(lambda span: span.total_tokens, llm(s)),
-    "prompt_token_p50": lambda s: quantile(lambda span: span.prompt_tokens, 0.50, 1, 0)(llm(s)),
-    "prompt_token_p95": lambda s: quantile(lambda span: span.prompt_tokens, 0.95, 1, 0)(llm(s)),
-    "completion_token_p50": lambda s: quantile(lambda span: span.completion_tokens, 0.50, 1, 0)(llm(s)),
-    "completion_token_p95": lambda s: quantile(lambda span: span.completion_tokens, 0.95, 1, 0)(llm(s)),
+    "prompt_token_p50": lambda s: quantile(lambda span: span.prompt_tokens, 0.50, 1, 0)(split(s)),
+    "prompt_token_p95": lambda s: quantile(lambda span: span.prompt_tokens, 0.95, 1, 0)(split(s)),
+    "completion_token_p50": lambda s: quantile(lambda span: span.completion_tokens, 0.50, 1, 0)(split(s)),
+    "completion_token_p95": lambda s: quantile(lambda span: span.completion_tokens, 0.95, 1, 0)(split(s)),
     "latency_p50": lambda s: quantile(lambda span: span.latency_ns, 0.50, 1e6, 1)(llm(s)),
     "latency_p95": lambda s: quantile(lambda span: span.latency_ns, 0.95, 1e6, 1)(llm(s)),
     "latency_p99": lambda s: quantile(lambda span: span.latency_ns, 0.99, 1e6, 1)(llm(s)),

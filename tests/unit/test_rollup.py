@@ -318,7 +318,7 @@ def test_a_query_misses_no_span_although_a_newer_one_was_folded_before(resolutio
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, MAX_TOKENS), min_size=1, max_size=100))
+@given(st.lists(st.integers(1, MAX_TOKENS), min_size=1, max_size=100))
 def test_quantiles_of_up_to_a_hundred_values_in_a_window_are_exact(sizes: list[int]) -> None:
     # There is one value each second: the window joins up to a hundred buckets of several resolutions.
     now_s = NOON_S + 100

@@ -148,7 +148,9 @@ CUSTOM_RECOUNTS: dict[str, Callable[[ScoredSpan], Any]] = {
 
 def assert_measured(custom: dict[str, CustomValue], scored_spans: Sequence[ScoredSpan]) -> None:
     for name, value_of in CUSTOM_RECOUNTS.items():
-        values = [round(value * ONE) for value in map(value_of, scored_spans) if value is not None]
+        # A count of spans is of LLM calls; attributes are of every kind.
+        counted = [one for one in scored_spans if one.span.kind == "llm" or name not in ("rated", "best")]
+        values = [round(value * ONE) for value in map(value_of, counted) if value is not None]
         measured = custom.get(name, CustomValue())
         assert (name, measured.size, measured.total) == (name, len(values), sum(values))
         if name == "p95":
