@@ -9,11 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kit.call_histories import HISTORIES, History
+from kit.call_histories import HISTORIES
 from kit.call_machines import NOW_S
-from kit.call_recount import Recount
-from kit.call_services import CallServices
-from kit.call_views import Views
+from kit.call_services import disagreements
 from kit.examples import examples
 from kit.recount_services import MetricsServices
 from tokentrace.units import SECOND
@@ -25,21 +23,6 @@ QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, Hea
 def now(services: MetricsServices) -> None:
     """Set the clock of queries."""
     services.clock.now_ns = NOW_S * SECOND
-
-
-def disagreements(directory: Path, numbers: list[int], shards: int, calls: int, seed: int) -> list[str]:
-    """Return how the answers differ from the recount of the history that *numbers* make."""
-    history = History(numbers, NOW_S * 1000)
-    recount = Recount(calls * shards)
-    for sent in history.sent:
-        recount.read(sent)
-    serving = CallServices(directory, history.sent, shards, calls, seed)
-    try:
-        views = Views(serving.get, recount)
-        memories = [f"memory of {shard}" for shard, aggregator, store in serving.digests() if aggregator != store]
-        return [*views.metrics(), *views.stored(), *memories]
-    finally:
-        serving.close()
 
 
 @settings(QUIET, max_examples=examples(60))

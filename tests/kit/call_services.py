@@ -12,8 +12,10 @@ from pathlib import Path
 
 import httpx
 
-from kit.call_machines import Machines
-from kit.call_recount import Sent
+from kit.call_histories import History
+from kit.call_machines import NOW_S, Machines
+from kit.call_recount import Recount, Sent
+from kit.call_views import Views
 from kit.raw_messages import CREATED_NS
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
@@ -105,3 +107,24 @@ class CallServices:
 def _is_new(store: Store, item: Item) -> bool:
     position = store.position(item.shard)
     return position is None or item.message.sequence > position.sequence
+
+
+def disagreements(directory: Path, numbers: list[int], shards: int, calls: int, seed: int) -> list[str]:
+    """
+    Return how the answers differ from the recount of the history that *numbers* make.
+
+    Args:
+        directory: Where the store keeps its files.
+        calls, seed: As for ``CallServices``.
+    """
+    history = History(numbers, NOW_S * 1000)
+    recount = Recount(calls * shards)
+    for sent in history.sent:
+        recount.read(sent)
+    serving = CallServices(directory, history.sent, shards, calls, seed)
+    try:
+        views = Views(serving.get, recount)
+        memories = [f"memory of {shard}" for shard, aggregator, store in serving.digests() if aggregator != store]
+        return [*views.metrics(), *views.stored(), *memories]
+    finally:
+        serving.close()

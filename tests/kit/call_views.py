@@ -197,7 +197,8 @@ class Views:
         """
         for rule in rules:
             status = ask(rule["name"])
-            end = _second(status["last_evaluated"])
+            # A grouped rule without instances has no instant of its last evaluation.
+            end = _second(status["last_evaluated"] or status["next_evaluation"])
             calls = self._recount.between(end - 3600, end)
             key = rule.get("group_by", "")
             if not key:
