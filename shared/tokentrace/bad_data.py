@@ -98,6 +98,7 @@ class SetAside:
 
     def note(self, place: str, which: str, reason: Exception | str) -> None:
         """Record one piece of data and log it; if its record is still kept, only increase the record's count."""
+        # Plain texts, because msgspec encodes no subclass of str.
         text = reason_of(reason) if isinstance(reason, Exception) else shorten(reason, _MAX_REASON)
         key = place, shorten(which, _MAX_WHICH)
         with self._lock:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.builders import make_span
-from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, last_versions, untimed
+from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, first_tellings, untimed
 from tokentrace.records import SessionEnd, Span, Started
 from tokentrace_api.reads import Session, SessionFilter, find_session, list_sessions, sum_sessions
 from tokentrace_api.store import Store
@@ -36,7 +36,8 @@ def spans(draw: st.DrawFn) -> Span:
         # Different starts for different ids, so that a session has one first span.
         started_ns=started_ns + int(span),
         ended_ns=started_ns + draw(seconds) * SECOND + 5,
-        cost_nusd=draw(st.sampled_from([None, 0, 5, 10**15])),
+        cost_nusd=draw(st.sampled_from([None, None, 0, 5, 10**15])),
+        cost_source=draw(st.sampled_from(["priced", "partly_priced"])),
         arrived_ns=NOW_NS,
         attributes=label,
     )
@@ -85,27 +86,35 @@ def folded(sent: Sequence[Span], started: Sequence[Started], closed: Sequence[Se
     """Return session -> its expected fields."""
     sessions: dict[str, dict[str, Any]] = {}
     for name in {span.session_id or "" for span in every(sent, started)} - {""}:
-        ended = last_versions(span for span in sent if span.session_id == name)
-        keys = {(span.trace_id, span.span_id) for span in ended}
+        told = [span for span in sent if span.session_id == name]
+        ended = [span for span in first_tellings(sent) if span.session_id == name]
+        keys = {(span.trace_id, span.span_id) for span in told}
         pending = [span for span in started if span.session_id == name and (span.trace_id, span.span_id) not in keys]
-        if not ended and not pending:
+        if not told and not pending:
             continue
+        calls = [span for span in ended if span.kind not in ROLLUPS]
+        unpriced = [span for span in calls if span.cost_nusd is None]
+        # A session of which no span counts is listed with those that do not.
+        known: list[Span | Started] = every(ended, pending) or list(told)
         session_ends = [end for end in closed if end.session_id == name]
         error = max((end.error for end in session_ends), default="")
         failed = sum(span.status in ("error", "timeout") for span in ended)
-        labels = [(span.started_ns, span.attributes.get("label")) for span in ended]
+        labels = [(span.started_ns, span.attributes.get("label")) for span in ended or ([] if pending else told)]
         labels += [(span.started_ns, span.metadata.get("label")) for span in pending]
         sessions[name] = {
             "spans": len(ended) + len(pending),
             "open": len(pending),
             "errors": failed,
             "error": error or first([(span.started_ns, span.error or None) for span in ended]) or "",
-            "started_ns": min(span.started_ns for span in every(ended, pending)),
-            "last_ns": max((span.ended_ns for span in ended), default=None),
+            "started_ns": min(span.started_ns for span in known),
+            "last_ns": max((span.ended_ns for span in ended or ([] if pending else told)), default=None),
             "ended_ns": min((end.ended_ns for end in session_ends), default=None),
-            "cost_nusd": sum(span.cost_nusd or 0 for span in ended if span.kind not in ROLLUPS),
-            "prompt_tokens": sum(span.prompt_tokens for span in ended),
-            "user_id": first([(span.started_ns, span.user_id) for span in every(ended, pending)]),
+            "cost_nusd": None if calls and len(unpriced) == len(calls) else sum(span.cost_nusd or 0 for span in calls),
+            "prompt_tokens": sum(span.prompt_tokens for span in calls),
+            "priced": len(calls) - len(unpriced),
+            "unpriced": len(unpriced),
+            "partly_priced": sum(span.cost_source == "partly_priced" for span in calls),
+            "user_id": first([(span.started_ns, span.user_id) for span in known]),
             "label": first([(at, None if label is None else str(label)) for at, label in labels]),
             "status": "error" if failed or error else "completed" if session_ends else "active",
         }
@@ -118,7 +127,7 @@ def fields_of(session: Session) -> dict[str, Any]:
 
 FIELDS = (
     "spans", "open", "errors", "error", "started_ns", "last_ns", "ended_ns",
-    "cost_nusd", "prompt_tokens", "user_id", "label", "status",
+    "cost_nusd", "prompt_tokens", "priced", "unpriced", "partly_priced", "user_id", "label", "status",
 )  # fmt: skip
 
 
@@ -131,7 +140,7 @@ def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
     started = [span for part in log for span in part[1]]
     closed = [end for part in log for end in part[2]]
     # If two spans of a session start at the same time, either may count as the first one.
-    starts = [(span.session_id, span.started_ns) for span in every(last_versions(sent), started)]
+    starts = [(span.session_id, span.started_ns) for span in every(sent, started)]
     is_ambiguous = len(set(starts)) < len(starts)
     stream = Log()
     for part in log:
@@ -153,10 +162,10 @@ def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
         order = [(-session.started_ns, session.session_id) for session in sessions]
         assert order == sorted(order)
         sums = sum_sessions(store, None, None, NOW_NS)
-        assert (sums.sessions, sums.cost_nusd) == (
-            len(expected),
-            sum(fields["cost_nusd"] for fields in expected.values()),
-        )
+        unpriced = sum(fields["unpriced"] for fields in expected.values())
+        is_unknown = unpriced > 0 and not any(fields["priced"] for fields in expected.values())
+        cost = None if is_unknown else sum(fields["cost_nusd"] or 0 for fields in expected.values())
+        assert (sums.sessions, sums.cost_nusd, sums.unpriced) == (len(expected), cost, unpriced)
         page, _ = list_sessions(store, SessionFilter(status="error"), 100, 0, NOW_NS)
         failed = {name for name, fields in expected.items() if fields["status"] == "error"}
         assert {session.session_id for session in page} == failed

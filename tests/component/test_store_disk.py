@@ -105,14 +105,15 @@ def test_a_full_disk_stores_no_message_in_part_and_works_again_with_space(
 
 def test_a_deletion_on_a_full_disk_fails_whole_and_succeeds_with_space(disk: Disk) -> None:
     store, log = open_store(disk.directory / "store", shards=1), Log(1)
-    store.append([incompressible(log, 1), incompressible(log, 2)])
+    # What the deletion writes must not fit into the last page of the WAL, which belongs to it already.
+    store.append([incompressible(log, number) for number in range(9)])
     disk.fill()
-    tombstone = Tombstone(target="trace", id="1", deleted_ns=NOW_NS)
+    tombstones = [Tombstone(target="trace", id=f"{number}", deleted_ns=NOW_NS) for number in range(8)]
     with pytest.raises(Unavailable):
-        store.apply_deletions([tombstone])
-    assert store.count(NOW_NS) == 200
+        store.apply_deletions(tombstones)
+    assert store.count(NOW_NS) == 900
     disk.make_room()
-    store.apply_deletions([tombstone])
+    store.apply_deletions(tombstones)
     assert store.count(NOW_NS) == 100
     store.close()
 

@@ -72,7 +72,7 @@ def test_a_file_is_removed_when_everything_in_it_is_too_old_and_not_before(
     assert [position and position.sequence for position in map(store.position, range(3))] == [3, 1, None]
     # The batch is recognised when it is repeated, although its file was removed.
     store.append([log.add(*decode_batches(log.items[1][0].message.payload), shard=1)])
-    assert ([span.trace_id for span in shown(store)], store.repeated) == (["new"], 1)
+    assert ([span.trace_id for span in shown(store)], store.left_out.repeated_batches) == (["new"], 1)
     store.close()
 
 

@@ -118,7 +118,8 @@ class Replicas(Fleet):
     def _entries(self) -> dict[str, OpenSpan]:
         async def read(bus: Bus) -> dict[str, OpenSpan]:
             items = await bus.kv(subjects.OPEN_SPANS).items()
-            return {key: msgspec.msgpack.decode(entry.value, type=OpenSpan) for key, entry in items.items()}
+            opened = {key: entry for key, entry in items.items() if not key.startswith("place.")}
+            return {key: msgspec.msgpack.decode(entry.value, type=OpenSpan) for key, entry in opened.items()}
 
         return self.with_bus(read)
 

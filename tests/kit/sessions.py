@@ -39,6 +39,9 @@ NODE = {
     "start": datetime,
     "end?": datetime,
     "aiModel?": str,
+    "laterVersions?": int,
+    "counted?": bool,
+    "conflicting?": bool,
 }
 GRAPH = {"nodes": [NODE], "edges": [{"from": str, "to": str}]}
 MESSAGE = {
@@ -55,13 +58,14 @@ MESSAGE = {
     "fullContentStored": bool,
     "timestamp": datetime,
 }
+UNKNOWN = {"unpricedSpanCount": int, "partlyPricedSpanCount": int}
 DETAILS = {
     "sessionId": str,
     "userId?": str,
     "label?": str,
     "status": {"active", "completed", "error"},
     "totalSpans": int,
-    "totalCostUSD": NUMBER,
+    "totalCostUSD?": NUMBER,
     "totalInputTokens": int,
     "totalOutputTokens": int,
     "startedAt": datetime,
@@ -72,8 +76,9 @@ DETAILS = {
     "error?": ERROR,
     "hasErrors": bool,
     "errorCount": int,
-    "summary": {"totalSpans": int, "totalDuration": NUMBER, "totalCost": NUMBER, "totalTokens": TOKENS},
+    "summary": {"totalSpans": int, "totalDuration": NUMBER, "totalCost?": NUMBER, "totalTokens": TOKENS, **UNKNOWN},
     "openSpans": int,
+    **UNKNOWN,
 }
 LISTED = {
     "sessions": [DETAILS],
@@ -88,11 +93,12 @@ SUMMARY = {
     "activeSessions": int,
     "completedSessions": int,
     "errorSessions": int,
-    "totalCost": NUMBER,
+    "totalCost?": NUMBER,
     "totalTokens": TOKENS,
     "avgDuration": NUMBER,
     "averageDuration": NUMBER,
     "errorRate": NUMBER,
+    **UNKNOWN,
 }
 
 

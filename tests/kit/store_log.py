@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from kit.builders import make_batch, make_span
 from kit.examples import examples
-from tokentrace.bus import Message
+from tokentrace.bus import Message, subjects
 from tokentrace.records import Batch, Score, Span, encode_batches
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.store import Item, Store, segment
@@ -54,7 +54,9 @@ class Log:
 
     def add(self, *batches: Batch, shard: int = 0, time_ns: int = NOW_NS) -> Item:
         """Add a message with *batches* to *shard* and return it."""
-        message = Message("spans", encode_batches(batches), len(self.items[shard]) + 1, time_ns, {})
+        message = Message(
+            subjects.spans("default", shard), encode_batches(batches), len(self.items[shard]) + 1, time_ns, {}
+        )
         item = Item(shard, 1, message)
         self.items[shard].append(item)
         return item
@@ -78,16 +80,16 @@ class Log:
 
 
 def shown(store: Store, now_ns: int = NOW_NS) -> list[Span]:
-    """Return the last version of every span that *store* shows, in order of arrival."""
-    last = newest_ordinal(store, now_ns)
-    return find_spans(store, Search(), 0, last, now_ns, last)
+    """Return every span that *store* shows and that counts, in order of arrival."""
+    return [telling.span for telling in find_spans(store, Search(), 0, newest_ordinal(store, now_ns), now_ns)]
 
 
-def last_versions(spans: Iterable[Span]) -> list[Span]:
-    """Return the last version of each span; earlier versions are left out."""
-    rows = list(enumerate(spans))
-    last = {(span.trace_id, span.span_id): number for number, span in rows}
-    return [span for number, span in rows if last[span.trace_id, span.span_id] == number]
+def first_tellings(spans: Iterable[Span]) -> list[Span]:
+    """Return the first telling of each span; later ones are left out."""
+    first: dict[tuple[str, str], Span] = {}
+    for span in spans:
+        first.setdefault((span.trace_id, span.span_id), span)
+    return list(first.values())
 
 
 def files(directory: Path) -> list[str]:

@@ -76,7 +76,9 @@ def test_a_deleted_trace_is_in_no_response_and_sums_still_include_it(fleet: Flee
     caller, session, user, model = fresh("caller"), fresh("session"), fresh("user"), "gpt-4o-mini"
     dims = {"caller": caller, "session_id": session, "user_id": user, "model": model}
     gone = json_span(name="needle", attributes={"team": "gone"}, status="error", error="haystack", **dims)
-    below = json_span(trace_id=gone["trace_id"], parent_span_id=gone["span_id"], attributes={"team": "gone"}, **dims)
+    # Other tokens than its parent's: with equal ones the two would be one call.
+    inside = {"trace_id": gone["trace_id"], "parent_span_id": gone["span_id"], "prompt_tokens": 7}
+    below = json_span(**inside, attributes={"team": "gone"}, **dims)
     kept = json_span(attributes={"team": "kept"}, **dims)
     send(fleet, gone, below, kept)
     fleet.until(lambda: get(fleet, f"/metrics?window=24h&caller={caller}")["span_count"] == 3, "counted")
@@ -195,7 +197,7 @@ def test_deleting_a_user_deletes_records_without_a_user_in_their_sessions_and_ke
     mine = json_span(session_id=alone, user_id=user)
     unnamed = json_span(session_id=alone)
     loose = json_span(user_id=user)
-    below = json_span(trace_id=loose["trace_id"], parent_span_id=loose["span_id"])
+    below = json_span(trace_id=loose["trace_id"], parent_span_id=loose["span_id"], prompt_tokens=7)
     in_shared = json_span(session_id=shared, user_id=user)
     of_other = json_span(session_id=shared, user_id=other)
     both = json_span(user_id=user)

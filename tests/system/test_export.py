@@ -103,6 +103,8 @@ def csv_field(value: Any) -> str:
     """Return the CSV field for a value of the JSON lines."""
     if value is None or value == {}:
         return ""
+    if isinstance(value, dict):
+        return json.dumps(value, separators=(",", ":"))
     if isinstance(value, str):
         return "'" + value if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
     return str(value)

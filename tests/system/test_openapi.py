@@ -52,16 +52,16 @@ WAYS_IN = {
 }
 #: Names of schemas. Generated clients use them, so a change is incompatible and belongs in CHANGELOG.md.
 COMPONENTS = """
-Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CostMetrics CounterAnswer
-CustomDelivery Deleted Deliveries DeliveryRecord DiskState DocsSpan EndInput ErrorInput ErrorMetrics ErrorText
-Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState LostMessages Message
-MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer OperationCounts
-PipelineHealth QualityMetrics Readiness ReceiptAnswer ReceiptLine ReceiptPrice RecentSpansAnswer RuleCreated
-RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint SessionDetails
-SessionEndInput SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord SetAsideState SilenceInput
-Silenced SpanEnded SpanInput SpanStarted SpansIngested SpansInput Stats StdoutDelivery StoredSpan Timeline
-TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage TraceSpan TransportCounts UnpricedCounts
-WebhookDelivery
+Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CallsState CostMetrics
+CounterAnswer CustomDelivery Deleted Deliveries DeliveryRecord DiskState DocsSpan EndInput ErrorInput ErrorMetrics
+ErrorText Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState LostMessages
+Message MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer OperationCounts
+Overflow PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer ReceiptLine ReceiptPrice
+RecentSpansAnswer RuleCreated RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer
+SeriesPoint SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord
+SetAsideState SilenceInput Silenced SpanEnded SpanInput SpanStarted SpansIngested SpansInput Stats StdoutDelivery
+StoredSpan Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage TraceSpan
+TransportCounts UnpricedCounts WebhookDelivery
 """
 
 
@@ -238,7 +238,7 @@ async def test_head_is_answered_with_the_status_of_get(service: str, path: str) 
         ("POST", "/traces/t1/timeline", "DELETE, GET, HEAD"),
         ("GET", "/spans", "POST"),
         ("GET", "/mist", "POST"),
-        ("PUT", "/alerts", "GET, HEAD, POST"),
+        ("PUT", "/alerts", "DELETE, GET, HEAD, POST"),
         ("POST", "/healthz", "GET, HEAD"),
     ],
 )

@@ -257,6 +257,8 @@ def test_a_trace_that_a_filter_finds_is_summed_over_all_its_spans(pipeline: Pipe
         "total_cost_usd": 0.75,
         "total_tokens": 1280,
         "span_count": 2,
+        "unpriced_span_count": 0,
+        "partly_priced_span_count": 0,
         "status": "timeout",
     }
 
@@ -310,6 +312,8 @@ def test_a_trace_has_the_sums_of_its_spans_and_orders_them_by_start(pipeline: Pi
         "total_cost_usd": 0.6,
         "total_tokens": 1920,
         "span_count": 3,
+        "unpriced_span_count": 0,
+        "partly_priced_span_count": 0,
     }
     assert [span["span_id"] for span in shown["spans"]] == ["root", "mid", "late"]
     assert [span["parent_span_id"] for span in shown["spans"]] == [None, "root", "root"]

@@ -84,20 +84,30 @@ def is_open(span: SentSpan) -> bool:
     return span.ms is None and span.source == "costkatana"
 
 
+def cost_of(spans: Sequence[SentSpan]) -> tuple[float | None, int]:
+    """Return (cost, number of unknown costs): those of spans of a model that say 0, which means not given."""
+    calls = [span for span in spans if span.kind not in ROLLUPS and not is_open(span)]
+    unknown = [span for span in calls if not span.cost and (span.kind == "llm" or span.source == "spans")]
+    return None if calls and len(unknown) == len(calls) else sum(span.cost for span in calls), len(unknown)
+
+
 def expected(spans: Sequence[SentSpan], ended: bool) -> dict[str, Any]:
-    """Compute a session from its spans, as the local service of Cost Katana does."""
+    """Compute a session from its spans, as the local service of Cost Katana does but for unknown costs."""
     by_start = sorted(spans, key=lambda span: span.at_ms)
     closed = [span for span in spans if not is_open(span)]
     errors = sum(span.status != "ok" for span in closed)
+    cost, unknown = cost_of(spans)
+    calls = [span for span in closed if span.kind not in ROLLUPS]
     return {
         "label": next((span.label for span in by_start if span.label is not None), None),
         "source": by_start[0].source,
         "status": "error" if errors else "completed" if ended else "active",
         "totalSpans": len(spans),
         "openSpans": len(spans) - len(closed),
-        "totalCostUSD": sum(span.cost for span in closed if span.kind not in ROLLUPS),
-        "totalInputTokens": sum(span.tokens[0] for span in closed),
-        "totalOutputTokens": sum(span.tokens[1] for span in closed),
+        "totalCostUSD": cost,
+        "unpricedSpanCount": unknown,
+        "totalInputTokens": sum(span.tokens[0] for span in calls),
+        "totalOutputTokens": sum(span.tokens[1] for span in calls),
         "errorCount": errors,
         "hasErrors": errors > 0,
     }
@@ -202,12 +212,15 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
     states = [fields["status"] for fields in oracle.values()]
     mean_ms = sum(durations_ms) / len(durations_ms) if durations_ms else 0
     assert sums["avgDuration"] == pytest.approx(mean_ms, abs=2)
+    cost, unknown = cost_of(example.spans)
     assert {name: sums[name] for name in sums if "Duration" not in name} == {
         "totalSessions": len(oracle),
         "activeSessions": states.count("active"),
         "completedSessions": states.count("completed"),
         "errorSessions": states.count("error"),
-        "totalCost": sum(fields["totalCostUSD"] for fields in oracle.values()),
+        "totalCost": cost,
+        "unpricedSpanCount": unknown,
+        "partlyPricedSpanCount": 0,
         "totalTokens": {
             "input": sum(fields["totalInputTokens"] for fields in oracle.values()),
             "output": sum(fields["totalOutputTokens"] for fields in oracle.values()),
@@ -219,7 +232,11 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
 def _compare_filtered(pipeline: Pipeline, user: str, oracle: Mapping[str, Any], pick: random.Random) -> None:
     """Check that a page of sessions with random filters equals that of the oracle."""
     starts = sorted(session["startedAt"] for session in oracle.values())
-    costs = sorted({session["totalCostUSD"] for session in oracle.values()})
+    costs = sorted({session["totalCostUSD"] or 0.0 for session in oracle.values()})
+
+    def is_within(session: Mapping[str, Any], least: float, most: float) -> bool:
+        return session["totalCostUSD"] is not None and least <= session["totalCostUSD"] <= most
+
     tests: dict[str, tuple[Any, Any]] = {
         "label": (
             label := pick.choice(["SUPPORT", "support c", "50%", "_", "\\'", "nothing"]),
@@ -232,8 +249,8 @@ def _compare_filtered(pipeline: Pipeline, user: str, oracle: Mapping[str, Any], 
         "source": (source := pick.choice(["costkatana", "spans", "x"]), lambda session: session["source"] == source),
         "from": (since := pick.choice(starts), lambda session: session["startedAt"] >= since),
         "to": (until := pick.choice(starts), lambda session: session["startedAt"] <= until),
-        "minCost": (least := pick.choice(costs), lambda session: session["totalCostUSD"] >= least),
-        "maxCost": (most := pick.choice(costs), lambda session: session["totalCostUSD"] <= most),
+        "minCost": (least := pick.choice(costs), lambda session: is_within(session, least, math.inf)),
+        "maxCost": (most := pick.choice(costs), lambda session: is_within(session, 0, most)),
         "minSpans": (few := pick.randint(0, 4), lambda session: session["totalSpans"] >= few),
         "maxSpans": (many := pick.randint(0, 4), lambda session: session["totalSpans"] <= many),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -16,10 +17,21 @@ from hypothesis import strategies as st
 
 from kit.builders import make_span
 from kit.store_log import untimed
+from tokentrace.metrics import attribute_is as span_attribute_is
 from tokentrace.metrics import attribute_text_of, value_text
-from tokentrace.records import Span
-from tokentrace_api.reads import Search, lowered
-from tokentrace_api.store import COLUMNS, Database, attribute_is, attribute_text, columns_of, span_of
+from tokentrace.records import Span, attribute
+from tokentrace_api.reads import Search
+from tokentrace_api.store import (
+    COLUMNS,
+    Database,
+    Telling,
+    attribute_is,
+    attribute_text,
+    columns_of,
+    contains_text,
+    folded,
+    span_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +45,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 def fill(database: Database, spans: list[Span]) -> None:
     columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
     database.run(f"CREATE OR REPLACE TABLE held ({columns})")
-    database.insert("held", columns_of(spans, [(1, 0)] * len(spans), 1))
+    database.insert("held", columns_of([Telling(span) for span in spans], [(1, 0)] * len(spans), 1))
 
 
 def find(database: Database, search: Search) -> list[int]:
@@ -88,12 +100,25 @@ def writings(value: Any) -> set[str]:
     return texts
 
 
+def same_number(value: Any, text: str) -> bool:
+    """Return True if *value* is a number, and *text* writes the same one as JSON does."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        number = json.loads(text, parse_int=Fraction, parse_float=Fraction, parse_constant=str)
+    except ValueError:
+        return False
+    if not isinstance(number, Fraction) or text != text.strip():
+        return False
+    return value == (float(text) if isinstance(value, float) else number)
+
+
 @untimed(100)
 @given(stored=attributes, data=st.data())
-def test_an_attribute_is_found_by_its_text_form_only(
+def test_an_attribute_is_found_by_its_text_form_or_by_the_same_number(
     database: Database, stored: dict[str, Any], data: st.DataObject
 ) -> None:
-    """Python and SQL extract the same text, and ``attribute_is`` holds for this text only."""
+    """Python and SQL extract the same text and agree on what it equals."""
     span = make_span(attributes=stored)
     fill(database, [span])
     paths = sorted({*paths_of(stored), "nothing"})
@@ -107,7 +132,8 @@ def test_an_attribute_is_found_by_its_text_form_only(
         for asked in {other, *writings(value), *([] if text is None else [text])}:
             condition, parameters = attribute_is(key, asked)
             rows = database.run(f"SELECT 1 FROM held WHERE {condition}", parameters)
-            assert bool(rows) == (text == asked), (key, asked)
+            assert bool(rows) == (text == asked or same_number(attribute(span, key), asked)), (key, asked)
+            assert bool(rows) == span_attribute_is(span, key, asked), (key, asked)
 
 
 @untimed(100)
@@ -172,11 +198,33 @@ def test_a_tail_takes_the_spans_that_a_list_finds(
         assert find(database, search) == [number for number, span in enumerate(stored) if search.matches(span)]
 
 
-def test_every_letter_is_lowered_as_sql_does_it(database: Database) -> None:
+def test_every_letter_is_found_in_every_form_of_it(database: Database) -> None:
     letters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     words = ["".join(letters[start : start + 64]) for start in range(0, len(letters), 64)] + letters[:0x3000]
-    rows = database.run("SELECT word, lower(word) FROM (SELECT unnest(?) AS word)", [words])
-    assert [lowered(word) for word, _ in rows] == [small for _, small in rows]
+    found = contains_text("word").replace("?", "form")
+    rows = database.run(
+        f"SELECT word FROM (SELECT unnest(?) AS word, unnest(?) AS form) WHERE {found}",
+        [words, [folded(word) for word in words]],
+    )
+    assert [word for (word,) in rows] == words
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("u\u0308ber", "\u00dcBER"),
+        ("\u00fcber", "U\u0308BER"),
+        ("\u03bb\u03cc\u03b3\u03bf\u03c2", "\u039b\u038c\u0393\u039f\u03a3"),
+        ("\u039b\u038c\u0393\u039f\u03a3", "\u03bb\u03cc\u03b3\u03bf\u03c2"),
+        ("\uff32\uff21\uff27", "rag"),
+        ("Stra\u00dfe", "STRASSE"),
+    ],
+)
+def test_a_text_is_found_in_another_case_or_encoding(database: Database, name: str, asked: str) -> None:
+    span = make_span(name=name)
+    fill(database, [span])
+    assert find(database, Search(text=asked)) == [0]
+    assert Search(text=asked).matches(span)
 
 
 ids = st.sampled_from((None, "", "u-7", "42", "4.5", "it's"))

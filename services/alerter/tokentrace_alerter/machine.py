@@ -399,6 +399,9 @@ class AlerterMachine:
             self.ignore_events(name, upto_ns)
         # A snapshot of an earlier version has no such users.
         self._forgotten_users |= msgspec.convert(saved.get("forgotten_users", {}), dict[bytes, int])
+        for instances in self._events.values():
+            for instance in [name for name, events in instances.items() if self._is_forgotten(events["last"])]:
+                del instances[instance]
         evaluators = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
         for name, evaluator in evaluators.items():
             saved_rule = saved["watches"].get(name)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, cast
 from msgspec.structs import replace
 from pydantic import Field
 
-from tokentrace.errors import Rejected, Unavailable, shorten
+from tokentrace.errors import Rejected, Unavailable, quoted
 from tokentrace.metrics import ALL_KINDS, Aggregates, Answer, CustomMetric, Query
 from tokentrace.records import KINDS
-from tokentrace.rollup import DIMENSIONS
+from tokentrace.rollup import DIMENSIONS, UNKNOWN
 from tokentrace.units import SECOND
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
@@ -65,7 +65,8 @@ class MetricsParams(AttributeParams):
             "name": self.name,
             "status": self.status,
         }
-        return {name: value for name, value in values.items() if value is not None}
+        # A span without a value is shown as unknown, so an empty filter asks for it.
+        return {name: value or UNKNOWN for name, value in values.items() if value is not None}
 
     def stored(self) -> dict[str, str]:
         """Return the filters that the store answers: attribute, ``user_id`` or ``session_id`` -> value."""
@@ -116,7 +117,7 @@ def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> Met
         if value == "":
             raise Rejected(f"{name}: is empty")
     if kind and kind != ALL_KINDS and kind not in KINDS:
-        raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")
+        raise Rejected(f"kind: {quoted(kind)} is none of {', '.join(KINDS)}, {ALL_KINDS}")
     attribute = "" if groupby is None or groupby in DIMENSIONS else groupby.removeprefix(ATTRIBUTE_PREFIX)
     if groupby and not attribute and groupby not in DIMENSIONS:
         raise Rejected("groupby: the name of the attribute after attr. is missing")

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, WithJsonSchema
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import KINDS
 from tokentrace.service.contract import Params, parsed
-from tokentrace.units import SECOND, parse_duration, parse_instant
+from tokentrace.units import MS, SECOND, parse_duration, parse_instant
 
 #: The patterns use ASCII classes, because programs that read the OpenAPI document differ in what ``\d`` matches.
 DURATION_PATTERN = r"^(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d))+)$"
@@ -36,7 +36,7 @@ def parse_window(text: str) -> Window:
     """
     window_ns = parse_duration(text)
     if window_ns < SECOND:
-        raise Rejected(f"{shorten(text)!r} is shorter than 1s")
+        raise Rejected(f"{quoted(text)} is shorter than 1s")
     return Window(text, window_ns)
 
 
@@ -48,7 +48,7 @@ def parse_count(text: str) -> int:
         Rejected: *text* is anything else.
     """
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise Rejected(f"{shorten(text)!r} is not a whole number >= 0 of at most 18 digits")
+        raise Rejected(f"{quoted(text)} is not a whole number >= 0 of at most 18 digits")
     return int(text)
 
 
@@ -64,7 +64,7 @@ def parse_number(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e12:
-        raise Rejected(f"{shorten(text)!r} is not a number >= 0 and < 1e12")
+        raise Rejected(f"{quoted(text)} is not a number >= 0 and < 1e12")
     return number
 
 
@@ -79,6 +79,19 @@ def parse_moment(text: str) -> int:
     return parse_instant(text[:10] + text[10:].replace(" ", "+"))
 
 
+def parse_last_moment(text: str) -> int:
+    """
+    Parse an RFC 3339 instant as an upper bound that is included; return Unix nanoseconds.
+
+    Answers show instants cut to the millisecond, so an instant of whole milliseconds includes all of its millisecond.
+
+    Raises:
+        Rejected: *text* is not such an instant.
+    """
+    instant_ns = parse_moment(text)
+    return instant_ns if instant_ns % MS else instant_ns + MS - 1
+
+
 def choice(names: Sequence[str], words: str = "") -> Any:
     """
     Return the type of an optional parameter whose value is one of *names*.
@@ -89,7 +102,7 @@ def choice(names: Sequence[str], words: str = "") -> Any:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise Rejected(f"{shorten(text)!r} is {words or 'none of ' + ', '.join(names)}")
+            raise Rejected(f"{quoted(text)} is {words or 'none of ' + ', '.join(names)}")
         return text
 
     return Annotated[str | None, parsed(parse), WithJsonSchema({"type": "string", "enum": list(names)})]
@@ -112,6 +125,11 @@ Moment = Annotated[
     parsed(parse_moment),
     WithJsonSchema({"type": "string", "format": "date-time", "pattern": INSTANT_PATTERN}),
 ]
+LastMoment = Annotated[
+    int | None,
+    parsed(parse_last_moment),
+    WithJsonSchema({"type": "string", "format": "date-time", "pattern": INSTANT_PATTERN}),
+]
 Attributes = Annotated[dict[str, str], WithJsonSchema({"type": "string", "examples": ["abc123"]})]
 KIND_NAMES = tuple(KINDS)
 
@@ -125,7 +143,8 @@ class AttributeParams(Params):
         alias="attr.<key>",
         description=(
             "Any number of filters by attribute: `attr.` and the attribute's key, such as `attr.request_id=abc123`. "
-            "A value that is not text is compared as JSON, such as `true` or `3`."
+            "A value that is not text is compared as JSON, such as `true`; numbers are compared as numbers: `3` finds "
+            "3 and 3.0."
         ),
     )
 
@@ -146,6 +165,6 @@ def with_ids(attributes: Mapping[str, str], given: Mapping[str, str | None]) -> 
         if value is None:
             continue
         if merged.setdefault(key, value) != value:
-            raise Rejected(f"{name}: {shorten(value)!r} differs from {origins[key]}, which means the same")
+            raise Rejected(f"{name}: {quoted(value)} differs from {origins[key]}, which means the same")
         origins.setdefault(key, name)
     return merged

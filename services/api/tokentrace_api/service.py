@@ -14,18 +14,21 @@ from msgspec.structs import replace
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Pricing, Settings
+from tokentrace.dedup import capacity_for
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
+from tokentrace.service.bootstrap import agreed_capacity
+from tokentrace.service.call_readers import calls_key, encode_calls
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.reader_positions import encode_position, reader_key
+from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import DAY
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
 from tokentrace_api.erasure import Erasure
 from tokentrace_api.live_tail import Tails
-from tokentrace_api.reads import RecentSpans
 from tokentrace_api.store import Store
 from tokentrace_api.store_writer import StoreWriter
 
@@ -116,7 +119,6 @@ class Api:
         alert_history: Counts of firings and deliveries.
         erasure: Erases what the streams keep about deleted users.
         tails: The live tails of all clients.
-        recent: Counts spans that arrive again.
         store_writer: Fills and reads the span store.
         stopping: Set when the service stops.
         pricer: Explains costs in receipts.
@@ -129,15 +131,19 @@ class Api:
         self.alert_history = AlertHistory(bus)
         self.erasure = Erasure(bus, self.alert_history)
         self.tails = Tails()
-        self.recent = RecentSpans()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
         self.pricer = config.pricing.pricer()
         self.started = time.monotonic()
+        self._capacity = capacity_for(config.shards)
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Fill the store, publish its positions and count alerts until *stopping* is set."""
         self.stopping = stopping
+        try:
+            self._capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
+        except Stopped:
+            return
         async with asyncio.TaskGroup() as tasks:
             working = [
                 tasks.create_task(work)
@@ -162,21 +168,28 @@ class Api:
             max_bytes=config.max_bytes,
             memory_limit_mb=config.memory_limit_mb,
             set_aside=self.bus.set_aside,
+            capacity=self._capacity,
         )
 
     async def _note_stored(self, spans: list[Span]) -> None:
-        self.recent.add(spans)
         await self.tails.offer(spans, int(time.monotonic()))
 
     async def _publish_positions(self) -> None:
-        """Every 2 s, publish store positions, from which ingest measures the lag, and save the alert counts."""
+        """
+        Every 2 s, publish store positions and digests of the calls, and save the alert counts.
+
+        Ingest measures the lag from the positions; the digests show whether all readers remember the same calls.
+        """
+        meta = self.bus.kv(subjects.META)
         while True:
             await asyncio.sleep(_PUBLISH_POSITIONS_EVERY_S)
             try:
+                store = self.store_writer.store
                 for shard in range(self.config.shards):
-                    position = self.store_writer.store.position(shard)
+                    position = store.position(shard)
                     if position is not None:
-                        await self.bus.kv(subjects.META).put(reader_key(NAME, shard), encode_position(position))
+                        await meta.put(reader_key(NAME, shard), encode_position(position))
+                        await meta.put(calls_key(NAME, shard), encode_calls({shard: store.digests(shard)}))
                 await self.alert_history.save()
             except TokentraceError as exc:
                 log.info("%s", exc)
@@ -263,10 +276,17 @@ class Api:
         yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.store_writer.queue_depth)
         if self.store_writer.is_open:
             store = self.store_writer.store
+            left_out = store.left_out
             yield Sample(
                 "tokentrace_api_repeated_batches_total",
                 "Batches skipped because they were stored before.",
-                store.repeated,
+                left_out.repeated_batches,
+            )
+            yield Sample("tokentrace_duplicate_spans_total", "Spans that told a call again.", left_out.repeated)
+            yield Sample(
+                "tokentrace_api_unstored_repetitions_total",
+                "Spans not stored since the start of the api, because they said nothing new about a known span.",
+                store.repetitions,
             )
             yield Sample(
                 "tokentrace_api_rejected_messages_total",
@@ -277,7 +297,6 @@ class Api:
             yield Sample(
                 "tokentrace_api_disk_free_bytes", "Free space on the disk of the span store, bytes.", store.free_bytes()
             )
-        yield Sample("tokentrace_duplicate_spans_total", "Spans that arrived again.", self.recent.repeated)
         yield Sample("tokentrace_api_tails", "Live tails that are open now.", len(self.tails))
         yield Sample(
             "tokentrace_api_tail_dropped_total",

@@ -5,13 +5,16 @@ An entry in the bucket ``tt_open_spans`` keeps the start of a span for a day, wi
 entry by compare-and-set, together with the batch that is to be published, and the batch is published afterwards. So of
 two simultaneous ends one comes first, and the other is handled as a later end. After a crash between the two steps the
 next end publishes the same batch again, and readers drop it if they have already folded a batch with its id.
+
+The bucket also keeps *places*: the trace and the session of a span that is not open, claimed by the first request that
+names the span as a parent, or that sends the span itself when it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -20,7 +23,7 @@ from msgspec.structs import replace
 from tokentrace.bad_data import reading
 from tokentrace.bus import HEADROOM_BYTES, Bus, Entry, subjects
 from tokentrace.dialect.costkatana import EndInput, Place, check_metadata, end_of
-from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.errors import Conflict, Rejected, Unavailable, quoted, shorten
 from tokentrace.records import Annotation, Batch, Span, Started, encode_batch
 from tokentrace_ingest.cleaning import MAX_SPAN_BYTES, Cleaned, Cleaner
 from tokentrace_ingest.group_commit import GroupCommit
@@ -57,6 +60,7 @@ class OpenSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(OpenSpan)
+_places = msgspec.msgpack.Decoder(Place)
 
 
 class OpenSpans:
@@ -105,6 +109,51 @@ class OpenSpans:
             return opened
         return None
 
+    async def places_of(self, span_ids: Collection[str]) -> dict[str, Place]:
+        """Return span id -> place, for those of *span_ids* whose place was claimed in the last day."""
+        look_ups = asyncio.Semaphore(_LOOKUPS)
+
+        async def look_up(span_id: str) -> Place | None:
+            async with look_ups:
+                return self._decode_place(span_id, await self._bucket.get(subjects.place_key(span_id)))
+
+        ids = list(dict.fromkeys(span_ids))
+        found = await asyncio.gather(*map(look_up, ids))
+        return {span_id: place for span_id, place in zip(ids, found, strict=True) if place is not None}
+
+    async def claim(self, places: Mapping[str, Place]) -> dict[str, Place]:
+        """
+        Claim the places of spans, so that relatives that are sent later are put into the same trace.
+
+        Returns:
+            Span id -> the place that was claimed before, for those of *places* of which another one was.
+
+        Raises:
+            Unavailable: A place may or may not be claimed; try again.
+        """
+        room = asyncio.Semaphore(_LOOKUPS)
+
+        async def claim(span_id: str, place: Place) -> Place:
+            key = subjects.place_key(span_id)
+            async with room:
+                try:
+                    await self._bucket.create(key, _encoder.encode(place))
+                except Conflict:
+                    return self._decode_place(span_id, await self._bucket.get(key)) or place
+            return place
+
+        claimed = await asyncio.gather(*(claim(span_id, place) for span_id, place in places.items()))
+        pairs = zip(places.items(), claimed, strict=True)
+        return {span_id: held for (span_id, place), held in pairs if held.trace_id != place.trace_id}
+
+    def _decode_place(self, span_id: str, entry: Entry | None) -> Place | None:
+        if entry is None:
+            return None
+        which = f"key {subjects.place_key(span_id)} revision {entry.revision}"
+        with self._bus.set_aside.guard(subjects.OPEN_SPANS, which), reading("place of a span"):
+            return _places.decode(entry.value)
+        return None
+
     async def start(self, started: Started, early: Span | None = None) -> OpenSpan:
         """
         Open a span; return once its start is stored. A repeated start opens no second span.
@@ -126,7 +175,7 @@ class OpenSpans:
         except Conflict:
             opened = (await self.find([started.span_id])).get(started.span_id, opened)
             if _identity(opened.started) != _identity(started):
-                raise Rejected(f"traceId: {shorten(started.span_id)!r} is the id of another span", status=409) from None
+                raise Rejected(f"traceId: {quoted(started.span_id)} is the id of another span", status=409) from None
             batch = replace(batch, arrived_ns=opened.started.arrived_ns, started=[opened.started])
         if opened.attributes is None:
             await self._group_commit.commit(self._project, [batch], order_key=_order_key(opened))

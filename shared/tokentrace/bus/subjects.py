@@ -6,7 +6,7 @@ import hashlib
 import re
 
 from tokentrace.bus.contract import Stream
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.units import DAY, MINUTE
 
 RAW = "TT_RAW"
@@ -92,6 +92,11 @@ def open_span_key(span_id: str) -> str:
     return hashlib.sha256(span_id.encode()).hexdigest()
 
 
+def place_key(span_id: str) -> str:
+    """Return the key, in ``tt_open_spans``, of the trace and session of a span that is not open."""
+    return f"place.{hashlib.sha256(span_id.encode()).hexdigest()}"
+
+
 def rejected(project: str) -> str:
     """Return the subject of dead letters."""
     return f"tokentrace.rejected.{escape(project)}"
@@ -116,7 +121,7 @@ def parse_project(subject: str) -> str:
     """
     parts = subject.split(".")
     if len(parts) < 3 or parts[0] != "tokentrace":
-        raise Rejected(f"subject: {shorten(subject)!r} is not tokentrace.<what>.<project>…")
+        raise Rejected(f"subject: {quoted(subject)} is not tokentrace.<what>.<project>…")
     return unescape(parts[2])
 
 
@@ -129,7 +134,7 @@ def parse_shard(subject: str) -> int:
     """
     last = subject.rpartition(".")[2]
     if not (last.isascii() and last.isdigit()):
-        raise Rejected(f"subject: {shorten(subject)!r} does not end with a shard number")
+        raise Rejected(f"subject: {quoted(subject)} does not end with a shard number")
     return int(last)
 
 

@@ -8,6 +8,7 @@ from tokentrace.dedup.identity import (
     identities_of,
     is_long,
     keys_of,
+    same_call,
     shard_of_key,
     span_key,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "identities_of",
     "is_long",
     "keys_of",
+    "same_call",
     "shard_of_key",
     "span_key",
     "total",

@@ -185,3 +185,12 @@ class Deduplicator:
         self.left_out = msgspec.convert(state["left_out"], LeftOut)
         self._boundary = msgspec.convert(state["boundary"], int)
         self._digests = msgspec.convert(state["digests"], list[Digest])
+
+    def progress(self) -> bytes:
+        """Return the state without batches and calls, for a reader that keeps those in tables."""
+        return msgspec.msgpack.encode((self.left_out, self._boundary, self._digests))
+
+    def restore_progress(self, state: bytes) -> None:
+        """Take over what ``progress`` returned; raises an error of msgspec if it is something else."""
+        decoded = msgspec.msgpack.decode(state, type=tuple[LeftOut, int, list[Digest]])
+        self.left_out, self._boundary, self._digests = decoded

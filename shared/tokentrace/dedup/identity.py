@@ -34,6 +34,10 @@ _PREFIX = re.compile(r"^[A-Za-z]{2,16}[-_]")
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 #: A response id with at least this many letters and digits, without its prefix, is long: providers do not repeat it.
 _LONG = 12
+#: Two spans with one long response id are one call if their intervals are at most this far apart, milliseconds.
+LONG_MS = 60_000
+#: The same for a short response id.
+SHORT_MS = 5_000
 _USAGE = struct.Struct("<7q")
 #: The values of one ``IDENTITY``, in its order.
 _Identity = tuple[int, int, int, int, int, int]
@@ -148,6 +152,18 @@ def _call_inside(outer: Span, inner: Sequence[int], spans: Sequence[Span]) -> in
 def _contains(outer: Span, inner: Span) -> bool:
     """Return True if *inner* ran while *outer* did, give or take a second."""
     return outer.started_ns - SECOND <= inner.started_ns and inner.ended_ns <= outer.ended_ns + SECOND
+
+
+def same_call(first: Span, other: Span) -> bool:
+    """
+    Return True if two spans with one response id may be one call: their intervals overlap or nearly do.
+
+    The intervals are widened by ``LONG_MS`` if the id is long, otherwise by ``SHORT_MS``.
+    """
+    gap_ns = (LONG_MS if is_long(first.response_id) else SHORT_MS) * MS
+    return first.started_ns - gap_ns <= max(other.ended_ns, other.started_ns) and other.started_ns - gap_ns <= max(
+        first.ended_ns, first.started_ns
+    )
 
 
 def batch_identity(batch: Batch, project: str) -> bytes:

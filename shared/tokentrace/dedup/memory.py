@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from tokentrace.dedup.identity import IDENTITY, SHORT, START_SHIFT, WAY_MASK, WAY_SHIFT
+from tokentrace.dedup.identity import IDENTITY, LONG_MS, SHORT, SHORT_MS, START_SHIFT, WAY_MASK, WAY_SHIFT
 from tokentrace.errors import Rejected
 from tokentrace.state import Part
 
@@ -29,10 +29,6 @@ LEAST_CALLS = 2**16
 PIECE = 4096
 #: A batch of at most this many spans is compared one by one, because operations on arrays have a fixed cost.
 _FEW = 6
-#: Two spans with one long response id are one call if their intervals are at most this far apart, milliseconds.
-LONG_MS = 60_000
-#: The same for a short response id.
-SHORT_MS = 5_000
 _MASK, _MASK64 = 2**32 - 1, 2**64 - 1
 _MIX = 0xBF58476D1CE4E5B9
 #: The values of one ``IDENTITY``, in its order.

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tokentrace.dialect import explain
 from tokentrace.dialect.attributes import session_of, user_of
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
     FREE_REASONS,
     MAX_LATENCY_NS,
@@ -36,7 +36,6 @@ from tokentrace.units import (
     US,
     is_number,
     ms_to_ns,
-    ns_to_ms,
     nusd_to_usd,
     render_instant,
     score_to_int,
@@ -44,6 +43,7 @@ from tokentrace.units import (
 )
 
 Milliseconds = Annotated[float, Meta(ge=0, le=MAX_LATENCY_NS // MS)]
+Nanoseconds = Annotated[int, Meta(ge=0, le=MAX_LATENCY_NS)]
 Moment = Annotated[datetime, Meta(tz=True)]
 Amount = Annotated[int, Meta(ge=0, le=MAX_TOKENS)] | Annotated[float, Meta(ge=0, le=MAX_TOKENS)]
 #: Names of fields that are short for the keys of ``pricing_context``.
@@ -69,6 +69,7 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         cost_source: ``reported`` = a cost_usd of 0 is the true cost; any other value is ignored.
         cost_reason: Why a reported 0 is true, such as ``cache_hit``; ignored for any other cost.
         latency_ms, ttft_ms: Durations in milliseconds; 0 = unknown.
+        latency_ns, ttft_ns: The same in nanoseconds; over 0, they count instead.
         started_at, ended_at: RFC 3339 with a time zone; absent = ingest fills them in.
     """
 
@@ -87,7 +88,9 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | None = None
     cost_model: Name = ""
     latency_ms: Milliseconds = 0.0
+    latency_ns: Nanoseconds = 0
     ttft_ms: Milliseconds = 0.0
+    ttft_ns: Nanoseconds = 0
     status: Status = "ok"
     error: Text = ""
     error_stack: Text = ""
@@ -112,6 +115,9 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cost_reason: Name = ""
     #: Accepted and ignored, so that a span from ``render_span`` can be sent again; ingest sets it anew.
     unpriced_reason: Name = ""
+    later_versions: Tokens = 0
+    counted: bool = True
+    conflicting: bool = False
 
 
 _PLACE = re.compile(r" - at `\$\[(\d+)\]")
@@ -187,7 +193,7 @@ def _span(doc: DocsSpan, source: str) -> Span:
         status=doc.status,
         started_ns=_instant(doc.started_at),
         ended_ns=_instant(doc.ended_at),
-        latency_ns=ms_to_ns(doc.latency_ms) if doc.latency_ms else 0,
+        latency_ns=doc.latency_ns or (ms_to_ns(doc.latency_ms) if doc.latency_ms else 0),
         prompt_tokens=doc.prompt_tokens,
         completion_tokens=completion,
         total_tokens=doc.total_tokens or (0 if usage else doc.prompt_tokens + completion),
@@ -200,6 +206,7 @@ def _span(doc: DocsSpan, source: str) -> Span:
         or doc.span_id
         or doc.parent_span_id
         or doc.ttft_ms
+        or doc.ttft_ns
         or doc.error
         or doc.cost_model
         or doc.session_id
@@ -210,7 +217,7 @@ def _span(doc: DocsSpan, source: str) -> Span:
             trace_id=doc.trace_id,
             span_id=doc.span_id,
             parent_span_id=doc.parent_span_id or None,
-            ttft_ns=ms_to_ns(doc.ttft_ms),
+            ttft_ns=doc.ttft_ns or ms_to_ns(doc.ttft_ms),
             error=doc.error,
             cost_model=doc.cost_model,
             session_id=doc.session_id or None,
@@ -251,7 +258,7 @@ def _context(doc: DocsSpan) -> dict[str, str] | None:
     for name in CONTEXT_FIELDS:
         value: str = getattr(doc, name)
         if value and context.setdefault(name, value) != value:
-            raise Rejected(f"{name}: {shorten(value)!r} differs from pricing_context.{name}, which means the same")
+            raise Rejected(f"{name}: {quoted(value)} differs from pricing_context.{name}, which means the same")
     return context or None
 
 
@@ -259,7 +266,7 @@ def _reason(doc: DocsSpan) -> str:
     if doc.cost_usd or doc.cost_source != "reported" or not doc.cost_reason:
         return ""
     if doc.cost_reason not in FREE_REASONS:
-        raise Rejected(f"cost_reason: {shorten(doc.cost_reason)!r} is none of {', '.join(FREE_REASONS)}")
+        raise Rejected(f"cost_reason: {quoted(doc.cost_reason)} is none of {', '.join(FREE_REASONS)}")
     return doc.cost_reason
 
 
@@ -290,7 +297,7 @@ def render_span(span: Span) -> dict[str, Any]:
         "comp_tokens": span.completion_tokens,
         "total_tokens": span.total_tokens,
         "cost_usd": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
-        "latency_ms": ns_to_ms(span.latency_ns),
+        "latency_ms": _whole_ms(span.latency_ns),
         "status": span.status,
         "started_at": render_instant(span.started_ns),
         "ended_at": render_instant(span.ended_ns),
@@ -301,7 +308,9 @@ def render_span(span: Span) -> dict[str, Any]:
         "cost_source": span.cost_source,
         "cost_reason": span.unpriced_reason,
         "unpriced_reason": "" if span.unpriced_reason in FREE_REASONS else span.unpriced_reason,
-        "ttft_ms": ns_to_ms(span.ttft_ns),
+        "latency_ns": span.latency_ns if span.latency_ns % MS else 0,
+        "ttft_ms": _whole_ms(span.ttft_ns),
+        "ttft_ns": span.ttft_ns if span.ttft_ns % MS else 0,
         "error": span.error,
         "error_stack": span.error_stack,
         "session_id": span.session_id,
@@ -326,3 +335,8 @@ def shown_usage(usage: dict[str, int] | None) -> dict[str, float] | None:
     """Return *usage* with microseconds as the seconds that a client sends; None if it is empty."""
     amounts = exact_amounts(usage or {}).items()
     return {unit: amount if isinstance(amount, int) else float(amount) for unit, amount in amounts} or None
+
+
+def _whole_ms(ns: int) -> int:
+    """Return nanoseconds as whole milliseconds, halves rounded up: clients decode a 64-bit integer."""
+    return (ns + MS // 2) // MS

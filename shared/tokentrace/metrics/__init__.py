@@ -1,5 +1,6 @@
 """Metrics over a window: the query, the result of one shard, merging results, and the definition of each metric."""
 
+from tokentrace.metrics.attribute_filter import FilterNumber, attribute_is, filter_number
 from tokentrace.metrics.custom import (
     MAX_ATTRIBUTE,
     CustomMetric,
@@ -56,6 +57,7 @@ __all__ = [
     "CustomMetric",
     "CustomRollup",
     "CustomValue",
+    "FilterNumber",
     "Metric",
     "Point",
     "Query",
@@ -65,6 +67,7 @@ __all__ = [
     "ShardResult",
     "Work",
     "add_custom",
+    "attribute_is",
     "attribute_text_of",
     "attribute_to_int",
     "decode_query",
@@ -72,6 +75,7 @@ __all__ = [
     "encode_pending",
     "encode_query",
     "encode_result",
+    "filter_number",
     "find_metric",
     "finish",
     "merge_results",

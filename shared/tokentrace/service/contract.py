@@ -19,9 +19,11 @@ FastAPI cannot read Structs, so ``operation`` keeps them in a list and leaves a 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import unquote
 
 import msgspec
 from fastapi import APIRouter
@@ -37,6 +39,9 @@ from starlette.types import Receive, Scope, Send
 from tokentrace.errors import Rejected, shorten
 
 T = TypeVar("T")
+_ESCAPED_SLASH = re.compile("%2[fF]")
+#: Stands for an escaped slash while a path is matched; no decoded path contains it.
+_SLASH = "\ud82f"
 #: Key of a route's ``openapi_extra`` whose value is the number of its ``Operation``.
 MARK = "x-operation"
 
@@ -285,7 +290,21 @@ class ContractRoute(APIRoute):
         could = path.startswith(self._beginning) if self._has_names else path == self._beginning
         if not could and not scope.get("root_path"):
             return Match.NONE, {}
+        raw: bytes = scope.get("raw_path") or b""
+        if self._has_names and b"%2f" in raw.lower():
+            return self._match_escaped(scope, raw)
         match, child = super().matches(scope)
+        if match is Match.PARTIAL and self._answers(scope["method"]):
+            return Match.FULL, child
+        return match, child
+
+    def _match_escaped(self, scope: Scope, raw: bytes) -> tuple[Match, Scope]:
+        """Match a path in which a slash is escaped: it is part of a name and does not separate names."""
+        path = unquote(_ESCAPED_SLASH.sub(_SLASH, raw.decode("latin-1")))
+        match, child = super().matches({**scope, "path": path})
+        if match is not Match.NONE:
+            names = {name: value.replace(_SLASH, "/") for name, value in child["path_params"].items()}
+            child = {**child, "path_params": names}
         if match is Match.PARTIAL and self._answers(scope["method"]):
             return Match.FULL, child
         return match, child

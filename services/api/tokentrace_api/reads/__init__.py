@@ -1,8 +1,7 @@
 """Queries to the span store: pages of traces, single spans, sessions, and metrics by attribute; span trees."""
 
 from tokentrace_api.reads.pages import Cursor, Page, TraceRow, encode_cursor, find_page, parse_cursor
-from tokentrace_api.reads.recent import RecentSpans
-from tokentrace_api.reads.search import Search, lowered
+from tokentrace_api.reads.search import Search, value_is
 from tokentrace_api.reads.sessions import (
     Session,
     SessionFilter,
@@ -21,16 +20,18 @@ from tokentrace_api.reads.store_metrics import (
     custom_values_by,
     exemplars,
 )
+from tokentrace_api.reads.sums import Sums, sums_of
+from tokentrace_api.reads.tellings import with_later_versions
 from tokentrace_api.reads.tree import depths
 
 __all__ = [
     "Cursor",
     "Exemplar",
     "Page",
-    "RecentSpans",
     "Search",
     "Session",
     "SessionFilter",
+    "Sums",
     "TraceRow",
     "Where",
     "aggregates_by",
@@ -44,7 +45,6 @@ __all__ = [
     "find_session",
     "find_spans",
     "list_sessions",
-    "lowered",
     "newest_ordinal",
     "open_spans",
     "parse_cursor",
@@ -52,4 +52,7 @@ __all__ = [
     "session_spans",
     "shards_of",
     "sum_sessions",
+    "sums_of",
+    "value_is",
+    "with_later_versions",
 ]

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.errors import Rejected, shorten
-from tokentrace.records import ROLLUP_KINDS
+from tokentrace.errors import Rejected, quoted
 from tokentrace_api.reads.search import Search
-from tokentrace_api.store import Store, trace_hash
+from tokentrace_api.reads.sums import SUMS, Sums
+from tokentrace_api.store import ONE_TELLING, Store, trace_hash
 
 #: Up to this number of matching rows, a page is computed from the traces of these rows.
 FEW = 50_000
@@ -31,29 +31,29 @@ _MOST_ROWS = 20_000
 _LAST_NS = 2**63 - 1
 #: Seconds after which a walk ends the page early.
 BUDGET_S = 0.2
-_ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
-_SUMS = (
+_COLUMNS = (
     "coalesce(arg_min(name, (started_ns, ordinal)) FILTER (parent_span_id IS NULL), "
     "arg_min(name, (started_ns, ordinal))), "
     "min(started_ns) AS began, max(ended_ns), "
-    f"coalesce(sum(cost_nusd) FILTER (kind NOT IN ({_ROLLUPS})), 0)::HUGEINT, "
-    "sum(total_tokens)::HUGEINT, count(*), "
-    "CASE WHEN bool_or(status = 'error') THEN 'error' WHEN bool_or(status = 'timeout') THEN 'timeout' ELSE 'ok' END"
+    "CASE WHEN bool_or(status = 'error') THEN 'error' WHEN bool_or(status = 'timeout') THEN 'timeout' ELSE 'ok' END, "
+    f"{SUMS}"
 )
-_ONCE = "QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY ordinal DESC) = 1"
 
 
 class TraceRow(NamedTuple):
-    """A trace in ``GET /traces``: sums over the last versions of its spans. Times in Unix ns, money in nano-dollars."""
+    """
+    A trace in ``GET /traces``. Times in Unix nanoseconds.
+
+    A span of which no telling counts here, because the same call was told in another trace first, is part of the trace
+    but of none of its sums.
+    """
 
     trace_id: str
     name: str
     started_ns: int
     ended_ns: int
-    cost_nusd: int
-    total_tokens: int
-    span_count: int
     status: str
+    sums: Sums
 
 
 class Cursor(NamedTuple):
@@ -89,9 +89,9 @@ def parse_cursor(text: str) -> Cursor:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(decoded, type=Cursor)
     except (binascii.Error, msgspec.DecodeError, ValueError) as exc:
-        raise Rejected(f"cursor: {shorten(text)!r} is not a cursor of an earlier answer") from exc
+        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer") from exc
     if not 0 <= cursor.started_ns <= _LAST_NS:
-        raise Rejected(f"cursor: {shorten(text)!r} is not a cursor of an earlier answer")
+        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer")
     return cursor
 
 
@@ -168,8 +168,9 @@ def _through_matches(
     rows_of = "WHERE ordinal IN (SELECT ordinal FROM {spans} WHERE trace_hash IN (SELECT unnest(?::UINTEGER[])))"
     conditions = [text for text in (f"bool_or({condition})" if condition else "", bounds) if text]
     matching = (
-        # Only the last version of each span is summed, and only it may match.
-        f"WITH matching AS MATERIALIZED (SELECT trace_id, {_SUMS} FROM (SELECT * FROM {{spans}} {rows_of} {_ONCE}) "
+        # One telling of each span is shown, and only it may match.
+        f"WITH matching AS MATERIALIZED (SELECT trace_id, {_COLUMNS} "
+        f"FROM (SELECT * FROM {{spans}} {rows_of} {ONE_TELLING}) "
         f"GROUP BY trace_id {'HAVING ' + ' AND '.join(conditions) if conditions else ''}) "
     )
     parameters = [hashes, *values, *instants]
@@ -190,7 +191,9 @@ def _through_matches(
 
 
 def _row(row: Sequence[Any]) -> TraceRow:
-    return TraceRow(row[0], row[1], row[2], row[3], int(row[4]), int(row[5]), row[6], row[7])
+    trace_id, name, began, ended, status, cost, unpriced, partly, tokens, spans, *_ = row
+    sums = Sums(None if cost is None else int(cost), unpriced, partly, int(tokens), spans)
+    return TraceRow(trace_id, name, began, ended, status, sums)
 
 
 def _walk(
@@ -241,9 +244,9 @@ def _summed(store: Store, trace_ids: set[str], condition: str, values: Sequence[
         return []
     ids = sorted(trace_ids)
     rows = store.query(
-        f"SELECT trace_id, {_SUMS} FROM (SELECT * FROM {{spans}} WHERE trace_hash IN "
+        f"SELECT trace_id, {_COLUMNS} FROM (SELECT * FROM {{spans}} WHERE trace_hash IN "
         "(SELECT unnest(?::UINTEGER[])) AND trace_id IN (SELECT unnest(?::VARCHAR[])) "
-        f"{_ONCE}) GROUP BY trace_id HAVING bool_or({condition or 'true'})",
+        f"{ONE_TELLING}) GROUP BY trace_id HAVING bool_or({condition or 'true'})",
         [sorted({trace_hash(trace_id) for trace_id in ids}), ids, *values],
         now_ns,
     )

@@ -7,60 +7,67 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.records import ROLLUP_KINDS, ChatMessage, Span, Started
-from tokentrace_api.reads.spans import newest_ordinal, open_spans
-from tokentrace_api.store import MESSAGES, Store, span_of
+from tokentrace.records import ChatMessage, Started
+from tokentrace_api.reads.spans import open_spans
+from tokentrace_api.reads.sums import IN_SUMS
+from tokentrace_api.reads.tellings import with_later_versions
+from tokentrace_api.store import MESSAGES, ONE_TELLING, Store, Telling, contains_text, folded, telling_of
 
 #: A query over all sessions reads every span that has a session; it is interrupted after this many seconds.
 _LIMIT_S = 10.0
 #: A larger offset does not fit into the integers of SQL; no store holds so many sessions.
 _MAX_OFFSET = 2**62
-_ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 #: JSON is parsed only if the text contains the key, which few spans do.
 _LABEL = "CASE WHEN contains({0}, '\"label\"') THEN json_extract_string({0}, '/label') END"
-_COLUMNS = (
-    "session_id, trace_id, span_id, user_id, kind, status, source, started_ns, ended_ns, cost_nusd, "
-    f"prompt_tokens, completion_tokens, error, {_LABEL.format('attributes')} AS label"
-)
-_LAST = "QUALIFY row_number() OVER (PARTITION BY session_id, trace_id, span_id ORDER BY ordinal DESC) = 1"
-_KEY = "hash(session_id, trace_id, span_id)"
-#: Yields a row for each session. A span counts once; a span that has not ended has no cost, tokens or error.
+
+
+def _of_counted(aggregate: str) -> str:
+    """Return SQL for *aggregate* over the tellings that count, or over the others if none of a session counts."""
+    return f"CASE WHEN bool_or(counted) THEN {aggregate} FILTER (counted) ELSE {aggregate} END"
+
+
+#: Yields a row for each session. Only tellings that count are summed; a span that has not ended has no cost, tokens or
+#: error. If no telling of a session counts, the others give its start, end, user and label.
 _TEMPLATE = f"""
--- Materialized, the spans of all sessions would not fit into the memory limit.
-WITH ended AS NOT MATERIALIZED (ENDED
-), began AS (
+WITH began AS (
     SELECT session_id, user_id, started_ns, {_LABEL.format("metadata")} AS label FROM {{started}} AS begun
     WHERE OWN AND NOT EXISTS (SELECT 1 FROM (SELECT session_id, trace_id, span_id FROM {{spans}} WHERE OWN) AS ended
         WHERE ended.session_id = begun.session_id AND ended.trace_id = begun.trace_id AND ended.span_id = begun.span_id)
 ), everything AS NOT MATERIALIZED (
-    SELECT session_id, user_id, label, started_ns, ended_ns, status, source, error, prompt_tokens, completion_tokens,
-        CASE WHEN kind IN ({_ROLLUPS}) THEN 0 ELSE coalesce(cost_nusd, 0) END AS cost_nusd FROM ended
+    SELECT session_id, user_id, {_LABEL.format("attributes")} AS label, started_ns, ended_ns, status, source, error,
+        counted, {IN_SUMS} AS summed, cost_nusd, cost_source, prompt_tokens, completion_tokens FROM {{spans}} WHERE OWN
     UNION ALL
-    SELECT session_id, user_id, label, started_ns, NULL, 'pending', 'costkatana', '', 0, 0, 0 FROM began
+    SELECT session_id, user_id, label, started_ns, NULL, 'pending', 'costkatana', '', true, false, NULL, '', 0, 0
+    FROM began
 ), over AS (
     SELECT session_id, min(ended_ns) AS ended_ns, max(error) AS error FROM {{session_ends}} WHERE OWN
     GROUP BY session_id
-), summed AS (
-    SELECT session_id, arg_min(user_id, started_ns) AS user_id, arg_min(label, started_ns) AS label,
-        min(started_ns) AS started_ns, max(ended_ns) AS last_ns, count(*) AS spans,
-        count(*) FILTER (status = 'pending') AS open,
-        count(*) FILTER (status IN ('error', 'timeout')) AS errors,
-        arg_min(error, started_ns) FILTER (error <> '') AS error,
-        sum(cost_nusd)::HUGEINT AS cost_nusd, sum(prompt_tokens)::HUGEINT AS prompt_tokens,
-        sum(completion_tokens)::HUGEINT AS completion_tokens, arg_min(source, started_ns) AS source
+), totals AS (
+    SELECT session_id, {_of_counted("arg_min(user_id, started_ns)")} AS user_id,
+        {_of_counted("arg_min(label, started_ns)")} AS label, {_of_counted("min(started_ns)")} AS started_ns,
+        {_of_counted("max(ended_ns)")} AS last_ns, {_of_counted("arg_min(source, started_ns)")} AS source,
+        count(*) FILTER (counted) AS spans, count(*) FILTER (status = 'pending') AS open,
+        count(*) FILTER (counted AND status IN ('error', 'timeout')) AS errors,
+        arg_min(error, started_ns) FILTER (counted AND error <> '') AS error,
+        coalesce(sum(cost_nusd) FILTER (summed), 0)::HUGEINT AS cost_nusd,
+        coalesce(sum(prompt_tokens) FILTER (summed), 0)::HUGEINT AS prompt_tokens,
+        coalesce(sum(completion_tokens) FILTER (summed), 0)::HUGEINT AS completion_tokens,
+        count(cost_nusd) FILTER (summed) AS priced,
+        count(*) FILTER (summed AND cost_nusd IS NULL) AS unpriced,
+        count(*) FILTER (summed AND cost_source = 'partly_priced') AS partly_priced
     FROM everything GROUP BY session_id
 ), sessions AS (
-    SELECT summed.session_id, user_id, label, started_ns, over.ended_ns AS ended_ns, last_ns, spans, open, errors,
-        coalesce(nullif(over.error, ''), summed.error, '') AS error,
-        cost_nusd, prompt_tokens, completion_tokens, source,
+    SELECT totals.session_id, user_id, label, started_ns, over.ended_ns AS ended_ns, last_ns, spans, open, errors,
+        coalesce(nullif(over.error, ''), totals.error, '') AS error,
+        CASE WHEN priced > 0 OR unpriced = 0 THEN cost_nusd END AS cost_nusd, prompt_tokens, completion_tokens, source,
         CASE WHEN errors > 0 OR coalesce(over.error, '') <> '' THEN 'error'
-            WHEN over.session_id IS NOT NULL THEN 'completed' ELSE 'active' END AS status
-    FROM summed LEFT JOIN over ON over.session_id = summed.session_id
+            WHEN over.session_id IS NOT NULL THEN 'completed' ELSE 'active' END AS status,
+        priced, unpriced, partly_priced
+    FROM totals LEFT JOIN over ON over.session_id = totals.session_id
 )
 """
-_ENDED = f"SELECT {_COLUMNS} FROM {{spans}} WHERE OWN"
-_SESSION = _TEMPLATE.replace("ENDED", f"{_ENDED} {_LAST}").replace("OWN", "session_id = ?")
-_ANY = "session_id <> ''"
+_SESSION = _TEMPLATE.replace("OWN", "session_id = ?")
+_SESSIONS = _TEMPLATE.replace("OWN", "session_id <> ''")
 
 
 class Session(NamedTuple):
@@ -72,13 +79,17 @@ class Session(NamedTuple):
         started_ns: Start of the first span, Unix nanoseconds.
         ended_ns: When the session was ended by a request, Unix nanoseconds; None = it was not.
         last_ns: When its last span ended, Unix nanoseconds; None = no span has ended.
-        spans: Number of spans.
+        spans: Number of spans, each call once.
         open: Number of spans that have not ended.
         errors: Number of spans that ended with status error or timeout.
         error: Message of the session's end, otherwise of the first span that has one; "" = none.
-        cost_nusd: Cost of the spans that are not of a roll-up kind, nano-dollars.
+        cost_nusd: Cost of the spans that are not of a roll-up kind, nano-dollars, without unknown costs; None = no cost
+            is known and at least one is unknown.
+        prompt_tokens, completion_tokens: Tokens of the spans that are not of a roll-up kind.
         status: error = a span failed or the session ended with an error; otherwise completed = it was ended by a
             request, active = it was not.
+        priced, unpriced: Number of spans that are not of a roll-up kind, with known and with unknown cost.
+        partly_priced: Number of spans of which only a part is priced; they are among *priced*.
     """
 
     session_id: str
@@ -91,29 +102,33 @@ class Session(NamedTuple):
     open: int
     errors: int
     error: str
-    cost_nusd: int
+    cost_nusd: int | None
     prompt_tokens: int
     completion_tokens: int
     source: str
     status: str
+    priced: int
+    unpriced: int
+    partly_priced: int
 
 
 class SessionFilter(NamedTuple):
     """
-    Conditions that a session must all meet; "" and None = any.
+    Conditions that a session must all meet; None = any.
 
     Attributes:
         user_id: The user; "" = sessions without a user; None = any.
-        label: Text that the label contains, regardless of case.
+        label: Text that the label contains, compared by ``folded``.
         since_ns, until_ns: Bounds of the session's start, both included, Unix nanoseconds.
-        min_cost_nusd, max_cost_nusd: Bounds of the cost, both included, nano-dollars.
+        min_cost_nusd, max_cost_nusd: Bounds of the cost, both included, nano-dollars; a session of which no cost is
+            known is not within any bounds.
         min_spans, max_spans: Bounds of the number of spans, both included.
     """
 
     user_id: str | None = None
-    label: str = ""
-    status: str = ""
-    source: str = ""
+    label: str | None = None
+    status: str | None = None
+    source: str | None = None
     since_ns: int | None = None
     until_ns: int | None = None
     min_cost_nusd: int | None = None
@@ -125,9 +140,9 @@ class SessionFilter(NamedTuple):
         """Return (SQL condition, its parameters)."""
         conditions: list[tuple[str, Any]] = [
             ("coalesce(user_id, '') = ?", self.user_id),
-            ("contains(lower(label), lower(?))", self.label or None),
-            ("status = ?", self.status or None),
-            ("source = ?", self.source or None),
+            (contains_text("label"), folded(self.label) if self.label else None),
+            ("status = ?", self.status),
+            ("source = ?", self.source),
             ("started_ns >= ?", self.since_ns),
             ("started_ns <= ?", self.until_ns),
             ("cost_nusd >= ?", self.min_cost_nusd),
@@ -145,7 +160,8 @@ class SessionTotals(NamedTuple):
 
     Attributes:
         sessions, active, completed, errors: Number of all sessions, and of the sessions with each status.
-        cost_nusd: Cost in nano-dollars.
+        cost_nusd: Cost in nano-dollars, without unknown costs; None = no cost is known and at least one is unknown.
+        unpriced, partly_priced: Number of spans whose cost is unknown, and of those of which only a part is priced.
         duration_ns: Mean duration of the sessions that were ended by a request, nanoseconds; 0 if none was.
     """
 
@@ -153,29 +169,12 @@ class SessionTotals(NamedTuple):
     active: int
     completed: int
     errors: int
-    cost_nusd: int
+    cost_nusd: int | None
     prompt_tokens: int
     completion_tokens: int
     duration_ns: float
-
-
-def _sessions(store: Store, now_ns: int) -> tuple[str, list[Any]]:
-    """
-    Return (SQL that defines a table ``sessions`` with all sessions, its parameters).
-
-    Finding the last version of each span would sort millions of rows, but hardly any span has several versions. So
-    the spans with several versions are found first, and only their rows are sorted.
-    """
-    upto = newest_ordinal(store, now_ns)
-    known = f"{_ANY} AND ordinal <= {upto}"
-    repeated = f"SELECT {_KEY} FROM {{spans}} WHERE {known} GROUP BY 1 HAVING count(*) > 1"
-    keys = [key for (key,) in store.query(repeated, [], now_ns, limit_s=_LIMIT_S)]
-    ended = _ENDED.replace("OWN", known)
-    if not keys:
-        return _TEMPLATE.replace("ENDED", ended).replace("OWN", _ANY), []
-    among = f"{_KEY} IN (SELECT unnest(?::UBIGINT[]))"
-    ended = f"{ended} AND NOT {among} UNION ALL SELECT * FROM ({ended} AND {among} {_LAST})"
-    return _TEMPLATE.replace("ENDED", ended).replace("OWN", _ANY), [keys, keys]
+    unpriced: int = 0
+    partly_priced: int = 0
 
 
 def list_sessions(
@@ -188,10 +187,8 @@ def list_sessions(
         Unavailable: The store cannot be read, or the query took over 10 s.
     """
     condition, values = filter_.sql()
-    sessions, parameters = _sessions(store, now_ns)
-    values = [*parameters, *values]
     rows = store.query(
-        f"{sessions}, matching AS (SELECT * FROM sessions WHERE {condition}) "
+        f"{_SESSIONS}, matching AS (SELECT * FROM sessions WHERE {condition}) "
         "SELECT *, (SELECT count(*) FROM matching) FROM matching "
         f"ORDER BY started_ns DESC, session_id LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}",
         values,
@@ -200,7 +197,7 @@ def list_sessions(
     )
     if rows:
         return [_session_of(row[:-1]) for row in rows], int(rows[0][-1])
-    counted = store.query(f"{sessions} SELECT count(*) FROM sessions WHERE {condition}", values, now_ns)
+    counted = store.query(f"{_SESSIONS} SELECT count(*) FROM sessions WHERE {condition}", values, now_ns)
     return [], int(counted[0][0]) if counted else 0
 
 
@@ -218,44 +215,42 @@ def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_n
         Unavailable: The store cannot be read, or the query took over 10 s.
     """
     condition, values = SessionFilter(since_ns=since_ns, until_ns=until_ns).sql()
-    sessions, parameters = _sessions(store, now_ns)
     rows = store.query(
-        f"{sessions} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
-        "count(*) FILTER (status = 'error'), coalesce(sum(cost_nusd), 0)::HUGEINT, "
+        f"{_SESSIONS} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
+        "count(*) FILTER (status = 'error'), "
+        "CASE WHEN sum(priced) > 0 OR sum(unpriced) = 0 THEN coalesce(sum(cost_nusd), 0) END::HUGEINT, "
         "coalesce(sum(prompt_tokens), 0)::HUGEINT, coalesce(sum(completion_tokens), 0)::HUGEINT, "
-        "coalesce(avg(greatest(ended_ns - started_ns, 0)) FILTER (ended_ns IS NOT NULL), 0) "
+        "coalesce(avg(greatest(ended_ns - started_ns, 0)) FILTER (ended_ns IS NOT NULL), 0), "
+        "coalesce(sum(unpriced), 0)::BIGINT, coalesce(sum(partly_priced), 0)::BIGINT "
         f"FROM sessions WHERE {condition}",
-        [*parameters, *values],
+        values,
         now_ns,
         limit_s=_LIMIT_S,
     )
-    if not rows:
+    if not rows or not rows[0][0]:
         return SessionTotals(0, 0, 0, 0, 0, 0, 0, 0.0)
     row = rows[0]
-    return SessionTotals(row[0], row[1], row[2], row[3], int(row[4]), int(row[5]), int(row[6]), float(row[7]))
+    cost = None if row[4] is None else int(row[4])
+    return SessionTotals(row[0], row[1], row[2], row[3], cost, int(row[5]), int(row[6]), float(row[7]), row[8], row[9])
 
 
 def _session_of(row: Sequence[Any]) -> Session:
     fields = dict(zip(Session._fields, row, strict=True))
     for name in ("cost_nusd", "prompt_tokens", "completion_tokens"):
-        fields[name] = int(fields[name])
+        fields[name] = None if fields[name] is None else int(fields[name])
     return Session(**fields)
 
 
-def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Span], list[Started]]:
-    """Return (the ended spans of a session, its open spans), both by start."""
+def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Telling], list[Started]]:
+    """Return (a telling of each ended span of a session, its open spans), both by start."""
     # Started spans are read first: a span that ends between the two queries is then in both results, not in neither.
     pending = open_spans(store, "session_id", session_id, now_ns)
     rows = store.query(
-        "SELECT * FROM {spans} WHERE session_id = ? "
-        "QUALIFY row_number() OVER (PARTITION BY trace_id, span_id ORDER BY ordinal DESC) = 1 "
-        "ORDER BY started_ns, ordinal",
-        [session_id],
-        now_ns,
+        f"SELECT * FROM {{spans}} WHERE session_id = ? {ONE_TELLING} ORDER BY started_ns, ordinal", [session_id], now_ns
     )
-    spans = [span_of(row) for row in rows]
-    ended = {(span.trace_id, span.span_id) for span in spans}
-    return spans, [span for span in pending if (span.trace_id, span.span_id) not in ended]
+    tellings = with_later_versions(store, [telling_of(row) for row in rows], now_ns)
+    ended = {(span.trace_id, span.span_id) for span, *_ in tellings}
+    return tellings, [span for span in pending if (span.trace_id, span.span_id) not in ended]
 
 
 def session_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, list[ChatMessage]]:

@@ -101,7 +101,7 @@ class Where(NamedTuple):
     def sql(self) -> tuple[str, list[Any]]:
         """Return (SQL for all conditions except those on the kind, its parameters)."""
         query = self.query
-        conditions = ["event_ns >= ? AND event_ns < ?"]
+        conditions = ["counted AND event_ns >= ? AND event_ns < ?"]
         parameters: list[Any] = [query.from_s * SECOND, query.to_s * SECOND]
         for dimension, value in query.filters.items():
             conditions.append(f"{_shown(dimension)} = ?")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import AlertRule
-from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.errors import Conflict, Rejected, Unavailable, quoted
 from tokentrace.records import (
     AlertAnswer,
     AlertRequest,
@@ -31,7 +31,7 @@ from tokentrace.service.body import read_body
 from tokentrace.service.contract import Answer, Content, Params, Router, operation
 from tokentrace.service.web import reply
 from tokentrace_api.alert_history import AlertHistory
-from tokentrace_api.parameters import Count
+from tokentrace_api.parameters import Count, Text
 from tokentrace_api.routes.answers import InstantText, Natural
 
 _TIMEOUT_S = 5.0
@@ -45,6 +45,12 @@ class DeliveriesParams(Params):
     """The parameter of the list of deliveries."""
 
     limit: Count = Field(100, description=f"Most deliveries to list; over {MAX_DELIVERIES} counts as {MAX_DELIVERIES}.")
+
+
+class RuleNameParams(Params):
+    """The parameter that names a rule."""
+
+    name: Text = Field(None, description="Name of the rule.", examples=[".."])
 
 
 class RuleInstance(msgspec.Struct):
@@ -281,6 +287,13 @@ _DELETE = operation(
     Answer(None, "The rule is deleted.", status=204),
     errors={**_NO_PARAMETERS, **_NOT_FOUND, 409: "rule 'slow' is being changed", **_AWAY},
 )
+_DELETE_BY_NAME = operation(
+    "deleteAlertByName",
+    "Delete a rule by a parameter",
+    "As `DELETE /alerts/{name}`, for a name that a path cannot hold, such as `..`.",
+    Answer(None, "The rule is deleted.", status=204),
+    errors={400: "name: is missing", **_NOT_FOUND, 409: "rule 'slow' is being changed", **_AWAY},
+)
 
 
 def router(bus: Bus, history: AlertHistory) -> Router:
@@ -300,13 +313,13 @@ def router(bus: Bus, history: AlertHistory) -> Router:
         for rule in await _ask(bus, ListRules()):
             if rule["name"] == name:
                 return reply(rule)
-        raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+        raise Rejected(f"no rule is called {quoted(name)}", status=404)
 
     @routes.get("/alerts/{name:path}/deliveries", **_DELIVERIES)
     async def deliveries(name: RuleName, params: Annotated[DeliveriesParams, QueryParams()]) -> Response:
         records = history.deliveries(name)
         if not records and all(rule["name"] != name for rule in await _ask(bus, ListRules())):
-            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+            raise Rejected(f"no rule is called {quoted(name)}", status=404)
         return reply(Deliveries(records[: min(params.limit, MAX_DELIVERIES)], len(records)))
 
     @routes.post("/alerts/{name:path}/silence", **_SILENCE)
@@ -319,6 +332,13 @@ def router(bus: Bus, history: AlertHistory) -> Router:
     @routes.delete("/alerts/{name:path}", **_DELETE)
     async def delete(name: RuleName) -> Response:
         await _ask(bus, DeleteRule(name))
+        return Response(status_code=204)
+
+    @routes.delete("/alerts", **_DELETE_BY_NAME)
+    async def delete_by_name(params: Annotated[RuleNameParams, QueryParams()]) -> Response:
+        if not params.name:
+            raise Rejected("name: is missing")
+        await _ask(bus, DeleteRule(params.name))
         return Response(status_code=204)
 
     return routes

@@ -60,6 +60,11 @@ class StoredSpan(msgspec.Struct, kw_only=True):
         usage_state: What is known about the usage; left out if the counts are complete.
         service_tier: The same as in pricing_context.
         depth: Number of its ancestors in the answer; only if the answer is a trace.
+        latency_ms, ttft_ms: Milliseconds, rounded to whole ones.
+        latency_ns, ttft_ns: The same in nanoseconds; only if they are not whole milliseconds.
+        later_versions: How often the same call was told again, as this span or as another one with its response id.
+        counted: false if this is not the first telling of its call; no sum includes the span.
+        conflicting: true if its cost or its tokens differ from those of the telling that counts.
     """
 
     span_id: str
@@ -77,13 +82,15 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     comp_tokens: Natural | UnsetType = UNSET
     total_tokens: Natural | UnsetType = UNSET
     cost_usd: float | UnsetType | None = UNSET
-    latency_ms: Milliseconds | UnsetType = UNSET
+    latency_ms: Natural | UnsetType = UNSET
+    latency_ns: Natural | UnsetType = UNSET
     caller: str | UnsetType = UNSET
     cost_model: str | UnsetType = UNSET
     cost_source: CostSource | UnsetType = UNSET
     cost_reason: str | UnsetType = UNSET
     unpriced_reason: str | UnsetType = UNSET
-    ttft_ms: Milliseconds | UnsetType = UNSET
+    ttft_ms: Natural | UnsetType = UNSET
+    ttft_ns: Natural | UnsetType = UNSET
     error: str | UnsetType = UNSET
     error_stack: str | UnsetType = UNSET
     session_id: str | UnsetType = UNSET
@@ -99,6 +106,26 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     response_id: str | UnsetType = UNSET
     scope: str | UnsetType = UNSET
     attributes: dict[str, Any] | UnsetType = UNSET
+    later_versions: Natural | UnsetType = UNSET
+    counted: bool | UnsetType = UNSET
+    conflicting: bool | UnsetType = UNSET
+
+
+class SumsOfSpans(msgspec.Struct, kw_only=True):
+    """
+    Sums over the spans that have ended, each call once; cost and tokens are without those of roll-up kinds.
+
+    Attributes:
+        total_cost_usd: US dollars, without unknown costs; null = no cost is known and at least one is unknown.
+        unpriced_span_count: Number of spans whose cost is unknown; if it is over 0, the cost is a lower bound.
+        partly_priced_span_count: Number of spans of which only a part is priced; likewise.
+    """
+
+    total_cost_usd: float | None
+    total_tokens: Natural
+    span_count: Natural
+    unpriced_span_count: Natural
+    partly_priced_span_count: Natural
 
 
 class MistSpan(msgspec.Struct, kw_only=True):

@@ -172,16 +172,13 @@ async def _forget_open(bus: Bus, span_ids: Sequence[str]) -> None:
     """Delete the entries of *span_ids* from ``tt_open_spans``, so that these spans can no longer be ended."""
     bucket, room = bus.kv(subjects.OPEN_SPANS), asyncio.Semaphore(_MAX_REQUESTS)
 
-    async def forget(span_id: str) -> None:
-        key = subjects.open_span_key(span_id)
+    async def forget(key: str) -> None:
         async with room:
-            entry = await bucket.get(key)
-            if entry is not None:
-                # Deleting alone leaves the bytes of the entry on disk.
-                await bus.erase(f"KV_{subjects.OPEN_SPANS}", entry.revision)
+            if await bucket.get(key) is not None:
                 await bucket.delete(key)
 
-    await asyncio.gather(*map(forget, span_ids))
+    keys = [key_of(span_id) for span_id in span_ids for key_of in (subjects.open_span_key, subjects.place_key)]
+    await asyncio.gather(*map(forget, keys))
 
 
 class _Removed(NamedTuple):

@@ -16,20 +16,19 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from tokentrace.dialect import docs
-from tokentrace.records import Span
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.parameters import choice
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.routes.answers import SPAN_EXAMPLE
 from tokentrace_api.routes.searching import SearchParams
-from tokentrace_api.store import Store
+from tokentrace_api.routes.shown_spans import render_telling
+from tokentrace_api.store import Store, Telling
 
 #: Minimum and maximum number of rows that a step reads; the number adapts so that a step yields about 8 MiB.
 _LEAST_STEP, _MOST_STEP = 500, 20_000
 _PART_BYTES = 8 * 1024 * 1024
-#: Columns of the CSV form; ``attributes`` holds JSON.
+#: Columns of the CSV form, new ones last; maps are JSON.
 COLUMNS = (
     "trace_id",
     "span_id",
@@ -59,6 +58,17 @@ COLUMNS = (
     "session_id",
     "user_id",
     "attributes",
+    "later_versions",
+    "latency_ns",
+    "ttft_ns",
+    "cost_reason",
+    "usage",
+    "usage_state",
+    "service_tier",
+    "pricing_context",
+    "response_id",
+    "scope",
+    "error_stack",
 )
 _TYPES = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 
@@ -76,11 +86,12 @@ JsonLines = Annotated[
     str,
     Meta(description="A span on each line, as in `GET /traces/{trace_id}`, but with `trace_id` and without `depth`."),
 ]
-Csv = Annotated[str, Meta(description="A header, then a row for each span; the column `attributes` holds JSON.")]
+Csv = Annotated[str, Meta(description="A header, then a row for each span; maps, such as `attributes`, are JSON.")]
 _EXPORT = operation(
     "exportSpans",
     "Export spans",
-    "All spans that match, in order of arrival. If a span arrived in several versions, only the last one counts.",
+    "All spans that match, in order of arrival. If a call was told several times, the first telling is exported, and "
+    "`later_versions` says how many there are after it.",
     Answer(JsonLines, "The spans.", msgspec.json.encode(SPAN_EXAMPLE).decode() + "\n", media="application/x-ndjson"),
     Answer(Csv, "The spans.", ",".join(COLUMNS) + "\r\n", media="text/csv"),
     errors={400: "format: 'xml' is neither jsonl nor csv", 503: "span store: is not open yet"},
@@ -108,13 +119,18 @@ def router(store: StoreReader) -> Router:
 
 
 async def _parts(
-    store: StoreReader, search: Search, last: int, now_ns: int, head: bytes, render: Callable[[Sequence[Span]], bytes]
+    store: StoreReader,
+    search: Search,
+    last: int,
+    now_ns: int,
+    head: bytes,
+    render: Callable[[Sequence[Telling]], bytes],
 ) -> AsyncIterator[bytes]:
     if head:
         yield head
 
     def part(store: Store, after: int, upto: int) -> bytes:
-        return render(find_spans(store, search, after, upto, now_ns, last))
+        return render(find_spans(store, search, after, upto, now_ns))
 
     after, step = 0, _LEAST_STEP
     while after < last:
@@ -131,16 +147,14 @@ def _next_step(step: int, size: int) -> int:
     return min(max(step * _PART_BYTES // max(size, 1), _LEAST_STEP), 4 * step, _MOST_STEP)
 
 
-def _lines(spans: Sequence[Span]) -> bytes:
-    return b"".join(msgspec.json.encode(docs.render_span(span)) + b"\n" for span in spans)
+def _lines(tellings: Sequence[Telling]) -> bytes:
+    return b"".join(msgspec.json.encode(render_telling(telling)) + b"\n" for telling in tellings)
 
 
-def _table(spans: Sequence[Span]) -> bytes:
+def _table(tellings: Sequence[Telling]) -> bytes:
     rows = []
-    for span in spans:
-        shown = docs.render_span(span)
-        if shown.get("attributes"):
-            shown["attributes"] = msgspec.json.encode(shown["attributes"]).decode()
+    for telling in tellings:
+        shown = render_telling(telling)
         rows.append([_cell(shown.get(name)) for name in COLUMNS])
     return _csv(rows)
 
@@ -149,6 +163,8 @@ def _cell(value: object) -> object:
     """Return *value* as a CSV field; a leading quote keeps a spreadsheet from running text as a formula."""
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + value
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode() if value else ""
     return "" if value is None else value
 
 

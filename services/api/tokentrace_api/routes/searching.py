@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from tokentrace.units import ms_to_ns, usd_to_nusd
-from tokentrace_api.parameters import KIND_NAMES, Amount, AttributeParams, Moment, Text, choice, with_ids
+from tokentrace_api.parameters import KIND_NAMES, Amount, AttributeParams, LastMoment, Moment, Text, choice, with_ids
 from tokentrace_api.reads import Search
 
 _Status: Any = choice(("ok", "error", "timeout"))
@@ -17,10 +17,18 @@ _Kind: Any = choice(KIND_NAMES)
 class SearchParams(AttributeParams):
     """The filters for spans; a single span must match all of them."""
 
-    model: Text = Field(None, description="Model, as the provider names it.", examples=["gpt-4o"])
-    caller: Text = Field(None, description="Calling service or function.", examples=["checkout"])
+    model: Text = Field(
+        None,
+        description="Model, as the provider names it; empty or `unknown` = spans without one.",
+        examples=["gpt-4o"],
+    )
+    caller: Text = Field(
+        None, description="Calling service or function; empty or `unknown` = spans without one.", examples=["checkout"]
+    )
     status: _Status = Field(None, description="Status of the span.", examples=["error"])
-    provider: Text = Field(None, description="Provider of the model.", examples=["openai"])
+    provider: Text = Field(
+        None, description="Provider of the model; empty or `unknown` = spans without one.", examples=["openai"]
+    )
     name: Text = Field(None, description="Name of the span.", examples=["answer question"])
     kind: _Kind = Field(None, description="Kind of span.", examples=["llm"])
     session: Text = Field(None, description="Session id; empty = spans without a session.", examples=["s1"])
@@ -30,10 +38,16 @@ class SearchParams(AttributeParams):
     min_cost: Amount = Field(None, description="Least cost, US dollars.", examples=[0.01])
     min_latency: Amount = Field(None, description="Least latency, milliseconds.", examples=[1000])
     q: Text = Field(
-        None, description="Text that the name or the error contains, regardless of case.", examples=["rate limit"]
+        None,
+        description="Text that the name or the error contains; upper and lower case are equal.",
+        examples=["rate limit"],
     )
     since: Moment = Field(None, description="Started at or after this instant.", examples=["2026-03-15T14:00:00Z"])
-    until: Moment = Field(None, description="Started at or before this instant.", examples=["2026-03-15T15:00:00Z"])
+    until: LastMoment = Field(
+        None,
+        description="Started at or before this instant; one of whole milliseconds includes its millisecond.",
+        examples=["2026-03-15T15:00:00Z"],
+    )
 
     def search(self) -> Search:
         """Return the filters as a ``Search``."""

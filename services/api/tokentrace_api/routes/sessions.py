@@ -6,12 +6,11 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import Path as PathName
 from fastapi import Query as QueryParams
-from msgspec import UNSET, UnsetType
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,13 +18,13 @@ from starlette.responses import Response
 from tokentrace.bad_data import reading
 from tokentrace.dialect import costkatana
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records import Batch, ChatMessage, Kind, SessionEnd, Span, Started
+from tokentrace.records import Batch, ChatMessage, SessionEnd, Started
 from tokentrace.service.body import read_body
-from tokentrace.service.contract import Answer, Content, Params, Router, operation
+from tokentrace.service.contract import Params, Router
 from tokentrace.service.web import reply
-from tokentrace.units import ns_to_ms, nusd_to_usd, render_instant, usd_to_nusd
+from tokentrace.units import ns_to_ms, render_instant, usd_to_nusd
 from tokentrace_api.interfaces import Publisher, StoreReader
-from tokentrace_api.parameters import Amount, Count, Moment, OptionalCount, Text, choice
+from tokentrace_api.parameters import Amount, Count, LastMoment, Moment, OptionalCount, Text, choice
 from tokentrace_api.reads import (
     Session,
     SessionFilter,
@@ -36,8 +35,19 @@ from tokentrace_api.reads import (
     session_spans,
     sum_sessions,
 )
-from tokentrace_api.routes.answers import InstantText, Message, Milliseconds, Natural, SpanStatus
+from tokentrace_api.routes.sessions_operations import (
+    END_SESSION,
+    GET_DETAILS,
+    GET_GRAPH,
+    GET_SUMMARY,
+    LIST_SESSIONS,
+    SessionEndInput,
+    SessionSummary,
+    TokenSums,
+)
+from tokentrace_api.routes.shown_spans import telling_marks, usd
 from tokentrace_api.routes.traces import pending_status
+from tokentrace_api.store import Telling
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 _STATUSES = ("active", "completed", "error")
@@ -50,7 +60,11 @@ class PeriodParams(Params):
     """Bounds for the start of a session."""
 
     from_: Moment = Field(None, alias="from", description="Earliest start.", examples=["2026-03-15T00:00:00Z"])
-    to: Moment = Field(None, description="Latest start.", examples=["2026-03-16T00:00:00Z"])
+    to: LastMoment = Field(
+        None,
+        description="Latest start; an instant of whole milliseconds includes its millisecond.",
+        examples=["2026-03-16T00:00:00Z"],
+    )
 
 
 class SessionParams(PeriodParams):
@@ -81,9 +95,9 @@ class SessionParams(PeriodParams):
         """Return the filters as a ``SessionFilter``."""
         return SessionFilter(
             user_id=self.user_id,
-            label=self.label or "",
-            status=self.status or "",
-            source=self.source or "",
+            label=self.label,
+            status=self.status,
+            source=self.source,
             since_ns=self.from_,
             until_ns=self.to,
             min_cost_nusd=None if self.min_cost is None else usd_to_nusd(self.min_cost),
@@ -93,264 +107,11 @@ class SessionParams(PeriodParams):
         )
 
 
-class TokenSums(msgspec.Struct):
-    """Numbers of input and output tokens."""
-
-    input: Natural
-    output: Natural
-
-
-class ErrorText(msgspec.Struct):
-    """An error: its message and its stack trace."""
-
-    message: str
-    stack: str | UnsetType = UNSET
-
-
-class SessionSums(msgspec.Struct, rename="camel"):
-    """Sums over the spans of a session; cost in US dollars."""
-
-    total_spans: Natural
-    total_duration: Milliseconds
-    total_cost: float
-    total_tokens: TokenSums
-
-
-class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
-    """
-    A session with its messages. Cost Katana's SDK and backend name some values differently; both names are present.
-
-    Attributes:
-        duration: Milliseconds from the start to the end of the session, or to the latest end of a span.
-        ended_at: Present only if the session was ended by a request.
-        error_count: Number of spans with status error or timeout.
-    """
-
-    session_id: str
-    status: Literal["active", "completed", "error"]
-    total_spans: Natural
-    open_spans: Natural
-    total_cost: float = msgspec.field(name="totalCostUSD")
-    total_input_tokens: Natural
-    total_output_tokens: Natural
-    started_at: InstantText
-    duration: Milliseconds
-    source: str
-    has_errors: bool
-    error_count: Natural
-    summary: SessionSums
-    messages: list[Message]
-    user_id: str | UnsetType = UNSET
-    label: str | UnsetType = UNSET
-    ended_at: InstantText | UnsetType = UNSET
-    error: ErrorText | UnsetType = UNSET
-
-
-class SessionPage(msgspec.Struct, rename="camel"):
-    """A page of sessions, newest start first; ``pages`` and ``totalPages`` are the same."""
-
-    sessions: list[SessionDetails]
-    total: Natural
-    page: Natural
-    limit: Natural
-    pages: Natural
-    total_pages: Natural
-
-
-class SessionSummary(msgspec.Struct, rename="camel"):
-    """
-    Sums over the sessions of a period; cost in US dollars.
-
-    Attributes:
-        avg_duration, average_duration: Mean duration of the sessions that were ended by a request, milliseconds.
-        error_rate: Fraction of the sessions that have the status error.
-    """
-
-    total_sessions: Natural
-    active_sessions: Natural
-    completed_sessions: Natural
-    error_sessions: Natural
-    total_cost: float
-    total_tokens: TokenSums
-    avg_duration: Milliseconds
-    average_duration: Milliseconds
-    error_rate: float
-
-
-class TraceNode(msgspec.Struct, kw_only=True, rename="camel"):
-    """A span as a node. Cost Katana's SDK and backend name some values differently; both names are present."""
-
-    id: str
-    session_id: str
-    name: str
-    label: str
-    type: Kind
-    status: SpanStatus
-    depth: Natural
-    tokens: TokenSums
-    cost: float | None = msgspec.field(name="costUSD")
-    metadata: dict[str, Any]
-    started_at: InstantText
-    ended_at: InstantText | None
-    duration: Milliseconds | None
-    start: InstantText
-    end: InstantText | None
-    parent_id: str | UnsetType = UNSET
-    error: ErrorText | UnsetType = UNSET
-    model: str | UnsetType = UNSET
-    ai_model: str | UnsetType = UNSET
-    tool: str | UnsetType = UNSET
-    resource_ids: list[Any] | UnsetType = UNSET
-
-
-class GraphEdge(msgspec.Struct, rename={"source": "from", "target": "to"}):
-    """An edge from a span to a span that it called."""
-
-    source: str
-    target: str
-
-
-class SessionGraph(msgspec.Struct):
-    """Nodes by start, and an edge to every node that names a parent, even if the parent is not among the nodes."""
-
-    nodes: list[TraceNode]
-    edges: list[GraphEdge]
-
-
-class SessionEndInput(msgspec.Struct, kw_only=True):
-    """How a session ended; with an empty body or without an error it is completed."""
-
-    error: dict[str, Any] | str | None = None
-
-
-_MESSAGE_EXAMPLE = {
-    "messageId": "m1",
-    "sessionId": "s1",
-    "traceId": "call",
-    "role": "user",
-    "content": "mail me: [EMAIL]",
-    "redactedContent": "mail me: [EMAIL]",
-    "isRedacted": True,
-    "metadata": {},
-    "createdAt": "2026-03-15T14:23:01.441Z",
-    "timestamp": "2026-03-15T14:23:01.441Z",
-    "contentPreview": "mail me: [EMAIL]",
-    "fullContentStored": True,
-}
-_SESSION_EXAMPLE: dict[str, Any] = {
-    "sessionId": "s1",
-    "status": "completed",
-    "totalSpans": 2,
-    "openSpans": 0,
-    "totalCostUSD": 0.00256,
-    "totalInputTokens": 512,
-    "totalOutputTokens": 128,
-    "startedAt": "2026-03-15T14:23:01.441Z",
-    "duration": 820,
-    "source": "costkatana",
-    "hasErrors": False,
-    "errorCount": 0,
-    "summary": {
-        "totalSpans": 2,
-        "totalDuration": 820,
-        "totalCost": 0.00256,
-        "totalTokens": {"input": 512, "output": 128},
-    },
-    "messages": [_MESSAGE_EXAMPLE],
-    "userId": "u-7",
-    "endedAt": "2026-03-15T14:23:02.261Z",
-}
-_NODE_EXAMPLE: dict[str, Any] = {
-    "id": "call",
-    "parentId": "root",
-    "sessionId": "s1",
-    "name": "answer",
-    "label": "answer",
-    "type": "llm",
-    "status": "ok",
-    "depth": 1,
-    "model": "gpt-4o",
-    "aiModel": "gpt-4o",
-    "tokens": {"input": 512, "output": 128},
-    "costUSD": 0.00256,
-    "metadata": {},
-    "startedAt": "2026-03-15T14:23:01.441Z",
-    "endedAt": "2026-03-15T14:23:02.261Z",
-    "duration": 820,
-    "start": "2026-03-15T14:23:01.441Z",
-    "end": "2026-03-15T14:23:02.261Z",
-}
-_NO_PARAMETERS = {400: "limit: unknown parameter; allowed are none"}
-_NOT_FOUND = {404: "Session s1 not found"}
-_STORE_AWAY = {503: "span store: is not open yet"}
-_LIST = operation(
-    "listSessions",
-    "List sessions",
-    "Sessions with their messages, newest start first.",
-    Answer(
-        SessionPage,
-        "A page.",
-        {"sessions": [_SESSION_EXAMPLE], "total": 1, "page": 1, "limit": 20, "pages": 1, "totalPages": 1},
-    ),
-    errors={400: "status: 'done' is none of active, completed, error", **_STORE_AWAY},
-)
-_SUMMARY = operation(
-    "getSessionsSummary",
-    "Sum up sessions",
-    "Counts, cost, tokens and mean duration of the sessions that started in a period.",
-    Answer(
-        SessionSummary,
-        "The sums.",
-        {
-            "totalSessions": 2,
-            "activeSessions": 0,
-            "completedSessions": 1,
-            "errorSessions": 1,
-            "totalCost": 0.00512,
-            "totalTokens": {"input": 1024, "output": 256},
-            "avgDuration": 820,
-            "averageDuration": 820,
-            "errorRate": 0.5,
-        },
-    ),
-    errors={400: "from: instant: 'today' is not RFC 3339 such as 2026-03-15T14:23:01.441Z", **_STORE_AWAY},
-)
-_GRAPH = operation(
-    "getSessionGraph",
-    "Get a session as a graph",
-    "The spans of the session as nodes, and edges from parents to children.",
-    Answer(SessionGraph, "The graph.", {"nodes": [_NODE_EXAMPLE], "edges": [{"from": "root", "to": "call"}]}),
-    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
-)
-_DETAILS = operation(
-    "getSessionDetails",
-    "Get a session with its messages",
-    "A session with its messages, oldest message first.",
-    Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
-    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
-)
-_END = operation(
-    "endSession",
-    "End a session",
-    "The first end counts; ending a session again changes nothing.",
-    Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
-    body=[Content(SessionEndInput, {"completed": {}, "error": {"error": {"message": "gave up"}}})],
-    body_required=False,
-    errors={
-        400: "error: is not text of at most 4096 characters",
-        **_NOT_FOUND,
-        413: "body: over 65536 bytes, which is the limit after decompression",
-        415: "Content-Encoding: 'br' is not supported, only gzip is",
-        503: "span store: is behind",
-    },
-)
-
-
 def router(store: StoreReader, publisher: Publisher) -> Router:
     """Return the routes of sessions; *publisher* publishes their ends."""
     routes = Router("sessions")
 
-    @routes.get("/api/sessions", **_LIST)
+    @routes.get("/api/sessions", **LIST_SESSIONS)
     async def listed(params: Annotated[SessionParams, QueryParams()]) -> Response:
         page, limit = max(params.page, 1), min(max(params.limit, 1), MAX_LIMIT)
         wanted, now_ns = params.wanted(), time.time_ns()
@@ -371,7 +132,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
             }
         )
 
-    @routes.get("/api/sessions/summary", **_SUMMARY)
+    @routes.get("/api/sessions/summary", **GET_SUMMARY)
     async def summary(params: Annotated[PeriodParams, QueryParams()]) -> Response:
         sums = await store.read(lambda spans: sum_sessions(spans, params.from_, params.to, time.time_ns()))
         mean_ms = ns_to_ms(sums.duration_ns)
@@ -381,26 +142,28 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
                 active_sessions=sums.active,
                 completed_sessions=sums.completed,
                 error_sessions=sums.errors,
-                total_cost=nusd_to_usd(sums.cost_nusd),
+                total_cost=usd(sums.cost_nusd),
                 total_tokens=TokenSums(sums.prompt_tokens, sums.completion_tokens),
+                unpriced_span_count=sums.unpriced,
+                partly_priced_span_count=sums.partly_priced,
                 avg_duration=mean_ms,
                 average_duration=mean_ms,
                 error_rate=sums.errors / sums.sessions if sums.sessions else 0,
             )
         )
 
-    @routes.get("/api/sessions/{session_id:path}/graph", **_GRAPH)
+    @routes.get("/api/sessions/{session_id:path}/graph", **GET_GRAPH)
     async def graph(session_id: SessionId) -> Response:
         now_ns = time.time_ns()
         await _find(store, session_id)
         spans, pending = await store.read(lambda spans: session_spans(spans, session_id, now_ns))
         return reply(render_graph(spans, pending, now_ns))
 
-    @routes.get("/api/sessions/{session_id:path}/details", **_DETAILS)
+    @routes.get("/api/sessions/{session_id:path}/details", **GET_DETAILS)
     async def details(session_id: SessionId) -> Response:
         return reply(await _with_messages(store, await _find(store, session_id)))
 
-    @routes.post("/api/sessions/{session_id:path}/end", **_END)
+    @routes.post("/api/sessions/{session_id:path}/end", **END_SESSION)
     async def end(request: Request, session_id: SessionId) -> Response:
         error = _end_error(await read_body(request, _MAX_BODY_BYTES))
         session = await _find(store, session_id)
@@ -450,7 +213,13 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
     """Return *session* as the struct ``SessionDetails`` describes it."""
     until_ns = session.ended_ns or session.last_ns or session.started_ns
     duration_ms = ns_to_ms(max(until_ns - session.started_ns, 0))
-    cost = nusd_to_usd(session.cost_nusd)
+    cost, unknown = (
+        usd(session.cost_nusd),
+        {
+            "unpricedSpanCount": session.unpriced,
+            "partlyPricedSpanCount": session.partly_priced,
+        },
+    )
     tokens = {"input": session.prompt_tokens, "output": session.completion_tokens}
     shown: dict[str, Any] = {
         "sessionId": session.session_id,
@@ -460,6 +229,7 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
         "totalCostUSD": cost,
         "totalInputTokens": session.prompt_tokens,
         "totalOutputTokens": session.completion_tokens,
+        **unknown,
         "startedAt": render_instant(session.started_ns),
         "duration": duration_ms,
         "source": session.source,
@@ -470,6 +240,7 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
             "totalDuration": duration_ms,
             "totalCost": cost,
             "totalTokens": tokens,
+            **unknown,
         },
         "messages": [costkatana.render_message(message) for message in messages],
     }
@@ -482,11 +253,15 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
     return shown
 
 
-def render_graph(spans: Sequence[Span], open_: Sequence[Started], now_ns: int) -> dict[str, Any]:
+def render_graph(tellings: Sequence[Telling], open_: Sequence[Started], now_ns: int) -> dict[str, Any]:
     """Return ended and open spans as the struct ``SessionGraph`` describes them."""
-    depth = depths([*spans, *open_])
+    depth = depths([*(telling.span for telling in tellings), *open_])
     dated: list[tuple[int, dict[str, Any]]] = [
-        (span.started_ns, costkatana.render_node(span, depth[span.trace_id, span.span_id])) for span in spans
+        (
+            telling.span.started_ns,
+            costkatana.render_node(telling.span, depth[telling.key]) | _in_camel_case(telling_marks(telling)),
+        )
+        for telling in tellings
     ]
     for started in open_:
         node = costkatana.render_open(
@@ -496,3 +271,7 @@ def render_graph(spans: Sequence[Span], open_: Sequence[Started], now_ns: int) -
     nodes = [node for _, node in sorted(dated, key=lambda item: item[0])]
     edges = [{"from": node["parentId"], "to": node["id"]} for node in nodes if "parentId" in node]
     return {"nodes": nodes, "edges": edges}
+
+
+def _in_camel_case(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"laterVersions" if name == "later_versions" else name: value for name, value in fields.items()}

@@ -10,12 +10,13 @@ from fastapi import Path as PathName
 from fastapi import Query as QueryParams
 from msgspec import UNSET
 from pydantic import ConfigDict, Field, WithJsonSchema
+from starlette.requests import Request
 from starlette.responses import Response
 
-from tokentrace.dialect import docs, mist
+from tokentrace.dialect import mist
 from tokentrace.errors import Rejected
 from tokentrace.metrics import Query
-from tokentrace.records import Span, Started, counts_as_cost
+from tokentrace.records import Span, Started
 from tokentrace.rollup import histogram_quantile_ms
 from tokentrace.service.contract import Params, Router, parsed
 from tokentrace.service.web import reply
@@ -23,8 +24,19 @@ from tokentrace.units import DAY, MS, ns_to_ms, nusd_to_usd, render_instant
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.parameters import Count, choice
-from tokentrace_api.reads import Cursor, TraceRow, depths, encode_cursor, find_page, open_spans, parse_cursor
+from tokentrace_api.reads import (
+    Cursor,
+    TraceRow,
+    depths,
+    encode_cursor,
+    find_page,
+    open_spans,
+    parse_cursor,
+    sums_of,
+    with_later_versions,
+)
 from tokentrace_api.routes.searching import SearchParams
+from tokentrace_api.routes.shown_spans import render_telling, sum_fields
 from tokentrace_api.routes.traces_operations import (
     GET_STATS,
     GET_TIMELINE,
@@ -38,7 +50,7 @@ from tokentrace_api.routes.traces_operations import (
     TimelineRow,
     TracePage,
 )
-from tokentrace_api.store import Store
+from tokentrace_api.store import Store, Telling
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 200
 RECENT_LIMIT, MAX_RECENT = 100, 10_000
@@ -119,17 +131,19 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
 
     @routes.get("/traces/{trace_id:path}/timeline", **GET_TIMELINE)
     async def timeline(trace_id: TraceId) -> Response:
-        spans, pending = await _spans_of(store, trace_id)
-        return reply(render_timeline(trace_id, spans, pending, time.time_ns()))
+        tellings, pending = await _spans_of(store, trace_id)
+        return reply(render_timeline(trace_id, [telling.span for telling in tellings], pending, time.time_ns()))
 
     @routes.get("/traces/{trace_id:path}", **GET_TRACE)
-    async def trace(trace_id: TraceId, params: Annotated[TraceParams, QueryParams()]) -> Response:
-        trace_id = trace_id.rstrip("/")
+    async def trace(request: Request, trace_id: TraceId, params: Annotated[TraceParams, QueryParams()]) -> Response:
+        # An escaped slash belongs to the id. Slashes at the end do not, so that `/traces/recent/` is a trace.
+        raw: bytes = request.scope.get("raw_path") or b""
+        trace_id = trace_id[: len(trace_id) - (len(raw) - len(raw.rstrip(b"/")))] if raw.endswith(b"/") else trace_id
         if not trace_id:
             raise Rejected("trace ID required")
         spans, pending = await _spans_of(store, trace_id)
         if params.format == "mist":
-            shown = [mist.render_span(span) for span in spans] + [_mist_pending(started) for started in pending]
+            shown = [mist.render_span(span) for span, *_ in spans] + [_mist_pending(started) for started in pending]
             return reply({"trace_id": trace_id, "spans": shown})
         return reply(render_trace(trace_id, spans, pending, time.time_ns()))
 
@@ -160,9 +174,9 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
     return routes
 
 
-async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Span], list[Started]]:
+async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Telling], list[Started]]:
     """
-    Return (ended spans, open spans) of a trace.
+    Return (a telling of each ended span, open spans) of a trace.
 
     Raises:
         Rejected: There is no such trace.
@@ -170,11 +184,11 @@ async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Span], list
     """
     now_ns = time.time_ns()
 
-    def read(store: Store) -> tuple[list[Span], list[Started]]:
+    def read(store: Store) -> tuple[list[Telling], list[Started]]:
         # Open spans are read first: a span that ends between the two reads is then in both, not in neither.
         pending = open_spans(store, "trace_id", trace_id, now_ns)
-        spans = store.trace(trace_id, now_ns)
-        ended = {span.span_id for span in spans}
+        spans = with_later_versions(store, store.tellings(trace_id, now_ns), now_ns)
+        ended = {span.span_id for span, *_ in spans}
         return spans, [started for started in pending if started.span_id not in ended]
 
     spans, pending = await store.read(read)
@@ -239,22 +253,20 @@ def render_row(row: TraceRow) -> ListedTrace:
         name=row.name,
         started_at=render_instant(row.started_ns),
         ended_at=render_instant(row.ended_ns),
-        total_cost_usd=nusd_to_usd(row.cost_nusd),
-        total_tokens=row.total_tokens,
-        span_count=row.span_count,
         status=row.status,
+        **sum_fields(row.sums),
     )
 
 
 def render_trace(
-    trace_id: str, spans: Sequence[Span], pending: Sequence[Started] = (), now_ns: int = 0
+    trace_id: str, tellings: Sequence[Telling], pending: Sequence[Started] = (), now_ns: int = 0
 ) -> dict[str, Any]:
     """Return a trace as the struct ``Trace`` describes it."""
+    spans = [telling.span for telling in tellings]
     every: list[Span | Started] = [*spans, *pending]
     root = next((span for span in every if span.parent_span_id is None), every[0])
-    cost = sum(span.cost_nusd or 0 for span in spans if counts_as_cost(span.kind))
     depth = depths(every)
-    shown = [docs.render_span(span) | {"depth": depth[span.trace_id, span.span_id]} for span in spans]
+    shown = [render_telling(telling) | {"depth": depth[telling.key]} for telling in tellings]
     for span in shown:
         del span["trace_id"]
     shown += [
@@ -265,9 +277,7 @@ def render_trace(
         "name": root.name,
         "started_at": render_instant(min(span.started_ns for span in every)),
         "ended_at": render_instant(max(span.ended_ns for span in spans)) if spans else None,
-        "total_cost_usd": nusd_to_usd(cost),
-        "total_tokens": sum(span.total_tokens for span in spans),
-        "span_count": len(spans),
+        **sum_fields(sums_of(tellings)),
         "spans": shown,
     }
 

@@ -17,19 +17,17 @@ from tokentrace_api.routes.answers import (
     Natural,
     SpanStatus,
     StoredSpan,
+    SumsOfSpans,
 )
 
 
-class ListedTrace(msgspec.Struct):
-    """A trace in a list; sums cover its ended spans, each counted once."""
+class ListedTrace(SumsOfSpans, kw_only=True):
+    """A trace in a list."""
 
     trace_id: str
     name: str
     started_at: InstantText
     ended_at: InstantText
-    total_cost_usd: float
-    total_tokens: Natural
-    span_count: Natural
     status: str
 
 
@@ -62,9 +60,9 @@ class RecentSpansAnswer(msgspec.Struct):
     count: Natural
 
 
-class Trace(msgspec.Struct):
+class Trace(SumsOfSpans, kw_only=True):
     """
-    A trace; sums cover the spans that have ended, and costs of roll-up kinds are not counted.
+    A trace.
 
     Attributes:
         name: Name of the root, or of the first span if the trace has no root.
@@ -76,9 +74,6 @@ class Trace(msgspec.Struct):
     name: str
     started_at: InstantText
     ended_at: InstantText | None
-    total_cost_usd: float
-    total_tokens: Natural
-    span_count: Natural
     spans: list[StoredSpan]
 
 
@@ -158,6 +153,8 @@ _ROW_EXAMPLE = {
     "total_cost_usd": 0.00256,
     "total_tokens": 640,
     "span_count": 1,
+    "unpriced_span_count": 0,
+    "partly_priced_span_count": 0,
     "status": "ok",
 }
 _SPAN_IN_TRACE = {key: value for key, value in SPAN_EXAMPLE.items() if key != "trace_id"} | {"depth": 0}
@@ -194,7 +191,10 @@ LIST_RECENT = operation(
 GET_TRACE = operation(
     "getTrace",
     "Get a trace",
-    "A trace with every span and its depth.",
+    """
+    A trace with every span and its depth. A slash in the id is escaped. Slashes at the end of the path are ignored, so
+    `/traces/recent/` is the trace `recent`.
+    """,
     Answer((Trace, MistTrace), "The trace.", _TRACE_EXAMPLE),
     errors={400: "format: 'xml' is neither docs nor mist", **_NOT_FOUND, **_STORE_AWAY},
 )

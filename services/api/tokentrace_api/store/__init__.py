@@ -44,15 +44,27 @@ Modules: ``store`` (the public class), ``catalog`` (open files and their state),
 
 from tokentrace_api.store.append import Item
 from tokentrace_api.store.catalog import StoreDamaged
-from tokentrace_api.store.columns import COLUMNS, attribute_is, attribute_text, columns_of, span_of, trace_hash
+from tokentrace_api.store.columns import (
+    COLUMNS,
+    ONE_TELLING,
+    Telling,
+    attribute_is,
+    attribute_text,
+    columns_of,
+    span_of,
+    telling_of,
+    trace_hash,
+)
 from tokentrace_api.store.database import Database
 from tokentrace_api.store.deletions import USER_OF_SPAN
 from tokentrace_api.store.segment import MESSAGES, STARTED, Segment, day_of
 from tokentrace_api.store.store import Store
+from tokentrace_api.store.text import contains_text, folded
 
 __all__ = [
     "COLUMNS",
     "MESSAGES",
+    "ONE_TELLING",
     "STARTED",
     "USER_OF_SPAN",
     "Database",
@@ -60,10 +72,14 @@ __all__ = [
     "Segment",
     "Store",
     "StoreDamaged",
+    "Telling",
     "attribute_is",
     "attribute_text",
     "columns_of",
+    "contains_text",
     "day_of",
+    "folded",
     "span_of",
+    "telling_of",
     "trace_hash",
 ]

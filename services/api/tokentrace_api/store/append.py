@@ -6,22 +6,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import duckdb
+from msgspec.structs import replace
 
 from tokentrace.bus import Message, subjects
+from tokentrace.dedup import LeftOut, total
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch, ChatMessage, Position, Span, Started, decode_batches
 from tokentrace_api.store.catalog import Catalog
-from tokentrace_api.store.columns import attributes_json, columns_of
+from tokentrace_api.store.columns import Telling, attributes_json, columns_of
 from tokentrace_api.store.deletions import Deletions
 from tokentrace_api.store.reader_state import write_reader, write_waiting
 from tokentrace_api.store.segment import RECORDS, Segment, columns_from, day_of
 from tokentrace_api.store.span_updates import (
+    Content,
     SpanUpdate,
     apply_updates,
     changed_columns,
     set_columns,
     stored_versions,
     updates_of,
+    without_repetitions,
 )
 
 
@@ -38,21 +42,26 @@ class Appender:
     Appends messages to the newest file. Its methods are called by the writing thread only.
 
     Attributes:
-        repeated: Number of batches that were stored before and were skipped.
+        repetitions: Number of spans that were not stored, because they said nothing new about a known span.
         rejected: Number of messages that could not be decoded and were skipped.
     """
 
     def __init__(self, catalog: Catalog, deletions: Deletions) -> None:
         self._catalog, self._deletions = catalog, deletions
-        self.repeated = 0
+        self.repetitions = 0
         self.rejected = 0
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What does not count of all that was read since the log began."""
+        return total(reader.dedup.left_out for reader in self._catalog.readers.values())
 
     def append(self, items: Sequence[Item]) -> list[Span]:
         """
         Store *items* in order, with one transaction for each day.
 
         Returns:
-            The spans that were stored, with their scores and annotations applied.
+            The spans that were stored and count, with their scores and annotations applied.
 
         Raises:
             duckdb.Error, OSError: The disk refused; the failed transaction stored nothing.
@@ -68,30 +77,35 @@ class Appender:
         catalog, database, name = self._catalog, self._catalog.database, target.name
         is_new_file = not database.run(f"SELECT count(*) FROM {name}.position")[0][0]
         positions: dict[int, tuple[Position, int]] = {}
-        batches: list[Batch] = []
-        origins: list[tuple[int, int]] = []
+        contents: list[Content] = []
         for item in items:
+            before, _ = positions.get(item.shard, (catalog.position(item.shard), 0))
+            if before is not None and before.created_ns != item.created_ns:
+                catalog.readers[item.shard].dedup.rewound()
             positions[item.shard] = Position(item.created_ns, item.message.sequence), item.message.time_ns
-            for batch in self._new_batches(item):
-                shown = self._deletions.without_hidden(batch)
-                batches.append(shown)
-                origins += [(item.message.sequence, item.shard)] * len(shown.spans)
-        versions = stored_versions(database, catalog.segments, updates_of(batches))
+            contents += self._contents_of(item)
+        wanted = updates_of(content.others for content in contents)
+        told_again = {telling.key for content in contents for telling in content.tellings if not telling.counted}
+        versions = stored_versions(database, catalog.segments, wanted.keys() | told_again)
+        told = sum(len(content.tellings) for content in contents)
+        contents = without_repetitions(contents, versions)
         known = {(span.trace_id, span.span_id) for rows in versions.values() for _, span in rows}
-        updated = apply_updates(batches, known, catalog.waiting)
+        updated = apply_updates(contents, known, catalog.waiting)
         changes = changed_columns(versions, updated.updates)
         for stored_in, columns in changes.items():
             if stored_in != target:
                 # A transaction writes to one file only; repeating this update after a failure does no harm.
                 set_columns(database, stored_in, columns)
         database.run("BEGIN")
-        if updated.spans:
-            database.insert(f"{name}.spans", columns_of(updated.spans, origins, catalog.last_ordinal + 1))
+        if updated.tellings:
+            origins = [content.origin for content in contents for _ in content.tellings]
+            database.insert(f"{name}.spans", columns_of(updated.tellings, origins, catalog.last_ordinal + 1))
         if target in changes:
             set_columns(database, target, changes[target])
-        self._insert_records(name, batches)
+        self._insert_records(name, [content.others for content in contents])
         write_waiting(database, target, {key: updated.waiting.get(key, SpanUpdate()) for key in updated.touched})
         self._write_positions(target, positions, is_new_file=is_new_file)
+        counted = [telling.span for telling in updated.tellings if telling.counted]
         try:
             database.run("COMMIT")
         except duckdb.Error as exc:
@@ -102,13 +116,14 @@ class Appender:
                 catalog.position(shard) != position for shard, (position, _) in positions.items()
             ):
                 raise
-            return updated.spans
+            return counted
+        self.repetitions += told - len(updated.tellings)
         catalog.waiting = updated.waiting
-        catalog.last_ordinal += len(updated.spans)
+        catalog.last_ordinal += len(updated.tellings)
         for shard, (position, _) in positions.items():
             reader = catalog.readers[shard]
-            reader.position, reader.unsaved_ids = position, []
-        return updated.spans
+            reader.position, reader.unsaved_ids, reader.saved_calls = position, [], reader.dedup.calls.added
+        return counted
 
     def _write_positions(
         self, target: Segment, positions: Mapping[int, tuple[Position, int]], *, is_new_file: bool
@@ -122,23 +137,34 @@ class Appender:
                 if shard not in positions and reader.position is not None:
                     write_reader(database, target, shard, reader, reader.position, None, is_new_file=True)
 
-    def _new_batches(self, item: Item) -> list[Batch]:
-        """Return the batches in *item* that were not stored before; [] if its message cannot be decoded."""
-        reader, time_ns = self._catalog.readers[item.shard], item.message.time_ns
+    def _contents_of(self, item: Item) -> list[Content]:
+        """Return what *item* holds that was not folded before; [] if its message cannot be decoded."""
+        reader, message = self._catalog.readers[item.shard], item.message
+        reader.dedup.begin(message.sequence)
         try:
-            batches = decode_batches(item.message.payload)
+            batches = decode_batches(message.payload)
+            project = subjects.parse_project(message.subject)
         except Rejected as exc:
             self.rejected += 1
-            self._catalog.set_aside.note(subjects.SPANS, f"message {item.message.sequence}", exc)
+            self._catalog.set_aside.note(subjects.SPANS, f"message {message.sequence}", exc)
             return []
-        new = []
+        contents = []
         for batch in batches:
-            if reader.seen.add(batch, time_ns):
-                reader.unsaved_ids.append((batch.id, batch.sequence, batch.part, time_ns))
-                new.append(batch)
-            else:
-                self.repeated += 1
-        return new
+            # The memory of calls learns deleted spans too, as that of every other reader does.
+            taken = reader.dedup.take(batch, message.time_ns, project)
+            if batch.sequence and not taken.skipped:
+                reader.unsaved_ids.append((batch.id, batch.sequence, batch.part, message.time_ns, batch.layout))
+            if taken.skipped:
+                continue
+            counted, conflicting = taken.counted, frozenset(taken.conflicting)
+            tellings = [
+                Telling(span, counted is None or counted[index], index in conflicting)
+                for index, span in enumerate(batch.spans)
+                if not self._deletions.hides_span(span)
+            ]
+            others = Batch(id=batch.id) if taken.batch is None else replace(taken.batch, spans=[])
+            contents.append(Content(tellings, self._deletions.without_hidden(others), (message.sequence, item.shard)))
+        return contents
 
     def _insert_records(self, name: str, batches: Sequence[Batch]) -> None:
         """Insert the started spans, messages and session ends of *batches*."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
 
 from tokentrace.bad_data import SetAside
-from tokentrace.dedup import FoldedBatches
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.records import Position
 from tokentrace_api.store import segment
+from tokentrace_api.store.convert import CONVERTED_VERSION, convert, later_rows
 from tokentrace_api.store.database import Database
-from tokentrace_api.store.reader_state import ReaderState, StoredReader, read_reader_state, read_waiting
-from tokentrace_api.store.segment import Segment, parse_segment
+from tokentrace_api.store.reader_state import ReaderState, new_reader, read_reader_state, read_waiting
+from tokentrace_api.store.segment import Segment, check_statements, parse_segment
 from tokentrace_api.store.span_updates import Key, SpanUpdate
 
 log = logging.getLogger("tokentrace.api.store")
@@ -43,12 +42,13 @@ class Catalog:
         shards: Number of shards of the stream.
         memory_limit_mb: Memory limit of DuckDB, MB.
         set_aside: Takes a note of each file that cannot be read.
+        capacity: Number of calls that each shard remembers.
 
     Attributes:
         database: DuckDB with all segments attached.
         segments: The attached segments, oldest first.
         visible: The segments that queries read; None while the database is not open. Any thread may read it.
-        readers: Shard -> position and folded batches.
+        readers: Shard -> position, folded batches and newest calls.
         waiting: Updates whose span has not arrived yet.
         last_ordinal: Number of the newest row of a span; 0 = there is none.
         damaged: Names of files that could not be read, each with the type of the error.
@@ -58,8 +58,9 @@ class Catalog:
         Unavailable: The directory or a file in it cannot be opened now.
     """
 
-    def __init__(self, directory: Path, shards: int, memory_limit_mb: int, set_aside: SetAside) -> None:
+    def __init__(self, directory: Path, shards: int, memory_limit_mb: int, set_aside: SetAside, capacity: int) -> None:
         self.directory, self._shards, self._memory_limit_mb = directory, shards, memory_limit_mb
+        self._capacity = capacity
         self.set_aside = set_aside
         self.visible: tuple[Segment, ...] | None = None
         self.is_stale = False
@@ -78,7 +79,7 @@ class Catalog:
 
     def _open(self) -> None:
         """
-        Attach all files and load their state.
+        Attach all files, convert those of the last version, and load their state.
 
         Raises:
             Unavailable: A file cannot be opened now although it is not damaged; opening may be tried again.
@@ -88,20 +89,79 @@ class Catalog:
         self.segments: list[Segment] = []
         self._reset_state()
         files = sorted(self.directory.glob(segment.GLOB), key=lambda file: parse_segment(file) or Segment("", 0))
+        newest = files[-1] if files else None
+        crashed = newest is not None and newest.with_name(newest.name + ".wal").exists()
         for file in files:
             if file.stat().st_size == 0:
                 _remove(file)  # the process died while it created the file
                 continue
-            crashed = file == files[-1] and file.with_name(file.name + ".wal").exists()
             try:
                 self.attach(file)
-                self._load(read_reader_state(self.database, self.segments[-1], self._shards, check=crashed))
             except (duckdb.Error, Rejected) as exc:
-                if segment.is_refusal(exc):
-                    self.close()
-                    raise Unavailable(f"span store: {file.name}: {type(exc).__name__}: {str(exc)[:200]}") from exc
-                self._keep_damaged(file, exc, newest=file == files[-1])
+                self._set_aside(file, exc, newest=file == newest)
+        self._convert(newest)
+        for opened in reversed(list(self.segments)):
+            file = self.directory / opened.file_name
+            try:
+                self._load(self._state_in(opened, check=crashed and file == newest))
+            except (duckdb.Error, Rejected) as exc:
+                self._set_aside(file, exc, newest=file == newest)
+        self._forget_arrived()
         self.visible = tuple(self.segments)
+
+    def _convert(self, newest: Path | None) -> None:
+        """
+        Convert the files of the last version; *newest* is the newest file that was found.
+
+        The rows of all files are compared, because a span may have been told again in a later file. If the process
+        dies in between, the next start converts the files that are left, with the same result.
+        """
+        while True:
+            old = [opened for opened in self.segments if self._version(opened) == CONVERTED_VERSION]
+            damaged: tuple[Segment, duckdb.Error] | None = None
+            try:
+                later = later_rows(self.database, self.segments) if old else {}
+            except duckdb.Error as exc:
+                damaged = self._find_damaged(exc)
+            for opened in old if damaged is None else ():
+                log.info("%s is converted to schema version %d", opened.file_name, segment.SCHEMA_VERSION)
+                try:
+                    convert(self.database, opened, later)
+                except duckdb.Error as exc:
+                    with contextlib.suppress(duckdb.Error):
+                        self.database.run("ROLLBACK")
+                    damaged = opened, exc
+                    break
+            if damaged is None:
+                return
+            file = self.directory / damaged[0].file_name
+            self._set_aside(file, damaged[1], newest=file == newest)
+
+    def _find_damaged(self, reason: duckdb.Error) -> tuple[Segment, duckdb.Error]:
+        """Return a file that cannot be read, with its error; raise *reason* if every file can be read."""
+        for opened in self.segments:
+            try:
+                for statement in check_statements(opened):
+                    self.database.run(statement)
+            except duckdb.Error as exc:
+                return opened, exc
+        raise reason
+
+    def _version(self, opened: Segment) -> int | None:
+        version: int | None = self.database.run(f"SELECT max(version) FROM {opened.name}.schema_version")[0][0]
+        return version
+
+    def _set_aside(self, file: Path, reason: Exception, *, newest: bool) -> None:
+        """
+        Keep *file* as a damaged one.
+
+        Raises:
+            Unavailable: *reason* does not mean that the file is damaged; the store is closed.
+        """
+        if segment.is_refusal(reason):
+            self.close()
+            raise Unavailable(f"span store: {file.name}: {type(reason).__name__}: {str(reason)[:200]}") from reason
+        self._keep_damaged(file, reason, newest=newest)
 
     def attach(self, file: Path) -> None:
         """
@@ -118,11 +178,14 @@ class Catalog:
             self.database.attach(file, opened.name)
             for statement in segment.table_statements(opened):
                 self.database.run(statement)
-            version = self.database.run(f"SELECT max(version) FROM {opened.name}.schema_version")[0][0]
+            version = self._version(opened)
             if version is None:
                 self.database.run(f"INSERT INTO {opened.name}.schema_version VALUES ({segment.SCHEMA_VERSION})")
-            elif version != segment.SCHEMA_VERSION:
-                raise Rejected(f"schema version {version}, this program reads version {segment.SCHEMA_VERSION}")
+            elif version not in (CONVERTED_VERSION, segment.SCHEMA_VERSION):
+                raise Rejected(
+                    f"schema version {version}, this program reads version {segment.SCHEMA_VERSION} and converts "
+                    f"version {CONVERTED_VERSION}"
+                )
         except (duckdb.Error, Rejected):
             with contextlib.suppress(duckdb.Error):
                 self.database.run(f"DETACH {opened.name}")
@@ -158,19 +221,24 @@ class Catalog:
         return self.readers[shard].position
 
     def _reset_state(self) -> None:
-        self.readers = {shard: StoredReader(None, FoldedBatches(self._shards)) for shard in range(self._shards)}
+        self.readers = {shard: new_reader(self._shards, self._capacity) for shard in range(self._shards)}
         self.waiting: dict[Key, SpanUpdate] = {}
+        self._loaded: set[int] = set()
+
+    def _state_in(self, opened: Segment, *, check: bool = False) -> ReaderState:
+        """Return the state in a file, without shards of which a newer file was loaded; see ``read_reader_state``."""
+        return read_reader_state(self.database, opened, self._shards, self._capacity, self._loaded, check=check)
 
     def _load(self, state: ReaderState) -> None:
-        """Merge the state of a file; called from the oldest file to the newest, so that newer state replaces older."""
+        """Add the state of a file; called from the newest file to the oldest: newer state replaces older state."""
         self.last_ordinal = max(self.last_ordinal, state.last_ordinal)
         self.readers |= state.readers
-        self._merge_waiting(state.waiting)
+        self._loaded |= set(state.readers)
+        self.waiting = {**state.waiting, **self.waiting}
 
-    def _merge_waiting(self, waiting: Mapping[Key, SpanUpdate]) -> None:
+    def _forget_arrived(self) -> None:
         # An empty update in a newer file says that the span of an update in an older file has arrived.
-        merged = self.waiting | dict(waiting)
-        self.waiting = {key: update for key, update in merged.items() if not update.is_empty}
+        self.waiting = {key: update for key, update in self.waiting.items() if not update.is_empty}
 
     # -- after a failure
 
@@ -205,13 +273,12 @@ class Catalog:
             return
         if self.visible is not None:
             try:
-                states = [read_reader_state(self.database, opened, self._shards) for opened in self.segments]
+                self._reset_state()
+                for opened in reversed(self.segments):
+                    self._load(self._state_in(opened))
+                self._forget_arrived()
             except (duckdb.Error, Rejected):
                 self.visible = None
-            else:
-                self._reset_state()
-                for state in states:
-                    self._load(state)
         if self.visible is None:
             self.close()
             known = len(self.damaged)
@@ -268,7 +335,8 @@ class Catalog:
         # An update that only the removed file held is forgotten.
         self.waiting = {}
         for opened in self.segments:
-            self._merge_waiting(read_waiting(self.database, opened))
+            self.waiting |= read_waiting(self.database, opened)
+        self._forget_arrived()
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the store, damaged ones included, bytes."""

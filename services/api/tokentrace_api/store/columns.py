@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec.structs import astuple
 
 from tokentrace.errors import shorten
+from tokentrace.metrics import FilterNumber, filter_number
 from tokentrace.records import FUTURE_NS, ID_FIELDS, SPAN_FIELDS, Span
 
 log = logging.getLogger("tokentrace.api.store")
@@ -56,14 +58,44 @@ COLUMNS = {
     "source": "VARCHAR",
     "attributes": "VARCHAR",
     "rest": "BLOB",
+    "counted": "BOOLEAN",
+    "conflicting": "BOOLEAN",
+    "response_id": "VARCHAR",
 }
-_REST = ("usage", "error_stack")
-_COMPUTED = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attributes", "rest")
+#: Rows that an earlier version wrote hold a shorter array: fields are only ever appended.
+_REST = ("usage", "error_stack", "usage_state", "pricing_context", "scope")
+_COMPUTED = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attributes", "rest", "counted", "conflicting")
 _FIELDS = tuple(name for name in COLUMNS if name not in _COMPUTED)
+_COUNTED, _CONFLICTING = (list(COLUMNS).index(name) for name in ("counted", "conflicting"))
 _json = msgspec.json.Encoder()
 _pack = msgspec.msgpack.Encoder()
-#: Texts that are written unchanged in JSON. A number with a fraction or an exponent may be written differently.
-_VERBATIM = re.compile(r'(?!-?[\d.]+(?:[eE][-+]?\d+)?$)[^"\\\x00-\x1f{\[]+|-?\d+')
+#: Texts that are written unchanged in JSON; numbers are compared as numbers.
+_VERBATIM = re.compile(r'[^"\\\x00-\x1f{\[]+')
+
+
+#: SQL that keeps one row of each span of a query: the telling that counts, or else the first one.
+ONE_TELLING = "QUALIFY counted OR row_number() OVER (PARTITION BY trace_id, span_id ORDER BY counted DESC, ordinal) = 1"
+
+
+class Telling(NamedTuple):
+    """
+    What one record said about a call: a row of ``spans``.
+
+    Attributes:
+        counted: True for the first telling of a call, which every sum uses; no sum uses a later one.
+        conflicting: True if it does not count and its cost or its tokens differ from those of the counted telling.
+        later_versions: Number of tellings of the same call that do not count; 0 for one that does not count itself.
+    """
+
+    span: Span
+    counted: bool = True
+    conflicting: bool = False
+    later_versions: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(Trace id, span id)."""
+        return self.span.trace_id, self.span.span_id
 
 
 def trace_hash(trace_id: str) -> int:
@@ -71,16 +103,17 @@ def trace_hash(trace_id: str) -> int:
     return zlib.crc32(trace_id.encode())
 
 
-def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_ordinal: int) -> dict[str, Any]:
+def columns_of(tellings: Sequence[Telling], origins: Sequence[tuple[int, int]], first_ordinal: int) -> dict[str, Any]:
     """
-    Return *spans* as columns for ``Database.insert``: each is a numpy array, or one value that all spans have.
+    Return *tellings* as columns for ``Database.insert``: each is a numpy array, or one value that all rows have.
 
     Args:
-        spans: At least one.
-        origins: (stream sequence, shard) of each span.
+        tellings: At least one.
+        origins: (stream sequence, shard) of each.
         first_ordinal: Number of the row of the first span.
     """
-    count = len(spans)
+    count = len(tellings)
+    spans, counted, conflicting, _ = zip(*tellings, strict=True)
     # Transposing whole spans is faster: reading one field of one span at a time took a third of the time of storing.
     fields = dict(zip(SPAN_FIELDS, zip(*map(astuple, spans), strict=True), strict=True))
     sequences, shards = zip(*origins, strict=True)
@@ -93,20 +126,22 @@ def columns_of(spans: Sequence[Span], origins: Sequence[tuple[int, int]], first_
         "event_ns": np.where(ended <= arrived + FUTURE_NS, ended, arrived),  # as ``event_time`` in tokentrace.records
     }
     for name in _FIELDS:
-        values = fields[name]
-        first = values[0]
-        if values[-1] == first and values.count(first) == count:
-            columns[name] = first
-        elif COLUMNS[name] == "VARCHAR":
-            columns[name] = np.array(values, dtype=object)
-        elif name in ("cost_nusd", "score"):
-            columns[name] = nullable(values)
-        else:
-            columns[name] = np.array(values, np.int64)
+        columns[name] = _column(name, fields[name])
     rest = [_rest(*values) for values in zip(*(fields[name] for name in _REST), strict=True)]
     for name, texts in (("attributes", list(map(attributes_json, fields["attributes"]))), ("rest", rest)):
         columns[name] = np.array(texts, dtype=object) if any(texts) else None
-    return columns
+    columns["counted"], columns["conflicting"] = np.array(counted, np.bool_), np.array(conflicting, np.bool_)
+    return {name: columns[name] for name in COLUMNS}
+
+
+def _column(name: str, values: tuple[Any, ...]) -> Any:
+    """Return the *values* of the field *name* as a numpy array, or as one value if they are all equal."""
+    first = values[0]
+    if values[-1] == first and values.count(first) == len(values):
+        return first
+    if COLUMNS[name] == "VARCHAR":
+        return np.array(values, dtype=object)
+    return nullable(values) if name in ("cost_nusd", "score") else np.array(values, np.int64)
 
 
 def nullable(values: Sequence[int | None]) -> Any:
@@ -131,12 +166,17 @@ def _rest(*values: Any) -> bytes | None:
     return _pack.encode(values) if any(values) else None
 
 
+def telling_of(row: Sequence[Any]) -> Telling:
+    """Return the telling in *row*, which holds values in the order of COLUMNS; its ``later_versions`` are not set."""
+    return Telling(span_of(row), bool(row[_COUNTED]), bool(row[_CONFLICTING]))
+
+
 def span_of(row: Sequence[Any]) -> Span:
     """Return the span in *row*, which holds values in the order of COLUMNS."""
     values = dict(zip(COLUMNS, row, strict=True))
     fields = {name: values[name] for name in _FIELDS}
     if values["rest"] is not None:
-        fields.update(zip(_REST, msgspec.msgpack.decode(values["rest"]), strict=True))
+        fields.update(zip(_REST, msgspec.msgpack.decode(values["rest"]), strict=False))
     if values["attributes"] is not None:
         fields["attributes"] = msgspec.json.decode(values["attributes"])
     return Span(**fields)
@@ -177,19 +217,40 @@ def attribute_text(key: str, function: str = "json_extract_string") -> tuple[str
     return expression, [literal, literal, *ancestors, _pointer(*keys)]
 
 
-def attribute_is(key: str, value: str) -> tuple[str, list[str]]:
+def attribute_is(key: str, value: str) -> tuple[str, list[Any]]:
     """
-    Return (SQL that is true if the text form of the attribute *key* is *value*, its parameters).
+    Return (SQL that is true if the attribute *key* is *value*, its parameters).
 
-    For ``user_id`` and ``session_id``, the value "" is that of a span without such an id.
+    It is true for the same attributes as ``tokentrace.metrics.attribute_is``: numbers compare as numbers. For
+    ``user_id`` and ``session_id``, the value "" is that of a span without such an id, and a number is its text.
     """
     text, paths = attribute_text(key)
-    if key in ID_FIELDS and not value:
-        return f"coalesce({text}, '') = ''", paths
-    if not _VERBATIM.fullmatch(value):
-        return f"{text} = ?", [*paths, value]
-    # Searching for the text first avoids parsing the JSON of most rows.
-    in_json = f"contains(attributes, ?) AND {text} = ?"
     if key in ID_FIELDS:
-        return f"({key} = ? OR ({in_json}))", [value, value, *paths, value]
-    return f"({in_json})", [value, *paths, value]
+        if not value or not _VERBATIM.fullmatch(value):
+            return f"coalesce({text}, '') = ?", [*paths, value]
+        return f"({key} = ? OR (contains(attributes, ?) AND {text} = ?))", [value, value, *paths, value]
+    number = filter_number(value)
+    if number is None:
+        if not _VERBATIM.fullmatch(value):
+            return f"{text} = ?", [*paths, value]
+        # Searching for the text first avoids parsing the JSON of most rows.
+        return f"(contains(attributes, ?) AND {text} = ?)", [value, *paths, value]
+    kind, kind_paths = attribute_text(key, "json_type")
+    held = f"{text} = ? OR ({kind} = 'DOUBLE' AND TRY_CAST({text} AS DOUBLE) = ?)"
+    parameters: list[Any] = [*paths, value, *kind_paths, *paths, number.double]
+    if number.whole is not None:
+        held += f" OR ({kind} IN ('BIGINT', 'UBIGINT') AND {text} = ?)"
+        parameters += [*kind_paths, *paths, str(number.whole)]
+    if number.double == 0:
+        return f"({held})", parameters
+    spellings = _spellings(value, number)
+    spelled = " OR ".join("contains(attributes, ?)" for _ in spellings)
+    return f"(({spelled}) AND ({held}))", [*spellings, *parameters]
+
+
+def _spellings(value: str, number: FilterNumber) -> list[str]:
+    """Return texts of which the JSON of an attribute contains at least one if the attribute is *number*."""
+    texts = {value, _json.encode(number.double).decode()} if math.isfinite(number.double) else {value}
+    if number.whole is not None:
+        texts.add(str(number.whole))
+    return sorted(text for text in texts if not any(other != text and other in text for other in texts))

@@ -11,6 +11,8 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from tokentrace_api.store.text import folded
+
 Rows = list[tuple[Any, ...]]
 
 
@@ -33,6 +35,7 @@ class Database:
             "checkpoint_threshold": "128MB",
         }
         self._writer = duckdb.connect(":memory:", config=config)
+        self._writer.create_function("folded", folded, ["VARCHAR"], "VARCHAR")
         self._reading: set[duckdb.DuckDBPyConnection] = set()
         self._reading_changes = threading.Condition()
 
@@ -40,6 +43,11 @@ class Database:
         """Run a statement on the writer's connection and return all its rows."""
         rows: Rows = self._writer.execute(sql, list(parameters)).fetchall()
         return rows
+
+    def arrays(self, sql: str, parameters: Sequence[Any] = ()) -> dict[str, Any]:
+        """Run a query on the writer's connection and return its columns as numpy arrays."""
+        columns: dict[str, Any] = self._writer.execute(sql, list(parameters)).fetchnumpy()
+        return columns
 
     def attach(self, file: Path, name: str) -> None:
         """Attach *file* as the database *name*; create the file if it is missing."""

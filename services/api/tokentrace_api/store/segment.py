@@ -20,7 +20,7 @@ import numpy as np
 from tokentrace.units import SECOND
 from tokentrace_api.store.columns import COLUMNS
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: Size from which on no more records are appended to a file, bytes.
 MAX_BYTES = 1024 * 1024 * 1024
 GLOB = "spans-*.duckdb"
@@ -61,6 +61,17 @@ MESSAGES = {
 SESSION_ENDS = {"session_id": "VARCHAR", "ended_ns": "BIGINT", "error": "VARCHAR", "arrived_ns": "BIGINT"}
 #: Columns for updates that wait for their span.
 AMENDMENTS = {"trace_id": "VARCHAR", "span_id": "VARCHAR", "change": "BLOB"}
+#: Columns for the calls that the reader of a shard remembers, numbered in the order of the log.
+CALLS = {
+    "shard": "INTEGER",
+    "number": "BIGINT",
+    "key": "UBIGINT",
+    "span_key": "UINTEGER",
+    "usage": "UINTEGER",
+    "cost": "UINTEGER",
+    "duration": "UINTEGER",
+    "start": "UBIGINT",
+}
 #: Table that queries may read -> its columns; each row is one record.
 RECORDS: Mapping[str, Mapping[str, str]] = {
     "spans": COLUMNS,
@@ -78,8 +89,11 @@ _TABLES: Mapping[str, Mapping[str, str]] = {
         "sequence": "BIGINT",
         "part": "INTEGER",
         "time_ns": "BIGINT",
+        "layout": "INTEGER",
     },
     "seen": {"shard": "INTEGER", "state": "BLOB"},
+    "calls": CALLS,
+    "call_state": {"shard": "INTEGER", "state": "BLOB"},
     "schema_version": {"version": "INTEGER"},
 }
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tokentrace.dialect.docs import score_of
 from tokentrace.records import Batch, Span
 from tokentrace.units import int_to_score
-from tokentrace_api.store.columns import attributes_json, nullable, span_of, trace_hash
+from tokentrace_api.store.columns import Telling, attributes_json, nullable, span_of, trace_hash
 from tokentrace_api.store.database import Database
 from tokentrace_api.store.segment import Segment
 
@@ -78,59 +78,106 @@ def updates_of(batches: Iterable[Batch]) -> dict[Key, SpanUpdate]:
     return updates
 
 
+class Content(NamedTuple):
+    """
+    What a batch holds that was not folded before.
+
+    Attributes:
+        tellings: The spans of the batch, in order.
+        others: A batch with its other records.
+        origin: (Stream sequence, shard) of its message.
+    """
+
+    tellings: list[Telling]
+    others: Batch
+    origin: tuple[int, int]
+
+
+def without_repetitions(contents: Sequence[Content], versions: Versions) -> list[Content]:
+    """
+    Return *contents* without the tellings that say nothing new about a known span.
+
+    Args:
+        versions: The stored tellings of the spans that are told again.
+    """
+    if all(telling.counted for content in contents for telling in content.tellings):
+        return list(contents)
+    known: dict[Key, list[Span]] = {}
+    for rows in versions.values():
+        for _, span in rows:
+            known.setdefault((span.trace_id, span.span_id), []).append(span)
+    kept_contents = []
+    for content in contents:
+        kept = []
+        for telling in content.tellings:
+            earlier = known.setdefault(telling.key, [])
+            if telling.counted or not any(_repeats(telling.span, span) for span in earlier):
+                earlier.append(telling.span)
+                kept.append(telling)
+        kept_contents.append(content._replace(tellings=kept))
+    return kept_contents
+
+
+def _repeats(span: Span, earlier: Span) -> bool:
+    """Return True if *span* says nothing that *earlier*, to which updates may have added attributes, does not say."""
+    same = replace(span, arrived_ns=earlier.arrived_ns, attributes=earlier.attributes, score=earlier.score) == earlier
+    return same and span.attributes.items() <= earlier.attributes.items() and span.score in (None, earlier.score)
+
+
 class UpdatedSpans(NamedTuple):
     """
     The result of ``apply_updates``.
 
     Attributes:
-        spans: The spans of the batches in order, with their updates applied.
+        tellings: The tellings of the contents in order, with their updates applied.
         updates: Updates for spans that were stored before.
         waiting: Updates for spans that have not arrived.
         touched: Keys whose entry in ``waiting`` was added, changed or removed.
     """
 
-    spans: list[Span]
+    tellings: list[Telling]
     updates: dict[Key, SpanUpdate]
     waiting: dict[Key, SpanUpdate]
     touched: set[Key]
 
 
-def apply_updates(batches: Sequence[Batch], known: Collection[Key], waiting: Mapping[Key, SpanUpdate]) -> UpdatedSpans:
+def apply_updates(
+    contents: Sequence[Content], known: Collection[Key], waiting: Mapping[Key, SpanUpdate]
+) -> UpdatedSpans:
     """
-    Fold *batches* in order, the spans of each batch before its scores and annotations.
+    Fold *contents* in order, the spans of each before its scores and annotations.
 
-    An update changes every version of its span that has arrived, not only the last one: the last version may later be
-    deleted with its user while an earlier one stays.
+    An update changes every telling of its span that has arrived, not only the one that counts: that one may later be
+    deleted with its user while another one stays.
 
     Args:
-        known: Keys of the stored spans among those that the batches update.
+        known: Keys of the stored spans, at least of those that *contents* update.
         waiting: Earlier updates that wait for their span.
     """
-    spans: list[Span] = []
-    if not waiting and not any(batch.scores or batch.annotations for batch in batches):
-        for batch in batches:
-            spans += batch.spans
-        return UpdatedSpans(spans, {}, {}, set())
+    tellings: list[Telling] = []
+    if not waiting and not any(content.others.scores or content.others.annotations for content in contents):
+        for content in contents:
+            tellings += content.tellings
+        return UpdatedSpans(tellings, {}, {}, set())
     updates: dict[Key, SpanUpdate] = {}
     still_waiting, touched, places = dict(waiting), set[Key](), dict[Key, list[int]]()
-    for batch in batches:
-        for span in batch.spans:
-            key = (span.trace_id, span.span_id)
-            update = still_waiting.pop(key, None)
+    for content in contents:
+        for telling in content.tellings:
+            update = still_waiting.pop(telling.key, None)
             if update is not None:
-                touched.add(key)
-                span = update.applied_to(span)
-            places.setdefault(key, []).append(len(spans))
-            spans.append(span)
-        for key, update in updates_of([batch]).items():
+                touched.add(telling.key)
+                telling = telling._replace(span=update.applied_to(telling.span))
+            places.setdefault(telling.key, []).append(len(tellings))
+            tellings.append(telling)
+        for key, update in updates_of([content.others]).items():
             for place in places.get(key, ()):
-                spans[place] = update.applied_to(spans[place])
+                tellings[place] = tellings[place]._replace(span=update.applied_to(tellings[place].span))
             if key in known:
                 updates[key] = updates[key].then(update) if key in updates else update
             elif key not in places:
                 still_waiting[key] = still_waiting[key].then(update) if key in still_waiting else update
                 touched.add(key)
-    return UpdatedSpans(spans, updates, still_waiting, touched)
+    return UpdatedSpans(tellings, updates, still_waiting, touched)
 
 
 # -- stored rows

@@ -12,12 +12,13 @@ from typing import Any
 import duckdb
 
 from tokentrace.bad_data import SetAside
+from tokentrace.dedup import Digest, LeftOut, capacity_for
 from tokentrace.records import Position, Span, Tombstone
 from tokentrace.units import DAY
 from tokentrace_api.store import deletions
 from tokentrace_api.store.append import Appender, Item
 from tokentrace_api.store.catalog import Catalog
-from tokentrace_api.store.columns import span_of, trace_hash
+from tokentrace_api.store.columns import ONE_TELLING, Telling, span_of, telling_of, trace_hash
 from tokentrace_api.store.database import Rows
 from tokentrace_api.store.deletions import Deletions
 from tokentrace_api.store.retention import Limits, prune
@@ -36,6 +37,7 @@ class Store:
         max_bytes: Maximum size of all files together, bytes; older files are removed, the newest stays. 0 = no limit.
         memory_limit_mb: Memory limit of DuckDB, MB.
         set_aside: Records each message and file that cannot be read; None = a new ``SetAside``.
+        capacity: Number of calls that each shard remembers, the same in all readers; None = the number for *shards*.
 
     Attributes:
         catalog: The open files.
@@ -54,11 +56,13 @@ class Store:
         max_bytes: int = 0,
         memory_limit_mb: int = 256,
         set_aside: SetAside | None = None,
+        capacity: int | None = None,
     ) -> None:
         self._directory = directory
         self._lock = threading.RLock()
         self._limits = Limits(keep_ns, max_spans, max_bytes)
-        self.catalog = Catalog(directory, shards, memory_limit_mb, set_aside or SetAside())
+        capacity = capacity or capacity_for(shards)
+        self.catalog = Catalog(directory, shards, memory_limit_mb, set_aside or SetAside(), capacity)
         self._deletions = Deletions()
         self._appender = Appender(self.catalog, self._deletions)
         self._rows = VisibleRows(self.catalog, self._limits)
@@ -69,9 +73,18 @@ class Store:
         return self.catalog.damaged
 
     @property
-    def repeated(self) -> int:
-        """Number of batches that were stored before and were skipped."""
-        return self._appender.repeated
+    def left_out(self) -> LeftOut:
+        """What does not count of all that was read since the log began."""
+        return self._appender.left_out
+
+    @property
+    def repetitions(self) -> int:
+        """Number of spans that were not stored since the start, because they said nothing new about a known span."""
+        return self._appender.repetitions
+
+    def digests(self, shard: int) -> list[Digest]:
+        """Return the digests of the calls of *shard*, as ``Deduplicator.digests``."""
+        return self.catalog.readers[shard].dedup.digests
 
     @property
     def rejected(self) -> int:
@@ -105,7 +118,7 @@ class Store:
         Store *items* in order, with one transaction for each day.
 
         Returns:
-            The spans that were stored, with their scores and annotations applied.
+            The spans that were stored and count, with their scores and annotations applied.
 
         Raises:
             Unavailable: The disk refused; the failed transaction stored nothing, and the call may be repeated.
@@ -178,23 +191,26 @@ class Store:
         return self._rows.shown_since(now_ns)
 
     def trace(self, trace_id: str, now_ns: int) -> list[Span]:
-        """Return the last version of each span of a trace, by start and then by arrival."""
+        """Return the spans of a trace as ``tellings`` finds them."""
+        return [telling.span for telling in self.tellings(trace_id, now_ns)]
+
+    def tellings(self, trace_id: str, now_ns: int) -> list[Telling]:
+        """Return for each span of a trace the telling that counts, or else the first one; by start, then by arrival."""
         rows = self.query(
-            "SELECT * FROM {spans} WHERE trace_hash = ? AND trace_id = ? "
-            "QUALIFY row_number() OVER (PARTITION BY span_id ORDER BY ordinal DESC) = 1 ORDER BY started_ns, ordinal",
+            f"SELECT * FROM {{spans}} WHERE trace_hash = ? AND trace_id = ? {ONE_TELLING} ORDER BY started_ns, ordinal",
             [trace_hash(trace_id), trace_id],
             now_ns,
         )
-        return [span_of(row) for row in rows]
+        return [telling_of(row) for row in rows]
 
     def recent(self, limit: int, now_ns: int) -> list[Span]:
-        """Return the *limit* rows of spans that arrived last, newest first."""
-        rows = self.query(f"SELECT * FROM {{spans}} ORDER BY ordinal DESC LIMIT {int(limit)}", [], now_ns)
-        return [span_of(row) for row in rows]
+        """Return the *limit* spans that arrived last and count, newest first."""
+        sql = f"SELECT * FROM {{spans}} WHERE counted ORDER BY ordinal DESC LIMIT {int(limit)}"
+        return [span_of(row) for row in self.query(sql, [], now_ns)]
 
     def count(self, now_ns: int) -> int:
-        """Return how many rows of spans are shown."""
-        rows = self.query("SELECT count(*) FROM {spans}", [], now_ns)
+        """Return how many spans are shown, each call once."""
+        rows = self.query("SELECT count(*) FROM {spans} WHERE counted", [], now_ns)
         return int(rows[0][0]) if rows else 0
 
     def disk_bytes(self) -> int:

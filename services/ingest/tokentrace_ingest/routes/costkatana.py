@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tokentrace.bus import KeyValue
 from tokentrace.dialect import costkatana
 from tokentrace.dialect.costkatana import Place, SpanInput, has_ended
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import Batch, Span, Started, is_id
 from tokentrace.service.body import read_body
 from tokentrace.service.contract import Router
@@ -29,6 +29,8 @@ from tokentrace_ingest.routes.intake import Intake, Limits
 _SOURCE = "costkatana"
 #: Limit of spans of one request that are opened or ended concurrently. Concurrent writes share fsyncs of the broker.
 _TOGETHER = 64
+#: How often the places of a request are chosen anew because other requests claim places at the same time.
+_TRIES = 3
 
 
 def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits) -> Router:
@@ -147,20 +149,40 @@ async def _plan(open_spans: OpenSpans, request: Request, inputs: list[SpanInput]
     caller = request.headers.get("x-service-name", "").strip()
     session_id = request.headers.get("x-session-id", "").strip()
     if session_id and not is_id(session_id):
-        raise Rejected(f"X-Session-Id: {shorten(session_id)!r} is not 1-256 printable ASCII characters")
+        raise Rejected(f"X-Session-Id: {quoted(session_id)} is not 1-256 printable ASCII characters")
     ids = [span.trace_id or _new_id(seed, index, "span") for index, span in enumerate(inputs)]
     sent_ids = [span.trace_id for span in inputs if span.trace_id]
     parents = [span.parent_id for span in inputs if span.parent_id]
     known = await open_spans.find([*sent_ids, *parents])
     known_places: dict[str, Place] = {span_id: opened.place for span_id, opened in known.items()}
-    places = costkatana.place(
-        list(zip(ids, inputs, strict=True)), known_places, lambda index: _new_id(seed, index, "session"), session_id
-    )
+    known_places |= await open_spans.places_of({*sent_ids, *parents} - known.keys())
+    spans = list(zip(ids, inputs, strict=True))
+    for _ in range(_TRIES):
+        places = costkatana.place(spans, known_places, lambda index: _new_id(seed, index, "session"), session_id)
+        claimed_before = await open_spans.claim(_claims(spans, places, known_places))
+        if not claimed_before:
+            break
+        # Another request placed a relative of these spans in the meantime.
+        known_places |= claimed_before
     started = [
         costkatana.start_of(span, span_id, place, arrived_ns, caller)
         for span, span_id, place in zip(inputs, ids, places, strict=True)
     ]
     return _Plan(inputs, started, known, arrived_ns)
+
+
+def _claims(
+    spans: Sequence[tuple[str, SpanInput]], places: Sequence[Place], known: Mapping[str, Place]
+) -> dict[str, Place]:
+    """Return the places to claim: those of parents that are not known, and of ended children."""
+    claims = {}
+    own = dict(spans)
+    for (span_id, span), place in zip(spans, places, strict=True):
+        if span.parent_id and span_id not in known and has_ended(span):
+            claims[span_id] = place
+        if span.parent_id and span.parent_id not in known and span.parent_id not in own:
+            claims[span.parent_id] = place
+    return claims
 
 
 def _early(plan: _Plan, index: int) -> Span | None:

@@ -66,8 +66,9 @@ def place(
             parent = span.parent_id or ""
             above = places.get(parent) or known.get(parent)
             named = span.session_id or session_of(span.metadata or {})
-            session = named or session_id or (above.session_id if above else "")
-            trace = above.trace_id if above else parent or current
+            before = known.get(current) or above
+            session = named or session_id or (before.session_id if before else "")
+            trace = before.trace_id if before else parent or current
             places[current] = Place(trace, session or new_session(index_of[current]))
     return [places[span_id] for span_id, _ in spans]
 
