@@ -267,7 +267,7 @@ def test_unusual_values_of_the_dimension_name_are_found_unchanged(pipeline: Pipe
     "query",
     [
         *({key: fresh("absent")} for key in ("model", "provider", "caller", "name", "status", "attr__x", "attr__tag")),
-        *({key: ""} for key in ("model", "caller", "attr__tag")),
+        {"attr__tag": ""},
         {"attr__tag": "\x00"},
     ],
 )
@@ -279,10 +279,11 @@ def test_a_filter_that_no_span_matches_is_no_error(
     for group, wanted in expected_groups([]).items():
         assert {key: shown[group][key] for key in wanted} == wanted
     assert (shown["cost"]["by_model"], shown["cost"]["unpriced_by_model"]) == ({}, {})
-    assert [shown[name] for name in CUSTOM] == [None] * len(CUSTOM)
+    assert {name: shown[name] for name in CUSTOM} == dict.fromkeys(CUSTOM) | {"agent_steps": 0}
     for name in ("latency_p95", "total_cost", "error_rate", "span_count", *CUSTOM):
         found = ask(pipeline, f"/{name}", **query)
-        assert (found["value"], found["span_count"], found.get("exemplars", [])) == (None, 0, [])
+        nothing = 0 if name in ("span_count", "agent_steps") else None
+        assert (found["value"], found["span_count"], found.get("exemplars", [])) == (nothing, 0, [])
     for path, key in (("/cost", "model"), ("/latency", "model"), ("/latency_p50", "workflow"), ("", "model")):
         assert ask(pipeline, path, **query, groupby=key)[f"by_{key}"] == {}
     assert ask(pipeline, "/cost_by_attribute", **query, key="workflow")["value"] == {}
@@ -293,6 +294,7 @@ def test_an_empty_dimension_is_called_unknown(pipeline: Pipeline, traffic: tuple
     mine = [span for span in spans if not span["provider"]]
     shown = ask(pipeline, "/cost", caller=caller, provider="unknown")
     assert shown["total_usd"] == pytest.approx(Expected(mine).cost)
+    assert ask(pipeline, "/cost", caller=caller, provider="")["total_usd"] == shown["total_usd"]
     again = ask(pipeline, "/cost", caller=caller, provider="unknown", attr__tag=caller)
     assert again["total_usd"] == shown["total_usd"]
 
