@@ -66,7 +66,7 @@ CHANGES = (
 GAPS_MS = (0, 4_999, 5_000, 5_001, 59_999, 60_000, 60_001, 600_000)
 AGES_S = (900, 1_200, 2_400, 3 * 3600, 20 * 3600)
 SCOPES = ("", "openinference.instrumentation.openai", "opentelemetry.instrumentation.openai_v2")
-WAYS = ("reporter", "spans", "nats", "reporter", "mist")
+WAYS = ("reporter", "spans", "nats", "reporter", "mist", "costkatana")
 SENDERS = ("default.web.00000000000000000000000000000001", "default.job.00000000000000000000000000000002")
 #: No telling ends later than this before the present, milliseconds, and none ends near the edge of an hour before it.
 _RECENT_MS, _EDGE_MS = 120_000, 3_600_000
