@@ -57,7 +57,12 @@ class Views:
     def _people(self, key: str) -> Iterator[str]:
         body = self._ask(f"/metrics?window=24h&groupby={key}")
         told = [call for call in self._recount.between(_second(body["from"]), _second(body["to"])) if key in call.span]
-        groups = {value: wanted_sums(calls, "") for value, calls in grouped(told, lambda call: call.text(key)).items()}
+        # Someone whose calls are all roll-ups is not shown.
+        groups = {
+            value: wanted_sums(calls, "")
+            for value, calls in grouped(told, lambda call: call.text(key)).items()
+            if sums_of(calls).paid
+        }
         shown = {value: _shown(group) for value, group in body[f"by_{key}"].items()}
         yield from differ(f"/metrics by {key}", shown, groups)
         for value, wanted in groups.items():
