@@ -99,8 +99,8 @@ class SetAside:
     def note(self, place: str, which: str, reason: Exception | str) -> None:
         """Record one piece of data and log it; if its record is still kept, only increase the record's count."""
         # Plain texts, because msgspec encodes no subclass of str.
-        text = str(reason_of(reason) if isinstance(reason, Exception) else shorten(reason, _MAX_REASON))
-        key = place, str(shorten(which, _MAX_WHICH))
+        text = reason_of(reason) if isinstance(reason, Exception) else shorten(reason, _MAX_REASON)
+        key = place, shorten(which, _MAX_WHICH)
         with self._lock:
             known = self._records.pop(key, None)
             count = known.count + 1 if known is not None else 1

@@ -53,19 +53,15 @@ class ConfigError(TokentraceError):
     """The configuration is invalid; the message says where: the key, flag, variable, file or URL."""
 
 
-class Shortened(str):
-    """A text of printable characters; ``!r`` puts it into quotes and does not escape it a second time."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"'{self}'"
-
-
 def shorten(value: object, limit: int = 40) -> str:
     """Return *value* in printable ASCII for an error text; over *limit* characters, it is cut and ends with "…"."""
     text = ascii(value) if not isinstance(value, str) else value.encode("unicode_escape").decode("ascii")
-    return Shortened(text if len(text) <= limit else text[: limit - 1] + "…")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def quoted(value: object, limit: int = 40) -> str:
+    """Return ``shorten`` of *value* in quotes."""
+    return f"'{shorten(value, limit)}'"
 
 
 def cut_quoted(message: str) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from typing import TypeGuard
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 
 US = 1_000
 MS = 1_000_000
@@ -53,9 +53,9 @@ def parse_duration(text: str) -> int:
         total += Decimal(part[1]) * _DURATION_UNITS[part[2]]
         at = part.end()
     if at != len(text) or not text:
-        raise Rejected(f"duration: {shorten(text)!r} is not a duration such as 90s, 2h30m or 7d")
+        raise Rejected(f"duration: {quoted(text)} is not a duration such as 90s, 2h30m or 7d")
     if total > _MAX_DURATION:
-        raise Rejected(f"duration: {shorten(text)!r} is longer than 292 years")
+        raise Rejected(f"duration: {quoted(text)} is longer than 292 years")
     return int(total)
 
 
@@ -83,7 +83,7 @@ def parse_instant(text: str) -> int:
     """
     match = _INSTANT.fullmatch(text)
     if match is None:
-        raise Rejected(f"instant: {shorten(text)!r} is not RFC 3339 such as 2026-03-15T14:23:01.441Z")
+        raise Rejected(f"instant: {quoted(text)} is not RFC 3339 such as 2026-03-15T14:23:01.441Z")
     year, month, day, hour, minute, second, fraction, _, sign, off_h, off_m = match.groups()
     leap = second == "60"
     try:
@@ -91,12 +91,12 @@ def parse_instant(text: str) -> int:
             int(year), int(month), int(day), int(hour), int(minute), 59 if leap else int(second), tzinfo=UTC
         )
     except ValueError as exc:
-        raise Rejected(f"instant: {shorten(text)!r}: {exc}") from exc
+        raise Rejected(f"instant: {quoted(text)}: {exc}") from exc
     since = moment - _EPOCH
     ns = (since.days * 86_400 + since.seconds + leap) * SECOND + int((fraction or "0").ljust(9, "0"))
     if sign:
         if int(off_h) > 23 or int(off_m) > 59:
-            raise Rejected(f"instant: {shorten(text)!r}: the offset is not between -23:59 and +23:59")
+            raise Rejected(f"instant: {quoted(text)}: the offset is not between -23:59 and +23:59")
         offset = int(off_h) * HOUR + int(off_m) * MINUTE
         ns += -offset if sign == "+" else offset
     return ns

@@ -238,7 +238,7 @@ async def test_head_is_answered_with_the_status_of_get(service: str, path: str) 
         ("POST", "/traces/t1/timeline", "DELETE, GET, HEAD"),
         ("GET", "/spans", "POST"),
         ("GET", "/mist", "POST"),
-        ("PUT", "/alerts", "GET, HEAD, POST"),
+        ("PUT", "/alerts", "DELETE, GET, HEAD, POST"),
         ("POST", "/healthz", "GET, HEAD"),
     ],
 )

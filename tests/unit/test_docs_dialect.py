@@ -61,7 +61,8 @@ def refusal(**fields: Any) -> str:
 
 def test_the_documented_example_becomes_the_expected_record() -> None:
     [span] = decode(EXAMPLE)
-    assert span == make_span(cost_nusd=4_480_000, arrived_ns=0)
+    assert span == make_span(span_id=span.span_id, cost_nusd=4_480_000, arrived_ns=0)
+    assert span.span_id == "a1b2c3d4-0000-4000-8000-000000000002"
     assert span.ended_ns - span.started_ns == span.latency_ns
 
 

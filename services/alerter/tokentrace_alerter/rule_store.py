@@ -18,7 +18,7 @@ import msgspec
 
 from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, reason_of
 from tokentrace.bus import Bus, Entry, subjects
-from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, shorten
+from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, quoted
 from tokentrace.metrics import CustomMetric
 from tokentrace.records import (
     AlertAnswer,
@@ -200,7 +200,7 @@ class RuleStore:
             try:
                 rule = parse_rule(stored.rule, name, self._cooldown_ns, self._customs)
                 if rule.name != name:
-                    raise ValueError(f"its rule is called {shorten(rule.name)!r}")
+                    raise ValueError(f"its rule is called {quoted(rule.name)}")
             except _UNUSABLE as exc:
                 self._bus.set_aside.note(subjects.RULES, f"key {_key(name)}", exc)
                 return None
@@ -308,7 +308,7 @@ class RuleStore:
                 continue
             await self._wait_until_applied(revision)
             return
-        raise Conflict(f"rule {shorten(name)!r}: other changes came first {_MAX_TRIES} times; try again")
+        raise Conflict(f"rule {quoted(name)}: other changes came first {_MAX_TRIES} times; try again")
 
 
 def _key(name: str) -> str:
@@ -317,11 +317,11 @@ def _key(name: str) -> str:
 
 
 def _unknown(name: str) -> Rejected:
-    return Rejected(f"no rule is called {shorten(name)!r}", status=404)
+    return Rejected(f"no rule is called {quoted(name)}", status=404)
 
 
 def _exists(name: str) -> Conflict:
-    return Conflict(f"a rule is called {shorten(name)!r} already")
+    return Conflict(f"a rule is called {quoted(name)} already")
 
 
 def _status_of(error: TokentraceError) -> int:
@@ -339,5 +339,5 @@ def _silence_duration(text: str) -> int:
     except Rejected as exc:
         raise Rejected(f"duration: {exc}") from exc
     if not 0 < duration_ns <= MAX_SILENCE_NS:
-        raise Rejected(f"duration: {shorten(text)!r} is not between 1ns and 366d")
+        raise Rejected(f"duration: {quoted(text)} is not between 1ns and 366d")
     return duration_ns

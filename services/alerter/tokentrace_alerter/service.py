@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.config import Settings
-from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
+from tokentrace.errors import ConfigError, Conflict, Rejected, quoted
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event
 from tokentrace.service.bootstrap import agreed_capacity
@@ -85,7 +85,7 @@ class Config:
         ]
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
-            raise ConfigError(f"alerts: two rules have the name {shorten(repeated[0])!r}")
+            raise ConfigError(f"alerts: two rules have the name {quoted(repeated[0])}")
         allowed = AllowedHosts.parse(settings.alert_delivery.allow_hosts)
         for index, rule in enumerate(rules):
             if rule.delivery is not None and rule.delivery.type == "custom":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from msgspec.structs import replace
 from pydantic import Field
 
-from tokentrace.errors import Rejected, Unavailable, shorten
+from tokentrace.errors import Rejected, Unavailable, quoted
 from tokentrace.metrics import ALL_KINDS, Aggregates, Answer, CustomMetric, Query
 from tokentrace.records import KINDS
 from tokentrace.rollup import DIMENSIONS, UNKNOWN
@@ -117,7 +117,7 @@ def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> Met
         if value == "":
             raise Rejected(f"{name}: is empty")
     if kind and kind != ALL_KINDS and kind not in KINDS:
-        raise Rejected(f"kind: {shorten(kind)!r} is none of {', '.join(KINDS)}, {ALL_KINDS}")
+        raise Rejected(f"kind: {quoted(kind)} is none of {', '.join(KINDS)}, {ALL_KINDS}")
     attribute = "" if groupby is None or groupby in DIMENSIONS else groupby.removeprefix(ATTRIBUTE_PREFIX)
     if groupby and not attribute and groupby not in DIMENSIONS:
         raise Rejected("groupby: the name of the attribute after attr. is missing")

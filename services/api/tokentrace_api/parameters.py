@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field, WithJsonSchema
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import KINDS
 from tokentrace.service.contract import Params, parsed
 from tokentrace.units import MS, SECOND, parse_duration, parse_instant
@@ -36,7 +36,7 @@ def parse_window(text: str) -> Window:
     """
     window_ns = parse_duration(text)
     if window_ns < SECOND:
-        raise Rejected(f"{shorten(text)!r} is shorter than 1s")
+        raise Rejected(f"{quoted(text)} is shorter than 1s")
     return Window(text, window_ns)
 
 
@@ -48,7 +48,7 @@ def parse_count(text: str) -> int:
         Rejected: *text* is anything else.
     """
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise Rejected(f"{shorten(text)!r} is not a whole number >= 0 of at most 18 digits")
+        raise Rejected(f"{quoted(text)} is not a whole number >= 0 of at most 18 digits")
     return int(text)
 
 
@@ -64,7 +64,7 @@ def parse_number(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < 1e12:
-        raise Rejected(f"{shorten(text)!r} is not a number >= 0 and < 1e12")
+        raise Rejected(f"{quoted(text)} is not a number >= 0 and < 1e12")
     return number
 
 
@@ -102,7 +102,7 @@ def choice(names: Sequence[str], words: str = "") -> Any:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise Rejected(f"{shorten(text)!r} is {words or 'none of ' + ', '.join(names)}")
+            raise Rejected(f"{quoted(text)} is {words or 'none of ' + ', '.join(names)}")
         return text
 
     return Annotated[str | None, parsed(parse), WithJsonSchema({"type": "string", "enum": list(names)})]
@@ -165,6 +165,6 @@ def with_ids(attributes: Mapping[str, str], given: Mapping[str, str | None]) -> 
         if value is None:
             continue
         if merged.setdefault(key, value) != value:
-            raise Rejected(f"{name}: {shorten(value)!r} differs from {origins[key]}, which means the same")
+            raise Rejected(f"{name}: {quoted(value)} differs from {origins[key]}, which means the same")
         origins.setdefault(key, name)
     return merged

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from tokentrace.bad_data import reading
 from tokentrace.bus import HEADROOM_BYTES, Bus, Entry, subjects
 from tokentrace.dialect.costkatana import EndInput, Place, check_metadata, end_of
-from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.errors import Conflict, Rejected, Unavailable, quoted, shorten
 from tokentrace.records import Annotation, Batch, Span, Started, encode_batch
 from tokentrace_ingest.cleaning import MAX_SPAN_BYTES, Cleaned, Cleaner
 from tokentrace_ingest.group_commit import GroupCommit
@@ -175,7 +175,7 @@ class OpenSpans:
         except Conflict:
             opened = (await self.find([started.span_id])).get(started.span_id, opened)
             if _identity(opened.started) != _identity(started):
-                raise Rejected(f"traceId: {shorten(started.span_id)!r} is the id of another span", status=409) from None
+                raise Rejected(f"traceId: {quoted(started.span_id)} is the id of another span", status=409) from None
             batch = replace(batch, arrived_ns=opened.started.arrived_ns, started=[opened.started])
         if opened.attributes is None:
             await self._group_commit.commit(self._project, [batch], order_key=_order_key(opened))

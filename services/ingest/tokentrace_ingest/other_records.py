@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import MIN_INSTANT_NS, Annotation, ChatMessage, SessionEnd, Started, check_attributes, is_id
 from tokentrace.redact import RedactionCounts, Redactor
 
@@ -99,7 +99,7 @@ def _check(record: OtherRecord, kind: RecordKind) -> None:
     for field in (*kind.ids, *kind.maybe_ids):
         value = getattr(record, field)
         if not is_id(value or "") and (value or field in kind.ids):
-            raise Rejected(f"{field}: {shorten(value)!r} is not 1-256 printable ASCII characters")
+            raise Rejected(f"{field}: {quoted(value)} is not 1-256 printable ASCII characters")
     if kind.attributes:
         try:
             check_attributes(getattr(record, kind.attributes))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tokentrace.config import load
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.pricing import explain
 from tokentrace.units import parse_instant
 
@@ -53,7 +53,7 @@ def _pairs(flag: str, given: list[str] | None) -> dict[str, str]:
     for pair in given or []:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise Rejected(f"{flag}: {shorten(pair)!r} is not NAME=VALUE")
+            raise Rejected(f"{flag}: {quoted(pair)} is not NAME=VALUE")
         if name in pairs:
             raise Rejected(f"{flag}: {shorten(name)} is given twice")
         pairs[name] = value

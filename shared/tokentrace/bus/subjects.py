@@ -6,7 +6,7 @@ import hashlib
 import re
 
 from tokentrace.bus.contract import Stream
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.units import DAY, MINUTE
 
 RAW = "TT_RAW"
@@ -121,7 +121,7 @@ def parse_project(subject: str) -> str:
     """
     parts = subject.split(".")
     if len(parts) < 3 or parts[0] != "tokentrace":
-        raise Rejected(f"subject: {shorten(subject)!r} is not tokentrace.<what>.<project>…")
+        raise Rejected(f"subject: {quoted(subject)} is not tokentrace.<what>.<project>…")
     return unescape(parts[2])
 
 
@@ -134,7 +134,7 @@ def parse_shard(subject: str) -> int:
     """
     last = subject.rpartition(".")[2]
     if not (last.isascii() and last.isdigit()):
-        raise Rejected(f"subject: {shorten(subject)!r} does not end with a shard number")
+        raise Rejected(f"subject: {quoted(subject)} does not end with a shard number")
     return int(last)
 
 

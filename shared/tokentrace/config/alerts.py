@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from tokentrace.config.section import Section
-from tokentrace.errors import ConfigError, shorten
+from tokentrace.errors import ConfigError, quoted, shorten
 
 #: A duration such as ``90s`` or ``2h30m``; 0 is accepted too, which is a number in YAML if it is not quoted.
 DurationText = str | Literal[0]
@@ -311,7 +311,7 @@ def _explain(message: str, written: Any, schema: type[msgspec.Struct] | None, wh
     if in_key:
         return f"{path}: a key in it is not text"
     key = parts[-1] if parts else ""
-    shown = "" if key in _SECRET or "[...]" in at else f"{shorten(value)!r} "
+    shown = "" if key in _SECRET or "[...]" in at else f"{quoted(value)} "
     allowed = _allowed(schema, key)
     if allowed:
         return f"{path}: {shown}is none of {', '.join(allowed)}"

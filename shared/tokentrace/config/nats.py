@@ -8,7 +8,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from tokentrace.config.section import Duration, Section
-from tokentrace.errors import ConfigError, shorten
+from tokentrace.errors import ConfigError, quoted
 
 
 class Nats(Section, frozen=True, kw_only=True):
@@ -65,11 +65,11 @@ def own_shards(nats: Nats) -> list[int]:
     for part in nats.own_shards.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part.strip())
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ConfigError(f"nats.own_shards: {shorten(nats.own_shards)!r} is not of the form 0-1 or 0,3")
+            raise ConfigError(f"nats.own_shards: {quoted(nats.own_shards)} is not of the form 0-1 or 0,3")
         first, last = int(match[1]), int(match[2] or match[1])
         if last >= nats.shards:
             raise ConfigError(
-                f"nats.own_shards: {shorten(nats.own_shards)!r} names a shard beyond the last one, {nats.shards - 1}"
+                f"nats.own_shards: {quoted(nats.own_shards)} names a shard beyond the last one, {nats.shards - 1}"
             )
         shards.update(range(first, last + 1))
     return sorted(shards)

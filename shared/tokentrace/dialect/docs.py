@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tokentrace.dialect import explain
 from tokentrace.dialect.attributes import session_of, user_of
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
     FREE_REASONS,
     MAX_LATENCY_NS,
@@ -258,7 +258,7 @@ def _context(doc: DocsSpan) -> dict[str, str] | None:
     for name in CONTEXT_FIELDS:
         value: str = getattr(doc, name)
         if value and context.setdefault(name, value) != value:
-            raise Rejected(f"{name}: {shorten(value)!r} differs from pricing_context.{name}, which means the same")
+            raise Rejected(f"{name}: {quoted(value)} differs from pricing_context.{name}, which means the same")
     return context or None
 
 
@@ -266,7 +266,7 @@ def _reason(doc: DocsSpan) -> str:
     if doc.cost_usd or doc.cost_source != "reported" or not doc.cost_reason:
         return ""
     if doc.cost_reason not in FREE_REASONS:
-        raise Rejected(f"cost_reason: {shorten(doc.cost_reason)!r} is none of {', '.join(FREE_REASONS)}")
+        raise Rejected(f"cost_reason: {quoted(doc.cost_reason)} is none of {', '.join(FREE_REASONS)}")
     return doc.cost_reason
 
 

@@ -10,7 +10,7 @@ import msgspec
 from tokentrace.dialect import explain
 from tokentrace.dialect.attributes import counts_of, session_of, stated_fields, user_of
 from tokentrace.dialect.docs import score_of, shown_usage
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
     KINDS,
     MAX_INSTANT_NS,
@@ -77,7 +77,7 @@ def decode_message(body: bytes) -> Span:
     if message.type != TYPE:
         raise Rejected(f"expected type {TYPE}, got {shorten(message.type)}")
     if message.version not in ("", "1"):
-        raise Rejected(f"invalid message: version {shorten(message.version)!r} is not supported, only '1' is")
+        raise Rejected(f"invalid message: version {quoted(message.version)} is not supported, only '1' is")
     payload = bytes(message.payload)
     if message.checksum and zlib.crc32(payload) != message.checksum:
         raise Rejected("invalid message: checksum does not match the payload")

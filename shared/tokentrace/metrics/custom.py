@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from tokentrace.errors import ConfigError, shorten
+from tokentrace.errors import ConfigError, quoted
 from tokentrace.metrics.cost import NotPriced
 from tokentrace.metrics.query import ALL_KINDS, Query
 from tokentrace.metrics.registry import (
@@ -242,14 +242,14 @@ def parse_custom_metric(entry: Mapping[str, Any], where: str) -> CustomMetric:
     )
     if not _NAME.fullmatch(metric.name):
         raise ConfigError(
-            f"{where}.name: {shorten(metric.name)!r} is not 1-128 letters, digits and _, without a digit first"
+            f"{where}.name: {quoted(metric.name)} is not 1-128 letters, digits and _, without a digit first"
         )
     taken = {*METRICS, *ALIASES, *GROUPS, *BREAKDOWNS, *RESERVED, *TRANSPORT_METRICS, *ALERT_METRICS}
     if metric.name in taken or metric.name.startswith("by_"):
         raise ConfigError(f"{where}.name: {metric.name!r} is a reserved name, such as that of a built-in metric")
     known = metric.field in _FIELDS or (metric.field.startswith("attr.") and len(metric.field) > len("attr."))
     if not known and not (metric.type == "count" and not metric.field):
-        raise ConfigError(f"{where}.field: {shorten(metric.field)!r} is none of {', '.join(_FIELDS)}, attr.<key>")
+        raise ConfigError(f"{where}.field: {quoted(metric.field)} is none of {', '.join(_FIELDS)}, attr.<key>")
     return metric
 
 

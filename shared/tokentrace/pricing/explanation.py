@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.pricing.pricer import Pricer
 from tokentrace.pricing.rates import Sheet
 from tokentrace.pricing.receipt import Line, Receipt, receipt_of
@@ -142,5 +142,5 @@ def _rates(sheet: Sheet) -> list[dict[str, Any]]:
 
 def _count(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) > 2 * MAX_TOKENS:
-        raise Rejected(f"{shorten(name)}: {shorten(text)!r} is not a whole number of 0 to {2 * MAX_TOKENS}")
+        raise Rejected(f"{shorten(name)}: {quoted(text)} is not a whole number of 0 to {2 * MAX_TOKENS}")
     return int(text)

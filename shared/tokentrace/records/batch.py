@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from tokentrace.bad_data import UNREADABLE, reading
-from tokentrace.errors import Rejected, cut_quoted, shorten
+from tokentrace.errors import Rejected, cut_quoted, quoted
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
@@ -211,7 +211,7 @@ def check_batch_id(text: str) -> str:
         Rejected: *text* is not a valid batch id.
     """
     if not (text and len(text) <= 400 and text.isascii() and text.isprintable()):
-        raise Rejected(f"batch id: {shorten(text)!r} is not 1-400 printable ASCII characters")
+        raise Rejected(f"batch id: {quoted(text)} is not 1-400 printable ASCII characters")
     return text
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.units import DAY, MINUTE, SCORE_ONE, is_number
 
 Kind = Literal["llm", "embedding", "tool", "retrieval", "database", "custom", "http", "agent", "workflow", "chain"]
@@ -219,11 +219,11 @@ def check_span(span: Span, *, needs_model: bool = True) -> None:
         Rejected: A field breaks a rule; the text names the field and the rule.
     """
     if span.trace_id and not is_id(span.trace_id):
-        raise Rejected(f"trace_id: {shorten(span.trace_id)!r} is not 1-256 printable ASCII characters")
+        raise Rejected(f"trace_id: {quoted(span.trace_id)} is not 1-256 printable ASCII characters")
     if span.span_id and not is_id(span.span_id):
-        raise Rejected(f"span_id: {shorten(span.span_id)!r} is not 1-256 printable ASCII characters")
+        raise Rejected(f"span_id: {quoted(span.span_id)} is not 1-256 printable ASCII characters")
     if span.parent_span_id is not None and not is_id(span.parent_span_id):
-        raise Rejected(f"parent_span_id: {shorten(span.parent_span_id)!r} is not 1-256 printable ASCII characters")
+        raise Rejected(f"parent_span_id: {quoted(span.parent_span_id)} is not 1-256 printable ASCII characters")
     counted = span.total_tokens or span.prompt_tokens or span.completion_tokens
     if span.usage and not counted:
         counted = any(span.usage.values())
@@ -286,16 +286,16 @@ def check_attributes(attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
         _check_key(key)
         if key.startswith("tt."):
-            raise Rejected(f"attributes: {shorten(key)!r}: keys that start with tt. are reserved")
+            raise Rejected(f"attributes: {quoted(key)}: keys that start with tt. are reserved")
         if key.startswith("eval.") and is_number(value) and not 0 <= value <= 1:
-            raise Rejected(f"attributes: {shorten(key)!r} is {shorten(value)}, but a score must be between 0 and 1")
+            raise Rejected(f"attributes: {quoted(key)} is {shorten(value)}, but a score must be between 0 and 1")
         if isinstance(value, str):
             if len(value) > MAX_VALUE_BYTES or len(_utf8(key, value)) > MAX_VALUE_BYTES:
-                raise Rejected(f"attributes: {shorten(key)!r} is longer than {MAX_VALUE_BYTES} bytes")
+                raise Rejected(f"attributes: {quoted(key)} is longer than {MAX_VALUE_BYTES} bytes")
         elif isinstance(value, (dict, list)):
             _check_nested(key, value, MAX_DEPTH)
             if len(msgspec.msgpack.encode(value)) > MAX_VALUE_BYTES:
-                raise Rejected(f"attributes: {shorten(key)!r} is longer than {MAX_VALUE_BYTES} bytes")
+                raise Rejected(f"attributes: {quoted(key)} is longer than {MAX_VALUE_BYTES} bytes")
         else:
             _check_scalar(key, value)
 
@@ -305,7 +305,7 @@ def _utf8(key: str, text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as exc:
-        raise Rejected(f"attributes: {shorten(key)!r} contains text that UTF-8 cannot encode") from exc
+        raise Rejected(f"attributes: {quoted(key)} contains text that UTF-8 cannot encode") from exc
 
 
 def _check_key(key: object) -> None:
@@ -314,7 +314,7 @@ def _check_key(key: object) -> None:
     if not key:
         raise Rejected("attributes: a key is empty")
     if len(_utf8(key, key)) > MAX_KEY_BYTES:
-        raise Rejected(f"attributes: key {shorten(key)!r} is longer than {MAX_KEY_BYTES} bytes")
+        raise Rejected(f"attributes: key {quoted(key)} is longer than {MAX_KEY_BYTES} bytes")
 
 
 def _check_scalar(key: str, value: object) -> None:
@@ -324,20 +324,20 @@ def _check_scalar(key: str, value: object) -> None:
     if value is None or isinstance(value, bool):
         return
     if not isinstance(value, (int, float)):
-        raise Rejected(f"attributes: {shorten(key)!r} is a {type(value).__name__}, not a string, number or bool")
+        raise Rejected(f"attributes: {quoted(key)} is a {type(value).__name__}, not a string, number or bool")
     if not is_number(value):
-        raise Rejected(f"attributes: {shorten(key)!r} is not a finite number")
+        raise Rejected(f"attributes: {quoted(key)} is not a finite number")
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
-        raise Rejected(f"attributes: {shorten(key)!r} does not fit into 64 bits")
+        raise Rejected(f"attributes: {quoted(key)} does not fit into 64 bits")
 
 
 def _check_nested(key: str, value: object, depth: int) -> None:
     if depth == 0:
-        raise Rejected(f"attributes: {shorten(key)!r} is nested more than {MAX_DEPTH} levels deep")
+        raise Rejected(f"attributes: {quoted(key)} is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, dict):
         for inner, item in value.items():
             if not isinstance(inner, str):
-                raise Rejected(f"attributes: {shorten(key)!r} has a key that is not a string")
+                raise Rejected(f"attributes: {quoted(key)} has a key that is not a string")
             _utf8(key, inner)
             _check_nested(key, item, depth - 1)
     elif isinstance(value, list):

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from tokentrace.bus import MIN_STREAM_BYTES, Bus, Stream, StreamState, subjects
 from tokentrace.config import Settings
 from tokentrace.dedup import capacity_for
-from tokentrace.errors import ConfigError, Conflict, Rejected, shorten
+from tokentrace.errors import ConfigError, Conflict, Rejected, quoted
 from tokentrace.service import call_readers
 from tokentrace.service.retry import until_available
 
@@ -133,7 +133,7 @@ async def _agree_on_shards(bus: Bus, shards: int) -> None:
     stored = entry.value.decode("ascii", "replace") if entry else str(shards)
     if entry is not None and not _COUNT.fullmatch(stored):
         # The stored value is not a number of shards, so no service has relied on it.
-        reason = f"number of shards: {shorten(stored)!r} is not a number; replaced by the configured {shards}"
+        reason = f"number of shards: {quoted(stored)} is not a number; replaced by the configured {shards}"
         bus.set_aside.note(subjects.META, f"key {_SHARDS} revision {entry.revision}", reason)
         await until_available(lambda: meta.put(_SHARDS, str(shards).encode()))
         return
@@ -167,5 +167,5 @@ async def agreed_capacity(bus: Bus, shards: int) -> int:
         if _COUNT.fullmatch(stored) and int(stored).bit_count() == 1:
             return int(stored)
         which = f"key {call_readers.CAPACITY} revision {entry.revision}"
-        bus.set_aside.note(subjects.META, which, f"number of calls: {shorten(stored)!r} is not a power of two")
+        bus.set_aside.note(subjects.META, which, f"number of calls: {quoted(stored)} is not a power of two")
     return capacity_for(shards)

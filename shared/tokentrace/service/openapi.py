@@ -57,6 +57,7 @@ TAGS: Mapping[str, str] = {
     "traces": "Stored spans and traces: search, follow, export, score and delete.",
     "sessions": "Conversations, as Cost Katana's clients request them.",
     "alerts": "Rules, their state and their deliveries.",
+    "prices": "How the price of a model is found, and what a call costs.",
     "service": "Health, the service's own metrics and this document.",
 }
 _ERRORS: Mapping[int, str] = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.errors import ConfigError, Rejected, quoted
 
 KEY = "alert_delivery.allow_hosts"
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -105,13 +105,13 @@ class AllowedHosts:
         """
         address = parse_address(host)
         if address is not None and _is_never(address):
-            raise Rejected(f"host {shorten(host)!r} is a link-local or metadata address, to which nothing is delivered")
+            raise Rejected(f"host {quoted(host)} is a link-local or metadata address, to which nothing is delivered")
         if self.entries is not None and not any(
             entry.port in (None, port)
             and (entry.name == _plain(host) if address is None else _holds(entry.network, address))
             for entry in self.entries
         ):
-            raise Rejected(f"host {shorten(host)!r} with port {port} is not in {KEY}")
+            raise Rejected(f"host {quoted(host)} with port {port} is not in {KEY}")
         return address
 
     def usable(self, host: str, resolved: Iterable[str]) -> list[str]:
@@ -131,7 +131,7 @@ class AllowedHosts:
             if address is not None and not _is_never(address) and text not in addresses:
                 addresses.append(text)
         if not addresses:
-            raise Rejected(f"host {shorten(host)!r} has only link-local or metadata addresses")
+            raise Rejected(f"host {quoted(host)} has only link-local or metadata addresses")
         return addresses
 
 
@@ -191,11 +191,11 @@ def _parse_entry(text: str, where: str) -> _Entry:
         name = _ascii_name(host)
     if (network is None and not name) or (port is not None and not 1 <= port <= 65535):
         raise ConfigError(
-            f"{where}: {shorten(text)!r} is not a host name, an address or a range such as 10.0.0.0/8, "
+            f"{where}: {quoted(text)} is not a host name, an address or a range such as 10.0.0.0/8, "
             "each with :port or without"
         )
     if network is not None and any(network.version == never.version and _within(network, never) for never in _NEVER):
-        raise ConfigError(f"{where}: {shorten(text)!r} are link-local or metadata addresses, which cannot be allowed")
+        raise ConfigError(f"{where}: {quoted(text)} are link-local or metadata addresses, which cannot be allowed")
     return _Entry(name, network, port)
 
 

@@ -26,7 +26,7 @@ from tokentrace.config import (
     WebhookDelivery,
     parse_delivery,
 )
-from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.errors import ConfigError, Rejected, quoted
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND, parse_duration
 
@@ -102,7 +102,7 @@ def compile_channel(delivery: Delivery, where: str) -> Channel:
             return Channel(type="stdout", send_resolved=delivery.send_resolved)
         case CustomDelivery():
             if not _TARGET.fullmatch(delivery.target):
-                raise ConfigError(f"{where}.target: {shorten(delivery.target)!r} is not package.module:name")
+                raise ConfigError(f"{where}.target: {quoted(delivery.target)} is not package.module:name")
             return Channel(
                 type="custom",
                 target=delivery.target,
@@ -113,7 +113,7 @@ def compile_channel(delivery: Delivery, where: str) -> Channel:
             _check_url(delivery.url, where)
             if any(mark in delivery.url for mark in "?#"):
                 raise ConfigError(
-                    f"{where}.url: {shorten(delivery.url)!r} must end before /api/v2/alerts and have no query"
+                    f"{where}.url: {quoted(delivery.url)} must end before /api/v2/alerts and have no query"
                 )
             return Channel(
                 type="alertmanager",
@@ -144,7 +144,7 @@ def _check_url(url: str, where: str) -> None:
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigError(f"{where}.url: {shorten(url)!r} is not an http or https URL")
+        raise ConfigError(f"{where}.url: {quoted(url)} is not an http or https URL")
 
 
 def _timeout(text: str | int, where: str) -> int:
@@ -153,7 +153,7 @@ def _timeout(text: str | int, where: str) -> int:
     except Rejected as exc:
         raise ConfigError(f"{where}.timeout: {exc}") from exc
     if not _MIN_TIMEOUT_NS <= timeout_ns <= _MAX_TIMEOUT_NS:
-        raise ConfigError(f"{where}.timeout: {shorten(text)!r} is not between 10ms and 1m")
+        raise ConfigError(f"{where}.timeout: {quoted(text)} is not between 10ms and 1m")
     return timeout_ns
 
 
@@ -161,7 +161,7 @@ def _checked_headers(headers: Mapping[str, str], where: str) -> dict[str, str]:
     names = [name.lower() for name in headers]
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"{where}.headers: {shorten(name)!r} is not the name of a header")
+            raise ConfigError(f"{where}.headers: {quoted(name)} is not the name of a header")
         if name.lower() in _RESERVED_HEADERS:
             raise ConfigError(f"{where}.headers.{name}: the HTTP client sets this header, so it cannot be configured")
         if not (value.isascii() and value.isprintable() and value == value.strip()):

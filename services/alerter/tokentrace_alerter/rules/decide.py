@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from tokentrace.errors import shorten
+from tokentrace.errors import quoted
 from tokentrace.records import AlertEvent
 from tokentrace.units import render_instant
 from tokentrace_alerter.rules.schema import Rule
@@ -148,7 +148,7 @@ def decide(
 def leave(rule: Rule, state: State, instant_ns: int, group: str, reason: str) -> AlertEvent:
     """Return the resolution of the instance *group*, which is not evaluated from now on; *reason* completes it."""
     event = _event(rule, "resolved", instant_ns, NO_READING, state.starts_ns, group)
-    return msgspec.structs.replace(event, message=f"{rule.group_by} {shorten(group)!r} {reason}")
+    return msgspec.structs.replace(event, message=f"{rule.group_by} {quoted(group)} {reason}")
 
 
 def fires_on_unpriced(rule: Rule, span_count: int, unpriced: int) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from tokentrace.config import AlertRule, parse_alert_rule
-from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.errors import ConfigError, Rejected, quoted
 from tokentrace.metrics import METRICS, CustomMetric, Metric, find_metric
 from tokentrace.units import HOUR, MINUTE, SECOND, parse_duration
 from tokentrace_alerter.delivery import Channel, compile_channel
@@ -204,27 +204,27 @@ def compile_rule(
         ConfigError: A value is invalid; the text names the key.
     """
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in rule.name):
-        raise ConfigError(f"{where}.name: {shorten(rule.name)!r} contains a control character")
+        raise ConfigError(f"{where}.name: {quoted(rule.name)} contains a control character")
     custom = customs.get(rule.metric)
     builtin = find_metric(rule.metric)
     if builtin is None and custom is None:
-        raise ConfigError(f"{where}.metric: {shorten(rule.metric)!r} is none of {', '.join([*METRICS, *customs])}")
+        raise ConfigError(f"{where}.metric: {quoted(rule.metric)} is none of {', '.join([*METRICS, *customs])}")
     for key in rule.filter:
         if not key:
             raise ConfigError(f"{where}.filter: an empty key; a dimension or an attribute is expected")
     window_ns = _duration(rule.window, f"{where}.window")
     if not SECOND <= window_ns <= MAX_WINDOW_NS:
-        raise ConfigError(f"{where}.window: {shorten(rule.window)!r} is not between 1s and 31d")
+        raise ConfigError(f"{where}.window: {quoted(rule.window)} is not between 1s and 31d")
     if rule.change and window_ns > MAX_WINDOW_NS // 2:
         raise ConfigError(
-            f"{where}.window: {shorten(rule.window)!r} is longer than 15d12h, the most for a rule with change, "
+            f"{where}.window: {quoted(rule.window)} is longer than 15d12h, the most for a rule with change, "
             "which reads two windows"
         )
     interval_ns = default_interval(window_ns)
     if rule.eval_interval is not None:
         interval_ns = _duration(rule.eval_interval, f"{where}.eval_interval")
     if interval_ns < SECOND:
-        raise ConfigError(f"{where}.eval_interval: {shorten(rule.eval_interval)!r} is less than 1s")
+        raise ConfigError(f"{where}.eval_interval: {quoted(rule.eval_interval)} is less than 1s")
     cooldown_ns = window_ns if default_cooldown_ns is None else default_cooldown_ns
     if rule.cooldown is not None:
         cooldown_ns = _duration(rule.cooldown, f"{where}.cooldown")
@@ -253,7 +253,7 @@ def compile_rule(
         delivery=None if rule.delivery is None else compile_channel(rule.delivery, f"{where}.delivery"),
     )
     if compiled.unpriced == "fire" and not compiled.money:
-        raise ConfigError(f"{where}.unpriced: {shorten(rule.metric)!r} is not about money, so no span is left out")
+        raise ConfigError(f"{where}.unpriced: {quoted(rule.metric)} is not about money, so no span is left out")
     return compiled
 
 
@@ -261,7 +261,7 @@ def _check_thresholds(rule: AlertRule, op: Op, where: str) -> None:
     threshold, recovery = rule.threshold, rule.recovery_threshold
     for key, limit in (("threshold", threshold), ("recovery_threshold", recovery)):
         if limit is not None and not (math.isfinite(limit) and abs(limit) <= _MAX_THRESHOLD):
-            raise ConfigError(f"{where}.{key}: {shorten(limit)!r} is not a finite number of at most 1e300")
+            raise ConfigError(f"{where}.{key}: {quoted(limit)} is not a finite number of at most 1e300")
     if recovery is not None and recovery != threshold and (recovery > threshold) == (op in ("gt", "gte")):
         raise ConfigError(
             f"{where}.recovery_threshold: {recovery} is itself {rule.op} {threshold}, "

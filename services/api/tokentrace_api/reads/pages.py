@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace_api.reads.search import Search
 from tokentrace_api.reads.sums import SUMS, Sums
 from tokentrace_api.store import ONE_TELLING, Store, trace_hash
@@ -89,9 +89,9 @@ def parse_cursor(text: str) -> Cursor:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         cursor = msgspec.json.decode(decoded, type=Cursor)
     except (binascii.Error, msgspec.DecodeError, ValueError) as exc:
-        raise Rejected(f"cursor: {shorten(text)!r} is not a cursor of an earlier answer") from exc
+        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer") from exc
     if not 0 <= cursor.started_ns <= _LAST_NS:
-        raise Rejected(f"cursor: {shorten(text)!r} is not a cursor of an earlier answer")
+        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer")
     return cursor
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import AlertRule
-from tokentrace.errors import Conflict, Rejected, Unavailable, shorten
+from tokentrace.errors import Conflict, Rejected, Unavailable, quoted
 from tokentrace.records import (
     AlertAnswer,
     AlertRequest,
@@ -313,13 +313,13 @@ def router(bus: Bus, history: AlertHistory) -> Router:
         for rule in await _ask(bus, ListRules()):
             if rule["name"] == name:
                 return reply(rule)
-        raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+        raise Rejected(f"no rule is called {quoted(name)}", status=404)
 
     @routes.get("/alerts/{name:path}/deliveries", **_DELIVERIES)
     async def deliveries(name: RuleName, params: Annotated[DeliveriesParams, QueryParams()]) -> Response:
         records = history.deliveries(name)
         if not records and all(rule["name"] != name for rule in await _ask(bus, ListRules())):
-            raise Rejected(f"no rule is called {shorten(name)!r}", status=404)
+            raise Rejected(f"no rule is called {quoted(name)}", status=404)
         return reply(Deliveries(records[: min(params.limit, MAX_DELIVERIES)], len(records)))
 
     @routes.post("/alerts/{name:path}/silence", **_SILENCE)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from pydantic import Field
 from starlette.responses import Response
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.metrics import (
     ALERT_METRICS,
     BREAKDOWNS,
@@ -238,7 +238,7 @@ def _find(source: Source, name: str) -> tuple[str, Metric, list[CustomMetric]]:
         known = ", ".join(
             [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *source.custom, "attr.<key>"]
         )
-        raise Rejected(f"unknown metric {shorten(name)!r}; known are {known}", status=404)
+        raise Rejected(f"unknown metric {quoted(name)}; known are {known}", status=404)
     return *built_in, []
 
 
@@ -299,11 +299,11 @@ def parse_step(text: str | None, query: Query) -> int:
         raise Rejected(f"step: {exc}") from exc
     if step_ns < SECOND or step_ns % (finest * SECOND):
         shown = render_duration(finest * SECOND)
-        raise Rejected(f"step: {shorten(text)!r} is no multiple of {shown}, the finest buckets kept at the start")
+        raise Rejected(f"step: {quoted(text)} is no multiple of {shown}, the finest buckets kept at the start")
     if length_s * SECOND > MAX_POINTS * step_ns:
         least = -(-length_s // (MAX_POINTS * finest)) * finest
         raise Rejected(
-            f"step: {shorten(text)!r} makes over {MAX_POINTS} points; the finest for this window is "
+            f"step: {quoted(text)} makes over {MAX_POINTS} points; the finest for this window is "
             f"{render_duration(least * SECOND)}"
         )
     return step_ns // SECOND

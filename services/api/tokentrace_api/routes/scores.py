@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tokentrace.bad_data import UNREADABLE
 from tokentrace.dialect import explain
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import MAX_KEY_BYTES, Span, is_id
 from tokentrace.redact import Redactor
 from tokentrace.service.body import read_body
@@ -74,9 +74,9 @@ def decode_scores(body: bytes) -> list[ScoreInput]:
         for name in ("trace_id", "span_id"):
             value = getattr(score, name)
             if value and not is_id(value):
-                raise Rejected(f"{where}{name}: {shorten(value)!r} is not 1-256 printable ASCII characters")
+                raise Rejected(f"{where}{name}: {quoted(value)} is not 1-256 printable ASCII characters")
         if score.name in ("", "eval.") or len(score.attribute.encode(errors="replace")) > MAX_KEY_BYTES:
-            raise Rejected(f"{where}name: {shorten(score.name)!r} is empty or too long")
+            raise Rejected(f"{where}name: {quoted(score.name)} is empty or too long")
     return scores
 
 
@@ -147,5 +147,5 @@ async def _span_of(store: StoreReader, score: ScoreInput, index: int, count: int
     if not matches:
         raise Rejected(f"{where}span not found", status=404)
     if len(matches) > 1:
-        raise Rejected(f"{where}span_id: {shorten(score.span_id)!r} is in {len(matches)} traces; give trace_id too")
+        raise Rejected(f"{where}span_id: {quoted(score.span_id)} is in {len(matches)} traces; give trace_id too")
     return matches[0]

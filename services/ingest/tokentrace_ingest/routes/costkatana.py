@@ -15,7 +15,7 @@ from starlette.responses import Response
 from tokentrace.bus import KeyValue
 from tokentrace.dialect import costkatana
 from tokentrace.dialect.costkatana import Place, SpanInput, has_ended
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import Batch, Span, Started, is_id
 from tokentrace.service.body import read_body
 from tokentrace.service.contract import Router
@@ -149,7 +149,7 @@ async def _plan(open_spans: OpenSpans, request: Request, inputs: list[SpanInput]
     caller = request.headers.get("x-service-name", "").strip()
     session_id = request.headers.get("x-session-id", "").strip()
     if session_id and not is_id(session_id):
-        raise Rejected(f"X-Session-Id: {shorten(session_id)!r} is not 1-256 printable ASCII characters")
+        raise Rejected(f"X-Session-Id: {quoted(session_id)} is not 1-256 printable ASCII characters")
     ids = [span.trace_id or _new_id(seed, index, "span") for index, span in enumerate(inputs)]
     sent_ids = [span.trace_id for span in inputs if span.trace_id]
     parents = [span.parent_id for span in inputs if span.parent_id]

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from tokentrace.dialect import explain
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import (
     MAX_INSTANT_NS,
     MIN_INSTANT_NS,
@@ -219,7 +219,7 @@ def decode_ingest(body: bytes) -> list[SpanInput]:
         try:
             _check(span)
             if span.trace_id and first.setdefault(span.trace_id, index) != index:
-                raise Rejected(f"traceId: {shorten(span.trace_id)!r} is also that of span {first[span.trace_id]}")
+                raise Rejected(f"traceId: {quoted(span.trace_id)} is also that of span {first[span.trace_id]}")
         except Rejected as exc:
             raise Rejected(f"span {index}: {exc}") from exc
     return spans
@@ -261,7 +261,7 @@ def _check(span: SpanInput) -> None:
 
 def _check_id(name: str, value: str | None) -> None:
     if value and not is_id(value):
-        raise Rejected(f"{name}: {shorten(value)!r} is not 1-256 printable ASCII characters")
+        raise Rejected(f"{name}: {quoted(value)} is not 1-256 printable ASCII characters")
 
 
 def instant_of(name: str, text: str | None) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import Path as PathName
 from starlette.responses import FileResponse, Response
 
-from tokentrace.errors import Rejected, shorten
+from tokentrace.errors import Rejected, quoted
 from tokentrace.service.contract import Answer, Router, operation
 
 REFERENCE_PATH = "/docs"
@@ -67,7 +67,7 @@ def reference_router(openapi_path: str) -> Router:
         ],
     ) -> Response:
         if file not in _FILES:
-            raise Rejected(f"reference: there is no file {shorten(file)!r}", status=404)
+            raise Rejected(f"reference: there is no file {quoted(file)}", status=404)
         path, media = _FILES[file]
         return FileResponse(path, media_type=media, headers=_HEADERS)
 
