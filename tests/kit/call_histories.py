@@ -66,7 +66,7 @@ CHANGES = (
 GAPS_MS = (0, 4_999, 5_000, 5_001, 59_999, 60_000, 60_001, 600_000)
 AGES_S = (900, 1_200, 2_400, 3 * 3600, 20 * 3600)
 SCOPES = ("", "openinference.instrumentation.openai", "opentelemetry.instrumentation.openai_v2")
-WAYS = ("reporter", "spans", "nats", "reporter", "mist")
+WAYS = ("reporter", "spans", "nats", "reporter", "mist", "costkatana")
 SENDERS = ("default.web.00000000000000000000000000000001", "default.job.00000000000000000000000000000002")
 #: No telling ends later than this before the present, milliseconds, and none ends near the edge of an hour before it.
 _RECENT_MS, _EDGE_MS = 120_000, 3_600_000
@@ -104,17 +104,17 @@ class History:
         numbers: The integers that decide.
         now_ms: The present, Unix milliseconds; every telling ended before it.
         ways: The ways of sending that are used.
+        batch: Mean number of tellings in a batch.
 
     Attributes:
         sent: The batches in the order of their sending, repetitions included.
     """
 
-    def __init__(self, numbers: Sequence[int], now_ms: int, ways: Sequence[str] = WAYS) -> None:
-        self._now_ms, self._ways = now_ms, ways
+    def __init__(self, numbers: Sequence[int], now_ms: int, ways: Sequence[str] = WAYS, *, batch: int = 6) -> None:
+        self._now_ms, self._ways, self._batch = now_ms, ways, batch
         self._told: list[dict[str, Any]] = []
         self._open: list[dict[str, Any]] = []
         self._counts: dict[str, int] = {}
-        self._way = ways[0]
         self._made = 0
         self.sent: list[Sent] = []
         for number in numbers:
@@ -130,17 +130,18 @@ class History:
         span = self._again(choices) if what == "again" and self._told else self._new(choices)
         self._told.append(span)
         self._open.append(span)
-        if choices.of((False, True, False, False, False, False)):
+        if choices.of(range(self._batch)) == self._batch - 1:
             self._close(choices)
 
     def _close(self, choices: _Choices) -> None:
         if self._open:
             way, sender = choices.of(self._ways), choices.of(SENDERS)
+            sent = Sent(way, self._open, request=f"request-{len(self.sent)}")
             if way == "reporter":
                 self._counts[sender] = self._counts.get(sender, 0) + 1
-                self.sent.append(Sent(way, self._open, sender, self._counts[sender]))
-            else:
-                self.sent.append(Sent(way, self._open, request=f"request-{len(self.sent)}"))
+                sent = Sent(way, self._open, sender, self._counts[sender])
+            # Some batches overtake the one before.
+            self.sent.insert(len(self.sent) - choices.of((0, 0, 0, 1)), sent)
             self._open = []
 
     def _ids(self) -> dict[str, str]:

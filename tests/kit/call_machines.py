@@ -267,15 +267,16 @@ def shown_sums(aggregates: Any) -> dict[str, Any]:
     }
 
 
-def disagreements(numbers: Sequence[int], shards: int, calls: int, seed: int) -> list[str]:
+def disagreements(numbers: Sequence[int], shards: int, calls: int, seed: int, *, batch: int = 6) -> list[str]:
     """
     Return how the readers differ from the recount after they have read the history of *numbers*.
 
     Args:
         calls: Number of calls that a shard remembers; with several shards, more than the history has.
         seed: As for ``Machines``.
+        batch: Mean number of tellings in a batch.
     """
-    history = History(numbers, NOW_S * 1000)
+    history = History(numbers, NOW_S * 1000, batch=batch)
     recount = Recount(calls * shards)
     for sent in history.sent:
         recount.read(sent)

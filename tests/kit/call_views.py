@@ -50,7 +50,25 @@ class Views:
         for window in WINDOWS:
             for kind in ("", "all"):
                 yield from self._window(window, kind)
+        for key in ("user_id", "session_id"):
+            yield from self._people(key)
         yield from self._stats()
+
+    def _people(self, key: str) -> Iterator[str]:
+        body = self._ask(f"/metrics?window=24h&groupby={key}")
+        told = [call for call in self._recount.between(_second(body["from"]), _second(body["to"])) if key in call.span]
+        # Someone whose calls are all roll-ups is not shown.
+        groups = {
+            value: wanted_sums(calls, "")
+            for value, calls in grouped(told, lambda call: call.text(key)).items()
+            if sums_of(calls).paid
+        }
+        shown = {value: _shown(group) for value, group in body[f"by_{key}"].items()}
+        yield from differ(f"/metrics by {key}", shown, groups)
+        for value, wanted in groups.items():
+            one = self._ask(f"/metrics?window=24h&{key}={quote(value)}")
+            if (one["from"], one["to"]) == (body["from"], body["to"]):
+                yield from differ(f"/metrics of {key} {value}", _shown(one), wanted)
 
     def _window(self, window: str, kind: str) -> Iterator[str]:
         query = f"window={window}" + (f"&kind={kind}" if kind else "")
