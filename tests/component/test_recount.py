@@ -172,8 +172,8 @@ def assert_groups_add_up_to_the_total(services: MetricsServices, ask: Ask) -> No
     groups = body[f"by_{ask.groupby}"]
     assert "other" in groups or not services.world.spans or len(truth.groups) == len(groups)
     assert sum(group["span_count"] for group in groups.values()) == len(truth.total.calls)
-    nusd = sum(round(Fraction(group["cost"]["total_usd"]) * 10**9) for group in groups.values())
+    nusd = sum(round(Fraction(group["cost"]["total_usd"] or 0) * 10**9) for group in groups.values())
     assert abs(nusd - usd(truth.total.paid) * 10**9) <= usd(truth.total.paid) * 10**9 / 10**12
-    assert sum(group["tokens"]["total"] for group in groups.values()) == sum(tokens(truth.total, "total_tokens"))
+    assert sum(group["tokens"]["total"] or 0 for group in groups.values()) == sum(tokens(truth.total, "total_tokens"))
     for name, group in groups.items():
         assert name == "other" or group["span_count"] <= len(truth.groups[name].calls)
