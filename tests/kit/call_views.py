@@ -177,6 +177,12 @@ class Views:
         conflicting = {_told(call) for call in self._recount.conflicting if call.ids[0] == trace}
         marked = {_row(span) for span in body["spans"] if span.get("conflicting")}
         yield from differ(f"/traces/{trace} conflicting", marked - conflicting, set())
+        # Versions of a span are counted at the span, unless they are equal to one that counts.
+        others = conflicting - {_told(call) for call in calls}
+        for span in body["spans"]:
+            versions = len({told for told in others if told[0] == span["span_id"]})
+            if span.get("counted", True) and span.get("later_versions", 0) < versions:
+                yield f"/traces/{trace} {span['span_id']}: {span.get('later_versions')} of {versions} later versions"
 
     def _sessions(self) -> Iterator[str]:
         sessions = {body["sessionId"]: body for body in self._ask("/api/sessions?limit=100")["sessions"]}
