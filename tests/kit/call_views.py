@@ -82,10 +82,10 @@ class Views:
             shown = _shown(body["by_model"][model]) if model in body["by_model"] else NOTHING
             yield from differ(f"{where} {model}", shown, wanted_sums(models.get(model, ()), kind))
         by_model = {model: usd(value) for model, value in body["cost"]["by_model"].items()}
-        paying = {model: sums_of(members) for model, members in models.items()}
-        yield from differ(
-            f"{where} cost.by_model", by_model, {model: sums.cost for model, sums in paying.items() if sums.paid}
-        )
+        listed = {model: wanted_sums(members, kind) for model, members in models.items() if sums_of(members).paid}
+        if not any(listed.get("unknown", {}).get(name) for name in ("spans", "cost", "unpriced")):
+            listed.pop("unknown", None)  # tools that name no model and cost nothing
+        yield from differ(f"{where} cost.by_model", by_model, {model: sums["cost"] for model, sums in listed.items()})
         alone = self._ask(f"/metrics/cost?{query}")
         if (alone["from"], alone["to"]) == (body["from"], body["to"]):
             shown_alone = [usd(alone["total_usd"]), alone["unpriced_span_count"]]
