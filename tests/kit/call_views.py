@@ -82,10 +82,10 @@ class Views:
             shown = _shown(body["by_model"][model]) if model in body["by_model"] else NOTHING
             yield from differ(f"{where} {model}", shown, wanted_sums(models.get(model, ()), kind))
         by_model = {model: usd(value) for model, value in body["cost"]["by_model"].items()}
-        paying = {model: sums_of(members) for model, members in models.items()}
-        yield from differ(
-            f"{where} cost.by_model", by_model, {model: sums.cost for model, sums in paying.items() if sums.paid}
-        )
+        listed = {model: wanted_sums(members, kind) for model, members in models.items() if sums_of(members).paid}
+        if not any(listed.get("unknown", {}).get(name) for name in ("spans", "cost", "unpriced")):
+            listed.pop("unknown", None)  # tools that name no model and cost nothing
+        yield from differ(f"{where} cost.by_model", by_model, {model: sums["cost"] for model, sums in listed.items()})
         alone = self._ask(f"/metrics/cost?{query}")
         if (alone["from"], alone["to"]) == (body["from"], body["to"]):
             shown_alone = [usd(alone["total_usd"]), alone["unpriced_span_count"]]
@@ -177,6 +177,12 @@ class Views:
         conflicting = {_told(call) for call in self._recount.conflicting if call.ids[0] == trace}
         marked = {_row(span) for span in body["spans"] if span.get("conflicting")}
         yield from differ(f"/traces/{trace} conflicting", marked - conflicting, set())
+        # Versions of a span are counted at the span, unless they are equal to one that counts.
+        others = conflicting - {_told(call) for call in calls}
+        for span in body["spans"]:
+            versions = len({told for told in others if told[0] == span["span_id"]})
+            if span.get("counted", True) and span.get("later_versions", 0) < versions:
+                yield f"/traces/{trace} {span['span_id']}: {span.get('later_versions')} of {versions} later versions"
 
     def _sessions(self) -> Iterator[str]:
         sessions = {body["sessionId"]: body for body in self._ask("/api/sessions?limit=100")["sessions"]}
