@@ -397,8 +397,8 @@ class AlerterMachine:
         self._began_ns = msgspec.convert(saved["began_ns"], int)
         for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
             self.ignore_events(name, upto_ns)
-        # A snapshot of an earlier version has no such users.
-        self._forgotten_users |= msgspec.convert(saved.get("forgotten_users", {}), dict[bytes, int])
+        if saved["version"] != _WITHOUT_CALLS:
+            self._forgotten_users |= msgspec.convert(saved["forgotten_users"], dict[bytes, int])
         for instances in self._events.values():
             for instance in [name for name, events in instances.items() if self._is_forgotten(events["last"])]:
                 del instances[instance]
