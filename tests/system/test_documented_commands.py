@@ -84,7 +84,8 @@ def test_the_commands_of_a_document_work(document: Path, pipeline: Pipeline) -> 
             assert done.returncode == 0, f"{line}: {done.stderr}"
         elif words[0] == ".venv/bin/python":
             program = [sys.executable, *words[1:]]
-            env = {**os.environ, "TOKENTRACE_NATS_URL": pipeline.nats_url}
+            key = "a key of at least 16 characters"
+            env = {**os.environ, "TOKENTRACE_NATS_URL": pipeline.nats_url, "TOKENTRACE_REDACTION_HASH_KEY": key}
             done = subprocess.run(program, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}: {done.stderr}"
         else:

@@ -143,8 +143,8 @@ def test_a_session_of_many_spans_in_12_levels_is_exact_if_each_span_ends_at_anot
         "startedAt": instant(begin),
         "errorCount": 0,
     }
-    assert shown()["totalInputTokens"] == sum(planned["tokens"]["input"] for planned in ended)
-    assert shown()["totalOutputTokens"] == sum(planned["tokens"]["output"] for planned in ended)
+    assert shown()["totalInputTokens"] == sum(planned["tokens"]["input"] for planned in money)
+    assert shown()["totalOutputTokens"] == sum(planned["tokens"]["output"] for planned in money)
 
     drawn = fleet.get("api", f"/api/sessions/{session}/graph").json()
     check(GRAPH, drawn)
@@ -182,7 +182,7 @@ def test_a_session_of_many_spans_in_12_levels_is_exact_if_each_span_ends_at_anot
     ]
     trace = fleet.get("api", f"/traces/{root}").json()
     assert (trace["span_count"], trace["total_cost_usd"]) == (len(ended), cost)
-    assert trace["total_tokens"] == sum(sum(planned["tokens"].values()) for planned in ended)
+    assert trace["total_tokens"] == sum(sum(planned["tokens"].values()) for planned in money)
     metrics = fleet.get("api", "/metrics?window=24h").json()
     calls = sum(planned["type"] == "llm" for planned in ended)
     assert (metrics["span_count"], metrics["cost"]["total_usd"]) == (calls, cost)

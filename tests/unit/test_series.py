@@ -311,7 +311,7 @@ def test_a_latency_or_time_to_first_token_of_zero_is_unset() -> None:
 
 def test_no_spans_make_no_rows() -> None:
     rows = rows_of([], SeriesTable(), NOW)
-    assert rows.shape == (0, 17)
+    assert rows.shape == (0, 18)
     assert sums_of(rows).shape == (0, WIDTH)
     assert added(np.empty(0, np.int64), rows, 2) == [Sums(), Sums()]
 

@@ -45,7 +45,7 @@ def test_the_totals_are_the_same_over_nats_and_over_http(pipeline: Pipeline, way
             reporter.report(make_span(trace_id="", span_id="", started_ns=0, ended_ns=now, prompt_tokens=index + 1))
         assert reporter.flush(WAIT_S)
         assert reporter.stats() == Stats(1500, 1500, 0, 0, 0)
-    wanted = {"spans": before["spans"] + 1500, "prompt": before["prompt"] + 1500 * 1501 // 2}
+    wanted = {"spans": before["spans"] + 1500, "prompt": (before["prompt"] or 0) + 1500 * 1501 // 2}
     pipeline.until(lambda: counted(pipeline) == wanted, f"{wanted}", WAIT_S)
 
 
