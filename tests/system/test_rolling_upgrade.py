@@ -14,6 +14,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,9 +134,9 @@ def test_services_restarted_one_by_one_lose_and_repeat_no_span(fleet: Upgraded) 
     stats = fleet.get("api", "/stats").json()
     assert round(stats["total_cost_usd"] * 1e9) == sum(1_000 + number for number in range(sent))
     assert stats["total_tokens_in"] == 10 * sent
-    assert fleet.get("api", "/health").json()["stored_spans"] == sent
-    rule = fleet.get("api", "/alerts/spent/status").json()
-    assert rule["spans_considered"] == sent
+    fleet.until(lambda: fleet.get("api", "/health").json()["stored_spans"] == sent, f"{sent} spans stored", 10)
+    considered = partial(fleet.get, "api", "/alerts/spent/status")
+    fleet.until(lambda: considered().json()["spans_considered"] == sent, f"{sent} spans seen by the alerter", 10)
     before = fleet.get("api", "/health").json()["calls"]["repeated_spans"]
     again = [{"trace_id": "trace-0", "span_id": "span-0", "model": "gpt-4o", "prompt_tokens": 10, "cost_usd": 1e-6}]
     late = [{**again[0], "span_id": f"span-{sent - 1}", "trace_id": f"trace-{(sent - 1) // 3}"}]
