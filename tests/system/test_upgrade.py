@@ -33,7 +33,7 @@ from tokentrace.metrics import (
     merge_results,
     parse_custom_metrics,
 )
-from tokentrace.metrics.cost import render_cost
+from tokentrace.metrics.cost import render_cost, render_not_priced
 from tokentrace.records import AlertEvent, Position
 from tokentrace.service.machine import Machine
 from tokentrace.service.snapshots import Snapshots
@@ -252,7 +252,8 @@ def window_of(shards: list[Shard], question: MetricsQuery, customs: list[CustomM
             for name, group in GROUPS.items()
         }
         own = {one.name: one.value(figures.custom.get(one.name, CustomValue())) for one in customs}
-        return {"span_count": figures.sums.spans, **shown, **own}
+        missing = render_not_priced({one.name: one.not_priced(figures) for one in customs if one.money})
+        return {"span_count": figures.sums.spans, **shown, **own, "unpriced_custom": missing}
 
     shown = groups(found.total, found.models)
     if question.groupby:
