@@ -323,7 +323,7 @@ def test_the_receipt_is_that_of_the_first_telling_of_a_span(pipeline: Pipeline) 
     second = {**span, "cost_usd": 0.75}
     assert pipeline.post("/spans", second).status == 202
 
-    def shown() -> dict[str, Any]:
+    def shown() -> Any:
         return pipeline.get(f"/traces/{span['trace_id']}").json()
 
     pipeline.until(lambda: shown()["spans"][0].get("later_versions") == 1, "told again")
