@@ -214,6 +214,7 @@ def is_erased(running: Running, stream: str, needle: bytes) -> bool:
     return in_stream(running, stream, needle) == 0
 
 
+@pytest.mark.story
 def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user(running: Running) -> None:
     user, other = fresh("canary"), fresh("stays")
     needle = user.encode()
@@ -260,6 +261,7 @@ def test_after_a_deletion_no_answer_alert_delivery_or_dead_letter_names_the_user
 LATER = ("TT_SPANS", "TT_RAW", "data/spans/spans-", "OBJ_tt_snapshots")
 
 
+@pytest.mark.story
 def test_after_a_deletion_no_file_names_the_user_but_those_that_the_answer_lists(running: Running) -> None:
     user = fresh("canary")
     send(running.pipeline, "spans", [(user, DEAR)])
