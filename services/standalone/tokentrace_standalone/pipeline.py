@@ -40,6 +40,8 @@ _DEFAULT_ALSO = HttpServer().addr
 _PROBE_INTERVAL_S = 2.0
 #: JetStream counts as stuck after this many probes in a row that find a problem although the disk has room.
 _STUCK_AFTER = 3
+#: Most probes between two restarts of the NATS server.
+_MOST_PROBES = 30
 #: The disk has room if more than this is free.
 _ROOM_BYTES = 64 * 1024 * 1024
 _ANY_ADDRESS = frozenset({"0.0.0.0", "::"})
@@ -224,8 +226,12 @@ async def _announce(pipeline: Pipeline, sockets: list[socket.socket], url: str, 
 
 
 async def _unstick(bus: Bus, broker: Broker) -> None:
-    """Restart *broker* if JetStream keeps failing although the disk has room, as it may after a full disk."""
-    failed = 0
+    """
+    Restart *broker* if JetStream keeps failing although the disk has room, as it may after a full disk.
+
+    A broker on a slow machine needs time to load its streams, so before each further restart it gets twice the probes.
+    """
+    failed, patience = 0, _STUCK_AFTER
     while True:
         await asyncio.sleep(_PROBE_INTERVAL_S)
         # A write to any stream shows whether JetStream can write, and this bucket always exists.
@@ -233,7 +239,9 @@ async def _unstick(bus: Bus, broker: Broker) -> None:
             await bus.kv(subjects.META).put("probe", b"")
         room_bytes = shutil.disk_usage(broker.directory).free
         failed = failed + 1 if bus.connected and bus.problems and room_bytes > _ROOM_BYTES else 0
-        if failed >= _STUCK_AFTER:
+        if failed == 0 and not bus.problems:
+            patience = _STUCK_AFTER
+        if failed >= patience:
             log.error("%s, although the disk has room; restarting the NATS server", "; ".join(bus.problems))
-            failed = 0
+            failed, patience = 0, min(2 * patience, _MOST_PROBES)
             await broker.restart()
