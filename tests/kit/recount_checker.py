@@ -24,6 +24,7 @@ from kit.recount_numbers import (
     assert_quantile,
     custom_number,
     event_s,
+    has_costs,
     if_any,
     partly_priced,
     ratio,
@@ -260,10 +261,11 @@ class Checker:
             assert_number(got[custom["name"]], custom_number(custom, custom_values(custom, of)), LARGEST_ERROR, custom)
 
     def _assert_models(self, got: Any, truth: Truth, where: object) -> None:
-        """Check the numbers by model; a model without cost and without calls may be left out."""
+        """Check the numbers by model; ``unknown`` is left out if it has neither costs nor calls."""
+        named = {value: of for value, of in truth.models.items() if value != "unknown" or of.calls or has_costs(of)}
         assert_groups(
             got["by_model"],
-            truth.models,
+            named,
             lambda of: bool(of.paid),
             lambda value, of, at: assert_number(value, Sum(total_cost(of)), 0, at),
             where,

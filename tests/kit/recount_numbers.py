@@ -33,6 +33,11 @@ class Spans(NamedTuple):
     every: list[Span]
 
 
+def has_costs(of: Spans) -> bool:
+    """Return True if a cost of *of* is unknown or over 0."""
+    return any(span.cost_nusd is None or span.cost_nusd > 0 for span in of.paid)
+
+
 def split_by_use(spans: Iterable[Span], kind: str) -> Spans:
     """Split *spans* by use; *kind* "" = calls are of kind llm, everything else is of every kind."""
     every = list(spans)
