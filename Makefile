@@ -33,7 +33,7 @@ serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" f
 test: $(READY) ## run all tests with a third of the random examples; ARGS="-k name" for flags
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: $(READY) ## run the tests that need no broker, with few random examples: under a minute
+test-fast: $(READY) ## run the tests that need no broker, with few random examples: one to two minutes
 	TOKENTRACE_PROFILE=fast $(BIN)/python -m pytest -n 2 tests/unit tests/component tests/contract $(ARGS)
 
 test-all: $(READY) ## run all tests with all random examples and matrices: takes long
