@@ -37,13 +37,13 @@ MUTANTS: dict[str, tuple[Mutant, int]] = {
     "a response without tokens is known by its id": (
         Mutant(
             f"{IDENTITY}:_response_id",
-            "if not (span.prompt_tokens or span.completion_tokens or span.total_tokens):",
+            "if not _has_tokens(span):",
             "if False:",
         ),
         1,
     ),
     "a roll-up is known by the id of a response": (
-        Mutant(f"{IDENTITY}:_response_id", "span.kind not in _MODEL_KINDS", "False"),
+        Mutant(f"{IDENTITY}:_response_id", "span.kind not in MODEL_KINDS", "False"),
         1,
     ),
     "the memory is one call too small": (

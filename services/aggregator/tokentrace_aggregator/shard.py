@@ -28,7 +28,7 @@ from tokentrace.metrics import (
     Work,
     add_custom,
 )
-from tokentrace.records import Batch, Position, ReporterStats, counts_as_cost, decode_batches
+from tokentrace.records import Batch, Position, ReporterStats, counts_as_cost
 from tokentrace.rollup import (
     CLAMPED,
     COST_SUMS,
@@ -157,10 +157,8 @@ class Shard:
         if self.losses and self.losses[-1].until_ns == 0:
             last = self.losses.pop()
             self.losses.append(Loss(last.first, last.last, message.time_ns))
-        self.dedup.begin(message.sequence)
         project = subjects.parse_project(message.subject)
-        for batch in decode_batches(message.payload):
-            taken = self.dedup.take(batch, message.time_ns, project)
+        for batch, taken in self.dedup.taken_from(message.payload, message.sequence, message.time_ns, project):
             if batch.sequence and not taken.skipped:
                 self._sent += len(batch.spans)
             if taken.batch is not None:

@@ -433,17 +433,15 @@ def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator
     own = dedup.get(shard)
     if own is None:
         raise Rejected(f"subject: {message.subject!r} is of a shard beyond the shard count")
-    own.begin(message.sequence)
     project = subjects.parse_project(message.subject)
-    for batch in decode_batches(message.payload):
-        taken = own.take(batch, message.time_ns, project).batch
-        if taken is not None:
-            yield taken
+    for _, taken in own.taken_from(message.payload, message.sequence, message.time_ns, project):
+        if taken.batch is not None:
+            yield taken.batch
 
 
 def _deleted_users(message: Message) -> list[str]:
     """Return the ids of the users that *message* deletes."""
-    if not message.subject.endswith(subjects.DELETED):
+    if subjects.shard_of_spans(message.subject) is not None:
         return []
     batches = decode_batches(message.payload)
     return [tombstone.id for batch in batches for tombstone in batch.tombstones if tombstone.target == "user"]

@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from tokentrace.dedup import hash64, identities_of, keys_of, shard_of_key, span_key
+from tokentrace.dedup import hash64, identities_of, keys_of, select_identities, shard_of_key, span_key
 from tokentrace.records import Annotation, Batch, ChatMessage, SessionEnd, Span, Started, shard_of
 
 #: Lists of a batch whose records follow their span or session.
 _FOLLOWING = ("started", "messages", "annotations", "session_ends")
-_IDENTITY_BYTES = 32
 
 
 class Placed(NamedTuple):
@@ -74,10 +73,7 @@ def place(batch: Batch, project: str, shards: int, *, by_call: bool, made: Colle
                 scores=batch.scores if shard == with_figures else [],
                 tombstones=batch.tombstones if shard == with_figures else [],
                 layout=1,
-                identities=b"".join(
-                    identities[index * _IDENTITY_BYTES : (index + 1) * _IDENTITY_BYTES]
-                    for index in members.get(shard, ())
-                ),
+                identities=select_identities(identities, members.get(shard, [])),
                 **following.get(shard, {}),
             ),
         )

@@ -140,7 +140,7 @@ def parse_shard(subject: str) -> int:
 
 def shard_of_spans(subject: str) -> int | None:
     """Return the shard of a subject of the log; None for the subject of deletions, which belongs to no shard."""
-    return None if subject.endswith(".deleted") else parse_shard(subject)
+    return None if subject.endswith(DELETED) else parse_shard(subject)
 
 
 def streams(

@@ -9,6 +9,7 @@ from tokentrace.dedup.identity import (
     is_long,
     keys_of,
     same_call,
+    select_identities,
     shard_of_key,
     span_key,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "is_long",
     "keys_of",
     "same_call",
+    "select_identities",
     "shard_of_key",
     "span_key",
     "total",

@@ -7,7 +7,7 @@ order in the log and stream time alone, so all readers give the same answer, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tokentrace.dedup.batches import FoldedBatches
 from tokentrace.dedup.identity import IDENTITY, batch_identity, decode_identities
 from tokentrace.dedup.memory import TOTAL_CALLS, CallMemory
-from tokentrace.records import Batch
+from tokentrace.records import Batch, decode_batches
 
 #: A digest is kept for the state before the first message from each multiple of this sequence on.
 DIGEST_EVERY = 256
@@ -101,7 +101,6 @@ class Deduplicator:
         self.batches = FoldedBatches(shards)
         self.calls = CallMemory(capacity)
         self.left_out = LeftOut()
-        self._boundary = 0
         self._digests: list[Digest] = []
 
     @property
@@ -109,16 +108,34 @@ class Deduplicator:
         """The memory of calls before the last multiples of ``DIGEST_EVERY``, oldest first."""
         return list(self._digests)
 
+    @property
+    def _boundary(self) -> int:
+        return self._digests[-1].sequence if self._digests else 0
+
     def begin(self, sequence: int) -> None:
         """Note that the message with *sequence* is folded next."""
         boundary = sequence - sequence % DIGEST_EVERY
         if boundary > self._boundary:
-            self._boundary = boundary
             self._digests = [*self._digests, Digest(boundary, len(self.calls), self.calls.digest)][-_DIGESTS:]
 
     def rewound(self) -> None:
         """Note that the log begins anew, so that sequences are small again."""
-        self._boundary, self._digests = 0, []
+        self._digests = []
+
+    def taken_from(self, payload: bytes, sequence: int, now_ns: int, project: str) -> Iterator[tuple[Batch, Taken]]:
+        """
+        Yield (batch, what counts of it) for each batch of a message, and remember it.
+
+        Args:
+            payload, sequence, now_ns: The message's content, number and stream time, Unix nanoseconds.
+            project: The project in the subject of the message.
+
+        Raises:
+            Rejected: *payload* cannot be decoded.
+        """
+        self.begin(sequence)
+        for batch in decode_batches(payload):
+            yield batch, self.take(batch, now_ns, project)
 
     def take(self, batch: Batch, now_ns: int, project: str) -> Taken:
         """
@@ -183,7 +200,6 @@ class Deduplicator:
         self.batches = FoldedBatches.restore(state["batches"])
         self.calls.restore(state["calls"], parts, prefix)
         self.left_out = msgspec.convert(state["left_out"], LeftOut)
-        self._boundary = msgspec.convert(state["boundary"], int)
         self._digests = msgspec.convert(state["digests"], list[Digest])
 
     def progress(self) -> bytes:
@@ -193,4 +209,4 @@ class Deduplicator:
     def restore_progress(self, state: bytes) -> None:
         """Take over what ``progress`` returned; raises an error of msgspec if it is something else."""
         decoded = msgspec.msgpack.decode(state, type=tuple[LeftOut, int, list[Digest]])
-        self.left_out, self._boundary, self._digests = decoded
+        self.left_out, _, self._digests = decoded

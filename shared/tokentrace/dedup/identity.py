@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tokentrace.records import Batch, Span, is_response_id
+from tokentrace.records import MODEL_KINDS, Batch, Span, is_response_id
 from tokentrace.units import MS, SECOND
 
 #: One identity, 32 bytes. ``key`` is the hash by which calls are found and sharded, ``span_key`` belongs to the ids of
@@ -29,7 +29,6 @@ _PACKED = struct.Struct("<QIIIIQ")
 #: Bits of ``start``: 0 = the key is a short response id, 1-3 unused, 4-19 = the way in, from 20 on the milliseconds.
 SHORT, WAY_SHIFT, WAY_MASK, START_SHIFT = 1, 4, 0xFFFF, 20
 _MAX_DURATION_MS = 2**32 - 1
-_MODEL_KINDS = frozenset({"llm", "embedding"})
 _PREFIX = re.compile(r"^[A-Za-z]{2,16}[-_]")
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 #: A response id with at least this many letters and digits, without its prefix, is long: providers do not repeat it.
@@ -60,23 +59,26 @@ def span_key(project: str, trace_id: str, span_id: str) -> int:
 
 def _response_id(span: Span) -> str:
     """Return the response id by which *span* is known; "" = it is known by its own ids."""
-    if not span.response_id or span.kind not in _MODEL_KINDS:
+    if not span.response_id or span.kind not in MODEL_KINDS:
         return ""
-    if not (span.prompt_tokens or span.completion_tokens or span.total_tokens):
+    if not _has_tokens(span):
         return ""
     return span.response_id if is_response_id(span.response_id) else ""
+
+
+def _has_tokens(span: Span) -> bool:
+    return bool(span.prompt_tokens or span.completion_tokens or span.total_tokens)
 
 
 def usage_hash(span: Span) -> int:
     """Return a hash of the tokens and other units of *span*, 32 bits, not 0; 0 if neither usage nor cost is known."""
     usage = span.usage
-    prompt, completion, total = span.prompt_tokens, span.completion_tokens, span.total_tokens
-    if not (prompt or completion or total or usage) and span.cost_nusd is None:
+    if not (usage or _has_tokens(span)) and span.cost_nusd is None:
         return 0
     data = _USAGE.pack(
-        prompt,
-        completion,
-        total,
+        span.prompt_tokens,
+        span.completion_tokens,
+        span.total_tokens,
         span.cache_read_tokens,
         span.cache_write_tokens,
         span.cache_write_1h_tokens,
@@ -96,7 +98,7 @@ def identities_of(spans: Sequence[Span], project: str) -> bytes:
     """
     ways: dict[tuple[str, str], int] = {}
     identities = [_identity(span, project, ways) for span in spans]
-    if any(span.parent_span_id and span.kind in _MODEL_KINDS for span in spans):
+    if any(span.parent_span_id and span.kind in MODEL_KINDS for span in spans):
         _join_outer_calls(spans, identities)
     return b"".join([_PACKED.pack(*identity) for identity in identities])
 
@@ -121,7 +123,7 @@ def _join_outer_calls(spans: Sequence[Span], identities: list[_Identity]) -> Non
     """Give a model call without response id the key of the only model call inside it, if the usage is the same."""
     inside: dict[tuple[str, str], list[int]] = {}
     for index, span in enumerate(spans):
-        if span.parent_span_id and span.kind in _MODEL_KINDS:
+        if span.parent_span_id and span.kind in MODEL_KINDS:
             inside.setdefault((span.trace_id, span.parent_span_id), []).append(index)
     joined: dict[int, _Identity] = {}
     for index in range(len(spans)):
@@ -143,10 +145,9 @@ def _join_outer_calls(spans: Sequence[Span], identities: list[_Identity]) -> Non
 
 def _call_inside(outer: Span, inner: Sequence[int], spans: Sequence[Span]) -> int | None:
     """Return the index of the only model call inside *outer*, if *outer* may be another view of it."""
-    if len(inner) != 1 or outer.kind not in _MODEL_KINDS or _response_id(outer):
+    if len(inner) != 1 or outer.kind not in MODEL_KINDS or _response_id(outer):
         return None
-    used = outer.prompt_tokens or outer.completion_tokens or outer.total_tokens
-    return inner[0] if used and _contains(outer, spans[inner[0]]) else None
+    return inner[0] if _has_tokens(outer) and _contains(outer, spans[inner[0]]) else None
 
 
 def _contains(outer: Span, inner: Span) -> bool:
@@ -183,6 +184,11 @@ def decode_identities(batch: Batch, project: str) -> Any:
     if len(data) != IDENTITY.itemsize * len(batch.spans):
         data = identities_of(batch.spans, project)
     return np.frombuffer(data, IDENTITY)
+
+
+def select_identities(identities: bytes, indices: Sequence[int]) -> bytes:
+    """Return those of the encoded *identities* at *indices*, in this order."""
+    return np.frombuffer(identities, IDENTITY)[np.array(indices, np.intp)].tobytes()
 
 
 def keys_of(identities: bytes) -> list[int]:

@@ -29,7 +29,7 @@ class Name(NamedTuple):
     A provider and a model under which a price is looked for, in lower case.
 
     Attributes:
-        provider: An id of the price list, another name that nobody knows, or "" = unknown.
+        provider: An id of the price list, a name that is not in the list, or "" = unknown.
         steps: The rules that led from what the span says to this name, in words.
         notes: What a receipt must say about a price that is found under this name.
         lacks: Units that are charged on top and are in no price list; "" = none.

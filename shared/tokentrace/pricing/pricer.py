@@ -30,10 +30,9 @@ from tokentrace.pricing.plans import Chosen, Plan, Plans
 from tokentrace.pricing.rates import FIELD_UNITS, Sheet, Vector, round_half_even
 from tokentrace.pricing.receipt import Receipt, receipt_of, reported_receipt
 from tokentrace.pricing.work import Quote, Work
-from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, Span, event_time, exact_amounts
+from tokentrace.records import FREE_REASONS, MAX_COST_NUSD, MODEL_KINDS, Span, event_time, exact_amounts
 
 _MAX_REASON = 256
-_MODEL_KINDS = frozenset({"llm", "embedding"})
 
 
 class Pricer:
@@ -91,7 +90,7 @@ class Pricer:
     def work(self, span: Span, at_ns: int | None = None) -> Work:
         """Return the quote of *span* with everything that led to it."""
         reported = span.cost_nusd
-        is_model_call, used = span.kind in _MODEL_KINDS, has_usage(span)
+        is_model_call, used = span.kind in MODEL_KINDS, has_usage(span)
         if reported is not None and (reported > 0 or self._keeps_zero(span) or not (is_model_call or used)):
             reason = span.unpriced_reason if reported == 0 and span.unpriced_reason in FREE_REASONS else ""
             return Work(Quote(reported, "reported", span.cost_model, reason))

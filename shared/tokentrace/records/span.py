@@ -117,7 +117,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             fraction of seconds is counted in microseconds, as ``audio_microseconds``; see ``whole_amounts``.
         error_stack: The stack trace; "" = none.
         source: How the span reached the pipeline: reporter, spans, mist, costkatana or nats.
-        usage_state: "" = the token counts are complete; missing = the call used tokens and nobody counted them;
+        usage_state: "" = the token counts are complete; missing = the call used tokens, their number is unknown;
             partial = the counts lack a part; estimated = the counts are a guess; none = the call used no tokens.
         pricing_context: What else decides the price, by name, such as ``{"service_tier": "flex"}``; None = unknown.
         response_id: The id that the provider gave the response; "" = unknown.

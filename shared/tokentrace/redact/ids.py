@@ -20,7 +20,7 @@ class IdHash:
     A stable keyed hash: the first 128 bits of HMAC-SHA256, in hex, after ``h_``.
 
     Args:
-        key: The secret key. Without it, nobody can tell which id a hash belongs to, except by trying with the api.
+        key: The secret key. Without it, the id of a hash can be found only by trying ids at the api.
     """
 
     def __init__(self, key: str) -> None:

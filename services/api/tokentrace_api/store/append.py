@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tokentrace.bus import Message, subjects
 from tokentrace.dedup import LeftOut, total
 from tokentrace.errors import Rejected
-from tokentrace.records import Batch, ChatMessage, Position, Span, Started, decode_batches
+from tokentrace.records import Batch, ChatMessage, Position, Span, Started
 from tokentrace_api.store.catalog import Catalog
 from tokentrace_api.store.columns import Telling, attributes_json, columns_of
 from tokentrace_api.store.deletions import Deletions
@@ -140,18 +140,16 @@ class Appender:
     def _contents_of(self, item: Item) -> list[Content]:
         """Return what *item* holds that was not folded before; [] if its message cannot be decoded."""
         reader, message = self._catalog.readers[item.shard], item.message
-        reader.dedup.begin(message.sequence)
         try:
-            batches = decode_batches(message.payload)
             project = subjects.parse_project(message.subject)
+            # The memory of calls learns deleted spans too, as that of every other reader does.
+            told = list(reader.dedup.taken_from(message.payload, message.sequence, message.time_ns, project))
         except Rejected as exc:
             self.rejected += 1
             self._catalog.set_aside.note(subjects.SPANS, f"message {message.sequence}", exc)
             return []
         contents = []
-        for batch in batches:
-            # The memory of calls learns deleted spans too, as that of every other reader does.
-            taken = reader.dedup.take(batch, message.time_ns, project)
+        for batch, taken in told:
             if batch.sequence and not taken.skipped:
                 reader.unsaved_ids.append((batch.id, batch.sequence, batch.part, message.time_ns, batch.layout))
             if taken.skipped:
