@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+#: How many times longer than its limit a wait lasts before it fails: limits are those of a machine that is not busy.
+PATIENCE = 6
 ROOT = Path(__file__).parent.parent.parent
 GUARD = ROOT / "tests" / "guard"
 #: The setting that lets test processes deliver alerts to this machine only.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.broker import Broker
+from kit.environment import PATIENCE
 from kit.pipeline import Answer, free_port, http
 from kit.services import Service, start_service
 
@@ -106,8 +107,8 @@ class Fleet:
         return http(method, self.url(name) + path, data, {"Content-Type": "application/json"})
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-        """Wait until *condition* holds; an OSError or KeyError counts as false. Fail after *seconds*."""
-        deadline = time.monotonic() + seconds
+        """Wait until *condition* holds (an OSError or KeyError is false); fail after *seconds* times ``PATIENCE``."""
+        deadline = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, KeyError):
                 if condition():

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.broker import Broker
+from kit.environment import PATIENCE
 from kit.services import Service, start_service
 
 ROOT = Path(__file__).parent.parent.parent
@@ -109,11 +110,11 @@ class Pipeline:
 
     def until(self, condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
         """
-        Wait until *condition* holds; fail after *seconds*, or at once if the process of ``serve`` has ended.
+        Wait until *condition* holds; fail after *seconds* times ``PATIENCE``, or at once if ``serve`` has ended.
 
         An OSError, AssertionError or KeyError counts as false.
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while time.monotonic() < deadline:
             assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
             with contextlib.suppress(OSError, AssertionError, KeyError):

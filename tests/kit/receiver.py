@@ -19,6 +19,7 @@ from urllib.parse import quote
 import msgspec
 import nats
 
+from kit.environment import PATIENCE
 from kit.pipeline import Answer, Pipeline, http
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
@@ -241,8 +242,8 @@ class DeliveryRun:
         return len(log.messages.keys() - log.done)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-        """Wait until *condition* holds; fail after *seconds*, or at once if the worker ends."""
-        deadline = time.monotonic() + seconds
+        """Wait until *condition* holds; fail after *seconds* times ``PATIENCE``, or if the worker ends."""
+        deadline = time.monotonic() + seconds * PATIENCE
         while not condition():
             if self._work is not None and self._work.done():
                 raise AssertionError(f"the delivery worker has ended instead of: {what}") from self._work.exception()

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from kit.broker import Broker
+from kit.environment import PATIENCE
 from tokentrace.bus import Bus, Stream, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.metrics import parse_custom_metrics
@@ -101,7 +102,7 @@ class StoreAndMachine:
         return await self.ask({"ask": "silence", "name": name, "duration": duration})
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(4 * PATIENCE):
             while not holds():
                 await asyncio.sleep(0.005)
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from kit.alertmanager import ZERO, Alertmanager
+from kit.environment import PATIENCE
 from kit.pipeline import Pipeline
 from kit.receiver import DeliveryRun, Receiver, Reply, Sent, make_end, make_event, make_rule
 from tokentrace.records import AlertEvent
@@ -423,7 +424,7 @@ def instant_or_zero(text: str) -> float:
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         assert time.monotonic() < deadline, what
         await asyncio.sleep(0.02)

@@ -116,7 +116,7 @@ async def test_a_timeout_is_retried_with_the_same_key() -> None:
     assert run.outcomes() == ["retry", "delivered"]
     late, fine = run.records()
     assert "0.2 s" in late["error"]
-    assert 150 < late["took_ms"] < 1000
+    assert late["took_ms"] > 150
     assert (late["attempt"], fine["attempt"]) == (1, 2)
     assert receiver.sent[0].key == receiver.sent[1].key
     assert receiver.sent[0].body == receiver.sent[1].body
