@@ -28,6 +28,7 @@ from tokentrace.bus.jetstream.client import connect
 from tokentrace.config import Nats, Settings
 from tokentrace.records import Position
 from tokentrace.rollup import SeriesTable
+from tokentrace.rollup import rows as columns
 from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.snapshots import Snapshots
 from tokentrace.state import Saved
@@ -177,19 +178,21 @@ def _history(table: SeriesTable, now_s: int, *, spans: int = SPANS, days: float 
     step, first = 250_000, now_s - int(days * 86400)
     for done in range(0, spans, step):
         count = min(step, spans - done)
-        rows_ = np.zeros((count, 17), np.int64)
+        rows_ = np.zeros((count, columns.REASON + 1), np.int64)
         which = dice.integers(0, len(numbers), count)
         seconds = first + ((done + np.arange(count)) * (days * 86400) / spans).astype(np.int64)
         prompt, completion = dice.integers(20, 6000, count), dice.integers(5, 800, count)
         latency = (dice.lognormal(0.2, 0.6, count) * 1e9).astype(np.int64)
-        rows_[:, 0], rows_[:, 1], rows_[:, 2] = numbers[which], seconds, seconds
-        rows_[:, 3] = prompt * 2500 + completion * 10000
-        rows_[:, 5], rows_[:, 6], rows_[:, 7] = prompt, completion, prompt + completion
-        rows_[:, 12] = latency
-        rows_[:, 13] = np.where(dice.random(count) < 0.5, latency // 5, 0)
-        rows_[:, 14] = np.where(dice.random(count) < 0.1, dice.integers(0, 101, count) * 10_000_000, -1)
-        rows_[:, 15] = latency
-        rows_[:, 16] = np.array([key[5] == "error" for key in _COMBINATIONS])[which]
+        rows_[:, columns.SERIES] = numbers[which]
+        rows_[:, columns.SECOND_OF] = rows_[:, columns.ARRIVED] = seconds
+        rows_[:, columns.COST] = prompt * 2500 + completion * 10000
+        rows_[:, columns.PROMPT], rows_[:, columns.COMPLETION] = prompt, completion
+        rows_[:, columns.TOTAL] = prompt + completion
+        rows_[:, columns.LATENCY] = rows_[:, columns.WALL] = latency
+        rows_[:, columns.TTFT] = np.where(dice.random(count) < 0.5, latency // 5, 0)
+        scores = dice.integers(0, 101, count) * 10_000_000
+        rows_[:, columns.SCORE] = np.where(dice.random(count) < 0.1, scores, columns.NO_VALUE)
+        rows_[:, columns.STATUS] = np.array([key[5] == "error" for key in _COMBINATIONS])[which]
         yield rows_
 
 
