@@ -231,12 +231,16 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 def _plain(value: object) -> Any:
     """Return *value* as plain data; integers over 64 bits become text, because msgpack lacks them."""
     if isinstance(value, Sums):
-        return [_short(number) for number in value.numbers()]
+        numbers = value.numbers()
+        return numbers if max(numbers) < 2**63 and min(numbers) >= -(2**63) else [_short(number) for number in numbers]
     if isinstance(value, CustomValue):
         return [value.size, _short(value.total), value.summary, value.unpriced, value.partly_priced]
     if isinstance(value, Calls):
         return [_short(number) for number in value.numbers()]
     raise NotImplementedError(type(value))
+
+
+_INTS = frozenset({int})
 
 
 def _short(number: int) -> int | str:
@@ -245,7 +249,7 @@ def _short(number: int) -> int | str:
 
 def _exact(kind: type, value: Any) -> Any:
     if kind is Sums:
-        return Sums(map(int, value))
+        return Sums(value if _INTS.issuperset(map(type, value)) else map(int, value))
     if kind is Calls:
         return Calls(*map(int, value))
     # A shard of an earlier version sends no counts of unpriced spans.
