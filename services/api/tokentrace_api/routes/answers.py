@@ -62,7 +62,9 @@ class StoredSpan(msgspec.Struct, kw_only=True):
         depth: Number of its ancestors in the answer; only if the answer is a trace.
         latency_ms, ttft_ms: Milliseconds, rounded to whole ones.
         latency_ns, ttft_ns: The same in nanoseconds; only if they are not whole milliseconds.
-        later_versions: How often the same call was told again, as this span or as another one with its response id.
+        later_versions: How often the same call was told again, as this span or as another one with its response id;
+            repetitions that say nothing new, and all but the first 19 as the same span, are only counted in
+            `/health` (`calls`).
         counted: false if this is not the first telling of its call; no sum includes the span.
         conflicting: true if its cost or its tokens differ from those of the telling that counts.
     """
