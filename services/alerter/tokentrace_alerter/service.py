@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -252,7 +251,7 @@ class Alerter:
         return self._last.get(subject, 0) > last
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
-        yield await self.rule_store.answer(payload, self.machine, time.time_ns())
+        yield await self.rule_store.answer(payload, self.machine, self.bus.clock.now_ns())
 
     def health(self) -> Health:
         """Return ready if the broker has no problem and the messages that the log held at the start are folded."""
@@ -286,5 +285,5 @@ class Alerter:
         )
         yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.runner.progress.pending)
         if self.machine.time_ns:
-            age_s = (time.time_ns() - self.machine.time_ns) / SECOND
+            age_s = (self.bus.clock.now_ns() - self.machine.time_ns) / SECOND
             yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message folded.", age_s)

@@ -21,6 +21,10 @@ class AggregatorClient:
     def __init__(self, bus: Bus, shards: int) -> None:
         self._bus, self._shards = bus, shards
 
+    def now_ns(self) -> int:
+        """Return the broker's time, Unix nanoseconds."""
+        return self._bus.clock.now_ns()
+
     async def query(self, query: Query) -> Answer:
         """
         Return the merged answer to *query*; ``missing_shards`` lists the shards that sent no result in time.

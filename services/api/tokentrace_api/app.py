@@ -42,7 +42,7 @@ def compose(bus: Bus, config: Config) -> App:
         metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, custom)),
         receipt.router(service, service.pricer),
         prices.router(service.pricer),
-        tail.router(service.tails, lambda: service.stopping.is_set()),
+        tail.router(service.tails, lambda: service.stopping.is_set(), service.now_ns),
         deletions.router(service, tombstones),
         traces.router(service, aggregators),
         export.router(service),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -105,9 +104,12 @@ class MetricsQuery(NamedTuple):
         return Where(replace(self.query, from_s=answered.from_s, to_s=answered.to_s), self.filters)
 
 
-def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> MetricsQuery:
+def parse_metrics_query(params: MetricsParams, now_ns: int) -> MetricsQuery:
     """
     Return the query that *params* describe.
+
+    Args:
+        now_ns: The end of the window: the broker's time, Unix nanoseconds.
 
     Raises:
         Rejected: A parameter is not valid; the text names it.
@@ -121,7 +123,7 @@ def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> Met
     attribute = "" if groupby is None or groupby in DIMENSIONS else groupby.removeprefix(ATTRIBUTE_PREFIX)
     if groupby and not attribute and groupby not in DIMENSIONS:
         raise Rejected("groupby: the name of the attribute after attr. is missing")
-    now_s = (time.time_ns() if now_ns is None else now_ns) // SECOND
+    now_s = now_ns // SECOND
     query = Query(
         from_s=now_s - -(-params.window.ns // SECOND),
         # The running second is part of the window, so that a span that has just ended is counted.

@@ -188,11 +188,15 @@ class Api:
                 for shard in range(self.config.shards):
                     position = store.position(shard)
                     if position is not None:
-                        await meta.put(reader_key(NAME, shard), encode_position(position))
+                        await meta.put(reader_key(NAME, shard), encode_position(position, self.now_ns()))
                         await meta.put(calls_key(NAME, shard), encode_calls({shard: store.digests(shard)}))
                 await self.alert_history.save()
             except TokentraceError as exc:
                 log.info("%s", exc)
+
+    def now_ns(self) -> int:
+        """Return the broker's time, Unix nanoseconds."""
+        return self.bus.clock.now_ns()
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """

@@ -18,6 +18,7 @@ from tokentrace.bus import Bus, jetstream
 from tokentrace.config import Settings, load
 from tokentrace.service import runtime
 from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.broker_clock import keep_measured
 from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.set_aside import publish_set_aside
@@ -167,6 +168,7 @@ async def serve(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
         tasks.create_task(publish_set_aside(bus, name, stopping))
+        tasks.create_task(keep_measured(bus, stopping))
         tasks.create_task(serve_http(http, sockets, stopping=stopping))
 
 

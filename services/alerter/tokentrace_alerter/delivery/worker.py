@@ -72,7 +72,7 @@ class DeliveryWorker:
         self._limits: dict[str, asyncio.Semaphore] = {}
         self._sender = WebhookSender(allowed)
         self._episodes = OpenEpisodes(open_episodes)
-        self._alertmanagers = Alertmanagers(self._sender, channel_of, self._episodes, AT_ONCE)
+        self._alertmanagers = Alertmanagers(self._sender, channel_of, self._episodes, AT_ONCE, bus.clock)
         self._callbacks = Callbacks(AT_ONCE)
         #: Events that this alerter has taken and not acknowledged yet.
         self._held: set[Delivery] = set()
@@ -184,7 +184,7 @@ class DeliveryWorker:
             outcome=outcome,
             attempt=attempt,
             error=shorten(error, 300),
-            at=render_instant(time.time_ns()),
+            at=render_instant(self._bus.clock.now_ns()),
             took_ms=None if began is None else round((time.monotonic() - began) * 1000, 3),
         )
         subject = subjects.deliveries(self._project, event.alert)
@@ -193,7 +193,7 @@ class DeliveryWorker:
 
     def _expiry_reason(self, event: AlertEvent, channel: Channel) -> str:
         """Return why *event* is too late to be delivered; "" = it is not too late."""
-        old = parse_instant(event.fired_at) < time.time_ns() - EXPIRES_NS
+        old = parse_instant(event.fired_at) < self._bus.clock.now_ns() - EXPIRES_NS
         if old and not self._episodes.include(event):
             return "its episode is over, and it is an hour old"
         # An Alertmanager sees two episodes of an instance as one alert: a late event of the first would end the second.

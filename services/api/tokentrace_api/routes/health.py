@@ -273,7 +273,7 @@ async def _counted(aggregators: AggregatorClient) -> _Part:
         "conflicting_cost_usd": nusd_to_usd(left_out.conflicting_nusd),
         "response_ids_reused": left_out.reused,
         "remembered": answer.cumulative.remembered,
-        "reach_s": max(time.time_ns() // MS - oldest_ms, 0) // 1000 if oldest_ms else None,
+        "reach_s": max(aggregators.now_ns() // MS - oldest_ms, 0) // 1000 if oldest_ms else None,
     }
     return _Part({"span_count": answer.total.sums.spans, "calls": calls}, lost, problems)
 
@@ -287,7 +287,7 @@ async def _stored(store: StoreReader, max_bytes: int) -> _Part:
             "store_max_bytes": max_bytes or None,
             "free_bytes": spans.free_bytes(),
         }
-        return _Part({"stored_spans": spans.count(time.time_ns()), "disk": disk})
+        return _Part({"stored_spans": spans.count(store.now_ns()), "disk": disk})
 
     return await store.read(read)
 
@@ -314,7 +314,7 @@ async def _readers(bus: Bus) -> _Part:
     """Return what ``tt_meta`` and the log tell of the readers: how far they are, what differs, what was set aside."""
     entries = await bus.kv(subjects.META).items()
     state, behind = await read_backlog(bus, entries)
-    covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
+    covered = (bus.clock.now_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {
         "log": {
             "from": render_instant(state.first_time_ns) if state.messages else None,

@@ -135,17 +135,17 @@ def router(path: str, source: Source) -> Router:
 
     @routes.get(path, **GET_METRICS)
     async def everything(params: Annotated[MetricsParams, QueryParams()]) -> Response:
-        return await _everything(source, parse_metrics_query(params))
+        return await _everything(source, parse_metrics_query(params, source.store.now_ns()))
 
     @routes.get(path + "/{name}/series", **GET_SERIES)
     async def series(name: MetricName, params: Annotated[SeriesParams, QueryParams()]) -> Response:
-        return await _series(source, name, parse_metrics_query(params), params.step)
+        return await _series(source, name, parse_metrics_query(params, source.store.now_ns()), params.step)
 
     @routes.get(path + "/{name}", **GET_METRIC)
     async def metric(name: MetricName, params: Annotated[MetricParams, QueryParams()]) -> Response:
         if params.key is not None and BREAKDOWNS.get(name, BREAKDOWNS["cost_by_model"]).dimension:
             raise Rejected("key: only metrics whose name ends in _by_attribute take it")
-        question = parse_metrics_query(params)
+        question = parse_metrics_query(params, source.store.now_ns())
         if name in GROUPS:
             return await _group(source, name, question)
         if name in BREAKDOWNS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -65,7 +64,7 @@ def router(
 
     @routes.get(path, **_SCRAPE)
     async def scrape() -> Response:
-        now_s = time.time_ns() // SECOND
+        now_s = aggregators.now_ns() // SECOND
         query = _window(now_s, [metric.name for metric in custom.values()])
         lifetime, window = await asyncio.gather(
             aggregators.query(replace(query, what="lifetime")), aggregators.query(query)

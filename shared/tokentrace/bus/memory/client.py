@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from tokentrace.bad_data import SetAside
+from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, Message, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.memory.broker import MemoryBroker, StoredLog, matches
 from tokentrace.bus.memory.buckets import MemoryKeyValue, MemoryObjects
@@ -23,7 +24,9 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
-        self.set_aside = SetAside()
+        self.clock = BrokerClock(host_ns=broker.now_ns, elapsed_ns=broker.now_ns)
+        self.clock.note(broker.now_ns(), broker.now_ns())
+        self.set_aside = SetAside(self.clock.now_ns)
 
     @property
     def connected(self) -> bool:
