@@ -163,6 +163,7 @@ class Alerter:
                 await asyncio.gather(*running, return_exceptions=True)
 
     def _loaded(self) -> None:
+        self.machine.start_anew_if_ahead(self.bus.clock.now_ns())
         for evaluator in self.machine.evaluators.values():
             if evaluator.backfilling:
                 self.backfiller.ask(evaluator.rule)
@@ -189,7 +190,7 @@ class Alerter:
 
     def _apply_event(self, message: Message) -> None:
         with self.bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
-            self.machine.apply_event(decode_event(message.payload))
+            self.machine.apply_event(decode_event(message.payload, message.time_ns))
 
     async def _follow_rules(self) -> None:
         async for change in self.rule_store.changes():

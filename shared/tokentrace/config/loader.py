@@ -21,7 +21,7 @@ from tokentrace.config.alerts import tidy_alerts
 from tokentrace.config.section import Duration
 from tokentrace.config.settings import Settings
 from tokentrace.dialect import explain
-from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.errors import ConfigError, Rejected, quoted, shorten
 from tokentrace.units import parse_duration
 
 log = logging.getLogger("tokentrace.config")
@@ -115,11 +115,17 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def _check_directory(directory: Path) -> None:
     """Raise ConfigError if *directory* or the nearest of its parents that exists is not a directory."""
-    for path in (directory, *directory.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise ConfigError(f"storage.dir: {directory} cannot be used for data: {path} is not a directory")
-            return
+    shown = shorten(str(directory))
+    if "\0" in str(directory):
+        raise ConfigError(f"storage.dir: {quoted(str(directory))} has a NUL, which no path can have")
+    try:
+        for path in (directory, *directory.parents):
+            if path.exists():
+                if not path.is_dir():
+                    raise ConfigError(f"storage.dir: {directory} cannot be used for data: {path} is not a directory")
+                return
+    except OSError as exc:
+        raise ConfigError(f"storage.dir: {shown} cannot be used for data: {exc.strerror}") from exc
 
 
 def _read(file: Path) -> str:

@@ -95,7 +95,7 @@ class DeliveryWorker:
     async def _deliver(self, delivery: Delivery) -> None:
         """Deliver one event; record an event that cannot be handled, and remove it from the queue."""
         try:
-            await self._deliver_event(delivery, decode_event(delivery.message.payload))
+            await self._deliver_event(delivery, decode_event(delivery.message.payload, delivery.message.time_ns))
         except BAD_DATA as exc:
             if not isinstance(exc, Rejected):
                 log.exception("alert event %d cannot be delivered", delivery.message.sequence)

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokentrace.bus import KeyValue
 from tokentrace.dialect import costkatana
 from tokentrace.dialect.costkatana import Place, SpanInput, has_ended
 from tokentrace.errors import Rejected, quoted
@@ -22,7 +21,7 @@ from tokentrace.service.ingest_operations import COSTKATANA, SpanEnded, SpanId, 
 from tokentrace.service.web import Endpoint, reply
 from tokentrace_ingest.open_spans import OpenSpan, OpenSpans
 from tokentrace_ingest.other_records import MAX_CONTENT_BYTES
-from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
+from tokentrace_ingest.routes.checks import RequestKeys, check_count, check_sizes, request_id
 from tokentrace_ingest.routes.intake import Intake, Limits
 
 _SOURCE = "costkatana"
@@ -32,12 +31,12 @@ _TOGETHER = 64
 _TRIES = 3
 
 
-def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits) -> Router:
+def router(intake: Intake, open_spans: OpenSpans, keys: RequestKeys, limits: Limits) -> Router:
     """
     Return the routes that start, end and ingest spans, and that record messages.
 
     Args:
-        keys: The bucket of Idempotency-Keys.
+        keys: The Idempotency-Keys of the last day.
     """
     routes = Router("Cost Katana", lenient=True)
 
