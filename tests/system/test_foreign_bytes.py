@@ -154,6 +154,7 @@ def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
         (ALERTS, event(fired_at="x")): ("TT_ALERTS", f"message {first}", "fired_at"),
         (ALERTS, event(starts_at="x")): ("TT_ALERTS", f"message {first + 1}", "starts_at"),
         (ALERTS, b'{"alert":"\xff"}'): ("TT_ALERTS", f"message {first + 2}", "utf-8"),
+        (ALERTS, event(fired_at="2099-01-01T00:00:00Z")): ("TT_ALERTS", f"message {first + 3}", "after it was stored"),
         (DELIVERIES, b'{"rule":"\xff"}'): ("TT_DELIVERIES", "message", "utf-8"),
         ("$O.tt_snapshots.M.zzz", b"x"): ("tt_snapshots", "M.zzz", "name"),
         ("$KV.tt_meta.reader.odd.0", b'["\xff"]'): ("tt_meta", "key reader.odd.0", "position"),
@@ -175,7 +176,7 @@ def test_undecodable_data_is_named_in_health_now_and_after_a_restart(
     for place, which, reason in bad.values():
         serving.until(partial(names, serving, place, which, reason), f"{which} of {place} named again", 15)
     text = serving.get("/internal/metrics").body.decode()
-    assert 'tokentrace_set_aside_total{place="TT_ALERTS"} 3.0' in text
+    assert 'tokentrace_set_aside_total{place="TT_ALERTS"} 4.0' in text
     post_spans(serving, 3)
     assert "Traceback" not in serving.log.read_text()
 

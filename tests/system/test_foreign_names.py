@@ -108,7 +108,9 @@ def held(serving: Pipeline, stream: str) -> list[str]:
 
 def snapshots(serving: Pipeline, prefix: str) -> list[str]:
     """Return the names of the objects that begin with *prefix* and a number, the oldest first."""
-    names = [object_name(subject) for subject in held(serving, f"OBJ_{subjects.SNAPSHOTS}") if subject.startswith(METAS)]
+    names = [
+        object_name(subject) for subject in held(serving, f"OBJ_{subjects.SNAPSHOTS}") if subject.startswith(METAS)
+    ]
     return sorted(name for name in names if name.removeprefix(prefix).isdigit() and name.startswith(prefix))
 
 
@@ -211,7 +213,7 @@ def test_rubbish_under_every_name_of_the_broker_is_shown_and_ends_nothing(servin
     assert serving.process.poll() is None
 
     # While it runs, its own entries are written anew, so each is read before that or is repaired.
-    for stream, subject in targets:
+    for _, subject in targets:
         if not subject.startswith((METAS, "tokentrace.raw")):
             scribble(serving, (subject, noise(dice)))
     publish_all(serving, (RAW, noise(dice)))

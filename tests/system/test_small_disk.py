@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.examples import SEED, WHOLE, matrix
 from kit.environment import PATIENCE
+from kit.examples import SEED, WHOLE, matrix
 from kit.pipeline import Answer, Pipeline
 
 pytestmark = pytest.mark.story
@@ -205,7 +205,9 @@ def test_serve_starts_repeatedly_on_a_disk_smaller_than_its_streams(tmp_path: Pa
 
 
 @pytest.mark.parametrize("disk", matrix([2000, 8000, 15_000], 1), indirect=True, ids="{}MB".format)
-def test_serve_starts_ten_times_on_a_disk_that_is_filled_to_the_brim_in_between(tmp_path: Path, disk: SmallDisk) -> None:
+def test_serve_starts_ten_times_on_a_disk_that_is_filled_to_the_brim_in_between(
+    tmp_path: Path, disk: SmallDisk
+) -> None:
     """Every second start is one on a full disk; before each, another start is stopped while it is under way."""
     story, dice = Story(tmp_path, disk), random.Random(SEED)
     try:

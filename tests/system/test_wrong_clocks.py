@@ -11,10 +11,10 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pytest
 
@@ -29,6 +29,8 @@ from tokentrace.records import AlertEvent, decode_event
 from tokentrace.units import MINUTE, SECOND, parse_instant
 from tokentrace_alerter.backtest import backtest
 from tokentrace_alerter.service import Config
+
+T = TypeVar("T")
 
 SERVICES = ("ingest", "aggregator", "alerter", "api")
 #: Service -> offset of its clock. Over an hour, an alerter with a wrong clock would find every notification too old.
@@ -74,17 +76,15 @@ class Story:
         )
         self.receiver = receiver
 
-    def with_bus(self, ask: partial[object]) -> object:
-        async def run() -> object:
+    def with_bus(self, ask: Callable[[Bus], Awaitable[T]]) -> T:
+        async def run() -> T:
             async with jetstream.connect(self.fleet.broker.url, name="test") as bus:
-                return await ask(bus)  # type: ignore[misc]
+                return await ask(bus)
 
         return asyncio.run(run())
 
     def events(self, rule: str) -> list[Stored]:
-        found = self.with_bus(partial(_read_events, rule=rule))
-        assert isinstance(found, list)
-        return found
+        return self.with_bus(partial(_read_events, rule=rule))
 
     def post(self, caller: str = "probe", model: str = "gpt-4o") -> None:
         answer = self.fleet.send("api", "POST", "/spans", {**PROBE, "caller": caller, "model": model})
@@ -130,9 +130,7 @@ class Story:
 
     def expected(self, to_ns: int) -> list[AlertEvent]:
         """Return the events of a backtest up to *to_ns*, for which only the broker's time counts."""
-        found = self.with_bus(partial(_backtest, config=Config.of(load(str(self.file))), to_ns=to_ns))
-        assert isinstance(found, list)
-        return found
+        return self.with_bus(partial(_backtest, config=Config.of(load(str(self.file))), to_ns=to_ns))
 
 
 async def _read_events(bus: Bus, rule: str) -> list[Stored]:

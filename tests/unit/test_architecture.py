@@ -127,6 +127,9 @@ MAY_ASK_THE_HOST = (
     "tokentrace.bus.memory.",
     "tokentrace.client.",
     "tokentrace_standalone.",
+    # How a log line shows its time, and the end of the name under which a damaged file is kept.
+    "tokentrace.service.logs",
+    "tokentrace_api.store.catalog",
     # Which price list is meant if no time is named.
     "tokentrace_api.routes.prices",
 )

@@ -45,9 +45,7 @@ class Request(NamedTuple):
         return self.there_ns + self.back_ns
 
 
-requests = st.builds(
-    Request, st.integers(0, MINUTE), st.integers(0, 5 * SECOND), st.integers(0, 5 * SECOND)
-)
+requests = st.builds(Request, st.integers(0, MINUTE), st.integers(0, 5 * SECOND), st.integers(0, 5 * SECOND))
 
 
 def test_the_time_of_the_host_is_used_only_until_the_broker_has_named_its_own() -> None:

@@ -17,8 +17,8 @@ class BrokerClock:
     the most by which the broker's time exceeds the time that has elapsed on this machine. Both bounds are kept, and
     each answer narrows them. If an answer contradicts them, one of the clocks was set, and it replaces them.
 
-    Between two answers the clock goes on with the monotonic clock of the host. The host's time of day is used only until
-    the first answer, and for ``skew_ns``.
+    Between two answers the clock goes on with the monotonic clock of the host. The host's time of day is used only
+    until the first answer, and for ``skew_ns``.
 
     Args:
         host_ns: Returns the host's time of day, Unix nanoseconds.

@@ -12,7 +12,7 @@ from tokentrace.errors import Rejected, shorten
 from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
 from tokentrace.units import MINUTE, SECOND, parse_instant
 
-#: An event is stored after the instant that it is about; this much is left for brokers whose clocks differ, nanoseconds.
+#: An event is stored after the instant that it is about. This is left for brokers whose clocks differ, nanoseconds.
 MAX_AHEAD_NS = MINUTE
 
 

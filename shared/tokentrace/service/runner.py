@@ -4,15 +4,15 @@ The loop around a machine: restore, follow, fold, tick, perform, save.
 The stream clock
 ----------------
 A machine does not read a clock; ``tick`` receives the time. It is the broker's time and never that of the host, whose
-clock may be wrong. For most services it is the time now (``clock="broker"``). The alerter needs a stricter time: a rule may be evaluated for 12:00 only when every message that
-was stored before 12:00 is folded. Otherwise the rule would miss spans, and could fire or resolve wrongly. A chunk with
-nothing pending does not prove this: a process that was suspended or lost its connection may have received the chunk
-before newer messages arrived at the broker.
+clock may be wrong. For most services it is the time now (``clock="broker"``). The alerter needs a stricter time: a rule
+may be evaluated for 12:00 only when every message that was stored before 12:00 is folded. Otherwise the rule would miss
+spans, and could fire or resolve wrongly. A chunk with nothing pending does not prove this: a process that was suspended
+or lost its connection may have received the chunk before newer messages arrived at the broker.
 
 With ``clock="stream"`` the runner asks the broker five times a second for the last sequence of the stream, and notes
-before it asks a time that the broker's clock has passed. As soon as the machine has folded that sequence, every message stored before that time
-is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so rules are evaluated
-later but with the same result. Until the first such sequence is folded, ``tick`` receives 0.
+before it asks a time that the broker's clock has passed. As soon as the machine has folded that sequence, every message
+stored before that time is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so
+rules are evaluated later but with the same result. Until the first such sequence is folded, ``tick`` receives 0.
 """
 
 from __future__ import annotations
@@ -238,7 +238,9 @@ class Runner:
             now = time.monotonic()
             try:
                 if now - published_at >= TELL_EVERY_S and self._machine.position is not None:
-                    await self._meta.put(self._reader, encode_position(self._machine.position, self._bus.clock.now_ns()))
+                    await self._meta.put(
+                        self._reader, encode_position(self._machine.position, self._bus.clock.now_ns())
+                    )
                     await self._meta.put(self._calls, encode_calls(self._machine.digests))
                     published_at = now
             except TokentraceError as exc:
