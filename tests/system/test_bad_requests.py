@@ -39,6 +39,7 @@ GOT = (
     "/traces/t",
     "/traces/t/spans/s/receipt",
     "/export",
+    "/rejected",
     "/alerts",
     "/alerts/r/status",
     "/alerts/r/deliveries",
@@ -222,7 +223,7 @@ QUERIES = ("%ff", "%00", "%zz", "%ed%a0%80", "9" * 400, "-1", "1e999", "nan", "%
 
 
 def test_an_unusual_value_of_a_parameter_causes_no_failure(serving: Pipeline) -> None:
-    paths = ("/metrics", "/traces", "/export", "/api/sessions", "/alerts/r/deliveries")
+    paths = ("/metrics", "/traces", "/export", "/rejected", "/api/sessions", "/alerts/r/deliveries")
     asked = [ask("GET", f"{path}?{name}={value}") for path in paths for name in PARAMETERS for value in QUERIES]
     for request, answer in together(serving.port, asked):
         assert is_no_failure(answer), (request[:100], answer[:300])

@@ -31,7 +31,8 @@ class DeadLetter(NamedTuple):
 
     Attributes:
         id: SHA-256 of *body*. A message that is delivered again gives the same id, by which the broker recognises it.
-        body: JSON with the batch, the index and the reason, and with the redacted record or its size and SHA-256.
+        body: JSON with the batch, the index, the kind and the reason, and with the redacted record or its size and
+            SHA-256.
         position: Index of the bad record in its list; 0 if the dead letter is about a list or message as a whole.
         reason: What is wrong with the record, without secrets.
         kind: span, a ``RecordKind.name``, or the name of a list in ``other_records.FORBIDDEN``.
@@ -100,7 +101,8 @@ class DeadLetterWriter:
     def _write(self, key: str, index: int, reason: str, body: dict[str, Any], *, kind: str = "span") -> DeadLetter:
         """Return a dead letter. The reason is redacted, because it may quote the record."""
         reason = self._redactor.text(reason)
-        content = msgspec.json.encode({"batch": key, "index": index, "reason": reason, **body}, order="deterministic")
+        shown = {"batch": key, "index": index, "kind": kind, "reason": reason, **body}
+        content = msgspec.json.encode(shown, order="deterministic")
         return DeadLetter(hashlib.sha256(content).hexdigest(), content, index, reason, kind)
 
     def unread(self, key: str, index: int, reason: str, data: bytes | msgspec.Raw, *, kind: str = "span") -> DeadLetter:

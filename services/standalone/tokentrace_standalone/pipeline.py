@@ -97,6 +97,9 @@ class Pipeline:
             api_app.compose(bus, configs.api),
         )
         self._services = [app.service for app in self._apps]
+        names = ("ingest", "aggregator", "alerter", "api")
+        #: Name -> health of each service.
+        self.parts = {name: service.health for name, service in zip(names, self._services, strict=True)}
 
     def health(self) -> Health:
         """Return the health of all services together: ready if each of them is."""
@@ -155,7 +158,9 @@ async def serve(flags: Flags, stopping: asyncio.Event) -> None:
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
             app = main.App(pipeline, pipeline.routes, pipeline.hot, make_documented_app)
-            running = tasks.create_task(main.serve(app, bus, settings, sockets, stopping, name="serve"))
+            running = tasks.create_task(
+                main.serve(app, bus, settings, sockets, stopping, name="serve", parts=pipeline.parts)
+            )
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running

@@ -34,6 +34,7 @@ from tokentrace.records.batch import (
     split_spans,
 )
 from tokentrace.records.position import Natural, Position
+from tokentrace.records.refusal import REFUSAL_REASONS, reason_of
 from tokentrace.records.session import Annotation, ChatMessage, Role, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import (
     FREE_REASONS,
@@ -92,6 +93,7 @@ __all__ = [
     "MIN_INSTANT_NS",
     "MODEL_KINDS",
     "OTHER_UNITS",
+    "REFUSAL_REASONS",
     "ROLLUP_KINDS",
     "SPAN_FIELDS",
     "TOKEN_UNITS",
@@ -145,6 +147,7 @@ __all__ = [
     "is_response_id",
     "join_encoded",
     "name_fields",
+    "reason_of",
     "salvage_batches",
     "settle_usage",
     "shard_of",

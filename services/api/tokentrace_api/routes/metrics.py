@@ -18,6 +18,7 @@ from tokentrace.metrics import (
     BREAKDOWNS,
     GROUPS,
     METRICS,
+    REJECTED_METRIC,
     TRANSPORT_METRICS,
     Aggregates,
     Answer,
@@ -56,6 +57,7 @@ from tokentrace_api.metrics_query import (
 )
 from tokentrace_api.parameters import Text
 from tokentrace_api.reads import count_skipped, custom_values_by
+from tokentrace_api.rejected_history import RejectedHistory
 from tokentrace_api.routes.metrics_operations import GET_METRIC, GET_METRICS, GET_SERIES
 
 MAX_POINTS = 2000
@@ -120,12 +122,14 @@ class Source(NamedTuple):
         aggregators: Answers queries by dimension.
         store: Answers queries by attribute.
         history: Counts firings and failed deliveries.
+        refused: Counts refused spans.
         custom: Name -> custom metric.
     """
 
     aggregators: AggregatorClient
     store: StoreReader
     history: AlertHistory
+    refused: RejectedHistory
     custom: Mapping[str, CustomMetric]
 
 
@@ -157,6 +161,8 @@ def router(path: str, source: Source) -> Router:
         if name in ALERT_METRICS:
             counts = getattr(source.history, ALERT_METRICS[name])
             return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
+        if name == REJECTED_METRIC:
+            return reply({"metric": name, "value": source.refused.total, "by_reason": source.refused.spans})
         if name.startswith("attr.") and len(name) > len("attr."):
             return await _attribute(source, name, question)
         return await _number(source, *_find(source, name), question)
@@ -180,6 +186,7 @@ async def _everything(source: Source, question: MetricsQuery) -> Response:
         )
     shown["quantile_error"] = _error(answered, fields, custom)
     shown["transport"] = {key: getattr(answered.transport, key) for key in TRANSPORT_METRICS.values()}
+    shown["rejected"] = {"spans": source.refused.total, "by_reason": source.refused.spans}
     shown["alerts"] = {"firings": source.history.firings, "delivery_failed": source.history.delivery_failed}
     return reply(shown | coverage(answered))
 
@@ -189,7 +196,8 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
         raise Rejected("groupby: a series is grouped by a dimension, not by an attribute")
     if question.filters:
         raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
-    if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
+    without_series = {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, REJECTED_METRIC}
+    if name in without_series or (name.startswith("attr.") and name != "attr."):
         raise Rejected(f"{shorten(name)} has no series; a number or a group has one, also with groupby", status=404)
     rendering = _rendered(source, name)
     fields, custom = rendering.fields, rendering.custom
@@ -236,7 +244,16 @@ def _find(source: Source, name: str) -> tuple[str, Metric, list[CustomMetric]]:
     built_in = find_metric(name)
     if built_in is None:
         known = ", ".join(
-            [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *source.custom, "attr.<key>"]
+            [
+                *GROUPS,
+                *METRICS,
+                *BREAKDOWNS,
+                *TRANSPORT_METRICS,
+                *ALERT_METRICS,
+                REJECTED_METRIC,
+                *source.custom,
+                "attr.<key>",
+            ]
         )
         raise Rejected(f"unknown metric {quoted(name)}; known are {known}", status=404)
     return *built_in, []
