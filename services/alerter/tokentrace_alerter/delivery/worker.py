@@ -31,7 +31,7 @@ from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 from tokentrace_alerter.delivery.callbacks import Callbacks
 from tokentrace_alerter.delivery.channel import Channel, backoff_ns, idempotency_key
 from tokentrace_alerter.delivery.episodes import OpenEpisodes
-from tokentrace_alerter.delivery.webhook import Failed, Refused, WebhookSender
+from tokentrace_alerter.delivery.webhook import NO_SUCCESS, Failed, Refused, WebhookSender
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -185,7 +185,9 @@ class DeliveryWorker:
             attempt=attempt,
             error=shorten(error, 300),
             at=render_instant(self._bus.clock.now_ns()),
-            took_ms=None if began is None else round((time.monotonic() - began) * 1000, 3),
+            took_ms=None
+            if began is None or error.startswith(NO_SUCCESS)
+            else round((time.monotonic() - began) * 1000, 3),
         )
         subject = subjects.deliveries(self._project, event.alert)
         with contextlib.suppress(TokentraceError):
