@@ -24,6 +24,7 @@ import tokentrace_api.app
 import tokentrace_ingest.app
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import load
+from tokentrace.service.admit import Admission
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
 from tokentrace.service.main import App
@@ -83,13 +84,12 @@ def composed(service: str) -> App:
 @functools.cache
 def application(service: str, token: str = "") -> ASGIApp:
     app = composed(service)
-    return app.make_http(
-        app.routes, app.hot, lambda: Health([], {}), list, token=token, open_paths=("/healthz", "/readyz", "/mist")
-    )
+    admission = Admission(token=token, open_paths=("/healthz", "/readyz", "/mist"))
+    return app.make_http(app.routes, app.hot, lambda: Health([], {}), list, admission)
 
 
 def opened(service: str, token: str = "") -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(application(service, token)), base_url="http://service")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(application(service, token)), base_url="http://localhost")
 
 
 async def document_of(service: str, token: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from tokentrace.bus import Bus, jetstream
 from tokentrace.config import Settings, load
 from tokentrace.service import runtime
+from tokentrace.service.admit import Admission, Door
 from tokentrace.service.alive import answer_alive
 from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.broker_clock import keep_measured
@@ -24,7 +25,7 @@ from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.set_aside import publish_set_aside
 from tokentrace.service.stopping import unless_stopped
-from tokentrace.service.web import HotPaths, make_app
+from tokentrace.service.web import HotPathApp, HotPaths, make_app
 from tokentrace.units import SECOND
 
 #: How long a service waits for its first connection, seconds; in containers the broker may start after the service.
@@ -58,9 +59,7 @@ class MakeHttp(Protocol):
         hot: HotPaths,
         health: Callable[[], Health],
         samples: Callable[[], Iterable[Sample]],
-        *,
-        token: str,
-        open_paths: Collection[str],
+        admission: Admission,
     ) -> ASGIApp:
         """Return the application; the arguments are those of ``openapi.make_documented_app``."""
         ...
@@ -71,12 +70,10 @@ def make_plain_app(
     hot: HotPaths,
     health: Callable[[], Health],
     samples: Callable[[], Iterable[Sample]],
-    *,
-    token: str,
-    open_paths: Collection[str],
+    admission: Admission,
 ) -> ASGIApp:
     """Return an application without FastAPI and so without a document, which saves 15 MiB and half a second."""
-    return make_app([*routes, *health_routes(health, samples)], token=token, open_paths=open_paths)
+    return Door(HotPathApp(make_app([*routes, *health_routes(health, samples)]), hot), admission)
 
 
 class App(NamedTuple):
@@ -171,8 +168,8 @@ async def serve(
             text = "By how much the clock of this host is ahead of the broker's, which decides."
             yield Sample("tokentrace_clock_ahead_seconds", text, skew_ns / SECOND)
 
-    token, open_paths = settings.http_server.auth_token, settings.open_paths
-    http = app.make_http(app.routes, app.hot, health, samples, token=token, open_paths=open_paths)
+    admission = Admission.of(settings, [sock.getsockname()[0] for sock in sockets])
+    http = app.make_http(app.routes, app.hot, health, samples, admission)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
         tasks.create_task(publish_set_aside(bus, name, stopping))
