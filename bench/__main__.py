@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import alerts, bus, core, freshness, history, http, pricing, reference, results, store, throughput
+from bench import alerts, bodies, bus, core, freshness, history, http, pricing, reference, results, store, throughput
 from bench.row import Group
 from bench.run import Run
 from bench.table import Table, listing
@@ -20,6 +20,7 @@ GROUPS = (
     Group("pricing", pricing.PLANS, pricing.run),
     Group("bus", bus.PLANS, bus.run),
     Group("store", store.PLANS, store.run),
+    Group("bodies", bodies.PLANS, bodies.run),
     Group("http", http.PLANS, http.run),
     Group("history", history.PLANS, history.run),
     Group("freshness", freshness.PLANS, freshness.run),
