@@ -9,7 +9,21 @@ from pathlib import Path
 
 import msgspec
 
-from bench import alerts, bodies, bus, core, freshness, history, http, pricing, reference, results, store, throughput
+from bench import (
+    alerts,
+    bodies,
+    bus,
+    cardinality,
+    core,
+    freshness,
+    history,
+    http,
+    pricing,
+    reference,
+    results,
+    store,
+    throughput,
+)
 from bench.row import Group
 from bench.run import Run
 from bench.table import Table, listing
@@ -23,6 +37,7 @@ GROUPS = (
     Group("bodies", bodies.PLANS, bodies.run),
     Group("http", http.PLANS, http.run),
     Group("history", history.PLANS, history.run),
+    Group("cardinality", cardinality.PLANS, cardinality.run),
     Group("freshness", freshness.PLANS, freshness.run),
     Group("alerts", alerts.PLANS, alerts.run),
     Group("throughput", throughput.PLANS, throughput.run),

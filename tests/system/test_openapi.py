@@ -54,15 +54,15 @@ WAYS_IN = {
 #: Names of schemas. Generated clients use them, so a change is incompatible and belongs in CHANGELOG.md.
 COMPONENTS = """
 Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CallsState CostMetrics
-CounterAnswer CustomDelivery Deleted Deliveries DeliveryRecord DiskState DocsSpan EndInput ErrorInput
+CounterAnswer CustomDelivery Deleted Deliveries DeliveryRecord DimensionState DiskState DocsSpan EndInput ErrorInput
 ErrorMetrics ErrorText Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState
 LostMessages Message MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer
-OperationCounts Overflow PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer
-ReceiptLine ReceiptPrice RecentSpansAnswer RejectedCounts RejectedPage RejectedRecord RejectedSpans RuleCreated
-RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint ServiceState
-SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord SetAsideState
-SilenceInput Silenced SpanEnded SpanInput SpanStarted SpansIngested SpansInput Stats StdoutDelivery StoredSpan
-Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage TraceSpan TransportCounts
+OperationCounts Overflow PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer ReceiptLine
+ReceiptPrice RecentSpansAnswer RejectedCounts RejectedPage RejectedRecord RejectedSpans ReportersState RuleCreated
+RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint SeriesState
+ServiceState SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord
+SetAsideState SilenceInput Silenced SpanEnded SpanInput SpanStarted SpansIngested SpansInput Stats StdoutDelivery
+StoredSpan Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage TraceSpan TransportCounts
 UnpricedCounts WebhookDelivery
 """
 

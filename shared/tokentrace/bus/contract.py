@@ -168,7 +168,8 @@ class Objects(Protocol):
 
 #: Takes the payload of a request and yields the replies; each reply is sent as soon as it is yielded.
 Handler = Callable[[bytes], AsyncIterator[bytes]]
-#: Takes the replies so far and returns until when to wait for more, in seconds after the request; 0 = stop waiting.
+#: Takes the replies so far and returns until when to wait for more, in seconds after the request; 0 = stop waiting. It
+#: is called after every reply, and again when that time has come: then it may return a later one.
 WaitPolicy = Callable[[list[bytes]], float]
 
 

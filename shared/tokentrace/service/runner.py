@@ -54,12 +54,14 @@ class Progress(msgspec.Struct):
     How far a runner has read, for ``/readyz`` and ``/health``.
 
     Attributes:
+        loading: True while the snapshot is loaded, at the start.
         caught_up: True once the machine has folded everything that the stream held at some time; never False again.
         pending: Number of messages still to be read.
         problem: What is wrong with the snapshots; "" = nothing.
         rejected: Number of messages that could not be decoded.
     """
 
+    loading: bool = False
     caught_up: bool = False
     pending: int = 0
     problem: str = ""
@@ -115,15 +117,20 @@ class Runner:
         self._stream_clock_ns = 0
         #: The check of the stream whose last message is not folded yet: (broker's time before it, state of the stream).
         self._check: tuple[int, StreamState] | None = None
+        #: Number of messages that the stream held at the start and that are not folded yet; None = not known yet.
+        self._held: int | None = None
         self.progress = Progress()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until *stopping* is set, then save a last snapshot."""
         loading = until_available(lambda: self._snapshots.load_into(self._machine))
+        self.progress.loading = True
         try:
             problem = await unless_stopped(stopping, loading)
         except Stopped:
             return
+        finally:
+            self.progress.loading = False
         self.progress.problem = problem or ""
         self._on_loaded()
         tasks = [
@@ -162,6 +169,7 @@ class Runner:
         machine, progress = self._machine, self.progress
         if chunk.rewound:
             machine.rewound(chunk.created_ns)
+            self._held = None
         if chunk.missing is not None:
             machine.lost(*chunk.missing, chunk.created_ns)
         turn = time.perf_counter() + TURN_S
@@ -179,9 +187,11 @@ class Runner:
                 turn = time.perf_counter() + TURN_S
         self._unsaved = self._unsaved or bool(chunk.messages)
         progress.pending = chunk.pending
+        self._held = chunk.pending if self._held is None else self._held - len(chunk.messages)
         if self._follows_stream_clock:
             self._advance_stream_clock()
-        elif chunk.pending == 0:
+        elif self._held <= 0 or chunk.pending == 0:
+            # While spans arrive faster than they are folded, something is always pending.
             self._caught_up()
         await self._tick()
 

@@ -169,11 +169,14 @@ class Message(msgspec.Struct, kw_only=True, rename="camel"):
 
 class Incomplete(msgspec.Struct, kw_only=True):
     """
-    The fields that say that some shards did not answer; both are left out if every shard did.
+    The fields that say that some shards did not answer, or that one is behind; absent if all is counted.
 
     Attributes:
         missing_shards: Numbers of the shards whose spans are not counted.
+        behind_s: Spans of about the last so many seconds are not counted yet, because they arrive faster than they are
+            counted. Absent below one second.
     """
 
     incomplete: bool | UnsetType = UNSET
     missing_shards: list[int] | UnsetType = UNSET
+    behind_s: float | UnsetType = UNSET

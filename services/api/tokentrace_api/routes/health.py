@@ -27,6 +27,7 @@ from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.rejected_history import RejectedHistory
 from tokentrace_api.routes.answers import InstantText, Natural
+from tokentrace_api.routes.health_limits import ReportersState, SeriesState, limits, warnings_of
 from tokentrace_api.routes.rejected import RejectedCounts, render_counts
 from tokentrace_api.store import Store
 
@@ -165,12 +166,13 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
         span_count: Number of spans that the aggregators have counted since the stream began.
         stored_spans: Number of rows of spans that the store shows.
         queue_depth: Number of messages in the log that wait to be stored.
+        behind_s: Spans of about the last so many seconds are not in the metrics yet; absent below one second.
         services: Service -> its processes.
         clock: Service -> by how much the clock of its host is ahead of the broker's, milliseconds; of several
             processes the one that is furthest off. The broker's clock decides, so a wrong clock changes no number.
         rejected: Refused spans.
         warnings: Readers whose unread messages take more than half of the size limit of the log, or that differ, and
-            services whose host's clock is more than 2 s off.
+            services whose host's clock is more than 2 s off, and dimensions with too many values.
         lost: Messages that the log discarded before a service read them.
         damaged: Files of the store that could not be read.
         error: What is wrong if status is unhealthy.
@@ -188,6 +190,9 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
     rejected: RejectedCounts | UnsetType = UNSET
     log: LogState | UnsetType = UNSET
     calls: CallsState | UnsetType = UNSET
+    reporters: ReportersState | UnsetType = UNSET
+    series: SeriesState | UnsetType = UNSET
+    behind_s: float | UnsetType = UNSET
     warnings: list[str] | UnsetType = UNSET
     set_aside: SetAsideState | UnsetType = UNSET
     disk: DiskState | UnsetType = UNSET
@@ -220,6 +225,17 @@ _EXAMPLE = {
         "response_ids_reused": 0,
         "remembered": 8941,
         "reach_s": 3600,
+    },
+    "reporters": {"remembered": 12, "limit": 50000, "reach_s": 691200},
+    "series": {
+        "kept": 84,
+        "limit": 2000,
+        "dimensions": {
+            "model": {"kept": 6, "limit": 500, "folded": 0},
+            "provider": {"kept": 3, "limit": 100, "folded": 0},
+            "caller": {"kept": 9, "limit": None, "folded": 0},
+            "name": {"kept": 31, "limit": None, "folded": 0},
+        },
     },
     "disk": {"store_bytes": 4194304, "store_max_bytes": 17179869184, "free_bytes": 107374182400},
 }
@@ -261,6 +277,7 @@ def router(
     async def health() -> Response:
         problems: list[str] = list(state.health().missing)
         lost: list[dict[str, Any]] = []
+        warnings: list[str] = []
         shown: dict[str, Any] = {
             "status": "ok",
             "version": __version__,
@@ -275,7 +292,6 @@ def router(
         others = await asyncio.gather(
             _or_problem(_counted(aggregators)), _or_problem(_alive(state.roll)), _or_problem(_readers(bus))
         )
-        warnings: list[str] = []
         # The store is counted after the others, because the count would be out of date by the time they take.
         for part in (*others, await _or_problem(_stored(store, max_bytes))):
             shown |= part.shown
@@ -316,7 +332,7 @@ async def _or_problem(part: Awaitable[_Part]) -> _Part:
 
 
 async def _counted(aggregators: AggregatorClient) -> _Part:
-    """Return the number of spans that the aggregators have counted, what they left out, and messages that they lost."""
+    """Return what the aggregators have counted, left out and lost, and how much they keep apart and remember."""
     answer = await aggregators.query(Query(what="lifetime"))
     lost = [
         {"service": "aggregator", "shard": shard, "first": first, "last": last}
@@ -324,15 +340,17 @@ async def _counted(aggregators: AggregatorClient) -> _Part:
     ]
     problems = [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
     left_out, oldest_ms = answer.cumulative.left_out, answer.cumulative.oldest_call_ms
+    now_ms = aggregators.now_ns() // MS
     calls = {
         "repeated_spans": left_out.repeated,
         "conflicting_spans": left_out.conflicting,
         "conflicting_cost_usd": nusd_to_usd(left_out.conflicting_nusd),
         "response_ids_reused": left_out.reused,
         "remembered": answer.cumulative.remembered,
-        "reach_s": max(aggregators.now_ns() // MS - oldest_ms, 0) // 1000 if oldest_ms else None,
+        "reach_s": max(now_ms - oldest_ms, 0) // 1000 if oldest_ms else None,
     }
-    return _Part({"span_count": answer.total.sums.spans, "calls": calls}, lost, problems)
+    shown = {"span_count": answer.total.sums.spans, "calls": calls, **limits(answer, now_ms)}
+    return _Part(shown, lost, problems, warnings_of(answer))
 
 
 async def _alive(roll: Roll) -> _Part:

@@ -50,6 +50,7 @@ from tokentrace_api.metrics_query import (
     MetricsParams,
     MetricsQuery,
     answer,
+    answer_series,
     find_exemplars,
     missing,
     note_since,
@@ -202,11 +203,10 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
     rendering = _rendered(source, name)
     fields, custom = rendering.fields, rendering.custom
     step_s = parse_step(step, question.query)
-    answered = await source.aggregators.query(
-        replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
-    )
+    measured = [source.custom[metric] for metric in custom]
+    answered = await answer_series(source.aggregators, source.store, question, step_s, fields, measured)
     shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
-    p95s = [metric for metric in map(source.custom.__getitem__, custom) if metric.type == "p95"]
+    p95s = [metric for metric in measured if metric.type == "p95"]
 
     def show() -> Response:
         points = answered.points
@@ -430,6 +430,7 @@ async def _attribute(source: Source, name: str, question: MetricsQuery) -> Respo
         groups = await custom_values(question.groupby, attribute=bool(question.attribute))
         shown[f"by_{question.groupby}"] = {group: _summarize(groups[group]) for group in sorted(groups)}
     await note_since(source.store, question, answered)
+    answered.folded = []
     return reply(shown | coverage(answered))
 
 
@@ -485,4 +486,5 @@ def coverage(answered: Answer) -> dict[str, Any]:
         "from": render_instant(answered.from_s * SECOND),
         "to": render_instant(answered.to_s * SECOND),
         "since": render_instant(answered.since_ns) if answered.since_ns else None,
+        **({"folded": answered.folded} if answered.folded else {}),
     } | missing(answered)

@@ -18,11 +18,14 @@ class Coverage(Incomplete, kw_only=True):
     Attributes:
         from_, to: The exact interval: from <= ended_at < to.
         since: Spans before this instant may be missing from the numbers; null = none are.
+        folded: Dimensions with too many values, of which some are shown together as `other`: only the values shown by
+            name are complete. Absent if every value is shown by name.
     """
 
     from_: InstantText = msgspec.field(name="from")
     to: InstantText
     since: InstantText | None
+    folded: list[str] | UnsetType = UNSET
 
 
 class UnpricedCounts(msgspec.Struct):

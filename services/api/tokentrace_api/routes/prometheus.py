@@ -19,7 +19,7 @@ from tokentrace.metrics import Answer as MetricsAnswer
 from tokentrace.metrics import Counter, CustomMetric, CustomValue, Query, cost, errors, quality
 from tokentrace.metrics.tokens import unclassified
 from tokentrace.records import REFUSAL_REASONS
-from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES
+from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES, distinct
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
@@ -133,6 +133,7 @@ class _Page(Collector):
         yield from self._left_out()
         yield from self._histograms()
         yield from self._gauges()
+        yield from self._state()
         yield from self._transport()
         yield self._rejected()
         yield from self._alerts()
@@ -261,6 +262,18 @@ class _Page(Collector):
         for percent in (10, 50):
             text = f"{percent}th percentile of eval.score, last hour."
             yield _gauge(f"quality_score_p{percent}", text, quality.score_quantile(total, percent / 100))
+
+    def _state(self) -> Iterator[Metric]:
+        behind_s = max(self._lifetime.behind_s, self._window.behind_s)
+        yield _gauge("behind_seconds", "Age of the last message that is counted while others wait, else 0.", behind_s)
+        family = GaugeMetricFamily(
+            "tokentrace_folded_values",
+            "About how many values of a dimension are counted together as other.",
+            labels=("dimension",),
+        )
+        for dimension, use in self._lifetime.cumulative.dimensions.items():
+            family.add_metric((dimension,), distinct(use.folded))
+        yield family
 
     def _transport(self) -> Iterator[Metric]:
         transport = self._lifetime.transport

@@ -22,6 +22,7 @@ from tokentrace.service.web import reply
 from tokentrace.units import DAY, MS, ns_to_ms, nusd_to_usd, render_instant
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.metrics_query import missing
 from tokentrace_api.parameters import Count, choice
 from tokentrace_api.reads import (
     Cursor,
@@ -165,8 +166,8 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
                 total_tokens_out=sums.completion,
                 total_cost_usd=nusd_to_usd(sums.cost),
                 by_operation=by_operation or UNSET,
-                incomplete=True if answer.missing_shards else UNSET,
-                missing_shards=answer.missing_shards or UNSET,
+                folded=answer.folded or UNSET,
+                **missing(answer),
             )
         )
 

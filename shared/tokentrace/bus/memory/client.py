@@ -180,16 +180,20 @@ class MemoryBus:
                 asked_groups.add(group)
                 tasks.append(asyncio.create_task(self._answer(handler, payload, arrived)))
         began, busy = asyncio.get_running_loop().time(), len(tasks)
+        until, wait_s = 0.0, wait_policy(answers)
         try:
-            while busy and (wait_s := wait_policy(answers)):
-                async with asyncio.timeout_at(began + wait_s):
-                    answer = await arrived.get()
-                if answer is None:
-                    busy -= 1
-                else:
-                    answers.append(answer)
-        except TimeoutError:
-            pass
+            while busy and wait_s > until:
+                until = wait_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(began + until):
+                        answer = await arrived.get()
+                    if answer is None:
+                        busy -= 1
+                    else:
+                        answers.append(answer)
+                    # There may be more replies before that time.
+                    until = 0.0
+                wait_s = wait_policy(answers)
         finally:
             for task in tasks:
                 task.cancel()
