@@ -9,21 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import (
-    alerts,
-    bodies,
-    bus,
-    cardinality,
-    core,
-    freshness,
-    history,
-    http,
-    pricing,
-    reference,
-    results,
-    store,
-    throughput,
-)
+from bench import alerts, bus, core, freshness, history, http, pricing, reference, results, store, throughput
 from bench.row import Group
 from bench.run import Run
 from bench.table import Table, listing
@@ -34,10 +20,8 @@ GROUPS = (
     Group("pricing", pricing.PLANS, pricing.run),
     Group("bus", bus.PLANS, bus.run),
     Group("store", store.PLANS, store.run),
-    Group("bodies", bodies.PLANS, bodies.run),
     Group("http", http.PLANS, http.run),
     Group("history", history.PLANS, history.run),
-    Group("cardinality", cardinality.PLANS, cardinality.run),
     Group("freshness", freshness.PLANS, freshness.run),
     Group("alerts", alerts.PLANS, alerts.run),
     Group("throughput", throughput.PLANS, throughput.run),

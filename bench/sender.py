@@ -6,7 +6,9 @@ import json
 import sys
 import time
 
-from bench.spans import make_spans, new_call
+from msgspec.structs import replace
+
+from bench.spans import make_spans
 from tokentrace import Reporter
 
 
@@ -24,8 +26,8 @@ def main(url: str, rate: float, seconds: float, seed: int) -> None:
             time.sleep(0.005)
             continue
         for _ in range(min(due - sent, 2000)):
-            span = new_call(template[sent % len(template)], sent, now)
-            reporter.report(span)
+            span = template[sent % len(template)]
+            reporter.report(replace(span, started_ns=now - span.latency_ns, ended_ns=now))
             prompt += span.prompt_tokens
             sent += 1
         time.sleep(0.002)

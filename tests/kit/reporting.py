@@ -22,4 +22,4 @@ def until(condition: Callable[[], bool], what: str, seconds: float = WAIT_S) -> 
 
 def accounted(stats: Stats) -> int:
     """Return how many spans the counters account for; it must equal the number of calls of ``report``."""
-    return stats.acked + stats.dropped + stats.failed + stats.queue_depth
+    return stats.acked + stats.dropped + stats.failed + stats.rejected + stats.queue_depth

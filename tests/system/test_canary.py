@@ -263,7 +263,7 @@ def ask_everything(pipeline: SeparateServices, sender: Sender) -> bytes:
     paths = [
         "/traces/recent",
         "/stats",
-        "/rejected?limit=200",
+        "/health",
         "/metrics?window=30d",
         "/metrics/prometheus",
         "/api/sessions/summary",

@@ -52,7 +52,10 @@ def test_an_invalid_span_sent_over_http_is_a_dead_letter_and_the_other_spans_are
     body = encode_batch(reported_span(caller), *invalid, reported_span(caller))
     answer = pipeline.post("/spans", body, {"Content-Type": BATCH_TYPE})
     assert answer.status == 202, answer.body
-    assert answer.json() == {"accepted": 2, "rejected": 4}
+    told = answer.json()
+    assert (told["accepted"], told["rejected"]) == (2, 4)
+    assert [error["index"] for error in told["errors"]] == [1, 2, 3, 4]
+    assert told["errors"][3]["error"].startswith("model: required")
     assert_exact(pipeline, {caller: 2})
     letters = read_dead_letters(pipeline, before)
     assert len(letters) == 4
@@ -159,7 +162,6 @@ INVALID_SPANS: dict[str, tuple[dict[str, Any], str]] = {
     "negative cost": ({"cost_nusd": -1}, "cost"),
     "score 2": ({"score": 2 * 10**9}, "score"),
     "newline in id": ({"trace_id": "a\nb"}, "trace_id"),
-    "huge name": ({"name": "n" * 300}, "name"),
     "empty attribute key": ({"attributes": {"": 1}}, "attributes"),
     "reserved attribute": ({"attributes": {"tt.x": 1}}, "tt.x"),
     "score attribute": ({"attributes": {"eval.score": 2}}, "eval.score"),
@@ -174,9 +176,6 @@ INVALID_SPANS: dict[str, tuple[dict[str, Any], str]] = {
     "mixed keys": ({"attributes": {"a": {1: 2, "b": 3}}}, "a"),
     "attributes are an array": ({"attributes": [1]}, "attributes"),
     "attributes have a number key": ({"attributes": {1: 2}}, "attributes"),
-    "129 attributes": ({"attributes": {f"k{n}": n for n in range(129)}}, "attributes"),
-    "huge attribute": ({"attributes": {"a": "v" * 40_000}}, "a"),
-    "huge binary text": ({"attributes": {"a": "\x01" * 2_000_000}}, "a"),
 }
 
 

@@ -66,6 +66,25 @@ INVALID_BODIES = {
     "invalid UTF-8": b'{"model": "\xff\xfe", "prompt_tokens": 1}',
     "invalid UTF-8 key": b'{"model": "m", "\xc3\x28": 1, "prompt_tokens": 1}',
     "UTF-16": json.dumps(json_call()).encode("utf-16"),
+    "unknown field": json.dumps(json_call(surprise=1)).encode(),
+    "huge unknown field": json.dumps(json_call(**{"x" * 100_000: 1})).encode(),
+    "huge enum value": json.dumps(json_call(status="x" * 100_000)).encode(),
+    "enum value with quotes": json.dumps(json_call(status="it's " * 10_000)).encode(),
+    "huge trace id": json.dumps(json_call(trace_id="t" * 257)).encode(),
+    "nested attribute": json.dumps(json_call(attributes={"a": {"b": 1}})).encode(),
+    "year 9999": json.dumps(json_call(started_at="9999-12-31T23:59:59Z")).encode(),
+    "year 2150": json.dumps(json_call(ended_at="2150-01-01T00:00:00Z")).encode(),
+    "no such day": json.dumps(json_call(started_at="2026-02-30T00:00:00Z")).encode(),
+    "31 days": json.dumps(json_call(latency_ms=31 * 86_400_000)).encode(),
+    "array in array": b"[" + b"[" + CALL + b"]]",
+    "array of nulls": b"[null,null]",
+    "two objects": CALL + CALL,
+    "gzip without Content-Encoding": gzip.compress(CALL),
+}
+
+
+#: Bodies that are too long somewhere, or that other languages write, with a call of one prompt token each.
+TAKEN_BODIES = {
     "byte order mark": b"\xef\xbb\xbf" + CALL,
     "lone surrogate": CALL[:-1] + rb', "name": "\ud800"}',
     "lone surrogate key": CALL[:-1] + rb', "attributes": {"\udfff": 1}}',
@@ -76,22 +95,20 @@ INVALID_BODIES = {
     "huge value": json.dumps(json_call(attributes={"k": "v" * (32 * 1024 + 1)})).encode(),
     "huge value of 5 MB": json.dumps(json_call(attributes={"k": "v" * 5_000_000})).encode(),
     "huge model": json.dumps(json_call(model="m" * 257)).encode(),
-    "unknown field": json.dumps(json_call(surprise=1)).encode(),
-    "huge unknown field": json.dumps(json_call(**{"x" * 100_000: 1})).encode(),
-    "huge enum value": json.dumps(json_call(status="x" * 100_000)).encode(),
-    "enum value with quotes": json.dumps(json_call(status="it's " * 10_000)).encode(),
-    "huge trace id": json.dumps(json_call(trace_id="t" * 257)).encode(),
-    "nested attribute": json.dumps(json_call(attributes={"a": {"b": 1}})).encode(),
-    "year 9999": json.dumps(json_call(started_at="9999-12-31T23:59:59Z")).encode(),
-    "year 2150": json.dumps(json_call(ended_at="2150-01-01T00:00:00Z")).encode(),
     "year 1": json.dumps(json_call(started_at="0001-01-01T00:00:00Z")).encode(),
-    "no such day": json.dumps(json_call(started_at="2026-02-30T00:00:00Z")).encode(),
-    "31 days": json.dumps(json_call(latency_ms=31 * 86_400_000)).encode(),
-    "array in array": b"[" + b"[" + CALL + b"]]",
-    "array of nulls": b"[null,null]",
-    "two objects": CALL + CALL,
-    "gzip without Content-Encoding": gzip.compress(CALL),
 }
+
+
+def test_a_body_that_is_long_or_written_differently_is_counted(pipeline: Pipeline) -> None:
+    callers = {name: fresh("caller") for name in TAKEN_BODIES}
+
+    def check(name: str) -> None:
+        caller = b', "caller": "%s"}' % callers[name].encode()
+        answer = pipeline.post("/spans", TAKEN_BODIES[name][:-1] + caller)
+        assert (answer.status, answer.json()) == (202, {"accepted": 1})
+
+    check_all({name: name for name in TAKEN_BODIES}, check)
+    assert_exact(pipeline, dict.fromkeys(callers.values(), 1))
 
 
 def test_an_invalid_body_is_refused_and_the_spans_around_it_are_counted(pipeline: Pipeline) -> None:
@@ -141,7 +158,7 @@ WRONG_VALUES: list[tuple[str, list[Any]]] = [
     *((field, [5, 1.5, True, [], {}, ["x"]]) for field in TEXT_FIELDS),
     *((field, ["5", "", 1.5, True, [], {}, -1, 2**64]) for field in COUNT_FIELDS),
     *((field, ["5", True, [], {}, -1, -1e-9, 1e18]) for field in NUMBER_FIELDS),
-    ("attributes", ["x", 5, [], True, {"a": None}, {"a": []}, {"a": {}}]),
+    ("attributes", ["x", 5, [], True, {"a": []}, {"a": {}}]),
     ("usage", ["x", 5, [], True, {"a": "x"}, {"a": -1}, {"a": 1.5}]),
 ]
 
@@ -182,7 +199,6 @@ INVALID_MESSAGES = {
     "deep attrs": message(b'{"attrs": {"a": ' + nested(100_000) + b"}}"),
     "attrs 500 deep": message(b'{"attrs": {"a": ' + nested(500, b'{"a":[', b"]}") + b"}}"),
     "invalid UTF-8": message(b'{"operation": "\xff"}'),
-    "lone surrogate": message(rb'{"operation": "\ud800"}'),
     "NaN": message(b'{"attrs": {"cost_usd": NaN}}'),
     "cost 1e300": message_with(cost_usd=1e300),
     "cost 1e308": message_with(cost_usd=1.7e308),
@@ -195,9 +211,6 @@ INVALID_MESSAGES = {
     "empty key": message_with(**{"": 1}),
     "reserved key": message_with(**{"tt.x": 1}),
     "score 7": message_with(**{"eval.score": 7}),
-    "129 attrs": message_with(**{f"k{n}": n for n in range(129)}),
-    "huge value": message_with(k="v" * 40_000),
-    "huge model": message_with(model="m" * 300),
     "40 days": message(
         {"start_ns": 1_763_683_200_000_000_000, "end_ns": 1_763_683_200_000_000_000 + 40 * 86_400 * 10**9}
     ),

@@ -44,8 +44,6 @@ from tokentrace.redact import REDACTED
         ({"attributes": {"": 1}}, "attributes"),
         ({"attributes": {"x": float("nan")}}, "attributes"),
         ({"attributes": {"x": float("inf")}}, "attributes"),
-        ({"attributes": {"x": "v" * 40_000}}, "attributes"),
-        ({"attributes": {f"k{index}": 1 for index in range(200)}}, "attributes"),
         ({"attributes": {"tt.own": 1}}, "attributes"),
         ({"attributes": {"eval.score": 7}}, "attributes"),
         ({"attributes": {"x": b"bytes"}}, "attributes"),
@@ -56,7 +54,7 @@ from tokentrace.redact import REDACTED
         ({"attributes": {"x": [msgspec.msgpack.Ext(5, b"data")]}}, "attributes"),
         ({"attributes": {"x": [b"bytes", float("nan")]}}, "attributes"),
     ],
-    ids=range(22),
+    ids=range(20),
 )
 def test_a_bad_span_becomes_a_dead_letter_and_the_other_spans_stay(fields: dict[str, Any], reason: str) -> None:
     bad = bare_span(**{"name": "bad", "error": "mail jane@example.com, password=hunter2", **fields})
@@ -80,8 +78,8 @@ def test_a_bad_span_becomes_a_dead_letter_and_the_other_spans_stay(fields: dict[
         {"prompt_tokens": 2**41},
         {"kind": "spaceship"},
         {"status": "fine"},
-        {"name": "n" * 257},
-        {"error": "e" * 40_000},
+        {"name": 5},
+        {"error": {}},
         {"attributes": {1: "integer key"}},
         {"attributes": {"deep": [[[[1]]]], 5: "x"}},
         {"latency_ns": -1},

@@ -13,7 +13,9 @@ from msgspec.structs import replace
 from kit.builders import make_batch
 from kit.five_ways import CALLS, SESSION, USER, WAYS, Call, as_document, as_katana, as_mist, as_span, started_at
 from kit.http_spans import mist_message
+from kit.peers import HttpEndpoint
 from kit.raw_messages import make_cleaner
+from kit.reporting import WAIT_S
 from tokentrace.client.reporter import Reporter
 from tokentrace.dialect import docs, mist
 from tokentrace.dialect.costkatana import Place, decode_ingest, end_of, start_of
@@ -76,14 +78,15 @@ def test_a_fraction_of_a_second_is_priced_exactly() -> None:
 
 
 def test_a_reporter_takes_a_fraction_of_a_second_and_refuses_that_of_a_search() -> None:
-    reporter = Reporter("five", "http://127.0.0.1:9")
-    usage: Any = {"audio_seconds": 18.47}
-    reporter.report(Span(model="whisper-large-v3", usage=usage))
-    assert reporter.stats().failed == 0
-    usage = {"web_searches": 1.5}
-    reporter.report(Span(model="gpt-4o", usage=usage))
-    assert reporter.stats().failed == 1
-    reporter.close(0.1)
+    with HttpEndpoint() as endpoint, Reporter("five", endpoint.url) as reporter:
+        for model, usage in (("whisper-large-v3", {"audio_seconds": 18.47}), ("gpt-4o", {"web_searches": 1.5})):
+            amounts: Any = usage
+            reporter.report(Span(model=model, usage=amounts))
+        assert reporter.flush(WAIT_S)
+        assert (reporter.stats().acked, reporter.stats().rejected) == (1, 1)
+    [batch] = decode_batches(endpoint.bodies[0])
+    assert batch.spans[0].usage == {"audio_microseconds": 18_470_000}
+    assert "usage.web_searches" in batch.refused[0].reason
 
 
 def test_the_tier_of_a_call_decides_its_price_in_every_way() -> None:

@@ -273,7 +273,8 @@ def test_the_parent_id_is_kept() -> None:
         (STARTED_NS, ENDED_NS, (STARTED_NS, ENDED_NS, 1240 * MS)),
         (STARTED_NS, STARTED_NS, (STARTED_NS, STARTED_NS, 0)),
         (STARTED_NS, 0, (STARTED_NS, 0, 0)),  # not ended
-        (ENDED_NS, STARTED_NS, (ENDED_NS, ENDED_NS, 0)),  # a clock that went back
+        (ENDED_NS, STARTED_NS, (STARTED_NS, STARTED_NS, 0)),  # a clock that went back
+        (0, ENDED_NS, (ENDED_NS, ENDED_NS, 0)),  # no start
         (1000, 51_000_000, (0, 0, 50_999_000)),  # a clock that starts at zero
         (0, 0, (0, 0, 0)),
         (-5, -3, (0, 0, 2)),
@@ -302,9 +303,6 @@ def test_a_call_lasts_at_most_30_days() -> None:
         ({"cost_usd": 1e7}, "cost_nusd"),
         ({"cost_usd": 1e300}, "cost_nusd"),
         ({"cost_usd": 1.7e308}, "cost_nusd"),
-        ({"ttft_ms": 1e12}, "ttft_ns"),
-        ({"ttft_ms": 1.7e308}, "ttft_ns"),
-        ({"model": "x" * 257}, "model"),
         ({"eval.score": 1.5}, "eval.score"),
         ({"tt.x": 1}, "tt.x"),
         ({"": 1}, "attrs"),

@@ -64,6 +64,16 @@ def test_every_other_record_is_redacted_and_completed() -> None:
     assert cleaned.redactions == {"email": 5, "key_value": 3}
 
 
+def test_attributes_of_other_records_that_are_too_long_are_cut() -> None:
+    started = replace(GOOD["started"], metadata={"x": "v" * 40_000})
+    annotation = replace(GOOD["annotations"], attributes={f"k{index}": 1 for index in range(200)})
+    cleaned = make_cleaner().clean(make_batch(started=[started], annotations=[annotation]), ARRIVED_NS)
+    (part,) = cleaned.parts
+    assert part.started[0].metadata["x"].endswith("…[cut, 40000 bytes]")
+    assert len(part.annotations[0].attributes) == 128
+    assert not cleaned.dead_letters
+
+
 def test_only_the_first_part_of_a_split_batch_holds_the_other_records() -> None:
     batch = make_batch(*[bare_span() for _ in range(300)], **{field: [record] for field, record in GOOD.items()})
     parts = make_cleaner().clean(batch, ARRIVED_NS).parts
@@ -81,7 +91,6 @@ def test_only_the_first_part_of_a_split_batch_holds_the_other_records() -> None:
         ("started", {"session_id": "a\tb"}, "session_id"),
         ("started", {"started_ns": 5}, "started_ns"),
         ("started", {"metadata": {"": 1}}, "metadata"),
-        ("started", {"metadata": {"x": "v" * 40_000}}, "metadata"),
         ("started", {"metadata": DEEP}, "metadata"),
         ("started", {"metadata": {"x": float("nan")}}, "metadata"),
         ("messages", {"message_id": ""}, "message_id"),
@@ -92,7 +101,6 @@ def test_only_the_first_part_of_a_split_batch_holds_the_other_records() -> None:
         ("messages", {"metadata": {"x": b"bytes"}}, "metadata"),
         ("messages", {"created_ns": 5}, "created_ns"),
         ("annotations", {"span_id": ""}, "span_id"),
-        ("annotations", {"attributes": {f"k{index}": 1 for index in range(200)}}, "attributes"),
         ("annotations", {"attributes": {"tt.own": 1}}, "attributes"),
         ("session_ends", {"session_id": ""}, "session_id"),
         ("session_ends", {"ended_ns": 5}, "ended_ns"),

@@ -7,19 +7,20 @@ Every value that is filled in is a function of the message, so a message that is
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from tokentrace.bad_data import UNREADABLE
 from tokentrace.bus import Message
 from tokentrace.dialect import docs
 from tokentrace.dialect.attributes import session_of, user_of
 from tokentrace.errors import Rejected
 from tokentrace.pricing import Pricer
 from tokentrace.records import (
+    BOM,
     FREE_REASONS,
     FUTURE_NS,
     MAX_INSTANT_NS,
@@ -30,6 +31,7 @@ from tokentrace.records import (
     check_batch_id,
     check_span,
     decode_batches,
+    fit_span,
     salvage_batches,
     settle_usage,
     split_spans,
@@ -42,7 +44,8 @@ from tokentrace_ingest.dead_letters import DeadLetter, DeadLetterWriter
 RUN = 64
 _MAX_UNSPLIT_SPANS = 256
 _MAX_UNSPLIT_BYTES = 512 * 1024
-MAX_SPAN_BYTES = 512 * 1024
+#: How the reason of a bad record begins that is not a span.
+_OF_LIST = re.compile(r"[a-z_]+\[\d+\]: ")
 
 
 class Cleaned(NamedTuple):
@@ -51,7 +54,8 @@ class Cleaned(NamedTuple):
 
     Attributes:
         parts: Batches to publish. Together they hold all good records.
-        dead_letters: One for each bad record, and one for each list that senders may not fill.
+        dead_letters: One for each bad record, for each span that a reporter refused, and for each list that senders may
+            not fill.
         spans: Number of good spans.
         redactions: Number of removed secrets by kind.
         made: Ids of the spans that came without a trace id and without a span id.
@@ -108,13 +112,17 @@ class Cleaner:
                     if not span.trace_id and not span.span_id:
                         made.add(finished.span_id)
                 except Rejected as exc:
-                    dead_letters.append(self.dead_letters.span(key, index, str(exc), span, redactions))
+                    dead_letters.append(self.dead_letters.span(key, index, str(exc), span, redactions, source))
             good += len(spans)
             if part == 0:
                 others = self._other_records(batch, key, arrived_ns, source, dead_letters, redactions)
-                parts.append(replace(batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, **others))
+                cleaned = replace(
+                    batch, part=0, arrived_ns=arrived_ns, source=source, spans=spans, refused=[], **others
+                )
+                parts.append(cleaned)
             elif spans:
                 parts.append(Batch(id=batch.id, sequence=batch.sequence, part=part, arrived_ns=arrived_ns, spans=spans))
+        dead_letters += [self.dead_letters.refused(key, refused, redactions, source) for refused in batch.refused]
         return Cleaned(parts, dead_letters, good, redactions, made)
 
     def _other_records(
@@ -135,14 +143,17 @@ class Cleaner:
                 try:
                     good.append(other_records.finish(record, kind, self._redactor, arrived_ns, source, redactions))
                 except Rejected as exc:
-                    dead_letters.append(self.dead_letters.other_record(key, index, str(exc), record, kind, redactions))
+                    reason = str(exc)
+                    dead_letters.append(
+                        self.dead_letters.other_record(key, index, reason, record, kind, redactions, source)
+                    )
             if records:
                 kept[field] = good
         for field in other_records.FORBIDDEN:
             if records := getattr(batch, field):
                 reason = f"{field}: only the api may write these records"
                 encoded = msgspec.msgpack.encode(records)
-                dead_letters.append(self.dead_letters.unread(key, 0, reason, encoded, kind=field))
+                dead_letters.append(self.dead_letters.unread(key, 0, reason, encoded, kind=field, source=source))
                 kept[field] = []
         return kept
 
@@ -172,7 +183,7 @@ class Cleaner:
             Rejected: A field is invalid; the text names it.
         """
         if not checked:
-            span = settle_usage(_as_stated(span))
+            span = fit_span(settle_usage(_as_stated(span)))
             check_span(span)
         trace_id, span_id = span.trace_id, span.span_id
         if not trace_id or not span_id:
@@ -249,39 +260,26 @@ class Cleaner:
                 check_batch_id(batch.id)
         except Rejected:
             raise Rejected(reason) from None
-        dead_letters = [
-            self.dead_letters.unread(f"{batch.id}:{batch.sequence}", index, reason, raw)
-            for batch, bad in salvaged
-            for index, raw, reason in bad
-        ]
+        dead_letters = []
+        for batch, bad in salvaged:
+            key, source = f"{batch.id}:{batch.sequence}", self._redactor.text(batch.source)[:MAX_NAME]
+            for index, raw, reason in bad:
+                kind = reason.partition("[")[0] if _OF_LIST.match(reason) else "span"
+                dead_letters.append(self.dead_letters.unread(key, index, reason, raw, kind=kind, source=source))
         return [batch for batch, _ in salvaged], dead_letters
 
     def _read_json(self, message: Message, created_ns: int) -> tuple[list[Batch], list[DeadLetter]]:
         message_id = message.headers.get("Nats-Msg-Id", "")
         if message_id:
-            # With the content, because a publisher that numbers its messages anew after a restart uses ids again.
-            digest = hashlib.sha256(b"%d %s" % (len(message_id), message_id.encode() + message.payload)).hexdigest()
-            key = f"nats.{digest}"
+            key = f"nats.{hashlib.sha256(message_id.encode()).hexdigest()}"
         else:
             key = f"nats.{created_ns}.{message.sequence}"
         try:
-            return [Batch(id=key, spans=docs.decode_spans(message.payload, source="nats"))], []
+            spans, bad = docs.decode_each(message.payload, source="nats")
         except Rejected as exc:
-            reason = str(exc)
-        try:
-            items = msgspec.json.decode(message.payload, type=list[msgspec.Raw])
-        except UNREADABLE:
-            return [], [self.dead_letters.undecoded(message, reason)]
-        spans: list[Span] = []
-        dead_letters: list[DeadLetter] = []
-        for index, item in enumerate(items):
-            try:
-                if bytes(item)[:1] != b"{":
-                    raise Rejected(f"span {index}: not an object")
-                spans += docs.decode_spans(bytes(item), source="nats", first=index)
-            except Rejected as exc:
-                dead_letters.append(self.dead_letters.unread(key, index, str(exc), item))
-        return [Batch(id=key, spans=spans)] if spans else [], dead_letters
+            return [], [self.dead_letters.undecoded(message, str(exc))]
+        dead_letters = [self.dead_letters.unread(key, span.place, span.error, span.data) for span in bad]
+        return [Batch(id=key, spans=spans)] if spans or not bad else [], dead_letters
 
 
 def _as_stated(span: Span) -> Span:
@@ -311,4 +309,4 @@ def _as_stated(span: Span) -> Span:
 
 def is_json(payload: bytes) -> bool:
     """Return True if *payload* begins like a JSON object or array; the msgpack of a reporter never does."""
-    return payload[:1].isspace() or payload[:1] in (b"{", b"[")
+    return payload[:1].isspace() or payload[:1] in (b"{", b"[") or payload.startswith(BOM)

@@ -2,11 +2,13 @@
 Dead letters: input that is not stored as a record, with the reason.
 
 A dead letter shows a decoded record without secrets, if it can be redacted and takes at most 64 KiB. Otherwise it shows
-no content, because that may hold secrets: it has the size and the SHA-256, or the ids of a span.
+no content, because that may hold secrets: it has the size and the SHA-256, or the ids of a span. It names the reporter,
+if one sent the record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any, NamedTuple
 
@@ -15,14 +17,13 @@ from msgspec.structs import replace
 
 from tokentrace.bus import Message
 from tokentrace.errors import shorten
-from tokentrace.records import MAX_ATTRIBUTES, MAX_DEPTH, MAX_KEY_BYTES, ChatMessage, Span
-from tokentrace.redact import RedactionCounts, Redactor
-from tokentrace.units import is_number
+from tokentrace.records import ChatMessage, RefusedSpan, Span
+from tokentrace.redact import RedactionCounts, Redactor, clean_refused, readable
 from tokentrace_ingest import other_records
 
 #: Limit for the record that a dead letter shows.
 MAX_DEAD_LETTER_BYTES = 64 * 1024
-_EMPTY: tuple[Any, ...] = ("", 0, None, {})
+_EMPTY: tuple[Any, ...] = ("", 0, None, {}, (), [])
 
 
 class DeadLetter(NamedTuple):
@@ -31,11 +32,12 @@ class DeadLetter(NamedTuple):
 
     Attributes:
         id: SHA-256 of *body*. A message that is delivered again gives the same id, by which the broker recognises it.
-        body: JSON with the batch, the index, the kind and the reason, and with the redacted record or its size and
-            SHA-256.
+        body: JSON with the batch, the index and the reason, and with the redacted record or its size and SHA-256.
         position: Index of the bad record in its list; 0 if the dead letter is about a list or message as a whole.
         reason: What is wrong with the record, without secrets.
         kind: span, a ``RecordKind.name``, or the name of a list in ``other_records.FORBIDDEN``.
+        batch: Id and number of the batch, or subject and time of a raw message.
+        known: True = the sender has refused the span itself.
     """
 
     id: str
@@ -43,6 +45,8 @@ class DeadLetter(NamedTuple):
     position: int
     reason: str
     kind: str = "span"
+    batch: str = ""
+    known: bool = False
 
     @property
     def where(self) -> str:
@@ -61,19 +65,29 @@ class DeadLetterWriter:
     def __init__(self, redactor: Redactor) -> None:
         self._redactor = redactor
 
-    def span(self, key: str, index: int, reason: str, span: Span, redactions: RedactionCounts) -> DeadLetter:
+    def span(
+        self, key: str, index: int, reason: str, span: Span, redactions: RedactionCounts, source: str = ""
+    ) -> DeadLetter:
         """Return the dead letter of a span that was decoded and is not valid."""
-        # Redaction skips these fields: in a valid span they are ids or set by ingest. In a bad span they may hold any
-        # text of the sender.
-        bare = replace(span, cost_model="", unpriced_reason="", source="", **self._ids(span))
-        try:
-            clean = self._redactor.span(replace(bare, attributes=_readable(span.attributes)), redactions)
-            return self._write(key, index, reason, _shown(clean, "span"))
-        except (TypeError, ValueError, RecursionError):
-            shown = {"trace_id": shorten(bare.trace_id), "span_id": shorten(bare.span_id)}
-            return self._write(key, index, reason, {"span": shown})
+        return self._write(key, index, reason, self._body_of(span, redactions), source=source)
 
-    def _ids(self, record: Span | other_records.OtherRecord) -> dict[str, str]:
+    def refused(self, key: str, refused: RefusedSpan, redactions: RedactionCounts, source: str = "") -> DeadLetter:
+        """Return the dead letter of a span that its reporter refused."""
+        if refused.span is not None:
+            body = self._body_of(refused.span, redactions)
+        else:
+            body = {"size_bytes": refused.size_bytes, "sha256": refused.sha256} if refused.sha256 else {}
+        return self._write(key, refused.index, refused.reason, body, source=source)._replace(known=True)
+
+    def _body_of(self, span: Span, redactions: RedactionCounts) -> dict[str, Any]:
+        clean = clean_refused(span, self._redactor, redactions)
+        if clean is not None:
+            with contextlib.suppress(TypeError, ValueError, RecursionError):
+                return _shown(clean, "span")
+        ids = (("trace_id", span.trace_id), ("span_id", span.span_id))
+        return {"span": {name: shorten(self._redactor.text(value)) for name, value in ids}}
+
+    def _ids(self, record: other_records.OtherRecord) -> dict[str, str]:
         """Return field -> id without secrets, for the ids that *record* has."""
         fields = {name: getattr(record, name) for name in record.__struct_fields__ if name.endswith("_id")}
         return {name: self._redactor.text(value) for name, value in fields.items() if value}
@@ -86,44 +100,38 @@ class DeadLetterWriter:
         record: other_records.OtherRecord,
         kind: other_records.RecordKind,
         redactions: RedactionCounts,
+        source: str = "",
     ) -> DeadLetter:
         """Return the dead letter of a decoded record that is not valid and not a span."""
         try:
-            readable = {kind.attributes: _readable(getattr(record, kind.attributes))} if kind.attributes else {}
-            clean = kind.clean(self._redactor, replace(record, **self._ids(record), **readable), redactions)
+            shown = {kind.attributes: readable(getattr(record, kind.attributes))} if kind.attributes else {}
+            clean = kind.clean(self._redactor, replace(record, **self._ids(record), **shown), redactions)
             if isinstance(clean, ChatMessage):
                 clean = replace(clean, raw="")
             body = _shown(clean, kind.name)
         except (TypeError, ValueError, RecursionError):
             body = {}
-        return self._write(key, index, reason, body, kind=kind.name)
+        return self._write(key, index, reason, body, kind=kind.name, source=source)
 
-    def _write(self, key: str, index: int, reason: str, body: dict[str, Any], *, kind: str = "span") -> DeadLetter:
+    def _write(
+        self, key: str, index: int, reason: str, body: dict[str, Any], *, kind: str = "span", source: str = ""
+    ) -> DeadLetter:
         """Return a dead letter. The reason is redacted, because it may quote the record."""
         reason = self._redactor.text(reason)
-        shown = {"batch": key, "index": index, "kind": kind, "reason": reason, **body}
-        content = msgspec.json.encode(shown, order="deterministic")
-        return DeadLetter(hashlib.sha256(content).hexdigest(), content, index, reason, kind)
+        sender = {"source": source} if source else {}
+        letter = {"batch": key, "index": index, "reason": reason, **sender, **body}
+        content = msgspec.json.encode(letter, order="deterministic")
+        return DeadLetter(hashlib.sha256(content).hexdigest(), content, index, reason, kind, key)
 
-    def unread(self, key: str, index: int, reason: str, data: bytes | msgspec.Raw, *, kind: str = "span") -> DeadLetter:
+    def unread(
+        self, key: str, index: int, reason: str, data: bytes | msgspec.Raw, *, kind: str = "span", source: str = ""
+    ) -> DeadLetter:
         """Return a dead letter with size and SHA-256 of *data*: undecodable bytes, or records of a forbidden list."""
-        return self._write(key, index, reason, _fingerprint(data), kind=kind)
+        return self._write(key, index, reason, _fingerprint(data), kind=kind, source=source)
 
     def undecoded(self, message: Message, reason: str) -> DeadLetter:
         """Return a dead letter about a raw message as a whole, with its size and SHA-256."""
         return self.unread(f"{message.subject}@{message.time_ns}", 0, reason, message.payload)
-
-
-def _readable(value: Any, depth: int = 0) -> Any:
-    """Return *value* for JSON: containers are cut to the limits of attributes, other types become the type's name."""
-    if isinstance(value, dict):
-        items = list(value.items())[:MAX_ATTRIBUTES] if depth < MAX_DEPTH else []
-        return {shorten(key, MAX_KEY_BYTES): _readable(item, depth + 1) for key, item in items}
-    if isinstance(value, list):
-        return [_readable(item, depth + 1) for item in value[:MAX_ATTRIBUTES]] if depth < MAX_DEPTH else []
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    return value if is_number(value) and abs(value) < 2**63 else type(value).__name__
 
 
 def _shown(record: msgspec.Struct, name: str) -> dict[str, Any]:

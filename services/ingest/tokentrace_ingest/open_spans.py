@@ -24,8 +24,8 @@ from tokentrace.bad_data import reading
 from tokentrace.bus import HEADROOM_BYTES, Bus, Entry, subjects
 from tokentrace.dialect.costkatana import EndInput, Place, check_metadata, end_of
 from tokentrace.errors import Conflict, Rejected, Unavailable, quoted, shorten
-from tokentrace.records import Annotation, Batch, Span, Started, encode_batch
-from tokentrace_ingest.cleaning import MAX_SPAN_BYTES, Cleaned, Cleaner
+from tokentrace.records import MAX_SPAN_BYTES, Annotation, Batch, Span, Started, encode_batch
+from tokentrace_ingest.cleaning import Cleaned, Cleaner
 from tokentrace_ingest.group_commit import GroupCommit
 
 log = logging.getLogger("tokentrace.ingest")

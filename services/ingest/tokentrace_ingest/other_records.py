@@ -8,7 +8,16 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from tokentrace.errors import Rejected, quoted
-from tokentrace.records import MIN_INSTANT_NS, Annotation, ChatMessage, SessionEnd, Started, check_attributes, is_id
+from tokentrace.records import (
+    MIN_INSTANT_NS,
+    Annotation,
+    ChatMessage,
+    SessionEnd,
+    Started,
+    check_attributes,
+    fit_attributes,
+    is_id,
+)
 from tokentrace.redact import RedactionCounts, Redactor
 
 #: Limit for the content of a chat message, bytes of UTF-8.
@@ -72,7 +81,7 @@ def finish(
     redactions: RedactionCounts,
 ) -> OtherRecord:
     """
-    Return *record* as it is stored.
+    Return *record* as it is stored; attributes that are too long are cut.
 
     Args:
         arrived_ns: Unix nanoseconds; replaces instants that are 0.
@@ -88,8 +97,11 @@ def finish(
         if instant < MIN_INSTANT_NS:
             raise Rejected(f"{field}: not between the years 2000 and 2100")
         filled[field] = instant
+    if kind.attributes:
+        filled[kind.attributes] = fit_attributes(getattr(record, kind.attributes), [])
+    record = replace(record, **filled)
     _check(record, kind)
-    clean: OtherRecord = kind.clean(redactor, replace(record, **filled), redactions)
+    clean: OtherRecord = kind.clean(redactor, record, redactions)
     if isinstance(clean, Started):
         return replace(clean, caller=clean.caller or source, arrived_ns=arrived_ns)
     return clean

@@ -15,9 +15,11 @@ ids, and readers drop the duplicates. The response to an HTTP request is also se
 each message costs the broker an fsync (``group_commit``).
 
 *Dead letters.* In what a reporter or NATS client sends, a bad record becomes a dead letter and the other records of
-its batch are stored. A raw message becomes a dead letter as a whole if its subject is invalid, if it cannot be decoded,
-if ingest fails on it, or if it was delivered more than 5 times. A message is acknowledged only after the broker has
-acknowledged its dead letters. An HTTP request in another format is rejected as a whole if one of its records is bad.
+its batch are stored. Its sender is told: in the answer over HTTP, and over NATS on a subject that its reporter serves.
+A span that a reporter refused itself comes in ``Batch.refused`` and becomes a dead letter too. A raw message becomes a
+dead letter as a whole if its subject is invalid, if it cannot be decoded, if ingest fails on it, or if it was delivered
+more than 5 times. A message is acknowledged only after the broker has acknowledged its dead letters. An HTTP request in
+another format is rejected as a whole if one of its records is bad, unless it asks to store the others.
 
 *Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
 message that may hold a secret is therefore overwritten before it is acknowledged, with the exceptions in ``_erase``.
@@ -40,11 +42,13 @@ from functools import partial
 
 from tokentrace.bus import Bus, Delivery, Message, subjects
 from tokentrace.config import Settings
+from tokentrace.dialect.docs import BadSpan
 from tokentrace.errors import Rejected, TokentraceError, Unavailable
 from tokentrace.pricing import Pricer
-from tokentrace.records import Batch
+from tokentrace.records import Batch, RefusalNotice, Span, SpanError, encode_notice
 from tokentrace.redact import Redactor
 from tokentrace.service.health import Health, Sample
+from tokentrace.service.ingest_operations import MAX_ERRORS
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import Stopped, unless_stopped
@@ -141,12 +145,12 @@ class Ingest:
                 await asyncio.wait_for(asyncio.shield(consumer), ACK_WAIT_S)
             consumer.cancel()
 
-    async def accept_batches(self, body: bytes) -> tuple[int, int]:
+    async def accept_batches(self, body: bytes) -> tuple[int, list[SpanError]]:
         """
         Accept the batches that a reporter posted over HTTP.
 
         Returns:
-            (Spans accepted, records that became dead letters).
+            (Spans accepted, the spans that became dead letters without those that the reporter had refused itself).
 
         Raises:
             Rejected: *body* cannot be decoded, or a batch is too large for a message of the log.
@@ -155,8 +159,41 @@ class Ingest:
         batches, dead_letters = self._cleaner.read_batches(body)
         cleaned = [await self.accept(batch, "spans", size_bytes=len(body), strict=False) for batch in batches]
         await self._publish_dead_letters(self.config.project, dead_letters, "spans")
-        accepted = sum(result.spans for result in cleaned)
-        return accepted, len(dead_letters) + sum(len(result.dead_letters) for result in cleaned)
+        for result in cleaned:
+            dead_letters += result.dead_letters
+        return sum(result.spans for result in cleaned), _refused_here(dead_letters)
+
+    async def accept_valid(
+        self, batch_id: str, spans: Sequence[Span], bad: Sequence[BadSpan], size_bytes: int
+    ) -> tuple[int, list[SpanError]]:
+        """
+        Accept the valid spans of an HTTP request; the others become dead letters.
+
+        Args:
+            spans: Valid spans, in the order of the request.
+            bad: The other spans of the request.
+            size_bytes: Size of the request's body, bytes.
+
+        Returns:
+            (Spans accepted, the spans that became dead letters, by their place in the request).
+
+        Raises:
+            Rejected, Unavailable: As ``accept``.
+        """
+        self.check_backpressure()
+        await self._layout.known()
+        cleaned = self._cleaner.clean(Batch(id=batch_id, spans=list(spans)), time.time_ns(), size_bytes, checked=True)
+        places = [index for index in range(len(spans) + len(bad)) if index not in {span.place for span in bad}]
+        refused = [SpanError(places[letter.position], letter.reason) for letter in cleaned.dead_letters]
+        dead_letters = [*cleaned.dead_letters]
+        for span in bad:
+            dead_letters.append(self._cleaner.dead_letters.unread(f"{batch_id}:0", span.place, span.error, span.data))
+            refused.append(SpanError(span.place, span.error))
+        await self._publish_dead_letters(self.config.project, dead_letters, "spans")
+        await self._group_commit.commit(self.config.project, cleaned.parts, made=cleaned.made)
+        self._counts["spans", "spans"] += cleaned.spans
+        self._count_redactions(cleaned, "spans")
+        return cleaned.spans, sorted(refused, key=lambda error: error.index)
 
     async def accept(self, batch: Batch, source: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
         """
@@ -175,7 +212,7 @@ class Ingest:
         """
         self.check_backpressure()
         await self._layout.known()
-        cleaned = self._cleaner.clean(batch, self.now_ns(), size_bytes, checked=strict)
+        cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
         if strict and cleaned.dead_letters:
             raise Rejected(cleaned.dead_letters[0].where)
         await self._publish_dead_letters(self.config.project, cleaned.dead_letters, source)
@@ -183,10 +220,6 @@ class Ingest:
         self._counts["spans", source] += cleaned.spans
         self._count_redactions(cleaned, source if strict else "reporter")
         return cleaned
-
-    def now_ns(self) -> int:
-        """Return the broker's time, Unix nanoseconds, at which an HTTP request arrives."""
-        return self.bus.clock.now_ns()
 
     def _count_open_span(self, cleaned: Cleaned) -> None:
         self._counts["spans", "costkatana"] += cleaned.spans
@@ -285,8 +318,22 @@ class Ingest:
                 dead_letters.append(self._cleaner.dead_letters.undecoded(message, str(exc)))
             self._count_redactions(result, "nats" if checked else "reporter")
         await until_available(partial(self._publish_dead_letters, project, dead_letters, "nats"))
+        for batch in batches:
+            await self._tell_reporter(project, batch, dead_letters)
         # A bad record may hold a secret that the redactor could not find.
         return self.config.redactor.enabled and (bool(dead_letters) or any(result.redactions for result in results))
+
+    async def _tell_reporter(self, project: str, batch: Batch, dead_letters: Sequence[DeadLetter]) -> None:
+        """Tell the reporter of *batch* which of its spans became dead letters; it may have ended meanwhile."""
+        key = f"{batch.id}:{batch.sequence}"
+        refused = _refused_here([letter for letter in dead_letters if letter.batch == key]) if batch.sequence else []
+        if not refused:
+            return
+        notice = RefusalNotice(id=batch.id, sequence=batch.sequence, rejected=len(refused), errors=refused[:MAX_ERRORS])
+        try:
+            await self.bus.notify(subjects.refused(project, batch.id), encode_notice(notice))
+        except (Unavailable, Rejected) as exc:
+            log.debug("the reporter of batch %s was not told of its invalid spans: %s", key, exc)
 
     async def _discard(self, delivery: Delivery, reason: str) -> None:
         """Publish a dead letter about a raw message and remove the message from the queue; if that fails, it stays."""
@@ -379,3 +426,12 @@ class Ingest:
     def count_refused(self, source: str, spans: int = 1) -> None:
         """Count a request that was rejected as a whole, as *spans* rejected spans."""
         self._counts["rejected", source] += spans
+
+
+def _refused_here(dead_letters: Sequence[DeadLetter]) -> list[SpanError]:
+    """Return the spans among *dead_letters* of which the sender does not know yet that they are not valid."""
+    return [
+        SpanError(letter.position, letter.reason)
+        for letter in dead_letters
+        if letter.kind == "span" and not letter.known
+    ]

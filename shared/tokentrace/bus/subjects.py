@@ -27,8 +27,6 @@ INGEST = "ingest"
 MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
-#: Every process answers on the subject of each service that it runs.
-QUERY_ALIVE = "tokentrace.query.alive"
 ALL_SPANS = "tokentrace.spans.>"
 #: How the subject of deletions ends.
 DELETED = ".deleted"
@@ -104,6 +102,16 @@ def rejected(project: str) -> str:
     return f"tokentrace.rejected.{escape(project)}"
 
 
+def refused(project: str, batch_id: str) -> str:
+    """
+    Return the subject on which a reporter is told which of its spans ingest refused; nothing stores these messages.
+
+    Args:
+        batch_id: The id of the reporter's batches, of which only the last part stands in the subject.
+    """
+    return f"tokentrace.refused.{escape(project)}.{escape(batch_id.rpartition('.')[2])}"
+
+
 def alerts(project: str, rule: str) -> str:
     """Return the subject of the events of *rule*."""
     return f"tokentrace.alerts.{escape(project)}.{escape(rule)}"
@@ -112,11 +120,6 @@ def alerts(project: str, rule: str) -> str:
 def deliveries(project: str, rule: str) -> str:
     """Return the subject of the delivery records of *rule*."""
     return f"tokentrace.deliveries.{escape(project)}.{escape(rule)}"
-
-
-def alive(service: str) -> str:
-    """Return the subject on which every process of *service* says that it is alive."""
-    return f"{QUERY_ALIVE}.{escape(service)}"
 
 
 def parse_project(subject: str) -> str:

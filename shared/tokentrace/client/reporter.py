@@ -11,7 +11,9 @@ attributes do not matter.
 One daemon thread for each reporter (``sender``) starts with the first span. It runs its own event loop, connects
 over NATS or HTTP (``transport``) and takes batches from the queue. A batch is sent when it has 256 spans or 512 KiB, or
 when its first span has waited 0.2 s, or at once during ``flush()`` and ``close()``. Before it is sent, each span is
-decoded, checked and redacted. At most 16 batches are in flight.
+decoded, cut if it is merely long (``records.cut``), checked by the rules of ingest and redacted. At most 16 batches
+are in flight. If a thread cannot be started, the next span tries again; if the sender fails, it starts again and sends
+the batches that were in flight once more.
 
 A batch has an id: the reporter's random id and a number that counts from 1. A batch that was not accepted is sent
 again with the same bytes under the same id, with pauses from 0.05 to 1 s, until it is accepted or refused for good, or
@@ -22,9 +24,11 @@ Each span ends in exactly one counter of ``Stats``:
 
 * acked: the pipeline has stored it;
 * dropped: the queue was full or closed, or the reporter was closed before the pipeline accepted the span;
-* failed: it cannot be encoded, one of its values is out of bounds, or the pipeline refused its batch for good.
+* failed: the pipeline refused its batch for good;
+* rejected: it is not valid. What the sender finds travels in the batch, without secrets, so that the pipeline shows it
+  too. What ingest finds comes back: in the answer over HTTP, later over NATS, and then moves from acked to rejected.
 
-``sent`` counts spans that were taken from the queue, and ``queue_depth`` spans that are in none of the three counters
+``sent`` counts spans that were taken from the queue, and ``queue_depth`` spans that are in none of the four counters
 yet. Each batch contains these counters, and how many spans were dropped and failed since the last batch, so the
 pipeline can add up the losses.
 
@@ -46,11 +50,12 @@ from msgspec.structs import replace
 
 from tokentrace.bus.subjects import DEFAULT_PROJECT, MAX_PROJECT, escape
 from tokentrace.client.lifecycle import CLOSE_TIMEOUT_S
+from tokentrace.client.notices import Notices
 from tokentrace.client.sender import Sender
-from tokentrace.client.span_queue import SpanQueue, Stats
+from tokentrace.client.span_queue import Put, SpanQueue, Stats, Unencodable
 from tokentrace.client.transport import Destination, check_url
-from tokentrace.errors import ConfigError, Rejected
-from tokentrace.records import MAX_NAME, Span, whole_amounts
+from tokentrace.errors import ConfigError, cut_quoted, shorten
+from tokentrace.records import MAX_NAME, SPAN_FIELDS, Span, whole_amounts, without_surrogates
 from tokentrace.redact import Redactor
 
 log = logging.getLogger("tokentrace.reporter")
@@ -72,7 +77,8 @@ class Reporter:
     Args:
         source: The name of this program, cut to 256 characters. It becomes the caller of spans that name none.
         url: ``nats://host:port`` (recommended), ``tls://host:port`` or ``http(s)://host:port``. None reads the
-            environment variable ``TOKENTRACE_URL``. An empty URL makes a reporter that ignores all spans.
+            environment variable ``TOKENTRACE_URL``. An empty URL makes a reporter that ignores all spans; without the
+            variable, it says so in the log.
         project: The project that the spans belong to, as part of the NATS subjects.
         shards: How many raw subjects the batches are spread over, at least 1. It need not match the shard count.
         token: Bearer token for ``http(s)://``; "" sends none. White space around it is removed.
@@ -109,9 +115,12 @@ class Reporter:
             raise ConfigError("reporter: the token contains characters that are not printable ASCII")
         redactor = redactor or Redactor()
         self.source = redactor.text(source[:MAX_NAME])[:MAX_NAME]
+        if url is None and "TOKENTRACE_URL" not in os.environ:
+            log.warning("reporter %s: spans are ignored, because neither url nor TOKENTRACE_URL is set", self.source)
         destination = Destination(self._url, f"reporter {self.source}", project, max(shards, 1), token)
         self._queue = SpanQueue(max_queue_spans, max_queue_bytes)
-        self._sender = Sender(self._queue, destination, self.source, redactor)
+        self._notices = Notices(self.source)
+        self._sender = Sender(self._queue, destination, self.source, redactor, self._notices)
 
     @property
     def id(self) -> str:
@@ -122,25 +131,23 @@ class Reporter:
         """
         Queue *span* for sending. This never blocks and never raises.
 
-        A span that cannot be encoded is counted as failed and logged; a span is counted as dropped if the queue is full
-        or the reporter is closed.
+        A span that is not valid or cannot be encoded is counted as rejected and logged by the sender; a span is counted
+        as dropped if the queue is full or the reporter is closed.
 
         Args:
-            span: The finished call. It is copied, so its attributes may be changed afterwards. A span without
-                ``ended_ns`` ends now.
+            span: The finished call. It is copied, so its attributes may be changed afterwards. A span with neither
+                start nor end ends now; one with a start alone ends ``latency_ns`` after it.
         """
         if not self._url:
             return
         try:
-            if span.usage and any(isinstance(amount, float) for amount in span.usage.values()):
-                span = replace(span, usage=whole_amounts(span.usage))
-            encoded = _encoder.encode(span if span.ended_ns else replace(span, ended_ns=time.time_ns()))
-        except (AttributeError, TypeError, ValueError, OverflowError, RecursionError, Rejected) as exc:
-            log.warning("a span cannot be encoded and is not reported: %s", exc)
-            self._queue.count_unencodable()
-            return
-        if self._queue.put(encoded):
-            self._sender.wake()
+            put = self._queue.put(_encoded(span))
+            if put is Put.WOKEN:
+                self._sender.wake()
+            elif put is Put.DROPPED:
+                self._notices.dropping("the reporter is closed" if self._queue.closed else "too many of them wait")
+        except Exception as exc:  # noqa: BLE001 - an application must not fail because it reports a call
+            self._notices.fault("a span was not reported", exc)
 
     def flush(self, timeout: float | None = None) -> bool:
         """
@@ -211,6 +218,21 @@ class Reporter:
 
     @property
     def dropped(self) -> int:
-        """How many spans were lost: the sum of ``Stats.dropped`` and ``Stats.failed``."""
+        """How many spans were lost: the sum of ``Stats.dropped``, ``Stats.failed`` and ``Stats.rejected``."""
         stats = self._queue.stats()
-        return stats.dropped + stats.failed
+        return stats.dropped + stats.failed + stats.rejected
+
+
+def _encoded(span: Span) -> bytes | Unencodable:
+    """Return *span* in MessagePack, with an end if it has no time at all."""
+    try:
+        if span.usage and any(isinstance(amount, float) for amount in span.usage.values()):
+            span = replace(span, usage=whole_amounts(span.usage))
+        if not span.ended_ns and not span.started_ns:
+            span = replace(span, ended_ns=time.time_ns())
+        try:
+            return _encoder.encode(span)
+        except UnicodeEncodeError:
+            return _encoder.encode(Span(**{name: without_surrogates(getattr(span, name)) for name in SPAN_FIELDS}))
+    except Exception as exc:  # noqa: BLE001 - a value may be an object of the application, with any behaviour
+        return Unencodable(shorten(f"cannot be encoded: {cut_quoted(str(exc)) or type(exc).__name__}", 300))

@@ -1,9 +1,9 @@
 """
 The queue between the threads that report spans and the thread that sends them, with the counters of a reporter.
 
-Every span that ``put`` gets is counted exactly once at the end: as acked, dropped or failed. Until then it counts in
-the depth of the queue, whether it still waits or is part of a batch that is being sent. One limit applies to this
-depth, the other to the bytes of the waiting spans.
+Every span that ``put`` gets is counted exactly once at the end: as acked, dropped, failed or rejected. Until then it
+counts in the depth of the queue, whether it still waits or is part of a batch that is being sent. One limit applies to
+this depth, the other to the bytes of the waiting spans.
 
 One lock guards the queue and also the state of the sender thread. A finalizer or a signal handler may report a span at
 any point of the code, in a thread that holds the lock already. Therefore the lock is re-entrant, and there is only one:
@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from enum import Enum
 from typing import NamedTuple
 
 from tokentrace.records import ReporterStats
@@ -33,8 +34,10 @@ class Stats(NamedTuple):
         sent: Taken from the queue to be sent.
         acked: Accepted by the pipeline.
         dropped: Discarded because the queue was full, or because the reporter was closed before they were accepted.
-        failed: Not valid, impossible to encode, or refused by the pipeline for good.
+        failed: In a batch that the pipeline refused for good.
         queue_depth: Waiting in the queue or being sent.
+        rejected: Not valid, as the reporter or ingest found; the reasons are logged, and the pipeline shows them.
+        truncated: Stored, with values that were cut or corrected; ``Span.adjusted`` names them. Counted in acked too.
     """
 
     sent: int
@@ -42,6 +45,22 @@ class Stats(NamedTuple):
     dropped: int
     failed: int
     queue_depth: int
+    rejected: int = 0
+    truncated: int = 0
+
+
+class Unencodable(NamedTuple):
+    """A span that cannot be encoded; *reason* says why."""
+
+    reason: str
+
+
+class Put(Enum):
+    """What ``SpanQueue.put`` did with a span; WOKEN = it was queued and the sender has to be woken."""
+
+    QUEUED = 0
+    WOKEN = 1
+    DROPPED = 2
 
 
 class TakenBatch(NamedTuple):
@@ -49,14 +68,19 @@ class TakenBatch(NamedTuple):
     Spans that were taken from the queue to be sent together.
 
     Attributes:
-        spans: Encoded spans, oldest first.
+        spans: Encoded spans, and those that cannot be encoded, oldest first.
         sequence: The number of the batch, from 1.
         stats: The reporter's counters; ``sent`` includes these spans.
     """
 
-    spans: list[bytes]
+    spans: list[bytes | Unencodable]
     sequence: int
     stats: ReporterStats
+
+    @property
+    def size(self) -> int:
+        """Number of spans."""
+        return len(self.spans)
 
 
 class SpanQueue:
@@ -79,10 +103,10 @@ class SpanQueue:
         """Empty the queue, set all counters to 0 and make a new lock: another thread may hold the old one at a fork."""
         self.lock = threading.RLock()
         self._empty = threading.Condition(self.lock)
-        self._spans: deque[bytes] = deque()
+        self._spans: deque[bytes | Unencodable] = deque()
         self._bytes = 0
         self._depth = 0
-        self._sent = self._acked = self._dropped = self._failed = 0
+        self._sent = self._acked = self._dropped = self._failed = self._rejected = self._truncated = 0
         #: The parts of dropped and failed that the batches so far have reported to the pipeline.
         self._reported_dropped = self._reported_failed = 0
         self._sequence = 0
@@ -97,28 +121,24 @@ class SpanQueue:
 
     # -- used by the threads that report
 
-    def put(self, encoded: bytes) -> bool:
-        """
-        Append a span, or count it as dropped if the queue is full or closed.
-
-        Returns:
-            True if the sender thread has to be woken.
-        """
+    def put(self, span: bytes | Unencodable) -> Put:
+        """Append an encoded span or one that cannot be encoded; drop and count it if the queue is full or closed."""
+        size = _size(span)
         with self.lock:
-            if self._closed or self._depth >= self._max_spans or self._bytes + len(encoded) > self._max_bytes:
+            if self._closed or self._depth >= self._max_spans or self._bytes + size > self._max_bytes:
                 self._dropped += 1
-                return False
-            self._spans.append(encoded)
-            self._bytes += len(encoded)
+                return Put.DROPPED
+            self._spans.append(span)
+            self._bytes += size
             self._depth += 1
             wake = self._sender_idle or len(self._spans) % BATCH_SPANS == 0
             self._sender_idle = False
-            return wake
+            return Put.WOKEN if wake else Put.QUEUED
 
-    def count_unencodable(self) -> None:
-        """Count a span that could not be encoded, and so was never in the queue, as failed."""
+    def wake_at_next(self) -> None:
+        """Let the next ``put`` wake the sender, because no thread could be started."""
         with self.lock:
-            self._failed += 1
+            self._sender_idle = True
 
     def begin_flush(self) -> bool:
         """
@@ -147,7 +167,20 @@ class SpanQueue:
     def stats(self) -> Stats:
         """Return the counters."""
         with self.lock:
-            return Stats(self._sent, self._acked, self._dropped, self._failed, self._depth)
+            return Stats(
+                self._sent,
+                self._acked,
+                self._dropped,
+                self._failed,
+                self._depth,
+                self._rejected,
+                self._truncated,
+            )
+
+    @property
+    def depth(self) -> int:
+        """How many spans wait or are being sent."""
+        return self._depth
 
     # -- closing
 
@@ -203,15 +236,15 @@ class SpanQueue:
     def take_batch(self) -> TakenBatch:
         """Take the oldest spans, at most ``BATCH_SPANS`` and, unless one span alone is larger, ``BATCH_BYTES``."""
         with self.lock:
-            spans: list[bytes] = []
+            spans: list[bytes | Unencodable] = []
             size = 0
             while self._spans and len(spans) < BATCH_SPANS:
-                size += len(self._spans[0])
+                size += _size(self._spans[0])
                 if spans and size > BATCH_BYTES:
                     break
                 spans.append(self._spans.popleft())
             self._waiting_since = time.monotonic() if self._spans else None
-            self._bytes -= sum(map(len, spans))
+            self._bytes -= sum(map(_size, spans))
             self._sequence += 1
             self._sent += len(spans)
             stats = ReporterStats(
@@ -219,28 +252,39 @@ class SpanQueue:
                 acked=self._acked,
                 dropped=self._dropped,
                 failed=self._failed,
-                queue_depth=self._depth,
+                queue_depth=len(self._spans),
                 newly_dropped=self._dropped - self._reported_dropped,
                 newly_failed=self._failed - self._reported_failed,
             )
             self._reported_dropped, self._reported_failed = self._dropped, self._failed
             return TakenBatch(spans, self._sequence, stats)
 
-    def finish(self, count: int, *, accepted: bool) -> None:
-        """Count *count* taken spans as acked, or as failed if they were not *accepted*."""
+    def finish(self, *, acked: int = 0, failed: int = 0, rejected: int = 0, truncated: int = 0) -> None:
+        """Count the spans of a taken batch by what became of them; *truncated* are among the acked ones."""
         with self._empty:
             if self._abandoned:
                 return
-            if accepted:
-                self._acked += count
-            else:
-                self._failed += count
-            self._depth -= count
+            self._acked += acked
+            self._failed += failed
+            self._rejected += rejected
+            self._truncated += truncated
+            self._depth -= acked + failed + rejected
             if self._depth == 0:
                 self._empty.notify_all()
+
+    def reject_acked(self, count: int) -> None:
+        """Count *count* acked spans as rejected, because ingest found them invalid after it had accepted the batch."""
+        with self.lock:
+            moved = min(count, self._acked)
+            self._acked -= moved
+            self._rejected += moved
 
     def restore_unreported(self, stats: ReporterStats) -> None:
         """Let a later batch report the new losses in *stats*, because its own batch never reaches the pipeline."""
         with self.lock:
             self._reported_dropped -= stats.newly_dropped
             self._reported_failed -= stats.newly_failed
+
+
+def _size(span: bytes | Unencodable) -> int:
+    return len(span) if isinstance(span, bytes) else len(span.reason)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+import msgspec
+
 from tokentrace.bus import jetstream, subjects
-from tokentrace.errors import ConfigError, Rejected, Unavailable
-from tokentrace.records import BATCH_TYPE
+from tokentrace.errors import ConfigError, Rejected, TokentraceError, Unavailable
+from tokentrace.records import BATCH_TYPE, RefusalNotice, SpanError, decode_notice
 
 _CONNECT_TIMEOUT_S = 5.0
 _HTTP_TIMEOUT_S = 10.0
 #: HTTP statuses below 500 that ask for another attempt: request timeout, too early, too many requests.
 _RETRY_STATUSES = (408, 425, 429)
+#: How much of an answer is read, bytes; the answer to a batch is shorter.
+_MAX_ANSWER_BYTES = 256 * 1024
 
 
 class Destination(NamedTuple):
@@ -38,10 +42,27 @@ class Destination(NamedTuple):
     token: str
 
 
+class Answer(msgspec.Struct):
+    """
+    What ingest says at once about an accepted batch; over NATS it says nothing at once.
+
+    Attributes:
+        rejected: Number of spans that it found invalid.
+        errors: The first of them.
+    """
+
+    rejected: int = 0
+    errors: list[SpanError] = []
+
+
+#: Called with what ingest says later about an accepted batch.
+OnNotice = Callable[[RefusalNotice], None]
+
+
 class BatchTransport(Protocol):
     """Sends encoded batches and waits until the pipeline has accepted each."""
 
-    async def send(self, payload: bytes, id: str, sequence: int) -> None:
+    async def send(self, payload: bytes, id: str, sequence: int) -> Answer:
         """
         Send one encoded batch and return once the pipeline has stored it.
 
@@ -86,9 +107,13 @@ def check_url(url: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_transport(destination: Destination) -> AsyncIterator[BatchTransport]:
+async def open_transport(destination: Destination, id: str, on_notice: OnNotice) -> AsyncIterator[BatchTransport]:
     """
     Connect to *destination*; the connection is closed at the end of the block.
+
+    Args:
+        id: The id of the reporter.
+        on_notice: Called with what ingest says later about batches of this reporter; NATS only.
 
     Raises:
         Unavailable: The broker does not answer. HTTP connects later, at the first ``send``.
@@ -96,7 +121,10 @@ async def open_transport(destination: Destination) -> AsyncIterator[BatchTranspo
     """
     scheme = destination.url.partition("://")[0]
     if scheme in ("nats", "tls"):
-        async with jetstream.connect(destination.url, name=destination.name, wait_s=_CONNECT_TIMEOUT_S) as bus:
+        async with (
+            jetstream.connect(destination.url, name=destination.name, wait_s=_CONNECT_TIMEOUT_S) as bus,
+            _listening(bus, destination.project, id, on_notice),
+        ):
             yield _NatsTransport(bus, destination.project, destination.shards)
     elif scheme in ("http", "https"):
         transport = _HttpTransport(destination.url, destination.token)
@@ -108,12 +136,29 @@ async def open_transport(destination: Destination) -> AsyncIterator[BatchTranspo
         raise ConfigError(f"reporter: {scheme}:// is not one of nats://, tls://, http://, https://")
 
 
+@contextlib.asynccontextmanager
+async def _listening(bus: jetstream.JetStream, project: str, id: str, on_notice: OnNotice) -> AsyncIterator[None]:
+    """Pass the notices for this reporter on, as far as the broker lets it subscribe."""
+
+    async def take(payload: bytes) -> AsyncIterator[bytes]:
+        with contextlib.suppress(Rejected):  # anyone may publish here
+            on_notice(decode_notice(payload))
+        return
+        yield b""
+
+    async with contextlib.AsyncExitStack() as stack:
+        with contextlib.suppress(TokentraceError):  # refusals are then only in the counters of ingest
+            await stack.enter_async_context(bus.serve(subjects.refused(project, id), take))
+        yield
+
+
 class _NatsTransport:
     def __init__(self, bus: jetstream.JetStream, project: str, shards: int) -> None:
         self._bus, self._project, self._shards = bus, project, shards
 
-    async def send(self, payload: bytes, id: str, sequence: int) -> None:
+    async def send(self, payload: bytes, id: str, sequence: int) -> Answer:
         await self._bus.publish(subjects.raw(self._project, sequence % self._shards), payload, id=id)
+        return Answer()
 
 
 class _HttpTransport:
@@ -135,16 +180,19 @@ class _HttpTransport:
             else http.client.HTTPConnection(host, port, timeout=_HTTP_TIMEOUT_S)
         )
 
-    async def send(self, payload: bytes, id: str, sequence: int) -> None:
+    async def send(self, payload: bytes, id: str, sequence: int) -> Answer:
         try:
             self._connection.request("POST", self._path, payload, self._headers)
             response = self._connection.getresponse()
-            body = response.read(200)
+            body = response.read(_MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as exc:
             self._connection.close()
             raise Unavailable(f"POST {self._path}: {type(exc).__name__}") from exc
         if response.status < 300:
-            return
+            try:
+                return msgspec.json.decode(body, type=Answer)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return Answer()  # an earlier version, or not ours
         text = f"POST {self._path}: {response.status} {body[:120]!r}"
         if response.status >= 500 or response.status in _RETRY_STATUSES:
             raise Unavailable(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +14,9 @@ from tokentrace.dialect import explain
 from tokentrace.dialect.attributes import session_of, user_of
 from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
+    BOM,
     FREE_REASONS,
+    MAX_ADJUSTED,
     MAX_LATENCY_NS,
     MAX_TOKENS,
     CostSource,
@@ -23,11 +25,14 @@ from tokentrace.records import (
     Name,
     Span,
     Status,
-    Text,
     Tokens,
     UsageState,
     check_span,
+    decode_json,
     exact_amounts,
+    fit_span,
+    plain_json,
+    repaired,
     settle_usage,
     whole_amounts,
 )
@@ -71,16 +76,17 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         latency_ms, ttft_ms: Durations in milliseconds; 0 = unknown.
         latency_ns, ttft_ns: The same in nanoseconds; over 0, they count instead.
         started_at, ended_at: RFC 3339 with a time zone; absent = ingest fills them in.
+        adjusted: What was cut or corrected, as an answer with this span said.
     """
 
     trace_id: Id = ""
     span_id: Id = ""
     parent_span_id: Id | None = None
-    name: Name = ""
+    name: str = ""
     kind: Kind = "llm"
-    caller: Name = ""
-    model: Name = ""
-    provider: Name = ""
+    caller: str = ""
+    model: str = ""
+    provider: str = ""
     prompt_tokens: Tokens = 0
     comp_tokens: Tokens = 0
     completion_tokens: Tokens = 0
@@ -92,8 +98,8 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ttft_ms: Milliseconds = 0.0
     ttft_ns: Nanoseconds = 0
     status: Status = "ok"
-    error: Text = ""
-    error_stack: Text = ""
+    error: str = ""
+    error_stack: str = ""
     started_at: Moment | None = None
     ended_at: Moment | None = None
     attributes: dict[str, str | int | float | bool] = {}
@@ -110,7 +116,7 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     processing: Name = ""
     speed: Name = ""
     response_id: Id = ""
-    scope: Name = ""
+    scope: str = ""
     cost_source: CostSource = ""
     cost_reason: Name = ""
     #: Accepted and ignored, so that a span from ``render_span`` can be sent again; ingest sets it anew.
@@ -118,6 +124,7 @@ class DocsSpan(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     later_versions: Tokens = 0
     counted: bool = True
     conflicting: bool = False
+    adjusted: list[Name] = []
 
 
 _PLACE = re.compile(r" - at `\$\[(\d+)\]")
@@ -126,30 +133,35 @@ _IN_MAP = re.compile(r" - at `\$(?:\[\d+\])?\.(attributes|usage|pricing_context)
 _MAPS = {field.name: field.type for field in msgspec.structs.fields(DocsSpan)}
 _span_decoder = msgspec.json.Decoder(DocsSpan)
 _spans_decoder = msgspec.json.Decoder(list[DocsSpan])
+_items = msgspec.json.Decoder(list[msgspec.Raw])
+_item = msgspec.json.Decoder(msgspec.Raw)
 
 
-def decode_spans(body: bytes, source: str = "spans", first: int = 0) -> list[Span]:
+def decode_spans(body: bytes, source: str = "spans") -> list[Span]:
     """
     Decode one JSON span object or an array of them.
 
     Args:
         source: ``Span.source`` of the result.
-        first: Index of the first span in error texts.
 
     Raises:
         Rejected: *body* is not JSON, or a span in it is invalid; the text names the index of the span and the field.
     """
-    start = body.lstrip()[:1]
+    start = body.removeprefix(BOM).lstrip()[:1]
     try:
-        docs = _spans_decoder.decode(body) if start == b"[" else [_span_decoder.decode(body)]
+        docs = (
+            decode_json(_spans_decoder, list[DocsSpan], body)
+            if start == b"["
+            else [decode_json(_span_decoder, DocsSpan, body)]
+        )
     except msgspec.ValidationError as exc:
-        raise Rejected(_explained(body, str(exc), first)) from exc
+        raise Rejected(_explained(body, str(exc))) from exc
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(explain(str(exc))) from exc
     spans = []
-    for index, doc in enumerate(docs, first):
+    for index, doc in enumerate(docs):
         try:
-            span = _span(doc, source)
+            span = fit_span(_span(doc, source))
             check_span(span)
         except Rejected as exc:
             raise Rejected(f"span {index}: {exc}") from exc
@@ -157,24 +169,73 @@ def decode_spans(body: bytes, source: str = "spans", first: int = 0) -> list[Spa
     return spans
 
 
-def _explained(body: bytes, error: str, first: int) -> str:
+class BadSpan(NamedTuple):
+    """
+    A span of an array that is not valid.
+
+    Attributes:
+        place: Its place in the array.
+        data: Its JSON.
+        error: What is wrong with it; names the field.
+    """
+
+    place: int
+    data: bytes
+    error: str
+
+
+def decode_each(body: bytes, source: str = "spans") -> tuple[list[Span], list[BadSpan]]:
+    """
+    Decode one JSON span object or an array of them, and leave out what is invalid.
+
+    Args:
+        source: ``Span.source`` of the result.
+
+    Returns:
+        (Valid spans, the others).
+
+    Raises:
+        Rejected: *body* is neither a JSON object nor an array.
+    """
+    try:
+        return decode_spans(body, source), []
+    except Rejected as exc:
+        reason = str(exc)
+    fixed = repaired(body)
+    try:
+        items = _items.decode(fixed) if fixed.lstrip()[:1] == b"[" else [_item.decode(fixed)]
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise Rejected(reason) from None
+    spans: list[Span] = []
+    bad: list[BadSpan] = []
+    for index, item in enumerate(map(bytes, items)):
+        try:
+            if item[:1] != b"{":
+                raise Rejected("not an object")
+            spans += decode_spans(item, source)
+        except Rejected as exc:
+            bad.append(BadSpan(index, item, str(exc).removeprefix("span 0: ")))
+    return spans, bad
+
+
+def _explained(body: bytes, error: str) -> str:
     """Return the message of a decoder with the index of the span, and with the key if a value in a map is wrong."""
     at, field = _PLACE.search(error), _IN_MAP.search(error)
     index = int(at[1]) if at is not None else 0
     text = explain(error)
     if field is not None:
         try:
-            decoded = msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+            decoded = plain_json(body, list[DocsSpan] if at is not None else DocsSpan)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             decoded = {}
-        values = (decoded[index] if at is not None and decoded else decoded).get(field[1], {})
+        values = (decoded[index] if at is not None and decoded else decoded).get(field[1]) or {}
         for key, value in values.items():
             try:
                 msgspec.convert({key: value}, _MAPS[field[1]])
             except msgspec.ValidationError as exc:
                 text = f"{field[1]}.{shorten(key)}: {explain(str(exc))}"
                 break
-    return f"span {first + index}: {text.removeprefix(f'span {index}: ')}"
+    return f"span {index}: {text.removeprefix(f'span {index}: ')}"
 
 
 def _span(doc: DocsSpan, source: str) -> Span:
@@ -227,9 +288,10 @@ def _span(doc: DocsSpan, source: str) -> Span:
         score, session, user = score_of(attributes), session_of(attributes), user_of(attributes)
         if score is not None or session or user:
             span = replace(span, score=score, session_id=span.session_id or session, user_id=span.user_id or user)
-    if usage or doc.error_stack or doc.usage_state or doc.response_id or doc.scope:
+    if usage or doc.error_stack or doc.usage_state or doc.response_id or doc.scope or doc.adjusted:
         span = replace(
             span,
+            adjusted=tuple(doc.adjusted[:MAX_ADJUSTED]),
             usage=usage,
             error_stack=doc.error_stack,
             usage_state=doc.usage_state,
@@ -277,7 +339,7 @@ def score_of(attributes: dict[str, Any]) -> int | None:
 
 
 def _instant(moment: datetime | None) -> int:
-    if moment is None:
+    if moment is None or moment.year == 1:  # Go's zero time
         return 0
     # Microseconds since 1970 stay below 2**53, so the float is exact to the microsecond that a datetime holds.
     return round(moment.timestamp() * 1e6) * US
@@ -325,6 +387,7 @@ def render_span(span: Span) -> dict[str, Any]:
         "service_tier": (span.pricing_context or {}).get("service_tier"),
         "response_id": span.response_id,
         "scope": span.scope,
+        "adjusted": list(span.adjusted),
         "attributes": span.attributes,
     }
     shown.update((name, value) for name, value in optional.items() if value)

@@ -12,14 +12,19 @@ from tokentrace.dialect.attributes import counts_of, session_of, stated_fields, 
 from tokentrace.dialect.docs import score_of, shown_usage
 from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
+    BOM,
     KINDS,
     MAX_INSTANT_NS,
     MAX_LATENCY_NS,
     MIN_INSTANT_NS,
     Span,
     check_span,
+    decode_json,
+    fit_span,
     is_id,
     name_fields,
+    plain_json,
+    repaired,
     settle_usage,
 )
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, nusd_to_usd, usd_to_nusd
@@ -60,6 +65,7 @@ class TraceSpan(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 _message = msgspec.json.Decoder(MistMessage)
 _payload = msgspec.json.Decoder(TraceSpan)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def decode_message(body: bytes) -> Span:
@@ -71,7 +77,7 @@ def decode_message(body: bytes) -> Span:
             ``expected type trace.span, got …`` or ``invalid span payload: …``.
     """
     try:
-        message = _message.decode(body)
+        message = _decode_envelope(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(f"invalid message: {explain(str(exc))}") from exc
     if message.type != TYPE:
@@ -82,12 +88,28 @@ def decode_message(body: bytes) -> Span:
     if message.checksum and zlib.crc32(payload) != message.checksum:
         raise Rejected("invalid message: checksum does not match the payload")
     try:
-        foreign = _payload.decode(payload)
+        foreign = decode_json(_payload, TraceSpan, payload)
         span = parse_span(foreign, message.source)
         check_span(span, needs_model=False)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, Rejected) as exc:
         raise Rejected(f"invalid span payload: {explain(str(exc))}") from exc
     return span
+
+
+def _decode_envelope(body: bytes) -> MistMessage:
+    try:
+        return _message.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        sent, fixed = body.removeprefix(BOM), repaired(body)
+        fields = _fields.decode(fixed)
+        plain = plain_json(msgspec.json.encode({**fields, "payload": None}), MistMessage)
+        message = msgspec.convert(plain, MistMessage)
+        if "payload" in fields:
+            # The checksum covers the payload as it was sent. A repaired escape is as long as the one that was sent.
+            payload = bytes(fields["payload"])
+            start = fixed.find(payload)
+            message.payload = msgspec.Raw(sent[start : start + len(payload)] if len(sent) == len(fixed) else payload)
+        return message
 
 
 def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
@@ -117,10 +139,12 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
     if kind not in KINDS:
         kind = _inferred_kind(operation, has_model=has_model)
     cost = attrs.get("cost_usd")
-    latency = max(foreign.end_ns - foreign.start_ns, 0) if foreign.end_ns else 0
+    # Without a start, the end is all that is known of the time.
+    start_ns = foreign.start_ns if foreign.start_ns > 0 or foreign.end_ns < MIN_INSTANT_NS else foreign.end_ns
+    latency = max(foreign.end_ns - start_ns, 0) if foreign.end_ns else 0
     if latency > MAX_LATENCY_NS:
         raise Rejected("end_ns: over 30 days after start_ns")
-    known_time = MIN_INSTANT_NS <= foreign.start_ns <= MAX_INSTANT_NS and foreign.end_ns <= MAX_INSTANT_NS
+    known_time = MIN_INSTANT_NS <= start_ns <= MAX_INSTANT_NS and foreign.end_ns <= MAX_INSTANT_NS
     ttft = attrs.get("ttft_ms")
     fields: dict[str, Any] = {
         "trace_id": foreign.trace_id if is_id(foreign.trace_id) else "",
@@ -132,8 +156,8 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
         "model": _text(attrs, "model") or "",
         "provider": _text(attrs, "provider") or "",
         "status": _status(foreign.status, attrs),
-        "started_ns": foreign.start_ns if known_time else 0,
-        "ended_ns": max(foreign.end_ns, foreign.start_ns) if known_time and foreign.end_ns else 0,
+        "started_ns": start_ns if known_time else 0,
+        "ended_ns": foreign.end_ns if known_time and foreign.end_ns >= MIN_INSTANT_NS else 0,
         "latency_ns": latency,
         "ttft_ns": ms_to_ns(ttft) if is_number(ttft) and ttft > 0 else 0,
         "cost_nusd": usd_to_nusd(cost) if is_number(cost) else None,
@@ -149,7 +173,7 @@ def parse_span(foreign: TraceSpan, envelope_source: str) -> Span:
     if is_number(cost) and cost > 0 and not fields["cost_nusd"]:
         fields["cost_source"] = "reported"  # less than half a nano-dollar, not the 0 of a tool without prices
     try:
-        span = msgspec.convert(msgspec.to_builtins(Span(**fields)), Span)
+        span = msgspec.convert(msgspec.to_builtins(fit_span(Span(**fields))), Span)
     except msgspec.ValidationError as exc:
         raise Rejected(name_fields(str(exc))) from exc
     return settle_usage(span)

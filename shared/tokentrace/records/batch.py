@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import astuple
 
 from tokentrace.bad_data import UNREADABLE, reading
 from tokentrace.errors import Rejected, cut_quoted, quoted
+from tokentrace.records.cut import fit_texts, joined
+from tokentrace.records.lenient import relax
 from tokentrace.records.session import Annotation, ChatMessage, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import SPAN_FIELDS, Instant, Name, Span
 
@@ -28,8 +31,8 @@ class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         sent: Taken from the queue to be sent.
         acked: Accepted by the pipeline.
         dropped: Discarded because the queue was full, or because the reporter was closed before they were accepted.
-        failed: Not valid, impossible to encode, or refused by the pipeline for good.
-        queue_depth: Waiting in the queue or being sent, when the batch was made.
+        failed: In a batch that the pipeline refused for good.
+        queue_depth: Waiting in the queue when the batch was made, without those in the batch or on their way.
         newly_dropped, newly_failed: The part of dropped and failed that no other batch reports. Their sum over all
             batches, in any order and on any number of shards, is the total that was reported.
     """
@@ -41,6 +44,25 @@ class ReporterStats(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     queue_depth: Count = 0
     newly_dropped: Count = 0
     newly_failed: Count = 0
+
+
+class RefusedSpan(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """
+    A span that its reporter did not send, because it is not valid.
+
+    Attributes:
+        index: Its place among the spans that the batch was made of, from 0.
+        reason: What is wrong with it; names the field.
+        span: The span without secrets; None if it cannot be decoded or redacted.
+        size_bytes: Its size when encoded; 0 if it could not be encoded.
+        sha256: Hash of the encoded span, hexadecimal; "" if it could not be encoded.
+    """
+
+    index: Count = 0
+    reason: Annotated[str, Meta(max_length=1024)] = ""
+    span: Span | None = None
+    size_bytes: Count = 0
+    sha256: Annotated[str, Meta(max_length=64)] = ""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -57,6 +79,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         layout: 0 = the id of the batch decided its shard; 1 = the identity of each span did, and *part* is the number
             of the run of spans times the shard count plus the shard.
         identities: The identities of the spans in order, as ``tokentrace.dedup`` encodes them; b"" = not computed yet.
+        refused: Spans that the reporter did not send because they are not valid. Ingest makes dead letters of them.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=400)]
@@ -74,6 +97,36 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     annotations: list[Annotation] = []
     layout: Annotated[int, Meta(ge=0, le=2**15)] = 0
     identities: bytes = b""
+    refused: list[RefusedSpan] = []
+
+
+class SpanError(msgspec.Struct, frozen=True):
+    """
+    Why ingest did not take a span.
+
+    Attributes:
+        index: Its place in the request or batch, from 0.
+        error: What is wrong with it; names the field.
+    """
+
+    index: Count
+    error: str
+
+
+class RefusalNotice(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What ingest tells a reporter whose batch held invalid spans.
+
+    Attributes:
+        id, sequence: Those of the batch.
+        rejected: Number of spans that became dead letters.
+        errors: The first of them.
+    """
+
+    id: str
+    sequence: Count
+    rejected: Count
+    errors: list[SpanError] = []
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -94,6 +147,7 @@ class _Envelope(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     annotations: list[msgspec.Raw] = []
     layout: Annotated[int, Meta(ge=0, le=2**15)] = 0
     identities: bytes = b""
+    refused: list[msgspec.Raw] = []
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -108,8 +162,14 @@ _RECORDS: dict[str, type[msgspec.Struct]] = {
     "session_ends": SessionEnd,
     "tombstones": Tombstone,
     "annotations": Annotation,
+    "refused": RefusedSpan,
 }
-_decoders = {field: msgspec.msgpack.Decoder(kind) for field, kind in _RECORDS.items()}
+_span_decoder = msgspec.msgpack.Decoder(Span)
+_EMPTY_SPAN = Span()
+_notices = msgspec.json.Decoder(RefusalNotice)
+_decoders: dict[str, Callable[[msgspec.Raw], Any]] = {
+    field: msgspec.msgpack.Decoder(kind).decode for field, kind in _RECORDS.items()
+}
 
 
 def encode_batches(batches: Sequence[Batch]) -> bytes:
@@ -128,9 +188,31 @@ def decode_batches(payload: bytes) -> list[Batch]:
         return _decoder.decode(payload)
 
 
+def read_span(data: bytes | msgspec.Raw) -> Span:
+    """
+    Decode a span; what is merely long or written in another way than ours is cut, or taken as what it means.
+
+    Raises:
+        One of ``UNREADABLE``: *data* is no span, or a value is out of bounds.
+    """
+    try:
+        return _span_decoder.decode(data)
+    except UNREADABLE:
+        values = msgspec.msgpack.decode(data)
+        if not isinstance(values, list):
+            raise
+        missing = astuple(_EMPTY_SPAN)[len(values) :]
+        fields = dict(zip(SPAN_FIELDS, [*relax(values, Span), *missing], strict=False))
+        notes: list[str] = []
+        fields |= fit_texts(fields, notes)
+        if notes and not fields["adjusted"]:
+            fields["adjusted"] = joined((), notes)
+        return msgspec.convert(list(fields.values()), Span)
+
+
 def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, str]]]]:
     """
-    Decode the valid records of a message that ``decode_batches`` rejects.
+    Decode the valid records of a message that ``decode_batches`` rejects; spans are decoded by ``read_span``.
 
     Returns:
         For each batch: the batch with its valid records, and (index, bytes, reason) for each invalid record. The
@@ -147,16 +229,32 @@ def salvage_batches(payload: bytes) -> list[tuple[Batch, list[tuple[int, bytes, 
 def _salvage(envelope: _Envelope) -> tuple[Batch, list[tuple[int, bytes, str]]]:
     kept: dict[str, Any] = {name: getattr(envelope, name) for name in envelope.__struct_fields__}
     bad: list[tuple[int, bytes, str]] = []
-    for field, decoder in _decoders.items():
+    for field, decode in {**_decoders, "spans": read_span}.items():
         good: list[Any] = []
         for index, raw in enumerate(kept[field]):
             try:
-                good.append(decoder.decode(raw))
+                good.append(decode(raw))
             except UNREADABLE as exc:
                 reason = name_fields(str(exc), _RECORDS[field].__struct_fields__)
                 bad.append((index, bytes(raw), reason if field == "spans" else f"{field}[{index}]: {reason}"))
         kept[field] = good
     return Batch(**kept), bad
+
+
+def encode_notice(notice: RefusalNotice) -> bytes:
+    """Encode *notice* as JSON."""
+    return msgspec.json.encode(notice)
+
+
+def decode_notice(payload: bytes) -> RefusalNotice:
+    """
+    Decode what ``encode_notice`` encoded.
+
+    Raises:
+        Rejected: *payload* is no such notice.
+    """
+    with reading("refusals"):
+        return _notices.decode(payload)
 
 
 def name_fields(message: str, fields: Sequence[str] = SPAN_FIELDS) -> str:

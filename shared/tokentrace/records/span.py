@@ -67,6 +67,8 @@ MAX_NAME = 256
 MAX_VALUE_BYTES = 32 * 1024
 MAX_DEPTH = 16
 MAX_CONTEXT = 16
+#: Limit for the entries of ``Span.adjusted``.
+MAX_ADJUSTED = 32
 #: A span whose end is further ahead of its arrival than this counts at its arrival instead; nanoseconds.
 FUTURE_NS = 5 * MINUTE
 
@@ -122,6 +124,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         pricing_context: What else decides the price, by name, such as ``{"service_tier": "flex"}``; None = unknown.
         response_id: The id that the provider gave the response; "" = unknown.
         scope: The instrumentation that reported the span, such as ``openinference.instrumentation.openai``.
+        adjusted: What ``fit_span`` cut or corrected, such as ``error: cut, 204800 bytes``; at most 32 texts.
 
     Raises:
         TypeError: A field name is unknown. The values are checked later, when the span is decoded.
@@ -164,6 +167,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     pricing_context: dict[Name, Name] | None = None
     response_id: Id = ""
     scope: Name = ""
+    adjusted: Annotated[tuple[Name, ...], Meta(max_length=MAX_ADJUSTED)] = ()
 
 
 SPAN_FIELDS: tuple[str, ...] = Span.__struct_fields__

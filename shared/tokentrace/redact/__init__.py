@@ -11,6 +11,7 @@ from tokentrace.redact.patterns import (
 )
 from tokentrace.redact.people import CARD_REDACTED, EMAIL_REDACTED, PHONE_REDACTED, SSN_REDACTED
 from tokentrace.redact.redactor import DROPPED, FAILED, Mode, Redactor
+from tokentrace.redact.refused import clean_refused, readable
 
 __all__ = [
     "API_KEY_REDACTED",
@@ -30,4 +31,6 @@ __all__ = [
     "Mode",
     "RedactionCounts",
     "Redactor",
+    "clean_refused",
+    "readable",
 ]

@@ -23,6 +23,7 @@ from tokentrace.records import (
     SessionEnd,
     Span,
     Started,
+    cut_text,
 )
 from tokentrace.redact.ids import IdHash, is_technical
 from tokentrace.redact.keys import DEFAULT_KEYS, REDACTED, Keys
@@ -255,7 +256,9 @@ class Redactor:
                 value = getattr(span, field)
                 clean = self._content(value, redactions)
                 if clean is not value:
-                    changed[field] = clean[:MAX_VALUE_BYTES]
+                    changed[field] = cut_text(clean, MAX_VALUE_BYTES)
+        if span.adjusted:
+            changed["adjusted"] = tuple(self.text(note, redactions)[:MAX_NAME] for note in span.adjusted)
         if span.usage:
             usage = self._mapping(span.usage, redactions, drop=False)
             if usage is not span.usage:
@@ -308,7 +311,12 @@ class Redactor:
         if clean is attributes:
             return clean
         # A placeholder may be longer than the secret, and a value that is too long would be rejected.
-        return {key: _fit(value, MAX_VALUE_BYTES) if isinstance(value, str) else value for key, value in clean.items()}
+        return {
+            key: cut_text(value, MAX_VALUE_BYTES)
+            if isinstance(value, str) and len(value) * 4 > MAX_VALUE_BYTES
+            else value
+            for key, value in clean.items()
+        }
 
 
 _CONTENT: dict[type, dict[str, Any]] = {
@@ -321,6 +329,7 @@ _CONTENT: dict[type, dict[str, Any]] = {
         "error_stack": REDACTED,
         "attributes": {},
         "usage": None,
+        "adjusted": (),
     },
     Started: {"name": REDACTED, "caller": REDACTED, "metadata": {}},
     ChatMessage: {"content": REDACTED, "redacted": True, "raw": "", "length": 0, "metadata": {}},

@@ -11,16 +11,23 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import Path as PathName
 from msgspec import UNSET, Meta, UnsetType
+from pydantic import ConfigDict, Field, WithJsonSchema
+from starlette.requests import Request
 
 from tokentrace.dialect.costkatana import EndInput, MessageInput, SpanInput
 from tokentrace.dialect.docs import DocsSpan
 from tokentrace.dialect.mist import MistMessage, TraceSpan
-from tokentrace.records import BATCH_TYPE, Role
-from tokentrace.service.contract import Answer, Content, Header, operation
+from tokentrace.errors import Rejected, quoted
+from tokentrace.records import BATCH_TYPE, Role, SpanError
+from tokentrace.service.contract import Answer, Content, Header, Params, operation, parsed
 
 SpanId = Annotated[
     str, PathName(description="The id of the span, which the answer to its start calls `traceId`.", examples=["call"])
 ]
+
+
+#: Limit for the errors in the answer to a reporter; all of them are counted.
+MAX_ERRORS = 100
 
 
 class Accepted(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,11 +35,40 @@ class Accepted(msgspec.Struct, forbid_unknown_fields=True):
     How many spans are on disk.
 
     Attributes:
-        rejected: Only for a reporter's batches: how many spans became dead letters.
+        rejected: Only with `partial` and for a reporter's batches: the spans that became dead letters, or their number.
+        errors: Only for a reporter's batches: the first 100 of these spans.
     """
 
     accepted: Annotated[int, Meta(ge=0)]
-    rejected: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    rejected: Annotated[int, Meta(ge=0)] | list[SpanError] | UnsetType = UNSET
+    errors: list[SpanError] | UnsetType = UNSET
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", ""):
+        raise Rejected(f"{quoted(text)} is neither true nor false")
+    return text.lower() in ("true", "1", "")
+
+
+class SendParams(Params):
+    """The query parameters of ``POST /spans``; others are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+    partial: Annotated[bool, parsed(_true_or_false), WithJsonSchema({"type": "boolean"})] = Field(
+        False, description="Store the valid spans of a request although others are not valid.", examples=[True]
+    )
+
+
+def wants_partial(request: Request) -> bool:
+    """
+    Return True if the valid spans of *request* are to be stored although others are not valid.
+
+    Raises:
+        Rejected: The parameter ``partial`` is neither true nor false.
+    """
+    if "handling=lenient" in request.headers.get("prefer", "").replace(" ", "").lower():
+        return True
+    return bool(request.scope["query_string"]) and SendParams.read(request).partial
 
 
 class MistEnvelope(MistMessage, kw_only=True):
@@ -137,6 +173,7 @@ IDEMPOTENCY_KEY = Header(
 _ENCODING = Header(
     "Content-Encoding", "`gzip` if the body is compressed; the limits hold before and after decompression.", "gzip"
 )
+_PREFER = Header("Prefer", "`handling=lenient` does what `partial=true` does.", "handling=lenient")
 _SESSION = Header("X-Session-Id", "Session of spans that name none.", "s1", max_length=256)
 _CALLER = Header("X-Service-Name", "Caller of spans that name none.", "checkout")
 _WRONG = {
@@ -160,18 +197,26 @@ POST_SPANS = operation(
     "Send spans",
     """
     The body is one span or an array of spans in JSON, optionally compressed with gzip. 202 means that the broker has
-    the spans on disk. If one span is invalid, the whole request is refused. Missing ids, instants and totals are filled
-    in, costs are computed if `cost_usd` is absent, and secrets are removed before anything is stored.
+    the spans on disk. If one span is invalid, the whole request is refused, unless `partial=true` or the header
+    `Prefer: handling=lenient` asks to store the others: then the invalid ones become dead letters, and `rejected` lists
+    them. Missing ids, instants and totals are filled in, costs are computed if `cost_usd` is absent, and secrets are
+    removed before anything is stored. What is merely too long is cut, and `adjusted` of the stored span says so.
 
-    `tokentrace.Reporter` posts its batches here too; an invalid span of a batch becomes a dead letter instead.
+    `tokentrace.Reporter` posts its batches here too; an invalid span of a batch becomes a dead letter.
     """,
-    Answer(Accepted, "The spans are on disk.", {"accepted": 1}, status=202),
+    Answer(
+        Accepted,
+        "The spans are on disk.",
+        {"accepted": 1},
+        status=202,
+        headers={"Preference-Applied": "`handling=lenient` if invalid spans did not refuse the request."},
+    ),
     body=[
         Content((DocsSpan, list[DocsSpan]), {"one": SPAN_EXAMPLE, "several": [SPAN_EXAMPLE]}),
         Content(Batches, {}, media=BATCH_TYPE),
     ],
     errors=_WRONG,
-    headers=[IDEMPOTENCY_KEY, _ENCODING],
+    headers=[IDEMPOTENCY_KEY, _ENCODING, _PREFER],
 )
 POST_MIST = operation(
     "postMist",

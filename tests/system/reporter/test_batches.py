@@ -62,14 +62,18 @@ def test_a_batch_of_several_spans_has_at_most_512_kib(url: str) -> None:
         assert len(batch.spans) == 1 or sum(len(msgspec.msgpack.encode(span)) for span in batch.spans) <= BATCH_BYTES
 
 
-def test_a_span_too_large_for_a_message_counts_as_failed_and_the_others_arrive(url: str) -> None:
+def test_a_span_too_large_for_a_message_is_cut_and_keeps_its_tokens(url: str) -> None:
     with Reporter("huge", url) as reporter:
         reporter.report(make_span(name="before"))
         reporter.report(make_span(name="huge", attributes={"text": "x" * 9_000_000}))
         reporter.report(make_span(name="after"))
         assert reporter.flush(WAIT_S)
-        assert reporter.stats() == Stats(3, 2, 0, 1, 0)
-    assert span_names(read_raw(url)) == Counter(["before", "after"])
+        assert reporter.stats() == Stats(3, 3, 0, 0, 0, truncated=1)
+    stored = read_raw(url)
+    assert span_names(stored) == Counter(["before", "huge", "after"])
+    (huge,) = (span for message in stored for span in message.batch.spans if span.name == "huge")
+    assert huge.adjusted == ("attributes.text: cut, 9000000 bytes",)
+    assert huge.total_tokens == make_span().total_tokens
 
 
 def test_a_single_span_is_sent_without_a_flush(url: str) -> None:
@@ -97,6 +101,7 @@ def test_each_batch_carries_the_counters_of_its_reporter(url: str) -> None:
     with Reporter("counters", url, max_queue_spans=300) as reporter:
         for _ in range(2000):
             reporter.report(make_span())
+        assert reporter.flush(WAIT_S)
         reporter.report(make_span(attributes={"x": object()}))
         assert reporter.flush(WAIT_S)
         reporter.report(make_span())
@@ -105,16 +110,27 @@ def test_each_batch_carries_the_counters_of_its_reporter(url: str) -> None:
     sent = 0
     batches = sorted((message.batch for message in read_raw(url)), key=lambda batch: batch.sequence)
     for batch in batches:
-        sent += len(batch.spans)
+        of_batch = len(batch.spans) + len(batch.refused)
+        sent += of_batch
         counters = batch.reporter
         assert counters is not None
         assert counters.sent == sent
-        assert counters.acked <= sent - len(batch.spans)
-        assert counters.queue_depth >= len(batch.spans)
+        assert counters.acked <= sent - of_batch
+        assert counters.queue_depth <= 300 - of_batch
     assert batches[-1].reporter is not None
     assert batches[-1].reporter.dropped == final.dropped > 0
-    assert batches[-1].reporter.failed == final.failed == 1
-    assert (final.sent, final.acked) == (sent, sent)
+    assert (final.rejected, final.failed) == (1, 0)
+    assert (final.sent, final.acked) == (sent, sent - 1)
+
+
+def test_the_last_batch_of_a_reporter_says_that_no_span_waits(url: str) -> None:
+    reporter = Reporter("depth", url)
+    for _ in range(2000):
+        reporter.report(make_span())
+    reporter.close()
+    last = max((message.batch for message in read_raw(url)), key=lambda batch: batch.sequence)
+    assert last.reporter is not None
+    assert last.reporter.queue_depth == 0
 
 
 def test_batches_with_a_very_long_source_and_project_can_be_decoded(url: str) -> None:

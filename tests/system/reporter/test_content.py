@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from kit.broker import Broker
-from kit.builders import make_span
+from kit.builders import STARTED_NS, make_span
 from kit.peers import ignore_ungreeted_connections
+from kit.raw_messages import make_cleaner
 from kit.raw_stream import create_streams, read_raw, span_names
 from kit.reporting import WAIT_S, accounted
 from tokentrace import Reporter, Span, Stats
 from tokentrace.redact import REDACTED
+from tokentrace.units import SECOND
 
 pytestmark = ignore_ungreeted_connections
 
@@ -24,27 +26,36 @@ pytestmark = ignore_ungreeted_connections
     [
         {"x": object()},
         {"x": 2**70},
-        {"x": "\ud800"},
         {"x": {"y": {"z": lambda: None}}},
         {(1, object()): "x"},
         ["not a mapping", object()],
     ],
 )
-def test_a_span_that_cannot_be_encoded_counts_as_failed_and_does_not_raise(url: str, attributes: Any) -> None:
+def test_a_span_that_cannot_be_encoded_counts_as_rejected_and_does_not_raise(url: str, attributes: Any) -> None:
     with Reporter("odd", url) as reporter:
         reporter.report(make_span(attributes=attributes))
         reporter.report(make_span(name="good"))
         assert reporter.flush(WAIT_S)
-        assert reporter.stats() == Stats(1, 1, 0, 1, 0)
+        assert reporter.stats() == Stats(2, 1, 0, 0, 0, rejected=1)
     assert span_names(read_raw(url)) == Counter(["good"])
 
 
-def test_attributes_that_contain_themselves_count_as_failed(url: str) -> None:
+def test_attributes_that_contain_themselves_count_as_rejected(url: str) -> None:
     ring: dict[str, Any] = {}
     ring["ring"] = ring
     with Reporter("ring", url) as reporter:
         reporter.report(make_span(attributes=ring))
-        assert reporter.stats() == Stats(0, 0, 0, 1, 0)
+        assert reporter.flush(WAIT_S)
+        assert reporter.stats() == Stats(1, 0, 0, 0, 0, rejected=1)
+
+
+def test_half_of_a_surrogate_pair_becomes_a_replacement_character(url: str) -> None:
+    with Reporter("half", url) as reporter:
+        reporter.report(make_span(name="cut \ud83d", attributes={"a\ud800": ["\udfff", {"b": "\ud83d"}]}))
+        assert reporter.flush(WAIT_S)
+        assert reporter.stats() == Stats(1, 1, 0, 0, 0)
+    (span,) = (span for message in read_raw(url) for span in message.batch.spans)
+    assert (span.name, span.attributes) == ("cut \ufffd", {"a\ufffd": ["\ufffd", {"b": "\ufffd"}]})
 
 
 def _nested(levels: int) -> Any:
@@ -106,7 +117,7 @@ def test_changing_attributes_after_report_changes_nothing_that_is_sent(broker: B
     assert b"later" not in message.payload
 
 
-def test_a_span_without_an_end_ends_when_it_is_reported(url: str) -> None:
+def test_a_span_without_a_time_ends_when_it_is_reported(url: str) -> None:
     before = time.time_ns()
     with Reporter("end", url) as reporter:
         reporter.report(Span(name="now", kind="custom"))
@@ -116,6 +127,16 @@ def test_a_span_without_an_end_ends_when_it_is_reported(url: str) -> None:
     ends = [span.ended_ns for message in read_raw(url) for span in message.batch.spans]
     assert before <= ends[0] <= after
     assert ends[1] == 1_800_000_000_000_000_000
+
+
+def test_a_span_of_an_hour_ago_with_start_and_latency_does_not_end_now(url: str) -> None:
+    """Ingest computes the end from both, as for ``POST /spans``."""
+    with Reporter("end", url) as reporter:
+        reporter.report(make_span(started_ns=STARTED_NS, latency_ns=5 * SECOND, ended_ns=0, total_tokens=0))
+        assert reporter.flush(WAIT_S)
+    (message,) = read_raw(url)
+    (part,) = make_cleaner().clean(message.batch, time.time_ns()).parts
+    assert (part.spans[0].started_ns, part.spans[0].ended_ns) == (STARTED_NS, STARTED_NS + 5 * SECOND)
 
 
 def test_secrets_are_redacted_before_a_batch_reaches_the_raw_stream(url: str) -> None:

@@ -26,6 +26,7 @@ from tokentrace.records import (  # noqa: E402
     Annotation,
     Batch,
     ChatMessage,
+    RefusedSpan,
     ReporterStats,
     Score,
     SessionEnd,
@@ -72,6 +73,7 @@ SPAN = make_span(
     pricing_context={"service_tier": "flex", "processing": "batch"},
     response_id="chatcmpl-9XkQ2mZr7LwV",
     scope="openinference.instrumentation.openai",
+    adjusted=("error: cut, 70000 bytes",),
 )
 BATCH = make_batch(
     SPAN,
@@ -128,6 +130,7 @@ BATCH = make_batch(
         )
     ],
     session_ends=[SessionEnd(session_id="c", ended_ns=ENDED_NS, error="gone")],
+    refused=[RefusedSpan(index=9, reason="model: required", span=make_span(model=""), size_bytes=70, sha256="ab")],
     tombstones=[Tombstone(target="session", id="c", deleted_ns=ENDED_NS)],
     annotations=[Annotation(trace_id="t", span_id="s", attributes={"k": 3})],
     layout=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -127,7 +128,7 @@ def router(store: StoreReader, deletions: LogOfDeletions) -> Router:
 
 
 async def _delete(store: StoreReader, deletions: LogOfDeletions, column: str, id: str) -> Deleted:
-    now_ns = store.now_ns()
+    now_ns = time.time_ns()
     matches = await store.find(lambda spans: _removed_by(spans, column, id, now_ns))
     if not matches:
         raise Rejected(f"{column.removesuffix('_id')} not found", status=404)

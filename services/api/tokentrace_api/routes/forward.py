@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
 from urllib.parse import quote
 
 import httpx
+from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.service.body import read_raw
 from tokentrace.service.contract import Router
-from tokentrace.service.ingest_operations import COSTKATANA, POST_MIST, POST_SPANS, SpanId
+from tokentrace.service.ingest_operations import COSTKATANA, POST_MIST, POST_SPANS, SendParams, SpanId
 
 _PASSED = (
     b"content-type",
@@ -21,8 +23,9 @@ _PASSED = (
     b"x-service-name",
     b"x-session-id",
     b"x-project-id",
+    b"prefer",
 )
-_RETURNED = ("content-type", "retry-after", "x-trace-id", "x-session-id")
+_RETURNED = ("content-type", "retry-after", "preference-applied", "x-trace-id", "x-session-id")
 _TIMEOUT_S = 15.0
 #: Characters that stay unescaped in a path and a query.
 _URL_MARKS = "/?%:@!$&'()*+,;=-._~"
@@ -40,10 +43,7 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
     routes = Router("spans", lenient=True)
     if not ingest_url:
         return routes
-    # A transport of its own: without one, httpx sends requests through the proxy that the environment names, which
-    # Docker sets for containers. Ingest is a service beside this one.
-    transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=64))
-    client = httpx.AsyncClient(base_url=ingest_url, timeout=_TIMEOUT_S, transport=transport)
+    client = httpx.AsyncClient(base_url=ingest_url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=64))
 
     async def pass_on(request: Request) -> Response:
         body = await read_raw(request, max_body_bytes)
@@ -61,7 +61,10 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
     async def pass_on_end(request: Request, trace_id: SpanId) -> Response:
         return await pass_on(request)
 
-    routes.post(spans_path, **POST_SPANS)(pass_on)
+    @routes.post(spans_path, **POST_SPANS)
+    async def pass_on_spans(request: Request, params: Annotated[SendParams, Query()]) -> Response:
+        return await pass_on(request)
+
     routes.post("/mist", **POST_MIST)(pass_on)
     sdk = Router("Cost Katana", lenient=True)
     for path, described in COSTKATANA.items():

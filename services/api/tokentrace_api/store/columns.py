@@ -63,7 +63,7 @@ COLUMNS = {
     "response_id": "VARCHAR",
 }
 #: Rows that an earlier version wrote hold a shorter array: fields are only ever appended.
-_REST = ("usage", "error_stack", "usage_state", "pricing_context", "scope")
+_REST = ("usage", "error_stack", "usage_state", "pricing_context", "scope", "adjusted")
 _COMPUTED = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attributes", "rest", "counted", "conflicting")
 _FIELDS = tuple(name for name in COLUMNS if name not in _COMPUTED)
 _COUNTED, _CONFLICTING = (list(COLUMNS).index(name) for name in ("counted", "conflicting"))
@@ -177,6 +177,7 @@ def span_of(row: Sequence[Any]) -> Span:
     fields = {name: values[name] for name in _FIELDS}
     if values["rest"] is not None:
         fields.update(zip(_REST, msgspec.msgpack.decode(values["rest"]), strict=False))
+        fields["adjusted"] = tuple(fields.get("adjusted", ()))
     if values["attributes"] is not None:
         fields["attributes"] = msgspec.json.decode(values["attributes"])
     return Span(**fields)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from tokentrace.records import Batch
+from tokentrace.dialect.docs import BadSpan
+from tokentrace.records import Batch, Span, SpanError
 from tokentrace_ingest.cleaning import Cleaned
 
 
@@ -24,16 +26,18 @@ class Limits(NamedTuple):
 class Intake(Protocol):
     """Accepts batches; ``tokentrace_ingest.service.Ingest`` implements it."""
 
-    def now_ns(self) -> int:
-        """Return the broker's time, Unix nanoseconds; see ``Ingest.now_ns``."""
-        ...
-
     async def accept(self, batch: Batch, source: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
         """Accept one batch; see ``Ingest.accept``."""
         ...
 
-    async def accept_batches(self, body: bytes) -> tuple[int, int]:
+    async def accept_batches(self, body: bytes) -> tuple[int, list[SpanError]]:
         """Accept a reporter's batches; see ``Ingest.accept_batches``."""
+        ...
+
+    async def accept_valid(
+        self, batch_id: str, spans: Sequence[Span], bad: Sequence[BadSpan], size_bytes: int
+    ) -> tuple[int, list[SpanError]]:
+        """Accept the valid spans of a request; see ``Ingest.accept_valid``."""
         ...
 
     def check_backpressure(self) -> None:

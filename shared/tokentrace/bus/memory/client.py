@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from tokentrace.bad_data import SetAside
-from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, Message, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.memory.broker import MemoryBroker, StoredLog, matches
 from tokentrace.bus.memory.buckets import MemoryKeyValue, MemoryObjects
@@ -24,9 +23,7 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
-        self.clock = BrokerClock(host_ns=broker.now_ns, elapsed_ns=broker.now_ns)
-        self.clock.note(broker.now_ns(), broker.now_ns())
-        self.set_aside = SetAside(self.clock.now_ns)
+        self.set_aside = SetAside()
 
     @property
     def connected(self) -> bool:
@@ -161,6 +158,15 @@ class MemoryBus:
                 async with asyncio.timeout(0.05):
                     await changed.wait()
 
+    async def notify(self, subject: str, payload: bytes) -> None:
+        """As ``Bus.notify``."""
+        self._broker.check()
+        told_groups: set[str] = set()
+        for served, group, handler in list(self._broker.servers):
+            if matches(served, subject) and (not group or group not in told_groups):
+                told_groups.add(group)
+                await self._answer(handler, payload, asyncio.Queue())
+
     async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
         """As ``Bus.request``."""
         answers = await self.request_many(subject, payload, lambda answers: 0 if answers else timeout_s)
@@ -180,20 +186,16 @@ class MemoryBus:
                 asked_groups.add(group)
                 tasks.append(asyncio.create_task(self._answer(handler, payload, arrived)))
         began, busy = asyncio.get_running_loop().time(), len(tasks)
-        until, wait_s = 0.0, wait_policy(answers)
         try:
-            while busy and wait_s > until:
-                until = wait_s
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(began + until):
-                        answer = await arrived.get()
-                    if answer is None:
-                        busy -= 1
-                    else:
-                        answers.append(answer)
-                    # There may be more replies before that time.
-                    until = 0.0
-                wait_s = wait_policy(answers)
+            while busy and (wait_s := wait_policy(answers)):
+                async with asyncio.timeout_at(began + wait_s):
+                    answer = await arrived.get()
+                if answer is None:
+                    busy -= 1
+                else:
+                    answers.append(answer)
+        except TimeoutError:
+            pass
         finally:
             for task in tasks:
                 task.cancel()

@@ -10,16 +10,19 @@ from msgspec import Meta
 from tokentrace.dialect import explain
 from tokentrace.errors import Rejected, quoted
 from tokentrace.records import (
+    BOM,
+    GO_ZERO,
     MAX_INSTANT_NS,
     MIN_INSTANT_NS,
     Id,
     Kind,
-    Name,
     Role,
-    Text,
     Tokens,
     check_attributes,
+    decode_json,
+    fit_attributes,
     is_id,
+    repaired,
 )
 from tokentrace.units import parse_instant
 
@@ -89,8 +92,8 @@ _TOKEN_FIELDS = msgspec.structs.fields(TokenCounts)
 class ErrorInput(msgspec.Struct, kw_only=True):
     """The error of a call."""
 
-    message: Text = ""
-    stack: Text | None = None
+    message: str = ""
+    stack: str | None = None
 
 
 class EndInput(msgspec.Struct, kw_only=True, rename="camel"):
@@ -105,12 +108,12 @@ class EndInput(msgspec.Struct, kw_only=True, rename="camel"):
     """
 
     status: Literal["ok", "error", "timeout", "pending"] | None = None
-    error: ErrorInput | Text | None = None
-    model: Name | None = None
-    ai_model: Name | None = None
+    error: ErrorInput | str | None = None
+    model: str | None = None
+    ai_model: str | None = None
     tokens: TokenCounts | None = None
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | None = msgspec.field(name="costUSD", default=None)
-    tool: Name | None = None
+    tool: str | None = None
     resource_ids: list[str] | None = None
     metadata: dict[str, Any] | None = None
     ended_at: str | None = None
@@ -126,7 +129,7 @@ class SpanInput(EndInput, kw_only=True, rename="camel"):
         started_at: RFC 3339 with a time zone; absent = the arrival of the request.
     """
 
-    name: Annotated[Name, Meta(min_length=1)]
+    name: Annotated[str, Meta(min_length=1)]
     trace_id: Id | None = None
     session_id: Id | None = None
     parent_id: Id | None = None
@@ -165,9 +168,19 @@ _wrapped = msgspec.json.Decoder(_Wrapped)
 _starts = msgspec.json.Decoder(list[SpanInput])
 
 
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
+def _decode(decoder: msgspec.json.Decoder[T], kind: Any, body: bytes | msgspec.Raw) -> T:
     try:
-        return decoder.decode(body)
+        return decode_json(decoder, kind, body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
+        raise Rejected(explain(str(exc))) from exc
+
+
+def _unwrap(body: bytes) -> msgspec.Raw | msgspec.UnsetType:
+    try:
+        try:
+            return _wrapped.decode(body).spans
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _wrapped.decode(repaired(body)).spans
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as exc:
         raise Rejected(explain(str(exc))) from exc
 
@@ -179,7 +192,7 @@ def decode_start(body: bytes) -> SpanInput:
     Raises:
         Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
-    span = _decode(_start, body)
+    span = _decode(_start, SpanInput, body)
     _check(span)
     return span
 
@@ -191,7 +204,7 @@ def decode_end(body: bytes) -> EndInput:
     Raises:
         Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
-    end = _decode(_end, body) if body.strip() else EndInput()
+    end = _decode(_end, EndInput, body) if body.strip() else EndInput()
     if end.status == "pending":
         raise Rejected("status: an end is ok, error or timeout, not pending")
     instant_of("endedAt", end.ended_at)
@@ -207,13 +220,17 @@ def decode_ingest(body: bytes) -> list[SpanInput]:
         Rejected: *body* is not JSON, a value in it is invalid, or two spans have one ``traceId``; the text names the
             field and, where known, the index of the span.
     """
-    if body.lstrip()[:1] == b"[":
-        spans = _decode(_starts, body)
+    if body.removeprefix(BOM).lstrip()[:1] == b"[":
+        spans = _decode(_starts, list[SpanInput], body)
     else:
-        wrapped = _decode(_wrapped, body).spans
+        wrapped = _unwrap(body)
         if wrapped is not msgspec.UNSET and bytes(wrapped)[:1] != b"[":
             raise Rejected("spans: is not an array")
-        spans = [_decode(_start, body)] if wrapped is msgspec.UNSET else _decode(_starts, wrapped)
+        spans = (
+            [_decode(_start, SpanInput, body)]
+            if wrapped is msgspec.UNSET
+            else _decode(_starts, list[SpanInput], wrapped)
+        )
     first: dict[str, int] = {}
     for index, span in enumerate(spans):
         try:
@@ -232,7 +249,7 @@ def decode_message(body: bytes) -> MessageInput:
     Raises:
         Rejected: *body* is not JSON, or a value in it is invalid and the text names its field.
     """
-    message = _decode(_message, body)
+    message = _decode(_message, MessageInput, body)
     _check_id("sessionId", message.session_id)
     _check_id("traceId", message.trace_id)
     _check_id("messageId", message.message_id)
@@ -266,12 +283,12 @@ def _check_id(name: str, value: str | None) -> None:
 
 def instant_of(name: str, text: str | None) -> int:
     """
-    Return *text*, the value of field *name*, as Unix nanoseconds; 0 if it is empty or None.
+    Return *text*, the value of field *name*, as Unix nanoseconds; 0 if it is empty, None or Go's zero time.
 
     Raises:
         Rejected: *text* is not RFC 3339 with a time zone, or not between the years 2000 and 2100.
     """
-    if not text:
+    if not text or text.startswith(GO_ZERO):
         return 0
     try:
         at = parse_instant(text)
@@ -284,13 +301,13 @@ def instant_of(name: str, text: str | None) -> int:
 
 def check_metadata(attributes: dict[str, Any]) -> None:
     """
-    Check *attributes* with ``check_attributes``; error texts call them metadata, as Cost Katana does.
+    Check *attributes*, after what is too long was cut; error texts call them metadata, as Cost Katana does.
 
     Raises:
         Rejected: As ``check_attributes``.
     """
     try:
-        check_attributes(attributes)
+        check_attributes(fit_attributes(attributes, []))
     except Rejected as exc:
         raise Rejected(f"metadata{str(exc).removeprefix('attributes')}") from exc
 

@@ -18,7 +18,17 @@ from tokentrace.dialect.costkatana.inputs import (
 )
 from tokentrace.dialect.docs import score_of
 from tokentrace.errors import Rejected
-from tokentrace.records import MAX_LATENCY_NS, ChatMessage, Span, Started, check_span, settle_usage
+from tokentrace.records import (
+    MAX_LATENCY_NS,
+    MAX_NAME,
+    ChatMessage,
+    Span,
+    Started,
+    check_span,
+    cut_text,
+    fit_span,
+    settle_usage,
+)
 from tokentrace.units import is_number, ms_to_ns, ns_to_ms, usd_to_nusd
 
 
@@ -89,7 +99,7 @@ def start_of(span: SpanInput, span_id: str, where: Place, arrived_ns: int, calle
         parent_span_id=span.parent_id or None,
         session_id=where.session_id,
         user_id=span.user_id or user_of(attributes),
-        name=span.name,
+        name=span.name if len(span.name) <= MAX_NAME else cut_text(span.name, MAX_NAME),
         kind=span.type or "custom",
         started_ns=instant_of("startedAt", span.started_at) or arrived_ns,
         metadata=attributes,
@@ -147,7 +157,7 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
         source="costkatana",
     )
     try:
-        span = settle_usage(replace(span, **{**counts, **stated}))
+        span = fit_span(settle_usage(replace(span, **{**counts, **stated})))
         check_span(span, needs_model=False)
     except Rejected as exc:
         raise Rejected(str(exc).replace("attributes:", "metadata:", 1)) from exc
