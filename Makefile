@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+SERVER := $(VENV)/.server
 
 .DEFAULT_GOAL := help
 .PHONY: help setup pins prices serve test test-fast test-all coverage docs check fmt bench up down
@@ -12,11 +13,19 @@ help: ## list the targets
 
 setup: $(READY) ## make the virtual environment in .venv and install everything into it
 
-$(READY): pyproject.toml constraints.txt
+define install
 	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then echo "Python 3.11 or later is needed: make PYTHON=python3.12 …"; exit 1; fi
 	$(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch $(SERVER) $(READY)
+
+$(SERVER): pyproject.toml constraints.txt
+	$(call install,server)
+	@touch $(SERVER)
 
 pins: $(READY) ## write constraints.txt anew: the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv --clear $(VENV)/pins
@@ -27,7 +36,7 @@ pins: $(READY) ## write constraints.txt anew: the newest versions that pyproject
 prices: $(READY) ## write the price list anew from the installed genai-prices
 	$(BIN)/python tools/make_prices.py
 
-serve: $(READY) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
+serve: $(SERVER) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
 	$(BIN)/tokentrace serve $(ARGS)
 
 test: $(READY) ## run all tests with a third of the random examples; ARGS="-k name" for flags

@@ -9,7 +9,21 @@ from pathlib import Path
 
 import msgspec
 
-from bench import alerts, bus, core, freshness, history, http, pricing, reference, results, store, throughput
+from bench import (
+    alerts,
+    bodies,
+    bus,
+    cardinality,
+    core,
+    freshness,
+    history,
+    http,
+    pricing,
+    reference,
+    results,
+    store,
+    throughput,
+)
 from bench.row import Group
 from bench.run import Run
 from bench.table import Table, listing
@@ -20,8 +34,10 @@ GROUPS = (
     Group("pricing", pricing.PLANS, pricing.run),
     Group("bus", bus.PLANS, bus.run),
     Group("store", store.PLANS, store.run),
+    Group("bodies", bodies.PLANS, bodies.run),
     Group("http", http.PLANS, http.run),
     Group("history", history.PLANS, history.run),
+    Group("cardinality", cardinality.PLANS, cardinality.run),
     Group("freshness", freshness.PLANS, freshness.run),
     Group("alerts", alerts.PLANS, alerts.run),
     Group("throughput", throughput.PLANS, throughput.run),

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from bench.process import free_port, fsync_note, nats, python, started
 from bench.reference import LOOP, at_most
 from bench.row import Failed, Measured, Plan, Runner
-from bench.spans import make_spans
+from bench.spans import make_spans, new_call
 from bench.table import quantity
 from tokentrace import Reporter
 from tokentrace.records import Span
@@ -163,8 +163,8 @@ def _send(url: str, seconds: float, rate: float) -> None:
     while (elapsed := time.perf_counter() - began) < seconds:
         now = time.time_ns()
         for _ in range(int(elapsed * rate) - sent):
-            span = template[sent % len(template)]
-            reporter.report(replace(span, started_ns=now - span.latency_ns, ended_ns=now))
+            span = new_call(template[sent % len(template)], sent, now)
+            reporter.report(span)
             sent += 1
         time.sleep(0.01)
 

@@ -9,12 +9,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from bench.process import free_port, fsync_note, python, started
 from bench.reference import LOOP, at_most
 from bench.row import Failed, Measured, Plan, Runner
-from bench.spans import make_spans
+from bench.spans import make_spans, new_call
 from bench.table import quantity
 from tokentrace import Reporter
 
@@ -119,8 +117,7 @@ def _send(url: str, watches: list[_Watch], rate: int) -> list[tuple[float, int]]
         while (elapsed := time.perf_counter() - began) < _SECONDS:
             due = int(elapsed * rate)
             while sent < due:
-                span = template[sent % len(template)]
-                reporter.report(replace(span, trace_id=f"{sent:032x}", started_ns=0, ended_ns=time.time_ns()))
+                reporter.report(new_call(template[sent % len(template)], sent, time.time_ns()))
                 sent += 1
             if elapsed > _WARM_S:
                 marks.append((time.perf_counter(), sent))

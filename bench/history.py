@@ -83,7 +83,7 @@ def run(runner: Runner) -> None:
         runner.row(METRICS, lambda: _ask_all(url, api, runner.offered(_RATE)))
         for plan, metric in zip(SERIES, _SERIES_METRICS, strict=True):
             runner.row(plan, partial(_ask_series, api, metric))
-        runner.row(MEMORY, lambda: Measured(_peak_mib(process.pid)))
+        runner.row(MEMORY, lambda: Measured(peak_mib(process.pid)))
 
 
 def _wait_for_history(port: int) -> None:
@@ -128,7 +128,8 @@ def _seconds_of(connection: http.client.HTTPConnection, path: str) -> tuple[floa
         time.sleep(0.05)
 
 
-def _peak_mib(pid: int) -> float:
+def peak_mib(pid: int) -> float:
+    """Return the most memory that a process has had, MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 

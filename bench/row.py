@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 #: Times are kept in seconds ("s") and shown in µs, ms or s. Units that end in "/s" are rates, for which more is better.
-Unit = Literal["s", "spans/s", "requests/s", "rows/s", "MiB", "spans", "x"]
+Unit = Literal["s", "spans/s", "requests/s", "rows/s", "MiB", "spans", "models", "x"]
 Verdict = Literal["met", "MISSED", "FAILED", ""]
 
 

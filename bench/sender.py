@@ -6,9 +6,7 @@ import json
 import sys
 import time
 
-from msgspec.structs import replace
-
-from bench.spans import make_spans
+from bench.spans import make_spans, new_call
 from tokentrace import Reporter
 
 
@@ -26,8 +24,8 @@ def main(url: str, rate: float, seconds: float, seed: int) -> None:
             time.sleep(0.005)
             continue
         for _ in range(min(due - sent, 2000)):
-            span = template[sent % len(template)]
-            reporter.report(replace(span, started_ns=now - span.latency_ns, ended_ns=now))
+            span = new_call(template[sent % len(template)], sent, now)
+            reporter.report(span)
             prompt += span.prompt_tokens
             sent += 1
         time.sleep(0.002)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import time
 
+from msgspec.structs import replace
+
 from tokentrace.dedup import identities_of
 from tokentrace.records import Batch, Span
 
@@ -42,6 +44,16 @@ def make_spans(count: int, *, seed: int = 1, ended_ns: int | None = None, spread
     return spans
 
 
+def new_call(template: Span, number: int, now_ns: int) -> Span:
+    """Return *template* as a call of its own that ends now; *number* must be new for each call of one template."""
+    return replace(
+        template,
+        trace_id=f"{template.trace_id[:16]}{number:016x}",
+        started_ns=now_ns - template.latency_ns,
+        ended_ns=now_ns,
+    )
+
+
 def make_batches(count: int, size: int, *, per_second: int = 50_000, priced: bool = True) -> list[Batch]:
     """Return *count* consecutive batches of one reporter, of *size* spans each, with *per_second* ends per second."""
     now = time.time_ns()
@@ -60,8 +72,6 @@ def make_batches(count: int, size: int, *, per_second: int = 50_000, priced: boo
 
 
 def _priced(span: Span, arrived_ns: int) -> Span:
-    from msgspec.structs import replace
-
     return replace(
         span,
         arrived_ns=arrived_ns,

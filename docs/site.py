@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import load
+from tokentrace.service.admit import Admission
 from tokentrace.service.health import Health
 from tokentrace.service.openapi import make_documented_app
 from tokentrace_standalone.pipeline import Configs, Pipeline
@@ -24,15 +25,9 @@ _PYTHON = "# Python client\n\n::: tokentrace\n    options:\n      members: true\
 async def _document() -> dict[str, Any]:
     """Return the OpenAPI document of ``tokentrace serve``, which is not started for it."""
     pipeline = Pipeline(MemoryBus(MemoryBroker()), Configs.of(load(None)))
-    app = make_documented_app(
-        pipeline.routes,
-        pipeline.hot,
-        lambda: Health([], {}),
-        list,
-        token="",
-        open_paths=("/healthz", "/readyz", "/mist"),
-    )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://docs") as client:
+    admission = Admission(open_paths=("/healthz", "/readyz", "/mist"))
+    app = make_documented_app(pipeline.routes, pipeline.hot, lambda: Health([], {}), list, admission)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         document: dict[str, Any] = (await client.get("/openapi.json")).json()
     return document
 

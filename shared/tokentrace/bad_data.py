@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -85,12 +85,16 @@ class SetAside:
     """
     The data that one bus or store could not decode: the ``MAX_KEPT`` records read last, and a count for each place.
 
+    Args:
+        now_ns: Returns the time of a record, Unix nanoseconds.
+
     Attributes:
         totals: Place -> number of pieces of data set aside since the start; a piece that is read again counts again
             only if its record is no longer kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._now_ns = now_ns
         # The span store calls ``note`` from its writer thread.
         self._lock = threading.Lock()
         self._records: dict[tuple[str, str], Record] = {}
@@ -104,7 +108,7 @@ class SetAside:
         with self._lock:
             known = self._records.pop(key, None)
             count = known.count + 1 if known is not None else 1
-            self._records[key] = Record(place=place, which=key[1], reason=text, count=count, last_ns=time.time_ns())
+            self._records[key] = Record(place=place, which=key[1], reason=text, count=count, last_ns=self._now_ns())
             if known is None:
                 self.totals[place] += 1
             while len(self._records) > MAX_KEPT:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -42,17 +40,11 @@ def crashed_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MetricsServices]:
-    """Yield services without a world; opening a world sets their clock to its time."""
-    clock = SimpleNamespace(now_ns=None)
-
-    def time_ns() -> int:
-        return time.time_ns() if clock.now_ns is None else int(clock.now_ns)
+    """Yield services without a world; opening a world sets the broker's time to that of the world."""
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (tokentrace_api.metrics_query, tokentrace_api.store.catalog):
-            patch.setattr(module, "time", SimpleNamespace(time_ns=time_ns, time=time.time))
         # On a busy machine an aggregator may take long to answer.
         patch.setattr(tokentrace_api.aggregator_client, "TIMEOUT_S", 30.0)
-        services = MetricsServices(tmp_path_factory.mktemp("recount"), clock)
+        services = MetricsServices(tmp_path_factory.mktemp("recount"))
         yield services
         services.shutdown()

@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 from kit.call_histories import random_history
-from kit.call_machines import NOW_S
 from kit.call_services import disagreements
 from kit.mutants import Mutant, plant
-from kit.recount_services import MetricsServices
-from tokentrace.units import SECOND
 
 #: What is broken -> how.
 MUTANTS = {
@@ -38,10 +35,7 @@ SEEDS = range(30)
 
 
 @pytest.mark.parametrize("broken", MUTANTS)
-def test_the_recount_notices_that(
-    broken: str, services: MetricsServices, directories: Iterator[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    services.clock.now_ns = NOW_S * SECOND
+def test_the_recount_notices_that(broken: str, directories: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in SEEDS:
         with monkeypatch.context() as patch:
             plant(MUTANTS[broken], patch)

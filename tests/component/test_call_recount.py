@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kit.call_histories import HISTORIES
-from kit.call_machines import NOW_S
 from kit.call_services import disagreements
 from kit.examples import examples
-from kit.recount_services import MetricsServices
-from tokentrace.units import SECOND
 
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def now(services: MetricsServices) -> None:
-    """Set the clock of queries."""
-    services.clock.now_ns = NOW_S * SECOND
 
 
 @settings(QUIET, max_examples=examples(60))

@@ -50,7 +50,7 @@ class World:
     async def tell(self, service: str, shard: int, *, new: bool = False) -> None:
         """Publish the position of a reader; a *new* one also publishes its memory of calls."""
         meta = self.bus.kv(subjects.META)
-        await meta.put(reader_key(service, shard), encode_position(Position(1, 1)))
+        await meta.put(reader_key(service, shard), encode_position(Position(1, 1), self.bus.clock.now_ns()))
         if new:
             await meta.put(calls_key(service, shard), encode_calls({shard: []}))
 

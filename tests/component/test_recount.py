@@ -120,18 +120,18 @@ def test_the_points_of_a_series_equal_a_recount_and_add_up_to_the_window(
             checker.series(custom["name"], step_s)
 
 
-OVERFLOW_ASKS = ASKS.map(
-    lambda ask: ask._replace(
-        # With too many series, numbers by name and caller are exact only if the query reads the stored spans.
-        filters={key: value for key, value in ask.filters.items() if ask.attributes or key not in ("name", "caller")},
-        groupby=ask.groupby if ask.attributes or ask.groupby not in ("name", "caller") else "model",
-    )
+#: Limits under which a shard counts values under ``other``.
+LIMITS = (
+    {"MAX_SERIES": 8},
+    {"MAX_MODELS": 2, "MAX_PROVIDERS": 1},
+    {"MAX_SERIES": 8, "MAX_MODELS": 2, "MAX_PLAIN": 8},
+    {"MAX_SERIES": 3, "MAX_MODELS": 1, "MAX_PROVIDERS": 1, "MAX_PLAIN": 3},
 )
 
 
-@settings(QUIET, max_examples=examples(6))
-@given(ask=OVERFLOW_ASKS, key=st.sampled_from(GROUP_ATTRIBUTES), **WORLDS)
-def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
+@settings(QUIET, max_examples=examples(10))
+@given(ask=ASKS, key=st.sampled_from(GROUP_ATTRIBUTES), limits=st.sampled_from(LIMITS), **WORLDS)
+def test_beyond_the_limits_every_shown_value_is_complete_and_the_rest_is_other(
     services: MetricsServices,
     templates: list[dict[str, Any]],
     more: int,
@@ -143,13 +143,16 @@ def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
     seed: int,
     ask: Ask,
     key: str,
+    limits: dict[str, int],
 ) -> None:
     dice = random.Random(seed)
     customs = name_customs(drawn, dice)
     world = make_world([*templates, *make_templates(dice, more + 10, 40 * DAY)], now_s, shards, dice)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokentrace.rollup.series, "MAX_SERIES", 8)
-        with opened(services, world, customs, dice, restart=restart, keep_s=keep_s):
+        for name, limit in limits.items():
+            patch.setattr(tokentrace.rollup.series, name, limit)
+        # The store holds everything, because it answers when a filter concerns a value that is not complete.
+        with opened(services, world, customs, dice, restart=restart, keep_s=60 * DAY):
             checker = Checker(services, ask)
             checker.everything()
             for name in SCALARS:
@@ -157,23 +160,60 @@ def test_totals_and_numbers_by_model_are_exact_when_there_are_too_many_series(
             for name in GROUP_RECOUNTS:
                 checker.group(name)
             for name, (dimension, _) in SPLIT_RECOUNTS.items():
-                if dimension != "caller" or ask.attributes:
-                    checker.split(name, "" if dimension else key)
+                checker.split(name, "" if dimension else key)
             for custom in customs:
                 checker.custom(custom)
-            for groupby in ("name", "caller"):
+            for groupby in ("name", "caller", "model", "provider"):
                 assert_groups_add_up_to_the_total(services, Ask(window="31d", kind="all", groupby=groupby))
 
 
+@settings(QUIET, max_examples=examples(8))
+@given(
+    ask=ASKS,
+    names=st.lists(st.sampled_from([*SCALARS, *GROUP_RECOUNTS]), min_size=1, max_size=3),
+    limits=st.sampled_from(LIMITS),
+    **WORLDS,
+)
+def test_beyond_the_limits_the_points_of_a_series_are_complete(
+    services: MetricsServices,
+    templates: list[dict[str, Any]],
+    more: int,
+    now_s: int,
+    shards: int,
+    restart: bool,
+    keep_s: int,
+    drawn: list[dict[str, Any]],
+    seed: int,
+    ask: Ask,
+    names: list[str],
+    limits: dict[str, int],
+) -> None:
+    ask = ask._replace(attributes={}, groupby="" if ask.by_attribute else ask.groupby)
+    length_s = min(WINDOWS[ask.window], 31 * DAY)
+    finest = next(width for keep, width in FINEST_S.items() if length_s <= keep)
+    step_s = finest * -(-length_s // (40 * finest))
+    dice = random.Random(seed)
+    customs = name_customs(drawn, dice)
+    world = make_world([*templates, *make_templates(dice, more + 10, 40 * DAY)], now_s, shards, dice)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in limits.items():
+            patch.setattr(tokentrace.rollup.series, name, limit)
+        with opened(services, world, customs, dice, restart=restart, keep_s=60 * DAY):
+            checker = Checker(services, ask)
+            for name in ("total_cost", "span_count", *names, customs[-1]["name"]):
+                checker.series(name, step_s)
+
+
 def assert_groups_add_up_to_the_total(services: MetricsServices, ask: Ask) -> None:
-    """Check that the groups add up to the total: spans that have no separate group count in ``other`` only."""
+    """Check that the groups add up to the total, and that each one but ``other`` has all of its spans."""
     body = services.get("/metrics", ask.parameters())
     truth = Truth(services, ask, instant_s(body["from"]), instant_s(body["to"]))
     groups = body[f"by_{ask.groupby}"]
     assert "other" in groups or not services.world.spans or len(truth.groups) == len(groups)
+    assert (ask.groupby in body.get("folded", [])) == ("other" in groups)
     assert sum(group["span_count"] for group in groups.values()) == len(truth.total.calls)
     nusd = sum(round(Fraction(group["cost"]["total_usd"] or 0) * 10**9) for group in groups.values())
     assert abs(nusd - usd(truth.total.paid) * 10**9) <= usd(truth.total.paid) * 10**9 / 10**12
     assert sum(group["tokens"]["total"] or 0 for group in groups.values()) == sum(tokens(truth.total, "total_tokens"))
     for name, group in groups.items():
-        assert name == "other" or group["span_count"] <= len(truth.groups[name].calls)
+        assert name == "other" or group["span_count"] == len(truth.groups[name].calls)

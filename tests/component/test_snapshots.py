@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 import zlib
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -36,10 +34,8 @@ from tokentrace_aggregator.shard import Shard
 
 
 @pytest.fixture
-async def world(monkeypatch: pytest.MonkeyPatch) -> World:
+async def world() -> World:
     made = World()
-    clock = SimpleNamespace(time_ns=lambda: made.now_ns, monotonic=time.monotonic, perf_counter=time.perf_counter)
-    monkeypatch.setattr(snapshots, "time", clock)
     await made.begin()
     return made
 
@@ -230,17 +226,14 @@ class Fragile(MemoryBroker):
         super().check()
 
 
-async def test_a_failure_at_any_call_of_saving_leaves_a_snapshot_that_can_be_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_failure_at_any_call_of_saving_leaves_a_snapshot_that_can_be_read() -> None:
     step = 1 if WHOLE else 4
     start = random.randrange(step)
     print(f"every {step} calls, from call {start + 1}")
     for broken_at in range(1 + start, 200, step):
-        broker = Fragile()
-        world = World(broker)
-        clock = SimpleNamespace(time_ns=lambda world=world: world.now_ns)
-        monkeypatch.setattr(snapshots, "time", clock)
+        world = World(Fragile)
+        broker = world.broker
+        assert isinstance(broker, Fragile)
         await world.begin()
         worker = Worker(world)
         world.add(6 * DAY, 0)
@@ -349,7 +342,7 @@ def load_behind(data: bytes) -> tuple[str | None, int]:
         world.add(0)
         worker.follow()
         await worker.save()
-        await world.objects.put(f"{PREFIX}{time.time_ns() + HOUR:020d}", data)
+        await world.objects.put(f"{PREFIX}{world.now_ns + HOUR:020d}", data)
         again = Worker(world)
         return await again.load(), again.read
 

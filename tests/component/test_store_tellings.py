@@ -26,6 +26,7 @@ from tokentrace_api.reads import (
     with_later_versions,
 )
 from tokentrace_api.store import Store, Telling, segment
+from tokentrace_api.store.span_updates import MAX_TELLINGS
 
 LONG_ID = "chatcmpl-Bx7dK2mQ9rT4vW"
 ROWS = "SELECT trace_id, span_id, counted, conflicting FROM {spans} ORDER BY ordinal"
@@ -37,6 +38,15 @@ def rows(store: Store) -> list[tuple[Any, ...]]:
 
 def tellings(store: Store, trace_id: str) -> list[Telling]:
     return with_later_versions(store, store.tellings(trace_id, NOW_NS), NOW_NS)
+
+
+def test_of_a_span_id_that_is_used_for_everything_twenty_tellings_are_stored(tmp_path: Path) -> None:
+    store, log = open_store(tmp_path, shards=1), Log()
+    spans = [stored_span("t", prompt_tokens=n, total_tokens=n, cost_nusd=n, ended_ns=NOW_NS) for n in range(1, 61)]
+    for first in range(0, 60, 7):
+        store.append([log.spans(*spans[first : first + 7])])
+    [telling] = tellings(store, "t")
+    assert (telling.span.total_tokens, telling.later_versions, len(rows(store))) == (1, MAX_TELLINGS - 1, MAX_TELLINGS)
 
 
 def test_a_call_told_as_100_200_and_150_is_100_in_every_view(tmp_path: Path) -> None:

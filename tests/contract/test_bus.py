@@ -312,6 +312,24 @@ async def test_each_reply_arrives_at_once_and_may_extend_the_wait(bus: Bus) -> N
         assert await bus.request_many("ask.slow", b"x", lambda answers: 0.2) == [b"in progress"]
 
 
+async def test_the_wait_policy_is_asked_again_when_its_time_is_over(bus: Bus) -> None:
+    asked: list[float] = []
+
+    async def answer(payload: bytes) -> AsyncIterator[bytes]:
+        while len(asked) < 3:
+            await asyncio.sleep(0.01)
+        yield payload
+
+    def wait_policy(answers: list[bytes]) -> float:
+        asked.append(0.05 * (len(asked) + 1) if len(asked) < 2 else 30)
+        return 0 if answers else asked[-1]
+
+    async with bus.serve("ask.patient", answer):
+        assert await bus.request_many("ask.patient", b"x", wait_policy) == [b"x"]
+        asked.clear()
+        assert await bus.request_many("ask.patient", b"x", lambda answers: 0.05) == []
+
+
 async def test_a_slow_answer_delays_no_other(bus: Bus) -> None:
     begun, enough = asyncio.Event(), asyncio.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ async def test_bootstrap_keeps_the_replicas_that_an_operator_set(tmp_path: Path)
         urls = ",".join([f"nats://127.0.0.1:{free_port()}", *(member.url for member in brokers)])
         async with asyncio.timeout(60), jetstream.connect(urls, name="replicated") as bus:
             await bootstrap(bus, Settings())
-            names = [subjects.SPANS, f"KV_{subjects.META}", f"OBJ_{subjects.SNAPSHOTS}"]
+            names = [stream.name for stream in subjects.streams()]
             changed = []
             for name in names:
                 config = (await _api(bus, f"STREAM.INFO.{name}"))["config"]
@@ -125,11 +126,40 @@ async def test_bootstrap_keeps_the_replicas_that_an_operator_set(tmp_path: Path)
             await bootstrap(bus, Settings(nats=Nats(spans_max_age=Duration(3 * DAY))))
             replicas = {name: (await _api(bus, f"STREAM.INFO.{name}"))["config"]["num_replicas"] for name in changed}
             assert replicas == dict.fromkeys(changed, 3)
-            assert len(changed) >= 2
+            assert {
+                subjects.RAW,
+                subjects.SPANS,
+                subjects.ALERTS,
+                f"KV_{subjects.META}",
+                f"KV_{subjects.RULES}",
+            } <= set(changed)
             assert (await _api(bus, f"STREAM.INFO.{subjects.SPANS}"))["config"]["max_age"] == 3 * DAY
+            for wanted in (1, 3):
+                assert await _replicas_after_a_start(bus, wanted) == wanted
     finally:
         for member in brokers:
             member.stop()
+
+
+async def _replicas_after_a_start(bus: jetstream.JetStream, wanted: int) -> int:
+    """Set the replicas of the consumer of deliveries to *wanted*, start to consume again, and return the replicas."""
+    durable = "delivery"
+    name = f"{subjects.ALERTS}.{durable}"
+
+    async def consume_one() -> None:
+        await bus.publish(subjects.alerts("default", "r"), b"x")
+        async with contextlib.aclosing(bus.consume(subjects.ALERTS, durable, batch=1, ack_wait_s=5)) as queue:
+            async for deliveries in queue:
+                for delivery in deliveries:
+                    await delivery.ack()
+                return
+
+    await consume_one()
+    config = (await _api(bus, f"CONSUMER.INFO.{name}"))["config"]
+    changed = {"stream_name": subjects.ALERTS, "config": {**config, "num_replicas": wanted}}
+    await _api(bus, f"CONSUMER.CREATE.{name}", changed)
+    await consume_one()
+    return int((await _api(bus, f"CONSUMER.INFO.{name}"))["config"]["num_replicas"])
 
 
 async def _api(bus: jetstream.JetStream, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import Settings
 from tokentrace.service.web import make_app
-from tokentrace.units import DAY
+from tokentrace.units import DAY, SECOND
 from tokentrace_aggregator.service import Aggregator
 from tokentrace_aggregator.service import Config as AggregatorConfig
 from tokentrace_api.app import compose
@@ -48,7 +48,7 @@ class CallServices:
         self._runner = asyncio.Runner()
         self._readers = ThreadPoolExecutor(2)
         self._open = contextlib.AsyncExitStack()
-        bus = MemoryBus(MemoryBroker())
+        bus = MemoryBus(MemoryBroker(lambda: NOW_S * SECOND))
         half = (shards + 1) // 2
         for own in (range(half), range(half, shards)):
             aggregator = Aggregator(bus, AggregatorConfig(shards, tuple(own)))

@@ -37,6 +37,36 @@ def program(package: str, name: str) -> Path:
     pytest.skip(f"NOT TESTED: {name} of Debian's package {package} is not available: {path}")
 
 
+def preloadable(package: str, name: str) -> Path:
+    """
+    Return the path of the library *name*, a path below the directory of libraries: installed, or of Debian's *package*.
+
+    It is downloaded, kept and skipped like a program.
+    """
+    path = _find_library(package, name) or _fetch(package) or _find_library(package, name)
+    if isinstance(path, Path):
+        return path
+    reason = path or f"the package has no {name} that can be loaded on this machine"
+    pytest.skip(f"NOT TESTED: {name} of Debian's package {package} is not available: {reason}")
+
+
+def _find_library(package: str, name: str) -> Path | None:
+    """Return the library *name*, installed or unpacked, that a program can be started with."""
+    places = [Path("/"), *(tree for tree in _cache().glob(f"{package}_*") if tree.is_dir())]
+    found = [path for place in places for path in sorted(place.glob(f"usr/lib/*/{name}"))]
+    return next((path for path in found if _is_preloaded(path)), None)
+
+
+def _is_preloaded(library: Path) -> bool:
+    """Return True if a program that is started with *library* runs, and the loader does not complain about it."""
+    env = {**os.environ, "LD_PRELOAD": str(library)}
+    try:
+        done = subprocess.run(["true"], env=env, capture_output=True, timeout=_RUN_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and not done.stderr
+
+
 @functools.cache
 def _find(package: str, name: str) -> Path | str:
     """Return the path of *name*, or the reason why it is not available."""

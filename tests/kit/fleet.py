@@ -39,6 +39,8 @@ class Fleet:
         self.directory, self.env = directory, {**os.environ, "TOKENTRACE_SNAPSHOT_INTERVAL": "1s", **(env or {})}
         self.broker = Broker(directory / "nats")
         self.ports = {name: free_port() for name in names}
+        #: Name -> environment variables of that process alone.
+        self.own_env: dict[str, Mapping[str, str]] = {}
         self.running: dict[str, Service | subprocess.Popen[bytes]] = {}
         self.log = directory / "fleet.log"
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,6 +63,7 @@ class Fleet:
         env = self.env
         if name.startswith("api") and ingest is not None:
             env = {**env, "TOKENTRACE_INGEST_URL": f"http://127.0.0.1:{ingest}"}
+        env = {**env, **self.own_env.get(name, {})}
         flags = ["--nats", self.broker.url, "--addr", f"127.0.0.1:{self.ports[name]}"]
         self.running[name] = start_service(
             f"tokentrace_{name.partition('-')[0]}",

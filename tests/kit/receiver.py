@@ -193,8 +193,12 @@ def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
 class DeliveryRun:
     """A delivery worker that runs on the memory bus, and the records that it published."""
 
-    def __init__(self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] = ("127.0.0.0/8", "localhost")) -> None:
-        self.broker = MemoryBroker()
+    def __init__(
+        self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] | None = ("127.0.0.0/8", "localhost")
+    ) -> None:
+        #: The time of the broker, Unix nanoseconds; None = the time of the host.
+        self.now_ns: int | None = None
+        self.broker = MemoryBroker(lambda: time.time_ns() if self.now_ns is None else self.now_ns)
         self.bus = MemoryBus(self.broker)
         self.rules = {rule["name"]: parse_rule(rule, "rule") for rule in rules}
         self.open_episodes: list[AlertEvent] = []

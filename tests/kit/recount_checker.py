@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import pairwise
@@ -37,12 +37,14 @@ from kit.recount_parts import (
     CONTRIBUTING,
     MONEY,
     SHOWN_BY,
+    assert_groups,
     assert_not_priced,
     contributing,
     custom_values,
     has_calls,
     is_shown,
     left_out,
+    shown_groups,
 )
 from kit.recount_services import MetricsServices
 from kit.recount_world import DAY, DIMENSIONS, EXACT_UP_TO, HOUR, LARGEST_ERROR, SECOND
@@ -182,21 +184,6 @@ class Truth:
         return error
 
 
-def assert_groups(
-    got: Mapping[str, Any],
-    groups: Mapping[str, Spans],
-    shown: Callable[[Spans], bool],
-    check: Callable[[Any, Spans, object], None],
-    where: object,
-) -> None:
-    """Check that *got* has every group that *shown* demands and no unknown group, and *check* each group in it."""
-    missing = {value for value, of in groups.items() if shown(of)} - set(got)
-    assert not missing, (where, missing)
-    assert not set(got) - set(groups), (where, got)
-    for value, shown_value in got.items():
-        check(shown_value, groups[value], (where, value))
-
-
 def assert_all(got: Mapping[str, Any], want: Mapping[str, Number], error: float, where: object) -> None:
     for name, number in want.items():
         assert_number(got[name], number, error, (where, name))
@@ -242,14 +229,15 @@ class Checker:
         truth, world = self.truth(body), self.services.world
         assert body["span_count"] == len(truth.total.calls)
         self._assert_everything(body, truth.total, ask)
-        self._assert_models(body["cost"], truth, ask)
+        self._assert_models(body["cost"], truth, body)
         if ask.groupby:
 
             def check(got: Any, of: Spans, where: object) -> None:
                 assert got["span_count"] == len(of.calls), where
                 self._assert_everything(got, of, where)
 
-            assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, ask)
+            got = body[f"by_{ask.key}"]
+            assert_groups(got, shown_groups(truth.groups, got, body, ask.key), is_shown, check, ask)
         totals = {"sent": world.sent, "failed": world.failed, "dropped": world.dropped, "queue_depth": world.waiting}
         assert body["transport"] == totals
         assert body["alerts"] == {"firings": {}, "delivery_failed": {}}
@@ -260,9 +248,10 @@ class Checker:
         for custom in self.services.customs:
             assert_number(got[custom["name"]], custom_number(custom, custom_values(custom, of)), LARGEST_ERROR, custom)
 
-    def _assert_models(self, got: Any, truth: Truth, where: object) -> None:
+    def _assert_models(self, got: Any, truth: Truth, body: Mapping[str, Any]) -> None:
         """Check the numbers by model; ``unknown`` is left out if it has neither costs nor calls."""
-        named = {value: of for value, of in truth.models.items() if value != "unknown" or of.calls or has_costs(of)}
+        where, models = self.ask, shown_groups(truth.models, got["by_model"], body, "model")
+        named = {value: of for value, of in models.items() if value != "unknown" or of.calls or has_costs(of)}
         assert_groups(
             got["by_model"],
             named,
@@ -272,7 +261,7 @@ class Checker:
         )
         counts = {
             value: {"unpriced_span_count": unpriced(of), "partly_priced_span_count": partly_priced(of)}
-            for value, of in truth.models.items()
+            for value, of in models.items()
             if unpriced(of) or partly_priced(of)
         }
         assert got["unpriced_by_model"] == counts, where
@@ -284,32 +273,34 @@ class Checker:
         truth, canonical = self.truth(body), ALIASES.get(name, name)
         assert body["metric"] == canonical
         number, contributing = recount(truth.total)
-        error = truth.error(canonical, body, truth.groups)
+        groups = shown_groups(truth.groups, body.get(f"by_{ask.key}", {}), body, ask.key)
+        error = truth.error(canonical, body, groups)
         assert_number(body["value"], number, error, (ask, name))
         assert body["span_count"] == len(contributing), (ask, name)
         if canonical in MONEY:
             assert_not_priced(body, MONEY[canonical](truth.total), (ask, name))
             if ask.groupby:
-                self._assert_not_priced_by(body, {at: MONEY[canonical](of) for at, of in truth.groups.items()})
+                self._assert_not_priced_by(body, {at: MONEY[canonical](of) for at, of in groups.items()})
         if ask.groupby:
 
             def check(got: Any, of: Spans, where: object) -> None:
                 assert_number(got, recount(of)[0], error, where)
 
-            assert_groups(body[f"by_{ask.key}"], truth.groups, is_shown, check, (ask, name))
+            assert_groups(body[f"by_{ask.key}"], groups, is_shown, check, (ask, name))
 
     def group(self, name: str) -> None:
         """Check GET /metrics/{name} of a group of metrics."""
         ask, recount = self.ask, GROUP_RECOUNTS[name]
         body = self.services.get(f"/metrics/{name}", ask.parameters())
         truth = self.truth(body)
-        error = truth.error(name, body, truth.groups)
+        groups = shown_groups(truth.groups, body.get(f"by_{ask.key}", {}), body, ask.key)
+        error = truth.error(name, body, groups)
         counted = {"cost": truth.total.paid, "tokens": truth.total.spent}.get(name, truth.total.calls)
         assert body["span_count"] == len(counted)
         if name == "cost" or not ask.groupby:
             assert_all(body, recount(truth.total), error, (ask, name))
         if name == "cost" and ask.key != "model":
-            self._assert_models(body, truth, ask)
+            self._assert_models(body, truth, body)
         if ask.groupby:
 
             def check(got: Any, of: Spans, where: object) -> None:
@@ -318,9 +309,9 @@ class Checker:
                 else:
                     assert_all(got, recount(of), error, where)
 
-            assert_groups(body[f"by_{ask.key}"], truth.groups, SHOWN_BY.get(name, has_calls), check, (ask, name))
+            assert_groups(body[f"by_{ask.key}"], groups, SHOWN_BY.get(name, has_calls), check, (ask, name))
             if name == "cost":
-                self._assert_not_priced_by(body, {value: of.paid for value, of in truth.groups.items()})
+                self._assert_not_priced_by(body, {value: of.paid for value, of in groups.items()})
         self._assert_exemplars(name, body, truth)
 
     def _assert_not_priced_by(self, body: Mapping[str, Any], groups: Mapping[str, Sequence[Span]]) -> None:
@@ -347,6 +338,7 @@ class Checker:
         body = self.services.get(f"/metrics/{name}", ask.parameters() | ({"key": key} if key else {}))
         truth = self.truth(body, stored=not dimension)
         groups = truth.by(dimension or key.removeprefix("attr."), is_attribute=not dimension)
+        groups = shown_groups(groups, body["value"], body, dimension)
         error = truth.error(name, body, groups)
         assert body["value"] == body[f"by_{dimension or key.removeprefix('attr.')}"]
         family = name.partition("_")[0]
@@ -402,9 +394,10 @@ class Checker:
         assert_number(body["value"], custom_number(custom, values), LARGEST_ERROR, (ask, custom))
         assert body["span_count"] == len(values)
         if ask.groupby:
+            got = body[f"by_{ask.key}"]
             assert_groups(
-                body[f"by_{ask.key}"],
-                truth.groups,
+                got,
+                shown_groups(truth.groups, got, body, ask.key),
                 lambda of: bool(custom_values(custom, of)),
                 lambda got, of, at: assert_number(
                     got, custom_number(custom, custom_values(custom, of)), LARGEST_ERROR, at
@@ -434,10 +427,11 @@ class Checker:
         from_s, to_s = instant_s(body["from"]), instant_s(body["to"])
         starts = [from_s, *range((from_s // step_s + 1) * step_s, to_s, step_s)]
         wholes = {"": body["points"], **(body.get(f"by_{ask.groupby}") or {})}
-        groups = {"": truth.total, **truth.groups}
+        by_value = shown_groups(truth.groups, wholes, body, ask.key)
+        groups = {"": truth.total, **by_value}
         missing = {
             value
-            for value, of in truth.groups.items()
+            for value, of in by_value.items()
             if (custom_values(customs[name], of) if name in customs else is_shown(of))
         } - set(wholes)
         assert not missing, (ask, name, missing)

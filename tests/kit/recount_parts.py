@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from kit.recount_numbers import GROUP_RECOUNTS, SCALARS, Spans, custom_spans, measured, priced, unpriced, usd
@@ -68,3 +68,37 @@ def custom_values(custom: Mapping[str, Any], of: Spans) -> list[int]:
     """Return what the spans of *of* contribute to a custom metric."""
     values = (measured(span, custom) for span in custom_spans(custom, of))
     return [value for value in values if value is not None]
+
+
+def assert_groups(
+    got: Mapping[str, Any],
+    groups: Mapping[str, Spans],
+    shown: Callable[[Spans], bool],
+    check: Callable[[Any, Spans, object], None],
+    where: object,
+) -> None:
+    """Check that *got* has every group that *shown* demands and no unknown group, and *check* each group in it."""
+    missing = {value for value, of in groups.items() if shown(of)} - set(got)
+    assert not missing, (where, missing)
+    assert not set(got) - set(groups), (where, got)
+    for value, shown_value in got.items():
+        check(shown_value, groups[value], (where, value))
+
+
+def shown_groups(
+    groups: Mapping[str, Spans], got: Collection[str], body: Mapping[str, Any], dimension: str
+) -> dict[str, Spans]:
+    """
+    Return *groups* as an answer must show them.
+
+    If *body* says that values of *dimension* are folded, ``other`` has the spans of all values that *got* does not
+    name. A value that is named must have all of its spans.
+    """
+    if dimension not in body.get("folded", ()):
+        return dict(groups)
+    named = set(got) - {"other"}
+    shown = {value: of for value, of in groups.items() if value in named}
+    rest = [of for value, of in groups.items() if value not in named]
+    if rest:
+        shown["other"] = Spans(*([span for part in parts for span in part] for parts in zip(*rest, strict=True)))
+    return shown

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -32,7 +31,7 @@ from tokentrace_api.store import Item, Store
 
 
 class MetricsServices:
-    """Real aggregators, a real store and the routes of the api; the time of queries is set by ``clock``."""
+    """Real aggregators, a real store and the routes of the api; the broker's time is ``now_ns``."""
 
     world: World
     customs: list[dict[str, Any]]
@@ -43,8 +42,8 @@ class MetricsServices:
     aggregators: list[Aggregator]
     client: httpx.AsyncClient
 
-    def __init__(self, directory: Path, clock: SimpleNamespace) -> None:
-        self._directory, self.clock = directory, clock
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._runner = asyncio.Runner()
         self._readers = ThreadPoolExecutor(2)
         self._open = contextlib.AsyncExitStack()
@@ -69,9 +68,9 @@ class MetricsServices:
             keep_s: How long the store shows spans, seconds.
         """
         self.world, self.customs, self.keep_s = world, list(customs), keep_s
-        self.now_ns = self.clock.now_ns = world.now_s * SECOND + dice.randrange(SECOND)
+        self.now_ns = world.now_s * SECOND + dice.randrange(SECOND)
         shards, own = len(world.streams), parse_custom_metrics(customs)
-        bus = MemoryBus(MemoryBroker())
+        bus = MemoryBus(MemoryBroker(lambda: self.now_ns))
         self.aggregators = []
         for held in (range(shards // 2), range(shards // 2, shards)):
             aggregator = Aggregator(bus, AggregatorConfig(shards, tuple(held), custom=tuple(own.values())))
@@ -123,12 +122,12 @@ class MetricsServices:
     def serve(self, world: World, customs: Sequence[dict[str, Any]], directory: Path) -> None:
         """Run an aggregator and an api on one bus, publish *world*, and restart both after half of the messages."""
         self.world, self.customs, self.keep_s = world, list(customs), 7 * DAY
-        self.now_ns = self.clock.now_ns = world.now_s * SECOND
+        self.now_ns = world.now_s * SECOND
         self._runner.run(self._serve(directory))
         self._connect()
 
     async def _serve(self, directory: Path) -> None:
-        bus, shards = MemoryBus(MemoryBroker()), len(self.world.streams)
+        bus, shards = MemoryBus(MemoryBroker(lambda: self.now_ns)), len(self.world.streams)
         for stream in subjects.streams():
             await bus.ensure(stream)
         messages = sorted((m for stream in self.world.streams for m in stream), key=lambda message: message.time_ns)

@@ -146,10 +146,10 @@ def start_service(
     """
     Start ``python -m module arguments`` in *directory* in its own session; its output is appended to *log*.
 
-    A process with another PYTHONPATH than this one loads everything itself.
+    A process with another PYTHONPATH than this one, or with a library to preload, loads everything itself.
     """
     global _launcher
-    if env.get("PYTHONPATH") != os.environ.get("PYTHONPATH"):
+    if any(env.get(name) != os.environ.get(name) for name in ("PYTHONPATH", "LD_PRELOAD")):
         with log.open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],

@@ -71,11 +71,11 @@ CUSTOM_METRIC = CustomMetric(name="legal", type="p95", field="cost", filter_key=
 
 
 class World:
-    """A broker in memory, a log of spans, and a clock that a test moves; the default broker uses that clock."""
+    """A broker in memory, a log of spans, and a clock of the broker that a test moves."""
 
-    def __init__(self, broker: MemoryBroker | None = None) -> None:
+    def __init__(self, broker: type[MemoryBroker] = MemoryBroker) -> None:
         self.now_ns = START_NS
-        self.broker = broker or MemoryBroker(lambda: self.now_ns)
+        self.broker = broker(lambda: self.now_ns)
         self.bus = MemoryBus(self.broker)
         self.log: list[Message] = []
 

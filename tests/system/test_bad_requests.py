@@ -39,6 +39,7 @@ GOT = (
     "/traces/t",
     "/traces/t/spans/s/receipt",
     "/export",
+    "/rejected",
     "/alerts",
     "/alerts/r/status",
     "/alerts/r/deliveries",
@@ -101,12 +102,12 @@ def exchange(port: int, request: bytes, *, leave: Callable[[socket.socket], None
 
 
 def post(path: str, body: bytes, *headers: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {len(body)}", *headers]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
 
 
 def ask(method: str, target: str) -> bytes:
-    return f"{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode("latin-1")
+    return f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1")
 
 
 def status_of(answer: bytes) -> int:
@@ -226,7 +227,7 @@ QUERIES = ("%ff", "%00", "%zz", "%ed%a0%80", "9" * 400, "-1", "1e999", "nan", "%
 
 
 def test_an_unusual_value_of_a_parameter_causes_no_failure(serving: Pipeline) -> None:
-    paths = ("/metrics", "/traces", "/export", "/api/sessions", "/alerts/r/deliveries")
+    paths = ("/metrics", "/traces", "/export", "/rejected", "/api/sessions", "/alerts/r/deliveries")
     asked = [ask("GET", f"{path}?{name}={value}") for path in paths for name in PARAMETERS for value in QUERIES]
     for request, answer in together(serving.port, asked):
         assert is_no_failure(answer), (request[:100], answer[:300])
@@ -253,7 +254,7 @@ def test_a_client_that_disconnects_early_leaves_no_traceback(
     reads = b"".join(ask("GET", path).replace(b"Connection: close\r\n", b"") for path in GOT)
     requests = [post(path, good)[:-3] for path in POSTED]
     requests += [kept * 20, reads, reads + kept[:-3], post("/spans", b"")[:-4], b"GET /metr"]
-    chunked = b"POST /spans HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"
+    chunked = b"POST /spans HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"
     requests += [chunked, ask("GET", "/traces/tail")]
     for request in requests * 2:
         exchange(serving.port, request, leave=leave)

@@ -263,7 +263,7 @@ def ask_everything(pipeline: SeparateServices, sender: Sender) -> bytes:
     paths = [
         "/traces/recent",
         "/stats",
-        "/health",
+        "/rejected?limit=200",
         "/metrics?window=30d",
         "/metrics/prometheus",
         "/api/sessions/summary",

@@ -157,9 +157,15 @@ def test_a_full_disk_loses_nothing_and_the_pipeline_recovers_when_there_is_space
         pipeline.stop()
 
 
+class WithAlerter(SeparateServices):
+    """All services as separate processes; ``/health`` is 503 without an alerter."""
+
+    SERVICES = ("ingest", "aggregator", "alerter", "api")
+
+
 def test_an_api_with_a_read_only_disk_reports_it_and_starts_when_it_is_writable(tmp_path: Path, disk: Disk) -> None:
     view = tmp_path / "view"
-    apart = SeparateServices(tmp_path / "run")
+    apart = WithAlerter(tmp_path / "run")
     apart.data = view / "data"
     (disk.directory / "data").mkdir()
     disk.bind(view, "rw")

@@ -51,6 +51,7 @@ def test_the_api_has_these_routes() -> None:
         ("DELETE", "/traces/absent"),
         ("GET", "/traces/absent/timeline"),
         ("GET", "/export"),
+        ("GET", "/rejected"),
         ("POST", "/scores"),
         ("DELETE", "/api/users/absent"),
         ("GET", "/api/sessions"),

@@ -24,6 +24,7 @@ import tokentrace_api.app
 import tokentrace_ingest.app
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import load
+from tokentrace.service.admit import Admission
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
 from tokentrace.service.main import App
@@ -53,15 +54,16 @@ WAYS_IN = {
 #: Names of schemas. Generated clients use them, so a change is incompatible and belongs in CHANGELOG.md.
 COMPONENTS = """
 Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CallsState CostMetrics
-CounterAnswer CustomDelivery Deleted Deliveries DeliveryRecord DiskState DocsSpan EndInput ErrorInput ErrorMetrics
-ErrorText Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState LostMessages
-Message MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer OperationCounts
-Overflow PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer ReceiptLine ReceiptPrice
-RecentSpansAnswer RuleCreated RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer
-SeriesPoint SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord
-SetAsideState SilenceInput Silenced SpanEnded SpanError SpanInput SpanStarted SpansIngested SpansInput Stats
-StdoutDelivery StoredSpan Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage
-TraceSpan TransportCounts UnpricedCounts WebhookDelivery
+CounterAnswer CustomDelivery Deleted Deliveries DeliveryRecord DimensionState DiskState DocsSpan EndInput ErrorInput
+ErrorMetrics ErrorText Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState
+LostMessages Message MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer
+OperationCounts Overflow PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer
+ReceiptLine ReceiptPrice RecentSpansAnswer RejectedCounts RejectedPage RejectedRecord RejectedSpans ReportersState
+RuleCreated RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint
+SeriesState ServiceState SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary SessionSums
+SetAsideRecord SetAsideState SilenceInput Silenced SpanEnded SpanError SpanInput SpanStarted SpansIngested
+SpansInput Stats StdoutDelivery StoredSpan Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode
+TracePage TraceSpan TransportCounts UnpricedCounts WebhookDelivery
 """
 
 
@@ -82,13 +84,12 @@ def composed(service: str) -> App:
 @functools.cache
 def application(service: str, token: str = "") -> ASGIApp:
     app = composed(service)
-    return app.make_http(
-        app.routes, app.hot, lambda: Health([], {}), list, token=token, open_paths=("/healthz", "/readyz", "/mist")
-    )
+    admission = Admission(token=token, open_paths=("/healthz", "/readyz", "/mist"))
+    return app.make_http(app.routes, app.hot, lambda: Health([], {}), list, admission)
 
 
 def opened(service: str, token: str = "") -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(application(service, token)), base_url="http://service")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(application(service, token)), base_url="http://localhost")
 
 
 async def document_of(service: str, token: str = "") -> dict[str, Any]:

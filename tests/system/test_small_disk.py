@@ -1,20 +1,24 @@
 """
-``serve`` on a disk smaller than its streams: it starts every time, and no accepted span is lost.
+``serve`` on a disk smaller than its streams: it starts every time, also on a full disk, and no accepted span is lost.
 
-The disks are sparse tmpfs mounts, which only root can mount.
+The disks are sparse tmpfs mounts, which only root can mount. How long starts and stops took is printed (``-rP``).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kit.examples import matrix
+from kit.environment import PATIENCE
+from kit.examples import SEED, WHOLE, matrix
 from kit.pipeline import Answer, Pipeline
 
 pytestmark = pytest.mark.story
@@ -23,6 +27,10 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 #: Time limit of a start, seconds; a start usually takes two or three.
 UP_S = 20
+#: The time in which a program promises to stop, seconds.
+STOP_S = 5.0
+#: How often ``serve`` is started in one story.
+STARTS = 10 if WHOLE else 4
 BATCH = 50
 
 
@@ -30,7 +38,7 @@ class SmallDisk:
     """A mounted tmpfs that can be resized and filled."""
 
     def __init__(self, directory: Path, size: int) -> None:
-        self.directory, self.size = directory, size
+        self.directory, self.size, self.whole = directory, size, size
         self._filler = directory / "filler"
 
     @property
@@ -40,9 +48,15 @@ class SmallDisk:
 
     def leave(self, size: int) -> None:
         """Remount the disk with *size* bytes free; filling it instead would take that much memory."""
-        used = self.size - self.free
-        self.size = used + size
-        subprocess.run(["mount", "-o", f"remount,size={self.size}", str(self.directory)], check=True)
+        self._resize(self.size - self.free + size)
+
+    def restore(self) -> None:
+        """Give the disk its first size again."""
+        self._resize(self.whole)
+
+    def _resize(self, size: int) -> None:
+        self.size = size
+        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.directory)], check=True)
 
     def fill(self) -> None:
         """Fill every free page."""
@@ -79,14 +93,44 @@ class Story:
     def __init__(self, tmp_path: Path, disk: SmallDisk) -> None:
         self.pipeline = Pipeline(tmp_path / "run", "--data-dir", str(disk.directory / "data"))
         self.disk, self.sent = disk, 0
+        self.took: list[str] = []
         self._batch = b""
 
     def start(self) -> None:
+        began = time.monotonic()
         self.pipeline.start(wait=False)
         self.pipeline.until(lambda: self.pipeline.get("/readyz").status == 200, "ready", UP_S)
+        self.took.append(f"up {time.monotonic() - began:.1f} s")
+
+    def start_on_a_full_disk(self) -> None:
+        """Start, and wait until everything that was accepted before is shown and a batch is refused."""
+        pipeline, began = self.pipeline, time.monotonic()
+        pipeline.start(wait=False)
+        pipeline.until(lambda: pipeline.get("/healthz").status == 200, "answering", UP_S)
+        pipeline.until(lambda: pipeline.get("/metrics?window=1h").json()["span_count"] == self.sent, "counted")
+        self.took.append(f"full: up {time.monotonic() - began:.1f} s")
+        pipeline.until(lambda: self.offer() == 503, "refusing")
+
+    def accept_again(self) -> None:
+        """Wait until the pipeline works on a disk that has space again."""
+        self.pipeline.until(lambda: self.pipeline.get("/health").status == 200, "healthy again", 90)
+        self.pipeline.until(lambda: self.offer() == 202, "accepting")
 
     def stop(self) -> None:
+        began = time.monotonic()
         assert self.pipeline.stop() == 0
+        self.took.append(f"stopped {time.monotonic() - began:.1f} s")
+
+    def stop_during_a_start(self, after_s: float) -> None:
+        """Start, stop the process *after_s* seconds later, and wait until it has ended by itself."""
+        self.pipeline.start(wait=False)
+        process = self.pipeline.process
+        assert process is not None
+        time.sleep(after_s)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(STOP_S * PATIENCE) == 0, self.pipeline.log.read_text()[-3000:]
+        self.took.append(f"stopped after {after_s:.2f} s of a start: {time.monotonic() - began:.1f} s")
 
     def send(self) -> None:
         assert self.offer() == 202
@@ -160,6 +204,37 @@ def test_serve_starts_repeatedly_on_a_disk_smaller_than_its_streams(tmp_path: Pa
         story.pipeline.stop()
 
 
+@pytest.mark.parametrize("disk", matrix([2000, 8000, 15_000], 1), indirect=True, ids="{}MB".format)
+def test_serve_starts_ten_times_on_a_disk_that_is_filled_to_the_brim_in_between(
+    tmp_path: Path, disk: SmallDisk
+) -> None:
+    """Every second start is one on a full disk; before each, another start is stopped while it is under way."""
+    story, dice = Story(tmp_path, disk), random.Random(SEED)
+    try:
+        for starts in range(STARTS):
+            is_full = starts % 2 == 1
+            if is_full:
+                disk.leave(0)
+            story.stop_during_a_start(dice.uniform(0.0, 3.0))
+            if is_full:
+                story.start_on_a_full_disk()
+                disk.restore()
+                story.accept_again()
+            else:
+                story.start()
+                story.send()
+            story.assert_exact()
+            if starts % 4 == 3:
+                # Stopped on a full disk, so that nothing can be written at the end either.
+                disk.leave(0)
+            story.stop()
+            disk.restore()
+    finally:
+        story.pipeline.stop()
+        print(f"TOKENTRACE_SEED={SEED}", *story.took, sep="; ")
+    assert "Traceback" not in story.pipeline.log.read_text()
+
+
 @pytest.mark.parametrize("disk", [20_000], indirect=True, ids=["20GB"])
 def test_serve_starts_when_the_space_shrinks_between_starts(tmp_path: Path, disk: SmallDisk) -> None:
     story = Story(tmp_path, disk)
@@ -192,15 +267,11 @@ def test_serve_on_a_full_disk_reports_it_and_recovers_when_there_is_space(tmp_pa
         story.stop()
         warnings_before = len(story.space_warnings)
         disk.fill()
-        pipeline.start(wait=False)
-        pipeline.until(lambda: pipeline.get("/healthz").status == 200, "answering", UP_S)
-        pipeline.until(lambda: pipeline.get("/metrics?window=1h").json()["span_count"] == story.sent, "counted")
-        pipeline.until(lambda: story.offer() == 503, "refusing")
+        story.start_on_a_full_disk()
         pipeline.until(lambda: names_the_reason(pipeline.get("/health")), "unhealthy with the reason")
         assert len(story.space_warnings) == warnings_before + 1, story.space_warnings
         disk.make_room()
-        pipeline.until(lambda: pipeline.get("/health").status == 200, "healthy again", 90)
-        pipeline.until(lambda: story.offer() == 202, "accepting")
+        story.accept_again()
         story.assert_exact()
     finally:
         pipeline.stop()

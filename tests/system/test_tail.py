@@ -42,7 +42,9 @@ class Follower:
         self.head = b""
         self.ended = threading.Event()
         self.socket = socket.create_connection(("127.0.0.1", fleet.ports[name]), timeout=60)
-        self.socket.sendall(f"GET /traces/tail?{query} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        self.socket.sendall(
+            f"GET /traces/tail?{query} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        )
         self._file = self.socket.makefile("rb")
         self.status = int(self._file.readline().split()[1])
         while (line := self._file.readline()) not in (b"\r\n", b""):

@@ -188,7 +188,7 @@ def everything(running: Running, user: str) -> dict[str, bytes]:
     paths += ["/stats", "/metrics?window=24h&groupby=user_id", "/metrics/cost_by_attribute?window=24h&key=user_id"]
     for rule in ("a%20user%20spends%20too%20much", "by%20field"):
         paths += [f"/alerts/{rule}/status", f"/alerts/{rule}/deliveries"]
-    paths += ["/alerts", "/metrics/prometheus", f"/traces?user={user}"]
+    paths += ["/alerts", "/rejected?limit=200", "/metrics/prometheus", f"/traces?user={user}"]
     return {path: running.pipeline.get(path).body for path in paths}
 
 

@@ -134,6 +134,42 @@ def test_an_event_of_a_removed_rule_is_ignored() -> None:
     assert len(story.tick(1 + SETTLED)) == 1
 
 
+# --- after a clock that was ahead
+
+
+def test_a_rule_that_was_evaluated_ahead_of_the_brokers_time_starts_anew_with_a_backfill() -> None:
+    """An alerter that follows the clock of its host may leave such a snapshot, and events that are set aside."""
+    story = Story(make_rule(window="5s", cooldown="0s"), make_rule(name="hourly", window="1d", eval_interval="1h"))
+    breach(story, [0.5])
+    assert len(story.tick(1 + SETTLED)) == 1
+    ahead = story.alerter.tick(ns(600))
+    assert ahead
+    for effect in ahead[:-1]:
+        story.alerter.performed(effect)
+    story.restart(save(story.alerter))
+    assert story.alerter.evaluators["any"].next_ns == ns(600)
+    story.alerter.start_anew_if_ahead(ns(2.5))
+    assert [name for name, watch in story.alerter.evaluators.items() if watch.backfilling] == ["any"]
+    story.backfill(ns(2.5))
+    assert brief(story.tick(4.5)) == [(3, "firing", 1), (4, "firing", 1)]
+    breach(story, [5.5])
+    assert brief(story.tick(12)) == [
+        (5, "firing", 1),
+        (6, "firing", 1),
+        *[(n, "firing", 1) for n in range(7, 11)],
+        (11, "resolved", 0),
+    ]
+
+
+def test_a_snapshot_of_this_moment_is_kept() -> None:
+    story = Story(make_rule())
+    breach(story, [0.5, 1.5])
+    story.tick(2.4)
+    story.restart(save(story.alerter))
+    story.alerter.start_anew_if_ahead(ns(2.1))
+    assert not any(watch.backfilling for watch in story.alerter.evaluators.values())
+
+
 # --- two alerters
 
 

@@ -117,3 +117,43 @@ def test_files_have_fewer_than_500_lines() -> None:
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 300
     assert [str(file.relative_to(ROOT)) for file in files if len(file.read_text().splitlines()) >= 500] == []
+
+
+#: Modules that may ask the host for the time of day: the clock that replaces it, the default of a record's time, the
+#: broker in memory, applications that report spans, and the commands that a person types.
+MAY_ASK_THE_HOST = (
+    "tokentrace.bad_data",
+    "tokentrace.bus.clock",
+    "tokentrace.bus.memory.",
+    "tokentrace.client.",
+    "tokentrace_standalone.",
+    # How a log line shows its time, and the end of the name under which a damaged file is kept.
+    "tokentrace.service.logs",
+    "tokentrace_api.store.catalog",
+    # Which price list is meant if no time is named.
+    "tokentrace_api.routes.prices",
+)
+ASKS_THE_HOST = {"time", "time_ns", "now", "utcnow", "today", "localtime", "gmtime"}
+
+
+def asks_for_the_time_of_day(text: str) -> list[str]:
+    """Return the expressions in *text* that read the host's clock, such as ``time.time_ns``."""
+    return [
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("time", "datetime", "date")
+        and node.attr in ASKS_THE_HOST
+    ]
+
+
+def test_no_service_asks_the_host_for_the_time_of_day() -> None:
+    found = {
+        name: asked
+        for name, file in modules(SOURCES).items()
+        if not name.startswith(MAY_ASK_THE_HOST) and (asked := asks_for_the_time_of_day(file.read_text()))
+    }
+    assert found == {}
+    assert asks_for_the_time_of_day("import time\nx = time.time_ns()\n") == ["time.time_ns"]
+    assert asks_for_the_time_of_day("def f(): return datetime.now(tz=UTC), time.monotonic()") == ["datetime.now"]

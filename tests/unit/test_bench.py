@@ -297,7 +297,7 @@ def test_the_option_list_prints_every_row_of_every_group() -> None:
 def test_every_budget_of_speed_is_a_ratio_to_a_limit() -> None:
     absolute = [plan for one in GROUPS for plan in one.plans if plan.budget and not plan.limit]
 
-    assert {plan.unit for plan in absolute} == {"MiB", "spans"}
+    assert {plan.unit for plan in absolute} == {"MiB", "models", "spans"}
 
 
 def test_a_service_that_ends_while_it_starts_fails_with_its_exit_code_and_last_line() -> None:

@@ -229,7 +229,7 @@ def test_json_of_another_nats_client_is_decoded_as_documented_spans() -> None:
     assert span.arrived_ns == ARRIVED_NS
 
 
-def test_the_batch_id_of_json_follows_from_the_message_id_or_the_sequence() -> None:
+def test_the_batch_id_of_json_follows_from_message_id_and_content_or_the_sequence() -> None:
     cleaner = make_cleaner()
     tool, tools = b'{"kind": "tool", "name": "x"}', b'[{"kind": "tool", "name": "y"}]'
 
@@ -240,6 +240,8 @@ def test_the_batch_id_of_json_follows_from_the_message_id_or_the_sequence() -> N
 
     assert id_of(raw_message(tool, id="m1")) == id_of(raw_message(tool, id="m1", sequence=99))
     assert id_of(raw_message(tool, id="m1")) != id_of(raw_message(tool, id="m2"))
+    assert id_of(raw_message(tool, id="m1")) != id_of(raw_message(tools, id="m1"))
+    assert id_of(raw_message(b" " + tool, id="m1")) != id_of(raw_message(tool, id="m1 "))
     assert id_of(raw_message(tool)) == id_of(raw_message(tool))
     assert id_of(raw_message(tool, sequence=1)) != id_of(raw_message(tools, sequence=2))
     assert id_of(raw_message(tool), CREATED_NS) != id_of(raw_message(tool), CREATED_NS + 1)

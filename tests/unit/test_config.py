@@ -445,5 +445,5 @@ def test_a_file_that_is_not_a_mapping_is_refused(text: str) -> None:
     ],
 )
 def test_a_duration_is_numbers_with_units_or_zero(text: str, ns: int) -> None:
-    assert read(f"nats: {{duplicate_window: {text}}}").nats.duplicate_window == ns
-    assert read("nats: {duplicate_window: '${W}'}", W=text).nats.duplicate_window == ns
+    assert read(f"http_server: {{write_timeout: {text}}}").http_server.write_timeout == ns
+    assert read("http_server: {write_timeout: '${W}'}", W=text).http_server.write_timeout == ns

@@ -78,6 +78,8 @@ RULE = "name: a, metric: m, op: gt, threshold: 1, window: 1h"
             "headers: {Authorization: 'Bearer ${NONE}'}}}]",
             "alerts[0].delivery.headers.Authorization",
         ),
+        (f"alerts: [{{{RULE}, delivery: {{type: http, url: 'http://a/${{NONE}}'}}}}]", "alerts[0].delivery.url"),
+        ("nats: {url: 'nats://user:${NONE}@a:1'}", "nats.url"),
     ],
 )
 @pytest.mark.parametrize("environ", [{}, {"NONE": ""}])
@@ -173,6 +175,8 @@ def test_a_file_that_is_not_text_is_a_config_error(here: Path) -> None:
         ("TOKENTRACE_ALERT_ALLOW_HOSTS", "10.0.0.0/8, hooks.example.com:443", ["10.0.0.0/8", "hooks.example.com:443"]),
         ("TRACE_REDACT_KEYS", " badge, iban,,x-y ", ["badge", "iban", "x-y"]),
         ("TOKENTRACE_REDACTION_HASH_KEY", "sixteen or more letters", "sixteen or more letters"),
+        ("TOKENTRACE_HTTP_HOSTS", "api, ingest", ["api", "ingest"]),
+        ("TOKENTRACE_PUBLIC_URL", "https://llm.example.com", "https://llm.example.com"),
     ],
 )
 def test_a_variable_sets_its_key(here: Path, name: str, given: str, wanted: object) -> None:
@@ -191,6 +195,11 @@ def test_trace_redact_keys_extends_the_keys_of_the_file(here: Path) -> None:
     (here / "tokentrace.yml").write_text("redaction: {keys: badge}")
     with pytest.raises(ConfigError, match=r"redaction\.keys"):
         load(None, {})
+
+
+def test_hosts_of_the_environment_extend_those_of_the_file(here: Path) -> None:
+    (here / "tokentrace.yml").write_text("http_server: {hosts: [trace.example.com]}")
+    assert load(None, {"TOKENTRACE_HTTP_HOSTS": "api"}).http_server.hosts == ["trace.example.com", "api"]
 
 
 def test_hash_ids_needs_a_key_of_sixteen_characters(here: Path) -> None:
@@ -215,6 +224,11 @@ def test_hash_ids_needs_a_key_of_sixteen_characters(here: Path) -> None:
         ("TOKENTRACE_MAX_SPANS", "-1"),
         ("TOKENTRACE_SPANS_MAX_BYTES", "8GiB"),
         ("TOKENTRACE_REDACTION_MODE", "sometimes"),
+        ("TOKENTRACE_HTTP_HOSTS", "api:9090"),
+        ("TOKENTRACE_PUBLIC_URL", "llm.example.com"),
+        ("TOKENTRACE_INGEST_URL", "http://ingest:8700\n"),
+        ("TOKENTRACE_NATS_URL", "nats://broker:4222\n"),
+        ("TOKENTRACE_SNAPSHOT_INTERVAL", "0s"),
     ],
 )
 def test_a_bad_variable_is_a_config_error_that_names_the_key(here: Path, name: str, given: str) -> None:
@@ -354,6 +368,6 @@ def test_an_immense_range_of_shards_is_refused_within_512_mib_of_memory() -> Non
 
 @pytest.mark.parametrize(("require", "is_open"), [("false", True), ("true", False)])
 def test_mist_needs_a_token_only_if_require_auth_is_set(require: str, is_open: bool) -> None:
-    paths = read(f"mist: {{require_auth: {require}}}").open_paths
+    paths = read(f"mist: {{require_auth: {require}}}\nhttp_server: {{auth_token: the-key}}").open_paths
     assert ("/mist" in paths) is is_open
     assert {"/healthz", "/readyz"} <= set(paths)

@@ -21,7 +21,7 @@ VALID = [
     "nats:\nalerts:\n",
     "nats: {shards: 256, duplicate_window: 1h30m}",
     "nats: {shards: '${COUNT}', duplicate_window: '${WINDOW}'}",
-    "nats: {duplicate_window: 0}",
+    "http_server: {read_timeout: 0}",
     "http_server: {max_batch_size: '55', enabled: '${ON}'}",
     "transport: {type: '${KIND}', http: null, multi: [{type: stdout}]}",
     "alerts: [{name: a, metric: m, op: '>=', threshold: '${HIGH}', window: 1h, for: 5m, filter: {model: x}}]",

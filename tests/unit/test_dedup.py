@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, make_batch
 from kit.examples import examples
 from tokentrace.dedup import MAX_INTERVALS, MAX_REPORTERS, FoldedBatches
+from tokentrace.dedup import batches as dedup_batches
 from tokentrace.records import Batch
 from tokentrace.units import DAY, HOUR
 
@@ -182,6 +184,39 @@ def test_the_state_of_a_reporter_without_gaps_does_not_grow() -> None:
         dedup.add(numbered(number * 4), NOW)
     assert len(dedup) == 1
     assert len(dedup.snapshot()) < 100
+
+
+def test_a_million_reporters_leave_as_many_as_the_limit_and_the_reach_says_since_when() -> None:
+    dedup, count = FoldedBatches(), 1_000_000
+    size: list[int] = []
+    for number in range(count):
+        dedup.add(Batch(id=f"default.web.{number:032x}", sequence=1), NOW + number)
+        if number + 1 in (MAX_REPORTERS, count):
+            size.append(len(dedup.snapshot()))
+    assert dedup.reporter_count == MAX_REPORTERS
+    assert dedup.forgotten_ns == NOW + count - MAX_REPORTERS - 1
+    assert size[1] == pytest.approx(size[0], rel=0.01)
+    restored = FoldedBatches.restore(dedup.snapshot())
+    assert (restored.reporter_count, restored.forgotten_ns) == (MAX_REPORTERS, dedup.forgotten_ns)
+    # Every reporter within the reach is known, and none before it.
+    for number, is_new in ((count - 1, False), (count - MAX_REPORTERS, False), (count - MAX_REPORTERS - 1, True)):
+        assert restored.add(numbered(1, f"default.web.{number:032x}"), NOW + count) is is_new
+
+
+def test_beyond_the_limit_of_gaps_a_reporter_begins_anew_and_no_batch_on_its_way_is_skipped() -> None:
+    dedup, told = FoldedBatches(), NOW
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dedup_batches, "MAX_GAPS", 3)
+        for name in ("a", "b"):
+            for number in (1, 3, 5):
+                told += 1
+                assert dedup.add(numbered(number, name), told)
+        # Four gaps are one too many: b begins anew with its newest number.
+        assert len(dedup) == 4
+        assert dedup.forgotten_ns == told
+        assert [dedup.add(numbered(number, "b"), told) for number in (2, 4, 5)] == [True, True, False]
+        assert [dedup.add(numbered(number, "a"), told) for number in (1, 3, 5, 2)] == [False, False, False, True]
+    assert dedup.given_up == 0
 
 
 # --- forgetting ------------------------------------------------------------------------------------------------------

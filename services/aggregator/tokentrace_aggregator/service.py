@@ -7,6 +7,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from tokentrace.bus import Bus, subjects
 from tokentrace.config import Settings, own_shards
 from tokentrace.metrics import CustomMetric, decode_query, encode_pending, encode_result, parse_custom_metrics, pieces
@@ -14,10 +16,12 @@ from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.runner import TURN_S, Runner
 from tokentrace.service.stopping import Stopped, unless_stopped
-from tokentrace.units import SECOND
+from tokentrace.units import MS, SECOND
 from tokentrace_aggregator.shard import Shard
 
 NAME = "aggregator"
+#: How often a query looks whether the snapshot is loaded, seconds.
+_LOADING_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -97,17 +101,29 @@ class Aggregator:
         silent = {machine.shard for machine in self.machines}
         turn_ends = time.perf_counter() + TURN_S
         for machine, runner in zip(self.machines, self.runners, strict=True):
+            while runner.progress.loading:
+                # Without its snapshot, the shard would answer with zeros.
+                for shard in sorted(silent):
+                    yield encode_pending(shard)
+                silent.clear()
+                await asyncio.sleep(_LOADING_S)
             for result in pieces(machine.answer(query, runner.progress.caught_up)):
                 if result is not None:
-                    yield encode_result(result)
+                    yield encode_result(replace(result, behind_ms=self._behind_ms(machine, runner)))
                     silent.discard(machine.shard)
-                elif time.perf_counter() > turn_ends:
+                if time.perf_counter() > turn_ends:
                     # The api waits half a second for a shard, but ten seconds after it has replied "in progress".
                     for shard in sorted(silent):
                         yield encode_pending(shard)
                     silent.clear()
                     await asyncio.sleep(0)
                     turn_ends = time.perf_counter() + TURN_S
+
+    def _behind_ms(self, machine: Shard, runner: Runner) -> int:
+        """Return the age of the last message that was folded, milliseconds; 0 = all messages are folded."""
+        if not machine.time_ns or (runner.progress.caught_up and not runner.progress.pending):
+            return 0
+        return max(self.bus.clock.now_ns() - machine.time_ns, 0) // MS
 
     def health(self) -> Health:
         """Return ready if the broker has no problem and every shard has caught up."""

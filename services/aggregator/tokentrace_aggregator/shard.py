@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
@@ -15,10 +14,10 @@ from tokentrace.dedup import Deduplicator, Digest, FoldedBatches, LeftOut, capac
 from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     Aggregates,
-    Counter,
     Cumulative,
     CustomMetric,
     CustomRollup,
+    DimensionUse,
     Point,
     Query,
     Read,
@@ -28,24 +27,20 @@ from tokentrace.metrics import (
     Work,
     add_custom,
 )
-from tokentrace.records import Batch, Position, ReporterStats, counts_as_cost
+from tokentrace.records import Batch, Position, ReporterStats
 from tokentrace.rollup import (
     CLAMPED,
-    COST_SUMS,
+    FOLDABLE,
     HORIZON_NS,
-    MAX_MODELS,
     OTHER,
     REASONS,
     RESOLUTIONS,
     SPAN_SCHEMA,
     STATUS,
-    TOKEN_SUMS,
     CumulativeCounters,
     Rollup,
     SeriesTable,
     Steps,
-    Sums,
-    add_by,
     changes_in,
     cover,
     cover_in_steps,
@@ -54,11 +49,13 @@ from tokentrace.rollup import (
 )
 from tokentrace.service.machine import Effect
 from tokentrace.state import Part, Saved
-from tokentrace.units import SECOND
+from tokentrace.units import MS, SECOND
+from tokentrace_aggregator import lifetime
 
-VERSION = 6
-#: The last version whose snapshots had no memory of calls; they are converted.
-_WITHOUT_CALLS = 5
+VERSION = 7
+#: The last version whose snapshots had no memory of calls, and the last one without limits of models and providers;
+#: they are converted.
+_WITHOUT_CALLS, _WITHOUT_LIMITS = 5, 6
 #: First characters of the names of the parts of a snapshot that hold the memory of calls.
 _CALLS = "@calls."
 _MAX_LOSSES = 20
@@ -66,6 +63,8 @@ _MAX_LOSSES = 20
 _SETTLE_NS = SECOND // 10
 #: A reporter that has sent no batch for this long is assumed to have no waiting spans, nanoseconds.
 _QUIET_NS = 30 * SECOND
+#: Most reporters whose waiting spans are kept; beyond it, the one that was silent the longest counts as 0.
+_MAX_QUEUES = 1000
 
 
 class Loss(msgspec.Struct, frozen=True, array_like=True):
@@ -148,8 +147,13 @@ class Shard:
 
     @property
     def too_many_models(self) -> bool:
-        """True if there are more than 500 models. Rollups keep all of them apart, so each takes memory."""
-        return self._table.distinct("model") > MAX_MODELS
+        """True if there are more than 500 models, so that later ones are counted as ``other``."""
+        return bool(self._table.folded_count("model"))
+
+    @property
+    def time_ns(self) -> int:
+        """Stream time of the last message folded, Unix nanoseconds; 0 = none was folded yet."""
+        return self._time_ns
 
     def fold(self, message: Message, created_ns: int) -> None:
         """Fold one message, as ``Machine.fold``."""
@@ -187,7 +191,11 @@ class Shard:
         self._failed += stats.newly_failed
         held = self._queues.get(batch.id)
         if held is None or held[0] <= batch.sequence:
+            # Last in the order of the keys, so that the first one was silent the longest.
+            self._queues.pop(batch.id, None)
             self._queues[batch.id] = (batch.sequence, time_ns, stats.queue_depth)
+            if len(self._queues) > _MAX_QUEUES:
+                del self._queues[next(iter(self._queues))]
 
     def lost(self, first: int, last: int, created_ns: int) -> None:
         """Record a gap in the log, as ``Machine.lost``."""
@@ -230,6 +238,7 @@ class Shard:
             "shards": self._shards,
             "position": self._position,
             "cells": list(self._table.series),
+            "folded": self._table.folded_snapshot(),
             "lifetime": self._cumulative.snapshot(),
             "rollup": rollup,
             "custom": custom,
@@ -251,12 +260,12 @@ class Shard:
             raise
 
     def _restore(self, saved: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
-        if saved["version"] not in (_WITHOUT_CALLS, VERSION):
+        if saved["version"] not in (_WITHOUT_CALLS, _WITHOUT_LIMITS, VERSION):
             raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
         if (saved["shard"], saved["shards"]) != (self.shard, self._shards):
             raise Rejected(f"of shard {saved['shard']} of {saved['shards']}, this is {self.shard} of {self._shards}")
         self._position = msgspec.convert(saved["position"], Position | None)
-        self._table = SeriesTable(saved["cells"])
+        self._table = SeriesTable(saved["cells"], folded=saved.get("folded"))
         self._cumulative.restore(saved["lifetime"])
         span_parts = {name: data for name, data in parts.items() if ":" not in name and not name.startswith(_CALLS)}
         self._rollup = Rollup.restore(
@@ -267,6 +276,8 @@ class Shard:
             held = saved["custom"].get(name)
             if held is None or not rollup.restore(held, _below(f"{name}:", parts)):
                 rollup.since_ns = self._time_ns
+        if saved["version"] <= _WITHOUT_LIMITS:
+            self._keep_limits()
         counts = msgspec.convert(saved["counts"], list[int])
         if saved["version"] == _WITHOUT_CALLS:
             self.dedup.batches = FoldedBatches.restore(saved["seen"])
@@ -276,6 +287,17 @@ class Shard:
         self.losses = msgspec.convert(saved["losses"], list[Loss])
         self._queues = msgspec.convert(saved["queues"], dict[str, tuple[int, int, int]])
         self.spans, self.batches, self._sent, self._dropped, self._failed, self._clamped = counts
+
+    def _keep_limits(self) -> None:
+        """Count the models and providers beyond the limits, which an earlier version kept apart, under ``other``."""
+        until_s = self._time_ns // SECOND
+        self._table.forget_before(until_s)
+        if self._table.is_over_limits:
+            self._table, numbers = self._table.within_limits()
+            self._rollup.renumber(self._table, numbers)
+            self._cumulative.renumber(numbers, len(self._table))
+        for rollup in self._custom_rollups.values():
+            rollup.keep_limits(until_s)
 
     def since_ns(self, now_ns: int) -> int:
         """
@@ -300,9 +322,10 @@ class Shard:
             shard=self.shard,
             position=self._position,
             caught_up=caught_up,
-            total=Aggregates(sums=self._cumulative_sums()),
+            total=Aggregates(sums=lifetime.total_of(self._table, self._cumulative)),
             transport=self._transport(),
             cumulative=self._cumulative_counters(),
+            exact=self._exact(Query(), FOLDABLE),
         )
 
     def _answer_window(self, query: Query, caught_up: bool) -> Work[ShardResult]:
@@ -322,6 +345,8 @@ class Shard:
             groups=groups,
             models=models,
             transport=transport,
+            exact=self._exact(query),
+            inexact=self._inexact(query, stretches[0].start_s),
         )
 
     def _answer_series(self, query: Query, caught_up: bool) -> Work[ShardResult]:
@@ -341,6 +366,8 @@ class Shard:
             to_s=steps[-1][-1].end_s,
             since_ns=since_ns,
             points=points,
+            exact=self._exact(query),
+            inexact=self._inexact(query, steps[0][0].start_s),
         )
 
     def _read(self, reader: RollupReader, steps: Steps, query: Query) -> Work[list[Read]]:
@@ -365,38 +392,14 @@ class Shard:
         queues = {name: (number, depth) for name, (number, _, depth) in self._queues.items()}
         return ReporterTotals(sent=self._sent, dropped=self._dropped, failed=self._failed, queues=queues)
 
-    def _cumulative_sums(self) -> Sums:
-        """Return the sums over all kinds of span; those of cost and tokens leave roll-up kinds out."""
-        totals, table = self._cumulative.totals, self._table
-        sums = Sums.of(add_by(np.zeros(len(totals), np.int64), totals, 1))
-        paying = np.array([0 if counts_as_cost(key.kind) else -1 for key in table.series[: len(totals)]], np.int64)
-        paid = Sums.of(add_by(paying, totals, 1))
-        for name in (*COST_SUMS, *TOKEN_SUMS):
-            setattr(sums, name, getattr(paid, name))
-        return sums
-
     def _cumulative_counters(self) -> Cumulative:
-        cumulative, table = self._cumulative, self._table
-        by_operation: dict[str, tuple[int, int]] = {}
-        counters: dict[tuple[str, str, str, str], Counter] = {}
-        shown = _at_most(table, "model", MAX_MODELS)
-        for number in range(len(cumulative.totals)):
-            series, sums = table.series[number], Sums.of(cumulative.totals, number)
-            if sums.spans:  # 0 for a series that only has the score of a span that another shard counted
-                count, errors = by_operation.get(series.name, (0, 0))
-                by_operation[series.name] = (count + sums.spans, errors + sums.errors)
-            key = (shown[series.model], series.provider, series.caller, series.status)
-            counter = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
-            if series.kind == "llm":
-                counter.sums.add(sums)
-            elif counts_as_cost(series.kind):
-                counter.sums.add(Sums(**{name: getattr(sums, name) for name in COST_SUMS}))
+        cumulative, table, batches = self._cumulative, self._table, self.dedup.batches
         return Cumulative(
-            by_operation=by_operation,
+            by_operation=lifetime.by_operation(table, cumulative),
             walls=cumulative.walls.tolist(),
             longest_ns=cumulative.longest_ns,
-            counters=list(counters.values()),
-            histograms=self._histograms(shown),
+            counters=lifetime.counters_of(table, cumulative),
+            histograms=lifetime.histograms_of(table, cumulative),
             custom={name: rollup.cumulative() for name, rollup in self._custom_rollups.items()},
             clamped=self._clamped,
             lost=[(self.shard, loss.first, loss.last) for loss in self.losses],
@@ -404,22 +407,33 @@ class Shard:
             remembered=len(self.dedup.calls),
             oldest_call_ms=self.dedup.calls.oldest_start_ms,
             unpriced_tokens=dict(zip(REASONS, cumulative.unpriced_tokens, strict=True)),
+            dimensions={name: DimensionUse(table.separate(name), table.folded_count(name)) for name in FOLDABLE},
+            series=len(table),
+            reporters=batches.reporter_count,
+            reporters_since_ms=batches.forgotten_ns // MS,
         )
 
-    def _histograms(self, shown: Mapping[str, str]) -> dict[str, list[list[int]]]:
-        """Return the Prometheus histograms of spans of the kind llm, by model."""
-        histograms = self._cumulative.histograms
-        models = [shown[key.model] if key.kind == "llm" else "" for key in self._table.series[: len(histograms)]]
-        model_of = np.array(models, dtype=object)
-        return {model: histograms[model_of == model].sum(axis=0).tolist() for model in sorted({*models} - {""})}
+    def _tables(self, query: Query) -> list[SeriesTable]:
+        """Return the tables of the series that answer *query*."""
+        custom = (self._custom_rollups[name].table for name in query.custom if name in self._custom_rollups)
+        return [self._table, *custom]
+
+    def _exact(self, query: Query, dimensions: Sequence[str] = ()) -> dict[str, list[str]]:
+        """Return ``ShardResult.exact`` for the dimensions that the result of *query* shows, and for *dimensions*."""
+        others = [dimension for dimension, value in query.filters.items() if value == OTHER]
+        shown = {query.groupby, *others, *dimensions, *(("model",) if query.by_model else ())}
+        exact = {}
+        for dimension in shown.intersection(FOLDABLE):
+            known = [values for table in self._tables(query) if (values := table.exact(dimension)) is not None]
+            if known:
+                exact[dimension] = sorted(set(known[0]).intersection(*known[1:]))
+        return exact
+
+    def _inexact(self, query: Query, from_s: int) -> list[str]:
+        """Return ``ShardResult.inexact`` for an interval that begins at *from_s*, Unix seconds."""
+        return sorted({name for table in self._tables(query) for name in table.inexact(query.filters, from_s)})
 
 
 def _below(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
     """Return the items of *named* whose name begins with *prefix*, which is removed from the names."""
     return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-
-
-def _at_most(table: SeriesTable, dimension: str, most: int) -> dict[str, str]:
-    """Return value of *dimension* -> label: the first *most* values are their own labels, later ones are ``other``."""
-    _, known = table.column(dimension)
-    return {value: value if code < most else OTHER for value, code in known.items()}

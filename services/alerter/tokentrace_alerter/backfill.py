@@ -100,7 +100,7 @@ class _Recipients:
 
 async def backfill(bus: Bus, machine: AlerterMachine, *rules: Rule) -> None:
     """Fold for *rules* what the log holds up to the position at which each was added, then start their evaluation."""
-    now_ns = time.time_ns()
+    now_ns = bus.clock.now_ns()
     evaluators = {rule.name: machine.evaluators[rule.name] for rule in rules if rule.name in machine.evaluators}
     since_ns = {name: now_ns - evaluator.rule.reaches_ns for name, evaluator in evaluators.items()}
     recipients = _Recipients(evaluators, since_ns)
@@ -112,8 +112,8 @@ async def backfill(bus: Bus, machine: AlerterMachine, *rules: Rule) -> None:
     for name, evaluator in evaluators.items():
         # The rule may have been removed or replaced while the log was read.
         if machine.evaluators.get(name) is evaluator:
-            known_ns = since_ns[name] if evaluator.added_at is not None else time.time_ns()
-            machine.finish_backfill(name, known_ns, time.time_ns())
+            known_ns = since_ns[name] if evaluator.added_at is not None else bus.clock.now_ns()
+            machine.finish_backfill(name, known_ns, bus.clock.now_ns())
 
 
 async def _read(bus: Bus, machine: AlerterMachine, recipients: _Recipients) -> None:

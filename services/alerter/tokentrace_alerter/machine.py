@@ -218,6 +218,22 @@ class AlerterMachine:
             evaluator.start_at(now_ns)
             self._schedule(evaluator)
 
+    def start_anew_if_ahead(self, now_ns: int) -> None:
+        """
+        Give up the state of each rule whose next instant is later than it can be at *now_ns*; backfill must follow.
+
+        A snapshot may have been written by an alerter that followed a wrong clock. Its rules would not be evaluated
+        before that instant, and their windows have lost what they hold now.
+
+        Args:
+            now_ns: The broker's time, Unix nanoseconds.
+        """
+        for name, evaluator in list(self.evaluators.items()):
+            if evaluator.next_ns > now_ns + evaluator.rule.eval_interval_ns:
+                subject = subjects.alerts(self._project, name)
+                self._effects = [effect for effect in self._effects if effect.subject != subject]
+                self.add_rule(evaluator.rule)
+
     # -- the machine
 
     def fold(self, message: Message, created_ns: int) -> None:

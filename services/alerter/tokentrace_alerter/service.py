@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -164,6 +163,7 @@ class Alerter:
                 await asyncio.gather(*running, return_exceptions=True)
 
     def _loaded(self) -> None:
+        self.machine.start_anew_if_ahead(self.bus.clock.now_ns())
         for evaluator in self.machine.evaluators.values():
             if evaluator.backfilling:
                 self.backfiller.ask(evaluator.rule)
@@ -190,7 +190,7 @@ class Alerter:
 
     def _apply_event(self, message: Message) -> None:
         with self.bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
-            self.machine.apply_event(decode_event(message.payload))
+            self.machine.apply_event(decode_event(message.payload, message.time_ns))
 
     async def _follow_rules(self) -> None:
         async for change in self.rule_store.changes():
@@ -252,7 +252,7 @@ class Alerter:
         return self._last.get(subject, 0) > last
 
     async def _answer(self, payload: bytes) -> AsyncIterator[bytes]:
-        yield await self.rule_store.answer(payload, self.machine, time.time_ns())
+        yield await self.rule_store.answer(payload, self.machine, self.bus.clock.now_ns())
 
     def health(self) -> Health:
         """Return ready if the broker has no problem and the messages that the log held at the start are folded."""
@@ -286,5 +286,5 @@ class Alerter:
         )
         yield Sample("tokentrace_alerter_lag_messages", "Messages still to read.", self.runner.progress.pending)
         if self.machine.time_ns:
-            age_s = (time.time_ns() - self.machine.time_ns) / SECOND
+            age_s = (self.bus.clock.now_ns() - self.machine.time_ns) / SECOND
             yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message folded.", age_s)

@@ -116,7 +116,7 @@ class AlertHistory:
 
     def _count(self, message: Message) -> None:
         with self._bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
-            event = decode_event(message.payload)
+            event = decode_event(message.payload, message.time_ns)
             if event.status == "firing":
                 self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
 

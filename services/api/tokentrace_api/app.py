@@ -16,6 +16,7 @@ from tokentrace_api.routes import (
     prices,
     prometheus,
     receipt,
+    rejected,
     scores,
     sessions,
     tail,
@@ -29,6 +30,7 @@ def compose(bus: Bus, config: Config) -> App:
     """Return the api service with all its routes; if two routes match a path, the first one answers."""
     service = Api(bus, config)
     aggregators, history, custom = service.aggregators, service.alert_history, config.custom
+    refused = service.rejected_history
     tombstones = deletions.LogOfDeletions(
         bus,
         config.project,
@@ -38,19 +40,20 @@ def compose(bus: Bus, config: Config) -> App:
         service.store_writer.apply_deletions,
     )
     routers = [
-        prometheus.router(config.prometheus_path, aggregators, history, custom),
-        metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, custom)),
+        prometheus.router(config.prometheus_path, aggregators, history, refused, custom),
+        metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, refused, custom)),
         receipt.router(service, service.pricer),
         prices.router(service.pricer),
-        tail.router(service.tails, lambda: service.stopping.is_set()),
+        tail.router(service.tails, lambda: service.stopping.is_set(), service.now_ns),
         deletions.router(service, tombstones),
         traces.router(service, aggregators),
         export.router(service),
         scores.router(service, Scoring(bus, service, service), config.redactor),
         sessions.router(service, service),
         alerts.router(bus, history),
+        rejected.router(refused),
         forward.router(config.ingest_url, config.ingest_path, config.max_body_bytes),
-        health.router(config.health_path, service, service, aggregators, bus, config.max_bytes),
+        health.router(config.health_path, service, service, aggregators, refused, bus, config.max_bytes),
     ]
     routes = [route for router in routers for route in router.routes]
     return App(service, hashing(routes, config.redactor), {}, make_documented_app)

@@ -8,7 +8,6 @@ itself cannot be rewritten: its messages age out, and until then their deletions
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Container, Mapping
 
 import msgspec
@@ -109,14 +108,13 @@ class Erasure:
         except BAD_DATA:
             return None
 
-    @staticmethod
-    def _user_of_event(message: Message, users: Mapping[str, int]) -> str | None:
+    def _user_of_event(self, message: Message, users: Mapping[str, int]) -> str | None:
         event = decode_event(message.payload)
         user = user_in(event.group, users)
         if user is None:
             return None
         follows = event.status == "resolved" and parse_instant(event.fired_at) >= users[user] - MINUTE
-        return None if follows and time.time_ns() < users[user] + _DELIVERED_WITHIN_NS else user
+        return None if follows and self._bus.clock.now_ns() < users[user] + _DELIVERED_WITHIN_NS else user
 
     @staticmethod
     def _user_of_delivery(message: Message, users: Mapping[str, int]) -> str | None:

@@ -14,6 +14,10 @@ T = TypeVar("T")
 class StoreReader(Protocol):
     """Runs queries on the span store, each in a worker thread."""
 
+    def now_ns(self) -> int:
+        """Return the time at which a query is answered: the broker's, Unix nanoseconds."""
+        ...
+
     async def read(self, work: Callable[[Store], T]) -> T:
         """
         Return what *work* returns.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -18,10 +17,13 @@ from tokentrace.units import SECOND
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.parameters import ATTRIBUTE_PREFIX, AttributeParams, Duration, Text, with_ids
-from tokentrace_api.reads import Exemplar, Where, aggregates_by, custom_values_by, exemplars
+from tokentrace_api.reads import Exemplar, Where, aggregates_by, aggregates_in_steps, custom_values_by, exemplars
+from tokentrace_api.store import Store
 
 #: Time limit for finding exemplars, seconds.
 _EXEMPLARS_S = 0.2
+#: From this age of the last message that was folded on, an answer says how far it is behind, seconds.
+BEHIND_S = 1.0
 
 
 class MetricsParams(AttributeParams):
@@ -105,9 +107,12 @@ class MetricsQuery(NamedTuple):
         return Where(replace(self.query, from_s=answered.from_s, to_s=answered.to_s), self.filters)
 
 
-def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> MetricsQuery:
+def parse_metrics_query(params: MetricsParams, now_ns: int) -> MetricsQuery:
     """
     Return the query that *params* describe.
+
+    Args:
+        now_ns: The end of the window: the broker's time, Unix nanoseconds.
 
     Raises:
         Rejected: A parameter is not valid; the text names it.
@@ -121,7 +126,7 @@ def parse_metrics_query(params: MetricsParams, now_ns: int | None = None) -> Met
     attribute = "" if groupby is None or groupby in DIMENSIONS else groupby.removeprefix(ATTRIBUTE_PREFIX)
     if groupby and not attribute and groupby not in DIMENSIONS:
         raise Rejected("groupby: the name of the attribute after attr. is missing")
-    now_s = (time.time_ns() if now_ns is None else now_ns) // SECOND
+    now_s = now_ns // SECOND
     query = Query(
         from_s=now_s - -(-params.window.ns // SECOND),
         # The running second is part of the window, so that a span that has just ended is counted.
@@ -147,6 +152,8 @@ async def answer(
     """
     Return the aggregates of all matching spans and, if the query groups, of each group.
 
+    The store answers if the query concerns attributes, or filters by a value of which aggregators have only a part.
+
     Args:
         fields: Names of the distributions to compute: latency, ttft, prompt, completion, score.
         by_model: Compute sums by model as well.
@@ -159,7 +166,8 @@ async def answer(
     answered = await aggregators.query(
         replace(metrics_query.query, fields=list(fields), by_model=by_model, custom=names)
     )
-    if not metrics_query.attribute and not metrics_query.filters:
+    all_from_store = bool(metrics_query.filters or answered.inexact)
+    if not metrics_query.attribute and not all_from_store:
         return answered
     where, now_ns, key = metrics_query.where(answered), metrics_query.now_ns, metrics_query.groupby
 
@@ -172,11 +180,54 @@ async def answer(
                 groups.setdefault(name, Aggregates()).custom[metric.name] = custom_value
         return dict(sorted(groups.items()))
 
-    if metrics_query.filters:
+    if all_from_store:
+        answered.folded = []
         answered.total = (await from_store("", fields)).get("", Aggregates())
         answered.models = await from_store("model", ()) if by_model else {}
     if key:
         answered.groups = await from_store(key, fields, attribute=bool(metrics_query.attribute))
+    await note_since(store, metrics_query, answered)
+    return answered
+
+
+async def answer_series(
+    aggregators: AggregatorClient,
+    store: StoreReader,
+    metrics_query: MetricsQuery,
+    step_s: int,
+    fields: Sequence[str],
+    custom: Sequence[CustomMetric],
+) -> Answer:
+    """
+    Return the aggregates of each step and, if the query groups by a dimension, of each group in it.
+
+    The store answers if the query filters by a value of which the aggregators have only a part.
+
+    Args:
+        step_s: Length of a step, seconds.
+        fields, custom: As for ``answer``.
+
+    Raises:
+        Unavailable: As for ``answer``.
+    """
+    names = [metric.name for metric in custom]
+    answered = await aggregators.query(
+        replace(metrics_query.query, what="series", step_s=step_s, fields=list(fields), custom=names)
+    )
+    if not answered.inexact:
+        return answered
+    where, now_ns = metrics_query.where(answered), metrics_query.now_ns
+
+    def read(key: str) -> Callable[[Store], dict[int, dict[str, Aggregates]]]:
+        return lambda spans: aggregates_in_steps(spans, where, key, fields, custom, now_ns, step_s)
+
+    totals = await store.read(read(""))
+    groups = await store.read(read(metrics_query.groupby)) if metrics_query.groupby else {}
+    for point in answered.points:
+        step = point.start_s // step_s
+        point.total = totals.get(step, {}).get("", Aggregates())
+        point.groups = groups.get(step, {})
+    answered.folded = []
     await note_since(store, metrics_query, answered)
     return answered
 
@@ -200,5 +251,10 @@ async def find_exemplars(
 
 
 def missing(answered: Answer) -> dict[str, Any]:
-    """Return the fields that mark an answer as incomplete; empty if every shard sent a result."""
-    return {"incomplete": True, "missing_shards": answered.missing_shards} if answered.missing_shards else {}
+    """Return the fields that say what an answer lacks; empty if every shard sent a result and none is behind."""
+    shown: dict[str, Any] = {}
+    if answered.missing_shards:
+        shown |= {"incomplete": True, "missing_shards": answered.missing_shards}
+    if answered.behind_s >= BEHIND_S:
+        shown["behind_s"] = round(answered.behind_s, 1)
+    return shown

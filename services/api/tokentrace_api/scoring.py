@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import time
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -139,11 +138,12 @@ async def _publish(scoring: Scoring, span: Span, name: str, stored: _StoredScore
         arrived_ns=span.arrived_ns,
         attributes=span.attributes,
     )
+    now_ns = scoring.store.now_ns()
     # A score goes to the shard of its span, so that every reader folds the span first.
-    shards = await scoring.store.read(lambda store: shards_of(store, span.trace_id, span.span_id, time.time_ns()))
+    shards = await scoring.store.read(lambda store: shards_of(store, span.trace_id, span.span_id, now_ns))
     [shard] = shards or [0]
     batch_id = f"score.{_key(span, name)}.{stored.number}"
-    await scoring.publisher.publish(Batch(id=batch_id, arrived_ns=time.time_ns(), scores=[score]), shard)
+    await scoring.publisher.publish(Batch(id=batch_id, arrived_ns=now_ns, scores=[score]), shard)
 
 
 async def _mark_published(scores: KeyValue, key: str, stored: _StoredScore, revision: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import Batch, Span, encode_batches, shard_of
 from tokentrace.redact import Redactor
+from tokentrace.service.alive import Roll
 from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.call_readers import calls_key, encode_calls
 from tokentrace.service.health import Health, Sample
@@ -29,12 +31,17 @@ from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
 from tokentrace_api.erasure import Erasure
 from tokentrace_api.live_tail import Tails
+from tokentrace_api.rejected_history import RejectedHistory
 from tokentrace_api.store import Store
 from tokentrace_api.store_writer import StoreWriter
 
 log = logging.getLogger("tokentrace.api")
 
 NAME = "api"
+#: The services whose processes ``/health`` shows.
+SERVICES = ("ingest", "aggregator", "alerter", NAME)
+#: Pause between two counts of the processes of all services, seconds.
+_COUNT_EVERY_S = 10.0
 #: Pause between two publications of the positions, seconds.
 _PUBLISH_POSITIONS_EVERY_S = 2.0
 #: How long ``Api.publish`` waits until its batch is stored, seconds.
@@ -117,7 +124,9 @@ class Api:
     Attributes:
         aggregators: Answers queries for metrics.
         alert_history: Counts of firings and deliveries.
+        rejected_history: Counts of refused spans, and the dead letters.
         erasure: Erases what the streams keep about deleted users.
+        roll: Asks which services are alive.
         tails: The live tails of all clients.
         store_writer: Fills and reads the span store.
         stopping: Set when the service stops.
@@ -129,7 +138,9 @@ class Api:
         self.bus, self.config = bus, config
         self.aggregators = AggregatorClient(bus, config.shards)
         self.alert_history = AlertHistory(bus)
+        self.rejected_history = RejectedHistory(bus)
         self.erasure = Erasure(bus, self.alert_history)
+        self.roll = Roll(bus, SERVICES)
         self.tails = Tails()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
@@ -138,7 +149,7 @@ class Api:
         self._capacity = capacity_for(config.shards)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Fill the store, publish its positions and count alerts until *stopping* is set."""
+        """Fill the store, publish its positions, count alerts and refused spans until *stopping* is set."""
         self.stopping = stopping
         try:
             self._capacity = await unless_stopped(stopping, agreed_capacity(self.bus, self.config.shards))
@@ -151,7 +162,9 @@ class Api:
                     self.store_writer.run(),
                     self._publish_positions(),
                     self.alert_history.open_and_follow(),
+                    self.rejected_history.open_and_follow(),
                     self.erasure.run(),
+                    self._count_processes(),
                 )
             ]
             await stopping.wait()
@@ -176,7 +189,7 @@ class Api:
 
     async def _publish_positions(self) -> None:
         """
-        Every 2 s, publish store positions and digests of the calls, and save the alert counts.
+        Every 2 s, publish store positions and digests of the calls, and save the counts of alerts and refused spans.
 
         Ingest measures the lag from the positions; the digests show whether all readers remember the same calls.
         """
@@ -188,11 +201,23 @@ class Api:
                 for shard in range(self.config.shards):
                     position = store.position(shard)
                     if position is not None:
-                        await meta.put(reader_key(NAME, shard), encode_position(position))
+                        await meta.put(reader_key(NAME, shard), encode_position(position, self.now_ns()))
                         await meta.put(calls_key(NAME, shard), encode_calls({shard: store.digests(shard)}))
                 await self.alert_history.save()
+                await self.rejected_history.save()
             except TokentraceError as exc:
                 log.info("%s", exc)
+
+    def now_ns(self) -> int:
+        """Return the broker's time, Unix nanoseconds."""
+        return self.bus.clock.now_ns()
+
+    async def _count_processes(self) -> None:
+        """Count the processes of every service again and again, so that ``/health`` knows whom to expect."""
+        while True:
+            with contextlib.suppress(TokentraceError):
+                await self.roll.count()
+            await asyncio.sleep(_COUNT_EVERY_S)
 
     async def read(self, work: Callable[[Store], T]) -> T:
         """

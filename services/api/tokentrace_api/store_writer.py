@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -200,7 +199,7 @@ class StoreWriter:
     async def _prune(self, store: Store) -> None:
         while True:
             try:
-                await self._in_writer(partial(store.prune, time.time_ns()))
+                await self._in_writer(partial(store.prune, self._bus.clock.now_ns()))
             except Unavailable as exc:
                 log.info("%s", exc)
             await asyncio.sleep(_PRUNE_EVERY_S)

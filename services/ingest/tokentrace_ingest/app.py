@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus
 from tokentrace.service.main import App
 from tokentrace.service.openapi import make_documented_app
 from tokentrace_ingest.routes import costkatana, mist, spans
+from tokentrace_ingest.routes.checks import RequestKeys
 from tokentrace_ingest.routes.intake import Limits
 from tokentrace_ingest.service import Config, Ingest
 
@@ -13,7 +14,7 @@ from tokentrace_ingest.service import Config, Ingest
 def compose(bus: Bus, config: Config) -> App:
     """Return the ingest service with all of its routes."""
     service = Ingest(bus, config)
-    keys, limits = bus.kv(subjects.REQUESTS), Limits(config.max_batch_size, config.max_body_bytes)
+    keys, limits = RequestKeys(bus), Limits(config.max_batch_size, config.max_body_bytes)
     post_spans = spans.endpoint(service, keys, limits)
     post_mist = mist.endpoint(service, keys, limits)
     routes = [

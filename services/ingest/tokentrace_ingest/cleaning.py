@@ -271,7 +271,9 @@ class Cleaner:
     def _read_json(self, message: Message, created_ns: int) -> tuple[list[Batch], list[DeadLetter]]:
         message_id = message.headers.get("Nats-Msg-Id", "")
         if message_id:
-            key = f"nats.{hashlib.sha256(message_id.encode()).hexdigest()}"
+            # With the content, because a publisher that numbers its messages anew after a restart uses ids again.
+            digest = hashlib.sha256(b"%d %s" % (len(message_id), message_id.encode() + message.payload)).hexdigest()
+            key = f"nats.{digest}"
         else:
             key = f"nats.{created_ns}.{message.sequence}"
         try:

@@ -32,7 +32,8 @@ class DeadLetter(NamedTuple):
 
     Attributes:
         id: SHA-256 of *body*. A message that is delivered again gives the same id, by which the broker recognises it.
-        body: JSON with the batch, the index and the reason, and with the redacted record or its size and SHA-256.
+        body: JSON with the batch, the index, the kind and the reason, and with the redacted record or its size and
+            SHA-256.
         position: Index of the bad record in its list; 0 if the dead letter is about a list or message as a whole.
         reason: What is wrong with the record, without secrets.
         kind: span, a ``RecordKind.name``, or the name of a list in ``other_records.FORBIDDEN``.
@@ -119,7 +120,7 @@ class DeadLetterWriter:
         """Return a dead letter. The reason is redacted, because it may quote the record."""
         reason = self._redactor.text(reason)
         sender = {"source": source} if source else {}
-        letter = {"batch": key, "index": index, "reason": reason, **sender, **body}
+        letter = {"batch": key, "index": index, "kind": kind, "reason": reason, **sender, **body}
         content = msgspec.json.encode(letter, order="deterministic")
         return DeadLetter(hashlib.sha256(content).hexdigest(), content, index, reason, kind, key)
 

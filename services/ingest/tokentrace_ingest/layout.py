@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Mapping
 
 import structlog
@@ -62,7 +61,7 @@ class Layout:
         if self._group_commit.by_call_from_ns is not None:
             self.waiting_for = []
             return
-        now_ns = time.time_ns()
+        now_ns = self._bus.clock.now_ns()
         positions = read_positions(entries, self._bus.set_aside)
         calls = call_readers.read_calls(entries, self._bus.set_aside)
         self.waiting_for = call_readers.waits_for(positions, calls, now_ns)

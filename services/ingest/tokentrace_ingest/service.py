@@ -212,7 +212,7 @@ class Ingest:
         """
         self.check_backpressure()
         await self._layout.known()
-        cleaned = self._cleaner.clean(batch, time.time_ns(), size_bytes, checked=strict)
+        cleaned = self._cleaner.clean(batch, self.now_ns(), size_bytes, checked=strict)
         if strict and cleaned.dead_letters:
             raise Rejected(cleaned.dead_letters[0].where)
         await self._publish_dead_letters(self.config.project, cleaned.dead_letters, source)
@@ -220,6 +220,10 @@ class Ingest:
         self._counts["spans", source] += cleaned.spans
         self._count_redactions(cleaned, source if strict else "reporter")
         return cleaned
+
+    def now_ns(self) -> int:
+        """Return the broker's time, Unix nanoseconds, at which an HTTP request arrives."""
+        return self.bus.clock.now_ns()
 
     def _count_open_span(self, cleaned: Cleaned) -> None:
         self._counts["spans", "costkatana"] += cleaned.spans

@@ -35,12 +35,12 @@ _STOP_S, _STOP_STARTING_S = 10.0, 2.0
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
 jetstream {{
-    store_dir: "{directory}"
+    store_dir: {directory}
     sync_interval: always
     max_file_store: {limit}
 }}
 max_payload: {payload}
-log_file: "{log}"
+log_file: {log}
 logfile_size_limit: 16MB
 """
 
@@ -96,7 +96,9 @@ class Broker:
         # size.
         limit = max(self.room_bytes, reserved_bytes(store)) + _LEEWAY_BYTES
         config = self._write_config(
-            _CONFIG.format(port=self.port, directory=store, limit=limit, payload=MAX_PAYLOAD, log=log_file)
+            _CONFIG.format(
+                port=self.port, directory=_quoted(store), limit=limit, payload=MAX_PAYLOAD, log=_quoted(log_file)
+            )
         )
         # Fork on the main thread: the kernel kills the server when the thread that forked it ends.
         self._process = subprocess.Popen(  # noqa: ASYNC220
@@ -197,6 +199,12 @@ def _used_bytes(store: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             used_bytes += file.stat().st_size
     return used_bytes
+
+
+def _quoted(path: Path) -> str:
+    """Return *path* as text of the server's configuration."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{text}"'
 
 
 def _answers(port: int) -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from starlette.routing import BaseRoute
 
 from tokentrace.bus import Bus, jetstream, subjects
-from tokentrace.config import HttpServer, Settings, load
+from tokentrace.config import HttpServer, Nats, Settings, load
 from tokentrace.errors import ConfigError, TokentraceError, Unavailable
 from tokentrace.service import main
 from tokentrace.service.bootstrap import bootstrap
@@ -37,6 +37,7 @@ from tokentrace_standalone.broker import Broker, private_broker
 log = logging.getLogger("tokentrace.serve")
 
 _DEFAULT_ALSO = HttpServer().addr
+_NATS_PORT = 4222
 _PROBE_INTERVAL_S = 2.0
 #: JetStream counts as stuck after this many probes in a row that find a problem although the disk has room.
 _STUCK_AFTER = 3
@@ -53,7 +54,7 @@ class Flags(NamedTuple):
 
     Attributes:
         also: The second address; ``none`` = there is no second one.
-        nats: URL of a running NATS server; None = start one on *nats_port*.
+        nats: URL of a running NATS server; None = start one on *nats_port*, by default 4222.
     """
 
     addr: str
@@ -62,7 +63,7 @@ class Flags(NamedTuple):
     data_dir: str | None
     config: str | None
     nats: str | None
-    nats_port: int
+    nats_port: int | None
 
 
 class Configs(NamedTuple):
@@ -97,6 +98,9 @@ class Pipeline:
             api_app.compose(bus, configs.api),
         )
         self._services = [app.service for app in self._apps]
+        names = ("ingest", "aggregator", "alerter", "api")
+        #: Name -> health of each service.
+        self.parts = {name: service.health for name, service in zip(names, self._services, strict=True)}
 
     def health(self) -> Health:
         """Return the health of all services together: ready if each of them is."""
@@ -143,19 +147,25 @@ async def serve(flags: Flags, stopping: asyncio.Event) -> None:
         ConfigError: The configuration or a flag is wrong.
         Unavailable: An address or the data directory cannot be used, or NATS cannot be reached or started.
     """
+    if flags.nats is not None and flags.nats_port is not None:
+        raise ConfigError("--nats-port: has no effect with --nats, which names a running NATS server")
     settings = load(
         flags.config,
         overrides={"nats.url": flags.nats, "storage.dir": flags.data_dir, "retention.max_spans": flags.max_spans},
     )
+    if flags.nats is None and settings.nats.url != Nats().url:
+        log.warning("nats.url: has no effect without --nats: serve starts a NATS server of its own")
     configs = Configs.of(settings)
     sockets = _sockets(flags.addr, flags.also, settings.http_server.addr)
     async with contextlib.AsyncExitStack() as stack:
-        nats_port = flags.nats_port if flags.nats is None else None
+        nats_port = (flags.nats_port or _NATS_PORT) if flags.nats is None else None
         broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
             app = main.App(pipeline, pipeline.routes, pipeline.hot, make_documented_app)
-            running = tasks.create_task(main.serve(app, bus, settings, sockets, stopping, name="serve"))
+            running = tasks.create_task(
+                main.serve(app, bus, settings, sockets, stopping, name="serve", parts=pipeline.parts)
+            )
             announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running

@@ -26,6 +26,7 @@ _COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 _MAX_WAITING = 20_000
 #: The replay ends if no further span is accepted for this time, seconds.
 _GIVE_UP_S = 60.0
+_MAX_MS_PER_TOKEN = 1e6
 
 
 class Call(NamedTuple):
@@ -128,13 +129,16 @@ def replay(
     ] = "now",
     ms_per_prompt_token: Annotated[float, typer.Option(metavar="X", help="Latency of a prompt token in ms.")] = 0.0,
     ms_per_token: Annotated[float, typer.Option(metavar="Y", help="Latency of a completion token in ms.")] = 0.0,
-    reporters: Annotated[int, typer.Option(metavar="N", min=1, help="Number of reporters that send.")] = 1,
+    reporters: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Number of reporters that send.")] = 1,
 ) -> int:
     """
     Send a trace file through reporters.
 
     The exit code is 0 only if every span was accepted.
     """
+    for flag, value in (("--ms-per-prompt-token", ms_per_prompt_token), ("--ms-per-token", ms_per_token)):
+        if not 0 <= value <= _MAX_MS_PER_TOKEN:
+            raise ConfigError(f"{flag}: must be from 0 to {_MAX_MS_PER_TOKEN:g}")
     calls = read_calls(Path(file))
     factor = _parse_speed(speed)
     if not calls:

@@ -32,8 +32,9 @@ def serve(
         str | None, typer.Option(metavar="URL", help="Use this NATS server instead of starting one.")
     ] = None,
     nats_port: Annotated[
-        int, typer.Option(metavar="PORT", min=1, max=65535, help="Port of the NATS server that is started.")
-    ] = 4222,
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Port of the NATS server that is started. Default: 4222."),
+    ] = None,
 ) -> int:
     """Run the whole pipeline on this machine, a NATS server included."""
     from tokentrace_standalone import pipeline

@@ -1,5 +1,6 @@
 """The message bus: its contract, the subjects, and two implementations (`memory`, `jetstream`)."""
 
+from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import (
     HEADROOM_BYTES,
     MIN_STREAM_BYTES,
@@ -18,6 +19,7 @@ from tokentrace.bus.contract import (
 __all__ = [
     "HEADROOM_BYTES",
     "MIN_STREAM_BYTES",
+    "BrokerClock",
     "Bus",
     "Chunk",
     "Delivery",

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple, Protocol
 import msgspec
 
 from tokentrace.bad_data import SetAside
+from tokentrace.bus.clock import BrokerClock
 from tokentrace.records import Position
 from tokentrace.units import MINUTE
 
@@ -167,7 +168,8 @@ class Objects(Protocol):
 
 #: Takes the payload of a request and yields the replies; each reply is sent as soon as it is yielded.
 Handler = Callable[[bytes], AsyncIterator[bytes]]
-#: Takes the replies so far and returns until when to wait for more, in seconds after the request; 0 = stop waiting.
+#: Takes the replies so far and returns until when to wait for more, in seconds after the request; 0 = stop waiting. It
+#: is called after every reply, and again when that time has come: then it may return a later one.
 WaitPolicy = Callable[[list[bytes]], float]
 
 
@@ -231,6 +233,11 @@ class Bus(Protocol):
         ...
 
     @property
+    def clock(self) -> BrokerClock:
+        """The broker's time. Whatever depends on the time asks this clock and not that of the host."""
+        ...
+
+    @property
     def set_aside(self) -> SetAside:
         """Data that was read over this connection and could not be decoded; every decoder notes it here."""
         ...
@@ -260,7 +267,7 @@ class Bus(Protocol):
         ...
 
     async def state(self, stream: str) -> StreamState:
-        """Return what *stream* holds; Rejected if it does not exist."""
+        """Return what *stream* holds; Rejected if it does not exist. The state of the log also sets ``clock``."""
         ...
 
     async def position_at(self, stream: str, time_ns: int) -> Position:

@@ -27,6 +27,8 @@ INGEST = "ingest"
 MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
 QUERY_ALERTS = "tokentrace.query.alerts"
+#: Every process answers on the subject of each service that it runs.
+QUERY_ALIVE = "tokentrace.query.alive"
 ALL_SPANS = "tokentrace.spans.>"
 #: How the subject of deletions ends.
 DELETED = ".deleted"
@@ -120,6 +122,11 @@ def alerts(project: str, rule: str) -> str:
 def deliveries(project: str, rule: str) -> str:
     """Return the subject of the delivery records of *rule*."""
     return f"tokentrace.deliveries.{escape(project)}.{escape(rule)}"
+
+
+def alive(service: str) -> str:
+    """Return the subject on which every process of *service* says that it is alive."""
+    return f"{QUERY_ALIVE}.{escape(service)}"
 
 
 def parse_project(subject: str) -> str:

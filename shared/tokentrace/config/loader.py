@@ -21,7 +21,7 @@ from tokentrace.config.alerts import tidy_alerts
 from tokentrace.config.section import Duration
 from tokentrace.config.settings import Settings
 from tokentrace.dialect import explain
-from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.errors import ConfigError, Rejected, quoted, shorten
 from tokentrace.units import parse_duration
 
 log = logging.getLogger("tokentrace.config")
@@ -40,6 +40,8 @@ ENVIRONMENT = {
     "TOKENTRACE_MAX_SPANS": "retention.max_spans",
     "TOKENTRACE_AUTH_TOKEN": "http_server.auth_token",
     "TOKENTRACE_INGEST_URL": "http_server.ingest_url",
+    "TOKENTRACE_HTTP_HOSTS": "http_server.hosts",
+    "TOKENTRACE_PUBLIC_URL": "http_server.public_url",
     "TOKENTRACE_ALERT_ALLOW_HOSTS": "alert_delivery.allow_hosts",
     "TOKENTRACE_REDACTION_MODE": "redaction.mode",
     "TRACE_REDACT_KEYS": "redaction.keys",
@@ -48,13 +50,16 @@ ENVIRONMENT = {
 #: Old name of an environment variable -> its new name. The new name wins if both are set.
 DEPRECATED = {"TOKENTRACE_SHARDS": "TOKENTRACE_OWN_SHARDS"}
 #: Settings that are lists: their variable holds the items separated by commas.
-_LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts"})
-#: Lists that a variable extends and does not replace, so that setting it never shows what the file hides.
-_EXTENDED = frozenset({"redaction.keys"})
+_LISTS = frozenset({"redaction.keys", "alert_delivery.allow_hosts", "http_server.hosts"})
+#: Lists that a variable extends and does not replace, so that setting it neither shows what the file hides nor refuses
+#: a name that the file lists.
+_EXTENDED = frozenset({"redaction.keys", "http_server.hosts"})
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
-#: Keys whose variables must be set; otherwise requests would need no token, or deliveries would have no credential.
+#: Keys whose variables must be set; otherwise requests would need no token, or deliveries and the connection to the
+#: broker would have no credential: the URLs may hold one.
 _SECRET = re.compile(
-    r"http_server\.auth_token|redaction\.hash_key|alerts\[\d+\]\.delivery\.(secret|headers\..*)", re.DOTALL
+    r"http_server\.auth_token|redaction\.hash_key|nats\.url|alerts\[\d+\]\.delivery\.(url|secret|headers\..*)",
+    re.DOTALL,
 )
 
 
@@ -115,11 +120,17 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def _check_directory(directory: Path) -> None:
     """Raise ConfigError if *directory* or the nearest of its parents that exists is not a directory."""
-    for path in (directory, *directory.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise ConfigError(f"storage.dir: {directory} cannot be used for data: {path} is not a directory")
-            return
+    shown = shorten(str(directory))
+    if "\0" in str(directory):
+        raise ConfigError(f"storage.dir: {quoted(str(directory))} has a NUL, which no path can have")
+    try:
+        for path in (directory, *directory.parents):
+            if path.exists():
+                if not path.is_dir():
+                    raise ConfigError(f"storage.dir: {directory} cannot be used for data: {path} is not a directory")
+                return
+    except OSError as exc:
+        raise ConfigError(f"storage.dir: {shown} cannot be used for data: {exc.strerror}") from exc
 
 
 def _read(file: Path) -> str:

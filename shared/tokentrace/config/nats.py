@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
+from tokentrace.bus import subjects
 from tokentrace.config.section import Duration, Section
 from tokentrace.errors import ConfigError, quoted
+
+#: Smallest size of the queue and of the log, bytes: less would hold no more than a few messages.
+MIN_BYTES = 1_000_000
+_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 
 
 class Nats(Section, frozen=True, kw_only=True):
@@ -25,30 +31,38 @@ class Nats(Section, frozen=True, kw_only=True):
     own_shards: Annotated[
         str, Meta(description="The shards that this aggregator holds, such as 0-1 or 0,3; empty = all.")
     ] = ""
-    raw_max_bytes: Annotated[int, Meta(description="Maximum size of the work queue TT_RAW, in bytes.")] = (
-        1024 * 1024 * 1024
-    )
-    spans_max_bytes: Annotated[int, Meta(description="Maximum size of the log TT_SPANS, in bytes.")] = (
+    raw_max_bytes: Annotated[
+        int, Meta(ge=MIN_BYTES, description="Maximum size of the work queue TT_RAW, in bytes.")
+    ] = 1024 * 1024 * 1024
+    spans_max_bytes: Annotated[int, Meta(ge=MIN_BYTES, description="Maximum size of the log TT_SPANS, in bytes.")] = (
         8 * 1024 * 1024 * 1024
     )
-    spans_max_age: Annotated[Duration, Meta(description="How long the log TT_SPANS keeps a message.")] = Duration(
-        7 * 86_400_000_000_000
-    )
+    spans_max_age: Annotated[
+        Duration, Meta(description="How long the log TT_SPANS keeps a message; must be over 0.")
+    ] = Duration(7 * 86_400_000_000_000)
     duplicate_window: Annotated[
         Duration,
         Meta(
-            description="How long the broker recognises a repeated message id. A short time costs work but no "
-            "correctness, because readers remember the batches that they have folded."
+            description="How long the broker recognises a repeated message id; must be over 0. A short time costs work "
+            "but no correctness, because readers remember the batches that they have folded."
         ),
     ] = Duration(120_000_000_000)
 
     def check(self) -> None:
         """
-        Check that ``own_shards`` names existing shards.
+        Check the URL, the project, the times and that ``own_shards`` names existing shards.
 
         Raises:
-            ConfigError: As ``own_shards``.
+            ConfigError: One of them cannot work; the message names the key.
         """
+        for url in self.url.split(","):
+            if not _is_url(url.strip(" ")):
+                raise ConfigError(f"nats.url: {quoted(_without_password(url))} is not of the form nats://host:port")
+        if not self.project or len(subjects.escape(self.project)) > subjects.MAX_PROJECT:
+            raise ConfigError("nats.project: must not be empty, nor too long for a subject")
+        for key in ("spans_max_age", "duplicate_window"):
+            if getattr(self, key) == 0:
+                raise ConfigError(f"nats.{key}: must be over 0")
         own_shards(self)
 
 
@@ -73,3 +87,17 @@ def own_shards(nats: Nats) -> list[int]:
             )
         shards.update(range(first, last + 1))
     return sorted(shards)
+
+
+def _is_url(url: str) -> bool:
+    """Return True if *url* names a server, as the NATS client reads it: the scheme and the port may be left out."""
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError:
+        return False
+
+
+def _without_password(url: str) -> str:
+    scheme, mark, rest = url.rpartition("://")
+    return scheme + mark + rest.rpartition("@")[2]

@@ -68,8 +68,11 @@ class Settings(Section, frozen=True, kw_only=True):
         Raises:
             ConfigError: A value is invalid; the message names its key.
         """
-        for section in (self.nats, self.http_server, self.pricing, self.transport, self.retention, self.redaction):
+        sections: tuple[Section, ...] = (self.nats, self.storage, self.http_server, self.retention)
+        for section in (*sections, self.pricing, self.transport, self.redaction):
             section.check()
+        if self.mist.require_auth and not self.http_server.auth_token:
+            raise ConfigError("mist.require_auth: has no effect without http_server.auth_token, which is not set")
         for index, rule in enumerate(self.alerts):
             if not math.isfinite(rule.threshold):
                 raise ConfigError(f"alerts[{index}].threshold: must be a finite number")

@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from tokentrace.config.section import Duration, Section
+from tokentrace.errors import ConfigError
 
 
 class Storage(Section, frozen=True, kw_only=True):
@@ -15,7 +16,19 @@ class Storage(Section, frozen=True, kw_only=True):
     dir: Annotated[
         str, Meta(description="Directory of the span store, and of the NATS server of `tokentrace serve`.")
     ] = "./tokentrace-data"
-    memory_limit_mb: Annotated[int, Meta(description="Memory limit of the span store's database, in MB.")] = 256
-    snapshot_interval: Annotated[Duration, Meta(description="Time between two snapshots of a reader.")] = Duration(
-        60_000_000_000
-    )
+    memory_limit_mb: Annotated[int, Meta(ge=32, description="Memory limit of the span store's database, in MB.")] = 256
+    snapshot_interval: Annotated[
+        Duration, Meta(description="Time between two snapshots of a reader; must be over 0.")
+    ] = Duration(60_000_000_000)
+
+    def check(self) -> None:
+        """
+        Check the directory and the time between snapshots.
+
+        Raises:
+            ConfigError: The directory has no name, or the time is 0; the message names the key.
+        """
+        if not self.dir:
+            raise ConfigError("storage.dir: must not be empty")
+        if self.snapshot_interval == 0:
+            raise ConfigError("storage.snapshot_interval: must be over 0")

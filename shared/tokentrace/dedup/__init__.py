@@ -1,6 +1,6 @@
 """Deduplication: one call counts once, however often and by whomever it is told, for every reader of the log alike."""
 
-from tokentrace.dedup.batches import MAX_INTERVALS, MAX_REPORTERS, FoldedBatches
+from tokentrace.dedup.batches import MAX_GAPS, MAX_INTERVALS, MAX_REPORTERS, REPORTER_NS, FoldedBatches
 from tokentrace.dedup.deduplicator import DIGEST_EVERY, Deduplicator, Digest, LeftOut, Taken, total
 from tokentrace.dedup.identity import (
     IDENTITY,
@@ -19,8 +19,10 @@ __all__ = [
     "DIGEST_EVERY",
     "IDENTITY",
     "LEAST_CALLS",
+    "MAX_GAPS",
     "MAX_INTERVALS",
     "MAX_REPORTERS",
+    "REPORTER_NS",
     "TOTAL_CALLS",
     "CallMemory",
     "Deduplicator",

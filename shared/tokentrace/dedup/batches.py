@@ -2,9 +2,12 @@
 The batches that a reader has folded, so that a batch that is delivered, sent or replayed again is skipped as a whole.
 
 A reporter numbers its batches from 1, so the numbers folded so far are a few intervals, however many batches there
-were. They are remembered until the reporter has been silent for 8 days. Batches without a number are not remembered
-here: their spans are known by the memory of calls. An earlier version remembered their ids for a day; ids from its
-snapshots are still honoured until that day is over.
+were. They are remembered until the reporter has been silent for 8 days, or until 50,000 others have sent a batch after
+it; ``forgotten_ns`` says since when no reporter was forgotten early. What a forgotten reporter sends again is known by
+the memory of calls, span by span, as far as that reaches. So the memory is bounded, whatever reporters there are.
+
+Batches without a number are not remembered here: their spans are known by the memory of calls. An earlier version
+remembered their ids for a day; ids from its snapshots are still honoured until that day is over.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ REQUEST_NS = DAY
 MAX_REPORTERS = 50_000
 #: Most intervals kept for each key. A reporter has few batches in flight, so the oldest gap will not be filled.
 MAX_INTERVALS = 4096
+#: Most gaps between the intervals of all keys together. Beyond it, a key that gets another gap begins anew with its
+#: newest number: to drop its oldest gap would skip a batch that is still on its way.
+MAX_GAPS = 200_000
 
 
 class _Reporter(msgspec.Struct, array_like=True):
@@ -41,6 +47,16 @@ class _Reporter(msgspec.Struct, array_like=True):
     ends: list[int]
 
 
+class _Saved(msgspec.Struct, array_like=True):
+    """A snapshot; *requests* is id -> stream time, of an earlier version."""
+
+    stride: int
+    given_up: int
+    reporters: dict[str, _Reporter]
+    requests: dict[str, int]
+    forgotten_ns: int = 0
+
+
 class FoldedBatches:
     """
     The batches that one reader has folded.
@@ -50,13 +66,16 @@ class FoldedBatches:
 
     Attributes:
         given_up: How many batch numbers were in gaps that were dropped; a batch with such a number counts as folded.
+        forgotten_ns: Stream time of the newest batch of a key that was forgotten early, because there were too many
+            keys or gaps, Unix nanoseconds; 0 = none was. Every key with a later batch is remembered.
     """
 
     def __init__(self, stride: int = 1) -> None:
         self._stride = stride
         self._reporters: OrderedDict[str, _Reporter] = OrderedDict()
         self._requests: dict[str, int] = {}
-        self.given_up = 0
+        self._gaps = 0
+        self.given_up = self.forgotten_ns = 0
 
     def add(self, batch: Batch, now_ns: int) -> bool:
         """
@@ -83,7 +102,7 @@ class FoldedBatches:
         if reporter is None:
             self._reporters[key] = _Reporter(now_ns, [number], [number])
             if len(self._reporters) > MAX_REPORTERS:
-                self._reporters.popitem(last=False)
+                self._give_up(next(iter(self._reporters)))
             return True
         self._reporters.move_to_end(key)
         reporter.last_ns = max(reporter.last_ns, now_ns)
@@ -96,6 +115,7 @@ class FoldedBatches:
         if joins_left and joins_right:
             ends[at] = ends.pop(at + 1)
             starts.pop(at + 1)
+            self._gaps -= 1
         elif joins_left:
             ends[at] = number
         elif joins_right:
@@ -103,11 +123,24 @@ class FoldedBatches:
         else:
             starts.insert(at + 1, number)
             ends.insert(at + 1, number)
+            self._gaps += 1
             if len(starts) > MAX_INTERVALS:
                 self.given_up += starts[1] - ends[0] - 1
                 starts.pop(1)
                 ends.pop(0)
+                self._gaps -= 1
+            elif self._gaps > MAX_GAPS:
+                self._give_up(key)
+                self._reporters[key] = _Reporter(reporter.last_ns, [number], [number])
         return True
+
+    def _give_up(self, key: str) -> None:
+        """Forget *key* although it was not silent for 8 days."""
+        self.forgotten_ns = max(self.forgotten_ns, self._reporters[key].last_ns)
+        self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        self._gaps -= len(self._reporters.pop(key).starts) - 1
 
     def forget(self, now_ns: int) -> None:
         """Forget reporters that were silent for 8 days, and requests older than a day, in stream time."""
@@ -115,7 +148,7 @@ class FoldedBatches:
             key, reporter = next(iter(self._reporters.items()))
             if reporter.last_ns >= now_ns - REPORTER_NS:
                 break
-            del self._reporters[key]
+            self._drop(key)
         # Requests were added in stream order, so the oldest come first.
         while self._requests:
             request, at_ns = next(iter(self._requests.items()))
@@ -127,24 +160,29 @@ class FoldedBatches:
         """Return the ids of the reporters that are remembered."""
         return {key.rpartition("#")[0] for key in self._reporters}
 
+    @property
+    def reporter_count(self) -> int:
+        """Number of keys, one for each reporter and part, that are remembered."""
+        return len(self._reporters)
+
     def __len__(self) -> int:
         """Return the number of intervals and request ids held."""
         return sum(len(reporter.starts) for reporter in self._reporters.values()) + len(self._requests)
 
     def snapshot(self) -> bytes:
         """Return the state as bytes for ``restore``."""
-        return msgspec.msgpack.encode([self._stride, self.given_up, dict(self._reporters), self._requests])
+        saved = _Saved(self._stride, self.given_up, dict(self._reporters), self._requests, self.forgotten_ns)
+        return msgspec.msgpack.encode(saved)
 
     @classmethod
     def restore(cls, state: bytes) -> FoldedBatches:
         """Return the ``FoldedBatches`` whose ``snapshot`` is *state*."""
-        stride, given_up, reporters, requests = msgspec.msgpack.decode(
-            state, type=tuple[int, int, dict[str, _Reporter], dict[str, int]]
-        )
-        folded = cls(stride)
-        folded.given_up = given_up
-        folded._reporters = OrderedDict(reporters)
-        folded._requests = requests
+        saved = msgspec.msgpack.decode(state, type=_Saved)
+        folded = cls(saved.stride)
+        folded.given_up, folded.forgotten_ns = saved.given_up, saved.forgotten_ns
+        folded._reporters = OrderedDict(saved.reporters)
+        folded._gaps = sum(len(reporter.starts) - 1 for reporter in saved.reporters.values())
+        folded._requests = saved.requests
         return folded
 
     def note(self, rows: Iterable[tuple[str, int, int, int, int]]) -> None:

@@ -83,9 +83,11 @@ class CustomRollup:
         self._counters = Counters(VALUES.width)
         self._rollup = Rollup(self._table, resolutions, VALUES, self._counters)
 
-    def _empty_table(self, series: Sequence[Sequence[str]] = ()) -> SeriesTable:
+    def _empty_table(
+        self, series: Sequence[Sequence[str]] = (), folded: Mapping[str, Sequence[Any]] | None = None
+    ) -> SeriesTable:
         # With *group*, the caller limits the number of groups (see ``fold_names``), so the table may be larger.
-        return SeriesTable(series, most=None if self._group is None else 20 * MAX_SERIES)
+        return SeriesTable(series, most=None if self._group is None else 20 * MAX_SERIES, folded=folded)
 
     def fold(self, spans: Sequence[Span], arrived_ns: int) -> None:
         """Measure *spans* of a message with the stream time *arrived_ns* and add their values."""
@@ -126,9 +128,23 @@ class CustomRollup:
 
     def fold_names(self, names: Collection[str]) -> None:
         """Count every name that is not in *names* under ``other``, in existing buckets too."""
-        self._table, numbers = self._table.folded(names)
-        self._rollup.renumber(self._table, numbers)
-        self._counters.totals = add_by(numbers[: len(self._counters.totals)], self._counters.totals, len(self._table))
+        self._renumber(*self._table.folded(names))
+
+    def keep_limits(self, until_s: int) -> None:
+        """Keep the limits of models and providers in a state of an earlier version, which counted up to *until_s*."""
+        self._table.forget_before(until_s)
+        if self._table.is_over_limits:
+            self._renumber(*self._table.within_limits())
+
+    def _renumber(self, table: SeriesTable, numbers: Ints) -> None:
+        self._table = table
+        self._rollup.renumber(table, numbers)
+        self._counters.renumber(numbers, len(table))
+
+    @property
+    def table(self) -> SeriesTable:
+        """The series of the values."""
+        return self._table
 
     def tick(self, now_ns: int) -> None:
         """Add the waiting values and drop the buckets that are not kept any more."""
@@ -189,6 +205,7 @@ class CustomRollup:
             "metric": self.metric,
             "since_ns": self.since_ns,
             "cells": self._table.series,
+            "folded": self._table.folded_snapshot(),
             "counters": self._counters.snapshot(),
             "width": VALUES.width,
             "rollup": rollup,
@@ -200,7 +217,7 @@ class CustomRollup:
         if msgspec.convert(state["metric"], CustomMetric) != self.metric:
             return False
         self.since_ns = state["since_ns"]
-        self._table = self._empty_table(state["cells"])
+        self._table = self._empty_table(state["cells"], state.get("folded"))
         self._counters.restore(state["counters"], state.get("width", _OLD_WIDTH))
         self._rollup = Rollup.restore(self._table, state["rollup"], parts, self._resolutions, VALUES, self._counters)
         return True

@@ -15,11 +15,12 @@ from tokentrace.metrics.result import (
     Counter,
     Cumulative,
     CustomValue,
+    DimensionUse,
     Point,
     ReporterTotals,
     ShardResult,
 )
-from tokentrace.rollup import Summary, Sums, merge
+from tokentrace.rollup import FOLDABLE, OTHER, Summary, Sums, merge, merge_registers
 
 
 def merge_aggregates(parts: Iterable[Aggregates]) -> Aggregates:
@@ -65,9 +66,44 @@ def merge_custom_values(values: Sequence[CustomValue]) -> CustomValue:
     )
 
 
-def _merge_groups(parts: Sequence[Mapping[str, Aggregates]]) -> dict[str, Aggregates]:
-    names = sorted({name for part in parts for name in part})
-    merged = {name: merge_aggregates(part[name] for part in parts if name in part) for name in names}
+class Separate:
+    """
+    The values of each dimension that an answer may show; all others are shown as ``other``.
+
+    A shard that counts some of the spans with a value under ``other`` has only a part of its numbers, and so would the
+    sum over all shards.
+
+    Args:
+        results: The result of each shard.
+    """
+
+    def __init__(self, results: Sequence[ShardResult]) -> None:
+        #: Dimension of which a shard counts values under ``other`` -> the values that may be shown.
+        self._exact: dict[str, set[str]] = {}
+        for result in results:
+            for dimension, values in result.exact.items():
+                held = self._exact.get(dimension)
+                self._exact[dimension] = set(values) if held is None else held.intersection(values)
+
+    @property
+    def dimensions(self) -> list[str]:
+        """The dimensions of which a shard counts values under ``other``."""
+        return [dimension for dimension in FOLDABLE if dimension in self._exact]
+
+    def shown(self, dimension: str, value: str) -> str:
+        """Return *value*, or ``other`` if *value* of *dimension* may not be shown."""
+        exact = self._exact.get(dimension)
+        return value if exact is None or value in exact else OTHER
+
+
+def _merge_groups(
+    parts: Sequence[Mapping[str, Aggregates]], separate: Separate, dimension: str
+) -> dict[str, Aggregates]:
+    by_name: dict[str, list[Aggregates]] = {}
+    for part in parts:
+        for name, aggregates in part.items():
+            by_name.setdefault(separate.shown(dimension, name), []).append(aggregates)
+    merged = {name: merge_aggregates(by_name[name]) for name in sorted(by_name)}
     return {name: aggregates for name, aggregates in merged.items() if aggregates.shows_any}
 
 
@@ -79,6 +115,10 @@ class Answer(msgspec.Struct, kw_only=True):
         from_s, to_s: The interval covered, Unix seconds; to_s is not included.
         missing_shards: Shards without a result; their spans are not counted.
         caught_up: Whether every shard has a result and had read all messages.
+        behind_s: Age of the last message that the shard that is behind most has folded, seconds; 0 = none is behind.
+        folded: The dimensions of which the answer shows several values together, as ``other``.
+        inexact: The dimensions in ``Query.filters`` whose value may have spans that are counted under ``other``. Then
+            the numbers may be too small.
     """
 
     from_s: int
@@ -92,6 +132,9 @@ class Answer(msgspec.Struct, kw_only=True):
     caught_up: bool = True
     transport: ReporterTotals = msgspec.field(default_factory=ReporterTotals)
     cumulative: Cumulative = msgspec.field(default_factory=Cumulative)
+    behind_s: float = 0.0
+    folded: list[str] = []
+    inexact: list[str] = []
 
 
 def furthest(results: Iterable[ShardResult]) -> dict[int, ShardResult]:
@@ -119,22 +162,38 @@ def merge_results(results: Sequence[ShardResult], shards: int, query: Query) -> 
     """
     best = furthest(results)
     chosen = [best[shard] for shard in sorted(best)]
+    separate = Separate(chosen)
+    groups = _merge_groups([result.groups for result in chosen], separate, query.groupby)
+    models = _merge_groups([result.models for result in chosen], separate, "model")
+    points = _merge_points(chosen, separate, query.groupby)
+    cumulative = _merge_cumulative([result.cumulative for result in chosen if result.cumulative is not None], separate)
+    shows_other = {dimension for dimension, value in query.filters.items() if value == OTHER}
+    if OTHER in groups or any(OTHER in point.groups for point in points):
+        shows_other.add(query.groupby)
+    if OTHER in models:
+        shows_other.add("model")
+    if OTHER in cumulative.by_operation:
+        shows_other.add("name")
+    folded = [dimension for dimension in separate.dimensions if dimension in shows_other]
     return Answer(
         from_s=min((result.from_s for result in chosen), default=query.from_s),
         to_s=max((result.to_s for result in chosen), default=query.to_s),
         since_ns=max((result.since_ns for result in chosen), default=0),
         total=merge_aggregates(result.total for result in chosen),
-        groups=_merge_groups([result.groups for result in chosen]),
-        models=_merge_groups([result.models for result in chosen]),
-        points=_merge_points(chosen),
+        groups=groups,
+        models=models,
+        points=points,
         missing_shards=[shard for shard in range(shards) if shard not in best],
         caught_up=len(best) == shards and all(result.caught_up for result in chosen),
         transport=_merge_transport([result.transport for result in chosen]),
-        cumulative=_merge_cumulative([result.cumulative for result in chosen if result.cumulative is not None]),
+        cumulative=cumulative,
+        behind_s=max((result.behind_ms for result in chosen), default=0) / 1000,
+        folded=folded,
+        inexact=sorted({dimension for result in chosen for dimension in result.inexact}),
     )
 
 
-def _merge_points(results: Sequence[ShardResult]) -> list[Point]:
+def _merge_points(results: Sequence[ShardResult], separate: Separate, dimension: str) -> list[Point]:
     at: dict[int, list[Point]] = {}
     for result in results:
         for point in result.points:
@@ -143,7 +202,7 @@ def _merge_points(results: Sequence[ShardResult]) -> list[Point]:
         Point(
             start_s=start_s,
             total=merge_aggregates(point.total for point in points),
-            groups=_merge_groups([point.groups for point in points]),
+            groups=_merge_groups([point.groups for point in points], separate, dimension),
         )
         for start_s, points in sorted(at.items())
     ]
@@ -178,22 +237,27 @@ def _merge_transport(parts: Sequence[ReporterTotals]) -> ReporterTotals:
     )
 
 
-def _merge_cumulative(parts: Sequence[Cumulative]) -> Cumulative:
+def _merge_cumulative(parts: Sequence[Cumulative], separate: Separate) -> Cumulative:
     counters: dict[tuple[str, str, str, str], Counter] = {}
+    shown = separate.shown
     for part in parts:
         for counter in part.counters:
-            key = (counter.model, counter.provider, counter.caller, counter.status)
+            key = (
+                shown("model", counter.model),
+                shown("provider", counter.provider),
+                shown("caller", counter.caller),
+                counter.status,
+            )
             held = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
             held.sums.add(counter.sums)
     return Cumulative(
-        by_operation=_merge_maps((part.by_operation for part in parts), _add_pairs),
+        by_operation=_merge_maps(
+            (_renamed(part.by_operation, separate, "name", _add_pairs) for part in parts), _add_pairs
+        ),
         walls=[sum(column) for column in zip(*(part.walls for part in parts if part.walls), strict=True)],
         longest_ns=max((part.longest_ns for part in parts), default=0),
         counters=[counters[key] for key in sorted(counters)],
-        histograms=_merge_maps(
-            (part.histograms for part in parts),
-            lambda left, right: [_add_lists(a, b) for a, b in zip(left, right, strict=True)],
-        ),
+        histograms=_merge_maps((_renamed(part.histograms, separate, "model", _add_rows) for part in parts), _add_rows),
         custom=_merge_maps((part.custom for part in parts), lambda left, right: merge_custom_values([left, right])),
         clamped=sum(part.clamped for part in parts),
         left_out=total([part.left_out for part in parts]),
@@ -201,4 +265,21 @@ def _merge_cumulative(parts: Sequence[Cumulative]) -> Cumulative:
         oldest_call_ms=max((part.oldest_call_ms for part in parts), default=0),
         lost=[gap for part in parts for gap in part.lost],
         unpriced_tokens=_merge_maps((part.unpriced_tokens for part in parts), int.__add__),
+        dimensions=_merge_maps((part.dimensions for part in parts), _merge_use),
+        series=max((part.series for part in parts), default=0),
+        reporters=max((part.reporters for part in parts), default=0),
+        reporters_since_ms=max((part.reporters_since_ms for part in parts), default=0),
     )
+
+
+def _renamed(values: Mapping[str, V], separate: Separate, dimension: str, both: Callable[[V, V], V]) -> dict[str, V]:
+    """Return *values*, whose keys are values of *dimension*, with those that may not be shown added up as ``other``."""
+    return _merge_maps(({separate.shown(dimension, name): value} for name, value in values.items()), both)
+
+
+def _add_rows(left: list[list[int]], right: list[list[int]]) -> list[list[int]]:
+    return [_add_lists(a, b) for a, b in zip(left, right, strict=True)]
+
+
+def _merge_use(left: DimensionUse, right: DimensionUse) -> DimensionUse:
+    return DimensionUse(max(left.separate, right.separate), merge_registers(left.folded, right.folded))

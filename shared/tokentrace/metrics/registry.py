@@ -158,6 +158,8 @@ BREAKDOWNS: Mapping[str, Breakdown] = {
     "quality_by_attribute": Breakdown("", (), quality.score_avg, quality.scored),
 }
 
+#: Name of the metric of refused spans, which the api counts.
+REJECTED_METRIC = "rejected_spans"
 #: Further names that a custom metric must not have: other keys in the response of ``GET /metrics``, and paths below it.
 RESERVED = (
     "window",
@@ -169,6 +171,8 @@ RESERVED = (
     "incomplete",
     "missing_shards",
     "transport",
+    "rejected",
+    REJECTED_METRIC,
     "alerts",
     "prometheus",
     "unpriced_custom",
@@ -182,7 +186,6 @@ TRANSPORT_METRICS: Mapping[str, str] = {
 }
 #: Name of a metric of alerts -> attribute of the api's alert history, a map from rule to number.
 ALERT_METRICS: Mapping[str, str] = {"alert_firings": "firings", "alert_delivery_failed": "delivery_failed"}
-
 #: Alias of a metric -> name of the metric.
 ALIASES: Mapping[str, str] = {
     "total_cost_usd": "total_cost",

@@ -10,8 +10,8 @@ import msgspec
 from tokentrace.bad_data import reading
 from tokentrace.dedup import LeftOut
 from tokentrace.records import MAX_INSTANT_NS, Position
-from tokentrace.rollup import HISTOGRAMS, PLACES, WALL_EDGES_MS, Summary, Sums, check_summaries
-from tokentrace.units import SECOND
+from tokentrace.rollup import HISTOGRAMS, PLACES, WALL_EDGES_MS, DistinctCount, Summary, Sums, check_summaries
+from tokentrace.units import MS, SECOND
 
 _MAX_S = MAX_INSTANT_NS // SECOND
 
@@ -162,6 +162,19 @@ class ReporterTotals(msgspec.Struct, kw_only=True, array_like=True):
         return sum(depth for _, depth in self.queues.values())
 
 
+class DimensionUse(msgspec.Struct, array_like=True):
+    """
+    How many values a dimension has.
+
+    Attributes:
+        separate: Number of values that are kept apart.
+        folded: The count of the other values, for ``rollup.distinct``; empty = there are none.
+    """
+
+    separate: int
+    folded: bytes = b""
+
+
 class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     """
     Cumulative counters: what one shard, or all shards, have counted since the stream began.
@@ -181,6 +194,11 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
         remembered: Number of calls that are remembered, so that they are recognised when they are told again.
         oldest_call_ms: When the oldest remembered call started, of the shard that reaches back least, Unix
             milliseconds; 0 = no call is remembered.
+        dimensions: Dimension of which values may be counted under ``other`` -> how many values it has.
+        series: Number of series, of the shard that has the most.
+        reporters: Number of reporters and parts of their batches whose batch numbers are remembered.
+        reporters_since_ms: The newest batch of a reporter that had to be forgotten because there were too many, Unix
+            milliseconds; 0 = none.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -195,6 +213,10 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     remembered: int = 0
     oldest_call_ms: int = 0
     unpriced_tokens: dict[str, int] = {}
+    dimensions: dict[str, DimensionUse] = {}
+    series: int = 0
+    reporters: int = 0
+    reporters_since_ms: int = 0
 
 
 class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -212,6 +234,10 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         points: The numbers of each step, for a query for ``series``.
         transport: Totals of the reporters.
         cumulative: The cumulative counters, for a query for ``lifetime``; otherwise None.
+        exact: Dimension -> its values none of whose spans are counted under ``other``. A dimension is absent if that
+            holds for all its values, or if the result does not show it.
+        inexact: The dimensions in ``Query.filters`` whose value may have spans under ``other``.
+        behind_ms: Age of the last message that was folded, milliseconds; 0 = the shard has read all messages.
     """
 
     shard: int
@@ -226,17 +252,24 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     points: list[Point] = []
     transport: ReporterTotals = msgspec.field(default_factory=ReporterTotals)
     cumulative: Cumulative | None = None
+    exact: dict[str, list[str]] = {}
+    inexact: list[str] = []
+    behind_ms: int = 0
 
 
 def _plain(value: object) -> Any:
     """Return *value* as plain data; integers over 64 bits become text, because msgpack lacks them."""
     if isinstance(value, Sums):
-        return [_short(number) for number in value.numbers()]
+        numbers = value.numbers()
+        return numbers if max(numbers) < 2**63 and min(numbers) >= -(2**63) else [_short(number) for number in numbers]
     if isinstance(value, CustomValue):
         return [value.size, _short(value.total), value.summary, value.unpriced, value.partly_priced]
     if isinstance(value, Calls):
         return [_short(number) for number in value.numbers()]
     raise NotImplementedError(type(value))
+
+
+_INTS = frozenset({int})
 
 
 def _short(number: int) -> int | str:
@@ -245,7 +278,7 @@ def _short(number: int) -> int | str:
 
 def _exact(kind: type, value: Any) -> Any:
     if kind is Sums:
-        return Sums(map(int, value))
+        return Sums(value if _INTS.issuperset(map(type, value)) else map(int, value))
     if kind is Calls:
         return Calls(*map(int, value))
     # A shard of an earlier version sends no counts of unpriced spans.
@@ -287,8 +320,12 @@ def _check(result: ShardResult) -> None:
         raise ValueError("from_s, to_s or start_s is not between the years 1970 and 2100")
     if not 0 <= result.since_ns <= MAX_INSTANT_NS:
         raise ValueError("since_ns is not between the years 1970 and 2100")
+    if not 0 <= result.behind_ms <= MAX_INSTANT_NS // MS:
+        raise ValueError("behind_ms is negative or over 130 years")
     cumulative = result.cumulative
     if cumulative is not None:
+        for use in cumulative.dimensions.values():
+            DistinctCount(use.folded)
         if len(cumulative.walls) not in (0, len(WALL_EDGES_MS) + 1):
             raise ValueError(f"walls has {len(cumulative.walls)} buckets, expected {len(WALL_EDGES_MS) + 1}")
         shape = [PLACES] * len(HISTOGRAMS)

@@ -42,6 +42,7 @@ from tokentrace.records.batch import (
 from tokentrace.records.cut import MAX_SPAN_BYTES, cut_text, fit_attributes, fit_span
 from tokentrace.records.lenient import BOM, GO_ZERO, decode_json, plain_json, repaired, without_surrogates
 from tokentrace.records.position import Natural, Position
+from tokentrace.records.refusal import REFUSAL_REASONS, reason_of
 from tokentrace.records.session import Annotation, ChatMessage, Role, Score, SessionEnd, Started, Tombstone
 from tokentrace.records.span import (
     FREE_REASONS,
@@ -105,6 +106,7 @@ __all__ = [
     "MIN_INSTANT_NS",
     "MODEL_KINDS",
     "OTHER_UNITS",
+    "REFUSAL_REASONS",
     "ROLLUP_KINDS",
     "SPAN_FIELDS",
     "TOKEN_UNITS",
@@ -169,6 +171,7 @@ __all__ = [
     "name_fields",
     "plain_json",
     "read_span",
+    "reason_of",
     "repaired",
     "salvage_batches",
     "settle_usage",

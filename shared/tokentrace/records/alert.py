@@ -10,7 +10,10 @@ from msgspec.structs import replace
 from tokentrace.bad_data import reading
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
-from tokentrace.units import parse_instant
+from tokentrace.units import MINUTE, SECOND, parse_instant
+
+#: An event is stored after the instant that it is about. This is left for brokers whose clocks differ, nanoseconds.
+MAX_AHEAD_NS = MINUTE
 
 
 class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,12 +95,17 @@ _events = msgspec.json.Decoder(AlertEvent)
 _deliveries = msgspec.json.Decoder(DeliveryRecord)
 
 
-def decode_event(payload: bytes) -> AlertEvent:
+def decode_event(payload: bytes, stored_ns: int | None = None) -> AlertEvent:
     """
     Decode an event of the alert subjects; without ``starts_at``, its episode starts at ``fired_at``.
 
+    Args:
+        stored_ns: When the broker stored the event, Unix nanoseconds; None = it is not stored yet.
+
     Raises:
-        Rejected: *payload* is not an event, or an instant in it is not RFC 3339 or not between the years 2000 and 2100.
+        Rejected: *payload* is not an event, or an instant in it is not RFC 3339 or not between the years 2000 and 2100,
+            or the event is about an instant over a minute after *stored_ns*. No rule has been evaluated for it, and no
+            event would be published until then.
     """
     with reading("alert event"):
         event = _events.decode(payload)
@@ -107,6 +115,9 @@ def decode_event(payload: bytes) -> AlertEvent:
             text = getattr(event, field)
             if text is not None:
                 _check_instant(field, text)
+        ahead_ns = 0 if stored_ns is None else parse_instant(event.fired_at) - stored_ns
+        if ahead_ns > MAX_AHEAD_NS:
+            raise Rejected(f"alert event: fired_at: {event.fired_at} is {ahead_ns // SECOND} s after it was stored")
         return event
 
 

@@ -31,9 +31,11 @@ removes the old value, one adds the new value. Removed values have separate hist
 span may have been counted by another shard, so one shard alone may hold negative numbers; only the sum over all shards
 is meaningful.
 
-**Too many series** (``series.py``). From 1,500 series on, a new combination is counted under the name ``other``; from
-2,000 series on, under the caller ``other`` too. Kind, model, provider and status are always kept, so totals and values
-by model are exact.
+**Too many series** (``series.py``, ``folded.py``). The first 500 models and 100 providers are kept apart, and later
+ones are counted as ``other``. If there are 1,500 series with a name, a new combination is counted under the name
+``other``; if there are 500 with a caller only, under the caller ``other`` too. So the number of series is bounded,
+totals are exact, and so are the values by a model that is kept apart. The table knows which values are exact, so that
+no answer shows a part as the whole.
 
 **Cumulative counters** (``cumulative.py``) count everything since the stream began. Eviction does not affect them.
 
@@ -51,6 +53,7 @@ from tokentrace.rollup.cumulative import (
     CumulativeCounters,
     histogram_quantile_ms,
 )
+from tokentrace.rollup.folded import DistinctCount, distinct, merge_registers
 from tokentrace.rollup.int_sums import IntSums, add_by, add_together
 from tokentrace.rollup.quantile import (
     MAX_BIN,
@@ -100,7 +103,16 @@ from tokentrace.rollup.rows import (
     sums_of,
 )
 from tokentrace.rollup.score_changes import ScoreDelta, change_rows, changes_in, score_rows
-from tokentrace.rollup.series import DIMENSIONS, MAX_MODELS, MAX_SERIES, OTHER, UNKNOWN, SeriesTable
+from tokentrace.rollup.series import (
+    DIMENSIONS,
+    FOLDABLE,
+    MAX_MODELS,
+    MAX_PROVIDERS,
+    MAX_SERIES,
+    OTHER,
+    UNKNOWN,
+    SeriesTable,
+)
 
 __all__ = [
     "ADDED",
@@ -111,11 +123,13 @@ __all__ = [
     "COUNTED",
     "DIMENSIONS",
     "FIELDS",
+    "FOLDABLE",
     "HISTOGRAMS",
     "HORIZON_NS",
     "LATENCY_EDGES_MS",
     "MAX_BIN",
     "MAX_MODELS",
+    "MAX_PROVIDERS",
     "MAX_SERIES",
     "OTHER",
     "PLACES",
@@ -136,6 +150,7 @@ __all__ = [
     "WIDTH",
     "Counters",
     "CumulativeCounters",
+    "DistinctCount",
     "Field",
     "Histogram",
     "IntSums",
@@ -157,9 +172,11 @@ __all__ = [
     "check_summaries",
     "cover",
     "cover_in_steps",
+    "distinct",
     "finest_step_s",
     "histogram_quantile_ms",
     "merge",
+    "merge_registers",
     "percentile",
     "rows_of",
     "score_rows",

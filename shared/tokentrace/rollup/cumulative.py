@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tokentrace.rollup.int_sums import IntSums
+from tokentrace.rollup.int_sums import IntSums, add_by
 from tokentrace.rollup.quantile import Ints
 from tokentrace.rollup.rows import FIELDS, REASON, REASONS, SERIES, TOTAL, WALL, WIDTH
 from tokentrace.units import MS
@@ -55,6 +55,10 @@ class Counters:
 
     def count(self, rows: Ints, size: int) -> None:
         """Do nothing; a subclass counts here what the sums of *rows* do not contain."""
+
+    def renumber(self, numbers: Ints, size: int) -> None:
+        """Replace series n by numbers[n], and add up equal ones; *size* is the number of series then."""
+        self.totals = add_by(numbers[: len(self.totals)], self.totals, size)
 
     def snapshot(self) -> dict[str, Any]:
         """Return the sums as plain data for ``restore``."""
@@ -124,6 +128,13 @@ class CumulativeCounters(Counters):
         self.longest_ns = max(self.longest_ns, int(walls.max(initial=0)))
         for reason, tokens in rows[rows[:, REASON] > 0][:, [REASON, TOTAL]].tolist():
             self.unpriced_tokens[reason - 1] += tokens
+
+    def renumber(self, numbers: Ints, size: int) -> None:
+        """As ``Counters.renumber``."""
+        super().renumber(numbers, size)
+        added = np.zeros((size, len(HISTOGRAMS), PLACES), np.int64)
+        np.add.at(added, numbers[: len(self.histograms)], self.histograms)
+        self.histograms = added
 
     def snapshot(self) -> dict[str, Any]:
         """Return all counters as plain data for ``restore``."""

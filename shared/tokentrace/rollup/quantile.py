@@ -109,6 +109,8 @@ class Histogram(NamedTuple):
 
     def range(self) -> tuple[int, int]:
         """Return (``low``, ``high``), or the edges of the outermost bins if these are unknown; there must be bins."""
+        if self.low is not None and self.high is not None:
+            return self.low, self.high
         lows, highs = edges_of(self.bins[[0, -1]])
         return int(lows[0]) if self.low is None else self.low, int(highs[1]) if self.high is None else self.high
 
@@ -159,10 +161,14 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
             return cls._of_histogram(histograms[0])
         if not histograms and max(len(values), len(away)) <= RAW_LIMIT:
             return cls(values=np.sort(values).astype("<i8").tobytes(), removed=np.sort(away).astype("<i8").tobytes())
-        added, subtracted = count_distinct(bins_of(values)), count_distinct(bins_of(away))
-        bins = np.concatenate([added[0], subtracted[0], *(histogram.bins for histogram in histograms)])
-        counts = np.concatenate([added[1], -subtracted[1], *(histogram.counts for histogram in histograms)])
-        ranges = [histogram.range() for histogram in histograms if (histogram.counts > 0).any()]
+        parts = [(histogram.bins, histogram.counts) for histogram in histograms]
+        if len(values):
+            parts.append(count_distinct(bins_of(values)))
+        if len(away):
+            bins, counts = count_distinct(bins_of(away))
+            parts.append((bins, -counts))
+        bins, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        ranges = [histogram.range() for histogram in histograms if histogram.counts.max() > 0]
         if len(values):
             ranges.append((int(values.min()), int(values.max())))
         low, high = min((low for low, _ in ranges), default=None), max((high for _, high in ranges), default=None)

@@ -11,7 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from tokentrace.errors import ConfigError, Unavailable
+from tokentrace.errors import ConfigError, Unavailable, quoted
 
 #: How long the end of the server waits for a client that does not read its answer or does not send its body, seconds.
 _UNREAD_S = 5.0
@@ -24,12 +24,14 @@ def parse_addr(addr: str, default_port: int) -> tuple[str, int]:
     Raises:
         ConfigError: *addr* is not such an address.
     """
-    host, _, port = addr.rpartition(":")
+    host, colon, port = addr.rpartition(":")
+    if host.startswith("[") != host.endswith("]") or (":" in host and not host.startswith("[")):
+        raise ConfigError(f"addr: {quoted(addr)} is not host:port; an IPv6 address is written [::1]:8700")
     host = host.strip("[]") or "127.0.0.1"
-    if not port:
+    if not port and colon:
         return host, default_port
-    if not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"addr: {addr!r} is not host:port")
+    if not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
+        raise ConfigError(f"addr: {quoted(addr)} is not host:port")
     return host, int(port)
 
 
@@ -38,6 +40,7 @@ def bind(addr: tuple[str, int]) -> socket.socket:
     Return a socket bound to *addr*, before the server starts, so that a port in use is a clear error.
 
     Raises:
+        ConfigError: The host cannot be a name or an address.
         Unavailable: The address is in use, unknown, or not allowed for this process.
     """
     host, port = addr
@@ -48,7 +51,11 @@ def bind(addr: tuple[str, int]) -> socket.socket:
         sock.bind((host, port))
     except OSError as exc:
         sock.close()
-        raise Unavailable(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+        raise Unavailable(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+    except ValueError as exc:
+        # A UnicodeError, for example: an empty or a long part of the name.
+        sock.close()
+        raise ConfigError(f"addr: {quoted(host)} is not the name or the address of a host") from exc
     sock.set_inheritable(True)
     return sock
 
@@ -110,6 +117,9 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
         log_config=None,
         access_log=False,
         lifespan="off",
+        # No route is a web socket, and no header of a proxy is believed: who asks and how is what the socket says.
+        ws="none",
+        proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=15,
         backlog=2048,

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -17,12 +17,16 @@ from starlette.types import ASGIApp
 from tokentrace.bus import Bus, jetstream
 from tokentrace.config import Settings, load
 from tokentrace.service import runtime
+from tokentrace.service.admit import Admission, Door
+from tokentrace.service.alive import answer_alive
 from tokentrace.service.bootstrap import bootstrap
+from tokentrace.service.broker_clock import keep_measured
 from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.set_aside import publish_set_aside
 from tokentrace.service.stopping import unless_stopped
-from tokentrace.service.web import HotPaths, make_app
+from tokentrace.service.web import HotPathApp, HotPaths, make_app
+from tokentrace.units import SECOND
 
 #: How long a service waits for its first connection, seconds; in containers the broker may start after the service.
 _CONNECT_S = 60.0
@@ -55,9 +59,7 @@ class MakeHttp(Protocol):
         hot: HotPaths,
         health: Callable[[], Health],
         samples: Callable[[], Iterable[Sample]],
-        *,
-        token: str,
-        open_paths: Collection[str],
+        admission: Admission,
     ) -> ASGIApp:
         """Return the application; the arguments are those of ``openapi.make_documented_app``."""
         ...
@@ -68,12 +70,10 @@ def make_plain_app(
     hot: HotPaths,
     health: Callable[[], Health],
     samples: Callable[[], Iterable[Sample]],
-    *,
-    token: str,
-    open_paths: Collection[str],
+    admission: Admission,
 ) -> ASGIApp:
     """Return an application without FastAPI and so without a document, which saves 15 MiB and half a second."""
-    return make_app([*routes, *health_routes(health, samples)], token=token, open_paths=open_paths)
+    return Door(HotPathApp(make_app([*routes, *health_routes(health, samples)]), hot), admission)
 
 
 class App(NamedTuple):
@@ -143,6 +143,7 @@ async def serve(
     stopping: asyncio.Event,
     *,
     name: str,
+    parts: Mapping[str, Callable[[], Health]] | None = None,
 ) -> None:
     """
     Run the service of *app* and its HTTP server, with health and metrics, until *stopping* is set.
@@ -150,6 +151,7 @@ async def serve(
     Args:
         bus: The connection of the service.
         name: The name of the service in the key under which ``publish_set_aside`` publishes.
+        parts: Name -> health of each service in this process; None = *name* is the only one.
     """
     service = app.service
 
@@ -161,12 +163,18 @@ async def serve(
         yield from service.samples()
         for place, count in sorted(bus.set_aside.totals.items()):
             yield Sample("tokentrace_set_aside_total", "Data that could not be decoded.", count, {"place": place})
+        skew_ns = bus.clock.skew_ns()
+        if skew_ns is not None:
+            text = "By how much the clock of this host is ahead of the broker's, which decides."
+            yield Sample("tokentrace_clock_ahead_seconds", text, skew_ns / SECOND)
 
-    token, open_paths = settings.http_server.auth_token, settings.open_paths
-    http = app.make_http(app.routes, app.hot, health, samples, token=token, open_paths=open_paths)
+    admission = Admission.of(settings, [sock.getsockname()[0] for sock in sockets])
+    http = app.make_http(app.routes, app.hot, health, samples, admission)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
         tasks.create_task(publish_set_aside(bus, name, stopping))
+        tasks.create_task(keep_measured(bus, stopping))
+        tasks.create_task(answer_alive(bus, parts or {name: service.health}, stopping))
         tasks.create_task(serve_http(http, sockets, stopping=stopping))
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
+from tokentrace.service.admit import Admission, Door
 from tokentrace.service.contract import (
     MARK,
     Answer,
@@ -33,7 +34,6 @@ from tokentrace.service.web import (
     SDK_PATHS,
     HotPathApp,
     HotPaths,
-    require_token,
 )
 from tokentrace.version import __version__
 
@@ -63,14 +63,17 @@ TAGS: Mapping[str, str] = {
 _ERRORS: Mapping[int, str] = {
     400: "The request is invalid; the text names the field or parameter.",
     401: "The bearer token is missing or wrong.",
+    403: "The Host or the Origin is not one of this server's.",
     404: "What the path or the body names does not exist.",
     409: "The name or id is in use, or the state has changed meanwhile.",
     413: "The body, the batch or one span in it is too large.",
-    415: "The Content-Encoding is neither absent nor gzip.",
+    415: "The Content-Type is not that of the body, or the Content-Encoding is neither absent nor gzip.",
     422: "The Idempotency-Key was used with another body within the last 24 hours.",
     503: "The broker, the store or another service is unavailable or behind; try again after Retry-After seconds.",
 }
 _UNAUTHORIZED = "missing or wrong bearer token"
+_FOREIGN = "Host: 'example.com' is not served here; http_server.hosts lists more names"
+_UNTYPED = "Content-Type: 'text/plain' is not taken, send application/json"
 
 
 def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_paths: Collection[str]) -> dict[str, Any]:
@@ -97,7 +100,9 @@ def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_pa
     for path, entry, declared in entries:
         del entry[MARK]
         is_open = path in open_paths
-        errors = dict(declared.errors) if is_open else {**declared.errors, 401: _UNAUTHORIZED}
+        errors = {403: _FOREIGN} | ({415: _UNTYPED} if declared.body else {}) | dict(declared.errors)
+        if not is_open:
+            errors[401] = _UNAUTHORIZED
         entry["security"] = [] if is_open else [{_SCHEME: []}] if token_required else [{}, {_SCHEME: []}]
         entry["responses"] = {str(answer.status): {} for answer in declared.answers}
         for answer in declared.answers:
@@ -228,9 +233,7 @@ def make_documented_app(
     hot: HotPaths,
     health: Callable[[], Health],
     samples: Callable[[], Iterable[Sample]],
-    *,
-    token: str,
-    open_paths: Collection[str],
+    admission: Admission,
 ) -> ASGIApp:
     """
     Return the FastAPI application of *routes*, with health, ``/openapi.json`` and ``/docs``.
@@ -239,7 +242,7 @@ def make_documented_app(
 
     Args:
         hot: Endpoints that are looked up before any routing.
-        token, open_paths: As ``web.make_app``.
+        admission: Checks every request before it reaches a route.
     """
     encoded = b""
     every = [
@@ -248,8 +251,10 @@ def make_documented_app(
         *_document_router(lambda: encoded).routes,
         *reference_router(OPENAPI_PATH).routes,
     ]
-    opened = {*open_paths, *REFERENCE_PATHS}
-    encoded = msgspec.json.encode(build_document(every, token_required=bool(token), open_paths=opened))
+    admission = admission.opening(REFERENCE_PATHS)
+    encoded = msgspec.json.encode(
+        build_document(every, token_required=admission.needs_token, open_paths=admission.open_paths)
+    )
     app = FastAPI(
         title="tokentrace",
         version=__version__,
@@ -260,4 +265,4 @@ def make_documented_app(
     )
     # Do not use include_router, which matches every request twice.
     app.router.routes.extend(every)
-    return require_token(HotPathApp(app, hot), token, opened)
+    return Door(HotPathApp(app, hot), admission)

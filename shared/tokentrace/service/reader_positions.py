@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import msgspec
@@ -20,9 +19,9 @@ def reader_key(service: str, shard: int) -> str:
     return f"{_READER}{service}.{shard}"
 
 
-def encode_position(position: Position) -> bytes:
+def encode_position(position: Position, now_ns: int) -> bytes:
     """Return the value for ``tt_meta``: (creation of the stream, sequence, time of publication), times in ns."""
-    return msgspec.json.encode([position.created_ns, position.sequence, time.time_ns()])
+    return msgspec.json.encode([position.created_ns, position.sequence, now_ns])
 
 
 _positions = msgspec.json.Decoder(tuple[Natural, Natural, Natural])
@@ -73,4 +72,4 @@ async def read_backlog(bus: Bus, entries: Mapping[str, Entry]) -> tuple[StreamSt
         Unavailable: The broker is unreachable.
     """
     state = await bus.state(subjects.SPANS)
-    return state, backlog(state, read_positions(entries, bus.set_aside), time.time_ns())
+    return state, backlog(state, read_positions(entries, bus.set_aside), bus.clock.now_ns())

@@ -3,16 +3,16 @@ The loop around a machine: restore, follow, fold, tick, perform, save.
 
 The stream clock
 ----------------
-A machine does not read a clock; ``tick`` receives the time. For most services this is the host's time
-(``clock="host"``). The alerter needs a stricter time: a rule may be evaluated for 12:00 only when every message that
-was stored before 12:00 is folded. Otherwise the rule would miss spans, and could fire or resolve wrongly. A chunk with
-nothing pending does not prove this: a process that was suspended or lost its connection may have received the chunk
-before newer messages arrived at the broker.
+A machine does not read a clock; ``tick`` receives the time. It is the broker's time and never that of the host, whose
+clock may be wrong. For most services it is the time now (``clock="broker"``). The alerter needs a stricter time: a rule
+may be evaluated for 12:00 only when every message that was stored before 12:00 is folded. Otherwise the rule would miss
+spans, and could fire or resolve wrongly. A chunk with nothing pending does not prove this: a process that was suspended
+or lost its connection may have received the chunk before newer messages arrived at the broker.
 
 With ``clock="stream"`` the runner asks the broker five times a second for the last sequence of the stream, and notes
-the host's time before it asks. As soon as the machine has folded that sequence, every message stored before that time
-is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so rules are evaluated
-later but with the same result. Until the first such sequence is folded, ``tick`` receives 0.
+before it asks a time that the broker's clock has passed. As soon as the machine has folded that sequence, every message
+stored before that time is folded, and that time becomes the machine's time. If the machine lags, its clock lags too, so
+rules are evaluated later but with the same result. Until the first such sequence is folded, ``tick`` receives 0.
 """
 
 from __future__ import annotations
@@ -54,12 +54,14 @@ class Progress(msgspec.Struct):
     How far a runner has read, for ``/readyz`` and ``/health``.
 
     Attributes:
+        loading: True while the snapshot is loaded, at the start.
         caught_up: True once the machine has folded everything that the stream held at some time; never False again.
         pending: Number of messages still to be read.
         problem: What is wrong with the snapshots; "" = nothing.
         rejected: Number of messages that could not be decoded.
     """
 
+    loading: bool = False
     caught_up: bool = False
     pending: int = 0
     problem: str = ""
@@ -77,7 +79,7 @@ class Runner:
         save_every_s: Time between two snapshots, seconds.
         on_caught_up: Called whenever the machine has folded everything that the stream held.
         on_loaded: Called once, after the machine was restored and before it folds a message.
-        clock: "host" = ``tick`` receives the host's time; "stream" = ``tick`` receives the time up to which every
+        clock: "broker" = ``tick`` receives the broker's time; "stream" = ``tick`` receives the time up to which every
             stored message has been folded.
 
     Attributes:
@@ -97,7 +99,7 @@ class Runner:
         save_every_s: float = SAVE_EVERY_S,
         on_caught_up: Callable[[], None] = lambda: None,
         on_loaded: Callable[[], None] = lambda: None,
-        clock: Literal["host", "stream"] = "host",
+        clock: Literal["broker", "stream"] = "broker",
     ) -> None:
         self._bus, self._machine, self._stream, self._filters = bus, machine, stream, filters
         self._perform = perform
@@ -113,17 +115,22 @@ class Runner:
         self._unsaved = False
         self._follows_stream_clock = clock == "stream"
         self._stream_clock_ns = 0
-        #: The check of the stream whose last message is not folded yet: (host time before it, state of the stream).
+        #: The check of the stream whose last message is not folded yet: (broker's time before it, state of the stream).
         self._check: tuple[int, StreamState] | None = None
+        #: Number of messages that the stream held at the start and that are not folded yet; None = not known yet.
+        self._held: int | None = None
         self.progress = Progress()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Run until *stopping* is set, then save a last snapshot."""
         loading = until_available(lambda: self._snapshots.load_into(self._machine))
+        self.progress.loading = True
         try:
             problem = await unless_stopped(stopping, loading)
         except Stopped:
             return
+        finally:
+            self.progress.loading = False
         self.progress.problem = problem or ""
         self._on_loaded()
         tasks = [
@@ -162,6 +169,7 @@ class Runner:
         machine, progress = self._machine, self.progress
         if chunk.rewound:
             machine.rewound(chunk.created_ns)
+            self._held = None
         if chunk.missing is not None:
             machine.lost(*chunk.missing, chunk.created_ns)
         turn = time.perf_counter() + TURN_S
@@ -179,9 +187,11 @@ class Runner:
                 turn = time.perf_counter() + TURN_S
         self._unsaved = self._unsaved or bool(chunk.messages)
         progress.pending = chunk.pending
+        self._held = chunk.pending if self._held is None else self._held - len(chunk.messages)
         if self._follows_stream_clock:
             self._advance_stream_clock()
-        elif chunk.pending == 0:
+        elif self._held <= 0 or chunk.pending == 0:
+            # While spans arrive faster than they are folded, something is always pending.
             self._caught_up()
         await self._tick()
 
@@ -192,7 +202,7 @@ class Runner:
     async def _tick(self) -> None:
         # Perform one effect at a time and in order: an event must not overtake one that is still being retried.
         async with self._performing:
-            now_ns = self._stream_clock_ns if self._follows_stream_clock else time.time_ns()
+            now_ns = self._stream_clock_ns if self._follows_stream_clock else self._bus.clock.now_ns()
             for effect in self._machine.tick(now_ns):
                 if self._perform is None:
                     raise AssertionError(f"{self._reader}: there is nothing to perform {effect}")
@@ -204,7 +214,7 @@ class Runner:
 
     async def _check_stream(self) -> None:
         """Ask what the stream holds; once its last message is folded, everything stored before this call is folded."""
-        asked_ns = time.time_ns()
+        asked_ns = self._bus.clock.passed_ns()
         try:
             state = await self._bus.state(self._stream)
         except TokentraceError as exc:
@@ -238,7 +248,9 @@ class Runner:
             now = time.monotonic()
             try:
                 if now - published_at >= TELL_EVERY_S and self._machine.position is not None:
-                    await self._meta.put(self._reader, encode_position(self._machine.position))
+                    await self._meta.put(
+                        self._reader, encode_position(self._machine.position, self._bus.clock.now_ns())
+                    )
                     await self._meta.put(self._calls, encode_calls(self._machine.digests))
                     published_at = now
             except TokentraceError as exc:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 import structlog
 
-from tokentrace.bad_data import Record, SetAside, reading
+from tokentrace.bad_data import Record, reading
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import TokentraceError
 from tokentrace.records import Natural
@@ -50,7 +50,7 @@ async def publish_set_aside(bus: Bus, service: str, stopping: asyncio.Event) -> 
     stop = asyncio.create_task(stopping.wait())
     try:
         while not stopping.is_set():
-            report = _report(bus.set_aside)
+            report = _report(bus)
             changed = (report.totals, report.records) != (published.totals, published.records)
             if changed or (report.totals and time.monotonic() - published_at > _AGAIN_S):
                 try:
@@ -67,8 +67,8 @@ async def publish_set_aside(bus: Bus, service: str, stopping: asyncio.Event) -> 
         stop.cancel()
 
 
-def _report(set_aside: SetAside) -> _Report:
-    return _Report(time.time_ns(), dict(set_aside.totals), set_aside.records[-_PUBLISHED:])
+def _report(bus: Bus) -> _Report:
+    return _Report(bus.clock.now_ns(), dict(bus.set_aside.totals), bus.set_aside.records[-_PUBLISHED:])
 
 
 def read_set_aside(bus: Bus, entries: Mapping[str, Entry]) -> tuple[Mapping[str, int], list[Record]]:
@@ -80,8 +80,8 @@ def read_set_aside(bus: Bus, entries: Mapping[str, Entry]) -> tuple[Mapping[str,
     Args:
         entries: The entries of ``tt_meta``.
     """
-    now_ns = time.time_ns()
-    reports = [_report(bus.set_aside)]
+    now_ns = bus.clock.now_ns()
+    reports = [_report(bus)]
     for key, entry in entries.items():
         if key.startswith(_PREFIX):
             which = f"key {key} revision {entry.revision}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -50,7 +49,7 @@ class Snapshots:
     """
 
     def __init__(self, bus: Bus, service: str, shard: int) -> None:
-        self._objects, self._set_aside = bus.objects(subjects.SNAPSHOTS), bus.set_aside
+        self._objects, self._set_aside, self._clock = bus.objects(subjects.SNAPSHOTS), bus.set_aside, bus.clock
         self._prefix = f"{service}.{shard}."
         self._pieces = f"{self._prefix}piece."
         self._log = log.bind(service=service, shard=shard)
@@ -127,7 +126,7 @@ class Snapshots:
         Raises:
             Unavailable: The broker is unreachable, or another process removed a piece meanwhile; save again.
         """
-        now_ns = time.time_ns()
+        now_ns = self._clock.now_ns()
         times_ns = [int(name.removeprefix(self._prefix)) for name in self._snapshots_in(await self._objects.names())]
         # If the clock was set back, the new snapshot must still sort as the newest.
         now_ns = max([now_ns, *(at + 1 for at in times_ns if at < now_ns + _MAX_AHEAD_NS)])

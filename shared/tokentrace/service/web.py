@@ -1,10 +1,9 @@
-"""The HTTP parts that every service shares: JSON answers, the form of errors, the bearer token and hot paths."""
+"""The HTTP parts that every service shares: JSON answers, the form of errors, and hot paths."""
 
 from __future__ import annotations
 
-import hmac
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +18,6 @@ from tokentrace.errors import Conflict, Rejected, Unavailable
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/healthz", "/readyz")
 #: Paths below this one are Cost Katana's; its SDK reads the error text from ``message``.
 SDK_PATHS = "/api/"
 _encoder = msgspec.json.Encoder()
@@ -88,37 +86,9 @@ def allowed_methods(routes: Sequence[BaseRoute], scope: Scope) -> list[str]:
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
-def make_app(routes: Sequence[BaseRoute], *, token: str = "", open_paths: Collection[str] = OPEN_PATHS) -> ASGIApp:
-    """
-    Return an application of *routes* that turns exceptions into error responses.
-
-    Args:
-        token: Bearer token that every path except *open_paths* requires; "" = none.
-    """
-    return require_token(Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS), token, open_paths)
-
-
-def require_token(app: ASGIApp, token: str, open_paths: Collection[str]) -> ASGIApp:
-    """Return an application that asks for *token* as a bearer token except on *open_paths*; *app* if *token* is ""."""
-    return _Bearer(app, token, frozenset(open_paths)) if token else app
-
-
-class _Bearer:
-    """An application that requires a bearer token, which it compares in constant time."""
-
-    def __init__(self, app: ASGIApp, token: str, open_paths: frozenset[str]) -> None:
-        self._app, self._open = app, open_paths
-        self._expected = f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self._open:
-            sent = next((value for key, value in scope["headers"] if key == b"authorization"), b"")
-            if not hmac.compare_digest(sent, self._expected):
-                challenge = {"WWW-Authenticate": "Bearer"}
-                response = failure("missing or wrong bearer token", 401, challenge, path=scope["path"])
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+def make_app(routes: Sequence[BaseRoute]) -> ASGIApp:
+    """Return an application of *routes* that turns exceptions into error responses."""
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
 
 
 class HotPathApp:
@@ -133,7 +103,7 @@ class HotPathApp:
         self._app, self._hot = app, hot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._hot.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        endpoint = self._hot.get((scope["method"], scope["path"]))
         if endpoint is None:
             await self._app(scope, receive, send)
             return

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from tokentrace.bus import BrokerClock
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, SECOND, parse_instant
 from tokentrace_alerter.delivery.channel import Channel
@@ -36,6 +37,7 @@ class Alertmanagers:
     Args:
         channel_of: Returns the channel of the rule with a name; None = its events are not delivered.
         at_once: Limit of concurrent renewals for one destination.
+        clock: Tells when an alert ends.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Alertmanagers:
         channel_of: Callable[[str], Channel | None],
         episodes: OpenEpisodes,
         at_once: int,
+        clock: BrokerClock,
     ) -> None:
+        self._clock = clock
         self._sender, self._channel_of, self._episodes, self._at_once = sender, channel_of, episodes, at_once
         self._limits: dict[str, asyncio.Semaphore] = {}
         #: Episode -> monotonic time, seconds, at which it is renewed next.
@@ -61,7 +65,7 @@ class Alertmanagers:
         Raises:
             Failed, Refused: As ``WebhookSender.post``.
         """
-        now_ns = time.time_ns()
+        now_ns = self._clock.now_ns()
         # This alerter may deliver a new firing before it has read it from the alert stream, and so before it counts the
         # episode as open.
         applied = again or parse_instant(event.fired_at) < now_ns - _APPLIED_NS
@@ -102,7 +106,7 @@ class Alertmanagers:
                 for event in events:
                     self._renew_at[episode_of(event)] = time.monotonic() + RENEW_EVERY_NS / SECOND
                 if events:
-                    await self._push(channel, [alertmanager_alert(event, time.time_ns()) for event in events])
+                    await self._push(channel, [alertmanager_alert(event, self._clock.now_ns()) for event in events])
         except (Failed, Refused) as exc:
             log.warning("rule %s: its alerts were not renewed in the Alertmanager: %s", name, exc)
         finally:

@@ -146,6 +146,12 @@ def parse_address(host: str) -> Address | None:
     return address
 
 
+def is_global(text: str) -> bool:
+    """Return True if *text* is an address in the Internet: neither of this machine nor of a private network."""
+    address = parse_address(text)
+    return address is not None and address.is_global
+
+
 def _parse_numbers(host: str) -> Address | None:
     """Return the IPv4 address of 1-4 decimal, octal or hexadecimal numbers, the last of which fills the bytes left."""
     numbers = []

@@ -16,10 +16,12 @@ from typing import Any, cast
 import httpcore
 import httpx
 
-from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
+from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts, is_global
 
 #: Seconds after which the next address of a name is tried. The last address has the whole timeout.
 _NEXT_ADDRESS_S = 1.0
+#: Most hosts in private networks that are remembered; one that is forgotten is noted again when it is connected to.
+_MOST_PRIVATE = 10_000
 
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -28,6 +30,11 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, allowed: AllowedHosts) -> None:
         self._allowed = allowed
         self._backend = httpcore.AnyIOBackend()
+        self._private: set[str] = set()
+
+    def is_private(self, host: str) -> bool:
+        """Return True if *host* was found in a private network, or on this machine, and nobody has listed it."""
+        return host in self._private
 
     async def connect_tcp(
         self,
@@ -56,12 +63,21 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
     async def _addresses(self, host: str, port: int) -> list[str]:
         address = self._allowed.check_host(host, port)
         if address is not None:
+            self._note(host, [str(address)])
             return [str(address)]
         try:
             resolved = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as exc:
             raise httpcore.ConnectError(str(exc)) from exc
-        return self._allowed.usable(host, (cast(str, sockaddr[0]) for *_, sockaddr in resolved))
+        usable = self._allowed.usable(host, (cast(str, sockaddr[0]) for *_, sockaddr in resolved))
+        self._note(host, usable)
+        return usable
+
+    def _note(self, host: str, addresses: list[str]) -> None:
+        if self._allowed.entries is None and not all(map(is_global, addresses)):
+            if len(self._private) >= _MOST_PRIVATE:
+                self._private.clear()
+            self._private.add(host)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for *seconds*; the interface of httpcore requires this method."""
@@ -88,13 +104,21 @@ class CheckedTransport(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, allowed: AllowedHosts) -> None:
+        self._backend = CheckedBackend(allowed)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=httpx.create_ssl_context(trust_env=False),
             max_connections=None,
             max_keepalive_connections=100,
             keepalive_expiry=5.0,
-            network_backend=CheckedBackend(allowed),
+            network_backend=self._backend,
         )
+
+    def is_private(self, url: str) -> bool:
+        """Return True if the host of *url* is one of ``CheckedBackend.is_private``."""
+        try:
+            return self._backend.is_private(httpx.URL(url).raw_host.decode("ascii"))
+        except (httpx.InvalidURL, ValueError):
+            return False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """

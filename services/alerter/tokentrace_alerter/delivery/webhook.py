@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
@@ -16,6 +18,13 @@ from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 from tokentrace_alerter.delivery.channel import Channel, idempotency_key
 from tokentrace_alerter.delivery.payload import signature, webhook_body
 from tokentrace_alerter.delivery.transport import CheckedTransport
+
+log = logging.getLogger("tokentrace.alerter")
+
+#: The text of every failure at a private address that ``alert_delivery.allow_hosts`` does not list.
+NO_SUCCESS = (
+    "no success; the alerter's log has the reason, as the host is private and not in alert_delivery.allow_hosts"
+)
 
 
 class Refused(Exception):
@@ -32,15 +41,20 @@ class WebhookSender:
 
     It follows no redirect, uses no proxy of the environment and keeps no cookies.
 
+    Everyone who may create a rule chooses the host. So that deliveries do not show which ports of this machine or of a
+    private network are open, all failures there look the same and take the same time, unless
+    ``alert_delivery.allow_hosts`` is set; the log of the alerter has the reason.
+
     Args:
         allowed: The hosts that may be called. For another host, ``post`` raises ``Refused``.
     """
 
     def __init__(self, allowed: AllowedHosts) -> None:
+        self._transport = CheckedTransport(allowed)
         self._client = httpx.AsyncClient(
             follow_redirects=False,
             trust_env=False,
-            transport=CheckedTransport(allowed),
+            transport=self._transport,
             # Accept no cookies: a receiver could recognise by them which rules come from one alerter.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
@@ -76,9 +90,20 @@ class WebhookSender:
             headers: Further headers, which override those of *channel*.
 
         Raises:
-            Failed: Timeout, no answer, or HTTP status 500 and above.
+            Failed: Timeout, no answer, or HTTP status 500 and above; or any failure at a host that is private.
             Refused: HTTP status 300 to 499, a host that is not allowed, or a request that cannot be sent.
         """
+        began = time.monotonic()
+        try:
+            await self._post(channel, url, body, headers)
+        except (Failed, Refused) as exc:
+            if not self._transport.is_private(url):
+                raise
+            log.info("a delivery to a private address had no success: %s", exc)
+            await asyncio.sleep(max(0.0, began + channel.timeout_ns / SECOND - time.monotonic()))
+            raise Failed(NO_SUCCESS) from exc
+
+    async def _post(self, channel: Channel, url: str, body: bytes, headers: Mapping[str, str]) -> None:
         merged = httpx.Headers({"Content-Type": "application/json", "User-Agent": "tokentrace"})
         merged.update(channel.headers)
         merged.update(headers)

@@ -31,7 +31,7 @@ from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 from tokentrace_alerter.delivery.callbacks import Callbacks
 from tokentrace_alerter.delivery.channel import Channel, backoff_ns, idempotency_key
 from tokentrace_alerter.delivery.episodes import OpenEpisodes
-from tokentrace_alerter.delivery.webhook import Failed, Refused, WebhookSender
+from tokentrace_alerter.delivery.webhook import NO_SUCCESS, Failed, Refused, WebhookSender
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -72,7 +72,7 @@ class DeliveryWorker:
         self._limits: dict[str, asyncio.Semaphore] = {}
         self._sender = WebhookSender(allowed)
         self._episodes = OpenEpisodes(open_episodes)
-        self._alertmanagers = Alertmanagers(self._sender, channel_of, self._episodes, AT_ONCE)
+        self._alertmanagers = Alertmanagers(self._sender, channel_of, self._episodes, AT_ONCE, bus.clock)
         self._callbacks = Callbacks(AT_ONCE)
         #: Events that this alerter has taken and not acknowledged yet.
         self._held: set[Delivery] = set()
@@ -95,7 +95,7 @@ class DeliveryWorker:
     async def _deliver(self, delivery: Delivery) -> None:
         """Deliver one event; record an event that cannot be handled, and remove it from the queue."""
         try:
-            await self._deliver_event(delivery, decode_event(delivery.message.payload))
+            await self._deliver_event(delivery, decode_event(delivery.message.payload, delivery.message.time_ns))
         except BAD_DATA as exc:
             if not isinstance(exc, Rejected):
                 log.exception("alert event %d cannot be delivered", delivery.message.sequence)
@@ -184,8 +184,10 @@ class DeliveryWorker:
             outcome=outcome,
             attempt=attempt,
             error=shorten(error, 300),
-            at=render_instant(time.time_ns()),
-            took_ms=None if began is None else round((time.monotonic() - began) * 1000, 3),
+            at=render_instant(self._bus.clock.now_ns()),
+            took_ms=None
+            if began is None or error.startswith(NO_SUCCESS)
+            else round((time.monotonic() - began) * 1000, 3),
         )
         subject = subjects.deliveries(self._project, event.alert)
         with contextlib.suppress(TokentraceError):
@@ -193,7 +195,7 @@ class DeliveryWorker:
 
     def _expiry_reason(self, event: AlertEvent, channel: Channel) -> str:
         """Return why *event* is too late to be delivered; "" = it is not too late."""
-        old = parse_instant(event.fired_at) < time.time_ns() - EXPIRES_NS
+        old = parse_instant(event.fired_at) < self._bus.clock.now_ns() - EXPIRES_NS
         if old and not self._episodes.include(event):
             return "its episode is over, and it is an hour old"
         # An Alertmanager sees two episodes of an instance as one alert: a late event of the first would end the second.

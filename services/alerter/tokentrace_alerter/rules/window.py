@@ -160,8 +160,9 @@ def _reading(metric: Metric, aggregates: Aggregates) -> Reading:
 #: Prefix of the series name of an instance. Without it, the instance "" would share the series of the instance
 #: "unknown", because ``SeriesTable`` replaces an empty name by that.
 _MARK = "="
-#: Limit of the series of a grouped rule. An instance has one for each combination of kind and status: at most 30.
-_MAX_SERIES = 40 * _ADMITTED * MAX_GROUPS
+#: Limit of the series of a grouped rule, of which eleven sixteenths may have new names. An instance has one for each
+#: combination of kind and status: at most 30.
+_MAX_SERIES = 48 * _ADMITTED * MAX_GROUPS
 
 
 class _Groups:

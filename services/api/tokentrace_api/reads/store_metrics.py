@@ -126,15 +126,28 @@ def _shown(dimension: str) -> str:
     return f"CASE WHEN {dimension} = '' THEN '{UNKNOWN}' ELSE {dimension} END"
 
 
-def _group(key: str, *, attribute: bool) -> tuple[str, list[str]]:
-    """Return (SQL for the value of *key*, a dimension or an attribute, of a span; its parameters); "" = one group."""
+def _group(key: str, *, attribute: bool, step_s: int = 0) -> tuple[str, list[str]]:
+    """
+    Return (SQL for the value of *key*, a dimension or an attribute, of a span; its parameters); "" = one group.
+
+    With *step_s*, the number of the span's step of this length and a colon come before the value.
+    """
     if not key:
-        return "''", []
-    return attribute_text(key) if attribute or key not in DIMENSIONS else (_shown(key), [])
+        text, parameters = "''", list[str]()
+    else:
+        text, parameters = attribute_text(key) if attribute or key not in DIMENSIONS else (_shown(key), [])
+    return (f"(event_ns // {step_s * SECOND})::VARCHAR || ':' || {text}" if step_s else text), parameters
 
 
 def aggregates_by(
-    store: Store, where: Where, key: str, fields: Sequence[str], now_ns: int, *, attribute: bool = False
+    store: Store,
+    where: Where,
+    key: str,
+    fields: Sequence[str],
+    now_ns: int,
+    *,
+    attribute: bool = False,
+    step_s: int = 0,
 ) -> dict[str, Aggregates]:
     """
     Return the aggregates of each group of spans; spans without the attribute *key* are left out.
@@ -143,6 +156,8 @@ def aggregates_by(
         key: A dimension or an attribute; "" = one group for all spans.
         fields: Names of the distributions to compute: latency, ttft, prompt, completion, score.
         attribute: True = *key* is an attribute, even if a dimension has the same name.
+        step_s: Groups are of steps of this length too, seconds; their names begin with the number of the step and a
+            colon. 0 = no steps.
 
     Returns:
         Value of *key* -> aggregates. Costs are in nano-dollars, times in nanoseconds, scores in 10⁻⁹.
@@ -150,7 +165,7 @@ def aggregates_by(
     Raises:
         Unavailable: The store cannot be read.
     """
-    group, paths = _group(key, attribute=attribute)
+    group, paths = _group(key, attribute=attribute, step_s=step_s)
     condition, values = where.sql()
     kinds = where.kinds()
     # Sums may exceed 64 bits; as text they are fetched exactly.
@@ -184,13 +199,13 @@ def aggregates_by(
 
 
 def custom_values_by(
-    store: Store, where: Where, metric: CustomMetric, key: str, now_ns: int, *, attribute: bool = False
+    store: Store, where: Where, metric: CustomMetric, key: str, now_ns: int, *, attribute: bool = False, step_s: int = 0
 ) -> dict[str, CustomValue]:
     """
     Return the values of a custom metric, or of a numeric attribute, for each group of spans.
 
     Args:
-        key, attribute: As for ``aggregates_by``.
+        key, attribute, step_s: As for ``aggregates_by``.
 
     Returns:
         Value of *key* -> count, sum, distribution and, for costs, the spans without a known cost; groups with neither
@@ -199,7 +214,7 @@ def custom_values_by(
     Raises:
         Unavailable: The store cannot be read.
     """
-    group, paths = _group(key, attribute=attribute)
+    group, paths = _group(key, attribute=attribute, step_s=step_s)
     condition, values = where.sql()
     measured, measured_paths = _measured(metric)
     if metric.filter_key:
@@ -227,6 +242,40 @@ def custom_values_by(
         if whole or any(left_out):
             groups[value] = CustomValue(len(whole), sum(whole), _raw(whole), *left_out)
     return groups
+
+
+def aggregates_in_steps(
+    store: Store,
+    where: Where,
+    key: str,
+    fields: Sequence[str],
+    custom: Sequence[CustomMetric],
+    now_ns: int,
+    step_s: int,
+) -> dict[int, dict[str, Aggregates]]:
+    """
+    Return the aggregates of each group of spans in each step.
+
+    Args:
+        key: A dimension; "" = one group for all spans.
+        fields: As for ``aggregates_by``.
+        step_s: Length of a step, seconds.
+
+    Returns:
+        Number of a step: its start divided by *step_s* -> value of *key* -> aggregates; empty groups are left out.
+
+    Raises:
+        Unavailable: The store cannot be read.
+    """
+    groups = aggregates_by(store, where, key, fields, now_ns, step_s=step_s)
+    for metric in custom:
+        for name, measured in custom_values_by(store, where, metric, key, now_ns, step_s=step_s).items():
+            groups.setdefault(name, Aggregates()).custom[metric.name] = measured
+    steps: dict[int, dict[str, Aggregates]] = {}
+    for name, aggregates in groups.items():
+        step, _, value = name.partition(":")
+        steps.setdefault(int(step), {})[value] = aggregates
+    return steps
 
 
 def count_skipped(store: Store, where: Where, key: str, now_ns: int) -> int:

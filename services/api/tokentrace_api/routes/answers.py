@@ -62,7 +62,9 @@ class StoredSpan(msgspec.Struct, kw_only=True):
         depth: Number of its ancestors in the answer; only if the answer is a trace.
         latency_ms, ttft_ms: Milliseconds, rounded to whole ones.
         latency_ns, ttft_ns: The same in nanoseconds; only if they are not whole milliseconds.
-        later_versions: How often the same call was told again, as this span or as another one with its response id.
+        later_versions: How often the same call was told again, as this span or as another one with its response id;
+            repetitions that say nothing new, and all but the first 19 as the same span, are only counted in
+            `/health` (`calls`).
         counted: false if this is not the first telling of its call; no sum includes the span.
         conflicting: true if its cost or its tokens differ from those of the telling that counts.
     """
@@ -167,11 +169,14 @@ class Message(msgspec.Struct, kw_only=True, rename="camel"):
 
 class Incomplete(msgspec.Struct, kw_only=True):
     """
-    The fields that say that some shards did not answer; both are left out if every shard did.
+    The fields that say that some shards did not answer, or that one is behind; absent if all is counted.
 
     Attributes:
         missing_shards: Numbers of the shards whose spans are not counted.
+        behind_s: Spans of about the last so many seconds are not counted yet, because they arrive faster than they are
+            counted. Absent below one second.
     """
 
     incomplete: bool | UnsetType = UNSET
     missing_shards: list[int] | UnsetType = UNSET
+    behind_s: float | UnsetType = UNSET

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
@@ -128,7 +127,7 @@ def router(store: StoreReader, deletions: LogOfDeletions) -> Router:
 
 
 async def _delete(store: StoreReader, deletions: LogOfDeletions, column: str, id: str) -> Deleted:
-    now_ns = time.time_ns()
+    now_ns = store.now_ns()
     matches = await store.find(lambda spans: _removed_by(spans, column, id, now_ns))
     if not matches:
         raise Rejected(f"{column.removesuffix('_id')} not found", status=404)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -104,7 +103,7 @@ def router(store: StoreReader) -> Router:
 
     @routes.get("/export", **_EXPORT)
     async def export(request: Request, params: Annotated[ExportParams, QueryParams()]) -> Response:
-        form, search, now_ns = params.format, params.search(), time.time_ns()
+        form, search, now_ns = params.format, params.search(), store.now_ns()
         # Read before the first byte is sent, so that a store that cannot be read gives a 503 instead of an empty file.
         last = await store.read(lambda spans: newest_ordinal(spans, now_ns))
         render = _lines if form == "jsonl" else _table

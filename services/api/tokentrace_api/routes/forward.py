@@ -43,7 +43,10 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
     routes = Router("spans", lenient=True)
     if not ingest_url:
         return routes
-    client = httpx.AsyncClient(base_url=ingest_url, timeout=_TIMEOUT_S, limits=httpx.Limits(max_connections=64))
+    # A transport of its own: without one, httpx sends requests through the proxy that the environment names, which
+    # Docker sets for containers. Ingest is a service beside this one.
+    transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=64))
+    client = httpx.AsyncClient(base_url=ingest_url, timeout=_TIMEOUT_S, transport=transport)
 
     async def pass_on(request: Request) -> Response:
         body = await read_raw(request, max_body_bytes)

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import TokentraceError
 from tokentrace.metrics import Query
+from tokentrace.service.alive import Roll, Seen
 from tokentrace.service.call_readers import read_calls, that_differ
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
@@ -24,14 +25,24 @@ from tokentrace.units import MS, SECOND, nusd_to_usd, render_instant
 from tokentrace.version import __version__
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.rejected_history import RejectedHistory
 from tokentrace_api.routes.answers import InstantText, Natural
+from tokentrace_api.routes.health_limits import ReportersState, SeriesState, limits, warnings_of
+from tokentrace_api.routes.rejected import RejectedCounts, render_counts
 from tokentrace_api.store import Store
+
+#: Services without which spans are not taken or alerts do not fire. The aggregators are asked for their counts, and
+#: the api answers itself.
+NEEDED = ("ingest", "alerter")
+#: A larger skew of a host's clock is a warning, nanoseconds.
+MAX_SKEW_NS = 2 * SECOND
 
 
 class StoreState(Protocol):
     """The api service as this route uses it; ``Api`` implements it."""
 
     started: float
+    roll: Roll
 
     @property
     def queue_depth(self) -> int:
@@ -134,6 +145,19 @@ class SetAsideState(msgspec.Struct):
     newest: list[SetAsideRecord]
 
 
+class ServiceState(msgspec.Struct, kw_only=True):
+    """
+    The processes of one service.
+
+    Attributes:
+        processes: Number of processes that answer.
+        missing: What all of them wait for before they are ready; absent if one is ready.
+    """
+
+    processes: Natural
+    missing: list[str] | UnsetType = UNSET
+
+
 class PipelineHealth(msgspec.Struct, kw_only=True):
     """
     The state of the pipeline.
@@ -142,7 +166,13 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
         span_count: Number of spans that the aggregators have counted since the stream began.
         stored_spans: Number of rows of spans that the store shows.
         queue_depth: Number of messages in the log that wait to be stored.
-        warnings: Readers whose unread messages take more than half of the size limit of the log, or that differ.
+        behind_s: Spans of about the last so many seconds are not in the metrics yet; absent below one second.
+        services: Service -> its processes.
+        clock: Service -> by how much the clock of its host is ahead of the broker's, milliseconds; of several
+            processes the one that is furthest off. The broker's clock decides, so a wrong clock changes no number.
+        rejected: Refused spans.
+        warnings: Readers whose unread messages take more than half of the size limit of the log, or that differ, and
+            services whose host's clock is more than 2 s off, and dimensions with too many values.
         lost: Messages that the log discarded before a service read them.
         damaged: Files of the store that could not be read.
         error: What is wrong if status is unhealthy.
@@ -155,8 +185,14 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
     stored_spans: Natural
     transport: str
     queue_depth: Natural
+    services: dict[str, ServiceState] | UnsetType = UNSET
+    clock: dict[str, float] | UnsetType = UNSET
+    rejected: RejectedCounts | UnsetType = UNSET
     log: LogState | UnsetType = UNSET
     calls: CallsState | UnsetType = UNSET
+    reporters: ReportersState | UnsetType = UNSET
+    series: SeriesState | UnsetType = UNSET
+    behind_s: float | UnsetType = UNSET
     warnings: list[str] | UnsetType = UNSET
     set_aside: SetAsideState | UnsetType = UNSET
     disk: DiskState | UnsetType = UNSET
@@ -173,6 +209,14 @@ _EXAMPLE = {
     "stored_spans": 8941,
     "transport": "nats",
     "queue_depth": 0,
+    "services": {
+        "ingest": {"processes": 2},
+        "aggregator": {"processes": 1},
+        "alerter": {"processes": 1},
+        "api": {"processes": 1},
+    },
+    "clock": {"ingest": 0.4, "aggregator": 0.4, "alerter": -1.2, "api": 0.1},
+    "rejected": {"spans": 3, "by_reason": {"model": 3}, "last_at": "2026-03-15T14:23:01.441Z"},
     "log": {"from": "2026-03-15T14:23:01.441Z", "covers_s": 3600, "bytes": 5242880, "max_bytes": 8589934592},
     "calls": {
         "repeated_spans": 12,
@@ -182,12 +226,26 @@ _EXAMPLE = {
         "remembered": 8941,
         "reach_s": 3600,
     },
+    "reporters": {"remembered": 12, "limit": 50000, "reach_s": 691200},
+    "series": {
+        "kept": 84,
+        "limit": 2000,
+        "dimensions": {
+            "model": {"kept": 6, "limit": 500, "folded": 0},
+            "provider": {"kept": 3, "limit": 100, "folded": 0},
+            "caller": {"kept": 9, "limit": None, "folded": 0},
+            "name": {"kept": 31, "limit": None, "folded": 0},
+        },
+    },
     "disk": {"store_bytes": 4194304, "store_max_bytes": 17179869184, "free_bytes": 107374182400},
 }
 _HEALTH = operation(
     "getHealth",
     "Get the state of the pipeline",
-    "503 if a part of the pipeline does not answer. Data that is lost, damaged or unreadable is listed in any case.",
+    """
+    503 if a part of the pipeline does not answer or is not ready; `error` names it. Data that is lost, damaged,
+    unreadable or refused is listed in any case.
+    """,
     Answer(PipelineHealth, "Every part of the pipeline answers.", _EXAMPLE),
     Answer(
         PipelineHealth,
@@ -199,7 +257,13 @@ _HEALTH = operation(
 
 
 def router(
-    path: str, state: StoreState, store: StoreReader, aggregators: AggregatorClient, bus: Bus, max_bytes: int
+    path: str,
+    state: StoreState,
+    store: StoreReader,
+    aggregators: AggregatorClient,
+    refused: RejectedHistory,
+    bus: Bus,
+    max_bytes: int,
 ) -> Router:
     """
     Return the route at *path*.
@@ -213,6 +277,7 @@ def router(
     async def health() -> Response:
         problems: list[str] = list(state.health().missing)
         lost: list[dict[str, Any]] = []
+        warnings: list[str] = []
         shown: dict[str, Any] = {
             "status": "ok",
             "version": __version__,
@@ -221,14 +286,21 @@ def router(
             "stored_spans": 0,
             "transport": "nats",
             "queue_depth": state.queue_depth,
+            "rejected": render_counts(refused),
         }
         # These parts do not depend on each other, and each waits for another program.
-        others = await asyncio.gather(_or_problem(_counted(aggregators)), _or_problem(_readers(bus)))
+        others = await asyncio.gather(
+            _or_problem(_counted(aggregators)), _or_problem(_alive(state.roll)), _or_problem(_readers(bus))
+        )
         # The store is counted after the others, because the count would be out of date by the time they take.
         for part in (*others, await _or_problem(_stored(store, max_bytes))):
             shown |= part.shown
             lost += map(dict, part.lost)
-            problems += part.problems
+            # A problem of the broker is one of every service that uses it; it is named once.
+            problems += [problem for problem in part.problems if not any(map(problem.endswith, problems))]
+            warnings += part.warnings
+        if warnings:
+            shown["warnings"] = warnings
         shown |= state.details()
         if "differing" in shown:
             shown.setdefault("calls", {})["readers_that_differ"] = shown.pop("differing")
@@ -243,11 +315,12 @@ def router(
 
 
 class _Part(NamedTuple):
-    """What one source adds to the answer: keys, lost messages, and problems that make the pipeline unhealthy."""
+    """What one source adds to the answer: keys, lost messages, problems that make the pipeline unhealthy, warnings."""
 
     shown: Mapping[str, Any]
     lost: Sequence[Mapping[str, Any]] = ()
     problems: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 async def _or_problem(part: Awaitable[_Part]) -> _Part:
@@ -259,7 +332,7 @@ async def _or_problem(part: Awaitable[_Part]) -> _Part:
 
 
 async def _counted(aggregators: AggregatorClient) -> _Part:
-    """Return the number of spans that the aggregators have counted, what they left out, and messages that they lost."""
+    """Return what the aggregators have counted, left out and lost, and how much they keep apart and remember."""
     answer = await aggregators.query(Query(what="lifetime"))
     lost = [
         {"service": "aggregator", "shard": shard, "first": first, "last": last}
@@ -267,15 +340,52 @@ async def _counted(aggregators: AggregatorClient) -> _Part:
     ]
     problems = [f"aggregator: shard {shard} does not answer" for shard in answer.missing_shards]
     left_out, oldest_ms = answer.cumulative.left_out, answer.cumulative.oldest_call_ms
+    now_ms = aggregators.now_ns() // MS
     calls = {
         "repeated_spans": left_out.repeated,
         "conflicting_spans": left_out.conflicting,
         "conflicting_cost_usd": nusd_to_usd(left_out.conflicting_nusd),
         "response_ids_reused": left_out.reused,
         "remembered": answer.cumulative.remembered,
-        "reach_s": max(time.time_ns() // MS - oldest_ms, 0) // 1000 if oldest_ms else None,
+        "reach_s": max(now_ms - oldest_ms, 0) // 1000 if oldest_ms else None,
     }
-    return _Part({"span_count": answer.total.sums.spans, "calls": calls}, lost, problems)
+    shown = {"span_count": answer.total.sums.spans, "calls": calls, **limits(answer, now_ms)}
+    return _Part(shown, lost, problems, warnings_of(answer))
+
+
+async def _alive(roll: Roll) -> _Part:
+    """Return the processes of every service, and how far the clocks of their hosts are off."""
+    seen = await roll.call()
+    services: dict[str, dict[str, Any]] = {}
+    clock: dict[str, float] = {}
+    problems: list[str] = []
+    warnings: list[str] = []
+    for name, service in seen.items():
+        answers = service.answers
+        services[name] = {"processes": len(answers)}
+        if not answers:
+            if name in NEEDED:
+                problems.append(_silent(name, service))
+            continue
+        if all(answer.missing for answer in answers):
+            missing = list(dict.fromkeys(item for answer in answers for item in answer.missing))
+            services[name]["missing"] = missing
+            if name in NEEDED:
+                problems += [f"{name} is not ready: {item}" for item in missing]
+        skews = [answer.skew_ns for answer in answers if answer.skew_ns is not None]
+        if skews:
+            worst_ns = max(skews, key=abs)
+            clock[name] = round(worst_ns / MS, 3)
+            if abs(worst_ns) > MAX_SKEW_NS:
+                off = f"{abs(worst_ns) / SECOND:.1f} s {'ahead of' if worst_ns > 0 else 'behind'} the broker's"
+                warnings.append(f"{name}: the clock of its host is {off}; the broker's is used")
+    return _Part({"services": services, "clock": clock}, problems=problems, warnings=warnings)
+
+
+def _silent(name: str, seen: Seen) -> str:
+    """Return that no process of the service answers, and since when if it is known."""
+    since = "" if seen.silent_s is None else f"; the last one answered {seen.silent_s:.0f} s ago"
+    return f"no {name} answers{since}"
 
 
 async def _stored(store: StoreReader, max_bytes: int) -> _Part:
@@ -287,7 +397,7 @@ async def _stored(store: StoreReader, max_bytes: int) -> _Part:
             "store_max_bytes": max_bytes or None,
             "free_bytes": spans.free_bytes(),
         }
-        return _Part({"stored_spans": spans.count(time.time_ns()), "disk": disk})
+        return _Part({"stored_spans": spans.count(store.now_ns()), "disk": disk})
 
     return await store.read(read)
 
@@ -314,7 +424,7 @@ async def _readers(bus: Bus) -> _Part:
     """Return what ``tt_meta`` and the log tell of the readers: how far they are, what differs, what was set aside."""
     entries = await bus.kv(subjects.META).items()
     state, behind = await read_backlog(bus, entries)
-    covered = (time.time_ns() - state.first_time_ns) // SECOND if state.messages else 0
+    covered = (bus.clock.now_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {
         "log": {
             "from": render_instant(state.first_time_ns) if state.messages else None,
@@ -327,6 +437,5 @@ async def _readers(bus: Bus) -> _Part:
     differing = that_differ(read_calls(entries, bus.set_aside))
     warnings = [f"{reader} is behind by {part:.0%} of the log's size limit" for reader, part in late.items()]
     warnings += [f"{reader} remembers other calls than the other readers" for reader in differing]
-    if warnings:
-        shown["warnings"] = warnings
-    return _Part(shown | _set_aside(bus, entries) | ({"differing": differing} if differing else {}))
+    shown |= _set_aside(bus, entries) | ({"differing": differing} if differing else {})
+    return _Part(shown, warnings=warnings)

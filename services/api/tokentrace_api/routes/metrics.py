@@ -18,6 +18,7 @@ from tokentrace.metrics import (
     BREAKDOWNS,
     GROUPS,
     METRICS,
+    REJECTED_METRIC,
     TRANSPORT_METRICS,
     Aggregates,
     Answer,
@@ -49,6 +50,7 @@ from tokentrace_api.metrics_query import (
     MetricsParams,
     MetricsQuery,
     answer,
+    answer_series,
     find_exemplars,
     missing,
     note_since,
@@ -56,6 +58,7 @@ from tokentrace_api.metrics_query import (
 )
 from tokentrace_api.parameters import Text
 from tokentrace_api.reads import count_skipped, custom_values_by
+from tokentrace_api.rejected_history import RejectedHistory
 from tokentrace_api.routes.metrics_operations import GET_METRIC, GET_METRICS, GET_SERIES
 
 MAX_POINTS = 2000
@@ -120,12 +123,14 @@ class Source(NamedTuple):
         aggregators: Answers queries by dimension.
         store: Answers queries by attribute.
         history: Counts firings and failed deliveries.
+        refused: Counts refused spans.
         custom: Name -> custom metric.
     """
 
     aggregators: AggregatorClient
     store: StoreReader
     history: AlertHistory
+    refused: RejectedHistory
     custom: Mapping[str, CustomMetric]
 
 
@@ -135,17 +140,17 @@ def router(path: str, source: Source) -> Router:
 
     @routes.get(path, **GET_METRICS)
     async def everything(params: Annotated[MetricsParams, QueryParams()]) -> Response:
-        return await _everything(source, parse_metrics_query(params))
+        return await _everything(source, parse_metrics_query(params, source.store.now_ns()))
 
     @routes.get(path + "/{name}/series", **GET_SERIES)
     async def series(name: MetricName, params: Annotated[SeriesParams, QueryParams()]) -> Response:
-        return await _series(source, name, parse_metrics_query(params), params.step)
+        return await _series(source, name, parse_metrics_query(params, source.store.now_ns()), params.step)
 
     @routes.get(path + "/{name}", **GET_METRIC)
     async def metric(name: MetricName, params: Annotated[MetricParams, QueryParams()]) -> Response:
         if params.key is not None and BREAKDOWNS.get(name, BREAKDOWNS["cost_by_model"]).dimension:
             raise Rejected("key: only metrics whose name ends in _by_attribute take it")
-        question = parse_metrics_query(params)
+        question = parse_metrics_query(params, source.store.now_ns())
         if name in GROUPS:
             return await _group(source, name, question)
         if name in BREAKDOWNS:
@@ -157,6 +162,8 @@ def router(path: str, source: Source) -> Router:
         if name in ALERT_METRICS:
             counts = getattr(source.history, ALERT_METRICS[name])
             return reply({"metric": name, "value": sum(counts.values()), "by_rule": counts})
+        if name == REJECTED_METRIC:
+            return reply({"metric": name, "value": source.refused.total, "by_reason": source.refused.spans})
         if name.startswith("attr.") and len(name) > len("attr."):
             return await _attribute(source, name, question)
         return await _number(source, *_find(source, name), question)
@@ -180,6 +187,7 @@ async def _everything(source: Source, question: MetricsQuery) -> Response:
         )
     shown["quantile_error"] = _error(answered, fields, custom)
     shown["transport"] = {key: getattr(answered.transport, key) for key in TRANSPORT_METRICS.values()}
+    shown["rejected"] = {"spans": source.refused.total, "by_reason": source.refused.spans}
     shown["alerts"] = {"firings": source.history.firings, "delivery_failed": source.history.delivery_failed}
     return reply(shown | coverage(answered))
 
@@ -189,16 +197,16 @@ async def _series(source: Source, name: str, question: MetricsQuery, step: str |
         raise Rejected("groupby: a series is grouped by a dimension, not by an attribute")
     if question.filters:
         raise Rejected(f"attr.{next(iter(question.filters))}: a series is not filtered by attributes")
-    if name in {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS} or (name.startswith("attr.") and name != "attr."):
+    without_series = {*BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, REJECTED_METRIC}
+    if name in without_series or (name.startswith("attr.") and name != "attr."):
         raise Rejected(f"{shorten(name)} has no series; a number or a group has one, also with groupby", status=404)
     rendering = _rendered(source, name)
     fields, custom = rendering.fields, rendering.custom
     step_s = parse_step(step, question.query)
-    answered = await source.aggregators.query(
-        replace(question.query, what="series", step_s=step_s, fields=list(fields), custom=custom)
-    )
+    measured = [source.custom[metric] for metric in custom]
+    answered = await answer_series(source.aggregators, source.store, question, step_s, fields, measured)
     shown: dict[str, Any] = {"window": question.window, "metric": name, "step": render_duration(step_s * SECOND)}
-    p95s = [metric for metric in map(source.custom.__getitem__, custom) if metric.type == "p95"]
+    p95s = [metric for metric in measured if metric.type == "p95"]
 
     def show() -> Response:
         points = answered.points
@@ -236,7 +244,16 @@ def _find(source: Source, name: str) -> tuple[str, Metric, list[CustomMetric]]:
     built_in = find_metric(name)
     if built_in is None:
         known = ", ".join(
-            [*GROUPS, *METRICS, *BREAKDOWNS, *TRANSPORT_METRICS, *ALERT_METRICS, *source.custom, "attr.<key>"]
+            [
+                *GROUPS,
+                *METRICS,
+                *BREAKDOWNS,
+                *TRANSPORT_METRICS,
+                *ALERT_METRICS,
+                REJECTED_METRIC,
+                *source.custom,
+                "attr.<key>",
+            ]
         )
         raise Rejected(f"unknown metric {quoted(name)}; known are {known}", status=404)
     return *built_in, []
@@ -413,6 +430,7 @@ async def _attribute(source: Source, name: str, question: MetricsQuery) -> Respo
         groups = await custom_values(question.groupby, attribute=bool(question.attribute))
         shown[f"by_{question.groupby}"] = {group: _summarize(groups[group]) for group in sorted(groups)}
     await note_since(source.store, question, answered)
+    answered.folded = []
     return reply(shown | coverage(answered))
 
 
@@ -468,4 +486,5 @@ def coverage(answered: Answer) -> dict[str, Any]:
         "from": render_instant(answered.from_s * SECOND),
         "to": render_instant(answered.to_s * SECOND),
         "since": render_instant(answered.since_ns) if answered.since_ns else None,
+        **({"folded": answered.folded} if answered.folded else {}),
     } | missing(answered)

@@ -18,11 +18,14 @@ class Coverage(Incomplete, kw_only=True):
     Attributes:
         from_, to: The exact interval: from <= ended_at < to.
         since: Spans before this instant may be missing from the numbers; null = none are.
+        folded: Dimensions with too many values, of which some are shown together as `other`: only the values shown by
+            name are complete. Absent if every value is shown by name.
     """
 
     from_: InstantText = msgspec.field(name="from")
     to: InstantText
     since: InstantText | None
+    folded: list[str] | UnsetType = UNSET
 
 
 class UnpricedCounts(msgspec.Struct):
@@ -131,6 +134,13 @@ class TransportCounts(msgspec.Struct):
     queue_depth: int
 
 
+class RejectedSpans(msgspec.Struct):
+    """How many spans were refused since the first one; `by_reason`: reason -> number, as in `GET /rejected`."""
+
+    spans: Natural
+    by_reason: dict[str, Natural]
+
+
 class AlertCounts(msgspec.Struct):
     """Rule -> number of its firings, and of its events that could not be delivered."""
 
@@ -158,6 +168,7 @@ class MetricsOverview(Coverage, kw_only=True):
     quality: QualityMetrics
     quantile_error: float
     transport: TransportCounts
+    rejected: RejectedSpans
     alerts: AlertCounts
     unpriced_custom: dict[str, UnpricedCounts] | UnsetType = UNSET
 
@@ -251,11 +262,18 @@ class AttributeAnswer(Coverage, kw_only=True):
 
 
 class CounterAnswer(Incomplete, kw_only=True):
-    """A number of reporters, or of alerts; for alerts ``by_rule`` has the number of each rule."""
+    """
+    A number of reporters, of alerts, or of refused spans.
+
+    Attributes:
+        by_rule: For alerts: rule -> its number.
+        by_reason: For refused spans: reason -> its number.
+    """
 
     metric: str
     value: int
     by_rule: dict[str, int] | UnsetType = UNSET
+    by_reason: dict[str, int] | UnsetType = UNSET
 
 
 class SeriesPoint(msgspec.Struct):
@@ -332,6 +350,7 @@ _OVERVIEW_EXAMPLE: dict[str, Any] = {
     "quality": {"score_avg": 0.884, "score_p10": 0.71, "score_p50": 0.9, "scored_span_count": 180},
     "quantile_error": 0.01,
     "transport": {"sent": 312, "failed": 0, "dropped": 0, "queue_depth": 0},
+    "rejected": {"spans": 3, "by_reason": {"model": 3}},
     "alerts": {"firings": {"slow": 2}, "delivery_failed": {"slow": 0}},
     **_COVERAGE,
 }
@@ -355,8 +374,8 @@ GET_METRICS = operation(
     "getMetrics",
     "Get all metrics of a window",
     """
-    Cost, tokens, latency, errors, quality and custom metrics, and counts of reporters and alerts. Numbers that are
-    grouped or filtered by attribute come from the stored spans, all others from the aggregators.
+    Cost, tokens, latency, errors, quality and custom metrics, and counts of reporters, refused spans and alerts.
+    Numbers that are grouped or filtered by attribute come from the stored spans, all others from the aggregators.
     """,
     Answer(MetricsOverview, "The metrics.", _OVERVIEW_EXAMPLE),
     errors={400: "window: duration: 'x' is not a duration such as 90s, 2h30m or 7d", **_AWAY},
@@ -366,8 +385,8 @@ GET_METRIC = operation(
     "Get one metric or group",
     """
     `name` is a group (`cost`, `tokens`, `latency`, `errors`, `quality`), a number such as `error_rate` or
-    `latency_p95`, a breakdown such as `cost_by_model`, a count of reporters or alerts, a custom metric, or `attr.<key>`
-    for a numeric attribute. An unknown name is a 404 whose text lists all names.
+    `latency_p95`, a breakdown such as `cost_by_model`, a count of reporters, alerts or refused spans, a custom metric,
+    or `attr.<key>` for a numeric attribute. An unknown name is a 404 whose text lists all names.
     """,
     Answer((GroupAnswer, NumberAnswer, BreakdownAnswer, AttributeAnswer, CounterAnswer), "The metric.", _GROUP_EXAMPLE),
     errors={

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -19,12 +18,14 @@ from tokentrace.errors import Unavailable
 from tokentrace.metrics import Answer as MetricsAnswer
 from tokentrace.metrics import Counter, CustomMetric, CustomValue, Query, cost, errors, quality
 from tokentrace.metrics.tokens import unclassified
-from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES
+from tokentrace.records import REFUSAL_REASONS
+from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES, distinct
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.rejected_history import RejectedHistory
 
 #: Window of the gauges that cover the last hour, seconds.
 _WINDOW_S = 3600
@@ -45,7 +46,8 @@ _SCRAPE = operation(
     "Scrape metrics about LLM calls",
     """
     Prometheus' text format 0.0.4: counters and histograms since the stream began, gauges over the last hour. The answer
-    is 503 while a shard or the counts of alerts are missing or not caught up, because a counter must never fall.
+    is 503 while a shard or the counts of alerts or refused spans are missing or not caught up, because a counter must
+    never fall.
     """,
     Answer(MetricsText, "The metrics.", _EXAMPLE, media="text/plain"),
     errors={400: "window: unknown parameter; allowed are none", 503: "aggregator: shards [1] do not answer"},
@@ -53,7 +55,11 @@ _SCRAPE = operation(
 
 
 def router(
-    path: str, aggregators: AggregatorClient, history: AlertHistory, custom: Mapping[str, CustomMetric]
+    path: str,
+    aggregators: AggregatorClient,
+    history: AlertHistory,
+    refused: RejectedHistory,
+    custom: Mapping[str, CustomMetric],
 ) -> Router:
     """
     Return the route at *path*; it must be registered before ``/metrics/{name}``.
@@ -65,7 +71,7 @@ def router(
 
     @routes.get(path, **_SCRAPE)
     async def scrape() -> Response:
-        now_s = time.time_ns() // SECOND
+        now_s = aggregators.now_ns() // SECOND
         query = _window(now_s, [metric.name for metric in custom.values()])
         lifetime, window = await asyncio.gather(
             aggregators.query(replace(query, what="lifetime")), aggregators.query(query)
@@ -78,7 +84,9 @@ def router(
                 raise Unavailable("aggregator: not caught up with the log")
         if not history.caught_up:
             raise Unavailable("alerts: not caught up with the events")
-        page = _Page(history, custom, lifetime, window)
+        if not refused.caught_up:
+            raise Unavailable("rejected: not caught up with the dead letters")
+        page = _Page(history, refused, custom, lifetime, window)
         return Response(render_families(page), headers={"content-type": PROMETHEUS_TYPE})
 
     return routes
@@ -96,11 +104,12 @@ class _Page(Collector):
     def __init__(
         self,
         history: AlertHistory,
+        refused: RejectedHistory,
         custom: Mapping[str, CustomMetric],
         lifetime: MetricsAnswer,
         window: MetricsAnswer,
     ) -> None:
-        self._history, self._metrics = history, custom
+        self._history, self._refused, self._metrics = history, refused, custom
         self._lifetime, self._window = lifetime, window
         self._shown: dict[str, str] = {}
 
@@ -124,7 +133,9 @@ class _Page(Collector):
         yield from self._left_out()
         yield from self._histograms()
         yield from self._gauges()
+        yield from self._state()
         yield from self._transport()
+        yield self._rejected()
         yield from self._alerts()
         for metric in self._metrics.values():
             yield self._custom(metric)
@@ -252,6 +263,18 @@ class _Page(Collector):
             text = f"{percent}th percentile of eval.score, last hour."
             yield _gauge(f"quality_score_p{percent}", text, quality.score_quantile(total, percent / 100))
 
+    def _state(self) -> Iterator[Metric]:
+        behind_s = max(self._lifetime.behind_s, self._window.behind_s)
+        yield _gauge("behind_seconds", "Age of the last message that is counted while others wait, else 0.", behind_s)
+        family = GaugeMetricFamily(
+            "tokentrace_folded_values",
+            "About how many values of a dimension are counted together as other.",
+            labels=("dimension",),
+        )
+        for dimension, use in self._lifetime.cumulative.dimensions.items():
+            family.add_metric((dimension,), distinct(use.folded))
+        yield family
+
     def _transport(self) -> Iterator[Metric]:
         transport = self._lifetime.transport
         for name, text, value in (
@@ -261,6 +284,14 @@ class _Page(Collector):
         ):
             yield CounterMetricFamily(f"tokentrace_transport_{name}", text, value=value)
         yield _gauge("transport_queue_depth", "Spans waiting in reporters.", transport.queue_depth)
+
+    def _rejected(self) -> Metric:
+        family = CounterMetricFamily("tokentrace_rejected_spans", "Spans that were refused.", labels=("reason",))
+        counts = self._refused.spans
+        # All reasons: the increase of a series that begins with its first refusal would be unknown.
+        for reason in REFUSAL_REASONS:
+            family.add_metric((reason,), counts.get(reason, 0))
+        return family
 
     def _alerts(self) -> Iterator[Metric]:
         counts = self._history

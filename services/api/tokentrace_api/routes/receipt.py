@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -154,7 +153,7 @@ def router(store: StoreReader, pricer: Pricer) -> Router:
     async def receipt(
         trace_id: TraceId, span_id: Annotated[str, PathName(description="Id of the span.", examples=["s1"])]
     ) -> Response:
-        spans = await store.read(lambda spans: spans.trace(trace_id, time.time_ns()))
+        spans = await store.read(lambda spans: spans.trace(trace_id, store.now_ns()))
         span = next((span for span in spans if span.span_id == span_id), None)
         if span is None:
             raise Rejected("span not found", status=404)

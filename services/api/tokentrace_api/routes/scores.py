@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 import msgspec
@@ -142,7 +141,7 @@ def router(store: StoreReader, scoring: Scoring, redactor: Redactor) -> Router:
 
 
 async def _span_of(store: StoreReader, score: ScoreInput, index: int, count: int) -> Span:
-    matches = await store.find(lambda spans: find_by_id(spans, score.trace_id, score.span_id, time.time_ns()))
+    matches = await store.find(lambda spans: find_by_id(spans, score.trace_id, score.span_id, store.now_ns()))
     where = f"score {index}: " if count > 1 else ""
     if not matches:
         raise Rejected(f"{where}span not found", status=404)

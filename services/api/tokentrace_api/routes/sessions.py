@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -114,7 +113,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
     @routes.get("/api/sessions", **LIST_SESSIONS)
     async def listed(params: Annotated[SessionParams, QueryParams()]) -> Response:
         page, limit = max(params.page, 1), min(max(params.limit, 1), MAX_LIMIT)
-        wanted, now_ns = params.wanted(), time.time_ns()
+        wanted, now_ns = params.wanted(), store.now_ns()
         sessions, total = await store.read(
             lambda spans: list_sessions(spans, wanted, limit, (page - 1) * limit, now_ns)
         )
@@ -134,7 +133,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
 
     @routes.get("/api/sessions/summary", **GET_SUMMARY)
     async def summary(params: Annotated[PeriodParams, QueryParams()]) -> Response:
-        sums = await store.read(lambda spans: sum_sessions(spans, params.from_, params.to, time.time_ns()))
+        sums = await store.read(lambda spans: sum_sessions(spans, params.from_, params.to, store.now_ns()))
         mean_ms = ns_to_ms(sums.duration_ns)
         return reply(
             SessionSummary(
@@ -154,7 +153,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
 
     @routes.get("/api/sessions/{session_id:path}/graph", **GET_GRAPH)
     async def graph(session_id: SessionId) -> Response:
-        now_ns = time.time_ns()
+        now_ns = store.now_ns()
         await _find(store, session_id)
         spans, pending = await store.read(lambda spans: session_spans(spans, session_id, now_ns))
         return reply(render_graph(spans, pending, now_ns))
@@ -168,7 +167,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
         error = _end_error(await read_body(request, _MAX_BODY_BYTES))
         session = await _find(store, session_id)
         if session.ended_ns is None:
-            session_end = SessionEnd(session_id=session_id, ended_ns=time.time_ns(), error=error)
+            session_end = SessionEnd(session_id=session_id, ended_ns=store.now_ns(), error=error)
             now_ns = session_end.ended_ns
             await publisher.publish(
                 Batch(id=f"session.{uuid.uuid4().hex}", arrived_ns=now_ns, session_ends=[session_end])
@@ -197,14 +196,14 @@ def _end_error(body: bytes) -> str:
 
 
 async def _find(store: StoreReader, session_id: str) -> Session:
-    sessions = await store.find(lambda spans: find_session(spans, session_id, time.time_ns()))
+    sessions = await store.find(lambda spans: find_session(spans, session_id, store.now_ns()))
     if not sessions:
         raise Rejected(f"Session {shorten(session_id)} not found", status=404)
     return sessions[0]
 
 
 async def _with_messages(store: StoreReader, session: Session) -> dict[str, Any]:
-    now_ns = time.time_ns()
+    now_ns = store.now_ns()
     messages = await store.read(lambda spans: session_messages(spans, [session.session_id], now_ns))
     return _details(session, messages[session.session_id])
 

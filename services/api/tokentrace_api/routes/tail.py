@@ -57,8 +57,8 @@ _TAIL = operation(
 )
 
 
-def router(tails: Tails, is_stopping: Callable[[], bool]) -> Router:
-    """Return the route; streams end once *is_stopping* returns True."""
+def router(tails: Tails, is_stopping: Callable[[], bool], now_ns: Callable[[], int]) -> Router:
+    """Return the route; streams end once *is_stopping* returns True; *now_ns* returns the broker's time."""
     routes = Router("traces")
 
     @routes.get("/traces/tail", **_TAIL)
@@ -71,7 +71,7 @@ def router(tails: Tails, is_stopping: Callable[[], bool]) -> Router:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
             return Response(media_type=_TYPE, headers=headers)
-        followed = Tail(params.search(), rate, time.time_ns())
+        followed = Tail(params.search(), rate, now_ns())
         # Added before the first await, so that simultaneous requests cannot pass the limit.
         tails.add(followed)
         return StreamingResponse(_events(tails, followed, is_stopping), media_type=_TYPE, headers=headers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -23,6 +22,7 @@ from tokentrace.service.web import reply
 from tokentrace.units import DAY, MS, ns_to_ms, nusd_to_usd, render_instant
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.metrics_query import missing
 from tokentrace_api.parameters import Count, choice
 from tokentrace_api.reads import (
     Cursor,
@@ -108,7 +108,7 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
     async def listed(params: Annotated[TraceListParams, QueryParams()]) -> Response:
         limit, search = min(params.limit, MAX_LIMIT), params.search()
         page = await store.read(
-            lambda spans: find_page(spans, search, limit, params.offset, params.cursor, time.time_ns())
+            lambda spans: find_page(spans, search, limit, params.offset, params.cursor, store.now_ns())
         )
         until_ns = page.searched_until_ns
         return reply(
@@ -126,13 +126,13 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
 
     @routes.get("/traces/recent", **LIST_RECENT)
     async def recent(params: Annotated[RecentParams, QueryParams()]) -> Response:
-        spans = await store.read(lambda spans: spans.recent(params.limit, time.time_ns()))
+        spans = await store.read(lambda spans: spans.recent(params.limit, store.now_ns()))
         return reply({"spans": [mist.render_span(span) for span in spans], "count": len(spans)})
 
     @routes.get("/traces/{trace_id:path}/timeline", **GET_TIMELINE)
     async def timeline(trace_id: TraceId) -> Response:
         tellings, pending = await _spans_of(store, trace_id)
-        return reply(render_timeline(trace_id, [telling.span for telling in tellings], pending, time.time_ns()))
+        return reply(render_timeline(trace_id, [telling.span for telling in tellings], pending, store.now_ns()))
 
     @routes.get("/traces/{trace_id:path}", **GET_TRACE)
     async def trace(request: Request, trace_id: TraceId, params: Annotated[TraceParams, QueryParams()]) -> Response:
@@ -145,7 +145,7 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
         if params.format == "mist":
             shown = [mist.render_span(span) for span, *_ in spans] + [_mist_pending(started) for started in pending]
             return reply({"trace_id": trace_id, "spans": shown})
-        return reply(render_trace(trace_id, spans, pending, time.time_ns()))
+        return reply(render_trace(trace_id, spans, pending, store.now_ns()))
 
     @routes.get("/stats", **GET_STATS)
     async def stats() -> Response:
@@ -166,8 +166,8 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
                 total_tokens_out=sums.completion,
                 total_cost_usd=nusd_to_usd(sums.cost),
                 by_operation=by_operation or UNSET,
-                incomplete=True if answer.missing_shards else UNSET,
-                missing_shards=answer.missing_shards or UNSET,
+                folded=answer.folded or UNSET,
+                **missing(answer),
             )
         )
 
@@ -182,7 +182,7 @@ async def _spans_of(store: StoreReader, trace_id: str) -> tuple[list[Telling], l
         Rejected: There is no such trace.
         Unavailable: The store cannot be read.
     """
-    now_ns = time.time_ns()
+    now_ns = store.now_ns()
 
     def read(store: Store) -> tuple[list[Telling], list[Started]]:
         # Open spans are read first: a span that ends between the two reads is then in both, not in neither.

@@ -129,7 +129,12 @@ class OperationCounts(msgspec.Struct):
 
 
 class Stats(Incomplete, kw_only=True):
-    """Totals since the stream began; timeouts are not counted as errors."""
+    """
+    Totals since the stream began; timeouts are not counted as errors.
+
+    Attributes:
+        folded: `["name"]` if there are too many names of spans, so that some are counted together as `other`.
+    """
 
     total_spans: Natural
     error_count: Natural
@@ -141,6 +146,7 @@ class Stats(Incomplete, kw_only=True):
     total_tokens_out: Natural
     total_cost_usd: float
     by_operation: dict[str, OperationCounts] | UnsetType = UNSET
+    folded: list[str] | UnsetType = UNSET
 
 
 _NOT_FOUND = {404: "trace not found"}

@@ -21,6 +21,9 @@ Key = tuple[str, str]
 #: Segment -> (ordinal, span) of stored rows.
 Versions = dict[Segment, list[tuple[int, Span]]]
 SCORE = "eval.score"
+#: Most tellings of a span that are stored. A sender that uses one id for everything would make every append read and
+#: compare all that it has sent; what is not stored is still counted, by the memory of calls.
+MAX_TELLINGS = 20
 
 
 class SpanUpdate(msgspec.Struct, frozen=True, array_like=True):
@@ -95,7 +98,7 @@ class Content(NamedTuple):
 
 def without_repetitions(contents: Sequence[Content], versions: Versions) -> list[Content]:
     """
-    Return *contents* without the tellings that say nothing new about a known span.
+    Return *contents* without the tellings that say nothing new about a known span, or are more than ``MAX_TELLINGS``.
 
     Args:
         versions: The stored tellings of the spans that are told again.
@@ -111,7 +114,9 @@ def without_repetitions(contents: Sequence[Content], versions: Versions) -> list
         kept = []
         for telling in content.tellings:
             earlier = known.setdefault(telling.key, [])
-            if telling.counted or not any(_repeats(telling.span, span) for span in earlier):
+            if telling.counted or (
+                len(earlier) < MAX_TELLINGS and not any(_repeats(telling.span, span) for span in earlier)
+            ):
                 earlier.append(telling.span)
                 kept.append(telling)
         kept_contents.append(content._replace(tellings=kept))
@@ -188,11 +193,16 @@ def stored_versions(database: Database, segments: Sequence[Segment], keys: Colle
     versions: Versions = {}
     if not keys:
         return versions
-    hashes = {"hash": np.array([trace_hash(trace_id) for trace_id, _ in keys], np.uint32)}
-    with database.registered("wanted", hashes):
+    wanted = {
+        "hash": np.array([trace_hash(trace_id) for trace_id, _ in keys], np.uint32),
+        "id": np.array([span_id for _, span_id in keys], dtype=object),
+    }
+    with database.registered("wanted", wanted):
         for segment in segments:
+            # The ids are compared here too, so that an update of one span does not decode all spans of a large trace.
             rows = database.run(
-                f"SELECT * FROM {segment.name}.spans WHERE trace_hash IN (SELECT DISTINCT hash FROM wanted)"
+                f"SELECT * FROM {segment.name}.spans WHERE trace_hash IN (SELECT DISTINCT hash FROM wanted) "
+                "AND span_id IN (SELECT DISTINCT id FROM wanted)"
             )
             spans = [(int(row[0]), span_of(row)) for row in rows]
             versions[segment] = [(ordinal, span) for ordinal, span in spans if (span.trace_id, span.span_id) in keys]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 import uuid
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -12,7 +11,6 @@ from typing import Literal, NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokentrace.bus import KeyValue
 from tokentrace.dialect import costkatana
 from tokentrace.dialect.costkatana import Place, SpanInput, has_ended
 from tokentrace.errors import Rejected, quoted
@@ -23,7 +21,7 @@ from tokentrace.service.ingest_operations import COSTKATANA, SpanEnded, SpanId, 
 from tokentrace.service.web import Endpoint, reply
 from tokentrace_ingest.open_spans import OpenSpan, OpenSpans
 from tokentrace_ingest.other_records import MAX_CONTENT_BYTES
-from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
+from tokentrace_ingest.routes.checks import RequestKeys, check_count, check_sizes, request_id
 from tokentrace_ingest.routes.intake import Intake, Limits
 
 _SOURCE = "costkatana"
@@ -33,12 +31,12 @@ _TOGETHER = 64
 _TRIES = 3
 
 
-def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits) -> Router:
+def router(intake: Intake, open_spans: OpenSpans, keys: RequestKeys, limits: Limits) -> Router:
     """
     Return the routes that start, end and ingest spans, and that record messages.
 
     Args:
-        keys: The bucket of Idempotency-Keys.
+        keys: The Idempotency-Keys of the last day.
     """
     routes = Router("Cost Katana", lenient=True)
 
@@ -46,7 +44,7 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
         body = await read_body(request, limits.body_bytes)
         span = costkatana.decode_start(body)
         seed = await request_id(keys, request, body, has_ids=bool(span.trace_id))
-        plan = await _plan(open_spans, request, [span], seed)
+        plan = await _plan(open_spans, request, [span], seed, intake.now_ns())
         opened = await open_spans.start(plan.started[0], _early(plan, 0))
         return _started(opened.started.span_id, opened.place.session_id)
 
@@ -55,7 +53,7 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
         inputs = costkatana.decode_ingest(body)
         check_count(len(inputs), limits.spans)
         seed = await request_id(keys, request, body, has_ids=all(span.trace_id for span in inputs))
-        plan = await _plan(open_spans, request, inputs, seed)
+        plan = await _plan(open_spans, request, inputs, seed, intake.now_ns())
         await _take_in(intake, open_spans, plan, seed, len(body))
         ingested = SpansIngested(accepted=len(inputs))
         if plan.started:
@@ -71,7 +69,7 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
         seed = await request_id(keys, request, body, has_ids=bool(message_input.message_id))
         opened_by_id = await open_spans.find([message_input.trace_id] if message_input.trace_id else [])
         trace_id = next((opened.place.trace_id for opened in opened_by_id.values()), "")
-        message = costkatana.message_of(message_input, _new_id(seed, 0, "message"), trace_id, time.time_ns())
+        message = costkatana.message_of(message_input, _new_id(seed, 0, "message"), trace_id, intake.now_ns())
         cleaned = await intake.accept(Batch(id=seed, messages=[message]), _SOURCE)
         shown = costkatana.render_message(cleaned.parts[0].messages[0])
         return reply({name: shown[name] for name in _MESSAGE_FIELDS})
@@ -100,7 +98,7 @@ def router(intake: Intake, open_spans: OpenSpans, keys: KeyValue, limits: Limits
     async def end(request: Request, trace_id: SpanId) -> Response:
         async def end_span(request: Request) -> Response:
             outcome = costkatana.decode_end(await read_body(request, limits.body_bytes))
-            await open_spans.end(trace_id, outcome, time.time_ns())
+            await open_spans.end(trace_id, outcome, intake.now_ns())
             return reply(SpanEnded(trace_id=trace_id, status=_ended_as(outcome.status)))
 
         return await counted(end_span)(request)
@@ -138,14 +136,13 @@ class _Plan(NamedTuple):
     arrived_ns: int
 
 
-async def _plan(open_spans: OpenSpans, request: Request, inputs: list[SpanInput], seed: str) -> _Plan:
+async def _plan(open_spans: OpenSpans, request: Request, inputs: list[SpanInput], seed: str, arrived_ns: int) -> _Plan:
     """
     Choose ids, traces and sessions for *inputs*; new ids are a function of *seed*, so a repeated request gets the same.
 
     Raises:
         Rejected: The header X-Session-Id is not an id, or the parents of a span form a cycle.
     """
-    arrived_ns = time.time_ns()
     caller = request.headers.get("x-service-name", "").strip()
     session_id = request.headers.get("x-session-id", "").strip()
     if session_id and not is_id(session_id):

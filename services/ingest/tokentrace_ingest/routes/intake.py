@@ -26,6 +26,10 @@ class Limits(NamedTuple):
 class Intake(Protocol):
     """Accepts batches; ``tokentrace_ingest.service.Ingest`` implements it."""
 
+    def now_ns(self) -> int:
+        """Return the broker's time, Unix nanoseconds; see ``Ingest.now_ns``."""
+        ...
+
     async def accept(self, batch: Batch, source: str, *, size_bytes: int = 0, strict: bool = True) -> Cleaned:
         """Accept one batch; see ``Ingest.accept``."""
         ...

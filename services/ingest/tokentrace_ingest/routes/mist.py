@@ -5,7 +5,6 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokentrace.bus import KeyValue
 from tokentrace.dialect import mist
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch
@@ -13,13 +12,13 @@ from tokentrace.service.body import read_body
 from tokentrace.service.contract import Router
 from tokentrace.service.ingest_operations import POST_MIST
 from tokentrace.service.web import Endpoint
-from tokentrace_ingest.routes.checks import check_sizes, request_id
+from tokentrace_ingest.routes.checks import RequestKeys, check_sizes, request_id
 from tokentrace_ingest.routes.intake import Intake, Limits
 
 PATH = "/mist"
 
 
-def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
+def endpoint(intake: Intake, keys: RequestKeys, limits: Limits) -> Endpoint:
     """Return the endpoint of ``POST /mist``; *keys* is the bucket of Idempotency-Keys."""
 
     async def post_mist(request: Request) -> Response:

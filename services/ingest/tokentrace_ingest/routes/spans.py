@@ -8,7 +8,6 @@ from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tokentrace.bus import KeyValue
 from tokentrace.dialect import docs
 from tokentrace.errors import Rejected
 from tokentrace.records import BATCH_TYPE, Batch
@@ -16,11 +15,11 @@ from tokentrace.service.body import read_body
 from tokentrace.service.contract import Router
 from tokentrace.service.ingest_operations import MAX_ERRORS, POST_SPANS, Accepted, SendParams, wants_partial
 from tokentrace.service.web import Endpoint, reply
-from tokentrace_ingest.routes.checks import check_count, check_sizes, request_id
+from tokentrace_ingest.routes.checks import RequestKeys, check_count, check_sizes, request_id
 from tokentrace_ingest.routes.intake import Intake, Limits
 
 
-def endpoint(intake: Intake, keys: KeyValue, limits: Limits) -> Endpoint:
+def endpoint(intake: Intake, keys: RequestKeys, limits: Limits) -> Endpoint:
     """Return the endpoint of ``POST /spans``; *keys* is the bucket of Idempotency-Keys."""
 
     async def post_spans(request: Request) -> Response:

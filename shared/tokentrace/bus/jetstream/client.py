@@ -46,6 +46,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from tokentrace.bad_data import SetAside
+from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.jetstream import request_reply, streams, work_queue
 from tokentrace.bus.jetstream.codec import state_of
@@ -57,9 +58,10 @@ from tokentrace.bus.jetstream.kv import JetStreamKeyValue
 from tokentrace.bus.jetstream.objects import JetStreamObjects
 from tokentrace.bus.jetstream.publisher import Publisher
 from tokentrace.bus.jetstream.requests import Requests
+from tokentrace.bus.subjects import SPANS
 from tokentrace.errors import Unavailable
 from tokentrace.records import Position
-from tokentrace.units import SECOND, render_instant
+from tokentrace.units import SECOND, parse_instant, render_instant
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +113,9 @@ class JetStream:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self.set_aside = SetAside()
+        #: As ``Bus.clock``.
+        self.clock = BrokerClock()
+        self.set_aside = SetAside(self.clock.now_ns)
         self._requests = Requests(client, self.set_aside)
         self._publisher = Publisher(client, self._requests)
         self._followers = Followers(client, self._requests)
@@ -148,8 +152,13 @@ class JetStream:
 
     async def state(self, stream: str) -> StreamState:
         """As ``Bus.state``."""
+        sent_ns = self.clock.elapsed_ns()
         with translate_errors(stream):
-            return state_of(await self._requests.api(f"STREAM.INFO.{stream}", {}))
+            info = await self._requests.api(f"STREAM.INFO.{stream}", {})
+            # In a cluster another stream may be led by another server, and the times of spans are those of this one.
+            if stream == SPANS and "ts" in info:
+                self.clock.note(parse_instant(info["ts"]), sent_ns)
+            return state_of(info)
 
     async def position_at(self, stream: str, time_ns: int) -> Position:
         """Ask the broker how many messages a consumer from *time_ns* on would receive; see ``Bus.position_at``."""

@@ -10,7 +10,7 @@ import nats.errors
 
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
 
-NO_STREAM = 10059
+NO_STREAM, NO_CONSUMER = 10059, 10014
 _NO_SPACE = (10047, 10002)
 #: Lack of space is also reported with other codes: no server of a cluster has space, or a disk is full.
 _NO_SPACE_TEXTS = ("insufficient storage", "no space left on device")

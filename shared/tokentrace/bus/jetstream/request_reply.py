@@ -32,9 +32,11 @@ async def request_many(
         with translate_errors(subject):
             await client.publish(subject, payload, reply=inbox.subject)
             sent_at = asyncio.get_running_loop().time()
-            with contextlib.suppress(TimeoutError):
-                while wait_s := wait_policy(answers):
-                    async with asyncio.timeout_at(sent_at + wait_s):
+            until, wait_s = 0.0, wait_policy(answers)
+            while wait_s > until:
+                until = wait_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(sent_at + until):
                         arrived = await inbox.take()
                     for msg in arrived:
                         if has_no_responders(msg):
@@ -43,6 +45,9 @@ async def request_many(
                             answer = join_parts(msg, parts)
                             if answer is not None:
                                 answers.append(answer)
+                    # There may be more replies before that time.
+                    until = 0.0
+                wait_s = wait_policy(answers)
     return answers
 
 

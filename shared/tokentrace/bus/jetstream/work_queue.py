@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from tokentrace.bus.contract import Message
-from tokentrace.bus.jetstream.errors import ApiError, translate_errors
+from tokentrace.bus.jetstream.errors import NO_CONSUMER, ApiError, translate_errors
 from tokentrace.bus.jetstream.pull import Inbox, Pull, parse_meta
 from tokentrace.bus.jetstream.requests import Requests
 from tokentrace.errors import Unavailable
@@ -72,7 +72,8 @@ async def consume(
     pause = _MIN_PAUSE_S
     while True:
         try:
-            await requests.api(f"CONSUMER.CREATE.{stream}.{durable}", {"stream_name": stream, "config": config})
+            settings = {**config, "num_replicas": await _replicas(requests, stream, durable)}
+            await requests.api(f"CONSUMER.CREATE.{stream}.{durable}", {"stream_name": stream, "config": settings})
             async with Inbox(client) as inbox:
                 pull = Pull(client, stream, inbox, batch, consumer=durable)
                 async for messages in pull.batches():
@@ -84,3 +85,14 @@ async def consume(
             log.debug("consume %s: %s", stream, exc)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MAX_PAUSE_S)
+
+
+async def _replicas(requests: Requests, stream: str, durable: str) -> int:
+    """Return the replicas of a consumer, on which the operator decides; 0 = as many as the stream has."""
+    try:
+        info = await requests.api(f"CONSUMER.INFO.{stream}.{durable}", {})
+    except ApiError as exc:
+        if exc.code != NO_CONSUMER:
+            raise
+        return 0
+    return int(info["config"].get("num_replicas", 0))

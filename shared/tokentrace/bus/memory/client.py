@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 from tokentrace.bad_data import SetAside
+from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, Message, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.memory.broker import MemoryBroker, StoredLog, matches
 from tokentrace.bus.memory.buckets import MemoryKeyValue, MemoryObjects
@@ -23,7 +24,9 @@ class MemoryBus:
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
-        self.set_aside = SetAside()
+        self.clock = BrokerClock(host_ns=broker.now_ns, elapsed_ns=broker.now_ns)
+        self.clock.note(broker.now_ns(), broker.now_ns())
+        self.set_aside = SetAside(self.clock.now_ns)
 
     @property
     def connected(self) -> bool:
@@ -186,16 +189,20 @@ class MemoryBus:
                 asked_groups.add(group)
                 tasks.append(asyncio.create_task(self._answer(handler, payload, arrived)))
         began, busy = asyncio.get_running_loop().time(), len(tasks)
+        until, wait_s = 0.0, wait_policy(answers)
         try:
-            while busy and (wait_s := wait_policy(answers)):
-                async with asyncio.timeout_at(began + wait_s):
-                    answer = await arrived.get()
-                if answer is None:
-                    busy -= 1
-                else:
-                    answers.append(answer)
-        except TimeoutError:
-            pass
+            while busy and wait_s > until:
+                until = wait_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(began + until):
+                        answer = await arrived.get()
+                    if answer is None:
+                        busy -= 1
+                    else:
+                        answers.append(answer)
+                    # There may be more replies before that time.
+                    until = 0.0
+                wait_s = wait_policy(answers)
         finally:
             for task in tasks:
                 task.cancel()

@@ -1,0 +1,319 @@
+"""
+What ingest has refused: counts by reason, and pages of the dead letters.
+
+The counts are made from the stream of dead letters and saved in a bucket together with the position, so that they
+outlive the messages of the stream. The letters themselves are read from the stream, newest first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tokentrace.bad_data import reading
+from tokentrace.bus import Bus, Message, subjects
+from tokentrace.errors import Rejected, quoted
+from tokentrace.records import Natural, Position, reason_of
+from tokentrace.service.follow import Follower
+from tokentrace.service.retry import until_available
+
+_KEY = "rejected_counts"
+#: How many of the newest letters are remembered by their content. An ingest that ends before it has acknowledged a
+#: message is followed by one that writes the same letters again.
+_REMEMBERED = 10_000
+#: Number of letters that are read at a time, and in all for one page.
+_STEP, _MOST_READ = 500, 10_000
+#: A page ends when the letters on it are this large together, bytes.
+_PAGE_BYTES = 4 * 1024 * 1024
+#: Kind of a letter that is about a span.
+SPAN = "span"
+#: Kinds of the other letters: records of other types, and lists that senders must not fill.
+_OTHER_KINDS = frozenset({"started", "message", "annotation", "session_end", "scores", "tombstones"})
+#: How the text of a letter begins that is about an undecodable record of another type.
+_OTHER_LIST = re.compile(r"(started|score|message|session_end|tombstone|annotation)s?\[")
+
+
+class LetterHead(msgspec.Struct, kw_only=True):
+    """
+    What is counted of a dead letter.
+
+    Attributes:
+        reason: What is wrong, as text.
+        kind: What the letter is about; letters of earlier versions do not say it.
+    """
+
+    reason: str = ""
+    kind: str = SPAN
+
+    @property
+    def about(self) -> str:
+        """What the letter is about: ``SPAN``, one of ``_OTHER_KINDS``, or ``other``."""
+        if self.kind != SPAN:
+            return self.kind if self.kind in _OTHER_KINDS else "other"
+        listed = _OTHER_LIST.match(self.reason)
+        return listed[1] if listed is not None else SPAN
+
+
+class Letter(LetterHead, kw_only=True):
+    """
+    A dead letter, as ingest writes it.
+
+    Attributes:
+        batch: Id and sequence of the batch.
+        index: Index of the record in its list.
+        source: The name of the reporter that sent it; letters of earlier versions do not say it.
+        size_bytes, sha256: Of a record that is not shown.
+        span, started, message, annotation, session_end: The record, redacted.
+    """
+
+    batch: str = ""
+    index: Natural = 0
+    source: str = ""
+    size_bytes: Natural | None = None
+    sha256: str = ""
+    span: dict[str, Any] | None = None
+    started: dict[str, Any] | None = None
+    message: dict[str, Any] | None = None
+    annotation: dict[str, Any] | None = None
+    session_end: dict[str, Any] | None = None
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """The refused record; None = it is not shown."""
+        return self.span or self.started or self.message or self.annotation or self.session_end
+
+    @property
+    def reporter(self) -> str:
+        """The name of the reporter that sent the batch; "" = no reporter did."""
+        match = _REPORTER.fullmatch(self.batch)
+        return self.source or (subjects.unescape(match[1]) if match is not None else "")
+
+
+#: The id of a reporter's batch with its sequence: ``<project>.<name>.<128 random bits>:<sequence>``.
+_REPORTER = re.compile(r"[^.]*\.([^.]*)\.[0-9a-f]{32}:[0-9]+")
+_heads = msgspec.json.Decoder(LetterHead)
+_letters = msgspec.json.Decoder(Letter)
+
+
+class StoredLetter(NamedTuple):
+    """A letter of the stream: its project, its sequence, and when it was stored, Unix nanoseconds."""
+
+    letter: Letter
+    project: str
+    sequence: int
+    at_ns: int
+
+
+class Page(NamedTuple):
+    """
+    A page of letters, newest first.
+
+    Attributes:
+        next: The cursor of the next page; "" = this is the last one.
+    """
+
+    letters: list[StoredLetter]
+    next: str
+
+
+class _Saved(msgspec.Struct):
+    position: Position | None = None
+    #: When the last counted letter was stored, Unix nanoseconds; 0 = none was.
+    last_ns: Natural = 0
+    spans: dict[str, Natural] = {}
+    others: dict[str, Natural] = {}
+    #: Number of letters that the stream discarded before they were counted.
+    lost: Natural = 0
+
+
+class RejectedHistory:
+    """Counts of refused spans by reason, and pages of the dead letters."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus, self._meta = bus, bus.kv(subjects.META)
+        self._state = _Saved()
+        self._saved = b""
+        self._newest: deque[int] = deque()
+        self._known: Counter[int] = Counter()
+        self.caught_up = False
+
+    @property
+    def spans(self) -> dict[str, int]:
+        """Reason -> number of refused spans, the most frequent first."""
+        return dict(sorted(self._state.spans.items(), key=lambda item: (-item[1], item[0])))
+
+    @property
+    def others(self) -> dict[str, int]:
+        """Kind -> number of refused records that are not spans."""
+        return dict(sorted(self._state.others.items()))
+
+    @property
+    def total(self) -> int:
+        """Number of refused spans."""
+        return sum(self._state.spans.values())
+
+    @property
+    def last_ns(self) -> int:
+        """When the last letter was stored, Unix nanoseconds; 0 = there was none."""
+        return self._state.last_ns
+
+    @property
+    def lost(self) -> int:
+        """Number of letters that the stream discarded before they were counted."""
+        return self._state.lost
+
+    async def open_and_follow(self) -> None:
+        """Load the saved counts and follow the letters until cancelled."""
+        await self._open()
+        counted, counted_ns = self._state.position, self._state.last_ns
+        # The last letters that were counted are read again, to remember them.
+        after = counted and Position(counted.created_ns, max(counted.sequence - _REMEMBERED, 0))
+        async with Follower(
+            self._bus,
+            subjects.REJECTED,
+            [subjects.ALL_REJECTED],
+            after,
+            reader="api.rejected",
+            on_caught_up=self._note_caught_up,
+        ) as chunks:
+            async for chunk in chunks:
+                position = self._state.position
+                if chunk.missing is not None and position is not None:
+                    self._state.lost += max(chunk.missing[1] - max(position.sequence, chunk.missing[0] - 1), 0)
+                for message in chunk.messages:
+                    position = self._state.position
+                    is_new = (
+                        position is None
+                        or position.created_ns != chunk.created_ns
+                        or message.sequence > position.sequence
+                        # The stream may have lost its end, and then its numbers are used again.
+                        or message.time_ns > counted_ns
+                    )
+                    self._count(message, is_new=is_new)
+                    if is_new:
+                        self._state.position = Position(chunk.created_ns, message.sequence)
+
+    def _note_caught_up(self) -> None:
+        self.caught_up = True
+
+    async def _open(self) -> None:
+        entry = await until_available(lambda: self._meta.get(_KEY))
+        if entry is not None:
+            # If the entry is unreadable, the letters that the stream still holds are counted from the start.
+            which = f"key {_KEY} revision {entry.revision}"
+            with self._bus.set_aside.guard(subjects.META, which), reading("counts of refused spans"):
+                self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
+
+    def _count(self, message: Message, *, is_new: bool) -> None:
+        is_known = self._remember(hash(message.payload))
+        if is_known or not is_new:
+            return
+        with self._bus.set_aside.guard(subjects.REJECTED, f"message {message.sequence}"), reading("dead letter"):
+            head = _heads.decode(message.payload)
+            self._state.last_ns = max(self._state.last_ns, message.time_ns)
+            if head.about == SPAN:
+                reason = reason_of(head.reason)
+                self._state.spans[reason] = self._state.spans.get(reason, 0) + 1
+            else:
+                self._state.others[head.about] = self._state.others.get(head.about, 0) + 1
+
+    def _remember(self, content: int) -> bool:
+        """Remember a letter; return True if it was remembered before."""
+        is_known = content in self._known
+        self._known[content] += 1
+        self._newest.append(content)
+        if len(self._newest) > _REMEMBERED:
+            oldest = self._newest.popleft()
+            self._known[oldest] -= 1
+            if not self._known[oldest]:
+                del self._known[oldest]
+        return is_known
+
+    async def save(self) -> None:
+        """
+        Save the counts if they changed and the stream has been read to the end.
+
+        Raises:
+            Unavailable: The broker cannot be reached. The counts stay in memory, and the next call saves them.
+        """
+        data = msgspec.json.encode(self._state)
+        if self.caught_up and data != self._saved:
+            await self._meta.put(_KEY, data)
+            self._saved = data
+
+    async def page(self, *, limit: int, cursor: str = "", reason: str = "", since_ns: int | None = None) -> Page:
+        """
+        Return up to *limit* letters, newest first.
+
+        A page may hold fewer letters although there are more: at most 10,000 letters are looked at for one.
+
+        Args:
+            cursor: ``Page.next`` of the page before; "" = begin with the newest letter.
+            reason: Only letters with this reason; "" = with any.
+            since_ns: Only letters stored at this instant or later, Unix nanoseconds; None = any.
+
+        Raises:
+            Rejected: *cursor* is not the cursor of a page of this stream.
+            Unavailable: The broker cannot be reached.
+        """
+        state = await self._bus.state(subjects.REJECTED)
+        last = min(_parse_cursor(cursor, state.created_ns), state.last_sequence) if cursor else state.last_sequence
+        first = max(state.first_sequence, 1)
+        found: list[StoredLetter] = []
+        size, stop = 0, max(first, last - _MOST_READ + 1)
+        while state.messages and last >= stop:
+            start = max(last - _STEP + 1, stop)
+            for message in reversed(await self._read(state.created_ns, start, last)):
+                if since_ns is not None and message.time_ns < since_ns:
+                    return Page(found, "")
+                stored = self._stored(message, reason)
+                if stored is None:
+                    continue
+                if len(found) == limit or size > _PAGE_BYTES:
+                    return Page(found, _cursor(state.created_ns, message.sequence))
+                found.append(stored)
+                size += len(message.payload)
+            last = start - 1
+        return Page(found, _cursor(state.created_ns, last) if state.messages and last >= first else "")
+
+    async def _read(self, created_ns: int, first: int, last: int) -> Sequence[Message]:
+        """Return the letters with the sequences *first* to *last*, oldest first."""
+        letters: list[Message] = []
+        async with Follower(
+            self._bus,
+            subjects.REJECTED,
+            [subjects.ALL_REJECTED],
+            Position(created_ns, first - 1),
+            reader="api.rejected_page",
+            until_caught_up=True,
+        ) as chunks:
+            async for chunk in chunks:
+                letters += (message for message in chunk.messages if message.sequence <= last)
+                if chunk.messages and chunk.messages[-1].sequence >= last:
+                    break
+        return letters
+
+    def _stored(self, message: Message, reason: str) -> StoredLetter | None:
+        """Return the letter in *message*; None if it cannot be read or has another reason."""
+        with self._bus.set_aside.guard(subjects.REJECTED, f"message {message.sequence}"), reading("dead letter"):
+            letter = _letters.decode(message.payload)
+            if not reason or reason_of(letter.reason) == reason:
+                project = subjects.parse_project(message.subject)
+                return StoredLetter(letter, project, message.sequence, message.time_ns)
+        return None
+
+
+def _cursor(created_ns: int, sequence: int) -> str:
+    return f"{created_ns}-{sequence}"
+
+
+def _parse_cursor(text: str, created_ns: int) -> int:
+    """Return the sequence in *text*; Rejected if it is not a cursor of the stream created at *created_ns*."""
+    created, _, sequence = text.partition("-")
+    if created != str(created_ns) or not (sequence.isascii() and sequence.isdigit()) or len(sequence) > 18:
+        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer")
+    return int(sequence)

@@ -1,0 +1,245 @@
+"""
+Which requests a service answers at all: the door that every request passes, on the long and on the short way.
+
+A server on this machine can be reached by every web page that this machine's browser shows. What a page may do is
+decided by three headers that its script cannot choose:
+
+*Host.* A page whose name resolves to this machine (DNS rebinding) is of the same origin as this server, but its name is
+in ``Host``. So a request must name the server by a loopback name, by the address at which it arrived, or by a name in
+``http_server.hosts``.
+
+*Origin.* A browser sends it with every request to another origin that its page could read, and with every POST. It
+must be this server's own, or, where spans are sent, one of ``http_server.allowed_origins``. Programs send none.
+
+*Content-Type.* A browser asks before it sends a type that no form has. So the types of forms are refused, and a body
+without a type, or with the one that curl and Python's urllib send if they are told none, is taken only from a request
+that no browser has made.
+
+Then the token is checked. ``Admission.admit`` is the one place for all of this.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Collection, Iterable, MutableMapping
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tokentrace.config import Settings
+from tokentrace.errors import quoted
+from tokentrace.records import BATCH_TYPE
+from tokentrace.service.web import failure
+
+OPEN_PATHS = ("/healthz", "/readyz")
+#: Paths below these take spans from pages of ``http_server.allowed_origins``, besides those of ``Admission``.
+_SPANS_BELOW = ("/api/traces/",)
+_READ = frozenset({b"host", b"origin", b"content-type", b"authorization", b"sec-fetch-site"})
+_HAVE_BODIES = frozenset({"POST", "PUT", "PATCH"})
+_JSON = b"application/json"
+_TAKEN = frozenset({_JSON, b"text/json", BATCH_TYPE.encode()})
+#: What curl and Python's urllib send with a body if they are told no type; a form of a page sends it too.
+_UNTOLD = frozenset({b"", b"application/x-www-form-urlencoded"})
+#: ``Sec-Fetch-Site`` of a request that a page of another origin made.
+_FOREIGN = frozenset({b"cross-site", b"same-site"})
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?")
+#: Most values of ``Host`` that are remembered as good.
+_MOST_HOSTS = 64
+#: The answer to a browser's question whether a page may post; the browser remembers it for ten minutes.
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Encoding, Content-Type, Idempotency-Key, "
+    "X-Service-Name, X-Session-Id",
+    "Access-Control-Max-Age": "600",
+}
+#: Headers of an answer that such a page may read.
+_SHOWN_HEADERS = "Retry-After, X-Session-Id, X-Trace-Id"
+_ORIGIN_HELP = "http_server.public_url and http_server.allowed_origins say which pages may ask"
+
+
+class Admission:
+    """
+    What a service asks of every request.
+
+    Attributes:
+        open_paths: Paths that need no token.
+        allowed_origins: Other origins whose pages may send spans.
+
+    Args:
+        token: Bearer token that every path except *open_paths* needs; "" = none.
+        hosts: Names and addresses of this server besides the loopback names.
+        public_url: Origin under which browsers reach this server, if a proxy stands in front; "" = what ``Host`` says.
+        allowed_origins: Other origins whose pages may send spans.
+        spans_paths: Paths to which such pages may post, besides those below ``/api/traces/``.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: str = "",
+        open_paths: Collection[str] = OPEN_PATHS,
+        hosts: Iterable[str] = (),
+        public_url: str = "",
+        allowed_origins: Iterable[str] = (),
+        spans_paths: Iterable[str] = (),
+    ) -> None:
+        self.open_paths = frozenset(open_paths)
+        self._token = token.encode()
+        self._hosts = frozenset(_plain(host) for host in hosts)
+        self._public_origin = public_url.encode()
+        self.allowed_origins = frozenset(origin.encode() for origin in allowed_origins)
+        self._spans_paths = frozenset(spans_paths)
+        self._good_hosts: set[bytes] = set()
+
+    @classmethod
+    def of(cls, settings: Settings, addresses: Iterable[str] = ()) -> Admission:
+        """Return the admission of a service with *settings* that listens on *addresses*."""
+        http = settings.http_server
+        return cls(
+            token=http.auth_token,
+            open_paths=settings.open_paths,
+            hosts=[*http.hosts, *http.public_hosts, *addresses],
+            public_url=http.public_url.removesuffix("/"),
+            allowed_origins=http.allowed_origins,
+            spans_paths=(http.ingest_path, "/mist"),
+        )
+
+    @property
+    def needs_token(self) -> bool:
+        """True if a token is configured."""
+        return bool(self._token)
+
+    def opening(self, paths: Iterable[str]) -> Admission:
+        """Return the same admission, in which *paths* need no token either."""
+        other = object.__new__(Admission)
+        other.__dict__.update(self.__dict__, open_paths=self.open_paths.union(paths))
+        return other
+
+    def admit(self, scope: Scope) -> Response | None:
+        """Return the refusal of a request; None = it may be answered."""
+        sent = {name: value for name, value in scope["headers"] if name in _READ}
+        host = sent.get(b"host")
+        if host not in self._good_hosts and not self._is_served(host, scope):
+            if host is None:
+                return _refusal(scope, "Host: is missing", 400)
+            return _refusal(scope, f"Host: {_shown(host)} is not served here; http_server.hosts lists more names", 403)
+        origin = sent.get(b"origin")
+        if origin is not None and not self._is_own(origin, host, scope) and not self.is_allowed(origin, scope):
+            return _refusal(scope, f"Origin: {_shown(origin)} is another than this server's; {_ORIGIN_HELP}", 403)
+        if scope["method"] in _HAVE_BODIES:
+            content_type = sent.get(b"content-type", b"")
+            if content_type != _JSON:
+                site = sent.get(b"sec-fetch-site", b"")
+                if origin is None and site in _FOREIGN:
+                    return _refusal(scope, f"Sec-Fetch-Site: {_shown(site)}: {_ORIGIN_HELP}", 403)
+                if not _is_taken(content_type, from_browser=origin is not None or bool(site)):
+                    return _refusal(
+                        scope, f"Content-Type: {_shown(content_type)} is not taken, send application/json", 415
+                    )
+        if self._token and scope["path"] not in self.open_paths:
+            scheme, _, token = sent.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
+                challenge = {"WWW-Authenticate": "Bearer"}
+                return failure("missing or wrong bearer token", 401, challenge, path=scope["path"])
+        return None
+
+    def is_allowed(self, origin: bytes, scope: Scope) -> bool:
+        """Return True if a page of another *origin* may send the spans of this request."""
+        if origin not in self.allowed_origins or scope["method"] not in ("POST", "OPTIONS"):
+            return False
+        path: str = scope["path"]
+        return path in self._spans_paths or path.startswith(_SPANS_BELOW)
+
+    def _is_served(self, host: bytes | None, scope: Scope) -> bool:
+        """Return True if *host* names this server; a client of HTTP/1.0, which no browser is, need not name it."""
+        if host is None:
+            return str(scope.get("http_version", "1.1")) < "1.1"
+        match = _HOST.fullmatch(host.decode("latin-1").lower())
+        if match is None:
+            return False
+        name = _plain(match[1] or match[2])
+        server = scope.get("server") or ("", 0)
+        if not (_is_loopback(name) or name in self._hosts or name == _plain(str(server[0]))):
+            return False
+        if len(self._good_hosts) < _MOST_HOSTS:
+            self._good_hosts.add(host)
+        return True
+
+    def _is_own(self, origin: bytes, host: bytes | None, scope: Scope) -> bool:
+        own = self._public_origin or scope.get("scheme", "http").encode() + b"://" + (host or b"").lower()
+        return origin == own
+
+
+class Door:
+    """An application that passes to *app* the requests that *admission* admits, and refuses the others."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app, self._admission = app, admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        admission = self._admission
+        if admission.allowed_origins:
+            origin = next((value for name, value in scope["headers"] if name == b"origin"), b"")
+            if admission.is_allowed(origin, scope):
+                send = _readable_by(origin, send)
+                if scope["method"] == "OPTIONS":
+                    await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send)
+                    return
+        refusal = admission.admit(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await refusal(scope, receive, send)
+
+
+def _readable_by(origin: bytes, send: Send) -> Send:
+    """Return *send* with the headers that let a page of *origin* read the answer; no cookie is ever allowed."""
+    shown = [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-expose-headers", _SHOWN_HEADERS.encode()),
+        (b"vary", b"Origin"),
+    ]
+
+    async def readable(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), *shown]
+        await send(message)
+
+    return readable
+
+
+def _is_taken(content_type: bytes, *, from_browser: bool) -> bool:
+    media = content_type.partition(b";")[0].strip().lower()
+    if media in _UNTOLD:
+        return not from_browser
+    return media in _TAKEN or media.endswith(b"+json")
+
+
+def _plain(name: str) -> str:
+    """Return a name or an address in the one spelling in which it is compared."""
+    name = name.strip("[]").lower().removesuffix(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name
+
+
+def _is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def _refusal(scope: Scope, text: str, status: int) -> Response:
+    return failure(text, status, path=scope["path"])
+
+
+def _shown(value: bytes) -> str:
+    return quoted(value.decode("latin-1"))
