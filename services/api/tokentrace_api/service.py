@@ -283,8 +283,12 @@ class Api:
         return self.store_writer.queue_depth
 
     def details(self) -> dict[str, object]:
-        """Return the lost messages and damaged files as ``/health`` shows them; a key without entries is left out."""
-        shown: dict[str, object] = {}
+        """
+        Return how far the store is behind, lost messages and damaged files as ``/health`` shows them.
+
+        A list without entries is left out.
+        """
+        shown: dict[str, object] = {"store_behind_s": round(self.store_writer.behind_s, 1)}
         if self.store_writer.lost:
             shown["lost"] = [
                 {"shard": shard, "first": first, "last": last} for shard, first, last in self.store_writer.lost
@@ -299,6 +303,11 @@ class Api:
             "tokentrace_api_stored_spans_total", "Spans stored since the start of the api.", self.store_writer.stored
         )
         yield Sample("tokentrace_api_queue_depth", "Messages not yet stored.", self.store_writer.queue_depth)
+        yield Sample(
+            "tokentrace_api_store_behind_seconds",
+            "How long the oldest message that was read has waited to be stored.",
+            self.store_writer.behind_s,
+        )
         if self.store_writer.is_open:
             store = self.store_writer.store
             left_out = store.left_out

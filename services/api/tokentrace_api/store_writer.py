@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -59,7 +60,9 @@ class StoreWriter:
         self._start_reading()
 
     def _start_reading(self) -> None:
-        self._queue: asyncio.Queue[Item] = asyncio.Queue()
+        #: Messages that wait, each with the ``time.monotonic`` at which it was read.
+        self._queue: asyncio.Queue[tuple[float, Item]] = asyncio.Queue()
+        self._oldest_s: float | None = None
         self._queued = [0] * self._shards
         self._ahead_bytes = 0
         self._room = asyncio.Event()
@@ -176,7 +179,7 @@ class StoreWriter:
                         self._room.clear()
                         await self._room.wait()
                     self._ahead_bytes += len(message.payload)
-                    self._queue.put_nowait(Item(shard, chunk.created_ns, message))
+                    self._queue.put_nowait((time.monotonic(), Item(shard, chunk.created_ns, message)))
                     self._queued[shard] = message.sequence
                 self._pending[shard] = chunk.pending
                 if chunk.pending == 0 and self._targets[shard] is None:
@@ -184,13 +187,15 @@ class StoreWriter:
 
     async def _write(self, store: Store) -> None:
         while True:
-            items = [await self._queue.get()]
+            self._oldest_s, first = await self._queue.get()
+            items = [first]
             await asyncio.sleep(_FLUSH_S)
-            size = len(items[0].message.payload)
+            size = len(first.message.payload)
             while not self._queue.empty() and size < _FLUSH_BYTES:
-                items.append(self._queue.get_nowait())
+                items.append(self._queue.get_nowait()[1])
                 size += len(items[-1].message.payload)
             spans = await self._until_accepted(partial(store.append, items))
+            self._oldest_s = None
             self._ahead_bytes -= size
             self._room.set()
             self.stored += len(spans)
@@ -223,6 +228,11 @@ class StoreWriter:
     def queue_depth(self) -> int:
         """Number of messages in the log that wait to be stored, without those being written now."""
         return self._queue.qsize() + sum(self._pending)
+
+    @property
+    def behind_s(self) -> float:
+        """How long the oldest message that was read from the log has waited to be stored, seconds; 0 = none waits."""
+        return 0.0 if self._oldest_s is None else max(time.monotonic() - self._oldest_s, 0.0)
 
     @property
     def is_open(self) -> bool:

@@ -54,7 +54,7 @@ class StoreState(Protocol):
         ...
 
     def details(self) -> dict[str, object]:
-        """Return the lost messages and damaged files as the answer shows them; a key without entries is left out."""
+        """Return how far the store is behind, and lost messages and damaged files as the answer shows them."""
         ...
 
 
@@ -166,6 +166,7 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
         span_count: Number of spans that the aggregators have counted since the stream began.
         stored_spans: Number of rows of spans that the store shows.
         queue_depth: Number of messages in the log that wait to be stored.
+        store_behind_s: How long the oldest message that the api has read has waited to be stored, seconds.
         behind_s: Spans of about the last so many seconds are not in the metrics yet; absent below one second.
         services: Service -> its processes.
         clock: Service -> by how much the clock of its host is ahead of the broker's, milliseconds; of several
@@ -188,6 +189,7 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
     services: dict[str, ServiceState] | UnsetType = UNSET
     clock: dict[str, float] | UnsetType = UNSET
     rejected: RejectedCounts | UnsetType = UNSET
+    store_behind_s: float
     log: LogState | UnsetType = UNSET
     calls: CallsState | UnsetType = UNSET
     reporters: ReportersState | UnsetType = UNSET
@@ -217,6 +219,7 @@ _EXAMPLE = {
     },
     "clock": {"ingest": 0.4, "aggregator": 0.4, "alerter": -1.2, "api": 0.1},
     "rejected": {"spans": 3, "by_reason": {"model": 3}, "last_at": "2026-03-15T14:23:01.441Z"},
+    "store_behind_s": 0.0,
     "log": {"from": "2026-03-15T14:23:01.441Z", "covers_s": 3600, "bytes": 5242880, "max_bytes": 8589934592},
     "calls": {
         "repeated_spans": 12,

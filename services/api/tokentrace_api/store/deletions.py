@@ -124,7 +124,7 @@ def checkpoint(database: Database, segment: Segment) -> None:
     Raises:
         duckdb.Error: The disk refused, or a query holds the file; the rows are deleted all the same.
     """
-    database.run(f"FORCE CHECKPOINT {segment.name}")
+    database.checkpoint(segment.name)
 
 
 def columns_by_target(tombstones: Iterable[Tombstone]) -> dict[str, dict[str, Any]]:
