@@ -293,7 +293,7 @@ def check_pages(
             # A page with fewer rows is the last one, or the time for its search was up.
             assert len(page.rows) == limit or page.next is None or page.searched_until_ns is not None
             if page.searched_until_ns is not None:
-                assert all(row.started_ns > page.searched_until_ns for row in page.rows)
+                assert all(row.started_ns >= page.searched_until_ns for row in page.rows)
     if budget_s:
         all_rows = []
         for offset in range(0, len(rows) + limit, limit):

@@ -23,6 +23,7 @@ from tokentrace_api.reads import (
     find_page,
     list_sessions,
     sums_of,
+    trace_outline,
     with_later_versions,
 )
 from tokentrace_api.store import Store, Telling, segment
@@ -60,7 +61,7 @@ def test_a_call_told_as_100_200_and_150_is_100_in_every_view(tmp_path: Path) -> 
     [telling] = tellings(store, "t")
     assert (telling.span.total_tokens, telling.later_versions) == (100, 2)
     [row] = find_page(store, Search(), 5, 0, None, NOW_NS).rows
-    assert row.sums == sums_of([telling])
+    assert row.sums == sums_of(trace_outline(store, "t", "start", NOW_NS).rows)
     assert (row.sums.cost_nusd, row.sums.total_tokens, row.sums.spans) == (100, 100, 1)
     [session], _ = list_sessions(store, SessionFilter(), 5, 0, NOW_NS)
     assert (session.cost_nusd, session.prompt_tokens, session.spans) == (100, 100, 1)

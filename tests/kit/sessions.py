@@ -43,7 +43,7 @@ NODE = {
     "counted?": bool,
     "conflicting?": bool,
 }
-GRAPH = {"nodes": [NODE], "edges": [{"from": str, "to": str}]}
+GRAPH = {"nodes": [NODE], "edges": [{"from": str, "to": str}], "nextCursor?": str}
 MESSAGE = {
     "sessionId": str,
     "traceId": str,
@@ -71,6 +71,7 @@ DETAILS = {
     "startedAt": datetime,
     "endedAt?": datetime,
     "messages": [MESSAGE],
+    "messageCount": int,
     "duration?": NUMBER,
     "source": str,
     "error?": ERROR,

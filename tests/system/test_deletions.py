@@ -102,7 +102,7 @@ def test_a_deleted_trace_is_in_no_response_and_sums_still_include_it(fleet: Flee
 
     def check_gone(name: str) -> None:
         trace, span = gone["trace_id"], gone["span_id"]
-        for path in ("", "?format=mist", "/timeline", f"/spans/{span}/receipt"):
+        for path in ("", "?format=mist", "/timeline", f"/spans/{span}", f"/spans/{span}/receipt"):
             assert fleet.get(name, f"/traces/{trace}{path}").status == 404, path
         filters = ("name=needle", "q=haystack", "status=error", f"session={session}", f"user={user}", "attr.team=gone")
         for query in (*filters, f"model={model}", "attr.eval.score=0.5", "min_cost=0.1", "kind=llm", "limit=200"):

@@ -50,6 +50,7 @@ def test_the_api_has_these_routes() -> None:
         ("GET", "/traces/absent"),
         ("DELETE", "/traces/absent"),
         ("GET", "/traces/absent/timeline"),
+        ("GET", "/traces/absent/spans/absent"),
         ("GET", "/export"),
         ("GET", "/rejected"),
         ("POST", "/scores"),

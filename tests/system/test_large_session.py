@@ -130,7 +130,7 @@ def test_a_session_of_many_spans_in_12_levels_is_exact_if_each_span_ends_at_anot
     fleet.until(lambda: fleet.get("api", f"/traces?session={session}&attr.m=3").json()["total"] == 1, "merged")
 
     def merged() -> bool:
-        spans = fleet.get("api", f"/traces/{root}").json()["spans"]
+        spans = fleet.get("api", f"/traces/{root}?limit={SPANS}").json()["spans"]
         return {span["span_id"] for span in spans if span["attributes"].get("m") == 3} == twice
 
     fleet.until(merged, "everything merged")
@@ -163,7 +163,7 @@ def test_a_session_of_many_spans_in_12_levels_is_exact_if_each_span_ends_at_anot
         added = {} if not closed else {"m": 3, "l": 4} if planned["id"] in twice else {"m": 2}
         assert node["metadata"] == {"n": 1, "label": "big", **added}
 
-    timeline = fleet.get("api", f"/traces/{root}/timeline").json()
+    timeline = fleet.get("api", f"/traces/{root}/timeline?limit={SPANS}").json()
     assert timeline["duration_ms"] == max(
         (planned["at"] - begin) / timedelta(milliseconds=1) + planned["ms"] for planned in ended
     )

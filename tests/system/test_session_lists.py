@@ -163,7 +163,7 @@ def send(pipeline: Pipeline, example: Example, user: str, begin: datetime) -> di
         shown = listed(pipeline, userId=user, limit=100)["sessions"]
         spans = sum(session["totalSpans"] for session in shown)
         closed = sum(session["totalSpans"] - session["openSpans"] for session in shown)
-        stored_messages = sum(len(session["messages"]) for session in shown)
+        stored_messages = sum(session["messageCount"] for session in shown)
         ended = sum(not is_open(sent) for sent in example.spans)
         return (spans, closed, stored_messages) == (len(example.spans), ended, messages)
 
@@ -195,10 +195,11 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
         assert {name: session.get(name) for name in fields} == fields
         number = int(session["sessionId"].rpartition("-")[2])
         assert (session.get("endedAt") is not None) == (number in example.ends)
-        assert [message.get("redactedContent", message["content"]) for message in session["messages"]] == [
+        alone = details(pipeline, session["sessionId"])
+        assert [message.get("redactedContent", message["content"]) for message in alone["messages"]] == [
             content.replace("a@b.io", "[EMAIL_REDACTED]") for of, content in example.messages if of == number
         ]
-        assert session == details(pipeline, session["sessionId"])
+        assert session == alone | {"messages": []}
     for _ in range(6):
         _compare_filtered(pipeline, user, oracle, pick)
     bounds = {"from": instant(begin), "to": instant(begin + timedelta(seconds=59))}

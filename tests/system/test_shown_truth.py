@@ -79,7 +79,9 @@ def test_empty_and_unknown_callers_are_the_same_in_traces_and_metrics(pipeline: 
     assert set(pipeline.get(f"/metrics?model={model}&groupby=caller").json()["by_caller"]) == {"unknown", "web"}
 
 
-@pytest.mark.parametrize("trace", ["//", "a/", "/", "recent", "tail", "a/timeline", "a%2Fb", "..", "x/spans/y/receipt"])
+@pytest.mark.parametrize(
+    "trace", ["//", "a/", "/", "recent", "tail", "a/timeline", "a%2Fb", "..", "x/spans/y/receipt", "x/spans/y"]
+)
 def test_every_trace_id_can_be_reached(pipeline: Pipeline, trace: str) -> None:
     send(pipeline, json_call(trace_id=trace, span_id="s"))
     path = quote(trace, safe="").replace(".", "%2E") + ("/" if trace in ("recent", "tail") else "")
@@ -87,6 +89,8 @@ def test_every_trace_id_can_be_reached(pipeline: Pipeline, trace: str) -> None:
     assert pipeline.get(f"/traces/{path}").json()["trace_id"] == trace
     timeline = pipeline.get(f"/traces/{path.rstrip('/')}/timeline")
     assert (timeline.status, timeline.json()["trace_id"]) == (200, trace)
+    alone = pipeline.get(f"/traces/{path.rstrip('/')}/spans/s")
+    assert (alone.status, alone.json()["trace_id"]) == (200, trace)
 
 
 def test_a_rule_with_any_name_can_be_deleted(pipeline: Pipeline) -> None:

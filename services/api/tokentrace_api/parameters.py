@@ -108,6 +108,13 @@ def choice(names: Sequence[str], words: str = "") -> Any:
     return Annotated[str | None, parsed(parse), WithJsonSchema({"type": "string", "enum": list(names)})]
 
 
+def _parse_flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise Rejected(f"{quoted(text)} is neither true nor false")
+    return text == "true"
+
+
+Flag = Annotated[bool, parsed(_parse_flag), WithJsonSchema({"type": "boolean"})]
 _NATURAL = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
 Duration = Annotated[

@@ -2,8 +2,9 @@
 Finds pages of traces, newest start first, exact for every filter and without reading all rows.
 
 If few spans match, the page is computed from their traces. If many match, the search walks back in time over the starts
-of spans: when it reaches the first span of a trace, it knows all traces that started later. A walk that takes too long
-ends the page early, and the page says how far the search got.
+of spans: when it reaches the first span of a trace, it knows all traces that started later. Traces that started at the
+same instant are ordered by id, so if more spans started at one instant than a step reads, the walk goes on by id there.
+A walk that takes too long ends the page early, and the page says how far the search got.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from tokentrace_api.store import ONE_TELLING, Store, trace_hash
 
 #: Up to this number of matching rows, a page is computed from the traces of these rows.
 FEW = 50_000
-#: Rows that the first step of a walk reads for each trace of the page, and the maximum for a step. A step whose rows
-#: all started at the same time is repeated with more rows.
+#: Rows that the first step of a walk reads for each trace of the page, and the maximum for a step.
 _ROWS_A_TRACE = 8
 _MOST_ROWS = 20_000
 #: The latest start that a span can have, Unix nanoseconds.
@@ -62,7 +62,7 @@ class Cursor(NamedTuple):
 
     Attributes:
         started_ns, trace_id: Those of the last trace of a page. If the page ended early, the time at or before which
-            nothing was searched, and "".
+            nothing was searched, and "", or the id up to which the traces of that time were searched.
     """
 
     started_ns: int
@@ -103,8 +103,8 @@ class Page(NamedTuple):
         rows: The traces of the page.
         total: Number of matching traces on all pages; None if more than ``FEW`` rows match.
         next: Cursor of the next page; None = this is the last page, or the page was asked for 0 traces.
-        searched_until_ns: If the page ended early, traces that started at or before this time were not searched, Unix
-            nanoseconds; otherwise None.
+        searched_until_ns: If the page ended early, traces that started at or before this time were not searched, except
+            perhaps some that started at it, Unix nanoseconds; otherwise None.
     """
 
     rows: list[TraceRow]
@@ -144,18 +144,18 @@ def find_page(
     if matching <= FEW:
         hashes = [trace for trace, _ in grouped]
         return _through_matches(store, search, hashes, limit, offset, cursor, now_ns)
-    rows, reached_ns = _walk(store, search, limit, offset, cursor, now_ns, deadline)
-    return _cut(rows, limit, offset, None, reached_ns)
+    rows, reached = _walk(store, search, limit, offset, cursor, now_ns, deadline)
+    return _cut(rows, limit, offset, None, reached)
 
 
-def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, reached_ns: int | None) -> Page:
+def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, reached: Cursor | None) -> Page:
     """Return the page in *rows*, which begin after the cursor; a row after the page means that another page follows."""
     shown = list(rows[offset : offset + limit])
     if len(rows) > offset + limit:
         # With limit 0 the page has no last row and so no cursor.
         last = shown[-1] if shown else None
         return Page(shown, total, Cursor(last.started_ns, last.trace_id) if last else None)
-    return Page(shown, total, None if reached_ns is None else Cursor(reached_ns, ""), reached_ns)
+    return Page(shown, total, reached, None if reached is None else reached.started_ns)
 
 
 def _through_matches(
@@ -198,44 +198,64 @@ def _row(row: Sequence[Any]) -> TraceRow:
 
 def _walk(
     store: Store, search: Search, limit: int, offset: int, cursor: Cursor | None, now_ns: int, deadline: float
-) -> tuple[list[TraceRow], int | None]:
+) -> tuple[list[TraceRow], Cursor | None]:
     """
     Walk back in time from *cursor*.
 
     Returns:
-        (The first matching traces after *cursor*, up to one more than the page needs; the start down to which was
-        searched if the time ran out, Unix nanoseconds, otherwise None).
+        (The first matching traces after *cursor*, up to one more than the page needs; the place up to which was
+        searched if the time ran out, otherwise None).
     """
     needed = offset + limit + 1
     condition, values = search.condition()
     traces: list[TraceRow] = []
-    bounds = [bound for bound in (search.until_ns, cursor.started_ns if cursor else None) if bound is not None]
-    upto_ns, size = min([_LAST_NS, *bounds]), min(_ROWS_A_TRACE * needed, _MOST_ROWS)
+    at = Cursor(_LAST_NS if search.until_ns is None else min(search.until_ns, _LAST_NS), "")
+    if cursor is not None and cursor.started_ns <= at.started_ns:
+        at = cursor
+    size, within_instant = min(_ROWS_A_TRACE * needed, _MOST_ROWS), False
     while True:
-        newest = store.query(
-            f"SELECT trace_id, started_ns FROM {{spans}} WHERE started_ns <= ? ORDER BY started_ns DESC LIMIT {size}",
-            [upto_ns],
-            now_ns,
-        )
-        last = len(newest) < size
-        floor_ns = -1 if last else int(newest[-1][1])
-        if floor_ns == upto_ns and not last:
-            size *= 4  # all rows of this step started at the same time
-            continue
+        if within_instant:
+            ids = _next_ids(store, at, size, now_ns)
+            met, floor_ns, last = set(ids), at.started_ns - 1, False
+            within_instant = len(ids) == size
+            after = Cursor(at.started_ns, ids[-1]) if within_instant else Cursor(floor_ns, "")
+        else:
+            newest = store.query(
+                "SELECT trace_id, started_ns FROM {spans} WHERE started_ns <= ? "
+                f"ORDER BY started_ns DESC LIMIT {size}",
+                [at.started_ns],
+                now_ns,
+            )
+            last = len(newest) < size
+            floor_ns = -1 if last else int(newest[-1][1])
+            if floor_ns == at.started_ns and not last:
+                within_instant = True  # all rows of this step started at the same time
+                continue
+            met, after = {trace_id for trace_id, started_ns in newest if started_ns > floor_ns}, Cursor(floor_ns, "")
         if search.since_ns is not None and floor_ns < search.since_ns:
-            floor_ns, last = search.since_ns - 1, True
-        met = {trace_id for trace_id, started_ns in newest if started_ns > floor_ns}
-        rows = [row for row in _summed(store, met, condition, values, now_ns) if floor_ns < row.started_ns <= upto_ns]
+            floor_ns, last = search.since_ns - 1, not within_instant
+        rows = _summed(store, met, condition, values, now_ns)
         traces += sorted(
-            (row for row in rows if cursor is None or cursor.is_before(row)),
+            (row for row in rows if floor_ns < row.started_ns and at.is_before(row)),
             key=lambda row: (-row.started_ns, row.trace_id),
         )
         if last or len(traces) >= needed:
             return traces[:needed], None
+        at = after
         # A cursor cannot say how many traces of *offset* were skipped, so the walk continues until all are skipped.
         if time.perf_counter() > deadline and len(traces) >= offset:
-            return traces, floor_ns
-        upto_ns, size = floor_ns, min(size * 4, max(size, _MOST_ROWS))
+            return traces, at
+        size = min(size * 4, max(size, _MOST_ROWS))
+
+
+def _next_ids(store: Store, at: Cursor, size: int, now_ns: int) -> list[str]:
+    """Return the first *size* ids after *at* of the traces that have a span that started at its instant."""
+    rows = store.query(
+        f"SELECT DISTINCT trace_id FROM {{spans}} WHERE started_ns = ? AND trace_id > ? ORDER BY 1 LIMIT {size}",
+        [at.started_ns, at.trace_id],
+        now_ns,
+    )
+    return [row[0] for row in rows]
 
 
 def _summed(store: Store, trace_ids: set[str], condition: str, values: Sequence[Any], now_ns: int) -> list[TraceRow]:

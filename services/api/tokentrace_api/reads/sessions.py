@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from tokentrace.records import ChatMessage, Started
-from tokentrace_api.reads.spans import open_spans
+from tokentrace.records import ChatMessage
+from tokentrace_api.reads.outlines import PAGE_BYTES
 from tokentrace_api.reads.sums import IN_SUMS
-from tokentrace_api.reads.tellings import with_later_versions
-from tokentrace_api.store import MESSAGES, ONE_TELLING, Store, Telling, contains_text, folded, telling_of
+from tokentrace_api.store import MESSAGES, Store, contains_text, folded
 
 #: A query over all sessions reads every span that has a session; it is interrupted after this many seconds.
 _LIMIT_S = 10.0
 #: A larger offset does not fit into the integers of SQL; no store holds so many sessions.
 _MAX_OFFSET = 2**62
+_MESSAGE_SIZE = " + ".join(f"coalesce(strlen({name}), 0)" for name in ("content", "raw", "metadata"))
 #: JSON is parsed only if the text contains the key, which few spans do.
 _LABEL = "CASE WHEN contains({0}, '\"label\"') THEN json_extract_string({0}, '/label') END"
 
@@ -241,30 +241,34 @@ def _session_of(row: Sequence[Any]) -> Session:
     return Session(**fields)
 
 
-def session_spans(store: Store, session_id: str, now_ns: int) -> tuple[list[Telling], list[Started]]:
-    """Return (a telling of each ended span of a session, its open spans), both by start."""
-    # Started spans are read first: a span that ends between the two queries is then in both results, not in neither.
-    pending = open_spans(store, "session_id", session_id, now_ns)
+def count_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, int]:
+    """Return session id -> number of its messages."""
     rows = store.query(
-        f"SELECT * FROM {{spans}} WHERE session_id = ? {ONE_TELLING} ORDER BY started_ns, ordinal", [session_id], now_ns
-    )
-    tellings = with_later_versions(store, [telling_of(row) for row in rows], now_ns)
-    ended = {(span.trace_id, span.span_id) for span, *_ in tellings}
-    return tellings, [span for span in pending if (span.trace_id, span.span_id) not in ended]
-
-
-def session_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, list[ChatMessage]]:
-    """Return session id -> messages, oldest first; [] for a session without messages."""
-    messages: dict[str, list[ChatMessage]] = {session_id: [] for session_id in session_ids}
-    rows = store.query(
-        "SELECT * FROM {messages} WHERE session_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY created_ns, arrived_ns",
+        "SELECT session_id, count(*) FROM {messages} WHERE session_id IN (SELECT unnest(?::VARCHAR[])) GROUP BY ALL",
         [list(session_ids)],
         now_ns,
     )
-    for row in rows:
-        message = _message_of(row)
-        messages[message.session_id].append(message)
-    return messages
+    return dict.fromkeys(session_ids, 0) | {session_id: int(count) for session_id, count in rows}
+
+
+def session_messages(store: Store, session_id: str, limit: int, offset: int, now_ns: int) -> list[ChatMessage]:
+    """
+    Return messages of a session after the first *offset* ones, oldest first.
+
+    They are at most *limit*, and at most about ``PAGE_BYTES`` of text, but at least one if there is one.
+    """
+    # Messages of the same time stay in the order in which they were stored.
+    order = "ORDER BY created_ns, arrived_ns, place"
+    numbered = "SELECT *, row_number() OVER () AS place FROM {messages} WHERE session_id = ?"
+    rows = store.query(
+        f"SELECT {', '.join(MESSAGES)} FROM "
+        f"(SELECT * FROM ({numbered}) {order} LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}) "
+        f"WINDOW taken AS ({order} ROWS UNBOUNDED PRECEDING) "
+        f"QUALIFY row_number() OVER taken = 1 OR sum({_MESSAGE_SIZE}) OVER taken <= {PAGE_BYTES} {order}",
+        [session_id],
+        now_ns,
+    )
+    return [_message_of(row) for row in rows]
 
 
 def _message_of(row: Sequence[Any]) -> ChatMessage:

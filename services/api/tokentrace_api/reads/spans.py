@@ -13,12 +13,6 @@ from tokentrace_api.reads.search import Search
 from tokentrace_api.reads.tellings import with_later_versions
 from tokentrace_api.store import ONE_TELLING, STARTED, Store, Telling, span_of, telling_of, trace_hash
 
-#: Selects the spans that have started and not ended.
-_OPEN = (
-    "SELECT * FROM {started} AS begun WHERE NOT EXISTS (SELECT 1 FROM {spans} AS ended "
-    "WHERE ended.trace_id = begun.trace_id AND ended.span_id = begun.span_id)"
-)
-
 
 def newest_ordinal(store: Store, now_ns: int) -> int:
     """Return the number of the newest row of a span; 0 = there is none."""
@@ -49,11 +43,7 @@ def find_by_id(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[S
         span_id: "" = the root of the trace, or its first span if it has no root.
     """
     if trace_id:
-        tellings = store.tellings(trace_id, now_ns)
-        if span_id:
-            found = [telling for telling in tellings if telling.span.span_id == span_id][:1]
-        else:
-            found = [telling for telling in tellings if telling.span.parent_span_id is None][:1] or tellings[:1]
+        found = store.tellings_of(trace_id, span_id, now_ns) if span_id else store.first_tellings(trace_id, now_ns)
         return [_first_told(store, telling, now_ns) for telling in found]
     rows = store.query(f"SELECT * FROM {{spans}} WHERE span_id = ? {ONE_TELLING} ORDER BY ordinal", [span_id], now_ns)
     first: dict[str, Telling] = {}
@@ -73,16 +63,45 @@ def _first_told(store: Store, telling: Telling, now_ns: int) -> Span:
     return next((other for other in counted if same_call(other, span)), span)
 
 
+def find_telling(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[Telling]:
+    """Return a list with the telling of a span that counts, or else the first one, with its ``later_versions``."""
+    return with_later_versions(store, store.tellings_of(trace_id, span_id, now_ns), now_ns)
+
+
 def shards_of(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[int]:
     """Return a list with the shard on which a span first arrived; [] if the span is not stored."""
     sql = "SELECT shard FROM {spans} WHERE trace_hash = ? AND trace_id = ? AND span_id = ? ORDER BY ordinal LIMIT 1"
     return [row[0] for row in store.query(sql, [trace_hash(trace_id), trace_id, span_id], now_ns)]
 
 
+def find_started(store: Store, trace_id: str, span_id: str, now_ns: int) -> list[Started]:
+    """Return a list with the start of a span, which may have ended since; [] if its start is not known."""
+    rows = store.query(
+        "SELECT * FROM {started} WHERE trace_id = ? AND span_id = ? LIMIT 1", [trace_id, span_id], now_ns
+    )
+    return [_started_of(row) for row in rows]
+
+
 def open_spans(store: Store, column: str, value: str, now_ns: int) -> list[Started]:
     """Return the open spans whose *column* has *value*, by start."""
-    rows = store.query(f"{_OPEN} AND begun.{column} = ? ORDER BY started_ns, span_id", [value], now_ns)
-    return [_started_of(row) for row in rows]
+    # Most spans that have started have ended, so only ids are read first. In this order, a span that ends between the
+    # two reads is not open.
+    begun = set(store.query(f"SELECT trace_id, span_id FROM {{started}} WHERE {column} = ?", [value], now_ns))
+    if not begun:
+        return []
+    hashes = sorted({trace_hash(trace_id) for trace_id, _ in begun})
+    begun -= set(
+        store.query(
+            "SELECT trace_id, span_id FROM {spans} WHERE trace_hash IN (SELECT unnest(?::UINTEGER[]))", [hashes], now_ns
+        )
+    )
+    rows = store.query(
+        f"SELECT * FROM {{started}} WHERE {column} = ? AND span_id IN (SELECT unnest(?::VARCHAR[])) "
+        "ORDER BY started_ns, span_id",
+        [value, sorted({span_id for _, span_id in begun})],
+        now_ns,
+    )
+    return [started for started in map(_started_of, rows) if (started.trace_id, started.span_id) in begun]
 
 
 def _started_of(row: Sequence[Any]) -> Started:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tokentrace.records import ROLLUP_KINDS, counts_as_cost
-from tokentrace_api.store import Telling
 
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 #: SQL that is true for a row whose cost and tokens are summed; those of a roll-up kind are counted in the calls below.
@@ -42,15 +41,44 @@ class Sums(NamedTuple):
     spans: int
 
 
-def sums_of(tellings: Iterable[Telling]) -> Sums:
-    """Return the sums over those of *tellings* that count."""
-    counted = [telling.span for telling in tellings if telling.counted]
-    summed = [span for span in counted if counts_as_cost(span.kind)]
-    known = [span.cost_nusd for span in summed if span.cost_nusd is not None]
+class Summed(Protocol):
+    """What the sums read of a row; ``SpanRow`` has it."""
+
+    @property
+    def counted(self) -> bool:
+        """True if sums use the row."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Kind of the span."""
+        ...
+
+    @property
+    def cost_nusd(self) -> int | None:
+        """Nano-dollars; None = unknown."""
+        ...
+
+    @property
+    def cost_source(self) -> str:
+        """How the cost is known."""
+        ...
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens."""
+        ...
+
+
+def sums_of(rows: Iterable[Summed]) -> Sums:
+    """Return the sums over those of *rows* that count."""
+    counted = [row for row in rows if row.counted]
+    summed = [row for row in counted if counts_as_cost(row.kind)]
+    known = [row.cost_nusd for row in summed if row.cost_nusd is not None]
     return Sums(
         cost_nusd=sum(known) if known or not summed else None,
         unpriced=len(summed) - len(known),
-        partly_priced=sum(span.cost_source == "partly_priced" for span in summed),
-        total_tokens=sum(span.total_tokens for span in summed),
+        partly_priced=sum(row.cost_source == "partly_priced" for row in summed),
+        total_tokens=sum(row.total_tokens for row in summed),
         spans=len(counted),
     )

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from tokentrace.records import Span, Started
+from typing import Protocol
 
 #: (Trace id, span id): a span id is unique only within its trace.
 Key = tuple[str, str]
 
 
-def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
+class Node(Protocol):
+    """What places a span in a tree."""
+
+    @property
+    def trace_id(self) -> str:
+        """Id of its trace."""
+        ...
+
+    @property
+    def span_id(self) -> str:
+        """Id of the span."""
+        ...
+
+    @property
+    def parent_span_id(self) -> str | None:
+        """Id of its parent; None = it is a root."""
+        ...
+
+
+def depths(spans: Sequence[Node]) -> dict[Key, int]:
     """
     Return for each span the number of its ancestors that are in *spans*; in a cycle of parents one span gets 0.
 
@@ -19,7 +37,7 @@ def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
     elsewhere = {span.span_id: _key(span) for span in spans}
     known = {_key(span) for span in spans}
 
-    def parent_of(span: Span | Started) -> Key | None:
+    def parent_of(span: Node) -> Key | None:
         if span.parent_span_id is None:
             return None
         in_trace = (span.trace_id, span.parent_span_id)
@@ -41,5 +59,5 @@ def depths(spans: Sequence[Span | Started]) -> dict[Key, int]:
     return depth_of
 
 
-def _key(span: Span | Started) -> Key:
+def _key(span: Node) -> Key:
     return span.trace_id, span.span_id

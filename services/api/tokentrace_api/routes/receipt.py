@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from fastapi import Path as PathName
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
@@ -17,7 +16,7 @@ from tokentrace.service.web import reply
 from tokentrace.units import nusd_to_usd
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.routes.answers import InstantText
-from tokentrace_api.routes.traces import TraceId
+from tokentrace_api.routes.traces import SpanId, TraceId
 
 #: ``Span.cost_source`` -> ``ReceiptAnswer.confidence``.
 _CONFIDENCE = {
@@ -150,13 +149,11 @@ def router(store: StoreReader, pricer: Pricer) -> Router:
     routes = Router("traces")
 
     @routes.get("/traces/{trace_id:path}/spans/{span_id:path}/receipt", **_RECEIPT)
-    async def receipt(
-        trace_id: TraceId, span_id: Annotated[str, PathName(description="Id of the span.", examples=["s1"])]
-    ) -> Response:
-        spans = await store.read(lambda spans: spans.trace(trace_id, store.now_ns()))
-        span = next((span for span in spans if span.span_id == span_id), None)
-        if span is None:
+    async def receipt(trace_id: TraceId, span_id: SpanId) -> Response:
+        found = await store.read(lambda spans: spans.tellings_of(trace_id, span_id, store.now_ns()))
+        if not found:
             raise Rejected("span not found", status=404)
+        span = found[0].span
         return reply(render_receipt(span, pricer.receipt(span)))
 
     return routes

@@ -17,22 +17,28 @@ from starlette.responses import Response
 from tokentrace.bad_data import reading
 from tokentrace.dialect import costkatana
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records import Batch, ChatMessage, SessionEnd, Started
+from tokentrace.records import Batch, ChatMessage, SessionEnd
 from tokentrace.service.body import read_body
 from tokentrace.service.contract import Params, Router
 from tokentrace.service.web import reply
 from tokentrace.units import ns_to_ms, render_instant, usd_to_nusd
 from tokentrace_api.interfaces import Publisher, StoreReader
-from tokentrace_api.parameters import Amount, Count, LastMoment, Moment, OptionalCount, Text, choice
+from tokentrace_api.parameters import Amount, Count, Flag, LastMoment, Moment, OptionalCount, Text, choice
 from tokentrace_api.reads import (
+    Outline,
     Session,
     SessionFilter,
+    SpanPage,
+    count_messages,
     depths,
     find_session,
     list_sessions,
+    page_of,
     session_messages,
-    session_spans,
+    session_outline,
     sum_sessions,
+    whole_spans,
+    without_metadata,
 )
 from tokentrace_api.routes.sessions_operations import (
     END_SESSION,
@@ -45,10 +51,13 @@ from tokentrace_api.routes.sessions_operations import (
     TokenSums,
 )
 from tokentrace_api.routes.shown_spans import telling_marks, usd
-from tokentrace_api.routes.traces import pending_status
-from tokentrace_api.store import Telling
+from tokentrace_api.routes.shown_traces import next_page, pending_status
+from tokentrace_api.routes.span_pages import StartCursor
+from tokentrace_api.store import Store, Telling
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
+#: The most nodes of a graph and messages of a session in one answer.
+MAX_NODES, MAX_MESSAGES = 5000, 1000
 _STATUSES = ("active", "completed", "error")
 _MAX_BODY_BYTES = 64 * 1024
 _Status: Any = choice(_STATUSES)
@@ -106,6 +115,21 @@ class SessionParams(PeriodParams):
         )
 
 
+class GraphParams(Params):
+    """Which page of a session's spans is shown, and in which form."""
+
+    limit: Count = Field(MAX_NODES, description=f"Nodes on a page; over {MAX_NODES} counts as {MAX_NODES}.")
+    cursor: StartCursor = Field(None, description="Cursor of the page: `nextCursor` of the previous page.")
+    metadata: Flag = Field(True, description="`false` leaves out metadata, resource ids and stack traces.")
+
+
+class DetailsParams(Params):
+    """Which messages of a session are shown."""
+
+    limit: Count = Field(MAX_MESSAGES, description=f"Messages on a page; over {MAX_MESSAGES} counts as {MAX_MESSAGES}.")
+    offset: Count = Field(0, description="Number of messages to skip.")
+
+
 def router(store: StoreReader, publisher: Publisher) -> Router:
     """Return the routes of sessions; *publisher* publishes their ends."""
     routes = Router("sessions")
@@ -114,22 +138,23 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
     async def listed(params: Annotated[SessionParams, QueryParams()]) -> Response:
         page, limit = max(params.page, 1), min(max(params.limit, 1), MAX_LIMIT)
         wanted, now_ns = params.wanted(), store.now_ns()
-        sessions, total = await store.read(
-            lambda spans: list_sessions(spans, wanted, limit, (page - 1) * limit, now_ns)
-        )
-        ids = [session.session_id for session in sessions]
-        messages = await store.read(lambda spans: session_messages(spans, ids, now_ns))
-        pages = math.ceil(total / limit)
-        return reply(
-            {
-                "sessions": [_details(session, messages[session.session_id]) for session in sessions],
-                "total": total,
-                "page": page,
-                "limit": limit,
-                "pages": pages,
-                "totalPages": pages,
-            }
-        )
+
+        def read(spans: Store) -> Response:
+            sessions, total = list_sessions(spans, wanted, limit, (page - 1) * limit, now_ns)
+            counts = count_messages(spans, [session.session_id for session in sessions], now_ns)
+            pages = math.ceil(total / limit)
+            return reply(
+                {
+                    "sessions": [_details(session, [], counts[session.session_id]) for session in sessions],
+                    "total": total,
+                    "page": page,
+                    "limit": limit,
+                    "pages": pages,
+                    "totalPages": pages,
+                }
+            )
+
+        return await store.read(read)
 
     @routes.get("/api/sessions/summary", **GET_SUMMARY)
     async def summary(params: Annotated[PeriodParams, QueryParams()]) -> Response:
@@ -152,15 +177,24 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
         )
 
     @routes.get("/api/sessions/{session_id:path}/graph", **GET_GRAPH)
-    async def graph(session_id: SessionId) -> Response:
+    async def graph(session_id: SessionId, params: Annotated[GraphParams, QueryParams()]) -> Response:
         now_ns = store.now_ns()
         await _find(store, session_id)
-        spans, pending = await store.read(lambda spans: session_spans(spans, session_id, now_ns))
-        return reply(render_graph(spans, pending, now_ns))
+
+        def read(spans: Store) -> Response:
+            outline = session_outline(spans, session_id, "start", now_ns)
+            page = page_of(outline.rows, "start", min(params.limit, MAX_NODES), params.cursor)
+            tellings, page = whole_spans(spans, page, "start", now_ns, attributes=params.metadata)
+            if not params.metadata:
+                outline = without_metadata(outline)
+            return reply(render_graph(outline, page, tellings, now_ns))
+
+        return await store.read(read)
 
     @routes.get("/api/sessions/{session_id:path}/details", **GET_DETAILS)
-    async def details(session_id: SessionId) -> Response:
-        return reply(await _with_messages(store, await _find(store, session_id)))
+    async def details(session_id: SessionId, params: Annotated[DetailsParams, QueryParams()]) -> Response:
+        limit = min(params.limit, MAX_MESSAGES)
+        return await _with_messages(store, await _find(store, session_id), limit, params.offset)
 
     @routes.post("/api/sessions/{session_id:path}/end", **END_SESSION)
     async def end(request: Request, session_id: SessionId) -> Response:
@@ -173,7 +207,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
                 Batch(id=f"session.{uuid.uuid4().hex}", arrived_ns=now_ns, session_ends=[session_end])
             )
             session = await _find(store, session_id)
-        return reply(await _with_messages(store, session))
+        return await _with_messages(store, session)
 
     return routes
 
@@ -202,13 +236,18 @@ async def _find(store: StoreReader, session_id: str) -> Session:
     return sessions[0]
 
 
-async def _with_messages(store: StoreReader, session: Session) -> dict[str, Any]:
+async def _with_messages(store: StoreReader, session: Session, limit: int = MAX_MESSAGES, offset: int = 0) -> Response:
     now_ns = store.now_ns()
-    messages = await store.read(lambda spans: session_messages(spans, [session.session_id], now_ns))
-    return _details(session, messages[session.session_id])
+
+    def read(spans: Store) -> Response:
+        messages = session_messages(spans, session.session_id, limit, offset, now_ns)
+        count = count_messages(spans, [session.session_id], now_ns)[session.session_id]
+        return reply(_details(session, messages, count))
+
+    return await store.read(read)
 
 
-def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any]:
+def _details(session: Session, messages: Sequence[ChatMessage], message_count: int) -> dict[str, Any]:
     """Return *session* as the struct ``SessionDetails`` describes it."""
     until_ns = session.ended_ns or session.last_ns or session.started_ns
     duration_ms = ns_to_ms(max(until_ns - session.started_ns, 0))
@@ -242,6 +281,7 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
             **unknown,
         },
         "messages": [costkatana.render_message(message) for message in messages],
+        "messageCount": message_count,
     }
     optional = {"userId": session.user_id, "label": session.label}
     shown |= {name: value for name, value in optional.items() if value}
@@ -252,24 +292,28 @@ def _details(session: Session, messages: Sequence[ChatMessage]) -> dict[str, Any
     return shown
 
 
-def render_graph(tellings: Sequence[Telling], open_: Sequence[Started], now_ns: int) -> dict[str, Any]:
-    """Return ended and open spans as the struct ``SessionGraph`` describes them."""
-    depth = depths([*(telling.span for telling in tellings), *open_])
-    dated: list[tuple[int, dict[str, Any]]] = [
-        (
-            telling.span.started_ns,
-            costkatana.render_node(telling.span, depth[telling.key]) | _in_camel_case(telling_marks(telling)),
-        )
+def render_graph(outline: Outline, page: SpanPage, tellings: Sequence[Telling], now_ns: int) -> dict[str, Any]:
+    """
+    Return a page of a session's spans as the struct ``SessionGraph`` describes it.
+
+    Args:
+        outline: All spans of the session.
+        page: The rows that are shown.
+        tellings: The ended spans of *page*.
+    """
+    depth = depths(outline.rows)
+    nodes = {
+        telling.key: costkatana.render_node(telling.span, depth[telling.key]) | _in_camel_case(telling_marks(telling))
         for telling in tellings
-    ]
-    for started in open_:
-        node = costkatana.render_open(
-            started, depth[started.trace_id, started.span_id], pending_status(started, now_ns)
-        )
-        dated.append((started.started_ns, node))
-    nodes = [node for _, node in sorted(dated, key=lambda item: item[0])]
-    edges = [{"from": node["parentId"], "to": node["id"]} for node in nodes if "parentId" in node]
-    return {"nodes": nodes, "edges": edges}
+    }
+    for row in page.rows:
+        if row.ended_ns is None:
+            status = pending_status(row.started_ns, now_ns)
+            nodes[row.key] = costkatana.render_open(outline.started[row.key], depth[row.key], status)
+    # A span that was deleted meanwhile has no node.
+    shown = [nodes[row.key] for row in page.rows if row.key in nodes]
+    edges = [{"from": node["parentId"], "to": node["id"]} for node in shown if "parentId" in node]
+    return {"nodes": shown, "edges": edges, **next_page(page, "nextCursor")}
 
 
 def _in_camel_case(fields: dict[str, Any]) -> dict[str, Any]:

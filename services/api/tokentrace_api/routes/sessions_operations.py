@@ -39,7 +39,7 @@ class SessionSums(msgspec.Struct, rename="camel"):
 
 class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
     """
-    A session with its messages. Cost Katana's SDK and backend name some values differently; both names are present.
+    A session with messages. Cost Katana's SDK and backend name some values differently; both names are present.
 
     Attributes:
         total_spans: Number of spans, each call once.
@@ -51,6 +51,8 @@ class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
         duration: Milliseconds from the start to the end of the session, or to the latest end of a span.
         ended_at: Present only if the session was ended by a request.
         error_count: Number of spans with status error or timeout.
+        messages: Empty in a list of sessions; otherwise a page of the messages, oldest first.
+        message_count: Number of all messages of the session.
     """
 
     session_id: str
@@ -69,6 +71,7 @@ class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
     error_count: Natural
     summary: SessionSums
     messages: list[Message]
+    message_count: Natural
     user_id: str | UnsetType = UNSET
     label: str | UnsetType = UNSET
     ended_at: InstantText | UnsetType = UNSET
@@ -146,10 +149,16 @@ class GraphEdge(msgspec.Struct, rename={"source": "from", "target": "to"}):
 
 
 class SessionGraph(msgspec.Struct):
-    """Nodes by start, and an edge to every node that names a parent, even if the parent is not among the nodes."""
+    """
+    Nodes by start, and an edge to every node that names a parent, even if the parent is not among the nodes.
+
+    Attributes:
+        next_cursor: Present only if further nodes follow: the `cursor` of the next page.
+    """
 
     nodes: list[TraceNode]
     edges: list[GraphEdge]
+    next_cursor: str | UnsetType = msgspec.field(default=UNSET, name="nextCursor")
 
 
 class SessionEndInput(msgspec.Struct, kw_only=True):
@@ -196,9 +205,11 @@ _SESSION_EXAMPLE: dict[str, Any] = {
         "partlyPricedSpanCount": 0,
     },
     "messages": [_MESSAGE_EXAMPLE],
+    "messageCount": 1,
     "userId": "u-7",
     "endedAt": "2026-03-15T14:23:02.261Z",
 }
+_LISTED_EXAMPLE = _SESSION_EXAMPLE | {"messages": []}
 _NODE_EXAMPLE: dict[str, Any] = {
     "id": "call",
     "parentId": "root",
@@ -219,17 +230,24 @@ _NODE_EXAMPLE: dict[str, Any] = {
     "start": "2026-03-15T14:23:01.441Z",
     "end": "2026-03-15T14:23:02.261Z",
 }
-_NO_PARAMETERS = {400: "limit: unknown parameter; allowed are none"}
+_BAD_LIMIT = {400: "limit: 'x' is not a whole number >= 0 of at most 18 digits"}
 _NOT_FOUND = {404: "Session s1 not found"}
 _STORE_AWAY = {503: "span store: is not open yet"}
 LIST_SESSIONS = operation(
     "listSessions",
     "List sessions",
-    "Sessions with their messages, newest start first.",
+    "Sessions, newest start first. They are listed without their messages, which `/details` shows.",
     Answer(
         SessionPage,
         "A page.",
-        {"sessions": [_SESSION_EXAMPLE], "total": 1, "page": 1, "limit": 20, "pages": 1, "totalPages": 1},
+        {
+            "sessions": [_SESSION_EXAMPLE | {"messages": []}],
+            "total": 1,
+            "page": 1,
+            "limit": 20,
+            "pages": 1,
+            "totalPages": 1,
+        },
     ),
     errors={400: "status: 'done' is none of active, completed, error", **_STORE_AWAY},
 )
@@ -259,16 +277,22 @@ GET_SUMMARY = operation(
 GET_GRAPH = operation(
     "getSessionGraph",
     "Get a session as a graph",
-    "The spans of the session as nodes, and edges from parents to children.",
+    """
+    The spans of the session as nodes, and edges from parents to children. Over 5,000 spans, or after about 8 MiB of
+    metadata, `nextCursor` leads to the next page.
+    """,
     Answer(SessionGraph, "The graph.", {"nodes": [_NODE_EXAMPLE], "edges": [{"from": "root", "to": "call"}]}),
-    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
+    errors={**_BAD_LIMIT, **_NOT_FOUND, **_STORE_AWAY},
 )
 GET_DETAILS = operation(
     "getSessionDetails",
     "Get a session with its messages",
-    "A session with its messages, oldest message first.",
+    """
+    A session with its messages, oldest message first. At most 1,000 messages, or about 8 MiB of them, are shown at
+    once; `offset` leads to further ones, and `messageCount` says how many there are.
+    """,
     Answer(SessionDetails, "The session.", _SESSION_EXAMPLE),
-    errors={**_NO_PARAMETERS, **_NOT_FOUND, **_STORE_AWAY},
+    errors={**_BAD_LIMIT, **_NOT_FOUND, **_STORE_AWAY},
 )
 END_SESSION = operation(
     "endSession",

@@ -40,7 +40,7 @@ class TracePage(msgspec.Struct):
         total: Number of matching traces on all pages; null if over 50,000 spans match.
         next_cursor: Cursor of the next page; null = this is the last page.
         searched_until: Present only if the search took too long and the page ended early: traces that started at or
-            before this instant have not been searched.
+            before this instant have not been searched, except perhaps some that started at it.
     """
 
     traces: list[ListedTrace]
@@ -67,7 +67,9 @@ class Trace(SumsOfSpans, kw_only=True):
     Attributes:
         name: Name of the root, or of the first span if the trace has no root.
         ended_at: Latest end of a span; null = no span has ended.
-        spans: The ended spans by start, then the open spans by start.
+        spans: The ended spans by start, then the open spans by start; a page of them if there are many. Everything
+            else is about all spans.
+        next_cursor: Present only if further spans follow: the `cursor` of the next page.
     """
 
     trace_id: str
@@ -75,13 +77,20 @@ class Trace(SumsOfSpans, kw_only=True):
     started_at: InstantText
     ended_at: InstantText | None
     spans: list[StoredSpan]
+    next_cursor: str | UnsetType = UNSET
 
 
 class MistTrace(msgspec.Struct):
-    """A trace in MIST's form."""
+    """
+    A trace in MIST's form.
+
+    Attributes:
+        next_cursor: Present only if further spans follow: the `cursor` of the next page.
+    """
 
     trace_id: str
     spans: list[MistSpan]
+    next_cursor: str | UnsetType = UNSET
 
 
 class TimelineRow(msgspec.Struct):
@@ -113,12 +122,14 @@ class Timeline(msgspec.Struct):
 
     Attributes:
         duration_ms: Time from the start of the trace to the latest end of a span, milliseconds.
+        next_cursor: Present only if further rows follow: the `cursor` of the next page.
     """
 
     trace_id: str
     started_at: InstantText
     duration_ms: Milliseconds
     rows: list[TimelineRow]
+    next_cursor: str | UnsetType = UNSET
 
 
 class OperationCounts(msgspec.Struct):
@@ -198,16 +209,27 @@ GET_TRACE = operation(
     "getTrace",
     "Get a trace",
     """
-    A trace with every span and its depth. A slash in the id is escaped. Slashes at the end of the path are ignored, so
-    `/traces/recent/` is the trace `recent`.
+    A trace with its spans and their depth. A trace of over 1,000 spans is shown in pages: `next_cursor` leads to the
+    next one; sums are always over all spans. A page also ends after about 8 MiB. A slash in the id is escaped. Slashes
+    at the end of the path are ignored, so `/traces/recent/` is the trace `recent`.
     """,
     Answer((Trace, MistTrace), "The trace.", _TRACE_EXAMPLE),
     errors={400: "format: 'xml' is neither docs nor mist", **_NOT_FOUND, **_STORE_AWAY},
 )
+GET_SPAN = operation(
+    "getSpan",
+    "Get a span",
+    "One span of a trace; the rest of the trace is not read.",
+    Answer(StoredSpan, "The span.", SPAN_EXAMPLE),
+    errors={400: "limit: unknown parameter; allowed are none", 404: "span not found", **_STORE_AWAY},
+)
 GET_TIMELINE = operation(
     "getTraceTimeline",
     "Get a trace as a timeline",
-    "A row for each span: when it begins and how long it takes, in milliseconds.",
+    """
+    A row for each span: when it begins and how long it takes, in milliseconds. A trace of over 1,000 spans is shown in
+    pages: `next_cursor` leads to the next one.
+    """,
     Answer(
         Timeline,
         "The rows.",
@@ -231,7 +253,7 @@ GET_TIMELINE = operation(
             ],
         },
     ),
-    errors={400: "limit: unknown parameter; allowed are none", **_NOT_FOUND, **_STORE_AWAY},
+    errors={400: "limit: 'x' is not a whole number >= 0 of at most 18 digits", **_NOT_FOUND, **_STORE_AWAY},
 )
 GET_STATS = operation(
     "getStats",

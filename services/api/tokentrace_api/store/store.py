@@ -203,6 +203,28 @@ class Store:
         )
         return [telling_of(row) for row in rows]
 
+    def tellings_of(self, trace_id: str, span_id: str, now_ns: int) -> list[Telling]:
+        """Return a list with the telling of a span that counts, or else the first one; [] if it is not stored."""
+        rows = self.query(
+            f"SELECT * FROM {{spans}} WHERE trace_hash = ? AND trace_id = ? AND span_id = ? {ONE_TELLING} "
+            "ORDER BY ordinal LIMIT 1",
+            [trace_hash(trace_id), trace_id, span_id],
+            now_ns,
+        )
+        return [telling_of(row) for row in rows]
+
+    def first_tellings(self, trace_id: str, now_ns: int) -> list[Telling]:
+        """Return a list with the telling of the root of a trace, or of its first span if it has no root."""
+        rows = self.query(
+            "SELECT ordinal FROM (SELECT ordinal, parent_span_id, started_ns, trace_id, span_id, counted "
+            f"FROM {{spans}} WHERE trace_hash = ? AND trace_id = ? {ONE_TELLING}) "
+            "ORDER BY parent_span_id IS NOT NULL, started_ns, ordinal LIMIT 1",
+            [trace_hash(trace_id), trace_id],
+            now_ns,
+        )
+        found = self.query("SELECT * FROM {spans} WHERE ordinal = ?", list(rows[0]), now_ns) if rows else []
+        return [telling_of(row) for row in found]
+
     def recent(self, limit: int, now_ns: int) -> list[Span]:
         """Return the *limit* spans that arrived last and count, newest first."""
         sql = f"SELECT * FROM {{spans}} WHERE counted ORDER BY ordinal DESC LIMIT {int(limit)}"
