@@ -138,6 +138,11 @@ def recount(written: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_u
                     groups.setdefault(name, []).append(span)
         return {name: RECOUNT[written["metric"]](spans) for name, spans in groups.items()}
 
+    def lacks_cost(span: Span, instant: int) -> bool:
+        is_paid = span in paid([span]) and written["metric"] in ("total_cost", "spent_on_o3")
+        is_paid = is_paid and (written["metric"] == "total_cost" or span.model == "o3")
+        return is_paid and span.cost_nusd is None and ns(instant - window) <= span.ended_ns < ns(instant)
+
     for instant in range(1, end + 1):
         if instant % interval:
             continue
@@ -147,6 +152,7 @@ def recount(written: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_u
             if stored < instant + lag and all(text_of(span, k) == v for k, v in written.get("filter", {}).items())
         ]
         readings = values(known, instant - window, instant)
+        unpriced = {text_of(span, key) if key else "" for span in known if lacks_cost(span, instant)}
         if change:
             before = values(known, instant - 2 * window, instant - window)
             for name in {*readings, *before}:
@@ -166,9 +172,9 @@ def recount(written: Mapping[str, Any], sent: Sequence[Sent], end: int, silent_u
                 value, count = (None, count)
                 if no_data == "keep":
                     continue
-                breach = no_data == "fire"
+                # Spans of unknown cost are no missing data.
+                breach = no_data == "fire" and name not in unpriced
             elif count < written.get("min_spans", 0):
-                state.pending = None
                 continue
             else:
                 recovery = written.get("recovery_threshold")

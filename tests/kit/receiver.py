@@ -204,13 +204,16 @@ class DeliveryRun:
         self.open_episodes: list[AlertEvent] = []
         allowed = AllowedHosts.parse(allow_hosts)
         self.delivery_worker = DeliveryWorker(
-            self.bus, "default", self._channel_of, lambda: list(self.open_episodes), allowed
+            self.bus, "default", self._channel_of, self._rules_read, lambda: list(self.open_episodes), allowed
         )
         self._work: asyncio.Task[None] | None = None
 
-    def _channel_of(self, name: str) -> Channel | None:
-        rule = self.rules.get(name)
+    def _channel_of(self, event: AlertEvent) -> Channel | None:
+        rule = self.rules.get(event.alert)
         return rule.delivery if rule is not None else None
+
+    async def _rules_read(self) -> None:
+        pass  # The rules of this run never change.
 
     async def __aenter__(self) -> DeliveryRun:
         for stream in subjects.streams():

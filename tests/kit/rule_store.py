@@ -19,8 +19,9 @@ from tokentrace.metrics import parse_custom_metrics
 from tokentrace_alerter import rule_store as rule_store
 from tokentrace_alerter.delivery import AllowedHosts
 from tokentrace_alerter.machine import AlerterMachine
-from tokentrace_alerter.rule_store import RuleChange, RuleStore
+from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, parse_rule
+from tokentrace_alerter.stored_rules import RuleChange
 
 MIB = 1024 * 1024
 STREAMS = [

@@ -40,7 +40,7 @@ from kit.alert_story import (
 from kit.examples import examples
 from tokentrace.bus import Message
 from tokentrace.units import SECOND
-from tokentrace_alerter.machine import event_id
+from tokentrace_alerter.event_memory import event_id
 
 # --- rules that are added and removed during traffic
 
@@ -204,8 +204,11 @@ def test_a_rule_with_the_name_of_a_removed_one_starts_without_state() -> None:
     story.alerter.finish_backfill("any", ns(LONG_AGO), ns(2))
     assert story.shown(2)["state"] != "firing"
     story.send(2.5, slow(2.5, 600))
-    (event,) = story.tick(3 + SETTLED)
-    assert (at(event), seconds(event.starts_at)) == (3, 3)
+    events = story.tick(3 + SETTLED)
+    assert [(at(event), event.status, seconds(event.starts_at)) for event in events] == [
+        (3, "firing", 3),
+        (1, "resolved", 1),
+    ]
 
 
 def test_a_rule_created_again_starts_without_state_after_a_restart_too() -> None:

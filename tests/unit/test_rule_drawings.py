@@ -12,6 +12,7 @@ from kit.alert_story import (
     Story,
     at,
     brief,
+    call,
     make_rule,
     ns,
     play,
@@ -85,7 +86,10 @@ DRAWINGS = [
     Drawing("for, no data keeps it pending", {"for": "3s", **KEEP}, ".##-####", "....F...", "ipppffff"),
     Drawing("for, no data when it is due", {"for": "3s", **KEEP}, ".###-##", ".....F.", "ippppff"),
     Drawing("for, kept pending, then fine", {"for": "3s", **KEEP}, ".##--.##", "........", "ippppipp"),
-    Drawing("for, interrupted by too few", {"for": "3s", "min_spans": 2}, ".##1####", ".......F", "ippipppf"),
+    Drawing("for, too few in between", {"for": "3s", "min_spans": 2}, ".##1####", "....F...", "ipppffff"),
+    Drawing("for, too few when it is due", {"for": "3s", "min_spans": 2}, ".##111#", "......F", "ipppppf"),
+    Drawing("for, every second instant too few", {"for": "3s", "min_spans": 2}, "#1#1#", "....F", "ppppf"),
+    Drawing("for, too few and then fine", {"for": "3s", "min_spans": 2}, ".#1.1##", ".......", "ippiipp"),
     Drawing("for, anew for each episode", {"for": "2s", **NO_COOLDOWN}, ".###.###.", "...FR..FR", "ippfrppfr"),
     Drawing("for, reached in the cooldown", {"for": "2s", "cooldown": "6s"}, "###.######", "..FR....F.", "ppfrppppff"),
     # no data
@@ -305,3 +309,26 @@ def test_with_no_data_keep_a_firing_rule_without_data_is_shown_as_firing() -> No
         story.tick(second + SETTLED)
         shown = story.shown(second + SETTLED)
         assert (shown["state"], shown["firing"]) == ("firing", True), second
+
+
+# --- what is shown agrees with itself
+
+
+@drawn
+def test_firing_is_shown_only_beside_a_state_that_allows_it(drawing: Drawing) -> None:
+    shown: list[Any] = []
+    play(drawing, lambda story, instant: shown.append(story.shown(instant + SETTLED)))
+    for rule in shown:
+        expected = rule["state"] == "firing" or (rule["silenced"] and rule["breached"] and rule["state"] == "inactive")
+        assert rule["firing"] == expected
+        assert (rule["state"] == "warming") <= (rule["why_not_fired"] == "warming")
+
+
+def test_a_rule_that_warms_up_says_so_and_is_not_firing() -> None:
+    rule = make_rule(metric="span_count", op="lt", threshold=5, window="10s")
+    story = Story(rule, began=0)
+    for second in range(1, 9):
+        story.send(second - 0.5, call(second - 0.5), *(call(second - 0.5) for _ in range(9 if second < 4 else 0)))
+        story.tick(second + SETTLED)
+        shown = story.shown(second + SETTLED)
+        assert (shown["state"], shown["why_not_fired"], shown["firing"]) == ("warming", "warming", False)

@@ -33,7 +33,7 @@ from kit.alert_story import (
 from kit.examples import examples
 from tokentrace.records import AlertEvent
 from tokentrace.units import SECOND
-from tokentrace_alerter.machine import event_id
+from tokentrace_alerter.event_memory import event_id
 from tokentrace_alerter.rules import Rule
 
 

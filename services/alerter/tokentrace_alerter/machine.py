@@ -33,13 +33,16 @@ for it from the next one on, but does not evaluate it. Meanwhile ``backfill.py``
 which the rule was added and folds the older messages for this rule alone. ``finish_backfill`` then starts the
 evaluation.
 
-*Names.* A rule may be deleted and another one created under its name. The time of the deletion is kept, and events up
-to it are ignored, so the new rule does not inherit the state of the old one.
+*Names.* A rule may be deleted and another one created under its name. ``EventMemory`` keeps the time of the change, so
+the new rule does not inherit the state of the old one.
+
+*Every episode has an end.* ``EventMemory`` finds the open episodes that no rule owns any more: those of rules that were
+deleted, replaced, or removed from the configuration. ``tick`` ends them with an event that says why, on the condition
+that no later event exists, like every other event.
 """
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -56,7 +59,18 @@ from tokentrace.rollup import SeriesTable, changes_in, rows_of
 from tokentrace.service.machine import Effect, Publish
 from tokentrace.state import Part, Saved
 from tokentrace.units import MS, parse_instant
-from tokentrace_alerter.rules import FilterIndex, Rule, RuleEvaluator, State, instance_of, render_status, select
+from tokentrace_alerter.event_memory import EventMemory, event_id
+from tokentrace_alerter.rules import (
+    FilterIndex,
+    Rule,
+    RuleEvaluator,
+    State,
+    end,
+    instance_of,
+    owns,
+    render_status,
+    select,
+)
 
 #: Version of the snapshot's format.
 VERSION = 7
@@ -88,13 +102,10 @@ class AlerterMachine:
         self._project = project
         self._shards, self._capacity = shards, capacity or capacity_for(shards)
         self._rules = list(rules)
-        #: Rule -> instance -> its last event ("last") and its last firing ("firing"), which together are its state.
-        self._events: dict[str, dict[str, dict[str, AlertEvent]]] = {}
+        self.events = EventMemory(self._rule_of)
+        #: Abandoned episode -> id of the effect that ends it and is not performed yet.
+        self._ending: dict[tuple[object, ...], str] = {}
         self._silences: dict[str, int] = {}
-        #: Name of a removed rule -> instant up to which events belong to it and not to a later rule of that name.
-        self._ignored_upto: dict[str, int] = {}
-        #: Digest of the id of a deleted user -> instant up to which events about that user are ignored.
-        self._forgotten_users: dict[bytes, int] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -107,7 +118,12 @@ class AlerterMachine:
         self.caught_up = False
         self.spans = 0
         self.evaluators: dict[str, RuleEvaluator] = {}
+        self._ending.clear()
         self._set_evaluators({rule.name: RuleEvaluator(rule, self._table) for rule in self._rules})
+
+    def _rule_of(self, name: str) -> Rule | None:
+        evaluator = self.evaluators.get(name)
+        return None if evaluator is None else evaluator.rule
 
     def remember(self, capacity: int) -> None:
         """Remember *capacity* calls of each shard; only before a message is folded or a snapshot is restored."""
@@ -126,9 +142,12 @@ class AlerterMachine:
         for name, evaluator in evaluators.items():
             if evaluator is not before.get(name):
                 evaluator.silenced_until_ns = self._silences.get(name, 0)
-                for events in self._events.get(name, {}).values():
+                for _, events in self.events.states(name):
                     evaluator.apply_events(events)
+                self.events.review(name)
             self._schedule(evaluator)
+        for name in before.keys() - evaluators.keys():
+            self.events.review(name)
 
     def _schedule(self, evaluator: RuleEvaluator) -> None:
         if evaluator.due_ns:
@@ -155,30 +174,41 @@ class AlerterMachine:
         """Fold messages for *rule* from the next one on. It is evaluated after ``finish_backfill``."""
         evaluator = RuleEvaluator(rule, self._table)
         evaluator.backfilling, evaluator.added_at = True, self._position
+        self._add(evaluator)
+
+    def _add(self, evaluator: RuleEvaluator) -> None:
+        rule = evaluator.rule
         self._rules = [other for other in self._rules if other.name != rule.name] + [rule]
         self._set_evaluators({**self.evaluators, rule.name: evaluator})
 
+    def change_rule(self, rule: Rule) -> None:
+        """
+        Replace the rule of that name by *rule*, and keep its data and the state that its events say.
+
+        If the data do not fit *rule*, this is ``add_rule``: the evaluator is ``backfilling``.
+        """
+        before = self.evaluators.get(rule.name)
+        if before is None or before.backfilling or before.rule.fingerprint != rule.fingerprint:
+            self.add_rule(rule)
+            return
+        evaluator = RuleEvaluator(rule, self._table)
+        evaluator.restore(before.snapshot()())
+        self._add(evaluator)
+
     def remove_rule(self, name: str, upto_ns: int | None = None) -> None:
         """Drop the rule *name*, if it exists, and its events up to *upto_ns*, Unix nanoseconds; None = all events."""
-        if upto_ns is None:
-            known = [event for events in self._events.get(name, {}).values() for event in events.values()]
-            upto_ns = max([0, *(parse_instant(event.fired_at) for event in known)])
-        self.ignore_events(name, upto_ns)
+        self.ignore_events(name, self.events.newest_ns(name) if upto_ns is None else upto_ns)
+        self._ending = {key: id_ for key, id_ in self._ending.items() if key[0] != name}
+        subject = subjects.alerts(self._project, name)
+        self._effects = [effect for effect in self._effects if effect.subject != subject]
         if name not in self.evaluators:
             return
         self._rules = [rule for rule in self._rules if rule.name != name]
-        subject = subjects.alerts(self._project, name)
-        self._effects = [effect for effect in self._effects if effect.subject != subject]
         self._set_evaluators({other: evaluator for other, evaluator in self.evaluators.items() if other != name})
 
     def ignore_events(self, name: str, upto_ns: int) -> None:
         """Ignore events of *name* up to *upto_ns*, Unix nanoseconds: they belong to an earlier rule of that name."""
-        upto_ns = self._ignored_upto[name] = max(upto_ns, self._ignored_upto.get(name, 0))
-        instances = self._events.pop(name, {})
-        for group, events in instances.items():
-            later = {which: event for which, event in events.items() if parse_instant(event.fired_at) > upto_ns}
-            if "last" in later:
-                self._events.setdefault(name, {})[group] = later
+        self.events.ignore(name, upto_ns)
 
     def silence(self, name: str, until_ns: int) -> None:
         """Publish no event of the rule *name* for instants before *until_ns*, Unix nanoseconds; 0 ends a silence."""
@@ -204,9 +234,9 @@ class AlerterMachine:
         Raises:
             Rejected: The message cannot be decoded.
         """
-        for batch in _counted_in(message, dedup):
+        for batch, spans in _counted_in(message, dedup):
             if evaluators:
-                self._fold_into(evaluators, index, batch, message.time_ns)
+                self._fold_into(evaluators, index, batch, spans, message.time_ns)
         for user in _deleted_users(message):
             self._forget_user(evaluators, user, message.time_ns)
 
@@ -215,7 +245,8 @@ class AlerterMachine:
         evaluator = self.evaluators.get(name)
         if evaluator is not None:
             evaluator.backfilling, evaluator.backfilled_ns = False, since_ns
-            evaluator.start_at(now_ns)
+            # Events up to the creation of the rule belong to an earlier one of its name.
+            evaluator.start_at(max(now_ns, self.events.ignored_upto.get(name, 0)))
             self._schedule(evaluator)
 
     def start_anew_if_ahead(self, now_ns: int) -> None:
@@ -245,10 +276,10 @@ class AlerterMachine:
         self.evaluate_until(message.time_ns)
         self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
-        for batch in _counted_in(message, self.dedup):
+        for batch, spans in _counted_in(message, self.dedup):
             if self.evaluators:
                 self.spans += len(batch.spans)
-                self._fold_into(self.evaluators, self._index, batch, message.time_ns)
+                self._fold_into(self.evaluators, self._index, batch, spans, message.time_ns)
         for user in _deleted_users(message):
             self._forget_user(self.evaluators, user, message.time_ns)
 
@@ -256,27 +287,22 @@ class AlerterMachine:
         """Drop the instances of a deleted user; one that is firing is resolved, so that receivers close the episode."""
         # Events have milliseconds.
         instant_ns = time_ns // MS * MS
-        self._forgotten_users[_digest(user)] = instant_ns
+        self.events.forget_user(user, instant_ns)
         for name, evaluator in evaluators.items():
             if not evaluator.rule.is_by_user:
                 continue
-            self._events.get(name, {}).pop(user, None)
+            self.events.forget(name, user)
             self._effects = [effect for effect in self._effects if not _is_about(effect, name, user)]
             event = evaluator.forget(user, instant_ns)
             if event is not None:
-                self._effects.append(self._publish(evaluator.rule, event))
-
-    def _is_forgotten(self, event: AlertEvent) -> bool:
-        """Return whether *event* is about a user who was deleted after it, or by whose deletion it was resolved."""
-        return any(
-            key.removeprefix("attr.") == "user_id"
-            and parse_instant(event.fired_at) <= self._forgotten_users.get(_digest(value), 0)
-            for key, value in event.group.items()
-        )
+                self._effects.append(self._publish(name, event))
 
     def _fold_into(
-        self, evaluators: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, time_ns: int
+        self, evaluators: Mapping[str, RuleEvaluator], index: FilterIndex, batch: Batch, spans: int, time_ns: int
     ) -> None:
+        if spans or batch.reporter is not None:
+            for name in index.unfiltered:
+                evaluators[name].report(batch, spans, time_ns)
         if batch.spans:
             rows = rows_of(batch.spans, self._table, time_ns)
             for name, indices in index.match(batch.spans):
@@ -293,11 +319,11 @@ class AlerterMachine:
             evaluator = self.evaluators.get(name)
             if evaluator is None or evaluator.due_ns != due_ns:
                 continue
-            self._effects += [self._publish(evaluator.rule, event) for event in evaluator.evaluate()]
+            self._effects += [self._publish(name, event) for event in evaluator.evaluate()]
             self._schedule(evaluator)
 
-    def _publish(self, rule: Rule, event: AlertEvent) -> Publish:
-        subject = subjects.alerts(self._project, rule.name)
+    def _publish(self, name: str, event: AlertEvent) -> Publish:
+        subject = subjects.alerts(self._project, name)
         return Publish(subject, _encode.encode(event), id=event_id(event))
 
     def lost(self, first: int, last: int, created_ns: int) -> None:
@@ -315,7 +341,22 @@ class AlerterMachine:
         if self.caught_up:
             self.start_evaluation(now_ns)
             self.evaluate_until(now_ns - SETTLED_NS)
+            self._end_abandoned(now_ns)
         return self.waiting_effects()
+
+    def _end_abandoned(self, now_ns: int) -> None:
+        for abandoned, instant_ns in self.events.abandoned(now_ns):
+            if abandoned.key in self._ending:
+                continue
+            name = abandoned.last.alert
+            gone = name not in self.evaluators
+            if abandoned.earlier:
+                event = end(abandoned.last, instant_ns, "deleted" if gone else "replaced")
+            else:
+                event = end(abandoned.last, instant_ns, "removed" if gone else "changed")
+            effect = self._publish(name, event)
+            self._effects.append(effect)
+            self._ending[abandoned.key] = effect.id
 
     def start_evaluation(self, now_ns: int) -> None:
         """Start to evaluate, from *now_ns* on, the rules that neither are evaluated yet nor are being backfilled."""
@@ -333,26 +374,24 @@ class AlerterMachine:
         """As ``Machine.performed``."""
         if effect in self._effects:
             self._effects.remove(effect)
+        for key in [key for key, id_ in self._ending.items() if id_ == effect.id]:
+            del self._ending[key]
 
     def apply_event(self, event: AlertEvent) -> None:
         """Update the state of a rule from an event of the alert stream, which any alerter may have published."""
-        if parse_instant(event.fired_at) <= self._ignored_upto.get(event.alert, 0) or self._is_forgotten(event):
-            return
-        events = self._events.setdefault(event.alert, {}).setdefault(instance_of(event), {})
-        if event.status == "firing":
-            events["firing"] = event
-        events["last"] = event
+        events = self.events.apply(event)
         evaluator = self.evaluators.get(event.alert)
-        if evaluator is not None:
+        if events is not None and evaluator is not None:
             evaluator.apply_events(events)
 
     def open_episodes(self) -> list[AlertEvent]:
         """Return the last event of every instance that is firing now."""
         open_events = []
         for name, evaluator in self.evaluators.items():
-            for group, events in self._events.get(name, {}).items():
+            for (_, group), events in self.events.states(name):
                 state = evaluator.states.get(group)
-                if events["last"].status == "firing" and state is not None and state.firing:
+                is_open = events["last"].status == "firing" and owns(evaluator.rule, events["last"])
+                if is_open and state is not None and state.firing:
                     open_events.append(events["last"])
         return open_events
 
@@ -362,7 +401,7 @@ class AlerterMachine:
 
     def last_event(self, event: AlertEvent) -> AlertEvent | None:
         """Return the last known event about the same instance as *event*; None = there is none."""
-        return self._events.get(event.alert, {}).get(instance_of(event), {}).get("last")
+        return self.events.last(event)
 
     def snapshot(self, saved: Mapping[str, int]) -> Saved:
         """As ``Machine.snapshot``; the parts are the memory of calls. Rules that are being backfilled are left out."""
@@ -380,8 +419,8 @@ class AlerterMachine:
             "dedup": memories,
             "began_ns": self._began_ns,
             "effects": list(self._effects),
-            "forgotten": dict(self._ignored_upto),
-            "forgotten_users": dict(self._forgotten_users),
+            "forgotten": dict(self.events.ignored_upto),
+            "forgotten_users": dict(self.events.forgotten_users),
         }
         return Saved(
             lambda: msgspec.msgpack.encode(
@@ -414,10 +453,7 @@ class AlerterMachine:
         for name, upto_ns in msgspec.convert(saved["forgotten"], dict[str, int]).items():
             self.ignore_events(name, upto_ns)
         if saved["version"] != _WITHOUT_CALLS:
-            self._forgotten_users |= msgspec.convert(saved["forgotten_users"], dict[bytes, int])
-        for instances in self._events.values():
-            for instance in [name for name, events in instances.items() if self._is_forgotten(events["last"])]:
-                del instances[instance]
+            self.events.restore_forgotten_users(msgspec.convert(saved["forgotten_users"], dict[bytes, int]))
         evaluators = {rule.name: RuleEvaluator(rule, self._table) for rule in self._rules}
         for name, evaluator in evaluators.items():
             saved_rule = saved["watches"].get(name)
@@ -433,7 +469,8 @@ class AlerterMachine:
         """Apply an unpublished event of a snapshot; return False if its rule is gone or the event is outdated."""
         event = decode_event(effect.payload)
         evaluator = self.evaluators.get(event.alert)
-        if evaluator is None:
+        # What ends an abandoned episode is made again.
+        if evaluator is None or not owns(evaluator.rule, event) or self.events.is_earlier(event):
             return False
         if parse_instant(event.fired_at) <= evaluator.states.get(instance_of(event), State()).event_ns:
             return False
@@ -441,8 +478,12 @@ class AlerterMachine:
         return True
 
 
-def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator[Batch]:
-    """Yield what counts of each batch of *message*, and remember it in the memory of its shard."""
+def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator[tuple[Batch, int]]:
+    """
+    Yield what counts of each batch of *message*, and the number of spans in it that its reporter sent.
+
+    What is yielded is remembered in the memory of its shard.
+    """
     shard = subjects.shard_of_spans(message.subject)
     if shard is None:
         return
@@ -450,9 +491,12 @@ def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator
     if own is None:
         raise Rejected(f"subject: {message.subject!r} is of a shard beyond the shard count")
     project = subjects.parse_project(message.subject)
-    for _, taken in own.taken_from(message.payload, message.sequence, message.time_ns, project):
+    for batch, taken in own.taken_from(message.payload, message.sequence, message.time_ns, project):
+        sent = len(batch.spans) if batch.sequence and not taken.skipped else 0
         if taken.batch is not None:
-            yield taken.batch
+            yield taken.batch, sent
+        elif sent:
+            yield Batch(id=batch.id, sequence=batch.sequence), sent
 
 
 def _deleted_users(message: Message) -> list[str]:
@@ -463,19 +507,6 @@ def _deleted_users(message: Message) -> list[str]:
     return [tombstone.id for batch in batches for tombstone in batch.tombstones if tombstone.target == "user"]
 
 
-def _digest(user: str) -> bytes:
-    return hashlib.sha256(user.encode()).digest()[:16]
-
-
 def _is_about(effect: Effect, rule: str, instance: str) -> bool:
     event = decode_event(effect.payload)
     return event.alert == rule and instance_of(event) == instance
-
-
-def event_id(event: AlertEvent) -> str:
-    """Return the message id of *event*: the same for the same rule, instance, instant and status."""
-    # The broker compares ids over the whole stream, and the eight digits of two rule ids may be equal.
-    rule = hashlib.sha256(event.alert.encode()).hexdigest()[:24]
-    message_id = f"{event.rule_id}@{event.fired_at}@{event.status}@{rule}"
-    instance = instance_of(event)
-    return f"{message_id}@{hashlib.sha256(instance.encode()).hexdigest()[:16]}" if instance else message_id

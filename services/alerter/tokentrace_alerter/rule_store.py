@@ -4,37 +4,49 @@ All rules: those of the configuration and those created at run time, with silenc
 Changes at run time are kept in the bucket ``tt_rules``: one entry for each rule, written with compare-and-set. Every
 alerter follows the bucket as a stream. Entries survive restarts, except that a deleted rule of the configuration comes
 back for all alerters when one of them restarts.
+
+An entry also keeps where the episodes of its rule are delivered; see ``kept_channels``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tokentrace.bad_data import BAD_DATA, UNREADABLE, reading, reason_of
 from tokentrace.bus import Bus, Entry, subjects
-from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, quoted
+from tokentrace.errors import ConfigError, Conflict, Rejected, TokentraceError, Unavailable, quoted
 from tokentrace.metrics import CustomMetric
 from tokentrace.records import (
     AlertAnswer,
+    AlertEvent,
     AlertRequest,
     CreateRule,
     DeleteRule,
-    Instant,
+    LiftSilence,
     ListRules,
+    PutRule,
+    RuleNames,
     decode_alert_request,
     encode_alert_answer,
 )
 from tokentrace.service.follow import Follower
-from tokentrace.units import DAY, parse_duration, render_instant
+from tokentrace.units import DAY, HOUR, MS, parse_duration, render_instant
 from tokentrace_alerter.delivery import AllowedHosts, Channel
+from tokentrace_alerter.event_memory import EventMemory
+from tokentrace_alerter.kept_channels import KeptChannel, channel_of, keep, needed
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import Rule, parse_rule
+from tokentrace_alerter.stored_rules import RuleChange, StoredRule, key_of
+
+log = logging.getLogger("tokentrace.alerter")
 
 MAX_RULES = 10_000
 MAX_SILENCE_NS = 366 * DAY
@@ -44,50 +56,9 @@ _MAX_TRIES = 8
 _UNUSABLE: tuple[type[Exception], ...] = (ConfigError, *BAD_DATA)
 #: Longest time that an answer waits for an entry of the bucket to be applied here, seconds.
 _APPLY_WAIT_S = 2.0
+#: How long a channel is kept after its last episode, nanoseconds. After an hour, events are not delivered any more.
+_CHANNELS_KEPT_NS = 2 * HOUR
 _STREAM, _PREFIX = f"KV_{subjects.RULES}", f"$KV.{subjects.RULES}."
-
-
-class _StoredRule(msgspec.Struct):
-    """
-    An entry of ``tt_rules``; JSON.
-
-    Attributes:
-        rule: The rule as it was posted; None = the rule of the configuration.
-        silenced_until_ns: End of the silence, Unix nanoseconds; 0 = there is none.
-        since_ns: Events up to this instant belong to an earlier rule of this name, Unix nanoseconds.
-    """
-
-    name: str
-    rule: dict[str, Any] | None = None
-    deleted: bool = False
-    silenced_until_ns: Instant = 0
-    since_ns: Instant = 0
-
-
-class RuleChange(NamedTuple):
-    """
-    A change of one rule.
-
-    Attributes:
-        rule: The new rule; None = the rule was deleted, or only its silence has changed.
-        removed: True = the rule was deleted.
-        silenced_until_ns: End of the silence, Unix nanoseconds; 0 = there is none.
-        since_ns: Events up to this instant belong to an earlier rule of this name, Unix nanoseconds.
-    """
-
-    name: str
-    rule: Rule | None
-    removed: bool
-    silenced_until_ns: int
-    since_ns: int = 0
-
-    def apply_to(self, machine: AlerterMachine) -> None:
-        """Make this change in *machine*."""
-        if self.rule is not None or self.removed:
-            machine.remove_rule(self.name, self.since_ns or None)
-        if self.rule is not None:
-            machine.add_rule(self.rule)
-        machine.silence(self.name, self.silenced_until_ns)
 
 
 class RuleStore:
@@ -115,6 +86,10 @@ class RuleStore:
         self._rules = dict(self._configured)
         self._silences: dict[str, int] = {}
         self._since_ns: dict[str, int] = {}
+        self._kept: dict[str, list[KeptChannel]] = {}
+        #: The only targets that a kept channel may name: who can write to the bucket must not choose what is called.
+        self._targets = {rule.delivery.target for rule in configured if rule.delivery is not None}
+        self._created: set[str] = set()
         self._following = False
         #: Sequence of the last entry of the bucket that was applied here.
         self._applied = 0
@@ -124,10 +99,57 @@ class RuleStore:
         """Return the rule called *name*; None = there is none."""
         return self._rules.get(name)
 
-    def channel(self, name: str) -> Channel | None:
-        """Return the channel for the events of the rule *name*; None = they are not delivered."""
+    @property
+    def hidden(self) -> list[str]:
+        """Names of the rules of the configuration that are not evaluated: a rule of that name was made at run time."""
+        return sorted(self._created & self._configured.keys())
+
+    def channel(self, event: AlertEvent) -> Channel | None:
+        """Return the channel for *event*, that of the firing that began its episode; None = it is not delivered."""
+        rule = self._rules.get(event.alert)
+        current = rule.delivery if rule is not None else None
+        channel = channel_of(self._kept.get(event.alert, ()), event, current)
+        if channel is not None and channel != current and channel.target and channel.target not in self._targets:
+            log.warning(
+                "rule %s: %s is not delivered: the file names %s no more", event.alert, event.fired_at, channel.target
+            )
+            return None
+        return channel
+
+    async def keep_channel(self, firing: AlertEvent) -> None:
+        """
+        Keep where the episode of *firing* is delivered; call this before *firing* is published.
+
+        Raises:
+            Unavailable: The broker cannot be reached, or other alerters kept changing the entry.
+        """
+        name = firing.alert
         rule = self._rules.get(name)
-        return rule.delivery if rule is not None else None
+        current = rule.delivery if rule is not None else None
+        kept = self._kept.get(name, [])
+        if rule is None or keep(kept, firing, current) == kept:
+            return
+        try:
+            await self._write(name, lambda stored: replace(stored, kept=keep(stored.kept, firing, current)))
+        except Conflict as exc:
+            raise Unavailable(str(exc)) from exc
+
+    async def forget_channels(self, events: EventMemory, now_ns: int) -> None:
+        """
+        Drop the kept channels that no delivery needs any more at *now_ns*, Unix nanoseconds.
+
+        Raises:
+            Unavailable: The broker cannot be reached.
+        """
+        for name, kept in list(self._kept.items()):
+            after_ns = now_ns - _CHANNELS_KEPT_NS
+            exists = name in self._rules or self._since_ns.get(name, 0) > after_ns
+            used = needed(kept, events, name, exists=exists, after_ns=after_ns)
+            outdated = [one for one in kept if one not in used]
+            if outdated:
+                log.info("rule %s: a channel that its episodes used is forgotten", name)
+                with contextlib.suppress(Conflict):
+                    await self._write(name, partial(_without, outdated))
 
     async def open(self) -> list[RuleChange]:
         """
@@ -143,12 +165,19 @@ class RuleStore:
                 continue
             if stored.deleted and stored.name in self._configured:
                 # A restart brings a deleted rule of the configuration back. Other alerters learn it from the entry.
-                stored = _StoredRule(stored.name, since_ns=stored.since_ns)
+                stored = StoredRule(stored.name, since_ns=stored.since_ns, kept=stored.kept)
                 with contextlib.suppress(Conflict):
                     await self._kv.update(key, msgspec.json.encode(stored), entry.revision)
             change = self._apply(stored)
             if change is not None:
                 changes.append(change)
+        for name in self.hidden:
+            log.warning(
+                "rule %s: the one in the file is not evaluated, because a rule of that name was created at run time; "
+                "after DELETE /alerts/%s and a restart it is",
+                name,
+                name,
+            )
         return changes
 
     def apply_to(self, machine: AlerterMachine, changes: Sequence[RuleChange]) -> None:
@@ -174,6 +203,20 @@ class RuleStore:
                     self._new_entry.set()
                     self._new_entry = asyncio.Event()
 
+    async def read_changes(self) -> bool:
+        """
+        Wait until the changes before this call are applied here.
+
+        Returns:
+            False if the broker does not say what they are, or they do not arrive within two seconds.
+        """
+        try:
+            last = (await self._bus.state(_STREAM)).last_sequence
+        except TokentraceError:
+            return False
+        await self._wait_until_applied(last)
+        return self._applied >= last
+
     async def _wait_until_applied(self, sequence: int) -> None:
         """Wait until the entry of the bucket with this *sequence* is applied here, for at most two seconds."""
         with contextlib.suppress(TimeoutError):
@@ -181,16 +224,16 @@ class RuleStore:
                 while self._following and self._applied < sequence:
                     await self._new_entry.wait()
 
-    def _decode(self, key: str, value: bytes) -> _StoredRule | None:
+    def _decode(self, key: str, value: bytes) -> StoredRule | None:
         """Return the decoded entry; None if it cannot be decoded, which is recorded."""
         with self._bus.set_aside.guard(subjects.RULES, f"key {key}"), reading("rule"):
-            stored = msgspec.json.decode(value, type=_StoredRule)
-            if key != _key(stored.name):
+            stored = msgspec.json.decode(value, type=StoredRule)
+            if key != key_of(stored.name):
                 raise ValueError("it stands under the key of another name")
             return stored
         return None
 
-    def _apply(self, stored: _StoredRule) -> RuleChange | None:
+    def _apply(self, stored: StoredRule) -> RuleChange | None:
         """Apply an entry and return the change; None if there is none, or if this alerter cannot use its rule."""
         name = stored.name
         rule_before, silenced_before = self._rules.get(name), self._silences.get(name, 0)
@@ -201,16 +244,22 @@ class RuleStore:
                 rule = parse_rule(stored.rule, name, self._cooldown_ns, self._customs)
                 if rule.name != name:
                     raise ValueError(f"its rule is called {quoted(rule.name)}")
+                if rule.delivery is not None and rule.delivery.type == "custom":
+                    raise ValueError("its delivery is of type custom, which only the configuration may have")
             except _UNUSABLE as exc:
-                self._bus.set_aside.note(subjects.RULES, f"key {_key(name)}", exc)
+                self._bus.set_aside.note(subjects.RULES, f"key {key_of(name)}", exc)
                 return None
         self._silences[name], self._since_ns[name] = stored.silenced_until_ns, stored.since_ns
+        self._kept[name] = stored.kept
+        is_created = stored.rule is not None and not stored.deleted
+        (self._created.add if is_created else self._created.discard)(name)
         if rule is None:
             self._rules.pop(name, None)
             return RuleChange(name, None, rule_before is not None, 0, stored.since_ns)
         self._rules[name] = rule
         if rule != rule_before or is_new:
-            return RuleChange(name, rule, False, stored.silenced_until_ns, stored.since_ns)
+            continues = rule_before is not None and not is_new
+            return RuleChange(name, rule, False, stored.silenced_until_ns, stored.since_ns, continues)
         if silenced_before == stored.silenced_until_ns:
             return None
         return RuleChange(name, None, False, stored.silenced_until_ns)
@@ -232,32 +281,50 @@ class RuleStore:
 
     async def _execute(self, request: AlertRequest, machine: AlerterMachine, now_ns: int) -> AlertAnswer:
         if isinstance(request, ListRules):
-            return AlertAnswer(200, machine.render(now_ns))
+            return AlertAnswer(200, [rule | self._origin(rule["name"]) for rule in machine.render(now_ns)])
+        if isinstance(request, RuleNames):
+            return AlertAnswer(200, list(machine.evaluators))
         if isinstance(request, CreateRule):
-            return AlertAnswer(201, await self._create(request.rule, now_ns))
+            return AlertAnswer(201, await self._create(request.rule, machine, now_ns))
+        if isinstance(request, PutRule):
+            return await self._put(request.name, request.rule, machine, now_ns)
         name = request.name
         if name not in self._rules and not await self._is_stored(name):
             raise _unknown(name)
         if isinstance(request, DeleteRule):
-            await self._write(name, lambda stored: _StoredRule(name, None, deleted=True, since_ns=now_ns))
+            since_ns = _since(machine, name, now_ns)
+            await self._write(
+                name, lambda stored: StoredRule(name, None, deleted=True, since_ns=since_ns, kept=stored.kept)
+            )
             return AlertAnswer(204, None)
-        until_ns = now_ns + _silence_duration(request.duration)
+        until_ns = 0 if isinstance(request, LiftSilence) else now_ns + _silence_duration(request.duration)
+        rule = self._rules.get(name)
+        if not until_ns and rule is not None and rule.silenced:
+            raise Conflict(f"rule {quoted(name)} is silenced by its key silenced, not by a silence")
 
-        def silenced(stored: _StoredRule) -> _StoredRule:
+        def silenced(stored: StoredRule) -> StoredRule:
             if stored.deleted:
                 raise _unknown(name)
-            return _StoredRule(name, stored.rule, silenced_until_ns=until_ns, since_ns=stored.since_ns)
+            return replace(stored, silenced_until_ns=until_ns)
 
         await self._write(name, silenced)
-        return AlertAnswer(200, {"silenced_until": render_instant(until_ns)})
+        return AlertAnswer(200, {"silenced_until": render_instant(until_ns)}) if until_ns else AlertAnswer(204, None)
+
+    def _origin(self, name: str) -> dict[str, Any]:
+        """Return what ``GET /alerts`` shows of where the rule *name* comes from."""
+        is_created = name in self._created
+        return {
+            "source": "created" if is_created else "file",
+            "hides_rule_of_file": is_created and name in self._configured,
+        }
 
     async def _is_stored(self, name: str) -> bool:
         """Return whether the bucket holds a created rule called *name*, although it may not be applied here yet."""
-        entry = await self._kv.get(_key(name))
-        stored = None if entry is None else self._decode(_key(name), entry.value)
+        entry = await self._kv.get(key_of(name))
+        stored = None if entry is None else self._decode(key_of(name), entry.value)
         return stored is not None and stored.rule is not None and not stored.deleted
 
-    async def _create(self, written: object, now_ns: int) -> dict[str, Any]:
+    def _checked(self, written: object) -> tuple[Rule, dict[str, Any]]:
         if not isinstance(written, dict):
             raise Rejected("rule: not an object")
         try:
@@ -271,15 +338,54 @@ class RuleStore:
                 self._allowed.check_url(rule.delivery.url)
             except Rejected as exc:
                 raise Rejected(f"rule.delivery.url: {exc}") from exc
-        if rule.name in self._rules:
-            raise _exists(rule.name)
+        return rule, written
+
+    def _check_room(self) -> None:
         if len(self._rules) >= MAX_RULES:
             raise Rejected(f"rule: there are {MAX_RULES} rules already, which is the limit")
-        stored = _StoredRule(rule.name, written, since_ns=now_ns)
-        await self._write(rule.name, lambda before: stored, fresh=True)
+
+    async def _create(self, written: object, machine: AlerterMachine, now_ns: int) -> dict[str, Any]:
+        rule, kept = self._checked(written)
+        if rule.name in self._rules:
+            raise _exists(rule.name)
+        self._check_room()
+        since_ns = _since(machine, rule.name, now_ns)
+        await self._write(
+            rule.name,
+            lambda before: StoredRule(rule.name, kept, since_ns=since_ns, kept=before.kept),
+            fresh=True,
+        )
         return {"rule_id": rule.rule_id, "name": rule.name}
 
-    async def _write(self, name: str, change: Callable[[_StoredRule], _StoredRule], *, fresh: bool = False) -> None:
+    async def _put(self, name: str, written: object, machine: AlerterMachine, now_ns: int) -> AlertAnswer:
+        """Replace the rule *name*, which keeps its state if its condition stays the same, or create it."""
+        if isinstance(written, dict) and written.get("name", name) != name:
+            raise Rejected(f"rule.name: {quoted(written['name'])} is not {quoted(name)}, the name in the path")
+        rule, posted = self._checked({**written, "name": name} if isinstance(written, dict) else written)
+        since_ns, is_new = _since(machine, name, now_ns), False
+
+        def put(before: StoredRule) -> StoredRule:
+            nonlocal is_new
+            is_new = before.rule is None or before.deleted
+            if is_new and not before.deleted and name in self._configured:
+                raise Conflict(f"rule {quoted(name)} is in the configuration; change it there, or delete it first")
+            if is_new:
+                self._check_room()
+                return StoredRule(name, posted, since_ns=since_ns, kept=before.kept)
+            continues = self._has_condition(before, rule)
+            return replace(before, rule=posted, since_ns=before.since_ns if continues else since_ns)
+
+        await self._write(name, put)
+        return AlertAnswer(201 if is_new else 200, {"rule_id": rule.rule_id, "name": name})
+
+    def _has_condition(self, stored: StoredRule, rule: Rule) -> bool:
+        try:
+            before = parse_rule(stored.rule or {}, stored.name, self._cooldown_ns, self._customs)
+        except _UNUSABLE:
+            return False
+        return before.condition == rule.condition
+
+    async def _write(self, name: str, change: Callable[[StoredRule], StoredRule], *, fresh: bool = False) -> None:
         """
         Replace the entry of *name* by the result of *change*, and wait until that is applied here.
 
@@ -292,13 +398,15 @@ class RuleStore:
             Rejected: *change* raised it.
             Unavailable: The broker cannot be reached.
         """
-        key = _key(name)
+        key = key_of(name)
         for _ in range(_MAX_TRIES):
             entry: Entry | None = await self._kv.get(key)
             before = self._decode(key, entry.value) if entry is not None else None
             if fresh and before is not None and not before.deleted and before.rule is not None:
                 raise _exists(name)
-            stored = msgspec.json.encode(change(before or _StoredRule(name)))
+            stored = msgspec.json.encode(change(before or StoredRule(name)))
+            if entry is not None and stored == entry.value:
+                return
             try:
                 if entry is None:
                     revision = await self._kv.create(key, stored)
@@ -311,9 +419,13 @@ class RuleStore:
         raise Conflict(f"rule {quoted(name)}: other changes came first {_MAX_TRIES} times; try again")
 
 
-def _key(name: str) -> str:
-    """Return the key of the entry of the rule *name*: a hash, because keys allow fewer characters than names."""
-    return hashlib.sha256(name.encode()).hexdigest()[:32]
+def _since(machine: AlerterMachine, name: str, now_ns: int) -> int:
+    """Return the instant of a change of the rule *name* at *now_ns*: whole milliseconds, after all its known events."""
+    return (max(now_ns, machine.events.newest_ns(name)) // MS + 1) * MS
+
+
+def _without(outdated: Sequence[KeptChannel], stored: StoredRule) -> StoredRule:
+    return replace(stored, kept=[one for one in stored.kept if one not in outdated])
 
 
 def _unknown(name: str) -> Rejected:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.config import Settings
-from tokentrace.errors import ConfigError, Conflict, Rejected, quoted
+from tokentrace.errors import ConfigError, Conflict, Rejected, Unavailable, quoted
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
-from tokentrace.records import decode_event
+from tokentrace.records import AlertEvent, decode_event
 from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
@@ -30,8 +30,9 @@ from tokentrace.units import SECOND, parse_duration, parse_instant
 from tokentrace_alerter.backfill import Backfiller
 from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, load_target
 from tokentrace_alerter.machine import AlerterMachine
-from tokentrace_alerter.rule_store import RuleChange, RuleStore
+from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, compile_rule
+from tokentrace_alerter.stored_rules import RuleChange
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -39,6 +40,8 @@ NAME = "alerter"
 GROUP = "alerter"
 #: When another alerter published first, its event must arrive within this time, seconds.
 _WINNER_WAIT_S = 5.0
+#: How often kept channels that are not needed any more are looked for, seconds.
+_FORGET_EVERY_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,12 @@ class Alerter:
         self.machine = AlerterMachine(config.rules, config.project, shards=config.shards)
         self.rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
         self.delivery_worker = DeliveryWorker(
-            bus, config.project, self.rule_store.channel, self.machine.open_episodes, config.allowed
+            bus,
+            config.project,
+            self.rule_store.channel,
+            self._rules_read,
+            self.machine.open_episodes,
+            config.allowed,
         )
         #: Alert subject -> sequence of its last event.
         self._last: dict[str, int] = {}
@@ -144,10 +152,11 @@ class Alerter:
                 asyncio.create_task(self._follow_events()),
                 asyncio.create_task(self._follow_rules()),
                 asyncio.create_task(self.backfiller.run()),
+                asyncio.create_task(self._forget_channels()),
             ]
-            events_read = asyncio.create_task(self._events_read.wait())
+            known = asyncio.create_task(self._know_events())
             try:
-                await asyncio.wait([events_read, stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([known, stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 if not stopping.is_set():
                     tasks.append(asyncio.create_task(self.delivery_worker.run()))
                     tasks.append(asyncio.create_task(self.runner.run(stopping)))
@@ -157,10 +166,26 @@ class Alerter:
                     for task in done:
                         task.result()
             finally:
-                running = [*tasks, events_read, stop]
+                running = [*tasks, known, stop]
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
+
+    async def _know_events(self) -> None:
+        """Return when all earlier events are known; episodes whose rule is gone are ended once the log is read."""
+        await self._events_read.wait()
+        # A rule was created before it fired, so the rules are read after the events.
+        if await self.rule_store.read_changes():
+            self.machine.events.settle()
+
+    async def _rules_read(self) -> None:
+        await self.rule_store.read_changes()
+
+    async def _forget_channels(self) -> None:
+        while True:
+            await asyncio.sleep(_FORGET_EVERY_S)
+            with contextlib.suppress(Unavailable):
+                await self.rule_store.forget_channels(self.machine.events, time.time_ns())
 
     def _loaded(self) -> None:
         self.machine.start_anew_if_ahead(self.bus.clock.now_ns())
@@ -200,14 +225,17 @@ class Alerter:
         change.apply_to(self.machine)
         if change.rule is not None:
             log.info("rule %s: evaluated from now on", change.name)
-            self.backfiller.ask(change.rule)
+            if self.machine.evaluators[change.name].backfilling:
+                self.backfiller.ask(change.rule)
 
     async def _perform(self, effect: Effect) -> None:
         event = decode_event(effect.payload)
         before = self.machine.last_event(event)
-        if before is not None and parse_instant(before.fired_at) >= parse_instant(event.fired_at):
+        if before is not None and _makes_needless(before, event):
             log.debug("%s: an event for this or a later instant is published already", effect.subject)
             return
+        if event.status == "firing":
+            await self.rule_store.keep_channel(event)
         while True:
             last = self._last.get(effect.subject, 0)
             try:
@@ -260,6 +288,8 @@ class Alerter:
         if not self.runner.progress.caught_up:
             missing.append("alert rules")
         details: dict[str, object] = {"rules": len(self.machine.evaluators)}
+        if self.rule_store.hidden:
+            details["hidden_rules_of_file"] = self.rule_store.hidden
         overflow = {
             name: evaluator.overflow.span_count
             for name, evaluator in self.machine.evaluators.items()
@@ -288,3 +318,14 @@ class Alerter:
         if self.machine.time_ns:
             age_s = (self.bus.clock.now_ns() - self.machine.time_ns) / SECOND
             yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message folded.", age_s)
+
+
+def _makes_needless(before: AlertEvent, event: AlertEvent) -> bool:
+    """Return whether *event* need not be published after *before*, the last one about its instance."""
+    if event.status == "resolved" and before.status == "resolved":
+        return True
+    before_ns, event_ns = parse_instant(before.fired_at), parse_instant(event.fired_at)
+    # The end of an abandoned episode may be at the instant of its last firing.
+    return before_ns >= event_ns and not (
+        before_ns == event_ns and (before.status, event.status) == ("firing", "resolved")
+    )

@@ -40,7 +40,7 @@ def compose(bus: Bus, config: Config) -> App:
         service.store_writer.apply_deletions,
     )
     routers = [
-        prometheus.router(config.prometheus_path, aggregators, history, refused, custom),
+        prometheus.router(config.prometheus_path, aggregators, history, refused, custom, bus),
         metrics.router(config.metrics_path, metrics.Source(aggregators, service, history, refused, custom)),
         receipt.router(service, service.pricer),
         prices.router(service.pricer),

@@ -137,6 +137,8 @@ async def _publish(scoring: Scoring, span: Span, name: str, stored: _StoredScore
         ended_ns=span.ended_ns,
         arrived_ns=span.arrived_ns,
         attributes=span.attributes,
+        session_id=span.session_id,
+        user_id=span.user_id,
     )
     now_ns = scoring.store.now_ns()
     # A score goes to the shard of its span, so that every reader folds the span first.

@@ -34,6 +34,8 @@ def check(file: _File) -> None:
         every = render_duration(rule.eval_interval_ns)
         grouped = f" by {rule.group_by}" if rule.group_by else ""
         print(f"{rule.name}: {rule.metric}{grouped} {rule.op} {rule.threshold:g} over {rule.window}, every {every}")
+        if rule.misses_late_scores:
+            print(f"{rule.name}: note: it selects spans by a score, and ignores scores that are given later")
     print("1 rule is valid" if len(rules) == 1 else f"{len(rules)} rules are valid")
 
 

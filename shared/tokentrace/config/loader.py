@@ -201,6 +201,7 @@ def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:
                 f"{key}: the environment variable {variable} is not set, and a secret needs it; "
                 f"${{{variable}:-}} means that it may be empty"
             )
+        log.warning("%s: the environment variable %s is not set, so it is empty here", key, variable)
         return ""
 
     return _VARIABLE.sub(replacement, value)

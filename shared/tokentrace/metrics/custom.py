@@ -29,6 +29,8 @@ from tokentrace.units import MS, NUSD_PER_USD, SCORE_ONE, is_number, score_to_in
 
 #: A numeric attribute counts if its absolute value is below this; larger values in units of 1e-9 may not fit int64.
 MAX_ATTRIBUTE = 9_200_000_000
+#: Type of a custom metric that is a quantile -> the quantile.
+QUANTILES: Mapping[str, float] = {"p50": 0.50, "p95": 0.95}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ESCAPE = re.compile(r"\\(u[0-9a-f]{4}|.)")
 #: Fields of a span with tokens that are known by type.
@@ -51,7 +53,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
     A metric that the configuration defines.
 
     Attributes:
-        type: How the values of spans are combined into the metric.
+        type: How the values of spans are combined into the metric; p50 only in rules on attributes.
         field: The value of a span: ``cost``, ``prompt_tokens``, ``comp_tokens``, ``total_tokens``, ``latency_ms``,
             ``ttft_ms`` or ``attr.<key>``; "" = no value, the type is ``count``.
         filter_key: Dimension or attribute that a span must have; "" = every span is measured.
@@ -59,7 +61,7 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    type: Literal["sum", "count", "avg", "p95"]
+    type: Literal["sum", "count", "avg", "p50", "p95"]
     field: str = ""
     filter_key: str = ""
     filter_val: str | None = None
@@ -160,8 +162,8 @@ class CustomMetric(msgspec.Struct, frozen=True, kw_only=True):
             return measured.total / self.divisor
         if self.type == "avg":
             return measured.total / (measured.size * self.divisor)
-        p95 = measured.summary.quantile(0.95)
-        return None if p95 is None else p95 / self.divisor
+        quantile = measured.summary.quantile(QUANTILES[self.type])
+        return None if quantile is None else quantile / self.divisor
 
     def as_metric(self) -> Metric:
         """Return a ``Metric`` that reads this metric from aggregates; their query must have named it."""

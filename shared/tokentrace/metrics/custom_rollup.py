@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.metrics.custom import CustomMetric
+from tokentrace.metrics.custom import QUANTILES, CustomMetric
 from tokentrace.metrics.query import Query
 from tokentrace.metrics.reader import Read, grouped, matching
 from tokentrace.metrics.result import Aggregates, CustomValue
@@ -183,8 +183,8 @@ class CustomRollup:
         step, series, totals = rows
         own = groups[series]
         numbers, sums = add_together(np.where(own >= 0, step * size + own, -1), totals)
-        p95 = self.metric.type == "p95"
-        summaries = self._rollup.summaries(steps, {"value": groups}, size)["value"] if p95 else {}
+        is_quantile = self.metric.type in QUANTILES
+        summaries = self._rollup.summaries(steps, {"value": groups}, size)["value"] if is_quantile else {}
         return {
             number: CustomValue(count, total, summaries.get(number), unpriced, partly)
             for number, (count, total, unpriced, partly) in zip(numbers.tolist(), sums.all_numbers(), strict=True)

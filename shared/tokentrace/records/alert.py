@@ -32,13 +32,16 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
         filter: The dimensions and attributes, with their values, that select the rule's spans.
         rule_id: ``alert_`` and 8 hex digits.
         level: The severity of the rule: warning or critical.
-        message: ``<metric> <op> <value> (threshold: <threshold>)``.
+        message: Of a firing ``<metric> <op> <value> (threshold: <threshold>)``; of a resolution what ended the episode.
         status: Whether the rule fires or is resolved.
         starts_at: When the episode began, RFC 3339.
         ends_at: When the episode ended, RFC 3339; None while it lasts.
         group: The value of ``group_by`` that this event is about; empty for a rule without groups.
         unpriced_span_count: For a rule on money: spans that *value* leaves out because their cost is unknown. Absent
             for other rules.
+        ended_by: What ended the episode. recovered: the condition does not hold; no_data: there is no data any more;
+            deleted, replaced, changed, removed: what happened to the rule; overflow: the instance is over the limit;
+            user_deleted. Later versions may add others. Absent for a firing.
     """
 
     alert: str
@@ -58,6 +61,7 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
     ends_at: str | None = None
     group: dict[str, str] = {}
     unpriced_span_count: int | msgspec.UnsetType = msgspec.UNSET
+    ended_by: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,18 @@ class CreateRule(msgspec.Struct, frozen=True, tag_field="ask", tag="create"):
     rule: Any
 
 
+class PutRule(msgspec.Struct, frozen=True, tag_field="ask", tag="put"):
+    """
+    The request to replace the rule *name*, or to add it if there is none.
+
+    Attributes:
+        rule: The rule as it was sent, with or without its name. Only the alerter checks it.
+    """
+
+    name: str
+    rule: Any
+
+
 class DeleteRule(msgspec.Struct, frozen=True, tag_field="ask", tag="delete"):
     """The request to remove the rule *name*."""
 
@@ -49,7 +61,17 @@ class SilenceRule(msgspec.Struct, frozen=True, tag_field="ask", tag="silence"):
     duration: str
 
 
-AlertRequest = ListRules | CreateRule | DeleteRule | SilenceRule
+class LiftSilence(msgspec.Struct, frozen=True, tag_field="ask", tag="lift_silence"):
+    """The request to end the silence of the rule *name* now."""
+
+    name: str
+
+
+class RuleNames(msgspec.Struct, frozen=True, tag_field="ask", tag="names"):
+    """The request for the names of all rules."""
+
+
+AlertRequest = ListRules | CreateRule | PutRule | DeleteRule | SilenceRule | LiftSilence | RuleNames
 
 
 class AlertAnswer(msgspec.Struct, frozen=True):
@@ -59,7 +81,7 @@ class AlertAnswer(msgspec.Struct, frozen=True):
     Attributes:
         status: The HTTP status of the answer.
         body: ``{"error": text}`` if *status* is 300 or more; otherwise what the HTTP client receives, for ``ListRules``
-            the list of rules.
+            the list of rules, and for ``RuleNames`` the list of names.
     """
 
     status: Annotated[int, Meta(ge=200, le=599)]
@@ -102,7 +124,9 @@ def decode_alert_request(payload: bytes) -> AlertRequest:
         if at is None:
             raise Rejected(f"request: {reason}") from exc
         if at[2] == "ask":
-            raise Rejected(f"ask: {shorten(at[1])} (one of list, create, delete, silence)") from exc
+            raise Rejected(
+                f"ask: {shorten(at[1])} (one of list, create, delete, silence, put, lift_silence, names)"
+            ) from exc
         raise Rejected(f"{at[2]}: {at[1]}") from exc
 
 
@@ -116,7 +140,8 @@ def decode_alert_answer(payload: bytes, request: AlertRequest) -> AlertAnswer:
     Decode an answer to *request*.
 
     Raises:
-        Rejected: *payload* is not an answer, its error has no text, or an answer to ``ListRules`` is no list of rules.
+        Rejected: *payload* is not an answer, its error has no text, or an answer to ``ListRules`` or ``RuleNames`` is
+            no list of rules or names.
     """
     with reading("answer"):
         answer = _answers.decode(payload)
@@ -124,4 +149,6 @@ def decode_alert_answer(payload: bytes, request: AlertRequest) -> AlertAnswer:
             msgspec.convert(answer.body, type=_Failure)
         elif isinstance(request, ListRules):
             msgspec.convert(answer.body, type=list[_ListedRule])
+        elif isinstance(request, RuleNames):
+            msgspec.convert(answer.body, type=list[str])
         return answer

@@ -63,6 +63,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         ended_ns, arrived_ns: The end and the arrival of the span, Unix nanoseconds. The score counts at the event time
             of the span.
         attributes: The attributes of the span, for rules that filter or group by attributes.
+        session_id, user_id: The session and user of the span, for the same; None = unknown.
     """
 
     trace_id: Id
@@ -79,6 +80,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     ended_ns: Instant = 0
     arrived_ns: Instant = 0
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+    session_id: Id | None = None
+    user_id: Id | None = None
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

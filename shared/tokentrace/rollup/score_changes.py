@@ -60,6 +60,8 @@ def _scored(score: Score, value: int | None) -> Span:
         arrived_ns=score.arrived_ns,
         score=value if score.name == SCORE else score_of(score.attributes),
         attributes=_with(score.attributes, score.name, value),
+        session_id=score.session_id,
+        user_id=score.user_id,
     )
 
 

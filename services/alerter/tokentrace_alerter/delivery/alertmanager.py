@@ -28,6 +28,8 @@ RENEW_EVERY_NS = MINUTE
 _PATH = "/api/v2/alerts"
 #: Time within which an alerter is expected to read a published firing from the alert stream, nanoseconds.
 _APPLIED_NS = 10 * SECOND
+#: (Rule, destination): what one request renews. After a change of a rule its episodes may have two destinations.
+_Renewal = tuple[str, str]
 
 
 class Alertmanagers:
@@ -35,7 +37,7 @@ class Alertmanagers:
     Pushes events to the Alertmanagers that rules name, and renews the alerts of open episodes.
 
     Args:
-        channel_of: Returns the channel of the rule with a name; None = its events are not delivered.
+        channel_of: Returns the channel of an event; None = it is not delivered.
         at_once: Limit of concurrent renewals for one destination.
         clock: Tells when an alert ends.
     """
@@ -43,7 +45,7 @@ class Alertmanagers:
     def __init__(
         self,
         sender: WebhookSender,
-        channel_of: Callable[[str], Channel | None],
+        channel_of: Callable[[AlertEvent], Channel | None],
         episodes: OpenEpisodes,
         at_once: int,
         clock: BrokerClock,
@@ -53,7 +55,7 @@ class Alertmanagers:
         self._limits: dict[str, asyncio.Semaphore] = {}
         #: Episode -> monotonic time, seconds, at which it is renewed next.
         self._renew_at: dict[Episode, float] = {}
-        self._renewing: set[str] = set()
+        self._renewing: set[_Renewal] = set()
 
     async def send(self, channel: Channel, event: AlertEvent, *, again: bool) -> None:
         """
@@ -77,27 +79,26 @@ class Alertmanagers:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await asyncio.sleep(1.0)
-                for name, events in self._due().items():
-                    channel = self._channel_of(name)
-                    if channel is not None and name not in self._renewing:
-                        self._renewing.add(name)
-                        tasks.create_task(self._renew(name, channel, events))
+                for key, (channel, events) in self._due().items():
+                    if key not in self._renewing:
+                        self._renewing.add(key)
+                        tasks.create_task(self._renew(key, channel, events))
 
-    def _due(self) -> dict[str, list[AlertEvent]]:
-        """Return the last events of the episodes to renew now, by name of the rule."""
+    def _due(self) -> dict[_Renewal, tuple[Channel, list[AlertEvent]]]:
+        """Return the last events of the episodes to renew now."""
         now, every_s = time.monotonic(), RENEW_EVERY_NS / SECOND
         current: set[Episode] = set()
-        due: dict[str, list[AlertEvent]] = {}
+        due: dict[_Renewal, tuple[Channel, list[AlertEvent]]] = {}
         for event in self._episodes:
-            channel = self._channel_of(event.alert)
+            channel = self._channel_of(event)
             if channel is not None and channel.type == "alertmanager":
                 current.add(episode_of(event))
                 if now >= self._renew_at.setdefault(episode_of(event), now + every_s):
-                    due.setdefault(event.alert, []).append(event)
+                    due.setdefault((event.alert, channel.destination), (channel, []))[1].append(event)
         self._renew_at = {episode: at for episode, at in self._renew_at.items() if episode in current}
         return due
 
-    async def _renew(self, name: str, channel: Channel, events: list[AlertEvent]) -> None:
+    async def _renew(self, key: _Renewal, channel: Channel, events: list[AlertEvent]) -> None:
         try:
             async with self._limits.setdefault(channel.destination, asyncio.Semaphore(self._at_once)):
                 # Some episodes may have ended while this task waited.
@@ -108,9 +109,9 @@ class Alertmanagers:
                 if events:
                     await self._push(channel, [alertmanager_alert(event, self._clock.now_ns()) for event in events])
         except (Failed, Refused) as exc:
-            log.warning("rule %s: its alerts were not renewed in the Alertmanager: %s", name, exc)
+            log.warning("rule %s: its alerts were not renewed in the Alertmanager: %s", key[0], exc)
         finally:
-            self._renewing.discard(name)
+            self._renewing.discard(key)
 
     async def _push(self, channel: Channel, alerts: list[dict[str, object]]) -> None:
         await self._sender.post(channel, channel.url + _PATH, msgspec.json.encode(alerts), {})

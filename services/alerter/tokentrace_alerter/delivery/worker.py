@@ -52,7 +52,9 @@ class DeliveryWorker:
     Takes events from the queue and delivers them.
 
     Args:
-        channel_of: Returns the channel of the rule with a name; None = its events are not delivered.
+        channel_of: Returns the channel of an event, which is that of the firing that began its episode, although the
+            rule may be deleted or changed since; None = the event is not delivered.
+        rules_read: Returns once the changes of rules that came before this call are known here.
         open_episodes: Returns the last event of every instance that is firing now.
         allowed: The hosts that may be called. A delivery to another host is given up.
 
@@ -64,11 +66,13 @@ class DeliveryWorker:
         self,
         bus: Bus,
         project: str,
-        channel_of: Callable[[str], Channel | None],
+        channel_of: Callable[[AlertEvent], Channel | None],
+        rules_read: Callable[[], Awaitable[None]],
         open_episodes: Callable[[], list[AlertEvent]],
         allowed: AllowedHosts,
     ) -> None:
         self._bus, self._project, self._channel_of = bus, project, channel_of
+        self._rules_read = rules_read
         self._limits: dict[str, asyncio.Semaphore] = {}
         self._sender = WebhookSender(allowed)
         self._episodes = OpenEpisodes(open_episodes)
@@ -103,7 +107,9 @@ class DeliveryWorker:
             await self._finish(delivery, delivery.term("not an event"))
 
     async def _deliver_event(self, delivery: Delivery, event: AlertEvent) -> None:
-        channel = self._channel_of(event.alert)
+        # Another alerter may have published this event for a rule that has changed since this one last looked.
+        await self._rules_read()
+        channel = self._channel_of(event)
         if channel is None or not channel.wants(event):
             await self._finish(delivery, delivery.ack())
             return

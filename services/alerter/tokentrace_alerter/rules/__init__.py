@@ -1,6 +1,6 @@
 """Alert rules: their compiled form, their decisions, and the state of their instances."""
 
-from tokentrace_alerter.rules.decide import Decision, State, breaches, decide
+from tokentrace_alerter.rules.decide import Decision, Ending, State, breaches, decide, end, owns
 from tokentrace_alerter.rules.evaluator import RuleEvaluator, instance_of
 from tokentrace_alerter.rules.filter_index import FilterIndex
 from tokentrace_alerter.rules.render import render_status
@@ -9,6 +9,7 @@ from tokentrace_alerter.rules.window import select
 
 __all__ = [
     "Decision",
+    "Ending",
     "FilterIndex",
     "Rule",
     "RuleEvaluator",
@@ -16,7 +17,9 @@ __all__ = [
     "breaches",
     "compile_rule",
     "decide",
+    "end",
     "instance_of",
+    "owns",
     "parse_rule",
     "render_status",
     "select",

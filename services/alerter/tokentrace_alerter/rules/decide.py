@@ -28,6 +28,14 @@ _SYMBOLS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 
 #: Why no event is published at an instant; "" = one is published.
 Reason = Literal["", "ok", "cooldown", "min_spans", "no_data", "silenced", "pending", "warming"]
+#: What may end an episode besides its condition, and how the message says it.
+Ending = Literal["deleted", "replaced", "changed", "removed"]
+_ENDINGS: Mapping[Ending, str] = {
+    "deleted": "the rule was deleted",
+    "replaced": "the rule was replaced by another one of its name",
+    "changed": "the rule has another metric, filter, level or group_by now",
+    "removed": "the rule was removed from the configuration",
+}
 
 
 class State(msgspec.Struct):
@@ -107,7 +115,8 @@ def decide(
 
     A breach fires once it has lasted for ``for``, unless the last firing is less than a cooldown ago. While the breach
     lasts, the rule fires again after each cooldown, with the same start. When it is over, the episode is resolved.
-    Nothing is published while the rule is silenced, or while the window has some spans but fewer than ``min_spans``.
+    Nothing is published while the rule is silenced, or while the window has some spans but fewer than ``min_spans``;
+    the time for ``for`` continues to run meanwhile.
 
     Args:
         instant_ns: Unix nanoseconds.
@@ -124,7 +133,7 @@ def decide(
     if no_data and rule.no_data == "keep":
         return Decision(None, "no_data", state.pending_ns)
     if not no_data and not not_priced and span_count < rule.min_spans:
-        return Decision(None, "min_spans")
+        return Decision(None, "min_spans", state.pending_ns)
     if not breaches(rule, value, span_count, firing=state.firing, unpriced=unpriced):
         if not state.firing or quiet:
             return Decision(None, "no_data" if no_data else "ok")
@@ -145,10 +154,33 @@ def decide(
     return Decision(_event(rule, "firing", instant_ns, Reading(value, span_count, unpriced), starts, group), "")
 
 
-def leave(rule: Rule, state: State, instant_ns: int, group: str, reason: str) -> AlertEvent:
-    """Return the resolution of the instance *group*, which is not evaluated from now on; *reason* completes it."""
+def leave(rule: Rule, state: State, instant_ns: int, group: str, ended_by: str, reason: str) -> AlertEvent:
+    """Return the resolution of the instance *group*, which is not evaluated any more; *reason* completes its text."""
     event = _event(rule, "resolved", instant_ns, NO_READING, state.starts_ns, group)
-    return msgspec.structs.replace(event, message=f"{rule.group_by} {quoted(group)} {reason}")
+    return msgspec.structs.replace(event, ended_by=ended_by, message=f"{rule.group_by} {quoted(group)} {reason}")
+
+
+def owns(rule: Rule, event: AlertEvent) -> bool:
+    """Return whether *event* has the labels of *rule*, by which receivers tell episodes apart."""
+    return (event.metric, event.level, event.filter) == (rule.metric, rule.level, rule.filter) and list(
+        event.group
+    ) == ([rule.group_by] if rule.group_by else [])
+
+
+def end(last: AlertEvent, instant_ns: int, ended_by: Ending) -> AlertEvent:
+    """Return the resolution of the episode whose last event is *last*, and which no rule evaluates any more."""
+    at = render_instant(instant_ns)
+    return msgspec.structs.replace(
+        last,
+        status="resolved",
+        fired_at=at,
+        ends_at=at,
+        value=None,
+        span_count=0,
+        unpriced_span_count=msgspec.UNSET if last.unpriced_span_count is msgspec.UNSET else 0,
+        ended_by=ended_by,
+        message=f"{last.metric} is not watched any more: {_ENDINGS[ended_by]}",
+    )
 
 
 def fires_on_unpriced(rule: Rule, span_count: int, unpriced: int) -> bool:
@@ -181,8 +213,6 @@ def _event(
     group: str,
 ) -> AlertEvent:
     value, span_count, unpriced = reading
-    shown = "no data" if value is None else f"{value:.4g}"
-    more = f"; the cost of {unpriced} spans is unknown" if unpriced else ""
     return AlertEvent(
         alert=rule.name,
         fired_at=render_instant(instant_ns),
@@ -195,10 +225,35 @@ def _event(
         filter=rule.filter,
         rule_id=rule.rule_id,
         level=rule.level,
-        message=f"{rule.metric} {_SYMBOLS[rule.op]} {shown} (threshold: {rule.threshold:.4g}){more}",
+        message=_message(rule, status, reading),
         status=status,
         starts_at=render_instant(starts_ns),
         ends_at=render_instant(instant_ns) if status == "resolved" else None,
         group={rule.group_by: group} if rule.group_by else {},
         unpriced_span_count=unpriced if rule.money else msgspec.UNSET,
+        ended_by=msgspec.UNSET if status == "firing" else "no_data" if value is None else "recovered",
     )
+
+
+def _message(rule: Rule, status: str, reading: Reading) -> str:
+    """Return the text of an event; that of a breach is ``<metric> <op> <value> (threshold: <threshold>)``."""
+    value, span_count, unpriced = reading
+    percent = "%" if rule.change == "percent" else ""
+
+    def number(figure: float) -> str:
+        return f"{figure:.4g}{percent}"
+
+    metric = f"change of {rule.metric}" if rule.change else rule.metric
+    symbol, threshold, recovery = _SYMBOLS[rule.op], number(rule.threshold), rule.recovery_threshold
+    more = f"; the cost of {unpriced} spans is unknown" if unpriced else ""
+    if value is None:
+        what = "is unknown" if unpriced or span_count else "has no data"
+        return f"{metric} {what} (threshold: {symbol} {threshold}){more}"
+    if status == "resolved":
+        over = f"no longer {symbol} {threshold}" if recovery is None else f"back at {number(recovery)}"
+        limit = "" if recovery is None else f" (threshold: {symbol} {threshold})"
+        return f"{metric} is {number(value)}, {over}{limit}{more}"
+    if _COMPARE[rule.op](value, rule.threshold):
+        return f"{metric} {symbol} {number(value)} (threshold: {threshold}){more}"
+    not_back = f", not back at {number(recovery)} yet" if recovery is not None and not unpriced else ""
+    return f"{metric} is {number(value)}{not_back} (threshold: {symbol} {threshold}){more}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tokentrace.records import AlertEvent, Position, Span
+from tokentrace.records import AlertEvent, Batch, Position, Span
 from tokentrace.rollup import Ints, ScoreDelta, SeriesTable
 from tokentrace.units import parse_instant
-from tokentrace_alerter.rules.decide import NO_READING, Reading, State, breaches, decide, leave
+from tokentrace_alerter.rules.decide import NO_READING, Reading, State, breaches, decide, leave, owns
+from tokentrace_alerter.rules.readings import WHOLE, Readings
 from tokentrace_alerter.rules.schema import Rule
-from tokentrace_alerter.rules.window import WHOLE, Readings, make_window
+from tokentrace_alerter.rules.transport_window import TransportWindow
+from tokentrace_alerter.rules.window import make_window
 
 
 class RuleEvaluator:
@@ -62,8 +64,16 @@ class RuleEvaluator:
 
     def fold(self, spans: Sequence[Span], rows: Ints, time_ns: int) -> None:
         """Fold spans that pass the filter, with their *rows*; *time_ns* is the stream time of the message."""
+        if self.rule.about_reporters:
+            return
         self.spans += len(spans)
         self._window.fold(spans, rows, time_ns)
+
+    def report(self, batch: Batch, spans: int, time_ns: int) -> None:
+        """Fold the figures of the reporter of *batch*, which had *spans* spans, if the rule is about reporters."""
+        if isinstance(self._window, TransportWindow):
+            self.spans += spans
+            self._window.report(batch, spans, time_ns)
 
     def change(self, changes: Sequence[ScoreDelta], time_ns: int) -> None:
         """Fold changes to the scores of spans that pass the filter."""
@@ -115,7 +125,8 @@ class RuleEvaluator:
         state = self.states[name]
         if not state.firing or instant <= state.event_ns or self.rule.silenced or instant < self.silenced_until_ns:
             return None
-        event = leave(self.rule, state, instant, name, "is counted with 'other' from now on, which is not evaluated")
+        reason = "is counted with 'other' from now on, which is not evaluated"
+        event = leave(self.rule, state, instant, name, "overflow", reason)
         self.apply_event(event)
         return event
 
@@ -124,14 +135,15 @@ class RuleEvaluator:
         Drop the instance *name*, whose user was deleted; its spans are counted in the overflow.
 
         Returns:
-            The resolution at *instant_ns*, Unix nanoseconds, if the instance was firing and is not silenced.
+            The resolution at *instant_ns*, Unix nanoseconds, if the instance was firing. A silence does not hold it
+            back, because there is no later instant at which it could be published.
         """
         state = self.states.pop(name, None)
         self._leaving.discard(name)
         self._window.forget(name)
-        if state is None or not state.firing or self.rule.silenced or instant_ns < self.silenced_until_ns:
+        if state is None or not state.firing:
             return None
-        return leave(self.rule, state, instant_ns, name, "was deleted")
+        return leave(self.rule, state, instant_ns, name, "user_deleted", "was deleted")
 
     def _busy(self) -> set[str]:
         """Return the instances that are firing or pending."""
@@ -187,6 +199,8 @@ class RuleEvaluator:
         An instance that was dropped as idle stays dropped if its events are older than the last evaluation.
         """
         last = events["last"]
+        if not owns(self.rule, last):
+            return
         evaluated_ns = self.next_ns - self.rule.eval_interval_ns if self.next_ns else 0
         if self.rule.group_by and last.status != "firing" and instance_of(last) not in self.states:
             fired_ns = parse_instant(events["firing"].fired_at) if "firing" in events else 0
@@ -201,9 +215,13 @@ class RuleEvaluator:
         self.next_ns = (now_ns // interval + 1) * interval
 
     def apply_event(self, event: AlertEvent) -> None:
-        """Update the state of an instance from one of its events; events may arrive twice and out of order."""
-        if list(event.group) != ([self.rule.group_by] if self.rule.group_by else []):
-            return  # The rule was grouped differently when this event was published.
+        """
+        Update the state of an instance from one of its events; events may arrive twice and out of order.
+
+        An event with other labels is ignored: the rule was another one when it was published.
+        """
+        if not owns(self.rule, event):
+            return
         state = self.states.setdefault(instance_of(event), State())
         instant = parse_instant(event.fired_at)
         if state.pending_ns <= instant:

@@ -18,7 +18,8 @@ class FilterIndex:
     """
 
     def __init__(self, filters: Mapping[str, Mapping[str, str]]) -> None:
-        self._unfiltered = [name for name, filter_ in filters.items() if not filter_]
+        #: Names of the empty filters, which every span passes.
+        self.unfiltered = [name for name, filter_ in filters.items() if not filter_]
         uses = Counter(item for filter_ in filters.values() for item in filter_.items())
         #: Key -> value -> (name of a filter, its other items). A filter is listed under the one of its items that the
         #: fewest filters share, because that item excludes the most spans.
@@ -35,7 +36,7 @@ class FilterIndex:
 
         All spans pass an empty filter; its name is always yielded, with None instead of the indices.
         """
-        for name in self._unfiltered:
+        for name in self.unfiltered:
             yield name, None
         matches: dict[str, list[int]] = {}
         for key, by_value in self._by_key.items():

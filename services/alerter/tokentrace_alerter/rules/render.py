@@ -36,7 +36,7 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "last_evaluated": _instant(worst.evaluated_ns),
         "last_fired": _instant(max(state.fired_ns for state in states.values())),
         "current_value": worst.value,
-        "firing": any(state.breached for state in states.values()),
+        "firing": any(_is_firing(evaluator, state, now_ns) for state in states.values()),
         "silenced": rule.silenced or until_ns > 0,
         "silenced_until": _instant(until_ns),
         "rule_id": rule.rule_id,
@@ -59,7 +59,9 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "late_spans": evaluator.late,
         "state": _state_name(evaluator, worst, now_ns),
         "starts_at": _instant(worst.starts_ns) if worst.firing else None,
-        "why_not_fired": ("warming" if evaluator.backfilling else worst.reason) or None,
+        "why_not_fired": _why(evaluator, worst, now_ns),
+        "breached": any(state.breached for state in states.values()),
+        "misses_late_scores": rule.misses_late_scores,
     }
     if rule.group_by:
         ordered = sorted(instances.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
@@ -75,7 +77,7 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
                 "span_count": state.span_count,
                 **({"unpriced_span_count": state.unpriced} if rule.money else {}),
                 "last_fired": _instant(state.fired_ns),
-                "why_not_fired": state.reason or None,
+                "why_not_fired": _why(evaluator, state, now_ns),
             }
             for name, state in ordered[:_MAX_INSTANCES]
         ]
@@ -93,6 +95,16 @@ def _state_name(evaluator: RuleEvaluator, state: State, now_ns: int) -> str:
     if state.event_ns and now_ns < state.event_ns + _RESOLVED_NS:
         return "resolved"
     return "no_data" if state.reason == "no_data" else "inactive"
+
+
+def _is_firing(evaluator: RuleEvaluator, state: State, now_ns: int) -> bool:
+    """Return whether an episode lasts, or would have begun if the rule were not silenced."""
+    return state.firing or (state.reason == "silenced" and _state_name(evaluator, state, now_ns) == "inactive")
+
+
+def _why(evaluator: RuleEvaluator, state: State, now_ns: int) -> str | None:
+    """Return why the last evaluation published nothing; while the rule is warming, that is the reason."""
+    return "warming" if _state_name(evaluator, state, now_ns) == "warming" else state.reason or None
 
 
 def _instant(ns: int) -> str | None:

@@ -16,8 +16,8 @@ from typing import Any, Literal, cast
 import msgspec
 
 from tokentrace.config import AlertRule, parse_alert_rule
-from tokentrace.errors import ConfigError, Rejected, quoted
-from tokentrace.metrics import METRICS, CustomMetric, Metric, find_metric
+from tokentrace.errors import ConfigError, Rejected, quoted, shorten
+from tokentrace.metrics import METRICS, QUALITY, CustomMetric, Metric, find_metric
 from tokentrace.units import HOUR, MINUTE, SECOND, parse_duration
 from tokentrace_alerter.delivery import Channel, compile_channel
 
@@ -25,6 +25,13 @@ Op = Literal["gt", "gte", "lt", "lte"]
 NoData = Literal["ignore", "fire", "keep"]
 Unpriced = Literal["ignore", "fire"]
 ChangeMode = Literal["", "absolute", "percent"]
+
+QUEUE_DEPTH = "transport_queue_depth"
+#: Metrics of reporters: the spans sent, failed and dropped in the window, and those that wait at the instant.
+TRANSPORT = ("transport_sent", "transport_failed", "transport_dropped", QUEUE_DEPTH)
+_ATTRIBUTE = "attr."
+#: What a rule on an attribute may measure of its numbers; it is written after the attribute: ``attr.documents:avg``.
+_OF_ATTRIBUTE = ("count", "sum", "avg", "p50", "p95")
 
 _OPERATORS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 _MAX_THRESHOLD = 1e300
@@ -45,6 +52,9 @@ _GROWING = frozenset(
         "error_count",
         "timeout_count",
         "span_count",
+        "transport_sent",
+        "transport_failed",
+        "transport_dropped",
     }
 )
 
@@ -54,8 +64,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     A rule in the form that is evaluated.
 
     Attributes:
-        metric: Name of a built-in metric, or of the custom metric in *custom*.
-        custom: The custom metric; None = a built-in one.
+        metric: Name of a built-in metric, of a metric of reporters, or of the custom metric in *custom*.
+        custom: The custom metric, or the numbers of an attribute; None = neither.
         window: The length of the window as it was written.
         window_ns: The length of the window, nanoseconds.
         eval_interval_ns: Time between two instants, nanoseconds.
@@ -121,6 +131,20 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:16]
 
     @property
+    def misses_late_scores(self) -> bool:
+        """Whether the rule selects or groups spans by a score, and does not follow a score that is given later."""
+        by_score = any(key.removeprefix(_ATTRIBUTE).startswith("eval.") for key in (*self.filter, self.group_by))
+        follows = self.custom.follows_scores if self.custom else self.metric in QUALITY
+        return by_score and not follows
+
+    @property
+    def condition(self) -> Rule:
+        """The rule without what does not change when it fires: rules with equal conditions continue one state."""
+        return msgspec.structs.replace(
+            self, window="", cooldown_ns=0, eval_interval_ns=0, silenced=False, delivery=None
+        )
+
+    @property
     def bucket_s(self) -> int:
         """
         Width of the rule's buckets, seconds.
@@ -161,10 +185,17 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def money(self) -> bool:
         """Whether the value is a sum or mean of costs, which may leave spans out."""
-        return self.custom.money if self.custom else self.builtin_metric().not_priced is not None
+        if self.custom is not None or self.about_reporters:
+            return self.custom is not None and self.custom.money
+        return self.builtin_metric().not_priced is not None
+
+    @property
+    def about_reporters(self) -> bool:
+        """Whether the rule is about the figures of reporters and not about spans."""
+        return self.custom is None and self.metric in TRANSPORT
 
     def builtin_metric(self) -> Metric:
-        """Return the built-in metric of the rule; raise ``KeyError`` if it has a custom metric."""
+        """Return the built-in metric of the rule; raise ``KeyError`` if it has another one."""
         return METRICS[self.metric]
 
 
@@ -205,10 +236,17 @@ def compile_rule(
     """
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in rule.name):
         raise ConfigError(f"{where}.name: {quoted(rule.name)} contains a control character")
-    custom = customs.get(rule.metric)
+    custom = customs.get(rule.metric) or _of_attribute(rule.metric, where)
     builtin = find_metric(rule.metric)
-    if builtin is None and custom is None:
-        raise ConfigError(f"{where}.metric: {quoted(rule.metric)} is none of {', '.join([*METRICS, *customs])}")
+    if builtin is None and custom is None and rule.metric not in TRANSPORT:
+        known = [*METRICS, *TRANSPORT, *customs, f"attr.<key>:{'|'.join(_OF_ATTRIBUTE)}"]
+        raise ConfigError(f"{where}.metric: {quoted(rule.metric)} is none of {', '.join(known)}")
+    if rule.metric in TRANSPORT:
+        for key, value in (("filter", rule.filter), ("group_by", rule.group_by)):
+            if value:
+                raise ConfigError(f"{where}.{key}: {rule.metric} is about reporters, which have no dimensions")
+        if rule.metric == QUEUE_DEPTH and rule.change:
+            raise ConfigError(f"{where}.change: {rule.metric} has no window that could be compared")
     for key in rule.filter:
         if not key:
             raise ConfigError(f"{where}.filter: an empty key; a dimension or an attribute is expected")
@@ -255,6 +293,22 @@ def compile_rule(
     if compiled.unpriced == "fire" and not compiled.money:
         raise ConfigError(f"{where}.unpriced: {quoted(rule.metric)} is not about money, so no span is left out")
     return compiled
+
+
+def _of_attribute(metric: str, where: str) -> CustomMetric | None:
+    """
+    Return the numbers of an attribute as a custom metric; None if *metric* is no attribute.
+
+    Raises:
+        ConfigError: *metric* does not say which number is meant.
+    """
+    key, _, figure = metric.rpartition(":")
+    if not metric.startswith(_ATTRIBUTE):
+        return None
+    if figure not in _OF_ATTRIBUTE or not key.removeprefix(_ATTRIBUTE):
+        choices = ", ".join(f"{shorten(metric)}:{name}" for name in _OF_ATTRIBUTE)
+        raise ConfigError(f"{where}.metric: {quoted(metric)} does not say which number; write one of {choices}")
+    return CustomMetric(name=metric, type=cast(Literal["sum", "count", "avg", "p50", "p95"], figure), field=key)
 
 
 def _check_thresholds(rule: AlertRule, op: Op, where: str) -> None:

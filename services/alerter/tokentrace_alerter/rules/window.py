@@ -30,16 +30,14 @@ from tokentrace.rollup import (
 from tokentrace.state import Part
 from tokentrace.units import SECOND
 from tokentrace_alerter.rules.decide import NO_READING, Reading
+from tokentrace_alerter.rules.readings import WHOLE, Readings, difference
 from tokentrace_alerter.rules.schema import Rule
+from tokentrace_alerter.rules.transport_window import TransportWindow
 
-#: The name of the only instance of a rule that is not grouped.
-WHOLE = ""
 #: Limit of the instances of a grouped rule that an evaluation leaves; further values are counted together.
 MAX_GROUPS = 1000
 #: Between two evaluations there may be this many times MAX_GROUPS instances, so that the evaluation sees them all.
 _ADMITTED = 4
-#: Instance -> reading.
-Readings = dict[str, Reading]
 
 
 class RuleWindow(Protocol):
@@ -99,7 +97,9 @@ class RuleWindow(Protocol):
 
 
 def make_window(rule: Rule, table: SeriesTable) -> RuleWindow:
-    """Return an empty window for *rule*; *table* is used only by ungrouped rules on built-in metrics."""
+    """Return an empty window for *rule*; *table* is used only by ungrouped rules on built-in metrics of spans."""
+    if rule.about_reporters:
+        return TransportWindow(rule)
     return _BuiltinWindow(rule, table) if rule.custom is None else _CustomWindow(rule, rule.custom)
 
 
@@ -128,20 +128,6 @@ class _Buckets:
         end_s = (instant_ns // SECOND - self._window_s) // self._width * self._width
         start_s = (end_s - self._window_s) // self._width * self._width
         return [Stretch(len(self.resolutions) - 1, start_s, end_s)]
-
-
-def _difference(rule: Rule, now: Readings, before: Readings) -> Readings:
-    """Return the change of each instance since the window before; its value is None if it cannot be computed."""
-    readings: Readings = {}
-    for name in {*now, *before}:
-        value, span_count, unpriced = now.get(name, NO_READING)
-        old = before.get(name, NO_READING).value
-        if value is None or old is None or (rule.change == "percent" and old == 0):
-            readings[name] = Reading(None, span_count, unpriced)
-        else:
-            change = (value - old) / abs(old) * 100 if rule.change == "percent" else value - old
-            readings[name] = Reading(change, span_count, unpriced)
-    return readings
 
 
 def _query(rule: Rule, groupby: str, fields: Sequence[str] = ()) -> Query:
@@ -253,7 +239,7 @@ class _BuiltinWindow:
     def read(self, instant_ns: int) -> Readings:
         readings = self._read(self._buckets.stretches(instant_ns))
         if self._rule.change:
-            readings = _difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
+            readings = difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
         return readings if self._groups is None else self._groups.by_instance(readings)
 
     @property
@@ -315,7 +301,7 @@ class _CustomWindow:
     def read(self, instant_ns: int) -> Readings:
         readings = self._read(self._buckets.stretches(instant_ns))
         if self._rule.change:
-            readings = _difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
+            readings = difference(self._rule, readings, self._read(self._buckets.before(instant_ns)))
         return readings if self._groups is None else self._groups.by_instance(readings)
 
     @property

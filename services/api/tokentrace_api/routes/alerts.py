@@ -13,28 +13,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokentrace.bad_data import reading
-from tokentrace.bus import Bus, subjects
+from tokentrace.bus import Bus
 from tokentrace.config import AlertRule
-from tokentrace.errors import Conflict, Rejected, Unavailable, quoted
+from tokentrace.errors import Rejected, quoted
 from tokentrace.records import (
-    AlertAnswer,
-    AlertRequest,
     CreateRule,
     DeleteRule,
     DeliveryRecord,
+    LiftSilence,
     ListRules,
+    PutRule,
     SilenceRule,
-    decode_alert_answer,
-    encode_alert_request,
 )
 from tokentrace.service.body import read_body
 from tokentrace.service.contract import Answer, Content, Params, Router, operation
 from tokentrace.service.web import reply
 from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.alerter_client import answer_to, ask
 from tokentrace_api.parameters import Count, Text
 from tokentrace_api.routes.answers import InstantText, Natural
 
-_TIMEOUT_S = 5.0
 _MAX_BODY_BYTES = 64 * 1024
 MAX_DELIVERIES = 200
 RuleName = Annotated[str, PathName(description="Name of the rule.", examples=["slow"])]
@@ -86,7 +84,7 @@ class RuleState(msgspec.Struct, kw_only=True):
     Attributes:
         last_fired: When any instance last fired; null = never.
         current_value: The metric at the last evaluation, in its documented unit; null without data.
-        firing: The condition held at the last evaluation, for at least one instance.
+        firing: An episode lasts, for at least one instance (state ``firing``), or would if the rule were not silenced.
         delivery: Type of the delivery; null = events are only published.
         span_count: Number of spans that contributed to the value.
         unpriced: ignore, or fire = a rule on money also fires while the window has spans of unknown cost.
@@ -97,6 +95,10 @@ class RuleState(msgspec.Struct, kw_only=True):
         instance_count: Number of instances of a grouped rule.
         instances: Up to 100 instances of a grouped rule, firing ones first.
         overflow: Spans of instances over the limit, which are not compared with the threshold; absent without any.
+        breached: The condition held at the last evaluation, for at least one instance, whether or not the rule fired.
+        misses_late_scores: The rule selects or groups spans by a score, and ignores scores that are given later.
+        source: file = from the configuration; created = made at run time.
+        hides_rule_of_file: The configuration has a rule of that name too, which is not evaluated.
     """
 
     name: str
@@ -134,10 +136,14 @@ class RuleState(msgspec.Struct, kw_only=True):
     instance_count: Natural | UnsetType = UNSET
     instances: list[RuleInstance] | UnsetType = UNSET
     overflow: Overflow | UnsetType = UNSET
+    breached: bool
+    misses_late_scores: bool
+    source: Literal["file", "created"]
+    hides_rule_of_file: bool
 
 
 class RuleCreated(msgspec.Struct):
-    """The id and the name of the created rule."""
+    """The id and the name of a rule."""
 
     rule_id: Annotated[str, Meta(pattern="^alert_[0-9a-f]{8}$")]
     name: str
@@ -209,7 +215,11 @@ _STATE_EXAMPLE: dict[str, Any] = {
     "late_spans": 0,
     "state": "inactive",
     "starts_at": None,
-    "why_not_fired": "not_breached",
+    "why_not_fired": "ok",
+    "breached": False,
+    "misses_late_scores": False,
+    "source": "file",
+    "hides_rule_of_file": False,
 }
 _DELIVERY_EXAMPLE: dict[str, Any] = {
     "rule": "slow",
@@ -280,10 +290,40 @@ _SILENCE = operation(
         **_AWAY,
     },
 )
+_PUT = operation(
+    "putAlert",
+    "Replace or create a rule",
+    """
+    Replaces a rule that was made at run time, or creates one. If only `cooldown`, `eval_interval`, `silenced` and
+    `delivery` change, the rule continues its episode, which is delivered where it began. Any other change ends an open
+    episode with a `resolved` event, and the rule starts anew. A silence stays.
+    """,
+    Answer(RuleCreated, "The rule is replaced.", {"rule_id": "alert_a1b2c3d4", "name": "slow"}),
+    Answer(RuleCreated, "The rule is created.", {"rule_id": "alert_a1b2c3d4", "name": "slow"}, status=201),
+    body=[Content(AlertRule, {"rule": _RULE_EXAMPLE})],
+    errors={
+        400: "rule.name: 'fast' is not 'slow', the name in the path",
+        409: "rule 'slow' is in the configuration; change it there, or delete it first",
+        **_BODY_ERRORS,
+        **_AWAY,
+    },
+)
+_LIFT = operation(
+    "liftAlertSilence",
+    "Lift the silence of a rule",
+    "Ends a silence now; without one, nothing changes. What the silence held back is published at the next evaluation.",
+    Answer(None, "The rule is not silenced.", status=204),
+    errors={
+        **_NO_PARAMETERS,
+        **_NOT_FOUND,
+        409: "rule 'slow' is silenced by its key silenced, not by a silence",
+        **_AWAY,
+    },
+)
 _DELETE = operation(
     "deleteAlert",
     "Delete a rule",
-    "A rule of the configuration file comes back at the next start.",
+    "An open episode is ended with a `resolved` event. A rule of the configuration file comes back at the next start.",
     Answer(None, "The rule is deleted.", status=204),
     errors={**_NO_PARAMETERS, **_NOT_FOUND, 409: "rule 'slow' is being changed", **_AWAY},
 )
@@ -302,15 +342,15 @@ def router(bus: Bus, history: AlertHistory) -> Router:
 
     @routes.get("/alerts", **_LIST)
     async def listed() -> Response:
-        return reply(await _ask(bus, ListRules()))
+        return reply(await ask(bus, ListRules()))
 
     @routes.post("/alerts", **_CREATE)
     async def create(request: Request) -> Response:
-        return reply(await _ask(bus, CreateRule(await _json(request))), 201)
+        return reply(await ask(bus, CreateRule(await _json(request))), 201)
 
     @routes.get("/alerts/{name:path}/status", **_STATUS)
     async def status(name: RuleName) -> Response:
-        for rule in await _ask(bus, ListRules()):
+        for rule in await ask(bus, ListRules()):
             if rule["name"] == name:
                 return reply(rule)
         raise Rejected(f"no rule is called {quoted(name)}", status=404)
@@ -318,7 +358,7 @@ def router(bus: Bus, history: AlertHistory) -> Router:
     @routes.get("/alerts/{name:path}/deliveries", **_DELIVERIES)
     async def deliveries(name: RuleName, params: Annotated[DeliveriesParams, QueryParams()]) -> Response:
         records = history.deliveries(name)
-        if not records and all(rule["name"] != name for rule in await _ask(bus, ListRules())):
+        if not records and all(rule["name"] != name for rule in await ask(bus, ListRules())):
             raise Rejected(f"no rule is called {quoted(name)}", status=404)
         return reply(Deliveries(records[: min(params.limit, MAX_DELIVERIES)], len(records)))
 
@@ -327,18 +367,28 @@ def router(bus: Bus, history: AlertHistory) -> Router:
         body = await _json(request)
         if not isinstance(body, dict) or set(body) != {"duration"}:
             raise Rejected('body: must be an object with the single key duration, such as {"duration": "2h"}')
-        return reply(await _ask(bus, SilenceRule(name, body["duration"])))
+        return reply(await ask(bus, SilenceRule(name, body["duration"])))
+
+    @routes.delete("/alerts/{name:path}/silence", **_LIFT)
+    async def lift(name: RuleName) -> Response:
+        await ask(bus, LiftSilence(name))
+        return Response(status_code=204)
+
+    @routes.put("/alerts/{name:path}", **_PUT)
+    async def put(request: Request, name: RuleName) -> Response:
+        answer = await answer_to(bus, PutRule(name, await _json(request)))
+        return reply(answer.body, answer.status)
 
     @routes.delete("/alerts/{name:path}", **_DELETE)
     async def delete(name: RuleName) -> Response:
-        await _ask(bus, DeleteRule(name))
+        await ask(bus, DeleteRule(name))
         return Response(status_code=204)
 
     @routes.delete("/alerts", **_DELETE_BY_NAME)
     async def delete_by_name(params: Annotated[RuleNameParams, QueryParams()]) -> Response:
         if not params.name:
             raise Rejected("name: is missing")
-        await _ask(bus, DeleteRule(params.name))
+        await ask(bus, DeleteRule(params.name))
         return Response(status_code=204)
 
     return routes
@@ -348,38 +398,3 @@ async def _json(request: Request) -> Any:
     body = await read_body(request, _MAX_BODY_BYTES)
     with reading("body"):
         return msgspec.json.decode(body)
-
-
-async def _ask(bus: Bus, alert_request: AlertRequest) -> Any:
-    """
-    Return the body of the first answer to *alert_request*.
-
-    Raises:
-        Rejected, Conflict: The alerter refused the request.
-        Unavailable: The alerter cannot carry out the request now, or no alerter answers within 5 s.
-    """
-    decoded: list[AlertAnswer] = []
-    read = 0
-
-    def wait_s(answers: list[bytes]) -> float:
-        nonlocal read
-        for answer in answers[read:]:
-            with bus.set_aside.guard(subjects.QUERY_ALERTS, "answer"):
-                decoded.append(decode_alert_answer(answer, alert_request))
-        read = len(answers)
-        return 0 if decoded else _TIMEOUT_S
-
-    try:
-        await bus.request_many(subjects.QUERY_ALERTS, encode_alert_request(alert_request), wait_s)
-    except Unavailable as exc:
-        raise Unavailable("no alerter answers") from exc
-    if not decoded:
-        raise Unavailable("no alerter answers")
-    status, body = decoded[0].status, decoded[0].body
-    if status < 300:
-        return body
-    if status == 409:
-        raise Conflict(body["error"])
-    if status >= 500:
-        raise Unavailable(body["error"])
-    raise Rejected(body["error"], status=status)

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
+from tokentrace.bus import Bus
 from tokentrace.errors import Unavailable
 from tokentrace.metrics import Answer as MetricsAnswer
 from tokentrace.metrics import Counter, CustomMetric, CustomValue, Query, cost, errors, quality
@@ -25,10 +26,13 @@ from tokentrace.service.health import PROMETHEUS_TYPE, render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
+from tokentrace_api.alerter_client import rule_names
 from tokentrace_api.rejected_history import RejectedHistory
 
 #: Window of the gauges that cover the last hour, seconds.
 _WINDOW_S = 3600
+#: How long a scrape waits for the names of the rules, seconds.
+_RULES_WAIT_S = 1.0
 Labels = tuple[str, ...]
 #: Categories of characters that readers of lines may take for the end of a line, such as CR, NEL and U+2028; other
 #: control characters are among them.
@@ -60,22 +64,29 @@ def router(
     history: AlertHistory,
     refused: RejectedHistory,
     custom: Mapping[str, CustomMetric],
+    bus: Bus,
 ) -> Router:
     """
     Return the route at *path*; it must be registered before ``/metrics/{name}``.
 
     Args:
         custom: Name -> custom metric.
+        bus: Reaches the alerters, which know the rules that have not fired yet.
     """
     routes = Router("metrics")
+    known: list[str] = []
 
     @routes.get(path, **_SCRAPE)
     async def scrape() -> Response:
         now_s = aggregators.now_ns() // SECOND
         query = _window(now_s, [metric.name for metric in custom.values()])
-        lifetime, window = await asyncio.gather(
-            aggregators.query(replace(query, what="lifetime")), aggregators.query(query)
+        lifetime, window, rules = await asyncio.gather(
+            aggregators.query(replace(query, what="lifetime")),
+            aggregators.query(query),
+            rule_names(bus, _RULES_WAIT_S),
         )
+        # Without an alerter, the series that were shown before stay.
+        known[:] = known if rules is None else rules
         for answer in (lifetime, window):
             # A gap in a scrape is harmless; a counter that falls looks like a restart.
             if answer.missing_shards:
@@ -86,7 +97,7 @@ def router(
             raise Unavailable("alerts: not caught up with the events")
         if not refused.caught_up:
             raise Unavailable("rejected: not caught up with the dead letters")
-        page = _Page(history, refused, custom, lifetime, window)
+        page = _Page(history, refused, custom, lifetime, window, known)
         return Response(render_families(page), headers={"content-type": PROMETHEUS_TYPE})
 
     return routes
@@ -108,8 +119,9 @@ class _Page(Collector):
         custom: Mapping[str, CustomMetric],
         lifetime: MetricsAnswer,
         window: MetricsAnswer,
+        rules: Sequence[str],
     ) -> None:
-        self._history, self._refused, self._metrics = history, refused, custom
+        self._history, self._refused, self._metrics, self._rules = history, refused, custom, rules
         self._lifetime, self._window = lifetime, window
         self._shown: dict[str, str] = {}
 
@@ -300,7 +312,8 @@ class _Page(Collector):
             ("delivery_failed", "Events of a rule that could not be delivered.", counts.delivery_failed),
         ):
             family = CounterMetricFamily(f"tokentrace_alert_{name}", text, labels=("rule",))
-            for rule, count in by_rule.items():
+            # A counter has to be seen at 0: increase() does not count the first value of a series.
+            for rule, count in sorted({**dict.fromkeys(self._rules, 0), **by_rule}.items()):
                 family.add_metric((rule,), count)
             yield family
 
