@@ -80,6 +80,7 @@ RULE = "name: a, metric: m, op: gt, threshold: 1, window: 1h"
         ),
         (f"alerts: [{{{RULE}, delivery: {{type: http, url: 'http://a/${{NONE}}'}}}}]", "alerts[0].delivery.url"),
         ("nats: {url: 'nats://user:${NONE}@a:1'}", "nats.url"),
+        (f"alerts: [{{{RULE}, delivery: {{type: alertmanager, url: '${{NONE}}'}}}}]", "alerts[0].delivery.url"),
     ],
 )
 @pytest.mark.parametrize("environ", [{}, {"NONE": ""}])
@@ -89,6 +90,14 @@ def test_an_unset_variable_in_a_secret_is_refused_and_named(text: str, key: str,
     assert "NONE" in message
     assert read(text.replace("${NONE}", "${NONE:-}"), **environ)
     assert read(text, NONE="set")
+
+
+def test_an_unset_variable_elsewhere_is_named_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    read("nats: {project: 'a${NONE}b'}")
+    assert caplog.messages == ["nats.project: the environment variable NONE is not set, so it is empty here"]
+    caplog.clear()
+    read("nats: {project: 'a${NONE:-}b${SET}'}", SET="x")
+    assert caplog.messages == []
 
 
 def test_a_variable_may_have_a_default() -> None:

@@ -163,9 +163,10 @@ def test_an_instance_that_vanishes_within_its_cooldown_is_not_in_breach() -> Non
     for second, latency in ((1, 600), (2, 300), (3, 600)):
         story.send(second - 0.5, slow(second - 0.5, latency, attributes={"user": "alice"}))
         story.tick(second + SETTLED)
-    assert story.shown(3.2)["firing"] is True
+    shown = story.shown(3.2)
+    assert (shown["state"], shown["firing"], shown["breached"]) == ("resolved", False, True)
     story.tick(10)
-    assert story.shown(10)["firing"] is False
+    assert story.shown(10)["breached"] is False
 
 
 def test_with_no_data_keep_a_firing_instance_without_data_stays_firing() -> None:

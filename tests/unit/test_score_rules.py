@@ -81,6 +81,8 @@ def scored(
         ended_ns=span.ended_ns,
         arrived_ns=span.arrived_ns,
         attributes={key: held for key, held in {**span.attributes, **attributes}.items() if key != name},
+        session_id=span.session_id,
+        user_id=span.user_id,
     )
 
 
@@ -255,6 +257,17 @@ def test_each_instance_fires_by_its_own_scores() -> None:
     # Without any score left there is no data, and no data does not breach.
     assert [event[1:] for event in story.tick(30)] == [("resolved", "blue")]
     assert (story.reading("drop", "red"), story.reading("drop", "blue")) == ((0.9, 1), (None, 0))
+
+
+@pytest.mark.parametrize("key", ["user_id", "attr.user_id", "session_id"])
+def test_a_late_score_counts_for_the_user_and_the_session_of_its_span(key: str) -> None:
+    grouped, filtered = drop(group_by=key), drop(filter={key: "alice"})
+    span = msgspec.structs.replace(call(1), user_id="alice", session_id="alice")
+    for rule, instance in ((grouped, "alice"), (filtered, "")):
+        story = Story(rule)
+        story.send(1.4, span)
+        story.send(8, scored(span, 0.1, None))
+        assert [event[1:] for event in story.tick(20)] == [("firing", instance)]
 
 
 def test_a_score_moves_a_span_into_another_instance() -> None:

@@ -44,7 +44,7 @@ that no later event exists, like every other event.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -54,12 +54,13 @@ from tokentrace.bad_data import reading
 from tokentrace.bus import Message, subjects
 from tokentrace.dedup import Deduplicator, Digest, FoldedBatches, capacity_for
 from tokentrace.errors import Rejected
-from tokentrace.records import AlertEvent, Batch, Position, decode_batches, decode_event
+from tokentrace.records import AlertEvent, Batch, Position, decode_event
 from tokentrace.rollup import SeriesTable, changes_in, rows_of
 from tokentrace.service.machine import Effect, Publish
 from tokentrace.state import Part, Saved
 from tokentrace.units import MS, parse_instant
 from tokentrace_alerter.event_memory import EventMemory, event_id
+from tokentrace_alerter.log_messages import counted_in, deleted_users
 from tokentrace_alerter.rules import (
     FilterIndex,
     Rule,
@@ -103,7 +104,7 @@ class AlerterMachine:
         self._shards, self._capacity = shards, capacity or capacity_for(shards)
         self._rules = list(rules)
         self.events = EventMemory(self._rule_of)
-        #: Abandoned episode -> id of the effect that ends it and is not performed yet.
+        #: Abandoned episode -> id of the effect that ends it.
         self._ending: dict[tuple[object, ...], str] = {}
         self._silences: dict[str, int] = {}
         self._reset()
@@ -198,7 +199,6 @@ class AlerterMachine:
     def remove_rule(self, name: str, upto_ns: int | None = None) -> None:
         """Drop the rule *name*, if it exists, and its events up to *upto_ns*, Unix nanoseconds; None = all events."""
         self.ignore_events(name, self.events.newest_ns(name) if upto_ns is None else upto_ns)
-        self._ending = {key: id_ for key, id_ in self._ending.items() if key[0] != name}
         subject = subjects.alerts(self._project, name)
         self._effects = [effect for effect in self._effects if effect.subject != subject]
         if name not in self.evaluators:
@@ -234,10 +234,10 @@ class AlerterMachine:
         Raises:
             Rejected: The message cannot be decoded.
         """
-        for batch, spans in _counted_in(message, dedup):
+        for batch, spans in counted_in(message, dedup):
             if evaluators:
                 self._fold_into(evaluators, index, batch, spans, message.time_ns)
-        for user in _deleted_users(message):
+        for user in deleted_users(message):
             self._forget_user(evaluators, user, message.time_ns)
 
     def finish_backfill(self, name: str, since_ns: int, now_ns: int) -> None:
@@ -276,11 +276,11 @@ class AlerterMachine:
         self.evaluate_until(message.time_ns)
         self.time_ns = message.time_ns
         self._position = Position(created_ns, message.sequence)
-        for batch, spans in _counted_in(message, self.dedup):
+        for batch, spans in counted_in(message, self.dedup):
             if self.evaluators:
                 self.spans += len(batch.spans)
                 self._fold_into(self.evaluators, self._index, batch, spans, message.time_ns)
-        for user in _deleted_users(message):
+        for user in deleted_users(message):
             self._forget_user(self.evaluators, user, message.time_ns)
 
     def _forget_user(self, evaluators: Mapping[str, RuleEvaluator], user: str, time_ns: int) -> None:
@@ -345,8 +345,11 @@ class AlerterMachine:
         return self.waiting_effects()
 
     def _end_abandoned(self, now_ns: int) -> None:
+        waiting = {effect.id for effect in self._effects}
+        ending: dict[tuple[object, ...], str] = {}
         for abandoned, instant_ns in self.events.abandoned(now_ns):
-            if abandoned.key in self._ending:
+            if self._ending.get(abandoned.key) in waiting:
+                ending[abandoned.key] = self._ending[abandoned.key]
                 continue
             name = abandoned.last.alert
             gone = name not in self.evaluators
@@ -356,7 +359,8 @@ class AlerterMachine:
                 event = end(abandoned.last, instant_ns, "removed" if gone else "changed")
             effect = self._publish(name, event)
             self._effects.append(effect)
-            self._ending[abandoned.key] = effect.id
+            ending[abandoned.key] = effect.id
+        self._ending = ending
 
     def start_evaluation(self, now_ns: int) -> None:
         """Start to evaluate, from *now_ns* on, the rules that neither are evaluated yet nor are being backfilled."""
@@ -374,8 +378,6 @@ class AlerterMachine:
         """As ``Machine.performed``."""
         if effect in self._effects:
             self._effects.remove(effect)
-        for key in [key for key, id_ in self._ending.items() if id_ == effect.id]:
-            del self._ending[key]
 
     def apply_event(self, event: AlertEvent) -> None:
         """Update the state of a rule from an event of the alert stream, which any alerter may have published."""
@@ -476,35 +478,6 @@ class AlerterMachine:
             return False
         evaluator.apply_event(event)
         return True
-
-
-def _counted_in(message: Message, dedup: Mapping[int, Deduplicator]) -> Iterator[tuple[Batch, int]]:
-    """
-    Yield what counts of each batch of *message*, and the number of spans in it that its reporter sent.
-
-    What is yielded is remembered in the memory of its shard.
-    """
-    shard = subjects.shard_of_spans(message.subject)
-    if shard is None:
-        return
-    own = dedup.get(shard)
-    if own is None:
-        raise Rejected(f"subject: {message.subject!r} is of a shard beyond the shard count")
-    project = subjects.parse_project(message.subject)
-    for batch, taken in own.taken_from(message.payload, message.sequence, message.time_ns, project):
-        sent = len(batch.spans) if batch.sequence and not taken.skipped else 0
-        if taken.batch is not None:
-            yield taken.batch, sent
-        elif sent:
-            yield Batch(id=batch.id, sequence=batch.sequence), sent
-
-
-def _deleted_users(message: Message) -> list[str]:
-    """Return the ids of the users that *message* deletes."""
-    if subjects.shard_of_spans(message.subject) is not None:
-        return []
-    batches = decode_batches(message.payload)
-    return [tombstone.id for batch in batches for tombstone in batch.tombstones if tombstone.target == "user"]
 
 
 def _is_about(effect: Effect, rule: str, instance: str) -> bool:

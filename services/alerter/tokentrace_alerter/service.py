@@ -185,7 +185,7 @@ class Alerter:
         while True:
             await asyncio.sleep(_FORGET_EVERY_S)
             with contextlib.suppress(Unavailable):
-                await self.rule_store.forget_channels(self.machine.events, time.time_ns())
+                await self.rule_store.forget_channels(self.machine.events, self.bus.clock.now_ns())
 
     def _loaded(self) -> None:
         self.machine.start_anew_if_ahead(self.bus.clock.now_ns())

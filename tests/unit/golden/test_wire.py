@@ -112,6 +112,8 @@ BATCH = make_batch(
             ended_ns=ENDED_NS,
             arrived_ns=ENDED_NS + 1,
             attributes={"k": 2},
+            session_id="x",
+            user_id="u",
         )
     ],
     messages=[

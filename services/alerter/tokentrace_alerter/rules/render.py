@@ -36,7 +36,7 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "last_evaluated": _instant(worst.evaluated_ns),
         "last_fired": _instant(max(state.fired_ns for state in states.values())),
         "current_value": worst.value,
-        "firing": any(_is_firing(evaluator, state, now_ns) for state in states.values()),
+        "firing": any(_is_firing(state) for state in states.values()),
         "silenced": rule.silenced or until_ns > 0,
         "silenced_until": _instant(until_ns),
         "rule_id": rule.rule_id,
@@ -90,6 +90,9 @@ def _state_name(evaluator: RuleEvaluator, state: State, now_ns: int) -> str:
         return "firing"
     if state.pending_ns:
         return "pending"
+    if state.reason == "silenced":
+        # The condition holds: the rule is not warming, and what was resolved would fire again.
+        return "inactive"
     if evaluator.backfilling or evaluator.warming(now_ns):
         return "warming"
     if state.event_ns and now_ns < state.event_ns + _RESOLVED_NS:
@@ -97,9 +100,9 @@ def _state_name(evaluator: RuleEvaluator, state: State, now_ns: int) -> str:
     return "no_data" if state.reason == "no_data" else "inactive"
 
 
-def _is_firing(evaluator: RuleEvaluator, state: State, now_ns: int) -> bool:
+def _is_firing(state: State) -> bool:
     """Return whether an episode lasts, or would have begun if the rule were not silenced."""
-    return state.firing or (state.reason == "silenced" and _state_name(evaluator, state, now_ns) == "inactive")
+    return state.firing or (state.reason == "silenced" and not state.pending_ns)
 
 
 def _why(evaluator: RuleEvaluator, state: State, now_ns: int) -> str | None:
