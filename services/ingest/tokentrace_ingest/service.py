@@ -182,7 +182,7 @@ class Ingest:
         """
         self.check_backpressure()
         await self._layout.known()
-        cleaned = self._cleaner.clean(Batch(id=batch_id, spans=list(spans)), time.time_ns(), size_bytes, checked=True)
+        cleaned = self._cleaner.clean(Batch(id=batch_id, spans=list(spans)), self.now_ns(), size_bytes, checked=True)
         places = [index for index in range(len(spans) + len(bad)) if index not in {span.place for span in bad}]
         refused = [SpanError(places[letter.position], letter.reason) for letter in cleaned.dead_letters]
         dead_letters = [*cleaned.dead_letters]

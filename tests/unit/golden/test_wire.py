@@ -132,7 +132,11 @@ BATCH = make_batch(
         )
     ],
     session_ends=[SessionEnd(session_id="c", ended_ns=ENDED_NS, error="gone")],
-    refused=[RefusedSpan(index=9, reason="model: required", span=make_span(model=""), size_bytes=70, sha256="ab")],
+    refused=[
+        RefusedSpan(
+            index=9, reason="model: required", span=make_span(span_id="s9", model=""), size_bytes=70, sha256="ab"
+        )
+    ],
     tombstones=[Tombstone(target="session", id="c", deleted_ns=ENDED_NS)],
     annotations=[Annotation(trace_id="t", span_id="s", attributes={"k": 3})],
     layout=1,

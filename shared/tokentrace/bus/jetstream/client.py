@@ -7,7 +7,7 @@ NATS gives a process one TCP connection. JetStream, the part of NATS that stores
 a call of its API is a message to a subject below ``$JS.API`` with JSON in it, and the answer is a message too. nats-py
 has helpers for all of this. We use nats-py only to connect, publish and subscribe, because each helper below failed in
 a way that a test shows; the facts are collected in docs/explanation/jetstream.md, the decision is docs/decisions/0040.
-Tests without a path are in tests/contract/test_bus.py.
+Tests without a path are in tests/contract/test_bus.py, those of requests in test_bus_requests.py.
 
 * **Requests and publishes** (``requests``, ``publisher``). The future of ``publish_async`` never ends if the server
   dies, and ``request`` can lose a cancellation in Python 3.11. Here every request has a number, a future and a timeout
