@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from kit.alert_events import make_event
 from kit.builders import make_batch, make_span
 from kit.environment import PATIENCE
 from kit.receiver import Receiver, Reply
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import encode_batches
+from tokentrace.units import HOUR, render_instant
 from tokentrace_alerter.rules import parse_rule
 from tokentrace_alerter.service import Alerter, Config
 
@@ -210,3 +212,15 @@ async def test_a_kill_between_a_deletion_and_its_event_loses_no_end(alerters: Al
         await until(lambda: len(receiver.sent) == 2)
         await asyncio.sleep(1)
         assert got(receiver) == [("firing", None), ("resolved", "deleted")] == alerters.told()
+
+
+async def test_an_episode_of_another_project_is_left_alone(alerters: Alerters) -> None:
+    fired = render_instant(time.time_ns() - HOUR)
+    event = make_event(alert="theirs", fired_at=fired, starts_at=fired)
+    for project in ("other", "default"):
+        await alerters.bus.publish(subjects.alerts(project, event.alert), msgspec.json.encode(event))
+    await alerters.start()
+    await until(lambda: len(alerters.told()) == 3)
+    await asyncio.sleep(1)
+    log = alerters.broker.logs[subjects.ALERTS].messages.values()
+    assert [subjects.parse_project(message.subject) for message in log] == ["other", "default", "default"]

@@ -71,17 +71,24 @@ def make(pipeline: Pipeline, name: str, **given: Any) -> None:
     pipeline.until(lambda: status_of(pipeline, name) is not None, f"{name!r} there", 10)
 
 
-def failed(pipeline: Pipeline, rule: str) -> float:
-    """Return ``tokentrace_alert_delivery_failed_total`` of *rule*."""
+def counter(pipeline: Pipeline, name: str, rule: str) -> float:
+    """Return the counter *name* of *rule*."""
     page = pipeline.get("/metrics/prometheus").body.decode()
     families = text_string_to_metric_families(page)
-    (value,) = [
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == "tokentrace_alert_delivery_failed_total" and sample.labels == {"rule": rule}
-    ]
+    samples = (sample for family in families for sample in family.samples)
+    (value,) = [sample.value for sample in samples if sample.name == name and sample.labels == {"rule": rule}]
     return float(value)
+
+
+def failed(pipeline: Pipeline, rule: str) -> float:
+    return counter(pipeline, "tokentrace_alert_delivery_failed_total", rule)
+
+
+def test_the_counters_of_a_rule_begin_at_0_before_it_fires(pipeline: Pipeline) -> None:
+    make(pipeline, "never fires")
+    for name in ("tokentrace_alert_firings_total", "tokentrace_alert_delivery_failed_total"):
+        assert counter(pipeline, name, "never fires") == 0
+    assert delete(pipeline, "never fires").status == 204
 
 
 def test_a_failed_delivery_is_counted_and_recorded_without_secrets(pipeline: Pipeline, webhooks: Receiver) -> None:

@@ -215,7 +215,11 @@ class Alerter:
 
     def _apply_event(self, message: Message) -> None:
         with self.bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
-            self.machine.apply_event(decode_event(message.payload, message.time_ns))
+            event = decode_event(message.payload, message.time_ns)
+            # An episode of another project is not open without a rule because its rule is unknown here.
+            is_own = subjects.parse_project(message.subject) == self.config.project
+            if is_own or event.alert in self.machine.evaluators:
+                self.machine.apply_event(event)
 
     async def _follow_rules(self) -> None:
         async for change in self.rule_store.changes():
