@@ -76,7 +76,10 @@ class Reply(NamedTuple):
 
 class Receiver:
     """
-    An HTTP server on a free port that keeps the requests it receives.
+    An HTTP server that keeps the requests it receives.
+
+    Args:
+        port: The port; 0 = a free one.
 
     Attributes:
         answer: Returns the reply to a request.
@@ -84,7 +87,7 @@ class Receiver:
         at_once, most_at_once: How many requests are being answered now, and the largest number so far.
     """
 
-    def __init__(self, answer: Callable[[Sent], Reply] = lambda sent: Reply()) -> None:
+    def __init__(self, answer: Callable[[Sent], Reply] = lambda sent: Reply(), port: int = 0) -> None:
         self.answer = answer
         self.sent: list[Sent] = []
         self.at_once = self.most_at_once = 0
@@ -109,7 +112,7 @@ class Receiver:
             def handle_error(self, request: object, client_address: object) -> None:
                 """Ignore the error: the client has closed the connection."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server = Server(("127.0.0.1", port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
 
     @property
@@ -191,21 +194,37 @@ def make_end(event: AlertEvent, at_ns: int | None = None) -> AlertEvent:
 
 
 class DeliveryRun:
-    """A delivery worker that runs on the memory bus, and the records that it published."""
+    """
+    A delivery worker that runs on the memory bus, and the records that it published.
+
+    Args:
+        broker: The broker; None = an empty one of its own. Runs on one broker are alerters that share the queue.
+        bus: The bus of the worker; None = a plain one on *broker*.
+        proxy: URL of the proxy; "" = none.
+
+    Attributes:
+        now_ns: The time of a broker of its own, Unix nanoseconds; None = the time of the host.
+        stopping: Set it to stop the worker as SIGTERM does, and wait for ``ended``.
+    """
 
     def __init__(
-        self, *rules: Mapping[str, Any], allow_hosts: Sequence[str] | None = ("127.0.0.0/8", "localhost")
+        self,
+        *rules: Mapping[str, Any],
+        allow_hosts: Sequence[str] | None = ("127.0.0.0/8", "localhost"),
+        broker: MemoryBroker | None = None,
+        bus: MemoryBus | None = None,
+        proxy: str = "",
     ) -> None:
-        #: The time of the broker, Unix nanoseconds; None = the time of the host.
         self.now_ns: int | None = None
-        self.broker = MemoryBroker(lambda: time.time_ns() if self.now_ns is None else self.now_ns)
-        self.bus = MemoryBus(self.broker)
+        self.broker = broker or MemoryBroker(lambda: time.time_ns() if self.now_ns is None else self.now_ns)
+        self.bus = bus or MemoryBus(self.broker)
         self.rules = {rule["name"]: parse_rule(rule, "rule") for rule in rules}
         self.open_episodes: list[AlertEvent] = []
         allowed = AllowedHosts.parse(allow_hosts)
         self.delivery_worker = DeliveryWorker(
-            self.bus, "default", self._channel_of, self._rules_read, lambda: list(self.open_episodes), allowed
+            self.bus, "default", self._channel_of, self._rules_read, lambda: list(self.open_episodes), allowed, proxy
         )
+        self.stopping = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
 
     def _channel_of(self, event: AlertEvent) -> Channel | None:
@@ -218,7 +237,7 @@ class DeliveryRun:
     async def __aenter__(self) -> DeliveryRun:
         for stream in subjects.streams():
             await self.bus.ensure(stream)
-        self._work = asyncio.create_task(self.delivery_worker.run())
+        self._work = asyncio.create_task(self.delivery_worker.run(self.stopping))
         return self
 
     async def __aexit__(
@@ -227,6 +246,13 @@ class DeliveryRun:
         assert self._work is not None
         self._work.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
+            await self._work
+
+    async def ended(self) -> None:
+        """Stop the worker as SIGTERM does, and return once it has ended."""
+        assert self._work is not None
+        self.stopping.set()
+        async with asyncio.timeout(30 * PATIENCE):
             await self._work
 
     async def publish(self, *events: AlertEvent) -> None:

@@ -28,7 +28,7 @@ from tokentrace.service.runner import Runner
 from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND, parse_duration, parse_instant
 from tokentrace_alerter.backfill import Backfiller
-from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, load_target
+from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, check_proxy, load_target
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, compile_rule
@@ -56,6 +56,7 @@ class Config:
         cooldown_ns: Cooldown of the rules that name none, nanoseconds; None = the length of their window.
         customs: Custom metrics by name.
         allowed: The hosts that events may be delivered to.
+        proxy: URL of the proxy for webhooks and Alertmanagers; "" = none.
         shards: Shard count.
     """
 
@@ -65,6 +66,7 @@ class Config:
     cooldown_ns: int | None = None
     customs: dict[str, CustomMetric] = field(default_factory=dict)
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
+    proxy: str = ""
     shards: int = 1
 
     @classmethod
@@ -89,6 +91,8 @@ class Config:
         if repeated:
             raise ConfigError(f"alerts: two rules have the name {quoted(repeated[0])}")
         allowed = AllowedHosts.parse(settings.alert_delivery.allow_hosts)
+        proxy = settings.alert_delivery.proxy
+        check_proxy(proxy, allowed)
         for index, rule in enumerate(rules):
             if rule.delivery is not None and rule.delivery.type == "custom":
                 load_target(rule.delivery.target)
@@ -98,7 +102,9 @@ class Config:
                 except Rejected as exc:
                     raise ConfigError(f"alerts[{index}].delivery.url: {exc}") from exc
         every_s = settings.storage.snapshot_interval / SECOND
-        return cls(tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed, settings.nats.shards)
+        return cls(
+            tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed, proxy, settings.nats.shards
+        )
 
 
 class Alerter:
@@ -115,6 +121,7 @@ class Alerter:
             self._rules_read,
             self.machine.open_episodes,
             config.allowed,
+            config.proxy,
         )
         #: Alert subject -> sequence of its last event.
         self._last: dict[str, int] = {}
@@ -137,7 +144,7 @@ class Alerter:
         )
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Run until *stopping* is set."""
+        """Run until *stopping* is set, and until the deliveries that are under way then have ended or take too long."""
         # Before anything is evaluated, the rules created at run time and all earlier events must be known.
         try:
             changes = await unless_stopped(stopping, until_available(self.rule_store.open))
@@ -158,11 +165,14 @@ class Alerter:
             try:
                 await asyncio.wait([known, stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
                 if not stopping.is_set():
-                    tasks.append(asyncio.create_task(self.delivery_worker.run()))
-                    tasks.append(asyncio.create_task(self.runner.run(stopping)))
+                    ending = [
+                        asyncio.create_task(self.delivery_worker.run(stopping)),
+                        asyncio.create_task(self.runner.run(stopping)),
+                    ]
+                    tasks += ending
                     done, _ = await asyncio.wait([*tasks, stop], return_when=asyncio.FIRST_COMPLETED)
                     if stop in done:
-                        await tasks[-1]
+                        await asyncio.gather(*ending)
                     for task in done:
                         task.result()
             finally:

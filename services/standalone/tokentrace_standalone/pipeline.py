@@ -231,7 +231,7 @@ def _overlap(first: tuple[str, int], second: tuple[str, int]) -> bool:
 async def _announce(pipeline: Pipeline, sockets: list[socket.socket], url: str, settings: Settings) -> None:
     await pipeline.ready()
     names = [f"http://{host}:{port}" for host, port, *_ in (sock.getsockname() for sock in sockets)]
-    print(f"tokentrace: spans to {url}, data in {settings.storage.dir}", flush=True)
+    print(f"tokentrace: spans to {jetstream.shown_urls(url)}, data in {settings.storage.dir}", flush=True)
     print(f"tokentrace listening on {' and '.join(names)}", flush=True)
 
 

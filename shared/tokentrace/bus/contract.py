@@ -329,6 +329,14 @@ class Bus(Protocol):
         """
         ...
 
+    async def done_up_to(self, stream: str, durable: str) -> int:
+        """
+        Return a sequence up to which the consumers named *durable* have acknowledged every message of *stream*.
+
+        Later ones may be done too; 0 = there is no such consumer, or the first message is not done.
+        """
+        ...
+
     async def erase(self, stream: str, sequence: int) -> None:
         """
         Remove one message and overwrite it on disk; erasing a message that is already gone is no error.

@@ -26,6 +26,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from tokentrace.errors import Rejected, TokentraceError, Unavailable, quoted, shorten
+from tokentrace.shown import shown_url
 
 log = logging.getLogger("tokentrace.client")
 
@@ -84,7 +85,7 @@ class TraceClient:
             raise ValueError("project_id is empty")
         parts = urlsplit(api_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"api_url: {quoted(api_url)} is not http://… or https://…")
+            raise ValueError(f"api_url: {quoted(shown_url(api_url))} is not http://… or https://…")
         self._tls = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port or (443 if self._tls else 80)
         self._base = parts.path.rstrip("/")

@@ -99,7 +99,8 @@ def check_url(url: str) -> None:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as exc:
-        raise ConfigError(f"reporter: {exc}") from exc
+        # The text of the exception repeats what stands in the place of the port, which may be part of a password.
+        raise ConfigError("reporter: the host or port of the URL cannot be read") from exc
     if not parts.hostname:
         raise ConfigError("reporter: the URL names no host")
     if port == 0:

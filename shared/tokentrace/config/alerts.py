@@ -265,7 +265,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got .*| of length ([<>]= \d+)| ([<>]= \d+))?")
 #: Keys whose values may be secrets; no error text repeats these values.
-_SECRET = frozenset({"secret", "headers"})
+_SECRET = frozenset({"secret", "headers", "url"})
 _KINDS = {
     "str": "text",
     "int": "a whole number",

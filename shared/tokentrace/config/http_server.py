@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from tokentrace.config.section import Duration, Section, without_effect
 from tokentrace.errors import ConfigError, quoted
+from tokentrace.shown import shown_url
 
 _PATHS = ("metrics_path", "prometheus_path", "ingest_path", "health_path")
 _PATH = {"pattern": "^/"}
@@ -120,9 +121,12 @@ class HttpServer(Section, frozen=True, kw_only=True):
             origins["http_server.public_url"] = self.public_url.removesuffix("/")
         for key, origin in origins.items():
             if not _is_origin(origin):
-                raise ConfigError(f"{key}: {quoted(origin)} is not of the form https://host or http://host:port")
+                shown = shown_url(origin) if "@" in origin else origin
+                raise ConfigError(f"{key}: {quoted(shown)} is not of the form https://host or http://host:port")
         if self.ingest_url and not _is_url(self.ingest_url):
-            raise ConfigError(f"http_server.ingest_url: {quoted(self.ingest_url)} is not an http or https URL")
+            raise ConfigError(
+                f"http_server.ingest_url: {quoted(shown_url(self.ingest_url))} is not an http or https URL"
+            )
 
     def _check_paths(self) -> None:
         key_of: dict[str, str] = {}

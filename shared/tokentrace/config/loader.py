@@ -21,7 +21,7 @@ from tokentrace.config.alerts import tidy_alerts
 from tokentrace.config.section import Duration
 from tokentrace.config.settings import Settings
 from tokentrace.dialect import explain
-from tokentrace.errors import ConfigError, Rejected, quoted, shorten
+from tokentrace.errors import ConfigError, Rejected, cut_quoted, quoted, shorten
 from tokentrace.units import parse_duration
 
 log = logging.getLogger("tokentrace.config")
@@ -43,6 +43,7 @@ ENVIRONMENT = {
     "TOKENTRACE_HTTP_HOSTS": "http_server.hosts",
     "TOKENTRACE_PUBLIC_URL": "http_server.public_url",
     "TOKENTRACE_ALERT_ALLOW_HOSTS": "alert_delivery.allow_hosts",
+    "TOKENTRACE_ALERT_PROXY": "alert_delivery.proxy",
     "TOKENTRACE_REDACTION_MODE": "redaction.mode",
     "TRACE_REDACT_KEYS": "redaction.keys",
     "TOKENTRACE_REDACTION_HASH_KEY": "redaction.hash_key",
@@ -58,7 +59,8 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
 #: Keys whose variables must be set; otherwise requests would need no token, or deliveries and the connection to the
 #: broker would have no credential: the URLs may hold one.
 _SECRET = re.compile(
-    r"http_server\.auth_token|redaction\.hash_key|nats\.url|alerts\[\d+\]\.delivery\.(url|secret|headers\..*)",
+    r"http_server\.auth_token|redaction\.hash_key|nats\.url|alert_delivery\.proxy|"
+    r"alerts\[\d+\]\.delivery\.(url|secret|headers\..*)",
     re.DOTALL,
 )
 
@@ -176,9 +178,17 @@ def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, An
             raise ConfigError(f"a mapping is expected at the top, not a {type(tree).__name__}")
         return {str(key): _substitute(value, str(key), environ) for key, value in tree.items()}
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"{name}: not YAML: {exc}") from exc
+        raise ConfigError(f"{name}: not YAML: {_problem(exc)}") from exc
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc}") from exc
+
+
+def _problem(error: Exception) -> str:
+    """Return what is wrong and where; the text of *error* itself repeats the line, which may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return cut_quoted(str(error))
+    at = error.problem_mark
+    return f"line {at.line + 1}, column {at.column + 1}: {cut_quoted(error.problem or 'cannot be read')}"
 
 
 def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:

@@ -11,6 +11,7 @@ from msgspec import Meta
 from tokentrace.bus import subjects
 from tokentrace.config.section import Duration, Section
 from tokentrace.errors import ConfigError, quoted
+from tokentrace.shown import shown_url
 
 #: Smallest size of the queue and of the log, bytes: less would hold no more than a few messages.
 MIN_BYTES = 1_000_000
@@ -55,9 +56,9 @@ class Nats(Section, frozen=True, kw_only=True):
         Raises:
             ConfigError: One of them cannot work; the message names the key.
         """
-        for url in self.url.split(","):
-            if not _is_url(url.strip(" ")):
-                raise ConfigError(f"nats.url: {quoted(_without_password(url))} is not of the form nats://host:port")
+        for url in (part.strip(" ") for part in self.url.split(",")):
+            if not _is_url(url):
+                raise ConfigError(f"nats.url: {quoted(shown_url(url.strip(' ')))} is not of the form nats://host:port")
         if not self.project or len(subjects.escape(self.project)) > subjects.MAX_PROJECT:
             raise ConfigError("nats.project: must not be empty, nor too long for a subject")
         for key in ("spans_max_age", "duplicate_window"):
@@ -96,8 +97,3 @@ def _is_url(url: str) -> bool:
         return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
     except ValueError:
         return False
-
-
-def _without_password(url: str) -> str:
-    scheme, mark, rest = url.rpartition("://")
-    return scheme + mark + rest.rpartition("@")[2]

@@ -23,7 +23,7 @@ from tokentrace.errors import ConfigError
 
 
 class AlertDelivery(Section, frozen=True, kw_only=True):
-    """Where events may be delivered."""
+    """Where events may be delivered, and how."""
 
     allow_hosts: Annotated[
         list[str] | None,
@@ -33,6 +33,14 @@ class AlertDelivery(Section, frozen=True, kw_only=True):
             "(169.254.0.0/16, fe80::/10) are always refused. Deliveries of type custom are not limited."
         ),
     ] = None
+    proxy: Annotated[
+        str,
+        Meta(
+            description="URL of an HTTP proxy for webhooks and Alertmanagers, such as http://user:password@proxy:3128; "
+            "empty = none. Its host must be in allow_hosts too, if that is set. The proxy resolves the names of "
+            "receivers. HTTP_PROXY and similar variables are ignored."
+        ),
+    ] = ""
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -51,7 +59,9 @@ class Settings(Section, frozen=True, kw_only=True):
     alert_cooldown: Annotated[
         str | None, Meta(description="Cooldown of the rules that have none; by default the window of the rule.")
     ] = None
-    alert_delivery: Annotated[AlertDelivery, Meta(description="Where events may be delivered.")] = AlertDelivery()
+    alert_delivery: Annotated[AlertDelivery, Meta(description="Where events may be delivered, and how.")] = (
+        AlertDelivery()
+    )
     custom_metrics: Annotated[list[CustomMetric], Meta(description="Custom metrics.")] = msgspec.field(
         default_factory=list
     )

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tokentrace.bad_data import reading
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records.span import MAX_INSTANT_NS, MIN_INSTANT_NS
+from tokentrace.shown import shown_url
 from tokentrace.units import MINUTE, SECOND, parse_instant
 
 #: An event is stored after the instant that it is about. This is left for brokers whose clocks differ, nanoseconds.
@@ -72,13 +73,14 @@ class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
         rule, fired_at, status, group: Those of the event: its ``alert``, ``fired_at``, ``status`` and ``group``.
         key: The ``Idempotency-Key``, which is the same for all attempts.
         channel: The kind of delivery, such as ``webhook``.
-        destination: Where the event is delivered, without secrets.
+        destination: Where the event is delivered, without secrets: of a URL only scheme, host and port.
         outcome: delivered; retry = another attempt follows; dead = no further attempt; expired = the event was too
             old to be delivered.
         attempt: The number of the attempt, from 1.
         error: Why the attempt failed; "" if it did not.
         at: When the attempt was made, RFC 3339.
         took_ms: How long the attempt took, milliseconds; None if nothing was sent.
+        retry_after_s: How long the receiver asked to wait with everything, seconds; None if it did not.
     """
 
     rule: str
@@ -93,6 +95,7 @@ class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str
     at: str
     took_ms: float | None
+    retry_after_s: float | None = None
 
 
 _events = msgspec.json.Decoder(AlertEvent)
@@ -138,8 +141,11 @@ def decode_delivery(payload: bytes) -> DeliveryRecord:
     """
     Decode a record of the delivery subjects.
 
+    Versions before this one wrote the path of the URL too, which is removed here.
+
     Raises:
         Rejected: *payload* is not a delivery record.
     """
     with reading("delivery record"):
-        return _deliveries.decode(payload)
+        record = _deliveries.decode(payload)
+        return replace(record, destination=shown_url(record.destination)) if "://" in record.destination else record

@@ -57,8 +57,10 @@ def set_up_logging(tool: str, level: str = "info") -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # httpx logs whole URLs, and the URL of a webhook is a secret.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # httpx logs whole URLs, and the URL of a webhook is a secret. httpcore logs the headers of answers, and the address
+    # of a redirect is often the URL again.
+    for library in ("httpx", "httpcore"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _json_lines(tool: str) -> list[Processor]:

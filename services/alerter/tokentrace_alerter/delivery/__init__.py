@@ -4,6 +4,7 @@ from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts, parse_addres
 from tokentrace_alerter.delivery.callbacks import Callbacks, load_target
 from tokentrace_alerter.delivery.channel import Channel, backoff_ns, compile_channel, idempotency_key, parse_channel
 from tokentrace_alerter.delivery.payload import alertmanager_alert, alertmanager_labels, signature, webhook_body
+from tokentrace_alerter.delivery.transport import check_proxy
 from tokentrace_alerter.delivery.worker import DeliveryWorker
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "alertmanager_alert",
     "alertmanager_labels",
     "backoff_ns",
+    "check_proxy",
     "compile_channel",
     "idempotency_key",
     "load_target",

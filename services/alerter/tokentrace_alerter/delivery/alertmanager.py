@@ -55,7 +55,8 @@ class Alertmanagers:
         self._limits: dict[str, asyncio.Semaphore] = {}
         #: Episode -> monotonic time, seconds, at which it is renewed next.
         self._renew_at: dict[Episode, float] = {}
-        self._renewing: set[_Renewal] = set()
+        #: What is being renewed at the moment -> the task that does it.
+        self._renewing: dict[_Renewal, asyncio.Task[None]] = {}
 
     async def send(self, channel: Channel, event: AlertEvent, *, again: bool) -> None:
         """
@@ -67,6 +68,10 @@ class Alertmanagers:
         Raises:
             Failed, Refused: As ``WebhookSender.post``.
         """
+        renewal = self._renewing.get((event.alert, channel.destination))
+        if renewal is not None:
+            # If it arrived after a resolution, it would open the alert again.
+            await asyncio.wait([renewal])
         now_ns = self._clock.now_ns()
         # This alerter may deliver a new firing before it has read it from the alert stream, and so before it counts the
         # episode as open.
@@ -81,8 +86,7 @@ class Alertmanagers:
                 await asyncio.sleep(1.0)
                 for key, (channel, events) in self._due().items():
                     if key not in self._renewing:
-                        self._renewing.add(key)
-                        tasks.create_task(self._renew(key, channel, events))
+                        self._renewing[key] = tasks.create_task(self._renew(key, channel, events))
 
     def _due(self) -> dict[_Renewal, tuple[Channel, list[AlertEvent]]]:
         """Return the last events of the episodes to renew now."""
@@ -111,7 +115,7 @@ class Alertmanagers:
         except (Failed, Refused) as exc:
             log.warning("rule %s: its alerts were not renewed in the Alertmanager: %s", key[0], exc)
         finally:
-            self._renewing.discard(key)
+            del self._renewing[key]
 
     async def _push(self, channel: Channel, alerts: list[dict[str, object]]) -> None:
         await self._sender.post(channel, channel.url + _PATH, msgspec.json.encode(alerts), {})

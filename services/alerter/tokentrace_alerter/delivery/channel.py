@@ -28,6 +28,7 @@ from tokentrace.config import (
 )
 from tokentrace.errors import ConfigError, Rejected, quoted
 from tokentrace.records import AlertEvent
+from tokentrace.shown import shown_url
 from tokentrace.units import MINUTE, SECOND, parse_duration
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -38,6 +39,8 @@ _MIN_TIMEOUT_NS, _MAX_TIMEOUT_NS = SECOND // 100, MINUTE
 #: The pause after the first attempt, nanoseconds. Each pause is twice the one before, up to a minute.
 BACKOFF_NS = SECOND // 2
 MAX_BACKOFF_NS = MINUTE
+#: More attempts than any rule allows.
+_MOST_ATTEMPTS = 1000
 
 
 class Channel(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +71,11 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     def destination(self) -> str:
         """The URL, the target or the type. Channels with the same destination share a limit of deliveries."""
         return self.url or self.target or self.type
+
+    @property
+    def shown_destination(self) -> str:
+        """The destination without secrets: of a URL only scheme, host and port."""
+        return shown_url(self.url) if self.url else self.destination
 
     def wants(self, event: AlertEvent) -> bool:
         """Return True for a firing, and for a resolution if ``send_resolved`` is set or this is an Alertmanager."""
@@ -113,7 +121,7 @@ def compile_channel(delivery: Delivery, where: str) -> Channel:
             _check_url(delivery.url, where)
             if any(mark in delivery.url for mark in "?#"):
                 raise ConfigError(
-                    f"{where}.url: {quoted(delivery.url)} must end before /api/v2/alerts and have no query"
+                    f"{where}.url: {quoted(shown_url(delivery.url))} must end before /api/v2/alerts and have no query"
                 )
             return Channel(
                 type="alertmanager",
@@ -144,7 +152,7 @@ def _check_url(url: str, where: str) -> None:
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigError(f"{where}.url: {quoted(url)} is not an http or https URL")
+        raise ConfigError(f"{where}.url: {quoted(shown_url(url))} is not an http or https URL")
 
 
 def _timeout(text: str | int, where: str) -> int:
@@ -183,3 +191,22 @@ def idempotency_key(event: AlertEvent) -> str:
 def backoff_ns(attempt: int) -> int:
     """Return the pause after attempt number *attempt* (from 1), nanoseconds."""
     return int(min(BACKOFF_NS << min(attempt - 1, 20), MAX_BACKOFF_NS))
+
+
+def pause_ns(attempt: int, retry_after_s: float | None) -> int:
+    """
+    Return the pause after attempt number *attempt* (from 1), nanoseconds.
+
+    Args:
+        retry_after_s: How long the receiver asked to wait, seconds, which may be longer; None = it did not.
+    """
+    return max(backoff_ns(attempt), round((retry_after_s or 0) * SECOND))
+
+
+def attempts_within(elapsed_ns: int) -> int:
+    """Return how many attempts without an answer are over *elapsed_ns* nanoseconds after the first one."""
+    attempts, passed_ns = 0, 0
+    while passed_ns <= elapsed_ns - BACKOFF_NS and attempts < _MOST_ATTEMPTS:
+        attempts += 1
+        passed_ns += backoff_ns(attempts)
+    return attempts

@@ -2,8 +2,10 @@
 HTTP connections to allowed hosts only.
 
 A name is resolved once, each of its addresses is checked, and the connection goes to a checked address. So a name
-server cannot give a harmless address to the check and another one to the connection (DNS rebinding). The proxy that the
-environment names is not used, because it would resolve the name itself.
+server cannot give a harmless address to the check and another one to the connection (DNS rebinding).
+
+With a configured proxy, connections go to the proxy, whose own address is checked in this way. The name of the receiver
+is still compared with the allowed hosts, but the proxy resolves it. A proxy that the environment names is not used.
 """
 
 from __future__ import annotations
@@ -16,8 +18,11 @@ from typing import Any, cast
 import httpcore
 import httpx
 
-from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts, is_global
+from tokentrace.errors import ConfigError, Rejected, quoted
+from tokentrace.shown import shown_url
+from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts, is_global, parse_address
 
+PROXY_KEY = "alert_delivery.proxy"
 #: Seconds after which the next address of a name is tried. The last address has the whole timeout.
 _NEXT_ADDRESS_S = 1.0
 #: Most hosts in private networks that are remembered; one that is forgotten is noted again when it is connected to.
@@ -73,6 +78,12 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         self._note(host, usable)
         return usable
 
+    def note_address(self, host: str) -> None:
+        """Note that *host*, if it is an address, is called through a proxy; ``is_private`` then knows of it."""
+        address = parse_address(host)
+        if address is not None:
+            self._note(host, [str(address)])
+
     def _note(self, host: str, addresses: list[str]) -> None:
         if self._allowed.entries is None and not all(map(is_global, addresses)):
             if len(self._private) >= _MOST_PRIVATE:
@@ -101,17 +112,16 @@ class CheckedTransport(httpx.AsyncBaseTransport):
     The transport of an ``httpx.AsyncClient`` that connects to allowed hosts only, and reuses connections.
 
     The transport of httpx accepts no network backend. So this one passes requests to a pool of httpcore, as httpx does.
+
+    Args:
+        allowed: The hosts that may be called, the proxy's among them.
+        proxy: URL of the HTTP proxy, with user and password if it needs them; "" = none.
     """
 
-    def __init__(self, allowed: AllowedHosts) -> None:
+    def __init__(self, allowed: AllowedHosts, proxy: str = "") -> None:
+        self._allowed, self._proxied = allowed, bool(proxy)
         self._backend = CheckedBackend(allowed)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(trust_env=False),
-            max_connections=None,
-            max_keepalive_connections=100,
-            keepalive_expiry=5.0,
-            network_backend=self._backend,
-        )
+        self._pool = _pool(self._backend, proxy)
 
     def is_private(self, url: str) -> bool:
         """Return True if the host of *url* is one of ``CheckedBackend.is_private``."""
@@ -125,10 +135,14 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         Send *request* and return the response.
 
         Raises:
-            Rejected: The host is not allowed, or none of its addresses is.
+            Rejected: The host, or that of the proxy, is not allowed, or none of its addresses is.
             httpx.TransportError: There was no answer.
         """
         url = request.url
+        if self._proxied:
+            # Without a proxy, the backend checks the host, and its addresses too.
+            self._allowed.check_url(str(url))
+            self._backend.note_address(url.raw_host.decode("ascii"))
         try:
             response = await self._pool.handle_async_request(
                 httpcore.Request(
@@ -158,3 +172,46 @@ class CheckedTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close all connections."""
         await self._pool.aclose()
+
+
+def check_proxy(proxy: str, allowed: AllowedHosts) -> None:
+    """
+    Check the setting ``alert_delivery.proxy``, without resolving its name.
+
+    Raises:
+        ConfigError: It is not the URL of an HTTP proxy, or its host is not allowed; the text names the key.
+    """
+    if not proxy:
+        return
+    try:
+        url = httpx.URL(proxy)
+        usable = url.scheme in ("http", "https") and bool(url.host) and url.port != 0 and url.raw_path == b"/"
+    except (httpx.InvalidURL, ValueError):
+        usable = False
+    if not usable:
+        raise ConfigError(
+            f"{PROXY_KEY}: {quoted(shown_url(proxy))} is not the URL of an HTTP proxy, such as http://proxy.example.com:3128"
+        )
+    try:
+        allowed.check_url(proxy)
+    except Rejected as exc:
+        raise ConfigError(f"{PROXY_KEY}: {exc}") from exc
+
+
+def _pool(backend: CheckedBackend, proxy: str) -> httpcore.AsyncConnectionPool:
+    url = httpx.Proxy(proxy) if proxy else None
+    options: dict[str, Any] = {
+        "ssl_context": httpx.create_ssl_context(trust_env=False),
+        "max_connections": None,
+        "max_keepalive_connections": 100,
+        "keepalive_expiry": 5.0,
+        "network_backend": backend,
+    }
+    if url is None:
+        return httpcore.AsyncConnectionPool(**options)
+    return httpcore.AsyncHTTPProxy(
+        httpcore.URL(scheme=url.url.raw_scheme, host=url.url.raw_host, port=url.url.port, target="/"),
+        proxy_auth=url.raw_auth,
+        proxy_ssl_context=httpx.create_ssl_context(trust_env=False) if url.url.scheme == "https" else None,
+        **options,
+    )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 
 import httpx
 
-from tokentrace.errors import Rejected
+from tokentrace.bus import BrokerClock
+from tokentrace.errors import Rejected, shorten
 from tokentrace.records import AlertEvent
-from tokentrace.units import SECOND
+from tokentrace.units import HOUR, SECOND
 from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 from tokentrace_alerter.delivery.channel import Channel, idempotency_key
 from tokentrace_alerter.delivery.payload import signature, webhook_body
@@ -25,6 +28,13 @@ log = logging.getLogger("tokentrace.alerter")
 NO_SUCCESS = (
     "no success; the alerter's log has the reason, as the host is private and not in alert_delivery.allow_hosts"
 )
+#: Statuses below 500 that another attempt may change: request timeout, too early, too many requests.
+_TRY_AGAIN = frozenset({408, 425, 429})
+#: A proxy asks for a user, or for another one: the setting of the proxy may be mended while the event waits.
+_PROXY_AUTHENTICATION = 407
+#: The longest wait that a receiver can ask for, seconds.
+MAX_RETRY_AFTER_S = HOUR / SECOND
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class Refused(Exception):
@@ -32,7 +42,17 @@ class Refused(Exception):
 
 
 class Failed(Exception):
-    """This attempt failed; another one may succeed."""
+    """
+    This attempt failed; another one may succeed.
+
+    Args:
+        reason: Why, without secrets.
+        retry_after_s: How long the receiver asks to wait, seconds; None = it does not ask.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class WebhookSender:
@@ -47,10 +67,13 @@ class WebhookSender:
 
     Args:
         allowed: The hosts that may be called. For another host, ``post`` raises ``Refused``.
+        clock: The time from which a date in ``Retry-After`` is counted if the receiver does not say its own.
+        proxy: URL of the proxy through which all requests go; "" = none.
     """
 
-    def __init__(self, allowed: AllowedHosts) -> None:
-        self._transport = CheckedTransport(allowed)
+    def __init__(self, allowed: AllowedHosts, clock: BrokerClock, proxy: str = "") -> None:
+        self._clock, self._proxy = clock, proxy
+        self._transport = CheckedTransport(allowed, proxy)
         self._client = httpx.AsyncClient(
             follow_redirects=False,
             trust_env=False,
@@ -90,8 +113,9 @@ class WebhookSender:
             headers: Further headers, which override those of *channel*.
 
         Raises:
-            Failed: Timeout, no answer, or HTTP status 500 and above; or any failure at a host that is private.
-            Refused: HTTP status 300 to 499, a host that is not allowed, or a request that cannot be sent.
+            Failed: Timeout, no answer, or HTTP status 408, 425, 429, 500 or above; or any failure at a host that is
+                private.
+            Refused: Another HTTP status of 300 or above, a host that is not allowed, or a request that cannot be sent.
         """
         began = time.monotonic()
         try:
@@ -120,11 +144,40 @@ class WebhookSender:
         except (httpx.LocalProtocolError, httpx.InvalidURL, ValueError) as exc:
             # The text of the exception repeats a header or the URL, and both may contain a secret.
             raise Refused(f"cannot be sent: {type(exc).__name__}") from exc
+        except httpx.ProxyError as exc:
+            raise Failed(f"no answer through the proxy: {shorten(str(exc), 60)}") from exc
         except httpx.HTTPError as exc:
             raise Failed(f"no answer: {type(exc).__name__}") from exc
         except Exception as exc:
             raise Refused(f"cannot be sent: {type(exc).__name__}") from exc
-        if response.status_code >= 500:
-            raise Failed(f"HTTP {response.status_code}")
+        status = response.status_code
+        if status >= 500 or status in _TRY_AGAIN or (status == _PROXY_AUTHENTICATION and self._proxy):
+            asked_s = retry_after(response.headers, self._clock.now_ns() / SECOND)
+            raise Failed(f"HTTP {status}" + (f", Retry-After {asked_s:g} s" if asked_s is not None else ""), asked_s)
         if not response.is_success:
-            raise Refused(f"HTTP {response.status_code}")
+            raise Refused(f"HTTP {status}")
+
+
+def retry_after(headers: httpx.Headers, now_s: float) -> float | None:
+    """
+    Return how long the header ``Retry-After`` asks to wait, seconds, at most an hour; None = missing or unreadable.
+
+    Args:
+        now_s: Unix time, seconds; used for a date if the response has no ``Date`` of its own.
+    """
+    written = headers.get("Retry-After", "").strip()
+    if _SECONDS.fullmatch(written):
+        return min(float(written), MAX_RETRY_AFTER_S)
+    until_s = _date(written)
+    if until_s is None:
+        return None
+    # The receiver's own clock may differ from ours.
+    answered_s = _date(headers.get("Date", ""))
+    return min(max(until_s - (now_s if answered_s is None else answered_s), 0.0), MAX_RETRY_AFTER_S)
+
+
+def _date(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None

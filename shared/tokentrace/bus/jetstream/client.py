@@ -50,7 +50,7 @@ from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.jetstream import request_reply, streams, work_queue
 from tokentrace.bus.jetstream.codec import state_of
-from tokentrace.bus.jetstream.connection import Connection, abort, parse_urls, without_secret
+from tokentrace.bus.jetstream.connection import Connection, abort, parse_urls, shown_urls
 from tokentrace.bus.jetstream.contents import StreamContents
 from tokentrace.bus.jetstream.errors import translate_errors
 from tokentrace.bus.jetstream.follow import Followers
@@ -87,7 +87,7 @@ async def connect(
             client = await link.open(inbox_prefix)
     except (nats.errors.Error, OSError, TimeoutError) as exc:
         await link.abandon()
-        raise Unavailable(f"no NATS server at {without_secret(url)} ({link.last_error or type(exc).__name__})") from exc
+        raise Unavailable(f"no NATS server at {shown_urls(url)} ({link.last_error or type(exc).__name__})") from exc
     except asyncio.CancelledError:
         link.cut()
         raise
@@ -200,6 +200,10 @@ class JetStream:
     ) -> AsyncGenerator[Sequence[work_queue.JetStreamDelivery], None]:
         """As ``Bus.consume``."""
         return work_queue.consume(self._client, self._requests, stream, durable, batch=batch, ack_wait_s=ack_wait_s)
+
+    async def done_up_to(self, stream: str, durable: str) -> int:
+        """As ``Bus.done_up_to``."""
+        return await work_queue.done_up_to(self._requests, stream, durable)
 
     async def erase(self, stream: str, sequence: int) -> None:
         """As ``Bus.erase``."""

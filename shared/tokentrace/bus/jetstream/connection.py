@@ -14,6 +14,7 @@ from nats.aio.client import Client
 
 from tokentrace.bad_data import UNREADABLE, reason_of
 from tokentrace.errors import ConfigError, Rejected, shorten
+from tokentrace.shown import shown_url
 
 log = logging.getLogger("tokentrace.bus")
 
@@ -25,14 +26,18 @@ def parse_urls(text: str) -> list[str]:
     Return the server URLs in *text*, separated by commas; a URL without a scheme gets ``nats://``.
 
     Raises:
-        ConfigError: A part is not a URL of NATS; the message shows the part without user and password.
+        ConfigError: A part is not a URL of NATS; the message shows the part without secrets.
     """
-    return [_checked(url if "://" in url else f"nats://{url}") for url in _split(text)]
+    return [_checked(_with_scheme(url)) for url in _split(text)]
 
 
-def without_secret(text: str) -> str:
-    """Return *text*, one or several URLs, without users and passwords."""
-    return ",".join(_without_user(url) for url in _split(text))
+def shown_urls(text: str) -> str:
+    """Return *text*, one or several server URLs separated by commas, as it may be shown; see ``shown_url``."""
+    return ",".join(shown_url(_with_scheme(url)) for url in _split(text))
+
+
+def _with_scheme(url: str) -> str:
+    return url if "://" in url else f"nats://{url}"
 
 
 def _split(text: str) -> list[str]:
@@ -53,16 +58,11 @@ def _checked(url: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        shown = shorten(_without_user(url))
+        shown = shorten(shown_url(url))
         raise ConfigError(
             f"NATS URL {shown!r} is not of the form nats://host:port, or several of them separated by commas"
         )
     return url
-
-
-def _without_user(url: str) -> str:
-    scheme, separator, rest = url.rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 class _Client(Client):

@@ -6,11 +6,13 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from tokentrace.bad_data import reading
 from tokentrace.bus.contract import Message
 from tokentrace.bus.jetstream.errors import NO_CONSUMER, ApiError, translate_errors
 from tokentrace.bus.jetstream.pull import Inbox, Pull, parse_meta
@@ -89,10 +91,22 @@ async def consume(
 
 async def _replicas(requests: Requests, stream: str, durable: str) -> int:
     """Return the replicas of a consumer, on which the operator decides; 0 = as many as the stream has."""
+    info = await _info(requests, stream, durable)
+    return 0 if info is None else int(info["config"].get("num_replicas", 0))
+
+
+async def done_up_to(requests: Requests, stream: str, durable: str) -> int:
+    """As ``Bus.done_up_to``."""
+    with translate_errors(stream), reading("consumer"):
+        info = await _info(requests, stream, durable)
+        return 0 if info is None else int(info["ack_floor"]["stream_seq"])
+
+
+async def _info(requests: Requests, stream: str, durable: str) -> dict[str, Any] | None:
+    """Return what the broker says of a consumer; None = it does not exist."""
     try:
-        info = await requests.api(f"CONSUMER.INFO.{stream}.{durable}", {})
+        return await requests.api(f"CONSUMER.INFO.{stream}.{durable}", {})
     except ApiError as exc:
         if exc.code != NO_CONSUMER:
             raise
-        return 0
-    return int(info["config"].get("num_replicas", 0))
+        return None

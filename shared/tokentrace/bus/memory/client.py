@@ -229,6 +229,12 @@ class MemoryBus:
         finally:
             self._broker.servers.remove(entry)
 
+    async def done_up_to(self, stream: str, durable: str) -> int:
+        """As ``Bus.done_up_to``; *durable* is ignored, as in ``consume``."""
+        log = self._broker.log(stream)
+        open_ones = (sequence for sequence in log.messages if sequence not in log.done)
+        return next(open_ones, log.last_sequence + 1) - 1
+
     async def erase(self, stream: str, sequence: int) -> None:
         """As ``Bus.erase``."""
         self._broker.check()
