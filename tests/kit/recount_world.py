@@ -186,7 +186,7 @@ def make_world(
             payload = encode_batches([batch])
             stream.append(Message(subjects.spans("default", shard), payload, len(stream) + 1, clock_ns, {}))
     # A reporter that sent no batch for two minutes has no waiting spans.
-    waiting = sum(depth for at_ns, depth in queues.values() if at_ns >= (now_s - 120) * SECOND)
+    waiting = sum(depth for at_ns, depth in queues.values() if at_ns >= (now_s - 30) * SECOND)
     return World(spans, streams, now_s, sent, dropped, failed, waiting)
 
 

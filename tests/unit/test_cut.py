@@ -144,6 +144,13 @@ def test_contradicting_times_are_corrected(
         assert (fitted.started_ns, fitted.ended_ns) == (STARTED_NS - latency_ms * MS, STARTED_NS)
 
 
+def test_a_computed_start_is_not_before_2000() -> None:
+    first = 946_684_800_000_000_000
+    fitted = fit_span(make_span(started_ns=ENDED_NS, ended_ns=first, latency_ns=1_240 * MS))
+    assert fitted.started_ns == first
+    check_span(fitted)
+
+
 def test_a_text_is_cut_before_a_word_so_that_no_half_of_a_secret_is_left() -> None:
     secret = "sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD"
     for shift in range(60):

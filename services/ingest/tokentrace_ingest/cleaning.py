@@ -81,7 +81,15 @@ class Cleaner:
         self._redactor, self._pricer = redactor, pricer
         self.dead_letters = DeadLetterWriter(redactor)
 
-    def clean(self, batch: Batch, arrived_ns: int, size_bytes: int = 0, *, checked: bool = False) -> Cleaned:
+    def clean(
+        self,
+        batch: Batch,
+        arrived_ns: int,
+        size_bytes: int = 0,
+        *,
+        checked: bool = False,
+        places: Sequence[int] | None = None,
+    ) -> Cleaned:
         """
         Clean *batch*; a bad record becomes a dead letter, and the other records stay.
 
@@ -92,6 +100,7 @@ class Cleaner:
                 message has the same time.
             size_bytes: Size of the raw message or request body. Over 512 KiB or 256 spans, the batch is split.
             checked: True = a dialect has already called ``check_span`` on the spans.
+            places: The place of each span in what was sent; None = all that was sent are in *batch*.
         """
         key = f"{batch.id}:{batch.sequence}"
         whole = len(batch.spans) <= _MAX_UNSPLIT_SPANS and size_bytes <= _MAX_UNSPLIT_BYTES
@@ -105,7 +114,7 @@ class Cleaner:
         for part, run in enumerate(runs or [[]]):
             spans = []
             for offset, span in enumerate(run):
-                index = part * RUN + offset
+                index = part * RUN + offset if places is None else places[part * RUN + offset]
                 try:
                     finished = self.finish(span, key, index, arrived_ns, source, checked=checked, redactions=redactions)
                     spans.append(finished)

@@ -182,9 +182,11 @@ class Ingest:
         """
         self.check_backpressure()
         await self._layout.known()
-        cleaned = self._cleaner.clean(Batch(id=batch_id, spans=list(spans)), self.now_ns(), size_bytes, checked=True)
-        places = [index for index in range(len(spans) + len(bad)) if index not in {span.place for span in bad}]
-        refused = [SpanError(places[letter.position], letter.reason) for letter in cleaned.dead_letters]
+        taken = {span.place for span in bad}
+        places = [place for place in range(len(spans) + len(bad)) if place not in taken]
+        batch = Batch(id=batch_id, spans=list(spans))
+        cleaned = self._cleaner.clean(batch, self.now_ns(), size_bytes, checked=True, places=places)
+        refused = [SpanError(letter.position, letter.reason) for letter in cleaned.dead_letters]
         dead_letters = [*cleaned.dead_letters]
         for span in bad:
             dead_letters.append(self._cleaner.dead_letters.unread(f"{batch_id}:0", span.place, span.error, span.data))

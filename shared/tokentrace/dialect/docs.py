@@ -202,6 +202,8 @@ def decode_each(body: bytes, source: str = "spans") -> tuple[list[Span], list[Ba
     except Rejected as exc:
         reason = str(exc)
     fixed = repaired(body)
+    if fixed.lstrip()[:1] not in (b"[", b"{"):
+        raise Rejected(reason)
     try:
         items = _items.decode(fixed) if fixed.lstrip()[:1] == b"[" else [_item.decode(fixed)]
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

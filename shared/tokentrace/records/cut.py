@@ -25,6 +25,7 @@ from tokentrace.records.span import (
     MAX_KEY_BYTES,
     MAX_NAME,
     MAX_VALUE_BYTES,
+    MIN_INSTANT_NS,
     Span,
 )
 
@@ -64,7 +65,7 @@ def fit_span(span: Span) -> Span:
     fields: dict[str, Any] = {}
     notes: list[str] = []
     if 0 < span.ended_ns < span.started_ns:
-        fields["started_ns"] = max(span.ended_ns - span.latency_ns, 0)
+        fields["started_ns"] = max(span.ended_ns - span.latency_ns, MIN_INSTANT_NS)
         notes.append("started_at: after ended_at, computed")
     if span.ttft_ns > _latency(span) > 0:
         fields["ttft_ns"] = 0

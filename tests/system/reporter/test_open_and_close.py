@@ -14,7 +14,7 @@ import pytest
 
 from kit.broker import Broker
 from kit.builders import make_span
-from kit.peers import HttpEndpoint, ignore_ungreeted_connections
+from kit.peers import CuttingProxy, HttpEndpoint, ignore_ungreeted_connections
 from kit.programs import assert_ended, run_program
 from kit.raw_stream import create_streams, read_raw, span_names
 from kit.reporting import NOTHING, WAIT_S, accounted, until
@@ -76,6 +76,17 @@ def test_a_token_that_no_header_can_carry_never_leaves_spans_waiting(token: str)
             stats = reporter.stats()
             assert stats.queue_depth == 0
             assert accounted(stats) == 1
+
+
+def test_tls_means_tls_or_no_connection(url: str, broker: Broker) -> None:
+    """To a server without TLS, neither the password nor a span leaves the process."""
+    with CuttingProxy(broker.port) as proxy:
+        reporter = Reporter("tls", f"tls://user:s3cret@127.0.0.1:{proxy.port}")
+        reporter.report(make_span(name="private"))
+        assert not reporter.flush(2)
+        reporter.close(0)
+        assert bytes(proxy.sent) == b""
+    assert read_raw(url) == []
 
 
 def test_close_sends_the_waiting_spans_and_drops_later_ones(url: str) -> None:

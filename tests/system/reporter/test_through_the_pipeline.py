@@ -60,7 +60,7 @@ def test_an_invalid_span_does_not_affect_the_others_of_its_batch(pipeline: Pipel
             )
         reporter.report(make_span(trace_id="", span_id="", ended_ns=now, model="", prompt_tokens=8))
         assert reporter.flush(15)
-    wanted = {"spans": before["spans"] + 3, "prompt": before["prompt"] + 7}
+    wanted = {"spans": before["spans"] + 3, "prompt": (before["prompt"] or 0) + 7}
     pipeline.until(lambda: counted(pipeline) == wanted, f"{wanted}", 15)
 
 
@@ -83,7 +83,7 @@ def test_batches_sent_again_after_a_restart_of_the_pipeline_count_once(pipeline:
     now = time.time_ns()
     cutting = True
     reply = b'"stream":"TT_RAW"' if way == "nats" else b"202 Accepted"
-    wanted = {"spans": before["spans"] + 300, "prompt": before["prompt"] + 300 * 512}
+    wanted = {"spans": before["spans"] + 300, "prompt": (before["prompt"] or 0) + 300 * 512}
     with CuttingProxy(pipeline.nats_port if way == "nats" else pipeline.port) as proxy:
         proxy.cut = lambda data: cutting and reply in data
         with Reporter("again", f"{way}://127.0.0.1:{proxy.port}", token="s3cret") as reporter:

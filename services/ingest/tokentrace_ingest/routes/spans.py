@@ -35,7 +35,7 @@ def endpoint(intake: Intake, keys: RequestKeys, limits: Limits) -> Endpoint:
         except Rejected:
             intake.count_refused("spans")
             raise
-        has_ids = all(span.trace_id and span.span_id for span in spans) and not bad
+        has_ids = all(span.trace_id and span.span_id for span in spans)
         batch_id = await request_id(keys, request, body, has_ids=has_ids)
         if lenient:
             accepted, refused = await intake.accept_valid(batch_id, spans, bad, len(body))

@@ -66,7 +66,19 @@ def _checked(url: str) -> str:
 
 
 class _Client(Client):
-    """A client that ignores malformed headers; nats-py stops reading for ever at some of them."""
+    """
+    A client with two differences to that of nats-py.
+
+    It ignores malformed headers, at some of which nats-py stops reading for ever. And ``tls://`` means TLS: nats-py
+    sends the password in the clear to a server that offers none.
+    """
+
+    def _connect_command(self) -> bytes:
+        server = self._current_server
+        if server is not None and server.uri.scheme == "tls" and not self._server_info.get("tls_required"):
+            raise nats.errors.Error("the URL says tls:// and the server offers no TLS")
+        command: bytes = super()._connect_command()
+        return command
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         try:
