@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -216,3 +217,11 @@ async def test_a_callable_that_the_file_does_not_name_is_never_called(caplog: py
     again = await StoreAndMachine(bus).open()
     assert again.store.channel(event) is None
     assert "the file names os:getpid no more" in caplog.text
+
+
+async def test_all_who_ask_for_changes_at_once_see_what_was_confirmed_before(bus: Bus) -> None:
+    async with StoreAndMachine(bus) as writer, StoreAndMachine(bus) as reader:
+        for number in range(10):
+            assert (await writer.create(f"rule {number}"))[0] == 201
+            assert await asyncio.gather(*(reader.store.read_changes() for _ in range(50))) == [True] * 50
+            assert reader.store.rule(f"rule {number}") is not None

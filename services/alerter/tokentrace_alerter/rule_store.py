@@ -94,6 +94,9 @@ class RuleStore:
         #: Sequence of the last entry of the bucket that was applied here.
         self._applied = 0
         self._new_entry = asyncio.Event()
+        #: The reading of changes that has begun last, and the one that begins after it.
+        self._reading: asyncio.Task[bool] | None = None
+        self._next_reading: asyncio.Task[bool] | None = None
 
     def rule(self, name: str) -> Rule | None:
         """Return the rule called *name*; None = there is none."""
@@ -210,6 +213,15 @@ class RuleStore:
         Returns:
             False if the broker does not say what they are, or they do not arrive within two seconds.
         """
+        # Many deliveries ask at the same time: those that come before a request has begun share it.
+        if self._next_reading is None:
+            self._next_reading = asyncio.create_task(self._read_after(self._reading))
+        return await asyncio.shield(self._next_reading)
+
+    async def _read_after(self, before: asyncio.Task[bool] | None) -> bool:
+        if before is not None:
+            await asyncio.wait([before])
+        self._reading, self._next_reading = self._next_reading, None
         try:
             last = (await self._bus.state(_STREAM)).last_sequence
         except TokentraceError:
