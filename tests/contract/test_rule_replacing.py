@@ -198,12 +198,12 @@ async def test_a_channel_is_kept_until_no_delivery_can_follow(bus: Bus) -> None:
         await alerter.delete()
         await alerter.knows_not()
         # The episode is open until its end is published, however long that takes.
-        await alerter.store.forget_channels(alerter.machine.events, time.time_ns() + 30 * HOUR)
+        await alerter.store.forget_channels(alerter.machine.events, time.time_ns() + 300 * HOUR)
         assert alerter.store.channel(event) is not None
         alerter.machine.caught_up = True
         [effect] = alerter.machine.tick(time.time_ns())
         alerter.machine.apply_event(decode_event(effect.payload))
-        for hours, kept in ((1, True), (3, False)):
+        for hours, kept in ((47, True), (49, False)):
             await alerter.store.forget_channels(alerter.machine.events, time.time_ns() + hours * HOUR)
             assert (alerter.store.channel(event) is not None) == kept
 

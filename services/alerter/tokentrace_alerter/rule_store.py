@@ -38,7 +38,7 @@ from tokentrace.records import (
     encode_alert_answer,
 )
 from tokentrace.service.follow import Follower
-from tokentrace.units import DAY, HOUR, MS, parse_duration, render_instant
+from tokentrace.units import DAY, MS, parse_duration, render_instant
 from tokentrace_alerter.delivery import AllowedHosts, Channel
 from tokentrace_alerter.event_memory import EventMemory
 from tokentrace_alerter.kept_channels import KeptChannel, channel_of, keep, needed
@@ -56,8 +56,8 @@ _MAX_TRIES = 8
 _UNUSABLE: tuple[type[Exception], ...] = (ConfigError, *BAD_DATA)
 #: Longest time that an answer waits for an entry of the bucket to be applied here, seconds.
 _APPLY_WAIT_S = 2.0
-#: How long a channel is kept after its last episode, nanoseconds. After an hour, events are not delivered any more.
-_CHANNELS_KEPT_NS = 2 * HOUR
+#: How long a channel is kept after its last episode, nanoseconds. A receiver may ask to wait for a day.
+_CHANNELS_KEPT_NS = 2 * DAY
 _STREAM, _PREFIX = f"KV_{subjects.RULES}", f"$KV.{subjects.RULES}."
 
 
