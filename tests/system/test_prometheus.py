@@ -50,6 +50,7 @@ def make_spans() -> list[dict[str, Any]]:
             attributes["document_type"] = ("legal", "news")[number % 5]
         if number % 7 == 0:
             attributes["step_name"] = "plan"
+        latency, ttft = latencies[number % len(latencies)], latencies[number * 5 % len(latencies)]
         spans.append(
             {
                 "model": model,
@@ -58,8 +59,9 @@ def make_spans() -> list[dict[str, Any]]:
                 "status": status,
                 "prompt_tokens": prompts[number % len(prompts)],
                 "comp_tokens": prompts[number * 3 % len(prompts)] + 1,
-                "latency_ms": latencies[number % len(latencies)],
-                "ttft_ms": latencies[number * 5 % len(latencies)] if number % 2 else 0,
+                "latency_ms": latency,
+                # One over the latency would be left out.
+                "ttft_ms": ttft if number % 2 and not 0 < latency < ttft else 0,
                 "cost_usd": (number + 1) * 0.000125,
                 "attributes": attributes,
             }
