@@ -32,6 +32,7 @@ _WAIT_S = 60.0
 _POLL_S = 0.05
 #: Bytes of attributes of each span, and how often the size of the write-ahead file is read, seconds.
 _ATTRIBUTES, _SIZE_EVERY_S = 500, 0.01
+_WORDS = "the answer to the question is in the second document, under the heading of the third part. "
 #: Waits of the design: a reporter holds a batch for up to 0.2 s, and the store commits every 0.1 s.
 _HELD_S, _COMMIT_S = 0.2, 0.1
 
@@ -175,7 +176,8 @@ def run(runner: Runner) -> None:
 
 
 def _send(url: str, watches: list[_Watch], rate: int) -> list[tuple[float, int]]:
-    template = [replace(span, attributes={"note": "x" * _ATTRIBUTES}) for span in make_spans(1000)]
+    note = (_WORDS * (_ATTRIBUTES // len(_WORDS) + 1))[:_ATTRIBUTES]
+    template = [replace(span, attributes={"note": note}) for span in make_spans(1000)]
     marks: list[tuple[float, int]] = []
     sent = 0
     with Reporter("bench", url) as reporter:

@@ -414,6 +414,27 @@ def test_ten_thousand_traces_with_the_same_start_are_listed_to_the_end(
     store.close()
 
 
+def test_a_page_of_traces_that_all_started_at_one_instant_adds_up_a_few_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "FEW", 0)
+    store = stored(
+        tmp_path, [make_span(trace_id=f"{n:05}", started_ns=7, arrived_ns=NOW_NS) for n in range(20_000)], []
+    )
+    query, most = store.query, 0
+
+    def noted(sql: str, parameters: Sequence[Any], *others: Any) -> Any:
+        nonlocal most
+        most = max([most, *(len(each) for each in parameters if isinstance(each, list))])
+        return query(sql, parameters, *others)
+
+    monkeypatch.setattr(store, "query", noted)
+    page = find_page(store, Search(), 20, 40, None, NOW_NS)
+    assert [row.trace_id for row in page.rows] == [f"{number:05}" for number in range(40, 60)]
+    assert 0 < most < 2_500
+    store.close()
+
+
 def test_sums_of_a_trace_may_exceed_64_bits(tmp_path: Path) -> None:
     many = [
         make_span(span_id=f"{number}", cost_nusd=10**15, total_tokens=2**41, arrived_ns=NOW_NS)

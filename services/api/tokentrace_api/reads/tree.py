@@ -34,30 +34,25 @@ def depths(spans: Sequence[Node]) -> dict[Key, int]:
 
     A parent is looked up in the trace of its child first, then in the other traces.
     """
-    elsewhere = {span.span_id: _key(span) for span in spans}
-    known = {_key(span) for span in spans}
-
-    def parent_of(span: Node) -> Key | None:
-        if span.parent_span_id is None:
-            return None
-        in_trace = (span.trace_id, span.parent_span_id)
-        return in_trace if in_trace in known else elsewhere.get(span.parent_span_id)
-
-    parents = {_key(span): parent_of(span) for span in spans}
+    parent_of: dict[Key, str | None] = {(span.trace_id, span.span_id): span.parent_span_id for span in spans}
+    elsewhere: dict[str, Key] = {}
+    if len({span.trace_id for span in spans}) > 1:
+        elsewhere = {span_id: (trace_id, span_id) for trace_id, span_id in parent_of}
     depth_of: dict[Key, int] = {}
-    for key in parents:
+    for key in parent_of:
         chain: list[Key] = []
         passed: set[Key] = set()
         at: Key | None = key
         while at is not None and at not in depth_of and at not in passed:
             chain.append(at)
             passed.add(at)
-            at = parents[at]
+            parent = parent_of[at]
+            if parent is None:
+                at = None
+            else:
+                in_trace = (at[0], parent)
+                at = in_trace if in_trace in parent_of else elsewhere.get(parent)
         below = depth_of[at] + 1 if at is not None and at in depth_of else 0
         for offset, member in enumerate(reversed(chain)):
             depth_of[member] = below + offset
     return depth_of
-
-
-def _key(span: Node) -> Key:
-    return span.trace_id, span.span_id
