@@ -221,3 +221,14 @@ def event_id(event: AlertEvent) -> str:
     message_id = f"{event.rule_id}@{event.fired_at}@{event.status}@{rule}"
     instance = instance_of(event)
     return f"{message_id}@{hashlib.sha256(instance.encode()).hexdigest()[:16]}" if instance else message_id
+
+
+def is_needless(event: AlertEvent, before: AlertEvent) -> bool:
+    """Return whether *event* need not be published after *before*, the last one about its instance."""
+    if event.status == "resolved" and before.status == "resolved":
+        return True
+    before_ns, event_ns = parse_instant(before.fired_at), parse_instant(event.fired_at)
+    # The end of an abandoned episode may be at the instant of its last firing.
+    return before_ns >= event_ns and not (
+        before_ns == event_ns and (before.status, event.status) == ("firing", "resolved")
+    )

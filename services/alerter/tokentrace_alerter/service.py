@@ -18,7 +18,7 @@ from tokentrace.bus import Bus, Message, subjects
 from tokentrace.config import Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected, Unavailable, quoted
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
-from tokentrace.records import AlertEvent, decode_event
+from tokentrace.records import decode_event
 from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
@@ -26,9 +26,10 @@ from tokentrace.service.machine import Effect
 from tokentrace.service.retry import until_available
 from tokentrace.service.runner import Runner
 from tokentrace.service.stopping import Stopped, unless_stopped
-from tokentrace.units import SECOND, parse_duration, parse_instant
+from tokentrace.units import SECOND, parse_duration
 from tokentrace_alerter.backfill import Backfiller
 from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, check_proxy, load_target
+from tokentrace_alerter.event_memory import is_needless
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, compile_rule
@@ -244,12 +245,13 @@ class Alerter:
 
     async def _perform(self, effect: Effect) -> None:
         event = decode_event(effect.payload)
+        if event.status == "firing":
+            # Nothing may be awaited between the look at the last event and the condition under which ours is published.
+            await self.rule_store.keep_channel(event)
         before = self.machine.last_event(event)
-        if before is not None and _makes_needless(before, event):
+        if before is not None and is_needless(event, before):
             log.debug("%s: an event for this or a later instant is published already", effect.subject)
             return
-        if event.status == "firing":
-            await self.rule_store.keep_channel(event)
         while True:
             last = self._last.get(effect.subject, 0)
             try:
@@ -332,14 +334,3 @@ class Alerter:
         if self.machine.time_ns:
             age_s = (self.bus.clock.now_ns() - self.machine.time_ns) / SECOND
             yield Sample("tokentrace_alerter_last_message_age_seconds", "Age of the last message folded.", age_s)
-
-
-def _makes_needless(before: AlertEvent, event: AlertEvent) -> bool:
-    """Return whether *event* need not be published after *before*, the last one about its instance."""
-    if event.status == "resolved" and before.status == "resolved":
-        return True
-    before_ns, event_ns = parse_instant(before.fired_at), parse_instant(event.fired_at)
-    # The end of an abandoned episode may be at the instant of its last firing.
-    return before_ns >= event_ns and not (
-        before_ns == event_ns and (before.status, event.status) == ("firing", "resolved")
-    )
