@@ -97,7 +97,7 @@ class _Display(contextlib.ExitStack):
             return
         self._drawn = time.monotonic()
         stats = self._reporter.stats()
-        summary = f"{stats.acked} of {self.spans} spans accepted, {stats.dropped + stats.failed} lost"
+        summary = f"{stats.acked} of {self.spans} spans accepted, {self._reporter.dropped} lost"
         state = condition(time.time_ns())
         if self._live is None:
             print(f"{state}: {summary}", flush=True)

@@ -241,11 +241,10 @@ class _Bar(contextlib.ExitStack):
     def print_result(self, seconds: float) -> None:
         """Print how many spans were accepted, dropped and refused, and how fast."""
         stats = [reporter.stats() for reporter in self._reporters]
-        acked, dropped, failed = (
-            sum(getattr(reporter_stats, name) for reporter_stats in stats) for name in ("acked", "dropped", "failed")
-        )
+        acked, dropped = sum(each.acked for each in stats), sum(each.dropped for each in stats)
+        refused = sum(each.failed + each.rejected for each in stats)
         print(
-            f"{acked} of {self._total} spans accepted, {dropped} dropped, {failed} refused, "
+            f"{acked} of {self._total} spans accepted, {dropped} dropped, {refused} refused, "
             f"in {seconds:.1f} s ({acked / max(seconds, 1e-9):,.0f} spans/s)",
             flush=True,
         )

@@ -93,16 +93,17 @@ class Notices:
             self._silent = self._dropping = False
             log.info("reporter %s: spans are accepted again", self._source)
 
-    def ended(self, dropped: int, failed: int, rejected: int) -> None:
-        """Say, once, how many spans were lost in all; nothing if none was."""
+    def ended(self, dropped: int, failed: int, rejected: int, reason: str) -> None:
+        """Say, once, how many spans were lost in all, and why the last ones were not accepted; "" = unknown."""
         if self._ended or not dropped + failed + rejected:
             return
         self._ended = True
         log.warning(
-            "reporter %s: spans lost: %d (%d dropped, %d in refused batches, %d not valid)",
+            "reporter %s: spans lost: %d (%d dropped, %d in refused batches, %d not valid)%s",
             self._source,
             dropped + failed + rejected,
             dropped,
             failed,
             rejected,
+            f"; not accepted: {reason}" if dropped and reason else "",
         )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tokentrace.bus.jetstream import shown_urls
 from tokentrace.bus.subjects import escape
 from tokentrace.client import lifecycle
 from tokentrace.client.notices import Notices
@@ -153,7 +154,7 @@ class Sender:
             thread.join(max(self._deadline - time.monotonic(), 0.0) + _STOP_GRACE_S)
         self._queue.abandon()
         stats = self._queue.stats()
-        self._notices.ended(stats.dropped, stats.failed, stats.rejected)
+        self._notices.ended(stats.dropped, stats.failed, stats.rejected, self._trouble)
 
     # -- in the sender thread
 
@@ -225,6 +226,7 @@ class Sender:
         assert self._busy is not None
         self._busy.set()
         while True:
+            self._trouble = self._trouble or f"not connected to {shown_urls(self._destination.url)}"
             try:
                 async with open_transport(self._destination, self.id, self._noticed) as transport:
                     await self._send_until_closed(transport)
@@ -329,7 +331,7 @@ class Sender:
         self._queue.finish(acked=acked, failed=failed, rejected=rejected, truncated=truncated)
 
     def _accepted(self, batch: Outgoing, answer: Answer) -> None:
-        self._accepted_at = time.monotonic()
+        self._accepted_at, self._trouble = time.monotonic(), ""
         notice = self._early.pop(batch.sequence, None)
         if notice is not None:
             answer = Answer(notice.rejected, notice.errors)

@@ -188,7 +188,8 @@ class _HttpTransport:
             body = response.read(_MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as exc:
             self._connection.close()
-            raise Unavailable(f"POST {self._path}: {type(exc).__name__}") from exc
+            where = f"{self._connection.host}:{self._connection.port}"
+            raise Unavailable(f"POST {self._path} at {where}: {type(exc).__name__}") from exc
         if response.status < 300:
             try:
                 return msgspec.json.decode(body, type=Answer)

@@ -4,6 +4,7 @@ Spans that are not valid: the reporter counts them, the pipeline shows them, and
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from kit.peers import ignore_ungreeted_connections
 from kit.pipeline import Pipeline
 from kit.reporting import WAIT_S, accounted, until
 from tokentrace import Reporter, Span, Stats
+from tokentrace.bus import jetstream, subjects
+from tokentrace.records import RefusalNotice, SpanError, encode_notice
 from tokentrace.units import DAY
 
 pytestmark = ignore_ungreeted_connections
@@ -109,8 +112,32 @@ def test_secrets_of_an_invalid_span_reach_no_dead_letter(pipeline: Pipeline, way
     assert letter["span"]["prompt_tokens"] == make_span().prompt_tokens
 
 
-def test_a_reporter_that_knows_no_rules_is_told_of_its_invalid_spans_once(pipeline: Pipeline) -> None:
-    """A message that is delivered twice makes two notices; the second is ignored."""
+def test_a_notice_counts_once_and_only_for_spans_that_were_sent(url: str) -> None:
+    """A message that is delivered twice makes two notices, and anybody may publish on the subject."""
+    with Reporter("noticed", url) as reporter:
+        for _ in range(3):
+            reporter.report(make_span())
+        assert reporter.flush(WAIT_S)
+        assert reporter.stats().acked == 3
+
+        async def publish() -> None:
+            async with jetstream.connect(url, name="ingest") as bus:
+                subject = subjects.refused("default", reporter.id)
+                for id, sequence, rejected in ((reporter.id, 7, 5), ("other", 1, 1), *[(reporter.id, 1, 2)] * 3):
+                    notice = RefusalNotice(
+                        id=id, sequence=sequence, rejected=rejected, errors=[SpanError(0, "model: required")]
+                    )
+                    await bus.notify(subject, b"rubbish")
+                    await bus.notify(subject, encode_notice(notice))
+
+        asyncio.run(publish())
+        until(lambda: reporter.stats().rejected > 0, "a notice taken")
+        reporter.report(make_span())
+        assert reporter.flush(WAIT_S)
+        assert reporter.stats() == Stats(4, 2, 0, 0, 0, rejected=2)
+
+
+def test_what_only_ingest_finds_moves_from_acked_to_rejected(pipeline: Pipeline) -> None:
     with Reporter("told", pipeline.nats_url) as reporter:
         fields, _ = BAD["an end after 2100"]
         for _ in range(3):

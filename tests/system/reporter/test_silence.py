@@ -56,6 +56,29 @@ def test_a_reporter_says_when_it_first_drops_and_how_much_was_lost(
         assert len(lines(caplog, logging.WARNING, "spans lost: 1000 (1000 dropped")) == 1
 
 
+def test_a_program_that_ends_before_anything_was_accepted_says_why(unreachable_url: str) -> None:
+    done = run_program(
+        "reporter = Reporter('short', url)\n"
+        "reporter.report(Span(name='x', kind='custom'))\n"
+        "reporter.flush(1)\n"
+        "reporter.close(0.1)\n",
+        unreachable_url,
+    )
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    port = unreachable_url.rpartition(":")[2]
+    assert line.startswith("reporter short: spans lost: 1 (1 dropped")
+    assert f":{port}" in line.partition("not accepted: ")[2]
+
+
+def test_a_wrong_token_is_an_error_that_says_so() -> None:
+    with HttpEndpoint(401) as endpoint:
+        done = run_program("Reporter('short', url).report(Span(name='x', kind='custom'))\n", endpoint.url)
+    first, last = done.stderr.splitlines()
+    assert "401" in first
+    assert "spans lost: 1 (0 dropped, 1 in refused batches" in last
+
+
 def test_without_a_url_and_without_the_variable_the_reporter_says_that_it_ignores_spans(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ class StoredSpan(msgspec.Struct, kw_only=True):
         service_tier: The same as in pricing_context.
         depth: Number of its ancestors in the answer; only if the answer is a trace.
         latency_ms, ttft_ms: Milliseconds, rounded to whole ones.
+        adjusted: What ingest or the reporter cut or corrected, such as `error: cut, 204800 bytes`.
         latency_ns, ttft_ns: The same in nanoseconds; only if they are not whole milliseconds.
         later_versions: How often the same call was told again, as this span or as another one with its response id;
             repetitions that say nothing new, and all but the first 19 as the same span, are only counted in
@@ -107,6 +108,7 @@ class StoredSpan(msgspec.Struct, kw_only=True):
     service_tier: str | UnsetType = UNSET
     response_id: str | UnsetType = UNSET
     scope: str | UnsetType = UNSET
+    adjusted: list[str] | UnsetType = UNSET
     attributes: dict[str, Any] | UnsetType = UNSET
     later_versions: Natural | UnsetType = UNSET
     counted: bool | UnsetType = UNSET
