@@ -216,8 +216,9 @@ def _walk(
     while True:
         if within_instant:
             ids = _next_ids(store, at, size, now_ns)
-            met, floor_ns, last = set(ids), at.started_ns - 1, False
+            met, floor_ns = set(ids), at.started_ns - 1
             within_instant = len(ids) == size
+            last = not within_instant and floor_ns < 0
             after = Cursor(at.started_ns, ids[-1]) if within_instant else Cursor(floor_ns, "")
         else:
             newest = store.query(
