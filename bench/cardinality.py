@@ -52,7 +52,7 @@ def run(runner: Runner) -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         url = stack.enter_context(nats(Path(name)))
         asyncio.run(_prepare(url))
-        ports = {service: free_port() for service in ("ingest", "aggregator", "api")}
+        ports = {service: free_port() for service in ("ingest", "aggregator", "alerter", "api")}
         pids = {}
         for service, port in ports.items():
             words = python(f"tokentrace_{service}", "--nats", url, "--addr", f"127.0.0.1:{port}", "--data-dir", name)

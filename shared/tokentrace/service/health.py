@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tokentrace.service.prometheus_text import render_families
 from tokentrace.service.web import reply
 
 #: Content type of Prometheus' text format.
@@ -73,28 +72,17 @@ def health_routes(health: Callable[[], Health], samples: Callable[[], Iterable[S
     return [Route(HEALTHZ, healthz), Route(READYZ, readyz), Route(INTERNAL_METRICS, internal_metrics)]
 
 
-class _Samples(Collector):
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        self._samples = samples
-
-    def collect(self) -> Iterator[Metric]:
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-        for sample in self._samples:
-            family = families.get(sample.name)
-            if family is None:
-                make = CounterMetricFamily if sample.name.endswith("_total") else GaugeMetricFamily
-                family = families[sample.name] = make(sample.name, sample.help, labels=list(sample.labels))
-            family.add_metric(list(sample.labels.values()), sample.value)
-        yield from families.values()
+def _families(samples: Iterable[Sample]) -> Iterable[Metric]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for sample in samples:
+        family = families.get(sample.name)
+        if family is None:
+            make = CounterMetricFamily if sample.name.endswith("_total") else GaugeMetricFamily
+            family = families[sample.name] = make(sample.name, sample.help, labels=list(sample.labels))
+        family.add_metric(list(sample.labels.values()), sample.value)
+    return families.values()
 
 
 def render_samples(samples: Iterable[Sample]) -> bytes:
     """Return *samples* in Prometheus' text format."""
-    return render_families(_Samples(samples))
-
-
-def render_families(collector: Collector) -> bytes:
-    """Return the metric families of *collector* in Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
-    return generate_latest(registry)
+    return render_families(_families(samples))

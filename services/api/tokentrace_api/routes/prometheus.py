@@ -11,7 +11,6 @@ from msgspec import Meta
 from msgspec.structs import replace
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from tokentrace.bus import Bus
@@ -22,7 +21,8 @@ from tokentrace.metrics.tokens import unclassified
 from tokentrace.records import REFUSAL_REASONS
 from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES, distinct
 from tokentrace.service.contract import Answer, Router, operation
-from tokentrace.service.health import PROMETHEUS_TYPE, render_families
+from tokentrace.service.health import PROMETHEUS_TYPE
+from tokentrace.service.prometheus_text import render_families
 from tokentrace.units import MS, SECOND, nusd_to_usd
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
@@ -98,7 +98,10 @@ def router(
         if not refused.caught_up:
             raise Unavailable("rejected: not caught up with the dead letters")
         page = _Page(history, refused, custom, lifetime, window, known)
-        return Response(render_families(page), headers={"content-type": PROMETHEUS_TYPE})
+        # Built here, because the counts of alerts may change, and written in a thread: there may be 30,000 samples.
+        families = list(page.collect())
+        body = await asyncio.to_thread(render_families, families)
+        return Response(body, headers={"content-type": PROMETHEUS_TYPE})
 
     return routes
 
@@ -109,7 +112,7 @@ def _window(now_s: int, custom: list[str]) -> Query:
     )
 
 
-class _Page(Collector):
+class _Page:
     """The metrics of one scrape."""
 
     def __init__(
