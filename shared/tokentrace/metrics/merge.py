@@ -248,7 +248,9 @@ def _merge_cumulative(parts: Sequence[Cumulative], separate: Separate) -> Cumula
                 shown("caller", counter.caller),
                 counter.status,
             )
-            held = counters.setdefault(key, Counter(model=key[0], provider=key[1], caller=key[2], status=key[3]))
+            held = counters.get(key)
+            if held is None:
+                held = counters[key] = Counter(model=key[0], provider=key[1], caller=key[2], status=key[3])
             held.sums.add(counter.sums)
     return Cumulative(
         by_operation=_merge_maps(

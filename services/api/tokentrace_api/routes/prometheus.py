@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -11,6 +12,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Sample
 from starlette.responses import Response
 
 from tokentrace.bus import Bus
@@ -19,7 +21,7 @@ from tokentrace.metrics import Answer as MetricsAnswer
 from tokentrace.metrics import Counter, CustomMetric, CustomValue, Query, cost, errors, quality
 from tokentrace.metrics.tokens import unclassified
 from tokentrace.records import REFUSAL_REASONS
-from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES, distinct
+from tokentrace.rollup import HISTOGRAMS, LATENCY_EDGES_MS, REASONS, TOKEN_EDGES, Sums, distinct
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import PROMETHEUS_TYPE
 from tokentrace.service.prometheus_text import render_families
@@ -127,6 +129,10 @@ class _Page:
         self._history, self._refused, self._metrics, self._rules = history, refused, custom, rules
         self._lifetime, self._window = lifetime, window
         self._shown: dict[str, str] = {}
+        #: (Model, provider) -> sums since the stream began.
+        self._vendors: dict[Labels, Sums] = {}
+        for counter in lifetime.cumulative.counters:
+            self._vendors.setdefault((counter.model, counter.provider), Sums()).add(counter.sums)
 
     def _label(self, value: str) -> str:
         """Return *value* with control characters and line separators written as Python escapes, such as ``\\u2028``."""
@@ -172,20 +178,24 @@ class _Page:
             key = (self._label(counter.model), self._label(counter.provider), self._label(counter.caller))
             cost_nusd[key] = cost_nusd.get(key, 0) + counter.sums.cost
         paid = ((key, nusd_to_usd(nusd)) for key, nusd in cost_nusd.items())
-        calls = [counter for counter in counters if counter.sums.spans]
+        calls = {vendor: sums for vendor, sums in self._vendors.items() if sums.spans}
         by_vendor = ("model", "provider")
         yield total("cost", "Total cost in USD.", ("model", "provider", "caller"), paid)
         yield total(
             "spans",
             "Total spans recorded.",
             ("status", *by_vendor),
-            (((counter.status, counter.model, counter.provider), counter.sums.spans) for counter in calls),
+            (
+                ((counter.status, counter.model, counter.provider), counter.sums.spans)
+                for counter in counters
+                if counter.sums.spans
+            ),
         )
         yield total(
             "tokens",
             "Tokens by type.",
             ("model", "token_type"),
-            (pair for counter in calls for pair in _tokens_by_type(counter)),
+            (pair for (model, _), sums in calls.items() for pair in _tokens_by_type(model, sums)),
         )
         for name, text, fields in (
             ("prompt_tokens", "Prompt tokens, cached ones included.", ("prompt",)),
@@ -193,16 +203,13 @@ class _Page:
             ("errors", "Spans that ended with an error or a timeout.", ("errors", "timeouts")),
             ("timeouts", "Spans that timed out.", ("timeouts",)),
         ):
-            sums = (
-                ((counter.model, counter.provider), sum(getattr(counter.sums, field) for field in fields))
-                for counter in calls
-            )
-            yield total(name, text, by_vendor, sums)
+            added = ((vendor, sum(getattr(sums, field) for field in fields)) for vendor, sums in calls.items())
+            yield total(name, text, by_vendor, added)
         for name, text in (
             ("unpriced", "Spans whose cost is unknown."),
             ("partly_priced", "Spans whose cost lacks a part."),
         ):
-            numbers = (((counter.model, counter.provider), getattr(counter.sums, name)) for counter in counters)
+            numbers = ((vendor, getattr(sums, name)) for vendor, sums in self._vendors.items())
             yield total(f"{name}_spans", text, by_vendor, numbers)
 
     def _unpriced_tokens(self) -> Metric:
@@ -232,9 +239,9 @@ class _Page:
     def _histograms(self) -> Iterator[Metric]:
         lifetime = self._lifetime.cumulative
         sums: dict[str, dict[str, int]] = {name: {} for name in HISTOGRAMS}
-        for counter in lifetime.counters:
+        for (model, _), of_vendor in self._vendors.items():
             for name, added in sums.items():
-                added[counter.model] = added.get(counter.model, 0) + getattr(counter.sums, name)
+                added[model] = added.get(model, 0) + getattr(of_vendor, name)
         for index, (name, prometheus, text, edges, unit) in enumerate(
             (
                 ("latency", "latency_ms", "Inference latency in milliseconds.", LATENCY_EDGES_MS, MS),
@@ -244,14 +251,19 @@ class _Page:
             )
         ):
             family = HistogramMetricFamily(f"tokentrace_{prometheus}", text, labels=("model",))
+            bucket, shown_edges = f"{family.name}_bucket", [*(str(edge) for edge in edges), "+Inf"]
             for model in sorted(lifetime.histograms):
-                counts, upto = lifetime.histograms[model][index], 0
-                buckets = []
-                for edge, count in zip([*(str(edge) for edge in edges), "+Inf"], counts, strict=True):
-                    upto += count
-                    buckets.append((edge, upto))
-                if upto:
-                    family.add_metric((self._label(model),), buckets, sums[name].get(model, 0) / unit)
+                label, counts = self._label(model), lifetime.histograms[model][index]
+                if not any(counts):
+                    continue
+                # Appending samples takes a third of the time of add_metric.
+                upto = list(itertools.accumulate(counts))
+                family.samples += [
+                    Sample(bucket, {"le": edge, "model": label}, count)
+                    for edge, count in zip(shown_edges, upto, strict=True)
+                ]
+                family.samples.append(Sample(f"{family.name}_count", {"model": label}, upto[-1]))
+                family.samples.append(Sample(f"{family.name}_sum", {"model": label}, sums[name].get(model, 0) / unit))
             yield family
 
     def _gauges(self) -> Iterator[Metric]:
@@ -333,13 +345,12 @@ class _Page:
         return _gauge(f"custom_{metric.name}", f"Custom metric {metric.name}, last hour.", metric.value(measured))
 
 
-def _tokens_by_type(counter: Counter) -> Iterator[tuple[Labels, int]]:
+def _tokens_by_type(model: str, sums: Sums) -> Iterator[tuple[Labels, int]]:
     """Yield ((model, type), tokens); tokens of unknown type have a series only where there are any."""
-    sums = counter.sums
-    yield (counter.model, "prompt"), sums.prompt
-    yield (counter.model, "completion"), sums.completion
+    yield (model, "prompt"), sums.prompt
+    yield (model, "completion"), sums.completion
     if unclassified(sums):
-        yield (counter.model, "unclassified"), unclassified(sums)
+        yield (model, "unclassified"), unclassified(sums)
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:
