@@ -137,6 +137,7 @@ def test_every_group_of_metrics_equals_a_recount(
         "window",
         "span_count",
         "transport",
+        "rejected",
         "alerts",
         "quantile_error",
         "from",
