@@ -117,6 +117,8 @@ class Outgoing:
             reason = str(exc)
         except UNREADABLE as exc:
             reason = name_fields(str(exc)) or type(exc).__name__
+        except Exception as exc:  # noqa: BLE001 - a redactor of the application, which may fail on this span alone
+            return RefusedSpan(index=index, reason=f"the reporter failed on it: {type(exc).__name__}")
         return _refused(index, reason, encoded, span, redactor)
 
 

@@ -184,8 +184,10 @@ class Sender:
                 closing = self._queue.closed
             if closing:
                 self._cancel_at_deadline()
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 loop.run_until_complete(self._task)
+            except asyncio.CancelledError:
+                return self._queue.closed
         except Exception as exc:  # noqa: BLE001 - whatever fails, later spans must be sent
             self._notices.fault("the sender failed and starts again", exc)
             return False

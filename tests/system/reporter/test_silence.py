@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pytest
 
@@ -12,7 +13,8 @@ from kit.peers import HttpEndpoint, ignore_ungreeted_connections
 from kit.programs import run_program
 from kit.raw_stream import create_streams, read_raw, span_names
 from kit.reporting import WAIT_S, until
-from tokentrace import Reporter
+from tokentrace import Reporter, Span, Stats
+from tokentrace.redact import RedactionCounts, Redactor
 
 pytestmark = ignore_ungreeted_connections
 
@@ -135,6 +137,51 @@ def test_a_reporter_that_can_start_no_thread_drops_its_spans_at_the_end_and_says
     )
     assert done.returncode == 0, done.stderr
     assert "spans lost: 1 (1 dropped" in done.stderr
+
+
+def test_batches_in_flight_are_sent_again_when_the_sender_fails(url: str, broker: Broker) -> None:
+    """An exception is raised in the sender thread, wherever it is, while the broker answers nothing."""
+    assert broker.process is not None
+    done = run_program(
+        "import ctypes, signal\n"
+        "broker = int(sys.argv[2])\n"
+        "reporter = Reporter('fault', url)\n"
+        "reporter.report(Span(name='first', kind='custom'))\n"
+        "assert reporter.flush(15)\n"
+        "os.kill(broker, signal.SIGSTOP)\n"
+        "for index in range(600):\n"
+        "    reporter.report(Span(name=f'n{index}', kind='custom'))\n"
+        "while reporter.stats().sent < 601:\n"
+        "    time.sleep(0.05)\n"
+        "for _ in range(3):\n"
+        "    (thread,) = [each for each in threading.enumerate() if each.name == 'tokentrace-reporter']\n"
+        "    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(RuntimeError))\n"
+        "    time.sleep(1.5)\n"
+        "os.kill(broker, signal.SIGCONT)\n"
+        "assert reporter.flush(15), reporter.stats()\n"
+        "assert tuple(reporter.stats()) == (601, 601, 0, 0, 0, 0, 0), reporter.stats()\n",
+        url,
+        str(broker.process.pid),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "starts again" in done.stderr
+    stored = {message.id: message for message in read_raw(url)}
+    assert span_names(list(stored.values())) == Counter(["first", *(f"n{index}" for index in range(600))])
+
+
+def test_a_redactor_that_fails_on_one_span_loses_that_span_alone(url: str) -> None:
+    class Failing(Redactor):
+        def span(self, span: Span, redactions: RedactionCounts | None = None) -> Span:
+            if span.name == "bad":
+                raise RuntimeError("a defect")
+            return super().span(span, redactions)
+
+    with Reporter("redactor", url, redactor=Failing()) as reporter:
+        for name in ("before", "bad", "after"):
+            reporter.report(make_span(name=name))
+        assert reporter.flush(WAIT_S)
+        assert reporter.stats() == Stats(3, 2, 0, 0, 0, rejected=1)
+    assert span_names(read_raw(url)) == Counter(["before", "after"])
 
 
 def test_a_sender_that_fails_starts_again_and_loses_no_span(url: str) -> None:
