@@ -208,7 +208,7 @@ def decode_end(body: bytes) -> EndInput:
     if end.status == "pending":
         raise Rejected("status: an end is ok, error or timeout, not pending")
     instant_of("endedAt", end.ended_at)
-    check_metadata(attributes_of(end))
+    check_metadata(fit_attributes(attributes_of(end), []))
     return end
 
 
@@ -254,7 +254,7 @@ def decode_message(body: bytes) -> MessageInput:
     _check_id("traceId", message.trace_id)
     _check_id("messageId", message.message_id)
     instant_of("createdAt", message.created_at)
-    check_metadata(message.metadata or {})
+    check_metadata(fit_attributes(message.metadata or {}, []))
     return message
 
 
@@ -273,7 +273,7 @@ def _check(span: SpanInput) -> None:
         raise Rejected("endedAt: before startedAt")
     if span.status == "pending" and ended:
         raise Rejected("status: pending, but endedAt says that it has ended")
-    check_metadata(attributes_of(span))
+    check_metadata(fit_attributes(attributes_of(span), []))
 
 
 def _check_id(name: str, value: str | None) -> None:
@@ -301,13 +301,13 @@ def instant_of(name: str, text: str | None) -> int:
 
 def check_metadata(attributes: dict[str, Any]) -> None:
     """
-    Check *attributes*, after what is too long was cut; error texts call them metadata, as Cost Katana does.
+    Check *attributes* with ``check_attributes``; error texts call them metadata, as Cost Katana does.
 
     Raises:
         Rejected: As ``check_attributes``.
     """
     try:
-        check_attributes(fit_attributes(attributes, []))
+        check_attributes(attributes)
     except Rejected as exc:
         raise Rejected(f"metadata{str(exc).removeprefix('attributes')}") from exc
 
