@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.builders import ENDED_NS, STARTED_NS, make_span
-from tokentrace.dialect import mist
+from tokentrace.dialect import costkatana, mist
 from tokentrace.records import (
     MAX_SPAN_BYTES,
     MAX_VALUE_BYTES,
     SPAN_FIELDS,
     Span,
+    Started,
     check_span,
     cut_text,
     fit_span,
@@ -182,6 +183,13 @@ def test_a_reporters_span_with_long_texts_is_decoded_and_cut() -> None:
     span = read_span(data)
     assert span.adjusted == ("name: cut, 300 bytes", "error: cut, 70000 bytes")
     assert span.prompt_tokens == 512
+
+
+def test_an_end_that_cost_katana_gives_before_the_start_is_corrected() -> None:
+    started = Started(trace_id="t", span_id="s", name="n", kind="tool", started_ns=ENDED_NS)
+    end = costkatana.decode_end(b'{"endedAt": "2026-03-15T14:23:01.441Z"}')
+    span = costkatana.end_of(started, end, ENDED_NS + 5)
+    assert (span.ended_ns, span.adjusted) == (ENDED_NS, ("ended_at: before started_at, computed",))
 
 
 def mist_span(**attrs: Any) -> Span:

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from kit.builders import make_span
+from kit.builders import make_batch, make_span
+from kit.raw_messages import clean_message, make_cleaner, raw_message, stored_spans
 from tokentrace.dialect import costkatana, docs, mist
 from tokentrace.errors import Rejected
-from tokentrace.records import Span, read_span, repaired, without_surrogates
+from tokentrace.records import Span, encode_batches, read_span, repaired, without_surrogates
 from tokentrace.units import parse_instant
 
 BOM = b"\xef\xbb\xbf"
@@ -146,6 +147,25 @@ def test_a_span_of_a_reporter_is_read_leniently() -> None:
 def test_a_wrong_span_of_a_reporter_stays_wrong(fields: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         read_span(msgspec.msgpack.encode(make_span(**fields)))
+
+
+@pytest.mark.parametrize("start", [b"", BOM])
+def test_a_json_message_over_nats_is_read_leniently(start: bytes) -> None:
+    payload = start + b'[{"model": "m", "prompt_tokens": 5.0, "name": "x \\ud83d", "caller": null}]'
+    cleaned, dead_letters = clean_message(make_cleaner(), raw_message(payload))
+    assert not dead_letters
+    (span,) = stored_spans(cleaned)
+    assert (span.name, span.prompt_tokens) == ("x \ufffd", 5)
+
+
+def test_a_batch_of_an_earlier_reporter_is_read_leniently() -> None:
+    odd = make_span(prompt_tokens=1000.0, total_tokens=1128.0, caller=None)
+    long = make_span(name="n" * 300, error="e" * 70_000, status="error")
+    cleaned, dead_letters = clean_message(make_cleaner(), raw_message(encode_batches([make_batch(odd, long)])))
+    assert not dead_letters
+    first, second = stored_spans(cleaned)
+    assert (first.prompt_tokens, first.caller) == (1000, "web")
+    assert second.adjusted == ("name: cut, 300 bytes", "error: cut, 70000 bytes")
 
 
 def test_halves_of_surrogate_pairs_are_replaced_at_any_depth() -> None:

@@ -121,7 +121,8 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
     """
     attributes = {**started.metadata, **attributes_of(end)}
     before = early or Span()
-    ended = max(instant_of("endedAt", end.ended_at) or arrived_ns, started.started_ns)
+    stated_end = instant_of("endedAt", end.ended_at)
+    ended = max(stated_end or arrived_ns, started.started_ns)
     if ended - started.started_ns > MAX_LATENCY_NS:
         raise Rejected("endedAt: over 30 days after startedAt")
     error, stack = _error(end.error)
@@ -155,6 +156,7 @@ def end_of(started: Started, end: EndInput, arrived_ns: int, early: Span | None 
         session_id=started.session_id,
         user_id=started.user_id or user_of(attributes),
         source="costkatana",
+        adjusted=("ended_at: before started_at, computed",) if 0 < stated_end < started.started_ns else (),
     )
     try:
         span = fit_span(settle_usage(replace(span, **{**counts, **stated})))
