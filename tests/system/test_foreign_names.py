@@ -28,6 +28,9 @@ SPAN = {"model": "gpt-4o", "prompt_tokens": 5, "comp_tokens": 1, "caller": "know
 RULE = {"metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", "eval_interval": "1s", "cooldown": "24h"}
 #: Keys that nothing reads: a write of this one shows whether the broker can write.
 UNREAD = {f"$KV.{subjects.META}.probe"}
+#: Keys that a running reader writes anew at once, often before anything reads them; those of a reader that is gone stay.
+REWRITTEN = tuple(f"$KV.{subjects.META}.{what}." for what in ("reader", "calls"))
+OF_OTHER_READERS = ("reader.gone.0", "calls.gone.0", "set_aside.gone.0")
 CHUNKS, METAS = f"$O.{subjects.SNAPSHOTS}.C.", f"$O.{subjects.SNAPSHOTS}.M."
 LOGS = [stream.name for stream in subjects.streams() if stream.kind == "log"]
 
@@ -154,6 +157,16 @@ def scribble(serving: Pipeline, *written: tuple[str, bytes]) -> list[int]:
     return on_nats(serving, send)
 
 
+def replace(serving: Pipeline, chunks: str, payload: bytes) -> None:
+    """Replace all chunks of an object by *payload*."""
+
+    async def work(client: Any) -> None:
+        await client.jetstream().purge_stream(f"OBJ_{subjects.SNAPSHOTS}", subject=chunks)
+        await client.jetstream().publish(chunks, payload)
+
+    on_nats(serving, work)
+
+
 def place_of(stream: str, subject: str, sequence: int) -> Written:
     """Return where ``/health`` shows a message that cannot be decoded."""
     if stream.startswith("KV_"):
@@ -187,7 +200,8 @@ def test_rubbish_under_every_name_of_the_broker_is_shown_and_ends_nothing(servin
 
     # A damaged chunk is found only while the description is whole, so it has a start of its own.
     damaged = [chunks_of_newest(serving, prefix) for prefix in ("aggregator.0.", "alerter.0.")]
-    scribble(serving, *((chunks, noise(dice)) for _, chunks in damaged))
+    for _, chunks in damaged:
+        replace(serving, chunks, noise(dice))
     serving.start()
     expected = {Written(subjects.SNAPSHOTS, f"object {name}") for name, _ in damaged}
     serving.until(lambda: expected <= shown(serving), f"{expected} shown", 20)
@@ -195,11 +209,12 @@ def test_rubbish_under_every_name_of_the_broker_is_shown_and_ends_nothing(servin
     serving.kill()
 
     names = {stream: held(serving, stream) for stream in everything}
-    targets = [
+    targets = [(f"KV_{subjects.META}", f"$KV.{subjects.META}.{key}") for key in OF_OTHER_READERS]
+    targets += [
         (stream, subject)
         for stream in everything
         for subject in names[stream]
-        if subject not in UNREAD and not subject.startswith(CHUNKS)
+        if subject not in UNREAD and not subject.startswith((CHUNKS, *REWRITTEN))
     ]
     sequences = scribble(serving, *((subject, noise(dice)) for _, subject in targets))
     wanted = {place_of(*target, number) for target, number in zip(targets, sequences, strict=True)}
