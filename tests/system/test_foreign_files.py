@@ -77,10 +77,10 @@ def test_serve_comes_up_with_damaged_and_foreign_files_and_shows_them(serving: P
             serving.kill()
         else:
             assert serving.stop() == 0
-        if number == 0:
-            add_foreign_files(dice, serving)
         chosen = [file for file in own_files(serving) if dice.random() < 0.5]
         done += [f"{number}: {file.name}: {damage_file(dice, file)}" for file in chosen]
+        if number == 0:
+            add_foreign_files(dice, serving)
         print(*done, sep="\n")
         serving.start()
         await_totals(serving, sent)

@@ -28,7 +28,7 @@ SPAN = {"model": "gpt-4o", "prompt_tokens": 5, "comp_tokens": 1, "caller": "know
 RULE = {"metric": "span_count", "op": "gte", "threshold": 1, "window": "1h", "eval_interval": "1s", "cooldown": "24h"}
 #: Keys that nothing reads: a write of this one shows whether the broker can write.
 UNREAD = {f"$KV.{subjects.META}.probe"}
-#: Keys that a running reader writes anew at once, often before anything reads them; those of a reader that is gone stay.
+#: Keys that a running reader writes anew at once, often before they are read; those of a reader that is gone stay.
 REWRITTEN = tuple(f"$KV.{subjects.META}.{what}." for what in ("reader", "calls"))
 OF_OTHER_READERS = ("reader.gone.0", "calls.gone.0", "set_aside.gone.0")
 CHUNKS, METAS = f"$O.{subjects.SNAPSHOTS}.C.", f"$O.{subjects.SNAPSHOTS}.M."

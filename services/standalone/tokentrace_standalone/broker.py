@@ -91,6 +91,9 @@ class Broker:
         await self._until_port_is_free()
         self._answered = False
         store, log_file = self.directory / "jetstream", self.directory / "nats.log"
+        if log_file.is_dir():
+            log.warning("%s is a directory, so the nats-server writes no log", log_file)
+            log_file = Path(os.devnull)
         self.room_bytes = int(_DISK_SHARE * (shutil.disk_usage(self.directory).free + _used_bytes(store)))
         # If the limit is below what the streams reserve, the server refuses any change of a stream, even to a smaller
         # size.
@@ -112,7 +115,7 @@ class Broker:
         deadline = asyncio.get_running_loop().time() + _START_S
         while not _answers(self.port):
             if self._process.poll() is not None or asyncio.get_running_loop().time() > deadline:
-                tail = log_file.read_text(errors="replace")[-400:] if log_file.exists() else ""
+                tail = log_file.read_text(errors="replace")[-400:] if log_file.is_file() else ""
                 raise Unavailable(f"nats-server did not start: {tail.strip().rpartition(chr(10))[2]}")
             await asyncio.sleep(0.01)
         self._answered = True
@@ -143,7 +146,8 @@ class Broker:
         except OSError as exc:
             # On a full disk the server can still start, so that stored data can be read.
             log.info("%s cannot be written (%s); a temporary file is used instead", config, exc.strerror)
-            new.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                new.unlink()
         with tempfile.NamedTemporaryFile("w", prefix="tokentrace-nats-", suffix=".conf", delete=False) as file:
             file.write(text)
         return Path(file.name)

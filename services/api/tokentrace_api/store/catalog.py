@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import time
 from pathlib import Path
 
@@ -70,7 +71,8 @@ class Catalog:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             # Without this write, a read-only disk would make every file look damaged.
-            (directory / "probe").write_bytes(b"")
+            with tempfile.TemporaryFile(dir=directory):
+                pass
             self._open()
         except (OSError, duckdb.Error) as exc:
             raise Unavailable(f"span store: {directory} cannot be opened: {str(exc)[:200]}") from exc
@@ -89,16 +91,18 @@ class Catalog:
         self.segments: list[Segment] = []
         self._reset_state()
         files = sorted(self.directory.glob(segment.GLOB), key=lambda file: parse_segment(file) or Segment("", 0))
-        newest = files[-1] if files else None
-        crashed = newest is not None and newest.with_name(newest.name + ".wal").exists()
+        with_wal = {file for file in files if _wal_of(file).exists()}
         for file in files:
-            if file.stat().st_size == 0:
+            if file.is_file() and file.stat().st_size == 0:
                 _remove(file)  # the process died while it created the file
                 continue
             try:
-                self.attach(file)
+                self._attach_found(file)
             except (duckdb.Error, Rejected) as exc:
-                self._set_aside(file, exc, newest=file == newest)
+                self._set_aside(file, exc, newest=file == files[-1])
+        # Not the last of the files found: that one may be a foreign file of a later day.
+        newest = self.directory / self.segments[-1].file_name if self.segments else None
+        crashed = newest in with_wal
         self._convert(newest)
         for opened in reversed(list(self.segments)):
             file = self.directory / opened.file_name
@@ -163,6 +167,36 @@ class Catalog:
             raise Unavailable(f"span store: {file.name}: {type(reason).__name__}: {str(reason)[:200]}") from reason
         self._keep_damaged(file, reason, newest=newest)
 
+    def _attach_found(self, file: Path) -> None:
+        """
+        Attach *file*, which was found in the directory; if its WAL cannot be read, without it.
+
+        A transaction is in the file or in the WAL with the position that it led to. So what only the WAL held is read
+        from the log again.
+
+        Raises:
+            duckdb.Error: The file cannot be read or created.
+            Rejected: It is no file, or as ``attach``.
+        """
+        if not file.is_file():
+            raise Rejected(f"{file.name}: is not a file")
+        try:
+            self.attach(file)
+        except duckdb.Error as exc:
+            wal = _wal_of(file)
+            if segment.is_refusal(exc) or not wal.exists():
+                raise
+            name = f"{file.name}.damaged-{int(time.time())}.wal"
+            wal.rename(wal.with_name(name))
+            try:
+                self.attach(file)
+            except (duckdb.Error, Rejected):
+                wal.with_name(name).rename(wal)
+                raise
+            log.error("%s cannot be read (%s) and is kept as %s", wal.name, exc, name)
+            self.damaged.append(f"{wal.name}: {type(exc).__name__}")
+            self.set_aside.note("span store", f"file {name}", exc)
+
     def attach(self, file: Path) -> None:
         """
         Attach *file*, created if missing, with all tables.
@@ -203,8 +237,8 @@ class Catalog:
             with contextlib.suppress(duckdb.Error):
                 self.database.run(f"DETACH {opened.name}")
             self.segments = [other for other in self.segments if other != opened]
-        for part in (file, file.with_name(file.name + ".wal")):
-            if part.exists():
+        for part in (file, _wal_of(file)):
+            if part.exists() or part.is_symlink():
                 part.rename(part.with_name(part.name.replace(file.name, name)))
         self.damaged.append(f"{file.name}: {type(reason).__name__}")
         self.set_aside.note("span store", f"file {name}", reason)
@@ -350,6 +384,10 @@ def _size(file: Path) -> int:
         return 0
 
 
+def _wal_of(file: Path) -> Path:
+    return file.with_name(file.name + ".wal")
+
+
 def _remove(file: Path) -> None:
-    for part in (file, file.with_name(file.name + ".wal")):
+    for part in (file, _wal_of(file)):
         part.unlink(missing_ok=True)

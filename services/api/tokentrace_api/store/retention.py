@@ -43,7 +43,9 @@ def prune(catalog: Catalog, limits: Limits, now_ns: int) -> list[str]:
 
     removed: list[str] = []
     for file in sorted(catalog.directory.glob(segment.DAMAGED_GLOB)):
-        if is_too_large() or file.stat().st_mtime < (now_ns - limits.keep_ns) / SECOND:
+        if file.is_dir() and not file.is_symlink():
+            continue  # somebody else's, which was only renamed
+        if is_too_large() or file.lstat().st_mtime < (now_ns - limits.keep_ns) / SECOND:
             file.unlink()
             removed.append(file.name)
     for opened in catalog.segments[:-1]:

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +122,17 @@ class Segment(NamedTuple):
 def parse_segment(file: Path) -> Segment | None:
     """Return the segment that *file* is named after; None if the name is not that of a file of this version."""
     match = _NAME.fullmatch(file.name)
-    return Segment(f"{match[1]}-{match[2]}-{match[3]}", int(match[4])) if match else None
+    if match is None or not _is_day(int(match[1]), int(match[2]), int(match[3])):
+        return None
+    return Segment(f"{match[1]}-{match[2]}-{match[3]}", int(match[4]))
+
+
+def _is_day(year: int, month: int, day: int) -> bool:
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return True
 
 
 def day_of(time_ns: int) -> str:
