@@ -97,7 +97,8 @@ class Pipeline:
     def start(self, *, wait: bool = True) -> None:
         """Start the process and, if *wait*, return once it is ready."""
         flags = ["--addr", f"127.0.0.1:{self.port}", "--also", "none", "--data-dir", str(self.data)]
-        flags += ["--nats-port", str(self.nats_port), *self.flags]
+        own_broker = [] if "--nats" in self.flags else ["--nats-port", str(self.nats_port)]
+        flags += [*own_broker, *self.flags]
         self.process = start_service(
             "tokentrace_standalone", ["serve", *flags], directory=self.directory, env=self.env, log=self.log
         )
