@@ -104,6 +104,31 @@ async def test_a_letter_that_is_written_twice_counts_once_also_over_a_restart(bu
         assert history.total == 2
 
 
+async def test_letters_under_numbers_of_a_lost_end_are_counted() -> None:
+    """The stream is not synced, so a power cut may take its last messages, whose numbers are used again."""
+    broker = MemoryBroker()
+    bus = MemoryBus(broker)
+    for stream in STREAMS:
+        await bus.ensure(stream)
+    for index in range(5):
+        await refuse(bus, index)
+    async with following(bus) as history:
+        assert history.total == 5
+    log = broker.logs[subjects.REJECTED]
+    for sequence in (3, 4, 5):
+        log.remove(sequence)
+    log.last_sequence = 2
+    for index in range(5, 7):
+        await refuse(bus, index)
+    async with following(bus) as history:
+        await counted(history, 7)
+        assert history.total == 7
+    await refuse(bus, 7)
+    async with following(bus) as history:
+        await counted(history, 8)
+        assert history.total == 8
+
+
 async def test_letters_that_are_discarded_unread_are_named(bus: Bus) -> None:
     await refuse(bus, 0)
     async with following(bus) as history:
