@@ -163,12 +163,23 @@ async def test_a_letter_that_cannot_be_read_is_set_aside(bus: Bus) -> None:
         assert indices(await history.page(limit=10)) == [0]
 
 
-async def test_an_unreadable_entry_of_counts_begins_anew(bus: Bus) -> None:
+@pytest.mark.parametrize(
+    "entry", [b'{"position": "x"}', b'{"last_ns": 4000000000000000000}', b'{"spans": {"model": -1}}']
+)
+async def test_an_unreadable_entry_of_counts_begins_anew(bus: Bus, entry: bytes) -> None:
     await refuse(bus, 0)
-    await bus.kv(subjects.META).put("rejected_counts", b'{"position": "x"}')
+    await bus.kv(subjects.META).put("rejected_counts", entry)
     async with following(bus) as history:
         assert history.total == 1
         assert bus.set_aside.totals[subjects.META] == 1
+
+
+async def test_reasons_that_are_not_known_count_as_other(bus: Bus) -> None:
+    entry = {"spans": {"model": 2, "moon": 3, "sun": 4}, "others": {"message": 1, "moon": 5}}
+    await bus.kv(subjects.META).put("rejected_counts", json.dumps(entry).encode())
+    async with following(bus) as history:
+        assert history.spans == {"other": 7, "model": 2}
+        assert history.others == {"message": 1}
 
 
 async def test_pages_hold_every_letter_once_newest_first(bus: Bus) -> None:

@@ -17,9 +17,10 @@ import msgspec
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.errors import Rejected, quoted
-from tokentrace.records import Natural, Position, reason_of
+from tokentrace.records import REFUSAL_REASONS, Natural, Position, reason_of
 from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
+from tokentrace.units import MINUTE
 
 _KEY = "rejected_counts"
 #: How many of the newest letters are remembered by their content. An ingest that ends before it has acknowledged a
@@ -206,7 +207,7 @@ class RejectedHistory:
             # If the entry is unreadable, the letters that the stream still holds are counted from the start.
             which = f"key {_KEY} revision {entry.revision}"
             with self._bus.set_aside.guard(subjects.META, which), reading("counts of refused spans"):
-                self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
+                self._state, self._saved = _restored(entry.value, self._bus.clock.now_ns()), entry.value
 
     def _count(self, message: Message, *, is_new: bool) -> None:
         is_known = self._remember(hash(message.payload))
@@ -305,6 +306,19 @@ class RejectedHistory:
                 project = subjects.parse_project(message.subject)
                 return StoredLetter(letter, project, message.sequence, message.time_ns)
         return None
+
+
+def _restored(data: bytes, now_ns: int) -> _Saved:
+    """Return the saved counts in *data*; Rejected if they are of the future, from which no letter would be counted."""
+    saved = msgspec.json.decode(data, type=_Saved)
+    if saved.last_ns > now_ns + MINUTE:
+        raise Rejected("last_ns: is in the future")
+    spans: Counter[str] = Counter()
+    for reason, count in saved.spans.items():
+        spans[reason if reason in REFUSAL_REASONS else "other"] += count
+    saved.spans = dict(spans)
+    saved.others = {kind: count for kind, count in saved.others.items() if kind in (*_OTHER_KINDS, "other")}
+    return saved
 
 
 def _cursor(created_ns: int, sequence: int) -> str:
