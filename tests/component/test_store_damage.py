@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -215,6 +215,46 @@ async def test_the_writer_opens_a_damaged_store_again_and_misses_no_span(tmp_pat
         assert writer.caught_up(0)
         assert {span.span_id for span in reported} == {str(number) for number in range(9)}
         running.cancel()
+
+
+@pytest.mark.parametrize("part", [0.3, 0.7, 0.95])
+async def test_a_file_that_was_cut_after_a_clean_stop_is_found_by_a_query_and_read_from_the_log_again(
+    tmp_path: Path, part: float
+) -> None:
+    bus = MemoryBus(MemoryBroker())
+    await bootstrap(bus, Settings())
+    spans = [stored_span("t", number) for number in range(2000)]
+    payload = encode_batches([Batch(id="b", arrived_ns=NOW_NS, spans=spans)])
+    sent = await bus.publish(subjects.spans("default", 0), payload)
+
+    async def ignore(_: list[Span]) -> None:
+        pass
+
+    async def run_writer(is_done: Callable[[StoreWriter], Awaitable[bool]]) -> None:
+        writer = StoreWriter(bus, 1, partial(open_store, tmp_path, shards=1), ignore)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(writer.run())
+            while not await is_done(writer):
+                await asyncio.sleep(0.01)
+            running.cancel()
+
+    async def holds(writer: StoreWriter) -> bool:
+        return writer.holds(0, sent.sequence)
+
+    async def reads_all(writer: StoreWriter) -> bool:
+        """Query as clients do, who try again while the store cannot answer."""
+        with contextlib.suppress(Unavailable):
+            sums = await writer.read(
+                lambda store: store.query("SELECT count(trace_id), sum(ordinal) FROM {spans}", [], NOW_NS)
+            )
+            return bool(sums) and int(sums[0][0]) == 2000
+        return False
+
+    await run_writer(holds)
+    newest = tmp_path / files(tmp_path)[-1]
+    os.truncate(newest, int(newest.stat().st_size * part))
+    await run_writer(reads_all)
+    assert len(list(tmp_path.glob("*.damaged-*"))) == 1
 
 
 LOCKING_PROGRAM = "import duckdb, sys; connection = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"

@@ -25,6 +25,7 @@ _FLUSH_BYTES = 8 * 1024 * 1024
 #: Reading pauses while more than this number of bytes has been read from the log and not stored.
 _AHEAD_BYTES = 64 * 1024 * 1024
 _PRUNE_EVERY_S = 60.0
+_CHECK_EVERY_S = 1.0
 T = TypeVar("T")
 
 
@@ -105,6 +106,7 @@ class StoreWriter:
                 tasks.create_task(self._follow(store, shard))
             tasks.create_task(self._write(store))
             tasks.create_task(self._prune(store))
+            tasks.create_task(self._check(store))
 
     async def _in_writer(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
@@ -208,6 +210,12 @@ class StoreWriter:
             except Unavailable as exc:
                 log.info("%s", exc)
             await asyncio.sleep(_PRUNE_EVERY_S)
+
+    async def _check(self, store: Store) -> None:
+        """Every second, read completely the files that a query could not read meanwhile."""
+        while True:
+            await asyncio.sleep(_CHECK_EVERY_S)
+            await self._in_writer(store.check_suspects)
 
     def holds(self, shard: int, sequence: int) -> bool:
         """Return True if the store holds message *sequence* of *shard* or a later message of that shard."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -68,6 +69,8 @@ class Catalog:
         self._damaged_while_open = False
         self.last_ordinal = 0
         self.damaged: list[str] = []
+        #: Files that a query could not read; ``check_suspects`` reads them completely.
+        self._suspects: set[Segment] = set()
         try:
             directory.mkdir(parents=True, exist_ok=True)
             # Without this write, a read-only disk would make every file look damaged.
@@ -150,6 +153,31 @@ class Catalog:
             except duckdb.Error as exc:
                 return opened, exc
         raise reason
+
+    def suspect(self, segments: Sequence[Segment], reason: duckdb.Error) -> None:
+        """Note that a query of *segments* failed; any thread may call this."""
+        kinds = duckdb.IOException | duckdb.InternalException | duckdb.FatalException | duckdb.SerializationException
+        if isinstance(reason, kinds) and not segment.is_refusal(reason):
+            # Most errors name the file that could not be read.
+            self._suspects |= {opened for opened in segments if opened.file_name in str(reason)} or set(segments)
+
+    def check_suspects(self) -> None:
+        """
+        Read completely the files that queries could not read, and keep those that are damaged beside.
+
+        Raises:
+            StoreDamaged: A file was damaged; the store must be opened again, and reads the rest from the log.
+        """
+        suspects, self._suspects = self._suspects & set(self.segments), set()
+        for opened in sorted(suspects):
+            try:
+                for statement in check_statements(opened):
+                    self.database.run(statement)
+            except duckdb.Error as exc:
+                if not segment.is_refusal(exc):
+                    self._keep_damaged(self.directory / opened.file_name, exc, newest=opened == self.segments[-1])
+                    self.visible = None
+                    raise StoreDamaged(f"span store: {self.damaged[-1]}: a query could not read it") from exc
 
     def _version(self, opened: Segment) -> int | None:
         version: int | None = self.database.run(f"SELECT max(version) FROM {opened.name}.schema_version")[0][0]

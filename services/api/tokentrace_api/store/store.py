@@ -162,6 +162,16 @@ class Store:
         with self._writing():
             return prune(self.catalog, self._limits, now_ns)
 
+    def check_suspects(self) -> None:
+        """
+        Read completely the files that a query could not read.
+
+        Raises:
+            StoreDamaged: One of them is damaged, and is not used any more; the store must be opened again.
+        """
+        with self._lock:
+            self.catalog.check_suspects()
+
     def close(self) -> None:
         """Write everything to the files and close them; running queries are interrupted."""
         with self._lock:

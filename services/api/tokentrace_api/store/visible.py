@@ -44,6 +44,8 @@ class VisibleRows:
             try:
                 return self._catalog.database.read(expanded, parameters, limit_s)
             except duckdb.Error as exc:
+                if not isinstance(exc, duckdb.InterruptException):
+                    self._catalog.suspect(segments, exc)
                 if self._catalog.visible is segments or isinstance(exc, duckdb.InterruptException):
                     raise Unavailable(f"span store: {type(exc).__name__}") from exc
         raise Unavailable(f"span store: files were added or removed during each of {_TRIES} tries")
