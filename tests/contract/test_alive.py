@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tokentrace.bus import Bus, subjects
+from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Unavailable
 from tokentrace.service.alive import Roll, answer_alive
 from tokentrace.service.health import Health
@@ -73,20 +74,23 @@ async def test_an_answer_names_what_the_service_waits_for(bus: Bus) -> None:
     assert answer.missing == ["nats"]
 
 
-async def test_an_answer_that_cannot_be_read_is_set_aside(bus: Bus) -> None:
+async def test_foreign_answers_are_set_aside_and_the_right_one_is_awaited(bus: Bus) -> None:
     async def rubbish(_: bytes) -> AsyncIterator[bytes]:
-        yield b"\xff"
+        for payload in (b"\xff", b"{}", b"[]", b"", b'{"missing":5,"skew_ns":0}'):
+            yield payload
 
+    roll = Roll(bus, ("ingest",))
     async with bus.serve(subjects.alive("ingest"), rubbish):
         await asyncio.sleep(0.1)
-        seen = (await Roll(bus, ("ingest",)).call())["ingest"]
-    assert seen.answers == []
+        assert await processes(roll) == {"ingest": 0}
+        async with process(bus, "ingest"):
+            assert await processes(roll) == {"ingest": 1}
     assert bus.set_aside.totals == {subjects.alive("ingest"): 1}
+    [record] = bus.set_aside.records
+    assert record.count >= 5
 
 
-async def test_without_the_broker_nothing_is_known(request: pytest.FixtureRequest) -> None:
-    from tokentrace.bus.memory import MemoryBroker, MemoryBus
-
+async def test_without_the_broker_nothing_is_known() -> None:
     broker = MemoryBroker()
     broker.up = False
     with pytest.raises(Unavailable):

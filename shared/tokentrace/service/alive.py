@@ -22,10 +22,10 @@ from tokentrace.service.health import Health
 
 log = structlog.stdlib.get_logger(__name__)
 
-#: How long the first answer of a service, and after it those of its other processes are awaited, seconds.
-_FIRST_S, _OTHERS_S = 5.0, 0.5
-#: How long answers are awaited if processes may be new, seconds.
-_COUNT_S = 1.0
+#: How long the first answer of a service is awaited: normally, and if the last call had none; seconds.
+_FIRST_S, _SILENT_S = 5.0, 1.0
+#: How long after the call the answers of its other processes are awaited: the known ones, and new ones too; seconds.
+_OTHERS_S, _NEW_S = 0.5, 1.0
 _AGAIN_S = 1.0
 
 
@@ -94,12 +94,12 @@ class Roll:
     Asks the processes of *services* whether they are alive, and remembers how many there were.
 
     ``count`` waits for a second, so that new processes are noticed. ``call`` returns as soon as as many processes have
-    answered as the last time.
+    answered as the last time, and waits only for a second for a service of which none has answered the last time.
     """
 
     def __init__(self, bus: Bus, services: tuple[str, ...]) -> None:
         self._bus, self._services = bus, services
-        self._processes = dict.fromkeys(services, 0)
+        self._processes = dict.fromkeys(services, 1)
         self._answered_at: dict[str, float] = {}
 
     async def call(self) -> dict[str, Seen]:
@@ -117,19 +117,24 @@ class Roll:
         await asyncio.gather(*(self._ask(name, expected=None) for name in self._services))
 
     async def _ask(self, service: str, *, expected: int | None) -> Seen:
-        def wait_policy(replies: list[bytes]) -> float:
-            if not replies:
-                return _FIRST_S
-            if expected is None:
-                return _COUNT_S
-            return _OTHERS_S if len(replies) < expected else 0
-
         subject = subjects.alive(service)
-        replies = await self._bus.request_many(subject, b"", wait_policy)
-        answers = []
-        for reply in replies:
-            with self._bus.set_aside.guard(subject, "answer"), reading("answer"):
-                answers.append(_answers.decode(reply))
+        answers: list[Answer] = []
+        read = 0
+
+        def wait_policy(replies: list[bytes]) -> float:
+            nonlocal read
+            # Another client may answer as well, with anything.
+            for reply in replies[read:]:
+                with self._bus.set_aside.guard(subject, "answer"), reading("answer"):
+                    answers.append(_answers.decode(reply))
+            read = len(replies)
+            if not answers:
+                return _SILENT_S if expected == 0 else _FIRST_S
+            if expected is None:
+                return _NEW_S
+            return _OTHERS_S if len(answers) < expected else 0
+
+        await self._bus.request_many(subject, b"", wait_policy)
         now = asyncio.get_running_loop().time()
         if answers:
             self._answered_at[service] = now
