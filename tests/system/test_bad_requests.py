@@ -261,6 +261,23 @@ def test_a_client_that_disconnects_early_leaves_no_traceback(
     time.sleep(0.3)  # so that requests in progress end before the log is checked
 
 
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_the_offer_of_another_protocol_is_ignored_and_the_body_is_read(serving: Pipeline, protocol: str) -> None:
+    """Java's HTTP client offers h2c with each request."""
+    offer = (f"Upgrade: {protocol}", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABk")
+    body = json.dumps({**SPAN, "span_id": f"offers {protocol}"}).encode()
+    kept = post("/spans", body, *offer).replace(b"Connection: close\r\n", b"")
+    for request in (post("/spans", body, *offer), kept * 3 + ask("GET", "/stats")):
+        with socket.create_connection(("127.0.0.1", serving.port), timeout=20) as client:
+            client.sendall(request)
+            answers = b""
+            while answers.count(b"HTTP/1.1 2") < request.count(b" HTTP/1.1\r\n"):
+                part = client.recv(1 << 16)
+                assert part, answers
+                answers += part
+            assert answers.count(b"HTTP/1.1 202") == request.count(b"POST /spans")
+
+
 HEADERS = ("Idempotency-Key", "X-Service-Name", "X-Session-Id", "X-Project-Id", "Content-Type", "Authorization")
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from tokentrace.service.prometheus_text import render_families
-from tokentrace.service.web import reply
+from tokentrace.service.web import TRY_AGAIN, reply
 
 #: Content type of Prometheus' text format.
 PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -49,7 +49,7 @@ def answer_readyz(health: Health) -> Response:
     """Return 200 if the service is ready, else 503; ``missing`` in the body lists what the service waits for."""
     status = "not_ready" if health.missing else "ok"
     body = {"status": status, "missing": list(health.missing), **health.details}
-    return reply(body, 503 if health.missing else 200)
+    return reply(body, 503, TRY_AGAIN) if health.missing else reply(body)
 
 
 def answer_samples(samples: Iterable[Sample]) -> Response:

@@ -69,7 +69,13 @@ def health_router(health: Callable[[], Health], samples: Callable[[], Iterable[S
             "Is the service ready",
             "Ready means connected and caught up; `missing` lists what the service waits for.",
             Answer(Readiness, "The service is ready.", _READY),
-            Answer(Readiness, "The service is not ready.", _NOT_READY, status=503),
+            Answer(
+                Readiness,
+                "The service is not ready.",
+                _NOT_READY,
+                status=503,
+                headers={"Retry-After": "Seconds after which to ask again."},
+            ),
         ),
     )
     async def readyz() -> Response:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import Iterator, Sequence
 
+import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -62,15 +63,57 @@ def bind(addr: tuple[str, int]) -> socket.socket:
 
 class _Protocol(HttpToolsProtocol):
     """
-    A connection that notices in every request when its client disconnects.
+    A connection that notices in every request when its client disconnects, and ignores offers of other protocols.
 
     uvicorn tells only the request that was read last. An earlier request that is still being answered would write to a
     closed socket, and each such request logs a traceback.
     """
 
     _unanswered: tuple[RequestResponseCycle, ...] = ()
+    _resuming = False
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as exc:
+                self._ignore_upgrade()
+                data = data[exc.args[0] :]
+            except httptools.HttpParserError:
+                self.logger.warning("Invalid HTTP request received.")
+                self.send_400_response("Invalid HTTP request received.")
+                return
+
+    def _ignore_upgrade(self) -> None:
+        """
+        Read on as if the client had not offered another protocol; Java's client offers one with every request.
+
+        The parser takes what follows the head of such a request for the other protocol, so the body would never come.
+        A new parser gets a head that says how long the body is.
+        """
+        framing = [pair for pair in self.headers if pair[0] in (b"content-length", b"transfer-encoding")]
+        self.parser = httptools.HttpRequestParser(self)
+        self._resuming = True
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(b"%s: %s\r\n" % pair for pair in framing) + b"\r\n")
+        self._resuming = False
+
+    def on_message_begin(self) -> None:
+        if not self._resuming:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._resuming:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._resuming:
+            return
         super().on_headers_complete()
         if self.cycle is not None:
             waiting = (cycle for cycle in self._unanswered if not cycle.response_complete)

@@ -32,6 +32,10 @@ def reply(body: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return Response(_encoder.encode(body), status, media_type="application/json", headers=dict(headers or {}))
 
 
+#: Header of an answer that says that a part is not available: ask again after so many seconds.
+TRY_AGAIN = {"Retry-After": "1"}
+
+
 def failure(message: str, status: int, headers: Mapping[str, str] | None = None, *, path: str = "") -> Response:
     """Return the error response ``{"error": message}``; below ``/api/`` it repeats the text as ``message``."""
     body = {"error": message, "message": message} if path.startswith(SDK_PATHS) else {"error": message}

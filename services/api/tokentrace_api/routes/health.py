@@ -20,7 +20,7 @@ from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
-from tokentrace.service.web import reply
+from tokentrace.service.web import TRY_AGAIN, reply
 from tokentrace.units import MS, SECOND, nusd_to_usd, render_instant
 from tokentrace.version import __version__
 from tokentrace_api.aggregator_client import AggregatorClient
@@ -255,6 +255,7 @@ _HEALTH = operation(
         "A part of the pipeline does not answer.",
         {**_EXAMPLE, "status": "unhealthy", "error": "no aggregator answers"},
         status=503,
+        headers={"Retry-After": "Seconds after which to ask again."},
     ),
 )
 
@@ -312,7 +313,7 @@ def router(
         if problems:
             shown["status"] = "unhealthy"
             shown["error"] = "; ".join(dict.fromkeys(problems))
-        return reply(shown, 503 if problems else 200)
+        return reply(shown, 503, TRY_AGAIN) if problems else reply(shown)
 
     return routes
 
