@@ -16,18 +16,21 @@ from typing import NamedTuple
 from kit.environment import plain_environment
 
 _PROGRAM = """
-import gc, json, os, signal, sys
+import gc, json, os, runpy, signal, sys
 import tokentrace_standalone.cli, tokentrace_standalone.pipeline
 from tokentrace_standalone.__main__ import main
 
-def run(directory, words, environ):
+def run(directory, words, environ, module):
     signal.alarm(30)
     os.chdir(directory)
     os.environ.update(environ)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open("command." + name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     try:
-        sys.exit(main(words))
+        if not module:
+            sys.exit(main(words))
+        sys.argv = [module, *words]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as exc:
         # Not sys.exit, because freeing everything that was loaded takes longer than the run.
         code = exc.code if isinstance(exc.code, int) else 0 if exc.code is None else 1
@@ -52,11 +55,13 @@ class Command(NamedTuple):
         directory: The working directory, which no other run may share.
         words: The arguments.
         environ: Environment variables besides those that keep a test on this machine.
+        module: The program to run instead of the command, such as ``tokentrace_api``.
     """
 
     directory: Path
     words: Sequence[str]
     environ: Mapping[str, str] = {}
+    module: str = ""
 
 
 class Ended(NamedTuple):
@@ -83,7 +88,9 @@ def run_command(directory: Path, *words: str) -> Ended:
 
 def run_commands(commands: Sequence[Command]) -> list[Ended]:
     """Run *commands* one after the other, each in a process that ends after 30 s at the latest."""
-    runs = [(str(command.directory), list(command.words), dict(command.environ)) for command in commands]
+    runs = [
+        (str(command.directory), list(command.words), dict(command.environ), command.module) for command in commands
+    ]
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM],
         input=json.dumps(runs),
@@ -94,6 +101,9 @@ def run_commands(commands: Sequence[Command]) -> list[Ended]:
         check=True,
     )
     return [
-        Ended(int(code), *((command.directory / f"command.{name}").read_text() for name in ("stdout", "stderr")))
+        Ended(
+            int(code),
+            *((command.directory / f"command.{name}").read_text(errors="replace") for name in ("stdout", "stderr")),
+        )
         for code, command in zip(done.stdout.split(), commands, strict=True)
     ]

@@ -236,7 +236,7 @@ def test_hash_ids_needs_a_key_of_sixteen_characters(here: Path) -> None:
         ("TOKENTRACE_HTTP_HOSTS", "api:9090"),
         ("TOKENTRACE_PUBLIC_URL", "llm.example.com"),
         ("TOKENTRACE_INGEST_URL", "http://ingest:8700\n"),
-        ("TOKENTRACE_NATS_URL", "nats://broker:4222\n"),
+        ("TOKENTRACE_NATS_URL", "nats://broker:port"),
         ("TOKENTRACE_SNAPSHOT_INTERVAL", "0s"),
     ],
 )

@@ -32,7 +32,7 @@ USELESS: dict[str, list[object]] = {
         "http://a:4222",
         "nats://a:1,",
         "nats://a b:1",
-        "nats://a:4222\n",
+        "nats://a..b",
     ],
     "http_server.hosts": [["a:9090"], ["https://a"], [""], ["a b"], ["*"], ["a/b"], ["-a"], ["a..b"]],
     "http_server.public_url": ["a", "ftp://a", "https://a/path", "https://a?x", "https://u:p@a", "https://a:443", "*"],

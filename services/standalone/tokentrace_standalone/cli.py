@@ -71,9 +71,9 @@ def main(words: list[str]) -> int:
     except TyperException as exc:
         context = getattr(exc, "ctx", None)
         name = context.command_path if context is not None else "tokentrace"
-        print(f"{name}: {exc.format_message()}", file=sys.stderr)
+        print(f"{name}: {runtime.one_line(exc.format_message())}", file=sys.stderr)
         return exc.exit_code
     except TokentraceError as exc:
-        print(f"tokentrace: {exc}", file=sys.stderr)
+        print(f"tokentrace: {runtime.one_line(str(exc))}", file=sys.stderr)
         return runtime.EXIT_CONFIG
     return code or runtime.EXIT_OK

@@ -39,7 +39,9 @@ def demo(
     """
     if not rate > 0:
         raise typer.BadParameter("must be over 0", param_hint="'--rate'")
-    duration_s = parse_duration(duration) / SECOND if duration else float("inf")
+    if not url:
+        raise typer.BadParameter("must not be empty", param_hint="'--url'")
+    duration_s = float("inf") if duration is None else parse_duration(duration) / SECOND
     dice = random.Random(seed)
     stopping = False
 

@@ -136,6 +136,8 @@ def replay(
 
     The exit code is 0 only if every span was accepted.
     """
+    if not url:
+        raise ConfigError("--url: must not be empty")
     for flag, value in (("--ms-per-prompt-token", ms_per_prompt_token), ("--ms-per-token", ms_per_token)):
         if not 0 <= value <= _MAX_MS_PER_TOKEN:
             raise ConfigError(f"{flag}: must be from 0 to {_MAX_MS_PER_TOKEN:g}")

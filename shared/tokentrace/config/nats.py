@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from msgspec import Meta
 
 from tokentrace.bus import subjects
+from tokentrace.bus.urls import parse_urls
 from tokentrace.config.section import Duration, Section
 from tokentrace.errors import ConfigError, quoted
-from tokentrace.shown import shown_url
 
 #: Smallest size of the queue and of the log, bytes: less would hold no more than a few messages.
 MIN_BYTES = 1_000_000
-_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 
 
 class Nats(Section, frozen=True, kw_only=True):
@@ -56,9 +54,10 @@ class Nats(Section, frozen=True, kw_only=True):
         Raises:
             ConfigError: One of them cannot work; the message names the key.
         """
-        for url in (part.strip(" ") for part in self.url.split(",")):
-            if not _is_url(url):
-                raise ConfigError(f"nats.url: {quoted(shown_url(url.strip(' ')))} is not of the form nats://host:port")
+        try:
+            parse_urls(self.url)
+        except ConfigError as exc:
+            raise ConfigError(f"nats.url: {exc}") from exc
         if not self.project or len(subjects.escape(self.project)) > subjects.MAX_PROJECT:
             raise ConfigError("nats.project: must not be empty, nor too long for a subject")
         for key in ("spans_max_age", "duplicate_window"):
@@ -88,12 +87,3 @@ def own_shards(nats: Nats) -> list[int]:
             )
         shards.update(range(first, last + 1))
     return sorted(shards)
-
-
-def _is_url(url: str) -> bool:
-    """Return True if *url* names a server, as the NATS client reads it: the scheme and the port may be left out."""
-    try:
-        parts = urlsplit(url if "://" in url else f"nats://{url}")
-        return parts.scheme in _SCHEMES and bool(parts.hostname) and parts.port != 0 and not re.search(r"\s", url)
-    except ValueError:
-        return False

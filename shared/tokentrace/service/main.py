@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
 
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
@@ -117,9 +117,9 @@ def run_service(
 
     async def run(stopping: asyncio.Event) -> None:
         settings = load(flags.config, overrides={"nats.url": flags.nats, "storage.dir": flags.data_dir})
-        addr = (
-            flags.addr or os.environ.get("TOKENTRACE_ADDR") or (default_addr(settings) if default_addr else f":{port}")
-        )
+        addr = flags.addr
+        if addr is None:
+            addr = os.environ.get("TOKENTRACE_ADDR") or (default_addr(settings) if default_addr else f":{port}")
         config = configure(settings)
         sock = bind(parse_addr(addr, port))
         async with contextlib.AsyncExitStack() as stack:
@@ -178,8 +178,15 @@ async def serve(
         tasks.create_task(serve_http(http, sockets, stopping=stopping))
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(runtime.EXIT_CONFIG, f"{self.prog}: {runtime.one_line(message)}\n")
+
+
 def _arguments(tool: str, what: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=tool, description=what)
+    parser = _Parser(prog=tool, description=what)
     parser.add_argument(
         "--config", metavar="FILE", help="configuration file (default: ./tokentrace.yml, if that file exists)"
     )

@@ -57,8 +57,13 @@ def _explain(tool: str, error: BaseException) -> int:
     if not all(isinstance(leaf, TokentraceError) for leaf in leaves):
         raise error
     for leaf in leaves:
-        print(f"{tool}: {leaf}", file=sys.stderr)
+        print(f"{tool}: {one_line(str(leaf))}", file=sys.stderr)
     return EXIT_CONFIG if any(isinstance(leaf, ConfigError) for leaf in leaves) else EXIT_UNAVAILABLE
+
+
+def one_line(text: str) -> str:
+    """Return *text* with its control characters escaped, because a file name or an address may hold a newline."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

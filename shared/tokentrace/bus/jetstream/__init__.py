@@ -3,6 +3,6 @@ The bus on NATS JetStream: the only package that imports nats-py. ``client`` exp
 """
 
 from tokentrace.bus.jetstream.client import JetStream, connect
-from tokentrace.bus.jetstream.connection import parse_urls, shown_urls
+from tokentrace.bus.urls import parse_urls, shown_urls
 
 __all__ = ["JetStream", "connect", "parse_urls", "shown_urls"]

@@ -50,7 +50,7 @@ from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.jetstream import request_reply, streams, work_queue
 from tokentrace.bus.jetstream.codec import state_of
-from tokentrace.bus.jetstream.connection import Connection, abort, parse_urls, shown_urls
+from tokentrace.bus.jetstream.connection import Connection, abort
 from tokentrace.bus.jetstream.contents import StreamContents
 from tokentrace.bus.jetstream.errors import translate_errors
 from tokentrace.bus.jetstream.follow import Followers
@@ -59,6 +59,7 @@ from tokentrace.bus.jetstream.objects import JetStreamObjects
 from tokentrace.bus.jetstream.publisher import Publisher
 from tokentrace.bus.jetstream.requests import Requests
 from tokentrace.bus.subjects import SPANS
+from tokentrace.bus.urls import parse_urls, shown_urls
 from tokentrace.errors import Unavailable
 from tokentrace.records import Position
 from tokentrace.units import SECOND, parse_instant, render_instant
@@ -98,7 +99,6 @@ async def connect(
         await bus.start()
         yield bus
     finally:
-        link.closing = True
         watchdog.cancel()
         # Closing fails if the broker has died; the connection is over in either case.
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):

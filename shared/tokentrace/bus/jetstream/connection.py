@@ -7,62 +7,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.client import Client
 
 from tokentrace.bad_data import UNREADABLE, reason_of
-from tokentrace.errors import ConfigError, Rejected, shorten
-from tokentrace.shown import shown_url
+from tokentrace.errors import Rejected
 
 log = logging.getLogger("tokentrace.bus")
-
-_SCHEMES = ("nats", "tls", "ws", "wss")
-
-
-def parse_urls(text: str) -> list[str]:
-    """
-    Return the server URLs in *text*, separated by commas; a URL without a scheme gets ``nats://``.
-
-    Raises:
-        ConfigError: A part is not a URL of NATS; the message shows the part without secrets.
-    """
-    return [_checked(_with_scheme(url)) for url in _split(text)]
-
-
-def shown_urls(text: str) -> str:
-    """Return *text*, one or several server URLs separated by commas, as it may be shown; see ``shown_url``."""
-    return ",".join(shown_url(_with_scheme(url)) for url in _split(text))
-
-
-def _with_scheme(url: str) -> str:
-    return url if "://" in url else f"nats://{url}"
-
-
-def _split(text: str) -> list[str]:
-    urls: list[str] = []
-    for part in text.split(","):
-        if urls and "@" in part and "://" not in part:
-            # The comma before this part belongs to a password, so the part continues the URL before it.
-            urls[-1] += f",{part}"
-        else:
-            urls.append(part.strip())
-    return urls
-
-
-def _checked(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in _SCHEMES and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        shown = shorten(shown_url(url))
-        raise ConfigError(
-            f"NATS URL {shown!r} is not of the form nats://host:port, or several of them separated by commas"
-        )
-    return url
 
 
 class _Client(Client):
@@ -95,14 +47,12 @@ class Connection:
 
     Attributes:
         last_error: The last error of nats-py since it connected, for the message of a failed start; "" = none.
-        closing: True = the connection is closed on purpose, which is not logged.
         on_down: Called when the connection is lost.
     """
 
     def __init__(self, urls: Sequence[str], name: str) -> None:
         self._urls, self._name = urls, name
         self.last_error = ""
-        self.closing = False
         self._client: Client | None = None
         self.on_down: Callable[[], None] = lambda: None
 
@@ -149,8 +99,7 @@ class Connection:
             abort(self._client)
 
     async def _on_disconnect(self) -> None:
-        if not self.closing:
-            log.info("nats %s: disconnected", self._name)
+        log.info("nats %s: disconnected", self._name)
         self.on_down()
 
     async def _on_reconnect(self) -> None:
