@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from kit.http_spans import assert_accepted
 from kit.json_spans import fresh, json_call
 from kit.pipeline import Pipeline
 from kit.sessions import DETAILS, GRAPH, LISTED, check, instant
+from tokentrace import TraceClient
 
 SPANS = 20_000 if WHOLE else 2_300
 #: The size of a page unless a request asks for another one.
@@ -156,6 +158,32 @@ def test_sessions_are_listed_without_messages_and_details_show_them_in_pages(pip
     parts = [pipeline.get(f"{path}?limit=5&offset={offset}").json()["messages"] for offset in (0, 5, 10, 15)]
     assert [len(part) for part in parts] == [5, 5, 2, 0]
     assert [message for part in parts for message in part] == whole["messages"]
+
+
+def test_the_trace_client_reads_graphs_and_messages_of_any_size(pipeline: Pipeline) -> None:
+    session, nodes, messages = fresh("any"), 5_020, 1_010
+    spans = [json_call(trace_id=session, span_id=f"s{n}", session_id=session, kind="tool") for n in range(nodes)]
+    for start in range(0, nodes, 1000):
+        assert_accepted(pipeline.post("/spans", spans[start : start + 1000]), len(spans[start : start + 1000]))
+
+    def write(number: int) -> None:
+        body = {"sessionId": session, "role": "user", "content": f"{number}"}
+        assert pipeline.post("/api/traces/messages", body).status == 200
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(messages)))
+
+    def counts() -> tuple[int, int]:
+        shown = pipeline.get(f"/api/sessions/{session}/details?limit=0").json()
+        return shown.get("totalSpans"), shown.get("messageCount")
+
+    pipeline.until(lambda: counts() == (nodes, messages), "stored")
+    with TraceClient("any", "shop", pipeline.url) as client:
+        graph, details = client.session_graph(session), client.session_details(session)
+    assert {node["id"] for node in graph["nodes"]} == {f"s{n}" for n in range(nodes)}
+    assert (len(graph["nodes"]), "nextCursor" in graph) == (nodes, False)
+    assert {message["content"] for message in details["messages"]} == {f"{n}" for n in range(messages)}
+    assert len(details["messages"]) == messages
 
 
 @pytest.mark.parametrize(

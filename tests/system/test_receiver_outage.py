@@ -1,4 +1,8 @@
-"""A receiver that is away, then asks to wait, then accepts: every instance is told its firing before its end."""
+"""
+A receiver that is away, then asks to wait, then accepts: every instance is told its firing before its end.
+
+And a receiver that is slow while the pipeline is stopped: it is told once.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from kit.examples import WHOLE
-from kit.pipeline import free_port
-from kit.receiver import Receiver, Reply, Sent, events, read
+from kit.pipeline import Pipeline, free_port
+from kit.receiver import CALL, Receiver, Reply, Sent, events, make_rule, read
 from kit.twins import Twins, undone
 from tokentrace.bus import subjects
 
@@ -103,3 +107,26 @@ def test_every_instance_is_told_its_firing_before_its_end_and_nothing_is_lost(
     assert {record["outcome"] for record in records} == {"retry", "delivered"}
     assert answers.refused > 0
     assert {record["retry_after_s"] for record in records if record["error"].startswith("HTTP")} == {1.0}
+
+
+def test_sigterm_waits_for_the_delivery_under_way_so_the_event_is_not_sent_again(tmp_path: Path) -> None:
+    with Receiver(lambda sent: Reply(after_s=3.0)) as receiver:
+        serving = Pipeline(tmp_path)
+        try:
+            serving.start()
+            delivery = {"type": "http", "url": receiver.url, "timeout": "30s"}
+            assert serving.post("/alerts", make_rule("slow", delivery, eval_interval="1s")).status == 201
+            assert serving.post("/spans", [CALL]).status == 202
+            serving.until(lambda: receiver.at_once == 1, "under way")
+            assert serving.stop() == 0
+            assert receiver.at_once == 0, "the answer has arrived"
+            serving.start()
+            # The event that is sent after the restart would come before this one.
+            assert serving.post("/alerts", make_rule("later", delivery, eval_interval="1s")).status == 201
+            serving.until(lambda: read(serving, subjects.DELIVERIES, "later") != [], "delivered")
+            (record,) = read(serving, subjects.DELIVERIES, "slow")
+        finally:
+            serving.stop()
+    assert record["outcome"] == "delivered"
+    assert [sent.json()["alert"] for sent in receiver.sent] == ["slow", "later"]
+    assert "Traceback" not in serving.log.read_text()

@@ -122,7 +122,8 @@ class TestReading:
         check(LISTED, listed)
         assert (listed["total"], listed["page"], listed["pages"]) == (1, 1, 1)
         assert [shown["sessionId"] for shown in listed["sessions"]] == [session]
-        assert listed["sessions"][0]["messages"] == details["messages"]
+        shown = listed["sessions"][0]
+        assert (shown["messages"], shown["messageCount"]) == ([], len(details["messages"]))
         assert client.list_sessions(label=details["label"], user_id="u-43")["total"] == 0
         started = details["startedAt"]
         for since, until, total in ((started, None, 1), (None, "2020-01-01T00:00:00Z", 0)):

@@ -7,9 +7,10 @@ was deleted, replaced or removed from the configuration, or it has other labels 
 
 Events of earlier rules
 -----------------------
-A rule may be deleted and another one created under its name. The time of the change is kept; events up to it belong to
-the earlier rule, and the later one does not inherit its state. An episode of an earlier rule that is still open is
-ended at the time of the change, so all alerters end it with the same event.
+A rule may be deleted and another one created under its name. The time of the change is kept; episodes that began up to
+it belong to the earlier rule, and the later one does not inherit its state. An episode of an earlier rule that is still
+open is ended at the time of the change, so all alerters end it with the same event. An alerter that has not read the
+change yet may go on with such an episode after that time: its events belong to the earlier rule too.
 
 Other alerters
 --------------
@@ -23,6 +24,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+
+import msgspec
 
 from tokentrace.records import AlertEvent
 from tokentrace.units import MINUTE, MS, parse_instant
@@ -47,9 +50,9 @@ class Abandoned(NamedTuple):
     earlier: bool
 
     @property
-    def key(self) -> tuple[str, Instance, bool]:
+    def key(self) -> tuple[str, Instance, str]:
         """What tells it apart from other abandoned episodes."""
-        return self.last.alert, instance_key(self.last), self.earlier
+        return self.last.alert, instance_key(self.last), self.last.starts_at if self.earlier else ""
 
 
 class EventMemory:
@@ -64,16 +67,19 @@ class EventMemory:
         self._rule_of = rule_of
         #: Rule -> instance -> its last event ("last") and its last firing ("firing"), which together are its state.
         self._current: dict[str, dict[Instance, dict[str, AlertEvent]]] = {}
-        #: Rule -> instance -> its last event, for earlier rules of that name.
-        self._earlier: dict[str, dict[Instance, AlertEvent]] = {}
-        #: Name of a rule -> instant up to which events belong to an earlier rule of that name, Unix nanoseconds.
+        #: Rule -> (instance, start) -> the last event of an open episode of an earlier rule of that name.
+        self._earlier: dict[str, dict[tuple[Instance, str], AlertEvent]] = {}
+        #: Rule -> instant of the newest event of it and of earlier rules of its name, Unix nanoseconds.
+        self._newest_ns: dict[str, int] = {}
+        #: Name of a rule -> instant up to which episodes began with an earlier rule of that name, Unix nanoseconds.
         self.ignored_upto: dict[str, int] = {}
         #: Digest of the id of a deleted user -> instant up to which events about that user are ignored.
         self.forgotten_users: dict[bytes, int] = {}
-        #: Rule -> (instance, whether of an earlier rule) -> the last event of an open episode that no rule owns.
-        self._abandoned: dict[str, dict[tuple[Instance, bool], AlertEvent]] = {}
+        #: Rule -> (instance, start if it began with an earlier rule, else "") -> the last event of an open episode that
+        #: no rule owns.
+        self._abandoned: dict[str, dict[tuple[Instance, str], AlertEvent]] = {}
         #: Keys of the abandoned episodes that were open when this alerter started.
-        self._settled: set[tuple[str, Instance, bool]] = set()
+        self._settled: set[tuple[str, Instance, str]] = set()
 
     def apply(self, event: AlertEvent) -> Mapping[str, AlertEvent] | None:
         """
@@ -85,51 +91,63 @@ class EventMemory:
         if self.is_forgotten(event):
             return None
         name, instance = event.alert, instance_key(event)
+        self._newest_ns[name] = max(self._newest_ns.get(name, 0), parse_instant(event.fired_at))
         if self.is_earlier(event):
-            before = self._earlier.setdefault(name, {}).get(instance)
-            if before is None or parse_instant(before.fired_at) <= parse_instant(event.fired_at):
-                self._earlier[name][instance] = event
-            self._note(name, instance, self._earlier[name][instance], earlier=True)
+            self._set_earlier(event)
             return None
         events = self._current.setdefault(name, {}).setdefault(instance, {})
         if event.status == "firing":
             events["firing"] = event
         events["last"] = event
-        self._note(name, instance, event, earlier=False)
+        self._note(event, earlier=False)
         return events
 
+    def _set_earlier(self, last: AlertEvent) -> None:
+        """Remember *last*, the last event of an episode of an earlier rule, while that episode is open."""
+        episodes, key = self._earlier.setdefault(last.alert, {}), (instance_key(last), last.starts_at)
+        if last.status == "firing":
+            episodes[key] = last
+        else:
+            episodes.pop(key, None)
+        self._note(last, earlier=True)
+
     def ignore(self, name: str, upto_ns: int) -> None:
-        """Let the events of *name* up to *upto_ns*, Unix nanoseconds, be those of an earlier rule of that name."""
-        upto_ns = self.ignored_upto[name] = max(upto_ns, self.ignored_upto.get(name, 0))
+        """Let the episodes of *name* that began up to *upto_ns*, Unix nanoseconds, be those of an earlier rule."""
+        self.ignored_upto[name] = max(upto_ns, self.ignored_upto.get(name, 0))
         for instance, events in self._current.pop(name, {}).items():
-            later = {which: event for which, event in events.items() if parse_instant(event.fired_at) > upto_ns}
+            later = {which: event for which, event in events.items() if not self.is_earlier(event)}
             if "last" in later:
                 self._current.setdefault(name, {})[instance] = later
             else:
-                self._earlier.setdefault(name, {})[instance] = events["last"]
+                self._set_earlier(events["last"])
         self.review(name)
 
     def newest_ns(self, name: str) -> int:
         """Return the instant of the newest event of the rule *name*, Unix nanoseconds; 0 = there is none."""
-        known = [event for events in self._current.get(name, {}).values() for event in events.values()]
-        return max([0, *(parse_instant(event.fired_at) for event in (*known, *self._earlier.get(name, {}).values()))])
+        return self._newest_ns.get(name, 0)
 
     def states(self, name: str) -> Iterator[tuple[Instance, Mapping[str, AlertEvent]]]:
         """Yield each instance of the rule *name* with its last event and its last firing."""
         yield from self._current.get(name, {}).items()
 
     def last(self, event: AlertEvent) -> AlertEvent | None:
-        """Return the last known event about the same instance of the same rule as *event*; None = there is none."""
+        """
+        Return the last known event about the same instance of the same rule as *event*; None = there is none.
+
+        If *event* belongs to an earlier rule, that is the last event of its episode, and None if that has ended.
+        """
         name, instance = event.alert, instance_key(event)
         if self.is_earlier(event):
-            return self._earlier.get(name, {}).get(instance)
+            return self._earlier.get(name, {}).get((instance, event.starts_at))
         return self._current.get(name, {}).get(instance, {}).get("last")
 
     def forget(self, name: str, value: str) -> None:
         """Forget the instances of the rule *name* whose group has this *value*."""
-        for instances in (self._current.get(name, {}), self._earlier.get(name, {})):
-            for instance in [instance for instance in instances if instance[1] == value]:
-                del instances[instance]
+        instances, episodes = self._current.get(name, {}), self._earlier.get(name, {})
+        for instance in [instance for instance in instances if instance[1] == value]:
+            del instances[instance]
+        for key in [key for key in episodes if key[0][1] == value]:
+            del episodes[key]
         self.review(name)
 
     def forget_user(self, user: str, instant_ns: int) -> None:
@@ -155,19 +173,18 @@ class EventMemory:
 
     def settle(self) -> None:
         """Let what is abandoned now be ended without waiting for other alerters."""
-        self._settled = {
-            (name, instance, earlier) for name, found in self._abandoned.items() for instance, earlier in found
-        }
+        self._settled = {(name, *key) for name, found in self._abandoned.items() for key in found}
 
     def abandoned(self, now_ns: int) -> Iterator[tuple[Abandoned, int]]:
         """Yield the abandoned episodes to end at *now_ns*, with the instant of the end; both are Unix nanoseconds."""
         for name, found in self._abandoned.items():
-            for (instance, earlier), last in found.items():
+            for (instance, start), last in found.items():
                 fired_ns = parse_instant(last.fired_at)
-                if earlier:
-                    yield Abandoned(last, earlier), self.ignored_upto[name]
-                elif (name, instance, earlier) in self._settled or now_ns >= fired_ns + PATIENCE_NS:
-                    yield Abandoned(last, earlier), max(now_ns, fired_ns + MS)
+                if start:
+                    upto_ns = self.ignored_upto[name]
+                    yield Abandoned(last, True), upto_ns if fired_ns <= upto_ns else fired_ns + MS
+                elif (name, instance, start) in self._settled or now_ns >= fired_ns + PATIENCE_NS:
+                    yield Abandoned(last, False), max(now_ns, fired_ns + MS)
 
     def delivers_since(self, name: str, from_ns: int, to_ns: int, after_ns: int) -> bool:
         """
@@ -184,23 +201,24 @@ class EventMemory:
 
     def is_earlier(self, event: AlertEvent) -> bool:
         """Return whether *event* belongs to an earlier rule of its name."""
-        return parse_instant(event.fired_at) <= self.ignored_upto.get(event.alert, 0)
+        return parse_instant(event.starts_at or event.fired_at) <= self.ignored_upto.get(event.alert, 0)
 
     def review(self, name: str) -> None:
         """Find the abandoned episodes of the rule *name* anew: the rule or its events have changed."""
         self._abandoned.pop(name, None)
-        for instance, last in self._earlier.get(name, {}).items():
-            self._note(name, instance, last, earlier=True)
-        for instance, events in self._current.get(name, {}).items():
-            self._note(name, instance, events["last"], earlier=False)
+        for last in self._earlier.get(name, {}).values():
+            self._note(last, earlier=True)
+        for events in self._current.get(name, {}).values():
+            self._note(events["last"], earlier=False)
 
-    def _note(self, name: str, instance: Instance, last: AlertEvent, *, earlier: bool) -> None:
-        """Note whether the episode of *instance*, whose last event is *last*, is abandoned."""
+    def _note(self, last: AlertEvent, *, earlier: bool) -> None:
+        """Note whether the episode whose last event is *last* is abandoned."""
+        name, instance, start = Abandoned(last, earlier).key
         rule = self._rule_of(name)
         if last.status == "firing" and (earlier or rule is None or not owns(rule, last)):
-            self._abandoned.setdefault(name, {})[instance, earlier] = last
+            self._abandoned.setdefault(name, {})[instance, start] = last
         elif name in self._abandoned:
-            self._abandoned[name].pop((instance, earlier), None)
+            self._abandoned[name].pop((instance, start), None)
             if not self._abandoned[name]:
                 del self._abandoned[name]
 
@@ -223,8 +241,16 @@ def event_id(event: AlertEvent) -> str:
     return f"{message_id}@{hashlib.sha256(instance.encode()).hexdigest()[:16]}" if instance else message_id
 
 
-def is_needless(event: AlertEvent, before: AlertEvent) -> bool:
-    """Return whether *event* need not be published after *before*, the last one about its instance."""
+def is_needless(event: AlertEvent, before: AlertEvent | None, *, earlier: bool) -> bool:
+    """
+    Return whether *event* need not be published.
+
+    Args:
+        before: The last event about its instance; None = there is none.
+        earlier: True = *event* is about an episode of an earlier rule, and *before* None means that it has ended.
+    """
+    if before is None:
+        return earlier
     if event.status == "resolved" and before.status == "resolved":
         return True
     before_ns, event_ns = parse_instant(before.fired_at), parse_instant(event.fired_at)
@@ -232,3 +258,15 @@ def is_needless(event: AlertEvent, before: AlertEvent) -> bool:
     return before_ns >= event_ns and not (
         before_ns == event_ns and (before.status, event.status) == ("firing", "resolved")
     )
+
+
+def continuing(event: AlertEvent, before: AlertEvent | None) -> AlertEvent:
+    """
+    Return *event* with the start of its episode, as it follows from *before*, the last event about its instance.
+
+    An alerter may have decided *event* before it read that another alerter had begun or ended the episode.
+    """
+    if before is None:
+        return event
+    start = before.starts_at if before.status == "firing" else event.fired_at
+    return msgspec.structs.replace(event, starts_at=start)

@@ -18,7 +18,7 @@ from tokentrace.bus import Bus, Message, subjects
 from tokentrace.config import Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected, Unavailable, quoted
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
-from tokentrace.records import decode_event
+from tokentrace.records import decode_event, encode_event
 from tokentrace.service.bootstrap import agreed_capacity
 from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
@@ -29,7 +29,7 @@ from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND, parse_duration
 from tokentrace_alerter.backfill import Backfiller
 from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, check_proxy, load_target
-from tokentrace_alerter.event_memory import is_needless
+from tokentrace_alerter.event_memory import continuing, is_needless
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, compile_rule
@@ -249,13 +249,14 @@ class Alerter:
             # Nothing may be awaited between the look at the last event and the condition under which ours is published.
             await self.rule_store.keep_channel(event)
         before = self.machine.last_event(event)
-        if before is not None and is_needless(event, before):
+        if is_needless(event, before, earlier=self.machine.events.is_earlier(event)):
             log.debug("%s: an event for this or a later instant is published already", effect.subject)
             return
+        event = continuing(event, before)
         while True:
             last = self._last.get(effect.subject, 0)
             try:
-                ack = await self.bus.publish(effect.subject, effect.payload, id=effect.id, expect_last=last)
+                ack = await self.bus.publish(effect.subject, encode_event(event), id=effect.id, expect_last=last)
                 break
             except Conflict:
                 # Another alerter published first, and its event has still to be read here. If it is about the same

@@ -223,7 +223,7 @@ class TraceClient:
 
     def session_graph(self, session_id: str) -> Json:
         """
-        Read the graph of a session.
+        Read the graph of a session, with one request for every 5,000 spans or so.
 
         Args:
             session_id: The id of the session.
@@ -236,11 +236,17 @@ class TraceClient:
             Unavailable: The service cannot be reached, does not respond in time or not with a JSON object, or responds
                 with status 408, 425, 429 or 5xx.
         """
-        return self._read(f"/api/sessions/{quote(session_id, safe='')}/graph")
+        path = f"/api/sessions/{quote(session_id, safe='')}/graph"
+        page = graph = self._read(path)
+        while cursor := page.pop("nextCursor", None):
+            page = self._read(path, {"cursor": cursor})
+            graph["nodes"] += page["nodes"]
+            graph["edges"] += page["edges"]
+        return graph
 
     def session_details(self, session_id: str) -> Json:
         """
-        Read a session with its messages.
+        Read a session with all its messages, with one request for every 1,000 messages or so.
 
         Args:
             session_id: The id of the session.
@@ -253,7 +259,12 @@ class TraceClient:
             Unavailable: The service cannot be reached, does not respond in time or not with a JSON object, or responds
                 with status 408, 425, 429 or 5xx.
         """
-        return self._read(f"/api/sessions/{quote(session_id, safe='')}/details")
+        path = f"/api/sessions/{quote(session_id, safe='')}/details"
+        page = details = self._read(path)
+        while page["messages"] and len(details["messages"]) < details.get("messageCount", 0):
+            page = self._read(path, {"offset": len(details["messages"])})
+            details["messages"] += page["messages"]
+        return details
 
     def list_sessions(
         self,

@@ -6,7 +6,7 @@ and a reader of either version can decode the other's records. Alert events, del
 answers about rules are JSON objects.
 """
 
-from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event
+from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event, encode_event
 from tokentrace.records.alert_query import (
     AlertAnswer,
     AlertRequest,
@@ -166,6 +166,7 @@ __all__ = [
     "encode_alert_request",
     "encode_batch",
     "encode_batches",
+    "encode_event",
     "encode_notice",
     "event_time",
     "exact_amounts",

@@ -102,6 +102,11 @@ _events = msgspec.json.Decoder(AlertEvent)
 _deliveries = msgspec.json.Decoder(DeliveryRecord)
 
 
+def encode_event(event: AlertEvent) -> bytes:
+    """Return *event* as JSON."""
+    return msgspec.json.encode(event)
+
+
 def decode_event(payload: bytes, stored_ns: int | None = None) -> AlertEvent:
     """
     Decode an event of the alert subjects; without ``starts_at``, its episode starts at ``fired_at``.

@@ -22,7 +22,7 @@ from tokentrace.service.follow import Follower
 from tokentrace.service.retry import until_available
 from tokentrace.units import SECOND, parse_instant
 from tokentrace_alerter.delivery.channel import Channel
-from tokentrace_alerter.delivery.order import DeliveryOrder, Instance, Outcome
+from tokentrace_alerter.delivery.order import DeliveryOrder, Outcome
 
 #: How often the events that have left the queue are forgotten, seconds.
 _FORGET_EVERY_S = 2.0
@@ -56,7 +56,8 @@ class Ledger:
         self._rules_read = rules_read
         self.order = DeliveryOrder()
         self._events, self._records = _Reading(), _Reading()
-        self._waiting: dict[Instance, set[asyncio.Future[None]]] = {}
+        #: Sequence of an event that waits for its turn -> what its turn sets.
+        self._waiting: dict[int, asyncio.Future[None]] = {}
         #: Destination -> until when its receiver asks to send nothing, seconds of the monotonic clock.
         self._paused: dict[str, float] = {}
 
@@ -132,18 +133,13 @@ class Ledger:
 
     async def turn(self, sequence: int) -> None:
         """Return once the event may be delivered or is done, but after ten seconds in any case."""
-        instance = self.order.instance(sequence)
-        if instance is None or self.order.may_go(sequence):
+        if self.order.may_go(sequence):
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(instance, set())
-        waiting.add(future)
+        future = self._waiting[sequence] = asyncio.get_running_loop().create_future()
         try:
             await asyncio.wait([future], timeout=LOOK_AGAIN_S)
         finally:
-            waiting.discard(future)
-            if not waiting and self._waiting.get(instance) is waiting:
-                del self._waiting[instance]
+            del self._waiting[sequence]
 
     def wait_s(self, sequence: int, destination: str) -> float:
         """Return for how many seconds the event must wait: for its next attempt, or because its receiver asks to."""
@@ -182,9 +178,10 @@ class Ledger:
 
     def _wake(self) -> None:
         for instance in self.order.changed:
-            for future in self._waiting.pop(instance, ()):
-                if not future.done():
-                    future.set_result(None)
+            # Only the next event, because there may be thousands behind it.
+            future = self._waiting.get(self.order.next_open(instance) or 0)
+            if future is not None and not future.done():
+                future.set_result(None)
         self.order.changed.clear()
 
 

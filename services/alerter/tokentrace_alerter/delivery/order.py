@@ -128,10 +128,10 @@ class DeliveryOrder:
         waiting = self._open.get(event.instance) if event is not None else None
         return not waiting or waiting[0] >= sequence
 
-    def instance(self, sequence: int) -> Instance | None:
-        """Return the instance of the event; None = the event is not known."""
-        event = self._events.get(sequence)
-        return None if event is None else event.instance
+    def next_open(self, instance: Instance) -> int | None:
+        """Return the sequence of the event of *instance* that may be delivered now; None = there is none."""
+        waiting = self._open.get(instance)
+        return waiting[0] if waiting else None
 
     def destination(self, key: str) -> str:
         """Return where the event with this ``Idempotency-Key`` is delivered; "" = nowhere, or it is not known."""

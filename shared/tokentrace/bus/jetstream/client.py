@@ -99,6 +99,7 @@ async def connect(
         await bus.start()
         yield bus
     finally:
+        link.closing = True
         watchdog.cancel()
         # Closing fails if the broker has died; the connection is over in either case.
         with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):

@@ -47,12 +47,14 @@ class Connection:
 
     Attributes:
         last_error: The last error of nats-py since it connected, for the message of a failed start; "" = none.
+        closing: True = the connection is closed on purpose, which is not logged.
         on_down: Called when the connection is lost.
     """
 
     def __init__(self, urls: Sequence[str], name: str) -> None:
         self._urls, self._name = urls, name
         self.last_error = ""
+        self.closing = False
         self._client: Client | None = None
         self.on_down: Callable[[], None] = lambda: None
 
@@ -99,7 +101,8 @@ class Connection:
             abort(self._client)
 
     async def _on_disconnect(self) -> None:
-        log.info("nats %s: disconnected", self._name)
+        if not self.closing:
+            log.info("nats %s: disconnected", self._name)
         self.on_down()
 
     async def _on_reconnect(self) -> None:
