@@ -218,11 +218,11 @@ def test_hundreds_of_scores_removed_in_another_shard_leave_the_remaining_ones() 
     assert [alone.quantile(q) for q in (0, 1)] == [pytest.approx(ONE, rel=RELATIVE_ERROR)] * 2
 
 
-def test_a_snapshot_from_before_the_previous_version_is_refused() -> None:
+def test_a_snapshot_from_before_the_two_previous_versions_is_refused() -> None:
     state, _ = Shard(0, 1).snapshot({})
     old = msgspec.msgpack.decode(state())
     assert old["version"] == VERSION
-    for version in range(VERSION - 1):
+    for version in range(VERSION - 2):
         with pytest.raises(Rejected, match="written by version"):
             Shard(0, 1).restore(msgspec.msgpack.encode({**old, "version": version}), {})
 
