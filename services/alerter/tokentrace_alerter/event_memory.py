@@ -96,10 +96,11 @@ class EventMemory:
             self._set_earlier(event)
             return None
         events = self._current.setdefault(name, {}).setdefault(instance, {})
-        if event.status == "firing":
-            events["firing"] = event
-        events["last"] = event
-        self._note(event, earlier=False)
+        # It may come after later ones: as the end of an episode of an earlier rule, while its change is unknown here.
+        for which in ("firing", "last") if event.status == "firing" else ("last",):
+            if which not in events or parse_instant(events[which].fired_at) <= parse_instant(event.fired_at):
+                events[which] = event
+        self._note(events["last"], earlier=False)
         return events
 
     def _set_earlier(self, last: AlertEvent) -> None:
