@@ -100,6 +100,10 @@ ODD: Sequence[Any] = (
 )
 
 
+#: Longest list that a change makes; several changes would otherwise multiply its length each time.
+_MOST_ITEMS = 1500
+
+
 def odd_value(dice: random.Random) -> Any:
     """Return a value that some field does not expect."""
     return dice.choice(dice.choice((TEXTS, NUMBERS, ODD)))
@@ -136,7 +140,7 @@ def changed(value: Any, dice: random.Random) -> Any:
         elif roll < 0.8:
             del items[at]
         else:
-            items += items * dice.choice((1, 1, 30, 1200))
+            items = (items + items * dice.choice((1, 1, 30, 1200)))[:_MOST_ITEMS]
         return items
     return odd_value(dice)
 
