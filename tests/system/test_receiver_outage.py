@@ -23,7 +23,7 @@ pytestmark = pytest.mark.story
 
 #: How long nothing listens on the receiver's port, seconds.
 AWAY_S = 60.0 if WHOLE else 5.0
-#: How long the receiver then answers 429 or 503, seconds.
+#: How long the receiver then answers 429 or 503, seconds after the first request.
 BUSY_S = 5.0 if WHOLE else 2.0
 RULES = """
 alerts:
@@ -44,11 +44,12 @@ class BusyAtFirst:
     """The answers of a receiver that asks to wait for a while, and notes which requests it accepted."""
 
     def __init__(self) -> None:
-        self._until = time.monotonic() + BUSY_S
+        self._until = 0.0
         self.accepted: list[Sent] = []
         self.refused = 0
 
     def __call__(self, sent: Sent) -> Reply:
+        self._until = self._until or time.monotonic() + BUSY_S
         if time.monotonic() < self._until:
             self.refused += 1
             return Reply(429 if self.refused % 2 else 503, {"Retry-After": "1"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from kit.commands import Command, run_commands
 from kit.pipeline import Pipeline, SeparateServices, free_port, http
 from kit.receiver import CALL, Receiver, Reply, make_rule, path_of, read
 from kit.services import start_service
-from tokentrace import Reporter, TraceClient
+from tokentrace import Reporter, Span, TraceClient
 from tokentrace.bus import subjects
 from tokentrace.errors import ConfigError
 
@@ -235,3 +236,16 @@ def test_no_error_of_the_clients_repeats_a_secret_of_the_url(url: str) -> None:
     with pytest.raises(ValueError) as invalid:
         TraceClient("key", "project", url.replace("http:", "ftp:"))
     assert SECRET not in str(invalid.value)
+
+
+@pytest.mark.parametrize("port_is_open", [True, False])
+def test_a_reporter_logs_no_path_of_its_url(port_is_open: bool, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with Receiver(lambda sent: Reply(403)) as receiver:
+        port = receiver.port if port_is_open else free_port()
+        with Reporter("app", f"http://127.0.0.1:{port}/{SECRET}") as reporter:
+            reporter.report(Span(model="gpt-4o", prompt_tokens=1, completion_tokens=1))
+            reporter.flush(1.0)
+    assert (len(receiver.sent) > 0) == port_is_open
+    assert f"http://127.0.0.1:{port}/..." in caplog.text
+    assert SECRET not in caplog.text

@@ -377,7 +377,7 @@ class TraceClient:
             except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError) as exc:
                 # The service closed the idle connection, perhaps after it read the request. Every request can be sent
                 # again safely: it only reads, or contains ids by which the service recognises the repetition.
-                log.debug("%s %s: %s on an idle connection, sending again", method, path, type(exc).__name__)
+                log.debug("%s: %s on an idle connection, sending again", method, type(exc).__name__)
         return self._exchange_over(self._connect(), method, path, body, headers)
 
     def _exchange_over(

@@ -14,6 +14,7 @@ import msgspec
 from tokentrace.bus import jetstream, subjects
 from tokentrace.errors import ConfigError, Rejected, TokentraceError, Unavailable
 from tokentrace.records import BATCH_TYPE, RefusalNotice, SpanError, decode_notice
+from tokentrace.shown import shown_url
 
 _CONNECT_TIMEOUT_S = 5.0
 _HTTP_TIMEOUT_S = 10.0
@@ -167,6 +168,7 @@ class _HttpTransport:
 
     def __init__(self, url: str, token: str) -> None:
         parts = urlsplit(url)
+        self._shown = shown_url(url)
         self._path = parts.path.rstrip("/")
         if not self._path.endswith("/spans"):
             self._path += "/spans"
@@ -188,14 +190,13 @@ class _HttpTransport:
             body = response.read(_MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException) as exc:
             self._connection.close()
-            where = f"{self._connection.host}:{self._connection.port}"
-            raise Unavailable(f"POST {self._path} at {where}: {type(exc).__name__}") from exc
+            raise Unavailable(f"POST to {self._shown}: {type(exc).__name__}") from exc
         if response.status < 300:
             try:
                 return msgspec.json.decode(body, type=Answer)
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return Answer()  # an earlier version, or not ours
-        text = f"POST {self._path}: {response.status} {body[:120]!r}"
+        text = f"POST to {self._shown}: {response.status} {body[:120]!r}"
         if response.status >= 500 or response.status in _RETRY_STATUSES:
             raise Unavailable(text)
         raise Rejected(text, status=response.status)

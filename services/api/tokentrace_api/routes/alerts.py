@@ -228,12 +228,13 @@ _DELIVERY_EXAMPLE: dict[str, Any] = {
     "group": {},
     "key": "slow.2026-03-15T14:23:00.000Z",
     "channel": "http",
-    "destination": "https://hooks.example.com",
+    "destination": "https://hooks.example.com/...",
     "outcome": "delivered",
     "attempt": 1,
     "error": "",
     "at": "2026-03-15T14:23:00.120Z",
     "took_ms": 41.5,
+    "retry_after_s": None,
 }
 _NO_PARAMETERS = {400: "limit: unknown parameter; allowed are none"}
 _NOT_FOUND = {404: "no rule is called 'slow'"}
