@@ -22,6 +22,7 @@ from kit.recount_numbers import GROUP_RECOUNTS, SCALARS, SPLIT_RECOUNTS, tokens,
 from kit.recount_services import MetricsServices, opened
 from kit.recount_world import CUSTOMS, DAY, HOUR, NOON_S, TEMPLATES, make_templates, make_world, name_customs
 from tokentrace.metrics import ALIASES, BREAKDOWNS, GROUPS, METRICS
+from tokentrace.rollup import FOLDABLE
 
 WORLDS = {
     "templates": st.lists(TEMPLATES, max_size=14),
@@ -129,7 +130,7 @@ LIMITS = (
 )
 
 
-@settings(QUIET, max_examples=examples(10))
+@settings(QUIET, max_examples=examples(6))
 @given(ask=ASKS, key=st.sampled_from(GROUP_ATTRIBUTES), limits=st.sampled_from(LIMITS), **WORLDS)
 def test_beyond_the_limits_every_shown_value_is_complete_and_the_rest_is_other(
     services: MetricsServices,
@@ -163,8 +164,13 @@ def test_beyond_the_limits_every_shown_value_is_complete_and_the_rest_is_other(
                 checker.split(name, "" if dimension else key)
             for custom in customs:
                 checker.custom(custom)
-            for groupby in ("name", "caller", "model", "provider"):
-                assert_groups_add_up_to_the_total(services, Ask(window="31d", kind="all", groupby=groupby))
+            for dimension in FOLDABLE:
+                assert_groups_add_up_to_the_total(services, Ask(window="31d", kind="all", groupby=dimension))
+                for value in sorted({getattr(span, dimension) for span in world.spans} - {""}):
+                    filtered = Checker(services, Ask(window="31d", kind="all", filters={dimension: value}))
+                    filtered.scalar("total_cost")
+                    filtered.series("span_count", DAY)
+                    filtered.custom(customs[-1])
 
 
 @settings(QUIET, max_examples=examples(8))
