@@ -61,7 +61,9 @@ def snapshot_without_limits(spans: list[Span]) -> bytes:
     return msgspec.msgpack.encode([msgspec.msgpack.encode({**saved, "version": 6}), parts])
 
 
-def window(shard: Shard, filters: Mapping[str, str] | None = None, groupby: str = "model") -> ShardResult:
+def window(
+    shard: Shard, filters: Mapping[str, str] | None = None, groupby: str = "model", custom: str = "spent"
+) -> ShardResult:
     return finish(
         shard.answer(
             Query(
@@ -71,7 +73,7 @@ def window(shard: Shard, filters: Mapping[str, str] | None = None, groupby: str 
                 groupby=groupby,
                 filters=dict(filters or {}),
                 fields=["latency", "score"],
-                custom=["spent"],
+                custom=[custom],
             ),
             True,
         )
@@ -125,7 +127,8 @@ def test_a_converted_shard_folds_on_and_is_restored_as_itself() -> None:
     answer = window(shard)
     assert answer.groups["m0"].sums.spans == 3
     assert answer.inexact == []
-    assert window(shard, {"model": f"m{MODELS - 1}"}).inexact == ["model"]
+    for custom in ("spent", "none"):
+        assert window(shard, {"model": f"m{MODELS - 1}"}, custom=custom).inexact == ["model"]
     assert window(shard, {"model": "m3", "provider": "p3"}).inexact == []
     assert window(shard, {"provider": "p300"}).inexact == ["provider"]
 
