@@ -19,7 +19,7 @@ from tokentrace_api.store import Item, Store, StoreDamaged
 
 log = logging.getLogger("tokentrace.api.store")
 
-#: Messages are collected for this many seconds and then stored by one call, up to about this many bytes.
+#: Least time between the beginnings of two calls that store messages, seconds, and about the most bytes of one call.
 _FLUSH_S = 0.1
 _FLUSH_BYTES = 8 * 1024 * 1024
 #: Reading pauses while more than this number of bytes has been read from the log and not stored.
@@ -188,15 +188,21 @@ class StoreWriter:
                     self._targets[shard] = self._queued[shard]
 
     async def _write(self, store: Store) -> None:
+        pause_s = 0.0
         while True:
             self._oldest_s, first = await self._queue.get()
+            # A message after a pause is stored at once; while many arrive, they are stored in groups.
+            await asyncio.sleep(pause_s)
+            began = time.monotonic()
             items = [first]
-            await asyncio.sleep(_FLUSH_S)
             size = len(first.message.payload)
             while not self._queue.empty() and size < _FLUSH_BYTES:
                 items.append(self._queue.get_nowait()[1])
                 size += len(items[-1].message.payload)
             spans = await self._until_accepted(partial(store.append, items))
+            took_s = time.monotonic() - began
+            # Larger groups cost less, so a writer that takes long waits longer.
+            pause_s = max(_FLUSH_S - took_s, took_s / 2)
             self._oldest_s = None
             self._ahead_bytes -= size
             self._room.set()
