@@ -8,7 +8,7 @@ from itertools import count
 from kit.builders import make_span
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
-from tokentrace.metrics import Query
+from tokentrace.metrics import Answer, Query
 from tokentrace.records import Batch, encode_batches
 from tokentrace.units import SECOND
 from tokentrace_aggregator.service import Aggregator, Config
@@ -46,7 +46,7 @@ async def test_answers_come_while_an_aggregator_reads_and_say_how_far_it_is_behi
     log.now_ns += BEHIND_S * SECOND
     client, aggregator, stopping = AggregatorClient(log.bus, 1), Aggregator(log.bus, Config(1, (0,))), asyncio.Event()
     running = asyncio.create_task(aggregator.run(stopping))
-    answers = []
+    answers: list[Answer] = []
     async with asyncio.timeout(60):
         while not aggregator.machines[0].spans:
             await asyncio.sleep(0)
