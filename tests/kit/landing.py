@@ -145,7 +145,18 @@ def _rules(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: rule[key] for key in _OF_A_RULE} for rule in answer]
 
 
+def _sessions(answer: dict[str, Any]) -> dict[str, Any]:
+    # A list shows how many messages a session has; they are shown with the session.
+    return answer | {
+        "sessions": [
+            {**session, "messages": [], "messageCount": session.get("messageCount", len(session["messages"]))}
+            for session in answer["sessions"]
+        ]
+    }
+
+
 _LASTING: Mapping[str, Callable[[Any], Any]] = {
+    "/api/sessions?limit=100": _sessions,
     "/alerts": _rules,
     "/receipt": _receipt,
     "/metrics": lambda answer: {

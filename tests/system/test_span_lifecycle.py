@@ -35,6 +35,8 @@ class TestStartAndEnd:
         )
         assert UUID4.fullmatch(span_id)
         assert UUID4.fullmatch(session_id)
+        # A time to first token that is longer than the span would be left out.
+        time.sleep(0.02)
         replicas.end_span(
             span_id,
             1,
