@@ -136,8 +136,13 @@ def _apart(spans: list[dict[str, Any]], trace_id: str) -> tuple[list[dict[str, A
 
 
 def _as_defined_now(rule: dict[str, Any]) -> dict[str, Any]:
-    """Return the recorded state of a rule with the present meaning of ``firing`` and ``why_not_fired``."""
-    shown = {**rule, "firing": rule["state"] == "firing"}
+    """
+    Return the recorded state of a rule with the present meaning of ``firing`` and ``why_not_fired``.
+
+    Where the rule comes from is left out: the alerter adds it when it is asked.
+    """
+    shown = {key: value for key, value in rule.items() if key not in ("source", "hides_rule_of_file")}
+    shown["firing"] = rule["state"] == "firing"
     if "instances" in rule:
         shown["instances"] = [_why_it_warms(instance) for instance in rule["instances"]]
     return _why_it_warms(shown)
@@ -247,7 +252,7 @@ async def test_snapshots_of_every_shard_are_read_and_give_the_recorded_windows(k
 
 def _shown(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of *answer* that depend on its window's spans, without the fields of every response."""
-    passing = ("window", "quantile_error", "transport", "alerts", "from", "to", "since")
+    passing = ("window", "quantile_error", "transport", "alerts", "rejected", "from", "to", "since")
     return {key: value for key, value in answer.items() if key not in passing}
 
 

@@ -176,6 +176,9 @@ def first_part(serving: Pipeline, traffic: Traffic, every: str) -> None:
     call = {"name": "odd", "model": "gpt-4o", "provider": "openai", "prompt_tokens": 50, "comp_tokens": 5}
     accepted(serving.post("/spans", {**call, "trace_id": "odd", "span_id": "odd-0", "cost_usd": 0}))
     accepted(serving.post("/spans", {**call, "trace_id": "odd", "span_id": "odd-1", "usage": {"web_searches": 3}}))
+    # From landing 13 on such a span is cut and says so; before, it was refused.
+    long = {**call, "trace_id": "odd", "span_id": "odd-2", "attributes": {"prompt": "a long story " * 4000}}
+    serving.post("/spans", {**long, "latency_ms": 20, "ttft_ms": 30})
     for number in range(6):
         accepted(serving.post("/mist", mist(number, traffic.now_ns)))
     report(serving.nats_url, 0, 45)
