@@ -68,6 +68,8 @@ class SeriesTable:
         self._most = most
         self.series: list[Dimensions] = []
         self._numbers: dict[tuple[str, ...], int] = {}
+        #: Key that is counted under another one -> number of that series, to find it in one step; within limits.
+        self._cached: dict[tuple[str, ...], int] = {}
         self._columns: dict[str, tuple[Ints, dict[str, int]]] = {}
         #: Dimension -> the values that have series of their own, in order of appearance.
         self._separate: dict[str, dict[str, None]] = {dimension: {} for dimension in FOLDABLE}
@@ -86,6 +88,8 @@ class SeriesTable:
     def number(self, key: tuple[str, str, str, str, str, str]) -> int:
         """Return the number of the series for the dimensions *key*; add the series if it is new."""
         known = self._numbers.get(key)
+        if known is None:
+            known = self._cached.get(key)
         if known is not None:
             return known
         kind, model, provider, caller, name, status = key
@@ -94,9 +98,8 @@ class SeriesTable:
         if known is None:
             known = self._counted_as(full)
             self._note(full, self.series[known])
-        # Remember a key that is counted under another one, within limits, to find its number in one step.
-        if key not in self._numbers and len(self._numbers) < 4 * (self._most or MAX_SERIES):
-            self._numbers[key] = known
+        if key not in self._numbers and len(self._cached) < 3 * (self._most or MAX_SERIES):
+            self._cached[key] = known
         return known
 
     def _counted_as(self, full: Dimensions) -> int:
@@ -169,6 +172,9 @@ class SeriesTable:
             value = getattr(dimensions, dimension)
             if value != OTHER and value not in values:
                 values[value] = None
+                # A combination of known values has more room, so one that had none may have some now. A table that was
+                # restored remembers no keys, and must decide the same.
+                self._cached.clear()
                 if self._noting and dimension in self._folded:
                     # Spans with this value may be under ``other`` already.
                     self._folded[dimension].partial.add(value)
