@@ -85,6 +85,12 @@ NO_HTTP = (
 )
 
 
+#: A header with such a character is no HTTP.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+#: Most bytes of a body that the buffers of a connection certainly take although nobody reads them.
+_RECEIVED_BYTES = 32 * 1024
+
+
 class HttpCase(NamedTuple):
     """
     A request.
@@ -147,6 +153,9 @@ class RandomHttp:
                 headers.append(("Content-Length", str(len(body))))
         if roll > 0.985:
             leave, whole = dice.choice(("half", "close", "reset")), False
+        if len(tail) > _RECEIVED_BYTES and any(_CONTROL.search(value) for _, value in headers):
+            # The server answers 400 and closes without reading the body, so the answer may be lost.
+            whole = False
         if roll > 0.97 and whole:
             version, whole = "1.0", False
         head = "\r\n".join([f"{method} {target} HTTP/{version}", *(f"{name}: {value}" for name, value in headers)])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from tokentrace.config.section import Duration, Section, without_effect
+from tokentrace.config.section import LARGEST, Duration, Section, without_effect
 from tokentrace.errors import ConfigError, quoted
 from tokentrace.shown import shown_url
 
@@ -87,10 +87,12 @@ class HttpServer(Section, frozen=True, kw_only=True):
     ingest_url: Annotated[
         str, Meta(description="URL of the ingest to which an api in a process of its own forwards posted spans.")
     ] = ""
-    max_batch_size: Annotated[int, Meta(ge=1, description="Maximum number of spans in a POST request.")] = 1000
-    max_body_bytes: Annotated[int, Meta(ge=1, description="Maximum size of the body of a POST request, in bytes.")] = (
-        8 * 1024 * 1024
+    max_batch_size: Annotated[int, Meta(ge=1, le=LARGEST, description="Maximum number of spans in a POST request.")] = (
+        1000
     )
+    max_body_bytes: Annotated[
+        int, Meta(ge=1, le=LARGEST, description="Maximum size of the body of a POST request, in bytes.")
+    ] = 8 * 1024 * 1024
 
     @property
     def public_hosts(self) -> list[str]:

@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from tokentrace.bus import subjects
 from tokentrace.bus.urls import parse_urls
-from tokentrace.config.section import Duration, Section
+from tokentrace.config.section import LARGEST, Duration, Section
 from tokentrace.errors import ConfigError, quoted
 
 #: Smallest size of the queue and of the log, bytes: less would hold no more than a few messages.
@@ -31,11 +31,11 @@ class Nats(Section, frozen=True, kw_only=True):
         str, Meta(description="The shards that this aggregator holds, such as 0-1 or 0,3; empty = all.")
     ] = ""
     raw_max_bytes: Annotated[
-        int, Meta(ge=MIN_BYTES, description="Maximum size of the work queue TT_RAW, in bytes.")
+        int, Meta(ge=MIN_BYTES, le=LARGEST, description="Maximum size of the work queue TT_RAW, in bytes.")
     ] = 1024 * 1024 * 1024
-    spans_max_bytes: Annotated[int, Meta(ge=MIN_BYTES, description="Maximum size of the log TT_SPANS, in bytes.")] = (
-        8 * 1024 * 1024 * 1024
-    )
+    spans_max_bytes: Annotated[
+        int, Meta(ge=MIN_BYTES, le=LARGEST, description="Maximum size of the log TT_SPANS, in bytes.")
+    ] = 8 * 1024 * 1024 * 1024
     spans_max_age: Annotated[
         Duration, Meta(description="How long the log TT_SPANS keeps a message; must be over 0.")
     ] = Duration(7 * 86_400_000_000_000)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
-from tokentrace.config.section import Section
+from tokentrace.config.section import LARGEST, Section
 from tokentrace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Tier(Section, frozen=True, kw_only=True):
     """Rates of calls with many prompt tokens; a rate that is not given is that of the tier below."""
 
     above_prompt_tokens: Annotated[
-        int, Meta(ge=1, description="The tier holds for calls with more prompt tokens than this.")
+        int, Meta(ge=1, le=LARGEST, description="The tier holds for calls with more prompt tokens than this.")
     ]
     prompt_per_1m: Annotated[Decimal | None, Meta(description="As above; unset = as in the tier below.")] = None
     completion_per_1m: Annotated[Decimal | None, Meta(description="As above; unset = as in the tier below.")] = None

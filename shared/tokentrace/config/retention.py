@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tokentrace.config.section import Duration, Section, without_effect
+from tokentrace.config.section import LARGEST, Duration, Section, without_effect
 from tokentrace.errors import ConfigError
 
 
@@ -23,10 +23,16 @@ class Retention(Section, frozen=True, kw_only=True):
             "memory_window and max_bytes limit its store",
         ),
     ] = 30
-    max_spans: Annotated[int, Meta(ge=0, description="Number of newest spans that are shown; 0 = no limit.")] = 0
+    max_spans: Annotated[
+        int, Meta(ge=0, le=LARGEST, description="Number of newest spans that are shown; 0 = no limit.")
+    ] = 0
     max_bytes: Annotated[
         int,
-        Meta(ge=0, description="Maximum size of the span store, in bytes; its oldest files are deleted; 0 = no limit."),
+        Meta(
+            ge=0,
+            le=LARGEST,
+            description="Maximum size of the span store, in bytes; its oldest files are deleted; 0 = no limit.",
+        ),
     ] = 16 * 1024 * 1024 * 1024
 
     def check(self) -> None:

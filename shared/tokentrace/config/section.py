@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+#: Largest whole number of a setting: all programs that read JSON hold it exactly.
+LARGEST = 2**53 - 1
+
 
 class Duration(int):
     """A number of nanoseconds; the file writes it as ``30s``, ``2h30m`` or ``7d``."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from tokentrace.config.section import Duration, Section
+from tokentrace.config.section import LARGEST, Duration, Section
 from tokentrace.errors import ConfigError
 
 
@@ -16,7 +16,9 @@ class Storage(Section, frozen=True, kw_only=True):
     dir: Annotated[
         str, Meta(description="Directory of the span store, and of the NATS server of `tokentrace serve`.")
     ] = "./tokentrace-data"
-    memory_limit_mb: Annotated[int, Meta(ge=32, description="Memory limit of the span store's database, in MB.")] = 256
+    memory_limit_mb: Annotated[
+        int, Meta(ge=32, le=LARGEST, description="Memory limit of the span store's database, in MB.")
+    ] = 256
     snapshot_interval: Annotated[
         Duration, Meta(description="Time between two snapshots of a reader; must be over 0.")
     ] = Duration(60_000_000_000)
