@@ -32,6 +32,9 @@ _INSTANT = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Unix nanoseconds of the first instant with a year of four digits, and of the first one after them.
+_FIRST_NS = (datetime.min.replace(tzinfo=UTC) - _EPOCH).days * 86_400 * SECOND
+_END_NS = ((datetime.max.replace(tzinfo=UTC) - _EPOCH).days + 1) * 86_400 * SECOND
 
 
 def parse_duration(text: str) -> int:
@@ -79,7 +82,8 @@ def parse_instant(text: str) -> int:
         Unix nanoseconds.
 
     Raises:
-        Rejected: *text* is not RFC 3339, which requires an offset, or its day, time or offset does not exist.
+        Rejected: *text* is not RFC 3339, which requires an offset, its day, time or offset does not exist, or it has no
+            year of four digits in UTC.
     """
     match = _INSTANT.fullmatch(text)
     if match is None:
@@ -99,6 +103,8 @@ def parse_instant(text: str) -> int:
             raise Rejected(f"instant: {quoted(text)}: the offset is not between -23:59 and +23:59")
         offset = int(off_h) * HOUR + int(off_m) * MINUTE
         ns += -offset if sign == "+" else offset
+    if not _FIRST_NS <= ns < _END_NS:
+        raise Rejected(f"instant: {quoted(text)} is not between the years 1 and 9999 of UTC")
     return ns
 
 
@@ -107,7 +113,7 @@ def render_instant(ns: int) -> str:
     ms = ns // MS
     seconds, rest = divmod(ms, 1000)
     moment = datetime.fromtimestamp(seconds, tz=UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+    return f"{moment.year:04}-{moment:%m-%dT%H:%M:%S}.{rest:03d}Z"
 
 
 def scaled(value: float | int | Decimal, scale: int) -> int:

@@ -206,6 +206,8 @@ def test_an_rfc_3339_instant_is_parsed(text: str, ns: int) -> None:
         "2026-01-01T00:60:00Z",
         "2026-01-01T00:00:61Z",
         "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+11:40",
+        "9999-12-31T23:59:59-01:00",
         "2026-01-01T00:00:00+0100",
         "2026-01-01T00:00:00+01",
         "2026-01-01T00:00:00Z ",
@@ -239,6 +241,10 @@ def test_an_instant_agrees_with_datetime_to_the_nanosecond(naive: datetime, offs
     sign, away = ("-", -offset_minutes) if offset_minutes < 0 else ("+", offset_minutes)
     text = f"{naive:%Y-%m-%dT%H:%M:%S}.{naive.microsecond:06d}{below_us:03d}{sign}{away // 60:02d}:{away % 60:02d}"
     assert parse_instant(text) == want
+
+
+def test_a_rendered_year_has_four_digits() -> None:
+    assert render_instant(parse_instant("0366-08-21T09:46:27+11:40")) == "0366-08-20T22:06:27.000Z"
 
 
 @given(st.integers(0, 4_102_444_800_000_000_000))

@@ -214,10 +214,14 @@ class Store:
         return [telling_of(row) for row in rows]
 
     def tellings_of(self, trace_id: str, span_id: str, now_ns: int) -> list[Telling]:
-        """Return a list with the telling of a span that counts, or else the first one; [] if it is not stored."""
+        """
+        Return a list with the telling of a span that counts, or else the first one; [] if it is not stored.
+
+        If two count, because only one of them has a response id, it is the first that ``tellings`` lists.
+        """
         rows = self.query(
             f"SELECT * FROM {{spans}} WHERE trace_hash = ? AND trace_id = ? AND span_id = ? {ONE_TELLING} "
-            "ORDER BY ordinal LIMIT 1",
+            "ORDER BY started_ns, ordinal LIMIT 1",
             [trace_hash(trace_id), trace_id, span_id],
             now_ns,
         )
