@@ -202,7 +202,7 @@ async def test_a_kill_between_a_deletion_and_its_event_loses_no_end(alerters: Al
         assert await alerters.ask("create", rule=written(receiver.url)) == 201
         await until(lambda: got(receiver) == [("firing", None)])
         await alerters.kill()
-        # An alerter that is killed right after it has written the deletion has told nobody.
+        # An alerter that is killed right after it has written the deletion has told no other alerter.
         idle = Alerter(alerters.bus, Config((), "default"))
         idle.rule_store.apply_to(idle.machine, await idle.rule_store.open())
         asked = msgspec.json.encode({"ask": "delete", "name": "mine"})

@@ -113,7 +113,7 @@ async def test_a_notice_reaches_those_who_serve_its_subject_and_nobody_else(bus:
         return
         yield b""
 
-    await bus.notify("tell.me", b"nobody listens")
+    await bus.notify("tell.me", b"no listener")
     async with bus.serve("tell.me", listen):
         await bus.notify("tell.you", b"not me")
         await bus.notify("tell.me", b"hello")

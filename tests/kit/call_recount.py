@@ -5,7 +5,7 @@ It is written from the documented rules alone and imports nothing of the product
 
 A telling is one JSON span of ``POST /spans``, with ``response_id`` and ``scope`` where the sender knows them. Every
 telling in the input has ``started_at`` and ``ended_at`` in whole milliseconds, and either a cost in ``cost_usd`` or a
-model that nobody knows a price of.
+model without a known price.
 
 The rules, in the order of the log:
 

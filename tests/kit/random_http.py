@@ -87,7 +87,7 @@ NO_HTTP = (
 
 #: A header with such a character is no HTTP.
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-#: Most bytes of a body that the buffers of a connection certainly take although nobody reads them.
+#: Most bytes of a body that the buffers of a connection certainly take although the server does not read them.
 _RECEIVED_BYTES = 32 * 1024
 
 

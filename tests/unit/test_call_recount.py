@@ -1,5 +1,5 @@
 """
-A call counts once, whoever tells it how often: the aggregator and the alerter agree with an independent recount.
+A call counts once, however often it is told: the aggregator and the alerter agree with an independent recount.
 
 The recount reads what the senders kept, and imports nothing of the product.
 """

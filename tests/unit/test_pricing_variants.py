@@ -174,7 +174,7 @@ def test_a_service_tier_has_the_published_price(provider: str, model: str, conte
             datetime(2026, 10, 13, tzinfo=UTC),
             "processing=batch",
         ),
-        # Azure sells models of OpenAI at the price of OpenAI, but nobody says so of the tiers.
+        # Azure sells models of OpenAI at the price of OpenAI, but no source says so of the tiers.
         ("azure", "gpt-5.4", {"service_tier": "flex"}, LATE, "service_tier=flex"),
     ],
 )

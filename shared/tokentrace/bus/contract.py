@@ -347,7 +347,7 @@ class Bus(Protocol):
 
     async def notify(self, subject: str, payload: bytes) -> None:
         """
-        Send a message to whoever serves *subject* now. Nothing stores it, and it is lost if nobody does.
+        Send a message to all that serve *subject* now. Nothing stores it, and it is lost if there are none.
 
         Raises:
             Unavailable: There is no connection, so the message was not sent.

@@ -2,7 +2,7 @@
 Which services are alive: every process answers a question on the subject of each service that it runs.
 
 The question needs no entry in a bucket, which would outlive a process that is killed, and which a full disk would make
-look dead. The broker knows at once that nobody listens on the subject, so only a process that hangs is waited for.
+look dead. The broker knows at once that the subject has no listener, so only a process that hangs is waited for.
 """
 
 from __future__ import annotations

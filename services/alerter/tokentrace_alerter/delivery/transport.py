@@ -38,7 +38,7 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         self._private: set[str] = set()
 
     def is_private(self, host: str) -> bool:
-        """Return True if *host* was found in a private network, or on this machine, and nobody has listed it."""
+        """Return True if *host* was found on this machine or in a private network and ``allow_hosts`` lacks it."""
         return host in self._private
 
     async def connect_tcp(

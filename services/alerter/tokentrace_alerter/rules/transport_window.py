@@ -85,7 +85,7 @@ class TransportWindow:
         return None
 
     def forget(self, name: str) -> None:
-        """Do nothing: such a rule names nobody."""
+        """Do nothing: such a rule names no user."""
 
     def snapshot(self) -> Callable[[], Any]:
         """As ``RuleWindow.snapshot``."""

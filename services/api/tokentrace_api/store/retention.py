@@ -44,7 +44,7 @@ def prune(catalog: Catalog, limits: Limits, now_ns: int) -> list[str]:
     removed: list[str] = []
     for file in sorted(catalog.directory.glob(segment.DAMAGED_GLOB)):
         if file.is_dir() and not file.is_symlink():
-            continue  # somebody else's, which was only renamed
+            continue  # a file of another program, which was only renamed
         if is_too_large() or file.lstat().st_mtime < (now_ns - limits.keep_ns) / SECOND:
             file.unlink()
             removed.append(file.name)
