@@ -147,11 +147,9 @@ async def test_the_end_of_a_regrouped_rule_goes_where_its_firing_went(alerters: 
         await alerters.start(written(new.url, group_by="model"))
         await until(lambda: len(got(old)) == 2 and len(got(new)) == 1)
         assert got(old) == [("firing", None), ("resolved", "changed")]
-        assert [sent.json()["group"] for sent in (*old.sent, *new.sent)] == [
-            {"caller": "x"},
-            {"caller": "x"},
-            {"model": "gpt-4o"},
-        ]
+        # An alerter that is killed before it has recorded a delivery makes it again, with the same key.
+        groups = {sent.key: sent.json()["group"] for sent in (*old.sent, *new.sent)}
+        assert list(groups.values()) == [{"caller": "x"}, {"caller": "x"}, {"model": "gpt-4o"}]
 
 
 async def test_a_replaced_rule_ends_at_the_old_receiver_and_fires_at_the_new_one(alerters: Alerters) -> None:
