@@ -14,11 +14,10 @@ from functools import partial
 
 import msgspec
 
-from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, Message, subjects
 from tokentrace.records import DeliveryRecord, Position, decode_delivery, decode_event
 from tokentrace.service.follow import Follower
-from tokentrace.service.retry import until_available
+from tokentrace_api.saved_counts import SavedCounts
 
 _KEY = "alert_counts"
 _KEEP_RECORDS = 200
@@ -41,9 +40,8 @@ class AlertHistory:
     """Counts of firings and failed deliveries, and the last delivery records, of each rule."""
 
     def __init__(self, bus: Bus) -> None:
-        self._bus, self._meta = bus, bus.kv(subjects.META)
-        self._state = _Saved()
-        self._saved = b""
+        self._bus = bus
+        self._counts = SavedCounts(bus, _KEY, _Saved(), msgspec.json.Decoder(_Saved).decode, "counts of alerts")
         self._records: dict[str, deque[DeliveryRecord]] = {}
         self._behind = {subjects.ALERTS, subjects.DELIVERIES}
 
@@ -55,13 +53,13 @@ class AlertHistory:
     @property
     def firings(self) -> dict[str, int]:
         """Rule -> number of times it fired."""
-        return dict(sorted(self._state.firings.items()))
+        return dict(sorted(self._counts.state.firings.items()))
 
     @property
     def delivery_failed(self) -> dict[str, int]:
         """Rule -> number of its events whose delivery ended as ``dead``; 0 for the other rules that have fired."""
-        names = sorted({*self._state.firings, *self._state.delivery_failed})
-        return {name: self._state.delivery_failed.get(name, 0) for name in names}
+        names = sorted({*self._counts.state.firings, *self._counts.state.delivery_failed})
+        return {name: self._counts.state.delivery_failed.get(name, 0) for name in names}
 
     def deliveries(self, rule: str) -> list[DeliveryRecord]:
         """Return the last delivery records of *rule*, newest first, at most 200."""
@@ -77,20 +75,20 @@ class AlertHistory:
 
     async def open_and_follow(self) -> None:
         """Load the saved counts and follow both streams until cancelled."""
-        await self._open()
+        await self._counts.load()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_events())
             tasks.create_task(self._follow_deliveries())
 
     async def _follow_events(self) -> None:
-        async with self._follower(subjects.ALERTS, subjects.ALL_ALERTS, self._state.position) as chunks:
+        async with self._follower(subjects.ALERTS, subjects.ALL_ALERTS, self._counts.state.position) as chunks:
             async for chunk in chunks:
                 for message in chunk.messages:
                     self._count(message)
-                    self._state.position = Position(chunk.created_ns, message.sequence)
+                    self._counts.state.position = Position(chunk.created_ns, message.sequence)
 
     async def _follow_deliveries(self) -> None:
-        counted = self._state.deliveries_position
+        counted = self._counts.state.deliveries_position
         async with self._follower(subjects.DELIVERIES, subjects.ALL_DELIVERIES, None) as chunks:
             async for chunk in chunks:
                 for message in chunk.messages:
@@ -100,32 +98,24 @@ class AlertHistory:
                     )
                     self._add_record(message, new=new)
                     if new:
-                        self._state.deliveries_position = position
+                        self._counts.state.deliveries_position = position
 
     def _follower(self, stream: str, filter: str, after: Position | None) -> Follower:
         caught_up = partial(self._behind.discard, stream)
         return Follower(self._bus, stream, [filter], after, reader="api.alert_history", on_caught_up=caught_up)
 
-    async def _open(self) -> None:
-        entry = await until_available(lambda: self._meta.get(_KEY))
-        if entry is not None:
-            # If the entry is unreadable, the messages that the streams still hold are counted from the start.
-            which = f"key {_KEY} revision {entry.revision}"
-            with self._bus.set_aside.guard(subjects.META, which), reading("counts of alerts"):
-                self._state, self._saved = msgspec.json.decode(entry.value, type=_Saved), entry.value
-
     def _count(self, message: Message) -> None:
         with self._bus.set_aside.guard(subjects.ALERTS, f"message {message.sequence}"):
             event = decode_event(message.payload, message.time_ns)
             if event.status == "firing":
-                self._state.firings[event.alert] = self._state.firings.get(event.alert, 0) + 1
+                self._counts.state.firings[event.alert] = self._counts.state.firings.get(event.alert, 0) + 1
 
     def _add_record(self, message: Message, *, new: bool) -> None:
         with self._bus.set_aside.guard(subjects.DELIVERIES, f"message {message.sequence}"):
             record = decode_delivery(message.payload)
             self._records.setdefault(record.rule, deque(maxlen=_KEEP_RECORDS)).append(record)
             if new and record.outcome == "dead":
-                failed = self._state.delivery_failed
+                failed = self._counts.state.delivery_failed
                 failed[record.rule] = failed.get(record.rule, 0) + 1
 
     async def save(self) -> None:
@@ -135,7 +125,5 @@ class AlertHistory:
         Raises:
             Unavailable: The broker cannot be reached. The counts stay in memory, and the next call saves them.
         """
-        data = msgspec.json.encode(self._state)
-        if self.caught_up and data != self._saved:
-            await self._meta.put(_KEY, data)
-            self._saved = data
+        if self.caught_up:
+            await self._counts.save()

@@ -19,8 +19,8 @@ from tokentrace.bus import Bus, Message, subjects
 from tokentrace.errors import Rejected, quoted
 from tokentrace.records import REFUSAL_REASONS, Natural, Position, reason_of
 from tokentrace.service.follow import Follower
-from tokentrace.service.retry import until_available
 from tokentrace.units import MINUTE
+from tokentrace_api.saved_counts import SavedCounts
 
 _KEY = "rejected_counts"
 #: How many of the newest letters are remembered by their content. An ingest that ends before it has acknowledged a
@@ -135,9 +135,10 @@ class RejectedHistory:
     """Counts of refused spans by reason, and pages of the dead letters."""
 
     def __init__(self, bus: Bus) -> None:
-        self._bus, self._meta = bus, bus.kv(subjects.META)
-        self._state = _Saved()
-        self._saved = b""
+        self._bus = bus
+        self._counts = SavedCounts(
+            bus, _KEY, _Saved(), lambda data: _restored(data, bus.clock.now_ns()), "counts of refused spans"
+        )
         self._newest: deque[int] = deque()
         self._known: Counter[int] = Counter()
         self.caught_up = False
@@ -145,32 +146,32 @@ class RejectedHistory:
     @property
     def spans(self) -> dict[str, int]:
         """Reason -> number of refused spans, the most frequent first."""
-        return dict(sorted(self._state.spans.items(), key=lambda item: (-item[1], item[0])))
+        return dict(sorted(self._counts.state.spans.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def others(self) -> dict[str, int]:
         """Kind -> number of refused records that are not spans."""
-        return dict(sorted(self._state.others.items()))
+        return dict(sorted(self._counts.state.others.items()))
 
     @property
     def total(self) -> int:
         """Number of refused spans."""
-        return sum(self._state.spans.values())
+        return sum(self._counts.state.spans.values())
 
     @property
     def last_ns(self) -> int:
         """When the last letter was stored, Unix nanoseconds; 0 = there was none."""
-        return self._state.last_ns
+        return self._counts.state.last_ns
 
     @property
     def lost(self) -> int:
         """Number of letters that the stream discarded before they were counted."""
-        return self._state.lost
+        return self._counts.state.lost
 
     async def open_and_follow(self) -> None:
         """Load the saved counts and follow the letters until cancelled."""
-        await self._open()
-        counted, counted_ns = self._state.position, self._state.last_ns
+        await self._counts.load()
+        counted, counted_ns = self._counts.state.position, self._counts.state.last_ns
         # The last letters that were counted are read again, to remember them.
         after = counted and Position(counted.created_ns, max(counted.sequence - _REMEMBERED, 0))
         async with Follower(
@@ -182,11 +183,11 @@ class RejectedHistory:
             on_caught_up=self._note_caught_up,
         ) as chunks:
             async for chunk in chunks:
-                position = self._state.position
+                position = self._counts.state.position
                 if chunk.missing is not None and position is not None:
-                    self._state.lost += max(chunk.missing[1] - max(position.sequence, chunk.missing[0] - 1), 0)
+                    self._counts.state.lost += max(chunk.missing[1] - max(position.sequence, chunk.missing[0] - 1), 0)
                 for message in chunk.messages:
-                    position = self._state.position
+                    position = self._counts.state.position
                     is_new = (
                         position is None
                         or position.created_ns != chunk.created_ns
@@ -196,18 +197,10 @@ class RejectedHistory:
                     )
                     self._count(message, is_new=is_new)
                     if is_new:
-                        self._state.position = Position(chunk.created_ns, message.sequence)
+                        self._counts.state.position = Position(chunk.created_ns, message.sequence)
 
     def _note_caught_up(self) -> None:
         self.caught_up = True
-
-    async def _open(self) -> None:
-        entry = await until_available(lambda: self._meta.get(_KEY))
-        if entry is not None:
-            # If the entry is unreadable, the letters that the stream still holds are counted from the start.
-            which = f"key {_KEY} revision {entry.revision}"
-            with self._bus.set_aside.guard(subjects.META, which), reading("counts of refused spans"):
-                self._state, self._saved = _restored(entry.value, self._bus.clock.now_ns()), entry.value
 
     def _count(self, message: Message, *, is_new: bool) -> None:
         is_known = self._remember(hash(message.payload))
@@ -215,12 +208,12 @@ class RejectedHistory:
             return
         with self._bus.set_aside.guard(subjects.REJECTED, f"message {message.sequence}"), reading("dead letter"):
             head = _heads.decode(message.payload)
-            self._state.last_ns = max(self._state.last_ns, message.time_ns)
+            self._counts.state.last_ns = max(self._counts.state.last_ns, message.time_ns)
             if head.about == SPAN:
                 reason = reason_of(head.reason)
-                self._state.spans[reason] = self._state.spans.get(reason, 0) + 1
+                self._counts.state.spans[reason] = self._counts.state.spans.get(reason, 0) + 1
             else:
-                self._state.others[head.about] = self._state.others.get(head.about, 0) + 1
+                self._counts.state.others[head.about] = self._counts.state.others.get(head.about, 0) + 1
 
     def _remember(self, content: int) -> bool:
         """Remember a letter; return True if it was remembered before."""
@@ -241,10 +234,8 @@ class RejectedHistory:
         Raises:
             Unavailable: The broker cannot be reached. The counts stay in memory, and the next call saves them.
         """
-        data = msgspec.json.encode(self._state)
-        if self.caught_up and data != self._saved:
-            await self._meta.put(_KEY, data)
-            self._saved = data
+        if self.caught_up:
+            await self._counts.save()
 
     async def page(self, *, limit: int, cursor: str = "", reason: str = "", since_ns: int | None = None) -> Page:
         """
