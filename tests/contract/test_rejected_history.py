@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from kit.broker import Broker
-from tokentrace.bus import Bus, jetstream, subjects
+from kit.rule_store import open_bus
+from tokentrace.bus import Bus, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected
 from tokentrace_api.rejected_history import Page, RejectedHistory
@@ -22,15 +22,8 @@ BATCH = "default.shop.0123456789abcdef0123456789abcdef:1"
 
 @pytest.fixture(params=["memory", "jetstream"])
 async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    async with contextlib.AsyncExitStack() as stack:
-        if request.param == "memory":
-            connected: Bus = MemoryBus(MemoryBroker())
-        else:
-            server: Broker = request.getfixturevalue("broker")
-            connected = await stack.enter_async_context(jetstream.connect(server.url, name="contract"))
-        for stream in STREAMS:
-            await connected.ensure(stream)
-        yield connected
+    async with open_bus(request, STREAMS) as opened:
+        yield opened
 
 
 async def refuse(bus: Bus, index: int, reason: str = "model: required", **fields: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -33,15 +33,15 @@ CUSTOMS = parse_custom_metrics([{"name": "hops", "type": "sum", "field": "attr.h
 
 
 @contextlib.asynccontextmanager
-async def open_bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
-    """Open the bus that the parameter of *request* names, memory or jetstream, and create STREAMS on it."""
+async def open_bus(request: pytest.FixtureRequest, streams: Sequence[Stream] = STREAMS) -> AsyncIterator[Bus]:
+    """Open the bus that the parameter of *request* names, memory or jetstream, and create *streams* on it."""
     async with contextlib.AsyncExitStack() as stack:
         if request.param == "memory":
             opened: Bus = MemoryBus(MemoryBroker())
         else:
             server: Broker = request.getfixturevalue("broker")
             opened = await stack.enter_async_context(jetstream.connect(server.url, name="rules"))
-        for stream in STREAMS:
+        for stream in streams:
             await opened.ensure(stream)
         yield opened
 

@@ -97,7 +97,7 @@ def test_every_instance_is_told_its_firing_before_its_end_and_nothing_is_lost(
         told[body["group"]["case"]].append(body["status"])
     assert {case for case, statuses in told.items() if statuses != sorted(statuses)} == set(), "the end came first"
     assert {case for case, statuses in told.items() if set(statuses) != {"firing", "resolved"}} == set(), "lost"
-    # Nobody was alive to be told of the outcome of an attempt that a kill cut off, so only then is one repeated.
+    # A killed alerter cannot record the outcome of its attempt, so only then is an attempt repeated.
     if not killed:
         assert len(answers.accepted) == 2 * len(expected)
     tried = [(sent.json()["group"]["case"], sent.json()["status"]) for sent in receiver.sent]
