@@ -12,6 +12,7 @@ from tokentrace.redact.patterns import (
 from tokentrace.redact.people import CARD_REDACTED, EMAIL_REDACTED, PHONE_REDACTED, SSN_REDACTED
 from tokentrace.redact.redactor import DROPPED, FAILED, Mode, Redactor
 from tokentrace.redact.refused import clean_refused, readable
+from tokentrace.redact.windows import WINDOW, pausing
 
 __all__ = [
     "API_KEY_REDACTED",
@@ -28,9 +29,11 @@ __all__ = [
     "REDACTED",
     "SSN_REDACTED",
     "TOKEN_REDACTED",
+    "WINDOW",
     "Mode",
     "RedactionCounts",
     "Redactor",
     "clean_refused",
+    "pausing",
     "readable",
 ]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from tokentrace.redact.patterns import RedactionCounts
+from tokentrace.redact.windows import search
 
 REDACTED = "[REDACTED]"
 
@@ -61,12 +62,15 @@ CONTENT_KEYS = frozenset(
         "arguments",
         "tool_input",
         "tool_output",
+        "definitions",
     }
 )
 
 _CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=\d)(?=[A-Z])")
 _WORD = re.compile(r"[^\W_]+")
 _PLACEHOLDER = re.compile(r"\[[A-Z_]*REDACTED\]")
+#: What is in no ``key:`` before a value; see ``windows``.
+_PAIR_FENCE = re.compile(r"[.,;!?()\[\]{}<>|*&^%$#@`~/+]")
 #: A quoted value after ``key:``; the quotes may be escaped, and the closing quote may be missing.
 _QUOTED = r"b?(?P<open>\\{0,8}[\"'])(?:(?!(?P=open))(?:\\.|.))*(?:(?P=open)|$)"
 #: A value after ``key:``: a quoted text, an HTTP scheme with credentials, groups of digits, or one word.
@@ -225,7 +229,7 @@ def _hide(pattern: re.Pattern[str], value: re.Pattern[str], text: str) -> tuple[
     """Return (*text* with the value after each match of *pattern* replaced, the number of values that changed)."""
     pieces: list[str] = []
     shown = count = 0
-    match = pattern.search(text)
+    match = search(pattern, _PAIR_FENCE, text)
     while match is not None:
         start = match.end()
         end, quote = _extent(text, start, match["quote"], value)
@@ -234,7 +238,7 @@ def _hide(pattern: re.Pattern[str], value: re.Pattern[str], text: str) -> tuple[
             count += hidden != text[start:end]
             pieces += [text[shown:start], hidden]
             shown = end
-        match = pattern.search(text, max(end, start))
+        match = search(pattern, _PAIR_FENCE, text, max(end, start))
     return "".join([*pieces, text[shown:]]), count
 
 

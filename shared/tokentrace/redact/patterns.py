@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tokentrace.redact.windows import finditer, search
+
 API_KEY_REDACTED = "[API_KEY_REDACTED]"
 TOKEN_REDACTED = "[TOKEN_REDACTED]"
 JWT_REDACTED = "[JWT_REDACTED]"
@@ -34,6 +36,7 @@ class Pattern(NamedTuple):
         regex: Matches the secret; a group ``keep`` at its beginning is not removed.
         placeholder: The text that replaces the secret.
         confirm: Match -> whether it is a secret; None = every match is a secret.
+        fence: A character that separates windows of a long text, see ``windows``; None = the text is searched at once.
     """
 
     kind: str
@@ -41,6 +44,7 @@ class Pattern(NamedTuple):
     regex: re.Pattern[str]
     placeholder: str
     confirm: Callable[[re.Match[str]], bool] | None = None
+    fence: re.Pattern[str] | None = None
 
     def hinted(self, text: str) -> bool:
         """Return True if *text* contains a hint and so may contain such a secret."""
@@ -48,24 +52,23 @@ class Pattern(NamedTuple):
 
     def sub(self, text: str, redactions: RedactionCounts) -> str:
         """Return *text* with each such secret replaced; add the number of secrets to *redactions*."""
-        if self.regex.search(text) is None:
+        if search(self.regex, self.fence, text) is None:
             return text
         keeps = "keep" in self.regex.groupindex
-        count = 0
-
-        def hide(match: re.Match[str]) -> str:
-            nonlocal count
-            if self.confirm is not None and not self.confirm(match):
-                return match[0]
-            count += 1
-            return match["keep"] + self.placeholder if keeps else self.placeholder
-
-        clean = self.regex.sub(hide, text)
-        if count:
-            redactions[self.kind] = redactions.get(self.kind, 0) + count
-        return clean
+        pieces: list[str] = []
+        shown = 0
+        for match in finditer(self.regex, self.fence, text):
+            if self.confirm is None or self.confirm(match):
+                pieces += [text[shown : match.start()], match["keep"] if keeps else "", self.placeholder]
+                shown = match.end()
+        if not pieces:
+            return text
+        redactions[self.kind] = redactions.get(self.kind, 0) + len(pieces) // 3
+        return "".join([*pieces, text[shown:]])
 
 
+#: What is in no vendor's key.
+_KEY_FENCE = re.compile(r"[^A-Za-z0-9_.+/=-]")
 _DIGIT = re.compile(r"[0-9]")
 _RANDOM = re.compile(r"(?=[A-Za-z]{0,11}[0-9])[A-Za-z0-9]{12}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}")
 
@@ -78,7 +81,7 @@ def _is_random(match: re.Match[str]) -> bool:
 def _key(hints: str, body: str, confirm: Callable[[re.Match[str]], bool] | None = None) -> Pattern:
     """Return the pattern of a vendor's key that does not begin inside a word; *hints* are separated by spaces."""
     regex = re.compile(rf"(?<![A-Za-z0-9]){body}")
-    return Pattern("api_key", tuple(hints.split()), regex, API_KEY_REDACTED, confirm)
+    return Pattern("api_key", tuple(hints.split()), regex, API_KEY_REDACTED, confirm, _KEY_FENCE)
 
 
 #: No key in KEYS is shorter or contains white space, so shorter words need no search.
@@ -117,6 +120,7 @@ KEYS = (
         ("eyJ",),
         re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}+(?:\.[A-Za-z0-9_-]{4,}+(?:\.[A-Za-z0-9_-]*+){0,3})"),
         JWT_REDACTED,
+        fence=_KEY_FENCE,
     ),
 )
 
@@ -145,6 +149,7 @@ URL_CREDENTIALS = Pattern(
         r"(?:[^\s/?#\"'<>:@]{0,256}:[^\s/?#\"'<>]{1,512}|[^\s/?#\"'<>:@]{16,512})(?=@[^\s@])"
     ),
     CREDENTIALS_REDACTED,
+    fence=re.compile(r"\s"),
 )
 
 
@@ -164,6 +169,8 @@ def _is_token(match: re.Match[str]) -> bool:
     return len(match["token"]) >= 24 or _DIGIT.search(match["token"]) is not None
 
 
+#: What is in no secret of SCHEMES; ASCII only, because IGNORECASE makes some other letters equal to ASCII ones.
+_SCHEME_FENCE = re.compile(r"[,;!?()\[\]{}<>|*&^%$#@`]")
 #: Secrets after a word that says what follows; the hints are searched in the case-folded text.
 SCHEMES = (
     Pattern(
@@ -172,6 +179,7 @@ SCHEMES = (
         re.compile(r"(?<![^\W_])(?P<keep>bearer[\s:=\\\"']{1,8}+)(?P<token>[a-z0-9._~+/=-]{8,}+)", re.IGNORECASE),
         TOKEN_REDACTED,
         _is_token,
+        _SCHEME_FENCE,
     ),
     Pattern(
         "basic",
@@ -181,6 +189,7 @@ SCHEMES = (
         ),
         TOKEN_REDACTED,
         _is_credentials,
+        _SCHEME_FENCE,
     ),
     # A secret key of AWS is 40 characters without a prefix, so it is recognised by the name before it.
     Pattern(
@@ -190,5 +199,6 @@ SCHEMES = (
             r"(?P<keep>secret[-_ ]?(?:access)?[-_ ]?key[\\\"'\s:=]{1,8}+)[a-z0-9/+]{40}(?![a-z0-9/+=])", re.IGNORECASE
         ),
         API_KEY_REDACTED,
+        fence=_SCHEME_FENCE,
     ),
 )

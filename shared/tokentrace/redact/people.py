@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 
 from tokentrace.redact.patterns import Pattern, RedactionCounts
+from tokentrace.redact.windows import finditer, search
 
 EMAIL_REDACTED = "[EMAIL_REDACTED]"
 PHONE_REDACTED = "[PHONE_REDACTED]"
 SSN_REDACTED = "[SSN_REDACTED]"
 CARD_REDACTED = "[CARD_REDACTED]"
 
+#: What is neither in a number nor in an address, nor decides where one ends.
+_NUMBER_FENCE = re.compile(r"[\n,;:\"'!?\[\]{}<>|*&=/@#]")
+_DOMAIN_FENCE = re.compile(r"[^\w.@-]")
 #: All numbers matched below contain nine digits with at most two separators between neighbouring digits.
 _NUMBER = re.compile(r"\d(?:[-. ()]{0,2}\d){8}")
 #: What precedes a number whose key says that it is an id.
@@ -48,8 +52,10 @@ def _is_card(match: re.Match[str]) -> bool:
 #: the @: a regex that begins with the local part would need quadratic time.
 _DOMAIN = re.compile(r"@(?:[^\W_][\w-]{0,62}+\.)+[^\W\d_]{2,24}(?![^\W_])")
 _LOCAL = re.compile(r"[\w.%+-]++")
-_SSN = Pattern("ssn", (), re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), SSN_REDACTED)
-_CARD = Pattern("card", (), re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"), CARD_REDACTED, _is_card)
+_SSN = Pattern("ssn", (), re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), SSN_REDACTED, fence=_NUMBER_FENCE)
+_CARD = Pattern(
+    "card", (), re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-])"), CARD_REDACTED, _is_card, _NUMBER_FENCE
+)
 _PHONES = (
     Pattern(
         "phone",
@@ -57,15 +63,22 @@ _PHONES = (
         re.compile(r"(?<![\w.])(?:\(\d{3}\) ?|\d{3}[-. ]?)\d{3}[-. ]?\d{4}(?![\w.]\w|\d)"),
         PHONE_REDACTED,
         _is_phone,
+        _NUMBER_FENCE,
     ),
-    Pattern("phone", (), re.compile(r"(?<![\w.])\+[1-9](?:[ .()-]{0,2}\d){8,14}(?![\w.]\w|\d)"), PHONE_REDACTED),
+    Pattern(
+        "phone",
+        (),
+        re.compile(r"(?<![\w.])\+[1-9](?:[ .()-]{0,2}\d){8,14}(?![\w.]\w|\d)"),
+        PHONE_REDACTED,
+        fence=_NUMBER_FENCE,
+    ),
 )
 
 
 def _hide_addresses(text: str, redactions: RedactionCounts) -> str:
     pieces: list[str] = []
     shown = floor = 0
-    for match in _DOMAIN.finditer(text):
+    for match in finditer(_DOMAIN, _DOMAIN_FENCE, text):
         local = _LOCAL.match(text[floor : match.start()][::-1])
         floor = match.end()
         if local is not None:
@@ -78,7 +91,15 @@ def _hide_addresses(text: str, redactions: RedactionCounts) -> str:
 
 
 class People:
-    """Removes personal data; e-mail addresses and phone numbers only where they are not ids."""
+    """
+    Removes personal data; e-mail addresses and phone numbers only where they are not ids.
+
+    Args:
+        addresses, phones: False = e-mail addresses or phone numbers stay.
+    """
+
+    def __init__(self, *, addresses: bool = True, phones: bool = True) -> None:
+        self._addresses, self._phones = addresses, _PHONES if phones else ()
 
     def clean(self, text: str, redactions: RedactionCounts, *, is_id: bool = False) -> str:
         """
@@ -88,9 +109,9 @@ class People:
             is_id: True = the whole text is an id, in which addresses and phone numbers stay. If it has digits only,
                 it is no card number either.
         """
-        if "@" in text and not is_id:
+        if self._addresses and "@" in text and not is_id:
             text = _hide_addresses(text, redactions)
-        if (_ASCII_NUMBER if text.isascii() else _NUMBER).search(text) is not None:
-            for pattern in (_SSN, *(() if is_id and text.isdigit() else (_CARD,)), *(() if is_id else _PHONES)):
+        if search(_ASCII_NUMBER if text.isascii() else _NUMBER, _NUMBER_FENCE, text) is not None:
+            for pattern in (_SSN, *(() if is_id and text.isdigit() else (_CARD,)), *(() if is_id else self._phones)):
                 text = pattern.sub(text, redactions)
         return text

@@ -9,6 +9,7 @@ as redacting it once. If redaction fails on a record, its content is dropped, so
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +30,7 @@ from tokentrace.redact.ids import IdHash, is_technical
 from tokentrace.redact.keys import DEFAULT_KEYS, REDACTED, Keys
 from tokentrace.redact.patterns import KEY_HINT, KEYS, MIN_KEY, PRIVATE_KEY, SCHEMES, URL_CREDENTIALS, RedactionCounts
 from tokentrace.redact.people import People
+from tokentrace.redact.windows import search
 
 Mode = Literal["redact", "metadata_only", "off"]
 Record = TypeVar("Record", Span, Started, ChatMessage, Annotation, SessionEnd)
@@ -43,6 +45,7 @@ _MIN_TEXT = 5
 #: Texts of up to this many characters that contain no secret are cached, because names repeat.
 _SHORT = 64
 _MAX_CACHED = 10_000
+_SPACE = re.compile(" ")
 #: Applied after ``casefold``, which turns İ into i and U+0307 and keeps ı, while ``re.IGNORECASE`` matches both as i.
 _TURKISH = str.maketrans({"\u0307": None, "\u0131": "i"})
 
@@ -58,9 +61,14 @@ class Redactor:
         replace_keys: True = *extra_keys* replace the default keys; secrets of a known form are still removed.
         patterns: False = secrets are not recognised by their form, only by their key.
         id_key: Key with which user ids and values under keys of ids are hashed; "" = they stay as they are.
+        addresses, phones: False = e-mail addresses or phone numbers are not recognised by their form.
         mode: ``redact``; ``metadata_only``, which also drops content (see ``CONTENT_KEYS``); ``off``, which removes
             nothing.
         keep_raw: True = a redacted chat message keeps its original text in ``raw``, in the mode ``redact`` only.
+
+    Attributes:
+        enabled: False = the mode is ``off``.
+        drops_content: True = the mode is ``metadata_only``.
     """
 
     def __init__(
@@ -72,12 +80,14 @@ class Redactor:
         keep_raw: bool = False,
         patterns: bool = True,
         id_key: str = "",
+        addresses: bool = True,
+        phones: bool = True,
     ) -> None:
         self.enabled = mode != "off"
-        self._drops = mode == "metadata_only"
+        self.drops_content = mode == "metadata_only"
         self._keeps_raw = keep_raw and mode == "redact"
         self._keys = Keys([*(() if replace_keys else DEFAULT_KEYS), *extra_keys])
-        self._people = People()
+        self._people = People(addresses=addresses, phones=phones)
         self._patterns = patterns
         self._hash = IdHash(id_key) if id_key and self.enabled else None
         self._clean: set[str] = set()
@@ -131,7 +141,7 @@ class Redactor:
         if ":" in text or "=" in text:
             text = self._keys.clean(text, folded, redactions)
         long = " ".join([word for word in text.split() if len(word) >= MIN_KEY])
-        if long and KEY_HINT.search(long) is not None:
+        if long and search(KEY_HINT, _SPACE, long) is not None:
             for pattern in KEYS:
                 if pattern.hinted(long):
                     text = pattern.sub(text, redactions)
@@ -146,12 +156,16 @@ class Redactor:
         """Return True if *key* ends with the words of a sensitive key: ``user_email``, not ``email_verified``."""
         return self._keys.is_sensitive(key)
 
+    def is_content(self, key: str) -> bool:
+        """Return True if texts under *key* are content (see ``CONTENT_KEYS``)."""
+        return self._keys.is_content(key)
+
     def value(self, key: str, value: Any, redactions: RedactionCounts | None = None) -> Any:
         """Return the value of *key* without secrets at any depth; the same object if there are none."""
         if not self.enabled:
             return value
         return self._value(
-            key, value, {} if redactions is None else redactions, drop=self._drops and self._keys.is_content(key)
+            key, value, {} if redactions is None else redactions, drop=self.drops_content and self._keys.is_content(key)
         )
 
     def _value(self, key: str, value: Any, redactions: RedactionCounts, *, drop: bool) -> Any:
@@ -195,7 +209,7 @@ class Redactor:
             name = str(key)
             shown = self.text(name, redactions)
             # The key without its secrets decides, so that redacting twice gives the same.
-            content = drop or (self._drops and self._keys.is_content(shown))
+            content = drop or (self.drops_content and self._keys.is_content(shown))
             new = self._value(shown, value, redactions, drop=content)
             changed = changed or new is not value or shown is not name
             # Secrets in keys may get the same placeholder, so a number is appended.
@@ -302,7 +316,7 @@ class Redactor:
 
     def _content(self, text: str, redactions: RedactionCounts) -> str:
         """Return "" in the mode ``metadata_only``, otherwise *text* without secrets; *text* is content."""
-        if self._drops and text:
+        if self.drops_content and text:
             return _note(redactions, DROPPED, "")
         return self.text(text, redactions)
 

@@ -10,6 +10,7 @@ import pytest
 from kit.broker import Broker
 from kit.pipeline import free_port
 from kit.raw_stream import create_streams
+from kit.spools import refusing_port
 from tokentrace import Reporter
 
 
@@ -24,6 +25,13 @@ def url(broker: Broker) -> str:
 def unreachable_url(request: pytest.FixtureRequest) -> str:
     """Return a URL with a closed port."""
     return f"{request.param}://127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def away_url() -> Iterator[str]:
+    """Yield the URL of a broker that is away."""
+    with refusing_port() as port:
+        yield f"nats://127.0.0.1:{port}"
 
 
 @pytest.fixture(params=["nats", "http"])

@@ -13,7 +13,7 @@ from kit.raw_stream import read_raw, span_names
 from kit.reporting import WAIT_S, until
 from tokentrace import Reporter, Stats
 from tokentrace.bus import subjects
-from tokentrace.client.span_queue import BATCH_BYTES, BATCH_SPANS
+from tokentrace.client.reporter.span_queue import BATCH_BYTES, BATCH_SPANS
 
 pytestmark = ignore_ungreeted_connections
 

@@ -92,7 +92,7 @@ def test_a_forked_child_has_its_own_id_and_never_sends_its_parents_spans(url: st
         "pid = os.fork()\n"
         "if pid == 0:\n"
         "    assert reporter.id != mine\n"
-        "    assert tuple(reporter.stats()) == (0,) * 7\n"
+        "    assert set(reporter.stats()) == {0}\n"
         "    for index in range(50):\n"
         "        reporter.report(Span(name=f'child-{index}', kind='custom'))\n"
         "    assert reporter.flush(20)\n"

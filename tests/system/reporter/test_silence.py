@@ -159,7 +159,7 @@ def test_batches_in_flight_are_sent_again_when_the_sender_fails(url: str, broker
         "    time.sleep(1.5)\n"
         "os.kill(broker, signal.SIGCONT)\n"
         "assert reporter.flush(15), reporter.stats()\n"
-        "assert tuple(reporter.stats()) == (601, 601, 0, 0, 0, 0, 0), reporter.stats()\n",
+        "assert reporter.stats()[:2] == (601, 601) and not any(reporter.stats()[2:]), reporter.stats()\n",
         url,
         str(broker.process.pid),
     )
