@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from kit.chromium import BINARY, Page, chromium
+from kit.chromium import Page
+from kit.page_world import needs_chromium
 from kit.pipeline import Pipeline, http
 
-pytestmark = pytest.mark.skipif(
-    BINARY is None, reason="Chromium is not installed, so /docs is not tested: apt-get install chromium"
-)
+pytestmark = needs_chromium
 _BLOCKS = "document.querySelectorAll('.opblock').length"
 
 
@@ -24,12 +22,6 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         yield pipeline
     finally:
         pipeline.stop()
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    with chromium(tmp_path) as opened:
-        yield opened
 
 
 def operations_of(serving: Pipeline) -> int:
@@ -52,7 +44,7 @@ def test_the_reference_asks_for_the_token_shows_every_operation_and_expands_one(
     assert "Idempotency-Key" in text
     assert "gpt-4o" in text
     # The page first requests the document without the token, and this request is refused.
-    problems = [problem for problem in page.problems() if "401 (Unauthorized)" not in problem]
+    problems = page.problems(401)
     assert problems == []
     assert {url.split("/")[2] for url in page.requested() if url.startswith("http")} == {f"127.0.0.1:{serving.port}"}
 

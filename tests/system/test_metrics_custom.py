@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +17,8 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kit.environment import plain_environment
+from kit.cases import check_all
+from kit.commands import Command, Ended, run_commands
 from kit.metrics_http import (
     SETTINGS,
     ask,
@@ -99,45 +98,41 @@ def test_custom_metrics_are_shown_with_the_built_in_ones(
     assert ask(pipeline, "/answer_score", caller=caller, kind="tool")["value"] == 0.9
 
 
-def serve_with(directory: Path, settings: str) -> subprocess.CompletedProcess[str]:
-    (directory / "tokentrace.yml").write_text(settings, encoding="utf-8")
-    environment = plain_environment()
-    command = [sys.executable, "-m", "tokentrace_standalone", "serve"]
-    return subprocess.run(
-        [*command, "--addr", "127.0.0.1:0", "--also", "none", "--nats-port", str(free_port())],
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+#: Invalid settings -> the key that the error names.
+INVALID = {
+    "[{name: total_cost, type: count}]": "custom_metrics[0].name",
+    "[{name: cost, type: count}]": "custom_metrics[0].name",
+    "[{name: total_cost_usd, type: count}]": "custom_metrics[0].name",
+    "[{name: fine, type: count}, {name: cost_by_model, type: count}]": "custom_metrics[1].name",
+    "[{name: prometheus, type: count}]": "custom_metrics[0].name",
+    "[{name: a b, type: count}]": "custom_metrics[0].name",
+    "[{name: twice, type: count}, {name: twice, type: sum, field: cost}]": "custom_metrics",
+    "[{name: mine, type: sum, field: costs}]": "custom_metrics[0].field",
+    "[{name: mine, type: sum}]": "custom_metrics[0].field",
+    "[{name: mine, type: avg, field: attr.}]": "custom_metrics[0].field",
+    "[{name: mine, type: median, field: cost}]": "custom_metrics[0].type",
+    "[{name: mine, type: sum, field: cost, filter: x}]": "custom_metrics[0]",
+    "[{type: count}]": "custom_metrics[0]",
+}
 
 
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ("[{name: total_cost, type: count}]", "custom_metrics[0].name"),
-        ("[{name: cost, type: count}]", "custom_metrics[0].name"),
-        ("[{name: total_cost_usd, type: count}]", "custom_metrics[0].name"),
-        ("[{name: fine, type: count}, {name: cost_by_model, type: count}]", "custom_metrics[1].name"),
-        ("[{name: prometheus, type: count}]", "custom_metrics[0].name"),
-        ("[{name: a b, type: count}]", "custom_metrics[0].name"),
-        ("[{name: twice, type: count}, {name: twice, type: sum, field: cost}]", "custom_metrics"),
-        ("[{name: mine, type: sum, field: costs}]", "custom_metrics[0].field"),
-        ("[{name: mine, type: sum}]", "custom_metrics[0].field"),
-        ("[{name: mine, type: avg, field: attr.}]", "custom_metrics[0].field"),
-        ("[{name: mine, type: median, field: cost}]", "custom_metrics[0].type"),
-        ("[{name: mine, type: sum, field: cost, filter: x}]", "custom_metrics[0]"),
-        ("[{type: count}]", "custom_metrics[0]"),
-    ],
-)
-def test_an_invalid_custom_metric_ends_the_start_with_exit_code_2(tmp_path: Path, settings: str, key: str) -> None:
-    ended = serve_with(tmp_path, f"custom_metrics: {settings}\n")
-    assert ended.returncode == 2, (ended.returncode, ended.stderr)
+def test_an_invalid_custom_metric_ends_the_start_with_exit_code_2(tmp_path: Path) -> None:
+    starts = []
+    for number, settings in enumerate(INVALID):
+        words = ["serve", "--addr", "127.0.0.1:0", "--also", "none", "--nats-port", str(free_port())]
+        starts.append(Command(tmp_path / str(number), words))
+        starts[-1].directory.mkdir()
+        (starts[-1].directory / "tokentrace.yml").write_text(f"custom_metrics: {settings}\n", encoding="utf-8")
+    ends = dict(zip(INVALID, zip(run_commands(starts), INVALID.values(), strict=True), strict=True))
+    check_all(ends, assert_named)
+    assert not list(tmp_path.glob("**/js")), "nothing was started"
+
+
+def assert_named(refusal: tuple[Ended, str]) -> None:
+    ended, key = refusal
+    assert ended.code == 2, ended
     assert key in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert not list(tmp_path.glob("**/js")), "nothing was started"
 
 
 @pytest.mark.parametrize("name", ["transport_sent", "alert_firings", "by_model"])

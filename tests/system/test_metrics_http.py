@@ -138,6 +138,7 @@ def test_every_group_of_metrics_equals_a_recount(
         "span_count",
         "transport",
         "rejected",
+        "saved_from_double_count",
         "alerts",
         "quantile_error",
         "from",

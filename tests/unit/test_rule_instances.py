@@ -15,6 +15,7 @@ from kit.alert_story import (
     brief,
     call,
     make_rule,
+    seconds,
     slow,
 )
 from tokentrace.metrics import CustomMetric
@@ -116,6 +117,19 @@ def test_the_value_of_group_by_is_the_instance(
     assert sorted(event.group[key] for event in story.tick(1 + SETTLED)) == names
     if names:
         assert sum(event.span_count for event in story.published) <= len(fields)
+
+
+def test_a_rule_says_which_instance_it_shows_and_since_when_each_fires() -> None:
+    story = Story(make_rule(group_by="user", window="10s"))
+    story.send(0.5, slow(0.5, 600, attributes={"user": "alice"}), slow(0.5, 400, attributes={"user": "bob"}))
+    story.tick(1 + SETTLED)
+    story.send(1.5, *(slow(1.5, 700, attributes={"user": user}) for user in ("carol", "carol")))
+    story.tick(2 + SETTLED)
+    shown = story.shown(2.5)
+    began = {name: seconds(one["starts_at"]) for name, one in instances(story, 2.5).items()}
+    assert began == {"alice": 1, "bob": None, "carol": 2}
+    assert (shown["worst_group"], seconds(shown["starts_at"]), shown["current_value"]) == ("carol", 2, 700)
+    assert "worst_group" not in Story(make_rule()).shown(1)
 
 
 def test_an_empty_attribute_is_a_separate_instance() -> None:

@@ -124,6 +124,7 @@ def test_instances_over_the_limit_are_never_compared_with_the_threshold_of_one(
     assert overflow(story) > 10
 
 
+@pytest.mark.long
 def test_the_one_user_over_the_threshold_fires_wherever_he_is_among_three_thousand() -> None:
     for position in (0, 1_500, 2_999):
         story = Story(make_rule(metric="total_cost", op="gt", threshold=5, window="60s", group_by="attr.user_id"))
@@ -249,6 +250,7 @@ def test_the_cooldown_of_an_instance_survives_being_counted_as_other(limit: int)
     assert told == [(1, "firing"), (2, "resolved")]
 
 
+@pytest.mark.story
 @settings(max_examples=examples(200), deadline=None)
 @given(
     stream=st.lists(

@@ -53,6 +53,34 @@ def test_the_events_of_any_rule_equal_a_second_implementation(
     assert_told(story.published, recount(written, flat(messages), end, silent))
 
 
+@settings(max_examples=examples(150), deadline=None)
+@given(written=random_rules(), stream=random_streams, cut=st.integers(0, 30))
+def test_a_silence_holds_back_what_the_same_rule_fires_without_it(
+    written: dict[str, Any], stream: Stream, cut: int
+) -> None:
+    """Without what depends on an open episode: the silenced rule has none."""
+    written = {**written, "no_data": "ignore", "recovery_threshold": None}
+    rule, messages = parse({key: value for key, value in written.items() if value is not None}), make_sent(stream)
+    end = int(messages[-1][0].stored) + 20
+    loud, quiet = Story(rule), Story(rule)
+    quiet.alerter.silence("any", ns(10_000), ns(1))
+    for number, message in enumerate(messages):
+        for story in (loud, quiet):
+            story.send(message[0].stored, *(sent_span.span for sent_span in message))
+        if number == cut:
+            saved = quiet.snapshot()
+            quiet.silences, quiet.silenced_at = {"any": ns(10_000)}, ns(1)
+            quiet.restart(saved)
+    for story in (loud, quiet):
+        story.tick(end + rule.lag_ns / SECOND + SETTLED)
+    assert quiet.published == []
+    assert quiet.shown(end)["held_back"] == sum(event.status == "firing" for event in loud.published)
+    quiet.alerter.silence("any", 0, ns(1))
+    assert quiet.shown(end)["held_back"] == sum(event.status == "firing" for event in loud.published)
+    quiet.alerter.silence("any", ns(10_000), ns(2))
+    assert quiet.shown(end)["held_back"] == 0
+
+
 @st.composite
 def random_drawings(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
     """Draw a rule, and marks as in ``Drawing.seen`` of values that cross its threshold often."""

@@ -56,19 +56,19 @@ async def backtest(
                     machine.start_evaluation(began_ns)
                 with contextlib.suppress(Rejected):
                     machine.fold(message, chunk.created_ns)
-                for event in _publish_nowhere(machine):
+                for event in publish_nowhere(machine):
                     yield event
             if chunk.messages and chunk.messages[-1].time_ns > to_ns:
                 break
     if not started:
         machine.start_evaluation(began_ns)
     machine.evaluate_until(to_ns)
-    for event in _publish_nowhere(machine):
+    for event in publish_nowhere(machine):
         if parse_instant(event.fired_at) <= to_ns:
             yield event
 
 
-def _publish_nowhere(machine: AlerterMachine) -> list[AlertEvent]:
+def publish_nowhere(machine: AlerterMachine) -> list[AlertEvent]:
     """Return the events that wait to be published, and tell the machine that they were published."""
     effects = machine.waiting_effects()
     for effect in effects:

@@ -106,7 +106,7 @@ class AlerterMachine:
         self.events = EventMemory(self._rule_of)
         #: Abandoned episode -> id of the effect that ends it.
         self._ending: dict[tuple[object, ...], str] = {}
-        self._silences: dict[str, int] = {}
+        self._silences: dict[str, tuple[int, int]] = {}
         self._reset()
 
     def _reset(self) -> None:
@@ -142,7 +142,7 @@ class AlerterMachine:
         self._index = FilterIndex({name: evaluator.rule.filter for name, evaluator in evaluators.items()})
         for name, evaluator in evaluators.items():
             if evaluator is not before.get(name):
-                evaluator.silenced_until_ns = self._silences.get(name, 0)
+                evaluator.silence(*self._silences.get(name, (0, 0)))
                 for _, events in self.events.states(name):
                     evaluator.apply_events(events)
                 self.events.review(name)
@@ -210,11 +210,16 @@ class AlerterMachine:
         """Ignore events of *name* up to *upto_ns*, Unix nanoseconds: they belong to an earlier rule of that name."""
         self.events.ignore(name, upto_ns)
 
-    def silence(self, name: str, until_ns: int) -> None:
-        """Publish no event of the rule *name* for instants before *until_ns*, Unix nanoseconds; 0 ends a silence."""
-        self._silences[name] = until_ns
+    def silence(self, name: str, until_ns: int, at_ns: int = 0) -> None:
+        """
+        Publish no event of the rule *name* for instants before *until_ns*, Unix nanoseconds; 0 ends a silence.
+
+        Args:
+            at_ns: When the silence was made, Unix nanoseconds, which tells it from the one before; 0 = unknown.
+        """
+        self._silences[name] = until_ns, at_ns
         if name in self.evaluators:
-            self.evaluators[name].silenced_until_ns = until_ns
+            self.evaluators[name].silence(until_ns, at_ns)
 
     def backfill(
         self,
@@ -430,6 +435,10 @@ class AlerterMachine:
             ),
             parts,
         )
+
+    def decode_part(self, name: str, data: bytes) -> bytes:
+        """As ``Machine.decode_part``: ``restore`` takes over the bytes."""
+        return data
 
     def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
         """As ``Machine.restore``; a rule that is not in the snapshot with its fingerprint must be backfilled."""

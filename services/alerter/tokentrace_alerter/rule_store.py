@@ -32,24 +32,33 @@ from tokentrace.records import (
     DeleteRule,
     LiftSilence,
     ListRules,
+    PreviewRule,
     PutRule,
+    RuleDefinition,
     RuleNames,
+    RuleSeries,
+    RuleSilences,
+    SilenceRule,
     decode_alert_request,
     encode_alert_answer,
 )
+from tokentrace.service.allowed_hosts import AllowedHosts
 from tokentrace.service.follow import Follower
-from tokentrace.units import DAY, MS, parse_duration, render_instant
-from tokentrace_alerter.delivery import AllowedHosts, Channel
+from tokentrace.units import DAY, MS, render_instant
+from tokentrace_alerter.definitions import as_written, completed, shown
+from tokentrace_alerter.delivery import Channel
 from tokentrace_alerter.event_memory import EventMemory
 from tokentrace_alerter.kept_channels import KeptChannel, channel_of, keep, needed
 from tokentrace_alerter.machine import AlerterMachine
-from tokentrace_alerter.rules import Rule, parse_rule
+from tokentrace_alerter.replay import Replays
+from tokentrace_alerter.rule_errors import exists, status_of, unknown
+from tokentrace_alerter.rules import Rule, parse_rule, rule_id_of
+from tokentrace_alerter.silences import Silence, ended, parse_silence, render_silences
 from tokentrace_alerter.stored_rules import RuleChange, StoredRule, key_of
 
 log = logging.getLogger("tokentrace.alerter")
 
 MAX_RULES = 10_000
-MAX_SILENCE_NS = 366 * DAY
 #: Attempts to write an entry before compare-and-set gives up.
 _MAX_TRIES = 8
 #: The errors of parsing a stored rule that this alerter cannot use.
@@ -70,6 +79,7 @@ class RuleStore:
         customs: Custom metrics by name.
         cooldown_ns: Cooldown of the rules that name none, nanoseconds; None = the length of their window.
         allowed: The hosts to which the events of a created rule may be delivered.
+        shards: Shard count.
     """
 
     def __init__(
@@ -79,12 +89,15 @@ class RuleStore:
         customs: Mapping[str, CustomMetric],
         cooldown_ns: int | None,
         allowed: AllowedHosts,
+        shards: int = 1,
     ) -> None:
+        self._replays = Replays(bus, shards=shards)
         self._bus, self._kv = bus, bus.kv(subjects.RULES)
         self._configured = {rule.name: rule for rule in configured}
         self._customs, self._cooldown_ns, self._allowed = customs, cooldown_ns, allowed
         self._rules = dict(self._configured)
-        self._silences: dict[str, int] = {}
+        self._silences: dict[str, Silence] = {}
+        self._past_silences: dict[str, list[Silence]] = {}
         self._since_ns: dict[str, int] = {}
         self._kept: dict[str, list[KeptChannel]] = {}
         #: The only targets that a kept channel may name: who can write to the bucket must not choose what is called.
@@ -187,7 +200,7 @@ class RuleStore:
         """Set the rules of a *machine* that has not folded any message; *changes* is the result of ``open``."""
         for change in changes:
             machine.ignore_events(change.name, change.since_ns)
-            machine.silence(change.name, change.silenced_until_ns)
+            machine.silence(change.name, change.silenced_until_ns, change.silenced_at_ns)
         machine.set_rules(list(self._rules.values()))
 
     async def changes(self) -> AsyncIterator[RuleChange]:
@@ -248,7 +261,7 @@ class RuleStore:
     def _apply(self, stored: StoredRule) -> RuleChange | None:
         """Apply an entry and return the change; None if there is none, or if this alerter cannot use its rule."""
         name = stored.name
-        rule_before, silenced_before = self._rules.get(name), self._silences.get(name, 0)
+        rule_before, silenced_before = self._rules.get(name), self._silences.get(name, Silence())
         is_new = stored.since_ns != self._since_ns.get(name, 0)
         rule = None if stored.deleted else self._configured.get(name)
         if stored.rule is not None and not stored.deleted:
@@ -261,8 +274,8 @@ class RuleStore:
             except _UNUSABLE as exc:
                 self._bus.set_aside.note(subjects.RULES, f"key {key_of(name)}", exc)
                 return None
-        self._silences[name], self._since_ns[name] = stored.silenced_until_ns, stored.since_ns
-        self._kept[name] = stored.kept
+        self._silences[name], self._since_ns[name] = stored.silence, stored.since_ns
+        self._kept[name], self._past_silences[name] = stored.kept, stored.past_silences
         is_created = stored.rule is not None and not stored.deleted
         (self._created.add if is_created else self._created.discard)(name)
         if rule is None:
@@ -271,10 +284,12 @@ class RuleStore:
         self._rules[name] = rule
         if rule != rule_before or is_new:
             continues = rule_before is not None and not is_new
-            return RuleChange(name, rule, False, stored.silenced_until_ns, stored.since_ns, continues)
-        if silenced_before == stored.silenced_until_ns:
+            return RuleChange(
+                name, rule, False, stored.silenced_until_ns, stored.since_ns, continues, stored.silenced_at_ns
+            )
+        if silenced_before == stored.silence:
             return None
-        return RuleChange(name, None, False, stored.silenced_until_ns)
+        return RuleChange(name, None, False, stored.silenced_until_ns, silenced_at_ns=stored.silenced_at_ns)
 
     # -- requests
 
@@ -286,49 +301,87 @@ class RuleStore:
             await self._wait_until_applied((await self._bus.state(_STREAM)).last_sequence)
             answer = await self._execute(request, machine, now_ns)
         except TokentraceError as exc:
-            answer = AlertAnswer(_status_of(exc), {"error": str(exc)})
+            answer = AlertAnswer(status_of(exc), {"error": str(exc)})
         except UNREADABLE as exc:
             answer = AlertAnswer(400, {"error": f"request: {reason_of(exc)}"})
         return encode_alert_answer(answer)
 
     async def _execute(self, request: AlertRequest, machine: AlerterMachine, now_ns: int) -> AlertAnswer:
         if isinstance(request, ListRules):
-            return AlertAnswer(200, [rule | self._origin(rule["name"]) for rule in machine.render(now_ns)])
+            return AlertAnswer(200, [rule | self._origin(rule["name"], now_ns) for rule in machine.render(now_ns)])
         if isinstance(request, RuleNames):
             return AlertAnswer(200, list(machine.evaluators))
         if isinstance(request, CreateRule):
             return AlertAnswer(201, await self._create(request.rule, machine, now_ns))
         if isinstance(request, PutRule):
             return await self._put(request.name, request.rule, machine, now_ns)
+        if isinstance(request, PreviewRule):
+            posted, _ = self._checked(request.rule)
+            return AlertAnswer(200, await self._replays.replay(posted, request.window_ns, now_ns, request.to_ns))
         name = request.name
         if name not in self._rules and not await self._is_stored(name):
-            raise _unknown(name)
+            raise unknown(name)
+        if isinstance(request, RuleSilences):
+            return AlertAnswer(200, render_silences(self._silences.get(name), self._past_silences.get(name, ())))
+        if isinstance(request, RuleSeries | RuleDefinition):
+            rule = self._rules.get(name)
+            if rule is None:
+                raise unknown(name)
+            if isinstance(request, RuleDefinition):
+                return AlertAnswer(200, await self._definition(rule))
+            return AlertAnswer(200, await self._replays.replay(rule, request.window_ns, now_ns, request.to_ns))
         if isinstance(request, DeleteRule):
             since_ns = _since(machine, name, now_ns)
             await self._write(
                 name, lambda stored: StoredRule(name, None, deleted=True, since_ns=since_ns, kept=stored.kept)
             )
             return AlertAnswer(204, None)
-        until_ns = 0 if isinstance(request, LiftSilence) else now_ns + _silence_duration(request.duration)
-        rule = self._rules.get(name)
-        if not until_ns and rule is not None and rule.silenced:
-            raise Conflict(f"rule {quoted(name)} is silenced by its key silenced, not by a silence")
+        return await self._silence(request, now_ns)
+
+    async def _silence(self, request: SilenceRule | LiftSilence, now_ns: int) -> AlertAnswer:
+        """Make or end a silence."""
+        name, rule = request.name, self._rules.get(request.name)
+        if isinstance(request, LiftSilence):
+            if rule is not None and rule.silenced:
+                raise Conflict(f"rule {quoted(name)} is silenced by its key silenced, not by a silence")
+            silence = Silence()
+        else:
+            silence = parse_silence(request, now_ns)
 
         def silenced(stored: StoredRule) -> StoredRule:
             if stored.deleted:
-                raise _unknown(name)
-            return replace(stored, silenced_until_ns=until_ns)
+                raise unknown(name)
+            return replace(
+                stored,
+                silenced_until_ns=silence.until_ns,
+                # What the silence has held back is still shown after its end.
+                silenced_at_ns=silence.at_ns or stored.silenced_at_ns,
+                silenced_by=silence.by,
+                silence_comment=silence.comment,
+                past_silences=ended(stored.silence, stored.past_silences, now_ns),
+            )
 
         await self._write(name, silenced)
-        return AlertAnswer(200, {"silenced_until": render_instant(until_ns)}) if until_ns else AlertAnswer(204, None)
+        if not silence.until_ns:
+            return AlertAnswer(204, None)
+        return AlertAnswer(200, {"silenced_until": render_instant(silence.until_ns)})
 
-    def _origin(self, name: str) -> dict[str, Any]:
-        """Return what ``GET /alerts`` shows of where the rule *name* comes from."""
+    def _origin(self, name: str, now_ns: int) -> dict[str, Any]:
+        """Return what ``GET /alerts`` shows of where the rule *name* comes from, and of its silence."""
         is_created = name in self._created
         return {
             "source": "created" if is_created else "file",
             "hides_rule_of_file": is_created and name in self._configured,
+            **self._silences.get(name, Silence()).render(now_ns, self._past_silences.get(name, ())),
         }
+
+    async def _definition(self, rule: Rule) -> dict[str, Any]:
+        """Return the definition of *rule* without secrets: as it was sent, or as the configuration could have it."""
+        entry = await self._kv.get(key_of(rule.name)) if rule.name in self._created else None
+        stored = None if entry is None else self._decode(key_of(rule.name), entry.value)
+        sent = stored.rule if stored is not None and not stored.deleted else None
+        definition, hidden = shown(sent or as_written(rule))
+        return {"source": "created" if sent else "file", "rule": definition, "hidden": hidden}
 
     async def _is_stored(self, name: str) -> bool:
         """Return whether the bucket holds a created rule called *name*, although it may not be applied here yet."""
@@ -357,9 +410,9 @@ class RuleStore:
             raise Rejected(f"rule: there are {MAX_RULES} rules already, which is the limit")
 
     async def _create(self, written: object, machine: AlerterMachine, now_ns: int) -> dict[str, Any]:
-        rule, kept = self._checked(written)
+        rule, kept = self._checked(completed(written, None))
         if rule.name in self._rules:
-            raise _exists(rule.name)
+            raise exists(rule.name)
         self._check_room()
         since_ns = _since(machine, rule.name, now_ns)
         await self._write(
@@ -373,12 +426,13 @@ class RuleStore:
         """Replace the rule *name*, which keeps its state if its condition stays the same, or create it."""
         if isinstance(written, dict) and written.get("name", name) != name:
             raise Rejected(f"rule.name: {quoted(written['name'])} is not {quoted(name)}, the name in the path")
-        rule, posted = self._checked({**written, "name": name} if isinstance(written, dict) else written)
         since_ns, is_new = _since(machine, name, now_ns), False
 
         def put(before: StoredRule) -> StoredRule:
             nonlocal is_new
             is_new = before.rule is None or before.deleted
+            sent = {**written, "name": name} if isinstance(written, dict) else written
+            rule, posted = self._checked(completed(sent, None if is_new else before.rule))
             if is_new and not before.deleted and name in self._configured:
                 raise Conflict(f"rule {quoted(name)} is in the configuration; change it there, or delete it first")
             if is_new:
@@ -388,7 +442,7 @@ class RuleStore:
             return replace(before, rule=posted, since_ns=before.since_ns if continues else since_ns)
 
         await self._write(name, put)
-        return AlertAnswer(201 if is_new else 200, {"rule_id": rule.rule_id, "name": name})
+        return AlertAnswer(201 if is_new else 200, {"rule_id": rule_id_of(name), "name": name})
 
     def _has_condition(self, stored: StoredRule, rule: Rule) -> bool:
         try:
@@ -415,7 +469,7 @@ class RuleStore:
             entry: Entry | None = await self._kv.get(key)
             before = self._decode(key, entry.value) if entry is not None else None
             if fresh and before is not None and not before.deleted and before.rule is not None:
-                raise _exists(name)
+                raise exists(name)
             stored = msgspec.json.encode(change(before or StoredRule(name)))
             if entry is not None and stored == entry.value:
                 return
@@ -438,30 +492,3 @@ def _since(machine: AlerterMachine, name: str, now_ns: int) -> int:
 
 def _without(outdated: Sequence[KeptChannel], stored: StoredRule) -> StoredRule:
     return replace(stored, kept=[one for one in stored.kept if one not in outdated])
-
-
-def _unknown(name: str) -> Rejected:
-    return Rejected(f"no rule is called {quoted(name)}", status=404)
-
-
-def _exists(name: str) -> Conflict:
-    return Conflict(f"a rule is called {quoted(name)} already")
-
-
-def _status_of(error: TokentraceError) -> int:
-    """Return the HTTP status for *error*."""
-    if isinstance(error, Rejected):
-        return error.status
-    if isinstance(error, ConfigError):
-        return 400
-    return 409 if isinstance(error, Conflict) else 503
-
-
-def _silence_duration(text: str) -> int:
-    try:
-        duration_ns = parse_duration(text)
-    except Rejected as exc:
-        raise Rejected(f"duration: {exc}") from exc
-    if not 0 < duration_ns <= MAX_SILENCE_NS:
-        raise Rejected(f"duration: {quoted(text)} is not between 1ns and 366d")
-    return duration_ns

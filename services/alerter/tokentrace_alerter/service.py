@@ -19,7 +19,9 @@ from tokentrace.config import Settings
 from tokentrace.errors import ConfigError, Conflict, Rejected, Unavailable, quoted
 from tokentrace.metrics import CustomMetric, parse_custom_metrics
 from tokentrace.records import decode_event, encode_event
+from tokentrace.service.allowed_hosts import AllowedHosts
 from tokentrace.service.bootstrap import agreed_capacity
+from tokentrace.service.checked_transport import check_proxy
 from tokentrace.service.follow import Follower
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.machine import Effect
@@ -28,8 +30,9 @@ from tokentrace.service.runner import Runner
 from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.units import SECOND, parse_duration
 from tokentrace_alerter.backfill import Backfiller
-from tokentrace_alerter.delivery import AllowedHosts, DeliveryWorker, check_proxy, load_target
+from tokentrace_alerter.delivery import DeliveryWorker, load_target
 from tokentrace_alerter.event_memory import continuing, is_needless
+from tokentrace_alerter.links import linked
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, compile_rule
@@ -59,6 +62,7 @@ class Config:
         allowed: The hosts that events may be delivered to.
         proxy: URL of the proxy for webhooks and Alertmanagers; "" = none.
         shards: Shard count.
+        public_url: URL under which browsers reach the api, for the links in events; "" = events have no links.
     """
 
     rules: tuple[Rule, ...]
@@ -69,6 +73,7 @@ class Config:
     allowed: AllowedHosts = field(default_factory=AllowedHosts)
     proxy: str = ""
     shards: int = 1
+    public_url: str = ""
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -91,9 +96,9 @@ class Config:
         repeated = [name for name, count in Counter(rule.name for rule in rules).items() if count > 1]
         if repeated:
             raise ConfigError(f"alerts: two rules have the name {quoted(repeated[0])}")
-        allowed = AllowedHosts.parse(settings.alert_delivery.allow_hosts)
+        allowed = AllowedHosts.parse(settings.alert_delivery.allow_hosts, "alert_delivery.allow_hosts")
         proxy = settings.alert_delivery.proxy
-        check_proxy(proxy, allowed)
+        check_proxy(proxy, allowed, "alert_delivery.proxy")
         for index, rule in enumerate(rules):
             if rule.delivery is not None and rule.delivery.type == "custom":
                 load_target(rule.delivery.target)
@@ -104,7 +109,15 @@ class Config:
                     raise ConfigError(f"alerts[{index}].delivery.url: {exc}") from exc
         every_s = settings.storage.snapshot_interval / SECOND
         return cls(
-            tuple(rules), settings.nats.project, every_s, cooldown_ns, customs, allowed, proxy, settings.nats.shards
+            tuple(rules),
+            settings.nats.project,
+            every_s,
+            cooldown_ns,
+            customs,
+            allowed,
+            proxy,
+            settings.nats.shards,
+            settings.http_server.public_url,
         )
 
 
@@ -114,7 +127,9 @@ class Alerter:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self.machine = AlerterMachine(config.rules, config.project, shards=config.shards)
-        self.rule_store = RuleStore(bus, config.rules, config.customs, config.cooldown_ns, config.allowed)
+        self.rule_store = RuleStore(
+            bus, config.rules, config.customs, config.cooldown_ns, config.allowed, config.shards
+        )
         self.delivery_worker = DeliveryWorker(
             bus,
             config.project,
@@ -252,7 +267,7 @@ class Alerter:
         if is_needless(event, before, earlier=self.machine.events.is_earlier(event)):
             log.debug("%s: an event for this or a later instant is published already", effect.subject)
             return
-        event = continuing(event, before)
+        event = linked(continuing(event, before), self.config.public_url)
         while True:
             last = self._last.get(effect.subject, 0)
             try:

@@ -11,6 +11,7 @@ from tokentrace.records import Instant
 from tokentrace_alerter.kept_channels import KeptChannel
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rules import Rule
+from tokentrace_alerter.silences import Silence
 
 
 class StoredRule(msgspec.Struct):
@@ -20,7 +21,11 @@ class StoredRule(msgspec.Struct):
     Attributes:
         rule: The rule as it was posted; None = the rule of the configuration.
         silenced_until_ns: End of the silence, Unix nanoseconds; 0 = there is none.
+        silenced_at_ns: When the present or last silence was made, Unix nanoseconds; 0 = there was none, or an earlier
+            version made it.
+        silenced_by, silence_comment: Who made the present silence, and why; "" = it was not said.
         since_ns: Events up to this instant belong to an earlier rule of this name, Unix nanoseconds.
+        past_silences: The silences before the present or last one, oldest first, each with the instant of its end.
         kept: Where episodes are delivered that began earlier; it outlives the rule.
     """
 
@@ -30,6 +35,15 @@ class StoredRule(msgspec.Struct):
     silenced_until_ns: Instant = 0
     since_ns: Instant = 0
     kept: list[KeptChannel] = []
+    silenced_at_ns: Instant = 0
+    silenced_by: str = ""
+    silence_comment: str = ""
+    past_silences: list[Silence] = []
+
+    @property
+    def silence(self) -> Silence:
+        """The present or last silence."""
+        return Silence(self.silenced_until_ns, self.silenced_at_ns, self.silenced_by, self.silence_comment)
 
 
 class RuleChange(NamedTuple):
@@ -42,6 +56,7 @@ class RuleChange(NamedTuple):
         silenced_until_ns: End of the silence, Unix nanoseconds; 0 = there is none.
         since_ns: Events up to this instant belong to an earlier rule of this name, Unix nanoseconds.
         continues: True = the new rule continues the state of the one before.
+        silenced_at_ns: When the present or last silence was made, Unix nanoseconds; 0 = unknown.
     """
 
     name: str
@@ -50,6 +65,7 @@ class RuleChange(NamedTuple):
     silenced_until_ns: int
     since_ns: int = 0
     continues: bool = False
+    silenced_at_ns: int = 0
 
     def apply_to(self, machine: AlerterMachine) -> None:
         """Make this change in *machine*."""
@@ -59,7 +75,7 @@ class RuleChange(NamedTuple):
             machine.change_rule(self.rule)
         elif self.rule is not None:
             machine.add_rule(self.rule)
-        machine.silence(self.name, self.silenced_until_ns)
+        machine.silence(self.name, self.silenced_until_ns, self.silenced_at_ns)
 
 
 def key_of(name: str) -> str:

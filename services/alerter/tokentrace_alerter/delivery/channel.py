@@ -77,9 +77,14 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
         """The destination without secrets: of a URL only scheme, host and port."""
         return shown_url(self.url) if self.url else self.destination
 
+    @property
+    def sends_resolved(self) -> bool:
+        """Whether resolutions are delivered as well."""
+        return self.send_resolved or self.type == "alertmanager"
+
     def wants(self, event: AlertEvent) -> bool:
         """Return True for a firing, and for a resolution if ``send_resolved`` is set or this is an Alertmanager."""
-        return event.status == "firing" or self.send_resolved or self.type == "alertmanager"
+        return event.status == "firing" or self.sends_resolved
 
 
 def parse_channel(written: object, where: str) -> Channel | None:

@@ -45,6 +45,7 @@ def alertmanager_alert(event: AlertEvent, now_ns: int, *, over: bool = False) ->
         "annotations": _annotations(event),
         "startsAt": event.starts_at,
         "endsAt": event.ends_at or render_instant(ends_ns),
+        **({} if event.link is msgspec.UNSET else {"generatorURL": event.link}),
     }
 
 
@@ -67,12 +68,15 @@ def _annotations(event: AlertEvent) -> dict[str, str]:
     }
     if event.unpriced_span_count is not msgspec.UNSET:
         annotations["unpriced_span_count"] = str(event.unpriced_span_count)
+    if event.link is not msgspec.UNSET:
+        annotations["link"] = event.link
     return annotations
 
 
 def _version_4(event: AlertEvent) -> dict[str, Any]:
     """Return the payload that an Alertmanager posts to webhooks (its documentation: ``webhook_config``, version 4)."""
     labels, annotations = alertmanager_labels(event), _annotations(event)
+    link = "" if event.link is msgspec.UNSET else event.link
     ends = event.ends_at or "0001-01-01T00:00:00Z"
     return {
         "version": "4",
@@ -83,7 +87,7 @@ def _version_4(event: AlertEvent) -> dict[str, Any]:
         "groupLabels": {"alertname": event.alert},
         "commonLabels": labels,
         "commonAnnotations": annotations,
-        "externalURL": "",
+        "externalURL": link.partition("#")[0],
         "alerts": [
             {
                 "status": event.status,
@@ -91,7 +95,7 @@ def _version_4(event: AlertEvent) -> dict[str, Any]:
                 "annotations": annotations,
                 "startsAt": event.starts_at,
                 "endsAt": ends,
-                "generatorURL": "",
+                "generatorURL": link,
                 "fingerprint": hashlib.sha256(msgspec.json.encode(sorted(labels.items()))).hexdigest()[:16],
             }
         ],

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
 
@@ -16,11 +14,12 @@ import httpx
 from tokentrace.bus import BrokerClock
 from tokentrace.errors import Rejected, shorten
 from tokentrace.records import AlertEvent
-from tokentrace.units import HOUR, SECOND
-from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
+from tokentrace.service.allowed_hosts import AllowedHosts
+from tokentrace.service.checked_transport import CheckedTransport
+from tokentrace.service.retry_after import retry_after
+from tokentrace.units import SECOND
 from tokentrace_alerter.delivery.channel import Channel, idempotency_key
 from tokentrace_alerter.delivery.payload import signature, webhook_body
-from tokentrace_alerter.delivery.transport import CheckedTransport
 
 log = logging.getLogger("tokentrace.alerter")
 
@@ -32,9 +31,6 @@ NO_SUCCESS = (
 _TRY_AGAIN = frozenset({408, 425, 429})
 #: A proxy asks for a user, or for another one: the setting of the proxy may be mended while the event waits.
 _PROXY_AUTHENTICATION = 407
-#: The longest wait that a receiver can ask for, seconds.
-MAX_RETRY_AFTER_S = HOUR / SECOND
-_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class Refused(Exception):
@@ -156,28 +152,3 @@ class WebhookSender:
             raise Failed(f"HTTP {status}" + (f", Retry-After {asked_s:g} s" if asked_s is not None else ""), asked_s)
         if not response.is_success:
             raise Refused(f"HTTP {status}")
-
-
-def retry_after(headers: httpx.Headers, now_s: float) -> float | None:
-    """
-    Return how long the header ``Retry-After`` asks to wait, seconds, at most an hour; None = missing or unreadable.
-
-    Args:
-        now_s: Unix time, seconds; used for a date if the response has no ``Date`` of its own.
-    """
-    written = headers.get("Retry-After", "").strip()
-    if _SECONDS.fullmatch(written):
-        return min(float(written), MAX_RETRY_AFTER_S)
-    until_s = _date(written)
-    if until_s is None:
-        return None
-    # The receiver's own clock may differ from ours.
-    answered_s = _date(headers.get("Date", ""))
-    return min(max(until_s - (now_s if answered_s is None else answered_s), 0.0), MAX_RETRY_AFTER_S)
-
-
-def _date(text: str) -> float | None:
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except (ValueError, TypeError, OverflowError):
-        return None

@@ -27,10 +27,10 @@ from tokentrace.bad_data import BAD_DATA
 from tokentrace.bus import Bus, Delivery, subjects
 from tokentrace.errors import Rejected, TokentraceError, shorten
 from tokentrace.records import AlertEvent, DeliveryRecord, decode_event
+from tokentrace.service.allowed_hosts import AllowedHosts
 from tokentrace.service.retry import until_available
 from tokentrace.units import DAY, HOUR, SECOND, parse_instant, render_instant
 from tokentrace_alerter.delivery.alertmanager import Alertmanagers
-from tokentrace_alerter.delivery.allowed_hosts import AllowedHosts
 from tokentrace_alerter.delivery.callbacks import Callbacks
 from tokentrace_alerter.delivery.channel import Channel, idempotency_key
 from tokentrace_alerter.delivery.episodes import OpenEpisodes
@@ -39,7 +39,6 @@ from tokentrace_alerter.delivery.webhook import NO_SUCCESS, Failed, Refused, Web
 
 log = logging.getLogger("tokentrace.alerter")
 
-DURABLE = "delivery"
 #: Limit of concurrent deliveries of one alerter to one destination.
 AT_ONCE = 8
 _FETCH = 64
@@ -95,7 +94,7 @@ class DeliveryWorker:
         self._episodes = OpenEpisodes(open_episodes)
         self._alertmanagers = Alertmanagers(self._sender, channel_of, self._episodes, AT_ONCE, bus.clock)
         self._callbacks = Callbacks(AT_ONCE)
-        self._ledger = Ledger(bus, DURABLE, channel_of, rules_read)
+        self._ledger = Ledger(bus, subjects.DELIVERY, channel_of, rules_read)
         #: Sequence -> the event with that sequence, which this alerter has taken and not finished yet.
         self._held: dict[int, _Held] = {}
         self._draining = False
@@ -120,7 +119,7 @@ class DeliveryWorker:
 
     async def _take(self, tasks: asyncio.TaskGroup) -> None:
         # The broker limits how many events are in progress, so there is no other limit here.
-        queue = self._bus.consume(subjects.ALERTS, DURABLE, batch=_FETCH, ack_wait_s=_ACK_WAIT_S)
+        queue = self._bus.consume(subjects.ALERTS, subjects.DELIVERY, batch=_FETCH, ack_wait_s=_ACK_WAIT_S)
         async with contextlib.aclosing(queue):
             async for deliveries in queue:
                 for delivery in deliveries:

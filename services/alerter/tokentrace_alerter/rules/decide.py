@@ -52,6 +52,7 @@ class State(msgspec.Struct):
         breached: What ``breaches`` returned at ``evaluated_ns``, whether or not an event was published.
         reason: Why no event was published at ``evaluated_ns``.
         pending_ns: Since when the condition of a rule with ``for`` has held without firing; 0 = it is not pending.
+        held_ns: Instant of the last firing that a silence has held back; 0 = there was none.
     """
 
     firing: bool = False
@@ -65,6 +66,7 @@ class State(msgspec.Struct):
     reason: Reason = ""
     pending_ns: int = 0
     unpriced: int = 0
+    held_ns: int = 0
 
 
 class Decision(NamedTuple):
@@ -96,6 +98,13 @@ class Reading(NamedTuple):
 
 
 NO_READING = Reading(None, 0)
+
+
+def rank(rule: Rule, value: float | None) -> tuple[bool, float]:
+    """Return how far *value* is on the side of the threshold of *rule*, to be compared; no value is last."""
+    if value is None:
+        return False, 0.0
+    return True, value if rule.op in ("gt", "gte") else -value
 
 
 def decide(
@@ -152,6 +161,14 @@ def decide(
         return Decision(None, "cooldown", since)
     starts = state.starts_ns if state.firing else instant_ns
     return Decision(_event(rule, "firing", instant_ns, Reading(value, span_count, unpriced), starts, group), "")
+
+
+def holds_back(rule: Rule, state: State, instant_ns: int) -> bool:
+    """Return whether *rule* would have fired at *instant_ns*, for which *state* is set, if it were not silenced."""
+    if state.reason != "silenced" or (state.pending_ns and instant_ns < state.pending_ns + rule.for_ns):
+        return False
+    before_ns = max(state.fired_ns, state.held_ns)
+    return not before_ns or instant_ns >= before_ns + rule.cooldown_ns
 
 
 def leave(rule: Rule, state: State, instant_ns: int, group: str, ended_by: str, reason: str) -> AlertEvent:

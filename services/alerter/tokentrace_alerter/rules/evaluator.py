@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tokentrace.records import AlertEvent, Batch, Position, Span
 from tokentrace.rollup import Ints, ScoreDelta, SeriesTable
 from tokentrace.units import parse_instant
-from tokentrace_alerter.rules.decide import NO_READING, Reading, State, breaches, decide, leave, owns
+from tokentrace_alerter.rules.decide import NO_READING, Reading, State, breaches, decide, holds_back, leave, owns, rank
 from tokentrace_alerter.rules.readings import WHOLE, Readings
 from tokentrace_alerter.rules.schema import Rule
 from tokentrace_alerter.rules.transport_window import TransportWindow
 from tokentrace_alerter.rules.window import make_window
+
+#: Number of values that are kept to be shown.
+_RECENT = 30
 
 
 class RuleEvaluator:
@@ -28,6 +32,9 @@ class RuleEvaluator:
             older messages.
         silenced_until_ns: No event is published for instants before this one, Unix nanoseconds.
         spans: Number of spans folded.
+        held_back: Number of firings that the present or last silence, or the key ``silenced``, has held back.
+        recent: The value at each of the last 30 instants, oldest first; of a grouped rule, that of the instance that is
+            furthest on the side of the threshold; None = there was no data.
     """
 
     def __init__(self, rule: Rule, table: SeriesTable) -> None:
@@ -39,8 +46,10 @@ class RuleEvaluator:
         self.added_at: Position | None = None
         #: Instances over the limit, whose episode or cooldown has not ended yet.
         self._leaving: set[str] = set()
-        self.silenced_until_ns = 0
+        self.silenced_until_ns = self._silenced_at_ns = 0
+        self.held_back = 0
         self.spans = 0
+        self.recent: deque[float | None] = deque(maxlen=_RECENT)
         self._window = make_window(rule, table)
 
     @property
@@ -103,6 +112,8 @@ class RuleEvaluator:
         if rule.group_by:
             self._drop_idle(instant, readings)
             self._limit_groups(instant, readings)
+        values = (state.value for state in self.states.values() if state.evaluated_ns == instant)
+        self.recent.append(max(values, key=lambda value: rank(rule, value), default=None))
         return events
 
     def _limit_groups(self, instant: int, readings: Readings) -> None:
@@ -166,6 +177,9 @@ class RuleEvaluator:
         state.breached = breaches(rule, value, span_count, firing=state.firing, unpriced=unpriced)
         state.evaluated_ns, state.value, state.span_count, state.unpriced = instant, value, span_count, unpriced
         state.reason, state.pending_ns = decision.reason, decision.pending_ns
+        if holds_back(rule, state, instant):
+            self.held_back += 1
+            state.held_ns = instant
         if decision.event is not None:
             self.apply_event(decision.event)
         return decision.event
@@ -181,7 +195,7 @@ class RuleEvaluator:
             no_data_fires = self.rule.no_data == "fire" and name not in self._leaving
             if state.firing or state.pending_ns or name in readings or no_data_fires:
                 continue
-            if state.fired_ns + self.rule.cooldown_ns < instant:
+            if max(state.fired_ns, state.held_ns) + self.rule.cooldown_ns < instant:
                 del self.states[name]
                 self._leaving.discard(name)
             else:
@@ -209,10 +223,19 @@ class RuleEvaluator:
         for event in events.values():
             self.apply_event(event)
 
+    def silence(self, until_ns: int, at_ns: int) -> None:
+        """Publish nothing for instants before *until_ns*; what is held back is counted anew for another *at_ns*."""
+        self.silenced_until_ns = until_ns
+        if at_ns != self._silenced_at_ns:
+            self._silenced_at_ns, self.held_back = at_ns, 0
+            for state in self.states.values():
+                state.held_ns = 0
+
     def start_at(self, now_ns: int) -> None:
         """Set the next instant to the first multiple of the interval after *now_ns*, Unix nanoseconds."""
         interval = self.rule.eval_interval_ns
         self.next_ns = (now_ns // interval + 1) * interval
+        self.recent.clear()
 
     def apply_event(self, event: AlertEvent) -> None:
         """
@@ -241,7 +264,14 @@ class RuleEvaluator:
         saved = {
             "fingerprint": self.rule.fingerprint,
             "seen": {
-                name: [state.evaluated_ns, state.value, state.span_count, state.pending_ns, state.unpriced]
+                name: [
+                    state.evaluated_ns,
+                    state.value,
+                    state.span_count,
+                    state.pending_ns,
+                    state.unpriced,
+                    state.held_ns,
+                ]
                 for name, state in self.states.items()
             },
             "interval_ns": self.rule.eval_interval_ns,
@@ -249,6 +279,8 @@ class RuleEvaluator:
             "next_ns": self.next_ns,
             "spans": self.spans,
             "folded": sorted(self._leaving),
+            "held_back": [self._silenced_at_ns, self.held_back],
+            "recent": list(self.recent),
         }
         return lambda: {**saved, "measure": window()}
 
@@ -265,13 +297,16 @@ class RuleEvaluator:
                 value=value,
                 span_count=span_count,
                 pending_ns=pending_ns,
-                # Older snapshots have no number of unpriced spans.
-                unpriced=unpriced[0] if unpriced else 0,
+                # Older snapshots have no number of unpriced spans, and do not say what a silence held back.
+                unpriced=later[0] if later else 0,
+                held_ns=later[1] if len(later) > 1 else 0,
             )
-            for name, (evaluated_ns, value, span_count, pending_ns, *unpriced) in saved["seen"].items()
+            for name, (evaluated_ns, value, span_count, pending_ns, *later) in saved["seen"].items()
         }
         self.backfilled_ns, self.next_ns, self.spans = saved["primed_ns"], saved["next_ns"], saved["spans"]
         self._leaving = set(saved["folded"])
+        self._silenced_at_ns, self.held_back = saved.get("held_back", (0, 0))
+        self.recent.extend(saved.get("recent", ()))
         if self.next_ns and saved["interval_ns"] != self.rule.eval_interval_ns:
             self.start_at(self.next_ns - saved["interval_ns"])
 

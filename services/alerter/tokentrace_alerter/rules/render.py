@@ -23,8 +23,8 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
     rule = evaluator.rule
     instances = evaluator.states
     states = instances or {"": State()}
-    worst = max(
-        states.values(), key=lambda state: (state.firing, state.pending_ns > 0, state.fired_ns, state.span_count)
+    worst_group, worst = max(
+        states.items(), key=lambda item: (item[1].firing, item[1].pending_ns > 0, item[1].fired_ns, item[1].span_count)
     )
     until_ns = evaluator.silenced_until_ns if evaluator.silenced_until_ns > now_ns else 0
     status: dict[str, Any] = {
@@ -39,6 +39,7 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "firing": any(_is_firing(state) for state in states.values()),
         "silenced": rule.silenced or until_ns > 0,
         "silenced_until": _instant(until_ns),
+        "held_back": evaluator.held_back,
         "rule_id": rule.rule_id,
         "level": rule.level,
         "filter": rule.filter,
@@ -52,6 +53,8 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "group_by": rule.group_by or None,
         "change": rule.change or None,
         "delivery": rule.delivery.type if rule.delivery else None,
+        "destination": rule.delivery.shown_destination if rule.delivery else None,
+        "send_resolved": rule.delivery.sends_resolved if rule.delivery else None,
         "next_evaluation": _instant(evaluator.next_ns),
         "span_count": worst.span_count,
         **({"unpriced_span_count": worst.unpriced} if rule.money else {}),
@@ -60,12 +63,16 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
         "state": _state_name(evaluator, worst, now_ns),
         "starts_at": _instant(worst.starts_ns) if worst.firing else None,
         "why_not_fired": _why(evaluator, worst, now_ns),
+        "recent_values": list(evaluator.recent),
         "breached": any(state.breached for state in states.values()),
         "misses_late_scores": rule.misses_late_scores,
     }
     if rule.group_by:
         ordered = sorted(instances.items(), key=lambda item: (-item[1].firing, -item[1].span_count, item[0]))
         status["instance_count"] = len(instances)
+        status["firing_instance_count"] = sum(state.firing for state in instances.values())
+        if instances:
+            status["worst_group"] = worst_group
         overflow = evaluator.overflow
         if overflow.span_count:
             status["overflow"] = {"current_value": overflow.value, "span_count": overflow.span_count}
@@ -76,6 +83,7 @@ def render_status(evaluator: RuleEvaluator, now_ns: int) -> dict[str, Any]:
                 "current_value": state.value,
                 "span_count": state.span_count,
                 **({"unpriced_span_count": state.unpriced} if rule.money else {}),
+                "starts_at": _instant(state.starts_ns) if state.firing else None,
                 "last_fired": _instant(state.fired_ns),
                 "why_not_fired": _why(evaluator, state, now_ns),
             }

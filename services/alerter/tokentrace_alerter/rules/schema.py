@@ -107,7 +107,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rule_id(self) -> str:
         """The id of the rule: ``alert_`` and 8 hex digits of the SHA-256 of its name."""
-        return f"alert_{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+        return rule_id_of(self.name)
 
     @property
     def is_by_user(self) -> bool:
@@ -197,6 +197,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     def builtin_metric(self) -> Metric:
         """Return the built-in metric of the rule; raise ``KeyError`` if it has another one."""
         return METRICS[self.metric]
+
+
+def rule_id_of(name: str) -> str:
+    """Return the id of the rule *name*."""
+    return f"alert_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def parse_rule(

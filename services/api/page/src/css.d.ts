@@ -1,0 +1,2 @@
+// Vite bundles style sheets that a module imports into page.css.
+declare module '*.css'
