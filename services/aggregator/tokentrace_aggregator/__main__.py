@@ -2,13 +2,17 @@
 
 import sys
 
-from tokentrace.service.main import run_service
-from tokentrace_aggregator.app import compose
-from tokentrace_aggregator.service import Config
+from tokentrace.extras import EXIT_MISSING, lacks_server
 
 
 def main() -> int:
     """Run the aggregator until it is stopped; return the exit code."""
+    if lacks_server("tokentrace_aggregator"):
+        return EXIT_MISSING
+    from tokentrace.service.main import run_service
+    from tokentrace_aggregator.app import compose
+    from tokentrace_aggregator.service import Config
+
     return run_service("aggregator", port=8701, configure=Config.of, compose=compose)
 
 

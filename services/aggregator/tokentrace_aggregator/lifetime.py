@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.metrics import Counter
-from tokentrace.records import counts_as_cost
+from tokentrace.metrics import Counter, ToldTwice
+from tokentrace.records import MAX_COST_NUSD, Span, counts_as_cost
 from tokentrace.rollup import (
     ADDED,
     COST_SUMS,
@@ -27,6 +28,18 @@ _COST = np.isin(_NAMES, COST_SUMS)
 _OF_CALLS = np.isin(_NAMES, (*COST_SUMS, *TOKEN_SUMS))
 _SPANS, _ERRORS = _NAMES.index("spans"), _NAMES.index("errors")
 _LABELS = ("model", "provider", "caller", "status")
+
+
+def with_told_twice(before: ToldTwice, spans: Sequence[Span]) -> ToldTwice:
+    """Return *before* with those of *spans* that OTLP requests told a second time, as ``dialect.otlp`` marks them."""
+    calls, nusd = before.calls, before.nusd
+    for span in spans:
+        if span.kind == "chain" and span.source == "otlp" and "duplicate_of" in span.attributes:
+            cost = span.attributes.get("rollup.cost_nusd", 0)
+            calls += 1
+            if isinstance(cost, int) and 0 < cost <= MAX_COST_NUSD:
+                nusd += cost
+    return before if calls == before.calls else ToldTwice(calls=calls, nusd=nusd)
 
 
 def total_of(table: SeriesTable, cumulative: CumulativeCounters) -> Sums:

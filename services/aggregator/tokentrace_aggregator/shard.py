@@ -24,6 +24,7 @@ from tokentrace.metrics import (
     ReporterTotals,
     RollupReader,
     ShardResult,
+    ToldTwice,
     Work,
     add_custom,
 )
@@ -44,6 +45,7 @@ from tokentrace.rollup import (
     changes_in,
     cover,
     cover_in_steps,
+    decode_part,
     rows_of,
     score_rows,
 )
@@ -117,6 +119,7 @@ class Shard:
         #: Reporter -> (number of its last batch, stream time of that batch, spans that waited in the reporter then).
         self._queues: dict[str, tuple[int, int, int]] = {}
         self._sent = self._dropped = self._failed = self._clamped = 0
+        self._told_twice = ToldTwice()
         self.spans = 0
         self.batches = 0
 
@@ -175,6 +178,7 @@ class Shard:
             self._account(batch, batch.reporter, time_ns)
         if batch.spans:
             self.spans += len(batch.spans)
+            self._told_twice = lifetime.with_told_twice(self._told_twice, batch.spans)
             rows = rows_of(batch.spans, self._table, time_ns)
             self._clamped += int((rows[:, STATUS] >= CLAMPED).sum())
             self._rollup.fold(rows)
@@ -246,11 +250,18 @@ class Shard:
             "time_ns": self._time_ns,
             "losses": self.losses,
             "queues": dict(self._queues),
+            "told_twice": self._told_twice,
             "counts": [self.spans, self.batches, self._sent, self._dropped, self._failed, self._clamped],
         }
         return Saved(partial(msgspec.msgpack.encode, state), named)
 
-    def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
+    def decode_part(self, name: str, data: bytes) -> Any:
+        """As ``Machine.decode_part``."""
+        if name.startswith(_CALLS):
+            return data
+        return CustomRollup.decode_part(data) if ":" in name else decode_part(data)
+
+    def restore(self, state: bytes, parts: Mapping[str, Any]) -> None:
         """As ``Machine.restore``; raise ``Rejected`` and start empty if the snapshot cannot be used."""
         try:
             with reading("cannot be read"):
@@ -259,7 +270,7 @@ class Shard:
             self._reset()
             raise
 
-    def _restore(self, saved: Mapping[str, Any], parts: Mapping[str, bytes]) -> None:
+    def _restore(self, saved: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
         if saved["version"] not in (_WITHOUT_CALLS, _WITHOUT_LIMITS, VERSION):
             raise Rejected(f"written by version {saved['version']}, this is {VERSION}")
         if (saved["shard"], saved["shards"]) != (self.shard, self._shards):
@@ -286,6 +297,8 @@ class Shard:
             self.dedup.restore(saved["dedup"], parts, _CALLS)
         self.losses = msgspec.convert(saved["losses"], list[Loss])
         self._queues = msgspec.convert(saved["queues"], dict[str, tuple[int, int, int]])
+        # Snapshots of earlier versions have no such count.
+        self._told_twice = msgspec.convert(saved.get("told_twice", []), ToldTwice)
         self.spans, self.batches, self._sent, self._dropped, self._failed, self._clamped = counts
 
     def _keep_limits(self) -> None:
@@ -324,6 +337,7 @@ class Shard:
             caught_up=caught_up,
             total=Aggregates(sums=lifetime.total_of(self._table, self._cumulative)),
             transport=self._transport(),
+            told_twice=self._told_twice,
             cumulative=self._cumulative_counters(),
             exact=self._exact(Query(), FOLDABLE),
         )
@@ -331,7 +345,7 @@ class Shard:
     def _answer_window(self, query: Query, caught_up: bool) -> Work[ShardResult]:
         from_s, since_ns = self._bounds(query)
         stretches = cover(from_s, query.to_s, query.now_s)
-        position, transport = self._position, self._transport()
+        position, transport, told_twice = self._position, self._transport(), self._told_twice
         reader = RollupReader(self._rollup, self._table, query)
         [(total, groups, models)] = yield from self._read(reader, [stretches], query)
         return ShardResult(
@@ -345,6 +359,7 @@ class Shard:
             groups=groups,
             models=models,
             transport=transport,
+            told_twice=told_twice,
             exact=self._exact(query),
             inexact=self._inexact(query, stretches[0].start_s),
         )
@@ -411,6 +426,7 @@ class Shard:
             series=len(table),
             reporters=batches.reporter_count,
             reporters_since_ms=batches.forgotten_ns // MS,
+            late=self.late,
         )
 
     def _tables(self, query: Query) -> list[SeriesTable]:

@@ -1,14 +1,18 @@
-"""``python -m tokentrace_api``: this service alone."""
+"""``python -m tokentrace_api`` runs the api in a process without other services."""
 
 import sys
 
-from tokentrace.service.main import run_service
-from tokentrace_api.app import compose
-from tokentrace_api.service import Config
+from tokentrace.extras import EXIT_MISSING, lacks_server
 
 
 def main() -> int:
-    """Run the program and return its exit code."""
+    """Run the api until it is stopped; return the exit code."""
+    if lacks_server("tokentrace_api"):
+        return EXIT_MISSING
+    from tokentrace.service.main import run_service
+    from tokentrace_api.app import compose
+    from tokentrace_api.service import Config
+
     return run_service(
         "api",
         port=9090,

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Conflict, Rejected, TokentraceError, Unavailable
-from tokentrace.records import AlertAnswer, AlertRequest, RuleNames, decode_alert_answer, encode_alert_request
+from tokentrace.records import (
+    AlertAnswer,
+    AlertRequest,
+    ListRules,
+    RuleNames,
+    decode_alert_answer,
+    encode_alert_request,
+)
 
 _TIMEOUT_S = 5.0
+_RULE_ID = re.compile(r"alert_[0-9a-f]{8}")
 
 
-async def ask(bus: Bus, alert_request: AlertRequest) -> Any:
+async def ask(bus: Bus, alert_request: AlertRequest, timeout_s: float = _TIMEOUT_S) -> Any:
     """Return the body of the first answer to *alert_request*; raises what ``answer_to`` raises."""
-    return (await answer_to(bus, alert_request)).body
+    return (await answer_to(bus, alert_request, timeout_s)).body
+
+
+async def rule_named(bus: Bus, name: str) -> str:
+    """
+    Return the name of the rule that a path means by *name*: that name, or else that of the rule with this ``rule_id``.
+
+    A browser removes ``.`` and ``..`` from every path, so the id is the only way to rules of these names.
+
+    Raises:
+        Unavailable: *name* has the form of an id, and no alerter answers.
+    """
+    if _RULE_ID.fullmatch(name):
+        rules = await ask(bus, ListRules())
+        if all(rule["name"] != name for rule in rules):
+            return next((str(rule["name"]) for rule in rules if rule["rule_id"] == name), name)
+    return name
 
 
 async def rule_names(bus: Bus, timeout_s: float) -> list[str] | None:

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokentrace.redact import Redactor
-from tokentrace_api.parameters import ATTRIBUTE_PREFIX
+from tokentrace_api.parameters import ATTRIBUTE_PREFIX, COMPARED_PREFIX, EXCLUDED_PREFIX
 
 #: Query parameters and names in paths whose value is a user.
 _USER = frozenset({"user", "user_id", "userId"})
@@ -44,6 +44,7 @@ class _HashedIds:
         await self._app({**scope, **changes, "path_params": names}, receive, send)
 
     def _value(self, name: str, value: str) -> str:
+        name = name.removeprefix(EXCLUDED_PREFIX).removeprefix(COMPARED_PREFIX)
         is_attribute = name.startswith(ATTRIBUTE_PREFIX)
         if name in _USER or (is_attribute and self._redactor.hashes(name.removeprefix(ATTRIBUTE_PREFIX))):
             return self._redactor.user_id(value)

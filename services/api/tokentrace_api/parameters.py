@@ -18,6 +18,10 @@ INSTANT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+\- ][0-9]{2}:[0-9]{2})$"
 )
 ATTRIBUTE_PREFIX = "attr."
+#: Before the name of a filter: the values that are not wanted.
+EXCLUDED_PREFIX = "not."
+#: Before the name of a filter: its value on the other side of a comparison.
+COMPARED_PREFIX = "compare."
 
 
 class Window(NamedTuple):
@@ -119,6 +123,11 @@ _NATURAL = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 Text = Annotated[str | None, WithJsonSchema({"type": "string"})]
 Duration = Annotated[
     Window,
+    parsed(parse_window),
+    WithJsonSchema({"type": "string", "format": "go-duration", "pattern": DURATION_PATTERN}),
+]
+OptionalDuration = Annotated[
+    Window | None,
     parsed(parse_window),
     WithJsonSchema({"type": "string", "format": "go-duration", "pattern": DURATION_PATTERN}),
 ]

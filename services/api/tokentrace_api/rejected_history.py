@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, Message, subjects
-from tokentrace.errors import Rejected, quoted
+from tokentrace.errors import Rejected
 from tokentrace.records import REFUSAL_REASONS, Natural, Position, reason_of
 from tokentrace.service.follow import Follower
 from tokentrace.units import MINUTE
+from tokentrace_api.newest_first import Page, read_page
+from tokentrace_api.reporter_states import MAX_NAMES
 from tokentrace_api.saved_counts import SavedCounts
 
 _KEY = "rejected_counts"
 #: How many of the newest letters are remembered by their content. An ingest that ends before it has acknowledged a
 #: message is followed by one that writes the same letters again.
 _REMEMBERED = 10_000
-#: Number of letters that are read at a time, and in all for one page.
-_STEP, _MOST_READ = 500, 10_000
-#: A page ends when the letters on it are this large together, bytes.
-_PAGE_BYTES = 4 * 1024 * 1024
 #: Kind of a letter that is about a span.
 SPAN = "span"
 #: Kinds of the other letters: records of other types, and lists that senders must not fill.
@@ -45,10 +42,14 @@ class LetterHead(msgspec.Struct, kw_only=True):
     Attributes:
         reason: What is wrong, as text.
         kind: What the letter is about; letters of earlier versions do not say it.
+        batch: Id and sequence of the batch.
+        source: The name of the reporter that sent it; letters of earlier versions do not say it.
     """
 
     reason: str = ""
     kind: str = SPAN
+    batch: str = ""
+    source: str = ""
 
     @property
     def about(self) -> str:
@@ -58,22 +59,24 @@ class LetterHead(msgspec.Struct, kw_only=True):
         listed = _OTHER_LIST.match(self.reason)
         return listed[1] if listed is not None else SPAN
 
+    @property
+    def reporter(self) -> str:
+        """The name of the reporter that sent the batch; "" = no reporter did."""
+        match = _REPORTER.fullmatch(self.batch)
+        return self.source or (subjects.unescape(match[1]) if match is not None else "")
+
 
 class Letter(LetterHead, kw_only=True):
     """
     A dead letter, as ingest writes it.
 
     Attributes:
-        batch: Id and sequence of the batch.
         index: Index of the record in its list.
-        source: The name of the reporter that sent it; letters of earlier versions do not say it.
         size_bytes, sha256: Of a record that is not shown.
         span, started, message, annotation, session_end: The record, redacted.
     """
 
-    batch: str = ""
     index: Natural = 0
-    source: str = ""
     size_bytes: Natural | None = None
     sha256: str = ""
     span: dict[str, Any] | None = None
@@ -86,12 +89,6 @@ class Letter(LetterHead, kw_only=True):
     def record(self) -> dict[str, Any] | None:
         """The refused record; None = it is not shown."""
         return self.span or self.started or self.message or self.annotation or self.session_end
-
-    @property
-    def reporter(self) -> str:
-        """The name of the reporter that sent the batch; "" = no reporter did."""
-        match = _REPORTER.fullmatch(self.batch)
-        return self.source or (subjects.unescape(match[1]) if match is not None else "")
 
 
 #: The id of a reporter's batch with its sequence: ``<project>.<name>.<128 random bits>:<sequence>``.
@@ -109,24 +106,14 @@ class StoredLetter(NamedTuple):
     at_ns: int
 
 
-class Page(NamedTuple):
-    """
-    A page of letters, newest first.
-
-    Attributes:
-        next: The cursor of the next page; "" = this is the last one.
-    """
-
-    letters: list[StoredLetter]
-    next: str
-
-
 class _Saved(msgspec.Struct):
     position: Position | None = None
     #: When the last counted letter was stored, Unix nanoseconds; 0 = none was.
     last_ns: Natural = 0
     spans: dict[str, Natural] = {}
     others: dict[str, Natural] = {}
+    #: Name of a reporter -> number of its refused spans; of 1,000 names, the ones whose spans were refused last.
+    by_reporter: dict[str, Natural] = {}
     #: Number of letters that the stream discarded before they were counted.
     lost: Natural = 0
 
@@ -152,6 +139,11 @@ class RejectedHistory:
     def others(self) -> dict[str, int]:
         """Kind -> number of refused records that are not spans."""
         return dict(sorted(self._counts.state.others.items()))
+
+    @property
+    def by_reporter(self) -> dict[str, int]:
+        """Name of a reporter -> number of its refused spans; of 1,000 names, the ones whose spans came last."""
+        return self._counts.state.by_reporter
 
     @property
     def total(self) -> int:
@@ -212,8 +204,17 @@ class RejectedHistory:
             if head.about == SPAN:
                 reason = reason_of(head.reason)
                 self._counts.state.spans[reason] = self._counts.state.spans.get(reason, 0) + 1
+                self._count_reporter(head.reporter)
             else:
                 self._counts.state.others[head.about] = self._counts.state.others.get(head.about, 0) + 1
+
+    def _count_reporter(self, name: str) -> None:
+        if not name:
+            return
+        counts = self._counts.state.by_reporter
+        counts[name] = counts.pop(name, 0) + 1
+        if len(counts) > MAX_NAMES:
+            del counts[next(iter(counts))]
 
     def _remember(self, content: int) -> bool:
         """Remember a letter; return True if it was remembered before."""
@@ -237,7 +238,9 @@ class RejectedHistory:
         if self.caught_up:
             await self._counts.save()
 
-    async def page(self, *, limit: int, cursor: str = "", reason: str = "", since_ns: int | None = None) -> Page:
+    async def page(
+        self, *, limit: int, cursor: str = "", reason: str = "", since_ns: int | None = None
+    ) -> Page[StoredLetter]:
         """
         Return up to *limit* letters, newest first.
 
@@ -252,42 +255,16 @@ class RejectedHistory:
             Rejected: *cursor* is not the cursor of a page of this stream.
             Unavailable: The broker cannot be reached.
         """
-        state = await self._bus.state(subjects.REJECTED)
-        last = min(_parse_cursor(cursor, state.created_ns), state.last_sequence) if cursor else state.last_sequence
-        first = max(state.first_sequence, 1)
-        found: list[StoredLetter] = []
-        size, stop = 0, max(first, last - _MOST_READ + 1)
-        while state.messages and last >= stop:
-            start = max(last - _STEP + 1, stop)
-            for message in reversed(await self._read(state.created_ns, start, last)):
-                if since_ns is not None and message.time_ns < since_ns:
-                    return Page(found, "")
-                stored = self._stored(message, reason)
-                if stored is None:
-                    continue
-                if len(found) == limit or size > _PAGE_BYTES:
-                    return Page(found, _cursor(state.created_ns, message.sequence))
-                found.append(stored)
-                size += len(message.payload)
-            last = start - 1
-        return Page(found, _cursor(state.created_ns, last) if state.messages and last >= first else "")
-
-    async def _read(self, created_ns: int, first: int, last: int) -> Sequence[Message]:
-        """Return the letters with the sequences *first* to *last*, oldest first."""
-        letters: list[Message] = []
-        async with Follower(
+        return await read_page(
             self._bus,
             subjects.REJECTED,
-            [subjects.ALL_REJECTED],
-            Position(created_ns, first - 1),
+            subjects.ALL_REJECTED,
+            lambda message: self._stored(message, reason),
             reader="api.rejected_page",
-            until_caught_up=True,
-        ) as chunks:
-            async for chunk in chunks:
-                letters += (message for message in chunk.messages if message.sequence <= last)
-                if chunk.messages and chunk.messages[-1].sequence >= last:
-                    break
-        return letters
+            limit=limit,
+            cursor=cursor,
+            since_ns=since_ns,
+        )
 
     def _stored(self, message: Message, reason: str) -> StoredLetter | None:
         """Return the letter in *message*; None if it cannot be read or has another reason."""
@@ -310,15 +287,3 @@ def _restored(data: bytes, now_ns: int) -> _Saved:
     saved.spans = dict(spans)
     saved.others = {kind: count for kind, count in saved.others.items() if kind in (*_OTHER_KINDS, "other")}
     return saved
-
-
-def _cursor(created_ns: int, sequence: int) -> str:
-    return f"{created_ns}-{sequence}"
-
-
-def _parse_cursor(text: str, created_ns: int) -> int:
-    """Return the sequence in *text*; Rejected if it is not a cursor of the stream created at *created_ns*."""
-    created, _, sequence = text.partition("-")
-    if created != str(created_ns) or not (sequence.isascii() and sequence.isdigit()) or len(sequence) > 18:
-        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer")
-    return int(sequence)

@@ -26,12 +26,14 @@ from tokentrace.service.call_readers import calls_key, encode_calls
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.reader_positions import encode_position, reader_key
 from tokentrace.service.stopping import Stopped, unless_stopped
-from tokentrace.units import DAY
+from tokentrace.units import DAY, SECOND
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.alert_history import AlertHistory
 from tokentrace_api.erasure import Erasure
 from tokentrace_api.live_tail import Tails
+from tokentrace_api.log_coverage import LogCoverage
 from tokentrace_api.rejected_history import RejectedHistory
+from tokentrace_api.reporter_states import ReporterStates
 from tokentrace_api.store import Store
 from tokentrace_api.store_writer import StoreWriter
 
@@ -66,11 +68,14 @@ class Config:
         ingest_url: Base URL of the ingest to which posted spans are forwarded; "" = the api accepts none.
         ingest_path: Path under which that ingest accepts spans.
         max_body_bytes: The largest body that is forwarded, bytes.
+        max_otlp_bytes: The largest body of OTLP that is forwarded, bytes.
         max_bytes: Limit of the size of all files of the store together, bytes; 0 = no limit.
         project: Project under which the api publishes deletions, scores and session ends.
         log_keeps_ns: How long the log keeps records, deleted ones included, nanoseconds.
         custom: Name -> custom metric.
         pricing: Settings of the prices that receipts show; the same as those of ingest.
+        token_needed: Requests need a token.
+        spans_path: Path under which this server or another one at its address takes spans; None = nowhere.
         redactor: Redacts the errors of session ends and the names of scores, which do not pass through ingest.
     """
 
@@ -85,12 +90,15 @@ class Config:
     ingest_url: str
     ingest_path: str
     max_body_bytes: int
+    max_otlp_bytes: int
     max_bytes: int = 0
     project: str = subjects.DEFAULT_PROJECT
     log_keeps_ns: int = 7 * DAY
     custom: Mapping[str, CustomMetric] = field(default_factory=dict)
     pricing: Pricing = field(default_factory=Pricing)
     redactor: Redactor = field(default_factory=Redactor)
+    token_needed: bool = False
+    spans_path: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -108,12 +116,15 @@ class Config:
             ingest_url=http.ingest_url,
             ingest_path=http.ingest_path,
             max_body_bytes=http.max_body_bytes,
+            max_otlp_bytes=settings.otlp.max_body_bytes,
             max_bytes=settings.retention.max_bytes,
             project=settings.nats.project,
             log_keeps_ns=int(settings.nats.spans_max_age),
             custom=parse_custom_metrics(settings.customs),
             pricing=settings.pricing,
             redactor=settings.redaction.redactor,
+            token_needed=bool(http.auth_token),
+            spans_path=http.ingest_path if http.ingest_url else None,
         )
 
 
@@ -127,11 +138,13 @@ class Api:
         rejected_history: Counts of refused spans, and the dead letters.
         erasure: Erases what the streams keep about deleted users.
         roll: Asks which services are alive.
+        log_coverage: How far the log reaches back.
         tails: The live tails of all clients.
         store_writer: Fills and reads the span store.
         stopping: Set when the service stops.
         pricer: Explains costs in receipts.
         started: When this object was created, seconds of ``time.monotonic``.
+        reporters: The last counters of every reporter.
     """
 
     def __init__(self, bus: Bus, config: Config) -> None:
@@ -139,8 +152,10 @@ class Api:
         self.aggregators = AggregatorClient(bus, config.shards)
         self.alert_history = AlertHistory(bus)
         self.rejected_history = RejectedHistory(bus)
+        self.reporters = ReporterStates()
         self.erasure = Erasure(bus, self.alert_history)
         self.roll = Roll(bus, SERVICES)
+        self.log_coverage = LogCoverage(config.log_keeps_ns)
         self.tails = Tails()
         self.store_writer = StoreWriter(bus, config.shards, self._open_store, self._note_stored)
         self.stopping = asyncio.Event()
@@ -182,6 +197,7 @@ class Api:
             memory_limit_mb=config.memory_limit_mb,
             set_aside=self.bus.set_aside,
             capacity=self._capacity,
+            reporters=self.reporters,
         )
 
     async def _note_stored(self, spans: list[Span]) -> None:
@@ -208,14 +224,20 @@ class Api:
             except TokentraceError as exc:
                 log.info("%s", exc)
 
+    @property
+    def started_ns(self) -> int:
+        """When this object was created by the broker's time, Unix nanoseconds."""
+        return self.now_ns() - int((time.monotonic() - self.started) * SECOND)
+
     def now_ns(self) -> int:
         """Return the broker's time, Unix nanoseconds."""
         return self.bus.clock.now_ns()
 
     async def _count_processes(self) -> None:
-        """Count the processes of every service again and again, so that ``/health`` knows whom to expect."""
+        """Count the processes of every service, and measure the log, again and again: ``/health`` shows both."""
         while True:
             with contextlib.suppress(TokentraceError):
+                self.log_coverage.note(await self.bus.state(subjects.SPANS), self.now_ns())
                 await self.roll.count()
             await asyncio.sleep(_COUNT_EVERY_S)
 

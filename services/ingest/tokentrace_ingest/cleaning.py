@@ -16,18 +16,18 @@ from msgspec.structs import replace
 
 from tokentrace.bus import Message
 from tokentrace.dialect import docs
-from tokentrace.dialect.attributes import session_of, user_of
+from tokentrace.dialect.attributes import score_of, session_of, user_of
 from tokentrace.errors import Rejected
 from tokentrace.pricing import Pricer
 from tokentrace.records import (
     BOM,
-    FREE_REASONS,
     FUTURE_NS,
     MAX_INSTANT_NS,
     MAX_LATENCY_NS,
     MAX_NAME,
     Batch,
     Span,
+    as_stated,
     check_batch_id,
     check_span,
     decode_batches,
@@ -219,7 +219,7 @@ class Cleaner:
             arrived_ns=arrived_ns,
             caller=span.caller or source,
             total_tokens=span.total_tokens or span.prompt_tokens + span.completion_tokens,
-            score=docs.score_of(span.attributes) if span.attributes and span.score is None else span.score,
+            score=score_of(span.attributes) if span.attributes and span.score is None else span.score,
             source=span.source or "reporter",
             cost_nusd=quote.cost_nusd,
             cost_source=quote.source,
@@ -294,27 +294,16 @@ class Cleaner:
 
 
 def _as_stated(span: Span) -> Span:
-    """
-    Return the span of a reporter with its user and session, and without what only ingest may state.
-
-    The cost source ``reported`` is the sender's to state, with the reason why a cost of 0 is true. Every other source
-    says how ingest found the cost.
-    """
+    """Return the span of a reporter with its user and session, and without what only ingest may state."""
+    span = as_stated(span)
     changed: dict[str, Any] = {}
     if span.source:
         changed["source"] = ""
-    if span.cost_source or span.unpriced_reason:
-        reported = span.cost_source == "reported" and span.cost_nusd is not None
-        free = reported and not span.cost_nusd and span.unpriced_reason in FREE_REASONS
-        changed["cost_source"] = "reported" if reported else ""
-        changed["unpriced_reason"] = span.unpriced_reason if free else ""
     if span.attributes:
         if not span.user_id and (user := user_of(span.attributes)):
             changed["user_id"] = user
         if not span.session_id and (session := session_of(span.attributes)):
             changed["session_id"] = session
-    if span.pricing_context is not None and not all(span.pricing_context.values()):
-        changed["pricing_context"] = {name: value for name, value in span.pricing_context.items() if value} or None
     return replace(span, **changed) if changed else span
 
 

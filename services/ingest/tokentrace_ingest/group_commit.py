@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from tokentrace.bus import HEADROOM_BYTES, Bus, subjects
 from tokentrace.errors import Rejected, TokentraceError
@@ -109,17 +109,37 @@ class GroupCommit:
                 they have folded.
             Rejected: A part is too large for one message of the broker; nothing was published.
         """
+        await self.publish(self.encode(project, parts, made=made, order_key=order_key))
+
+    @property
+    def limit(self) -> int:
+        """Limit of an encoded batch, bytes."""
+        return self._bus.max_payload - HEADROOM_BYTES
+
+    def encode(
+        self, project: str, parts: list[Batch], *, made: Collection[str] = (), order_key: str = ""
+    ) -> list[tuple[str, bytes]]:
+        """
+        Return (subject, encoded batch) of *parts* for ``publish``; the arguments are those of ``commit``.
+
+        Raises:
+            Rejected: A part is too large for one message of the broker.
+        """
         encoded = [
             (subjects.spans(project, shard), encode_batch(batch))
             for part in parts
             for shard, batch in self._place(project, part, made, order_key)
         ]
-        limit = self._bus.max_payload - HEADROOM_BYTES
+        limit = self.limit
         for _, data in encoded:
             if len(data) > limit:
                 raise Rejected(
                     f"batch: {len(data)} bytes after cleaning, at most {limit} fit into a message", status=413
                 )
+        return encoded
+
+    async def publish(self, encoded: Iterable[tuple[str, bytes]]) -> None:
+        """Publish what ``encode`` returned, and return or raise as ``commit``."""
         futures = [self._lane(subject).add(data) for subject, data in encoded]
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         for outcome in outcomes:

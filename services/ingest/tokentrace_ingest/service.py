@@ -57,6 +57,7 @@ from tokentrace_ingest.dead_letters import DeadLetter
 from tokentrace_ingest.group_commit import GroupCommit
 from tokentrace_ingest.layout import Layout
 from tokentrace_ingest.open_spans import OpenSpans
+from tokentrace_ingest.otlp import OtlpRequests, Ready
 
 log = logging.getLogger("tokentrace.ingest")
 
@@ -91,6 +92,8 @@ class Config:
         max_batch_size: Limit for the number of spans in one request.
         max_body_bytes: Limit for the body of one request after decompression, bytes.
         spans_path: Path of the route for spans.
+        max_otlp_records: Limit for the number of spans or log records in one request of OTLP.
+        max_otlp_bytes: Limit for the body of such a request before and after decompression, bytes.
     """
 
     shards: int
@@ -98,6 +101,8 @@ class Config:
     max_batch_size: int
     max_body_bytes: int
     spans_path: str
+    max_otlp_records: int
+    max_otlp_bytes: int
     redactor: Redactor
     pricer: Pricer
 
@@ -110,6 +115,8 @@ class Config:
             max_batch_size=settings.http_server.max_batch_size,
             max_body_bytes=settings.http_server.max_body_bytes,
             spans_path=settings.http_server.ingest_path,
+            max_otlp_records=settings.otlp.max_batch_size,
+            max_otlp_bytes=settings.otlp.max_body_bytes,
             redactor=settings.redaction.redactor,
             pricer=settings.pricing.pricer(),
         )
@@ -124,6 +131,13 @@ class Ingest:
         self._group_commit = GroupCommit(bus, config.shards, None)
         self._layout = Layout(bus, self._group_commit)
         self.open_spans = OpenSpans(bus, self._cleaner, self._group_commit, config.project, self._count_open_span)
+        self.otlp = OtlpRequests(
+            self,
+            self._cleaner,
+            config.pricer,
+            max_records=config.max_otlp_records,
+            max_bytes=config.max_otlp_bytes,
+        )
         self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._redactions: Counter[tuple[str, str]] = Counter()
@@ -222,6 +236,39 @@ class Ingest:
         self._counts["spans", source] += cleaned.spans
         self._count_redactions(cleaned, source if strict else "reporter")
         return cleaned
+
+    async def open(self) -> None:
+        """
+        Wait until batches can be placed.
+
+        Raises:
+            Unavailable: A reader is too far behind.
+        """
+        self.check_backpressure()
+        await self._layout.known()
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Limit of an encoded batch, bytes."""
+        return self._group_commit.limit
+
+    def encode(self, cleaned: Cleaned) -> list[tuple[str, bytes]]:
+        """Return (subject, encoded batch) for each part of *cleaned*; may be called in any thread."""
+        return self._group_commit.encode(self.config.project, cleaned.parts, made=cleaned.made)
+
+    async def store(self, ready: Ready, source: str) -> None:
+        """
+        Store what ``encode`` returned; return once the broker has acknowledged all of it.
+
+        Raises:
+            Unavailable: Not everything was acknowledged; send it again.
+        """
+        self.check_backpressure()
+        await self._publish_dead_letters(self.config.project, ready.dead_letters, source)
+        await self._group_commit.publish(ready.messages)
+        for cleaned in ready.cleaned:
+            self._counts["spans", source] += cleaned.spans
+            self._count_redactions(cleaned, source)
 
     def now_ns(self) -> int:
         """Return the broker's time, Unix nanoseconds, at which an HTTP request arrives."""
@@ -415,6 +462,7 @@ class Ingest:
         for (kind, source), count in sorted(self._redactions.items()):
             labels = {"kind": kind, "source": source, "way": source}
             yield Sample("tokentrace_ingest_redactions_total", help_text, count, labels)
+        yield from self.otlp.samples()
         help_text = "What a reader still has to read, as a fraction of the log's size limit."
         for reader, part in self._behind.items():
             yield Sample("tokentrace_ingest_reader_behind", help_text, part, {"reader": reader})

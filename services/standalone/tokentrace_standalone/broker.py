@@ -32,6 +32,11 @@ _LEEWAY_BYTES = 256 * 1024 * 1024
 _START_S = 60.0
 #: How long the server may take to end before it is killed, seconds. One that has never answered has nothing to save.
 _STOP_S, _STOP_STARTING_S = 10.0, 2.0
+#: Settings of Go's memory, which the environment of this process may replace. nats-server reuses the buffers of
+#: delivered messages, and each keeps the size of the largest one that it ever held. A buffer is given back only if it
+#: is unused between two garbage collections. By default there is one when memory has doubled; GOGC makes it one when it
+#: has grown by a fifth. Beyond GOMEMLIMIT there are as many as half the processor time allows.
+_MEMORY = {"GOGC": "20", "GOMEMLIMIT": "768MiB"}
 _CONFIG = """\
 listen: "127.0.0.1:{port}"
 jetstream {{
@@ -109,8 +114,9 @@ class Broker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            env={**_MEMORY, **os.environ},
             start_new_session=True,
-            preexec_fn=_dies_with(os.getpid()),
+            preexec_fn=dies_with(os.getpid()),
         )
         deadline = asyncio.get_running_loop().time() + _START_S
         while not _answers(self.port):
@@ -217,7 +223,8 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _dies_with(parent: int) -> Callable[[], None]:
+def dies_with(parent: int) -> Callable[[], None]:
+    """Return what a child does before it runs a program, so that it is killed when *parent*, its parent, ends."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def in_child() -> None:

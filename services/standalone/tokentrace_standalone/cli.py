@@ -9,10 +9,11 @@ from collections.abc import Callable
 import typer
 from typer.exceptions import TyperException
 
-from tokentrace.errors import TokentraceError
+from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.service import runtime
 from tokentrace.version import __version__
-from tokentrace_standalone import config, demo, prices, replay, rules, serve, tail
+from tokentrace_standalone import config, coverage, demo, prices, replay, rules, serve, tail
+from tokentrace_standalone.doctor import doctor
 
 EXIT_UNKNOWN_COMMAND = 1
 
@@ -26,6 +27,8 @@ app.command()(serve.serve)
 app.command()(demo.demo)
 app.command()(tail.tail)
 app.command()(replay.replay)
+app.command()(coverage.coverage)
+app.command()(doctor)
 app.add_typer(rules.app, name="rules")
 app.add_typer(config.app, name="config")
 app.add_typer(prices.app, name="prices")
@@ -75,5 +78,5 @@ def main(words: list[str]) -> int:
         return exc.exit_code
     except TokentraceError as exc:
         print(f"tokentrace: {runtime.one_line(str(exc))}", file=sys.stderr)
-        return runtime.EXIT_CONFIG
+        return runtime.EXIT_UNAVAILABLE if isinstance(exc, Unavailable) else runtime.EXIT_CONFIG
     return code or runtime.EXIT_OK

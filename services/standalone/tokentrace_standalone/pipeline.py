@@ -9,6 +9,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.listen import bind, parse_addr
 from tokentrace.service.openapi import make_documented_app
+from tokentrace.service.otlp_exports import Exports
+from tokentrace.service.otlp_listen import OtlpListeners
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.service.web import HotPaths
 from tokentrace_aggregator import app as aggregator_app
@@ -82,9 +85,8 @@ class Configs(NamedTuple):
         Raises:
             ConfigError: A value is invalid; the text names its key.
         """
-        return cls(
-            IngestConfig.of(settings), AggregatorConfig.of(settings), AlerterConfig.of(settings), ApiConfig.of(settings)
-        )
+        api = replace(ApiConfig.of(settings), spans_path=settings.http_server.ingest_path)
+        return cls(IngestConfig.of(settings), AggregatorConfig.of(settings), AlerterConfig.of(settings), api)
 
 
 class Pipeline:
@@ -127,6 +129,11 @@ class Pipeline:
         """The endpoints of all services that are found by method and path, without routing."""
         return {key: endpoint for app in self._apps for key, endpoint in app.hot.items()}
 
+    @property
+    def otlp(self) -> Exports | None:
+        """Takes requests of OTLP."""
+        return self._apps[0].otlp
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Run all services until *stopping* is set."""
         async with asyncio.TaskGroup() as tasks:
@@ -157,16 +164,17 @@ async def serve(flags: Flags, stopping: asyncio.Event) -> None:
         log.warning("nats.url: has no effect without --nats: serve starts a NATS server of its own")
     configs = Configs.of(settings)
     sockets = _sockets(flags.addr, flags.also, settings.http_server.addr)
+    otlp = OtlpListeners.bind(settings)
     async with contextlib.AsyncExitStack() as stack:
         nats_port = (flags.nats_port or _NATS_PORT) if flags.nats is None else None
         broker, bus, url = await unless_stopped(stopping, _connect(stack, settings, nats_port))
         pipeline = Pipeline(bus, configs)
         async with asyncio.TaskGroup() as tasks:
-            app = main.App(pipeline, pipeline.routes, pipeline.hot, make_documented_app)
+            app = main.App(pipeline, pipeline.routes, pipeline.hot, make_documented_app, pipeline.otlp)
             running = tasks.create_task(
-                main.serve(app, bus, settings, sockets, stopping, name="serve", parts=pipeline.parts)
+                main.serve(app, bus, settings, sockets, stopping, name="serve", parts=pipeline.parts, otlp=otlp)
             )
-            announcing = tasks.create_task(_announce(pipeline, sockets, url, settings))
+            announcing = tasks.create_task(_announce(pipeline, sockets, otlp, url, settings))
             watching = tasks.create_task(_unstick(bus, broker)) if broker is not None else None
             await running
             announcing.cancel()
@@ -228,10 +236,14 @@ def _overlap(first: tuple[str, int], second: tuple[str, int]) -> bool:
     return first[1] == second[1] and (first[0] == second[0] or bool(_ANY_ADDRESS & {first[0], second[0]}))
 
 
-async def _announce(pipeline: Pipeline, sockets: list[socket.socket], url: str, settings: Settings) -> None:
+async def _announce(
+    pipeline: Pipeline, sockets: list[socket.socket], otlp: OtlpListeners, url: str, settings: Settings
+) -> None:
     await pipeline.ready()
     names = [f"http://{host}:{port}" for host, port, *_ in (sock.getsockname() for sock in sockets)]
     print(f"tokentrace: spans to {jetstream.shown_urls(url)}, data in {settings.storage.dir}", flush=True)
+    if str(otlp):
+        print(f"tokentrace: OTLP over {otlp}", flush=True)
     print(f"tokentrace listening on {' and '.join(names)}", flush=True)
 
 

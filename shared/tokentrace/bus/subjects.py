@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 from tokentrace.bus.contract import Stream
@@ -19,10 +18,13 @@ RULES = "tt_rules"
 OPEN_SPANS = "tt_open_spans"
 SCORES = "tt_scores"
 REQUESTS = "tt_requests"
+BUDGETS = "tt_budgets"
 SNAPSHOTS = "tt_snapshots"
 
 #: The durable consumer of ``TT_RAW``, which all ingest processes share.
 INGEST = "ingest"
+#: The durable consumer of ``TT_ALERTS``, which all alerters share.
+DELIVERY = "delivery"
 #: The maximum length of a project's name in a subject, after escaping, characters.
 MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
@@ -40,6 +42,10 @@ ALL_REJECTED = "tokentrace.rejected.>"
 DEFAULT_PROJECT = "default"
 #: How long dead letters are kept, nanoseconds.
 REJECTED_AGE_NS = 7 * DAY
+#: How long the events of rules and their deliveries are kept, nanoseconds.
+ALERTS_AGE_NS = 30 * DAY
+#: How long a span stays open, nanoseconds; the start of one that has not ended by then is forgotten.
+OPEN_SPANS_AGE_NS = DAY
 MIB = 1024 * 1024
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -91,12 +97,17 @@ def tombstones(project: str) -> str:
 
 def open_span_key(span_id: str) -> str:
     """Return the key of a span in ``tt_open_spans``: a hash, because ids may contain characters that keys may not."""
-    return hashlib.sha256(span_id.encode()).hexdigest()
+    return _digest(span_id)
 
 
 def place_key(span_id: str) -> str:
     """Return the key, in ``tt_open_spans``, of the trace and session of a span that is not open."""
-    return f"place.{hashlib.sha256(span_id.encode()).hexdigest()}"
+    return f"place.{_digest(span_id)}"
+
+
+def budget_key(project: str, name: str, period: str = "") -> str:
+    """Return the key, in ``tt_budgets``, of a shared budget; *period* is the start of its period, "" = it has none."""
+    return ".".join([escape(project), escape(name), *([period] if period else [])])
 
 
 def rejected(project: str) -> str:
@@ -189,21 +200,26 @@ def streams(
             durable=False,
         ),
         Stream(
-            name=ALERTS, subjects=(ALL_ALERTS,), max_bytes=256 * MIB, max_age_ns=30 * DAY, duplicate_window_ns=window
+            name=ALERTS,
+            subjects=(ALL_ALERTS,),
+            max_bytes=256 * MIB,
+            max_age_ns=ALERTS_AGE_NS,
+            duplicate_window_ns=window,
         ),
         Stream(
             name=DELIVERIES,
             subjects=(ALL_DELIVERIES,),
             max_bytes=64 * MIB,
-            max_age_ns=30 * DAY,
+            max_age_ns=ALERTS_AGE_NS,
             duplicate_window_ns=window,
             durable=False,
         ),
         bucket(META),
         bucket(RULES),
-        bucket(OPEN_SPANS, max_bytes=256 * MIB, max_age_ns=DAY, evicts=True),
+        bucket(OPEN_SPANS, max_bytes=256 * MIB, max_age_ns=OPEN_SPANS_AGE_NS, evicts=True),
         bucket(SCORES, max_bytes=256 * MIB, max_age_ns=8 * DAY),
         bucket(REQUESTS, max_bytes=256 * MIB, max_age_ns=DAY, evicts=True),
+        bucket(BUDGETS),
         Stream(
             name=f"OBJ_{SNAPSHOTS}",
             subjects=(f"$O.{SNAPSHOTS}.C.>", f"$O.{SNAPSHOTS}.M.>"),
@@ -225,3 +241,9 @@ def bucket(name: str, *, max_bytes: int = 64 * MIB, max_age_ns: int = 0, evicts:
         kind="kv",
         evicts=evicts,
     )
+
+
+def _digest(span_id: str) -> str:
+    import hashlib  # here, because it is slow to load and no reporter needs it for its subjects
+
+    return hashlib.sha256(span_id.encode()).hexdigest()

@@ -19,6 +19,7 @@ from tokentrace.config.http_server import HttpServer
 from tokentrace.config.loader import DEPRECATED, ENVIRONMENT, build, keys_without_effect, load, parse_yaml
 from tokentrace.config.mist import Mist
 from tokentrace.config.nats import Nats, own_shards
+from tokentrace.config.otlp import Otlp
 from tokentrace.config.pricing import ModelRate, Pricing
 from tokentrace.config.redaction import Redaction
 from tokentrace.config.retention import Retention
@@ -49,6 +50,7 @@ __all__ = [
     "Mist",
     "ModelRate",
     "Nats",
+    "Otlp",
     "Pricing",
     "Redaction",
     "Retention",

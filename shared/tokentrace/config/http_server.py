@@ -20,8 +20,21 @@ _PATH_FORM = re.compile(r"/|(?:/[A-Za-z0-9._~-]+)+")
 #: First names of the paths of fixed routes; a path that can be configured begins with none of them.
 TAKEN_PATHS = frozenset(
     {
-        *("alerts", "api", "docs", "export", "healthz", "internal", "mist", "openapi.json"),
-        *("prices", "readyz", "rejected", "scores", "stats", "traces"),
+        *("alerts", "api", "calls", "coverage", "docs", "export", "healthz", "internal", "keys", "mist"),
+        *(
+            "openapi.json",
+            "prices",
+            "readyz",
+            "rejected",
+            "reporters",
+            "scores",
+            "session",
+            "stats",
+            "traces",
+            "v1",
+            "values",
+        ),
+        *("favicon.svg", "page.css", "page.js", "page.json"),
     }
 )
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*", re.IGNORECASE)
@@ -75,7 +88,8 @@ class HttpServer(Section, frozen=True, kw_only=True):
         str,
         Meta(
             description="URL under which browsers reach the api, if a proxy stands in front of it. Only pages of this "
-            "origin may then ask; empty = pages of the host and port of the request."
+            "origin may then ask, and alerts hold a link to their rule; empty = pages of the host and port of the "
+            "request, and no links."
         ),
     ] = ""
     allowed_origins: Annotated[

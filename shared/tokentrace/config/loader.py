@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml
 from msgspec import inspect
 
 from tokentrace.config.alerts import tidy_alerts
 from tokentrace.config.section import Duration
 from tokentrace.config.settings import Settings
 from tokentrace.dialect import explain
-from tokentrace.errors import ConfigError, Rejected, cut_quoted, quoted, shorten
+from tokentrace.errors import ConfigError, Rejected, quoted, shorten
 from tokentrace.units import parse_duration
 
 log = logging.getLogger("tokentrace.config")
@@ -42,6 +41,8 @@ ENVIRONMENT = {
     "TOKENTRACE_INGEST_URL": "http_server.ingest_url",
     "TOKENTRACE_HTTP_HOSTS": "http_server.hosts",
     "TOKENTRACE_PUBLIC_URL": "http_server.public_url",
+    "TOKENTRACE_OTLP_HTTP_ADDR": "otlp.http_addr",
+    "TOKENTRACE_OTLP_GRPC_ADDR": "otlp.grpc_addr",
     "TOKENTRACE_ALERT_ALLOW_HOSTS": "alert_delivery.allow_hosts",
     "TOKENTRACE_ALERT_PROXY": "alert_delivery.proxy",
     "TOKENTRACE_REDACTION_MODE": "redaction.mode",
@@ -142,22 +143,6 @@ def _read(file: Path) -> str:
         raise ConfigError(f"{file}: cannot be read: {exc}") from exc
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, which also refuses a key that appears twice in a mapping; YAML would use the last one."""
-
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        mapping: yaml.MappingNode = super().compose_mapping_node(anchor)
-        line_of: dict[str, int] = {}
-        for key, _ in mapping.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in line_of:
-                raise ConfigError(f"line {line}: {shorten(key.value)}: the key is on line {line_of[key.value]} already")
-            line_of[key.value] = line
-        return mapping
-
-
 def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """
     Parse YAML and substitute ``${VAR}``, ``${VAR:-default}`` and ``${VAR:?message}`` in its values.
@@ -170,25 +155,20 @@ def parse_yaml(text: str, name: str, environ: Mapping[str, str]) -> dict[str, An
         ConfigError: The text is not YAML or not a mapping; a key appears twice in a mapping; or a variable that is
             empty or not set is used in a secret without a default, or as ``${VAR:?message}``.
     """
+    # Not at the top: most programs have no file, and loading the YAML library takes 10 ms of their start.
+    from tokentrace.config import yaml_tree
+
     try:
-        tree = yaml.load(text, _Loader)  # a subclass of SafeLoader
+        tree = yaml_tree.load(text)
         if tree is None:
             return {}
         if not isinstance(tree, dict):
             raise ConfigError(f"a mapping is expected at the top, not a {type(tree).__name__}")
         return {str(key): _substitute(value, str(key), environ) for key, value in tree.items()}
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        raise ConfigError(f"{name}: not YAML: {_problem(exc)}") from exc
+    except yaml_tree.ERRORS as exc:
+        raise ConfigError(f"{name}: not YAML: {yaml_tree.problem_of(exc)}") from exc
     except ConfigError as exc:
         raise ConfigError(f"{name}: {exc}") from exc
-
-
-def _problem(error: Exception) -> str:
-    """Return what is wrong and where; the text of *error* itself repeats the line, which may hold a secret."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return cut_quoted(str(error))
-    at = error.problem_mark
-    return f"line {at.line + 1}, column {at.column + 1}: {cut_quoted(error.problem or 'cannot be read')}"
 
 
 def _substitute(value: Any, key: str, environ: Mapping[str, str]) -> Any:

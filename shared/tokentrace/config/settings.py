@@ -13,6 +13,7 @@ from tokentrace.config.custom_metrics import CustomMetric
 from tokentrace.config.http_server import HttpServer
 from tokentrace.config.mist import Mist
 from tokentrace.config.nats import Nats
+from tokentrace.config.otlp import Otlp
 from tokentrace.config.pricing import Pricing
 from tokentrace.config.redaction import Redaction
 from tokentrace.config.retention import Retention
@@ -70,6 +71,7 @@ class Settings(Section, frozen=True, kw_only=True):
     storage: Annotated[Storage, Meta(description="Where a service keeps its files.")] = Storage()
     redaction: Annotated[Redaction, Meta(description="Which values are removed before storage.")] = Redaction()
     mist: Annotated[Mist, Meta(description="The endpoint for messages of MIST.")] = Mist()
+    otlp: Annotated[Otlp, Meta(description="The endpoints for OpenTelemetry's OTLP.")] = Otlp()
 
     def check(self) -> None:
         """
@@ -79,7 +81,7 @@ class Settings(Section, frozen=True, kw_only=True):
             ConfigError: A value is invalid; the message names its key.
         """
         sections: tuple[Section, ...] = (self.nats, self.storage, self.http_server, self.retention)
-        for section in (*sections, self.pricing, self.transport, self.redaction):
+        for section in (*sections, self.pricing, self.transport, self.redaction, self.otlp):
             section.check()
         if self.mist.require_auth and not self.http_server.auth_token:
             raise ConfigError("mist.require_auth: has no effect without http_server.auth_token, which is not set")

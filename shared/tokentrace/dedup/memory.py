@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from tokentrace.dedup.identity import IDENTITY, LONG_MS, SHORT, SHORT_MS, START_SHIFT, WAY_MASK, WAY_SHIFT
+from tokentrace.dedup.identity import IDENTITY, SHORT, START_SHIFT, WAY_MASK, WAY_SHIFT
 from tokentrace.errors import Rejected
+from tokentrace.records import LONG_MS, SHORT_MS
 from tokentrace.state import Part
 
 #: Number of calls that all shards of a deployment remember together, and the least that one shard remembers.
@@ -31,6 +32,7 @@ PIECE = 4096
 _FEW = 6
 _MASK, _MASK64 = 2**32 - 1, 2**64 - 1
 _MIX = 0xBF58476D1CE4E5B9
+_MIX_64, _HALF = np.uint64(_MIX), np.uint64(31)
 #: The values of one ``IDENTITY``, in its order.
 _Entry = tuple[int, int, int, int, int, int]
 
@@ -86,7 +88,8 @@ class CallMemory:
 
     def _view(self) -> None:
         # Reading one element of a memoryview takes a third of the time of reading one of an array.
-        self._words = memoryview(self._ring.view(np.uint64))
+        self._numbers = self._ring.view(np.uint64)
+        self._words = memoryview(self._numbers)
         self._previous_view, self._head_view = memoryview(self._previous), memoryview(self._head)
 
     def __len__(self) -> int:
@@ -120,11 +123,11 @@ class CallMemory:
         if count <= _FEW:
             return self._take_each(identities)
         keys = np.ascontiguousarray(identities["key"])
-        suspects, firsts = self._suspects(keys)
-        if not suspects.any():
+        found = self._suspects(keys)
+        if found is None:
             self._append(identities)
             return Verdict(np.ones(count, np.bool_), [], 0)
-        return self._take_with_suspects(identities, suspects, firsts)
+        return self._take_with_suspects(identities, *found)
 
     def _take_with_suspects(self, identities: Any, suspects: Any, firsts: Any) -> Verdict:
         """Decide on the *suspects* one by one and on all other spans at once; the arguments are as of ``_suspects``."""
@@ -149,22 +152,19 @@ class CallMemory:
             self._append(identities[counted] if repeated else identities)
         return Verdict(counted, conflicting, reused)
 
-    def _suspects(self, keys: Any) -> tuple[Any, Any]:
-        """Return which of *keys* are remembered or occur earlier in *keys*, and which of them occur again later."""
-        newest, oldest_age = np.uint32(self.added & _MASK), self.capacity
+    def _suspects(self, keys: Any) -> tuple[Any, Any] | None:
+        """
+        Return which of *keys* are remembered or occur earlier in *keys*, and which of them occur again later.
+
+        Most batches have neither, which is found without ordering their keys: None.
+        """
+        remembered = self._remembered(keys)
+        ascending = np.sort(keys)
+        if remembered is None and not np.count_nonzero(ascending[1:] == ascending[:-1]):
+            return None
         found = np.zeros(len(keys), np.bool_)
-        numbers = self._head[keys >> self._shift]
-        ages = newest - numbers
-        at = np.flatnonzero(ages < min(oldest_age, self.added))
-        numbers, ages = numbers[at], ages[at]
-        own = self._ring["key"]
-        while len(at):
-            places = numbers & np.uint32(self.capacity - 1)
-            found[at[own[places] == keys[at]]] = True
-            numbers = self._previous[places]
-            older = newest - numbers
-            go_on = (older > ages) & (older < min(oldest_age, self.added))
-            at, numbers, ages = at[go_on], numbers[go_on], older[go_on]
+        if remembered is not None:
+            found[remembered] = True
         order = np.argsort(keys, kind="stable")
         ascending = keys[order]
         same = ascending[1:] == ascending[:-1]
@@ -172,6 +172,27 @@ class CallMemory:
         again = np.zeros(len(keys), np.bool_)
         again[order[:-1][same]] = True
         return found, again
+
+    def _remembered(self, keys: Any) -> Any:
+        """Return the indices of those of *keys* that are remembered, some of them several times; None = none is."""
+        newest, limit = np.uint32(self.added & _MASK), len(self)
+        numbers = self._head[(keys >> self._shift).view(np.int64)]
+        ages = newest - numbers
+        at = (ages < limit).nonzero()[0]
+        found = []
+        own, last = self._ring["key"], np.uint32(self.capacity - 1)
+        if len(at):
+            numbers, ages, wanted = numbers[at], ages[at], keys[at]
+        while len(at):
+            places = numbers & last
+            same = own[places] == wanted
+            if np.count_nonzero(same):
+                found.append(at[same])
+            numbers = self._previous[places]
+            older = newest - numbers
+            go_on = ((older > ages) & (older < limit)).nonzero()[0]
+            at, numbers, ages, wanted = at[go_on], numbers[go_on], older[go_on], wanted[go_on]
+        return np.concatenate(found) if found else None
 
     def _take_each(self, identities: Any) -> Verdict:
         counted = np.ones(len(identities), np.bool_)
@@ -264,14 +285,15 @@ class CallMemory:
         if unused < count:
             self.digest -= _mixed_sum(self._ring["key"][place + unused : place + count])
         self.digest &= _MASK64
-        self._ring[stretch] = identities
-        numbers = (np.arange(self.added + 1, self.added + 1 + count) & _MASK).astype(np.uint32)
-        slots = (keys >> self._shift).astype(np.int64)
+        # Copying words takes a fifth of the time of copying records field by field.
+        self._numbers[4 * place : 4 * (place + count)] = np.ascontiguousarray(identities).view(np.uint64)
+        numbers = np.arange(count, dtype=np.uint32) + np.uint32(self.added + 1 & _MASK)
+        slots = (keys >> self._shift).view(np.int64)
         heads = self._head[slots]
         self._previous[stretch] = heads
         self._head[slots] = numbers
         lost = self._head[slots] != numbers
-        if lost.any():
+        if np.count_nonzero(lost):
             self._chain(np.flatnonzero(np.isin(slots, slots[lost])), slots, heads, place, numbers)
         self.added += count
         for piece in range(place // PIECE, (place + count - 1) // PIECE + 1):
@@ -352,13 +374,16 @@ class CallMemory:
         self._ring = ring
         self.added, self.digest = added, digest
         self._pieces = {}
-        self._head[:] = 0
-        self._previous[:] = 0
+        # Pages of new arrays take no memory until they are written, which most are not while few calls are remembered.
+        self._head, self._previous = np.zeros_like(self._head), np.zeros_like(self._previous)
         numbers = np.arange(added - len(self) + 1, added + 1, dtype=np.uint64)
         places = (numbers & np.uint64(self.capacity - 1)).astype(np.int64)
         slots = ring["key"][places] >> self._shift
-        order = np.argsort(slots, kind="stable")
-        sorted_slots, sorted_numbers = slots[order], (numbers[order] & np.uint64(_MASK)).astype(np.uint32)
+        # Sorting slot and index as one number takes half the time of a stable argsort of the slots.
+        both = slots << np.uint64(32) | np.arange(len(slots), dtype=np.uint64)
+        both.sort()
+        order = (both & np.uint64(_MASK)).astype(np.int64)
+        sorted_slots, sorted_numbers = both >> np.uint64(32), (numbers[order] & np.uint64(_MASK)).astype(np.uint32)
         sorted_places = places[order]
         same = sorted_slots[1:] == sorted_slots[:-1]
         self._previous[sorted_places[1:][same]] = sorted_numbers[:-1][same]
@@ -384,8 +409,8 @@ def _mixed(key: int) -> int:
 
 
 def _mixed_sum(keys: Any) -> int:
-    products = keys * np.uint64(_MIX)
-    return int((products ^ products >> np.uint64(31)).sum(dtype=np.uint64))
+    products = keys * _MIX_64
+    return int(np.add.reduce(products ^ products >> _HALF))
 
 
 def _way(start: int) -> int:

@@ -29,7 +29,7 @@ from tokentrace.records import (
     is_response_id,
     whole_amounts,
 )
-from tokentrace.units import is_number
+from tokentrace.units import is_number, score_to_int
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[a-z])(?=\d[hm])")
 _STATES = ("missing", "partial", "estimated", "none")
@@ -107,13 +107,19 @@ def _is_full_name(name: str) -> bool:
 
 def _flatten(counts: Mapping[str, Any], prefix: str, found: dict[str, float], depth: int = _MAX_DEPTH) -> None:
     for key, value in counts.items():
-        name = prefix + snake(key)
         if is_number(value):
-            name = SHORT.get(name, name)
-            if _is_full_name(name):
+            if name := _name_in_object(prefix, key):
                 _note(found, name, value)
         elif isinstance(value, Mapping) and depth:
-            _flatten(value, f"{name}.", found, depth - 1)
+            _flatten(value, f"{prefix}{snake(key)}.", found, depth - 1)
+
+
+@lru_cache(4096)
+def _name_in_object(prefix: str, key: str) -> str:
+    """Return the name under which *key* of an object is a count; "" if it is none."""
+    name = prefix + snake(key)
+    name = SHORT.get(name, name)
+    return name if _is_full_name(name) else ""
 
 
 def _note(found: dict[str, float], name: str, value: float) -> None:
@@ -248,6 +254,12 @@ def user_of(attributes: Mapping[str, Any]) -> str | None:
 def session_of(attributes: Mapping[str, Any]) -> str | None:
     """Return the session that *attributes* name, cut to 256 characters; a number is its text; None if there is none."""
     return _id_of(attributes, _SESSION_KEYS)
+
+
+def score_of(attributes: dict[str, Any]) -> int | None:
+    """Return the attribute ``eval.score`` in units of 1e-9; None if it is absent or not a number from 0 to 1."""
+    value = attributes.get("eval.score")
+    return score_to_int(value) if is_number(value) and 0 <= value <= 1 else None
 
 
 def _id_of(attributes: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from tokentrace.dialect import explain
-from tokentrace.dialect.attributes import session_of, user_of
+from tokentrace.dialect.attributes import score_of, session_of, user_of
 from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
     BOM,
@@ -39,11 +39,9 @@ from tokentrace.records import (
 from tokentrace.units import (
     MS,
     US,
-    is_number,
     ms_to_ns,
     nusd_to_usd,
     render_instant,
-    score_to_int,
     usd_to_nusd,
 )
 
@@ -332,12 +330,6 @@ def _reason(doc: DocsSpan) -> str:
     if doc.cost_reason not in FREE_REASONS:
         raise Rejected(f"cost_reason: {quoted(doc.cost_reason)} is none of {', '.join(FREE_REASONS)}")
     return doc.cost_reason
-
-
-def score_of(attributes: dict[str, Any]) -> int | None:
-    """Return the attribute ``eval.score`` in units of 1e-9; None if it is absent or not a number from 0 to 1."""
-    value = attributes.get("eval.score")
-    return score_to_int(value) if is_number(value) and 0 <= value <= 1 else None
 
 
 def _instant(moment: datetime | None) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from tokentrace.dialect import explain
-from tokentrace.dialect.attributes import counts_of, session_of, stated_fields, user_of
-from tokentrace.dialect.docs import score_of, shown_usage
+from tokentrace.dialect.attributes import counts_of, score_of, session_of, stated_fields, user_of
+from tokentrace.dialect.docs import shown_usage
 from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import (
     BOM,

@@ -39,6 +39,11 @@ PARTS: dict[str, str] = {
     "prompt_tokens_details.cache_write_tokens": "cache_write_tokens",
     "input_tokens_details.cache_write_tokens": "cache_write_tokens",
     "input_token_details.cache_creation": "cache_write_tokens",  # LangChain
+    "input_token_details.ephemeral_5m_input_tokens": "cache_write_5m_tokens",  # LangChain
+    "input_token_details.ephemeral_1h_input_tokens": "cache_write_1h_tokens",  # LangChain
+    "prompt_tokens_details.cache_creation_tokens": "cache_write_tokens",  # LiteLLM
+    "prompt_tokens_details.cache_creation_token_details.ephemeral_5m_input_tokens": "cache_write_5m_tokens",
+    "prompt_tokens_details.cache_creation_token_details.ephemeral_1h_input_tokens": "cache_write_1h_tokens",
     "cache_creation.ephemeral_5m_input_tokens": "cache_write_5m_tokens",  # Anthropic
     "cache_creation.ephemeral_1h_input_tokens": "cache_write_1h_tokens",  # Anthropic
     "cache_creation_1h_input_tokens": "cache_write_1h_tokens",

@@ -1,6 +1,18 @@
 """Metrics over a window: the query, the result of one shard, merging results, and the definition of each metric."""
 
 from tokentrace.metrics.attribute_filter import FilterNumber, attribute_is, filter_number
+from tokentrace.metrics.changes import (
+    LEADING,
+    TOTAL_COST,
+    Leaf,
+    breakdown_change,
+    breakdown_leaf,
+    change,
+    custom_leaf,
+    group_changes,
+    leaf_of,
+    metric_leaf,
+)
 from tokentrace.metrics.custom import (
     MAX_ATTRIBUTE,
     CustomMetric,
@@ -11,7 +23,9 @@ from tokentrace.metrics.custom import (
     value_text,
 )
 from tokentrace.metrics.custom_rollup import CustomRollup, add_custom
-from tokentrace.metrics.merge import Answer, merge_results
+from tokentrace.metrics.distribution import Layout, layout_of
+from tokentrace.metrics.explain import Split, split_change
+from tokentrace.metrics.merge import Answer, merge_aggregates, merge_results
 from tokentrace.metrics.query import ALL_KINDS, Query, decode_query, encode_query
 from tokentrace.metrics.reader import Read, RollupReader, Work, finish, nonempty, pieces
 from tokentrace.metrics.registry import (
@@ -36,6 +50,7 @@ from tokentrace.metrics.result import (
     Point,
     ReporterTotals,
     ShardResult,
+    ToldTwice,
     decode_result,
     encode_pending,
     encode_result,
@@ -47,10 +62,12 @@ __all__ = [
     "ALL_KINDS",
     "BREAKDOWNS",
     "GROUPS",
+    "LEADING",
     "MAX_ATTRIBUTE",
     "METRICS",
     "QUALITY",
     "REJECTED_METRIC",
+    "TOTAL_COST",
     "TRANSPORT_METRICS",
     "Aggregates",
     "Answer",
@@ -62,6 +79,8 @@ __all__ = [
     "CustomValue",
     "DimensionUse",
     "FilterNumber",
+    "Layout",
+    "Leaf",
     "Metric",
     "Point",
     "Query",
@@ -69,11 +88,17 @@ __all__ = [
     "ReporterTotals",
     "RollupReader",
     "ShardResult",
+    "Split",
+    "ToldTwice",
     "Work",
     "add_custom",
     "attribute_is",
     "attribute_text_of",
     "attribute_to_int",
+    "breakdown_change",
+    "breakdown_leaf",
+    "change",
+    "custom_leaf",
     "decode_query",
     "decode_result",
     "encode_pending",
@@ -82,10 +107,16 @@ __all__ = [
     "filter_number",
     "find_metric",
     "finish",
+    "group_changes",
+    "layout_of",
+    "leaf_of",
+    "merge_aggregates",
     "merge_results",
+    "metric_leaf",
     "nonempty",
     "parse_custom_metric",
     "parse_custom_metrics",
     "pieces",
+    "split_change",
     "value_text",
 ]

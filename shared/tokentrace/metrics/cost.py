@@ -68,13 +68,13 @@ def render_cost(aggregates: Aggregates, by_model: Mapping[str, Aggregates] | Non
     """
     shown: dict[str, Any] = {"total_usd": total_cost(aggregates), "per_call_usd": cost_per_call(aggregates)}
     if by_model is not None:
-        shown["by_model"] = {name: total_cost(model) for name, model in by_model.items() if _has_costs(name, model)}
+        shown["by_model"] = {name: total_cost(model) for name, model in by_model.items() if has_costs(name, model)}
         shown["unpriced_by_model"] = render_not_priced({name: not_priced(model) for name, model in by_model.items()})
     shown |= not_priced(aggregates).render()
     return shown | {"span_count": aggregates.paid, "per_call_span_count": priced_calls(aggregates)}
 
 
-def _has_costs(name: str, model: Aggregates) -> bool:
+def has_costs(name: str, model: Aggregates) -> bool:
     """Return whether a model is listed; tools without a model and without a cost do not make ``unknown`` one."""
     return model.paid > 0 and (name != UNKNOWN or any((model.sums.spans, model.sums.cost, model.sums.unpriced)))
 

@@ -32,6 +32,7 @@ from tokentrace.rollup import (
     add_by,
     add_together,
     change_rows,
+    decode_part,
 )
 from tokentrace.state import Part
 from tokentrace.units import SECOND
@@ -212,7 +213,12 @@ class CustomRollup:
         }
         return state, parts
 
-    def restore(self, state: Mapping[str, Any], parts: Mapping[str, bytes]) -> bool:
+    @staticmethod
+    def decode_part(data: bytes) -> Any:
+        """Return what ``restore`` takes over of a piece, as ``rollup.decode_part``."""
+        return decode_part(data, VALUES)
+
+    def restore(self, state: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
         """Take over the state from ``snapshot``; return False and change nothing if it belongs to another metric."""
         if msgspec.convert(state["metric"], CustomMetric) != self.metric:
             return False

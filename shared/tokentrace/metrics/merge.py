@@ -19,6 +19,7 @@ from tokentrace.metrics.result import (
     Point,
     ReporterTotals,
     ShardResult,
+    ToldTwice,
 )
 from tokentrace.rollup import FOLDABLE, OTHER, Summary, Sums, merge, merge_registers
 
@@ -131,6 +132,7 @@ class Answer(msgspec.Struct, kw_only=True):
     missing_shards: list[int] = []
     caught_up: bool = True
     transport: ReporterTotals = msgspec.field(default_factory=ReporterTotals)
+    told_twice: ToldTwice = ToldTwice()
     cumulative: Cumulative = msgspec.field(default_factory=Cumulative)
     behind_s: float = 0.0
     folded: list[str] = []
@@ -186,6 +188,7 @@ def merge_results(results: Sequence[ShardResult], shards: int, query: Query) -> 
         missing_shards=[shard for shard in range(shards) if shard not in best],
         caught_up=len(best) == shards and all(result.caught_up for result in chosen),
         transport=_merge_transport([result.transport for result in chosen]),
+        told_twice=_add_told_twice([result.told_twice for result in chosen]),
         cumulative=cumulative,
         behind_s=max((result.behind_ms for result in chosen), default=0) / 1000,
         folded=folded,
@@ -226,6 +229,10 @@ def _add_pairs(left: tuple[int, int], right: tuple[int, int]) -> tuple[int, int]
 
 def _add_lists(left: list[int], right: list[int]) -> list[int]:
     return [a + b for a, b in zip(left, right, strict=True)]
+
+
+def _add_told_twice(parts: Sequence[ToldTwice]) -> ToldTwice:
+    return ToldTwice(calls=sum(part.calls for part in parts), nusd=sum(part.nusd for part in parts))
 
 
 def _merge_transport(parts: Sequence[ReporterTotals]) -> ReporterTotals:
@@ -271,6 +278,7 @@ def _merge_cumulative(parts: Sequence[Cumulative], separate: Separate) -> Cumula
         series=max((part.series for part in parts), default=0),
         reporters=max((part.reporters for part in parts), default=0),
         reporters_since_ms=max((part.reporters_since_ms for part in parts), default=0),
+        late=sum(part.late for part in parts),
     )
 
 

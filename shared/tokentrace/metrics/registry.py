@@ -176,6 +176,13 @@ RESERVED = (
     "alerts",
     "prometheus",
     "unpriced_custom",
+    "previous",
+    "change",
+    "order",
+    "other",
+    "evals",
+    "explain",
+    "series",
 )
 #: Name of a metric of reporters -> attribute of ``ReporterTotals``, and key in the response of ``GET /metrics``.
 TRANSPORT_METRICS: Mapping[str, str] = {

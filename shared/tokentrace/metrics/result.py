@@ -162,6 +162,19 @@ class ReporterTotals(msgspec.Struct, kw_only=True, array_like=True):
         return sum(depth for _, depth in self.queues.values())
 
 
+class ToldTwice(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """
+    What one request told twice since the stream began, and what adding up both tellings would have counted too much.
+
+    Attributes:
+        calls: Number of second tellings, which count as no call.
+        nusd: What they would have cost, as far as that is known, nano-dollars.
+    """
+
+    calls: int = 0
+    nusd: int = 0
+
+
 class DimensionUse(msgspec.Struct, array_like=True):
     """
     How many values a dimension has.
@@ -199,6 +212,7 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
         reporters: Number of reporters and parts of their batches whose batch numbers are remembered.
         reporters_since_ms: The newest batch of a reporter that had to be forgotten because there were too many, Unix
             milliseconds; 0 = none.
+        late: Number of spans that were too old for any bucket when they arrived: no window shows them.
     """
 
     by_operation: dict[str, tuple[int, int]] = {}
@@ -217,6 +231,7 @@ class Cumulative(msgspec.Struct, kw_only=True, array_like=True):
     series: int = 0
     reporters: int = 0
     reporters_since_ms: int = 0
+    late: int = 0
 
 
 class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -238,6 +253,7 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
             holds for all its values, or if the result does not show it.
         inexact: The dimensions in ``Query.filters`` whose value may have spans under ``other``.
         behind_ms: Age of the last message that was folded, milliseconds; 0 = the shard has read all messages.
+        told_twice: What requests told twice.
     """
 
     shard: int
@@ -255,6 +271,7 @@ class ShardResult(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     exact: dict[str, list[str]] = {}
     inexact: list[str] = []
     behind_ms: int = 0
+    told_twice: ToldTwice = ToldTwice()
 
 
 def _plain(value: object) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tokentrace.pricing import match_rules as rules
 from tokentrace.pricing.matching import Name
@@ -14,6 +14,8 @@ from tokentrace.pricing.rates import Sheet
 from tokentrace.pricing.tables import Rate as ListRate
 from tokentrace.pricing.tables import Unit
 
+#: US dollars, as an application may write them.
+_Usd = Decimal | float | int
 _PER_TOKENS = 1_000_000
 #: Field of ``Rate`` -> unit, in the order in which a receipt shows them.
 TOKEN_RATES = {
@@ -31,7 +33,7 @@ _DATE = re.compile(r"[-@](?:20\d{2}-?(?:0[1-9]|1[0-2])-?(?:0[1-9]|[12]\d|3[01]))
 class TierRate:
     """
     Rates that apply above a number of prompt tokens, in US dollars per million tokens; None = as in the tier
-    below.
+    below. A float stands for its shortest decimal.
     """
 
     above_prompt_tokens: int
@@ -41,6 +43,22 @@ class TierRate:
     cache_write_per_1m: Decimal | None = None
     cache_write_1h_per_1m: Decimal | None = None
     reasoning_per_1m: Decimal | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            above_prompt_tokens: int,
+            prompt_per_1m: _Usd | None = None,
+            completion_per_1m: _Usd | None = None,
+            cache_read_per_1m: _Usd | None = None,
+            cache_write_per_1m: _Usd | None = None,
+            cache_write_1h_per_1m: _Usd | None = None,
+            reasoning_per_1m: _Usd | None = None,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        _make_exact(self)
 
 
 class UnitRate(NamedTuple):
@@ -60,9 +78,11 @@ class Pattern(NamedTuple):
 @dataclass(frozen=True)
 class Rate:
     """
-    A price from the configuration, in US dollars per million tokens.
+    An own price of a model, in US dollars per million tokens. A float stands for its shortest decimal.
 
-    Attributes:
+    Args:
+        prompt_per_1m: Price of prompt tokens; None = the price is only for other units.
+        completion_per_1m: Price of completion tokens; None = as before.
         cache_read_per_1m: Price of prompt tokens that were read from a cache; None = ``prompt_per_1m``.
         cache_write_per_1m: Price of prompt tokens that were written to a cache; None = 1.25 times the prompt rate for
             Claude, ``prompt_per_1m`` for others.
@@ -87,6 +107,41 @@ class Rate:
     match: Pattern | None = None
     provider: str = ""
     free: bool = False
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            prompt_per_1m: _Usd | None = None,
+            completion_per_1m: _Usd | None = None,
+            cache_read_per_1m: _Usd | None = None,
+            cache_write_per_1m: _Usd | None = None,
+            cache_write_1h_per_1m: _Usd | None = None,
+            reasoning_per_1m: _Usd | None = None,
+            units: Mapping[str, UnitRate] = {},
+            tiers: tuple[TierRate, ...] = (),
+            match: Pattern | None = None,
+            provider: str = "",
+            free: bool = False,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        _make_exact(self)
+        if any(not isinstance(unit.usd, Decimal) for unit in self.units.values()):
+            units = {name: UnitRate(_exact(unit.usd), unit.per) for name, unit in self.units.items()}
+            object.__setattr__(self, "units", units)
+
+
+def _make_exact(rate: Rate | TierRate) -> None:
+    """Replace the floats and ints among the token rates of *rate* by decimals."""
+    for name in TOKEN_RATES:
+        usd = getattr(rate, name)
+        if usd is not None and not isinstance(usd, Decimal):
+            object.__setattr__(rate, name, _exact(usd))
+
+
+def _exact(usd: _Usd) -> Decimal:
+    return Decimal(repr(usd)) if isinstance(usd, float) else Decimal(usd)
 
 
 class Own(NamedTuple):

@@ -126,6 +126,7 @@ class ProviderRow(msgspec.Struct, frozen=True):
         match: A clause for other names of the provider.
         models_match: A clause for names of models that are this provider's when no provider is named.
         fallback: Providers whose models this one sells at their price unless it has a price of its own.
+        api: A regular expression for the addresses of its API.
     """
 
     id: str
@@ -133,6 +134,7 @@ class ProviderRow(msgspec.Struct, frozen=True):
     match: str | list[Any] | dict[str, Any] | None = None
     models_match: str | list[Any] | dict[str, Any] | None = None
     fallback: list[str] = msgspec.field(default_factory=list)
+    api: str = ""
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -174,6 +176,10 @@ class Tables:
         if name in self._providers:
             return name
         return next((row.id for row in self._providers.values() if row.match and matches(row.match, name)), None)
+
+    def provider_of_url(self, url: str) -> str:
+        """Return the id of the provider whose API has the address *url*; "" if there is none."""
+        return next((row.id for row in self._providers.values() if row.api and _is_address(row.api, url)), "")
 
     def providers_of(self, model: str) -> Iterator[str]:
         """Yield the ids of the providers whose names of models have the form of *model*."""
@@ -249,6 +255,12 @@ def matches(clause: Any, text: str) -> bool:
     if sign == "*":
         return word in text
     return re.search(word, text) is not None
+
+
+def _is_address(pattern: str, url: str) -> bool:
+    """Return True if *url* begins with *pattern* and its host does not go on, as in ``api.openai.com.example.org``."""
+    found = re.match(pattern, url)
+    return found is not None and (url[found.end() :][:1] in ("", "/", ":", "?") or found[0].endswith(("/", ".")))
 
 
 def includes(whole: Unit, part: Unit) -> bool:

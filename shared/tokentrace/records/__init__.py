@@ -4,88 +4,153 @@ The records that services exchange and store: frozen msgspec structs.
 Most are encoded as msgpack arrays, so a field is identified by its index: new fields are only appended, with a default,
 and a reader of either version can decode the other's records. Alert events, delivery records, and the requests and
 answers about rules are JSON objects.
+
+A name is imported when it is first used: an application that reports spans needs few of them.
 """
 
-from tokentrace.records.alert import AlertEvent, DeliveryRecord, decode_delivery, decode_event, encode_event
-from tokentrace.records.alert_query import (
-    AlertAnswer,
-    AlertRequest,
-    CreateRule,
-    DeleteRule,
-    LiftSilence,
-    ListRules,
-    PutRule,
-    RuleNames,
-    SilenceRule,
-    decode_alert_answer,
-    decode_alert_request,
-    encode_alert_answer,
-    encode_alert_request,
-)
-from tokentrace.records.batch import (
-    BATCH_TYPE,
-    Batch,
-    RefusalNotice,
-    RefusedSpan,
-    ReporterStats,
-    SpanError,
-    check_batch_id,
-    decode_batches,
-    decode_notice,
-    encode_batch,
-    encode_batches,
-    encode_notice,
-    join_encoded,
-    name_fields,
-    read_span,
-    salvage_batches,
-    shard_of,
-    split_spans,
-)
-from tokentrace.records.cut import MAX_SPAN_BYTES, cut_text, fit_attributes, fit_span
-from tokentrace.records.lenient import BOM, GO_ZERO, decode_json, plain_json, repaired, without_surrogates
-from tokentrace.records.position import Natural, Position
-from tokentrace.records.refusal import REFUSAL_REASONS, reason_of
-from tokentrace.records.session import Annotation, ChatMessage, Role, Score, SessionEnd, Started, Tombstone
-from tokentrace.records.span import (
-    FREE_REASONS,
-    FUTURE_NS,
-    ID_FIELDS,
-    KINDS,
-    MAX_ADJUSTED,
-    MAX_ATTRIBUTES,
-    MAX_COST_NUSD,
-    MAX_DEPTH,
-    MAX_INSTANT_NS,
-    MAX_KEY_BYTES,
-    MAX_LATENCY_NS,
-    MAX_NAME,
-    MAX_TOKENS,
-    MAX_VALUE_BYTES,
-    MIN_INSTANT_NS,
-    MODEL_KINDS,
-    ROLLUP_KINDS,
-    SPAN_FIELDS,
-    UNPRICED_REASONS,
-    CostSource,
-    Id,
-    Instant,
-    Kind,
-    Name,
-    Span,
-    Status,
-    Text,
-    Tokens,
-    UsageState,
-    attribute,
-    check_attributes,
-    check_span,
-    counts_as_cost,
-    event_time,
-    is_id,
-    is_response_id,
-)
-from tokentrace.records.usage import OTHER_UNITS, TOKEN_UNITS, exact_amounts, settle_usage, whole_amounts
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokentrace.records.alert import (
+        MAX_AHEAD_NS,
+        AlertEvent,
+        DeliveryRecord,
+        decode_delivery,
+        decode_event,
+        encode_event,
+    )
+    from tokentrace.records.alert_query import (
+        AlertAnswer,
+        AlertRequest,
+        CreateRule,
+        DeleteRule,
+        LiftSilence,
+        ListRules,
+        PreviewRule,
+        PutRule,
+        RuleDefinition,
+        RuleNames,
+        RuleSeries,
+        RuleSilences,
+        SilenceRule,
+        decode_alert_answer,
+        decode_alert_request,
+        encode_alert_answer,
+        encode_alert_request,
+    )
+    from tokentrace.records.batch import (
+        BATCH_TYPE,
+        Batch,
+        RefusedSpan,
+        check_batch_id,
+        decode_batches,
+        decode_notice,
+        encode_batch,
+        encode_batches,
+        encode_notice,
+        join_encoded,
+        name_fields,
+        read_span,
+        salvage_batches,
+        shard_of,
+        split_spans,
+    )
+    from tokentrace.records.cut import (
+        MAX_SPAN_BYTES,
+        cut_text,
+        fit_attributes,
+        fit_span,
+    )
+    from tokentrace.records.lenient import (
+        BOM,
+        GO_ZERO,
+        decode_json,
+        plain_json,
+        repaired,
+        without_surrogates,
+    )
+    from tokentrace.records.one_call import (
+        LONG_MS,
+        SHORT_MS,
+        is_long,
+        same_call,
+    )
+    from tokentrace.records.position import (
+        Natural,
+        Position,
+    )
+    from tokentrace.records.refusal import (
+        REFUSAL_REASONS,
+        reason_of,
+    )
+    from tokentrace.records.session import (
+        Annotation,
+        ChatMessage,
+        Role,
+        Score,
+        SessionEnd,
+        Started,
+        Tombstone,
+    )
+    from tokentrace.records.span import (
+        FREE_REASONS,
+        FUTURE_NS,
+        ID_FIELDS,
+        KINDS,
+        MAX_ADJUSTED,
+        MAX_ATTRIBUTES,
+        MAX_COST_NUSD,
+        MAX_DEPTH,
+        MAX_INSTANT_NS,
+        MAX_KEY_BYTES,
+        MAX_LATENCY_NS,
+        MAX_NAME,
+        MAX_TOKENS,
+        MAX_VALUE_BYTES,
+        MIN_INSTANT_NS,
+        MODEL_KINDS,
+        ROLLUP_KINDS,
+        SPAN_FIELDS,
+        UNPRICED_REASONS,
+        CostSource,
+        Id,
+        Instant,
+        Kind,
+        Name,
+        Span,
+        Status,
+        Text,
+        Tokens,
+        UsageState,
+        attribute,
+        check_attributes,
+        check_span,
+        counts_as_cost,
+        event_time,
+        is_id,
+        is_response_id,
+    )
+    from tokentrace.records.stated import (
+        as_stated,
+    )
+    from tokentrace.records.told import (
+        RefusalNotice,
+        ReporterStats,
+        SpanError,
+    )
+    from tokentrace.records.usage import (
+        OTHER_UNITS,
+        TOKEN_UNITS,
+        exact_amounts,
+        settle_usage,
+        whole_amounts,
+    )
+    from tokentrace.records.w3c_ids import (
+        SPAN_DIGITS,
+        TRACE_DIGITS,
+        w3c_digits,
+    )
 
 __all__ = [
     "BATCH_TYPE",
@@ -95,7 +160,9 @@ __all__ = [
     "GO_ZERO",
     "ID_FIELDS",
     "KINDS",
+    "LONG_MS",
     "MAX_ADJUSTED",
+    "MAX_AHEAD_NS",
     "MAX_ATTRIBUTES",
     "MAX_COST_NUSD",
     "MAX_DEPTH",
@@ -111,8 +178,11 @@ __all__ = [
     "OTHER_UNITS",
     "REFUSAL_REASONS",
     "ROLLUP_KINDS",
+    "SHORT_MS",
+    "SPAN_DIGITS",
     "SPAN_FIELDS",
     "TOKEN_UNITS",
+    "TRACE_DIGITS",
     "UNPRICED_REASONS",
     "AlertAnswer",
     "AlertEvent",
@@ -132,12 +202,16 @@ __all__ = [
     "Name",
     "Natural",
     "Position",
+    "PreviewRule",
     "PutRule",
     "RefusalNotice",
     "RefusedSpan",
     "ReporterStats",
     "Role",
+    "RuleDefinition",
     "RuleNames",
+    "RuleSeries",
+    "RuleSilences",
     "Score",
     "SessionEnd",
     "SilenceRule",
@@ -149,6 +223,7 @@ __all__ = [
     "Tokens",
     "Tombstone",
     "UsageState",
+    "as_stated",
     "attribute",
     "check_attributes",
     "check_batch_id",
@@ -173,6 +248,7 @@ __all__ = [
     "fit_attributes",
     "fit_span",
     "is_id",
+    "is_long",
     "is_response_id",
     "join_encoded",
     "name_fields",
@@ -181,9 +257,166 @@ __all__ = [
     "reason_of",
     "repaired",
     "salvage_batches",
+    "same_call",
     "settle_usage",
     "shard_of",
     "split_spans",
+    "w3c_digits",
     "whole_amounts",
     "without_surrogates",
 ]
+
+#: Module -> the names in it.
+_NAMES = {
+    "alert": (
+        "AlertEvent",
+        "DeliveryRecord",
+        "MAX_AHEAD_NS",
+        "decode_delivery",
+        "decode_event",
+        "encode_event",
+    ),
+    "alert_query": (
+        "AlertAnswer",
+        "AlertRequest",
+        "CreateRule",
+        "DeleteRule",
+        "LiftSilence",
+        "ListRules",
+        "PreviewRule",
+        "PutRule",
+        "RuleDefinition",
+        "RuleNames",
+        "RuleSeries",
+        "RuleSilences",
+        "SilenceRule",
+        "decode_alert_answer",
+        "decode_alert_request",
+        "encode_alert_answer",
+        "encode_alert_request",
+    ),
+    "batch": (
+        "BATCH_TYPE",
+        "Batch",
+        "RefusedSpan",
+        "check_batch_id",
+        "decode_batches",
+        "decode_notice",
+        "encode_batch",
+        "encode_batches",
+        "encode_notice",
+        "join_encoded",
+        "name_fields",
+        "read_span",
+        "salvage_batches",
+        "shard_of",
+        "split_spans",
+    ),
+    "cut": (
+        "MAX_SPAN_BYTES",
+        "cut_text",
+        "fit_attributes",
+        "fit_span",
+    ),
+    "lenient": (
+        "BOM",
+        "GO_ZERO",
+        "decode_json",
+        "plain_json",
+        "repaired",
+        "without_surrogates",
+    ),
+    "one_call": (
+        "LONG_MS",
+        "SHORT_MS",
+        "is_long",
+        "same_call",
+    ),
+    "position": (
+        "Natural",
+        "Position",
+    ),
+    "refusal": (
+        "REFUSAL_REASONS",
+        "reason_of",
+    ),
+    "session": (
+        "Annotation",
+        "ChatMessage",
+        "Role",
+        "Score",
+        "SessionEnd",
+        "Started",
+        "Tombstone",
+    ),
+    "span": (
+        "CostSource",
+        "FREE_REASONS",
+        "FUTURE_NS",
+        "ID_FIELDS",
+        "Id",
+        "Instant",
+        "KINDS",
+        "Kind",
+        "MAX_ADJUSTED",
+        "MAX_ATTRIBUTES",
+        "MAX_COST_NUSD",
+        "MAX_DEPTH",
+        "MAX_INSTANT_NS",
+        "MAX_KEY_BYTES",
+        "MAX_LATENCY_NS",
+        "MAX_NAME",
+        "MAX_TOKENS",
+        "MAX_VALUE_BYTES",
+        "MIN_INSTANT_NS",
+        "MODEL_KINDS",
+        "Name",
+        "ROLLUP_KINDS",
+        "SPAN_FIELDS",
+        "Span",
+        "Status",
+        "Text",
+        "Tokens",
+        "UNPRICED_REASONS",
+        "UsageState",
+        "attribute",
+        "check_attributes",
+        "check_span",
+        "counts_as_cost",
+        "event_time",
+        "is_id",
+        "is_response_id",
+    ),
+    "stated": ("as_stated",),
+    "told": (
+        "RefusalNotice",
+        "ReporterStats",
+        "SpanError",
+    ),
+    "usage": (
+        "OTHER_UNITS",
+        "TOKEN_UNITS",
+        "exact_amounts",
+        "settle_usage",
+        "whole_amounts",
+    ),
+    "w3c_ids": (
+        "SPAN_DIGITS",
+        "TRACE_DIGITS",
+        "w3c_digits",
+    ),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"tokentrace.records.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

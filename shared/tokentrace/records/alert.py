@@ -43,6 +43,8 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
         ended_by: What ended the episode. recovered: the condition does not hold; no_data: there is no data any more;
             deleted, replaced, changed, removed: what happened to the rule; overflow: the instance is over the limit;
             user_deleted. Later versions may add others. Absent for a firing.
+        link: URL of the rule on the page of the api, with the time from the window of the first firing to this event.
+            Absent unless ``http_server.public_url`` is set.
     """
 
     alert: str
@@ -63,6 +65,7 @@ class AlertEvent(msgspec.Struct, frozen=True, kw_only=True):
     group: dict[str, str] = {}
     unpriced_span_count: int | msgspec.UnsetType = msgspec.UNSET
     ended_by: str | msgspec.UnsetType = msgspec.UNSET
+    link: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeliveryRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ A request is an object whose key ``ask`` says which one it is. An empty payload 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import Meta
@@ -55,10 +55,14 @@ class SilenceRule(msgspec.Struct, frozen=True, tag_field="ask", tag="silence"):
 
     Attributes:
         duration: How long, such as ``2h``.
+        by: Who silences it; "" = it is not said.
+        comment: Why; "" = it is not said.
     """
 
     name: str
     duration: str
+    by: str = ""
+    comment: str = ""
 
 
 class LiftSilence(msgspec.Struct, frozen=True, tag_field="ask", tag="lift_silence"):
@@ -71,7 +75,59 @@ class RuleNames(msgspec.Struct, frozen=True, tag_field="ask", tag="names"):
     """The request for the names of all rules."""
 
 
-AlertRequest = ListRules | CreateRule | PutRule | DeleteRule | SilenceRule | LiftSilence | RuleNames
+class RuleDefinition(msgspec.Struct, frozen=True, tag_field="ask", tag="definition"):
+    """The request for the definition of the rule *name*, without secrets."""
+
+    name: str
+
+
+class RuleSilences(msgspec.Struct, frozen=True, tag_field="ask", tag="silences"):
+    """The request for the present silence of the rule *name* and those before it."""
+
+    name: str
+
+
+class PreviewRule(msgspec.Struct, frozen=True, tag_field="ask", tag="preview", omit_defaults=True):
+    """
+    The request to replay a rule that need not exist over the log.
+
+    Attributes:
+        rule: The rule as it was posted. Only the alerter checks it.
+        window_ns: How far back, nanoseconds.
+        to_ns: Up to when, Unix nanoseconds; 0 = up to now.
+    """
+
+    rule: Any
+    window_ns: Annotated[int, Meta(gt=0)]
+    to_ns: Annotated[int, Meta(ge=0)] = 0
+
+
+class RuleSeries(msgspec.Struct, frozen=True, tag_field="ask", tag="series", omit_defaults=True):
+    """
+    The request to replay the rule *name* over the log.
+
+    Attributes:
+        window_ns, to_ns: As for ``PreviewRule``.
+    """
+
+    name: str
+    window_ns: Annotated[int, Meta(gt=0)]
+    to_ns: Annotated[int, Meta(ge=0)] = 0
+
+
+AlertRequest = (
+    ListRules
+    | CreateRule
+    | PutRule
+    | DeleteRule
+    | SilenceRule
+    | LiftSilence
+    | RuleNames
+    | RuleDefinition
+    | RuleSilences
+    | PreviewRule
+    | RuleSeries
+)
 
 
 class AlertAnswer(msgspec.Struct, frozen=True):
@@ -124,9 +180,8 @@ def decode_alert_request(payload: bytes) -> AlertRequest:
         if at is None:
             raise Rejected(f"request: {reason}") from exc
         if at[2] == "ask":
-            raise Rejected(
-                f"ask: {shorten(at[1])} (one of list, create, delete, silence, put, lift_silence, names)"
-            ) from exc
+            known = ", ".join(str(kind.__struct_config__.tag) for kind in get_args(AlertRequest))
+            raise Rejected(f"ask: {shorten(at[1])} (one of {known})") from exc
         raise Rejected(f"{at[2]}: {at[1]}") from exc
 
 

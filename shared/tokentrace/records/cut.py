@@ -35,6 +35,8 @@ MAX_SPAN_BYTES = 512 * 1024
 _TARGET_BYTES = MAX_SPAN_BYTES - 16 * 1024
 #: A text of at most so many characters is under the limit for a value, whatever the characters are.
 _SHORT = MAX_VALUE_BYTES // 4
+#: A list of at most so many short texts is short.
+_FEW = 100
 #: If all texts of a span have at most so many characters together, the span is under its limit.
 _SHORT_TOGETHER = _TARGET_BYTES // 8
 #: Texts are cut to no fewer bytes than this.
@@ -152,7 +154,12 @@ def _is_short(span: Span) -> bool:
                 return False
             together += len(value)
         elif isinstance(value, (dict, list)):
-            return False
+            if not isinstance(value, list) or len(value) > _FEW or not all(isinstance(item, str) for item in value):
+                return False
+            size = sum(map(len, value))
+            if size > _SHORT - _FEW:
+                return False
+            together += size
     return together <= _SHORT_TOGETHER
 
 

@@ -294,7 +294,8 @@ def check_attributes(attributes: dict[str, Any]) -> None:
         if key.startswith("eval.") and is_number(value) and not 0 <= value <= 1:
             raise Rejected(f"attributes: {quoted(key)} is {shorten(value)}, but a score must be between 0 and 1")
         if isinstance(value, str):
-            if len(value) > MAX_VALUE_BYTES or len(_utf8(key, value)) > MAX_VALUE_BYTES:
+            # A text in ASCII has as many bytes as characters.
+            if len(value) > MAX_VALUE_BYTES or (not value.isascii() and len(_utf8(key, value)) > MAX_VALUE_BYTES):
                 raise Rejected(f"attributes: {quoted(key)} is longer than {MAX_VALUE_BYTES} bytes")
         elif isinstance(value, (dict, list)):
             _check_nested(key, value, MAX_DEPTH)
@@ -317,7 +318,7 @@ def _check_key(key: object) -> None:
         raise Rejected(f"attributes: key {shorten(key)} is not a string")
     if not key:
         raise Rejected("attributes: a key is empty")
-    if len(_utf8(key, key)) > MAX_KEY_BYTES:
+    if len(key) > MAX_KEY_BYTES or (not key.isascii() and len(_utf8(key, key)) > MAX_KEY_BYTES):
         raise Rejected(f"attributes: key {quoted(key)} is longer than {MAX_KEY_BYTES} bytes")
 
 

@@ -59,6 +59,7 @@ from tokentrace.rollup.quantile import (
     MAX_BIN,
     RAW_LIMIT,
     RELATIVE_ERROR,
+    SCALE,
     Histogram,
     Ints,
     Summary,
@@ -78,7 +79,7 @@ from tokentrace.rollup.resolutions import (
     cover_in_steps,
     finest_step_s,
 )
-from tokentrace.rollup.rollup import Rollup
+from tokentrace.rollup.rollup import Rollup, decode_part
 from tokentrace.rollup.rows import (
     ADDED,
     ARRIVED,
@@ -138,6 +139,7 @@ __all__ = [
     "REASONS",
     "RELATIVE_ERROR",
     "RESOLUTIONS",
+    "SCALE",
     "SECOND_OF",
     "SERIES",
     "SIGN",
@@ -172,6 +174,7 @@ __all__ = [
     "check_summaries",
     "cover",
     "cover_in_steps",
+    "decode_part",
     "distinct",
     "finest_step_s",
     "histogram_quantile_ms",

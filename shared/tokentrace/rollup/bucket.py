@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokentrace.rollup.extremes import NOTHING, least_by, pack_extremes, unpack_extremes
+from tokentrace.rollup.extremes import (
+    NOTHING,
+    PackedExtremes,
+    least_by,
+    pack_extremes,
+    saved_extremes,
+    unpack_extremes,
+)
 from tokentrace.rollup.histograms import (
     HistogramBlock,
     Histograms,
@@ -23,6 +30,9 @@ from tokentrace.rollup.quantile import Ints, edges_of
 
 #: Most groupings that a bucket caches, and most entries (key and count) of a cached grouping.
 _MAX_CACHED, _MAX_ENTRIES = 32, 4096
+_NO_SERIES, _NO_EXTREMES = np.empty(0, np.int64), np.empty((0, 0), np.int64)
+#: A start decodes thousands of buckets, and numpy makes these of their names anew for each array.
+_INT32, _UINT32, _INT64 = np.dtype(np.int32), np.dtype(np.uint32), np.dtype(np.int64)
 
 
 class Bucket:
@@ -33,7 +43,7 @@ class Bucket:
         series: Numbers of the series that occurred, ascending, int64.
         totals: Sums of the series, one row for each of ``series``; ``Packed`` after ``compact`` and after decoding,
             until more is added; None = no rows yet.
-        extremes: Extremes of the series, one row for each of ``series``; ``Packed`` as ``totals``.
+        extremes: Extremes of the series, one row for each of ``series``; ``PackedExtremes`` as ``totals``.
         histograms: Distributions of the series.
         cached: The group of each distribution, as bytes -> (keys, counts) by group; a result of ``grouped``.
     """
@@ -41,9 +51,9 @@ class Bucket:
     __slots__ = ("cached", "extremes", "histograms", "series", "totals")
 
     def __init__(self) -> None:
-        self.series: Ints = np.empty(0, np.int64)
+        self.series: Ints = _NO_SERIES
         self.totals: IntSums | Packed | None = None
-        self.extremes: Ints | Packed = np.empty((0, 0), np.int64)
+        self.extremes: Ints | PackedExtremes = _NO_EXTREMES
         self.histograms = Histograms()
         self.cached: dict[bytes, tuple[Ints, Ints]] = {}
 
@@ -75,7 +85,7 @@ class Bucket:
 
     def unpacked_extremes(self) -> Ints:
         """Return the extremes; the array may be the one that is held."""
-        return unpack_extremes(self.extremes) if isinstance(self.extremes, Packed) else self.extremes
+        return unpack_extremes(self.extremes) if isinstance(self.extremes, PackedExtremes) else self.extremes
 
     def add_keys(self, keys: Ints) -> None:
         """Add values to the distributions; *keys* are their keys from ``histograms.keys_of``."""
@@ -95,7 +105,7 @@ class Bucket:
         """Pack the sums and merge waiting values, to save memory; rows can still be added."""
         if isinstance(self.totals, IntSums):
             self.totals = pack(self.totals)
-        if not isinstance(self.extremes, Packed):
+        if not isinstance(self.extremes, PackedExtremes):
             self.extremes = pack_extremes(self.extremes)
         self.histograms.settle()
 
@@ -126,7 +136,7 @@ class Bucket:
         totals = self.totals
         if isinstance(totals, IntSums):
             totals = IntSums(totals.low.copy(), None if totals.high is None else totals.high.copy())
-        extremes = self.extremes if isinstance(self.extremes, Packed) else self.extremes.copy()
+        extremes = self.extremes if isinstance(self.extremes, PackedExtremes) else self.extremes.copy()
         return self.series, totals, self.histograms.block, tuple(self.histograms.waiting), extremes
 
 
@@ -134,7 +144,7 @@ def encode_bucket(captured: Any) -> list[Any]:
     """Return what ``Bucket.capture`` returned as plain data; may run in any thread."""
     series, totals, block, waiting, extremes = captured
     packed = pack(totals) if isinstance(totals, IntSums) else totals
-    least = extremes if isinstance(extremes, Packed) else pack_extremes(extremes)
+    least = extremes if isinstance(extremes, PackedExtremes) else pack_extremes(extremes)
     return [
         series.astype(np.int32).tobytes(),
         packed.small_columns.tobytes(),
@@ -143,7 +153,7 @@ def encode_bucket(captured: Any) -> list[Any]:
         packed.large.tobytes(),
         None if packed.high is None else packed.high.tobytes(),
         encode_block(merged(block, waiting)),
-        [column.tobytes() for column in (least.small_columns, least.small, least.large_columns, least.large)],
+        least.saved,
     ]
 
 
@@ -159,16 +169,16 @@ def decode_bucket(data: Sequence[Any], width: int, fields: int, stride: int) -> 
     Raises:
         ValueError: The arrays do not fit together, or the histogram counts are not unsigned integers.
     """
-    series, small_columns, small, large_columns, large, high, block, *saved_extremes = data
+    series, small_columns, small, large_columns, large, high, block, *least = data
     bucket = Bucket()
-    bucket.series = np.frombuffer(series, np.int32).astype(np.int64)
+    bucket.series = np.frombuffer(series, _INT32).astype(_INT64)
     rows = len(bucket.series)
     bucket.totals = _packed(
         (small_columns, small, large_columns, large), rows, width, None if high is None else _high(high, rows, width)
     )
     bucket.histograms = Histograms(decode_block(block))
-    if saved_extremes:
-        bucket.extremes = _packed(saved_extremes[0], rows, 2 * fields)
+    if least:
+        bucket.extremes = saved_extremes(rows, 2 * fields, least[0])
     else:
         bucket.extremes = pack_extremes(_estimated(bucket.series, bucket.histograms.block, fields, stride))
     return bucket
@@ -176,12 +186,12 @@ def decode_bucket(data: Sequence[Any], width: int, fields: int, stride: int) -> 
 
 def _packed(columns: Sequence[bytes], rows: int, width: int, high: Ints | None = None) -> Packed:
     small_columns, small, large_columns, large = columns
-    narrow, wide = np.frombuffer(small_columns, np.int64), np.frombuffer(large_columns, np.int64)
+    narrow, wide = np.frombuffer(small_columns, _INT64), np.frombuffer(large_columns, _INT64)
     return Packed(
         narrow,
-        np.frombuffer(small, np.uint32).reshape(rows, len(narrow)),
+        np.frombuffer(small, _UINT32).reshape(rows, len(narrow)),
         wide,
-        np.frombuffer(large, np.int64).reshape(rows, len(wide)),
+        np.frombuffer(large, _INT64).reshape(rows, len(wide)),
         high,
         width,
     )

@@ -24,6 +24,7 @@ _MAX_WAITING = 4096
 _MAX_SLICES = 64
 #: Up to this many pairs of group and bin, counting in an array with a place for each pair is faster than sorting.
 _MAX_DENSE = 1 << 21
+_INT16, _INT32 = np.dtype(np.int16), np.dtype(np.int32)
 
 
 def keys_of(owners: Ints, values: Ints) -> Ints:
@@ -180,11 +181,12 @@ def decode_block(data: list[Any]) -> HistogramBlock:
         ValueError: The counts are not unsigned integers, or an array has a length that does not fit its type.
     """
     owners, ends, bins, counts, kind = data
-    if np.dtype(kind).kind != "u":
+    dtype = np.dtype(kind)
+    if dtype.kind != "u":
         raise ValueError(f"histogram counts have the type {kind}, expected unsigned integers")
     return HistogramBlock(
-        np.frombuffer(owners, np.int32),
-        np.frombuffer(ends, np.int32),
-        np.frombuffer(bins, np.int16),
-        np.frombuffer(counts, np.dtype(kind)),
+        np.frombuffer(owners, _INT32),
+        np.frombuffer(ends, _INT32),
+        np.frombuffer(bins, _INT16),
+        np.frombuffer(counts, dtype),
     )

@@ -193,6 +193,13 @@ class Summary(msgspec.Struct, frozen=True, array_like=True):
         bins, counts = np.frombuffer(self.bins, "<i2"), np.frombuffer(self.counts, "<i8")
         return Histogram(bins.astype(np.int64), counts.astype(np.int64), self.low, self.high)
 
+    def range(self) -> tuple[int, int] | tuple[None, None]:
+        """Return two numbers of which no value is below the first or above the second; None without values."""
+        if self.bins:
+            return self.histogram().range()
+        raw = self.raw()
+        return (int(raw[0]), int(raw[-1])) if len(raw) else (None, None)
+
     @property
     def count(self) -> int:
         """Number of values that were added, less the number removed."""

@@ -129,17 +129,29 @@ class ResolutionBuckets:
             parts[name] = Part(revision, partial(_encode_segment, captured))
         return parts
 
-    def restore(self, segment: int, data: bytes, width: int, fields: int, stride: int) -> None:
+    def restore(self, segment: int, buckets: Sequence[tuple[int, Bucket]]) -> None:
         """
         Take over one piece of a snapshot.
 
         Args:
             segment: The number after the prefix in the name of the piece.
-            width, fields, stride: As for ``decode_bucket``.
+            buckets: What ``decode_segment`` returned.
         """
         self._revisions[segment] = 0
-        for at, bucket in msgspec.msgpack.decode(data):
-            self.buckets[at] = decode_bucket(bucket, width, fields, stride)
+        self.buckets.update(buckets)
+
+
+def decode_segment(data: bytes, width: int, fields: int, stride: int) -> list[tuple[int, Bucket]]:
+    """
+    Return (start, Unix seconds; bucket) of each bucket in a piece of a snapshot.
+
+    Args:
+        width, fields, stride: As for ``decode_bucket``.
+
+    Raises:
+        ValueError, TypeError, msgspec.DecodeError: *data* is not a piece of a snapshot.
+    """
+    return [(at, decode_bucket(bucket, width, fields, stride)) for at, bucket in msgspec.msgpack.decode(data)]
 
 
 def _encode_segment(captured: Sequence[tuple[int, Any]]) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokentrace.rollup.bucket import Bucket
 from tokentrace.rollup.cumulative import Counters
 from tokentrace.rollup.extremes import extremes_of, extremes_of_changes, least_of_runs
 from tokentrace.rollup.histograms import keys_of
@@ -15,7 +16,7 @@ from tokentrace.rollup.int_sums import IntSums, add_by, add_runs
 from tokentrace.rollup.quantile import Ints, Summary, starts_of
 from tokentrace.rollup.reader import REMOVED, BucketReader, Distributions, Steps
 from tokentrace.rollup.recent_values import RecentValues
-from tokentrace.rollup.resolution_buckets import ResolutionBuckets
+from tokentrace.rollup.resolution_buckets import ResolutionBuckets, decode_segment
 from tokentrace.rollup.resolutions import RESOLUTIONS, Resolution
 from tokentrace.rollup.rows import ARRIVED, CHANGED, SECOND_OF, SERIES, SIGN, SPAN_SCHEMA, Schema
 from tokentrace.rollup.series import SeriesTable
@@ -233,21 +234,36 @@ class Rollup:
         cls,
         table: SeriesTable,
         state: Mapping[str, Any],
-        parts: Mapping[str, bytes],
+        parts: Mapping[str, Any],
         resolutions: Sequence[Resolution] = RESOLUTIONS,
         schema: Schema = SPAN_SCHEMA,
         cumulative: Counters | None = None,
     ) -> Rollup:
-        """Return the rollup that ``snapshot`` saved; *cumulative* must be restored already."""
+        """
+        Return the rollup that ``snapshot`` saved; *cumulative* must be restored already.
+
+        Args:
+            parts: Name of a piece -> its bytes, or what ``decode_part`` returned for them.
+        """
         rollup = cls(table, resolutions, schema, cumulative)
         rollup._late, rollup._clock_s = state["late"], state["clock_s"]
         rollup._recent.update({field: RecentValues.restore(saved) for field, saved in state["newest"].items()})
         rollup._ahead.update({field: RecentValues.restore(saved) for field, saved in state["ahead"].items()})
-        for name, data in parts.items():
+        for name, part in parts.items():
             index, _, segment = name.partition("-")
-            sizes = schema.width, len(schema.fields), len(rollup._distributions)
-            rollup._levels[int(index)].restore(int(segment), data, *sizes)
+            buckets = decode_part(part, schema) if isinstance(part, bytes) else part
+            rollup._levels[int(index)].restore(int(segment), buckets)
         return rollup
+
+
+def decode_part(data: bytes, schema: Schema = SPAN_SCHEMA) -> list[tuple[int, Bucket]]:
+    """
+    Return what ``Rollup.restore`` takes over of a piece of a snapshot.
+
+    Raises:
+        ValueError, TypeError, msgspec.DecodeError: *data* is not a piece of a snapshot.
+    """
+    return decode_segment(data, schema.width, len(schema.fields), len(_distributions(schema)))
 
 
 def _distributions(schema: Schema) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokentrace.dialect.docs import score_of
+from tokentrace.dialect.attributes import score_of
 from tokentrace.records import Score, Span, event_time
 from tokentrace.rollup.quantile import Ints
 from tokentrace.units import SECOND, int_to_score, is_number, score_to_int

@@ -15,15 +15,22 @@ must be this server's own, or, where spans are sent, one of ``http_server.allowe
 without a type, or with the one that curl and Python's urllib send if they are told none, is taken only from a request
 that no browser has made.
 
-Then the token is checked. ``Admission.admit`` is the one place for all of this.
+Then the token is checked, or the cookie that stands for it (``service/login.py``). Where OTLP is posted, the token may
+also be the password of basic authentication, because some exporters know no other. A browser sends a cookie with every
+request, whichever page makes it, so a method that changes something needs this server's own ``Origin`` beside it, and a
+request that the page of another origin makes is answered as if it had no cookie.
+
+``Admission.admit`` is the one place for all of this.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, MutableMapping
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
@@ -32,12 +39,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tokentrace.config import Settings
 from tokentrace.errors import quoted
 from tokentrace.records import BATCH_TYPE
-from tokentrace.service.web import failure
+from tokentrace.service.login import Login
+from tokentrace.service.otlp_answers import MEDIA, OTLP_PATHS, encoding_of
+from tokentrace.service.web import refusal
 
 OPEN_PATHS = ("/healthz", "/readyz")
 #: Paths below these take spans from pages of ``http_server.allowed_origins``, besides those of ``Admission``.
 _SPANS_BELOW = ("/api/traces/",)
-_READ = frozenset({b"host", b"origin", b"content-type", b"authorization", b"sec-fetch-site"})
+_READ = frozenset({b"host", b"origin", b"content-type", b"authorization", b"cookie", b"sec-fetch-site"})
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HAVE_BODIES = frozenset({"POST", "PUT", "PATCH"})
 _JSON = b"application/json"
 _TAKEN = frozenset({_JSON, b"text/json", BATCH_TYPE.encode()})
@@ -67,6 +77,7 @@ class Admission:
     Attributes:
         open_paths: Paths that need no token.
         allowed_origins: Other origins whose pages may send spans.
+        login: Makes and checks the cookies that stand for the token; None = only the token itself is taken.
 
     Args:
         token: Bearer token that every path except *open_paths* needs; "" = none.
@@ -74,6 +85,7 @@ class Admission:
         public_url: Origin under which browsers reach this server, if a proxy stands in front; "" = what ``Host`` says.
         allowed_origins: Other origins whose pages may send spans.
         spans_paths: Paths to which such pages may post, besides those below ``/api/traces/``.
+        login: As the attribute.
     """
 
     def __init__(
@@ -85,7 +97,9 @@ class Admission:
         public_url: str = "",
         allowed_origins: Iterable[str] = (),
         spans_paths: Iterable[str] = (),
+        login: Login | None = None,
     ) -> None:
+        self.login = login
         self.open_paths = frozenset(open_paths)
         self._token = token.encode()
         self._hosts = frozenset(_plain(host) for host in hosts)
@@ -95,8 +109,8 @@ class Admission:
         self._good_hosts: set[bytes] = set()
 
     @classmethod
-    def of(cls, settings: Settings, addresses: Iterable[str] = ()) -> Admission:
-        """Return the admission of a service with *settings* that listens on *addresses*."""
+    def of(cls, settings: Settings, addresses: Iterable[str] = (), login: Login | None = None) -> Admission:
+        """Return the admission of a service with *settings* and *login* that listens on *addresses*."""
         http = settings.http_server
         return cls(
             token=http.auth_token,
@@ -104,7 +118,8 @@ class Admission:
             hosts=[*http.hosts, *http.public_hosts, *addresses],
             public_url=http.public_url.removesuffix("/"),
             allowed_origins=http.allowed_origins,
-            spans_paths=(http.ingest_path, "/mist"),
+            spans_paths=(http.ingest_path, "/mist", *OTLP_PATHS),
+            login=login,
         )
 
     @property
@@ -124,27 +139,46 @@ class Admission:
         host = sent.get(b"host")
         if host not in self._good_hosts and not self._is_served(host, scope):
             if host is None:
-                return _refusal(scope, "Host: is missing", 400)
-            return _refusal(scope, f"Host: {_shown(host)} is not served here; http_server.hosts lists more names", 403)
+                return refusal(scope, "Host: is missing", 400)
+            return refusal(scope, f"Host: {_shown(host)} is not served here; http_server.hosts lists more names", 403)
         origin = sent.get(b"origin")
         if origin is not None and not self._is_own(origin, host, scope) and not self.is_allowed(origin, scope):
-            return _refusal(scope, f"Origin: {_shown(origin)} is another than this server's; {_ORIGIN_HELP}", 403)
+            return refusal(scope, f"Origin: {_shown(origin)} is another than this server's; {_ORIGIN_HELP}", 403)
         if scope["method"] in _HAVE_BODIES:
             content_type = sent.get(b"content-type", b"")
             if content_type != _JSON:
                 site = sent.get(b"sec-fetch-site", b"")
                 if origin is None and site in _FOREIGN:
-                    return _refusal(scope, f"Sec-Fetch-Site: {_shown(site)}: {_ORIGIN_HELP}", 403)
-                if not _is_taken(content_type, from_browser=origin is not None or bool(site)):
-                    return _refusal(
-                        scope, f"Content-Type: {_shown(content_type)} is not taken, send application/json", 415
-                    )
+                    return refusal(scope, f"Sec-Fetch-Site: {_shown(site)}: {_ORIGIN_HELP}", 403)
+                wanted = _wanted(content_type, scope["path"], from_browser=origin is not None or bool(site))
+                if wanted:
+                    return refusal(scope, f"Content-Type: {_shown(content_type)} is not taken, send {wanted}", 415)
         if self._token and scope["path"] not in self.open_paths:
-            scheme, _, token = sent.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token):
-                challenge = {"WWW-Authenticate": "Bearer"}
-                return failure("missing or wrong bearer token", 401, challenge, path=scope["path"])
+            return self._check_token(sent, scope)
         return None
+
+    def is_authorized(self, authorization: bytes, *, basic: bool) -> bool:
+        """Return True if the header *authorization* has the token; *basic* = also as the password of a user."""
+        scheme, _, token = authorization.partition(b" ")
+        scheme, token = scheme.lower(), token.strip()
+        if scheme == b"basic" and basic:
+            scheme, token = b"bearer", _password(token)
+        return not self._token or (scheme == b"bearer" and hmac.compare_digest(token, self._token))
+
+    def _check_token(self, sent: Mapping[bytes, bytes], scope: Scope) -> Response | None:
+        """Return the refusal of a request whose headers *sent* have neither the token nor a valid cookie."""
+        authorization = sent.get(b"authorization", b"")
+        if self.is_authorized(authorization, basic=scope["path"] in OTLP_PATHS):
+            return None
+        if not authorization and self.login is not None and sent.get(b"sec-fetch-site") not in _FOREIGN:
+            cookies = sent.get(b"cookie", b"")
+            if cookies and self.login.is_in(scope, cookies):
+                origin = sent.get(b"origin")
+                if scope["method"] in _SAFE or (origin and self._is_own(origin, sent.get(b"host"), scope)):
+                    return None
+                return refusal(scope, "Origin: is missing or not this server's, and a cookie needs it", 403)
+        challenge = {"WWW-Authenticate": "Bearer"}
+        return refusal(scope, "missing or wrong bearer token", 401, challenge)
 
     def is_allowed(self, origin: bytes, scope: Scope) -> bool:
         """Return True if a page of another *origin* may send the spans of this request."""
@@ -211,11 +245,21 @@ def _readable_by(origin: bytes, send: Send) -> Send:
     return readable
 
 
-def _is_taken(content_type: bytes, *, from_browser: bool) -> bool:
+def _wanted(content_type: bytes, path: str, *, from_browser: bool) -> str:
+    """Return which types *path* takes; "" = *content_type* is one of them."""
+    if path in OTLP_PATHS:
+        return "" if encoding_of(content_type.decode("latin-1")) else " or ".join(MEDIA.values())
     media = content_type.partition(b";")[0].strip().lower()
-    if media in _UNTOLD:
-        return not from_browser
-    return media in _TAKEN or media.endswith(b"+json")
+    is_taken = not from_browser if media in _UNTOLD else media in _TAKEN or media.endswith(b"+json")
+    return "" if is_taken else "application/json"
+
+
+def _password(sent: bytes) -> bytes:
+    """Return the password of basic authentication; b"" = *sent* holds none."""
+    try:
+        return base64.b64decode(sent, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 def _plain(name: str) -> str:
@@ -235,10 +279,6 @@ def _is_loopback(name: str) -> bool:
     except ValueError:
         return False
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def _refusal(scope: Scope, text: str, status: int) -> Response:
-    return failure(text, status, path=scope["path"])
 
 
 def _shown(value: bytes) -> str:

@@ -1,14 +1,16 @@
-"""Reading of request bodies, with a limit and with gzip decompression."""
+"""Reading of request bodies, with limits and with decompression."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import ClientDisconnect, Request
 
-from tokentrace.errors import Rejected
+from tokentrace.errors import Rejected, Unavailable
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
@@ -22,34 +24,96 @@ _INLINE_BYTES = 16 * 1024
 _threads = ThreadPoolExecutor(2, thread_name_prefix="inflate")
 #: Sizes of the first and of the longest slice of a member that is passed to zlib, bytes.
 _FIRST_SLICE, _MOST_SLICE = 512, 64 * 1024
+#: ``wbits`` of zlib for the formats of gzip and of zlib.
+_GZIP, _ZLIB = 31, 15
+_NAMES = {_GZIP: "gzip", _ZLIB: "deflate"}
 
 
-async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+class Room:
+    """
+    The memory for large bodies that are read or processed at the same time.
+
+    Args:
+        limit: The number of bytes of all bodies together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Share]:
+        """Yield the share of one request, which gives its bytes back at the end."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self._held -= share.held
+
+    def take(self, size: int) -> None:
+        """
+        Take *size* bytes.
+
+        Raises:
+            Unavailable: There is no room for so many.
+        """
+        if self._held + size > self._limit:
+            raise Unavailable("too many large requests at the same time")
+        self._held += size
+
+
+class Share:
+    """What one request has taken from a ``Room``: *held* bytes."""
+
+    def __init__(self, room: Room) -> None:
+        self._room, self.held = room, 0
+
+    def take(self, size: int) -> None:
+        """Take *size* more bytes; raise as ``Room.take``."""
+        self._room.take(size)
+        self.held += size
+
+
+async def read_body(
+    request: Request, limit: int = MAX_BODY_BYTES, *, deflate: bool = False, share: Share | None = None
+) -> bytes:
     """
     Return the body, decompressed if it is gzip, without holding more than *limit* bytes of it.
 
+    Args:
+        deflate: True = the body may also be compressed with ``deflate``, which is the format of zlib.
+        share: The memory that the body takes; None = it is not limited.
+
     Raises:
         Rejected: 413, the body is over *limit* bytes before or after decompression; 415, the encoding is not gzip; 400,
-            the gzip data is broken or the client disconnected.
+            the compressed data is broken or the client disconnected.
+        Unavailable: *share* has no room for the body.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "", "gzip", "x-gzip"):
-        raise Rejected(f"Content-Encoding: {encoding[:40]!r} is not supported, only gzip is", status=415)
-    packed = await _read(request, limit)
-    return await _inflated(packed, limit) if "gzip" in encoding else packed
+    formats = {"gzip": _GZIP, "x-gzip": _GZIP, **({"deflate": _ZLIB} if deflate else {})}
+    if encoding not in ("identity", "", *formats):
+        known = "gzip and deflate are" if deflate else "gzip is"
+        raise Rejected(f"Content-Encoding: {encoding[:40]!r} is not supported, only {known}", status=415)
+    packed = await _read(request, limit, share)
+    if encoding not in formats:
+        return packed
+    body = await _inflated(packed, limit, formats[encoding])
+    if share is not None:
+        share.take(len(body))
+    return body
 
 
-async def read_raw(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+async def read_raw(request: Request, limit: int = MAX_BODY_BYTES, *, share: Share | None = None) -> bytes:
     """
     Return the body as it was sent, without holding more than *limit* bytes of it.
 
     Raises:
         Rejected: 413, the body is over *limit* bytes; 400, the client disconnected.
+        Unavailable: *share* has no room for the body.
     """
-    return await _read(request, limit)
+    return await _read(request, limit, share)
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, limit: int, share: Share | None) -> bytes:
     declared = request.headers.get("content-length", "")
     too_long = declared.isdigit() and int(declared) > limit
     chunks: list[bytes] = []
@@ -61,9 +125,14 @@ async def _read(request: Request, limit: int) -> bytes:
                 if size > limit:
                     too_long = True
                     break
+                if share is not None:
+                    share.take(len(chunk))
                 chunks.append(chunk)
         if too_long:
             await _drain(request)
+    except Unavailable:
+        await _drain(request)
+        raise
     except ClientDisconnect as exc:
         raise Rejected("body: the client disconnected before its end") from exc
     if too_long:
@@ -85,26 +154,29 @@ async def _drain(request: Request) -> None:
         return
 
 
-async def _inflated(packed: bytes, limit: int) -> bytes:
+async def _inflated(packed: bytes, limit: int, window: int) -> bytes:
     """Return the decompressed body; a large one is decompressed in a thread, so that other requests are answered."""
     if len(packed) <= _INLINE_BYTES:
-        return inflate(packed, limit)
-    return await asyncio.get_running_loop().run_in_executor(_threads, inflate, packed, limit)
+        return inflate(packed, limit, window)
+    return await asyncio.get_running_loop().run_in_executor(_threads, inflate, packed, limit, window)
 
 
-def inflate(packed: bytes, limit: int) -> bytes:
+def inflate(packed: bytes, limit: int, window: int = _GZIP) -> bytes:
     """
     Return the decompressed members of the gzip body *packed*, in time proportional to its size.
 
     Whatever follows the end of a member is copied by zlib, so the body is passed on in slices: with all of it at once,
     a body of many empty members would be copied once for each of them.
 
+    Args:
+        window: ``wbits`` of zlib: ``_GZIP`` or ``_ZLIB``.
+
     Raises:
-        Rejected: 413 if the result is over *limit* bytes, 400 if *packed* is not gzip or ends within a member.
+        Rejected: 413, the result is over *limit* bytes; 400, *packed* is of another format or ends within a member.
     """
     parts: list[bytes] = []
     room, at, view = limit, 0, memoryview(packed)
-    unpack = zlib.decompressobj(31)
+    unpack = zlib.decompressobj(window)
     size = _FIRST_SLICE
     within = False
     while at < len(packed):
@@ -112,7 +184,7 @@ def inflate(packed: bytes, limit: int) -> bytes:
         try:
             part = unpack.decompress(piece, room + 1)
         except zlib.error as exc:
-            raise Rejected(f"body: not gzip ({exc})") from exc
+            raise Rejected(f"body: not {_NAMES[window]} ({exc})") from exc
         if part:
             room -= len(part)
             if room < 0:
@@ -121,7 +193,7 @@ def inflate(packed: bytes, limit: int) -> bytes:
         at += len(piece)
         if unpack.eof:
             at -= len(unpack.unused_data)
-            unpack = zlib.decompressobj(31)
+            unpack = zlib.decompressobj(window)
             size = _FIRST_SLICE
             within = False
         else:
@@ -129,5 +201,5 @@ def inflate(packed: bytes, limit: int) -> bytes:
             size = min(2 * size, _MOST_SLICE)
             within = True
     if within:
-        raise Rejected("body: gzip data ends too early")
+        raise Rejected(f"body: {_NAMES[window]} data ends too early")
     return parts[0] if len(parts) == 1 else b"".join(parts)

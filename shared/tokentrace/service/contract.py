@@ -8,8 +8,9 @@ because its own parsing costs twice as much and accepts what this API refuses (a
 one ``Annotated[Model, Query()]``, where the model derives from ``Params``. Any other argument is a TypeError at start,
 because otherwise it would silently never get a value.
 
-``Params`` reads the query string: it refuses a parameter that is unknown or given twice, with its name in the error
-text, and passes each value to a parser of tokentrace, whose error text is sent to the client.
+``Params`` reads the query string: it refuses a parameter that is unknown, or given twice without being declared as
+repeated, with its name in the error text, and passes each value to a parser of tokentrace, whose error text is sent to
+the client.
 
 Bodies and answers are msgspec Structs: the Struct that decodes a body or encodes an answer is also its JSON schema.
 FastAPI cannot read Structs, so ``operation`` keeps them in a list and leaves a number in the route, which
@@ -42,6 +43,8 @@ T = TypeVar("T")
 _ESCAPED_SLASH = re.compile("%2[fF]")
 #: Stands for an escaped slash while a path is matched; no decoded path contains it.
 _SLASH = "\ud82f"
+#: How often a parameter that may be repeated is taken at most.
+MAX_REPEATED = 100
 #: Key of a route's ``openapi_extra`` whose value is the number of its ``Operation``.
 MARK = "x-operation"
 
@@ -107,6 +110,7 @@ class Operation:
     body_required: bool = True
     errors: Mapping[int, str] = field(default_factory=dict)
     headers: Sequence[Header] = ()
+    needs_token: bool = True
 
 
 _operations: list[Operation] = []
@@ -127,6 +131,7 @@ def operation(
     body_required: bool = True,
     errors: Mapping[int, str] | None = None,
     headers: Sequence[Header] = (),
+    needs_token: bool = True,
 ) -> dict[str, Any]:
     """
     Return the keyword arguments of a route's decorator.
@@ -136,8 +141,9 @@ def operation(
         answers: The answers without an error text, the usual one first.
         body: The bodies that a request may have, one for each media type.
         errors: Status -> an example of the error text. 401 is added on every path that a token protects.
+        needs_token: False = the path is open, with every method that it has.
     """
-    _operations.append(Operation(answers, body, body_required, errors or {}, headers))
+    _operations.append(Operation(answers, body, body_required, errors or {}, headers, needs_token))
     return {
         "operation_id": id,
         "summary": summary,
@@ -166,17 +172,31 @@ def parsed(parse: Callable[[str], Any]) -> PlainValidator:
     return PlainValidator(validate)
 
 
+def each_parsed(parse: Callable[[str], str]) -> PlainValidator:
+    """Return a validator of a parameter that may be repeated: *parse* reads each text and raises ``Rejected``."""
+
+    def validate(values: Sequence[str]) -> tuple[str, ...]:
+        try:
+            return tuple(parse(value) for value in values)
+        except Rejected as exc:
+            raise ValueError(str(exc)) from exc
+
+    return PlainValidator(validate)
+
+
 class Params(BaseModel):
     """
     The query parameters of a family of routes.
 
     Each field of a subclass is a parameter. A subclass may set ``prefixes``: parameters with a prefix, such as
-    ``attr.team`` for ``attr.``, are collected in the field that has the alias ``<prefix><key>``. A subclass with
-    ``extra="ignore"`` ignores unknown parameters, and takes the last value of a repeated one, instead of refusing them.
+    ``attr.team`` for ``attr.``, are collected in the field that has the alias ``<prefix><key>``. The names and prefixes
+    in ``repeated`` may be given up to 100 times; their values are lists of texts. A subclass with ``extra="ignore"``
+    ignores unknown parameters, and takes the last value of a repeated one, instead of refusing them.
     """
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
     prefixes: ClassVar[tuple[str, ...]] = ()
+    repeated: ClassVar[frozenset[str]] = frozenset()
     _names: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
@@ -190,7 +210,7 @@ class Params(BaseModel):
         Read the query string of *request*.
 
         Raises:
-            Rejected: A parameter is unknown, given twice or invalid; the text names the parameter.
+            Rejected: A parameter is unknown, given too often or invalid; the text names the parameter.
         """
         return cls.of(request.query_params.multi_items())
 
@@ -218,6 +238,9 @@ class Params(BaseModel):
         values: dict[str, Any] = {}
         for name, value in items:
             if name in cls._names:
+                if name in cls.repeated:
+                    _add(values.setdefault(name, []), name, value)
+                    continue
                 if name in values:
                     raise Rejected(f"{name}: given twice")
                 values[name] = value
@@ -225,6 +248,9 @@ class Params(BaseModel):
             for prefix in cls.prefixes:
                 if name.startswith(prefix) and len(name) > len(prefix):
                     free, key = values.setdefault(f"{prefix}<key>", {}), name.removeprefix(prefix)
+                    if prefix in cls.repeated:
+                        _add(free.setdefault(key, []), name, value)
+                        break
                     if key in free:
                         raise Rejected(f"{name}: given twice")
                     free[key] = value
@@ -232,6 +258,12 @@ class Params(BaseModel):
             else:
                 refuse(name, cls._names, cls.prefixes)
         return values
+
+
+def _add(values: list[str], name: str, value: str) -> None:
+    if len(values) == MAX_REPEATED:
+        raise Rejected(f"{shorten(name)}: given over {MAX_REPEATED} times")
+    values.append(value)
 
 
 def refuse(name: str, allowed: frozenset[str], prefixes: Sequence[str] = ()) -> None:

@@ -8,7 +8,7 @@ effects. An effect is plain data with an id that is derived from its content, so
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -87,9 +87,23 @@ class Machine(Protocol):
         """
         ...
 
-    def restore(self, state: bytes, parts: Mapping[str, bytes]) -> None:
+    def decode_part(self, name: str, data: bytes) -> Any:
+        """
+        Return what ``restore`` takes over of one part, so that its bytes can be freed before the next part is read.
+
+        Several threads may call it at once; it neither reads nor changes the state.
+
+        Raises:
+            Rejected, or an error of a decoder: *data* is not the part *name* of a snapshot.
+        """
+        ...
+
+    def restore(self, state: bytes, parts: Mapping[str, Any]) -> None:
         """
         Replace the state by one that ``snapshot`` captured; after that every part has revision 0.
+
+        Args:
+            parts: Name of a part -> its bytes, or what ``decode_part`` returned for them.
 
         Raises:
             Rejected: The bytes are not a snapshot of this service, shard and version.

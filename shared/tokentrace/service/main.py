@@ -23,6 +23,9 @@ from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.broker_clock import keep_measured
 from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
+from tokentrace.service.login import Login, agreed_secret
+from tokentrace.service.otlp_exports import Exports
+from tokentrace.service.otlp_listen import OtlpListeners
 from tokentrace.service.set_aside import publish_set_aside
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.service.web import HotPathApp, HotPaths, make_app
@@ -84,12 +87,14 @@ class App(NamedTuple):
         routes: The routes, without those of health and metrics, which ``make_http`` adds.
         hot: Endpoints that are looked up before any routing, by method and path.
         make_http: ``openapi.make_documented_app`` for a service that has *routes*.
+        otlp: Takes requests of OTLP; None = the service takes none.
     """
 
     service: Service
     routes: Sequence[BaseRoute] = ()
     hot: HotPaths = MappingProxyType({})
     make_http: MakeHttp = make_plain_app
+    otlp: Exports | None = None
 
 
 def run_service(
@@ -99,6 +104,7 @@ def run_service(
     configure: Callable[[Settings], C],
     compose: Callable[[Bus, C], App],
     default_addr: Callable[[Settings], str] | None = None,
+    takes_otlp: bool = False,
 ) -> int:
     """
     Run one service as ``python -m tokentrace_<name>``, with settings from flags, environment and file.
@@ -108,6 +114,7 @@ def run_service(
         configure: Returns the service's part of the settings; raises ConfigError before anything is started.
         compose: Makes the service and its routes.
         default_addr: Returns the address if neither --addr nor TOKENTRACE_ADDR is given; None = *port* on 127.0.0.1.
+        takes_otlp: The service also listens on the addresses of OTLP.
 
     Returns:
         The exit code, as ``runtime.run``.
@@ -122,9 +129,10 @@ def run_service(
             addr = os.environ.get("TOKENTRACE_ADDR") or (default_addr(settings) if default_addr else f":{port}")
         config = configure(settings)
         sock = bind(parse_addr(addr, port))
+        otlp = OtlpListeners.bind(settings) if takes_otlp else None
         async with contextlib.AsyncExitStack() as stack:
             bus = await unless_stopped(stopping, _connect(stack, settings, name))
-            await serve(compose(bus, config), bus, settings, [sock], stopping, name=name)
+            await serve(compose(bus, config), bus, settings, [sock], stopping, name=name, otlp=otlp)
 
     return runtime.run(tool, run)
 
@@ -144,6 +152,7 @@ async def serve(
     *,
     name: str,
     parts: Mapping[str, Callable[[], Health]] | None = None,
+    otlp: OtlpListeners | None = None,
 ) -> None:
     """
     Run the service of *app* and its HTTP server, with health and metrics, until *stopping* is set.
@@ -152,6 +161,7 @@ async def serve(
         bus: The connection of the service.
         name: The name of the service in the key under which ``publish_set_aside`` publishes.
         parts: Name -> health of each service in this process; None = *name* is the only one.
+        otlp: The further addresses of OTLP, if ``app.otlp`` takes it.
     """
     service = app.service
 
@@ -168,7 +178,20 @@ async def serve(
             text = "By how much the clock of this host is ahead of the broker's, which decides."
             yield Sample("tokentrace_clock_ahead_seconds", text, skew_ns / SECOND)
 
-    admission = Admission.of(settings, [sock.getsockname()[0] for sock in sockets])
+    login = None
+    if settings.http_server.auth_token:
+        secret = await unless_stopped(stopping, agreed_secret(bus))
+        public_url = settings.http_server.public_url
+        now = bus.clock.now_ns
+        login = Login(
+            settings.http_server.auth_token,
+            secret,
+            project=settings.nats.project,
+            public_url=public_url,
+            now=lambda: now() / SECOND,
+        )
+    listening = [*sockets, *(otlp.sockets if otlp is not None else ())]
+    admission = Admission.of(settings, [sock.getsockname()[0] for sock in listening], login)
     http = app.make_http(app.routes, app.hot, health, samples, admission)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
@@ -176,6 +199,8 @@ async def serve(
         tasks.create_task(keep_measured(bus, stopping))
         tasks.create_task(answer_alive(bus, parts or {name: service.health}, stopping))
         tasks.create_task(serve_http(http, sockets, stopping=stopping))
+        if otlp is not None and app.otlp is not None:
+            tasks.create_task(otlp.serve(app.otlp, app.routes, app.hot, admission, stopping))
 
 
 class _Parser(argparse.ArgumentParser):

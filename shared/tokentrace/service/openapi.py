@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from tokentrace.service.admit import Admission, Door
+from tokentrace.service.compressed import Compressed
 from tokentrace.service.contract import (
     MARK,
     Answer,
@@ -28,6 +29,9 @@ from tokentrace.service.contract import (
 )
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.health_operations import health_router
+from tokentrace.service.login_operations import SESSION_PATH, login_router
+from tokentrace.service.otlp_answers import MEDIA, OTLP_PATHS, RpcStatus, code_of, encode_status
+from tokentrace.service.otlp_operations import Protobuf
 from tokentrace.service.reference import REFERENCE_PATHS, reference_router
 from tokentrace.service.web import (
     EXCEPTION_HANDLERS,
@@ -44,14 +48,16 @@ _DESCRIPTION = """\
 Token-level observability for LLM calls.
 
 The body of an error is `{"error": text}`, and the text says which input is wrong and why; below `/api/` the text is
-also in `message`. `Retry-After` of a 503 says after how many seconds to try again. Unknown query parameters are refused
-with 400, but ignored where spans or messages are sent, by `/traces/recent` and by health checks. `HEAD` is answered
-wherever `GET` is. Times are RFC 3339 with a time zone, durations are written `90s`, `2h30m` or `7d`, money is in US
-dollars.
+also in `message`. Where OTLP is posted, the body is a `google.rpc.Status` in the encoding of the request. `Retry-After`
+of a 503 says after how many seconds to try again. Unknown query parameters are refused with 400, but ignored where
+spans or messages are sent, by `/traces/recent`, by health checks and by the page. `HEAD`
+is answered wherever `GET` is. Times are RFC 3339 with a time zone, durations are written `90s`, `2h30m` or `7d`, money
+is in US dollars.
 """
 #: Tag -> description, in the order in which the document lists them.
 TAGS: Mapping[str, str] = {
     "spans": "Send spans.",
+    "OTLP": "Send spans and log records as OpenTelemetry's exporters and collectors do.",
     "Cost Katana": "Send spans and messages as Cost Katana's clients do.",
     "metrics": "Cost, tokens, latency, errors and quality over a window.",
     "traces": "Stored spans and traces: search, follow, export, score and delete.",
@@ -69,6 +75,7 @@ _ERRORS: Mapping[int, str] = {
     413: "The body, the batch or one span in it is too large.",
     415: "The Content-Type is not that of the body, or the Content-Encoding is neither absent nor gzip.",
     422: "The Idempotency-Key was used with another body within the last 24 hours.",
+    429: "Too many wrong tokens; try again after Retry-After seconds.",
     503: "The broker, the store or another service is unavailable or behind; try again after Retry-After seconds.",
 }
 _UNAUTHORIZED = "missing or wrong bearer token"
@@ -162,7 +169,7 @@ class _Schemas:
 
     def __init__(self, types: Iterable[Any]) -> None:
         # The keys are text, because an annotated type with a schema of its own is not hashable.
-        kinds = {repr(kind): kind for kind in [Failure, SdkFailure, *types]}
+        kinds = {repr(kind): kind for kind in [Failure, SdkFailure, RpcStatus, Protobuf, *types]}
         schemas, components = msgspec.json.schema_components(kinds.values(), ref_template=_REF)
         self._of = dict(zip(kinds, schemas, strict=True))
         self.components = components
@@ -196,18 +203,25 @@ def _content(content: Content, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _failure(path: str, status: int, text: str, schemas: _Schemas) -> dict[str, Any]:
-    sdk = path.startswith(SDK_PATHS)
-    example = {"error": text, "message": text} if sdk else {"error": text}
-    schema = schemas.of(SdkFailure if sdk else Failure)
-    entry: dict[str, Any] = {
-        "description": _ERRORS[status],
-        "content": {"application/json": {"schema": schema, "example": example}},
-    }
-    if status == 503:
+    entry: dict[str, Any] = {"description": _ERRORS[status], "content": _failure_content(path, status, text, schemas)}
+    if status in (429, 503):
         entry["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string"}, "example": "1"}}
     if status == 401:
         entry["headers"] = {"WWW-Authenticate": {"description": "`Bearer`.", "schema": {"type": "string"}}}
     return entry
+
+
+def _failure_content(path: str, status: int, text: str, schemas: _Schemas) -> dict[str, Any]:
+    if path in OTLP_PATHS:
+        code = code_of(status)
+        encoded = encode_status("protobuf", code, text).decode("latin-1")
+        return {
+            MEDIA["json"]: {"schema": schemas.of(RpcStatus), "example": {"code": code, "message": text}},
+            MEDIA["protobuf"]: {"schema": schemas.of(Protobuf), "example": encoded},
+        }
+    sdk = path.startswith(SDK_PATHS)
+    example = {"error": text, "message": text} if sdk else {"error": text}
+    return {"application/json": {"schema": schemas.of(SdkFailure if sdk else Failure), "example": example}}
 
 
 def _document_router(document: Callable[[], bytes]) -> Router:
@@ -226,6 +240,14 @@ def _document_router(document: Callable[[], bytes]) -> Router:
         return Response(document(), media_type="application/json")
 
     return router
+
+
+def _open_paths(routes: Iterable[BaseRoute]) -> list[str]:
+    return [
+        route.path
+        for route in routes
+        if isinstance(route, ContractRoute) and not operation_of(route.openapi_extra or {}).needs_token
+    ]
 
 
 def make_documented_app(
@@ -250,8 +272,9 @@ def make_documented_app(
         *health_router(health, samples).routes,
         *_document_router(lambda: encoded).routes,
         *reference_router(OPENAPI_PATH).routes,
+        *login_router(admission.login).routes,
     ]
-    admission = admission.opening(REFERENCE_PATHS)
+    admission = admission.opening([*REFERENCE_PATHS, SESSION_PATH, *_open_paths(every)])
     encoded = msgspec.json.encode(
         build_document(every, token_required=admission.needs_token, open_paths=admission.open_paths)
     )
@@ -265,4 +288,4 @@ def make_documented_app(
     )
     # Do not use include_router, which matches every request twice.
     app.router.routes.extend(every)
-    return Door(HotPathApp(app, hot), admission)
+    return Door(Compressed(HotPathApp(app, hot)), admission)

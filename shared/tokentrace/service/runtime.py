@@ -33,6 +33,8 @@ def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         The exit code: 0 = stopped; 2 = invalid configuration; 1 = another error of tokentrace, such as a broker or port
         that is not available.
     """
+    # Nearly everything that a start makes is kept, so a collection frees nothing; it is on again after ``_LOADED_S``.
+    gc.disable()
     try:
         set_up_logging(tool, os.environ.get("TOKENTRACE_LOG_LEVEL", "info"))
         with asyncio.Runner(loop_factory=_new_loop) as runner:
@@ -42,6 +44,7 @@ def run(tool: str, service: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     finally:
         # Frozen objects are not collected at exit, and some libraries report them as leaks.
         gc.unfreeze()
+        gc.enable()
     return EXIT_OK
 
 
@@ -82,6 +85,7 @@ def _freeze_loaded_objects() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 async def _with_signals(service: Callable[[asyncio.Event], Awaitable[None]]) -> None:

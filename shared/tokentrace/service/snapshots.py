@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 import structlog
@@ -70,9 +72,9 @@ class Snapshots:
                 manifest = await self._manifest(name)
                 if manifest is None:
                     continue
-                state, *pieces = await self._pieces_of([manifest.state, *manifest.parts.values()])
+                state, parts = await self._contents(manifest, machine.decode_part)
                 with reading("cannot be read"):
-                    machine.restore(state, dict(zip(manifest.parts, pieces, strict=True)))
+                    machine.restore(state, parts)
             except Rejected as exc:
                 problem = f"snapshot {name}: {exc}"
                 self._log.error("%s; falling back to the one before", problem)
@@ -93,25 +95,26 @@ class Snapshots:
                 manifest = self._manifests[name] = msgspec.msgpack.decode(data, type=_Manifest)
         return manifest
 
-    async def _pieces_of(self, names: Sequence[str]) -> list[bytes]:
+    async def _contents(self, manifest: _Manifest, decode: Callable[[str, bytes], Any]) -> tuple[bytes, dict[str, Any]]:
+        """Return (the state, part -> what *decode* returns for its name and its bytes)."""
         turns = asyncio.Semaphore(_LOADS_AT_ONCE)
 
-        async def load(name: str) -> bytes:
+        async def load(name: str, decode_piece: Callable[[bytes], Any]) -> Any:
+            # The turn lasts until the piece is decoded, so that only a few pieces are in memory twice.
             async with turns:
                 data = await self._objects.get(name)
-            if data is None:
-                raise Rejected(f"object {name} is gone")
-            try:
-                return await asyncio.to_thread(zlib.decompress, data)
-            except zlib.error as exc:
-                raise Rejected(f"object {name} cannot be read: {exc}") from exc
+                if data is None:
+                    raise Rejected(f"object {name} is gone")
+                return await asyncio.to_thread(_unpack, name, data, decode_piece)
 
-        tasks = [asyncio.ensure_future(load(name)) for name in names]
+        tasks = [asyncio.ensure_future(load(manifest.state, bytes))]
+        tasks += [asyncio.ensure_future(load(name, partial(decode, part))) for part, name in manifest.parts.items()]
         try:
-            return await asyncio.gather(*tasks)
+            state, *parts = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        return state, dict(zip(manifest.parts, parts, strict=True))
 
     async def refresh(self) -> None:
         """Forget saved parts that no longer exist: another process with the same shard may have removed them."""
@@ -177,3 +180,12 @@ class Snapshots:
         return sorted(
             name for name in names if name.startswith(self._prefix) and name.removeprefix(self._prefix).isdigit()
         )
+
+
+def _unpack(name: str, data: bytes, decode: Callable[[bytes], Any]) -> Any:
+    with reading(f"object {name} cannot be read"):
+        try:
+            piece = zlib.decompress(data)
+        except zlib.error as exc:
+            raise Rejected(str(exc)) from exc
+        return decode(piece)

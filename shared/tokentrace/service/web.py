@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokentrace.errors import Conflict, Rejected, Unavailable
+from tokentrace.service.otlp_answers import OTLP_PATHS, otlp_failure
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +43,24 @@ def failure(message: str, status: int, headers: Mapping[str, str] | None = None,
     return reply(body, status, headers)
 
 
+def refusal(scope: Scope, message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the error response to the request of *scope*, in the form that clients of its path read."""
+    path: str = scope["path"]
+    if path in OTLP_PATHS:
+        return otlp_failure(scope, message, status, headers)
+    return failure(message, status, headers, path=path)
+
+
 async def _on_rejected(request: Request, exc: Rejected) -> Response:
-    return failure(str(exc), exc.status, path=request.url.path)
+    return refusal(request.scope, str(exc), exc.status)
 
 
 async def _on_unavailable(request: Request, exc: Unavailable) -> Response:
-    return failure(str(exc), 503, {"Retry-After": str(exc.retry_after_s)}, path=request.url.path)
+    return refusal(request.scope, str(exc), 503, {"Retry-After": str(exc.retry_after_s)})
 
 
 async def _on_conflict(request: Request, exc: Conflict) -> Response:
-    return failure(str(exc), 409, path=request.url.path)
+    return refusal(request.scope, str(exc), 409)
 
 
 async def _on_http(request: Request, exc: HTTPException) -> Response:
@@ -59,12 +68,12 @@ async def _on_http(request: Request, exc: HTTPException) -> Response:
     headers = dict(exc.headers or {})
     if exc.status_code == 405:
         headers["Allow"] = ", ".join(allowed_methods(request.app.routes, request.scope))
-    return failure(detail, exc.status_code, headers, path=request.url.path)
+    return refusal(request.scope, detail, exc.status_code, headers)
 
 
 async def _on_bug(request: Request, exc: Exception) -> Response:
     log.error("%s %s failed", request.method, request.url.path, exc_info=exc)
-    return failure("internal error", 500, path=request.url.path)
+    return refusal(request.scope, "internal error", 500)
 
 
 #: Exception -> function that makes the error response, for every application of every service.

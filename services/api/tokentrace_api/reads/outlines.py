@@ -7,17 +7,15 @@ second. Attributes and errors are read only for the spans of a page, by the numb
 
 from __future__ import annotations
 
-import base64
-import binascii
 from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from tokentrace.errors import Rejected, quoted
 from tokentrace.records import Started
+from tokentrace_api.reads.cursor_text import from_text, to_text
 from tokentrace_api.reads.spans import open_spans
 from tokentrace_api.reads.tellings import with_later_versions
 from tokentrace_api.reads.tree import Key
@@ -29,7 +27,7 @@ PAGE_BYTES = 8 * 1024 * 1024
 _UNMEASURED = 16
 _OUTLINE = (
     "ordinal, trace_id, span_id, parent_span_id, name, kind, model, status, started_ns, ended_ns, cost_nusd, "
-    "cost_source, total_tokens, counted"
+    "cost_source, total_tokens, counted, caller, ttft_ns, score, coalesce(session_id, ''), coalesce(user_id, '')"
 )
 _WHOLE = ", ".join(COLUMNS)
 _WITHOUT_ATTRIBUTES = ", ".join("NULL" if name == "attributes" else name for name in COLUMNS)
@@ -49,6 +47,9 @@ class SpanRow(NamedTuple):
         ended_ns: None = it has not ended.
         cost_nusd: Nano-dollars; None = unknown, or the span has not ended.
         counted: False for a telling that no sum uses, and for a span that has not ended.
+        ttft_ns: Time to the first token, nanoseconds; 0 = unknown.
+        score: In 10⁻⁹; None = it has none.
+        session_id, user_id: "" = none.
     """
 
     ordinal: int
@@ -65,6 +66,11 @@ class SpanRow(NamedTuple):
     cost_source: str
     total_tokens: int
     counted: bool
+    caller: str
+    ttft_ns: int
+    score: int | None
+    session_id: str
+    user_id: str
 
     @property
     def key(self) -> Key:
@@ -167,6 +173,11 @@ def _open_row(span: Started) -> SpanRow:
         cost_source="",
         total_tokens=0,
         counted=False,
+        caller=span.caller,
+        ttft_ns=0,
+        score=None,
+        session_id=span.session_id or "",
+        user_id=span.user_id or "",
     )
 
 
@@ -178,7 +189,7 @@ def _cursor_of(row: SpanRow, order: Order) -> SpanCursor:
 
 def encode_span_cursor(cursor: SpanCursor) -> str:
     """Return *cursor* as text for a URL."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+    return to_text(cursor)
 
 
 def parse_span_cursor(text: str, order: Order) -> SpanCursor:
@@ -188,11 +199,9 @@ def parse_span_cursor(text: str, order: Order) -> SpanCursor:
     Raises:
         Rejected: *text* is anything else.
     """
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        cursor = msgspec.json.decode(data, type=SpanCursor)
-    except (binascii.Error, ValueError, msgspec.DecodeError) as exc:
-        raise Rejected(f"{quoted(text)} is not the next_cursor of an earlier answer") from exc
+    cursor = from_text(text, SpanCursor)
+    if cursor is None:
+        raise Rejected(f"{quoted(text)} is not the next_cursor of an earlier answer")
     if cursor.order != _ORDERS.index(order):
         raise Rejected(f"{quoted(text)} is the next_cursor of another kind of answer")
     return cursor

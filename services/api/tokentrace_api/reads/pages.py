@@ -9,18 +9,15 @@ A walk that takes too long ends the page early, and the page says how far the se
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from tokentrace.errors import Rejected, quoted
+from tokentrace_api.reads.cursor_text import from_text, to_text
 from tokentrace_api.reads.search import Search
-from tokentrace_api.reads.sums import SUMS, Sums
-from tokentrace_api.store import ONE_TELLING, Store, trace_hash
+from tokentrace_api.reads.trace_rows import COLUMNS, TraceRow, row_of, summed, with_details
+from tokentrace_api.store import ONE_TELLING, Store
 
 #: Up to this number of matching rows, a page is computed from the traces of these rows.
 FEW = 50_000
@@ -31,29 +28,6 @@ _MOST_ROWS = 20_000
 _LAST_NS = 2**63 - 1
 #: Seconds after which a walk ends the page early.
 BUDGET_S = 0.2
-_COLUMNS = (
-    "coalesce(arg_min(name, (started_ns, ordinal)) FILTER (parent_span_id IS NULL), "
-    "arg_min(name, (started_ns, ordinal))), "
-    "min(started_ns) AS began, max(ended_ns), "
-    "CASE WHEN bool_or(status = 'error') THEN 'error' WHEN bool_or(status = 'timeout') THEN 'timeout' ELSE 'ok' END, "
-    f"{SUMS}"
-)
-
-
-class TraceRow(NamedTuple):
-    """
-    A trace in ``GET /traces``. Times in Unix nanoseconds.
-
-    A span of which no telling counts here, because the same call was told in another trace first, is part of the trace
-    but of none of its sums.
-    """
-
-    trace_id: str
-    name: str
-    started_ns: int
-    ended_ns: int
-    status: str
-    sums: Sums
 
 
 class Cursor(NamedTuple):
@@ -75,7 +49,7 @@ class Cursor(NamedTuple):
 
 def encode_cursor(cursor: Cursor) -> str:
     """Return *cursor* as text for a URL."""
-    return base64.urlsafe_b64encode(msgspec.json.encode(cursor)).decode().rstrip("=")
+    return to_text(cursor)
 
 
 def parse_cursor(text: str) -> Cursor:
@@ -85,12 +59,8 @@ def parse_cursor(text: str) -> Cursor:
     Raises:
         Rejected: *text* is not such a cursor.
     """
-    try:
-        decoded = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        cursor = msgspec.json.decode(decoded, type=Cursor)
-    except (binascii.Error, msgspec.DecodeError, ValueError) as exc:
-        raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer") from exc
-    if not 0 <= cursor.started_ns <= _LAST_NS:
+    cursor = from_text(text, Cursor)
+    if cursor is None or not 0 <= cursor.started_ns <= _LAST_NS:
         raise Rejected(f"cursor: {quoted(text)} is not a cursor of an earlier answer")
     return cursor
 
@@ -136,6 +106,9 @@ def find_page(
     """
     deadline = time.perf_counter() + budget_s
     condition, values = search.condition()
+    if search.since_ns is not None:
+        # No span of a trace starts before the trace.
+        condition, values = f"{condition or 'true'} AND started_ns >= ?", [*values, search.since_ns]
     first = f"SELECT trace_hash FROM {{spans}} WHERE {condition or 'true'} LIMIT {FEW + 1}"
     grouped = store.query(f"SELECT trace_hash, count(*) FROM ({first}) GROUP BY trace_hash", values, now_ns)
     matching = sum(count for _, count in grouped)
@@ -143,9 +116,11 @@ def find_page(
         return Page([], 0, None)
     if matching <= FEW:
         hashes = [trace for trace, _ in grouped]
-        return _through_matches(store, search, hashes, limit, offset, cursor, now_ns)
-    rows, reached = _walk(store, search, limit, offset, cursor, now_ns, deadline)
-    return _cut(rows, limit, offset, None, reached)
+        page = _through_matches(store, search, hashes, limit, offset, cursor, now_ns)
+    else:
+        rows, reached = _walk(store, search, limit, offset, cursor, now_ns, deadline)
+        page = _cut(rows, limit, offset, None, reached)
+    return page._replace(rows=with_details(store, page.rows, now_ns))
 
 
 def _cut(rows: Sequence[TraceRow], limit: int, offset: int, total: int | None, reached: Cursor | None) -> Page:
@@ -162,14 +137,14 @@ def _through_matches(
     store: Store, search: Search, hashes: Sequence[int], limit: int, offset: int, cursor: Cursor | None, now_ns: int
 ) -> Page:
     """Return the page, computed from the traces with *hashes*; a trace that only shares a match's hash is left out."""
-    condition, values = search.condition()
+    having, values = search.of_trace()
     bounds, instants = search.bounds("began")
     # Of all rows only the hash is read; the wide columns are read only of rows with a matching hash.
     rows_of = "WHERE ordinal IN (SELECT ordinal FROM {spans} WHERE trace_hash IN (SELECT unnest(?::UINTEGER[])))"
-    conditions = [text for text in (f"bool_or({condition})" if condition else "", bounds) if text]
+    conditions = [text for text in (having, bounds) if text]
     matching = (
         # One telling of each span is shown, and only it may match.
-        f"WITH matching AS MATERIALIZED (SELECT trace_id, {_COLUMNS} "
+        f"WITH matching AS MATERIALIZED (SELECT trace_id, {COLUMNS} "
         f"FROM (SELECT * FROM {{spans}} {rows_of} {ONE_TELLING}) "
         f"GROUP BY trace_id {'HAVING ' + ' AND '.join(conditions) if conditions else ''}) "
     )
@@ -185,15 +160,9 @@ def _through_matches(
         now_ns,
     )
     if rows:
-        return _cut([_row(row) for row in rows], limit, 0, int(rows[0][-1]), None)
+        return _cut([row_of(row) for row in rows], limit, 0, int(rows[0][-1]), None)
     total = store.query(f"{matching} SELECT count(*) FROM matching", parameters, now_ns)
     return Page([], int(total[0][0]) if total else 0, None)
-
-
-def _row(row: Sequence[Any]) -> TraceRow:
-    trace_id, name, began, ended, status, cost, unpriced, partly, tokens, spans, *_ = row
-    sums = Sums(None if cost is None else int(cost), unpriced, partly, int(tokens), spans)
-    return TraceRow(trace_id, name, began, ended, status, sums)
 
 
 def _walk(
@@ -207,7 +176,6 @@ def _walk(
         searched if the time ran out, otherwise None).
     """
     needed = offset + limit + 1
-    condition, values = search.condition()
     traces: list[TraceRow] = []
     at = Cursor(_LAST_NS if search.until_ns is None else min(search.until_ns, _LAST_NS), "")
     if cursor is not None and cursor.started_ns <= at.started_ns:
@@ -235,7 +203,7 @@ def _walk(
             met, after = {trace_id for trace_id, started_ns in newest if started_ns > floor_ns}, Cursor(floor_ns, "")
         if search.since_ns is not None and floor_ns < search.since_ns:
             floor_ns, last = search.since_ns - 1, not within_instant
-        rows = _summed(store, met, condition, values, now_ns)
+        rows = summed(store, met, search, now_ns)
         traces += sorted(
             (row for row in rows if floor_ns < row.started_ns and at.is_before(row)),
             key=lambda row: (-row.started_ns, row.trace_id),
@@ -257,18 +225,3 @@ def _next_ids(store: Store, at: Cursor, size: int, now_ns: int) -> list[str]:
         now_ns,
     )
     return [row[0] for row in rows]
-
-
-def _summed(store: Store, trace_ids: set[str], condition: str, values: Sequence[Any], now_ns: int) -> list[TraceRow]:
-    """Return the traces among *trace_ids* that have a span for which *condition* is true."""
-    if not trace_ids:
-        return []
-    ids = sorted(trace_ids)
-    rows = store.query(
-        f"SELECT trace_id, {_COLUMNS} FROM (SELECT * FROM {{spans}} WHERE trace_hash IN "
-        "(SELECT unnest(?::UINTEGER[])) AND trace_id IN (SELECT unnest(?::VARCHAR[])) "
-        f"{ONE_TELLING}) GROUP BY trace_id HAVING bool_or({condition or 'true'})",
-        [sorted({trace_hash(trace_id) for trace_id in ids}), ids, *values],
-        now_ns,
-    )
-    return [_row(row) for row in rows]

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tokentrace.dialect.costkatana import Session
 from tokentrace.records import ChatMessage
 from tokentrace_api.reads.outlines import PAGE_BYTES
 from tokentrace_api.reads.sums import IN_SUMS
-from tokentrace_api.store import MESSAGES, Store, contains_text, folded
+from tokentrace_api.store import MESSAGES, Store, Telling, contains_text, folded, telling_of
 
 #: A query over all sessions reads every span that has a session; it is interrupted after this many seconds.
 _LIMIT_S = 10.0
@@ -68,48 +69,17 @@ WITH began AS (
 """
 _SESSION = _TEMPLATE.replace("OWN", "session_id = ?")
 _SESSIONS = _TEMPLATE.replace("OWN", "session_id <> ''")
+_SESSIONS_UPTO = _SESSIONS.replace("FROM {spans} WHERE", "FROM {spans} WHERE ordinal <= ? AND")
 
 
-class Session(NamedTuple):
-    """
-    A session.
-
-    Attributes:
-        user_id, label, source: Value of the first span that has one.
-        started_ns: Start of the first span, Unix nanoseconds.
-        ended_ns: When the session was ended by a request, Unix nanoseconds; None = it was not.
-        last_ns: When its last span ended, Unix nanoseconds; None = no span has ended.
-        spans: Number of spans, each call once.
-        open: Number of spans that have not ended.
-        errors: Number of spans that ended with status error or timeout.
-        error: Message of the session's end, otherwise of the first span that has one; "" = none.
-        cost_nusd: Cost of the spans that are not of a roll-up kind, nano-dollars, without unknown costs; None = no cost
-            is known and at least one is unknown.
-        prompt_tokens, completion_tokens: Tokens of the spans that are not of a roll-up kind.
-        status: error = a span failed or the session ended with an error; otherwise completed = it was ended by a
-            request, active = it was not.
-        priced, unpriced: Number of spans that are not of a roll-up kind, with known and with unknown cost.
-        partly_priced: Number of spans of which only a part is priced; they are among *priced*.
-    """
-
-    session_id: str
-    user_id: str | None
-    label: str | None
-    started_ns: int
-    ended_ns: int | None
-    last_ns: int | None
-    spans: int
-    open: int
-    errors: int
-    error: str
-    cost_nusd: int | None
-    prompt_tokens: int
-    completion_tokens: int
-    source: str
-    status: str
-    priced: int
-    unpriced: int
-    partly_priced: int
+#: Order of a list -> SQL of the whole number by which it is sorted, the largest first; an unknown cost is last.
+SESSION_ORDERS = {
+    "started": "started_ns",
+    "cost": "coalesce(cost_nusd, -1)",
+    "duration": "greatest(coalesce(ended_ns, last_ns, started_ns) - started_ns, 0)",
+    "tokens": "prompt_tokens + completion_tokens",
+    "spans": "spans",
+}
 
 
 class SessionFilter(NamedTuple):
@@ -163,6 +133,7 @@ class SessionTotals(NamedTuple):
         cost_nusd: Cost in nano-dollars, without unknown costs; None = no cost is known and at least one is unknown.
         unpriced, partly_priced: Number of spans whose cost is unknown, and of those of which only a part is priced.
         duration_ns: Mean duration of the sessions that were ended by a request, nanoseconds; 0 if none was.
+        ended: Number of the sessions that were ended by a request.
     """
 
     sessions: int
@@ -175,13 +146,29 @@ class SessionTotals(NamedTuple):
     duration_ns: float
     unpriced: int = 0
     partly_priced: int = 0
+    ended: int = 0
+
+
+class SessionMark(NamedTuple):
+    """
+    A place in an order of sessions: that of a session.
+
+    Attributes:
+        rank: What the order sorts by, as ``SESSION_ORDERS`` says.
+    """
+
+    rank: int
+    session_id: str
 
 
 def list_sessions(
-    store: Store, filter_: SessionFilter, limit: int, offset: int, now_ns: int
+    store: Store, filter_: SessionFilter, limit: int, offset: int, now_ns: int, order: str = "started"
 ) -> tuple[list[Session], int]:
     """
-    Return (a page of the sessions that match *filter_*, newest start first; number of all matching sessions).
+    Return (a page of the sessions that match *filter_*; number of all matching sessions).
+
+    Args:
+        order: A name in ``SESSION_ORDERS``; equal sessions are sorted by id.
 
     Raises:
         Unavailable: The store cannot be read, or the query took over 10 s.
@@ -190,7 +177,7 @@ def list_sessions(
     rows = store.query(
         f"{_SESSIONS}, matching AS (SELECT * FROM sessions WHERE {condition}) "
         "SELECT *, (SELECT count(*) FROM matching) FROM matching "
-        f"ORDER BY started_ns DESC, session_id LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}",
+        f"ORDER BY {SESSION_ORDERS[order]} DESC, session_id LIMIT {int(limit)} OFFSET {min(offset, _MAX_OFFSET)}",
         values,
         now_ns,
         limit_s=_LIMIT_S,
@@ -201,27 +188,60 @@ def list_sessions(
     return [], int(counted[0][0]) if counted else 0
 
 
+def sessions_after(
+    store: Store, filter_: SessionFilter, mark: SessionMark | None, limit: int, upto: int, now_ns: int, order: str
+) -> tuple[list[Session], SessionMark | None]:
+    """
+    Return (up to *limit* sessions that match *filter_* after *mark*; the mark of the last one).
+
+    Args:
+        mark: None = from the beginning.
+        upto: Spans beyond this ordinal are left out, so that spans which arrive between two calls change no order.
+        order: As in ``list_sessions``.
+
+    Returns:
+        The mark is None if there are no more sessions.
+
+    Raises:
+        Unavailable: The store cannot be read, or the query took over 10 s.
+    """
+    condition, values = filter_.sql()
+    rank = SESSION_ORDERS[order]
+    if mark is not None:
+        condition += f" AND ({rank} < ? OR ({rank} = ? AND session_id > ?))"
+        values += [mark.rank, mark.rank, mark.session_id]
+    rows = store.query(
+        f"{_SESSIONS_UPTO} SELECT *, ({rank})::HUGEINT FROM sessions WHERE {condition} "
+        f"ORDER BY {rank} DESC, session_id LIMIT {int(limit)}",
+        [upto, upto, *values],
+        now_ns,
+        limit_s=_LIMIT_S,
+    )
+    sessions = [_session_of(row[:-1]) for row in rows]
+    return sessions, SessionMark(int(rows[-1][-1]), sessions[-1].session_id) if len(rows) == limit else None
+
+
 def find_session(store: Store, session_id: str, now_ns: int) -> list[Session]:
     """Return a list with the session of this id; [] if there is none."""
     rows = store.query(f"{_SESSION} SELECT * FROM sessions", [session_id] * 4, now_ns)
     return [_session_of(row) for row in rows]
 
 
-def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_ns: int) -> SessionTotals:
+def sum_sessions(store: Store, filter_: SessionFilter, now_ns: int) -> SessionTotals:
     """
-    Return sums over the sessions that started in [*since_ns*, *until_ns*], Unix nanoseconds; None = no bound.
+    Return sums over the sessions that match *filter_*.
 
     Raises:
         Unavailable: The store cannot be read, or the query took over 10 s.
     """
-    condition, values = SessionFilter(since_ns=since_ns, until_ns=until_ns).sql()
+    condition, values = filter_.sql()
     rows = store.query(
         f"{_SESSIONS} SELECT count(*), count(*) FILTER (status = 'active'), count(*) FILTER (status = 'completed'), "
         "count(*) FILTER (status = 'error'), "
         "CASE WHEN sum(priced) > 0 OR sum(unpriced) = 0 THEN coalesce(sum(cost_nusd), 0) END::HUGEINT, "
         "coalesce(sum(prompt_tokens), 0)::HUGEINT, coalesce(sum(completion_tokens), 0)::HUGEINT, "
         "coalesce(avg(greatest(ended_ns - started_ns, 0)) FILTER (ended_ns IS NOT NULL), 0), "
-        "coalesce(sum(unpriced), 0)::BIGINT, coalesce(sum(partly_priced), 0)::BIGINT "
+        "coalesce(sum(unpriced), 0)::BIGINT, coalesce(sum(partly_priced), 0)::BIGINT, count(ended_ns) "
         f"FROM sessions WHERE {condition}",
         values,
         now_ns,
@@ -231,7 +251,11 @@ def sum_sessions(store: Store, since_ns: int | None, until_ns: int | None, now_n
         return SessionTotals(0, 0, 0, 0, 0, 0, 0, 0.0)
     row = rows[0]
     cost = None if row[4] is None else int(row[4])
-    return SessionTotals(row[0], row[1], row[2], row[3], cost, int(row[5]), int(row[6]), float(row[7]), row[8], row[9])
+    sessions, active, completed, errors, _, prompt, completion, duration_ns, unpriced, partly_priced, ended = row
+    return SessionTotals(
+        sessions, active, completed, errors, cost, int(prompt), int(completion), float(duration_ns), unpriced,
+        partly_priced, ended,
+    )  # fmt: skip
 
 
 def _session_of(row: Sequence[Any]) -> Session:
@@ -239,6 +263,16 @@ def _session_of(row: Sequence[Any]) -> Session:
     for name in ("cost_nusd", "prompt_tokens", "completion_tokens"):
         fields[name] = None if fields[name] is None else int(fields[name])
     return Session(**fields)
+
+
+def first_failures(store: Store, session_id: str, now_ns: int) -> list[Telling]:
+    """Return a list with the first span of a session that counts and has an error text; [] if there is none."""
+    rows = store.query(
+        "SELECT * FROM {spans} WHERE session_id = ? AND counted AND error <> '' ORDER BY started_ns, ordinal LIMIT 1",
+        [session_id],
+        now_ns,
+    )
+    return [telling_of(row) for row in rows]
 
 
 def count_messages(store: Store, session_ids: Sequence[str], now_ns: int) -> dict[str, int]:
@@ -268,10 +302,11 @@ def session_messages(store: Store, session_id: str, limit: int, offset: int, now
         [session_id],
         now_ns,
     )
-    return [_message_of(row) for row in rows]
+    return [message_of(row) for row in rows]
 
 
-def _message_of(row: Sequence[Any]) -> ChatMessage:
+def message_of(row: Sequence[Any]) -> ChatMessage:
+    """Return the message that a row of ``MESSAGES`` holds."""
     values = dict(zip(MESSAGES, row, strict=True))
     del values["arrived_ns"]
     values["metadata"] = msgspec.json.decode(values["metadata"]) if values["metadata"] else {}

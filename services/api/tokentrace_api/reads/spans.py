@@ -7,8 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tokentrace.dedup import same_call
-from tokentrace.records import Span, Started
+from tokentrace.records import Span, Started, same_call
 from tokentrace_api.reads.search import Search
 from tokentrace_api.reads.tellings import with_later_versions
 from tokentrace_api.store import ONE_TELLING, STARTED, Store, Telling, span_of, telling_of, trace_hash
@@ -22,7 +21,7 @@ def newest_ordinal(store: Store, now_ns: int) -> int:
 
 def find_spans(store: Store, search: Search, after: int, upto: int, now_ns: int) -> list[Telling]:
     """Return the matching spans in the rows *after* + 1 to *upto*, in order, each call once."""
-    condition, values = search.condition()
+    condition, values = search.of_span()
     bounds, instants = search.bounds("started_ns")
     where = " AND ".join(text for text in ("ordinal > ?", "ordinal <= ?", "counted", condition, bounds) if text)
     rows = store.query(

@@ -27,6 +27,7 @@ from tokentrace.metrics import (
 from tokentrace.records import KINDS, ROLLUP_KINDS
 from tokentrace.rollup import DIMENSIONS, UNKNOWN, Summary, Sums
 from tokentrace.units import SECOND
+from tokentrace_api.reads.newest import LIMIT_S
 from tokentrace_api.store import Store, attribute_is, attribute_text
 
 #: Name of a distribution -> (column, SQL condition under which its value counts).
@@ -36,7 +37,11 @@ _FIELDS = {
     "prompt": ("prompt_tokens", "prompt_tokens + completion_tokens > 0"),
     "completion": ("completion_tokens", "prompt_tokens + completion_tokens > 0"),
     "score": ("score", "score IS NOT NULL"),
+    "total": ("total_tokens", "total_tokens > 0"),
+    "cost": ("cost_nusd", "cost_nusd IS NOT NULL"),
 }
+#: Where a distribution counts: as tokens or as scores do; all others count as calls do.
+_LIKE_TOKENS = ("prompt", "completion", "total", "cost")
 _CALLS = {
     "spans": "1",
     "errors": "(status = 'error')::INT",
@@ -70,11 +75,19 @@ _EXEMPLARS = 3
 
 
 class Exemplar(NamedTuple):
-    """One of the spans with the highest values in a column; *value* is in its unit, nano-dollars for ``cost_nusd``."""
+    """
+    One of the spans with the highest values in a column.
+
+    Attributes:
+        value: The value in the unit of the column, nano-dollars for ``cost_nusd``.
+        started_ns: When the span started, Unix nanoseconds.
+    """
 
     trace_id: str
     span_id: str
     value: int
+    name: str
+    started_ns: int
 
 
 class Kinds(NamedTuple):
@@ -126,16 +139,21 @@ def _shown(dimension: str) -> str:
     return f"CASE WHEN {dimension} = '' THEN '{UNKNOWN}' ELSE {dimension} END"
 
 
-def _group(key: str, *, attribute: bool, step_s: int = 0) -> tuple[str, list[str]]:
+def _group(key: str, *, attribute: bool, step_s: int = 0, chosen: Sequence[str] | None = None) -> tuple[str, list[Any]]:
     """
     Return (SQL for the value of *key*, a dimension or an attribute, of a span; its parameters); "" = one group.
 
-    With *step_s*, the number of the span's step of this length and a colon come before the value.
+    With *step_s*, the number of the span's step of this length and a colon come before the value. With *chosen*, the
+    value of a group is ``=`` and one of these, or "" for all others.
     """
+    parameters: list[Any] = []
     if not key:
-        text, parameters = "''", list[str]()
+        text = "''"
     else:
         text, parameters = attribute_text(key) if attribute or key not in DIMENSIONS else (_shown(key), [])
+    if chosen is not None:
+        text = f"CASE WHEN list_contains(?::VARCHAR[], {text}) THEN '=' || {text} WHEN {text} IS NOT NULL THEN '' END"
+        parameters = [list(chosen), *parameters * 3]
     return (f"(event_ns // {step_s * SECOND})::VARCHAR || ':' || {text}" if step_s else text), parameters
 
 
@@ -148,16 +166,18 @@ def aggregates_by(
     *,
     attribute: bool = False,
     step_s: int = 0,
+    chosen: Sequence[str] | None = None,
 ) -> dict[str, Aggregates]:
     """
     Return the aggregates of each group of spans; spans without the attribute *key* are left out.
 
     Args:
         key: A dimension or an attribute; "" = one group for all spans.
-        fields: Names of the distributions to compute: latency, ttft, prompt, completion, score.
+        fields: Names of the distributions to compute: latency, ttft, prompt, completion, score, total (tokens), cost.
         attribute: True = *key* is an attribute, even if a dimension has the same name.
         step_s: Groups are of steps of this length too, seconds; their names begin with the number of the step and a
             colon. 0 = no steps.
+        chosen: Groups are these values, with ``=`` before their names, and "" for all others; None = every value.
 
     Returns:
         Value of *key* -> aggregates. Costs are in nano-dollars, times in nanoseconds, scores in 10⁻⁹.
@@ -165,7 +185,7 @@ def aggregates_by(
     Raises:
         Unavailable: The store cannot be read.
     """
-    group, paths = _group(key, attribute=attribute, step_s=step_s)
+    group, paths = _group(key, attribute=attribute, step_s=step_s, chosen=chosen)
     condition, values = where.sql()
     kinds = where.kinds()
     # Sums may exceed 64 bits; as text they are fetched exactly.
@@ -181,7 +201,7 @@ def aggregates_by(
         )
         for expression in expressions
     ]
-    counted = {"prompt": kinds.tokens, "completion": kinds.tokens, "score": kinds.quality}
+    counted = {"score": kinds.quality, **dict.fromkeys(_LIKE_TOKENS, kinds.tokens)}
     for field in fields:
         column, counts = _FIELDS[field]
         columns.append(f"list({column}) FILTER ({counted.get(field, kinds.calls)} AND {counts})")
@@ -199,13 +219,21 @@ def aggregates_by(
 
 
 def custom_values_by(
-    store: Store, where: Where, metric: CustomMetric, key: str, now_ns: int, *, attribute: bool = False, step_s: int = 0
+    store: Store,
+    where: Where,
+    metric: CustomMetric,
+    key: str,
+    now_ns: int,
+    *,
+    attribute: bool = False,
+    step_s: int = 0,
+    chosen: Sequence[str] | None = None,
 ) -> dict[str, CustomValue]:
     """
     Return the values of a custom metric, or of a numeric attribute, for each group of spans.
 
     Args:
-        key, attribute, step_s: As for ``aggregates_by``.
+        key, attribute, step_s, chosen: As for ``aggregates_by``.
 
     Returns:
         Value of *key* -> count, sum, distribution and, for costs, the spans without a known cost; groups with neither
@@ -214,7 +242,7 @@ def custom_values_by(
     Raises:
         Unavailable: The store cannot be read.
     """
-    group, paths = _group(key, attribute=attribute, step_s=step_s)
+    group, paths = _group(key, attribute=attribute, step_s=step_s, chosen=chosen)
     condition, values = where.sql()
     measured, measured_paths = _measured(metric)
     if metric.filter_key:
@@ -252,13 +280,16 @@ def aggregates_in_steps(
     custom: Sequence[CustomMetric],
     now_ns: int,
     step_s: int,
+    *,
+    attribute: bool = False,
+    chosen: Sequence[str] | None = None,
 ) -> dict[int, dict[str, Aggregates]]:
     """
     Return the aggregates of each group of spans in each step.
 
     Args:
-        key: A dimension; "" = one group for all spans.
-        fields: As for ``aggregates_by``.
+        key: A dimension or an attribute; "" = one group for all spans.
+        fields, attribute, chosen: As for ``aggregates_by``.
         step_s: Length of a step, seconds.
 
     Returns:
@@ -267,9 +298,10 @@ def aggregates_in_steps(
     Raises:
         Unavailable: The store cannot be read.
     """
-    groups = aggregates_by(store, where, key, fields, now_ns, step_s=step_s)
+    groups = aggregates_by(store, where, key, fields, now_ns, attribute=attribute, step_s=step_s, chosen=chosen)
     for metric in custom:
-        for name, measured in custom_values_by(store, where, metric, key, now_ns, step_s=step_s).items():
+        values = custom_values_by(store, where, metric, key, now_ns, attribute=attribute, step_s=step_s, chosen=chosen)
+        for name, measured in values.items():
             groups.setdefault(name, Aggregates()).custom[metric.name] = measured
     steps: dict[int, dict[str, Aggregates]] = {}
     for name, aggregates in groups.items():
@@ -290,6 +322,33 @@ def count_skipped(store: Store, where: Where, key: str, now_ns: int) -> int:
         sql += f" AND kind = '{where.query.kind}'"
     rows = store.query(sql, [*values, *paths, *paths], now_ns)
     return int(rows[0][0]) if rows else 0
+
+
+class Eval(NamedTuple):
+    """A name of evals, how many spans have it, and when the newest of them counts, Unix nanoseconds."""
+
+    name: str
+    spans: int
+    last_ns: int
+
+
+def list_evals(store: Store, where: Where, now_ns: int) -> list[Eval]:
+    """
+    Return the evals of spans, the attributes whose keys begin with ``eval.``, the most frequent first.
+
+    Raises:
+        Unavailable: The store cannot be read, or the query took over 20 seconds.
+    """
+    condition, values = where.sql()
+    if where.query.only_kind:
+        condition += f" AND kind = '{where.query.kind}'"
+    sql = (
+        "SELECT substr(key, 6) AS name, count(*) AS spans, max(event_ns) AS last FROM "
+        f"(SELECT unnest(json_keys(attributes)) AS key, event_ns FROM {{spans}} WHERE {condition} "
+        "AND contains(attributes, '\"eval.')) WHERE starts_with(key, 'eval.') AND length(key) > 5 "
+        "GROUP BY name ORDER BY spans DESC, name"
+    )
+    return [Eval(*row) for row in store.query(sql, values, now_ns, limit_s=LIMIT_S)]
 
 
 def _measured(metric: CustomMetric) -> tuple[str, list[str]]:
@@ -319,7 +378,8 @@ def exemplars(store: Store, where: Where, column: str, now_ns: int, limit_s: flo
     condition, values = where.sql()
     kinds = where.kinds().money if column == "cost_nusd" else where.kinds().calls
     sql = (
-        f"SELECT trace_id, arg_max(span_id, {column}), max({column}) AS most FROM {{spans}} "
+        f"SELECT trace_id, arg_max(span_id, {column}), max({column}) AS most, arg_max(name, {column}), "
+        f"arg_max(started_ns, {column}) FROM {{spans}} "
         f"WHERE {condition} AND {kinds} AND {column} > 0 GROUP BY trace_id ORDER BY most DESC, trace_id "
         f"LIMIT {_EXEMPLARS}"
     )

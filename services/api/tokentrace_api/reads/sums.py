@@ -10,14 +10,16 @@ from tokentrace.records import ROLLUP_KINDS, counts_as_cost
 _ROLLUPS = ", ".join(f"'{kind}'" for kind in sorted(ROLLUP_KINDS))
 #: SQL that is true for a row whose cost and tokens are summed; those of a roll-up kind are counted in the calls below.
 IN_SUMS = f"(counted AND kind NOT IN ({_ROLLUPS}))"
-#: SQL of the fields of ``Sums``, in their order; money and tokens may exceed 64 bits.
-SUMS = (
+#: SQL of sums over spans; money and tokens may exceed 64 bits.
+COST = (
     f"CASE WHEN count(cost_nusd) FILTER ({IN_SUMS}) > 0 OR count(*) FILTER ({IN_SUMS}) = 0 "
-    f"THEN coalesce(sum(cost_nusd) FILTER ({IN_SUMS}), 0) END::HUGEINT, "
-    f"count(*) FILTER ({IN_SUMS} AND cost_nusd IS NULL), "
-    f"count(*) FILTER ({IN_SUMS} AND cost_source = 'partly_priced'), "
-    f"coalesce(sum(total_tokens) FILTER ({IN_SUMS}), 0)::HUGEINT, "
-    "count(*) FILTER (counted)"
+    f"THEN coalesce(sum(cost_nusd) FILTER ({IN_SUMS}), 0) END::HUGEINT"
+)
+TOKENS = f"coalesce(sum(total_tokens) FILTER ({IN_SUMS}), 0)::HUGEINT"
+#: SQL of the fields of ``Sums``, in their order.
+SUMS = (
+    f"{COST}, count(*) FILTER ({IN_SUMS} AND cost_nusd IS NULL), "
+    f"count(*) FILTER ({IN_SUMS} AND cost_source = 'partly_priced'), {TOKENS}, count(*) FILTER (counted)"
 )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from tokentrace.dedup import same_call
-from tokentrace.records import Span
+from tokentrace.records import Span, same_call
 from tokentrace_api.store import Store, Telling, span_of, trace_hash
 
 

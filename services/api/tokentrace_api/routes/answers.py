@@ -151,6 +151,7 @@ class Message(msgspec.Struct, kw_only=True, rename="camel"):
 
     Attributes:
         trace_id: Id of the span that the message belongs to, which Cost Katana calls a trace.
+        trace: The trace of that span; absent if it is not known.
         content: The original text if the configuration keeps it, otherwise the redacted text.
         content_preview: The first 500 characters of the redacted text.
     """
@@ -167,6 +168,7 @@ class Message(msgspec.Struct, kw_only=True, rename="camel"):
     content_preview: str
     full_content_stored: bool
     redacted_content: str | UnsetType = UNSET
+    trace: str | UnsetType = msgspec.field(default=UNSET, name="trace_id")
 
 
 class Incomplete(msgspec.Struct, kw_only=True):

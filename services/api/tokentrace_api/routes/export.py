@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -20,7 +18,8 @@ from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.parameters import choice
 from tokentrace_api.reads import Search, find_spans, newest_ordinal
 from tokentrace_api.routes.answers import SPAN_EXAMPLE
-from tokentrace_api.routes.searching import SearchParams
+from tokentrace_api.routes.csv_rows import cell, csv_rows
+from tokentrace_api.routes.searching import StoredSearchParams
 from tokentrace_api.routes.shown_spans import render_telling
 from tokentrace_api.store import Store, Telling
 
@@ -75,7 +74,7 @@ _TYPES = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 _Format: Any = choice(tuple(_TYPES), "neither jsonl nor csv")
 
 
-class ExportParams(SearchParams):
+class ExportParams(StoredSearchParams):
     """Which spans are exported, and in which form."""
 
     format: _Format = Field("jsonl", description="`jsonl`: a JSON object on each line; or `csv`.")
@@ -103,12 +102,13 @@ def router(store: StoreReader) -> Router:
 
     @routes.get("/export", **_EXPORT)
     async def export(request: Request, params: Annotated[ExportParams, QueryParams()]) -> Response:
-        form, search, now_ns = params.format, params.search(), store.now_ns()
+        now_ns = store.now_ns()
+        form, search = params.format, params.search_at(now_ns)
         # Read before the first byte is sent, so that a store that cannot be read gives a 503 instead of an empty file.
         last = await store.read(lambda spans: newest_ordinal(spans, now_ns))
         render = _lines if form == "jsonl" else _table
         headers = {"Content-Disposition": f'attachment; filename="spans.{form}"'}
-        head = b"" if form == "jsonl" else _csv([COLUMNS])
+        head = b"" if form == "jsonl" else csv_rows([COLUMNS])
         if request.method == "HEAD":
             return Response(media_type=_TYPES[form], headers=headers)
         parts = _parts(store, search, last, now_ns, head, render)
@@ -154,20 +154,5 @@ def _table(tellings: Sequence[Telling]) -> bytes:
     rows = []
     for telling in tellings:
         shown = render_telling(telling)
-        rows.append([_cell(shown.get(name)) for name in COLUMNS])
-    return _csv(rows)
-
-
-def _cell(value: object) -> object:
-    """Return *value* as a CSV field; a leading quote keeps a spreadsheet from running text as a formula."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
-    if isinstance(value, dict):
-        return msgspec.json.encode(value).decode() if value else ""
-    return "" if value is None else value
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerows(rows)
-    return text.getvalue().encode()
+        rows.append([cell(shown.get(name)) for name in COLUMNS])
+    return csv_rows(rows)

@@ -1,4 +1,4 @@
-"""Forwards ``POST /spans``, ``/mist`` and ``/api/traces/*`` to ingest, so that one base URL serves everything."""
+"""Forwards ``POST /spans``, ``/mist``, ``/api/traces/*`` and OTLP to ingest, so that one base URL serves everything."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokentrace.errors import Rejected, Unavailable
-from tokentrace.service.body import read_raw
+from tokentrace.service.body import Room, read_raw
 from tokentrace.service.contract import Router
 from tokentrace.service.ingest_operations import COSTKATANA, POST_MIST, POST_SPANS, SendParams, SpanId
+from tokentrace.service.otlp_operations import OTLP
 
 _PASSED = (
     b"content-type",
@@ -31,7 +32,7 @@ _TIMEOUT_S = 15.0
 _URL_MARKS = "/?%:@!$&'()*+,;=-._~"
 
 
-def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
+def router(ingest_url: str, spans_path: str, max_body_bytes: int, max_otlp_bytes: int) -> Router:
     """
     Return the routes that are forwarded to ingest, documented as ingest documents them.
 
@@ -39,6 +40,7 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
         ingest_url: Base URL of ingest; "" = return no routes.
         spans_path: Path of the spans, here and at ingest.
         max_body_bytes: The largest body that is forwarded, bytes.
+        max_otlp_bytes: The largest body of OTLP that is forwarded, bytes.
     """
     routes = Router("spans", lenient=True)
     if not ingest_url:
@@ -48,8 +50,16 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
     transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=64))
     client = httpx.AsyncClient(base_url=ingest_url, timeout=_TIMEOUT_S, transport=transport)
 
+    room = Room(2 * max_otlp_bytes)
+
     async def pass_on(request: Request) -> Response:
-        body = await read_raw(request, max_body_bytes)
+        return await send(request, await read_raw(request, max_body_bytes))
+
+    async def pass_on_otlp(request: Request) -> Response:
+        with room.share() as share:
+            return await send(request, await read_raw(request, max_otlp_bytes, share=share))
+
+    async def send(request: Request, body: bytes) -> Response:
         # Bytes, because a header may hold any byte, and httpx would encode a str as ASCII.
         headers = [(name, value.strip()) for name, value in request.headers.raw if name in _PASSED]
         try:
@@ -73,6 +83,10 @@ def router(ingest_url: str, spans_path: str, max_body_bytes: int) -> Router:
     for path, described in COSTKATANA.items():
         sdk.post(path, **described)(pass_on_end if "{" in path else pass_on)
     routes.routes.extend(sdk.routes)
+    otlp = Router("OTLP", lenient=True)
+    for path, described in OTLP.items():
+        otlp.post(path, **described)(pass_on_otlp)
+    routes.routes.extend(otlp.routes)
     return routes
 
 

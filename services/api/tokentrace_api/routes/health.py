@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import msgspec
-from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from tokentrace.bus import Bus, Entry, subjects
@@ -16,7 +14,7 @@ from tokentrace.errors import TokentraceError
 from tokentrace.metrics import Query
 from tokentrace.service.alive import Roll, Seen
 from tokentrace.service.call_readers import read_calls, that_differ
-from tokentrace.service.contract import Answer, Router, operation
+from tokentrace.service.contract import Router
 from tokentrace.service.health import Health
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
@@ -25,10 +23,11 @@ from tokentrace.units import MS, SECOND, nusd_to_usd, render_instant
 from tokentrace.version import __version__
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
+from tokentrace_api.log_coverage import LogCoverage
 from tokentrace_api.rejected_history import RejectedHistory
-from tokentrace_api.routes.answers import InstantText, Natural
-from tokentrace_api.routes.health_limits import ReportersState, SeriesState, limits, warnings_of
-from tokentrace_api.routes.rejected import RejectedCounts, render_counts
+from tokentrace_api.routes.health_answer import HEALTH, PartName, PartState
+from tokentrace_api.routes.health_limits import limits, warnings_of
+from tokentrace_api.routes.rejected import render_counts
 from tokentrace_api.store import Store
 
 #: Services without which spans are not taken or alerts do not fire. The aggregators are asked for their counts, and
@@ -43,6 +42,7 @@ class StoreState(Protocol):
 
     started: float
     roll: Roll
+    log_coverage: LogCoverage
 
     @property
     def queue_depth(self) -> int:
@@ -56,208 +56,6 @@ class StoreState(Protocol):
     def details(self) -> dict[str, object]:
         """Return how far the store is behind, and lost messages and damaged files as the answer shows them."""
         ...
-
-
-class LostMessages(msgspec.Struct):
-    """
-    Messages of a shard that the log discarded before a service read them: sequence numbers *first* to *last*.
-
-    Attributes:
-        service: ``aggregator``; absent = the api.
-    """
-
-    shard: int
-    first: int
-    last: int
-    service: str | UnsetType = UNSET
-
-
-class LogState(msgspec.Struct):
-    """
-    What the log holds.
-
-    Attributes:
-        from_: When its oldest message was stored; null = the log is empty.
-        covers_s: Seconds since that instant.
-    """
-
-    from_: InstantText | None = msgspec.field(name="from")
-    covers_s: int
-    bytes: Natural
-    max_bytes: int
-
-
-class DiskState(msgspec.Struct):
-    """The size of the files of the store, its limit (null = none), and the free space on the disk."""
-
-    store_bytes: Natural
-    store_max_bytes: Natural | None
-    free_bytes: Natural
-
-
-class SetAsideRecord(msgspec.Struct):
-    """
-    Data that could not be decoded.
-
-    Attributes:
-        place: The stream, bucket, request subject or store that holds it.
-        which: Which message, key or file it is.
-        reason: Why it cannot be decoded.
-        count: How often it was read.
-        last_at: When it was last read.
-    """
-
-    place: str
-    which: str
-    reason: str
-    count: Natural
-    last_at: InstantText
-
-
-class CallsState(msgspec.Struct, kw_only=True):
-    """
-    How calls that were told more than once were counted: once, by the first telling.
-
-    Attributes:
-        repeated_spans: Number of spans that told a call again.
-        conflicting_spans: Number of those with another usage or cost than the first telling.
-        conflicting_cost_usd: Sum of the costs of the conflicting spans, which no sum contains, US dollars.
-        response_ids_reused: Number of spans that were counted although another call had the same response id.
-        remembered: Number of calls that are recognised when they are told again.
-        reach_s: How long ago the oldest of them started, seconds; null = none is remembered.
-        readers_that_differ: Readers that remember other calls than most readers at the same message of the log.
-    """
-
-    repeated_spans: Natural
-    conflicting_spans: Natural
-    conflicting_cost_usd: float
-    response_ids_reused: Natural
-    remembered: Natural
-    reach_s: Natural | None
-    readers_that_differ: list[str] | UnsetType = UNSET
-
-
-class SetAsideState(msgspec.Struct):
-    """Data in streams, buckets, objects and files that could not be decoded: counts, and the newest records."""
-
-    total: Natural
-    places: dict[str, Natural]
-    newest: list[SetAsideRecord]
-
-
-class ServiceState(msgspec.Struct, kw_only=True):
-    """
-    The processes of one service.
-
-    Attributes:
-        processes: Number of processes that answer.
-        missing: What all of them wait for before they are ready; absent if one is ready.
-    """
-
-    processes: Natural
-    missing: list[str] | UnsetType = UNSET
-
-
-class PipelineHealth(msgspec.Struct, kw_only=True):
-    """
-    The state of the pipeline.
-
-    Attributes:
-        span_count: Number of spans that the aggregators have counted since the stream began.
-        stored_spans: Number of rows of spans that the store shows.
-        queue_depth: Number of messages in the log that wait to be stored.
-        store_behind_s: How long the oldest message that the api has read has waited to be stored, seconds.
-        behind_s: Spans of about the last so many seconds are not in the metrics yet; absent below one second.
-        services: Service -> its processes.
-        clock: Service -> by how much the clock of its host is ahead of the broker's, milliseconds; of several
-            processes the one that is furthest off. The broker's clock decides, so a wrong clock changes no number.
-        rejected: Refused spans.
-        warnings: Readers whose unread messages take more than half of the size limit of the log, or that differ, and
-            services whose host's clock is more than 2 s off, and dimensions with too many values.
-        lost: Messages that the log discarded before a service read them.
-        damaged: Files of the store that could not be read.
-        error: What is wrong if status is unhealthy.
-    """
-
-    status: Literal["ok", "unhealthy"]
-    version: str
-    uptime_s: Natural
-    span_count: Natural
-    stored_spans: Natural
-    transport: str
-    queue_depth: Natural
-    services: dict[str, ServiceState] | UnsetType = UNSET
-    clock: dict[str, float] | UnsetType = UNSET
-    rejected: RejectedCounts | UnsetType = UNSET
-    store_behind_s: float
-    log: LogState | UnsetType = UNSET
-    calls: CallsState | UnsetType = UNSET
-    reporters: ReportersState | UnsetType = UNSET
-    series: SeriesState | UnsetType = UNSET
-    behind_s: float | UnsetType = UNSET
-    warnings: list[str] | UnsetType = UNSET
-    set_aside: SetAsideState | UnsetType = UNSET
-    disk: DiskState | UnsetType = UNSET
-    lost: list[LostMessages] | UnsetType = UNSET
-    damaged: Any = UNSET
-    error: str | UnsetType = UNSET
-
-
-_EXAMPLE = {
-    "status": "ok",
-    "version": __version__,
-    "uptime_s": 3612,
-    "span_count": 8941,
-    "stored_spans": 8941,
-    "transport": "nats",
-    "queue_depth": 0,
-    "services": {
-        "ingest": {"processes": 2},
-        "aggregator": {"processes": 1},
-        "alerter": {"processes": 1},
-        "api": {"processes": 1},
-    },
-    "clock": {"ingest": 0.4, "aggregator": 0.4, "alerter": -1.2, "api": 0.1},
-    "rejected": {"spans": 3, "by_reason": {"model": 3}, "last_at": "2026-03-15T14:23:01.441Z"},
-    "store_behind_s": 0.0,
-    "log": {"from": "2026-03-15T14:23:01.441Z", "covers_s": 3600, "bytes": 5242880, "max_bytes": 8589934592},
-    "calls": {
-        "repeated_spans": 12,
-        "conflicting_spans": 1,
-        "conflicting_cost_usd": 0.0021,
-        "response_ids_reused": 0,
-        "remembered": 8941,
-        "reach_s": 3600,
-    },
-    "reporters": {"remembered": 12, "limit": 50000, "reach_s": 691200},
-    "series": {
-        "kept": 84,
-        "limit": 2000,
-        "dimensions": {
-            "model": {"kept": 6, "limit": 500, "folded": 0},
-            "provider": {"kept": 3, "limit": 100, "folded": 0},
-            "caller": {"kept": 9, "limit": None, "folded": 0},
-            "name": {"kept": 31, "limit": None, "folded": 0},
-        },
-    },
-    "disk": {"store_bytes": 4194304, "store_max_bytes": 17179869184, "free_bytes": 107374182400},
-}
-_HEALTH = operation(
-    "getHealth",
-    "Get the state of the pipeline",
-    """
-    503 if a part of the pipeline does not answer or is not ready; `error` names it. Data that is lost, damaged,
-    unreadable or refused is listed in any case.
-    """,
-    Answer(PipelineHealth, "Every part of the pipeline answers.", _EXAMPLE),
-    Answer(
-        PipelineHealth,
-        "A part of the pipeline does not answer.",
-        {**_EXAMPLE, "status": "unhealthy", "error": "no aggregator answers"},
-        status=503,
-        headers={"Retry-After": "Seconds after which to ask again."},
-    ),
-)
 
 
 def router(
@@ -277,9 +75,10 @@ def router(
     """
     routes = Router("service", lenient=True)
 
-    @routes.get(path, **_HEALTH)
+    @routes.get(path, **HEALTH)
     async def health() -> Response:
-        problems: list[str] = list(state.health().missing)
+        own = state.health().missing
+        problems: list[str] = list(own)
         lost: list[dict[str, Any]] = []
         warnings: list[str] = []
         shown: dict[str, Any] = {
@@ -294,10 +93,13 @@ def router(
         }
         # These parts do not depend on each other, and each waits for another program.
         others = await asyncio.gather(
-            _or_problem(_counted(aggregators)), _or_problem(_alive(state.roll)), _or_problem(_readers(bus))
+            _or_problem(_counted(aggregators)),
+            _or_problem(_alive(state.roll)),
+            _or_problem(_readers(bus, state.log_coverage)),
         )
         # The store is counted after the others, because the count would be out of date by the time they take.
-        for part in (*others, await _or_problem(_stored(store, max_bytes))):
+        stored = await _or_problem(_stored(store, max_bytes))
+        for part in (*others, stored):
             shown |= part.shown
             lost += map(dict, part.lost)
             # A problem of the broker is one of every service that uses it; it is named once.
@@ -306,6 +108,7 @@ def router(
         if warnings:
             shown["warnings"] = warnings
         shown |= state.details()
+        shown["parts"] = _states(bus, own, shown, *others, stored)
         if "differing" in shown:
             shown.setdefault("calls", {})["readers_that_differ"] = shown.pop("differing")
         if lost:
@@ -316,6 +119,44 @@ def router(
         return reply(shown, 503, TRY_AGAIN) if problems else reply(shown)
 
     return routes
+
+
+def _states(
+    bus: Bus, own: Sequence[str], shown: Mapping[str, Any], counted: _Part, alive: _Part, readers: _Part, stored: _Part
+) -> list[PartState]:
+    """
+    Return the state of each part of the pipeline, as its spans pass it.
+
+    Args:
+        own: What this api waits for: problems of the broker, and those of the store.
+        shown: The answer so far.
+        counted, alive, readers, stored: What each source of the answer adds.
+    """
+    store = list(dict.fromkeys([*(item for item in own if item not in bus.problems), *stored.problems]))
+    counts = "span_count" in counted.shown
+    ingest, alerter = ([problem for problem in alive.problems if _is_about(problem, name)] for name in NEEDED)
+    # The processes are asked over the broker: without an answer at all, nothing is known of any.
+    unknown = [problem for problem in alive.problems if not any(_is_about(problem, name) for name in NEEDED)]
+    return [
+        _state("nats", bus.problems, (), None),
+        _state("ingest", [*ingest, *unknown], _about(alive.warnings, "ingest"), None),
+        _state("aggregator", counted.problems, counted.warnings, shown.get("behind_s", 0.0) if counts else None),
+        _state("store", store, (), shown["store_behind_s"]),
+        _state("alerter", [*alerter, *unknown], _about(alive.warnings, "alerter"), None),
+        _state("log", readers.problems, readers.warnings, None),
+    ]
+
+
+def _is_about(problem: str, name: str) -> bool:
+    return problem.startswith((f"no {name} answers", f"{name} is not ready"))
+
+
+def _about(warnings: Sequence[str], name: str) -> list[str]:
+    return [warning for warning in warnings if warning.startswith(f"{name}:")]
+
+
+def _state(name: PartName, problems: Sequence[str], warnings: Sequence[str], lag_s: float | None) -> PartState:
+    return PartState(name, not problems, lag_s, "; ".join([*problems, *warnings]))
 
 
 class _Part(NamedTuple):
@@ -353,7 +194,13 @@ async def _counted(aggregators: AggregatorClient) -> _Part:
         "remembered": answer.cumulative.remembered,
         "reach_s": max(now_ms - oldest_ms, 0) // 1000 if oldest_ms else None,
     }
-    shown = {"span_count": answer.total.sums.spans, "calls": calls, **limits(answer, now_ms)}
+    shown = {
+        "span_count": answer.total.sums.spans,
+        "late_spans": answer.cumulative.late,
+        "clamped_spans": answer.cumulative.clamped,
+        "calls": calls,
+        **limits(answer, now_ms),
+    }
     return _Part(shown, lost, problems, warnings_of(answer))
 
 
@@ -424,10 +271,11 @@ def _set_aside(bus: Bus, entries: Mapping[str, Entry]) -> dict[str, Any]:
     return {"set_aside": {"total": sum(totals.values()), "places": totals, "newest": newest}}
 
 
-async def _readers(bus: Bus) -> _Part:
+async def _readers(bus: Bus, coverage: LogCoverage) -> _Part:
     """Return what ``tt_meta`` and the log tell of the readers: how far they are, what differs, what was set aside."""
     entries = await bus.kv(subjects.META).items()
     state, behind = await read_backlog(bus, entries)
+    rate = coverage.bytes_per_s(state)
     covered = (bus.clock.now_ns() - state.first_time_ns) // SECOND if state.messages else 0
     shown: dict[str, Any] = {
         "log": {
@@ -435,6 +283,9 @@ async def _readers(bus: Bus) -> _Part:
             "covers_s": covered,
             "bytes": state.bytes,
             "max_bytes": state.max_bytes,
+            "max_age_s": coverage.keeps_ns // SECOND,
+            "bytes_per_s": None if rate is None else round(rate, 1),
+            "will_cover_s": coverage.will_cover_s(state),
         }
     }
     late = {reader: part for reader, part in behind.items() if part > 0.5}

@@ -16,6 +16,7 @@ class Coverage(Incomplete, kw_only=True):
     The fields that say what the numbers cover.
 
     Attributes:
+        window: The window of the request; null if the request has `from`.
         from_, to: The exact interval: from <= ended_at < to.
         since: Spans before this instant may be missing from the numbers; null = none are.
         folded: Dimensions with too many values, of which some are shown together as `other`: only the values shown by
@@ -26,6 +27,60 @@ class Coverage(Incomplete, kw_only=True):
     to: InstantText
     since: InstantText | None
     folded: list[str] | UnsetType = UNSET
+
+
+class Change(msgspec.Struct):
+    """
+    The change of a number from the other side of a comparison.
+
+    Attributes:
+        absolute: The difference, in the unit of the number; null if a side has no data. A sum over no spans is 0.
+        ratio: The difference divided by the size of the earlier number; null if that is 0 and the number is new.
+    """
+
+    absolute: float | None
+    ratio: float | None
+
+
+class NumberChange(msgspec.Struct):
+    """The change of one number and of the spans that contribute; with ``groupby`` also of each group, by value."""
+
+    value: Change
+    span_count: Change
+
+
+class OtherGroups(msgspec.Struct, kw_only=True):
+    """
+    The groups that ``top`` leaves out, added up.
+
+    Attributes:
+        groups: Number of these groups.
+        value: The same as is shown for a group.
+        points: In a series, their points instead of a value.
+    """
+
+    groups: Natural
+    value: Any = UNSET
+    points: list[dict[str, Any]] | UnsetType = UNSET
+    unpriced_span_count: Natural | UnsetType = UNSET
+    partly_priced_span_count: Natural | UnsetType = UNSET
+
+
+class Compared(Coverage, kw_only=True):
+    """
+    What the parameters ``compare…``, ``top`` and ``order`` add to an answer.
+
+    Attributes:
+        order: The groups that are shown, in the order that was asked for, because a JSON object has none.
+        other: The groups that `top` leaves out; null if there are none.
+        previous: The other side of the comparison: its numbers under the same keys, and what it covers.
+        change: Under the same keys, the change of each number: absolute and ratio, as in `Change`.
+    """
+
+    order: list[str] | UnsetType = UNSET
+    other: OtherGroups | UnsetType | None = UNSET
+    previous: dict[str, Any] | UnsetType = UNSET
+    change: dict[str, Any] | UnsetType = UNSET
 
 
 class UnpricedCounts(msgspec.Struct):
@@ -141,6 +196,19 @@ class RejectedSpans(msgspec.Struct):
     by_reason: dict[str, Natural]
 
 
+class SavedFromDoubleCount(msgspec.Struct):
+    """
+    What OTLP requests told twice since the beginning, and no sum contains.
+
+    Attributes:
+        calls: Number of second tellings.
+        nusd: What they would have cost, as far as that is known, nano-dollars.
+    """
+
+    calls: Natural
+    nusd: Natural
+
+
 class AlertCounts(msgspec.Struct):
     """Rule -> number of its firings, and of its events that could not be delivered."""
 
@@ -148,7 +216,7 @@ class AlertCounts(msgspec.Struct):
     delivery_failed: dict[str, int]
 
 
-class MetricsOverview(Coverage, kw_only=True):
+class MetricsOverview(Compared, kw_only=True):
     """
     All groups of metrics, and the custom metrics under their names. If there are custom metrics of costs,
     ``unpriced_custom`` names those that leave something out. With ``groupby`` there is
@@ -159,7 +227,7 @@ class MetricsOverview(Coverage, kw_only=True):
         unpriced_custom: Custom metric of costs -> what it leaves out.
     """
 
-    window: str
+    window: str | None
     span_count: Natural
     cost: CostMetrics
     tokens: TokenMetrics
@@ -169,6 +237,7 @@ class MetricsOverview(Coverage, kw_only=True):
     quantile_error: float
     transport: TransportCounts
     rejected: RejectedSpans
+    saved_from_double_count: SavedFromDoubleCount
     alerts: AlertCounts
     unpriced_custom: dict[str, UnpricedCounts] | UnsetType = UNSET
 
@@ -178,12 +247,14 @@ class Exemplar(msgspec.Struct, kw_only=True):
 
     trace_id: str
     span_id: str
+    name: str
+    started_at: InstantText
     cost_usd: float | UnsetType = UNSET
     latency_ms: Milliseconds | UnsetType = UNSET
     ttft_ms: Milliseconds | UnsetType = UNSET
 
 
-class GroupAnswer(Coverage, kw_only=True):
+class GroupAnswer(Compared, kw_only=True):
     """
     The numbers of one group of metrics, as in ``MetricsOverview``. With ``groupby`` there is
     ``by_<dimension or attribute>``: value -> the numbers (for ``cost``, only the total in US dollars, and
@@ -191,7 +262,7 @@ class GroupAnswer(Coverage, kw_only=True):
     ``cost``.
     """
 
-    window: str
+    window: str | None
     span_count: Natural
     quantile_error: float | UnsetType = UNSET
     exemplars: list[Exemplar] | UnsetType = UNSET
@@ -214,12 +285,13 @@ class NumberAnswer(GroupAnswer, kw_only=True):
 
     metric: str
     value: float | None
+    change: NumberChange | UnsetType = UNSET  # type: ignore[assignment]  # the same object, described more closely
     unpriced_span_count: Natural | UnsetType = UNSET
     partly_priced_span_count: Natural | UnsetType = UNSET
     per_call_span_count: Natural | UnsetType = UNSET
 
 
-class BreakdownAnswer(Coverage, kw_only=True):
+class BreakdownAnswer(Compared, kw_only=True):
     """
     Numbers for the values of a dimension or an attribute; ``by_<dimension or attribute>`` repeats ``value``. Costs also
     have ``unpriced_by_<dimension or attribute>``: value -> what its cost leaves out, for the values that leave
@@ -232,7 +304,7 @@ class BreakdownAnswer(Coverage, kw_only=True):
         partly_priced_span_count: Spans whose cost lacks a part.
     """
 
-    window: str
+    window: str | None
     metric: str
     value: dict[str, Any]
     span_count: Natural
@@ -241,7 +313,7 @@ class BreakdownAnswer(Coverage, kw_only=True):
     partly_priced_span_count: Natural | UnsetType = UNSET
 
 
-class AttributeAnswer(Coverage, kw_only=True):
+class AttributeAnswer(Compared, kw_only=True):
     """
     A numeric attribute. With ``groupby`` there is ``by_<dimension or attribute>``: value -> count, sum, avg, p50, p95.
 
@@ -250,7 +322,7 @@ class AttributeAnswer(Coverage, kw_only=True):
         left_out: Deprecated: the old name of ``skipped``; it goes with the next release.
     """
 
-    window: str
+    window: str | None
     metric: str
     count: Natural
     sum: float | None
@@ -298,17 +370,18 @@ class SeriesPoint(msgspec.Struct):
     partly_priced_span_count: Natural | UnsetType = UNSET
 
 
-class SeriesAnswer(Coverage, kw_only=True):
+class SeriesAnswer(Compared, kw_only=True):
     """A metric in steps; with ``groupby`` there is ``by_<dimension>``: value -> points at the same instants."""
 
-    window: str
+    window: str | None
     metric: str
     step: str
     points: list[SeriesPoint]
     quantile_error: float | UnsetType = UNSET
 
 
-_COVERAGE = {"from": "2026-03-15T13:23:01.000Z", "to": "2026-03-15T14:23:02.000Z", "since": None}
+EXEMPLAR_EXAMPLE = {"trace_id": "t1", "span_id": "s1", "name": "answer", "started_at": "2026-03-15T14:20:00.000Z"}
+COVERAGE_EXAMPLE = {"from": "2026-03-15T13:23:01.000Z", "to": "2026-03-15T14:23:02.000Z", "since": None}
 _AWAY = {503: "no aggregator answers"}
 _COST = {
     "total_usd": 1.42,
@@ -320,7 +393,7 @@ _COST = {
     "span_count": 330,
     "per_call_span_count": 312,
 }
-_OVERVIEW_EXAMPLE: dict[str, Any] = {
+OVERVIEW_EXAMPLE: dict[str, Any] = {
     "window": "1h",
     "span_count": 312,
     "cost": _COST,
@@ -351,14 +424,29 @@ _OVERVIEW_EXAMPLE: dict[str, Any] = {
     "quantile_error": 0.01,
     "transport": {"sent": 312, "failed": 0, "dropped": 0, "queue_depth": 0},
     "rejected": {"spans": 3, "by_reason": {"model": 3}},
+    "saved_from_double_count": {"calls": 12, "nusd": 30720000},
     "alerts": {"firings": {"slow": 2}, "delivery_failed": {"slow": 0}},
-    **_COVERAGE,
+    **COVERAGE_EXAMPLE,
 }
 _GROUP_EXAMPLE: dict[str, Any] = {
     "window": "24h",
     **_COST,
-    "exemplars": [{"trace_id": "t1", "span_id": "s1", "cost_usd": 0.31}],
-    **_COVERAGE,
+    "exemplars": [EXEMPLAR_EXAMPLE | {"cost_usd": 0.31}],
+    **COVERAGE_EXAMPLE,
+    "previous": {
+        "total_usd": 1.2,
+        "by_model": {"gpt-4o": 1.2},
+        "from": "2026-03-14T13:23:01.000Z",
+        "to": "2026-03-15T13:23:01.000Z",
+        "since": None,
+    },
+    "change": {
+        "total_usd": {"absolute": 0.22, "ratio": 0.1833},
+        "by_model": {
+            "gpt-4o": {"absolute": 0.08, "ratio": 0.0667},
+            "gpt-4o-mini": {"absolute": 0.14, "ratio": None},
+        },
+    },
 }
 _SERIES_EXAMPLE: dict[str, Any] = {
     "window": "1h",
@@ -368,7 +456,7 @@ _SERIES_EXAMPLE: dict[str, Any] = {
         {"at": "2026-03-15T13:23:01.000Z", "value": 0.02, "span_count": 100, "partial": True},
         {"at": "2026-03-15T13:30:00.000Z", "value": 0.009, "span_count": 212},
     ],
-    **_COVERAGE,
+    **COVERAGE_EXAMPLE,
 }
 GET_METRICS = operation(
     "getMetrics",
@@ -377,7 +465,7 @@ GET_METRICS = operation(
     Cost, tokens, latency, errors, quality and custom metrics, and counts of reporters, refused spans and alerts.
     Numbers that are grouped or filtered by attribute come from the stored spans, all others from the aggregators.
     """,
-    Answer(MetricsOverview, "The metrics.", _OVERVIEW_EXAMPLE),
+    Answer(MetricsOverview, "The metrics.", OVERVIEW_EXAMPLE),
     errors={400: "window: duration: 'x' is not a duration such as 90s, 2h30m or 7d", **_AWAY},
 )
 GET_METRIC = operation(

@@ -223,7 +223,7 @@ class _Page:
         return family
 
     def _left_out(self) -> Iterator[Metric]:
-        left_out = self._lifetime.cumulative.left_out
+        left_out, told_twice = self._lifetime.cumulative.left_out, self._lifetime.told_twice
         for name, text, value in (
             ("repeated_spans", "Spans that told a call again and are in no sum.", left_out.repeated),
             ("conflicting_spans", "Repeated spans with another usage or cost.", left_out.conflicting),
@@ -231,6 +231,12 @@ class _Page:
                 "conflicting_cost",
                 "Cost of the conflicting spans in USD, which is in no sum.",
                 nusd_to_usd(left_out.conflicting_nusd),
+            ),
+            ("saved_from_double_count_calls", "Calls that an OTLP request told a second time.", told_twice.calls),
+            (
+                "saved_from_double_count_cost",
+                "What the second tellings of calls would have cost in USD, which is in no sum.",
+                nusd_to_usd(told_twice.nusd),
             ),
             ("response_ids_reused", "Spans counted although another call had their response id.", left_out.reused),
         ):

@@ -136,7 +136,7 @@ def router(history: RejectedHistory) -> Router:
             reason=params.reason or "",
             since_ns=params.since,
         )
-        records = [_render(stored) for stored in page.letters]
+        records = [_render(stored) for stored in page.items]
         return reply(
             {
                 **render_counts(history),

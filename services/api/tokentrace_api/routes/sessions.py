@@ -16,22 +16,22 @@ from starlette.responses import Response
 
 from tokentrace.bad_data import reading
 from tokentrace.dialect import costkatana
+from tokentrace.dialect.costkatana import Session
 from tokentrace.errors import Rejected, shorten
-from tokentrace.records import Batch, ChatMessage, SessionEnd
+from tokentrace.records import Batch, SessionEnd
 from tokentrace.service.body import read_body
 from tokentrace.service.contract import Params, Router
 from tokentrace.service.web import reply
-from tokentrace.units import ns_to_ms, render_instant, usd_to_nusd
+from tokentrace.units import ns_to_ms
 from tokentrace_api.interfaces import Publisher, StoreReader
-from tokentrace_api.parameters import Amount, Count, Flag, LastMoment, Moment, OptionalCount, Text, choice
+from tokentrace_api.parameters import Count, Flag
 from tokentrace_api.reads import (
     Outline,
-    Session,
-    SessionFilter,
     SpanPage,
     count_messages,
     depths,
     find_session,
+    first_failures,
     list_sessions,
     page_of,
     session_messages,
@@ -50,69 +50,16 @@ from tokentrace_api.routes.sessions_operations import (
     SessionSummary,
     TokenSums,
 )
+from tokentrace_api.routes.sessions_parameters import MAX_LIMIT, SessionFilterParams, SessionPageParams
 from tokentrace_api.routes.shown_spans import telling_marks, usd
 from tokentrace_api.routes.shown_traces import next_page, pending_status
 from tokentrace_api.routes.span_pages import StartCursor
 from tokentrace_api.store import Store, Telling
 
-DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 #: The most nodes of a graph and messages of a session in one answer.
 MAX_NODES, MAX_MESSAGES = 5000, 1000
-_STATUSES = ("active", "completed", "error")
 _MAX_BODY_BYTES = 64 * 1024
-_Status: Any = choice(_STATUSES)
 SessionId = Annotated[str, PathName(description="Id of the session.", examples=["s1"])]
-
-
-class PeriodParams(Params):
-    """Bounds for the start of a session."""
-
-    from_: Moment = Field(None, alias="from", description="Earliest start.", examples=["2026-03-15T00:00:00Z"])
-    to: LastMoment = Field(
-        None,
-        description="Latest start; an instant of whole milliseconds includes its millisecond.",
-        examples=["2026-03-16T00:00:00Z"],
-    )
-
-
-class SessionParams(PeriodParams):
-    """Which sessions are listed, and which page of them."""
-
-    user_id: Text = Field(
-        None, alias="userId", description="User of the session; empty = sessions without a user.", examples=["u-7"]
-    )
-    label: Text = Field(None, description="Text that the label contains, regardless of case.", examples=["chat"])
-    status: _Status = Field(
-        None, description="Status; `error` if a span failed or the session ended with an error.", examples=["completed"]
-    )
-    source: Text = Field(
-        None,
-        description="How the first span came: `reporter`, `spans`, `mist`, `costkatana` or `nats`.",
-        examples=["costkatana"],
-    )
-    min_cost: Amount = Field(None, alias="minCost", description="Least cost, US dollars.", examples=[0.01])
-    max_cost: Amount = Field(None, alias="maxCost", description="Greatest cost, US dollars.", examples=[10])
-    min_spans: OptionalCount = Field(None, alias="minSpans", description="Least number of spans.", examples=[1])
-    max_spans: OptionalCount = Field(None, alias="maxSpans", description="Greatest number of spans.", examples=[100])
-    page: Count = Field(1, description="Page, from 1; 0 counts as 1.")
-    limit: Count = Field(
-        DEFAULT_LIMIT, description=f"Sessions on a page; below 1 counts as 1, over {MAX_LIMIT} as {MAX_LIMIT}."
-    )
-
-    def wanted(self) -> SessionFilter:
-        """Return the filters as a ``SessionFilter``."""
-        return SessionFilter(
-            user_id=self.user_id,
-            label=self.label,
-            status=self.status,
-            source=self.source,
-            since_ns=self.from_,
-            until_ns=self.to,
-            min_cost_nusd=None if self.min_cost is None else usd_to_nusd(self.min_cost),
-            max_cost_nusd=None if self.max_cost is None else usd_to_nusd(self.max_cost),
-            min_spans=self.min_spans,
-            max_spans=self.max_spans,
-        )
 
 
 class GraphParams(Params):
@@ -135,17 +82,19 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
     routes = Router("sessions")
 
     @routes.get("/api/sessions", **LIST_SESSIONS)
-    async def listed(params: Annotated[SessionParams, QueryParams()]) -> Response:
+    async def listed(params: Annotated[SessionPageParams, QueryParams()]) -> Response:
         page, limit = max(params.page, 1), min(max(params.limit, 1), MAX_LIMIT)
         wanted, now_ns = params.wanted(), store.now_ns()
 
         def read(spans: Store) -> Response:
-            sessions, total = list_sessions(spans, wanted, limit, (page - 1) * limit, now_ns)
+            sessions, total = list_sessions(spans, wanted, limit, (page - 1) * limit, now_ns, params.order)
             counts = count_messages(spans, [session.session_id for session in sessions], now_ns)
             pages = math.ceil(total / limit)
             return reply(
                 {
-                    "sessions": [_details(session, [], counts[session.session_id]) for session in sessions],
+                    "sessions": [
+                        costkatana.render_session(session, [], counts[session.session_id]) for session in sessions
+                    ],
                     "total": total,
                     "page": page,
                     "limit": limit,
@@ -157,8 +106,8 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
         return await store.read(read)
 
     @routes.get("/api/sessions/summary", **GET_SUMMARY)
-    async def summary(params: Annotated[PeriodParams, QueryParams()]) -> Response:
-        sums = await store.read(lambda spans: sum_sessions(spans, params.from_, params.to, store.now_ns()))
+    async def summary(params: Annotated[SessionFilterParams, QueryParams()]) -> Response:
+        sums = await store.read(lambda spans: sum_sessions(spans, params.wanted(), store.now_ns()))
         mean_ms = ns_to_ms(sums.duration_ns)
         return reply(
             SessionSummary(
@@ -173,6 +122,7 @@ def router(store: StoreReader, publisher: Publisher) -> Router:
                 avg_duration=mean_ms,
                 average_duration=mean_ms,
                 error_rate=sums.errors / sums.sessions if sums.sessions else 0,
+                ended_sessions=sums.ended,
             )
         )
 
@@ -242,54 +192,23 @@ async def _with_messages(store: StoreReader, session: Session, limit: int = MAX_
     def read(spans: Store) -> Response:
         messages = session_messages(spans, session.session_id, limit, offset, now_ns)
         count = count_messages(spans, [session.session_id], now_ns)[session.session_id]
-        return reply(_details(session, messages, count))
+        shown = costkatana.render_session(session, messages, count)
+        for message, rendered in zip(messages, shown["messages"], strict=True):
+            if message.trace_id:
+                rendered["trace_id"] = message.trace_id
+        if session.error:
+            shown["error"] |= _origin(session.error, first_failures(spans, session.session_id, now_ns))
+        return reply(shown)
 
     return await store.read(read)
 
 
-def _details(session: Session, messages: Sequence[ChatMessage], message_count: int) -> dict[str, Any]:
-    """Return *session* as the struct ``SessionDetails`` describes it."""
-    until_ns = session.ended_ns or session.last_ns or session.started_ns
-    duration_ms = ns_to_ms(max(until_ns - session.started_ns, 0))
-    cost, unknown = (
-        usd(session.cost_nusd),
-        {
-            "unpricedSpanCount": session.unpriced,
-            "partlyPricedSpanCount": session.partly_priced,
-        },
-    )
-    tokens = {"input": session.prompt_tokens, "output": session.completion_tokens}
-    shown: dict[str, Any] = {
-        "sessionId": session.session_id,
-        "status": session.status,
-        "totalSpans": session.spans,
-        "openSpans": session.open,
-        "totalCostUSD": cost,
-        "totalInputTokens": session.prompt_tokens,
-        "totalOutputTokens": session.completion_tokens,
-        **unknown,
-        "startedAt": render_instant(session.started_ns),
-        "duration": duration_ms,
-        "source": session.source,
-        "hasErrors": session.errors > 0 or session.status == "error",
-        "errorCount": session.errors,
-        "summary": {
-            "totalSpans": session.spans,
-            "totalDuration": duration_ms,
-            "totalCost": cost,
-            "totalTokens": tokens,
-            **unknown,
-        },
-        "messages": [costkatana.render_message(message) for message in messages],
-        "messageCount": message_count,
-    }
-    optional = {"userId": session.user_id, "label": session.label}
-    shown |= {name: value for name, value in optional.items() if value}
-    if session.ended_ns is not None:
-        shown["endedAt"] = render_instant(session.ended_ns)
-    if session.error:
-        shown["error"] = {"message": session.error}
-    return shown
+def _origin(error: str, failures: Sequence[Telling]) -> dict[str, Any]:
+    """Return the span that *error*, a session's, comes from, and its stack trace; {} if the session's end told it."""
+    for span in (telling.span for telling in failures if telling.span.error == error):
+        stack = {"stack": span.error_stack} if span.error_stack else {}
+        return {**stack, "trace_id": span.trace_id, "span_id": span.span_id}
+    return {}
 
 
 def render_graph(outline: Outline, page: SpanPage, tellings: Sequence[Telling], now_ns: int) -> dict[str, Any]:
@@ -303,13 +222,18 @@ def render_graph(outline: Outline, page: SpanPage, tellings: Sequence[Telling], 
     """
     depth = depths(outline.rows)
     nodes = {
-        telling.key: costkatana.render_node(telling.span, depth[telling.key]) | _in_camel_case(telling_marks(telling))
+        telling.key: {
+            "trace_id": telling.span.trace_id,
+            **costkatana.render_node(telling.span, depth[telling.key]),
+            **_in_camel_case(telling_marks(telling)),
+        }
         for telling in tellings
     }
     for row in page.rows:
         if row.ended_ns is None:
             status = pending_status(row.started_ns, now_ns)
-            nodes[row.key] = costkatana.render_open(outline.started[row.key], depth[row.key], status)
+            node = costkatana.render_open(outline.started[row.key], depth[row.key], status)
+            nodes[row.key] = {"trace_id": row.trace_id, **node}
     # A span that was deleted meanwhile has no node.
     shown = [nodes[row.key] for row in page.rows if row.key in nodes]
     edges = [{"from": node["parentId"], "to": node["id"]} for node in shown if "parentId" in node]

@@ -26,6 +26,18 @@ class ErrorText(msgspec.Struct):
     stack: str | UnsetType = UNSET
 
 
+class SessionError(ErrorText):
+    """
+    The error of a session: the one with which it was ended, or else that of its first span that has one.
+
+    Attributes:
+        trace_id, span_id: The span; absent in lists, and if the session was ended with the error.
+    """
+
+    trace_id: str | UnsetType = UNSET
+    span_id: str | UnsetType = UNSET
+
+
 class SessionSums(msgspec.Struct, rename="camel"):
     """Sums over the spans of a session; cost in US dollars, null and counts as in ``SessionDetails``."""
 
@@ -75,11 +87,11 @@ class SessionDetails(msgspec.Struct, kw_only=True, rename="camel"):
     user_id: str | UnsetType = UNSET
     label: str | UnsetType = UNSET
     ended_at: InstantText | UnsetType = UNSET
-    error: ErrorText | UnsetType = UNSET
+    error: SessionError | UnsetType = UNSET
 
 
 class SessionPage(msgspec.Struct, rename="camel"):
-    """A page of sessions, newest start first; ``pages`` and ``totalPages`` are the same."""
+    """A page of sessions; ``pages`` and ``totalPages`` are the same."""
 
     sessions: list[SessionDetails]
     total: Natural
@@ -97,6 +109,7 @@ class SessionSummary(msgspec.Struct, rename="camel"):
         total_cost, unpriced_span_count, partly_priced_span_count: As for a session.
         avg_duration, average_duration: Mean duration of the sessions that were ended by a request, milliseconds.
         error_rate: Fraction of the sessions that have the status error.
+        ended_sessions: Number of the sessions that were ended by a request; of 0, the mean duration is 0.
     """
 
     total_sessions: Natural
@@ -110,12 +123,19 @@ class SessionSummary(msgspec.Struct, rename="camel"):
     avg_duration: Milliseconds
     average_duration: Milliseconds
     error_rate: float
+    ended_sessions: Natural
 
 
 class TraceNode(msgspec.Struct, kw_only=True, rename="camel"):
-    """A span as a node. Cost Katana's SDK and backend name some values differently; both names are present."""
+    """
+    A span as a node. Cost Katana's SDK and backend name some values differently; both names are present.
+
+    Attributes:
+        trace_id: The trace of the span, in which its id is unique.
+    """
 
     id: str
+    trace_id: str = msgspec.field(name="trace_id")
     session_id: str
     name: str
     label: str
@@ -209,8 +229,9 @@ _SESSION_EXAMPLE: dict[str, Any] = {
     "userId": "u-7",
     "endedAt": "2026-03-15T14:23:02.261Z",
 }
-_LISTED_EXAMPLE = _SESSION_EXAMPLE | {"messages": []}
+LISTED_EXAMPLE = _SESSION_EXAMPLE | {"messages": []}
 _NODE_EXAMPLE: dict[str, Any] = {
+    "trace_id": "t1",
     "id": "call",
     "parentId": "root",
     "sessionId": "s1",
@@ -236,12 +257,12 @@ _STORE_AWAY = {503: "span store: is not open yet"}
 LIST_SESSIONS = operation(
     "listSessions",
     "List sessions",
-    "Sessions, newest start first. They are listed without their messages, which `/details` shows.",
+    "Sessions, in the order that `order` names. They are listed without their messages, which `/details` shows.",
     Answer(
         SessionPage,
         "A page.",
         {
-            "sessions": [_SESSION_EXAMPLE | {"messages": []}],
+            "sessions": [LISTED_EXAMPLE],
             "total": 1,
             "page": 1,
             "limit": 20,
@@ -254,7 +275,7 @@ LIST_SESSIONS = operation(
 GET_SUMMARY = operation(
     "getSessionsSummary",
     "Sum up sessions",
-    "Counts, cost, tokens and mean duration of the sessions that started in a period.",
+    "Counts, cost, tokens and mean duration of the sessions that match.",
     Answer(
         SessionSummary,
         "The sums.",
@@ -270,6 +291,7 @@ GET_SUMMARY = operation(
             "avgDuration": 820,
             "averageDuration": 820,
             "errorRate": 0.5,
+            "endedSessions": 1,
         },
     ),
     errors={400: "from: instant: 'today' is not RFC 3339 such as 2026-03-15T14:23:01.441Z", **_STORE_AWAY},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokentrace.dialect import docs
-from tokentrace.units import nusd_to_usd
+from tokentrace.units import SCORE_ONE, nusd_to_usd
 from tokentrace_api.reads import Sums
 from tokentrace_api.store import Telling
 
@@ -31,6 +31,11 @@ def sum_fields(sums: Sums) -> dict[str, Any]:
         "unpriced_span_count": sums.unpriced,
         "partly_priced_span_count": sums.partly_priced,
     }
+
+
+def mean_score(total: int, count: int) -> float | None:
+    """Return the mean of *count* scores from their sum in 10⁻⁹; None = there is none."""
+    return total / (count * SCORE_ONE) if count else None
 
 
 def usd(nusd: int | None) -> float | None:

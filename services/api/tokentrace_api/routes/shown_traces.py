@@ -9,24 +9,33 @@ from msgspec import UNSET
 
 from tokentrace.dialect import mist
 from tokentrace.records import Started
-from tokentrace.units import DAY, ns_to_ms, nusd_to_usd, render_instant
-from tokentrace_api.reads import Outline, SpanPage, SpanRow, TraceRow, depths, encode_span_cursor, sums_of
-from tokentrace_api.routes.shown_spans import render_telling, sum_fields
-from tokentrace_api.routes.traces_operations import ListedTrace, Timeline, TimelineRow
+from tokentrace.units import DAY, ns_to_ms, render_instant
+from tokentrace_api.reads import Outline, SpanPage, TraceRow, depths, encode_span_cursor, sums_of
+from tokentrace_api.routes.shown_spans import mean_score, render_telling, sum_fields
+from tokentrace_api.routes.traces_operations import ListedTrace
 from tokentrace_api.store import Telling
 
 #: An open span that started longer ago than this is abandoned, nanoseconds.
 ABANDONED_NS = DAY
 
 
-def render_row(row: TraceRow) -> ListedTrace:
-    """Return *row* as the list of traces shows it."""
+def render_row(row: TraceRow, attributes: Mapping[str, str | None] | None = None) -> ListedTrace:
+    """Return *row* as the list of traces shows it, with *attributes* if any were asked for."""
+    details = row.details
     return ListedTrace(
         trace_id=row.trace_id,
         name=row.name,
         started_at=render_instant(row.started_ns),
         ended_at=render_instant(row.ended_ns),
         status=row.status,
+        duration_ms=ns_to_ms(max(row.ended_ns - row.started_ns, 0)),
+        error=details.error or None,
+        models=list(details.models),
+        caller=details.caller or None,
+        session_id=details.session_id or None,
+        user_id=details.user_id or None,
+        score=mean_score(details.score, details.scored),
+        attributes=dict(attributes) if attributes else UNSET,
         **sum_fields(row.sums),
     )
 
@@ -77,41 +86,6 @@ def render_mist_trace(trace_id: str, outline: Outline, page: SpanPage, tellings:
 def next_page(page: SpanPage, name: str = "next_cursor") -> Mapping[str, str]:
     """Return the field that leads to the next page; {} on the last page."""
     return {} if page.next is None else {name: encode_span_cursor(page.next)}
-
-
-def render_timeline(trace_id: str, outline: Outline, page: SpanPage, now_ns: int) -> Timeline:
-    """
-    Return a page of a trace as a timeline: a row for each span, with milliseconds since the start of the trace.
-
-    Args:
-        outline: All spans of the trace by start; at least one.
-    """
-    begin, depth = outline.rows[0].started_ns, depths(outline.rows)
-    ends = [row.ended_ns for row in outline.rows if row.ended_ns is not None] or [begin]
-
-    def shown(row: SpanRow) -> TimelineRow:
-        is_open = row.ended_ns is None
-        status: Any = pending_status(row.started_ns, now_ns) if is_open else row.status
-        return TimelineRow(
-            span_id=row.span_id,
-            parent_span_id=row.parent_span_id,
-            name=row.name,
-            kind=row.kind,  # type: ignore[arg-type]  # a stored kind is one of the known ones
-            depth=depth[row.key],
-            start_ms=ns_to_ms(row.started_ns - begin),
-            model=row.model or None,
-            status=status,
-            duration_ms=None if row.ended_ns is None else ns_to_ms(max(row.ended_ns - row.started_ns, 0)),
-            cost_usd=None if row.cost_nusd is None else nusd_to_usd(row.cost_nusd),
-        )
-
-    return Timeline(
-        trace_id=trace_id,
-        started_at=render_instant(begin),
-        duration_ms=ns_to_ms(max(ends) - begin),
-        rows=[shown(row) for row in page.rows],
-        next_cursor=UNSET if page.next is None else encode_span_cursor(page.next),
-    )
 
 
 def pending_status(started_ns: int, now_ns: int) -> str:

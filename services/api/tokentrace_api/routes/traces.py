@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import Path as PathName
 from fastapi import Query as QueryParams
@@ -12,37 +12,43 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokentrace.dialect import mist
-from tokentrace.errors import Rejected
+from tokentrace.errors import Rejected, shorten
 from tokentrace.metrics import Query
 from tokentrace.rollup import histogram_quantile_ms
-from tokentrace.service.contract import Params, Router, parsed
+from tokentrace.service.contract import Params, Router, each_parsed, parsed
 from tokentrace.service.web import reply
 from tokentrace.units import MS, nusd_to_usd, render_instant
 from tokentrace_api.aggregator_client import AggregatorClient
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.metrics_query import missing
-from tokentrace_api.parameters import Count, Flag, choice
+from tokentrace_api.parameters import Count, Flag, OptionalCount, Text, choice
 from tokentrace_api.reads import (
+    RANKS,
     Cursor,
     Order,
     Outline,
+    RankCursor,
+    attributes_of,
     encode_cursor,
+    encode_rank_cursor,
     find_page,
+    find_ranked,
     find_started,
     find_telling,
     page_of,
     parse_cursor,
+    parse_rank_cursor,
     trace_outline,
     whole_spans,
     without_metadata,
 )
-from tokentrace_api.routes.searching import SearchParams
+from tokentrace_api.routes.searching import StoredSearchParams
 from tokentrace_api.routes.shown_spans import render_telling
+from tokentrace_api.routes.shown_timeline import Shown
 from tokentrace_api.routes.shown_traces import (
     render_mist_trace,
     render_open,
     render_row,
-    render_timeline,
     render_trace,
 )
 from tokentrace_api.routes.span_pages import (
@@ -67,17 +73,28 @@ from tokentrace_api.routes.traces_operations import (
 from tokentrace_api.store import Store
 
 DEFAULT_LIMIT, MAX_LIMIT = 20, 200
+#: The most attributes that the rows of a list show.
+MAX_ATTRIBUTES = 10
+#: The most spans that a timeline in columns shows at once.
+MAX_COLUMNS = 20_000
 RECENT_LIMIT, MAX_RECENT = 100, 10_000
 
 TraceId = Annotated[str, PathName(description="Id of the trace; `/` and other characters escaped.", examples=["t1"])]
 SpanId = Annotated[str, PathName(description="Id of the span; `/` and other characters escaped.", examples=["s1"])]
-_Cursor = Annotated[Cursor | None, parsed(lambda text: _cursor(text)), WithJsonSchema({"type": "string"})]
+_Cursor = Annotated[Cursor | RankCursor | None, parsed(lambda text: _cursor(text)), WithJsonSchema({"type": "string"})]
+_Keys = Annotated[
+    tuple[str, ...],
+    each_parsed(lambda text: text),
+    WithJsonSchema({"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MAX_ATTRIBUTES}),
+]
+_ListOrder: Any = choice(("started", *RANKS))
+_TimelineFormat: Any = choice(("rows", "columns"), "neither rows nor columns")
 _Format: Any = choice(("docs", "mist"), "neither docs nor mist")
 
 
-def _cursor(text: str) -> Cursor:
+def _cursor(text: str) -> Cursor | RankCursor:
     try:
-        return parse_cursor(text)
+        return parse_rank_cursor(text) or parse_cursor(text)
     except Rejected as exc:
         raise Rejected(str(exc).removeprefix("cursor: ")) from exc
 
@@ -89,9 +106,21 @@ def _recent_limit(text: str) -> int:
     return MAX_RECENT if len(digits) > len(str(MAX_RECENT)) else min(int(digits or RECENT_LIMIT), MAX_RECENT)
 
 
-class TraceListParams(SearchParams):
-    """Which traces are listed, and which page of them."""
+class TraceListParams(StoredSearchParams):
+    """Which traces are listed, in which order, and which page of them."""
 
+    repeated: ClassVar[frozenset[str]] = StoredSearchParams.repeated | {"attribute"}
+
+    order: _ListOrder = Field(
+        "started",
+        description="Newest start first, or the largest `cost`, `duration` or number of `tokens` first; an unknown "
+        "cost is the last.",
+    )
+    attribute: _Keys = Field(
+        (),
+        description=f"Key of an attribute that each row shows; may be given up to {MAX_ATTRIBUTES} times.",
+        examples=[["team"]],
+    )
     limit: Count = Field(DEFAULT_LIMIT, description=f"Traces on a page; over {MAX_LIMIT} counts as {MAX_LIMIT}.")
     offset: Count = Field(0, description="Number of traces to skip; a cursor is faster.")
     cursor: _Cursor = Field(None, description="`next_cursor` of the previous page.")
@@ -108,9 +137,16 @@ class RecentParams(Params):
 
 
 class TimelineParams(Params):
-    """Which page of a trace is shown as a timeline."""
+    """In which form a trace is shown as a timeline, and which part of it."""
 
-    limit: Count = Field(DEFAULT_SPANS, description=SPAN_LIMIT_TEXT)
+    format: _TimelineFormat = Field("rows", description="`rows`: an object for each span; or `columns`.")
+    below: Text = Field(None, description="Only the spans below this span.", examples=["s1"])
+    limit: OptionalCount = Field(
+        None,
+        description=f"Spans on a page: {DEFAULT_SPANS} rows unless given, over {MAX_SPANS} counts as {MAX_SPANS}; or "
+        f"{MAX_COLUMNS} in columns, over that counts as {MAX_COLUMNS}.",
+        examples=[500],
+    )
     cursor: StartCursor = Field(None, description=SPAN_CURSOR_TEXT)
 
 
@@ -129,23 +165,40 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
 
     @routes.get("/traces", **LIST_TRACES)
     async def listed(params: Annotated[TraceListParams, QueryParams()]) -> Response:
-        limit, search = min(params.limit, MAX_LIMIT), params.search()
-        page = await store.read(
-            lambda spans: find_page(spans, search, limit, params.offset, params.cursor, store.now_ns())
-        )
-        until_ns = page.searched_until_ns
-        return reply(
-            TracePage(
-                traces=[render_row(row) for row in page.rows],
-                trace_ids=[row.trace_id for row in page.rows],
-                count=len(page.rows),
-                total=page.total,
-                limit=limit,
-                offset=params.offset,
-                next_cursor=None if page.next is None else encode_cursor(page.next),
-                searched_until=UNSET if until_ns is None else render_instant(until_ns),
+        now_ns = store.now_ns()
+        limit, search, cursor = min(params.limit, MAX_LIMIT), params.search_at(now_ns), params.cursor
+        if cursor is not None and params.order != (cursor.rank if isinstance(cursor, RankCursor) else "started"):
+            raise Rejected("cursor: is that of a list in another order")
+        keys = tuple(dict.fromkeys(params.attribute))
+        if len(keys) > MAX_ATTRIBUTES or "" in keys:
+            raise Rejected(f"attribute: is {'empty' if '' in keys else f'given over {MAX_ATTRIBUTES} times'}")
+
+        def read(spans: Store) -> Response:
+            if params.order == "started":
+                earlier = None if isinstance(cursor, RankCursor) else cursor
+                page = find_page(spans, search, limit, params.offset, earlier, now_ns)
+                following = None if page.next is None else encode_cursor(page.next)
+                rows, total, until_ns = page.rows, page.total, page.searched_until_ns
+            else:
+                larger = cursor if isinstance(cursor, RankCursor) else None
+                ranked = find_ranked(spans, search, params.order, limit, params.offset, larger, now_ns)
+                following = None if ranked.next is None else encode_rank_cursor(ranked.next)
+                rows, total, until_ns = ranked.rows, ranked.total, ranked.searched_until_ns
+            shown = attributes_of(spans, [row.trace_id for row in rows], keys, now_ns)
+            return reply(
+                TracePage(
+                    traces=[render_row(row, shown[row.trace_id]) for row in rows],
+                    trace_ids=[row.trace_id for row in rows],
+                    count=len(rows),
+                    total=total,
+                    limit=limit,
+                    offset=params.offset,
+                    next_cursor=following,
+                    searched_until=UNSET if until_ns is None else render_instant(until_ns),
+                )
             )
-        )
+
+        return await store.read(read)
 
     @routes.get("/traces/recent", **LIST_RECENT)
     async def recent(params: Annotated[RecentParams, QueryParams()]) -> Response:
@@ -175,8 +228,15 @@ def router(store: StoreReader, aggregators: AggregatorClient) -> Router:
         def read(spans: Store) -> Response:
             now_ns = store.now_ns()
             outline = _outline(spans, trace_id, "start", now_ns)
-            page = page_of(outline.rows, "start", min(params.limit, MAX_SPANS), params.cursor)
-            return reply(render_timeline(trace_id, outline, page, now_ns))
+            try:
+                shown = Shown(trace_id, outline, params.below, now_ns)
+            except KeyError as exc:
+                raise Rejected(f"below: span {shorten(params.below or '')} not found", status=404) from exc
+            if params.format == "columns":
+                limit = MAX_COLUMNS if params.limit is None else min(params.limit, MAX_COLUMNS)
+                return reply(shown.as_columns(limit, MAX_COLUMNS, params.cursor))
+            limit = DEFAULT_SPANS if params.limit is None else min(params.limit, MAX_SPANS)
+            return reply(shown.as_rows(limit, params.cursor))
 
         return await store.read(read)
 

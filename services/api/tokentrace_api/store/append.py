@@ -12,6 +12,7 @@ from tokentrace.bus import Message, subjects
 from tokentrace.dedup import LeftOut, total
 from tokentrace.errors import Rejected
 from tokentrace.records import Batch, ChatMessage, Position, Span, Started
+from tokentrace_api.reporter_states import ReporterStates
 from tokentrace_api.store.catalog import Catalog
 from tokentrace_api.store.columns import Telling, attributes_json, columns_of
 from tokentrace_api.store.deletions import Deletions
@@ -46,7 +47,8 @@ class Appender:
         rejected: Number of messages that could not be decoded and were skipped.
     """
 
-    def __init__(self, catalog: Catalog, deletions: Deletions) -> None:
+    def __init__(self, catalog: Catalog, deletions: Deletions, reporters: ReporterStates) -> None:
+        self._reporters = reporters
         self._catalog, self._deletions = catalog, deletions
         self.repetitions = 0
         self.rejected = 0
@@ -150,6 +152,7 @@ class Appender:
             return []
         contents = []
         for batch, taken in told:
+            self._reporters.note(batch, project, message.time_ns)
             if batch.sequence and not taken.skipped:
                 reader.unsaved_ids.append((batch.id, batch.sequence, batch.part, message.time_ns, batch.layout))
             if taken.skipped:

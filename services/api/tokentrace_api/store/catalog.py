@@ -15,7 +15,7 @@ from tokentrace.bad_data import SetAside
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.records import Position
 from tokentrace_api.store import segment
-from tokentrace_api.store.convert import CONVERTED_VERSION, convert, later_rows
+from tokentrace_api.store.convert import CONVERTED_VERSIONS, UNTOLD_VERSION, convert, later_rows
 from tokentrace_api.store.database import Database
 from tokentrace_api.store.reader_state import ReaderState, new_reader, read_reader_state, read_waiting
 from tokentrace_api.store.segment import Segment, check_statements, parse_segment
@@ -118,22 +118,24 @@ class Catalog:
 
     def _convert(self, newest: Path | None) -> None:
         """
-        Convert the files of the last version; *newest* is the newest file that was found.
+        Convert the files of earlier versions; *newest* is the newest file that was found.
 
-        The rows of all files are compared, because a span may have been told again in a later file. If the process
-        dies in between, the next start converts the files that are left, with the same result.
+        The rows of all files are compared if one does not say which of them count, because a span may have been told
+        again in a later file. If the process dies in between, the next start converts the files that are left, with the
+        same result.
         """
         while True:
-            old = [opened for opened in self.segments if self._version(opened) == CONVERTED_VERSION]
+            versions = {opened: self._version(opened) for opened in self.segments}
+            old = [opened for opened, version in versions.items() if version in CONVERTED_VERSIONS]
             damaged: tuple[Segment, duckdb.Error] | None = None
             try:
-                later = later_rows(self.database, self.segments) if old else {}
+                later = later_rows(self.database, self.segments) if UNTOLD_VERSION in versions.values() else {}
             except duckdb.Error as exc:
                 damaged = self._find_damaged(exc)
             for opened in old if damaged is None else ():
                 log.info("%s is converted to schema version %d", opened.file_name, segment.SCHEMA_VERSION)
                 try:
-                    convert(self.database, opened, later)
+                    convert(self.database, opened, later if versions[opened] == UNTOLD_VERSION else {})
                 except duckdb.Error as exc:
                     with contextlib.suppress(duckdb.Error):
                         self.database.run("ROLLBACK")
@@ -243,10 +245,10 @@ class Catalog:
             version = self._version(opened)
             if version is None:
                 self.database.run(f"INSERT INTO {opened.name}.schema_version VALUES ({segment.SCHEMA_VERSION})")
-            elif version not in (CONVERTED_VERSION, segment.SCHEMA_VERSION):
+            elif version not in (*CONVERTED_VERSIONS, segment.SCHEMA_VERSION):
                 raise Rejected(
                     f"schema version {version}, this program reads version {segment.SCHEMA_VERSION} and converts "
-                    f"version {CONVERTED_VERSION}"
+                    f"versions {' and '.join(map(str, CONVERTED_VERSIONS))}"
                 )
         except (duckdb.Error, Rejected):
             with contextlib.suppress(duckdb.Error):

@@ -61,8 +61,10 @@ COLUMNS = {
     "counted": "BOOLEAN",
     "conflicting": "BOOLEAN",
     "response_id": "VARCHAR",
+    "scope": "VARCHAR",
 }
-#: Rows that an earlier version wrote hold a shorter array: fields are only ever appended.
+#: Rows that an earlier version wrote hold a shorter array: fields are only ever appended. The scope has had a column
+#: since version 5; rows of version 4 hold it here, and NULL in the column.
 _REST = ("usage", "error_stack", "usage_state", "pricing_context", "scope", "adjusted")
 _COMPUTED = ("ordinal", "trace_hash", "sequence", "shard", "event_ns", "attributes", "rest", "counted", "conflicting")
 _FIELDS = tuple(name for name in COLUMNS if name not in _COMPUTED)
@@ -127,7 +129,8 @@ def columns_of(tellings: Sequence[Telling], origins: Sequence[tuple[int, int]], 
     }
     for name in _FIELDS:
         columns[name] = _column(name, fields[name])
-    rest = [_rest(*values) for values in zip(*(fields[name] for name in _REST), strict=True)]
+    kept = [(None,) * count if name in COLUMNS else fields[name] for name in _REST]
+    rest = [_rest(*values) for values in zip(*kept, strict=True)]
     for name, texts in (("attributes", list(map(attributes_json, fields["attributes"]))), ("rest", rest)):
         columns[name] = np.array(texts, dtype=object) if any(texts) else None
     columns["counted"], columns["conflicting"] = np.array(counted, np.bool_), np.array(conflicting, np.bool_)
@@ -175,8 +178,11 @@ def span_of(row: Sequence[Any]) -> Span:
     """Return the span in *row*, which holds values in the order of COLUMNS."""
     values = dict(zip(COLUMNS, row, strict=True))
     fields = {name: values[name] for name in _FIELDS}
-    if values["rest"] is not None:
-        fields.update(zip(_REST, msgspec.msgpack.decode(values["rest"]), strict=False))
+    rest = dict(zip(_REST, msgspec.msgpack.decode(values["rest"]), strict=False)) if values["rest"] is not None else {}
+    earlier = rest.pop("scope", None)
+    fields["scope"] = fields["scope"] or earlier or ""
+    if rest:
+        fields.update(rest)
         fields["adjusted"] = tuple(fields.get("adjusted", ()))
     if values["attributes"] is not None:
         fields["attributes"] = msgspec.json.decode(values["attributes"])

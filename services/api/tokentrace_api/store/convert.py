@@ -1,4 +1,4 @@
-"""Converts files of the last version in place, so that their content, positions and totals stay as they were."""
+"""Converts files of earlier versions in place, so that their content, positions and totals stay as they were."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 from tokentrace_api.store.database import Database
 from tokentrace_api.store.segment import SCHEMA_VERSION, Segment
 
-#: The version that is converted: its rows do not say which telling of a span counts, and it knew no calls.
-CONVERTED_VERSION = 3
+#: The versions that are converted. Version 4 kept the scope of a span among the rarely set fields.
+CONVERTED_VERSIONS = (3, 4)
+#: The version whose rows do not say which telling of a span counts; it knew no calls.
+UNTOLD_VERSION = 3
 _USED = "(cost_nusd, prompt_tokens, completion_tokens, total_tokens)"
 _NEW_COLUMNS = (
     "spans ADD COLUMN IF NOT EXISTS counted BOOLEAN DEFAULT true",
     "spans ADD COLUMN IF NOT EXISTS conflicting BOOLEAN DEFAULT false",
     "spans ADD COLUMN IF NOT EXISTS response_id VARCHAR DEFAULT ''",
+    "spans ADD COLUMN IF NOT EXISTS scope VARCHAR",
     "folded ADD COLUMN IF NOT EXISTS layout INTEGER DEFAULT 0",
 )
 
@@ -24,7 +27,7 @@ def later_rows(database: Database, segments: Sequence[Segment]) -> dict[str, Any
     Return the rows that an earlier version did not show, because the same span was told again after them.
 
     Args:
-        segments: All files of the store, of either version.
+        segments: All files of the store, of any version.
 
     Returns:
         Numpy columns: ``ordinal``, and ``conflicting``, true if the cost or the tokens differ from those shown.
@@ -49,10 +52,10 @@ def later_rows(database: Database, segments: Sequence[Segment]) -> dict[str, Any
 
 def convert(database: Database, segment: Segment, later: dict[str, Any]) -> None:
     """
-    Convert *segment* from ``CONVERTED_VERSION``, in one transaction.
+    Convert *segment* from one of ``CONVERTED_VERSIONS``, in one transaction.
 
     Args:
-        later: As ``later_rows`` returned it for all files.
+        later: As ``later_rows`` returned it for all files; {} for a file that says which rows count.
 
     Raises:
         duckdb.Error: The disk refused or the file is damaged; the transaction is left open and nothing is changed.

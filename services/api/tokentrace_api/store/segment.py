@@ -20,7 +20,7 @@ import numpy as np
 from tokentrace.units import SECOND
 from tokentrace_api.store.columns import COLUMNS
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 #: Size from which on no more records are appended to a file, bytes.
 MAX_BYTES = 1024 * 1024 * 1024
 GLOB = "spans-*.duckdb"

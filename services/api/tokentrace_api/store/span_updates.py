@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from tokentrace.dialect.docs import score_of
+from tokentrace.dialect.attributes import score_of
 from tokentrace.records import Batch, Span
 from tokentrace.units import int_to_score
 from tokentrace_api.store.columns import Telling, attributes_json, nullable, span_of, trace_hash

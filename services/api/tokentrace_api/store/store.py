@@ -15,6 +15,7 @@ from tokentrace.bad_data import SetAside
 from tokentrace.dedup import Digest, LeftOut, capacity_for
 from tokentrace.records import Position, Span, Tombstone
 from tokentrace.units import DAY
+from tokentrace_api.reporter_states import ReporterStates
 from tokentrace_api.store import deletions
 from tokentrace_api.store.append import Appender, Item
 from tokentrace_api.store.catalog import Catalog
@@ -38,6 +39,7 @@ class Store:
         memory_limit_mb: Memory limit of DuckDB, MB.
         set_aside: Records each message and file that cannot be read; None = a new ``SetAside``.
         capacity: Number of calls that each shard remembers, the same in all readers; None = the number for *shards*.
+        reporters: Takes over what batches say of their reporters; None = nothing does.
 
     Attributes:
         catalog: The open files.
@@ -57,6 +59,7 @@ class Store:
         memory_limit_mb: int = 256,
         set_aside: SetAside | None = None,
         capacity: int | None = None,
+        reporters: ReporterStates | None = None,
     ) -> None:
         self._directory = directory
         self._lock = threading.RLock()
@@ -64,7 +67,7 @@ class Store:
         capacity = capacity or capacity_for(shards)
         self.catalog = Catalog(directory, shards, memory_limit_mb, set_aside or SetAside(), capacity)
         self._deletions = Deletions()
-        self._appender = Appender(self.catalog, self._deletions)
+        self._appender = Appender(self.catalog, self._deletions, reporters or ReporterStates())
         self._rows = VisibleRows(self.catalog, self._limits)
 
     @property

@@ -46,6 +46,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from tokentrace.bad_data import SetAside
+from tokentrace.bus.access import Access
 from tokentrace.bus.clock import BrokerClock
 from tokentrace.bus.contract import Chunk, Handler, PubAck, Stream, StreamState, WaitPolicy
 from tokentrace.bus.jetstream import request_reply, streams, work_queue
@@ -67,7 +68,12 @@ from tokentrace.units import SECOND, parse_instant, render_instant
 
 @contextlib.asynccontextmanager
 async def connect(
-    url: str, *, name: str, inbox_prefix: str = "_INBOX", wait_s: float = 10.0
+    url: str,
+    *,
+    name: str,
+    inbox_prefix: str = "_INBOX",
+    wait_s: float = 10.0,
+    access: Access = Access(),  # noqa: B008 - it is immutable
 ) -> AsyncIterator[JetStream]:
     """
     Connect to the broker at *url* and stay connected until the context ends.
@@ -77,18 +83,22 @@ async def connect(
         name: The name of the connection in the broker's monitoring.
         inbox_prefix: The beginning of the subjects on which the connection receives replies.
         wait_s: How long the first connection may take, seconds.
+        access: What admits the client, beside what stands in *url*.
 
     Raises:
-        Unavailable: No server accepted the connection within *wait_s*.
-        ConfigError: *url* is not a NATS URL.
+        Unavailable: No server accepted the connection within *wait_s*, or a file of *access* cannot be used.
+        ConfigError: *url* is not a NATS URL, or *access* contradicts itself.
     """
-    link = Connection(parse_urls(url), name)
+    link = Connection(parse_urls(url), name, access)
     try:
         async with asyncio.timeout(wait_s):
             client = await link.open(inbox_prefix)
     except (nats.errors.Error, OSError, TimeoutError) as exc:
         await link.abandon()
         raise Unavailable(f"no NATS server at {shown_urls(url)} ({link.last_error or type(exc).__name__})") from exc
+    except Unavailable:
+        await link.abandon()
+        raise
     except asyncio.CancelledError:
         link.cut()
         raise

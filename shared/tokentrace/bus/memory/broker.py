@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tokentrace.bus.contract import Handler, Message, Stream
@@ -18,8 +18,10 @@ class StoredLog:
     spec: Stream
     created_ns: int
     messages: dict[int, Message] = field(default_factory=dict)
+    #: Subject -> the sequences of its messages, in order; the values mean nothing.
+    by_subject: dict[str, dict[int, None]] = field(default_factory=dict)
     last_sequence: int = 0
-    #: Message id -> (sequence, when it was stored, Unix nanoseconds).
+    #: Message id -> (sequence, when it was stored, Unix nanoseconds), oldest first.
     ids: dict[str, tuple[int, int]] = field(default_factory=dict)
     bytes: int = 0
     #: Sequence of a delivered message -> (when to deliver it again, Unix seconds; number of deliveries so far).
@@ -31,12 +33,52 @@ class StoredLog:
         """Return True if the stream stores messages on *subject*."""
         return any(matches(pattern, subject) for pattern in self.spec.subjects)
 
+    def append(self, message: Message, id: str | None) -> None:
+        """Store *message*, whose sequence is the next one, and its id if it has one."""
+        self.last_sequence = message.sequence
+        self.messages[message.sequence] = message
+        self.by_subject.setdefault(message.subject, {})[message.sequence] = None
+        self.bytes += len(message.payload)
+        if id is not None:
+            self.ids[id] = (message.sequence, message.time_ns)
+
     def remove(self, sequence: int) -> None:
         """Remove a message, if it is still there."""
         message = self.messages.pop(sequence, None)
         if message is not None:
             self.bytes -= len(message.payload)
+            of_subject = self.by_subject[message.subject]
+            del of_subject[sequence]
+            if not of_subject:
+                del self.by_subject[message.subject]
         self.pending.pop(sequence, None)
+        self.done.discard(sequence)
+
+    def forget_old(self, now_ns: int) -> None:
+        """Remove the messages that are older than the stream keeps them, and the ids that no window covers."""
+        if self.spec.max_age_ns:
+            oldest_ns = now_ns - self.spec.max_age_ns
+            while self.messages:
+                first = next(iter(self.messages))
+                if self.messages[first].time_ns > oldest_ns:
+                    break
+                self.remove(first)
+        while self.ids:
+            id = next(iter(self.ids))
+            if self.ids[id][1] > now_ns - self.spec.duplicate_window_ns:
+                break
+            del self.ids[id]
+
+    def after(self, sequence: int) -> Iterator[Message]:
+        """Yield the messages after *sequence*, oldest first."""
+        if sequence + len(self.messages) < self.last_sequence:
+            # Many of the sequences in between are gone.
+            yield from (message for number, message in self.messages.items() if number > sequence)
+            return
+        for number in range(sequence + 1, self.last_sequence + 1):
+            message = self.messages.get(number)
+            if message is not None:
+                yield message
 
     def finish(self, sequence: int) -> None:
         """Acknowledge a message: remove it from a work queue, or note that it is not to be delivered again."""
@@ -48,7 +90,8 @@ class StoredLog:
 
     def last_of(self, subject: str) -> Message | None:
         """Return the last message of *subject*, or None if there is none."""
-        return next((m for m in reversed(self.messages.values()) if m.subject == subject), None)
+        sequences = self.by_subject.get(subject)
+        return None if not sequences else self.messages[next(reversed(sequences))]
 
 
 def matches(pattern: str, subject: str) -> bool:

@@ -83,20 +83,15 @@ class MemoryBus:
             raise Rejected(f"publish {subject}: the message is larger than the broker accepts", status=413)
         log = self._broker.log_for(subject)
         now = self._broker.now_ns()
-        if id is not None:
-            known = log.ids.get(id)
-            if known is not None and known[1] > now - log.spec.duplicate_window_ns:
-                return PubAck(known[0], duplicate=True)
+        log.forget_old(now)
+        if id is not None and id in log.ids:
+            return PubAck(log.ids[id][0], duplicate=True)
         if expect_last is not None:
             last = log.last_of(subject)
             if (last.sequence if last else 0) != expect_last:
                 raise Conflict(f"wrong last sequence: {last.sequence if last else 0}")
         self._make_room(log, subject, len(payload))
-        log.last_sequence += 1
-        log.messages[log.last_sequence] = Message(subject, bytes(payload), log.last_sequence, now, dict(headers or {}))
-        log.bytes += len(payload)
-        if id is not None:
-            log.ids[id] = (log.last_sequence, now)
+        log.append(Message(subject, bytes(payload), log.last_sequence + 1, now, dict(headers or {})), id)
         self._broker.ring()
         return PubAck(log.last_sequence, duplicate=False)
 
@@ -128,8 +123,8 @@ class MemoryBus:
             missing = (start + 1, first - 1) if first > start + 1 and not rewound and announce else None
             unread = [
                 message
-                for sequence, message in log.messages.items()
-                if sequence > start and any(matches(pattern, message.subject) for pattern in subjects)
+                for message in log.after(start)
+                if any(matches(pattern, message.subject) for pattern in subjects)
             ]
             if unread or rewound or missing or announce:
                 announce = False

@@ -17,12 +17,14 @@ from tokentrace.dialect.costkatana.inputs import (
     has_ended,
 )
 from tokentrace.dialect.costkatana.render import render_message, render_node, render_open
+from tokentrace.dialect.costkatana.sessions import Session, render_session
 from tokentrace.dialect.costkatana.spans import Place, end_of, message_of, place, start_of
 
 __all__ = [
     "EndInput",
     "MessageInput",
     "Place",
+    "Session",
     "SpanInput",
     "check_metadata",
     "decode_end",
@@ -36,5 +38,6 @@ __all__ = [
     "render_message",
     "render_node",
     "render_open",
+    "render_session",
     "start_of",
 ]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from tokentrace.dialect.attributes import counts_of, session_of, stated_fields, user_of
+from tokentrace.dialect.attributes import counts_of, score_of, session_of, stated_fields, user_of
 from tokentrace.dialect.costkatana.inputs import (
     EndInput,
     ErrorInput,
@@ -16,7 +16,6 @@ from tokentrace.dialect.costkatana.inputs import (
     attributes_of,
     instant_of,
 )
-from tokentrace.dialect.docs import score_of
 from tokentrace.errors import Rejected
 from tokentrace.records import (
     MAX_LATENCY_NS,
