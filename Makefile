@@ -5,11 +5,14 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SERVER := $(VENV)/.server
 
+# Tests start hundreds of Python processes, each of which would compile all modules of shared/ and services/ again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
-.PHONY: help setup pins prices serve test test-fast test-all coverage docs check fmt bench up down
+.PHONY: help setup pins prices serve demo test test-fast test-all coverage docs page screenshots check fmt bench up down
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make the virtual environment in .venv and install everything into it
 
@@ -39,10 +42,13 @@ prices: $(READY) ## write the price list anew from the installed genai-prices
 serve: $(SERVER) ## run the whole pipeline on this machine; ARGS="--addr :8700" for flags
 	$(BIN)/tokentrace serve $(ARGS)
 
-test: $(READY) ## run all tests with a third of the random examples; ARGS="-k name" for flags
+demo: $(SERVER) ## run the pipeline with a week of traffic in it on 127.0.0.1:8700, in a temporary directory, until Ctrl-C
+	$(BIN)/tokentrace demo --serve --history 7d --rate 0.1 $(ARGS)
+
+test: $(READY) ## run all tests with a sixth of the random examples and of the long stories; ARGS="-k name" for flags
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: $(READY) ## run the tests that need no broker, with few random examples: one to two minutes
+test-fast: $(READY) ## run the tests that need no broker, with few random examples: less than a minute
 	TOKENTRACE_PROFILE=fast $(BIN)/python -m pytest -n 2 tests/unit tests/component tests/contract $(ARGS)
 
 test-all: $(READY) ## run all tests with all random examples and matrices: takes long
@@ -58,11 +64,18 @@ coverage: $(READY) ## run all tests and list the lines of shared and services th
 docs: $(READY) ## build docs/ as a site into site/, with a reference of the HTTP routes and of the Python client
 	$(BIN)/mkdocs build --quiet $(ARGS)
 
-check: $(READY) ## lint, types, architecture
+page: $(READY) ## test and build the page of services/api/page; needs Node 20.19 or later
+	$(BIN)/python tools/page.py build
+
+screenshots: $(READY) ## write the pictures of the page in docs/images anew; needs Chromium
+	$(BIN)/python tools/screenshots.py $(ARGS)
+
+check: $(READY) ## lint, types, architecture, and whether the committed page is what its sources make
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/page.py check
 
 fmt: $(READY) ## format the code
 	$(BIN)/ruff check --fix-only --quiet .
@@ -75,4 +88,4 @@ up: ## build and start the containers: docker compose
 	docker compose up -d --build --wait
 
 down: ## stop the containers; their data stays
-	docker compose down
+	docker compose --profile monitoring down

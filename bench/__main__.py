@@ -18,12 +18,15 @@ from bench import (
     freshness,
     history,
     http,
+    imports,
     large_trace,
     pricing,
     reference,
+    reporting,
     results,
     store,
     throughput,
+    tracking,
 )
 from bench.row import Group
 from bench.run import Run
@@ -42,6 +45,9 @@ GROUPS = (
     Group("cardinality", cardinality.PLANS, cardinality.run),
     Group("freshness", freshness.PLANS, freshness.run),
     Group("alerts", alerts.PLANS, alerts.run),
+    Group("reporting", reporting.PLANS, reporting.run),
+    Group("tracking", tracking.PLANS, tracking.run),
+    Group("import", imports.PLANS, imports.run),
     Group("throughput", throughput.PLANS, throughput.run),
 )
 
@@ -115,7 +121,7 @@ def _parse(words: Sequence[str] | None, groups: Sequence[Group]) -> argparse.Nam
     parser.add_argument(
         "--strict",
         action="store_true",
-        help=f"exit 1 if a row is worse than in the FILE of --against by more than {results.WORSE:.0%}",
+        help=f"exit 1 if a row is worse than in the FILE of --against by more than {results.WORSE:.0%}%",
     )
     options = parser.parse_args(words)
     unknown = [name for name in [*options.names, *options.only] if name not in known]

@@ -94,7 +94,7 @@ def _questions(runner: Runner, spans: int) -> None:
         asked: dict[str, Callable[[int], object]] = {
             "a trace by id": lambda n: store.trace(trace_ids[n], now_ns),
             "the newest page": lambda n: find_page(store, Search(), 20, 0, None, now_ns),
-            "a filter that many match": lambda n: _page(store, Search(columns={"model": "model-3"}), now_ns),
+            "a filter that many match": lambda n: _page(store, Search(columns={"model": ["model-3"]}), now_ns),
             "a filter that few match": lambda n: _page(store, _rare(n), now_ns),
             "a text that few contain": lambda n: _page(store, _rare(n, "TASK-3"), now_ns),
             "a filter that nothing matches": lambda n: _page(store, _nothing(n), now_ns),
@@ -121,7 +121,7 @@ def _page(store: Store, search: Search, now_ns: int) -> object:
 
 
 def _nothing(number: int) -> Search:
-    return Search(attributes={"workflow": f"none-{number}"}, columns={"status": "ok"})
+    return Search(attributes={"workflow": [f"none-{number}"]}, columns={"status": ["ok"]})
 
 
 def _rare(number: int, text: str = "") -> Search:
@@ -189,6 +189,7 @@ def _columns(first_ns: int, step: int) -> dict[str, str]:
         "cost_nusd": "i * 977 % 10000000",
         "score": "CASE WHEN i % 10 = 0 THEN i % 1000000000 END",
         "arrived_ns": f"{ended} + {MS}",
+        "counted": "true",
         "session_id": "CASE WHEN i % 4 = 0 THEN 's' || (i // 400) END",
         "user_id": "'u' || (i * 31 % 1000)",
         "attributes": """'{"step":' || (i % 7) || ',"workflow":"w' || (i % 13) || '"}'""",

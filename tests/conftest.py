@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import loopback_only
@@ -14,7 +15,7 @@ import pytest
 
 from kit.broker import Broker
 from kit.environment import ALLOWED, GUARD
-from kit.examples import FAST, PROFILE, SEED, left_out, load_profile
+from kit.examples import FAST, LONG_CPU_S, PROFILE, SEED, left_out, load_profile, long_ones
 
 #: Refused connections are written to this file. Workers of pytest-xdist put theirs into the directory of the main
 #: process, which removes it at the end.
@@ -36,22 +37,64 @@ def _stay_on_loopback() -> None:
     loopback_only.install()
 
 
+def _keep_bytecode() -> None:
+    """Keep what is compiled, here and in processes started from this one, whatever the environment says."""
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 # Before the first test module is imported.
 _stay_on_loopback()
+_keep_bytecode()
 load_profile()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect a part of the stories and, in the fast profile, the tests that start a nats-server."""
+    """Deselect a part of the stories and, in the fast profile, the tests that start a nats-server or are long."""
     stories = left_out([item.nodeid for item in items if item.get_closest_marker("story")])
     left = {item for item in items if item.nodeid in stories or (FAST and _needs_broker(item))}
+    if FAST:
+        rest = [item for item in items if item not in left]
+        left |= long_ones([(item, str(item.path), item.get_closest_marker("long") is not None) for item in rest])
     config.hook.pytest_deselected(items=list(left))
     items[:] = [item for item in items if item not in left]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage while tests are collected, and later not among what was made then: it lives until the end."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_report_header() -> str:
     """Say how much the long tests try."""
     return f"profile {PROFILE}; TOKENTRACE_SEED={SEED}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note for the summary how much CPU a test that is not marked as long took, with the processes that it ended."""
+    before = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        if not item.get_closest_marker("long"):
+            item.user_properties.append(("cpu_s", sum(os.times()[:4]) - before))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that take too long for the fast profile; on a busy machine it may name a few that do not."""
+    if not FAST:
+        return
+    for report in terminalreporter.stats.get("passed", []):
+        cpu_s = dict(report.user_properties).get("cpu_s", 0.0)
+        if cpu_s > LONG_CPU_S:
+            terminalreporter.write_line(f"{report.nodeid} took {cpu_s:.1f} s of CPU: mark it as long")
 
 
 def _needs_broker(item: pytest.Item) -> bool:

@@ -157,6 +157,8 @@ def document() -> str:
             head["match"] = clause(provider.provider_match)
         if provider.model_match is not None:
             head["models_match"] = clause(provider.model_match)
+        if provider.api_pattern:
+            head["api"] = provider.api_pattern
         if provider.fallback_model_providers:
             head["fallback"] = provider.fallback_model_providers
         models = ",\n".join(render(made.model(provider.id, model)) for model in provider.models)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from itertools import count
 
+import pytest
+
 from kit.builders import make_span
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
@@ -39,6 +41,7 @@ class Log:
             await self.bus.publish(subjects.spans("default", 0), encode_batches([Batch(id=f"b{number}", spans=spans)]))
 
 
+@pytest.mark.long
 async def test_answers_come_while_an_aggregator_reads_and_say_how_far_it_is_behind() -> None:
     log = Log()
     await log.begin()

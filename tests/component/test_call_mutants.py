@@ -34,6 +34,7 @@ MUTANTS = {
 SEEDS = range(30)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", MUTANTS)
 def test_the_recount_notices_that(broken: str, directories: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in SEEDS:

@@ -46,6 +46,7 @@ def test_the_recount_covers_every_metric() -> None:
     assert set(ALIASES.values()) <= set(SCALARS)
 
 
+@pytest.mark.long
 @settings(QUIET)
 @given(asks=st.lists(ASKS, min_size=1, max_size=2), key=st.sampled_from(GROUP_ATTRIBUTES), **WORLDS)
 def test_every_metric_equals_a_recount(
@@ -85,6 +86,7 @@ def test_every_metric_equals_a_recount(
 FINEST_S = {1200: 1, 3 * HOUR: 10, 36 * HOUR: 60, 8 * DAY: 600, 60 * DAY: 3600}
 
 
+@pytest.mark.long
 @settings(QUIET)
 @given(
     ask=ASKS,
@@ -130,6 +132,7 @@ LIMITS = (
 )
 
 
+@pytest.mark.long
 @settings(QUIET, max_examples=examples(6))
 @given(ask=ASKS, key=st.sampled_from(GROUP_ATTRIBUTES), limits=st.sampled_from(LIMITS), **WORLDS)
 def test_beyond_the_limits_every_shown_value_is_complete_and_the_rest_is_other(
@@ -173,6 +176,7 @@ def test_beyond_the_limits_every_shown_value_is_complete_and_the_rest_is_other(
                     filtered.custom(customs[-1])
 
 
+@pytest.mark.long
 @settings(QUIET, max_examples=examples(8))
 @given(
     ask=ASKS,

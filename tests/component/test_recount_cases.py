@@ -34,6 +34,7 @@ from tokentrace.records import KINDS, Batch, encode_batches
 from tokentrace_aggregator.shard import Shard
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restart", [False, True])
 def test_sums_that_64_bits_cannot_hold_are_exact(services: MetricsServices, restart: bool) -> None:
     """The world has over 9,000 spans with the largest cost, latency and attribute that a span may have."""
@@ -60,6 +61,7 @@ def test_sums_that_64_bits_cannot_hold_are_exact(services: MetricsServices, rest
             checker.series(name, 60)
 
 
+@pytest.mark.long
 def test_over_the_bus_and_through_a_crash_every_metric_equals_a_recount(
     services: MetricsServices, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ COUNTS = (
 )
 
 
+@pytest.mark.long
 def test_a_metric_without_spans_is_null_and_a_count_of_spans_is_0(services: MetricsServices) -> None:
     """This holds for every metric, in a window without spans and with filters that no span matches."""
     dice = random.Random(22)
@@ -141,6 +144,7 @@ def test_quantiles_are_exact_up_to_100_values_and_state_their_error_beyond(
         Checker(services, Ask(groupby="caller")).custom(CUSTOM_METRICS[2])
 
 
+@pytest.mark.long
 def test_every_group_every_filter_and_every_kind_equals_a_recount(services: MetricsServices) -> None:
     """A whole run queries each once on the same world, so that none is left to chance."""
     dice = random.Random(9)
@@ -237,6 +241,7 @@ def test_groups_and_custom_metrics_agree_on_a_path_into_a_list(services: Metrics
         assert bool(by_path) == bool(services.get("/metrics/own", {})["value"])
 
 
+@pytest.mark.long
 def test_filters_and_groups_use_the_same_text_of_a_number(services: MetricsServices) -> None:
     dice = random.Random(1)
     values = [0.1, 1e-7, 3e-5, 1e15, 1e16, 1.2345678901234568e17, 1e21, 1e22, -0.0, 2**64 - 1]

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import msgspec
+import pytest
 
 from kit.builders import make_batch, make_span
 from kit.receiver import (
@@ -20,6 +21,7 @@ from tokentrace.records import encode_batches
 from tokentrace_alerter.service import Alerter, Config
 
 
+@pytest.mark.long
 async def test_a_rule_created_during_traffic_counts_each_message_once() -> None:
     """On the memory bus a message can be read between the creation of a rule and its backfill."""
     bus = MemoryBus(MemoryBroker())

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
+
 from kit.snapshots import (
     CUSTOM_METRIC,
     BusWith,
@@ -56,6 +58,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.long
 async def test_two_runners_of_a_shard_leave_an_exact_state() -> None:
     world = World()
     world.now_ns = time.time_ns()

@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 
 from kit.builders import make_span
 from kit.store_log import DAY, NOW_NS, ROLLUPS, SECOND, Log, first_tellings, untimed
+from tokentrace.dialect.costkatana import Session
 from tokentrace.records import SessionEnd, Span, Started
-from tokentrace_api.reads import Session, SessionFilter, find_session, list_sessions, sum_sessions
+from tokentrace_api.reads import (
+    SESSION_ORDERS,
+    SessionFilter,
+    find_session,
+    list_sessions,
+    newest_ordinal,
+    sessions_after,
+    sum_sessions,
+)
 from tokentrace_api.store import Store
 
 seconds = st.integers(0, 40)
@@ -161,13 +170,59 @@ def test_lists_details_and_sums_of_sessions_equal_a_fold_in_plain_python(
             assert is_ambiguous or details == session
         order = [(-session.started_ns, session.session_id) for session in sessions]
         assert order == sorted(order)
-        sums = sum_sessions(store, None, None, NOW_NS)
+        sums = sum_sessions(store, SessionFilter(), NOW_NS)
         unpriced = sum(fields["unpriced"] for fields in expected.values())
         is_unknown = unpriced > 0 and not any(fields["priced"] for fields in expected.values())
         cost = None if is_unknown else sum(fields["cost_nusd"] or 0 for fields in expected.values())
         assert (sums.sessions, sums.cost_nusd, sums.unpriced) == (len(expected), cost, unpriced)
+        over = [fields for fields in expected.values() if fields["ended_ns"] is not None]
+        lasted = [max(fields["ended_ns"] - fields["started_ns"], 0) for fields in over]
+        assert sums.ended == len(over)
+        assert abs(sums.duration_ns - (sum(lasted) / len(over) if over else 0)) < 1
         page, _ = list_sessions(store, SessionFilter(status="error"), 100, 0, NOW_NS)
         failed = {name for name, fields in expected.items() if fields["status"] == "error"}
         assert {session.session_id for session in page} == failed
+        assert sum_sessions(store, SessionFilter(status="error"), NOW_NS).sessions == len(failed)
+    finally:
+        store.close()
+
+
+def ranks(session: Session) -> dict[str, int]:
+    """Return order -> what it sorts by, the largest first."""
+    until_ns = next(at for at in (session.ended_ns, session.last_ns, session.started_ns) if at is not None)
+    return {
+        "started": session.started_ns,
+        "cost": -1 if session.cost_nusd is None else session.cost_nusd,
+        "duration": max(until_ns - session.started_ns, 0),
+        "tokens": session.prompt_tokens + session.completion_tokens,
+        "spans": session.spans,
+    }
+
+
+@untimed(40)
+@given(log=logs, step=st.integers(1, 4), order=st.sampled_from(sorted(SESSION_ORDERS)))
+def test_the_pages_of_an_export_are_all_sessions_in_order_without_what_arrives_meanwhile(
+    directories: Iterator[Path], log: list[tuple[list[Span], list[Started], list[SessionEnd]]], step: int, order: str
+) -> None:
+    stream = Log()
+    for sent, started, closed in log:
+        stream.spans(*sent, started=started, session_ends=closed)
+    store = Store(next(directories), shards=1, keep_ns=DAY)
+    try:
+        store.append(stream.after(store))
+        listed, _ = list_sessions(store, SessionFilter(), 100, 0, NOW_NS)
+        expected = sorted(listed, key=lambda session: (-ranks(session)[order], session.session_id))
+        assert list_sessions(store, SessionFilter(), 100, 0, NOW_NS, order)[0] == expected
+        upto, exported, mark = newest_ordinal(store, NOW_NS), [], None
+        while True:
+            page, mark = sessions_after(store, SessionFilter(), mark, step, upto, NOW_NS, order)
+            exported += page
+            if mark is None:
+                break
+            # A span of a session that was shown would move it to a later page.
+            newer = {"started_ns": NOW_NS - 2000 * SECOND, "ended_ns": NOW_NS, "arrived_ns": NOW_NS, "cost_nusd": 1}
+            stream.spans(make_span(trace_id=f"new{len(exported)}", session_id=page[0].session_id, **newer))
+            store.append(stream.after(store))
+        assert exported == expected
     finally:
         store.close()

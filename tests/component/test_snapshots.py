@@ -116,6 +116,7 @@ async def test_only_changed_parts_are_written(world: World) -> None:
         assert (await restarted(world)).numbers() == worker.numbers() == fresh_numbers(world)
 
 
+@pytest.mark.long
 async def test_two_workers_of_a_shard_do_not_remove_each_other_s_pieces(world: World) -> None:
     first, second = Worker(world), Worker(world)
     world.add(6 * DAY, 0)
@@ -181,6 +182,7 @@ async def test_a_worker_writes_pieces_again_that_another_worker_removed(world: W
     assert again.numbers() == first.numbers() == fresh_numbers(world)
 
 
+@pytest.mark.long
 async def test_four_workers_of_a_shard_do_not_remove_each_other_s_pieces(world: World) -> None:
     workers = [Worker(world) for _ in range(4)]
     world.add(6 * DAY, 0)
@@ -226,6 +228,7 @@ class Fragile(MemoryBroker):
         super().check()
 
 
+@pytest.mark.long
 async def test_a_failure_at_any_call_of_saving_leaves_a_snapshot_that_can_be_read() -> None:
     step = 1 if WHOLE else 4
     start = random.randrange(step)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kit.store_log import NOW_NS, Log, open_store, stored_span
 from tokentrace.records import Tombstone
 from tokentrace_api.store import Store
@@ -23,6 +25,7 @@ def written_groups(store: Store) -> dict[int, list[Any]]:
     return {group: parts for group, parts in groups.items() if all(persistent for *_, persistent in parts)}
 
 
+@pytest.mark.long
 def test_a_checkpoint_writes_only_the_rows_that_arrived_since_the_last_one(tmp_path: Path) -> None:
     store, log = open_store(tmp_path, shards=1), Log()
     store.catalog.database.run("SET checkpoint_threshold = '1MB'")
@@ -38,6 +41,7 @@ def test_a_checkpoint_writes_only_the_rows_that_arrived_since_the_last_one(tmp_p
     store.close()
 
 
+@pytest.mark.long
 def test_many_deletions_do_not_leave_as_many_row_groups(tmp_path: Path) -> None:
     store, log = open_store(tmp_path, shards=1), Log()
     for number in range(40):

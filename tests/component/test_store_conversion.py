@@ -1,4 +1,4 @@
-"""Tests of files that the last version wrote: they are converted in place, and views show what they showed before."""
+"""Tests of files that earlier versions wrote: they are converted in place, and views show what they showed before."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from tokentrace_api.store import Store, segment
 _UNDO = (
     "ALTER TABLE spans DROP COLUMN counted",
     "ALTER TABLE spans DROP COLUMN conflicting",
+    "ALTER TABLE spans DROP COLUMN scope",
     "ALTER TABLE spans DROP COLUMN response_id",
     "ALTER TABLE folded DROP COLUMN layout",
     "DROP TABLE calls",
@@ -112,6 +114,26 @@ def test_a_batch_that_the_last_version_stored_is_not_stored_again(tmp_path: Path
     assert stored.message.sequence == 1
 
 
+def test_a_row_of_version_4_keeps_the_scope_that_it_holds_among_the_rare_fields(tmp_path: Path) -> None:
+    store, log = open_store(tmp_path, shards=1), Log()
+    sent = [stored_span("a", scope="litellm", usage={"searches": 2}), stored_span("b")]
+    store.append([log.spans(*sent)])
+    store.close()
+    [name] = files(tmp_path)
+    with duckdb.connect(str(tmp_path / name)) as file:
+        held = msgspec.msgpack.encode(({"searches": 2}, "", "", None, "litellm", ()))
+        file.execute("UPDATE spans SET rest = ? WHERE trace_id = 'a'", [held])
+        file.execute("ALTER TABLE spans DROP COLUMN scope")
+        file.execute("UPDATE schema_version SET version = 4")
+    store = open_store(tmp_path, shards=1)
+    later = stored_span("c", scope="openlit", usage={"searches": 1})
+    store.append([log.spans(later)])
+    assert shown(store) == [*sent, later]
+    assert not store.damaged
+    store.close()
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("converted", [0, 1, 2])
 def test_a_conversion_that_dies_is_finished_by_the_next_start(tmp_path: Path, converted: int) -> None:
     """The process is killed before it commits the conversion of one of three files."""

@@ -54,6 +54,7 @@ def overwrite_newest_file(directory: Path) -> None:
         file.write(b"x" * 9000)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_after_a_kill_at_a_random_moment_the_spans_are_those_up_to_the_position(
     tmp_path: Path, checkpoint: bool
@@ -109,6 +110,7 @@ def assert_recovers(directory: Path) -> int:
     return position
 
 
+@pytest.mark.long
 def test_a_wal_cut_at_a_random_byte_leaves_the_spans_up_to_the_position(crashed_store: Path, tmp_path: Path) -> None:
     positions = set()
     for directory, dice, (_, wal) in damaged_copies(crashed_store, tmp_path, 8):
@@ -118,6 +120,7 @@ def test_a_wal_cut_at_a_random_byte_leaves_the_spans_up_to_the_position(crashed_
     assert len(positions) > 2, "all cuts left the same position"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_store_recovers_from_a_random_flipped_bit_in_its_newest_file_or_wal(
     crashed_store: Path, tmp_path: Path, which: int
@@ -260,6 +263,7 @@ async def test_a_file_that_was_cut_after_a_clean_stop_is_found_by_a_query_and_re
 LOCKING_PROGRAM = "import duckdb, sys; connection = duckdb.connect(sys.argv[1]); print(flush=True); sys.stdin.read()"
 
 
+@pytest.mark.long
 def test_a_file_that_another_process_has_open_is_not_damaged(tmp_path: Path) -> None:
     store, log = open_store(tmp_path, shards=1), numbered_log(4)
     store.append(log.items[0])

@@ -62,6 +62,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("threshold", matrix(["200KB", "16MB"], 1))
 def test_a_full_disk_stores_no_message_in_part_and_works_again_with_space(
     disk: Disk, threshold: str, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +119,7 @@ def test_a_deletion_on_a_full_disk_fails_whole_and_succeeds_with_space(disk: Dis
     store.close()
 
 
+@pytest.mark.long
 def test_opening_a_store_on_a_full_disk_damages_nothing(disk: Disk, crashed_store: Path) -> None:
     """Opening writes the WAL back; if that fails, the file stays and can be opened when there is space."""
     directory = disk.directory / "store"

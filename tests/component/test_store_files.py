@@ -14,6 +14,7 @@ from tokentrace_api.reads import open_spans
 from tokentrace_api.store import segment
 
 
+@pytest.mark.long
 def test_a_large_file_is_followed_by_another_and_the_order_of_spans_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -214,6 +214,7 @@ steps = st.one_of(
 )
 
 
+@pytest.mark.long
 @untimed(25)
 @given(history=st.lists(steps, min_size=2, max_size=14))
 def test_after_a_random_history_the_store_shows_the_log_folded_in_order(

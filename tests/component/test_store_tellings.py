@@ -168,6 +168,7 @@ told = st.builds(
 )
 
 
+@pytest.mark.long
 @untimed(20)
 @given(
     sent=st.lists(st.lists(told, min_size=1, max_size=12), min_size=2, max_size=8),

@@ -124,6 +124,12 @@ def spans_of(stack: Stack, service: str, files: tuple[str, ...]) -> float:
 def test_the_compose_files_are_valid(built: Stack) -> None:
     assert built("config", "-q") == ""
     assert built("config", "-q", files=("compose.aggregators.yaml",)) == ""
+    assert built("--profile", "monitoring", "config", "-q") == ""
+    running = built("config", "--services").split()
+    assert set(built("--profile", "monitoring", "config", "--services").split()) - set(running) == {
+        "prometheus",
+        "grafana",
+    }
 
 
 def test_any_service_may_be_killed_during_the_replay(stack: Stack) -> None:

@@ -367,6 +367,7 @@ async def test_publishing_without_the_broker_is_unavailable_and_works_after_its_
         broker.stop()
 
 
+@pytest.mark.long
 async def test_a_request_that_is_cancelled_as_its_answer_arrives_is_cancelled(bus: Bus) -> None:
     """With ``asyncio.wait_for`` of Python 3.11 the cancellation could be lost, and a loop of requests would go on."""
 

@@ -14,7 +14,8 @@ from kit.rule_store import open_bus
 from tokentrace.bus import Bus, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.errors import Rejected
-from tokentrace_api.rejected_history import Page, RejectedHistory
+from tokentrace_api.newest_first import Page
+from tokentrace_api.rejected_history import RejectedHistory, StoredLetter
 
 STREAMS = [stream for stream in subjects.streams() if stream.name in (subjects.REJECTED, f"KV_{subjects.META}")]
 BATCH = "default.shop.0123456789abcdef0123456789abcdef:1"
@@ -53,8 +54,8 @@ async def counted(history: RejectedHistory, total: int) -> None:
             await asyncio.sleep(0.01)
 
 
-def indices(page: Page) -> list[int]:
-    return [stored.letter.index for stored in page.letters]
+def indices(page: Page[StoredLetter]) -> list[int]:
+    return [stored.letter.index for stored in page.items]
 
 
 async def test_letters_are_counted_by_reason_also_after_a_restart(bus: Bus) -> None:
@@ -184,7 +185,7 @@ async def test_pages_hold_every_letter_once_newest_first(bus: Bus) -> None:
         cursor = ""
         while True:
             page = await history.page(limit=200, cursor=cursor, reason=reason)
-            assert len(page.letters) <= 200
+            assert len(page.items) <= 200
             seen += indices(page)
             if not page.next:
                 break
@@ -206,7 +207,7 @@ async def test_since_ends_the_pages_at_that_instant(bus: Bus) -> None:
         await refuse(bus, index)
         await asyncio.sleep(0.01)
     history = RejectedHistory(bus)
-    third = (await history.page(limit=10)).letters[1]
+    third = (await history.page(limit=10)).items[1]
     page = await history.page(limit=10, since_ns=third.at_ns)
     assert (indices(page), page.next) == ([3, 2], "")
     assert indices(await history.page(limit=10, since_ns=third.at_ns + 3600 * 10**9)) == []
@@ -222,6 +223,6 @@ async def test_a_cursor_of_another_stream_is_refused(bus: Bus, cursor: str) -> N
 async def test_a_letter_shows_its_reporter_and_its_record(bus: Bus) -> None:
     await refuse(bus, 7, span={"name": "answer", "prompt_tokens": 5})
     await refuse(bus, 8, batch="request.00", size_bytes=5, sha256="ab")
-    second, first = (stored.letter for stored in (await RejectedHistory(bus).page(limit=5)).letters)
+    second, first = (stored.letter for stored in (await RejectedHistory(bus).page(limit=5)).items)
     assert (first.reporter, first.record) == ("shop", {"name": "answer", "prompt_tokens": 5})
     assert (second.reporter, second.record, second.size_bytes, second.sha256) == ("", None, 5, "ab")

@@ -143,7 +143,7 @@ async def test_an_unknown_request_is_a_400_that_lists_the_known_ones(ask: Any, n
     alerter = await StoreAndMachine(await make_memory(), make_rule()).open()
     status, body = await alerter.ask({"ask": ask, "name": name, "duration": "1h"})
     assert status == 400
-    assert "list, create, delete, silence" in body["error"]
+    assert "one of list, create, put, delete, silence, lift_silence" in body["error"]
 
 
 async def test_an_empty_request_lists_the_rules(bus: Bus) -> None:
@@ -226,6 +226,39 @@ async def test_an_invalid_duration_of_a_silence_is_a_400(duration: Any) -> None:
     status, body = await alerter.silence("configured", duration)
     assert status == 400
     assert body["error"].startswith("duration")
+
+
+async def test_a_silence_says_who_made_it_and_why_until_it_ends(bus: Bus) -> None:
+    nothing = {"silenced_at": None, "silenced_by": None, "silence_comment": None}
+    before_ns = time.time_ns()
+
+    async def shown(alerter: StoreAndMachine) -> dict[str, Any]:
+        [rule] = (await alerter.ask({"ask": "list"}, time.time_ns()))[1]
+        return {key: rule[key] for key in nothing}
+
+    async with StoreAndMachine(bus) as first, StoreAndMachine(bus) as second:
+        await first.create()
+        assert await shown(first) == nothing
+        request = {"ask": "silence", "name": "mine", "duration": "2h", "by": "ann", "comment": "load test"}
+        assert (await first.ask(request, time.time_ns()))[0] == 200
+        for alerter in (first, second):
+            said = await shown(alerter)
+            assert (said["silenced_by"], said["silence_comment"]) == ("ann", "load test")
+            assert before_ns - SECOND < parse_instant(said["silenced_at"]) <= time.time_ns() + SECOND
+        again = await StoreAndMachine(bus).open()
+        assert (await shown(again))["silenced_by"] == "ann"
+        assert (await second.silence())[0] == 200
+        assert {key: value is None for key, value in (await shown(first)).items()} == {
+            "silenced_at": False,
+            "silenced_by": True,
+            "silence_comment": True,
+        }
+        assert (await first.ask(request, time.time_ns()))[0] == 200
+        assert (await first.ask({"ask": "lift_silence", "name": "mine"}, time.time_ns()))[0] == 204
+        assert await shown(second) == nothing
+    for key, value, error in (("by", "x" * 201, "by: has 201"), ("comment", "x" * 2001, "comment: has 2001")):
+        status, body = await again.ask({**request, key: value}, time.time_ns())
+        assert (status, body["error"].partition(" char")[0]) == (400, error)
 
 
 async def test_a_silence_survives_new_rules_and_holds_in_all_alerters(bus: Bus) -> None:

@@ -94,6 +94,8 @@ class Story:
         self.alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         self.published: list[AlertEvent] = []
         self.silences: dict[str, int] = {}
+        #: When the silences were made, Unix nanoseconds; 0 = unknown.
+        self.silenced_at = 0
         self.log: list[Message] = []
         if began is not None:
             self.send(began)
@@ -137,7 +139,7 @@ class Story:
         self.rules = list(rules) or self.rules
         self.alerter = AlerterMachine(self.rules, "default", capacity=CAPACITY)
         for name, until_ns in self.silences.items():
-            self.alerter.silence(name, until_ns)
+            self.alerter.silence(name, until_ns, self.silenced_at)
         for event in self.published:
             self.alerter.apply_event(event)
         if snapshot is not None:

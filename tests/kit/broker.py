@@ -32,17 +32,17 @@ class Broker:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
+    @property
+    def command(self) -> list[str]:
+        """The command that starts this broker again, on the same port and with the same data."""
+        self._configure()
+        return [str(BINARY), "-c", str(self.directory / "nats.conf")]
+
     def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         for old in self.directory.glob("*.ports"):
             old.unlink()
-        config = self.directory / "nats.conf"
-        config.write_text(
-            f'listen: "127.0.0.1:{self.port}"\n'
-            f'jetstream {{ store_dir: "{self.directory}/js", sync_interval: always, max_file_store: {self.room} }}\n'
-            f'max_payload: 8MB\nports_file_dir: "{self.directory}"\nlog_file: "{self.directory}/nats.log"\n'
-            f"{self.extra}"
-        )
+        config = self._configure()
         self.process = subprocess.Popen([str(BINARY), "-c", str(config)], start_new_session=True)
         ports = self.directory / f"nats-server_{self.process.pid}.ports"
         deadline = time.monotonic() + 30
@@ -52,6 +52,16 @@ class Broker:
                 return
             time.sleep(0.01)
         raise AssertionError((self.directory / "nats.log").read_text()[-2000:])
+
+    def _configure(self) -> Path:
+        config = self.directory / "nats.conf"
+        config.write_text(
+            f'listen: "127.0.0.1:{self.port}"\n'
+            f'jetstream {{ store_dir: "{self.directory}/js", sync_interval: always, max_file_store: {self.room} }}\n'
+            f'max_payload: 8MB\nports_file_dir: "{self.directory}"\nlog_file: "{self.directory}/nats.log"\n'
+            f"{self.extra}"
+        )
+        return config
 
     def kill(self) -> None:
         assert self.process is not None

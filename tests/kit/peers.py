@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,11 @@ class HttpEndpoint:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Speak TLS with *context* from now on."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = self.url.replace("http://", "https://")
 
     def __enter__(self) -> HttpEndpoint:
         self._thread.start()

@@ -22,6 +22,7 @@ from typing import Any
 
 from kit.broker import Broker
 from kit.environment import PATIENCE
+from kit.memory import nats_pid
 from kit.services import Service, start_service
 
 ROOT = Path(__file__).parent.parent.parent
@@ -145,12 +146,7 @@ class Pipeline:
 
     def nats_pid(self) -> int:
         """Return the process id of nats-server."""
-        children = subprocess.run(
-            ["pgrep", "-P", str(self.process.pid if self.process else 0), "nats-server"],
-            capture_output=True,
-            check=True,
-        )
-        return int(children.stdout.split()[0])
+        return nats_pid(self.process.pid if self.process else 0)
 
     def stop(self) -> int:
         """Send SIGTERM, after 40 s SIGKILL, and return the exit code; return 0 if the process was never started."""

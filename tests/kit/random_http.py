@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
+from kit import otlp
 from kit.builders import make_batch
 from kit.random_values import NUMBERS, changed, damaged, encode, odd_text, odd_value, unreadable
 from tokentrace.records import BATCH_TYPE, encode_batches
@@ -212,7 +213,7 @@ class RandomHttp:
         if body is not None:
             roll = dice.random()
             if roll < 0.8:
-                headers.append(("Content-Type", BATCH_TYPE if body[:1] > b"\x7f" else "application/json"))
+                headers.append(("Content-Type", _type_of(body)))
             elif roll < 0.9:
                 types = ("text/plain", "", "application/x-www-form-urlencoded", "a/b/c", "\xff", "multipart/form-data")
                 headers.append(("Content-Type", dice.choice(types)))
@@ -240,6 +241,9 @@ class RandomHttp:
             body = unreadable(dice)
         elif media == BATCH_TYPE:
             body = encode_batches([make_batch()])
+            body = damaged(body, dice) if dice.random() < 0.8 else body
+        elif media == otlp.TYPES["protobuf"]:
+            body = otlp.encoded(otlp.traces([otlp.call()]), "protobuf")
             body = damaged(body, dice) if dice.random() < 0.8 else body
         else:
             examples = [item["value"] for _, item in sorted(contents[media].get("examples", {}).items())]
@@ -301,6 +305,13 @@ class RandomHttp:
         if isinstance(more, Mapping):
             value |= {odd_text(dice, 30): self._value(more, dice, depth + 1) for _ in range(dice.choice((0, 1, 3)))}
         return value
+
+
+def _type_of(body: bytes) -> str:
+    """Return the type of a body that begins as it does in ``RandomHttp._body``."""
+    if body[:1] == b"\n":
+        return otlp.TYPES["protobuf"]
+    return BATCH_TYPE if body[:1] > b"\x7f" else "application/json"
 
 
 def _key(name: str, dice: random.Random) -> str:

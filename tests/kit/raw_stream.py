@@ -9,6 +9,7 @@ from typing import NamedTuple
 import nats
 
 from tokentrace.bus import jetstream, subjects
+from tokentrace.bus.access import Access
 from tokentrace.records import Batch, decode_batches
 
 
@@ -32,11 +33,11 @@ class StoredBatch(NamedTuple):
         return batch
 
 
-def create_streams(url: str) -> None:
+def create_streams(url: str, access: Access = Access()) -> None:  # noqa: B008 - it is immutable
     """Create all streams of tokentrace on the broker at *url*."""
 
     async def create() -> None:
-        async with jetstream.connect(url, name="test") as bus:
+        async with jetstream.connect(url, name="test", access=access) as bus:
             for stream in subjects.streams():
                 await bus.ensure(stream)
 

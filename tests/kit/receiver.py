@@ -24,8 +24,9 @@ from kit.pipeline import Answer, Pipeline, http
 from tokentrace.bus import subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.records import AlertEvent
+from tokentrace.service.allowed_hosts import AllowedHosts
 from tokentrace.units import SECOND, render_instant
-from tokentrace_alerter.delivery import AllowedHosts, Channel, DeliveryWorker
+from tokentrace_alerter.delivery import Channel, DeliveryWorker
 from tokentrace_alerter.rules import parse_rule
 
 
@@ -84,7 +85,7 @@ class Receiver:
     Attributes:
         answer: Returns the reply to a request.
         sent: The requests, in order of arrival.
-        at_once, most_at_once: How many requests are being answered now, and the largest number so far.
+        at_once, most_at_once: How many requests wait for their answer now, and the largest number so far.
     """
 
     def __init__(self, answer: Callable[[Sent], Reply] = lambda sent: Reply(), port: int = 0) -> None:
@@ -131,21 +132,20 @@ class Receiver:
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
             reply = self.answer(sent)
-        try:
-            self._closing.wait(reply.after_s)
-            if reply.status == 0:
-                handler.close_connection = True
-                return
-            handler.send_response(reply.status)
-            for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            handler.wfile.flush()
-            self._closing.wait(reply.dribble_s)
-            handler.wfile.write(reply.body)
-        finally:
-            with self._lock:
-                self.at_once -= 1
+        self._closing.wait(reply.after_s)
+        # Before the answer: once the client has it, it may send the next request.
+        with self._lock:
+            self.at_once -= 1
+        if reply.status == 0:
+            handler.close_connection = True
+            return
+        handler.send_response(reply.status)
+        for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.flush()
+        self._closing.wait(reply.dribble_s)
+        handler.wfile.write(reply.body)
 
     def __enter__(self) -> Receiver:
         self._thread.start()
@@ -220,7 +220,7 @@ class DeliveryRun:
         self.bus = bus or MemoryBus(self.broker)
         self.rules = {rule["name"]: parse_rule(rule, "rule") for rule in rules}
         self.open_episodes: list[AlertEvent] = []
-        allowed = AllowedHosts.parse(allow_hosts)
+        allowed = AllowedHosts.parse(allow_hosts, "alert_delivery.allow_hosts")
         self.delivery_worker = DeliveryWorker(
             self.bus, "default", self._channel_of, self._rules_read, lambda: list(self.open_episodes), allowed, proxy
         )

@@ -28,6 +28,7 @@ from kit.recount_numbers import (
     if_any,
     partly_priced,
     ratio,
+    split_by_time,
     split_by_use,
     total_cost,
     unpriced,
@@ -437,8 +438,8 @@ class Checker:
         assert not missing, (ask, name, missing)
         for value, points in wholes.items():
             assert [instant_s(point["at"]) for point in points] == starts
-            for point, (start_s, end_s) in zip(points, pairwise([*starts, to_s]), strict=True):
-                of = Spans(*([span for span in part if start_s <= event_s(span) < end_s] for part in groups[value]))
+            steps = split_by_time(groups[value], [*starts, to_s])
+            for point, of, (start_s, end_s) in zip(points, steps, pairwise([*starts, to_s]), strict=True):
                 where = (ask, name, value, point["at"])
                 assert point["span_count"] == len(contributing(name, of, customs)), where
                 if name in MONEY:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -330,6 +332,17 @@ def event_s(span: Span) -> int:
     return (span.ended_ns if ahead <= 300 * SECOND else span.arrived_ns) // SECOND
 
 
+def split_by_time(of: Spans, edges: Sequence[int]) -> list[Spans]:
+    """Return the spans that count between each two of *edges*, ascending seconds, the first of the two included."""
+    steps = [Spans([], [], [], [], []) for _ in edges[1:]]
+    for use, spans in enumerate(of):
+        for span in spans:
+            step = bisect_right(edges, event_s(span)) - 1
+            if 0 <= step < len(steps):
+                steps[step][use].append(span)
+    return steps
+
+
 def attribute(span: Span, key: str) -> Any:
     """Return the attribute *key*; if there is none, read *key* as a path through maps."""
     value = span.attributes.get(key)
@@ -356,8 +369,11 @@ def value_of(span: Span, key: str, *, is_attribute: bool) -> str | None:
 
 def billionths(value: Any) -> int | None:
     """Return a numeric attribute in units of 1e-9; None for other values, a bool included."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
+    return None if isinstance(value, bool) or not isinstance(value, (int, float)) else _in_billionths(value)
+
+
+@lru_cache(4096, typed=True)
+def _in_billionths(value: int | float) -> int:
     with localcontext() as context:
         context.prec = 60
         exact = Decimal(value) if isinstance(value, int) else Decimal(repr(value))

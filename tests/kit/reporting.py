@@ -15,11 +15,13 @@ NOTHING = Stats(sent=0, acked=0, dropped=0, failed=0, queue_depth=0)
 def until(condition: Callable[[], bool], what: str, seconds: float = WAIT_S) -> None:
     """Wait until *condition* holds; fail after *seconds*. *what* names the condition in the error text."""
     deadline = time.monotonic() + seconds
+    pause_s = 0.0005
     while not condition():
         assert time.monotonic() < deadline, f"not {what} within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.02)
 
 
 def accounted(stats: Stats) -> int:
     """Return how many spans the counters account for; it must equal the number of calls of ``report``."""
-    return stats.acked + stats.dropped + stats.failed + stats.rejected + stats.queue_depth
+    return stats.acked + stats.dropped + stats.failed + stats.rejected + stats.queue_depth + stats.spooled

@@ -16,8 +16,8 @@ from kit.environment import PATIENCE
 from tokentrace.bus import Bus, Stream, jetstream, subjects
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.metrics import parse_custom_metrics
+from tokentrace.service.allowed_hosts import AllowedHosts
 from tokentrace_alerter import rule_store as rule_store
-from tokentrace_alerter.delivery import AllowedHosts
 from tokentrace_alerter.machine import AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.rules import Rule, parse_rule

@@ -18,6 +18,7 @@ KINDS = {"llm", "embedding", "tool", "retrieval", "database", "custom", "http", 
 TOKENS = {"input": int, "output": int}
 ERROR = {"message": str, "stack?": str}
 NODE = {
+    "trace_id": str,
     "id": str,
     "parentId?": str,
     "sessionId": str,
@@ -47,6 +48,7 @@ GRAPH = {"nodes": [NODE], "edges": [{"from": str, "to": str}], "nextCursor?": st
 MESSAGE = {
     "sessionId": str,
     "traceId": str,
+    "trace_id?": str,
     "role": {"user", "assistant", "system", "tool"},
     "content": str,
     "redactedContent?": str,
@@ -74,7 +76,7 @@ DETAILS = {
     "messageCount": int,
     "duration?": NUMBER,
     "source": str,
-    "error?": ERROR,
+    "error?": {**ERROR, "trace_id?": str, "span_id?": str},
     "hasErrors": bool,
     "errorCount": int,
     "summary": {"totalSpans": int, "totalDuration": NUMBER, "totalCost?": NUMBER, "totalTokens": TOKENS, **UNKNOWN},
@@ -98,6 +100,7 @@ SUMMARY = {
     "totalTokens": TOKENS,
     "avgDuration": NUMBER,
     "averageDuration": NUMBER,
+    "endedSessions": int,
     "errorRate": NUMBER,
     **UNKNOWN,
 }

@@ -12,6 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
+
+from kit import otlp
 from kit.environment import PATIENCE
 from kit.random_http import HttpCase, RandomHttp
 from kit.random_nats import NatsCase, nats_case
@@ -165,13 +169,23 @@ def _fault(reply: Reply, case: HttpCase) -> str:
         # The HTTP parser answers in plain text what it cannot read.
         if reply.headers.get("content-type", "").startswith("text/plain"):
             return ""
-        try:
-            text = json.loads(reply.body)["error"]
-        except (ValueError, KeyError, TypeError):
+        text = _text_of(reply)
+        if text is None:
             return "an error without a text"
         if not text or len(text) > 2000:
             return "an error without a short text"
     return ""
+
+
+def _text_of(reply: Reply) -> str | None:
+    """Return the text of an error, which is a ``google.rpc.Status`` where OTLP is posted; None = it has none."""
+    try:
+        if reply.headers.get("content-type") == otlp.TYPES["protobuf"]:
+            return str(Status.FromString(reply.body).message)
+        body = json.loads(reply.body)
+        return str(body["message"] if "code" in body else body["error"])
+    except (ValueError, KeyError, TypeError, DecodeError):
+        return None
 
 
 class _Connection:

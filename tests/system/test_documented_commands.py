@@ -7,20 +7,24 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from kit.commands import Command, run_commands
+from kit.emitter_runs import PAGES
 from kit.environment import ROOT
 from kit.pipeline import Pipeline
 from tokentrace_alerter.delivery.payload import signature
 
+# ``test_emitters`` runs the pages of emitters, in environments of their own.
 DOCUMENTS = sorted(
     [
         *ROOT.glob("*.md"),
-        *(ROOT / "docs").rglob("*.md"),
+        *(page for page in (ROOT / "docs").rglob("*.md") if page.parent != PAGES),
         *(ROOT / "examples").rglob("*.md"),
         *(ROOT / "bench").rglob("*.md"),
     ]
@@ -62,7 +66,16 @@ def run_curl(line: str, pipeline: Pipeline) -> None:
     )
     # With --max-time the documented command itself ends an endless response, with exit code 28.
     assert done.returncode == (28 if "--max-time" in line else 0), f"{line}: {done.stderr}"
-    assert done.stdout.startswith(("{", "# HELP", "trace_id,", ": following")) or "-X DELETE" in line, done.stdout
+    assert (
+        done.stdout.startswith(("{", "# HELP", "trace_id,", "\ufeffsession_id,", ": following")) or "-X DELETE" in line
+    ), done.stdout
+
+
+def address_of(command: str, pipeline: Pipeline) -> list[str]:
+    """Return the flag that leads *command* of ``tokentrace`` to the pipeline; [] if it needs none."""
+    if command in ("rules", "config", "doctor"):
+        return []
+    return ["--api", pipeline.url] if command == "coverage" else ["--url", pipeline.nats_url]
 
 
 @pytest.mark.parametrize("document", documents_with("sh"), ids=name_of)
@@ -78,8 +91,7 @@ def test_the_commands_of_a_document_work(document: Path, pipeline: Pipeline) -> 
         elif words[0] == "curl":
             run_curl(line, pipeline)
         elif words[0] == ".venv/bin/tokentrace":
-            program = [sys.executable, "-m", "tokentrace_standalone", *words[1:]]
-            program += [] if words[1] in ("rules", "config") else ["--url", pipeline.nats_url]
+            program = [sys.executable, "-m", "tokentrace_standalone", *words[1:], *address_of(words[1], pipeline)]
             done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{line}: {done.stderr}"
         elif words[0] == ".venv/bin/python":
@@ -99,13 +111,15 @@ def test_the_readme_has_commands_of_make_curl_and_tokentrace() -> None:
 
 @pytest.mark.parametrize("document", documents_with("yaml"), ids=name_of)
 def test_every_configuration_of_a_document_is_valid(document: Path, tmp_path: Path) -> None:
-    for block in blocks_of(document, "yaml"):
-        file = tmp_path / "tokentrace.yml"
-        file.write_text(block)
-        check = [sys.executable, "-m", "tokentrace_standalone", "rules", "check", str(file)]
-        env = {**os.environ, "TOKENTRACE_ALERT_ALLOW_HOSTS": EXAMPLE_HOSTS}
-        done = subprocess.run(check, env=env, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    blocks = blocks_of(document, "yaml")
+    checks = []
+    for number, block in enumerate(blocks):
+        words = ["rules", "check", "tokentrace.yml"]
+        checks.append(Command(tmp_path / str(number), words, {"TOKENTRACE_ALERT_ALLOW_HOSTS": EXAMPLE_HOSTS}))
+        checks[-1].directory.mkdir()
+        (checks[-1].directory / "tokentrace.yml").write_text(block)
+    for block, done in zip(blocks, run_commands(checks), strict=True):
+        assert done.code == 0, done.stderr
         count = len(yaml.safe_load(block).get("alerts", []))
         assert done.stdout.endswith(f"{count} {'rule is' if count == 1 else 'rules are'} valid\n")
 
@@ -113,9 +127,21 @@ def test_every_configuration_of_a_document_is_valid(document: Path, tmp_path: Pa
 @pytest.mark.parametrize("document", documents_with("python"), ids=name_of)
 def test_the_python_of_a_document_runs_and_its_spans_arrive(document: Path, pipeline: Pipeline, tmp_path: Path) -> None:
     blocks = blocks_of(document, "python")
-    before = pipeline.metrics()["span_count"]
+
+    def received() -> int:
+        # All spans: those that the commands replay have an hour of times, and would leave a short window meanwhile.
+        return int(pipeline.get("/metrics/span_count?kind=all&window=30d").json()["value"])
+
+    def settled() -> bool:
+        earlier = received()
+        time.sleep(0.3)
+        return received() == earlier
+
+    pipeline.until(settled, "what was sent before is counted")
+    before = received()
     for block in blocks:
         program = block.replace("nats://127.0.0.1:4222", pipeline.nats_url)
+        program = program.replace("http://127.0.0.1:8700", pipeline.url)
         done = subprocess.run(
             [sys.executable, "-c", program],
             cwd=tmp_path,
@@ -125,10 +151,13 @@ def test_the_python_of_a_document_runs_and_its_spans_arrive(document: Path, pipe
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    reporting = [block for block in blocks if "reporter.report" in block or "stream.publish" in block]
-    pipeline.until(
-        lambda: pipeline.metrics()["span_count"] == before + len(reporting), f"the spans of {name_of(document)}"
-    )
+    # Each of these blocks sends one span.
+    ways = ("reporter.report", "stream.publish", "http://127.0.0.1:8700/spans", "http://127.0.0.1:8700/v1/traces")
+    reporting = [block for block in blocks if any(way in block for way in ways)]
+    tracing = [block for block in blocks if 'Tracer("nats://' in block]
+    least = before + len(reporting) + len(tracing)
+    pipeline.until(lambda: received() >= least, f"the spans of {name_of(document)}")
+    assert tracing or received() == least
 
 
 def test_the_documented_check_of_a_signature_accepts_ours_and_refuses_one_with_another_key() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kit.disks import Disk, mounted_disk
 from kit.pipeline import Pipeline, SeparateServices, http
 
 pytestmark = pytest.mark.story
@@ -24,46 +24,10 @@ pytestmark = pytest.mark.story
 SIZE_MIB = 192
 
 
-class Disk:
-    """A mounted tmpfs, and a bind mount of it that can be made read-only while files are open."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._filler = directory / "filler"
-
-    def fill(self) -> None:
-        """Fill every free page."""
-        with self._filler.open("ab", buffering=0) as file:
-            for size in (1 << 20, 1 << 12):
-                try:
-                    while True:
-                        file.write(b"x" * size)
-                except OSError:
-                    continue
-
-    def make_room(self) -> None:
-        self._filler.unlink(missing_ok=True)
-
-    def bind(self, view: Path, mode: str) -> None:
-        """Mount the disk at *view* too, with mode rw or ro."""
-        view.mkdir(exist_ok=True)
-        if os.path.ismount(view):
-            subprocess.run(["umount", "-l", str(view)], check=True)
-        subprocess.run(["mount", "--bind", str(self.directory), str(view)], check=True)
-        subprocess.run(["mount", "-o", f"remount,bind,{mode}", str(view)], check=True)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "tokentrace-test", str(directory)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("a tmpfs cannot be mounted here: only root can")
-    yield Disk(directory)
-    for view in (tmp_path / "view", directory):
-        if os.path.ismount(view):
-            subprocess.run(["umount", "-l", str(view)], check=True)
+    with mounted_disk(tmp_path, SIZE_MIB) as mounted:
+        yield mounted
 
 
 class Sender:

@@ -106,6 +106,26 @@ def test_a_timeline_comes_in_pages_that_start_with_the_trace(pipeline: Pipeline,
     assert {answer["duration_ms"] for answer in answers} == {SPANS - 1 + 500}
 
 
+def test_a_timeline_in_columns_holds_the_whole_trace_at_once(pipeline: Pipeline, sent: list[dict[str, Any]]) -> None:
+    path = f"/traces/{sent[0]['trace_id']}/timeline"
+    answer = pipeline.get(f"{path}?format=columns").json()
+    columns = answer["columns"]
+    assert [columns[name] for name in ("span_id", "depth", "start_ms", "cost_usd")] == [
+        [f"s{number}" for number in range(SPANS)],
+        [depth(number) for number in range(SPANS)],
+        list(range(SPANS)),
+        [(number + 1) / 1000 for number in range(SPANS)],
+    ]
+    assert "hidden" not in columns
+    assert "next_cursor" not in answer
+    assert (answer["row_count"], answer["span_count"], answer["session_id"]) == (SPANS, SPANS, sent[0]["trace_id"])
+    assert answer["total_cost_usd"] == SPANS * (SPANS + 1) // 2 / 1000
+    below = pipeline.get(f"{path}?format=columns&below=s1").json()
+    assert (below["columns"]["span_id"], below["row_count"]) == (["s2"], 1)
+    assert [row["span_id"] for row in pipeline.get(f"{path}?below=s1").json()["rows"]] == ["s2"]
+    assert refused(pipeline.get(f"{path}?below=absent"), 404) == "below: span absent not found"
+
+
 def test_a_span_and_its_receipt_are_found_by_id(pipeline: Pipeline, sent: list[dict[str, Any]]) -> None:
     trace = sent[0]["trace_id"]
     for number in (0, 1, SPANS // 2, SPANS - 1):

@@ -37,6 +37,13 @@ def health(fleet: Fleet) -> tuple[int, dict[str, Any]]:
     return answer.status, shown
 
 
+def wrong_parts(shown: dict[str, Any]) -> set[str]:
+    """Return the parts that are not well; ``error`` says the same of each."""
+    wrong = [part for part in shown["parts"] if not part["ok"]]
+    assert all(part["detail"] and part["detail"] in shown["error"] for part in wrong)
+    return {part["name"] for part in wrong}
+
+
 def await_health(fleet: Fleet, status: int, error: str = "") -> dict[str, Any]:
     fleet.until(lambda: health(fleet)[0] == status and error in health(fleet)[1].get("error", ""), f"{status} {error}")
     return health(fleet)[1]
@@ -50,11 +57,15 @@ def test_health_names_a_service_that_never_started_was_killed_or_was_stopped(fle
     shown = await_health(fleet, 503, "no ingest answers")
     assert "no alerter answers" in shown["error"]
     assert shown["services"]["alerter"] == {"processes": 0}
+    assert [part["name"] for part in shown["parts"]] == ["nats", "ingest", "aggregator", "store", "alerter", "log"]
+    assert wrong_parts(shown) == {"ingest", "alerter"}
 
     for name in ("ingest", "ingest-b", "alerter"):
         fleet.start_one(name)
     shown = await_health(fleet, 200)
     assert "error" not in shown
+    assert wrong_parts(shown) == set()
+    assert {part["name"] for part in shown["parts"] if part["lag_s"] is not None} == {"aggregator", "store"}
     fleet.until(lambda: health(fleet)[1]["services"]["ingest"]["processes"] == 2, "both ingests counted", 30)
 
     # One of two replicas is enough.

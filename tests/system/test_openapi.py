@@ -29,6 +29,7 @@ from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.health import Health
 from tokentrace.service.main import App
 from tokentrace.service.openapi import TAGS, build_document, make_documented_app
+from tokentrace.service.otlp_answers import OTLP_PATHS
 from tokentrace_api.service import Config as ApiConfig
 from tokentrace_ingest.service import Config as IngestConfig
 from tokentrace_standalone.pipeline import Configs, Pipeline
@@ -42,6 +43,8 @@ SHARED = {
     ("GET", "/openapi.json"),
     ("GET", "/docs"),
     ("GET", "/docs/{file}"),
+    ("POST", "/session"),
+    ("DELETE", "/session"),
 }
 WAYS_IN = {
     ("POST", "/spans"),
@@ -50,20 +53,33 @@ WAYS_IN = {
     ("POST", "/api/traces/ingest"),
     ("POST", "/api/traces/messages"),
     ("POST", "/api/traces/{trace_id}/end"),
+    ("POST", "/v1/traces"),
+    ("POST", "/v1/logs"),
+    ("POST", "/v1/metrics"),
+    ("POST", "/api/public/otel/v1/traces"),
 }
+#: The files of the page, which need no token.
+PAGE = ("/", "/page.js", "/page.css", "/favicon.svg")
 #: Names of schemas. Generated clients use them, so a change is incompatible and belongs in CHANGELOG.md.
 COMPONENTS = """
-Accepted AlertCounts AlertRule AlertmanagerDelivery Alive AttributeAnswer BreakdownAnswer CallsState CostMetrics
-CounterAnswer CustomDelivery Deleted Deliveries DeliveryRecord DimensionState DiskState DocsSpan EndInput ErrorInput
-ErrorMetrics ErrorText Exemplar Failure GraphEdge GroupAnswer HttpDelivery LatencyMetrics ListedTrace LogState
-LostMessages Message MessageInput MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace NumberAnswer
-OperationCounts Overflow PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer
-ReceiptLine ReceiptPrice RecentSpansAnswer RejectedCounts RejectedPage RejectedRecord RejectedSpans ReportersState
-RuleCreated RuleInstance RuleState ScoreInput ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint
-SeriesState ServiceState SessionDetails SessionEndInput SessionGraph SessionPage SessionSummary SessionSums
-SetAsideRecord SetAsideState SilenceInput Silenced SpanEnded SpanError SpanInput SpanStarted SpansIngested
-SpansInput Stats StdoutDelivery StoredSpan Timeline TimelineRow TokenCounts TokenMetrics TokenSums Trace TraceNode
-TracePage TraceSpan TransportCounts UnpricedCounts WebhookDelivery
+About Accepted AlertCounts AlertEvent AlertEventPage AlertPreview AlertRule AlertSeries AlertmanagerDelivery Alive
+AllSeriesAnswer AllSeriesPoint AttributeAnswer BreakdownAnswer CallsPage CallsState Change ColumnTimeline CostChanges
+CostExplanation CostMetrics CostPart CounterAnswer CoverageAnswer CoverageCost CoverageGap CoverageRow CoverageShare
+CustomDelivery Definition Deleted Deliveries DeliveryRecord DimensionState DiskState DocsSpan EarlierCost EndInput
+ErrorInput ErrorMetrics ErrorText EvalName EvalNames EventDelivery Exemplar ExplainedModel ExportAnswer Failure
+GraphEdge GroupAnswer GroupsInStep HeatmapAnswer HeatmapPoint HeldKey HeldKeys HeldValue HeldValues HistogramAnswer
+HttpDelivery LastDelivery LatencyMetrics ListedCall ListedEvent ListedTrace LogState LoggedIn LoginInput LostMessages
+Message MessageInput MessagePart MessageRecorded MetricsOverview MistEnvelope MistSpan MistTrace Neighbours
+NumberAnswer NumberChange OperationCounts OtherGroups OtlpLogs OtlpMetrics OtlpTraces Overflow PartState
+PartialSuccess PastSilence PipelineHealth PriceExplanation PriceRate QualityMetrics Readiness ReceiptAnswer
+ReceiptLine ReceiptPrice RecentSpansAnswer RejectedCounts RejectedPage RejectedRecord RejectedSpans ReporterList
+ReporterRow ReportersState RpcStatus RuleCreated RuleInstance RulePoint RuleState SavedFromDoubleCount ScoreInput
+ScoredSpan ScoresAccepted SdkFailure SeriesAnswer SeriesPoint SeriesState ServiceState SessionDetails SessionEndInput
+SessionError SessionGraph SessionPage SessionSummary SessionSums SetAsideRecord SetAsideState ShownKind ShownMetric
+ShownPaths ShownRetention SilenceInput Silenced Silences SilentCaller SpanEnded SpanError SpanInput SpanMessage
+SpanMessages SpanStarted SpansIngested SpansInput Stats StdoutDelivery StoredSpan Timeline TimelineColumns TimelineRow
+TokenCounts TokenMetrics TokenSums Trace TraceNode TracePage TracePoint TraceSeries TraceSpan TransportCounts
+UnpricedCounts WebhookDelivery
 """
 
 
@@ -152,15 +168,16 @@ async def test_every_operation_is_described_with_parameters_answers_errors_and_e
         for status, answer in described["responses"].items():
             assert answer["description"], (where, status)
             if "content" not in answer:
-                assert (method, status) in {("POST", "202"), ("DELETE", "204")}, (where, status)
+                assert (method, status) in {("POST", "202"), ("DELETE", "204"), ("GET", "304")}, (where, status)
             for content in answer.get("content", {}).values():
                 assert content["schema"], (where, status)
                 assert "example" in content, (where, status)
         if "503" in described["responses"]:
             assert "Retry-After" in described["responses"]["503"]["headers"], where
-        is_open = path in ("/healthz", "/readyz", "/mist", "/docs", "/docs/{file}")
+        is_open = path in ("/healthz", "/readyz", "/mist", "/docs", "/docs/{file}", "/session", *PAGE)
         assert described["security"] == ([] if is_open else [{"bearer": []}]), where
-        assert ("401" in described["responses"]) != is_open, where
+        # A login needs no token but can fail, and says so.
+        assert ("401" in described["responses"]) != is_open or (method, path) == ("POST", "/session"), where
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -221,7 +238,7 @@ async def test_configured_paths_are_the_documented_ones() -> None:
     pipeline = Pipeline(bus, Configs.of(settings))
     document = build_document(pipeline.routes, token_required=False, open_paths=())
     assert {"/m", "/m/{name}", "/m/{name}/series", "/m/prom", "/in", "/h"} <= set(document["paths"])
-    assert set(pipeline.hot) == {("POST", "/in"), ("POST", "/mist")}
+    assert set(pipeline.hot) == {("POST", "/in"), ("POST", "/mist"), *(("POST", path) for path in OTLP_PATHS)}
 
 
 @pytest.mark.parametrize(("service", "path"), [("ingest", "/healthz"), ("api", "/docs"), ("api", "/openapi.json")])
@@ -277,13 +294,24 @@ def test_a_route_with_an_argument_that_would_not_be_filled_in_fails_at_start(
     ("query", "text"),
     [
         ("limit=1&limit=2", "limit: given twice"),
-        ("attr.a=1&attr.a=2", "attr.a: given twice"),
+        ("since=2026-03-15T14:00:00Z&since=2026-03-15T14:00:00Z", "since: given twice"),
+        ("&".join(["model=m"] * 101), "model: given over 100 times"),
+        ("&".join(["attr.a=1"] * 101), "attr.a: given over 100 times"),
+        ("not.limit=1", "not.limit: unknown parameter; allowed are not.model, not.caller, not.status, "),
+        ("not.kind=x", "not.kind: 'x' is none of "),
+        ("not.attr.=x", "not.attr.: unknown parameter; allowed are not.model, "),
+        ("status=ok&status=bad", "status: 'bad' is none of ok, error, timeout"),
+        ("user=a&user_id=b", "user_id: 'b' differs from user, which means the same"),
+        ("window=1h&since=2026-03-15T14:00:00Z", "window: is given together with since or until"),
+        ("order=name", "order: 'name' is none of started, cost, duration, tokens"),
+        ("order=cost&cursor=WzE3LCJ0MSJd", "cursor: is that of a list in another order"),
+        ("cursor=WyJjb3N0IiwieCIsInQxIixudWxsXQ", "cursor: 'WyJjb3N0IiwieCIsInQxIixudWxsXQ' is not a cursor of "),
         ("limit=1.0", "limit: '1.0' is not a whole number >= 0 of at most 18 digits"),
         ("limit=%2B5", "limit: '+5' is not a whole number >= 0 of at most 18 digits"),
         ("since=12", "since: instant: '12' is not RFC 3339 such as 2026-03-15T14:23:01.441Z"),
         ("status=bad", "status: 'bad' is none of ok, error, timeout"),
         ("min_cost=-1", "min_cost: '-1' is not a number >= 0 and < 1e12"),
-        ("attr.=1", "attr.: unknown parameter; allowed are caller, cursor, kind, limit, min_cost, "),
+        ("attr.=1", "attr.: unknown parameter; allowed are attribute, caller, cursor, kind, limit, max_cost, "),
     ],
 )
 async def test_a_wrong_parameter_is_refused_by_name(query: str, text: str) -> None:

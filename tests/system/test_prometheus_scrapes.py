@@ -8,18 +8,15 @@ import itertools
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from kit.debian import program
-from kit.pipeline import TRACE, Answer, SeparateServices, finish, free_port, http, replay
+from kit.pipeline import TRACE, Answer, SeparateServices, finish, replay
 from kit.prometheus_page import (
     LATENCY_EDGES,
     PAGE,
@@ -33,6 +30,7 @@ from kit.prometheus_page import (
     total,
     wait_fired,
 )
+from kit.prometheus_server import PrometheusServer
 from kit.services import start_service
 
 pytestmark = pytest.mark.story
@@ -77,6 +75,7 @@ def sharded(tmp_path: Path) -> Iterator[Callable[..., Sharded]]:
         services.stop()
 
 
+@pytest.mark.story
 def test_the_page_is_503_while_an_aggregator_is_missing_and_the_same_as_before_when_it_is_back(
     sharded: Callable[..., Sharded],
 ) -> None:
@@ -131,9 +130,9 @@ def test_the_page_is_503_while_an_aggregator_is_missing_and_the_same_as_before_w
             assert list(answer.json()) == ["error"]
 
 
-class Prometheus:
+class Prometheus(PrometheusServer):
     """
-    A real Prometheus, in its own process group, that scrapes *port* as two jobs.
+    A real Prometheus that scrapes *port* as two jobs.
 
     The job ``often`` scrapes every 200 ms. The job ``patient`` has a timeout of 1200 ms, so that it also gets the
     response that the api sends when a shard is silent.
@@ -142,75 +141,30 @@ class Prometheus:
     JOBS: Mapping[str, str] = {"often": "200ms", "patient": "1200ms"}
 
     def __init__(self, directory: Path, port: int) -> None:
-        self._binary = program("prometheus", "prometheus")
-        self._directory, self._target, self._port = directory, port, free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log = directory / "prometheus.log"
-
-    def start(self) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        config = self._directory / "prometheus.yml"
         jobs = [
             f"  - {{job_name: {job}, scrape_interval: {pause}, scrape_timeout: {pause}, metrics_path: {PAGE},"
-            f' static_configs: [{{targets: ["127.0.0.1:{self._target}"]}}]}}\n'
+            f' static_configs: [{{targets: ["127.0.0.1:{port}"]}}]}}\n'
             for job, pause in self.JOBS.items()
         ]
-        config.write_text("scrape_configs:\n" + "".join(jobs))
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    self._binary,
-                    f"--config.file={config}",
-                    f"--storage.tsdb.path={self._directory / 'tsdb'}",
-                    f"--web.listen-address=127.0.0.1:{self._port}",
-                    "--log.level=warn",
-                ],
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
-            # Prometheus needs seconds to discover its targets.
-            with contextlib.suppress(OSError, ValueError):
-                if len(self._query("up == 1")) == len(self.JOBS):
-                    return
-            time.sleep(0.05)
-        raise AssertionError(self._log.read_text()[-3000:])
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def _ask(self, path: str) -> Any:
-        answer = http("GET", f"http://127.0.0.1:{self._port}/api/v1/{path}").json()
-        assert answer["status"] == "success", answer
-        return answer["data"]
-
-    def _query(self, expression: str) -> list[dict[str, Any]]:
-        return list(self._ask(f"query?query={quote(expression)}")["result"])
+        super().__init__(directory, "scrape_configs:\n" + "".join(jobs), len(jobs))
 
     def wait(self, spans: int, seconds: float = 60.0) -> None:
         """Wait until both jobs have scraped a page with *spans* spans or more."""
         deadline = time.monotonic() + seconds
         seen: dict[str, float] = {}
         while time.monotonic() < deadline:
-            found = self._query("sum by (job) (tokentrace_spans_total)")
+            found = self.query("sum by (job) (tokentrace_spans_total)")
             seen = {one["metric"]["job"]: float(one["value"][1]) for one in found}
             if len(seen) == len(self.JOBS) and min(seen.values()) >= spans:
                 return
             time.sleep(0.05)
-        problems = [target["lastError"] for target in self._ask("targets")["activeTargets"]]
-        raise AssertionError(f"{seen} of {spans} spans after {seconds} s; the last scrapes said {problems}")
+        raise AssertionError(f"{seen} of {spans} spans after {seconds} s; the last scrapes said {self.problems()}")
 
     def scrapes(self, job: str) -> tuple[list[float], list[Series]]:
         """Return (``up`` of every scrape, the samples of each successful scrape), as stored, in order of time."""
         ups: dict[float, float] = {}
         pages: dict[float, Series] = {}
-        for found in self._query(f'{{job="{job}"}}[1h]'):
+        for found in self.query(f'{{job="{job}"}}[1h]'):
             labels = {key: value for key, value in found["metric"].items() if key not in ("job", "instance")}
             name = labels.pop("__name__")
             for at, value in found["values"]:

@@ -261,6 +261,13 @@ def test_a_trace_that_a_filter_finds_is_summed_over_all_its_spans(pipeline: Pipe
         "unpriced_span_count": 0,
         "partly_priced_span_count": 0,
         "status": "timeout",
+        "duration_ms": 180_000,
+        "error": None,
+        "models": ["gpt-4o"],
+        "caller": caller,
+        "session_id": None,
+        "user_id": None,
+        "score": None,
     }
 
 

@@ -99,6 +99,16 @@ def test_a_hundred_bad_spans_are_a_hundred_in_every_view(pipeline: tuple[Pipelin
     assert {reason: int(float(count)) for reason, count in series.items() if float(count)} == BY_REASON
     assert len(series) > len(BY_REASON)
 
+    def reporters() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = serving.get("/reporters").json()["reporters"]
+        return found
+
+    # The api follows the batches by itself, later than the aggregator that was waited for.
+    serving.until(lambda: reporters()[0]["sent"] == stats.sent, "told by the last batch")
+    [row] = reporters()
+    assert (row["source"], row["processes"], row["rejected"]) == ("the shop", 1, total)
+    assert (row["sent"], row["failed"], row["dropped"]) == (stats.sent, 0, 0)
+
     counts = serving.get("/rejected?limit=1").json()
     assert (counts["spans"], counts["by_reason"]) == (total, BY_REASON)
     records = all_rejected(serving)

@@ -24,6 +24,11 @@ _CONFIG = """
 [checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
 positive_data_acceptance.enabled = false
+
+# With Prefer: handling=lenient, 202 lists the spans that were rejected.
+[[operations]]
+include-name = "POST /spans"
+checks.negative_data_rejection.expected-statuses = ["202", "4xx", "503"]
 """
 
 

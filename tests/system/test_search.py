@@ -1,7 +1,8 @@
-"""``GET /traces`` with filters, and the timeline and the depths of a trace."""
+"""``GET /traces`` with filters, ``GET /calls``, and the timeline and the depths of a trace."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +44,29 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     serving.stop()
 
 
+def test_calls_are_listed_in_pages_by_what_is_asked_for(pipeline: Pipeline) -> None:
+    first = pipeline.get("/calls?limit=3").json()
+    assert ([call["trace_id"] for call in first["calls"]], first["count"], first["total"]) == (["t3", "t2", "t1"], 3, 4)
+    rest = pipeline.get(f"/calls?limit=3&cursor={first['next_cursor']}").json()
+    assert ([call["trace_id"] for call in rest["calls"]], rest["next_cursor"]) == (["t0"], None)
+    [call] = rest["calls"]
+    assert (call["latency_ms"], call["cost_usd"], call["started_at"]) == (500.0, 0.0000025, "2026-03-15T14:00:00.000Z")
+    for query, expected in (
+        ("order=cost", ["t3", "t2", "t1", "t0"]),
+        ("order=latency&attr.step=3", ["t3", "t2", "t0"]),
+        ("since=2026-03-15T14:00:02Z&not.attr.step=3", []),
+        ("kind=tool", []),
+    ):
+        assert [call["trace_id"] for call in pipeline.get(f"/calls?{query}").json()["calls"]] == expected, query
+    for query, error in (
+        ("order=duration", "order: 'duration' is none of started, cost, latency, tokens"),
+        (f"order=cost&cursor={first['next_cursor']}", "cursor: is that of a list in another order"),
+        ("cursor=x", "cursor: 'x' is not a cursor of an earlier answer"),
+    ):
+        answer = pipeline.get(f"/calls?{query}")
+        assert (answer.status, answer.json()["error"]) == (400, error)
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [
@@ -59,6 +83,17 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
         ("since=2026-03-15T15:00:01%2B01:00&until=2026-03-15T14:00:02.000Z", ["t2", "t1"]),
         ("since=2026-03-15T15:00:03+01:00", ["t3"]),
         ("since=2026-03-15T14:00:01Z&attr.step=3&model=gpt-4o", ["t3", "t2"]),
+        ("attr.step=3&attr.step=4&attr.request_id=abc123", ["t1", "t0"]),
+        ("not.attr.request_id=abc123", ["t3", "t2"]),
+        ("not.attr.done=true&not.attr.step=3", []),
+        ("not.attr.step=4&attr.request_id=abc123", ["t0"]),
+        ("not.model=gpt-4o", []),
+        ("not.model=other&not.model=another", ["t3", "t2", "t1", "t0"]),
+        ("model=other&model=gpt-4o&not.user=&not.session=x", []),
+        ("min_tokens=1&max_tokens=1", ["t3", "t2", "t1", "t0"]),
+        ("min_tokens=2", []),
+        ("max_tokens=0", []),
+        ("order=duration", ["t0", "t1", "t2", "t3"]),
     ],
 )
 def test_a_filter_finds_exactly_the_matching_traces_newest_first(
@@ -118,6 +153,16 @@ def tree(pipeline: Pipeline) -> str:
         ("min_cost=0.500000001", False),
         ("min_latency=900", True),
         ("min_latency=900.5", False),
+        ("max_cost=0.5&name=plan", True),
+        ("max_cost=0.499999999&name=plan", False),
+        ("min_latency=50&max_latency=50", True),
+        ("min_latency=51&max_latency=199", False),
+        ("name=plan&name=none", True),
+        ("name=plan&not.name=answer", False),
+        ("name=plan&not.name=none", True),
+        ("not.session=s1", False),
+        ("not.session_id=s2", True),
+        ("not.user=u1", False),
         ("min_latency=400&status=error", True),
         ("q=rate%20limit", True),
         ("q=OOK%20U", True),
@@ -128,6 +173,39 @@ def tree(pipeline: Pipeline) -> str:
 def test_one_span_of_a_trace_must_match_all_filters(pipeline: Pipeline, tree: str, query: str, expected: bool) -> None:
     shown = pipeline.get(f"/traces?{query}").json()["trace_ids"]
     assert (tree in shown) is expected
+
+
+def test_a_row_of_the_list_says_what_became_of_the_trace(pipeline: Pipeline, tree: str) -> None:
+    score = {"trace_id": tree, "span_id": "plan", "name": "eval.score", "value": 0.25}
+    other = {"trace_id": tree, "span_id": "tool", "name": "eval.score", "value": 1}
+    assert pipeline.post("/scores", [score, other]).status == 202
+
+    def row() -> Any:
+        return pipeline.get("/traces?session=s1").json()["traces"][0]
+
+    pipeline.until(lambda: row()["score"] == 0.625, "scored")
+    shown = row()
+    fields = ("trace_id", "name", "duration_ms", "error", "models", "caller", "user_id", "session_id", "status")
+    assert {name: shown[name] for name in fields} == {
+        "trace_id": tree,
+        "name": "Ask",
+        "duration_ms": 900,
+        "error": "Rate LIMIT hit",
+        "models": ["gpt-4o"],
+        "caller": None,
+        "user_id": "u1",
+        "session_id": "s1",
+        "status": "error",
+    }
+    # The root is of a roll-up kind; of the other four, only one says what it cost, and three are priced.
+    assert shown["unpriced_span_count"] == 0
+
+
+def test_an_export_holds_the_spans_without_an_excluded_value(pipeline: Pipeline, tree: str) -> None:
+    lines = pipeline.get("/export?since=2026-03-16T00:00:00Z&not.kind=tool&not.name=answer").body.splitlines()
+    assert [json.loads(line)["span_id"] for line in lines] == ["root", "plan"]
+    lines = pipeline.get("/export?since=2026-03-16T00:00:00Z&name=late&name=plan&max_latency=10").body.splitlines()
+    assert [json.loads(line)["span_id"] for line in lines] == ["lost"]
 
 
 @pytest.mark.parametrize("query", ["min_cost=-1", "min_cost=nan", "min_latency=soon", "min_latency=", "min_cost=inf"])
@@ -171,3 +249,21 @@ def test_a_depth_counts_the_ancestors_that_are_present(pairs: list[tuple[int, in
             at = parents[at]
         if at not in parents:  # no cycle: every ancestor that is present counts
             assert depth_of[child] == len(chain) - 1
+
+
+def test_values_and_keys_of_the_spans_are_listed_with_counts(pipeline: Pipeline) -> None:
+    within = "since=2026-03-15T00:00:00Z&until=2026-03-15T23:00:00Z"
+    answer = pipeline.get(f"/values?key=attr.request_id&{within}").json()
+    assert answer == {
+        "key": "attr.request_id",
+        "values": [{"value": "abc123", "count": 2, "last_started_at": "2026-03-15T14:00:01.000Z"}],
+        "more": False,
+    }
+    models = pipeline.get(f"/values?key=model&prefix=GPT&{within}&not.attr.done=true").json()["values"]
+    assert [(each["value"], each["count"]) for each in models] == [("gpt-4o", 3)]
+    keys = {each["key"]: each for each in pipeline.get(f"/keys?{within}").json()["keys"]}
+    assert (keys["step"]["types"], keys["step"]["count"]) == (["number", "text"], 4)
+    assert keys["done"]["types"] == ["boolean"]
+    assert pipeline.get(f"/keys?{within}&limit=1").json()["more"] is True
+    refused = pipeline.get("/values?key=price")
+    assert (refused.status, refused.json()["error"].partition(";")[0][:24]) == (400, "key: 'price' is none of ")

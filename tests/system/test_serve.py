@@ -21,7 +21,7 @@ from kit.pipeline import Pipeline, http
 
 #: (Method, path, status).
 ERRORS = (
-    ("GET", "/", 404),
+    ("POST", "/", 405),
     ("GET", "/nowhere", 404),
     ("POST", "/nowhere", 404),
     ("GET", "/spans", 405),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -179,7 +179,7 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
     pipeline: Pipeline, example: Example, pick: random.Random
 ) -> None:
     user = fresh("user")
-    # Each example has its own minute, because the summary cannot be filtered by user.
+    # Each example has its own minute, by which the summary is bounded.
     begin = datetime(2020, 1, 1, tzinfo=UTC) + timedelta(minutes=next(_minutes))
     ids = send(pipeline, example, user, begin)
     oracle = {}
@@ -190,6 +190,20 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
     newest_first = sorted(oracle, key=lambda session: oracle[session]["startedAt"], reverse=True)
     shown = listed(pipeline, userId=user, limit=100)["sessions"]
     assert [session["sessionId"] for session in shown] == newest_first
+    for order, field in (("cost", "totalCostUSD"), ("spans", "totalSpans")):
+        largest_first = sorted(oracle, key=lambda session: (-(oracle[session][field] or 0), session))
+        unknown_last = sorted(largest_first, key=lambda session: oracle[session][field] is None)
+        in_order = listed(pipeline, userId=user, limit=100, order=order)["sessions"]
+        assert [session["sessionId"] for session in in_order] == unknown_last
+    sizes: dict[str, Callable[[Any], float]] = {
+        "duration": lambda session: session["duration"],
+        "tokens": lambda session: session["totalInputTokens"] + session["totalOutputTokens"],
+    }
+    for order, size in sizes.items():
+        in_order = listed(pipeline, userId=user, limit=100, order=order)["sessions"]
+        assert [session["sessionId"] for session in in_order] == [
+            session["sessionId"] for session in sorted(shown, key=lambda each: (-size(each), each["sessionId"]))
+        ]
     for session in shown:
         fields = oracle[session["sessionId"]]
         assert {name: session.get(name) for name in fields} == fields
@@ -227,7 +241,12 @@ def test_lists_and_sums_of_sessions_equal_those_of_the_local_service(
             "output": sum(fields["totalOutputTokens"] for fields in oracle.values()),
         },
         "errorRate": states.count("error") / len(states),
+        "endedSessions": len(durations_ms),
     }
+    assert summary(pipeline, userId=user) == sums
+    for order in ("started", "cost"):
+        exported = pipeline.get(f"/api/sessions/export?userId={user}&order={order}").json()
+        assert exported == listed(pipeline, userId=user, limit=100, order=order)["sessions"]
 
 
 def _compare_filtered(pipeline: Pipeline, user: str, oracle: Mapping[str, Any], pick: random.Random) -> None:

@@ -51,7 +51,9 @@ class TestLifecycle:
         until_spans(pipeline, session, 2, open_spans=1)
         shown = details(pipeline, session)
         assert (shown["status"], shown["hasErrors"], shown["errorCount"]) == ("error", True, 1)
-        assert shown["error"] == {"message": "no luck"}
+        nodes = {node["name"]: node for node in graph(pipeline, session)["nodes"]}
+        origin = {"trace_id": nodes["b"]["trace_id"], "span_id": below["traceId"]}
+        assert shown["error"] == {"message": "no luck", "stack": "at line 1", **origin}
         ended = pipeline.post(f"/api/sessions/{session}/end", {}).json()
         assert ended["status"] == "error"
         assert ended["endedAt"] is not None
@@ -305,6 +307,6 @@ class TestParameters:
         url = f"/api/sessions/x{path}?a=1"
         assert "unknown parameter" in refused(pipeline.post(url, {}) if path == "/end" else pipeline.get(url), 400)
 
-    def test_the_summary_takes_only_bounds_of_time(self, pipeline: Pipeline) -> None:
-        answer = pipeline.get("/api/sessions/summary?userId=x")
-        assert refused(answer, 400) == "userId: unknown parameter; allowed are from, to"
+    def test_the_summary_takes_the_filters_of_the_list_and_no_page(self, pipeline: Pipeline) -> None:
+        assert pipeline.get("/api/sessions/summary?userId=absent").json()["totalSessions"] == 0
+        assert refused(pipeline.get("/api/sessions/summary?page=2"), 400).startswith("page: unknown parameter")

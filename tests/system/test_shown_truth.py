@@ -93,9 +93,20 @@ def test_every_trace_id_can_be_reached(pipeline: Pipeline, trace: str) -> None:
     assert (alone.status, alone.json()["trace_id"]) == (200, trace)
 
 
-def test_a_rule_with_any_name_can_be_deleted(pipeline: Pipeline) -> None:
+def test_a_rule_with_any_name_can_be_reached_and_deleted(pipeline: Pipeline) -> None:
     rule = {"name": "..", "metric": "total_cost", "op": "gt", "threshold": 1, "window": "1h"}
     assert pipeline.post("/alerts", rule).status == 201
+    # A client may remove .. from a path, so its id stands for the name.
+    [rule_id] = [one["rule_id"] for one in pipeline.get("/alerts").json() if one["name"] == ".."]
+    path = f"/alerts/{rule_id}"
+    assert pipeline.get(f"{path}/status").json()["name"] == ".."
+    assert pipeline.get(f"{path}/definition").json()["rule"]["name"] == ".."
+    assert pipeline.post(f"{path}/silence", {"duration": "1h", "by": "ann"}).status == 200
+    assert [silence["by"] for silence in pipeline.get(f"{path}/silences").json()["silences"]] == ["ann"]
+    assert http("DELETE", f"{pipeline.url}{path}/silence").status == 204
+    assert pipeline.get(f"{path}/series?window=1h").json()["name"] == ".."
+    assert pipeline.get(f"{path}/deliveries").json() == {"deliveries": [], "count": 0}
+    assert pipeline.get("/alerts/alert_00000000/status").status == 404
     deleted = http("DELETE", f"{pipeline.url}/alerts?name=..")
     assert deleted.status == 204, deleted.body
     assert ".." not in [one["name"] for one in pipeline.get("/alerts").json()]

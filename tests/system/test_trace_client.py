@@ -16,8 +16,8 @@ import pytest
 from kit.pipeline import free_port, http
 from kit.replicas import HEADERS, UUID4, Replicas
 from kit.sessions import DETAILS, GRAPH, LISTED, SUMMARY, check, refused
-from tokentrace.client.trace_client import TraceClient
-from tokentrace.errors import Rejected, Unavailable
+from tokentrace.client.sessions import TraceClient
+from tokentrace.errors import ConfigError, Rejected, Unavailable
 
 SPANS = 1000
 
@@ -224,14 +224,71 @@ class TestWriting:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"api_key": "", "project_id": "p"}, "api_key"),
-            ({"api_key": "k", "project_id": ""}, "project_id"),
-            ({"api_key": "k", "project_id": "p", "api_url": "ftp://x"}, "api_url"),
+            ({"api_key": "", "project_id": "p"}, "^api_key is empty"),
+            ({"api_key": "k", "project_id": ""}, "^project_id is empty"),
+            ({"api_key": "k", "project_id": "p", "api_url": "ftp://x"}, "^api_url: 'ftp://x' is not http"),
+            ({"api_key": "k", "project_id": "p", "api_url": "http://x:port"}, "^api_url: the host or port"),
+            ({"api_key": "k", "project_id": "p", "api_url": "http://x", "timeout_ms": 0}, "^timeout_ms: 0 is not"),
+            ({"api_key": "k", "project_id": "p"}, "^api_url and TOKENTRACE_API_URL are empty"),
         ],
     )
-    def test_an_invalid_argument_is_an_error_at_once(self, fields: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
+    def test_an_invalid_argument_is_an_error_at_once(
+        self, fields: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("TOKENTRACE_API_URL", raising=False)
+        with pytest.raises(ConfigError, match=message):
             TraceClient(**fields)
+
+    def test_a_wrong_word_is_an_error_at_once_and_nothing_is_sent(self) -> None:
+        with TraceClient("any", "shop", f"http://127.0.0.1:{free_port()}") as client:
+            calls: list[tuple[str, Callable[..., object], tuple[object, ...]]] = [
+                ("type: 'oracle' is none of llm, embedding, ", client.start_span, ("x", "oracle")),
+                ("status: 'done' is none of ok, error, timeout", client.end_span, ("span", "done")),
+                ("role: 'robot' is none of user, assistant, ", client.record_message, ("s", "span", "robot", "hi")),
+            ]
+            for text, method, arguments in calls:
+                with pytest.raises(Rejected, match=f"^{text}"):
+                    method(*arguments)
+            assert client.failures == 0
+
+    def test_the_variable_names_the_service_and_an_error_text_makes_a_span_an_error(
+        self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TOKENTRACE_API_URL", replicas.url_of("api"))
+        with TraceClient("any", "shop") as client:
+            ids = [client.start_span("x").trace_id for _ in range(4)]
+            client.end_span(ids[0], error="gone")
+            client.end_span(ids[1], "timeout", error="late")
+            client.end_span(ids[2], "ok", error={"message": "gone"})
+            client.end_span(ids[3])
+            assert client.failures == 0
+        log = replicas.read()
+        ended = [(log.span(span_id).status, log.span(span_id).error) for span_id in ids]
+        assert ended == [("error", "gone"), ("timeout", "late"), ("error", "gone"), ("ok", "")]
+
+    def test_a_session_is_ended_once_and_keeps_the_error_of_its_spans(self, replicas: Replicas) -> None:
+        with TraceClient("any", "shop", replicas.url_of("api")) as client:
+            sessions = [client.start_span(f"s{number}") for number in range(3)]
+            client.end_span(sessions[0].trace_id)
+            client.end_span(sessions[1].trace_id, error="gone")
+            client.end_span(sessions[2].trace_id)
+
+            def all_shown() -> bool:
+                with contextlib.suppress(Rejected):
+                    return all(not client.session_details(one.session_id)["openSpans"] for one in sessions)
+                return False
+
+            replicas.until(all_shown, "shown", 60)
+            for started, error in zip(sessions, (None, None, "gave up"), strict=True):
+                client.end_session(started.session_id, error)
+            shown = [client.session_details(started.session_id) for started in sessions]
+            assert [one["status"] for one in shown] == ["completed", "error", "error"]
+            of_span = {"message": "gone", "trace_id": shown[1]["error"]["trace_id"], "span_id": sessions[1].trace_id}
+            assert [one.get("error") for one in shown] == [None, of_span, {"message": "gave up"}]
+            assert all("endedAt" in one for one in shown)
+            assert client.failures == 0
+            client.end_session("absent")
+            assert client.failures == 1
 
     def test_spans_messages_and_batches_are_stored(self, replicas: Replicas) -> None:
         with TraceClient("any", "shop", replicas.url_of("api"), headers={"X-Service-Name": "py"}) as client:
@@ -313,9 +370,9 @@ class TestWriting:
         self, replicas: Replicas, caplog: pytest.LogCaptureFixture
     ) -> None:
         with TraceClient("any", "shop", replicas.url_of()) as client:
-            client.start_span("x", "oracle")
+            client.start_span("")
             assert client.failures == 1
-            assert "Trace API error: type: " in caplog.text
+            assert "Trace API error: name: " in caplog.text
             client.end_span("absent/has?this")
             assert "Trace API error: Trace absent/has?this not found" in caplog.text
             with pytest.raises(Rejected, match=r"^Trace API error: ") as caught:
@@ -325,7 +382,7 @@ class TestWriting:
     def test_a_service_that_does_not_answer_is_a_timeout(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            client = TraceClient("any", "shop", url, timeout_ms=100)
+            client = TraceClient("any", "shop", url, timeout_ms=100, read_timeout_ms=100)
             with pytest.raises(Unavailable, match=r"^Trace API request timeout$"):
                 client.list_sessions(user_id="u", page=2)
             assert UUID4.fullmatch(client.start_span("x").trace_id)

@@ -41,7 +41,7 @@ from tokentrace_aggregator.shard import Shard
 from tokentrace_alerter.machine import SETTLED_NS, AlerterMachine
 from tokentrace_alerter.rule_store import RuleStore
 from tokentrace_alerter.service import Config as AlerterConfig
-from tokentrace_api.metrics_query import MetricsParams, MetricsQuery, parse_metrics_query
+from tokentrace_api.metrics_params import MetricsParams, MetricsQuery, parse_metrics_query
 
 #: Directories of versions whose custom metrics counted every kind of span.
 CUSTOM_OF_EVERY_KIND = ("landing_9",)
@@ -80,6 +80,7 @@ def serving(landing: Landing, tmp_path: Path) -> Iterator[Pipeline]:
     made.stop()
 
 
+@pytest.mark.story
 def test_responses_are_as_recorded_and_a_new_span_counts_once(landing: Landing, serving: Pipeline) -> None:
     expected = landing.expected
     assert_known(serving, expected)
@@ -221,6 +222,7 @@ async def read_on(bus: Bus, machine: Machine, filters: Sequence[str]) -> None:
         machine.fold(message, created_ns)
 
 
+@pytest.mark.story
 async def test_snapshots_of_every_shard_are_read_and_give_the_recorded_windows(kept: Kept) -> None:
     expected, customs = (
         kept.landing.expected,

@@ -19,7 +19,7 @@ import tokentrace.rollup.reader
 from kit.builders import make_span
 from kit.examples import examples
 from kit.shard_results import as_received
-from kit.whole_snapshots import CAPACITY, load, save
+from kit.whole_snapshots import CAPACITY, load, parts_of, save
 from tokentrace.bus import Message
 from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.dedup import LeftOut
@@ -27,8 +27,10 @@ from tokentrace.errors import Rejected
 from tokentrace.metrics import (
     GROUPS,
     Answer,
+    CustomMetric,
     Query,
     ShardResult,
+    encode_result,
     finish,
     merge_results,
     pieces,
@@ -462,6 +464,23 @@ def test_a_damaged_snapshot_and_one_of_another_shard_are_rejected(state: bytes) 
         assert (machine.position, len(machine.dedup.calls)) == (None, 0)
     with pytest.raises(Rejected, match="shard 0 of 1"):
         load(make_shard(1, 2), save(make_shard(0, 1)))
+
+
+def test_a_snapshot_restores_the_same_state_from_decoded_parts() -> None:
+    metric = CustomMetric(name="slow", type="p95", field="latency")
+    machine = Shard(0, 1, (metric,))
+    spans = [make_span(span_id=str(number), ended_ns=(NOW_S - 100 * number) * SECOND) for number in range(50)]
+    payload = encode_batches([Batch(id="b", spans=spans)])
+    machine.fold(Message("tokentrace.spans.default.0", payload, 1, NOW_S * SECOND, {}), CREATED)
+    saved = machine.snapshot({})
+    parts = parts_of(saved)
+    restored = [Shard(0, 1, (metric,)) for _ in range(2)]
+    restored[0].restore(saved.state(), parts)
+    restored[1].restore(saved.state(), {name: machine.decode_part(name, data) for name, data in parts.items()})
+    assert parts_of(restored[1].snapshot({})) == parts_of(restored[0].snapshot({})) == parts
+    query = Query(from_s=NOW_S - 6000, to_s=NOW_S + 1, now_s=NOW_S, custom=["slow"])
+    answers = {encode_result(finish(shard.answer(query, True))) for shard in (machine, *restored)}
+    assert len(answers) == 1
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,6 +180,7 @@ def test_every_episode_that_any_alerter_began_ends_once(seed: int) -> None:
         assert len(statuses) > 1, episode
 
 
+@pytest.mark.long
 def test_the_random_actions_do_end_episodes_in_every_way() -> None:
     ways = {event.ended_by for seed in range(30) for event in run(seed) if event.status == "resolved"}
     assert ways >= {"deleted", "replaced", "removed", "changed", "no_data", "recovered"}

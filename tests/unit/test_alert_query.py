@@ -14,6 +14,10 @@ from tokentrace.records import (
     CreateRule,
     DeleteRule,
     ListRules,
+    PreviewRule,
+    RuleDefinition,
+    RuleSeries,
+    RuleSilences,
     SilenceRule,
     decode_alert_answer,
     decode_alert_request,
@@ -25,7 +29,12 @@ REQUESTS: list[tuple[AlertRequest, dict[str, Any]]] = [
     (ListRules(), {"ask": "list"}),
     (CreateRule({"name": "a", "threshold": 5}), {"ask": "create", "rule": {"name": "a", "threshold": 5}}),
     (DeleteRule("ü / b"), {"ask": "delete", "name": "ü / b"}),
-    (SilenceRule("a", "2h"), {"ask": "silence", "name": "a", "duration": "2h"}),
+    (PreviewRule({"name": "a"}, 5), {"ask": "preview", "rule": {"name": "a"}, "window_ns": 5}),
+    (RuleSeries("a", 5), {"ask": "series", "name": "a", "window_ns": 5}),
+    (RuleSeries("a", 5, 9), {"ask": "series", "name": "a", "window_ns": 5, "to_ns": 9}),
+    (RuleDefinition("a"), {"ask": "definition", "name": "a"}),
+    (RuleSilences("a"), {"ask": "silences", "name": "a"}),
+    (SilenceRule("a", "2h"), {"ask": "silence", "name": "a", "duration": "2h", "by": "", "comment": ""}),
 ]
 
 

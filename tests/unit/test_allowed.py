@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from tokentrace.config import build, load, parse_yaml
 from tokentrace.errors import ConfigError, Rejected
-from tokentrace_alerter.delivery import AllowedHosts, parse_address
+from tokentrace.service.allowed_hosts import AllowedHosts, parse_address
 from tokentrace_alerter.service import Config
 
+KEY = "alert_delivery.allow_hosts"
 ANY = AllowedHosts()
 
 
 def allows(entries: list[str] | None, url: str) -> bool:
     try:
-        AllowedHosts.parse(entries).check_url(url)
+        AllowedHosts.parse(entries, KEY).check_url(url)
     except Rejected:
         return False
     return True
@@ -102,9 +103,9 @@ NEVER = [
 def test_a_link_local_or_metadata_address_is_refused_in_many_spellings(entries: list[str] | None, host: str) -> None:
     # The HTTP client cannot parse a URL with an octal address, so no request goes there.
     with pytest.raises(Rejected, match="cannot be read" if host.startswith("0251") else "link-local or metadata"):
-        AllowedHosts.parse(entries).check_url(f"http://{host}/latest")
+        AllowedHosts.parse(entries, KEY).check_url(f"http://{host}/latest")
     with pytest.raises(Rejected, match="link-local or metadata"):
-        AllowedHosts.parse(entries).check_host(host, 80)
+        AllowedHosts.parse(entries, KEY).check_host(host, 80)
 
 
 @given(st.ip_addresses(network="169.254.0.0/16"), st.lists(bases, max_size=3), bases)
@@ -205,7 +206,7 @@ def test_a_range_allows_the_addresses_that_begin_with_its_bits(
     start = type(base)(int(base) >> host_bits << host_bits)
     entry = f"{start}/{bits}" if base.version == 4 else f"[{start}/{bits}]"
     try:
-        allowed = AllowedHosts.parse([entry if port is None else f"{entry}:{port}"])
+        allowed = AllowedHosts.parse([entry if port is None else f"{entry}:{port}"], KEY)
     except ConfigError:
         assert not allows(None, f"http://{start}/" if base.version == 4 else f"http://[{start}]/")
         return
@@ -253,7 +254,7 @@ INVALID_ENTRIES = [
 @pytest.mark.parametrize("entry", ["", " ", "exa mple.com", "x" * 64, *INVALID_ENTRIES])
 def test_an_invalid_entry_is_refused_with_its_index(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^alert_delivery\.allow_hosts\[1\]: "):
-        AllowedHosts.parse(["localhost", entry])
+        AllowedHosts.parse(["localhost", entry], KEY)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_an_invalid_entry_is_refused_with_its_index(entry: str) -> None:
 )
 def test_a_link_local_or_metadata_entry_is_refused(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"^alert_delivery\.allow_hosts\[0\]: .*cannot be allowed"):
-        AllowedHosts.parse([entry])
+        AllowedHosts.parse([entry], KEY)
 
 
 @pytest.mark.parametrize("url", ["http://[::1", "http://\u2488example/", "http://a" + "x" * 70_000])
@@ -289,7 +290,7 @@ def test_link_local_addresses_and_repetitions_among_those_of_a_name_are_not_used
 @pytest.mark.parametrize("resolved", [[], ["169.254.169.254"], ["fe80::1%2", "fd00:ec2::254"]])
 def test_a_name_without_a_usable_address_is_refused_and_named(resolved: list[str]) -> None:
     with pytest.raises(Rejected, match=r"metadata\.example"):
-        AllowedHosts.parse(["metadata.example"]).usable("metadata.example", resolved)
+        AllowedHosts.parse(["metadata.example"], KEY).usable("metadata.example", resolved)
 
 
 # -- the settings

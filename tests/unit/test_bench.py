@@ -281,6 +281,7 @@ def test_a_wrong_command_line_exits_with_2(words: list[str]) -> None:
     assert main(words, [group("g", MET)]) == 2
 
 
+@pytest.mark.long
 def test_the_option_list_prints_every_row_of_every_group() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--list"], cwd=ROOT, capture_output=True, text=True, timeout=60

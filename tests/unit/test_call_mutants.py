@@ -132,12 +132,23 @@ MUTANTS: dict[str, tuple[Mutant, int]] = {
 }
 #: How many histories are tried, in this order; the first one that shows the fault ends the test.
 SEEDS = range(60)
+#: The first history that showed a fault; it is tried before the others, which saves them as long as it does.
+SHOWN_BY = {
+    "a short response id is treated as a long one": 6,
+    "the scope is no part of the way in": 20,
+    "the memory is one call too small": 4,
+    "the end of the tolerance is left out": 3,
+    "equal calls through one instrumentation are one": 6,
+    "short response ids are one call whatever was used": 13,
+    "a telling without usage hides one with usage": 4,
+    "a snapshot leaves out what changed in the memory": 2,
+}
 
 
 @pytest.mark.parametrize("broken", MUTANTS)
 def test_the_recount_notices_that(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant, shards = MUTANTS[broken]
-    for seed in SEEDS:
+    for seed in (SHOWN_BY.get(broken, 0), *SEEDS):
         with monkeypatch.context() as patch:
             plant(mutant, patch)
             differs = disagreements(random_history(seed), shards, 16 if shards == 1 else 64, seed)

@@ -50,6 +50,7 @@ def test_four_shards_agree_with_the_recount(numbers: list[int], seed: int) -> No
     assert disagreements(numbers, 4, 64, seed) == []
 
 
+@pytest.mark.long
 @settings(QUIET, max_examples=examples(20))
 @given(st.integers(0, 2**32), st.sampled_from([1, 4]))
 def test_batches_that_ingest_splits_agree_with_the_recount(seed: int, shards: int) -> None:

@@ -413,7 +413,7 @@ def test_an_error_does_not_show_the_whole_of_a_long_value(text: str) -> None:
         "a: 2026-02-31",
         "a: !!int many",
         "alerts: &a [*a]",
-        "[" * 5000,
+        pytest.param("[" * 5000, marks=pytest.mark.long),
     ],
     ids=range(12),
 )

@@ -152,6 +152,11 @@ def test_flags_win_over_the_environment_over_the_file_over_the_defaults(here: Pa
     assert got.storage.dir == Settings().storage.dir
 
 
+def test_a_program_without_a_file_does_not_load_the_yaml_library(here: Path) -> None:
+    program = "import sys; from tokentrace.config import load; load(None, {}); assert 'yaml' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=here, check=True)
+
+
 def test_another_file_may_be_named_and_must_then_exist(here: Path) -> None:
     (here / "tokentrace.yml").write_text("nats: {project: default-file}\n")
     (here / "other.yml").write_text("nats: {project: other-file}\n")

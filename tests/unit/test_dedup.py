@@ -114,6 +114,7 @@ def test_layouts_of_a_batch_are_different_batches_and_only_layout_0_divides_by_t
     assert in_layout_1 == [True, True, True, False]
 
 
+@pytest.mark.long
 def test_the_reporter_that_was_silent_the_longest_is_forgotten_beyond_the_limit() -> None:
     dedup = FoldedBatches()
     for number in range(MAX_REPORTERS):
@@ -186,6 +187,8 @@ def test_the_state_of_a_reporter_without_gaps_does_not_grow() -> None:
     assert len(dedup.snapshot()) < 100
 
 
+@pytest.mark.story
+@pytest.mark.long
 def test_a_million_reporters_leave_as_many_as_the_limit_and_the_reach_says_since_when() -> None:
     dedup, count = FoldedBatches(), 1_000_000
     size: list[int] = []

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from kit.builders import ENDED_NS, make_batch, make_span
-from tokentrace.dedup import Deduplicator, LeftOut, identities_of, is_long, keys_of
-from tokentrace.records import Batch, Score, Span, is_response_id
+from tokentrace.dedup import Deduplicator, LeftOut, identities_of, keys_of
+from tokentrace.records import Batch, Score, Span, is_long, is_response_id
 from tokentrace.units import MINUTE, SECOND
 
 NOW = ENDED_NS

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from kit.alert_events import FIRED, OVER, START_NS, make_event, make_resolved
 from tokentrace.records import AlertEvent, DeliveryRecord
+from tokentrace.service.retry_after import MAX_RETRY_AFTER_S, retry_after
 from tokentrace.units import MINUTE, SECOND, render_instant
 from tokentrace_alerter.delivery.channel import attempts_within, backoff_ns, idempotency_key, pause_ns
 from tokentrace_alerter.delivery.order import DeliveryOrder, Outcome
-from tokentrace_alerter.delivery.webhook import MAX_RETRY_AFTER_S, retry_after
 
 SUBJECT = "tokentrace.alerts.default.rule"
 HOOK = "https://example.org/hook"

@@ -26,6 +26,7 @@ from tokentrace_alerter.delivery import (
     signature,
     webhook_body,
 )
+from tokentrace_alerter.links import linked
 from tokentrace_alerter.rules import State, decide, parse_rule
 
 # --- the body of a webhook
@@ -46,6 +47,29 @@ def test_the_body_of_a_webhook_is_the_documented_event() -> None:
         "filter": {"model": "o3"},
         "rule_id": "alert_7f3a1c2b",
     }
+
+
+@pytest.mark.parametrize("url", ["https://traces.example.com", "https://traces.example.com/", ""])
+def test_each_body_links_to_the_rule_on_the_page_if_its_url_is_known(url: str) -> None:
+    event = linked(make_event(alert="50 % / of <all>?"), url)
+    body, payload = (
+        msgspec.json.decode(webhook_body(Channel(type="webhook", url=URL, format=form), event))
+        for form in ("tokentrace", "alertmanager")
+    )
+    pushed = alertmanager_alert(event, START_NS)
+    [alert] = payload["alerts"]
+    if not url:
+        assert "link" not in body
+        assert (payload["externalURL"], alert["generatorURL"]) == ("", "")
+        assert "generatorURL" not in pushed
+        return
+    begin = render_instant(parse_instant(event.starts_at) - HOUR)
+    link = f"https://traces.example.com/#/alerts/50%20%25%20%2F%20of%20%3Call%3E%3F?from={begin}&to={FIRED}"
+    assert (body["link"], alert["generatorURL"], pushed["generatorURL"]) == (link, link, link)
+    assert alert["annotations"]["link"] == pushed["annotations"]["link"] == link
+    assert payload["externalURL"] == "https://traces.example.com/"
+    ended = linked(make_resolved(window="no window"), url)
+    assert str(ended.link).partition("?")[2] == f"from={ended.starts_at}&to={ended.ends_at}"
 
 
 @pytest.mark.parametrize("status", ["firing", "resolved"])

@@ -174,5 +174,14 @@ def test_every_page_can_be_reached_from_the_index() -> None:
     assert sorted(set(DOCS.rglob("*.md")) - seen) == []
 
 
+def test_the_index_and_the_site_list_every_guide_and_explanation() -> None:
+    pages = sorted(
+        str(file.relative_to(DOCS)) for name in ("how-to", "explanation") for file in (DOCS / name).glob("*.md")
+    )
+    assert len(pages) > 15
+    assert [page for page in pages if f"({page})" not in read("docs/README.md")] == []
+    assert [page for page in pages if f"- {page}\n" not in read("mkdocs.yml")] == []
+
+
 def test_no_document_cites_a_page_that_is_not_in_the_repository() -> None:
     assert [(name, cited) for name in NAMES for cited in re.findall(r"\b(?:SPEC|DESIGN)\b.{0,20}", read(name))] == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kit.examples import examples
 from kit.rollup_streams import NOON_S, FoldedRollup, asked, at, whole
 from tokentrace.rollup import Rollup, SeriesTable, Summary, merge
-from tokentrace.rollup.extremes import pack_extremes, unpack_extremes
+from tokentrace.rollup.extremes import pack_extremes, saved_extremes, unpack_extremes
 from tokentrace.units import SECOND
 
 QUANTILES = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
@@ -110,6 +110,17 @@ def test_packed_extremes_are_the_same_after_unpacking(rows: list[list[int | None
     highs = np.where(lows == nothing, nothing, ~lows)
     extremes = np.concatenate([lows, highs], axis=1)
     assert unpack_extremes(pack_extremes(extremes)).tolist() == extremes.tolist()
+
+
+def test_extremes_from_a_snapshot_are_those_that_were_packed() -> None:
+    packed = pack_extremes(np.array([[5, 2**40, ~9, ~(2**41)], [6, 2**40, ~9, ~(2**41)]], np.int64))
+    assert saved_extremes(2, 4, list(packed.saved)) == packed
+    for number, array in enumerate(packed.saved):
+        damaged = [*packed.saved[:number], array[:-4], *packed.saved[number + 1 :]]
+        with pytest.raises(ValueError, match="not those of 2 series"):
+            saved_extremes(2, 4, damaged)
+    with pytest.raises(ValueError, match="not those of 3 series"):
+        saved_extremes(3, 4, packed.saved)
 
 
 def test_a_removed_value_leaves_the_range_at_the_bins_of_what_remains() -> None:

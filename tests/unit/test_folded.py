@@ -204,6 +204,7 @@ def test_an_answer_that_shows_every_value_by_name_is_not_folded() -> None:
 # ---- how many values there are
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("values", "error"), [(0, 0), (1, 0), (100, 0.03), (20_000, 0.1), (300_000, 0.1)])
 def test_the_number_of_different_values_is_about_right(values: int, error: float) -> None:
     count = DistinctCount()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import genai_prices
+import pytest
 from genai_prices.data import providers
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.data_units import unit_data
@@ -79,6 +80,7 @@ def test_every_model_is_found_as_genai_prices_finds_it() -> None:
         assert found_by_us(provider.id, model.id) == found_by_genai_prices(provider.id, model.id), model.id
 
 
+@pytest.mark.story
 @settings(max_examples=examples(1000), deadline=None)
 @given(st.data())
 def test_names_near_those_of_models_are_found_as_genai_prices_finds_them(data: st.DataObject) -> None:

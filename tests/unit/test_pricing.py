@@ -74,6 +74,7 @@ def test_over_90_percent_of_models_are_found_under_their_own_name() -> None:
     assert counts[True] > 0.9 * len(PAIRS)
 
 
+@pytest.mark.long
 def test_every_model_that_is_found_costs_what_calc_price_says() -> None:
     for provider, model in PAIRS:
         if is_found(provider.id, model.id):

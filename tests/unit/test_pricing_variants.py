@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal, localcontext
+from functools import cache
 from itertools import chain
 
 import pytest
@@ -31,7 +32,12 @@ NOTHING = (0, 0, 0, 0, 0, 0)
 #: Before the list has a price for batches of Anthropic.
 EARLY = datetime(2026, 10, 13, tzinfo=UTC)
 LATE = datetime(2026, 11, 29, 12, tzinfo=UTC)
-FOUND = [pair for pair in PAIRS if is_found(pair[0].id, pair[1].id)]
+
+
+@cache
+def found_pairs() -> list[tuple[Provider, ModelInfo]]:
+    """Return the pairs of a provider and a model of which a look-up finds this model."""
+    return [pair for pair in PAIRS if is_found(pair[0].id, pair[1].id)]
 
 
 def exact(provider: Provider, model: ModelInfo, counts: dict[str, int], at: datetime, context: dict[str, str]) -> int:
@@ -76,13 +82,15 @@ def with_wholes(counts: dict[str, int]) -> dict[str, int]:
 
 
 def cases() -> Iterator[tuple[Provider, ModelInfo, datetime, dict[str, str], str]]:
-    for provider, model in FOUND:
+    for provider, model in found_pairs():
         for at in moments_of(model):
             for context in contexts_of(model, at):
                 for unit in priced_units(model.get_prices(at, context)):
                     yield provider, model, at, context, unit
 
 
+@pytest.mark.story
+@pytest.mark.long
 def test_every_unit_of_every_variant_of_every_model_costs_what_calc_price_says() -> None:
     checked = 0
     units: set[str] = set()
@@ -100,7 +108,9 @@ def test_every_unit_of_every_variant_of_every_model_costs_what_calc_price_says()
         variants |= context.items()
     assert checked > 15_000
     assert {"requests", "audio_seconds", "cache_audio_read_tokens", "web_searches", "output_image_tokens"} <= units
-    priced = {item for _, model in FOUND for variant in model.price_variants or () for item in variant.when.items()}
+    priced = {
+        item for _, model in found_pairs() for variant in model.price_variants or () for item in variant.when.items()
+    }
     assert variants == priced
     assert len(priced) >= 9
 
@@ -108,7 +118,8 @@ def test_every_unit_of_every_variant_of_every_model_costs_what_calc_price_says()
 @settings(max_examples=examples(1500), deadline=None)
 @given(st.data())
 def test_any_usage_in_any_variant_costs_what_calc_price_says(data: st.DataObject) -> None:
-    rich = [pair for pair in FOUND if pair[1].price_variants] if data.draw(st.booleans()) else FOUND
+    found = found_pairs()
+    rich = [pair for pair in found if pair[1].price_variants] if data.draw(st.booleans()) else found
     provider, model = draw_pair(data, rich)
     at = data.draw(st.sampled_from(moments_of(model)))
     context = data.draw(st.sampled_from(contexts_of(model, at)))

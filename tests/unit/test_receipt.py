@@ -170,6 +170,8 @@ names = st.sampled_from(sorted(PAIRS))
 # --- every model of the bundled tables -------------------------------------------------------------------------------
 
 
+@pytest.mark.story
+@pytest.mark.long
 def test_the_receipt_of_every_model_adds_up() -> None:
     """Groq's whisper models are included: they charge no tokens, so their minimum of ten seconds does not apply."""
     for name in PAIRS:

@@ -111,6 +111,8 @@ PIECES = [
 ]  # fmt: skip
 
 
+@pytest.mark.story
+@pytest.mark.long
 @pytest.mark.parametrize("end", ["", "@", "token:", '"', "PRIVATE KEY"])
 def test_the_time_for_a_hostile_text_does_not_grow_with_the_square_of_its_length(end: str) -> None:
     # No clock is needed: reading the rest of such a text again for each of its characters would take hours.

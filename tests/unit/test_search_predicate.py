@@ -50,7 +50,7 @@ def fill(database: Database, spans: list[Span]) -> None:
 
 def find(database: Database, search: Search) -> list[int]:
     """Return the indices, in the list that ``fill`` got, of the spans that SQL finds."""
-    condition, values = search.condition()
+    condition, values = search.of_span()
     bounds, instants = search.bounds("started_ns")
     where = " AND ".join(text for text in (condition, bounds) if text) or "true"
     rows = database.run(f"SELECT ordinal - 1 FROM held WHERE {where} ORDER BY 1", [*values, *instants])
@@ -147,7 +147,7 @@ def test_sql_gives_a_number_the_same_text_as_python_also_inside_a_list(
     expression, parameters = attribute_text("n")
     text = attribute_text_of(span, "n")
     assert database.run(f"SELECT {expression} FROM held", parameters) == [(text,)]
-    assert find(database, Search(attributes={"n": str(text)})) == [0]
+    assert find(database, Search(attributes={"n": [str(text)]})) == [0]
 
 
 WORDS = ("", "Rate LIMIT", "limit", "ÜBER", "über", "ΑΣ", "ας", "İx", "ix", "ẞ", "ß", "ss", "%", "_", "'", "nul\x00")
@@ -165,17 +165,23 @@ spans = st.builds(
     started_ns=st.sampled_from((0, 1, 4_102_444_800_000_000_000)),
     attributes=attributes,
 )
+asked_columns = st.dictionaries(
+    st.sampled_from(("name", "model", "caller", "session_id", "user_id", "kind")),
+    st.lists(st.sampled_from((*WORDS, "it's", "llm")), min_size=1, max_size=2),
+    max_size=2,
+)
+asked_attributes = st.dictionaries(keys.filter(bool), st.lists(strings, min_size=1, max_size=2), max_size=1)
+extremes = st.dictionaries(
+    st.sampled_from(("cost_nusd", "latency_ns")), st.sampled_from((0, 1, 2, 2**63, 10**80)), max_size=2
+)
 searches = st.builds(
     Search,
-    columns=st.dictionaries(
-        st.sampled_from(("name", "model", "caller", "session_id", "user_id", "kind")),
-        st.sampled_from((*WORDS, "it's", "llm")),
-        max_size=2,
-    ),
-    attributes=st.dictionaries(keys.filter(bool), strings, max_size=1),
-    least=st.dictionaries(
-        st.sampled_from(("cost_nusd", "latency_ns")), st.sampled_from((0, 1, 2, 2**63, 10**80)), max_size=2
-    ),
+    columns=asked_columns,
+    attributes=asked_attributes,
+    least=extremes,
+    most=st.one_of(st.just({}), extremes),
+    without=st.one_of(st.just({}), asked_columns),
+    without_attributes=st.one_of(st.just({}), asked_attributes),
     text=st.one_of(st.sampled_from(WORDS), st.text(characters, max_size=2)),
     since_ns=st.sampled_from((None, None, -1, 0, 1, 2, 10**20)),
     until_ns=st.sampled_from((None, None, -1, 0, 1, 10**20)),
@@ -193,7 +199,7 @@ def test_a_tail_takes_the_spans_that_a_list_finds(
     start = data.draw(st.integers(0, max(len(span.name) - 1, 0)))
     # Search for parts of stored names as well, because random texts rarely match.
     part = span.name[start : start + 3]
-    asked += [Search(text=part), Search(text=part.upper()), Search(text=part.lower()), Search(columns={"name": part})]
+    asked += [Search(text=part), Search(text=part.upper()), Search(text=part.lower()), Search(columns={"name": [part]})]
     for search in asked:
         assert find(database, search) == [number for number, span in enumerate(stored) if search.matches(span)]
 
@@ -252,5 +258,5 @@ def test_an_id_is_the_field_or_else_the_attribute_of_its_name_in_sql_and_in_pyth
     is_number = database.run(f"SELECT coalesce({kind}, '') IN ('BIGINT', 'UBIGINT', 'DOUBLE') FROM held", parameters)
     assert is_number == [(not field and isinstance(attribute, int | float) and not isinstance(attribute, bool),)]
     # Spans without the id are found by the empty text.
-    search = Search(attributes={key: asked})
+    search = Search(attributes={key: [asked]})
     assert bool(find(database, search)) == search.matches(span) == ((wanted or "") == asked)

@@ -267,6 +267,7 @@ def test_every_sum_is_exact(spans: list[Span]) -> None:
     assert as_dict(sums) == recount(spans)
 
 
+@pytest.mark.long
 def test_a_quarter_of_a_million_of_the_largest_spans_add_up_exactly() -> None:
     largest = make_span(
         cost_nusd=MAX_COST_NUSD,

@@ -1,0 +1,75 @@
+"""The captured OTLP requests in ``tests/data/otlp``, with what their spans mean."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf.json_format import ParseDict
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+FOLDER = Path(__file__).parents[1] / "data" / "otlp"
+#: Texts that the captured applications sent and got; no other value contains one.
+CONTENT = ("How is the weather", "You are brief", "It is sunny", "sunny Paris", "Paris, sunny", "sunny, 21 C")
+
+
+class Fixture(NamedTuple):
+    """
+    A captured request.
+
+    Attributes:
+        name: ``<emitter>/<case>``.
+        body: The request as OTLP in JSON.
+        expected: ``spans`` by id, ``totals``, what the server said (``truth``), and what the emitter does not tell
+            (``gaps``).
+    """
+
+    name: str
+    body: bytes
+    expected: dict[str, Any]
+
+    def protobuf(self) -> bytes:
+        """Return the request as OTLP in protobuf."""
+        message = ParseDict(with_base64_ids(json.loads(self.body)), ExportTraceServiceRequest(), True)
+        data: bytes = message.SerializeToString()
+        return data
+
+
+@cache
+def fixtures() -> tuple[Fixture, ...]:
+    """Return the captured requests that hold spans, by name."""
+    paths = sorted(FOLDER.rglob("*.expected.json"))
+    return tuple(
+        Fixture(
+            str(path.relative_to(FOLDER)).removesuffix(".expected.json"),
+            (path.parent / path.name.replace(".expected", "")).read_bytes(),
+            json.loads(path.read_text()),
+        )
+        for path in paths
+    )
+
+
+def with_base64_ids(value: Any) -> Any:
+    """Return *value* in the JSON form of protobuf: ids in base64, no value that is null."""
+    if isinstance(value, list):
+        return [with_base64_ids(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    converted = {}
+    for key, item in value.items():
+        if item is None:
+            continue
+        is_id = key in ("traceId", "spanId", "parentSpanId")
+        converted[key] = base64.b64encode(bytes.fromhex(item)).decode() if is_id else with_base64_ids(item)
+    return converted
+
+
+def with_own_ids(fixture: Fixture) -> bytes:
+    """Return the body of *fixture* with long response ids that no other fixture has, as providers give out."""
+    tail = hashlib.sha256(fixture.name.encode()).hexdigest()[:12].encode()
+    return re.sub(rb"fix(\d{4})", lambda found: found[0] + tail, fixture.body)
