@@ -46,6 +46,9 @@ NEEDED: dict[str, list[str]] = {
     "rules backtest": ["rules.yml"],
     "config check": ["rules.yml"],
     "prices explain": ["gpt-4o"],
+    # Nothing answers on this port.
+    "coverage": ["--api", "http://127.0.0.1:1"],
+    "doctor": ["--listen", "{taken}"],
 }
 #: Options whose values have a form, so that rubbish is never a value of them.
 FORMS = {
@@ -63,7 +66,7 @@ FORMS = {
     ("prices explain", "--usage"),
     ("prices explain", "--context"),
 }
-URLS = {("demo", "--url"), ("tail", "--nats"), ("replay", "--url"), ("rules backtest", "--nats")}
+URLS = {("coverage", "--api"), ("doctor", "--forward"), ("demo", "--url"), ("tail", "--nats"), ("replay", "--url"), ("rules backtest", "--nats")}
 #: Options that take any text, and would make a command run that has all it needs.
 FREE = {("tail", "--model"), ("tail", "--caller")}
 RULES = "alerts: [{name: a, metric: total_cost, op: gt, threshold: 1, window: 1h}]\n"

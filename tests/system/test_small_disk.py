@@ -61,8 +61,8 @@ class SmallDisk:
         self._resize(self.whole)
 
     def _resize(self, size: int) -> None:
-        self.size = size
         subprocess.run(["mount", "-o", f"remount,size={size}", str(self.directory)], check=True)
+        self.size = size
 
     def fill(self) -> None:
         """Fill every free page."""
