@@ -66,7 +66,14 @@ FORMS = {
     ("prices explain", "--usage"),
     ("prices explain", "--context"),
 }
-URLS = {("coverage", "--api"), ("doctor", "--forward"), ("demo", "--url"), ("tail", "--nats"), ("replay", "--url"), ("rules backtest", "--nats")}
+URLS = {
+    ("coverage", "--api"),
+    ("doctor", "--forward"),
+    ("demo", "--url"),
+    ("tail", "--nats"),
+    ("replay", "--url"),
+    ("rules backtest", "--nats"),
+}
 #: Options that take any text, and would make a command run that has all it needs.
 FREE = {("tail", "--model"), ("tail", "--caller")}
 RULES = "alerts: [{name: a, metric: total_cost, op: gt, threshold: 1, window: 1h}]\n"
