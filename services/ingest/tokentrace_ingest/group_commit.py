@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 
 from tokentrace.bus import HEADROOM_BYTES, Bus, subjects
 from tokentrace.errors import Rejected, TokentraceError
@@ -82,14 +82,22 @@ class GroupCommit:
 
     Args:
         shards: Shard count.
+        take: Called with the number of bytes that are about to be published; raises ``Unavailable`` if the log has no
+            room for them.
 
     Attributes:
         by_call_from_ns: Batches that arrived at this instant or later are placed by the identity of their calls, Unix
             nanoseconds; None = no batch is.
     """
 
-    def __init__(self, bus: Bus, shards: int, by_call_from_ns: int | None = 0) -> None:
-        self._bus, self._shards = bus, shards
+    def __init__(
+        self,
+        bus: Bus,
+        shards: int,
+        by_call_from_ns: int | None = 0,
+        take: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._bus, self._shards, self._take = bus, shards, take
         self.by_call_from_ns = by_call_from_ns
         self._lanes: dict[str, _Lane] = {}
 
@@ -105,8 +113,8 @@ class GroupCommit:
                 before was acknowledged, readers fold them in that order. "" = the id of the batch decides the shard.
 
         Raises:
-            Unavailable: Not every part was acknowledged. Some may be stored; a retry is safe, because readers know what
-                they have folded.
+            Unavailable: Not every part was acknowledged, or the log has no room. Some may be stored; a retry is safe,
+                because readers know what they have folded.
             Rejected: A part is too large for one message of the broker; nothing was published.
         """
         await self.publish(self.encode(project, parts, made=made, order_key=order_key))
@@ -138,8 +146,9 @@ class GroupCommit:
                 )
         return encoded
 
-    async def publish(self, encoded: Iterable[tuple[str, bytes]]) -> None:
+    async def publish(self, encoded: Sequence[tuple[str, bytes]]) -> None:
         """Publish what ``encode`` returned, and return or raise as ``commit``."""
+        self._take(sum(len(data) for _, data in encoded))
         futures = [self._lane(subject).add(data) for subject, data in encoded]
         outcomes = await asyncio.gather(*futures, return_exceptions=True)
         for outcome in outcomes:

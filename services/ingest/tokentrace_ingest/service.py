@@ -24,9 +24,8 @@ another format is rejected as a whole if one of its records is bad, unless it as
 *Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
 message that may hold a secret is therefore overwritten before it is acknowledged, with the exceptions in ``_erase``.
 
-*Backpressure.* The log discards its oldest messages when it is full, whether or not every reader has read them.
-``_watch_lag`` measures every 2 s how much each reader still has to read. When that is 90 % of the log's size limit, the
-consume loop pauses and HTTP requests get 503 with ``Retry-After``; reporters' batches wait in ``TT_RAW``.
+*Backpressure.* The log discards its oldest messages when it is full, whether or not every reader has read them. So
+input waits while a reader is far behind (``backpressure``).
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ from tokentrace.records import Batch, RefusalNotice, Span, SpanError, encode_not
 from tokentrace.redact import Redactor
 from tokentrace.service.health import Health, Sample
 from tokentrace.service.ingest_operations import MAX_ERRORS
-from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import Stopped, unless_stopped
+from tokentrace_ingest.backpressure import Backpressure
 from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
 from tokentrace_ingest.dead_letters import DeadLetter
 from tokentrace_ingest.group_commit import GroupCommit
@@ -65,11 +64,8 @@ MAX_DELIVERIES = 5
 _FETCH = 128
 #: The broker delivers a message again if it is not acknowledged within this many seconds.
 ACK_WAIT_S = 5.0
-_LAG_INTERVAL_S = 2.0
 #: Limit of raw messages that are overwritten at the same time.
 _MAX_ERASING = 8
-#: Input stops when what a reader still has to read is this fraction of the log's size limit.
-_STOP_AT = 0.9
 #: Seconds of starting tasks after which other tasks get a turn.
 _TURN_S = 0.005
 #: The label ``way`` repeats ``source`` for one release.
@@ -128,7 +124,8 @@ class Ingest:
     def __init__(self, bus: Bus, config: Config) -> None:
         self.bus, self.config = bus, config
         self._cleaner = Cleaner(config.redactor, config.pricer)
-        self._group_commit = GroupCommit(bus, config.shards, None)
+        self._backpressure = Backpressure(bus)
+        self._group_commit = GroupCommit(bus, config.shards, None, self._backpressure.take)
         self._layout = Layout(bus, self._group_commit)
         self.open_spans = OpenSpans(bus, self._cleaner, self._group_commit, config.project, self._count_open_span)
         self.otlp = OtlpRequests(
@@ -138,11 +135,9 @@ class Ingest:
             max_records=config.max_otlp_records,
             max_bytes=config.max_otlp_bytes,
         )
-        self._blocked = ""
         self._counts: Counter[tuple[str, str]] = Counter()
         self._redactions: Counter[tuple[str, str]] = Counter()
         self._erasing = asyncio.Semaphore(_MAX_ERASING)
-        self._behind: dict[str, float] = {}
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Consume raw messages until *stopping* is set, then let those in progress finish for up to ``ACK_WAIT_S``."""
@@ -305,7 +300,7 @@ class Ingest:
                             await asyncio.wait([pull])
                     if pull.cancelled():
                         break
-                    while self._blocked and not stopping.is_set():
+                    while self._backpressure.blocked and not stopping.is_set():
                         await asyncio.sleep(0.2)
                     in_progress.add(asyncio.create_task(self._process_fetch(pull.result(), created_ns)))
                     # Process two fetches: one is cleaned while the other waits for the broker's acknowledgement.
@@ -424,30 +419,22 @@ class Ingest:
     # -- backpressure
 
     async def _watch_lag(self) -> None:
-        """Measure how far readers are behind, and block input before the log discards messages that a reader lacks."""
+        """Measure how far readers are behind, and follow the agreement with them on how batches are placed."""
         while True:
-            await asyncio.sleep(_LAG_INTERVAL_S)
             try:
                 entries = await self.bus.kv(subjects.META).items()
-                _, self._behind = await read_backlog(self.bus, entries)
+                await self._backpressure.measure(entries)
                 await self._layout.agree(entries)
             except TokentraceError as exc:
                 log.debug("the lag of the readers was not measured: %s", exc)
-                continue
-            worst = max(self._behind, key=lambda reader: self._behind[reader], default="")
-            if worst and self._behind[worst] >= _STOP_AT:
-                behind = f"{worst} is behind by {self._behind[worst]:.0%} of the log's size limit"
-                self._blocked = f"{behind}; input waits so that this reader loses no message"
-                log.error(self._blocked)
-            else:
-                self._blocked = ""
+            await self._backpressure.wait_for_turn()
 
     def health(self) -> Health:
         """Return ready if the broker has no problem and input is not blocked; list readers half of the log behind."""
         missing = list(self.bus.problems)
-        if self._blocked:
-            missing.append(self._blocked)
-        behind = {reader: round(part, 3) for reader, part in self._behind.items() if part >= 0.5}
+        if blocked := self._backpressure.blocked:
+            missing.append(blocked)
+        behind = {reader: round(part, 3) for reader, part in self._backpressure.behind.items() if part >= 0.5}
         details: dict[str, object] = {"behind": behind} if behind else {}
         if self._layout.waiting_for:
             details["layout_waits_for"] = self._layout.waiting_for
@@ -464,7 +451,7 @@ class Ingest:
             yield Sample("tokentrace_ingest_redactions_total", help_text, count, labels)
         yield from self.otlp.samples()
         help_text = "What a reader still has to read, as a fraction of the log's size limit."
-        for reader, part in self._behind.items():
+        for reader, part in self._backpressure.behind.items():
             yield Sample("tokentrace_ingest_reader_behind", help_text, part, {"reader": reader})
 
     def check_backpressure(self) -> None:
@@ -474,8 +461,7 @@ class Ingest:
         Raises:
             Unavailable: A reader is too far behind; the text names it. Try again after 5 seconds.
         """
-        if self._blocked:
-            raise Unavailable(self._blocked, retry_after_s=5)
+        self._backpressure.check()
 
     def count_refused(self, source: str, spans: int = 1) -> None:
         """Count a request that was rejected as a whole, as *spans* rejected spans."""

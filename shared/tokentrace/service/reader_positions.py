@@ -47,7 +47,7 @@ def backlog(
         positions: Reader -> (creation of the stream, sequence, time of publication), times in Unix nanoseconds.
         forget_ns: A reader that has published no position for this long is ignored, nanoseconds.
     """
-    if state.max_bytes <= 0 or state.messages == 0:
+    if state.max_bytes <= 0:
         return {}
     full = state.bytes / state.max_bytes
     span = max(state.last_sequence - state.first_sequence + 1, 1)
