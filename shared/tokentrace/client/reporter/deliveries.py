@@ -27,7 +27,7 @@ _MAX_PAUSE_S = 1.0
 SPOOL_AFTER_S = 1.0
 #: The accepted batches of which ingest may still say that spans are invalid.
 _MAX_REMEMBERED = 4096
-#: While long texts are redacted, the sender sleeps for so long after holding the interpreter for so long, seconds.
+#: While spans are prepared, the sender sleeps for so long after holding the interpreter for so long, seconds.
 _HOLD_S = 0.0003
 _REST_S = 0.00002
 
@@ -80,8 +80,9 @@ class Deliveries:
                 self._queue.finish(failed=taken.size)
 
     def _outgoing(self, taken: TakenBatch) -> Outgoing:
-        with pausing(self._let_others_run):
-            return Outgoing(self.id, self._source, taken, self._redactor, self._notices.refused)
+        pause, refused = self._let_others_run, self._notices.refused
+        with pausing(pause):
+            return Outgoing(self.id, self._source, taken, self._redactor, refused, pause)
 
     def _let_others_run(self) -> None:
         """Sleep for a moment if this thread has held the interpreter for long and the queue has room meanwhile."""

@@ -81,6 +81,7 @@ class Outgoing:
         batch: The spans as they were reported.
         redactor: Removes secrets from each span.
         on_refused: Called with the reason for each span that is not valid.
+        pause: Called before each span, so that the sender can let other threads run.
 
     Attributes:
         sequence: The number of the batch.
@@ -90,13 +91,20 @@ class Outgoing:
     """
 
     def __init__(
-        self, id: str, source: str, batch: TakenBatch, redactor: Redactor, on_refused: Callable[[str], None]
+        self,
+        id: str,
+        source: str,
+        batch: TakenBatch,
+        redactor: Redactor,
+        on_refused: Callable[[str], None],
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self.sequence, self.stats = batch.sequence, batch.stats
         self.truncated = 0
         valid: list[msgspec.Raw] = []
         refused: list[RefusedSpan] = []
         for index, span in enumerate(batch.spans):
+            pause()
             ready = self._prepare(span, index, redactor)
             if isinstance(ready, RefusedSpan):
                 refused.append(ready)

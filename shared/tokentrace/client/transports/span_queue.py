@@ -77,6 +77,7 @@ class SpanQueue(Background[bytes]):
         found = Rendered([], [], 0)
         with pausing(self._let_others_run):
             for item in batch:
+                self._let_others_run()
                 try:
                     line = self._renderer.line(item[0])
                 except Rejected as exc:
