@@ -17,8 +17,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_pb
 
 from kit.otlp_fixtures import Fixture, with_base64_ids
 from kit.pipeline import Answer, Pipeline
+from tokentrace.units import MS, SECOND, parse_instant, render_instant
 
-SECOND = 1_000_000_000
 ENCODINGS = ("protobuf", "json")
 TYPES = {"protobuf": "application/x-protobuf", "json": "application/json"}
 TRACES, LOGS, METRICS = "/v1/traces", "/v1/logs", "/v1/metrics"
@@ -36,6 +36,8 @@ _ANSWERS: dict[str, Any] = {
     LOGS: logs_pb.ExportLogsServiceResponse,
     METRICS: metrics_pb.ExportMetricsServiceResponse,
 }
+#: An instant that is the whole value of an attribute; Langfuse puts it inside quotes.
+_INSTANT = re.compile(r'("?)(\d{4}-\d\d-\d\dT[0-9:.]+Z)\1')
 _RESPONSE_ID = re.compile(r"(chatcmpl-|msg_|resp_|gem-|conv_|call_|toolu_|req_)fix")
 
 
@@ -109,7 +111,7 @@ def encoded(request: Mapping[str, Any], encoding: str, path: str = TRACES) -> by
     """Return *request*, which is for *path*, in *encoding*."""
     if encoding == "json":
         return json.dumps(request).encode()
-    data: bytes = ParseDict(with_base64_ids(request), _REQUESTS[path]()).SerializeToString()
+    data: bytes = ParseDict(with_base64_ids(request), _REQUESTS[path](), True).SerializeToString()
     return data
 
 
@@ -167,21 +169,29 @@ def unique(fixture: Fixture, number: int, now_ns: int) -> tuple[dict[str, Any], 
     Return the request of *fixture* as if it had been made now by a program of its own.
 
     Args:
-        number: Another one for each request; it goes into the ids of traces, spans and responses.
+        number: Another one for each request; it goes into the ids of traces, spans and responses, which are as long as
+            those that providers give out.
 
     Returns:
         (The request, the name of the program).
     """
     service = f"case-{number}"
     text = fixture.body.decode().replace('"demo-app"', f'"{service}"')
-    text = _RESPONSE_ID.sub(lambda found: f"{found[1]}{number:03x}", text)
+    text = _RESPONSE_ID.sub(lambda found: f"{found[1]}{number:012x}", text)
+    for response_id in {span.get("response_id") for span in fixture.expected["spans"].values()}:
+        # LiteLLM makes ids of its own.
+        if response_id and not _RESPONSE_ID.match(response_id):
+            text = text.replace(response_id, f"{response_id[:-12]}{number:012x}")
     request = json.loads(text)
     ends = [int(span["endTimeUnixNano"]) for span in _dicts(request) if "endTimeUnixNano" in span]
-    shift = now_ns - max(ends, default=0)
+    # An instant in an attribute has whole milliseconds.
+    shift = (now_ns - max(ends, default=0)) // MS * MS
     for item in _dicts(request):
         for key, given in item.items():
             if key.endswith("UnixNano"):
                 item[key] = str(int(given) + shift)
+            elif key == "stringValue" and (found := _INSTANT.fullmatch(given)):
+                item[key] = f"{found[1]}{render_instant(parse_instant(found[2]) + shift)}{found[1]}"
             elif key in ("traceId", "spanId", "parentSpanId") and given.strip("0"):
                 item[key] = f"{number:06x}{given[6:]}"
     return request, service

@@ -329,3 +329,16 @@ def test_the_receipt_is_that_of_the_first_telling_of_a_span(pipeline: Pipeline) 
     pipeline.until(lambda: shown()["spans"][0].get("later_versions") == 1, "told again")
     assert receipt_of(pipeline, span)["cost_usd"] == "0.5"
     assert shown()["total_cost_usd"] == 0.5
+
+
+def test_the_receipt_of_a_call_that_another_span_told_first_says_that_it_does_not_count(pipeline: Pipeline) -> None:
+    told = call_with_ids(response_id=fresh("chatcmpl-0123456789ab"))
+    again = {**told, "span_id": "again"}
+    send(pipeline, [told])
+    send(pipeline, [again])
+    assert [receipt_of(pipeline, span)["counted"] for span in (told, again)] == [True, False]
+    assert receipt_of(pipeline, again)["cost_usd"] == receipt_of(pipeline, told)["cost_usd"]
+    assert (
+        pipeline.get(f"/traces/{told['trace_id']}").json()["total_cost_usd"]
+        == receipt_of(pipeline, told)["total_cost_usd"]
+    )

@@ -34,6 +34,7 @@ from tokentrace.pricing import FIELD_UNITS, Pricer, Rate, Receipt
 from tokentrace.records import Span, counts_as_cost
 from tokentrace.units import SECOND
 from tokentrace_api.routes.receipt import render_receipt
+from tokentrace_api.store import Telling
 
 pricer = Pricer()
 PAIRS: dict[str, tuple[Provider, ModelInfo]] = {
@@ -94,7 +95,7 @@ def assert_adds_up(span: Span, receipt: Receipt) -> None:
     if span.cost_nusd is None:
         assert receipt[:5] == ([], Decimal(0), None, None, True)
         return
-    shown = render_receipt(span, receipt)
+    shown = render_receipt(Telling(span), receipt)
     with localcontext() as context:
         context.prec = 400
         assert receipt.cost_usd == Decimal(span.cost_nusd) / 10**9, receipt
@@ -305,7 +306,7 @@ def test_the_receipt_of_a_reported_cost_is_one_line_also_for_roll_up_kinds(kind:
     receipt = pricer.receipt(kept)
     assert_adds_up(kept, receipt)
     assert [(line.unit, line.amount, line.per) for line in receipt.lines] == [("reported", 1, 1)]
-    shown = render_receipt(kept, receipt)
+    shown = render_receipt(Telling(kept), receipt)
     assert (shown["confidence"], shown["counted"]) == ("reported", counts_as_cost(kind))
     assert (Decimal(shown["cost_usd"]), shown["rounding"]) == (Decimal(nusd).scaleb(-9), "0")
 
@@ -323,7 +324,7 @@ def test_the_receipt_of_a_reported_cost_is_one_line_also_for_roll_up_kinds(kind:
 def test_the_receipt_of_an_unpriced_span_has_a_reason_and_no_lines(span: Span, reason: str) -> None:
     kept = priced(span)
     receipt = assert_explained(span)
-    shown = render_receipt(kept, receipt)
+    shown = render_receipt(Telling(kept), receipt)
     assert (shown["cost_usd"], shown["lines"], shown["confidence"], shown["reason"]) == (None, [], "unpriced", reason)
 
 
@@ -364,4 +365,4 @@ def test_a_receipt_whose_prices_do_not_give_the_cost_is_one_line_with_a_note(
         assert_adds_up(kept, receipt)
         if not receipt.explained:
             assert [line.unit for line in receipt.lines] == ["as_priced_then"]
-            assert "note" in render_receipt(kept, receipt)
+            assert "note" in render_receipt(Telling(kept), receipt)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokentrace.metrics import Counter, ToldTwice
-from tokentrace.records import MAX_COST_NUSD, Span, counts_as_cost
+from tokentrace.records import MAX_COST_NUSD, Span, counts_as_cost, duplicate_of
 from tokentrace.rollup import (
     ADDED,
     COST_SUMS,
@@ -34,7 +34,7 @@ def with_told_twice(before: ToldTwice, spans: Sequence[Span]) -> ToldTwice:
     """Return *before* with those of *spans* that OTLP requests told a second time, as ``dialect.otlp`` marks them."""
     calls, nusd = before.calls, before.nusd
     for span in spans:
-        if span.kind == "chain" and span.source == "otlp" and "duplicate_of" in span.attributes:
+        if duplicate_of(span):
             cost = span.attributes.get("rollup.cost_nusd", 0)
             calls += 1
             if isinstance(cost, int) and 0 < cost <= MAX_COST_NUSD:

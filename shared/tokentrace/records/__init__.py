@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from tokentrace.records.one_call import (
         LONG_MS,
         SHORT_MS,
+        duplicate_of,
         is_long,
         same_call,
     )
@@ -237,6 +238,7 @@ __all__ = [
     "decode_event",
     "decode_json",
     "decode_notice",
+    "duplicate_of",
     "encode_alert_answer",
     "encode_alert_request",
     "encode_batch",
@@ -329,6 +331,7 @@ _NAMES = {
     "one_call": (
         "LONG_MS",
         "SHORT_MS",
+        "duplicate_of",
         "is_long",
         "same_call",
     ),

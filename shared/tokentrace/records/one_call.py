@@ -1,4 +1,4 @@
-"""When two spans with one response id are one call."""
+"""When two spans are one call."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def same_call(first: Span, other: Span) -> bool:
     return first.started_ns - gap_ns <= max(other.ended_ns, other.started_ns) and other.started_ns - gap_ns <= max(
         first.ended_ns, first.started_ns
     )
+
+
+def duplicate_of(span: Span) -> str:
+    """Return the id of the span that counts in place of *span*, which one OTLP request told as well; "" = none does."""
+    if span.kind != "chain" or span.source != "otlp":
+        return ""
+    winner = span.attributes.get("duplicate_of", "")
+    return winner if isinstance(winner, str) else ""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kit.otlp_fixtures import Fixture, fixtures, with_own_ids
+from kit.otlp_fixtures import POORER_OUTSIDE, UNKNOWN_WRAPPERS, Fixture, fixtures, with_own_ids
 from kit.random_otlp import STARTED_NS, make_otlp
 from tokentrace.dedup import Deduplicator
 from tokentrace.dialect.otlp import Mapped, OtlpSpan, map_spans
@@ -20,18 +20,6 @@ from tokentrace.units import MINUTE, MS, SECOND, usd_to_nusd
 
 PRICER = Pricer()
 LONG_ID = "chatcmpl-0123456789abcdef"
-#: What a request for each span cannot tell: that the outer call, which has no response id, is the inner one.
-UNKNOWN_WRAPPERS = {
-    # calls, nano-dollars
-    "langfuse+anthropic-sdk/anthropic.manual_generation": (2, 26_025_000),
-    "otel-genai+anthropic-sdk/anthropic.error_429": (2, 0),
-    "vercel-ai-v7/openai.embeddings": (2, 1_280),
-}
-#: If the outer span comes first, it counts, and it does not tell which cache writes are kept for an hour.
-POORER_OUTSIDE = {
-    "otel-genai+anthropic-sdk/anthropic.messages": (1, 12_450_000),
-    "otel-genai+anthropic-sdk/anthropic.messages_stream": (1, 12_450_000),
-}
 #: The record has a price, and the expected total has none.
 PRICED = {"langfuse/openai.embeddings": (1, 1_280)}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kit.otlp_fixtures import Fixture, fixtures
+from kit.otlp_fixtures import BETTER, Fixture, fixtures
 from tokentrace.dialect.otlp import OtlpSpan, map_spans
 from tokentrace.dialect.otlp.json_wire import decode_traces as decode_json
 from tokentrace.dialect.otlp.protobuf_wire import decode_traces as decode_protobuf
@@ -15,14 +15,6 @@ from tokentrace.records import MODEL_KINDS, Span
 from tokentrace.units import usd_to_nusd
 
 PRICER = Pricer()
-#: Where a record is nearer to the truth than the span's own numbers: (fixture, span, field) -> the record's value.
-BETTER: dict[tuple[str, str, str], Any] = {
-    # Langfuse names no provider, and the price list finds the model without one.
-    ("langfuse/openai.embeddings", "0000000000000001", "cost_usd"): 1.28e-06,
-    # OpenLLMetry counts no reasoning, but its total includes it.
-    ("openllmetry-google-genai/gemini.generate", "0000000000000001", "reasoning_tokens"): 640,
-    ("openllmetry-google-genai/gemini.stream", "0000000000000001", "reasoning_tokens"): 640,
-}
 #: The usage object in ``output.value`` and the attributes agree.
 RULES = {"openinference-google-genai": "native:output.value"}
 SAME = (

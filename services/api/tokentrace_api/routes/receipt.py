@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from tokentrace.errors import Rejected
 from tokentrace.pricing import Pricer, Receipt, render_lines, render_price, render_usd
-from tokentrace.records import Span, counts_as_cost, event_time
+from tokentrace.records import counts_as_cost, duplicate_of, event_time
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import nusd_to_usd
 from tokentrace_api.interfaces import StoreReader
 from tokentrace_api.routes.answers import InstantText
 from tokentrace_api.routes.traces import SpanId, TraceId
+from tokentrace_api.store import Telling
 
 #: ``Span.cost_source`` -> ``ReceiptAnswer.confidence``.
 _CONFIDENCE = {
@@ -77,7 +78,10 @@ class ReceiptAnswer(msgspec.Struct):
 
     Attributes:
         total_cost_usd: The cost as a number, as other answers show it.
-        counted: True if totals include the cost of this span; false for roll-up kinds.
+        counted: True if totals include the cost of this span; false for roll-up kinds, and for a call that another span
+            told first.
+        duplicate_of: Id of the span that counts in place of this one, because it came in the same request of OTLP and
+            tells the same call; absent if there is none.
         reason: Why the cost is unknown, lacks a part or is 0.
         cost_reason: The same as ``reason``, under its name in spans.
         assumed: What was assumed because the span does not say it; null = nothing.
@@ -100,6 +104,7 @@ class ReceiptAnswer(msgspec.Struct):
     price: ReceiptPrice
     lines: list[ReceiptLine]
     rounding: Money
+    duplicate_of: str | UnsetType = UNSET
     note: str | UnsetType = UNSET
 
 
@@ -153,14 +158,14 @@ def router(store: StoreReader, pricer: Pricer) -> Router:
         found = await store.read(lambda spans: spans.tellings_of(trace_id, span_id, store.now_ns()))
         if not found:
             raise Rejected("span not found", status=404)
-        span = found[0].span
-        return reply(render_receipt(span, pricer.receipt(span)))
+        return reply(render_receipt(found[0], pricer.receipt(found[0].span)))
 
     return routes
 
 
-def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
-    """Return *receipt* of *span* as the struct ``ReceiptAnswer`` describes it."""
+def render_receipt(telling: Telling, receipt: Receipt) -> dict[str, Any]:
+    """Return *receipt* of the span in *telling* as the struct ``ReceiptAnswer`` describes it."""
+    span = telling.span
     shown: dict[str, Any] = {
         "trace_id": span.trace_id,
         "span_id": span.span_id,
@@ -168,7 +173,7 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "provider": span.provider,
         "cost_usd": None if receipt.cost_usd is None else render_usd(receipt.cost_usd),
         "total_cost_usd": None if span.cost_nusd is None else nusd_to_usd(span.cost_nusd),
-        "counted": counts_as_cost(span.kind),
+        "counted": telling.counted and counts_as_cost(span.kind),
         "confidence": _CONFIDENCE[span.cost_source],
         "reason": span.unpriced_reason or None,
         "cost_reason": span.unpriced_reason or None,
@@ -177,6 +182,8 @@ def render_receipt(span: Span, receipt: Receipt) -> dict[str, Any]:
         "lines": render_lines(receipt.lines),
         "rounding": render_usd(receipt.rounding_usd),
     }
+    if winner := duplicate_of(span):
+        shown["duplicate_of"] = winner
     if not receipt.explained:
         shown["note"] = "the cost cannot be recomputed with the installed prices; one line stands for the whole cost"
     return shown
