@@ -57,6 +57,11 @@ class Case(NamedTuple):
         """The ids of its traces, as they are kept."""
         return sorted({span["traceId"].lower() for request in self.requests for span in otlp.spans_of(request)})
 
+    @property
+    def span_ids(self) -> list[str]:
+        """The ids of its spans, as they are kept."""
+        return [span["spanId"].lower() for request in self.requests for span in otlp.spans_of(request)]
+
     def expected_tokens(self) -> Counter[str]:
         """Return name in ``tokens`` of ``/metrics`` -> tokens of its calls."""
         found: Counter[str] = Counter()

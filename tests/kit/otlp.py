@@ -183,9 +183,10 @@ def unique(fixture: Fixture, number: int, now_ns: int) -> tuple[dict[str, Any], 
         if response_id and not _RESPONSE_ID.match(response_id):
             text = text.replace(response_id, f"{response_id[:-12]}{number:012x}")
     request = json.loads(text)
-    ends = [int(span["endTimeUnixNano"]) for span in _dicts(request) if "endTimeUnixNano" in span]
+    names = ("endTimeUnixNano", "timeUnixNano", "observedTimeUnixNano")
+    ends = [int(item[name]) for item in _dicts(request) for name in names if name in item]
     # An instant in an attribute has whole milliseconds.
-    shift = (now_ns - max(ends, default=0)) // MS * MS
+    shift = (now_ns - max(ends, default=now_ns)) // MS * MS
     for item in _dicts(request):
         for key, given in item.items():
             if key.endswith("UnixNano"):

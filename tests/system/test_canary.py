@@ -13,14 +13,11 @@ import contextlib
 import itertools
 import json
 import os
-import subprocess
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import duckdb
 import msgspec
 import pytest
 
@@ -28,6 +25,7 @@ from kit.builders import ENDED_NS, STARTED_NS
 from kit.canaries import KINDS, Canary, canary
 from kit.environment import GUARD
 from kit.examples import WHOLE
+from kit.leaks import UNCOMPRESSED, dump_tables, search
 from kit.pipeline import SeparateServices, http
 from tokentrace import Reporter
 from tokentrace.bus import jetstream, subjects
@@ -299,45 +297,6 @@ def ask_everything(pipeline: SeparateServices, sender: Sender) -> bytes:
 GROUPS = ("model", "caller", "name", "provider", "status")
 
 
-def search(needles: dict[bytes, str], *places: Path) -> set[str]:
-    """Return the descriptions, in *needles*, of the secrets that occur in the files below *places*."""
-    listed = places[0].parent / "needles.txt"
-    listed.write_bytes(b"\n".join(needles))
-    command = ["grep", "-r", "-a", "-o", "-h", "-F", "-f", str(listed), *map(str, places)]
-    searched = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "LC_ALL": "C"})
-    assert searched.returncode in (0, 1), searched.stderr
-    listed.unlink()
-    return {needles[needle] for needle in set(searched.stdout.split(b"\n")) if needle}
-
-
-def dump(files: list[Path], into: Path) -> None:
-    """Write all values of all tables of the DuckDB *files* to one file."""
-    with into.open("wb") as out:
-        for file in files:
-            with duckdb.connect(str(file), read_only=True) as database:
-                tables = database.execute("SELECT table_name FROM duckdb_tables()").fetchall()
-                for (table,) in tables:
-                    for row in database.execute(f'SELECT * FROM "{table}"').fetchall():
-                        out.write(repr(row).encode() + b"\n")
-                        out.writelines(value for value in row if isinstance(value, bytes))
-
-
-#: A ``sitecustomize`` that turns off the compression of DuckDB, so that the bytes of its files can be searched.
-UNCOMPRESSED = textwrap.dedent(
-    """
-    import loopback_only
-    loopback_only.install()
-    import duckdb
-    _connect = duckdb.connect
-    def connect(*args, **kwargs):
-        database = _connect(*args, **kwargs)
-        database.execute("PRAGMA force_compression='uncompressed'")
-        return database
-    duckdb.connect = connect
-    """
-)
-
-
 class Outcome:
     """
     The secrets that are found after all input was sent through services with the redaction mode *mode*.
@@ -387,7 +346,7 @@ class Outcome:
         (directory / "answers").mkdir()
         (directory / "answers" / "all").write_bytes(answers)
         (directory / "dump").mkdir()
-        dump(sorted((run / "data").rglob("*.duckdb")), directory / "dump" / "all")
+        dump_tables(sorted((run / "data").rglob("*.duckdb")), directory / "dump" / "all")
         nats = run / "nats"
         self.found = {
             "nats": search(self.needles, nats),
