@@ -39,6 +39,7 @@ _OF_A_RULE = (
     "delivery",
     "silenced",
     "silenced_until",
+    "silenced_at",
     "spans_considered",
     "late_spans",
 )
@@ -142,7 +143,7 @@ def _receipt(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rules(answer: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: rule[key] for key in _OF_A_RULE} for rule in answer]
+    return [{key: rule[key] for key in _OF_A_RULE if key in rule} for rule in answer]
 
 
 def _sessions(answer: dict[str, Any]) -> dict[str, Any]:
@@ -162,6 +163,7 @@ _LASTING: Mapping[str, Callable[[Any], Any]] = {
     "/metrics": lambda answer: {
         "transport": {key: answer["transport"][key] for key in ("sent", "failed", "dropped")},
         "alerts": answer["alerts"],
+        **{key: answer[key] for key in ("saved_from_double_count",) if key in answer},
     },
     "/metrics/prometheus": lambda samples: {
         name: value
@@ -219,7 +221,7 @@ def differences(expected: Any, actual: Any, where: str = "") -> list[str]:
 
 def _shown_now(key: str, then: Any, actual: Mapping[str, Any]) -> Any:
     """Return *then* as it is shown since: milliseconds of a span are whole, and a cost is null if none is known."""
-    if key in ("latency_ms", "ttft_ms") and "span_id" in actual:
+    if key in ("latency_ms", "ttft_ms") and "span_id" in actual and then is not None:
         return int(then + 0.5)
     return None if key == "total_cost_usd" and not then and actual.get("unpriced_span_count") else then
 

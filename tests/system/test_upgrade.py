@@ -47,6 +47,16 @@ from tokentrace_api.metrics_params import MetricsParams, MetricsQuery, parse_met
 CUSTOM_OF_EVERY_KIND = ("landing_9",)
 #: The name of the rule without a filter.
 UNFILTERED = "everything"
+#: What the alerter says of a rule beside its state: where it comes from, its silence and its deliveries.
+ADDED_WHEN_ASKED = (
+    "source",
+    "hides_rule_of_file",
+    "last_delivery",
+    "silenced_at",
+    "silenced_by",
+    "silence_comment",
+    "silence_ended",
+)
 ONE_MORE: dict[str, Any] = {
     "name": "after the upgrade",
     "caller": "upgrade",
@@ -140,9 +150,9 @@ def _as_defined_now(rule: dict[str, Any]) -> dict[str, Any]:
     """
     Return the recorded state of a rule with the present meaning of ``firing`` and ``why_not_fired``.
 
-    Where the rule comes from is left out: the alerter adds it when it is asked.
+    What the alerter adds when it is asked is left out.
     """
-    shown = {key: value for key, value in rule.items() if key not in ("source", "hides_rule_of_file")}
+    shown = {key: value for key, value in rule.items() if key not in ADDED_WHEN_ASKED}
     shown["firing"] = rule["state"] == "firing"
     if "instances" in rule:
         shown["instances"] = [_why_it_warms(instance) for instance in rule["instances"]]
@@ -254,7 +264,17 @@ async def test_snapshots_of_every_shard_are_read_and_give_the_recorded_windows(k
 
 def _shown(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers of *answer* that depend on its window's spans, without the fields of every response."""
-    passing = ("window", "quantile_error", "transport", "alerts", "rejected", "from", "to", "since")
+    passing = (
+        "window",
+        "quantile_error",
+        "transport",
+        "alerts",
+        "rejected",
+        "saved_from_double_count",
+        "from",
+        "to",
+        "since",
+    )
     return {key: value for key, value in answer.items() if key not in passing}
 
 
