@@ -96,7 +96,7 @@ async def test_bootstrap_without_space_waits_and_logs_the_reason_once(
                     await bootstrap(bus, Settings())
         logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(logged) == 1
-        assert "stream TT_" in logged[0]
+        assert "cannot be created: insufficient" in logged[0]
         assert "insufficient storage" in logged[0]
     finally:
         broker.stop()

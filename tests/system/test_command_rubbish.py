@@ -49,9 +49,16 @@ NEEDED: dict[str, list[str]] = {
     # Nothing answers on this port.
     "coverage": ["--api", "http://127.0.0.1:1"],
     "doctor": ["--listen", "{taken}"],
+    "keys create": ["shop", "--nats", "nats://a:port"],
+    "keys list": [],
+    "keys rotate": ["0000000000", "--nats", "nats://a:port"],
+    "keys revoke": ["0000000000"],
 }
 #: Options whose values have a form, so that rubbish is never a value of them.
 FORMS = {
+    ("keys create", "--scopes"),
+    ("keys create", "--expires"),
+    ("keys rotate", "--overlap"),
     ("serve", "--max-spans"),
     ("serve", "--nats-port"),
     ("demo", "--rate"),
@@ -67,6 +74,8 @@ FORMS = {
     ("prices explain", "--context"),
 }
 URLS = {
+    ("keys list", "--nats"),
+    ("keys revoke", "--nats"),
     ("coverage", "--api"),
     ("doctor", "--forward"),
     ("demo", "--url"),

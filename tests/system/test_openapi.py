@@ -26,6 +26,7 @@ from tokentrace.bus.memory import MemoryBroker, MemoryBus
 from tokentrace.config import load
 from tokentrace.service.admit import Admission
 from tokentrace.service.contract import Answer, Router, operation
+from tokentrace.service.credentials import Credentials
 from tokentrace.service.health import Health
 from tokentrace.service.main import App
 from tokentrace.service.openapi import TAGS, build_document, make_documented_app
@@ -100,7 +101,7 @@ def composed(service: str) -> App:
 @functools.cache
 def application(service: str, token: str = "") -> ASGIApp:
     app = composed(service)
-    admission = Admission(token=token, open_paths=("/healthz", "/readyz", "/mist"))
+    admission = Admission(credentials=Credentials(token), open_paths=("/healthz", "/readyz", "/mist"))
     return app.make_http(app.routes, app.hot, lambda: Health([], {}), list, admission)
 
 

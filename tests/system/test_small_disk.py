@@ -250,7 +250,7 @@ def test_serve_starts_when_the_space_shrinks_between_starts(tmp_path: Path, disk
         story.send()
         story.stop()
         assert story.space_warnings == []
-        assert sum(story.reserved().values()) == 12_800 * MIB
+        assert sum(story.reserved().values()) == 12_816 * MIB
         for left, free in enumerate((10 * GIB, 300 * MIB), 1):
             disk.leave(free)
             story.start()

@@ -39,7 +39,6 @@ USELESS: dict[str, list[object]] = {
     "http_server.allowed_origins": [["*"], ["null"], ["a"], ["https://a/"], ["https://A"], ["https://a:x"], [""]],
     "http_server.ingest_url": ["a", "nats://a", "http://", "http://a:x", " http://a", "http://a\n"],
     "http_server.auth_token": ["key\n", " key", "k\u00e9y", "k\ney", "k\x00y", "k\u200by"],
-    "mist.require_auth": [True],
 }
 #: A key of a path -> paths that are taken or would hide other routes.
 PATHS: dict[str, list[str]] = {

@@ -74,7 +74,6 @@ class Config:
         log_keeps_ns: How long the log keeps records, deleted ones included, nanoseconds.
         custom: Name -> custom metric.
         pricing: Settings of the prices that receipts show; the same as those of ingest.
-        token_needed: Requests need a token.
         spans_path: Path under which this server or another one at its address takes spans; None = nowhere.
         redactor: Redacts the errors of session ends and the names of scores, which do not pass through ingest.
     """
@@ -97,7 +96,6 @@ class Config:
     custom: Mapping[str, CustomMetric] = field(default_factory=dict)
     pricing: Pricing = field(default_factory=Pricing)
     redactor: Redactor = field(default_factory=Redactor)
-    token_needed: bool = False
     spans_path: str | None = None
 
     @classmethod
@@ -123,7 +121,6 @@ class Config:
             custom=parse_custom_metrics(settings.customs),
             pricing=settings.pricing,
             redactor=settings.redaction.redactor,
-            token_needed=bool(http.auth_token),
             spans_path=http.ingest_path if http.ingest_url else None,
         )
 

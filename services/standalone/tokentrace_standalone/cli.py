@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 from tokentrace.errors import TokentraceError, Unavailable
 from tokentrace.service import runtime
 from tokentrace.version import __version__
-from tokentrace_standalone import config, coverage, demo, prices, replay, rules, serve, tail
+from tokentrace_standalone import config, coverage, demo, keys, prices, replay, rules, serve, tail
 from tokentrace_standalone.doctor import doctor
 
 EXIT_UNKNOWN_COMMAND = 1
@@ -32,6 +32,7 @@ app.command()(doctor)
 app.add_typer(rules.app, name="rules")
 app.add_typer(config.app, name="config")
 app.add_typer(prices.app, name="prices")
+app.add_typer(keys.app, name="keys")
 
 
 @app.command()

@@ -19,6 +19,7 @@ OPEN_SPANS = "tt_open_spans"
 SCORES = "tt_scores"
 REQUESTS = "tt_requests"
 BUDGETS = "tt_budgets"
+KEYS = "tt_keys"
 SNAPSHOTS = "tt_snapshots"
 
 #: The durable consumer of ``TT_RAW``, which all ingest processes share.
@@ -220,6 +221,7 @@ def streams(
         bucket(SCORES, max_bytes=256 * MIB, max_age_ns=8 * DAY),
         bucket(REQUESTS, max_bytes=256 * MIB, max_age_ns=DAY, evicts=True),
         bucket(BUDGETS),
+        bucket(KEYS, max_bytes=16 * MIB),
         Stream(
             name=f"OBJ_{SNAPSHOTS}",
             subjects=(f"$O.{SNAPSHOTS}.C.>", f"$O.{SNAPSHOTS}.M.>"),

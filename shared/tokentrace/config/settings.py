@@ -83,8 +83,6 @@ class Settings(Section, frozen=True, kw_only=True):
         sections: tuple[Section, ...] = (self.nats, self.storage, self.http_server, self.retention)
         for section in (*sections, self.pricing, self.transport, self.redaction, self.otlp):
             section.check()
-        if self.mist.require_auth and not self.http_server.auth_token:
-            raise ConfigError("mist.require_auth: has no effect without http_server.auth_token, which is not set")
         for index, rule in enumerate(self.alerts):
             if not math.isfinite(rule.threshold):
                 raise ConfigError(f"alerts[{index}].threshold: must be a finite number")
@@ -96,5 +94,5 @@ class Settings(Section, frozen=True, kw_only=True):
 
     @property
     def open_paths(self) -> tuple[str, ...]:
-        """Paths that need no bearer token: health checks, and ``/mist`` unless ``mist.require_auth`` is set."""
+        """Paths that need no token or key: health checks, and ``/mist`` unless ``mist.require_auth`` is set."""
         return ("/healthz", "/readyz") if self.mist.require_auth else ("/healthz", "/readyz", "/mist")

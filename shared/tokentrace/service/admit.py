@@ -15,8 +15,9 @@ must be this server's own, or, where spans are sent, one of ``http_server.allowe
 without a type, or with the one that curl and Python's urllib send if they are told none, is taken only from a request
 that no browser has made.
 
-Then the token is checked, or the cookie that stands for it (``service/login.py``). Where OTLP is posted, the token may
-also be the password of basic authentication, because some exporters know no other. A browser sends a cookie with every
+Then the token or key is checked (``service/credentials.py``), or the cookie that stands for it (``service/login.py``),
+and whether it has the scope that the request needs. Where OTLP is posted, the token may also be the password of basic
+authentication, because some exporters know no other. A browser sends a cookie with every
 request, whichever page makes it, so a method that changes something needs this server's own ``Origin`` beside it, and a
 request that the page of another origin makes is answered as if it had no cookie.
 
@@ -27,22 +28,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hmac
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as ASGIScope
 
+from tokentrace.access import Scope, needed_scope
 from tokentrace.config import Settings
-from tokentrace.errors import quoted
+from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import BATCH_TYPE
+from tokentrace.service.credentials import Credentials
 from tokentrace.service.login import Login
 from tokentrace.service.otlp_answers import MEDIA, OTLP_PATHS, encoding_of
 from tokentrace.service.web import refusal
 
+#: Key of the scope of an admitted request: True if requests need a token or a key.
+NEEDS_TOKEN = "tokentrace.needs_token"
 OPEN_PATHS = ("/healthz", "/readyz")
 #: Paths below these take spans from pages of ``http_server.allowed_origins``, besides those of ``Admission``.
 _SPANS_BELOW = ("/api/traces/",)
@@ -56,6 +61,8 @@ _UNTOLD = frozenset({b"", b"application/x-www-form-urlencoded"})
 #: ``Sec-Fetch-Site`` of a request that a page of another origin made.
 _FOREIGN = frozenset({b"cross-site", b"same-site"})
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@\s]+))(?::[0-9]{0,5})?")
+#: Most characters of a path that a refusal shows.
+_MOST_SHOWN = 100
 #: Most values of ``Host`` that are remembered as good.
 _MOST_HOSTS = 64
 #: The answer to a browser's question whether a page may post; the browser remembers it for ten minutes.
@@ -77,10 +84,10 @@ class Admission:
     Attributes:
         open_paths: Paths that need no token.
         allowed_origins: Other origins whose pages may send spans.
-        login: Makes and checks the cookies that stand for the token; None = only the token itself is taken.
+        login: Makes and checks the cookies that stand for a token or key; None = no cookie is taken.
 
     Args:
-        token: Bearer token that every path except *open_paths* needs; "" = none.
+        credentials: The token and keys, one of which every path except *open_paths* needs if there are any.
         hosts: Names and addresses of this server besides the loopback names.
         public_url: Origin under which browsers reach this server, if a proxy stands in front; "" = what ``Host`` says.
         allowed_origins: Other origins whose pages may send spans.
@@ -91,7 +98,7 @@ class Admission:
     def __init__(
         self,
         *,
-        token: str = "",
+        credentials: Credentials | None = None,
         open_paths: Collection[str] = OPEN_PATHS,
         hosts: Iterable[str] = (),
         public_url: str = "",
@@ -101,7 +108,7 @@ class Admission:
     ) -> None:
         self.login = login
         self.open_paths = frozenset(open_paths)
-        self._token = token.encode()
+        self._credentials = credentials or Credentials()
         self._hosts = frozenset(_plain(host) for host in hosts)
         self._public_origin = public_url.encode()
         self.allowed_origins = frozenset(origin.encode() for origin in allowed_origins)
@@ -109,11 +116,22 @@ class Admission:
         self._good_hosts: set[bytes] = set()
 
     @classmethod
-    def of(cls, settings: Settings, addresses: Iterable[str] = (), login: Login | None = None) -> Admission:
-        """Return the admission of a service with *settings* and *login* that listens on *addresses*."""
+    def of(
+        cls,
+        settings: Settings,
+        addresses: Iterable[str] = (),
+        login: Login | None = None,
+        credentials: Credentials | None = None,
+    ) -> Admission:
+        """
+        Return the admission of a service with *settings* and *login* that listens on *addresses*.
+
+        Args:
+            credentials: What it takes; None = the token of *settings* only.
+        """
         http = settings.http_server
         return cls(
-            token=http.auth_token,
+            credentials=credentials or Credentials(http.auth_token, settings.nats.project),
             open_paths=settings.open_paths,
             hosts=[*http.hosts, *http.public_hosts, *addresses],
             public_url=http.public_url.removesuffix("/"),
@@ -124,8 +142,8 @@ class Admission:
 
     @property
     def needs_token(self) -> bool:
-        """True if a token is configured."""
-        return bool(self._token)
+        """True if requests need a token or a key."""
+        return self._credentials.needed
 
     def opening(self, paths: Iterable[str]) -> Admission:
         """Return the same admission, in which *paths* need no token either."""
@@ -133,7 +151,7 @@ class Admission:
         other.__dict__.update(self.__dict__, open_paths=self.open_paths.union(paths))
         return other
 
-    def admit(self, scope: Scope) -> Response | None:
+    def admit(self, scope: ASGIScope) -> Response | None:
         """Return the refusal of a request; None = it may be answered."""
         sent = {name: value for name, value in scope["headers"] if name in _READ}
         host = sent.get(b"host")
@@ -153,41 +171,61 @@ class Admission:
                 wanted = _wanted(content_type, scope["path"], from_browser=origin is not None or bool(site))
                 if wanted:
                     return refusal(scope, f"Content-Type: {_shown(content_type)} is not taken, send {wanted}", 415)
-        if self._token and scope["path"] not in self.open_paths:
+        if scope["path"] not in self.open_paths and self._credentials.needed:
             return self._check_token(sent, scope)
         return None
 
-    def is_authorized(self, authorization: bytes, *, basic: bool) -> bool:
-        """Return True if the header *authorization* has the token; *basic* = also as the password of a user."""
+    def authorize(self, authorization: bytes, wanted: Scope, what: str, *, basic: bool) -> None:
+        """
+        Check the token or key in the header *authorization*, if one is needed.
+
+        Args:
+            wanted: The scope that it must have.
+            what: What it is for, such as ``POST /v1/traces``.
+            basic: It may also be the password of a user.
+
+        Raises:
+            Rejected: 401, it is missing or not good; 403, it does not allow this.
+        """
+        if not self._credentials.needed:
+            return
         scheme, _, token = authorization.partition(b" ")
         scheme, token = scheme.lower(), token.strip()
         if scheme == b"basic" and basic:
             scheme, token = b"bearer", _password(token)
-        return not self._token or (scheme == b"bearer" and hmac.compare_digest(token, self._token))
+        if scheme != b"bearer":
+            raise Rejected("missing or wrong bearer token", status=401)
+        self._credentials.find(token).check(wanted, what)
 
-    def _check_token(self, sent: Mapping[bytes, bytes], scope: Scope) -> Response | None:
-        """Return the refusal of a request whose headers *sent* have neither the token nor a valid cookie."""
+    def _check_token(self, sent: Mapping[bytes, bytes], scope: ASGIScope) -> Response | None:
+        """Return the refusal of a request whose headers *sent* have neither a good token or key nor a good cookie."""
+        method, path = scope["method"], scope["path"]
+        wanted, what = needed_scope(method, path, self._spans_paths), f"{method} {shorten(path, _MOST_SHOWN)}"
         authorization = sent.get(b"authorization", b"")
-        if self.is_authorized(authorization, basic=scope["path"] in OTLP_PATHS):
-            return None
-        if not authorization and self.login is not None and sent.get(b"sec-fetch-site") not in _FOREIGN:
-            cookies = sent.get(b"cookie", b"")
-            if cookies and self.login.is_in(scope, cookies):
-                origin = sent.get(b"origin")
-                if scope["method"] in _SAFE or (origin and self._is_own(origin, sent.get(b"host"), scope)):
+        try:
+            if not authorization and self.login is not None and sent.get(b"sec-fetch-site") not in _FOREIGN:
+                cookies = sent.get(b"cookie", b"")
+                grant = self.login.grant_of(scope, cookies) if cookies else None
+                if grant is not None:
+                    origin = sent.get(b"origin")
+                    if method not in _SAFE and not (origin and self._is_own(origin, sent.get(b"host"), scope)):
+                        return refusal(scope, "Origin: is missing or not this server's, and a cookie needs it", 403)
+                    grant.check(wanted, what)
                     return None
-                return refusal(scope, "Origin: is missing or not this server's, and a cookie needs it", 403)
-        challenge = {"WWW-Authenticate": "Bearer"}
-        return refusal(scope, "missing or wrong bearer token", 401, challenge)
+            self.authorize(authorization, wanted, what, basic=path in OTLP_PATHS)
+        except Rejected as exc:
+            challenge = {"WWW-Authenticate": "Bearer"} if exc.status == 401 else {}
+            return refusal(scope, str(exc), exc.status, challenge)
+        return None
 
-    def is_allowed(self, origin: bytes, scope: Scope) -> bool:
+    def is_allowed(self, origin: bytes, scope: ASGIScope) -> bool:
         """Return True if a page of another *origin* may send the spans of this request."""
         if origin not in self.allowed_origins or scope["method"] not in ("POST", "OPTIONS"):
             return False
         path: str = scope["path"]
         return path in self._spans_paths or path.startswith(_SPANS_BELOW)
 
-    def _is_served(self, host: bytes | None, scope: Scope) -> bool:
+    def _is_served(self, host: bytes | None, scope: ASGIScope) -> bool:
         """Return True if *host* names this server; a client of HTTP/1.0, which no browser is, need not name it."""
         if host is None:
             return str(scope.get("http_version", "1.1")) < "1.1"
@@ -202,7 +240,7 @@ class Admission:
             self._good_hosts.add(host)
         return True
 
-    def _is_own(self, origin: bytes, host: bytes | None, scope: Scope) -> bool:
+    def _is_own(self, origin: bytes, host: bytes | None, scope: ASGIScope) -> bool:
         own = self._public_origin or scope.get("scheme", "http").encode() + b"://" + (host or b"").lower()
         return origin == own
 
@@ -213,7 +251,7 @@ class Door:
     def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app, self._admission = app, admission
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         admission = self._admission
         if admission.allowed_origins:
             origin = next((value for name, value in scope["headers"] if name == b"origin"), b"")
@@ -224,6 +262,7 @@ class Door:
                     return
         refusal = admission.admit(scope)
         if refusal is None:
+            scope[NEEDS_TOKEN] = admission.needs_token
             await self._app(scope, receive, send)
         else:
             await refusal(scope, receive, send)

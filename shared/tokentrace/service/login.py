@@ -1,15 +1,15 @@
 """
-Login: a browser sends the token once and gets a cookie, which then stands for the token on every route.
+Login: a browser sends the token or a key once and gets a cookie, which then stands for it on every route.
 
-The cookie is ``HttpOnly``, so no script can read it, and ``SameSite=Strict``. It holds the key, the project, the scope
-and the end of the login, and a code (HMAC-SHA-256) over them. The secret of the code is kept in ``tt_meta`` for all
-replicas, and the token is part of the code's key: with another token no earlier cookie is valid.
+The cookie is ``HttpOnly``, so no script can read it, and ``SameSite=Strict``. It holds the id of the key, the project,
+the scopes and the end of the login, and a code (HMAC-SHA-256) over them. The secret of the code is kept in ``tt_meta``
+for all replicas, and the hash of the token or key is part of the code's key: with another token no earlier cookie is
+valid. What a cookie allows is looked up at every use, so it ends with its key.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import secrets
 import time
@@ -23,8 +23,10 @@ import msgspec
 from msgspec import Meta
 from starlette.types import Scope
 
+from tokentrace.access import id_of
 from tokentrace.bus import Bus, subjects
-from tokentrace.errors import Conflict, Rejected
+from tokentrace.errors import Conflict, Rejected, Unavailable
+from tokentrace.service.credentials import TOKEN_ID, Credentials, Grant
 from tokentrace.service.retry import until_available
 
 #: Key of ``tt_meta`` whose value is the secret.
@@ -36,12 +38,12 @@ LASTS_S = 12 * 3600
 _MOST_WRONG, _WITHIN_S = 10, 60.0
 #: Most addresses whose wrong tokens are remembered.
 _MOST_ADDRESSES = 1024
-#: The only key, project and scope until there are several.
-_KEY, _SCOPE = "token", "all"
+#: The scope in the cookie of the token.
+_ALL = "all"
 
 
 class _Claims(msgspec.Struct, array_like=True):
-    """What a cookie says; *until* is its end, Unix seconds."""
+    """What a cookie says; *key* is an id, and *until* is its end, Unix seconds."""
 
     key: str
     project: str
@@ -69,9 +71,12 @@ class Login:
     """
     Makes and checks the cookies of a server.
 
+    Attributes:
+        secret: The secret that all replicas share; None = it is not known yet, and no cookie is valid.
+
     Args:
-        token: The token that a login needs; never "".
-        secret: The secret that all replicas share.
+        credentials: The token and the keys that log in.
+        secret: As the attribute.
         project: The project whose data the server shows.
         public_url: Origin under which browsers reach this server, if a proxy stands in front; "" = what ``Host`` says.
         now: Returns the time, Unix seconds.
@@ -80,21 +85,26 @@ class Login:
 
     def __init__(
         self,
-        token: str,
-        secret: bytes,
+        credentials: Credentials,
+        secret: bytes | None = None,
         *,
         project: str = subjects.DEFAULT_PROJECT,
         public_url: str = "",
         now: Callable[[], float],
         elapsed: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._token = token.encode()
-        self._code_key = hmac.digest(secret, hashlib.sha256(self._token).digest(), "sha256")
+        self.secret = secret
+        self._credentials = credentials
         self._project = project
         self._public = urlsplit(public_url)
         self._now, self._elapsed = now, elapsed
         #: Address -> times of its wrong tokens; the address that was wrong last is at the end.
         self._wrong: OrderedDict[str, list[float]] = OrderedDict()
+
+    @property
+    def needed(self) -> bool:
+        """True if the server needs a token or a key."""
+        return self._credentials.needed
 
     def enter(self, token: str, scope: Scope) -> tuple[str, int]:
         """
@@ -102,37 +112,45 @@ class Login:
 
         Raises:
             TooMany: The address of the request sent too many wrong tokens.
-            Rejected: 401, the token is wrong.
+            Rejected: 401, the token is wrong, or a key that has ended; 403, it is a key of another project.
+            Unavailable: The secret of the cookies is not known yet.
         """
+        if self.secret is None:
+            raise Unavailable("session: the secret of the cookies is not known yet", retry_after_s=2)
         address = str((scope.get("client") or ("", 0))[0])
         now = self._elapsed()
         wrong = [at for at in self._wrong.get(address, ()) if now - at < _WITHIN_S]
         if len(wrong) >= _MOST_WRONG:
             raise TooMany(max(1, round(_WITHIN_S - (now - wrong[0]))))
-        if not hmac.compare_digest(token.encode(), self._token):
+        try:
+            grant = self._credentials.find(token.encode())
+        except Rejected as exc:
             self._wrong[address] = [*wrong, now]
             self._wrong.move_to_end(address)
             if len(self._wrong) > _MOST_ADDRESSES:
                 self._wrong.popitem(last=False)
-            raise Rejected("token: is wrong", status=401)
+            if id_of(token.encode()):
+                raise
+            raise Rejected("token: is wrong", status=exc.status) from exc
         self._wrong.pop(address, None)
         until = int(self._now()) + LASTS_S
-        claims = msgspec.json.encode(_Claims(_KEY, self._project, _SCOPE, until))
-        value = f"{_text(claims)}.{_text(self._code(claims))}"
+        scopes = _ALL if grant.id == TOKEN_ID else "+".join(grant.scopes)
+        claims = msgspec.json.encode(_Claims(grant.id, self._project, scopes, until))
+        value = f"{_text(claims)}.{_text(_code(self.secret, grant.digest, claims))}"
         return f"{self.cookie_name(scope)}={value}; Max-Age={LASTS_S}{self._rules(scope)}", until
 
     def leave(self, scope: Scope) -> str:
         """Return the value of ``Set-Cookie`` that removes the cookie from the browser."""
         return f"{self.cookie_name(scope)}=; Max-Age=0{self._rules(scope)}"
 
-    def is_in(self, scope: Scope, cookies: bytes) -> bool:
-        """Return True if *cookies*, a ``Cookie`` header, holds a valid cookie of this server."""
+    def grant_of(self, scope: Scope, cookies: bytes) -> Grant | None:
+        """Return what the cookie of this server in *cookies*, a ``Cookie`` header, allows; None = none is valid."""
         name = self.cookie_name(scope).encode()
         for part in cookies.split(b";"):
             found, _, value = part.strip().partition(b"=")
-            if found == name and self._is_valid(value):
-                return True
-        return False
+            if found == name and (grant := self._grant(value)) is not None:
+                return grant
+        return None
 
     def cookie_name(self, scope: Scope) -> str:
         """
@@ -154,19 +172,23 @@ class Login:
     def _rules(self, scope: Scope) -> str:
         return "; Path=/; HttpOnly; SameSite=Strict" + ("; Secure" if self._is_secure(scope) else "")
 
-    def _is_valid(self, value: bytes) -> bool:
+    def _grant(self, value: bytes) -> Grant | None:
         text, _, code = value.partition(b".")
+        if self.secret is None:
+            return None
         try:
             claims, sent = _bytes(text), _bytes(code)
-        except ValueError:
-            return False
-        if not hmac.compare_digest(sent, self._code(claims)):
-            return False
-        said = msgspec.json.decode(claims, type=_Claims)
-        return (said.key, said.project, said.scope) == (_KEY, self._project, _SCOPE) and said.until > self._now()
+            said = msgspec.json.decode(claims, type=_Claims)
+            grant = self._credentials.of_id(said.key)
+        except (ValueError, Rejected):
+            return None
+        if not hmac.compare_digest(sent, _code(self.secret, grant.digest, claims)):
+            return None
+        return grant if said.project == self._project and said.until > self._now() else None
 
-    def _code(self, claims: bytes) -> bytes:
-        return hmac.digest(self._code_key, claims, "sha256")
+
+def _code(secret: bytes, digest: bytes, claims: bytes) -> bytes:
+    return hmac.digest(hmac.digest(secret, digest, "sha256"), claims, "sha256")
 
 
 def _text(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""``POST /session`` and ``DELETE /session``: a browser gets the cookie that stands for the token, and gives it back."""
+"""``POST /session`` and ``DELETE /session``: a browser gets the cookie that stands for its token, and gives it back."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ class LoggedIn(msgspec.Struct):
 
 
 def login_router(login: Login | None) -> Router:
-    """Return the routes of the login; *login* is None if the server has no token."""
+    """Return the routes of the login; *login* is None if the server takes no cookies."""
     routes = Router("service")
 
     @routes.post(
         SESSION_PATH,
         **operation(
             "logIn",
-            "Log in with the token",
+            "Log in with the token or a key",
             """
-            For browsers: the answer sets a cookie that stands for the token on every route for 12 hours, or until the
-            token is changed. The request needs the Origin of this server. After 10 wrong tokens of an address within
-            a minute the answer is 429. With a cookie, every method but GET and HEAD needs the Origin of this server.
+            For browsers: the answer sets a cookie that stands for the token or key on every route for 12 hours, or
+            until the token is changed or the key ends. The request needs the Origin of this server. After 10 wrong
+            tokens of an address within a minute the answer is 429. With a cookie, every method but GET and HEAD needs
+            the Origin of this server.
             """,
             Answer(LoggedIn, "The cookie is set.", {"expires_at": "2026-03-16T02:23:01.000Z"}, headers=_COOKIE),
             body=[Content(LoginInput, {"token": {"token": "the-token"}})],
             errors={
-                400: "session: this server has no token, so nothing has to be sent",
+                400: "session: this server needs no token, so nothing has to be sent",
                 401: "token: is wrong",
                 403: "Origin: is missing; a login is for browsers, programs send Authorization: Bearer",
                 413: f"body: over {_MOST_BYTES} bytes",
@@ -54,8 +55,8 @@ def login_router(login: Login | None) -> Router:
         ),
     )
     async def log_in(request: Request) -> Response:
-        if login is None:
-            raise Rejected("session: this server has no token, so nothing has to be sent")
+        if login is None or not login.needed:
+            raise Rejected("session: this server needs no token, so nothing has to be sent")
         if "origin" not in request.headers:
             text = "Origin: is missing; a login is for browsers, programs send Authorization: Bearer"
             raise Rejected(text, status=403)

@@ -21,18 +21,21 @@ from tokentrace.service.admit import Admission, Door
 from tokentrace.service.alive import answer_alive
 from tokentrace.service.bootstrap import bootstrap
 from tokentrace.service.broker_clock import keep_measured
+from tokentrace.service.credentials import make_credentials
 from tokentrace.service.health import Health, Sample, health_routes
 from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.login import Login, agreed_secret
 from tokentrace.service.otlp_exports import Exports
 from tokentrace.service.otlp_listen import OtlpListeners
 from tokentrace.service.set_aside import publish_set_aside
-from tokentrace.service.stopping import unless_stopped
+from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace.service.web import HotPathApp, HotPaths, make_app
 from tokentrace.units import SECOND
 
 #: How long a service waits for its first connection, seconds; in containers the broker may start after the service.
 _CONNECT_S = 60.0
+#: Seconds between two looks whether there is a first key.
+_LOOK_S = 1.0
 
 C = TypeVar("C")
 
@@ -178,29 +181,34 @@ async def serve(
             text = "By how much the clock of this host is ahead of the broker's, which decides."
             yield Sample("tokentrace_clock_ahead_seconds", text, skew_ns / SECOND)
 
-    login = None
-    if settings.http_server.auth_token:
-        secret = await unless_stopped(stopping, agreed_secret(bus))
-        public_url = settings.http_server.public_url
-        now = bus.clock.now_ns
-        login = Login(
-            settings.http_server.auth_token,
-            secret,
-            project=settings.nats.project,
-            public_url=public_url,
-            now=lambda: now() / SECOND,
-        )
+    project = settings.nats.project
+    credentials = await make_credentials(settings.http_server.auth_token, project, bus, stopping)
+    now = bus.clock.now_ns
+    login = Login(credentials, project=project, public_url=settings.http_server.public_url, now=lambda: now() / SECOND)
+    if credentials.needed:
+        login.secret = await unless_stopped(stopping, agreed_secret(bus))
     listening = [*sockets, *(otlp.sockets if otlp is not None else ())]
-    admission = Admission.of(settings, [sock.getsockname()[0] for sock in listening], login)
+    admission = Admission.of(settings, [sock.getsockname()[0] for sock in listening], login, credentials)
     http = app.make_http(app.routes, app.hot, health, samples, admission)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(service.run(stopping))
         tasks.create_task(publish_set_aside(bus, name, stopping))
+        tasks.create_task(credentials.follow(stopping))
+        tasks.create_task(_know_secret(login, bus, stopping))
         tasks.create_task(keep_measured(bus, stopping))
         tasks.create_task(answer_alive(bus, parts or {name: service.health}, stopping))
         tasks.create_task(serve_http(http, sockets, stopping=stopping))
         if otlp is not None and app.otlp is not None:
             tasks.create_task(otlp.serve(app.otlp, app.routes, app.hot, admission, stopping))
+
+
+async def _know_secret(login: Login, bus: Bus, stopping: asyncio.Event) -> None:
+    """Agree on the secret of the cookies once there is a key, if there was neither a token nor a key at the start."""
+    with contextlib.suppress(Stopped):
+        while login.secret is None:
+            await unless_stopped(stopping, asyncio.sleep(_LOOK_S))
+            if login.needed:
+                login.secret = await unless_stopped(stopping, agreed_secret(bus))
 
 
 class _Parser(argparse.ArgumentParser):

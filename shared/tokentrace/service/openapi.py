@@ -68,8 +68,8 @@ TAGS: Mapping[str, str] = {
 }
 _ERRORS: Mapping[int, str] = {
     400: "The request is invalid; the text names the field or parameter.",
-    401: "The bearer token is missing or wrong.",
-    403: "The Host or the Origin is not one of this server's.",
+    401: "The token or key is missing, wrong or ended.",
+    403: "The Host or the Origin is not one of this server's, or the key does not allow this.",
     404: "What the path or the body names does not exist.",
     409: "The name or id is in use, or the state has changed meanwhile.",
     413: "The body, the batch or one span in it is too large.",
@@ -88,7 +88,7 @@ def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_pa
     Return the OpenAPI 3.1 document of *routes*; of two routes with one path and method the first is documented.
 
     Args:
-        token_required: A bearer token is configured. If not, the document shows the token as optional.
+        token_required: Requests need a token or a key. If not, the document shows it as optional.
         open_paths: The paths that need no token.
     """
     documented = _first_of_each(routes)
@@ -135,7 +135,11 @@ def build_document(routes: Sequence[BaseRoute], *, token_required: bool, open_pa
                     "example": header.example,
                 }
             )
-    scheme = {"type": "http", "scheme": "bearer", "description": "`http_server.auth_token`, where one is set."}
+    scheme = {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`http_server.auth_token`, or a key with the scope that the request needs.",
+    }
     document["components"] = {"schemas": schemas.components, "securitySchemes": {_SCHEME: scheme}}
     return document
 

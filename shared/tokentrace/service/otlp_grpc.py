@@ -89,8 +89,10 @@ class _Calls:
     async def _export(self, signal: Signal, body: bytes, context: Any) -> bytes:
         sent = dict(context.invocation_metadata() or ())
         authorization = str(sent.get("authorization", "")).encode()
-        if not self._admission.is_authorized(authorization, basic=True):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong bearer token")
+        try:
+            self._admission.authorize(authorization, "ingest", "Export", basic=True)
+        except Rejected as exc:
+            await context.abort(_CODES[code_of(exc.status)], str(exc))
         try:
             with self._exports.room.share() as share:
                 share.take(len(body))

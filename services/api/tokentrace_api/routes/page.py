@@ -15,6 +15,7 @@ from tokentrace.bus import subjects
 from tokentrace.metrics import ALERT_METRICS, METRICS, REJECTED_METRIC, TRANSPORT_METRICS, CustomMetric
 from tokentrace.records import KINDS, counts_as_cost
 from tokentrace.rollup import HORIZON_NS
+from tokentrace.service.admit import NEEDS_TOKEN
 from tokentrace.service.contract import Answer, Router, operation
 from tokentrace.service.web import reply
 from tokentrace.units import render_duration
@@ -216,19 +217,19 @@ def router(config: Config) -> Router:
             Answer(About, "What it has.", _ABOUT_EXAMPLE),
         ),
     )
-    async def page_json() -> Response:
-        return reply(about)
+    async def page_json(request: Request) -> Response:
+        return reply(msgspec.structs.replace(about, token_needed=request.scope.get(NEEDS_TOKEN, False)))
 
     routes.routes.extend(files.routes)
     return routes
 
 
 def about_of(config: Config) -> About:
-    """Return what a server with *config* has."""
+    """Return what a server with *config* has; whether it needs a token is not known from that."""
     custom = [_custom(metric) for metric in config.custom.values()]
     return About(
         version=__version__,
-        token_needed=config.token_needed,
+        token_needed=False,
         project=config.project,
         paths=ShownPaths(config.metrics_path, config.prometheus_path, config.health_path, config.spans_path),
         kinds=[ShownKind(kind, counts_as_cost(kind)) for kind in KINDS],
