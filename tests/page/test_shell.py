@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kit.chromium import Page
+from kit.every_page import resize
 from kit.page_world import DRAWER, LISTED, needs_chromium
 from kit.pipeline import Pipeline
 
@@ -32,6 +33,29 @@ def test_times_are_in_the_zone_of_the_browser_and_addresses_are_not(
     page.open(f"{serving.url}/#/traces/many?span=s0&tab=receipt")
     assert f"{shown} {offset}" in page.until(f"({DRAWER}).includes('started') && ({DRAWER})")
     assert f"{shown} {offset}" in page.evaluate("document.querySelector('main .bar').innerText")
+
+
+def test_in_a_narrow_window_the_header_takes_two_rows_and_all_of_it_can_be_reached(
+    serving: Pipeline, page: Page
+) -> None:
+    resize(page, 320, 640)
+    page.open(serving.url + "/#/health")
+    page.until("document.querySelector('main h1')?.innerText === 'Health'")
+    assert page.evaluate("document.querySelector('header').offsetHeight") <= 90
+    is_seen = "((box) => box.left >= 0 && box.right <= innerWidth)"
+    # The link of the page that is shown is seen without scrolling.
+    assert page.evaluate(f"{is_seen}(document.querySelector('header [aria-current]').getBoundingClientRect())")
+    page.open(serving.url + "/#/?window=1h")
+    page.until("document.querySelector('#range') !== null")
+    reached = []
+    page.evaluate("document.querySelector('header a').focus()")
+    while page.evaluate("document.activeElement.closest('header') !== null"):
+        page.until(f"{is_seen}(document.activeElement.getBoundingClientRect())")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.innerText.split(/\\s/)[0]"))
+        page.press("Tab")
+    assert reached[:6] == ["Overview", "Traces", "Compare", "Sessions", "Alerts", "Health"]
+    assert reached[-3:] == ["zone", "theme", "?"]
+    assert "range" in reached
 
 
 def test_the_first_span_appears_by_itself_after_a_login_that_no_script_can_read(tmp_path: Path, page: Page) -> None:

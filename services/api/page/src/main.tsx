@@ -1,5 +1,5 @@
 import { render, type ComponentType } from 'preact'
-import { useCallback, useEffect, useMemo, useRef, useState } from 'preact/hooks'
+import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from 'preact/hooks'
 import { getJson, send } from './api/client'
 import type { About } from './api/types'
 import { plain } from './core/format'
@@ -63,6 +63,12 @@ function App() {
     if (theme === 'auto') delete document.documentElement.dataset.theme
     else document.documentElement.dataset.theme = theme
   }, [theme])
+  // In a narrow window the links scroll sideways. Only they are moved, because the page has a place of its own.
+  const nav = useRef<HTMLElement>(null)
+  useLayoutEffect(() => {
+    const here = nav.current?.querySelector<HTMLElement>('[aria-current]')
+    if (here) nav.current!.scrollLeft = here.offsetLeft - 60
+  }, [route.page])
   const zone = zoneName === 'local' ? localZone() : zoneName
   const say = useCallback((text: string) => setSaid(text), [])
   const context = CONTEXTS[route.page] ?? 'page'
@@ -96,9 +102,10 @@ function App() {
   return (
     <SharedContext.Provider value={shared}>
       <a class="skip" href="#main" onClick={(event) => { event.preventDefault(); document.querySelector('main')?.focus() }}>to the content</a>
-      <header>
-        <strong>tokentrace</strong>
-        <nav aria-label="Pages">
+      {/* A browser leaves what is half in view where it is. */}
+      <header onFocusIn={(event) => (event.target as Element).scrollIntoView({ block: 'nearest', inline: 'nearest' })}>
+        <strong class="brand">tokentrace</strong>
+        <nav aria-label="Pages" ref={nav}>
           {LINKS.map(([page, name, below]) => {
             const Said = isLogin || !about.data ? undefined : STATES[page]
             const isHere = route.page === page || (below as readonly Page[]).includes(route.page)
