@@ -1,6 +1,6 @@
 // Parameters of an address that change often: they are in force at once, and in the address bar a moment later.
 
-import { useCallback, useEffect, useRef, useState } from 'preact/hooks'
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from 'preact/hooks'
 import type { Params } from '../core/params'
 import { address, type Route } from '../core/route'
 import { go } from './app'
@@ -28,7 +28,9 @@ export function useLiveParams(route: Route & { page: 'trace' | 'session' }): Liv
   useEffect(() => () => {
     if (timer.current !== null) clearTimeout(timer.current)
   }, [])
-  useEffect(() => {
+  // At once, not in an effect after the next picture: by then the next address may be written, this one would look like
+  // one of another, and what was typed meanwhile would be replaced by it.
+  useLayoutEffect(() => {
     const given = address(page, id, route.params)
     if (given === written.current) return
     // The history was moved through, or another address was written.

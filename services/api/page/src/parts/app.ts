@@ -186,7 +186,8 @@ export function useTitle(title: string, key: string): (heading: HTMLElement | nu
   useEffect(() => {
     document.title = `${title} · tokentrace`
   }, [title])
-  useEffect(() => heading.current?.focus({ preventScroll: true }), [key])
+  // Before the browser draws: later it would take the focus from the field in which one types by then.
+  useLayoutEffect(() => heading.current?.focus({ preventScroll: true }), [key])
   return useCallback((element: HTMLElement | null) => {
     heading.current = element
   }, [])

@@ -38,7 +38,7 @@ export function FilterField({ params, filters, change, range, id, edited, done }
     setActive(-1)
     setProblem('')
   }
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!edited) return
     show({ key: edited.key, not: edited.not }, edited.value)
     input.current?.focus()

@@ -1,6 +1,6 @@
 // The filters of the list of sessions: a field for each parameter of the API.
 
-import { useEffect, useState } from 'preact/hooks'
+import { useState } from 'preact/hooks'
 import type { SessionFilter } from '../api/sessions'
 import { address, type Route } from '../core/route'
 import { go } from './app'
@@ -20,10 +20,11 @@ const FIELDS: readonly Field[] = [
 
 export function SessionFilters({ route }: { route: Route }) {
   const { params } = route
-  const [typed, setTyped] = useState<Partial<Record<SessionFilter, string>>>({})
-  // What was typed belongs to the address that it was typed under; the fields stay, and so does the focus.
+  // What was typed belongs to the address that it was typed under; the fields stay, and so does the focus. It is not
+  // removed by an effect, which runs so late that it would remove the first letter that is typed afterwards.
   const given = [...params].join('\n')
-  useEffect(() => setTyped({}), [given])
+  const [written, setWritten] = useState<{ given: string; typed: Partial<Record<SessionFilter, string>> }>({ given, typed: {} })
+  const typed = written.given === given ? written.typed : {}
   const valueOf = (name: SessionFilter) => typed[name] ?? params.get(name) ?? ''
   const search = (changes: Partial<Record<SessionFilter, string>>) => {
     const next = Object.entries({ ...typed, ...changes }).map(([name, value]) => [name, value.trim() || null])
@@ -43,7 +44,10 @@ export function SessionFilters({ route }: { route: Route }) {
           ) : (
             <input id={name === 'label' ? 'filter' : `sessions-${name}`} size={size} value={valueOf(name)} autocomplete="off"
               inputMode={kind === 'number' ? 'decimal' : kind === 'whole' ? 'numeric' : 'text'}
-              onInput={(event) => setTyped({ ...typed, [name]: event.currentTarget.value })} />
+              onInput={(event) => {
+                const text = event.currentTarget.value
+                setWritten((before) => ({ given, typed: { ...(before.given === given ? before.typed : {}), [name]: text } }))
+              }} />
           )}
         </label>
       ))}
