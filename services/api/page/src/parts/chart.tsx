@@ -5,7 +5,7 @@ import 'uplot/dist/uPlot.min.css'
 import './chart.css'
 import { amount, plain, type Unit } from '../core/format'
 import { frameOf, highest, snapped, type Frame, type Line } from '../core/series'
-import { between, tick } from '../core/time'
+import { between, offset, tick } from '../core/time'
 import { useShared } from './app'
 import { draw, looksOf, type Canvas, type Drawn, type Threshold } from './chart_canvas'
 import { Dots, Flags, Hover, type Exemplar, type Mark } from './chart_over'
@@ -145,7 +145,7 @@ export function Chart(props: ChartProps) {
   return (
     <figure class="chart" onMouseEnter={() => setActive(true)} onMouseLeave={() => setActive(false)}>
       <div class="chart-plot" role="application" aria-roledescription="chart" tabIndex={0} id={id}
-        aria-label={nameOf(title, frame, undrawn, stacked, unit, range, zone)} aria-describedby={`${id}-keys`}
+        aria-label={nameOf(title, frame, undrawn, stacked, unit, range, zone)} aria-describedby={`${id}-axes ${id}-keys`}
         onKeyDown={pressed} onFocus={() => setActive(true)} onBlur={() => setActive(false)}>
         <div ref={root} class="chart-canvas" />
         {canvas.current && (
@@ -157,6 +157,7 @@ export function Chart(props: ChartProps) {
         )}
         {!hasData && <p class="chart-none dim">no data in this range</p>}
       </div>
+      <p class="chart-hidden" id={`${id}-axes`}>{canvas.current && axesOf(canvas.current, range, zone)}</p>
       <p class="chart-hidden" id={`${id}-keys`}>{KEYS}</p>
       <p class="chart-hidden" aria-live="polite">{isActive && document.activeElement?.id === id ? reading : ''}</p>
       <Legend names={names} looks={looks} hidden={hidden} setHidden={setHidden} isTable={isTable} setTable={setTable} stacked={stacked} />
@@ -167,9 +168,15 @@ export function Chart(props: ChartProps) {
 }
 
 /** All that the positions of what lies over the canvas depend on. */
-function viewOf({ plot }: Canvas): string {
+function viewOf({ plot, labels }: Canvas): string {
   const { left, top, width, height } = plot.bbox
-  return [left, top, width, height, plot.scales.x?.min, plot.scales.x?.max, plot.scales.y?.min, plot.scales.y?.max].join()
+  return [left, top, width, height, plot.scales.x?.min, plot.scales.x?.max, plot.scales.y?.min, plot.scales.y?.max, labels.x, labels.y].join()
+}
+
+/** What stands beside the axes; the clocks of a zone may change within a range. */
+function axesOf({ labels: { x, y } }: Canvas, { from, to }: ChartProps['range'], zone: string): string {
+  const offsets = [...new Set([offset(from, zone), offset(to, zone)])].join(', then ')
+  return `Across, ${offsets}: ${x.join(', ')}. Up: ${y.join(', ')}.`
 }
 
 /** The name of a chart as a sentence: `Cost by model, 21:05 to 22:05, highest $1.89 at 21:50`. */

@@ -56,7 +56,14 @@ class Colours {
   }
 }
 
-export type Canvas = { plot: uPlot; update: () => void; recolour: () => void; end: () => void }
+export type Canvas = {
+  plot: uPlot
+  /** The texts beside the axes of time and of values, as they are drawn: a canvas has no text that can be read out. */
+  labels: { x: readonly string[]; y: readonly string[] }
+  update: () => void
+  recolour: () => void
+  end: () => void
+}
 type Events = { moved: (at: number | null) => void; selected: (from: number, to: number) => void; drawn: () => void }
 
 /** Draws *drawn()* in *root* until `end` is called; charts of one *sync* share the x of the cursor. */
@@ -67,6 +74,7 @@ export function draw(root: HTMLElement, height: number, sync: string, drawn: () 
     const x = middle(drawn().frame)
     return [x, x.map(() => 0)]
   }
+  const labels: Canvas['labels'] = { x: [], y: [] }
   const axis = { stroke: () => colours.of('var(--dim)'), font: font(1) }
   const lines = { stroke: () => colours.of('var(--line)'), width: 1 }
   const options: uPlot.Options = {
@@ -82,9 +90,9 @@ export function draw(root: HTMLElement, height: number, sync: string, drawn: () 
     },
     axes: [
       { ...axis, grid: { show: false }, ticks: { ...lines, size: 4 }, border: { show: true, ...lines }, size: 28, space: 64,
-        values: (_, splits, __, ___, step) => times(splits, step, drawn().zone) },
+        values: (_, splits, __, ___, step) => (labels.x = times(splits, step, drawn().zone)) as string[] },
       { ...axis, grid: lines, ticks: { show: false }, gap: 4, space: 32,
-        values: (_, splits) => splits.map((value) => drawn().axis(value)),
+        values: (_, splits) => (labels.y = splits.map((value) => drawn().axis(value))) as string[],
         size: (self, values) => widest(self, values) + 14 },
     ],
     cursor: {
@@ -113,6 +121,7 @@ export function draw(root: HTMLElement, height: number, sync: string, drawn: () 
   resized.observe(root)
   return {
     plot,
+    labels,
     recolour: () => (colours.forget(), plot.redraw(false, false)),
     update: () => {
       // New data would end a selection that is being dragged.
