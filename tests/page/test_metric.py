@@ -25,6 +25,7 @@ _ROWS = f"[...{_TABLE}.querySelectorAll('tbody tr')]"
 #: In New York the clocks went from 2:00 to 3:00 at 07:00Z.
 STARTS = ("2026-03-08T06:15:00Z", "2026-03-08T06:45:00Z", "2026-03-08T07:15:00Z", "2026-03-08T07:45:00Z")
 RANGE = "from=2026-03-08T06:00:00Z&to=2026-03-08T08:00:00Z"
+OFFSETS = {"UTC": "UTC", "Asia/Kolkata": "UTC+05:30", "America/New_York": "UTC-05:00, then UTC-04:00"}
 CHART = chart("Calls")
 FIGURE = f"{CHART}.closest('figure')"
 _READY = f"document.querySelectorAll('.outline').length === 0 && {_TABLE} && {_ROWS}.length > 0"
@@ -170,6 +171,18 @@ def test_the_distribution_is_that_of_the_api(numbers: Pipeline, page: Page, hour
     assert sum(api["counts"]) + api["zero"] == api["count"]
 
 
+def test_the_distribution_of_scores_ends_at_one(numbers: Pipeline, page: Page, hours: Hours) -> None:
+    """The interval that has the score 1 goes on beyond it, but no score does."""
+    show(page, numbers, hours, "quality_score")
+    api = ask(numbers, "/metrics/quality/histogram", hours.params)
+    assert api["max"] == api["edges"][-1] == 1
+    assert api["edges"] == sorted(set(api["edges"]))
+    heatmap = ask(numbers, "/metrics/quality/histogram/series", hours.params)
+    assert heatmap["edges"][-1] == 1
+    axis = page.until("document.querySelector('.histogram-axis')?.innerText")
+    assert axis.split()[-1] == "1.000"
+
+
 def test_an_unknown_metric_is_told_in_the_words_of_the_api(numbers: Pipeline, page: Page, hours: Hours) -> None:
     page.open(f"{numbers.url}/#/metric/absent?{urlencode(hours.params)}")
     text = page.until("document.querySelector('.note.error')?.innerText")
@@ -216,6 +229,19 @@ def test_the_list_the_table_and_the_tooltip_agree_over_a_change_of_clocks(
     assert listed == [f"{moment:%Y-%m-%d %H:%M:%S}.000" for moment in there]
     page.open(f"{zones.url}/#/metric/span_count?{RANGE}")
     page.until(f"{CHART} !== undefined")
+    # What is drawn beside the axes is said as well, because a canvas has no text.
+    axes = page.until(
+        f"{CHART}.getAttribute('aria-describedby').split(' ').map((id) => document.getElementById(id).innerText)[0]"
+    )
+    across, up = axes.split(". Up: ")
+    offsets, times = across.split(": ", 1)
+    assert offsets == f"Across, {OFFSETS[zone]}"
+    moments = [
+        datetime.fromisoformat(f"2026-03-08T{hour}:00Z").astimezone(ZoneInfo(zone))
+        for hour in ("06:30", "07:00", "07:30")
+    ]
+    assert set(times.split(", ")) >= {f"{moment:%H:%M}" for moment in moments}
+    assert up.startswith("0, ")
     page.evaluate(f"{CHART}.focus()")
     page.press("T")
     page.until(f"{FIGURE}.querySelector('tbody tr') !== null")

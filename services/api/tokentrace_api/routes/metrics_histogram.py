@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -43,12 +44,18 @@ class _Measure(NamedTuple):
         field: Name of the distribution.
         unit, divisor: Unit of the answer, and how many whole numbers of the distribution it is.
         is_stored: Whether only the store has it, because the aggregators keep no distribution of it.
+        most: The largest value that there can be. The last interval ends there, even if its bin goes on.
     """
 
     field: str
     unit: str
     divisor: int
     is_stored: bool = False
+    most: float = math.inf
+
+    def edges(self, layout: Layout) -> list[float]:
+        """Return the edges of the intervals, in the unit of the answer."""
+        return [min(edge, self.most) for edge in layout.edges(self.divisor)]
 
 
 _MEASURES: Mapping[str, _Measure] = {
@@ -58,7 +65,7 @@ _MEASURES: Mapping[str, _Measure] = {
     "tokens": _Measure("total", "tokens", 1, is_stored=True),
     "prompt_tokens": _Measure("prompt", "tokens", 1),
     "completion_tokens": _Measure("completion", "tokens", 1),
-    "quality": _Measure("score", "score", SCORE_ONE),
+    "quality": _Measure("score", "score", SCORE_ONE, most=1.0),
 }
 
 
@@ -110,7 +117,7 @@ async def answer_histogram(source: Source, name: str, question: MetricsQuery, bu
             return shown | {"quantile_error": error_of(answered, parts, needs)} | coverage(answered)
 
         shown: dict[str, Any] = {"window": question.window, "metric": name, "unit": measure.unit}
-        shown["edges"] = layout.edges(measure.divisor)
+        shown["edges"] = measure.edges(layout)
         shown |= side(sides.now)
         if parts.is_ranked:
             shown["order"] = parts.names
@@ -177,7 +184,7 @@ async def answer_heatmap(source: Source, name: str, question: MetricsQuery, step
             )
         ]
         shown: dict[str, Any] = {"window": question.window, "metric": name, "unit": measure.unit}
-        shown |= {"step": render_duration(step_s * SECOND), "edges": layout.edges(measure.divisor), "points": points}
+        shown |= {"step": render_duration(step_s * SECOND), "edges": measure.edges(layout), "points": points}
         return reply(shown | coverage(answered))
 
     return await asyncio.to_thread(show)
