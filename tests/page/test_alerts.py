@@ -137,6 +137,24 @@ def test_without_a_rule_the_page_leads_to_the_first_one_with_a_preview(tmp_path:
         pipeline.stop()
 
 
+def test_a_replay_without_an_answer_says_why_it_waits(alerting: Pipeline, page: Page) -> None:
+    """It does so after 15 s, which are none here."""
+    source = "window.setTimeout = ((real) => (act, ms) => real(act, ms === 15000 ? 0 : ms))(window.setTimeout)"
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=source)
+    page.call("Fetch.enable", patterns=[{"urlPattern": "*/alerts/preview*"}])
+    page.open(alerting.url + "/#/alerts?new=1&metric=span_count")
+    page.until("document.querySelector('#rule-threshold') !== null")
+    assert not page.evaluate(shows(MAIN, "one at a time"))
+    fill(page, "#rule-threshold", "1")
+    page.until(shows(MAIN, "Still no answer: rules are replayed one at a time", "A shorter time is read sooner."))
+    [held] = [told["requestId"] for method, told in page.events if method == "Fetch.requestPaused"]
+    page.call("Fetch.disable")
+    assert held
+    page.until(shows("document.querySelector('.alerts-would')?.innerText", "fired 0 times"))
+    page.until(f"!({shows(MAIN, 'one at a time')})")
+    assert page.problems() == []
+
+
 def test_the_list_says_who_is_woken_and_a_dead_webhook_shows_by_itself(
     alerting: Pipeline, receiver: Receiver, page: Page
 ) -> None:

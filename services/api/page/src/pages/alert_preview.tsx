@@ -15,6 +15,8 @@ const WINDOWS = ['1h', '6h', '24h', '7d']
 /** Nothing is asked before the form has rested for so long, milliseconds: each preview reads the log. */
 const REST_MS = 700
 const MOST_EVENTS = 20
+/** After so many milliseconds without an answer the page says why. */
+const SLOW_MS = 15_000
 
 /** *rule* is null while it lacks what a preview needs; *failed* is told what the API refuses, "" = nothing. */
 export function Preview({ rule, unit, failed }: { rule: Written | null; unit: Unit; failed: (text: string) => void }) {
@@ -32,6 +34,7 @@ export function Preview({ rule, unit, failed }: { rule: Written | null; unit: Un
         {isAsking && <span class="dim">reading the log…</span>}
       </div>
       {!rule && <p class="dim">Choose a metric and a threshold; then this shows when the rule would have fired.</p>}
+      <SlowReplay isAsking={isAsking} />
       {problem && <p class="note">{plain(problem)}</p>}
       {answer && !problem && (
         <div class={isAsking ? 'stale' : ''}>
@@ -46,6 +49,21 @@ export function Preview({ rule, unit, failed }: { rule: Written | null; unit: Un
       )}
       {rule && <Curl path={`./alerts/preview?window=${window}`} body={rule} />}
     </section>
+  )
+}
+
+/** Why a replay has not answered yet, once it takes long. */
+export function SlowReplay({ isAsking }: { isAsking: boolean }) {
+  const [isSlow, setSlow] = useState(false)
+  useEffect(() => {
+    if (!isAsking) return setSlow(false)
+    const timer = setTimeout(() => setSlow(true), SLOW_MS)
+    return () => clearTimeout(timer)
+  }, [isAsking])
+  return (
+    <div role="status">
+      {isSlow && <p class="note">Still no answer: rules are replayed one at a time, so this one may have waited for another, and the log of this time is long. After 15 s of reading it shows what it has found by then. A shorter time is read sooner.</p>}
+    </div>
   )
 }
 

@@ -15,7 +15,7 @@ import { askRules } from '../parts/rules'
 import { Curl, Note, State } from '../parts/states'
 import { RuleForm } from './alert_form'
 import { History, HISTORY_PARAMS } from './alert_history'
-import { markOf, SeriesChart } from './alert_preview'
+import { markOf, SeriesChart, SlowReplay } from './alert_preview'
 import { messageOf, SilenceButton, StateSign, Wakes, When } from './alert_row'
 import { NotUnderstood } from './alerts'
 import { Deliveries, Instances, PastSilences, Written } from './rule_parts'
@@ -167,6 +167,7 @@ function Past({ rule, route, silences }: { rule: RuleState; route: Route; silenc
     <section class="alerts-section" aria-labelledby="rule-past">
       <h2 id="rule-past">Value over time</h2>
       {wrong ? <Note kind="error" text={plain(wrong)} /> : <State answer={series} />}
+      <SlowReplay isAsking={series.loading && !wrong} />
       {series.data && !wrong && (
         <div class={series.loading ? 'stale' : ''}>
           <SeriesChart series={series.data} unit={unit} change={rule.change} marks={marks} lasts={rule.for === '0s' ? '' : rule.for}
