@@ -43,6 +43,9 @@ T = TypeVar("T")
 _ESCAPED_SLASH = re.compile("%2[fF]")
 #: Stands for an escaped slash while a path is matched; no decoded path contains it.
 _SLASH = "\ud82f"
+#: A name in a path that stands for full stops: a client removes ``.`` and ``..`` from a path, even if they are escaped,
+#: so their escapes are escaped once more. An id that looks like this itself is escaped like them.
+_DOTS = re.compile("(?:%(?:25)*2E){1,2}")
 #: How often a parameter that may be repeated is taken at most.
 MAX_REPEATED = 100
 #: Key of a route's ``openapi_extra`` whose value is the number of its ``Operation``.
@@ -323,7 +326,7 @@ class ContractRoute(APIRoute):
         if not could and not scope.get("root_path"):
             return Match.NONE, {}
         raw: bytes = scope.get("raw_path") or b""
-        if self._has_names and b"%2f" in raw.lower():
+        if self._has_names and (b"%25" in raw or b"%2f" in raw.lower()):
             return self._match_escaped(scope, raw)
         match, child = super().matches(scope)
         if match is Match.PARTIAL and self._answers(scope["method"]):
@@ -331,11 +334,19 @@ class ContractRoute(APIRoute):
         return match, child
 
     def _match_escaped(self, scope: Scope, raw: bytes) -> tuple[Match, Scope]:
-        """Match a path in which a slash is escaped: it is part of a name and does not separate names."""
+        """
+        Match a path in which a slash or a percent sign is escaped.
+
+        Such a slash is part of a name and does not separate names. A name that then is ``%2E`` or ``%2E%2E`` stands for
+        full stops.
+        """
         path = unquote(_ESCAPED_SLASH.sub(_SLASH, raw.decode("latin-1")))
         match, child = super().matches({**scope, "path": path})
         if match is not Match.NONE:
-            names = {name: value.replace(_SLASH, "/") for name, value in child["path_params"].items()}
+            names = {
+                name: unquote(value) if _DOTS.fullmatch(value) else value.replace(_SLASH, "/")
+                for name, value in child["path_params"].items()
+            }
             child = {**child, "path_params": names}
         if match is Match.PARTIAL and self._answers(scope["method"]):
             return Match.FULL, child

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { ApiError, getJson, Newest, query, send } from '../src/api/client'
+import { ApiError, getJson, named, Newest, query, send } from '../src/api/client'
 import { EventParser, pause } from '../src/api/stream'
 
 function answering(...answers: (Response | Error)[]) {
@@ -112,4 +112,11 @@ test('an error that is an answer all the same is one, and a 503 is told at once 
   expect(other.asked).toEqual(['./health'])
   const page = answering(new Response('<h1>Bad gateway</h1>', { status: 502, statusText: 'Bad Gateway' }))
   expect(await getJson('./health', { ...page, accepted: parts }).catch((thrown: unknown) => thrown)).toMatchObject({ message: '502 Bad Gateway' })
+})
+
+test.each([
+  ['.', '%252E'], ['..', '%252E%252E'], ['%2E', '%25252E'], ['.%252E', '%252E%2525252E'], ['%2e', '%252e'], ['...', '...'], ['a/b', 'a%2Fb'], ['50%', '50%25'],
+])('the id %j stands as a name in a path that a browser leaves alone', (id, name) => {
+  expect(named(id)).toBe(name)
+  expect(new URL(`./traces/${named(id)}/timeline`, 'http://host/').pathname).toBe(`/traces/${name}/timeline`)
 })

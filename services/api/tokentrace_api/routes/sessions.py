@@ -59,7 +59,9 @@ from tokentrace_api.store import Store, Telling
 #: The most nodes of a graph and messages of a session in one answer.
 MAX_NODES, MAX_MESSAGES = 5000, 1000
 _MAX_BODY_BYTES = 64 * 1024
-SessionId = Annotated[str, PathName(description="Id of the session.", examples=["s1"])]
+SessionId = Annotated[
+    str, PathName(description="Id of the session, escaped; `.` and `..` as `%252E` and `%252E%252E`.", examples=["s1"])
+]
 
 
 class GraphParams(Params):

@@ -79,8 +79,9 @@ MAX_ATTRIBUTES = 10
 MAX_COLUMNS = 20_000
 RECENT_LIMIT, MAX_RECENT = 100, 10_000
 
-TraceId = Annotated[str, PathName(description="Id of the trace; `/` and other characters escaped.", examples=["t1"])]
-SpanId = Annotated[str, PathName(description="Id of the span; `/` and other characters escaped.", examples=["s1"])]
+_ESCAPES = "`/` and other characters escaped, `.` and `..` as `%252E` and `%252E%252E`, because clients remove them."
+TraceId = Annotated[str, PathName(description=f"Id of the trace; {_ESCAPES}", examples=["t1"])]
+SpanId = Annotated[str, PathName(description=f"Id of the span; {_ESCAPES}", examples=["s1"])]
 _Cursor = Annotated[Cursor | RankCursor | None, parsed(lambda text: _cursor(text)), WithJsonSchema({"type": "string"})]
 _Keys = Annotated[
     tuple[str, ...],

@@ -1,7 +1,7 @@
 // The answers of `/alerts` and below; the server's OpenAPI document describes them.
 
 import type { Pair } from '../core/params'
-import { query } from './client'
+import { named, query } from './client'
 
 export type StateName = 'inactive' | 'pending' | 'firing' | 'resolved' | 'no_data' | 'warming'
 export type Operator = 'gt' | 'gte' | 'lt' | 'lte'
@@ -125,10 +125,7 @@ export type RuleSeries = {
 }
 export type Preview = RuleSeries & { firings: number; resolutions: number; events: AlertEvent[] }
 
-/** A browser removes these names from every path, so the ids of their rules, which follow from the name, stand there. */
-const IDS: Readonly<Record<string, string>> = { '.': 'alert_cdb4ee2a', '..': 'alert_5ec1f7e7' }
-
 /** The path of what is below the rule *name*. */
 export function rulePath(name: string, what = '', params: Iterable<Pair> = []): string {
-  return `./alerts/${IDS[name] ?? encodeURIComponent(name)}${what}${query(params)}`
+  return `./alerts/${named(name)}${what}${query(params)}`
 }

@@ -41,6 +41,15 @@ export function query(params: Iterable<readonly [string, string]>): string {
   return text && `?${text}`
 }
 
+/**
+ * *id* as a name in a path. A browser removes the names `.` and `..`, even as `%2E`, so the API reads `%2E` in a name for
+ * a full stop, if nothing else is in it; ids that look like that already are escaped once more.
+ */
+export function named(id: string): string {
+  const isDots = /^(?:\.|%(?:25)*2E){1,2}$/.test(id)
+  return encodeURIComponent(isDots ? id.replaceAll('%', '%25').replaceAll('.', '%2E') : id)
+}
+
 /** The body of an answer, decoded from JSON; null = it is none. */
 async function jsonOf(response: Response): Promise<unknown> {
   const body = await response.text()

@@ -1,7 +1,7 @@
 // The answers about sessions, in the form of Cost Katana's clients: `traceId` of a message is the id of a span.
 
 import type { Params } from '../core/params'
-import { getJson, query, type Options } from './client'
+import { getJson, named, query, type Options } from './client'
 
 export type TokenSums = { input: number; output: number; total?: number }
 export type Session = {
@@ -65,7 +65,7 @@ export type GraphNode = {
 }
 type GraphPage = { nodes: GraphNode[]; nextCursor?: string }
 
-export const sessionAt = (id: string): string => `./api/sessions/${encodeURIComponent(id)}`
+export const sessionAt = (id: string): string => `./api/sessions/${named(id)}`
 export const graphAt = (id: string, cursor?: string): string =>
   `${sessionAt(id)}/graph${query([['metadata', 'false'], ...(cursor === undefined ? [] : [['cursor', cursor] as [string, string]])])}`
 

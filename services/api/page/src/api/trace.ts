@@ -1,7 +1,7 @@
 // The answers about one trace, and the rows of its timeline, which comes as columns and, if it is large, in parts.
 
 import type { Row } from '../core/tree'
-import { getJson, query, type Options } from './client'
+import { getJson, named, query, type Options } from './client'
 
 /** A timeline as columns: a list for each field of a row, all of the same length. */
 type Columns = { [Field in Exclude<keyof Row, 'trace_id' | 'hidden'>]: Row[Field][] } & { hidden?: number[] }
@@ -26,8 +26,8 @@ export type Head = Omit<ColumnTimeline, 'columns' | 'next_cursor'>
 export type Neighbours = { previous: string | null; next: string | null; position: number | null; total: number }
 export type Deleted = { span_count: number; log_aged_out_by: string; log_expires_at: string }
 
-export const traceAt = (id: string): string => `./traces/${encodeURIComponent(id)}`
-export const spanAt = (traceId: string, spanId: string): string => `${traceAt(traceId)}/spans/${encodeURIComponent(spanId)}`
+export const traceAt = (id: string): string => `./traces/${named(id)}`
+export const spanAt = (traceId: string, spanId: string): string => `${traceAt(traceId)}/spans/${named(spanId)}`
 export const timelineAt = (id: string, below?: string, cursor?: string): string =>
   `${traceAt(id)}/timeline${query([['format', 'columns'], ...pair('below', below), ...pair('cursor', cursor)])}`
 
