@@ -24,6 +24,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 #: Length of an id and of the random part.
 ID_BYTES, SECRET_BYTES = 5, 32
 MAX_NAME = 100
+MAX_RATE = 1_000_000
 
 _FORM = re.compile(rb"tt_([0-9a-f]{10})_[A-Za-z0-9_-]{43}")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -46,6 +47,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
         created_ns: When it was made, Unix nanoseconds.
         expires_ns: When it ends by itself, Unix nanoseconds; 0 = it does not.
         revoked_ns: When it was revoked, Unix nanoseconds; 0 = it was not.
+        rate: Most requests a second, at each service; 0 = there is no limit.
     """
 
     id: Annotated[str, Meta(pattern="^[0-9a-f]{10}$")]
@@ -56,6 +58,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     created_ns: Annotated[int, Meta(ge=0)]
     expires_ns: Annotated[int, Meta(ge=0)] = 0
     revoked_ns: Annotated[int, Meta(ge=0)] = 0
+    rate: Annotated[int, Meta(ge=0, le=MAX_RATE)] = 0
 
     def ended(self, now_ns: int) -> str:
         """Return why the key is no longer good at *now_ns*, as in "is revoked"; "" = it is good."""
@@ -65,7 +68,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_key(
-    name: str, project: str, scopes: Collection[str], *, random: bytes, now_ns: int, expires_ns: int = 0
+    name: str, project: str, scopes: Collection[str], *, random: bytes, now_ns: int, expires_ns: int = 0, rate: int = 0
 ) -> tuple[str, ApiKey]:
     """
     Return a key and what is to be kept of it.
@@ -90,6 +93,7 @@ def make_key(
         sha256=digest,
         created_ns=now_ns,
         expires_ns=expires_ns,
+        rate=rate,
     )
 
 

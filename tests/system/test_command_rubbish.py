@@ -58,6 +58,7 @@ NEEDED: dict[str, list[str]] = {
 FORMS = {
     ("keys create", "--scopes"),
     ("keys create", "--expires"),
+    ("keys create", "--rate"),
     ("keys rotate", "--overlap"),
     ("serve", "--max-spans"),
     ("serve", "--nats-port"),

@@ -155,6 +155,32 @@ def test_the_secret_of_a_key_is_in_no_file_and_keys_outlive_a_restart(serving: P
     assert http("GET", serving.url + "/metrics", headers=bearer(keys["read"])).status == 200
 
 
+def test_who_changed_something_is_logged_with_the_answer(serving: Pipeline, keys: dict[str, str]) -> None:
+    admin, ingest = keys["admin"], keys["ingest"]
+    assert http("DELETE", serving.url + "/traces/audited-1", headers=bearer(admin)).status == 404
+    assert http("DELETE", serving.url + "/traces/audited-2", headers=bearer(ingest)).status == 403
+    assert http("DELETE", serving.url + "/traces/audited-3").status == 401
+    lines = [line for line in serving.log.read_text().splitlines() if "audited-" in line]
+    expected = [("audited-1", "404", admin[3:13]), ("audited-2", "403", ingest[3:13]), ("audited-3", "401", "")]
+    for line, (trace, status, id) in zip(lines, expected, strict=True):
+        assert f"DELETE /traces/{trace}: {status}" in line
+        assert id in line
+        assert "tokentrace.audit" in line
+        assert "127.0.0.1" in line
+
+
+def test_a_key_that_asks_too_often_is_told_to_wait(serving: Pipeline, keys: dict[str, str]) -> None:
+    key = create(serving.nats_url, "batch", "read", "--rate", "2")
+    url = serving.url + "/page.json"
+    serving.until(lambda: http("GET", url, headers=bearer(key)).status == 200, "known")
+    answers = [http("GET", url, headers=bearer(key)) for _ in range(20)]
+    refused = [answer for answer in answers if answer.status == 429]
+    assert refused
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].json()["error"] == f"key {key[3:13]}: over 2 requests a second; wait 1 s"
+    serving.until(lambda: http("GET", url, headers=bearer(key)).status == 200, "heard again")
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [

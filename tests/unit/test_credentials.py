@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tokentrace.access import ID_BYTES, SECRET_BYTES, ApiKey, make_key
 from tokentrace.bus import subjects
@@ -14,7 +17,15 @@ from tokentrace.config import load
 from tokentrace.errors import Conflict, Rejected
 from tokentrace.service import credentials as module
 from tokentrace.service.bootstrap import bootstrap
-from tokentrace.service.credentials import Credentials, change_key, encode_key, read_keys, read_uses, record_of
+from tokentrace.service.credentials import (
+    Credentials,
+    OverRate,
+    change_key,
+    encode_key,
+    read_keys,
+    read_uses,
+    record_of,
+)
 
 
 async def make_bus() -> tuple[MemoryBroker, MemoryBus]:
@@ -172,3 +183,53 @@ async def test_two_commands_that_change_a_key_at_once_do_not_overwrite_each_othe
     assert (kept.revoked_ns, kept.expires_ns) in ((5, 0), (0, 7))
     with pytest.raises(Rejected, match="there is no such key"):
         await change_key(bus, "0" * 10, revoked_ns=1)
+
+
+@given(
+    rate=st.integers(1, 50),
+    pauses=st.lists(st.floats(0, 3, allow_nan=False).map(lambda pause: round(pause, 3)), min_size=1, max_size=200),
+)
+def test_in_no_stretch_of_time_is_a_key_used_more_often_than_its_rate_allows(rate: int, pauses: list[float]) -> None:
+    async def story() -> list[float]:
+        _, bus = await make_bus()
+        now = 0.0
+        credentials = Credentials(bus=bus, elapsed=lambda: now)
+        text, key = await add(bus)
+        await bus.kv(subjects.KEYS).put(record_of(key.id), encode_key(msgspec.structs.replace(key, rate=rate)))
+        await credentials.read()
+        taken = []
+        for pause in pauses:
+            now += pause / rate
+            try:
+                credentials.find(text)
+            except OverRate as exc:
+                refusals.add((exc.status, exc.retry_after_s))
+            else:
+                taken.append(now)
+        return taken
+
+    refusals: set[tuple[int, int]] = set()
+    taken = asyncio.run(story())
+    assert taken
+    assert refusals <= {(429, 1)}
+    for first in range(len(taken)):
+        for last in range(first, len(taken)):
+            # A second's worth may be saved up, and the rest comes at the rate.
+            assert last - first + 1 <= rate + (taken[last] - taken[first]) * rate + 1e-6
+
+
+async def test_keys_that_are_made_and_revoked_are_in_the_audit_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tokentrace.audit")
+    _, bus = await make_bus()
+    await add(bus)
+    credentials = Credentials(bus=bus)
+    await credentials.read()
+    assert not caplog.records  # what was there at the start is no news
+    _, key = await add(bus)
+    await credentials.read()
+    await change_key(bus, key.id, revoked_ns=1)
+    await credentials.read()
+    told = [record.getMessage() for record in caplog.records if record.name == "tokentrace.audit"]
+    assert len(told) == 2
+    assert f"the key {key.id} was made" in told[0]
+    assert f"the key {key.id} was revoked" in told[1]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokentrace.access import ID_BYTES, SCOPES, SECRET_BYTES, ApiKey, make_key, parse_scopes
+from tokentrace.access import ID_BYTES, MAX_RATE, SCOPES, SECRET_BYTES, ApiKey, make_key, parse_scopes
 from tokentrace.bus import Bus, jetstream, subjects
 from tokentrace.config import load
 from tokentrace.errors import ConfigError, Rejected
@@ -52,6 +52,9 @@ def create(
     expires: Annotated[
         str | None, typer.Option(metavar="DURATION", help="It ends after this time, such as 90d. Default: never.")
     ] = None,
+    rate: Annotated[
+        int | None, typer.Option(metavar="N", min=1, max=MAX_RATE, help="Most requests a second. Default: no limit.")
+    ] = None,
     nats: _Nats = None,
     config: _Config = None,
     as_json: _Json = False,
@@ -62,7 +65,7 @@ def create(
 
     async def work(bus: Bus, project: str) -> None:
         now_ns = bus.clock.now_ns()
-        made = await _add(bus, name, project, wanted, now_ns, now_ns + lasts_ns if lasts_ns else 0)
+        made = await _add(bus, name, project, wanted, now_ns, lasts_ns, rate or 0)
         _print_made(*made, as_json=as_json)
 
     return _run(work, nats, config)
@@ -109,7 +112,7 @@ def rotate(
         if old is None or old.ended(now_ns):
             raise Rejected(f"{id}: is no key that is good; `tokentrace keys list` shows those there are")
         lasts_ns = old.expires_ns - old.created_ns if old.expires_ns else 0
-        made = await _add(bus, old.name, old.project, old.scopes, now_ns, now_ns + lasts_ns if lasts_ns else 0)
+        made = await _add(bus, old.name, old.project, old.scopes, now_ns, lasts_ns, old.rate)
         ends_ns = min(now_ns + overlap_ns, old.expires_ns or now_ns + overlap_ns)
         await change_key(bus, id, **({"expires_ns": ends_ns} if overlap_ns else {"revoked_ns": now_ns}))
         _print_made(*made, as_json=as_json)
@@ -148,10 +151,11 @@ def _run(work: Callable[[Bus, str], Awaitable[None]], nats: str | None, config: 
 
 
 async def _add(
-    bus: Bus, name: str, project: str, scopes: tuple[str, ...], now_ns: int, expires_ns: int
+    bus: Bus, name: str, project: str, scopes: tuple[str, ...], now_ns: int, lasts_ns: int, rate: int
 ) -> tuple[str, ApiKey]:
     random = secrets.token_bytes(ID_BYTES + SECRET_BYTES)
-    text, key = make_key(name, project, scopes, random=random, now_ns=now_ns, expires_ns=expires_ns)
+    ends_ns = now_ns + lasts_ns if lasts_ns else 0
+    text, key = make_key(name, project, scopes, random=random, now_ns=now_ns, expires_ns=ends_ns, rate=rate)
     await bus.kv(subjects.KEYS).create(record_of(key.id), encode_key(key))
     return text, key
 
@@ -174,6 +178,7 @@ def _shown(key: ApiKey, used_ns: int, now_ns: int) -> dict[str, Any]:
         "name": key.name,
         "project": key.project,
         "scopes": list(key.scopes),
+        "rate": key.rate or None,
         "created_at": render_instant(key.created_ns),
         "last_used_at": render_instant(used_ns) if used_ns else None,
         "expires_at": render_instant(key.expires_ns) if key.expires_ns else None,

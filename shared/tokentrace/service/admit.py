@@ -41,7 +41,8 @@ from tokentrace.access import Scope, needed_scope
 from tokentrace.config import Settings
 from tokentrace.errors import Rejected, quoted, shorten
 from tokentrace.records import BATCH_TYPE
-from tokentrace.service.credentials import Credentials
+from tokentrace.service.audit import KEY_ID, audited
+from tokentrace.service.credentials import Credentials, Grant, OverRate
 from tokentrace.service.login import Login
 from tokentrace.service.otlp_answers import MEDIA, OTLP_PATHS, encoding_of
 from tokentrace.service.web import refusal
@@ -175,6 +176,14 @@ class Admission:
             return self._check_token(sent, scope)
         return None
 
+    def is_audited(self, scope: ASGIScope) -> bool:
+        """Return True if the request changes something, so that who asked is logged."""
+        return (
+            scope["method"] not in _SAFE
+            and scope["path"] not in self.open_paths
+            and needed_scope(scope["method"], scope["path"], self._spans_paths) == "admin"
+        )
+
     def authorize(self, authorization: bytes, wanted: Scope, what: str, *, basic: bool) -> None:
         """
         Check the token or key in the header *authorization*, if one is needed.
@@ -186,16 +195,19 @@ class Admission:
 
         Raises:
             Rejected: 401, it is missing or not good; 403, it does not allow this.
+            OverRate: It is used too often.
         """
-        if not self._credentials.needed:
-            return
+        if self._credentials.needed:
+            self._find(authorization, basic=basic).check(wanted, what)
+
+    def _find(self, authorization: bytes, *, basic: bool) -> Grant:
         scheme, _, token = authorization.partition(b" ")
         scheme, token = scheme.lower(), token.strip()
         if scheme == b"basic" and basic:
             scheme, token = b"bearer", _password(token)
         if scheme != b"bearer":
             raise Rejected("missing or wrong bearer token", status=401)
-        self._credentials.find(token).check(wanted, what)
+        return self._credentials.find(token)
 
     def _check_token(self, sent: Mapping[bytes, bytes], scope: ASGIScope) -> Response | None:
         """Return the refusal of a request whose headers *sent* have neither a good token or key nor a good cookie."""
@@ -203,16 +215,19 @@ class Admission:
         wanted, what = needed_scope(method, path, self._spans_paths), f"{method} {shorten(path, _MOST_SHOWN)}"
         authorization = sent.get(b"authorization", b"")
         try:
+            grant = None
             if not authorization and self.login is not None and sent.get(b"sec-fetch-site") not in _FOREIGN:
                 cookies = sent.get(b"cookie", b"")
                 grant = self.login.grant_of(scope, cookies) if cookies else None
-                if grant is not None:
-                    origin = sent.get(b"origin")
-                    if method not in _SAFE and not (origin and self._is_own(origin, sent.get(b"host"), scope)):
-                        return refusal(scope, "Origin: is missing or not this server's, and a cookie needs it", 403)
-                    grant.check(wanted, what)
-                    return None
-            self.authorize(authorization, wanted, what, basic=path in OTLP_PATHS)
+                origin = sent.get(b"origin")
+                is_own = origin and self._is_own(origin, sent.get(b"host"), scope)
+                if grant is not None and method not in _SAFE and not is_own:
+                    return refusal(scope, "Origin: is missing or not this server's, and a cookie needs it", 403)
+            grant = grant or self._find(authorization, basic=path in OTLP_PATHS)
+            scope[KEY_ID] = grant.id
+            grant.check(wanted, what)
+        except OverRate as exc:
+            return refusal(scope, str(exc), exc.status, {"Retry-After": str(exc.retry_after_s)})
         except Rejected as exc:
             challenge = {"WWW-Authenticate": "Bearer"} if exc.status == 401 else {}
             return refusal(scope, str(exc), exc.status, challenge)
@@ -261,6 +276,8 @@ class Door:
                     await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send)
                     return
         refusal = admission.admit(scope)
+        if admission.is_audited(scope):
+            send = audited(scope, send)
         if refusal is None:
             scope[NEEDS_TOKEN] = admission.needs_token
             await self._app(scope, receive, send)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import MINUTE
 
 log = structlog.stdlib.get_logger(__name__)
+audit = structlog.stdlib.get_logger("tokentrace.audit")
 
 #: The id of the token of the configuration.
 TOKEN_ID = "token"
@@ -67,6 +69,14 @@ class Grant(NamedTuple):
             )
 
 
+class OverRate(Rejected):
+    """A key is used more often than it may; *retry_after_s* says when the next request is heard."""
+
+    def __init__(self, key: ApiKey, retry_after_s: int) -> None:
+        super().__init__(f"key {key.id}: over {key.rate} requests a second; wait {retry_after_s} s", status=429)
+        self.retry_after_s = retry_after_s
+
+
 class Credentials:
     """
     The token and the keys that a service takes.
@@ -75,12 +85,21 @@ class Credentials:
         token: The token of the configuration; "" = none.
         project: The project of this server; a key of another one is refused.
         bus: Where the keys are; None = there are none.
+        elapsed: Returns a time that never goes back, seconds.
     """
 
-    def __init__(self, token: str = "", project: str = subjects.DEFAULT_PROJECT, bus: Bus | None = None) -> None:
+    def __init__(
+        self,
+        token: str = "",
+        project: str = subjects.DEFAULT_PROJECT,
+        bus: Bus | None = None,
+        elapsed: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._token = token.encode()
         self._token_grant = Grant(TOKEN_ID, SCOPES, digest_of(self._token))
-        self._project, self._bus = project, bus
+        self._project, self._bus, self._elapsed = project, bus, elapsed
+        #: Id -> (requests that the key may make at once, when that was so).
+        self._left: dict[str, tuple[float, float]] = {}
         self._keys: Mapping[str, ApiKey] = {}
         self._has_keys = False
         self._sequence = -1
@@ -98,6 +117,7 @@ class Credentials:
 
         Raises:
             Rejected: 401, it is wrong, revoked or expired; 403, it is of another project.
+            OverRate: 429, it is used more often than it may.
         """
         if self._token and hmac.compare_digest(sent, self._token):
             return self._token_grant
@@ -128,8 +148,20 @@ class Credentials:
             raise Rejected(f"key {key.id}: {ended}", status=401)
         if key.project != self._project:
             raise Rejected(f"key {key.id}: is of the project {key.project}, and this is {self._project}", status=403)
+        if key.rate:
+            self._count(key)
         self._used[key.id] = now_ns
         return Grant(key.id, key.scopes, digest)
+
+    def _count(self, key: ApiKey) -> None:
+        """Count a request of a key with a limit, which may save up the requests of one second."""
+        now = self._elapsed()
+        left, at = self._left.get(key.id, (float(key.rate), now))
+        left = min(left + (now - at) * key.rate, float(key.rate))
+        if left < 1.0:
+            self._left[key.id] = left, now
+            raise OverRate(key, 1)
+        self._left[key.id] = left - 1.0, now
 
     async def read(self) -> None:
         """
@@ -143,10 +175,22 @@ class Credentials:
         sequence = (await self._bus.state(f"KV_{subjects.KEYS}")).last_sequence
         if sequence != self._sequence:
             entries = await self._bus.kv(subjects.KEYS).items()
-            self._keys = read_keys(self._bus, entries)
+            before, self._keys = self._keys, read_keys(self._bus, entries)
+            self._say_changes(before)
             # A record that cannot be read was a key too, and must not open the server.
             self._has_keys = any(name.startswith(_KEY) for name in entries)
             self._sequence = sequence
+
+    def _say_changes(self, before: Mapping[str, ApiKey]) -> None:
+        """Log the keys that were made, replaced or revoked since the bucket was read *before*."""
+        if self._sequence < 0:
+            return
+        for key in self._keys.values():
+            old = before.get(key.id)
+            if old is None:
+                audit.info("the key %s was made", key.id, called=key.name, scopes=",".join(key.scopes))
+            elif old != key:
+                audit.info("the key %s %s", key.id, "was revoked" if key.revoked_ns else "was changed", called=key.name)
 
     async def follow(self, stopping: asyncio.Event) -> None:
         """Read the keys again and write their last uses, until *stopping* is set."""

@@ -26,7 +26,7 @@ from starlette.types import Scope
 from tokentrace.access import id_of
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import Conflict, Rejected, Unavailable
-from tokentrace.service.credentials import TOKEN_ID, Credentials, Grant
+from tokentrace.service.credentials import TOKEN_ID, Credentials, Grant, OverRate
 from tokentrace.service.retry import until_available
 
 #: Key of ``tt_meta`` whose value is the secret.
@@ -113,6 +113,7 @@ class Login:
         Raises:
             TooMany: The address of the request sent too many wrong tokens.
             Rejected: 401, the token is wrong, or a key that has ended; 403, it is a key of another project.
+            OverRate: The key is used more often than it may.
             Unavailable: The secret of the cookies is not known yet.
         """
         if self.secret is None:
@@ -124,6 +125,8 @@ class Login:
             raise TooMany(max(1, round(_WITHIN_S - (now - wrong[0]))))
         try:
             grant = self._credentials.find(token.encode())
+        except OverRate:
+            raise
         except Rejected as exc:
             self._wrong[address] = [*wrong, now]
             self._wrong.move_to_end(address)
@@ -180,6 +183,8 @@ class Login:
             claims, sent = _bytes(text), _bytes(code)
             said = msgspec.json.decode(claims, type=_Claims)
             grant = self._credentials.of_id(said.key)
+        except OverRate:
+            raise
         except (ValueError, Rejected):
             return None
         if not hmac.compare_digest(sent, _code(self.secret, grant.digest, claims)):

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from tokentrace.errors import Rejected
 from tokentrace.service.body import read_body
 from tokentrace.service.contract import Answer, Content, Router, operation
+from tokentrace.service.credentials import OverRate
 from tokentrace.service.login import Login, LoginInput, TooMany
 from tokentrace.service.web import failure, reply
 from tokentrace.units import SECOND, render_instant
@@ -67,7 +68,7 @@ def login_router(login: Login | None) -> Router:
             raise Rejected(f"body: {exc}") from exc
         try:
             cookie, until = login.enter(sent.token, request.scope)
-        except TooMany as exc:
+        except (TooMany, OverRate) as exc:
             return failure(str(exc), exc.status, {"Retry-After": str(exc.retry_after_s)})
         expires = render_instant(until * SECOND)
         return reply(LoggedIn(expires), headers={**_NO_STORE, "Set-Cookie": cookie})

@@ -75,7 +75,7 @@ _ERRORS: Mapping[int, str] = {
     413: "The body, the batch or one span in it is too large.",
     415: "The Content-Type is not that of the body, or the Content-Encoding is neither absent nor gzip.",
     422: "The Idempotency-Key was used with another body within the last 24 hours.",
-    429: "Too many wrong tokens; try again after Retry-After seconds.",
+    429: "Too many wrong tokens, or too many requests of a key; try again after Retry-After seconds.",
     503: "The broker, the store or another service is unavailable or behind; try again after Retry-After seconds.",
 }
 _UNAUTHORIZED = "missing or wrong bearer token"

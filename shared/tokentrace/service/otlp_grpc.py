@@ -15,6 +15,7 @@ import grpc.aio
 
 from tokentrace.errors import Rejected, Unavailable
 from tokentrace.service.admit import Admission
+from tokentrace.service.credentials import OverRate
 from tokentrace.service.otlp_answers import RETRY_AFTER_S, Signal, code_of, encode_answer, encode_retry
 from tokentrace.service.otlp_exports import Exports
 
@@ -91,6 +92,8 @@ class _Calls:
         authorization = str(sent.get("authorization", "")).encode()
         try:
             self._admission.authorize(authorization, "ingest", "Export", basic=True)
+        except OverRate as exc:
+            await _try_again(context, str(exc))
         except Rejected as exc:
             await context.abort(_CODES[code_of(exc.status)], str(exc))
         try:
