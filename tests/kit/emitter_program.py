@@ -84,7 +84,9 @@ def use_pydantic_ai(case: Case) -> None:
             return f"sunny in {city}"
 
     if case.name == "stream":
-        list(agent.run_stream_sync("How is the weather?").stream_text())
+        # Without ``with`` the span ends when the garbage is collected.
+        with agent.run_stream_sync("How is the weather?") as answer:
+            list(answer.stream_text())
     else:
         agent.run_sync("How is the weather?")
 
