@@ -85,6 +85,9 @@ def test_two_times_are_compared_number_by_number(serving: Pipeline, traffic: Tra
     titles = "[...document.querySelectorAll('.compare-parts td.number')].map((cell) => cell.title)"
     page.until(f"{titles}.length === 4")
     assert page.evaluate(titles) == [usd(part["usd"]) for part in parts if part["part"] != "other_kinds"]
+    calls = next(part["usd"] for part in parts if part["part"] == "calls")
+    words = page.evaluate("document.querySelector('.compare-parts .dim').innerText")
+    assert words == f"there were {'more' if calls > 0 else 'fewer'} of them"
     page.until("document.querySelectorAll('.compare canvas').length === 1")
     page.until("document.querySelector('.histogram-before') !== null")
     text = page.until("document.querySelector('main').innerText")

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from kit.chromium import Page
+from kit.every_page import resize
 from kit.page_numbers import Hours, ask, assert_untroubled, chart, drag, exactly, report, rows_of, table_of, written
 from kit.page_world import needs_chromium
 from kit.pipeline import Pipeline
@@ -278,6 +279,17 @@ def test_each_of_the_six_questions_is_answered_or_one_click_away(numbers: Pipeli
         page.evaluate("history.back()")
         page.until(_READY)
     assert_untroubled(page, numbers)
+
+
+def test_a_narrow_window_shows_costs_and_changes_without_scrolling(numbers: Pipeline, page: Page, hours: Hours) -> None:
+    resize(page, 320)
+    show(page, numbers, hours)
+    # A row of calls ends with the cost, one of groups with the change.
+    for title in ("What changed", "Most expensive calls"):
+        panel = f"[...document.querySelectorAll('.panel')].find((each) => each.innerText.startsWith('{title}'))"
+        page.until(f"{panel}.querySelector('tbody tr') !== null")
+        ends = f"[...{panel}.querySelectorAll('tbody td:last-child')].map((cell) => cell.getBoundingClientRect())"
+        page.until(f"{ends}.every((box) => box.left < innerWidth - 60 && box.right <= innerWidth)")
 
 
 def test_a_range_without_calls_says_when_the_newest_was(numbers: Pipeline, page: Page, hours: Hours) -> None:

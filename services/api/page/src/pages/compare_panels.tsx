@@ -45,12 +45,13 @@ const METRICS: Record<string, { name: string; unit: Unit; distribution: string; 
   quality_score: { name: 'quality', unit: 'score', distribution: 'quality', of: 'quality', ofUnit: 'score' },
 }
 const DIMENSIONS = ['model', 'caller', 'provider', 'name', 'user_id', 'session_id', 'status', 'kind']
-const PARTS: Record<string, [string, string]> = {
-  calls: ['Calls', 'there were more or fewer of them'],
-  tokens_per_call: ['Tokens per call', 'the calls were larger or smaller'],
-  mix: ['Mix of models', 'other models did the work'],
-  price: ['Price of a token', 'the same model cost more or less per token'],
-  other_kinds: ['Other spans', 'tools and other kinds of spans'],
+/** Part of a change -> its name, and what it means if it is above 0 and below. */
+const PARTS: Record<string, [string, string, string]> = {
+  calls: ['Calls', 'there were more of them', 'there were fewer of them'],
+  tokens_per_call: ['Tokens per call', 'the calls were larger', 'the calls were smaller'],
+  mix: ['Mix of models', 'more tokens went to dearer models', 'more tokens went to cheaper models'],
+  price: ['Price of a token', 'the same models cost more per token', 'the same models cost less per token'],
+  other_kinds: ['Other spans', 'tools and other kinds of spans cost more', 'tools and other kinds of spans cost less'],
 }
 const metricOf = (params: Params) => { const name = params.get('metric') ?? ''; return Object.hasOwn(METRICS, name) ? name : 'total_cost' }
 const byOf = (params: Params) => params.get('by') ?? (params.names().includes('compare.model') ? 'caller' : 'model')
@@ -143,7 +144,7 @@ export function Explained({ pairs }: { pairs: readonly Pair[] }) {
               <tbody>
                 {parts.filter((part) => part.usd !== 0 || part.part !== 'other_kinds').map(({ part, usd }) => (
                   <tr key={part}>
-                    <th scope="row">{PARTS[part]![0]}<br /><span class="dim">{PARTS[part]![1]}</span></th>
+                    <th scope="row">{PARTS[part]![0]}<br /><span class="dim">{usd !== 0 && PARTS[part]![usd > 0 ? 1 : 2]}</span></th>
                     <td class="number" title={exactAmount(usd, 'usd')}>{usd > 0 ? '+' : ''}{amount(usd, 'usd')}</td>
                     <td><Bar part={most ? usd / most : null} /></td>
                   </tr>

@@ -57,7 +57,7 @@ function Movers({ data, name, unit, better, route, metric }: {
   if (!values.length) return <p class="dim">no data in this range and in the one before</p>
   return (
     <div class="scroll">
-      <table>
+      <table class="overview-changes">
         <thead><tr><th scope="col">{plain(name)}</th><th scope="col" class="number">before</th><th scope="col" class="number">now</th><th scope="col" aria-sort="descending">change</th></tr></thead>
         <tbody>
           {values.map((value) => {

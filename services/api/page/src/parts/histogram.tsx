@@ -2,6 +2,7 @@
 
 import { useState } from 'preact/hooks'
 import { amount, count, exactCount, share, type Unit } from '../core/format'
+import { clusters } from '../core/series'
 import { styled } from './chart_over'
 
 export type HistogramProps = {
@@ -40,6 +41,9 @@ export function Histogram({ title, unit, edges, counts, zero, count: all, before
     const index = at < 0 ? counts.length - 1 : Math.max(at - 1, 0)
     return ((index + (bars.length - counts.length) + 0.5) / bars.length) * 100
   }
+  const placed = lines.flatMap(({ name, value }) => (value === null ? [] : [{ name, at: place(value) }])).sort((a, b) => a.at - b.at)
+  // Lines that are close together share a text, which would not be readable over another one.
+  const groups = clusters(placed.map(({ at }) => at), 9).map((group) => group.map((index) => placed[index]!))
   return (
     <figure class="chart">
       <div class="histogram" role="img" aria-label={`${title}: ${exactCount(all)} values, most of them ${fullest.name}${said && `; ${said}`}`}>
@@ -49,7 +53,11 @@ export function Histogram({ title, unit, edges, counts, zero, count: all, before
             {before && <i class="histogram-before" ref={styled({ height: `${(partBefore(bar) / most) * 100}%` })} />}
           </div>
         ))}
-        {lines.map(({ name, value }) => value !== null && <span key={name} class="histogram-line" ref={styled({ left: `${place(value)}%` })}>{name}</span>)}
+        {groups.map((group) => group.map(({ name, at }, index) => (
+          <span key={name} class={group[0]!.at > 80 ? 'histogram-line histogram-left' : 'histogram-line'} ref={styled({ left: `${at}%` })}>
+            {index === (group[0]!.at > 80 ? 0 : group.length - 1) && group.map((each) => each.name).join(', ')}
+          </span>
+        )))}
       </div>
       <div class="histogram-axis dim"><span>{amount(edges[0], unit)}</span><span>{amount(edges[edges.length >> 1], unit)}</span><span>{amount(edges[edges.length - 1], unit)}</span></div>
       <figcaption class="chart-legend">

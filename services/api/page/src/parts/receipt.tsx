@@ -13,6 +13,8 @@ export function ReceiptOf({ path, isOpen }: { path: string; isOpen: boolean }) {
   if (!answer.data || (!isCurrent && answer.error)) return <State answer={{ ...answer, data: null }} />
   const { receipt } = answer.data
   const { price } = receipt
+  // A span that repeats what is below it, and costs nothing itself, has no receipt that could be mistaken for a price of $0.
+  const isEmpty = !receipt.counted && !receipt.lines.length
   const facts: [string, string | null][] = [
     ['price', price.source],
     ['found as', price.matched_model],
@@ -27,7 +29,7 @@ export function ReceiptOf({ path, isOpen }: { path: string; isOpen: boolean }) {
   ]
   return (
     <div class={isCurrent ? undefined : 'stale'}>
-      <table>
+      {!isEmpty && <table>
         <caption class="dim">{receipt.cost_usd === null ? 'The cost is not known' : `Cost ${dollars(receipt.cost_usd)}`}, {CONFIDENCE[receipt.confidence] ?? receipt.confidence}</caption>
         <thead><tr><th scope="col">unit</th><th scope="col" class="number">amount</th><th scope="col" class="number">rate</th><th scope="col" class="number">cost</th></tr></thead>
         <tbody>
@@ -42,8 +44,8 @@ export function ReceiptOf({ path, isOpen }: { path: string; isOpen: boolean }) {
           {Number(receipt.rounding) !== 0 && <tr><td>rounding</td><td /><td /><td class="number">{dollars(receipt.rounding)}</td></tr>}
         </tbody>
         {receipt.cost_usd !== null && <tfoot><tr><th scope="row">sum</th><td /><td /><td class="number">{dollars(receipt.cost_usd)}</td></tr></tfoot>}
-      </table>
-      {!receipt.counted && <Note text="Sums leave this cost out: the calls below this span have it." />}
+      </table>}
+      {!receipt.counted && <Note text={isEmpty ? 'This span has no cost of its own: its calls have receipts.' : 'Sums leave this cost out: the calls below this span have it.'} />}
       {receipt.note && <p>{plain(receipt.note)}</p>}
       <dl>{facts.map(([name, value]) => value && [<dt key={name}>{name}</dt>, <dd key={`${name}=`}>{plain(value)}</dd>])}</dl>
     </div>
