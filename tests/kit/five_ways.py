@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from kit.http_spans import assert_accepted, mist_message
+from kit.json_spans import fresh
+from kit.nats_client import RAW, publish
+from kit.pipeline import Pipeline
+from tokentrace import Reporter
 from tokentrace.records import Span
 
 WAYS = ("spans", "nats", "reporter", "mist", "costkatana")
@@ -181,3 +187,20 @@ def as_katana(call: Call, key: str, at: datetime) -> dict[str, Any]:
 
 def _ns(at: datetime) -> int:
     return round(at.timestamp() * 1000) * 1_000_000
+
+
+def tell(pipeline: Pipeline, call: Call) -> dict[str, tuple[str, str]]:
+    """Tell *call* in each way; return way -> (trace id, span id)."""
+    at, keys = started_at(), {way: fresh(way) for way in WAYS}
+    assert_accepted(pipeline.post("/spans", as_document(call, keys["spans"], at)))
+    publish(pipeline, (RAW, json.dumps(as_document(call, keys["nats"], at)).encode()))
+    reporter = Reporter("five", pipeline.nats_url)
+    reporter.report(as_span(call, keys["reporter"], at))
+    reporter.close()
+    assert reporter.stats().acked == 1
+    answer = pipeline.post("/mist", mist_message(as_mist(call, keys["mist"], at)))
+    assert answer.status == 202, answer.body
+    answer = pipeline.post("/api/traces/ingest", as_katana(call, keys["costkatana"], at))
+    assert answer.status == 200, answer.body
+    ids = {way: (f"{key}-trace", f"{key}-span") for way, key in keys.items()}
+    return {**ids, "costkatana": (f"{keys['costkatana']}-span", f"{keys['costkatana']}-span")}

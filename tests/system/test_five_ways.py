@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any
@@ -11,13 +10,11 @@ import pytest
 from genai_prices import Usage, calc_price
 from msgspec.structs import replace
 
-from kit.five_ways import CALLS, SESSION, USER, WAYS, Call, as_document, as_katana, as_mist, as_span, started_at
-from kit.http_spans import assert_accepted, await_trace, mist_message
-from kit.json_spans import fresh
-from kit.nats_client import RAW, publish, read_stream
+from kit.five_ways import CALLS, SESSION, USER, WAYS, Call, tell
+from kit.http_spans import await_trace
+from kit.nats_client import read_stream
 from kit.pipeline import Pipeline
 from kit.receipts import ask_receipt
-from tokentrace import Reporter
 from tokentrace.records import Span, decode_batches
 
 
@@ -27,23 +24,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     serving.start()
     yield serving
     assert serving.stop() == 0
-
-
-def tell(pipeline: Pipeline, call: Call) -> dict[str, tuple[str, str]]:
-    """Tell *call* in each way; return way -> (trace id, span id)."""
-    at, keys = started_at(), {way: fresh(way) for way in WAYS}
-    assert_accepted(pipeline.post("/spans", as_document(call, keys["spans"], at)))
-    publish(pipeline, (RAW, json.dumps(as_document(call, keys["nats"], at)).encode()))
-    reporter = Reporter("five", pipeline.nats_url)
-    reporter.report(as_span(call, keys["reporter"], at))
-    reporter.close()
-    assert reporter.stats().acked == 1
-    answer = pipeline.post("/mist", mist_message(as_mist(call, keys["mist"], at)))
-    assert answer.status == 202, answer.body
-    answer = pipeline.post("/api/traces/ingest", as_katana(call, keys["costkatana"], at))
-    assert answer.status == 200, answer.body
-    ids = {way: (f"{key}-trace", f"{key}-span") for way, key in keys.items()}
-    return {**ids, "costkatana": (f"{keys['costkatana']}-span", f"{keys['costkatana']}-span")}
 
 
 def logged(pipeline: Pipeline, ids: dict[str, tuple[str, str]]) -> dict[str, Span]:

@@ -62,6 +62,7 @@ INVALID = [
 SEPARATORS = {
     "alerts": "[].",
     "custom_metrics": "[].",
+    "otlp.forward": "[].",
     "pricing.models": ".<model>.",
     "pricing.models.<model>.tiers": "[].",
     "pricing.models.<model>.units": ".<unit>.",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -71,13 +71,20 @@ class OpenSpans:
         cleaner: Removes secrets before anything is written to the bucket or the log.
         project: The project whose log the spans go to.
         count: Called once for each start and each end that is stored.
+        send_on: Called with the batches of an end before it is answered; raises ``Unavailable`` to have it repeated.
     """
 
     def __init__(
-        self, bus: Bus, cleaner: Cleaner, group_commit: GroupCommit, project: str, count: Callable[[Cleaned], None]
+        self,
+        bus: Bus,
+        cleaner: Cleaner,
+        group_commit: GroupCommit,
+        project: str,
+        count: Callable[[Cleaned], None],
+        send_on: Callable[[Sequence[Batch]], Awaitable[None]],
     ) -> None:
         self._bus, self._cleaner, self._group_commit, self._project = bus, cleaner, group_commit, project
-        self._count = count
+        self._count, self._send_on = count, send_on
         self._bucket = bus.kv(subjects.OPEN_SPANS)
 
     async def find(self, span_ids: Collection[str]) -> dict[str, OpenSpan]:
@@ -264,6 +271,7 @@ class OpenSpans:
             return
         for batch in opened.journal:
             await self._group_commit.commit(self._project, [batch], order_key=_order_key(opened))
+        await self._send_on(opened.journal)
         try:
             await self._note_published(key, opened, revision)
         except Unavailable as exc:

@@ -34,6 +34,7 @@ from tokentrace.service.health import Sample
 from tokentrace.service.otlp_answers import Encoding, Signal
 from tokentrace_ingest.cleaning import Cleaned, Cleaner
 from tokentrace_ingest.dead_letters import DeadLetter
+from tokentrace_ingest.forward.tee import Tee
 from tokentrace_ingest.otlp_batches import (
     MAX_RECORD_BYTES,
     SOURCE,
@@ -129,16 +130,19 @@ class OtlpRequests:
     Args:
         pricer: Prices calls that a request tells twice.
         max_records: Limit for the spans or log records of a request.
+        tee: Sends requests on to other backends.
 
     Attributes:
         max_bytes: Limit for the body of a request before and after decompression.
         room: The memory for the bodies that are read or processed at the same time, twice *max_bytes*.
     """
 
-    def __init__(self, store: Store, cleaner: Cleaner, pricer: Pricer, *, max_records: int, max_bytes: int) -> None:
+    def __init__(
+        self, store: Store, cleaner: Cleaner, pricer: Pricer, *, max_records: int, max_bytes: int, tee: Tee
+    ) -> None:
         self._store, self._cleaner, self._pricer = store, cleaner, pricer
         self._limits = Limits(max_records, _PIECE_BYTES, MAX_RECORD_BYTES)
-        self.max_bytes = max_bytes
+        self.max_bytes, self._tee = max_bytes, tee
         self.room = Room(2 * max_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="otlp")
         self._counts: Counter[str] = Counter()
@@ -157,6 +161,9 @@ class OtlpRequests:
         """
         if signal == "metrics":
             points = await self._do(len(body), lambda: count_points(encoding, body))
+            if self._tee.takes(signal) and points:
+                await self._tee.request(signal, encoding, body, hashlib.sha256(body).hexdigest())
+                return Result()
             self._counts["metric_points"] += points
             return Result(points, _NOT_STORED if points else "")
         await self._store.open()
@@ -179,6 +186,9 @@ class OtlpRequests:
             ids = Ids(ids.request, ids.used + len(made.batches))
             size = sum(piece.size for piece in part)
             refused = [*refused, *await self._keep(made, ids.request, size, arrived_ns)]
+            if self._tee.takes(signal):
+                for piece in part:
+                    await self._tee.request(signal, encoding, piece.encode(), f"{digest}.{piece.places.start}")
         self._reasons.update(reason_of(letter.reason) for letter in refused)
         return Result(len(refused), refused[0].where) if refused else Result()
 

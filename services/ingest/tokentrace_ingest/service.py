@@ -24,6 +24,8 @@ another format is rejected as a whole if one of its records is bad, unless it as
 *Erasing.* The broker keeps an acknowledged message on disk until every message in the same file is acknowledged. A raw
 message that may hold a secret is therefore overwritten before it is acknowledged, with the exceptions in ``_erase``.
 
+*Sending on.* What the log has accepted is also queued for the targets of ``otlp.forward`` before its sender is told.
+
 *Backpressure.* The log discards its oldest messages when it is full, whether or not every reader has read them. So
 input waits while a reader is far behind (``backpressure``).
 """
@@ -36,7 +38,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from tokentrace.bus import Bus, Delivery, Message, subjects
@@ -53,6 +55,9 @@ from tokentrace.service.stopping import Stopped, unless_stopped
 from tokentrace_ingest.backpressure import Backpressure
 from tokentrace_ingest.cleaning import Cleaned, Cleaner, is_json
 from tokentrace_ingest.dead_letters import DeadLetter
+from tokentrace_ingest.forward.forwarder import Forwarder
+from tokentrace_ingest.forward.targets import Forwarding
+from tokentrace_ingest.forward.tee import Tee
 from tokentrace_ingest.group_commit import GroupCommit
 from tokentrace_ingest.layout import Layout
 from tokentrace_ingest.open_spans import OpenSpans
@@ -90,6 +95,7 @@ class Config:
         spans_path: Path of the route for spans.
         max_otlp_records: Limit for the number of spans or log records in one request of OTLP.
         max_otlp_bytes: Limit for the body of such a request before and after decompression, bytes.
+        forwarding: The backends to which what is accepted is sent on.
     """
 
     shards: int
@@ -101,6 +107,7 @@ class Config:
     max_otlp_bytes: int
     redactor: Redactor
     pricer: Pricer
+    forwarding: Forwarding = field(default_factory=Forwarding)
 
     @classmethod
     def of(cls, settings: Settings) -> Config:
@@ -115,6 +122,7 @@ class Config:
             max_otlp_bytes=settings.otlp.max_body_bytes,
             redactor=settings.redaction.redactor,
             pricer=settings.pricing.pricer(),
+            forwarding=Forwarding.of(settings),
         )
 
 
@@ -127,13 +135,17 @@ class Ingest:
         self._backpressure = Backpressure(bus)
         self._group_commit = GroupCommit(bus, config.shards, None, self._backpressure.take)
         self._layout = Layout(bus, self._group_commit)
-        self.open_spans = OpenSpans(bus, self._cleaner, self._group_commit, config.project, self._count_open_span)
+        self._tee = Tee(bus, config.forwarding.targets, config.redactor)
+        self._forwarder = Forwarder(bus, config.forwarding, config.redactor)
+        count, send_on = self._count_open_span, self._tee.batches
+        self.open_spans = OpenSpans(bus, self._cleaner, self._group_commit, config.project, count, send_on)
         self.otlp = OtlpRequests(
             self,
             self._cleaner,
             config.pricer,
             max_records=config.max_otlp_records,
             max_bytes=config.max_otlp_bytes,
+            tee=self._tee,
         )
         self._counts: Counter[tuple[str, str]] = Counter()
         self._redactions: Counter[tuple[str, str]] = Counter()
@@ -148,6 +160,7 @@ class Ingest:
         async with asyncio.TaskGroup() as tasks:
             consumer = tasks.create_task(self._consume_raw(stopping))
             watcher = tasks.create_task(self._watch_lag())
+            tasks.create_task(self._forwarder.run(stopping))
             await stopping.wait()
             watcher.cancel()
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
@@ -202,6 +215,7 @@ class Ingest:
             refused.append(SpanError(span.place, span.error))
         await self._publish_dead_letters(self.config.project, dead_letters, "spans")
         await self._group_commit.commit(self.config.project, cleaned.parts, made=cleaned.made)
+        await self._tee.batches(cleaned.parts)
         self._counts["spans", "spans"] += cleaned.spans
         self._count_redactions(cleaned, "spans")
         return cleaned.spans, sorted(refused, key=lambda error: error.index)
@@ -228,6 +242,7 @@ class Ingest:
             raise Rejected(cleaned.dead_letters[0].where)
         await self._publish_dead_letters(self.config.project, cleaned.dead_letters, source)
         await self._group_commit.commit(self.config.project, cleaned.parts, made=cleaned.made)
+        await self._tee.batches(cleaned.parts)
         self._counts["spans", source] += cleaned.spans
         self._count_redactions(cleaned, source if strict else "reporter")
         return cleaned
@@ -362,6 +377,7 @@ class Ingest:
             try:
                 await until_available(partial(self._group_commit.commit, project, result.parts, made=result.made))
                 self._counts["spans", "nats"] += result.spans
+                await until_available(partial(self._tee.batches, result.parts))
             except Rejected as exc:
                 dead_letters.append(self._cleaner.dead_letters.undecoded(message, str(exc)))
             self._count_redactions(result, "nats" if checked else "reporter")
@@ -436,6 +452,8 @@ class Ingest:
             missing.append(blocked)
         behind = {reader: round(part, 3) for reader, part in self._backpressure.behind.items() if part >= 0.5}
         details: dict[str, object] = {"behind": behind} if behind else {}
+        if targets := self._forwarder.states():
+            details["forward"] = targets
         if self._layout.waiting_for:
             details["layout_waits_for"] = self._layout.waiting_for
         return Health(missing, details)
@@ -450,6 +468,8 @@ class Ingest:
             labels = {"kind": kind, "source": source, "way": source}
             yield Sample("tokentrace_ingest_redactions_total", help_text, count, labels)
         yield from self.otlp.samples()
+        yield from self._tee.samples()
+        yield from self._forwarder.samples()
         help_text = "What a reader still has to read, as a fraction of the log's size limit."
         for reader, part in self._backpressure.behind.items():
             yield Sample("tokentrace_ingest_reader_behind", help_text, part, {"reader": reader})

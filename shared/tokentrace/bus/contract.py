@@ -179,15 +179,16 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         subjects: The subjects that the stream stores.
-        work_queue: True = a message is removed once it is acknowledged, and a full stream refuses new messages;
-            False = a message stays, and a full log discards its oldest message. For full buckets see *evicts*.
+        work_queue: True = a message is removed once it is acknowledged; False = a message stays, and a full log
+            discards its oldest message. For full work queues and buckets see *evicts*.
         max_bytes: Maximum size, bytes; -1 = no limit.
         max_age_ns: How long a message is kept, nanoseconds; 0 = no limit.
         duplicate_window_ns: How long the broker recognises a repeated message id, nanoseconds.
         per_subject: How many messages of each subject are kept; -1 = all.
         durable: False = messages are acknowledged before they are on disk; for content that can be made again.
         kind: log, or the kind of bucket that the stream holds: kv (key-value store) or objects (object store).
-        evicts: What a full bucket does: True = it discards its oldest entry; False = it refuses the new one.
+        evicts: What a full work queue or bucket does: True = it discards its oldest message; False = it refuses the new
+            one.
     """
 
     name: str
@@ -204,7 +205,7 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def refuses(self) -> bool:
         """True if a full stream refuses messages instead of discarding the oldest."""
-        return self.work_queue or (self.kind != "log" and not self.evicts)
+        return not self.evicts and (self.work_queue or self.kind != "log")
 
 
 class StreamState(NamedTuple):
@@ -335,6 +336,10 @@ class Bus(Protocol):
 
         Later ones may be done too; 0 = there is no such consumer, or the first message is not done.
         """
+        ...
+
+    async def delivered_up_to(self, stream: str, durable: str) -> int | None:
+        """Return the last sequence that was delivered to consumers named *durable*; None = there is none of them."""
         ...
 
     async def erase(self, stream: str, sequence: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from tokentrace.bus.contract import Stream
 from tokentrace.errors import Rejected, quoted
@@ -13,6 +15,8 @@ SPANS = "TT_SPANS"
 REJECTED = "TT_REJECTED"
 ALERTS = "TT_ALERTS"
 DELIVERIES = "TT_DELIVERIES"
+#: How the name of the stream of each target begins to which ingest sends on what it accepted.
+FORWARD = "TT_FORWARD"
 META = "tt_meta"
 RULES = "tt_rules"
 OPEN_SPANS = "tt_open_spans"
@@ -26,6 +30,8 @@ SNAPSHOTS = "tt_snapshots"
 INGEST = "ingest"
 #: The durable consumer of ``TT_ALERTS``, which all alerters share.
 DELIVERY = "delivery"
+#: The durable consumer of a target's stream, which all ingest processes share.
+FORWARDER = "forwarder"
 #: The maximum length of a project's name in a subject, after escaping, characters.
 MAX_PROJECT = 400
 QUERY_METRICS = "tokentrace.query.metrics"
@@ -136,6 +142,21 @@ def deliveries(project: str, rule: str) -> str:
     return f"tokentrace.deliveries.{escape(project)}.{escape(rule)}"
 
 
+def forward(target: str, signal: str) -> str:
+    """Return the subject of the requests of OTLP that wait to be sent to *target*; *signal* is its last token."""
+    return f"tokentrace.forward.{escape(target)}.{escape(signal)}"
+
+
+def parse_signal(subject: str) -> str:
+    """Return the signal of a subject that ``forward`` built."""
+    return unescape(subject.rpartition(".")[2])
+
+
+def forward_stream(target: str) -> str:
+    """Return the name of the stream that holds the requests for *target*."""
+    return f"{FORWARD}_{target}"
+
+
 def alive(service: str) -> str:
     """Return the subject on which every process of *service* says that it is alive."""
     return f"{QUERY_ALIVE}.{escape(service)}"
@@ -172,14 +193,28 @@ def shard_of_spans(subject: str) -> int | None:
     return None if subject.endswith(DELETED) else parse_shard(subject)
 
 
+class ForwardQueue(NamedTuple):
+    """The limits of the stream of a target; *target* is its name, of letters, digits and "-"."""
+
+    target: str
+    max_bytes: int
+    max_age_ns: int
+
+
 def streams(
     *,
     raw_bytes: int = 1024 * MIB,
     spans_bytes: int = 8192 * MIB,
     spans_age_ns: int = 7 * DAY,
     duplicate_window_ns: int = 2 * MINUTE,
+    forward: Sequence[ForwardQueue] = (),
 ) -> list[Stream]:
-    """Return the settings of every stream and bucket of tokentrace."""
+    """
+    Return the settings of every stream and bucket of tokentrace.
+
+    Args:
+        forward: The targets to which ingest sends on what it accepted; each has a stream.
+    """
     window = duplicate_window_ns
     return [
         Stream(
@@ -228,6 +263,18 @@ def streams(
             max_bytes=2048 * MIB,
             durable=False,
             kind="objects",
+        ),
+        *(
+            Stream(
+                name=forward_stream(queue.target),
+                subjects=(f"tokentrace.forward.{escape(queue.target)}.*",),
+                work_queue=True,
+                max_bytes=queue.max_bytes,
+                max_age_ns=queue.max_age_ns,
+                duplicate_window_ns=window,
+                evicts=True,
+            )
+            for queue in forward
         ),
     ]
 

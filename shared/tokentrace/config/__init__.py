@@ -15,6 +15,7 @@ from tokentrace.config.alerts import (
     parse_delivery,
 )
 from tokentrace.config.custom_metrics import CustomMetric
+from tokentrace.config.forward import ForwardTarget
 from tokentrace.config.http_server import HttpServer
 from tokentrace.config.loader import DEPRECATED, ENVIRONMENT, build, keys_without_effect, load, parse_yaml
 from tokentrace.config.mist import Mist
@@ -44,6 +45,7 @@ __all__ = [
     "Delivery",
     "Duration",
     "FileTransport",
+    "ForwardTarget",
     "HttpDelivery",
     "HttpServer",
     "HttpTransport",

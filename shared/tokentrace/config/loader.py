@@ -61,6 +61,7 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?:(:\?|:-)([^}]*))?\}")
 #: broker would have no credential: the URLs may hold one.
 _SECRET = re.compile(
     r"http_server\.auth_token|redaction\.hash_key|nats\.url|alert_delivery\.proxy|"
+    r"otlp\.forward\[\d+\]\.(url|headers\..*)|"
     r"alerts\[\d+\]\.delivery\.(url|secret|headers\..*)",
     re.DOTALL,
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
+from tokentrace.config.forward import ForwardTarget
 from tokentrace.config.section import LARGEST, Section
 from tokentrace.errors import ConfigError
 
@@ -42,13 +44,32 @@ class Otlp(Section, frozen=True, kw_only=True):
             "8192 at a time.",
         ),
     ] = 65_536
+    forward: Annotated[
+        list[ForwardTarget],
+        Meta(description="Other backends to which ingest sends on what it accepted, by OTLP over HTTP."),
+    ] = msgspec.field(default_factory=list)
+    forward_allow_hosts: Annotated[
+        list[str] | None,
+        Meta(
+            description="Names, addresses and CIDR ranges that otlp.forward may send to, each with :port if wanted. "
+            "Unset = every host with a public address, [] = none. A listed name may have any address, so a collector "
+            "on this machine or in a private network must be listed. Link-local and metadata addresses are always "
+            "refused."
+        ),
+    ] = None
 
     def check(self) -> None:
         """
-        Check that the two addresses differ.
+        Check the targets, and that the two addresses differ.
 
         Raises:
-            ConfigError: They are the same text.
+            ConfigError: A target is invalid, two have one name, or the addresses are the same text.
         """
+        names: set[str] = set()
+        for index, target in enumerate(self.forward):
+            target.check_at(f"otlp.forward[{index}]")
+            if target.name in names:
+                raise ConfigError(f"otlp.forward[{index}].name: {target.name} is the name of another target already")
+            names.add(target.name)
         if self.http_addr and self.http_addr == self.grpc_addr:
             raise ConfigError(f"otlp.grpc_addr: {self.grpc_addr} is the address of otlp.http_addr already")

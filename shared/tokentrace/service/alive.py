@@ -18,6 +18,7 @@ import structlog
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, subjects
 from tokentrace.errors import TokentraceError
+from tokentrace.service.forward_state import ForwardState
 from tokentrace.service.health import Health
 
 log = structlog.stdlib.get_logger(__name__)
@@ -36,10 +37,12 @@ class Answer(msgspec.Struct, frozen=True):
     Attributes:
         missing: What the service waits for before it is ready, as ``Health.missing``.
         skew_ns: By how much the clock of its host is ahead of the broker's, nanoseconds; None = not measured yet.
+        forward: Target of ``otlp.forward`` -> its state, of an ingest that has some.
     """
 
     missing: list[str]
     skew_ns: int | None
+    forward: dict[str, ForwardState] = {}
 
 
 _answers = msgspec.json.Decoder(Answer)
@@ -71,7 +74,8 @@ async def answer_alive(bus: Bus, services: Mapping[str, Callable[[], Health]], s
 
 def _handler(bus: Bus, health: Callable[[], Health]) -> Callable[[bytes], AsyncIterator[bytes]]:
     async def answer(_: bytes) -> AsyncIterator[bytes]:
-        yield msgspec.json.encode(Answer(list(health().missing), bus.clock.skew_ns()))
+        state = health()
+        yield msgspec.json.encode(Answer(list(state.missing), bus.clock.skew_ns(), state.details.get("forward", {})))
 
     return answer
 

@@ -59,25 +59,28 @@ class AllowedHosts:
     Attributes:
         entries: None = every host; () = no host. Link-local and metadata addresses are refused in any case.
         key: The setting that lists them, for errors.
+        private: False = unless *entries* lists them, no host on this machine or in a private network.
     """
 
     entries: tuple[_Entry, ...] | None = None
     key: str = ""
+    private: bool = True
 
     @classmethod
-    def parse(cls, hosts: Sequence[str] | None, key: str) -> AllowedHosts:
+    def parse(cls, hosts: Sequence[str] | None, key: str, *, private: bool = True) -> AllowedHosts:
         """
         Return the hosts that a setting lists.
 
         Args:
             hosts: Names, addresses and CIDR ranges, each with or without ``:port``; None = every host.
             key: The setting.
+            private: As the attribute.
 
         Raises:
             ConfigError: The text names the entry and what is wrong with it.
         """
         if hosts is None:
-            return cls(key=key)
+            return cls(key=key, private=private)
         return cls(tuple(_parse_entry(text, f"{key}[{index}]") for index, text in enumerate(hosts)), key)
 
     def check_url(self, url: str) -> None:
@@ -108,6 +111,8 @@ class AllowedHosts:
         address = parse_address(host)
         if address is not None and _is_never(address):
             raise Rejected(f"host {quoted(host)} is a link-local or metadata address, to which nothing is sent")
+        if address is not None and self._is_hidden(address):
+            raise Rejected(f"host {quoted(host)} is a private address, and {self.key} does not list it")
         if self.entries is not None and not any(
             entry.port in (None, port)
             and (entry.name == _plain(host) if address is None else _holds(entry.network, address))
@@ -130,11 +135,19 @@ class AllowedHosts:
         addresses: list[str] = []
         for text in resolved:
             address = parse_address(text)
-            if address is not None and not _is_never(address) and text not in addresses:
+            if address is None or _is_never(address) or self._is_hidden(address):
+                continue
+            if text not in addresses:
                 addresses.append(text)
+        if not addresses and not self.private and self.entries is None:
+            raise Rejected(f"host {quoted(host)} has only private addresses, and {self.key} does not list it")
         if not addresses:
             raise Rejected(f"host {quoted(host)} has only link-local or metadata addresses")
         return addresses
+
+    def _is_hidden(self, address: Address) -> bool:
+        """Return True if *address* is not one of the Internet, and would have to be listed."""
+        return not self.private and self.entries is None and not all(end.is_global for end in _ends(address))
 
 
 def parse_address(host: str) -> Address | None:
@@ -173,13 +186,18 @@ def _parse_numbers(host: str) -> Address | None:
 
 
 def _is_never(address: Address) -> bool:
+    return any(_holds(network, end) for network in _NEVER for end in _ends(address))
+
+
+def _ends(address: Address) -> list[Address]:
+    """Return *address*, and the IPv4 address to which its packets go if it holds one."""
     ends: list[Address] = [address]
     if isinstance(address, ipaddress.IPv6Address):
         if address.sixtofour is not None:
             ends.append(address.sixtofour)
         if any(address in network for network in _EMBEDDING):
             ends.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return any(_holds(network, end) for network in _NEVER for end in ends)
+    return ends
 
 
 def _holds(network: Network | None, address: Address) -> bool:

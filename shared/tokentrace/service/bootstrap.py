@@ -43,6 +43,9 @@ async def bootstrap(bus: Bus, settings: Settings, *, room_bytes: int | None = No
         spans_bytes=nats.spans_max_bytes,
         spans_age_ns=nats.spans_max_age,
         duplicate_window_ns=nats.duplicate_window,
+        forward=[
+            subjects.ForwardQueue(target.name, target.max_bytes, target.max_age) for target in settings.otlp.forward
+        ],
     )
     sizes = await _sizes(bus, wanted)
     requested = wanted if room_bytes is None else fit(wanted, room_bytes, sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from kit.otlp_fixtures import CONTENT, fixtures
 from tokentrace.dialect.otlp import map_spans
 from tokentrace.dialect.otlp.messages import read_request
+from tokentrace.dialect.otlp.pieces import Limits, cut
 from tokentrace.dialect.otlp.protobuf_encode import put_value
 from tokentrace.dialect.otlp.protobuf_wire import decode_traces
 from tokentrace.redact import REDACTED, Redactor
@@ -46,6 +48,39 @@ def values_of(request: Any) -> dict[str, Any]:
 def redacted(request: Any, redactor: Redactor | None = None) -> dict[str, Any]:
     redact_request(request, redactor or Redactor(), {})
     return values_of(request)
+
+
+@pytest.mark.parametrize("encoding", ["json", "protobuf"])
+def test_the_pieces_of_a_request_hold_all_that_it_says_about_its_program(encoding: Any) -> None:
+    request = request_of("one", "two")
+    part = request.resource_spans[0]
+    part.schema_url, part.scope_spans[0].schema_url = "https://example.com/1", "https://example.com/2"
+    part.resource.attributes.add().key = "service.name"
+    body = request.SerializeToString()
+    if encoding == "json":
+        spans = [
+            {"name": span.name, "traceId": span.trace_id.hex(), "spanId": span.span_id.hex()}
+            for span in all_spans(request)
+        ]
+        scope = {"scope": {"name": "test"}, "schemaUrl": "https://example.com/2", "spans": spans}
+        resource = {"attributes": [{"key": "service.name", "value": {}}]}
+        group = {"resource": resource, "schemaUrl": "https://example.com/1", "scopeSpans": [scope]}
+        body = json.dumps({"resourceSpans": [group]}).encode()
+    whole = read_request("traces", encoding, body)
+    pieces = cut(encoding, "traces", body, Limits(100, 1, 1_000_000)).parts
+    assert len(pieces) == 2
+    read = [read_request("traces", encoding, piece.encode()) for piece in pieces]
+    assert [span.name for one in read for span in all_spans(one)] == ["one", "two"]
+    for one in read:
+        del one.resource_spans[0].scope_spans[0].spans[:]
+        first = read_request("traces", encoding, body)
+        del first.resource_spans[0].scope_spans[0].spans[:]
+        assert one == first
+    assert whole.resource_spans[0].schema_url == "https://example.com/1"
+
+
+def all_spans(request: Any) -> list[Any]:
+    return [span for part in request.resource_spans for group in part.scope_spans for span in group.spans]
 
 
 def test_a_captured_request_without_secrets_stays_as_it_is() -> None:

@@ -15,6 +15,8 @@ from tokentrace.metrics import Query
 from tokentrace.service.alive import Roll, Seen
 from tokentrace.service.call_readers import read_calls, that_differ
 from tokentrace.service.contract import Router
+from tokentrace.service.forward_state import add_up
+from tokentrace.service.forward_state import warnings_of as warnings_of_targets
 from tokentrace.service.health import Health
 from tokentrace.service.reader_positions import read_backlog
 from tokentrace.service.set_aside import read_set_aside
@@ -230,7 +232,10 @@ async def _alive(roll: Roll) -> _Part:
             if abs(worst_ns) > MAX_SKEW_NS:
                 off = f"{abs(worst_ns) / SECOND:.1f} s {'ahead of' if worst_ns > 0 else 'behind'} the broker's"
                 warnings.append(f"{name}: the clock of its host is {off}; the broker's is used")
-    return _Part({"services": services, "clock": clock}, problems=problems, warnings=warnings)
+    targets = add_up(answer.forward for service in seen.values() for answer in service.answers)
+    warnings += warnings_of_targets(targets)
+    shown = {"services": services, "clock": clock} | ({"forward": targets} if targets else {})
+    return _Part(shown, problems=problems, warnings=warnings)
 
 
 def _silent(name: str, seen: Seen) -> str:

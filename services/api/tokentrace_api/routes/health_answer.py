@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tokentrace.service.contract import Answer, operation
+from tokentrace.service.forward_state import ForwardState
 from tokentrace.version import __version__
 from tokentrace_api.routes.answers import InstantText, Natural
 from tokentrace_api.routes.health_limits import ReportersState, SeriesState
@@ -158,8 +159,10 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
         clock: Service -> by how much the clock of its host is ahead of the broker's, milliseconds; of several
             processes the one that is furthest off. The broker's clock decides, so a wrong clock changes no number.
         rejected: Refused spans.
+        forward: Target of `otlp.forward` -> its state, of all processes of ingest together; absent without targets.
         warnings: Readers whose unread messages take more than half of the size limit of the log, or that differ, and
-            services whose host's clock is more than 2 s off, and dimensions with too many values.
+            services whose host's clock is more than 2 s off, dimensions with too many values, and targets of
+            `otlp.forward` that take nothing, have refused requests, or for which some were lost.
         lost: Messages that the log discarded before a service read them.
         damaged: Files of the store that could not be read.
         error: What is wrong if status is unhealthy.
@@ -178,6 +181,7 @@ class PipelineHealth(msgspec.Struct, kw_only=True):
     services: dict[str, ServiceState] | UnsetType = UNSET
     clock: dict[str, float] | UnsetType = UNSET
     rejected: RejectedCounts | UnsetType = UNSET
+    forward: dict[str, ForwardState] | UnsetType = UNSET
     store_behind_s: float
     log: LogState | UnsetType = UNSET
     calls: CallsState | UnsetType = UNSET

@@ -217,6 +217,10 @@ class JetStream:
         """As ``Bus.done_up_to``."""
         return await work_queue.done_up_to(self._requests, stream, durable)
 
+    async def delivered_up_to(self, stream: str, durable: str) -> int | None:
+        """As ``Bus.delivered_up_to``."""
+        return await work_queue.delivered_up_to(self._requests, stream, durable)
+
     async def erase(self, stream: str, sequence: int) -> None:
         """As ``Bus.erase``."""
         await self._contents.erase(stream, sequence)

@@ -102,6 +102,13 @@ async def done_up_to(requests: Requests, stream: str, durable: str) -> int:
         return 0 if info is None else int(info["ack_floor"]["stream_seq"])
 
 
+async def delivered_up_to(requests: Requests, stream: str, durable: str) -> int | None:
+    """As ``Bus.delivered_up_to``."""
+    with translate_errors(stream), reading("consumer"):
+        info = await _info(requests, stream, durable)
+        return None if info is None else int(info["delivered"]["stream_seq"])
+
+
 async def _info(requests: Requests, stream: str, durable: str) -> dict[str, Any] | None:
     """Return what the broker says of a consumer; None = it does not exist."""
     try:

@@ -28,6 +28,8 @@ class StoredLog:
     pending: dict[int, tuple[float, int]] = field(default_factory=dict)
     #: Acknowledged sequences of a stream that keeps its messages.
     done: set[int] = field(default_factory=set)
+    #: The last sequence that was delivered.
+    delivered: int = 0
 
     def stores(self, subject: str) -> bool:
         """Return True if the stream stores messages on *subject*."""

@@ -148,6 +148,7 @@ class MemoryBus:
                     due, deliveries = log.pending.get(sequence, (0.0, 0))
                     if due <= now and len(taken) < batch and sequence not in log.done:
                         log.pending[sequence] = (now + ack_wait_s, deliveries + 1)
+                        log.delivered = max(log.delivered, sequence)
                         taken.append(MemoryDelivery(self._broker, log, message, deliveries + 1, ack_wait_s))
             if taken:
                 yield taken
@@ -229,6 +230,10 @@ class MemoryBus:
         log = self._broker.log(stream)
         open_ones = (sequence for sequence in log.messages if sequence not in log.done)
         return next(open_ones, log.last_sequence + 1) - 1
+
+    async def delivered_up_to(self, stream: str, durable: str) -> int | None:
+        """As ``Bus.delivered_up_to``; *durable* is ignored, as in ``consume``."""
+        return self._broker.log(stream).delivered
 
     async def erase(self, stream: str, sequence: int) -> None:
         """As ``Bus.erase``."""

@@ -46,7 +46,12 @@ _WIRES: Mapping[str, _Wire] = {"protobuf": protobuf_wire, "json": json_wire}
 
 
 class _Group(NamedTuple):
-    """The records of one scope, with what is said of the resource and the scope; all encoded."""
+    """
+    The records of one scope, with what is said of the resource and the scope; all encoded.
+
+    Attributes:
+        resource, scope: In JSON, the members of the objects that hold them, such as ``"scope":{},"schemaUrl":""``.
+    """
 
     resource: bytes
     scope: bytes
@@ -186,12 +191,13 @@ def _decoder(outer: str, middle: str, inner: str) -> msgspec.json.Decoder[Any]:
     """Return a decoder of a request whose records stay encoded; the arguments are the names of its three levels."""
     raw: Any = msgspec.Raw
     records = list[msgspec.Raw] | None
+    url = ("schemaUrl", raw, _NULL)
     scope: Any = msgspec.defstruct(
-        "Scope", [("scope", raw, _NULL), ("records", records, None)], rename={"records": inner}
+        "Scope", [("scope", raw, _NULL), url, ("records", records, None)], rename={"records": inner}
     )
     groups = list[scope] | None
     resource: Any = msgspec.defstruct(
-        "Resource", [("resource", raw, _NULL), ("groups", groups, None)], rename={"groups": middle}
+        "Resource", [("resource", raw, _NULL), url, ("groups", groups, None)], rename={"groups": middle}
     )
     others: list[Any] = [(names[0], raw, None) for names in _LEVELS.values() if names[0] != outer]
     fields = [("parts", list[resource] | None, None), *others, ("resourceMetrics", raw, None)]
@@ -215,13 +221,14 @@ def _json_groups(body: bytes, signal: Signal, most: int) -> Iterator[_Group]:
     for part in request.parts or ():
         for group in part.groups or ():
             records = [memoryview(record) for record in group.records or ()]
-            yield _Group(bytes(part.resource), bytes(group.scope), records)
+            resource = b'"resource":%b,"schemaUrl":%b' % (part.resource, part.schemaUrl)
+            yield _Group(resource, b'"scope":%b,"schemaUrl":%b' % (group.scope, group.schemaUrl), records)
 
 
 def _join_json(groups: Sequence[_Group], signal: Signal) -> bytes:
     outer, middle, inner = (name.encode() for name in _LEVELS[signal])
     parts = [
-        b'{"resource":%b,"%b":[{"scope":%b,"%b":[%b]}]}' % (resource, middle, scope, inner, b",".join(records))
+        b'{%b,"%b":[{%b,"%b":[%b]}]}' % (resource, middle, scope, inner, b",".join(records))
         for resource, scope, records in groups
     ]
     return b'{"%b":[%b]}' % (outer, b",".join(parts))
