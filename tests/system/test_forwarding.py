@@ -14,9 +14,10 @@ import pytest
 from kit import otlp
 from kit.five_ways import CALLS, WAYS, tell
 from kit.forwarding import HEADER_SECRET, KEY, URL_SECRET, names_in, request_in, signal_of, without_mark
-from kit.pipeline import Pipeline, sum_of_export
+from kit.pipeline import Pipeline, SeparateServices, http, sum_of_export
 from kit.receiver import Receiver, Reply
 from tokentrace.dialect.otlp.messages import read_request
+from tokentrace_ingest.forward.forwarder import AT_ONCE
 
 MODELS = (("gpt-4o", "openai"), ("claude-sonnet-4-5", "anthropic"), ("gemini-2.5-pro", "google"))
 
@@ -157,6 +158,34 @@ def test_nothing_acknowledged_is_lost_when_everything_is_killed(tmp_path: Path) 
             assert pipeline.stop() == 0
         wanted = {f"{when} {number:02d}" for when in ("before", "after") for number in range(20)}
         assert set(names_in(receiver.sent)) == wanted
+
+
+@pytest.mark.story
+def test_what_a_killed_ingest_was_sending_is_sent_by_the_next_one(tmp_path: Path) -> None:
+    """The api, in a process of its own, shows the targets of ingest."""
+    services = SeparateServices(tmp_path)
+    with Receiver(lambda sent: Reply(after_s=600)) as receiver:
+        configure(services, [{"name": "collector", "url": receiver.url, "timeout": "1m"}])
+        services.start()
+        try:
+            ingest = f"http://127.0.0.1:{services.ports['ingest']}"
+            services.until(lambda: http("GET", f"{ingest}/readyz").status == 200, "ingest is ready")
+            for number in range(10):
+                body = otlp.encoded(otlp.traces([otlp.call(name=f"call {number}")]), "protobuf")
+                headers = {"Content-Type": "application/x-protobuf"}
+                assert http("POST", f"{ingest}{otlp.TRACES}", body, headers).status == 200
+            services.until(lambda: receiver.at_once == AT_ONCE, "under way")
+            services.kill_one("ingest")
+            under_way = list(receiver.sent)
+            receiver.sent.clear()
+            receiver.answer = lambda sent: Reply()
+            services.start_one("ingest")
+            services.until(lambda: state_of(services, "collector")["sent"] == 10, "sent")
+            services.until(lambda: state_of(services, "collector")["waiting"] == 0, "acknowledged")
+        finally:
+            assert services.stop() == 0
+        assert names_in(receiver.sent) == [f"call {number}" for number in range(10)]
+        assert len(under_way) == AT_ONCE
 
 
 @pytest.mark.story
