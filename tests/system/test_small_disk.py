@@ -173,7 +173,8 @@ class Story:
                 metrics["tokens"]["prompt_total"],
                 self.pipeline.get("/stats").json()["total_spans"],
                 self.pipeline.get("/health").json()["stored_spans"],
-                round(metrics["cost"]["total_usd"], 9),
+                # None until the first call is counted.
+                round(metrics["cost"]["total_usd"] or 0.0, 9),
             )
             return bool(totals == (self.sent, self.sent * 1000, self.sent, self.sent, round(self.sent * 0.0035, 9)))
 
