@@ -75,7 +75,9 @@ FORMS = {
     ("prices explain", "--context"),
 }
 URLS = {
+    ("keys create", "--nats"),
     ("keys list", "--nats"),
+    ("keys rotate", "--nats"),
     ("keys revoke", "--nats"),
     ("coverage", "--api"),
     ("doctor", "--forward"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -30,8 +31,7 @@ def get_json(url: str, path: str, params: Mapping[str, str]) -> Any:
         Rejected: The API refuses the request, and says why.
         Unavailable: The API does not answer, or answers something else.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError("--api: must start with http:// or https://")
+    check_http_url("--api", url)
     token = os.environ.get("TOKENTRACE_TOKEN") or os.environ.get("TOKENTRACE_AUTH_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     shown = shown_url(url)
@@ -50,6 +50,25 @@ def get_json(url: str, path: str, params: Mapping[str, str]) -> Any:
         return answer.json()
     except ValueError as exc:
         raise Unavailable(f"GET {path} at {shown}: the answer is not JSON") from exc
+
+
+def check_http_url(option: str, url: str) -> None:
+    """
+    Check the value of *option*.
+
+    Raises:
+        ConfigError: *url* is not an HTTP URL with a host.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{option}: must start with http:// or https://")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as exc:
+        raise ConfigError(f"{option}: the URL cannot be read") from exc
+    if not host or port == 0 or not all(sign.isalnum() or sign in "-._:%" for sign in host):
+        raise ConfigError(f"{option}: the URL has no host that can be asked")
 
 
 def _error_of(answer: httpx.Response) -> str:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tokentrace.errors import ConfigError, Rejected
+from tokentrace.errors import Rejected
 from tokentrace.service.body import read_raw
 from tokentrace.service.listen import bind, parse_addr, serve_http
 from tokentrace.service.otlp_answers import (
@@ -24,6 +24,7 @@ from tokentrace.service.otlp_answers import (
     encoding_of,
 )
 from tokentrace.shown import shown_url
+from tokentrace_standalone.api_client import check_http_url
 from tokentrace_standalone.doctor.payload import MAX_BYTES, PATHS, Payload, decode_payload
 
 #: The port of OTLP over HTTP.
@@ -67,8 +68,8 @@ async def listen(
         ConfigError: *addr* or *forward* is invalid.
         Unavailable: The address cannot be used.
     """
-    if forward is not None and not forward.startswith(("http://", "https://")):
-        raise ConfigError("--forward: must start with http:// or https://")
+    if forward is not None:
+        check_http_url("--forward", forward)
     sock = bind(parse_addr(addr, PORT))
     # A program that is started now may connect as soon as it reads the address.
     sock.listen()
