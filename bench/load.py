@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.process import free_port, nats, pinned, python, started
 from bench.row import Failed
-from bench.spans import make_spans
+from bench.spans import make_otlp, make_spans
 from tokentrace.dialect.docs import render_span
 
 _WARM_S, _SECONDS = 1.0, 3.0
@@ -27,6 +29,15 @@ def post(directory: Path, count: int) -> Path:
     file = directory / f"post{count}.http"
     head = b"POST /spans HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     file.write_bytes(head % len(body) + body)
+    return file
+
+
+def otlp_post(directory: Path, count: int) -> Path:
+    """Return a file with a request of OTLP, in protobuf, that posts *count* spans."""
+    body = make_otlp(count)
+    file = directory / f"otlp{count}.http"
+    head = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
+    file.write_bytes(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     return file
 
 
@@ -47,6 +58,18 @@ def request_rate(directory: Path, request: Path, connections: int, *, bare: bool
     Raises:
         Failed: The broker or the server did not start, or the load generator ended with an error.
     """
+    with _serving(directory, bare=bare) as (port, _):
+        generate(port, connections, _WARM_S, request)
+        return generate(port, connections, _SECONDS, request)
+
+
+def ingest(directory: Path) -> contextlib.AbstractContextManager[tuple[int, subprocess.Popen[bytes]]]:
+    """Start a broker and ingest, which keep their data in the new *directory*; yield the port and process of ingest."""
+    return _serving(directory, bare=False)
+
+
+@contextlib.contextmanager
+def _serving(directory: Path, *, bare: bool) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     directory.mkdir()
     with nats(directory) as url:
         port = free_port()
@@ -55,12 +78,12 @@ def request_rate(directory: Path, request: Path, connections: int, *, bare: bool
             if bare
             else python("tokentrace_ingest", "--nats", url, "--addr", f"127.0.0.1:{port}")
         )
-        with started(words, f"http://127.0.0.1:{port}/readyz", cores={0}):
-            _generate(port, connections, _WARM_S, request)
-            return _generate(port, connections, _SECONDS, request)
+        with started(words, f"http://127.0.0.1:{port}/readyz", cores={0}) as process:
+            yield port, process
 
 
-def _generate(port: int, connections: int, seconds: float, request: Path) -> float:
+def generate(port: int, connections: int, seconds: float, request: Path) -> float:
+    """Send *request* over *connections* for *seconds*, and return how many a second were answered."""
     words = python("bench.load", str(port), str(connections), str(seconds), str(request))
     done = subprocess.run(words, capture_output=True, text=True, timeout=seconds + 60, preexec_fn=pinned({1}))
     if done.returncode:

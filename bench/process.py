@@ -47,6 +47,14 @@ def fsync_note(directory: Path) -> str:
     return f"fsync {quantity(fsync_s(directory), 's')}"
 
 
+def resident_mib(pid: int) -> float:
+    """Return the memory that a process has now, MiB; 0 = it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except (OSError, IndexError):
+        return 0.0
+
+
 def pinned(cores: set[int]) -> Callable[[], None]:
     """Return a ``preexec_fn`` that pins a process to *cores*; without effect if the process may use none of them."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -42,6 +44,56 @@ def make_spans(count: int, *, seed: int = 1, ended_ns: int | None = None, spread
             )
         )
     return spans
+
+
+def make_otlp(count: int) -> bytes:
+    """Return a request of OTLP, in protobuf, with the calls of ``make_spans`` as OpenTelemetry tells them."""
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    request = ExportTraceServiceRequest()
+    part = request.resource_spans.add()
+    _attributes(part.resource, {"service.name": "checkout", "telemetry.sdk.name": "opentelemetry"})
+    scope = part.scope_spans.add()
+    scope.scope.name = "opentelemetry.instrumentation.genai.openai"
+    for call in make_spans(count):
+        span = scope.spans.add(
+            trace_id=bytes.fromhex(call.trace_id),
+            span_id=bytes.fromhex(call.span_id),
+            name=f"chat {call.model}",
+            kind=3,
+            start_time_unix_nano=call.started_ns,
+            end_time_unix_nano=call.ended_ns,
+        )
+        told: dict[str, str | int] = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": call.provider,
+            "gen_ai.request.model": call.model,
+            "gen_ai.response.model": call.model,
+            "gen_ai.response.id": f"chatcmpl-{call.trace_id[:24]}",
+            "gen_ai.response.finish_reasons": "stop",
+            "gen_ai.usage.input_tokens": call.prompt_tokens,
+            "gen_ai.usage.output_tokens": call.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": call.prompt_tokens // 2,
+            "gen_ai.request.max_tokens": 1024,
+            "gen_ai.request.temperature": 1,
+            "gen_ai.conversation.id": f"conversation-{call.span_id[:6]}",
+            "server.address": "api.openai.com",
+            "server.port": 443,
+            "user.id": f"user-{call.span_id[:3]}",
+            "gen_ai.input.messages": '[{"role":"user","parts":[{"type":"text","content":"Where is my order?"}]}]',
+            "gen_ai.output.messages": '[{"role":"assistant","parts":[{"type":"text","content":"On its way."}]}]',
+        }
+        _attributes(span, told)
+    return request.SerializeToString()
+
+
+def _attributes(message: Any, told: Mapping[str, str | int]) -> None:
+    for key, value in told.items():
+        pair = message.attributes.add(key=key)
+        if isinstance(value, str):
+            pair.value.string_value = value
+        else:
+            pair.value.int_value = value
 
 
 def new_call(template: Span, number: int, now_ns: int) -> Span:

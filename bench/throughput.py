@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.process import WAIT_S, ask, free_port, fsync_note, nats, python, started
+from bench.process import WAIT_S, ask, free_port, fsync_note, nats, python, resident_mib, started
 from bench.reference import PUBLISH, at_least
 from bench.row import Budget, Failed, Measured, Plan, Runner
 
@@ -72,7 +72,7 @@ class _Memory(threading.Thread):
 
     def run(self) -> None:
         while not self.over.wait(1.0):
-            self.mib.append({name: _rss_mib(pid) for name, pid in self._pids.items()})
+            self.mib.append({name: resident_mib(pid) for name, pid in self._pids.items()})
 
     def growth(self) -> Measured:
         """
@@ -90,13 +90,6 @@ class _Memory(threading.Thread):
     def peak(self) -> str:
         """Return the highest memory of each process as a text."""
         return ", ".join(f"{name} {max(s[name] for s in self.mib):.0f}" for name in self._pids) if self.mib else ""
-
-
-def _rss_mib(pid: int) -> float:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except (OSError, IndexError):
-        return 0.0
 
 
 def _cpu_s(pid: int) -> float:
