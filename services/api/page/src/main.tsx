@@ -66,8 +66,14 @@ function App() {
   // In a narrow window the links scroll sideways. Only they are moved, because the page has a place of its own.
   const nav = useRef<HTMLElement>(null)
   useLayoutEffect(() => {
-    const here = nav.current?.querySelector<HTMLElement>('[aria-current]')
-    if (here) nav.current!.scrollLeft = here.offsetLeft - 60
+    const links = nav.current!
+    const watcher = new ResizeObserver(() => {
+      // Links get wider when the states beside their names are known.
+      const here = links.querySelector<HTMLElement>('[aria-current]')
+      if (here) links.scrollLeft = here.offsetLeft - 60
+    })
+    for (const link of links.children) watcher.observe(link)
+    return () => watcher.disconnect()
   }, [route.page])
   const zone = zoneName === 'local' ? localZone() : zoneName
   const say = useCallback((text: string) => setSaid(text), [])
