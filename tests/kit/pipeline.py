@@ -7,6 +7,7 @@ The module also has plain HTTP requests, the replay of an hour of real traffic, 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -29,11 +30,28 @@ ROOT = Path(__file__).parent.parent.parent
 TRACE = ROOT / "tests" / "data" / "AzureLLMInferenceTrace_conv.csv"
 
 
+#: The ports for tests: so many for each worker, of which there are at most 16.
+_FIRST_PORT, _PORTS_OF_WORKER = 10_000, 1_200
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw15").removeprefix("gw")) % 16
+#: Two runs on one machine begin at different places.
+_ports = itertools.count(os.getpid() * 7)
+
+
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """
+    Return a TCP port of 127.0.0.1 on which nothing listens, and which no other test of this run gets.
+
+    Each worker of pytest-xdist has ports of its own. They lie below those that the system gives to connections.
+    """
+    for _ in range(_PORTS_OF_WORKER):
+        port = _FIRST_PORT + _worker * _PORTS_OF_WORKER + next(_ports) % _PORTS_OF_WORKER
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no port is free")
 
 
 class Answer:

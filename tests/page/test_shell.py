@@ -46,9 +46,7 @@ def test_in_a_narrow_window_the_header_takes_two_rows_and_all_of_it_can_be_reach
     # The link of the page that is shown is seen without scrolling, also when those before it get wider.
     here = f"{is_seen}(document.querySelector('header [aria-current]').getBoundingClientRect())"
     page.until(here)
-    page.evaluate(
-        "document.querySelector('header nav a').append(' and all the others')"
-    )
+    page.evaluate("document.querySelector('header nav a').append(' and all the others')")
     page.until(here)
     page.open(serving.url + "/#/?window=1h")
     page.until("document.querySelector('#range') !== null")

@@ -239,8 +239,9 @@ def _overlap(first: tuple[str, int], second: tuple[str, int]) -> bool:
 async def _announce(
     pipeline: Pipeline, sockets: list[socket.socket], otlp: OtlpListeners, url: str, settings: Settings
 ) -> None:
-    await pipeline.ready()
+    # Asked before anything is awaited, because a server that cannot start closes its sockets.
     names = [f"http://{host}:{port}" for host, port, *_ in (sock.getsockname() for sock in sockets)]
+    await pipeline.ready()
     print(f"tokentrace: spans to {jetstream.shown_urls(url)}, data in {settings.storage.dir}", flush=True)
     if str(otlp):
         print(f"tokentrace: OTLP over {otlp}", flush=True)

@@ -153,7 +153,11 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
     Serve *app* until *stopping* is set, then finish the requests under way for at most 15 s.
 
     A client that has not read its answer or not sent its body 5 s after *stopping* is cut off, because it may hang.
+
+    Raises:
+        Unavailable: Another process has begun to listen at one of the addresses since it was bound.
     """
+    addresses = " and ".join(f"{host}:{port}" for host, port, *_ in (sock.getsockname() for sock in sockets))
     config = uvicorn.Config(
         app,
         http=_Protocol,
@@ -181,5 +185,9 @@ async def serve_http(app: ASGIApp, sockets: Sequence[socket.socket], *, stopping
     stopper = asyncio.create_task(stop())
     try:
         await server.serve(sockets=list(sockets))
+    except OSError as exc:
+        if server.started:
+            raise
+        raise Unavailable(f"cannot listen on {addresses}: {exc.strerror or exc}") from exc
     finally:
         stopper.cancel()
