@@ -14,6 +14,7 @@ COMMANDS = {
     "tail": "Show spans and alerts as they happen.",
     "replay": "Send a trace file through reporters.",
     "coverage": "Show what each service tells about its calls, and what is missing.",
+    "keys": "Make, list, replace and revoke API keys.",
     "doctor": "Show what OTLP requests hold, what is made of each span, and why.",
     "version": "Print the version.",
     "help": "Print this help.",
