@@ -46,7 +46,7 @@ def make_spans(count: int, *, seed: int = 1, ended_ns: int | None = None, spread
     return spans
 
 
-def make_otlp(count: int) -> bytes:
+def make_otlp(count: int, *, seed: int = 1) -> bytes:
     """Return a request of OTLP, in protobuf, with the calls of ``make_spans`` as OpenTelemetry tells them."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -55,7 +55,7 @@ def make_otlp(count: int) -> bytes:
     _attributes(part.resource, {"service.name": "checkout", "telemetry.sdk.name": "opentelemetry"})
     scope = part.scope_spans.add()
     scope.scope.name = "opentelemetry.instrumentation.genai.openai"
-    for call in make_spans(count):
+    for call in make_spans(count, seed=seed):
         span = scope.spans.add(
             trace_id=bytes.fromhex(call.trace_id),
             span_id=bytes.fromhex(call.span_id),
