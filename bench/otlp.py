@@ -32,7 +32,7 @@ POSTED = Plan(
     f"POST /v1/traces, {_SPANS} spans a request, 200 after PubAck",
     "spans/s",
     f"POST /spans, {_SPANS} a request, in turn",
-    Budget(">=", 0.25),
+    Budget(">=", 0.07),
 )
 MEMORY = Plan("memory of ingest while it takes such requests", "MiB", "memory after half the time", Budget("<=", 1.10))
 PLANS = (PROTOBUF, JSON, POSTED, MEMORY)
