@@ -7,6 +7,7 @@ variables, and the last line starts the program of the page, which then makes th
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -101,11 +102,13 @@ class Environments:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._made: dict[tuple[str, ...], Path] = {}
+        self._numbers = itertools.count()
 
     def make(self, set_up: SetUp) -> Path:
         """Return the folder of an environment with the packages of *set_up*; raise CannotInstall if there is none."""
         if set_up.packages not in self._made:
-            path = self.folder / str(len(self._made))
+            # A failed installation leaves its folder behind.
+            path = self.folder / str(next(self._numbers))
             path.mkdir(parents=True)
             (self._node if set_up.is_node else self._python)(path, set_up.packages)
             self._made[set_up.packages] = path
@@ -120,8 +123,9 @@ class Environments:
                 [sys.executable, "-m", "pip", "--python", str(tools / "bin" / "python"), "install", "--quiet", "uv"]
             )
         venv.create(path, symlinks=True, with_pip=False)
-        uv = [str(tools / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(path / "bin" / "python")]
-        _install([*uv, *packages, *_ALSO])
+        # pip trusts what the system trusts, and uv only if it is told to.
+        uv = [str(tools / "bin" / "uv"), "pip", "install", "--quiet", "--system-certs"]
+        _install([*uv, "--python", str(path / "bin" / "python"), *packages, *_ALSO])
 
     def _node(self, path: Path, packages: tuple[str, ...]) -> None:
         if shutil.which("npm") is None:
