@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -157,16 +158,21 @@ def test_the_secret_of_a_key_is_in_no_file_and_keys_outlive_a_restart(serving: P
 
 def test_who_changed_something_is_logged_with_the_answer(serving: Pipeline, keys: dict[str, str]) -> None:
     admin, ingest = keys["admin"], keys["ingest"]
-    assert http("DELETE", serving.url + "/traces/audited-1", headers=bearer(admin)).status == 404
-    assert http("DELETE", serving.url + "/traces/audited-2", headers=bearer(ingest)).status == 403
-    assert http("DELETE", serving.url + "/traces/audited-3").status == 401
+    assert http("DELETE", serving.url + "/alerts/audited-1", headers=bearer(admin)).status == 404
+    assert http("DELETE", serving.url + "/alerts/audited-2", headers=bearer(ingest)).status == 403
+    assert http("DELETE", serving.url + "/alerts/audited-3").status == 401
+    assert http("DELETE", serving.url + "/traces/hidden-1", headers=bearer(admin)).status == 404
     lines = [line for line in serving.log.read_text().splitlines() if "audited-" in line]
     expected = [("audited-1", "404", admin[3:13]), ("audited-2", "403", ingest[3:13]), ("audited-3", "401", "")]
-    for line, (trace, status, id) in zip(lines, expected, strict=True):
-        assert f"DELETE /traces/{trace}: {status}" in line
+    for line, (rule, status, id) in zip(lines, expected, strict=True):
+        assert f"DELETE /alerts/{rule}: {status}" in line
         assert id in line
         assert "tokentrace.audit" in line
         assert "127.0.0.1" in line
+    # What is deleted must not stay in a log; its hash does.
+    log = serving.log.read_text()
+    assert "hidden-1" not in log
+    assert f"DELETE /traces/sha256:{hashlib.sha256(b'hidden-1').hexdigest()[:12]}: 404" in log
 
 
 def test_a_key_that_asks_too_often_is_told_to_wait(serving: Pipeline, keys: dict[str, str]) -> None:
