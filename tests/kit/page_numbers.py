@@ -107,8 +107,12 @@ def exactly(value: float | None, unit: str) -> str:
 
 def _digits(value: float, digits: int = 3) -> Decimal:
     """Return *value*, of which every binary digit counts, rounded to so many significant digits, half up."""
+    if not value:
+        return Decimal(0)
     exact = Decimal(value)
-    return exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_HALF_UP) if value else Decimal(0)
+    rounded = exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_HALF_UP)
+    # 9.996 has become 10.00, of which the last digit is one too many.
+    return rounded.quantize(Decimal(1).scaleb(rounded.adjusted() - digits + 1))
 
 
 def written(value: float | None, unit: str) -> str:
@@ -127,12 +131,12 @@ def written(value: float | None, unit: str) -> str:
         seconds = _digits(value / 1000)
         return f"{seconds} s" if seconds < 60 else f"{round(value / 1000) // 60}m {round(value / 1000) % 60}s"
     if unit == "share":
-        return f"{_digits(value * 100)} %" if value else "0 %"
+        return f"{_digits(value * 100):f} %" if value else "0 %"
     if unit == "score":
         return f"{value:.3f}"
     for size, letter in ((1, ""), (1_000, " K"), (1_000_000, " M")):
         if value < (10_000 if size == 1 else 1000 * size):
-            return f"{int(value):,}" if size == 1 else f"{_digits(value / size)}{letter}"
+            return f"{int(value):,}" if size == 1 else f"{_digits(value / size):f}{letter}"
     raise AssertionError(f"{value} is larger than what the tests show")
 
 
