@@ -25,12 +25,12 @@ from tokentrace.access import SCOPES, ApiKey, Scope, digest_of, id_of, may
 from tokentrace.bad_data import reading
 from tokentrace.bus import Bus, Entry, subjects
 from tokentrace.errors import Rejected, TokentraceError
+from tokentrace.service.audit import log as audit
 from tokentrace.service.retry import until_available
 from tokentrace.service.stopping import unless_stopped
 from tokentrace.units import MINUTE
 
 log = structlog.stdlib.get_logger(__name__)
-audit = structlog.stdlib.get_logger("tokentrace.audit")
 
 #: The id of the token of the configuration.
 TOKEN_ID = "token"
